@@ -1,0 +1,4 @@
+"""Run time: a plan directory and a prompt become a picture, without PyTorch.
+
+Reading order: `pipeline` (the verbs), `manifest` (what a plan directory says), `backend` (who executes it).
+"""

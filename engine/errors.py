@@ -1,0 +1,64 @@
+"""The one exception tree of zimage-trt.
+
+    ZImageError
+    |- InvalidRequest            the caller asked for what cannot be drawn; `param` names the field
+    |  |- UnsupportedShape       a size or batch outside the plan's profiles
+    |- CheckpointError           weights or configs that do not fit the model or each other
+    |- BuildError                tracing, parity or TensorRT failed, or the disk did
+    |- PlanError                 a plan directory that must not be served
+    |  |- PlanNotFound           nothing there
+    |  |- PlanCorrupt            half-written, truncated or altered
+    |  |- PlanMismatch           intact, but for another GPU, TensorRT or zimage-trt
+    |- BackendUnavailable        what would execute or build this flavor is not installed or has no device
+    |- NonFiniteOutput           NaN or Inf in latents or picture
+
+Messages say what was got, what was expected and what to do.
+"""
+
+
+class ZImageError(Exception):
+    """Anything that zimage-trt refuses or fails to do, with a message meant for its user."""
+
+
+class InvalidRequest(ZImageError):
+    """A request that cannot be drawn. `param` is the request's field that is at fault."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnsupportedShape(InvalidRequest):
+    """A picture size or batch that no profile of the plans covers."""
+
+
+class CheckpointError(ZImageError):
+    """A checkpoint that is incomplete, damaged, or does not match its own config."""
+
+
+class BuildError(ZImageError):
+    """Plans could not be built; nothing that looks finished was left behind."""
+
+
+class PlanError(ZImageError):
+    """A plan directory that must not be served."""
+
+
+class PlanNotFound(PlanError):
+    """There is no plan directory where one was expected."""
+
+
+class PlanCorrupt(PlanError):
+    """A plan directory whose files are missing, truncated or altered."""
+
+
+class PlanMismatch(PlanError):
+    """An intact plan directory made for another GPU, TensorRT or version of zimage-trt."""
+
+
+class BackendUnavailable(ZImageError):
+    """The library or device that a flavor needs is not there."""
+
+
+class NonFiniteOutput(ZImageError):
+    """A latent or picture holds NaN or Inf; serving it would show a black picture."""

@@ -1,0 +1,252 @@
+"""What a plan directory says about itself, and whether it can be believed.
+
+`export` writes `manifest.json`, this module defines and reads it. It knows files and hashes; it does not know
+how a plan is executed.
+"""
+
+import hashlib
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from engine.errors import PlanCorrupt, PlanMismatch, PlanNotFound, UnsupportedShape
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+CURRENT = "current"  # symlink in an --output directory: the plan directory built last
+SEQUENCE_MULTIPLE = 32  # caption and image tokens are each padded to it (Z-Image, SEQ_MULTI_OF)
+
+Flavor = Literal["onnx", "tensorrt", "rtx"]
+GraphName = Literal["prompt_encoder", "denoiser", "vae_decoder"]
+Precision = Literal["fp16", "bf16", "fp32"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output of a graph. Names in `shape` are dynamic dimensions."""
+
+    name: str
+    dtype: str  # a numpy dtype name
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One of the three graphs: the file that a backend loads and the tensors it binds."""
+
+    file: str
+    precision: Precision
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    activation_bytes: int | None = None  # device memory of one execution context; TensorRT flavors only
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Inclusive bounds of a dynamic dimension, and the value that kernels are tuned for."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __contains__(self, value: int) -> bool:
+        return self.min <= value <= self.max
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A box of shapes: heights and widths in pixels, pictures per batch, padded caption tokens."""
+
+    name: str
+    height: Range
+    width: Range
+    batch: Range
+    caption: Range
+
+    def covers(self, height: int, width: int, batch: int) -> bool:
+        return height in self.height and width in self.width and batch in self.batch
+
+    @property
+    def area(self) -> int:
+        return self.height.max * self.width.max
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary embedding of the transformer: base and head dimensions per axis (caption or frame, row, column)."""
+
+    theta: float
+    axes_dims: tuple[int, ...]
+    axes_lens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFormat:
+    """How a prompt becomes tokens: the chat template around it and the length at which it is cut."""
+
+    prefix: str
+    suffix: str
+    max_tokens: int
+    pad_token_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The facts of the checkpoint that the runtime needs."""
+
+    name: str
+    weights_sha256: str
+    latent_channels: int
+    vae_scale: int  # pixels per latent, 8
+    patch_size: int  # latents per token along an axis, 2
+    caption_dim: int
+    rope: Rope
+    prompt: PromptFormat
+    schedule_shift: float
+    default_steps: int
+
+    @property
+    def size_multiple(self) -> int:
+        """Heights and widths are multiples of it, in pixels."""
+        return self.vae_scale * self.patch_size
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the plans were built by and for. `compute_capabilities` is empty for ONNX."""
+
+    flavor: Flavor
+    builder: str  # "tensorrt_rtx 1.7.1.116", "onnx opset 20"
+    compute_capabilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of the plan directory; `path` is relative to it."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """`manifest.json`. Written last, so a directory that has one was finished."""
+
+    schema_version: int
+    plan_id: str  # hash of everything that went in: same inputs, same directory
+    zimage_trt: str
+    precision: Precision
+    model: Model
+    target: Target
+    profiles: tuple[Profile, ...]
+    graphs: dict[GraphName, Graph]
+    files: tuple[File, ...]
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(height, width) in pixels for a request that names none: what the first profile is tuned for."""
+        return self.profiles[0].height.opt, self.profiles[0].width.opt
+
+    def profile_for(self, height: int, width: int, batch: int = 1) -> Profile:
+        """The tightest profile that covers the shape.
+
+        Raises:
+            UnsupportedShape: names the dimension that is at fault and what the plans cover.
+        """
+        multiple = self.model.size_multiple
+        for param, value in (("height", height), ("width", width)):
+            if value % multiple:
+                raise UnsupportedShape(f"{param} must be a multiple of {multiple}, got {value}", param)
+        covering = [p for p in self.profiles if p.covers(height, width, batch)]
+        if not covering:
+            raise self._unsupported(height, width, batch)
+        return min(covering, key=lambda p: p.area)
+
+    def _unsupported(self, height: int, width: int, batch: int) -> UnsupportedShape:
+        for param, value in (("height", height), ("width", width), ("batch", batch)):
+            ranges = [getattr(p, param) for p in self.profiles]
+            if not any(value in r for r in ranges):
+                low, high = min(r.min for r in ranges), max(r.max for r in ranges)
+                return UnsupportedShape(f"{param} must be between {low} and {high} (the plans), got {value}", param)
+        boxes = ", ".join(
+            f"{p.height.min}..{p.height.max} x {p.width.min}..{p.width.max}, batch {p.batch.min}..{p.batch.max}"
+            for p in self.profiles
+        )
+        return UnsupportedShape(f"no profile covers {height}x{width} at batch {batch}; the plans cover {boxes}", "size")
+
+
+def padded(tokens: int) -> int:
+    """Tokens rounded up to the multiple that the transformer pads to."""
+    return -(-tokens // SEQUENCE_MULTIPLE) * SEQUENCE_MULTIPLE
+
+
+def resolve(directory: Path) -> Path:
+    """The plan directory meant by `--engines`: one itself, or an `--output` directory's newest.
+
+    Raises:
+        PlanNotFound: says what was found instead.
+    """
+    if not directory.is_dir():
+        raise PlanNotFound(
+            f"no plan directory at {directory}; build one with: build-engines --model ... --output {directory}"
+        )
+    for candidate in (directory, directory / CURRENT):
+        if (candidate / MANIFEST_FILE).is_file():
+            return candidate.resolve()
+    what = "a build that was interrupted" if any(directory.glob("*.onnx*")) else "no finished build"
+    raise PlanNotFound(f"{directory} has no {MANIFEST_FILE}: {what}; run build-engines again")
+
+
+def read(directory: Path, *, verify: bool = True) -> Manifest:
+    """Reads the manifest of a plan directory and, unless `verify` is off, hashes every file it lists.
+
+    Raises:
+        PlanMismatch: the manifest is of another schema.
+        PlanCorrupt: the manifest or a file is not what was written.
+    """
+    raw = (directory / MANIFEST_FILE).read_bytes()
+    _check_schema(directory, raw)
+    try:
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise PlanCorrupt(f"{directory / MANIFEST_FILE} is damaged: {error}; build again") from error
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda file: _check_file(directory, file, verify), manifest.files))
+    return manifest
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest as the JSON that `read` accepts."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_schema(directory: Path, raw: bytes) -> None:
+    match = re.search(rb'"schema_version":\s*(\d+)', raw)
+    version = int(match[1]) if match else None
+    if version is not None and version != SCHEMA_VERSION:
+        raise PlanMismatch(
+            f"{directory} has manifest schema {version}, this zimage-trt reads {SCHEMA_VERSION}; build again"
+        )
+
+
+def _check_file(directory: Path, file: File, verify: bool) -> None:
+    path = directory / file.path
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise PlanCorrupt(f"{directory / MANIFEST_FILE} names {file.path!r}, which is outside its directory")
+    if not path.is_file():
+        raise PlanCorrupt(f"{path} is missing; build again")
+    if (size := path.stat().st_size) != file.size:
+        raise PlanCorrupt(f"{path} has {size} bytes, its manifest says {file.size}; build again")
+    if verify and (digest := sha256(path)) != file.sha256:
+        raise PlanCorrupt(f"{path} has sha256 {digest[:12]}, its manifest says {file.sha256[:12]}; build again")

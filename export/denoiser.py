@@ -1,0 +1,102 @@
+"""The denoiser graph: one Euler step of the flow, transformer and update together.
+
+With the step inside, sampling is nothing but enqueues over two latents buffers. What does not depend on the step
+(the caption's embedding) is in the prompt encoder's graph, what depends on positions alone (cos, sin) is an input.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.manifest import SEQUENCE_MULTIPLE, Precision, TensorSpec
+from export.graph_module import GraphModule
+from export.layers import linear, transformer_block
+from export.models import Model
+from export.precision import set_dtype
+
+TIMESTEP_FREQUENCIES = 128  # half of DiffSynth's frequency_embedding_size
+MAX_PERIOD = 10000
+PATCH = "2-1"  # the key of the only patch size, 2 x 2 latents in 1 frame
+FINAL_NORM_EPS = 1e-6
+
+
+class Denoiser(GraphModule):
+    """latents + (sigma_next - sigma) * velocity; per sample its own sigma."""
+
+    def __init__(self, transformer: Model, precision: Precision) -> None:
+        super().__init__()
+        self.transformer = transformer.module
+        set_dtype((b.attention for b in self._blocks), precision)
+        set_dtype((b.feed_forward for b in self._blocks), precision)
+        self.weights = {f"transformer.{name}": weight for name, weight in transformer.weights.items()}
+        channels, dim = transformer.config["in_channels"], transformer.config["dim"]
+        frequencies = sum(transformer.config["axes_dims"]) // 2
+        latents = ("batch", channels, "latent_height", "latent_width")
+        self.inputs = (
+            TensorSpec("latents", "float32", latents),
+            TensorSpec("sigma", "float32", ("batch",)),
+            TensorSpec("sigma_next", "float32", ("batch",)),
+            TensorSpec("caption", "float32", ("batch", "caption", dim)),
+            TensorSpec("rope_cos", "float32", ("sequence", frequencies)),
+            TensorSpec("rope_sin", "float32", ("sequence", frequencies)),
+        )
+        self.outputs = (TensorSpec("latents_next", "float32", latents),)
+
+    @property
+    def _blocks(self) -> list[Any]:
+        return [*self.transformer.noise_refiner, *self.transformer.layers]
+
+    def forward(
+        self, latents: Tensor, sigma: Tensor, sigma_next: Tensor, caption: Tensor, rope_cos: Tensor, rope_sin: Tensor
+    ) -> Tensor:
+        """Shapes as in `inputs`; `sequence` is the padded image tokens plus `caption`."""
+        velocity = -self._transformer(latents, 1 - sigma, caption, rope_cos, rope_sin)
+        return latents + (sigma_next - sigma)[:, None, None, None] * velocity
+
+    def _transformer(self, latents: Tensor, t: Tensor, caption: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        model = self.transformer
+        _, channels, height, width = latents.shape
+        tokens = (height // 2) * (width // 2)
+        image = cos.shape[0] - caption.shape[1]  # tokens with their padding
+        condition = self._timestep_embedding(t)
+
+        x = linear(patchify(latents), model.all_x_embedder[PATCH])
+        # Padded rows are the learned pad token and are attended. Cutting a surplus of them keeps every dimension of
+        # the graph above zero, also where there is nothing to pad.
+        pad = model.x_pad_token.expand(x.shape[0], SEQUENCE_MULTIPLE - 1, -1)
+        x = torch.cat([x, pad], dim=1)[:, :image]
+        for block in model.noise_refiner:
+            x = transformer_block(block, x, cos[:image], sin[:image], condition)
+        x = torch.cat([x, caption], dim=1)
+        for block in model.layers:
+            x = transformer_block(block, x, cos, sin, condition)
+        return unpatchify(self._final_layer(x[:, :tokens], condition), channels, height, width)
+
+    def _timestep_embedding(self, t: Tensor) -> Tensor:
+        """[B] in 0..1 -> [B, 256]. DiffSynth's own has a hard cast to BF16, which FP32 weights do not survive."""
+        index = torch.arange(TIMESTEP_FREQUENCIES, dtype=torch.float32, device=t.device)
+        frequencies = torch.exp(-math.log(MAX_PERIOD) * index / TIMESTEP_FREQUENCIES)
+        angle = (t * self.transformer.t_scale)[:, None] * frequencies[None]
+        embedding: Tensor = self.transformer.t_embedder.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
+        return embedding
+
+    def _final_layer(self, x: Tensor, condition: Tensor) -> Tensor:
+        final = self.transformer.all_final_layer[PATCH]
+        scale = 1 + final.adaLN_modulation(condition)[:, None]
+        return linear(F.layer_norm(x, x.shape[-1:], eps=FINAL_NORM_EPS) * scale, final.linear)
+
+
+def patchify(latents: Tensor) -> Tensor:
+    """[B, C, h, w] -> [B, h/2 * w/2, 4C]; within a token the channel runs fastest."""
+    batch, channels, height, width = latents.shape
+    x = latents.view(batch, channels, height // 2, 2, width // 2, 2)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, (height // 2) * (width // 2), 4 * channels)
+
+
+def unpatchify(tokens: Tensor, channels: int, height: int, width: int) -> Tensor:
+    """The inverse of `patchify`."""
+    x = tokens.view(tokens.shape[0], height // 2, width // 2, 2, 2, channels)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], channels, height, width)

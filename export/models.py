@@ -1,0 +1,141 @@
+"""DiffSynth's modules in the sizes that a checkpoint's configs give, without weights, and who their weights are.
+
+Modules live on torch's meta device: a 6 B-parameter model costs no memory until `load` is called.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffsynth.models.flux_vae import FluxVAEDecoder, ResnetBlock, UpSampler, VAEAttentionBlock
+from diffsynth.models.z_image_dit import ZImageDiT
+from diffsynth.utils.state_dict_converters.flux_vae import FluxVAEDecoderStateDictConverterDiffusers
+from torch import nn
+from transformers import Qwen3Config, Qwen3Model
+
+from engine.errors import CheckpointError
+from export.checkpoint import Component, Config, Weight
+
+META = torch.device("meta")
+NAMES_SHOWN = 5  # of missing or extra tensors in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A module on the meta device and the tensor of the checkpoint behind each of its parameters."""
+
+    module: Any  # DiffSynth's and transformers' modules are untyped
+    config: Config
+    weights: Mapping[str, Weight]
+
+    def load(self) -> Any:
+        """The module with its weights in FP32 on the CPU; this is the only place that reads them all."""
+        state = {name: weight.load().float() for name, weight in self.weights.items()}
+        self.module.load_state_dict(state, strict=True, assign=True)
+        return self.module
+
+
+def transformer(component: Component) -> Model:
+    """The single-stream DiT. Raises CheckpointError for a variant that is not Z-Image(-Turbo)."""
+    config = component.config
+    _require(config, "transformer", qk_norm=True, all_patch_size=[2], all_f_patch_size=[1])
+    if config.get("siglip_feat_dim") is not None:
+        raise CheckpointError("transformer/config.json has siglip_feat_dim: Z-Image-Omni is not supported")
+    if config["n_kv_heads"] != config["n_heads"]:
+        raise CheckpointError(
+            f"transformer/config.json: n_kv_heads {config['n_kv_heads']} must equal n_heads {config['n_heads']}"
+        )
+    sizes = {key: value for key, value in config.items() if not key.startswith("_")}
+    with META:
+        module = _construct("transformer", ZImageDiT, sizes)
+    return _model(component, module, {name: name for name, _ in module.named_parameters()})
+
+
+def text_encoder(component: Component) -> Model:
+    """Qwen3 without its head."""
+    config = component.config
+    _require(config, "text_encoder", model_type="qwen3", hidden_act="silu", attention_bias=False)
+    with META:
+        module = _construct("text_encoder", Qwen3Model, {"config": Qwen3Config.from_dict(config)})
+    ignored = ("lm_head.",)  # tied to the embedding, and of no use here
+    return _model(component, module, {name: f"model.{name}" for name, _ in module.named_parameters()}, ignored)
+
+
+def vae_decoder(component: Component) -> Model:
+    """The decoder half of the FLUX-style VAE; the encoder's tensors are ignored."""
+    config = component.config
+    if config.get("use_post_quant_conv", True):
+        raise CheckpointError("vae/config.json: use_post_quant_conv must be false, as in Z-Image-Turbo's VAE")
+    with META:
+        module = _construct("vae", ConfiguredVaeDecoder, {"config": config})
+    official = {key: key for key in component.weights}
+    names = FluxVAEDecoderStateDictConverterDiffusers(official)  # {DiffSynth's name: official name}
+    return _model(component, module, names, ("encoder.", "quant_conv."))
+
+
+class ConfiguredVaeDecoder(FluxVAEDecoder):  # type: ignore[misc]
+    """DiffSynth's decoder with the sizes of a config; DiffSynth writes the real model's into its constructor."""
+
+    def __init__(self, config: Config) -> None:
+        nn.Module.__init__(self)
+        self.scaling_factor, self.shift_factor = config["scaling_factor"], config["shift_factor"]
+        *_, deepest = widths = list(config["block_out_channels"])
+        groups = config["norm_num_groups"]
+
+        def resnet(inner: int, outer: int) -> Any:
+            return ResnetBlock(inner, outer, groups=groups, eps=1e-6)
+
+        attention = VAEAttentionBlock(1, deepest, deepest, norm_num_groups=groups, eps=1e-6, use_conv_attention=False)
+        blocks = [resnet(deepest, deepest), attention, resnet(deepest, deepest)]
+        width = deepest
+        for level, outer in enumerate(reversed(widths)):
+            for _ in range(config["layers_per_block"] + 1):
+                blocks.append(resnet(width, outer))
+                width = outer
+            if level < len(widths) - 1:
+                blocks.append(UpSampler(width))
+        self.conv_in = nn.Conv2d(config["latent_channels"], deepest, kernel_size=3, padding=1)
+        self.blocks = nn.ModuleList(blocks)
+        self.conv_norm_out = nn.GroupNorm(num_channels=width, num_groups=groups, eps=1e-6)
+        self.conv_act = nn.SiLU()
+        self.conv_out = nn.Conv2d(width, config["out_channels"], kernel_size=3, padding=1)
+
+
+def _construct(folder: str, build: Any, arguments: dict[str, Any]) -> Any:
+    try:
+        return build(**arguments).eval().requires_grad_(False)
+    except (TypeError, KeyError, ValueError, AssertionError, ZeroDivisionError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder}/config.json does not describe a model: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _require(config: Config, folder: str, **expected: Any) -> None:
+    for key, value in expected.items():
+        if key in config and config[key] != value:
+            raise CheckpointError(f"{folder}/config.json: {key} must be {value!r}, got {config[key]!r}")
+
+
+def _model(component: Component, module: Any, names: Mapping[str, str], ignored: tuple[str, ...] = ()) -> Model:
+    """Pairs parameters with tensors, strictly: a missing, extra or mis-shaped tensor is an error that names it."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    known = {name: component.weights[key] for name, key in names.items() if name in shapes and key in component.weights}
+    missing = sorted(names.get(name, name) for name in shapes.keys() - known.keys())
+    used = {names[name] for name in known}
+    extra = sorted(key for key in component.weights.keys() - used if not key.startswith(ignored))
+    misshaped = [
+        f"{names[name]} is {list(weight.shape)}, config.json makes it {list(shapes[name])}"
+        for name, weight in known.items()
+        if weight.shape != shapes[name]
+    ]
+    problems = [_some(problem, found) for problem, found in (("missing", missing), ("extra", extra)) if found]
+    problems += [_some("wrong shape", misshaped)] if misshaped else []
+    if problems:
+        raise CheckpointError(f"{component.name}/ does not match its config.json: {'; '.join(problems)}")
+    return Model(module, component.config, known)
+
+
+def _some(problem: str, found: list[str]) -> str:
+    more = f" and {len(found) - NAMES_SHOWN} more" if len(found) > NAMES_SHOWN else ""
+    return f"{problem}: {', '.join(found[:NAMES_SHOWN])}{more}"

@@ -1,0 +1,161 @@
+"""Does an exported graph compute what DiffSynth computes?
+
+Runs the ONNX file by ONNX Runtime and DiffSynth's own forward pass, in FP32 with the same weights, on random inputs.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from diffsynth.pipelines.z_image import model_fn_z_image_turbo
+
+from engine.errors import BuildError
+from engine.manifest import GraphName, Precision, Rope, padded
+from engine.rope import tables
+from export.models import Model
+
+Array = np.ndarray[Any, Any]
+Arrays = dict[str, Array]
+
+# Relative L2 above which a build stops. FP32 measures 1e-6; FP16 weights alone cost 2^-12 per product, which a few
+# dozen layers amplify. A wrong graph is off by 1e-1 and more.
+TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1}
+
+
+class Reference:
+    """DiffSynth's forward passes over a checkpoint, FP32, with the inputs and outputs of our graphs."""
+
+    def __init__(self, transformer: Model, text_encoder: Model, vae: Model) -> None:
+        self.config = transformer.config
+        self._dit = transformer.load()
+        self._dit.t_embedder.forward = self._timestep_embedding  # its own casts to BF16, which FP32 weights refuse
+        self._vae = vae.load()
+        self._text_encoder = text_encoder.load()
+        rotary = type(self._text_encoder.rotary_emb)  # its buffers are computed, not loaded, so still on meta
+        self._text_encoder.rotary_emb = rotary(config=self._text_encoder.config)
+
+    def forward(self, graph: GraphName) -> Callable[[Arrays], Array]:
+        """The reference of a graph, under the graph's name."""
+        return {"prompt_encoder": self.prompt_encoder, "denoiser": self.denoiser, "vae_decoder": self.vae_decoder}[
+            graph
+        ]
+
+    @torch.no_grad()
+    def prompt_encoder(self, inputs: Arrays) -> Array:
+        """Qwen3's hidden_states[-2] of each sample alone, then the transformer's own context path."""
+        captions = []
+        for ids, length in zip(inputs["input_ids"], inputs["lengths"], strict=True):
+            tokens = torch.from_numpy(ids[None, :length])
+            hidden = self._text_encoder(input_ids=tokens, output_hidden_states=True).hidden_states[-2][0]
+            captions.append(self._refined_caption(hidden))
+        return torch.stack(captions).numpy()
+
+    @torch.no_grad()
+    def denoiser(self, inputs: Arrays) -> Array:
+        """DiffSynth's model function per sample, with the refined caption put in place of its context path."""
+        steps = []
+        for latents, sigma, sigma_next, caption in zip(
+            *(torch.from_numpy(inputs[k]) for k in ("latents", "sigma", "sigma_next", "caption")), strict=True
+        ):
+            velocity = self._velocity(latents[None], sigma[None], caption)
+            steps.append(latents + (sigma_next - sigma) * velocity[0])
+        return torch.stack(steps).numpy()
+
+    @torch.no_grad()
+    def vae_decoder(self, inputs: Arrays) -> Array:
+        """DiffSynth's decoder and its way to 0..255, without the last rounding."""
+        image = self._vae(torch.from_numpy(inputs["latents"]))
+        pixels: Array = ((image + 1) * 127.5).clip(0, 255).permute(0, 2, 3, 1).numpy()
+        return pixels
+
+    def _refined_caption(self, hidden: torch.Tensor) -> torch.Tensor:
+        dit = self._dit
+        _, [feats], meta = dit.patchify_and_embed([torch.zeros(dit.in_channels, 1, 2, 2)], [hidden])
+        feats = dit.cap_embedder(feats)
+        feats[meta["cap_pad_mask"][0]] = dit.cap_pad_token
+        freqs = dit.rope_embedder(meta["cap_pos_ids"][0])
+        x = feats[None]
+        for block in dit.context_refiner:
+            x = block(x, attn_mask=None, freqs_cis=freqs[None])
+        refined: torch.Tensor = x[0]
+        return refined
+
+    def _velocity(self, latents: torch.Tensor, sigma: torch.Tensor, caption: torch.Tensor) -> torch.Tensor:
+        dit = self._dit
+        embedder, refiner = dit.cap_embedder, dit.context_refiner
+        # The caption comes in refined: its embedder passes it through, its refiner is empty.
+        dit.cap_embedder, dit.context_refiner = torch.nn.Identity(), torch.nn.ModuleList()
+        try:
+            velocity: torch.Tensor = model_fn_z_image_turbo(
+                dit, latents=latents, timestep=1000 * sigma, prompt_embeds=[caption]
+            )
+            return velocity
+        finally:
+            dit.cap_embedder, dit.context_refiner = embedder, refiner
+
+    def _timestep_embedding(self, t: torch.Tensor) -> torch.Tensor:
+        embedder = self._dit.t_embedder
+        out: torch.Tensor = embedder.mlp(embedder.timestep_embedding(t, embedder.frequency_embedding_size))
+        return out
+
+
+def sample_inputs(
+    graph: GraphName, config: dict[str, Any], *, height: int, width: int, tokens: int, batch: int, seed: int = 0
+) -> Arrays:
+    """Random inputs of a graph.
+
+    Args:
+        config: transformer/config.json.
+        height, width: latents, even.
+        tokens: caption tokens before padding; a batch holds samples of this length and shorter ones.
+    """
+    rng = np.random.default_rng(seed)
+    length = padded(tokens)
+    latents = rng.standard_normal((batch, config["in_channels"], height, width), np.float32)
+    if graph == "vae_decoder":
+        return {"latents": latents}
+    if graph == "prompt_encoder":
+        shorter = rng.integers(max(1, length - 31), tokens + 1, batch - 1)
+        return {
+            "input_ids": rng.integers(0, 256, (batch, length), np.int64),
+            "lengths": np.array([tokens, *shorter], np.int64),
+        }
+    sigma = rng.uniform(0.3, 1, batch).astype(np.float32)
+    rope = Rope(config["rope_theta"], tuple(config["axes_dims"]), tuple(config["axes_lens"]))
+    cos, sin = tables(rope, height // 2, width // 2, length)
+    return {
+        "latents": latents,
+        "sigma": sigma,
+        "sigma_next": (sigma * 0.8).astype(np.float32),
+        "caption": rng.standard_normal((batch, length, config["dim"]), np.float32),
+        "rope_cos": cos,
+        "rope_sin": sin,
+    }
+
+
+def relative_l2(got: Array, expected: Array) -> float:
+    """||got - expected|| / ||expected||."""
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+def check(graph: GraphName, path: Path, precision: Precision, reference: Reference) -> float:
+    """Relative L2 of an exported graph on a few shapes; the worst.
+
+    Raises:
+        BuildError: it is above the precision's tolerance, or not finite.
+    """
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for height, width, tokens, batch in ((16, 16, 20, 1), (18, 22, 40, 2)):
+        inputs = sample_inputs(graph, reference.config, height=height, width=width, tokens=tokens, batch=batch)
+        error = relative_l2(session.run(None, inputs)[0], reference.forward(graph)(inputs))
+        if not error <= TOLERANCE[precision]:  # also when it is NaN
+            raise BuildError(
+                f"{graph} at {height}x{width} latents, {tokens} tokens, batch {batch}: relative L2 {error:.1e} against "
+                f"DiffSynth in FP32, at most {TOLERANCE[precision]:.0e} expected of {precision}"
+            )
+        worst = max(worst, error)
+    return worst

@@ -1,0 +1,123 @@
+"""A plan directory comes into being whole or not at all.
+
+`<output>/<name>-<precision>-<flavor>-<plan id>/` is named by everything that went into it, so the same build is found
+again instead of repeated. It is filled under another name, and renamed when its manifest is written; `current` in the
+output directory points to the newest. Two builders of the same plans take turns.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from engine.errors import BuildError, PlanError
+from engine.manifest import CURRENT, MANIFEST_FILE, File, read, sha256
+
+UNFINISHED = ".building-"
+LIBRARIES = ("torch", "onnxscript", "onnx-ir", "diffsynth", "transformers")  # have a say in the graphs
+
+
+def plan_id(inputs: Mapping[str, Any]) -> str:
+    """12 hex digits over what went into a build: `inputs`, this package's source, and the libraries' versions."""
+    source = "".join(sha256(file) for file in sorted(Path(__file__).parent.glob("*.py")))
+    versions = {name: version(name) for name in LIBRARIES}
+    everything = json.dumps([inputs, source, versions], sort_keys=True, default=str)
+    return hashlib.sha256(everything.encode()).hexdigest()[:12]
+
+
+def find_finished(directory: Path) -> bool:
+    """Whether the directory holds plans that are still what was written."""
+    try:
+        read(directory)
+    except (PlanError, OSError):
+        return False
+    return True
+
+
+@contextmanager
+def exclusive(output: Path, name: str) -> Iterator[None]:
+    """Holds the lock of one plan directory; waits for another builder of the same."""
+    with disk_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(output / f".{name}.lock")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def unfinished(output: Path, name: str) -> Iterator[Path]:
+    """An empty directory to build in. Whatever an interrupted build left there goes, and so does a failed one's."""
+    directory = output / f"{UNFINISHED}{name}"
+    shutil.rmtree(directory, ignore_errors=True)
+    try:
+        with disk_errors(output):
+            directory.mkdir()
+            yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)  # renamed away by `publish` when all went well
+
+
+def publish(unfinished: Path, finished: Path) -> None:
+    """Makes a filled directory visible under its name, and `current` point to it."""
+    for file in unfinished.rglob("*"):
+        if file.is_file():
+            _sync(file)
+    shutil.rmtree(finished, ignore_errors=True)  # a damaged one; a good one is never built again
+    unfinished.rename(finished)
+    make_current(finished)
+
+
+def make_current(finished: Path) -> None:
+    """Points `current` to a plan directory, in one step."""
+    link = finished.parent / f"{UNFINISHED}{CURRENT}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(finished.name)
+    link.replace(finished.parent / CURRENT)
+    _sync(finished.parent)
+
+
+def list_files(directory: Path) -> tuple[File, ...]:
+    """All files below the directory but the manifest, hashed."""
+    paths = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST_FILE)
+    return tuple(File(str(p.relative_to(directory)), p.stat().st_size, sha256(p)) for p in paths)
+
+
+def require_space(output: Path, needed: int) -> None:
+    """Raises BuildError before hours of building, not after."""
+    existing = next(p for p in (output, *output.parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise BuildError(f"{output} has {free / 1e9:.1f} GB free, the build needs about {needed / 1e9:.1f} GB")
+
+
+@contextmanager
+def disk_errors(output: Path) -> Iterator[None]:
+    """Turns the file system's refusals into BuildErrors that name the directory."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BuildError(f"no space left for the build in {output}; nothing was kept") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise BuildError(f"cannot write to {output}: {error.strerror}") from error
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems cannot sync a directory
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

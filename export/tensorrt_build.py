@@ -1,0 +1,159 @@
+"""An ONNX file becomes a TensorRT plan, by `tensorrt` or `tensorrt_rtx` behind one name.
+
+The two have one API; what only one of them has is asked for by `hasattr`. This is the only module of `export` that
+imports either.
+"""
+
+import importlib
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from engine.backend import INSTALL, PACKAGES
+from engine.errors import BackendUnavailable, BuildError
+from engine.manifest import Flavor, Graph, Range
+from export.progress import BuildProgress, Phase
+
+Shapes = Mapping[str, Range]  # dynamic dimension -> its bounds
+
+# tensorrt_rtx compiles kernels on the GPU at load, so naming more targets costs the plan a few bytes.
+RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0")
+RTX_WITHOUT_BF16 = "7.5"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A serialized engine. `activation_bytes` is what TensorRT's log says one execution context needs."""
+
+    serialized: Any  # IHostMemory: a buffer outside Python's heap, not copied
+    activation_bytes: int | None
+
+
+class TensorRtBuilder:
+    """Builds plans with one flavor of TensorRT for a fixed set of GPUs."""
+
+    def __init__(self, flavor: Flavor, compute_capabilities: Sequence[str], progress: BuildProgress) -> None:
+        self._trt = import_tensorrt(flavor)
+        self._capabilities = [self._capability(text) for text in compute_capabilities]
+        self._progress = progress
+        self.name = f"{PACKAGES[flavor]} {self._trt.__version__}"
+
+    def build(self, path: Path, graph: Graph, profiles: Sequence[Shapes]) -> Plan:
+        """Builds one graph.
+
+        Args:
+            path: the ONNX file.
+            graph: its tensors; their named dimensions are looked up in each of `profiles`.
+
+        Raises:
+            BuildError: TensorRT refused; carries TensorRT's own words.
+        """
+        trt = self._trt
+        logger = _make_logger(trt)
+        builder = trt.Builder(logger)
+        network = builder.create_network(_strongly_typed(trt))
+        parser = trt.OnnxParser(network, logger)
+        if not parser.parse_from_file(str(path)):
+            errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+            raise BuildError(f"TensorRT does not parse {path.name}: {errors}")
+        config = self._config(builder, graph, profiles)
+        serialized = builder.build_serialized_network(network, config)
+        if serialized is None:
+            raise BuildError(f"TensorRT does not build {path.name}: {'; '.join(logger.errors) or 'it gives no reason'}")
+        return Plan(serialized, logger.activation_bytes)
+
+    def _config(self, builder: Any, graph: Graph, profiles: Sequence[Shapes]) -> Any:
+        config = builder.create_builder_config()
+        for shapes in profiles:
+            profile = builder.create_optimization_profile()
+            for spec in graph.inputs:
+                bounds = [_resolve(spec.shape, shapes, which) for which in ("min", "opt", "max")]
+                profile.set_shape(spec.name, *bounds)
+            if config.add_optimization_profile(profile) < 0:
+                raise BuildError(f"TensorRT refuses the profile {dict(shapes)}")
+        if self._capabilities:
+            config.num_compute_capabilities = len(self._capabilities)
+            for index, capability in enumerate(self._capabilities):
+                config.set_compute_capability(capability, index)
+        config.progress_monitor = _make_monitor(self._trt, self._progress)
+        return config
+
+    def _capability(self, text: str) -> Any:
+        name = f"SM{text.replace('.', '')}"
+        known = getattr(self._trt, "ComputeCapability", None)
+        if known is None:
+            raise BuildError("--compute-capability needs --flavor rtx; tensorrt builds for the GPU it runs on")
+        if not hasattr(known, name):
+            names = [n[2:-1] + "." + n[-1] for n in dir(known) if re.fullmatch(r"SM\d+", n)]
+            raise BuildError(f"{self._trt.__name__} has no compute capability {text}; it has {', '.join(names)}")
+        return getattr(known, name)
+
+
+def import_tensorrt(flavor: Flavor) -> ModuleType:
+    """The flavor's package, or BackendUnavailable with how to install it."""
+    package = PACKAGES[flavor]
+    try:
+        module = importlib.import_module(package)
+    except (ImportError, OSError) as error:
+        raise BackendUnavailable(
+            f"--flavor {flavor} needs the package {package}, which does not import ({error}); "
+            f"install it with: pip install '{INSTALL[flavor]}'"
+        ) from error
+    if not hasattr(module, "Builder"):
+        raise BackendUnavailable(
+            f"the installed {package} is a stub without libraries; NVIDIA's own package index has the real one"
+        )
+    return module
+
+
+def _strongly_typed(trt: ModuleType) -> int:
+    """Network flags: strong typing where it still has to be asked for (it is the only kind from 11 on)."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _resolve(shape: Sequence[int | str], shapes: Shapes, which: str) -> tuple[int, ...]:
+    return tuple(d if isinstance(d, int) else getattr(shapes[d], which) for d in shape)
+
+
+def _make_logger(trt: ModuleType) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        """Keeps errors for the exception that will carry them, and the one figure that no API tells."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.activation_bytes: int | None = None
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+            elif match := re.match(r"Total Activation Memory: (\d+) bytes", message):
+                self.activation_bytes = max(int(match[1]), self.activation_bytes or 0)
+
+    return Logger()
+
+
+def _make_monitor(trt: ModuleType, progress: BuildProgress) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        """TensorRT's build phases as bars."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._open: dict[str, Phase] = {}
+
+        def phase_start(self, phase_name: str, _parent: str | None, num_steps: int) -> None:
+            self._open[phase_name] = progress.start(phase_name, num_steps)
+
+        def step_complete(self, phase_name: str, _step: int) -> bool:
+            self._open[phase_name].advance()
+            return True  # False would cancel the build
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._open.pop(phase_name).finish()
+
+    return Monitor()
