@@ -20,23 +20,10 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Qwen3Model
 
-from nano.miniature import MiniatureConfig, draw_weights, tensor_shapes, write_miniature
+from nano.layout import Z_IMAGE_TURBO, CheckpointSizes
+from nano.miniature import draw_weights, tensor_shapes, write_miniature
 
 PROMPT = "a red circle on a blue background"
-OFFICIAL = MiniatureConfig(
-    dim=3840,
-    n_heads=30,
-    n_layers=30,
-    axes_dims=(32, 48, 48),
-    cap_feat_dim=2560,
-    text_layers=36,
-    text_heads=32,
-    text_kv_heads=8,
-    text_head_dim=128,
-    text_intermediate_size=9728,
-    vocab_size=151936,
-    block_out_channels=(128, 256, 512, 512),
-)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +78,7 @@ def test_official_sizes_give_the_official_names_and_shapes() -> None:
         "text_encoder": "z_image_text_encoder",
         "vae": "flux_vae_decoder",
     }
-    for component, shapes in tensor_shapes(OFFICIAL).items():
+    for component, shapes in tensor_shapes(Z_IMAGE_TURBO).items():
         meta = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         assert hash_state_dict_keys(meta) == known[official[component]], component
 
@@ -106,7 +93,7 @@ def test_transformer_loads_strictly_in_diffsynth(checkpoint: Path) -> None:
 def test_vae_of_official_size_loads_strictly_in_diffsynth() -> None:
     """On the meta device: DiffSynth's sizes are fixed."""
     with torch.device("meta"):
-        weights = {name: torch.empty(shape) for name, shape in tensor_shapes(OFFICIAL)["vae"].items()}
+        weights = {name: torch.empty(shape) for name, shape in tensor_shapes(Z_IMAGE_TURBO)["vae"].items()}
         decoder, encoder = FluxVAEDecoder(use_conv_attention=False), FluxVAEEncoder(use_conv_attention=False)
     decoder.load_state_dict(FluxVAEDecoderStateDictConverterDiffusers(weights), assign=True)
     encoder.load_state_dict(FluxVAEEncoderStateDictConverterDiffusers(weights), assign=True)
@@ -160,7 +147,7 @@ def test_equal_configurations_give_equal_bytes(checkpoint: Path, tmp_path: Path)
 
 def test_another_seed_gives_other_weights() -> None:
     shapes = {"layers.0.attention.to_q.weight": (8, 8)}
-    first, second = (draw_weights(shapes, MiniatureConfig(seed=seed)) for seed in (0, 1))
+    first, second = (draw_weights(shapes, CheckpointSizes(seed=seed)) for seed in (0, 1))
     assert not torch.equal(first["layers.0.attention.to_q.weight"], second["layers.0.attention.to_q.weight"])
 
 
@@ -170,7 +157,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def test_shards_hold_the_same_tensors_and_the_index_names_each(checkpoint: Path, tmp_path: Path) -> None:
-    config = MiniatureConfig(shards=3)
+    config = CheckpointSizes(shards=3)
     sharded = write_miniature(tmp_path / "sharded", config)
     shapes = tensor_shapes(config)
     for component, stem in (("transformer", "diffusion_pytorch_model"), ("text_encoder", "model")):
@@ -192,7 +179,7 @@ def tensor_names(path: Path) -> list[str]:
 
 
 def test_sharded_bfloat16_checkpoint_draws_in_diffusers(tmp_path: Path) -> None:
-    directory = write_miniature(tmp_path, MiniatureConfig(shards=2, dtype="bfloat16"))
+    directory = write_miniature(tmp_path, CheckpointSizes(shards=2, dtype="bfloat16"))
     stored = load_file(directory / "vae" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     pipeline = ZImagePipeline.from_pretrained(directory).to(torch.float32)
@@ -220,4 +207,4 @@ def test_a_directory_in_use_is_refused(checkpoint: Path) -> None:
 )
 def test_sizes_that_contradict_are_refused(sizes: dict[str, int], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        MiniatureConfig(**sizes)
+        CheckpointSizes(**sizes)

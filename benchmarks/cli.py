@@ -1,0 +1,38 @@
+"""`zimage-bench`: one subcommand per benchmark."""
+
+import argparse
+import importlib
+import sys
+from typing import Any
+
+from engine.errors import ZImageError
+
+COMMANDS = {
+    "full-size": "trace the real 6 B and 4 B models from configs, build full-size layers into RTX plans",
+    "startup": "seconds from starting zimage-serve to its first answer",
+    "peers": "the same prompt and seed through diffusers and DiffSynth: how far apart are the pictures",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; the last line of stdout is JSON."""
+    arguments = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser("zimage-bench", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if name in arguments[:1]:  # importing one benchmark, not all: some need torch, some must not load it
+            _module(name).add_arguments(command)
+    args = parser.parse_args(arguments)
+    try:
+        _module(args.command).run(args)
+    except ZImageError as error:
+        sys.exit(f"zimage-bench: {error}")
+
+
+def _module(command: str) -> Any:
+    return importlib.import_module(f"benchmarks.{command.replace('-', '_')}")
+
+
+if __name__ == "__main__":
+    main()

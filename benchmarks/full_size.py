@@ -1,0 +1,124 @@
+"""The real sizes on a small machine: trace the whole models from configs alone, build parts of them into plans.
+
+Weights are never touched while tracing. The parts that are built get seeded random ones, made as they are written.
+"""
+
+import argparse
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.report import Stopwatch, finish, peak_rss
+from engine.manifest import Graph, GraphName, Model, Precision, PromptFormat, Rope
+from export import models, onnx_export
+from export.checkpoint import Component, Weight
+from export.denoiser import Denoiser
+from export.graph_module import GraphModule
+from export.profiles import dimensions, parse_profile
+from export.progress import BuildProgress
+from export.prompt_encoder import PromptEncoder
+from export.tensorrt_build import TensorRtBuilder
+from export.vae_decoder import VaeDecoder
+from nano.layout import Z_IMAGE_TURBO, CheckpointSizes, configs
+from nano.miniature import tensor_shapes
+
+
+@dataclass(frozen=True, slots=True)
+class RandomWeight(Weight):
+    """A tensor that no file holds: normal noise of a size that keeps activations of order 1."""
+
+    def load(self) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(len(self.key))
+        fan_in = self.shape[-1] if len(self.shape) == 2 else max(1, self.count // self.shape[0])
+        return torch.randn(self.shape, generator=generator) / fan_in**0.5
+
+
+def trace(graph: GraphName) -> dict[str, Any]:
+    """Traces one complete graph of Z-Image-Turbo.
+
+    Returns:
+        parameters, nodes, seconds, and the peak resident set of this process in bytes.
+    """
+    watch = Stopwatch()
+    module = graph_of(Z_IMAGE_TURBO, graph, "fp16")
+    model = onnx_export.trace(module)
+    used = [module.weights[name] for name in model.graph.initializers if name in module.weights]
+    return {
+        "graph": graph,
+        "parameters": sum(weight.count for weight in used),
+        "nodes": len(list(model.graph)),
+        "seconds": round(watch.seconds, 1),
+        "peak_rss_bytes": peak_rss(),
+    }
+
+
+def build(graph: GraphName, layers: int, profile: str, compute_capability: str) -> dict[str, Any]:
+    """Builds an RTX plan of a full-size graph, the denoiser with fewer layers and no refiner.
+
+    Returns:
+        seconds, bytes of weights and plan, activation memory as TensorRT states it, peak resident set in bytes.
+    """
+    sizes = replace(Z_IMAGE_TURBO, n_layers=layers, n_refiner_layers=0, text_layers=layers + 1)
+    module = graph_of(sizes, graph, "fp16" if graph == "denoiser" else "bf16")
+    builder = TensorRtBuilder("rtx", [compute_capability], BuildProgress())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{graph}.onnx"
+        onnx = onnx_export.trace(module)
+        onnx_export.attach_weights(onnx, module.weights)
+        onnx_export.write(onnx, path)
+        weights = path.with_name(f"{path.name}.data").stat().st_size
+        model = model_facts(sizes)
+        shapes = dimensions(parse_profile(profile, model), model)
+        watch = Stopwatch()
+        plan = builder.build(path, Graph(path.name, "fp16", module.inputs, module.outputs), [shapes])
+    return {
+        "graph": graph,
+        "layers": layers,
+        "profile": profile,
+        "builder": builder.name,
+        "seconds": round(watch.seconds, 1),
+        "weight_bytes": weights,
+        "plan_bytes": plan.serialized.nbytes,
+        "activation_bytes": plan.activation_bytes,
+        "peak_rss_bytes": peak_rss(),
+    }
+
+
+def graph_of(sizes: CheckpointSizes, graph: GraphName, precision: Precision) -> GraphModule:
+    """A graph of any size, from configs alone."""
+    transformer, text_encoder, vae = (_component(sizes, name) for name in ("transformer", "text_encoder", "vae"))
+    if graph == "prompt_encoder":
+        return PromptEncoder(models.text_encoder(text_encoder), models.transformer(transformer), precision)
+    if graph == "denoiser":
+        return Denoiser(models.transformer(transformer), precision)
+    return VaeDecoder(models.vae_decoder(vae), precision)
+
+
+def model_facts(sizes: CheckpointSizes) -> Model:
+    """What profiles need to know of a model that has no files."""
+    rope = Rope(256.0, sizes.axes_dims, sizes.axes_lens)
+    return Model("full-size", "", 16, 8, 2, sizes.dim, rope, PromptFormat("", "", 512, 0), 3.0, 8)
+
+
+def _component(sizes: CheckpointSizes, name: str) -> Component:
+    shapes = tensor_shapes(sizes)[name]
+    weights: dict[str, Weight] = {key: RandomWeight(Path(), key, shape) for key, shape in shapes.items()}
+    return Component(name, configs(sizes)[f"{name}/config.json"], weights, ())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("graph", choices=("prompt_encoder", "denoiser", "vae_decoder"))
+    parser.add_argument("--build", action="store_true", help="build an RTX plan instead of tracing everything")
+    parser.add_argument("--layers", type=int, default=4, help="transformer layers of the plan; default: %(default)s")
+    parser.add_argument("--profile", default="1024,512,1536:4", help="as in build-engines; default: %(default)s")
+    parser.add_argument("--compute-capability", default="8.9", help="default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> None:
+    figures = (
+        build(args.graph, args.layers, args.profile, args.compute_capability) if args.build else trace(args.graph)
+    )
+    finish("full-size", figures)

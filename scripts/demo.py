@@ -1,0 +1,79 @@
+"""From nothing to a picture through HTTP: the small model, its plans, a server, one request."""
+
+import argparse
+import base64
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "out"
+BIN = Path(sys.executable).parent
+PROMPT = "a small red circle on a blue background"
+READY_WITHIN = 60  # seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("scripts/demo", description=__doc__)
+    parser.add_argument("--once", action="store_true", help="stop the server after one picture")
+    parser.add_argument("--port", type=int, default=8000, help="0 for any free one; default: %(default)s")
+    args = parser.parse_args()
+    checkpoint, engines = OUT / "z-image-miniature", OUT / "engines"
+    if not checkpoint.is_dir():
+        run(sys.executable, "-m", "nano.miniature", str(checkpoint))
+    run(str(BIN / "build-engines"), "--model", str(checkpoint), "--fp16", "--flavor", "onnx", "--output", str(engines))
+    server = subprocess.Popen(
+        [str(BIN / "zimage-serve"), "--engines", str(engines), "--port", str(args.port)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        url = wait_until_ready(server)
+        picture = OUT / "demo.png"
+        picture.write_bytes(draw(url))
+        print(f"one picture through HTTP: {picture}")
+        print("(the small model's weights are random for now: expect coloured noise, the same for the same seed)")
+        if not args.once:
+            print(f"the server stays at {url}; Ctrl-C ends it. Another picture:")
+            print(f"  curl {url}/v1/images/generations -H 'content-type: application/json' -d '{json.dumps(body())}'")
+            server.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(timeout=30)
+
+
+def run(*command: str) -> None:
+    """A command whose output the user sees; its failure is ours."""
+    print("$", " ".join(command), flush=True)
+    if code := subprocess.run(command, cwd=ROOT).returncode:
+        sys.exit(code)
+
+
+def wait_until_ready(server: "subprocess.Popen[str]") -> str:
+    """The server's URL, from the line that it prints when it can serve."""
+    assert server.stdout is not None
+    for line in server.stdout:
+        print(line, end="", flush=True)
+        if "ready on " in line:
+            return line.split("ready on ")[1].split()[0]
+    sys.exit(server.wait() or 1)
+
+
+def body() -> dict[str, object]:
+    return {"prompt": PROMPT, "size": "256x256", "seed": 7, "response_format": "b64_json"}
+
+
+def draw(url: str) -> bytes:
+    """One picture as PNG bytes, by nothing but the standard library."""
+    request = urllib.request.Request(
+        f"{url}/v1/images/generations", json.dumps(body()).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=READY_WITHIN) as response:
+        return base64.b64decode(json.load(response)["data"][0]["b64_json"])
+
+
+if __name__ == "__main__":
+    main()
