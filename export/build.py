@@ -227,11 +227,7 @@ def _verify(
         )
         return
     with progress.stage("loading DiffSynth's modules"):
-        reference = parity.Reference(
-            models.transformer(checkpoint.transformer),
-            models.text_encoder(checkpoint.text_encoder),
-            models.vae_decoder(checkpoint.vae),
-        )
+        reference = parity.Reference(checkpoint)
     for name, graph in graphs.items():
         if graph.precision == "bf16":
             progress.console.print(f"{name}: parity is not checked, ONNX Runtime has no BF16 kernels on a CPU")

@@ -62,6 +62,13 @@ def text_encoder(component: Component) -> Model:
     return _model(component, module, {name: f"model.{name}" for name, _ in module.named_parameters()}, ignored)
 
 
+def load_text_encoder(component: Component) -> Any:
+    """Qwen3 with its weights in FP32; its rotary buffers are computed, not loaded, so `load` leaves them on meta."""
+    module = text_encoder(component).load()
+    module.rotary_emb = type(module.rotary_emb)(config=module.config)
+    return module
+
+
 def vae_decoder(component: Component) -> Model:
     """The decoder half of the FLUX-style VAE; the encoder's tensors are ignored."""
     config = component.config

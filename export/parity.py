@@ -15,7 +15,8 @@ from diffsynth.pipelines.z_image import model_fn_z_image_turbo
 from engine.errors import BuildError
 from engine.manifest import GraphName, Precision, Rope, padded
 from engine.rope import tables
-from export.models import Model
+from export import models
+from export.checkpoint import Checkpoint
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -28,14 +29,12 @@ TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1}
 class Reference:
     """DiffSynth's forward passes over a checkpoint, FP32, with the inputs and outputs of our graphs."""
 
-    def __init__(self, transformer: Model, text_encoder: Model, vae: Model) -> None:
-        self.config = transformer.config
-        self._dit = transformer.load()
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.config = checkpoint.transformer.config
+        self._dit = models.transformer(checkpoint.transformer).load()
         self._dit.t_embedder.forward = self._timestep_embedding  # its own casts to BF16, which FP32 weights refuse
-        self._vae = vae.load()
-        self._text_encoder = text_encoder.load()
-        rotary = type(self._text_encoder.rotary_emb)  # its buffers are computed, not loaded, so still on meta
-        self._text_encoder.rotary_emb = rotary(config=self._text_encoder.config)
+        self._vae = models.vae_decoder(checkpoint.vae).load()
+        self._text_encoder = models.load_text_encoder(checkpoint.text_encoder)
 
     def forward(self, graph: GraphName) -> Callable[[Arrays], Array]:
         """The reference of a graph, under the graph's name."""

@@ -1,0 +1,32 @@
+"""What many tests share: the miniature checkpoint, and its FP32 ONNX plans, each made once per run."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nano.miniature import write_miniature
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature in the official layout; tests that change it copy it first."""
+    return write_miniature(tmp_path_factory.mktemp("checkpoints") / "miniature")
+
+
+@pytest.fixture(scope="session")
+def engines(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `build-engines --fp32 --flavor onnx --output` leaves; tests that change it copy it first."""
+    from export.build import BuildOptions, build_engines
+    from export.progress import BuildProgress
+
+    output = tmp_path_factory.mktemp("engines")
+    options = BuildOptions(str(checkpoint), output, precision="fp32", flavor="onnx", verify="always")
+    build_engines(options, BuildProgress(Console(quiet=True)))
+    return output
+
+
+@pytest.fixture(scope="session")
+def plan_directory(engines: Path) -> Path:
+    """The plan directory itself."""
+    return (engines / "current").resolve()
