@@ -48,9 +48,13 @@ class Diffusers:
 
 
 class DiffSynth:
-    """DiffSynth's ZImagePipeline as shipped, but for where its modules come from: sizes by config."""
+    """DiffSynth's ZImagePipeline over modules in the sizes of the checkpoint's configs.
 
-    def __init__(self, checkpoint: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    In BF16 it is DiffSynth as shipped. In FP32, which needs its timestep embedder mended, `bf16_inputs` rounds only
+    the noise and the timesteps that the model sees, so that the shares of the difference can be told apart.
+    """
+
+    def __init__(self, checkpoint: Path, dtype: torch.dtype = torch.bfloat16, *, bf16_inputs: bool = False) -> None:
         from diffsynth.pipelines.z_image import ZImagePipeline
         from transformers import AutoTokenizer
 
@@ -60,6 +64,10 @@ class DiffSynth:
         pipeline.text_encoder = models.load_text_encoder(opened.text_encoder).to(dtype)
         pipeline.vae_decoder = models.vae_decoder(opened.vae).load().to(dtype)
         pipeline.tokenizer = AutoTokenizer.from_pretrained(checkpoint / "tokenizer")
+        if dtype == torch.float32:
+            models.embed_timesteps_in_fp32(pipeline.dit)
+        if bf16_inputs:
+            _round_inputs(pipeline)
         self._pipeline = pipeline
 
     def draw(self, request: PictureRequest) -> Pixels:
@@ -73,6 +81,14 @@ class DiffSynth:
             progress_bar_cmd=lambda steps: steps,
         )
         return np.asarray(picture)
+
+
+def _round_inputs(pipeline: Any) -> None:
+    draw_noise, draw_picture = pipeline.generate_noise, pipeline.model_fn
+    pipeline.generate_noise = lambda *args, **kwargs: draw_noise(*args, **kwargs).bfloat16().float()
+    pipeline.model_fn = lambda *args, timestep, **kwargs: draw_picture(
+        *args, timestep=timestep.bfloat16().float(), **kwargs
+    )
 
 
 def psnr(a: Pixels, b: Pixels) -> float:
@@ -89,16 +105,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     logging.disable(logging.WARNING)
-    pipeline, diffusers, diffsynth = Pipeline.load(args.engines), Diffusers(args.model), DiffSynth(args.model)
+    pipeline = Pipeline.load(args.engines)
+    peers = {
+        "diffusers FP32": Diffusers(args.model),
+        "DiffSynth FP32": DiffSynth(args.model, torch.float32),
+        "DiffSynth FP32, noise and timesteps in BF16": DiffSynth(args.model, torch.float32, bf16_inputs=True),
+        "DiffSynth BF16, as shipped": DiffSynth(args.model),
+    }
     figures = []
     for height, width in ((128, 128), (192, 256), (256, 128)):
         request = PictureRequest(args.prompt, height, width, seed=7)
         ours = pipeline.generate(request).pixels
-        row = {
-            "size": f"{width}x{height}",
-            "psnr_diffusers_fp32_db": round(psnr(ours, diffusers.draw(request)), 1),
-            "psnr_diffsynth_bf16_db": round(psnr(ours, diffsynth.draw(request)), 1),
-        }
-        print(row)
-        figures.append(row)
+        row = {name: round(psnr(ours, peer.draw(request)), 1) for name, peer in peers.items()}
+        print(f"{width}x{height}:", ", ".join(f"{name} {db} dB" for name, db in row.items()))
+        figures.append({"size": f"{width}x{height}", "psnr_db": row})
     finish("peers", {"pictures": figures})

@@ -69,6 +69,12 @@ def load_text_encoder(component: Component) -> Any:
     return module
 
 
+def embed_timesteps_in_fp32(dit: Any) -> None:
+    """Mends DiffSynth's timestep embedder, whose hard cast to BF16 makes FP32 weights fail."""
+    embedder = dit.t_embedder
+    embedder.forward = lambda t: embedder.mlp(embedder.timestep_embedding(t, embedder.frequency_embedding_size))
+
+
 def vae_decoder(component: Component) -> Model:
     """The decoder half of the FLUX-style VAE; the encoder's tensors are ignored."""
     config = component.config

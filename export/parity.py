@@ -32,7 +32,7 @@ class Reference:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.config = checkpoint.transformer.config
         self._dit = models.transformer(checkpoint.transformer).load()
-        self._dit.t_embedder.forward = self._timestep_embedding  # its own casts to BF16, which FP32 weights refuse
+        models.embed_timesteps_in_fp32(self._dit)
         self._vae = models.vae_decoder(checkpoint.vae).load()
         self._text_encoder = models.load_text_encoder(checkpoint.text_encoder)
 
@@ -94,11 +94,6 @@ class Reference:
             return velocity
         finally:
             dit.cap_embedder, dit.context_refiner = embedder, refiner
-
-    def _timestep_embedding(self, t: torch.Tensor) -> torch.Tensor:
-        embedder = self._dit.t_embedder
-        out: torch.Tensor = embedder.mlp(embedder.timestep_embedding(t, embedder.frequency_embedding_size))
-        return out
 
 
 def sample_inputs(

@@ -1,0 +1,56 @@
+"""How long until zimage-serve can serve, and until its first picture: real processes, real requests."""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+from benchmarks.report import Stopwatch, finish
+
+
+def measure(engines: Path, prompt: str) -> tuple[float, float]:
+    """Seconds from the start of one server process to its ready line, and from a request to its answer."""
+    command = [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0"]
+    watch = Stopwatch()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            ready = watch.seconds
+            if "ready on " not in line:
+                raise RuntimeError(f"zimage-serve did not start: {' '.join(command)}")
+            url = line.split("ready on ")[1].split()[0]
+            watch = Stopwatch()
+            _draw(url, prompt)
+            return ready, watch.seconds
+        finally:
+            server.terminate()
+
+
+def _draw(url: str, prompt: str) -> None:
+    body = json.dumps({"prompt": prompt, "seed": 0}).encode()
+    request = urllib.request.Request(f"{url}/v1/images/generations", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=600) as response:
+        assert json.load(response)["data"][0]["b64_json"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="what build-engines --output wrote")
+    parser.add_argument("--runs", type=int, default=7, help="after one that warms the page cache; default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> None:
+    measure(args.engines, "warm-up")
+    runs = [measure(args.engines, "a red circle") for _ in range(args.runs)]
+    ready, first = (sorted(column) for column in zip(*runs, strict=True))
+    figures = {
+        "runs": args.runs,
+        "ready_median_s": round(statistics.median(ready), 2),
+        "ready_max_s": round(ready[-1], 2),
+        "first_picture_median_s": round(statistics.median(first), 2),
+    }
+    print(f"ready after {figures['ready_median_s']} s (median of {args.runs}), slowest {figures['ready_max_s']} s")
+    finish("startup", figures)

@@ -1,0 +1,49 @@
+"""The real sizes, as far as a machine with 2 cores, 24 GB and no GPU goes; each part in a process of its own."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def full_size(*arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.cli", "full-size", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["figures"]
+    print(figures)
+    return figures
+
+
+@pytest.mark.parametrize(
+    ("graph", "parameters"),
+    [
+        # 6,154,908,736 without the caption's half (context_refiner 353.9 M, cap_embedder 9.8 M, pad token)
+        ("denoiser", 5_791_142_464),
+        # that half, and Qwen3-4B without its last layer and final norm
+        ("prompt_encoder", 4_285_300_992),
+    ],
+)
+def test_the_whole_model_is_traced_from_configs_alone(graph: str, parameters: int) -> None:
+    figures = full_size(graph)
+    assert figures["parameters"] == parameters
+    assert figures["peak_rss_bytes"] <= 2e9
+    assert figures["seconds"] <= 180
+
+
+def test_the_vae_decoder_is_built_into_a_plan() -> None:
+    figures = full_size("vae_decoder", "--build")
+    assert figures["weight_bytes"] > 49.5e6 * 2  # BF16
+    assert figures["plan_bytes"] > 0.99 * figures["weight_bytes"]
+
+
+def test_four_layers_are_built_into_a_plan_whose_attention_is_fused() -> None:
+    figures = full_size("denoiser", "--build", "--layers", "4", "--profile", "1024,512,1536:4")
+    assert figures["weight_bytes"] > 4 * 176.9e6 * 2  # FP16
+    assert figures["plan_bytes"] > 0.99 * figures["weight_bytes"]
+    tokens, batch, heads = 96 * 96 + 512, 4, 30
+    assert figures["activation_bytes"] < 2 * batch * heads * tokens**2 / 4  # a quarter of one S x S matrix
