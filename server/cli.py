@@ -1,0 +1,43 @@
+"""`zimage-serve`: a plan directory on an HTTP port."""
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+from engine.errors import ZImageError
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; exits with 1 and one line when it cannot serve, with 0 after SIGTERM or SIGINT."""
+    started = time.perf_counter()
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    from engine.pipeline import Pipeline  # most of the start is imports; here the ready line counts them
+    from server.serving import serve
+
+    try:
+        serve(lambda: Pipeline.load(args.engines, threads=args.threads), args.host, args.port, started)
+    except (ZImageError, OSError) as error:
+        sys.exit(f"zimage-serve: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("zimage-serve", description="Serves a plan directory over HTTP.")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="what build-engines --output wrote")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
+    parser.add_argument("--port", type=_port, default=8000, help="0 for a free one; default: %(default)s")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for one per core; default: %(default)s")
+    return parser
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 65535, got {port}")
+    return port
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The id that every response carries, so that a user's report finds its line in the log.
+
+Knows no routes. The outermost layer of ours, so what nobody caught ends here, in OpenAI's shape.
+"""
+
+import asyncio
+import logging
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import internal_error, shutting_down
+
+log = logging.getLogger(__name__)
+
+HEADER = "x-request-id"
+SANE = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # what may stand in a log line and a header as it came
+
+
+class RequestIdMiddleware:
+    """Echoes a sane `x-request-id` or makes one; `request.state.request_id` for those inside."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)[HEADER] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            if started:
+                raise
+            log.exception("%s: %s %s failed", request_id, scope["method"], scope["path"])
+            await internal_error().response()(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # the server's grace is over; this is the end of its task
+            if started:
+                raise
+            log.warning("%s: %s %s was cut off", request_id, scope["method"], scope["path"])
+            await shutting_down().response()(scope, receive, send_with_id)
+
+
+def _request_id(scope: Scope) -> str:
+    given = Headers(scope=scope).get(HEADER, "")
+    return given if SANE.fullmatch(given) else f"req_{uuid.uuid4().hex}"

@@ -1,0 +1,312 @@
+"""The endpoint over real HTTP: uvicorn on a loopback port, called by OpenAI's own client."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_server_fake import (
+    BROKEN_PROMPT,
+    IMAGES,
+    MODEL,
+    NAN_PROMPT,
+    SECRET,
+    WORDS,
+    FakePipeline,
+    official_client,
+    pixels,
+    serving,
+)
+
+from server.app import MAX_BODY, create_app
+from server.schemas import MAX_PROMPT
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> FakePipeline:
+    return FakePipeline()
+
+
+@pytest.fixture(scope="module")
+def base_url(pipeline: FakePipeline) -> Iterator[str]:
+    with serving(pipeline) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def http(base_url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=base_url, timeout=10) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(base_url: str) -> Iterator[openai.OpenAI]:
+    with official_client(base_url) as client:
+        yield client
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error of a response, which has OpenAI's shape and an id."""
+    assert response.headers["x-request-id"]
+    body = response.json()
+    assert body.keys() == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["message"] and error["code"]
+    assert error["type"] == ("server_error" if response.status_code >= 500 else "invalid_request_error")
+    return error
+
+
+# pictures
+
+
+def test_a_picture_is_what_was_asked_for(client: openai.OpenAI) -> None:
+    response = client.images.generate(
+        prompt="a cat", model=MODEL, size="128x64", extra_body={"seed": 7, "num_inference_steps": 3}
+    )
+    picture = pixels(response)
+    assert picture.shape == (64, 128, 3)
+    assert picture[0, 0].tolist() == [7, 3, len("a cat")]
+    assert (response.size, response.output_format) == ("128x64", "png")
+    assert response.data[0].seed == 7
+    assert "revised_prompt" not in response.data[0].to_dict()
+    assert abs(response.created - time.time()) < 60
+
+
+def test_usage_counts_the_prompt_once_and_the_image_tokens_of_every_picture(client: openai.OpenAI) -> None:
+    usage = client.images.generate(prompt="one two three", size="64x64", n=2).usage
+    assert usage.input_tokens == usage.input_tokens_details.text_tokens == 3
+    assert usage.input_tokens_details.image_tokens == 0
+    assert usage.output_tokens == 2 * 4 * 4
+    assert usage.total_tokens == 3 + 2 * 4 * 4
+
+
+@pytest.mark.parametrize("size", ["auto", None])
+def test_without_a_size_the_plans_choose(client: openai.OpenAI, size: str | None) -> None:
+    assert client.images.generate(prompt="a cat", size=size).size == "128x96"
+
+
+def test_n_pictures_have_seeds_in_a_row(client: openai.OpenAI) -> None:
+    response = client.images.generate(prompt="a cat", n=3, extra_body={"seed": 2**32 - 2})
+    assert [item.seed for item in response.data] == [2**32 - 2, 2**32 - 1, 0]
+    assert [pixels(response, i)[0, 0, 0] for i in range(3)] == [254, 255, 0]
+
+
+def test_without_a_seed_every_picture_is_another(client: openai.OpenAI) -> None:
+    seeds = {client.images.generate(prompt="a cat").data[0].seed for _ in range(5)}
+    assert len(seeds) == 5
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_a_prompt_that_was_cut_comes_back_as_it_was_drawn(client: openai.OpenAI) -> None:
+    prompt = " ".join(f"word{i}" for i in range(WORDS + 5))
+    revised = client.images.generate(prompt=prompt).data[0].revised_prompt
+    assert revised == " ".join(f"word{i}" for i in range(WORDS))
+
+
+def test_what_changes_nothing_is_accepted(client: openai.OpenAI) -> None:
+    response = client.images.generate(
+        prompt="a cat",
+        quality="high",
+        background="opaque",
+        moderation="low",
+        style="vivid",
+        user="me",
+        response_format="b64_json",
+        output_format="png",
+        stream=False,
+        extra_body={"guidance_scale": 0.0, "negative_prompt": None, "seed": None, "partial_images": 0},
+    )
+    assert pixels(response).shape == (96, 128, 3)
+
+
+# models and health
+
+
+def test_models(client: openai.OpenAI) -> None:
+    (listed,) = client.models.list().data
+    assert (listed.id, listed.object) == (MODEL, "model")
+    assert client.models.retrieve(MODEL) == listed  # a name with a slash
+
+
+def test_health(http: httpx.Client) -> None:
+    assert http.get("/health").json() == {"status": "ok", "model": MODEL, "precision": "fp16", "flavor": "onnx"}
+
+
+def test_the_schema_names_the_request_s_fields(http: httpx.Client) -> None:
+    operation = http.get("/openapi.json").json()["paths"][IMAGES]["post"]
+    fields = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert {"prompt", "seed", "size"} <= fields.keys()
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "code"),
+    [
+        ({"prompt": None}, "prompt", "missing_required_parameter"),
+        ({"prompt": "  "}, "prompt", "invalid_value"),
+        ({"prompt": 5}, "prompt", "invalid_type"),
+        ({"prompt": "x" * (MAX_PROMPT + 1)}, "prompt", "string_above_max_length"),
+        ({"n": 0}, "n", "integer_below_min_value"),
+        ({"n": 11}, "n", "integer_above_max_value"),
+        ({"n": "2"}, "n", "invalid_type"),
+        ({"n": True}, "n", "invalid_type"),
+        ({"size": "large"}, "size", "invalid_value"),
+        ({"size": "100x64"}, "size", "invalid_value"),
+        ({"size": "64x4096"}, "size", "invalid_value"),
+        ({"size": "0x0"}, "size", "invalid_value"),
+        ({"size": "9" * 5000 + "x64"}, "size", "string_above_max_length"),
+        ({"seed": -1}, "seed", "integer_below_min_value"),
+        ({"seed": 2**32}, "seed", "integer_above_max_value"),
+        ({"num_inference_steps": 0}, "num_inference_steps", "invalid_value"),
+        ({"num_inference_steps": 10**40}, "num_inference_steps", "invalid_value"),
+        ({"response_format": "url"}, "response_format", "unsupported_value"),
+        ({"output_format": "webp"}, "output_format", "unsupported_value"),
+        ({"output_compression": 50}, "output_compression", "unsupported_value"),
+        ({"background": "transparent"}, "background", "unsupported_value"),
+        ({"stream": True}, "stream", "unsupported_value"),
+        ({"partial_images": 2}, "partial_images", "unsupported_value"),
+        ({"guidance_scale": 3.5}, "guidance_scale", "unsupported_value"),
+        ({"negative_prompt": "blurry"}, "negative_prompt", "unsupported_value"),
+        ({"quality": "hihg"}, "quality", "invalid_value"),
+        ({"guidance": 0}, "guidance", "unknown_parameter"),
+        ({"num_steps": None}, "num_steps", "unknown_parameter"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_name(
+    client: openai.OpenAI, pipeline: FakePipeline, change: dict[str, Any], param: str, code: str
+) -> None:
+    drawn = len(pipeline.log)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.generate(prompt="a cat", extra_body=change)
+    error = caught.value
+    assert (error.param, error.code, error.type) == (param, code, "invalid_request_error")
+    assert param in error.message or "height" in error.message or "width" in error.message
+    assert len(pipeline.log) == drawn
+
+
+def test_an_unknown_model(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.images.generate(prompt="a cat", model="dall-e-3")
+    assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("dall-e-3")
+    assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
+
+
+def test_a_picture_with_nan_is_an_error_that_is_not_retried(client: openai.OpenAI, pipeline: FakePipeline) -> None:
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.with_options(max_retries=2).images.generate(prompt=NAN_PROMPT, extra_body={"num_inference_steps": 1})
+    assert (caught.value.type, caught.value.code) == ("server_error", "non_finite_output")
+    assert pipeline.log.count((NAN_PROMPT, 1)) == 1
+
+
+def test_an_unexpected_failure_is_logged_and_tells_nothing(
+    http: httpx.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    response = http.post(IMAGES, json={"prompt": BROKEN_PROMPT}, headers={"x-request-id": "mine"})
+    assert response.status_code == 500
+    assert error_of(response)["code"] == "internal_error"
+    assert SECRET not in response.text
+    assert response.headers["x-request-id"] == "mine"
+    (record,) = [r for r in caplog.records if r.levelno >= logging.ERROR]
+    assert "mine" in record.getMessage() and SECRET in str(record.exc_info)
+    assert http.post(IMAGES, json={"prompt": "a cat"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "invalid_json"),
+        (b"{", "invalid_json"),
+        (b'{"prompt": "\xff"}', "invalid_json"),
+        (b'{"prompt": "\\ud800"}', "invalid_json"),
+        (b"[" * 100_000, "invalid_json"),
+        (b"[]", "invalid_type"),
+        (b'"a cat"', "invalid_type"),
+        (b'{"prompt": "a cat", "n": ' + b"9" * 10_000 + b"}", "invalid_json"),
+        (b'{"prompt": "a cat", "n": ' + b"9" * 4_000 + b"}", "integer_above_max_value"),
+        (json.dumps({"k" * 100_000: 1, "prompt": "a cat"}).encode(), "unknown_parameter"),
+    ],
+)
+def test_a_malformed_body(http: httpx.Client, body: bytes, code: str) -> None:
+    response = http.post(IMAGES, content=body)
+    assert response.status_code == 400
+    assert error_of(response)["code"] == code
+    assert len(response.content) < 1000
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_over_the_limit(http: httpx.Client, chunked: bool) -> None:
+    body = json.dumps({"prompt": "x" * 8 * MAX_BODY}).encode()
+    response = http.post(IMAGES, content=iter([body]) if chunked else body)
+    assert response.status_code == 413
+    assert error_of(response)["code"] == "request_too_large"
+    within = json.dumps({"prompt": "a cat"}).encode().ljust(MAX_BODY)
+    assert http.post(IMAGES, content=within).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/", 404, "not_found"),
+        ("POST", "/v1/images/edits", 404, "not_found"),
+        ("GET", "/v1/images/generations/", 404, "not_found"),
+        ("GET", IMAGES, 405, "method_not_allowed"),
+        ("POST", "/health", 405, "method_not_allowed"),
+    ],
+)
+def test_unknown_routes_and_methods(http: httpx.Client, method: str, path: str, status: int, code: str) -> None:
+    response = http.request(method, path, headers={"host": "["})
+    assert response.status_code == status
+    assert error_of(response)["code"] == code
+    assert ("allow" in response.headers) == (status == 405)
+
+
+def test_every_response_has_an_id(http: httpx.Client) -> None:
+    def id_for(given: str) -> str:
+        return http.get("/health", headers={"x-request-id": given}).headers["x-request-id"]
+
+    assert id_for("trace-1.a:b_2") == "trace-1.a:b_2"
+    assert id_for("two words").startswith("req_")
+    assert id_for("x" * 129).startswith("req_")
+    assert id_for("") != id_for("")
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(["prompt", "model", "n", "size", "seed", "stream", "num_inference_steps", "guidance_scale"])
+REQUESTS = st.dictionaries(KEYS | st.text(max_size=8), JSON_VALUES | st.text("0123456789x", max_size=9), max_size=6)
+WITH_PROMPT = REQUESTS.map(lambda request: {"prompt": "a cat"} | request)
+BODIES = st.binary(max_size=200) | (WITH_PROMPT | REQUESTS | JSON_VALUES).map(lambda value: json.dumps(value).encode())
+CUT_BODIES = st.tuples(BODIES, st.integers(0, 200)).map(lambda cut: cut[0][: cut[1]])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(body=BODIES | CUT_BODIES)
+def test_no_body_is_a_server_error(body: bytes) -> None:
+    response = asyncio.run(post_without_socket(body))
+    if response.status_code == 200:
+        assert response.json()["data"]
+    else:
+        assert response.status_code in (400, 404)
+        error_of(response)
+
+
+async def post_without_socket(body: bytes) -> httpx.Response:
+    app = create_app(FakePipeline())
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+        return await client.post(IMAGES, content=body)
