@@ -34,7 +34,8 @@ class RandomWeight(Weight):
     def load(self) -> torch.Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(self.key.encode()))  # equal tensors would be stored once
         fan_in = self.shape[-1] if len(self.shape) == 2 else max(1, self.count // self.shape[0])
-        return torch.randn(self.shape, generator=generator) / fan_in**0.5
+        noise: torch.Tensor = torch.randn(self.shape, generator=generator) / fan_in**0.5
+        return noise
 
 
 def trace(graph: GraphName) -> dict[str, Any]:

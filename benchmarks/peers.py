@@ -106,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     logging.disable(logging.WARNING)
     pipeline = Pipeline.load(args.engines)
-    peers = {
+    peers: dict[str, Diffusers | DiffSynth] = {
         "diffusers FP32": Diffusers(args.model),
         "DiffSynth FP32": DiffSynth(args.model, torch.float32),
         "DiffSynth FP32, noise and timesteps in BF16": DiffSynth(args.model, torch.float32, bf16_inputs=True),

@@ -7,18 +7,22 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from engine import device
 from engine.errors import BackendUnavailable, PlanMismatch
-from engine.manifest import Graph, GraphName, Manifest
+from engine.manifest import Flavor, Graph, GraphName, Manifest, Target
 
-Backend = Literal["auto", "onnxruntime", "tensorrt"]
 Bindings = Mapping[str, np.ndarray[Any, Any]]
 
-PACKAGES = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx", "onnx": "onnxruntime"}
-INSTALL = {"tensorrt": "zimage-trt[tensorrt]", "rtx": "zimage-trt[tensorrt-rtx]", "onnx": "zimage-trt[cpu]"}
+PACKAGES: dict[Flavor, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx", "onnx": "onnxruntime"}
+INSTALL: dict[Flavor, str] = {
+    "tensorrt": "tensorrt (from NVIDIA's own package index)",
+    "rtx": "tensorrt-rtx",
+    "onnx": "onnxruntime",
+}
 
 
 class Engine(Protocol):
@@ -43,12 +47,13 @@ def load_engines(directory: Path, manifest: Manifest, threads: int = 0) -> dict[
 
     Raises:
         BackendUnavailable: the library or device is not there.
-        PlanMismatch: the plans were built by another version of it.
+        PlanMismatch: the plans were built by another version of it, or for another GPU.
     """
     flavor = manifest.target.flavor
     _require_package(flavor)
     if flavor != "onnx":
-        _require_same_version(manifest)
+        _require_same_version(manifest.target)
+        _require_same_device(manifest.target)
         raise BackendUnavailable(
             f"these are {flavor} plans; this version of zimage-trt builds them but does not run them yet. "
             "Serve plans built with: build-engines --flavor onnx"
@@ -66,20 +71,29 @@ def check_bindings(graph: Graph, bindings: Bindings) -> None:
         assert array.flags.c_contiguous, f"{spec.name} is not contiguous"
 
 
-def _require_package(flavor: str) -> None:
+def _require_package(flavor: Flavor) -> None:
     package = PACKAGES[flavor]
     if importlib.util.find_spec(package) is None:
         raise BackendUnavailable(
             f"{flavor} plans need the package {package}, which is not installed; "
-            f"install it with: pip install '{INSTALL[flavor]}'"
+            f"install it with: pip install {INSTALL[flavor]}"
         )
 
 
-def _require_same_version(manifest: Manifest) -> None:
-    package = PACKAGES[manifest.target.flavor]
+def _require_same_version(target: Target) -> None:
+    package = PACKAGES[target.flavor]
     installed = f"{package} {importlib.metadata.version(package.replace('_', '-'))}"
-    if installed != manifest.target.builder:
+    if installed != target.builder:
         raise PlanMismatch(
-            f"the plans were built by {manifest.target.builder}, installed is {installed}; "
+            f"the plans were built by {target.builder}, installed is {installed}; "
             "install that version or run build-engines again"
+        )
+
+
+def _require_same_device(target: Target) -> None:
+    capability = device.compute_capability()
+    if capability not in target.compute_capabilities:
+        raise PlanMismatch(
+            f"the plans are for compute capability {', '.join(target.compute_capabilities)}, "
+            f"this GPU has {capability}; run build-engines again, here or with --compute-capability {capability}"
         )

@@ -14,7 +14,7 @@ MAX_SEED = 2**32 - 1  # MT19937's seed, as torch uses it
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point; exits with 2 and one line when something is refused."""
+    """Entry point; exits with 1 and one line when something is refused."""
     args = _parser().parse_args(argv)
     try:
         _run(args)
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> None:
-    height, width = parse_size(args.size) if args.size else (None, None)
+    height, width = (None, None) if args.size is None else parse_size(args.size)
     seed = random.randint(0, MAX_SEED) if args.seed is None else args.seed
     if not 0 <= seed <= MAX_SEED:
         raise InvalidRequest(f"seed must be between 0 and {MAX_SEED}, got {seed}", "seed")

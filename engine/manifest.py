@@ -9,7 +9,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -170,14 +170,16 @@ class Manifest:
     def _unsupported(self, height: int, width: int, batch: int) -> UnsupportedShape:
         for param, value in (("height", height), ("width", width), ("batch", batch)):
             ranges = [getattr(p, param) for p in self.profiles]
-            if not any(value in r for r in ranges):
-                low, high = min(r.min for r in ranges), max(r.max for r in ranges)
+            low, high = min(r.min for r in ranges), max(r.max for r in ranges)
+            if not low <= value <= high:
                 return UnsupportedShape(f"{param} must be between {low} and {high} (the plans), got {value}", param)
         boxes = ", ".join(
-            f"{p.height.min}..{p.height.max} x {p.width.min}..{p.width.max}, batch {p.batch.min}..{p.batch.max}"
+            f"{p.width.min}..{p.width.max} x {p.height.min}..{p.height.max} at batch {p.batch.min}..{p.batch.max}"
             for p in self.profiles
         )
-        return UnsupportedShape(f"no profile covers {height}x{width} at batch {batch}; the plans cover {boxes}", "size")
+        return UnsupportedShape(
+            f"no profile covers {width} x {height} (width x height) at batch {batch}; the plans cover {boxes}", "size"
+        )
 
 
 def padded(tokens: int) -> int:
@@ -198,7 +200,8 @@ def resolve(directory: Path) -> Path:
     for candidate in (directory, directory / CURRENT):
         if (candidate / MANIFEST_FILE).is_file():
             return candidate.resolve()
-    what = "a build that was interrupted" if any(directory.glob("*.onnx*")) else "no finished build"
+    interrupted = any(any(directory.glob(pattern)) for pattern in ("*.onnx*", "*.plan", ".building-*"))
+    what = "a build that was interrupted" if interrupted else "no finished build"
     raise PlanNotFound(f"{directory} has no {MANIFEST_FILE}: {what}; run build-engines again")
 
 
@@ -213,8 +216,9 @@ def read(directory: Path, *, verify: bool = True) -> Manifest:
     _check_schema(directory, raw)
     try:
         manifest = msgspec.json.decode(raw, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise PlanCorrupt(f"{directory / MANIFEST_FILE} is damaged: {error}; build again") from error
+    _check_complete(directory, manifest)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda file: _check_file(directory, file, verify), manifest.files))
     return manifest
@@ -240,10 +244,19 @@ def _check_schema(directory: Path, raw: bytes) -> None:
         )
 
 
+def _check_complete(directory: Path, manifest: Manifest) -> None:
+    listed = {file.path for file in manifest.files}
+    for name in get_args(GraphName):
+        if name not in manifest.graphs or manifest.graphs[name].file not in listed:
+            raise PlanCorrupt(f"{directory / MANIFEST_FILE} lists no file for the {name}; build again")
+    if not manifest.profiles:
+        raise PlanCorrupt(f"{directory / MANIFEST_FILE} has no profiles; build again")
+
+
 def _check_file(directory: Path, file: File, verify: bool) -> None:
     path = directory / file.path
     if not path.resolve().is_relative_to(directory.resolve()):
-        raise PlanCorrupt(f"{directory / MANIFEST_FILE} names {file.path!r}, which is outside its directory")
+        raise PlanCorrupt(f"{directory / MANIFEST_FILE} names {file.path!r}, outside its directory; build again")
     if not path.is_file():
         raise PlanCorrupt(f"{path} is missing; build again")
     if (size := path.stat().st_size) != file.size:

@@ -216,7 +216,7 @@ class _Clock:
 def _finite(array: Array, what: str) -> Array:
     if not np.isfinite(array).all():
         raise NonFiniteOutput(
-            f"the {what} hold NaN or Inf, so no picture is returned; "
+            f"NaN or Inf in the {what}, so no picture is returned; "
             "build the plans with --bf16 or --fp32 if this model leaves FP16's range"
         )
     return array

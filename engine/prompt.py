@@ -50,5 +50,7 @@ class PromptTokenizer:
         """How many characters of the prompt the first `limit` tokens hold."""
         if len(offsets) <= limit:
             return len(prompt)
-        end: int = offsets[limit - 1][1]  # where the last kept token ends in the rendered text
+        end = offsets[limit - 1][1]  # where the last kept token ends in the rendered text
+        # an accent that NFC merged into a letter has no token of its own: it goes with its letter
+        end = next((start for start, _ in offsets[limit:] if start >= end), end)
         return min(max(end - len(self._format.prefix), 0), len(prompt))

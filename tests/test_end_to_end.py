@@ -1,0 +1,50 @@
+"""The commands of the README in one run: a checkpoint becomes a picture through HTTP."""
+
+import base64
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from openai import OpenAI
+from PIL import Image
+
+from engine.pipeline import PictureRequest, Pipeline
+
+LONG = "far too many words " * 1250  # 5,000 words
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_the_openai_client_gets_the_pipelines_picture(engines: Path) -> None:
+    command = [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().split("ready on ")[1].split()[0]
+            client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+            answer = client.images.generate(prompt="a red circle", size="96x64", extra_body={"seed": 7})
+            long = client.images.generate(prompt=LONG, size="64x64")
+        finally:
+            server.terminate()
+    assert answer.data is not None and long.data is not None
+    png = base64.b64decode(answer.data[0].b64_json or "")
+    expected = Pipeline.load(engines).generate(PictureRequest("a red circle", 64, 96, seed=7))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), expected.pixels)
+    assert answer.data[0].revised_prompt is None
+    drawn = long.data[0].revised_prompt or ""
+    assert 500 < len(drawn) < len(LONG)
+    assert LONG.startswith(drawn)
+
+
+@pytest.mark.slow
+def test_the_demo_draws_one_picture() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "demo.py", "--once", "--port", "0"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    picture = ROOT / "out" / "demo.png"
+    assert str(picture) in done.stdout
+    assert Image.open(picture).size == (256, 256)
+    assert np.asarray(Image.open(picture)).std() > 10
