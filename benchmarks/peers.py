@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from benchmarks.report import finish
-from engine.pipeline import PictureRequest, Pipeline
+from engine.pipeline import Pipeline
+from engine.request import PictureRequest
 from export import models
 from export.checkpoint import open_checkpoint
 

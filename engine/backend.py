@@ -3,7 +3,7 @@
 A back end allocates when it is constructed and only enqueues after that.
 """
 
-import importlib.metadata
+import importlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,7 +82,7 @@ def _require_package(flavor: Flavor) -> None:
 
 def _require_same_version(target: Target) -> None:
     package = PACKAGES[target.flavor]
-    installed = f"{package} {importlib.metadata.version(package.replace('_', '-'))}"
+    installed = f"{package} {importlib.import_module(package).__version__}"
     if installed != target.builder:
         raise PlanMismatch(
             f"the plans were built by {target.builder}, installed is {installed}; "

@@ -19,6 +19,7 @@ from engine.errors import NonFiniteOutput
 from engine.manifest import GraphName, Manifest, padded, read, resolve
 from engine.noise import randn
 from engine.prompt import PromptTokenizer, TokenizedPrompt
+from engine.request import PictureRequest
 from engine.schedule import sigmas
 
 log = logging.getLogger(__name__)
@@ -27,17 +28,6 @@ Array = np.ndarray[Any, Any]
 OnStep = Callable[[int, int], None]
 
 CPU_STREAM = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PictureRequest:
-    """What to draw. Sizes in pixels; None stands for what the plans are tuned for."""
-
-    prompt: str
-    height: int | None = None
-    width: int | None = None
-    seed: int = 0
-    num_inference_steps: int | None = None  # forward passes; None for the model's own number, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +82,7 @@ class Pipeline:
         return cls(manifest, PromptTokenizer(directory, manifest.model.prompt), engines)
 
     def check(self, request: PictureRequest) -> None:
-        """Raises InvalidRequest for what `generate` would refuse, without drawing."""
+        """Raises InvalidRequest for what `generate` would refuse; any thread may call it, also while another draws."""
         self.manifest.profile_for(*self._size(request))
         self._sigmas(request)
         self._tokenizer(request.prompt)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from engine.errors import InvalidRequest
+from engine.errors import InvalidRequest, PlanCorrupt
 from engine.manifest import PromptFormat
 
 TOKENIZER_FILE = "tokenizer/tokenizer.json"
@@ -29,7 +29,10 @@ class PromptTokenizer:
 
     def __init__(self, directory: Path, prompt_format: PromptFormat) -> None:
         self._format = prompt_format
-        self._tokenizer: Tokenizer = Tokenizer.from_file(str(directory / TOKENIZER_FILE))
+        try:
+            self._tokenizer: Tokenizer = Tokenizer.from_file(str(directory / TOKENIZER_FILE))
+        except Exception as error:
+            raise PlanCorrupt(f"{directory / TOKENIZER_FILE} is not a tokenizer: {error}; build again") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 

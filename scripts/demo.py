@@ -25,9 +25,8 @@ def main() -> None:
     if not checkpoint.is_dir():
         run(sys.executable, "-m", "nano.miniature", str(checkpoint))
     run(str(BIN / "build-engines"), "--model", str(checkpoint), "--fp16", "--flavor", "onnx", "--output", str(engines))
-    server = subprocess.Popen(
-        [str(BIN / "zimage-serve"), "--engines", str(engines), "--port", str(args.port)], stdout=subprocess.PIPE, text=True
-    )
+    serve = [str(BIN / "zimage-serve"), "--engines", str(engines), "--port", str(args.port)]
+    server = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True)
     try:
         url = wait_until_ready(server)
         picture = OUT / "demo.png"

@@ -12,7 +12,8 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from engine.pipeline import Picture, PictureRequest
+from engine.pipeline import Picture
+from engine.request import PictureRequest
 from server import errors
 from server.drawing import DrawingThread, PictureSource, while_connected
 from server.request_id import RequestIdMiddleware

@@ -4,9 +4,9 @@ import argparse
 import logging
 import sys
 import time
-from pathlib import Path
 
 from engine.errors import ZImageError
+from engine.options import add_pipeline_arguments
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,10 +25,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("zimage-serve", description="Serves a plan directory over HTTP.")
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="what build-engines --output wrote")
+    add_pipeline_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
     parser.add_argument("--port", type=_port, default=8000, help="0 for a free one; default: %(default)s")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for one per core; default: %(default)s")
     return parser
 
 

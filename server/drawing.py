@@ -13,7 +13,8 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from engine.manifest import Manifest
-from engine.pipeline import OnStep, Picture, PictureRequest
+from engine.pipeline import OnStep, Picture
+from engine.request import PictureRequest
 
 T = TypeVar("T")
 

@@ -4,7 +4,6 @@ What the model cannot do is refused by name; what changes nothing is accepted. K
 """
 
 import base64
-import random
 import time
 from collections.abc import Hashable
 from typing import Annotated, Any, Literal, Self
@@ -12,9 +11,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from engine.cli import MAX_SEED, parse_size
-from engine.pipeline import Picture, PictureRequest
+from engine.pipeline import Picture
 from engine.png import encode_png
+from engine.request import MAX_SEED, PictureRequest, parse_size, random_seed
 
 MAX_PROMPT = 32_000  # characters, the limit that OpenAI documents; the model itself reads far less
 MAX_SIZE = 32  # characters of "WIDTHxHEIGHT"
@@ -71,7 +70,7 @@ class ImagesRequest(BaseModel):
             InvalidRequest: size is not WIDTHxHEIGHT.
         """
         height, width = (None, None) if self.size == "auto" else parse_size(self.size)
-        first = random.randint(0, MAX_SEED) if self.seed is None else self.seed
+        first = random_seed() if self.seed is None else self.seed
         seeds = [(first + i) % (MAX_SEED + 1) for i in range(self.n)]
         return [PictureRequest(self.prompt, height, width, seed, self.num_inference_steps) for seed in seeds]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import uvicorn
 
-from engine.pipeline import PictureRequest
+from engine.request import PictureRequest
 from server.app import create_app
 from server.drawing import PictureSource
 

@@ -11,7 +11,8 @@ import pytest
 from openai import OpenAI
 from PIL import Image
 
-from engine.pipeline import PictureRequest, Pipeline
+from engine.pipeline import Pipeline
+from engine.request import PictureRequest
 
 LONG = "far too many words " * 1250  # 5,000 words
 ROOT = Path(__file__).resolve().parent.parent

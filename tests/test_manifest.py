@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import PlanCorrupt, PlanError, PlanMismatch, PlanNotFound, UnsupportedShape
@@ -218,6 +218,7 @@ def test_without_verify_only_sizes_are_compared(plans: Path) -> None:
         read(plans, verify=False)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_manifest_is_never_a_traceback(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     directory = tmp_path_factory.mktemp("damaged")
@@ -334,6 +335,7 @@ def test_the_default_size_is_what_the_first_profile_is_tuned_for() -> None:
 pixels = st.integers(-2, 70).map(lambda n: 16 * n) | st.integers(-10, 1100)
 
 
+@settings(deadline=None)
 @given(st.permutations([USUAL, LARGE, BANNER]), pixels, pixels, st.integers(-1, 6))
 def test_a_profile_covers_what_it_is_chosen_for(profiles: list[Profile], height: int, width: int, batch: int) -> None:
     covers = [p for p in profiles if p.covers(height, width, batch)]

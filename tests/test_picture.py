@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks.peers import Diffusers, psnr
-from engine.pipeline import PictureRequest, Pipeline
+from engine.pipeline import Pipeline
+from engine.request import PictureRequest
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from diffsynth.diffusion.flow_match import FlowMatchScheduler
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import InvalidRequest
@@ -24,6 +24,7 @@ def test_eight_steps_are_turbo_s() -> None:
     assert ours.tolist() == pytest.approx(TURBO, abs=5e-5)
 
 
+@settings(deadline=None)
 @given(steps_in_range)
 def test_they_are_diffusers(steps: int) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
@@ -31,6 +32,7 @@ def test_they_are_diffusers(steps: int) -> None:
     np.testing.assert_allclose(sigmas(steps, 3.0), scheduler.sigmas.numpy(), rtol=0, atol=TOLERANCE)
 
 
+@settings(deadline=None)
 @given(steps_in_range, st.sampled_from([1.0, 3.0, 6.0]))
 def test_they_are_diffsynth_s(steps: int, shift: float) -> None:
     theirs, _ = FlowMatchScheduler("Z-Image").set_timesteps_fn(steps, shift=shift)
@@ -38,6 +40,7 @@ def test_they_are_diffsynth_s(steps: int, shift: float) -> None:
     np.testing.assert_allclose(sigmas(steps, shift), theirs.numpy(), rtol=0, atol=TOLERANCE)
 
 
+@settings(deadline=None)
 @given(steps_in_range, st.floats(0.1, 20))
 def test_they_fall_from_one_to_zero(steps: int, shift: float) -> None:
     ours = sigmas(steps, shift)

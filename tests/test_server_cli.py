@@ -18,7 +18,8 @@ import pytest
 from test_server_fake import FakePipeline
 
 from engine.errors import NonFiniteOutput
-from engine.pipeline import OnStep, Picture, PictureRequest
+from engine.pipeline import OnStep, Picture
+from engine.request import PictureRequest
 from server.serving import serve
 
 REPOSITORY = Path(__file__).parents[1]

@@ -17,8 +17,9 @@ from PIL import Image
 
 from engine.errors import InvalidRequest, NonFiniteOutput
 from engine.manifest import Manifest, Model, Profile, PromptFormat, Range, Rope, Target
-from engine.pipeline import OnStep, Picture, PictureRequest
+from engine.pipeline import OnStep, Picture
 from engine.prompt import TokenizedPrompt
+from engine.request import PictureRequest
 from engine.schedule import sigmas
 from server.app import create_app
 

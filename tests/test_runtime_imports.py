@@ -1,0 +1,65 @@
+"""What runs plans imports no training framework: a picture is drawn and served where none can be imported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+FORBIDDEN = ("torch", "torchvision", "onnx", "onnxscript", "onnx_ir", "diffsynth", "transformers", "diffusers")
+
+PROGRAM = """
+import asyncio, importlib, sys
+from pathlib import Path
+
+FORBIDDEN = sys.argv[2].split(",")
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in FORBIDDEN:
+            raise AssertionError(f"the runtime imports {name}")
+
+sys.meta_path.insert(0, Refuse())
+for name in FORBIDDEN:
+    try:
+        importlib.import_module(name)
+    except AssertionError:
+        continue
+    sys.exit(f"{name} was not refused: this test tests nothing")
+
+from engine.pipeline import Pipeline
+from engine.request import PictureRequest
+
+pipeline = Pipeline.load(Path(sys.argv[1]), threads=1)
+picture = pipeline.generate(PictureRequest("a red circle", 64, 80, seed=7, num_inference_steps=1))
+assert picture.pixels.shape == (64, 80, 3)
+assert picture.pixels.std() > 1
+
+import engine.cli, server.cli, server.serving
+from server.app import create_app
+from httpx import ASGITransport, AsyncClient
+
+async def ask():
+    async with AsyncClient(transport=ASGITransport(create_app(pipeline)), base_url="http://test") as client:
+        request = {"prompt": "a red circle", "size": "64x64", "num_inference_steps": 1}
+        return await client.post("/v1/images/generations", json=request, timeout=60)
+
+response = asyncio.run(ask())
+assert response.status_code == 200, response.text
+assert response.json()["data"][0]["b64_json"]
+
+loaded = sorted({name.partition(".")[0] for name in sys.modules} & set(FORBIDDEN))
+assert not loaded, loaded
+print("drawn and served")
+"""
+
+
+def test_pictures_are_drawn_and_served_without_a_training_framework(engines: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(engines), ",".join(FORBIDDEN)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"PYTHONWARNINGS": "error"},
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("drawn and served\n", "", 0)
