@@ -2,15 +2,13 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import psutil
 
-from engine.backend import PACKAGES
-from engine.errors import BackendUnavailable, BuildError
 from engine.manifest import (
     MANIFEST_FILE,
     SCHEMA_VERSION,
@@ -35,7 +33,8 @@ from export.profiles import default_profiles, dimensions, parse_profile
 from export.progress import BuildProgress
 from export.prompt_encoder import PromptEncoder
 from export.prompt_format import read_prompt_format
-from export.tensorrt_build import RTX_COMPUTE_CAPABILITIES, TensorRtBuilder, import_tensorrt
+from export.target import choose_flavor, compute_capabilities
+from export.tensorrt_build import TensorRtBuilder
 from export.vae_decoder import VaeDecoder
 
 DEFAULT_STEPS = 8  # forward passes that Z-Image-Turbo is distilled for
@@ -65,19 +64,17 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
     Raises:
         CheckpointError, BuildError, BackendUnavailable: nothing that looks finished is left behind.
     """
-    flavor = _choose_flavor(options, progress)
-    builder = None if flavor == "onnx" else TensorRtBuilder(flavor, _capabilities(options, flavor), progress)
+    flavor = choose_flavor(options.flavor, bool(options.compute_capabilities), progress)
+    capabilities = compute_capabilities(flavor, options.precision, options.compute_capabilities)
+    precisions = graph_precisions(options.precision, flavor)
+    builder = None if flavor == "onnx" else TensorRtBuilder(flavor, capabilities, progress)
     checkpoint = open_checkpoint(options.model, options.transformer_file)
-    graphs = _graphs(checkpoint, graph_precisions(options.precision, flavor))
+    graphs = _graphs(checkpoint, precisions)
     with progress.stage("hashing the checkpoint"):
         model = _describe(checkpoint)
-    profiles = _profiles(options, checkpoint, model)
-    target = Target(
-        flavor, builder.name if builder else f"onnx opset {onnx_export.OPSET}", _capabilities(options, flavor)
-    )
-    inputs = {"model": asdict(model), "precision": options.precision, "target": asdict(target), "profiles": profiles}
-    plan_id = plan_directory.plan_id(inputs)
-    name = f"{model.name}-{options.precision}-{flavor}-{plan_id}"
+    target = Target(flavor, builder.name if builder else f"onnx opset {onnx_export.OPSET}", capabilities)
+    draft = _draft(options, model, target, _profiles(options, checkpoint, model))
+    name = f"{model.name}-{options.precision}-{flavor}-{draft.plan_id}"
     finished = options.output / name
     with plan_directory.exclusive(options.output, name):
         if plan_directory.find_finished(finished):
@@ -87,67 +84,37 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
         plan_directory.require_space(options.output, (1 if builder is None else 2) * checkpoint.nbytes)
         with plan_directory.unfinished(options.output, name) as directory:
             _copy_tokenizer(checkpoint, directory)
-            onnx = _export(graphs, checkpoint, directory, options, flavor, progress)
-            built = onnx if builder is None else _build_plans(builder, onnx, directory, profiles, model, progress)
+            built = _export(graphs, precisions, directory, progress)
+            _verify(built, checkpoint, directory, options.verify, progress)
+            if builder is not None:
+                built = _build_plans(builder, built, directory, draft, progress)
             with progress.stage("hashing the plans"):
-                files = plan_directory.list_files(directory)
-            manifest = Manifest(
-                SCHEMA_VERSION,
-                plan_id,
-                version("zimage-trt"),
-                options.precision,
-                model,
-                target,
-                profiles,
-                built,
-                files,
-            )
+                manifest = replace(draft, graphs=built, files=plan_directory.list_files(directory))
             (directory / MANIFEST_FILE).write_bytes(encode(manifest))
             plan_directory.publish(directory, finished)
     return finished
 
 
-def _choose_flavor(options: BuildOptions, progress: BuildProgress) -> Flavor:
-    if options.flavor != "auto":
-        return options.flavor
-    flavor, why = _automatic_flavor(bool(options.compute_capabilities))
-    progress.console.print(f"--flavor auto: {flavor}, since {why}", highlight=False)
-    return flavor
-
-
-def _automatic_flavor(targets_named: bool) -> tuple[Flavor, str]:
-    import torch
-
-    if targets_named:
-        return "rtx", "--compute-capability names GPUs to build for ahead of time"
-    if not torch.cuda.is_available():
-        return "onnx", "there is no CUDA device here"
-    for flavor in ("tensorrt", "rtx"):
-        try:
-            import_tensorrt(flavor)
-        except BackendUnavailable:
-            continue
-        return flavor, f"there is a CUDA device and {PACKAGES[flavor]} is installed"
-    return "onnx", "there is a CUDA device, but neither tensorrt nor tensorrt_rtx is installed"
-
-
-def _capabilities(options: BuildOptions, flavor: Flavor) -> tuple[str, ...]:
-    if flavor == "rtx":
-        return options.compute_capabilities or RTX_COMPUTE_CAPABILITIES
-    if options.compute_capabilities:
-        raise BuildError(f"--compute-capability needs --flavor rtx, got {flavor}")
-    if flavor == "tensorrt":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise BackendUnavailable("--flavor tensorrt builds for the GPU it runs on, and there is none here")
-        return ("{}.{}".format(*torch.cuda.get_device_capability()),)
-    return ()
+def _draft(options: BuildOptions, model: Model, target: Target, profiles: tuple[Profile, ...]) -> Manifest:
+    """The manifest as far as it is known before anything is built, which is what names the directory."""
+    draft = Manifest(
+        schema_version=SCHEMA_VERSION,
+        plan_id="",
+        zimage_trt=version("zimage-trt"),
+        precision=options.precision,
+        model=model,
+        target=target,
+        profiles=profiles,
+        graphs={},
+        files=(),
+    )
+    return replace(draft, plan_id=plan_directory.plan_id(encode(draft)))
 
 
 def _graphs(checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision]) -> dict[GraphName, GraphModule]:
     """The three graphs. Each gets modules of its own: precisions differ, and meta tensors cost nothing."""
     transformer, text_encoder = checkpoint.transformer, checkpoint.text_encoder
+    models.require_match(transformer, text_encoder, checkpoint.vae)
     return {
         "prompt_encoder": PromptEncoder(
             models.text_encoder(text_encoder), models.transformer(transformer), precisions["prompt_encoder"]
@@ -187,14 +154,11 @@ def _copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
 
 def _export(
     graphs: Mapping[GraphName, GraphModule],
-    checkpoint: Checkpoint,
+    precisions: Mapping[GraphName, Precision],
     directory: Path,
-    options: BuildOptions,
-    flavor: Flavor,
     progress: BuildProgress,
 ) -> dict[GraphName, Graph]:
-    """Writes the three ONNX files and compares each with DiffSynth's own forward pass."""
-    precisions = graph_precisions(options.precision, flavor)
+    """Writes the three ONNX files."""
     exported: dict[GraphName, Graph] = {}
     for name, module in graphs.items():
         path = directory / f"{name}.onnx"
@@ -206,7 +170,6 @@ def _export(
             onnx_export.write(onnx, path, phase.advance)
             phase.finish()
         exported[name] = Graph(path.name, precisions[name], module.inputs, module.outputs)
-    _verify(exported, checkpoint, directory, options, progress)
     return exported
 
 
@@ -214,13 +177,14 @@ def _verify(
     graphs: Mapping[GraphName, Graph],
     checkpoint: Checkpoint,
     directory: Path,
-    options: BuildOptions,
+    verify: Literal["auto", "always", "never"],
     progress: BuildProgress,
 ) -> None:
-    if options.verify == "never":
+    """Compares each ONNX file with DiffSynth's own forward pass."""
+    if verify == "never":
         return
     needed, free = VERIFY_COPIES * _fp32_bytes(checkpoint), psutil.virtual_memory().available
-    if options.verify == "auto" and needed > free:
+    if verify == "auto" and needed > free:
         progress.console.print(
             f"parity with DiffSynth is not checked: it needs about {needed / 1e9:.0f} GB of memory, "
             f"{free / 1e9:.0f} GB are free (--verify always does it all the same)"
@@ -229,9 +193,6 @@ def _verify(
     with progress.stage("loading DiffSynth's modules"):
         reference = parity.Reference(checkpoint)
     for name, graph in graphs.items():
-        if graph.precision == "bf16":
-            progress.console.print(f"{name}: parity is not checked, ONNX Runtime has no BF16 kernels on a CPU")
-            continue
         with progress.stage(f"{name}: comparing with DiffSynth"):
             error = parity.check(name, directory / graph.file, graph.precision, reference)
         progress.console.print(f"{name}: relative L2 {error:.1e}", highlight=False)
@@ -246,12 +207,11 @@ def _build_plans(
     builder: TensorRtBuilder,
     onnx: Mapping[GraphName, Graph],
     directory: Path,
-    profiles: tuple[Profile, ...],
-    model: Model,
+    draft: Manifest,
     progress: BuildProgress,
 ) -> dict[GraphName, Graph]:
     """Builds each ONNX file into a plan and removes it."""
-    shapes = [dimensions(profile, model) for profile in profiles]
+    shapes = [dimensions(profile, draft.model) for profile in draft.profiles]
     built: dict[GraphName, Graph] = {}
     for name, graph in onnx.items():
         path = directory / graph.file

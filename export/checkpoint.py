@@ -7,7 +7,9 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from engine.errors import CheckpointError
 from engine.manifest import sha256
 
 COMPONENTS = ("transformer", "text_encoder", "vae")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 FOLDERS = (*COMPONENTS, "tokenizer", "scheduler")
 
 Config = dict[str, Any]
@@ -70,7 +73,7 @@ class Checkpoint:
     def files(self) -> tuple[Path, ...]:
         """Every file that has a say in the plans, in a fixed order."""
         configs = [self.directory / folder / "config.json" for folder in COMPONENTS]
-        tokenizer = [self.directory / "tokenizer" / name for name in ("tokenizer.json", "tokenizer_config.json")]
+        tokenizer = [self.directory / "tokenizer" / name for name in TOKENIZER_FILES]
         template = self.directory / "tokenizer" / "chat_template.jinja"
         scheduler = self.directory / "scheduler" / "scheduler_config.json"
         weights = [f for c in (self.transformer, self.text_encoder, self.vae) for f in c.files]
@@ -103,6 +106,9 @@ def open_checkpoint(model: str, transformer_file: Path | None = None) -> Checkpo
             raise CheckpointError(
                 f"{directory} has no folder {folder}/; expected the layout of Tongyi-MAI/Z-Image-Turbo"
             )
+    for name in TOKENIZER_FILES:
+        if not (directory / "tokenizer" / name).is_file():
+            raise CheckpointError(f"{directory / 'tokenizer'} has no {name}")
     transformer, text_encoder, vae = (_component(directory, name) for name in COMPONENTS)
     if transformer_file is not None:
         transformer = _single_file(transformer, transformer_file)
@@ -120,7 +126,18 @@ def read_json(path: Path) -> Config:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
+    return _Object(value, path)
+
+
+class _Object(Config):
+    """A JSON object that knows its file: to look up a key that it lacks is a CheckpointError."""
+
+    def __init__(self, content: Config, path: Path) -> None:
+        super().__init__(content)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise CheckpointError(f"{self._path} has no {key}")
 
 
 def _download(model: str) -> Path:
@@ -130,8 +147,9 @@ def _download(model: str) -> Path:
 
     try:
         parts = [ModelConfig(model_id=model, origin_file_pattern=f"{folder}/") for folder in FOLDERS]
-        for part in parts:
-            part.download_if_necessary()
+        with redirect_stdout(sys.stderr):  # DiffSynth prints a banner
+            for part in parts:
+                part.download_if_necessary()
     except Exception as error:
         raise CheckpointError(
             f"could not download {model}: {error}. Fetch it where there is a network and pass the folder"
@@ -173,6 +191,8 @@ def _weights(files: Iterable[Path]) -> Iterable[tuple[str, Weight]]:
 def _open(file: Path) -> Any:
     try:
         return safetensors.safe_open(file, framework="pt")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no file {file}") from error
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is truncated or not a safetensors file: {error}; fetch it again") from error
 

@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
         "auto: by what is installed here (default)",
     )
     parser.add_argument(
-        "--compute-capability", metavar="8.9,12.0", help="GPUs to build for, with --flavor rtx; default: all"
+        "--compute-capability",
+        metavar="8.9,12.0",
+        help="GPUs to build for, with --flavor rtx; default: all that have the precision",
     )
     parser.add_argument(
         "--profile",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffsynth.models.flux_vae import FluxVAEDecoder, ResnetBlock, UpSampler, VAEAttentionBlock
 from diffsynth.models.z_image_dit import ZImageDiT
-from diffsynth.utils.state_dict_converters.flux_vae import FluxVAEDecoderStateDictConverterDiffusers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import Qwen3Config, Qwen3Model
 
@@ -55,9 +55,11 @@ def transformer(component: Component) -> Model:
 def text_encoder(component: Component) -> Model:
     """Qwen3 without its head."""
     config = component.config
-    _require(config, "text_encoder", model_type="qwen3", hidden_act="silu", attention_bias=False)
+    _require(
+        config, "text_encoder", model_type="qwen3", hidden_act="silu", attention_bias=False, use_sliding_window=False
+    )
     with META:
-        module = _construct("text_encoder", Qwen3Model, {"config": Qwen3Config.from_dict(config)})
+        module = _construct("text_encoder", lambda **sizes: Qwen3Model(Qwen3Config(**sizes)), config)
     ignored = ("lm_head.",)  # tied to the embedding, and of no use here
     return _model(component, module, {name: f"model.{name}" for name, _ in module.named_parameters()}, ignored)
 
@@ -82,9 +84,22 @@ def vae_decoder(component: Component) -> Model:
         raise CheckpointError("vae/config.json: use_post_quant_conv must be false, as in Z-Image-Turbo's VAE")
     with META:
         module = _construct("vae", ConfiguredVaeDecoder, {"config": config})
-    official = {key: key for key in component.weights}
-    names = FluxVAEDecoderStateDictConverterDiffusers(official)  # {DiffSynth's name: official name}
+    blocks = _vae_blocks(len(config["block_out_channels"]), config["layers_per_block"] + 1)
+    names = {name: f"decoder.{_vae_name(name, blocks)}" for name, _ in module.named_parameters()}
     return _model(component, module, names, ("encoder.", "quant_conv."))
+
+
+def require_match(transformer: Component, text_encoder: Component, vae: Component) -> None:
+    """Raises CheckpointError where the models were not made for each other."""
+    for model, key, expected in (
+        (text_encoder, "hidden_size", "cap_feat_dim"),
+        (vae, "latent_channels", "in_channels"),
+    ):
+        if model.config[key] != transformer.config[expected]:
+            raise CheckpointError(
+                f"{model.name}/config.json: {key} {model.config[key]} must be the transformer's {expected} "
+                f"{transformer.config[expected]}"
+            )
 
 
 class ConfiguredVaeDecoder(FluxVAEDecoder):  # type: ignore[misc]
@@ -115,12 +130,40 @@ class ConfiguredVaeDecoder(FluxVAEDecoder):  # type: ignore[misc]
         self.conv_out = nn.Conv2d(width, config["out_channels"], kernel_size=3, padding=1)
 
 
+def _vae_blocks(levels: int, layers: int) -> list[str]:
+    """The official name of each of DiffSynth's `blocks`, which are numbered through."""
+    blocks = ["mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"]
+    for level in range(levels):
+        blocks += [f"up_blocks.{level}.resnets.{i}" for i in range(layers)]
+        blocks += [f"up_blocks.{level}.upsamplers.0"] if level < levels - 1 else []
+    return blocks
+
+
+def _vae_name(name: str, blocks: list[str]) -> str:
+    if not name.startswith("blocks."):
+        return name
+    _, index, rest = name.split(".", 2)
+    if ".attentions." in blocks[int(index)]:
+        rest = rest.replace("transformer_blocks.0.", "").replace("to_out.", "to_out.0.")
+        rest = rest.replace("norm.", "group_norm.")
+    return f"{blocks[int(index)]}.{rest}"
+
+
 def _construct(folder: str, build: Any, arguments: dict[str, Any]) -> Any:
     try:
         return build(**arguments).eval().requires_grad_(False)
-    except (TypeError, KeyError, ValueError, AssertionError, ZeroDivisionError, RuntimeError) as error:
+    except (
+        TypeError,
+        KeyError,
+        ValueError,
+        AssertionError,
+        ZeroDivisionError,
+        RuntimeError,
+        StrictDataclassError,
+    ) as error:
+        reason = str(error) or "its sizes contradict each other"  # ZImageDiT's assertions have no words
         raise CheckpointError(
-            f"{folder}/config.json does not describe a model: {type(error).__name__}: {error}"
+            f"{folder}/config.json does not describe a model: {type(error).__name__}: {reason}"
         ) from error
 
 

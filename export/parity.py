@@ -3,11 +3,13 @@
 Runs the ONNX file by ONNX Runtime and DiffSynth's own forward pass, in FP32 with the same weights, on random inputs.
 """
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import torch
 from diffsynth.pipelines.z_image import model_fn_z_image_turbo
@@ -21,9 +23,9 @@ from export.checkpoint import Checkpoint
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 
-# Relative L2 above which a build stops. FP32 measures 1e-6; FP16 weights alone cost 2^-12 per product, which a few
-# dozen layers amplify. A wrong graph is off by 1e-1 and more.
-TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1}
+# Relative L2 above which a build stops. The miniature measures 3e-6 in FP32, 9e-5 with FP16 weights and 3e-3 with BF16
+# ones (ONNX Runtime computes both in FP32); dozens of layers amplify it. A wrong graph is off by 1e-1 and more.
+TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 
 
 class Reference:
@@ -141,7 +143,7 @@ def check(graph: GraphName, path: Path, precision: Precision, reference: Referen
     Raises:
         BuildError: it is above the precision's tolerance, or not finite.
     """
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = _session(path, precision)
     worst = 0.0
     for height, width, tokens, batch in ((16, 16, 20, 1), (18, 22, 40, 2)):
         inputs = sample_inputs(graph, reference.config, height=height, width=width, tokens=tokens, batch=batch)
@@ -153,3 +155,30 @@ def check(graph: GraphName, path: Path, precision: Precision, reference: Referen
             )
         worst = max(worst, error)
     return worst
+
+
+def _session(path: Path, precision: Precision) -> ort.InferenceSession:
+    if precision != "bf16":
+        return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # ONNX Runtime has no BF16 kernels on a CPU
+        twin = Path(folder) / path.name
+        _widen(path, twin)
+        return ort.InferenceSession(str(twin), providers=["CPUExecutionProvider"])
+
+
+def _widen(path: Path, twin: Path) -> None:
+    """Writes the graph with its BF16 tensors as FP32 ones of the same (rounded) values."""
+    model = ir.load(path)
+    for value in model.graph.initializers.values():
+        if value.dtype == ir.DataType.BFLOAT16:
+            tensor = value.const_value
+            assert tensor is not None
+            value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=value.name)
+            value.dtype = ir.DataType.FLOAT
+    for node in model.graph:
+        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.BFLOAT16:
+            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
+        for output in node.outputs:
+            if output.dtype == ir.DataType.BFLOAT16:
+                output.dtype = ir.DataType.FLOAT
+    ir.save(model, twin, external_data=f"{twin.name}.data")

@@ -7,14 +7,12 @@ output directory points to the newest. Two builders of the same plans take turns
 
 import errno
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import filelock
 
@@ -25,12 +23,11 @@ UNFINISHED = ".building-"
 LIBRARIES = ("torch", "onnxscript", "onnx-ir", "diffsynth", "transformers")  # have a say in the graphs
 
 
-def plan_id(inputs: Mapping[str, Any]) -> str:
-    """12 hex digits over what went into a build: `inputs`, this package's source, and the libraries' versions."""
-    source = "".join(sha256(file) for file in sorted(Path(__file__).parent.glob("*.py")))
-    versions = {name: version(name) for name in LIBRARIES}
-    everything = json.dumps([inputs, source, versions], sort_keys=True, default=str)
-    return hashlib.sha256(everything.encode()).hexdigest()[:12]
+def plan_id(draft: bytes) -> str:
+    """12 hex digits over what goes into a build: the draft manifest, this package's source, the libraries' versions."""
+    source = [sha256(file) for file in sorted(Path(__file__).parent.glob("*.py"))]
+    versions = [f"{name} {version(name)}" for name in LIBRARIES]
+    return hashlib.sha256(b"\n".join([draft, *(line.encode() for line in source + versions)])).hexdigest()[:12]
 
 
 def find_finished(directory: Path) -> bool:
@@ -80,7 +77,7 @@ def publish(unfinished: Path, finished: Path) -> None:
 
 def make_current(finished: Path) -> None:
     """Points `current` to a plan directory, in one step."""
-    link = finished.parent / f"{UNFINISHED}{CURRENT}"
+    link = finished.parent / f"{UNFINISHED}{CURRENT}-{finished.name}"  # builders of other plans have their own
     link.unlink(missing_ok=True)
     link.symlink_to(finished.name)
     link.replace(finished.parent / CURRENT)

@@ -17,7 +17,7 @@ def parse_profile(text: str, model: Model) -> Profile:
     Raises:
         BuildError: says what was got and what is expected.
     """
-    match = re.fullmatch(r"(\d+(?:x\d+)?(?:,\d+(?:x\d+)?)*)(?::(\d+))?", text)
+    match = re.fullmatch(r"(\d{1,5}(?:x\d{1,5})?(?:,\d{1,5}(?:x\d{1,5})?)*)(?::(\d{1,5}))?", text, re.ASCII)
     if match is None:
         raise BuildError(f"--profile must read like 512,1024x1536:2 (sizes, then the largest batch), got {text!r}")
     sizes = [_size(part) for part in match[1].split(",")]

@@ -87,7 +87,7 @@ class TensorRtBuilder:
         known = getattr(self._trt, "ComputeCapability", None)
         if known is None:
             raise BuildError("--compute-capability needs --flavor rtx; tensorrt builds for the GPU it runs on")
-        if not hasattr(known, name):
+        if not re.fullmatch(r"\d+\.\d", text) or not hasattr(known, name):  # the manifest keeps `text`
             names = [n[2:-1] + "." + n[-1] for n in dir(known) if re.fullmatch(r"SM\d+", n)]
             raise BuildError(f"{self._trt.__name__} has no compute capability {text}; it has {', '.join(names)}")
         return getattr(known, name)
@@ -101,7 +101,7 @@ def import_tensorrt(flavor: Flavor) -> ModuleType:
     except (ImportError, OSError) as error:
         raise BackendUnavailable(
             f"--flavor {flavor} needs the package {package}, which does not import ({error}); "
-            f"install it with: pip install '{INSTALL[flavor]}'"
+            f"install it with: pip install {INSTALL[flavor]}"
         ) from error
     if not hasattr(module, "Builder"):
         raise BackendUnavailable(

@@ -1,0 +1,69 @@
+"""What to build for: which flavor, which GPUs, by which builder."""
+
+from typing import Literal
+
+import torch
+
+from engine.backend import PACKAGES
+from engine.errors import BackendUnavailable, BuildError
+from engine.manifest import Flavor, Precision
+from export.precision import graph_precisions
+from export.progress import BuildProgress
+from export.tensorrt_build import RTX_COMPUTE_CAPABILITIES, RTX_WITHOUT_BF16, import_tensorrt
+
+
+def choose_flavor(wanted: Flavor | Literal["auto"], targets_named: bool, progress: BuildProgress) -> Flavor:
+    """The flavor that was asked for, or by what is here, with a line that says why."""
+    if wanted != "auto":
+        return wanted
+    flavor, why = _automatic(targets_named)
+    progress.console.print(f"--flavor auto: {flavor}, since {why}", highlight=False)
+    return flavor
+
+
+def compute_capabilities(flavor: Flavor, precision: Precision, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """The GPUs to build for; none for ONNX.
+
+    Raises:
+        BuildError: `wanted` does not go with the flavor or the precision.
+        BackendUnavailable: the flavor builds for the GPU at hand, and there is none.
+    """
+    if flavor == "rtx":
+        return _rtx(precision, wanted)
+    if wanted:
+        raise BuildError(f"--compute-capability needs --flavor rtx, got {flavor}")
+    if flavor == "onnx":
+        return ()
+    import_tensorrt(flavor)
+    if not torch.cuda.is_available():
+        raise BackendUnavailable(
+            "--flavor tensorrt builds for the GPU it runs on, and there is none here; "
+            "--flavor rtx builds ahead of time for GPUs named by --compute-capability"
+        )
+    return ("{}.{}".format(*torch.cuda.get_device_capability()),)
+
+
+def _automatic(targets_named: bool) -> tuple[Flavor, str]:
+    if targets_named:
+        return "rtx", "--compute-capability names GPUs to build for ahead of time"
+    if not torch.cuda.is_available():
+        return "onnx", "there is no CUDA device here"
+    flavors: tuple[Flavor, ...] = ("tensorrt", "rtx")
+    for flavor in flavors:
+        try:
+            import_tensorrt(flavor)
+        except BackendUnavailable:
+            continue
+        return flavor, f"there is a CUDA device and {PACKAGES[flavor]} is installed"
+    return "onnx", "there is a CUDA device, but neither tensorrt nor tensorrt_rtx is installed"
+
+
+def _rtx(precision: Precision, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Those asked for, or all that have the number formats of the precision."""
+    bf16 = [name for name, own in graph_precisions(precision, "rtx").items() if own == "bf16"]
+    if bf16 and RTX_WITHOUT_BF16 in wanted:
+        raise BuildError(
+            f"compute capability {RTX_WITHOUT_BF16} has no BF16, which --{precision} uses for "
+            f"{', '.join(bf16)}; use --fp32 or leave it out"
+        )
+    return wanted or tuple(c for c in RTX_COMPUTE_CAPABILITIES if not bf16 or c != RTX_WITHOUT_BF16)
