@@ -1,21 +1,13 @@
-"""Who executes a graph: the `Engine` protocol, the choice of a back end, and its refusals.
-
-A back end allocates when it is constructed and only enqueues after that.
-"""
+"""Which back end executes a plan directory, and what is refused before any is loaded."""
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
 
 from engine import device
+from engine.engine import Engine
 from engine.errors import BackendUnavailable, PlanMismatch
-from engine.manifest import Flavor, Graph, GraphName, Manifest, Target
-
-Bindings = Mapping[str, np.ndarray[Any, Any]]
+from engine.manifest import Flavor, GraphName, Manifest, Target
 
 PACKAGES: dict[Flavor, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx", "onnx": "onnxruntime"}
 INSTALL: dict[Flavor, str] = {
@@ -23,20 +15,6 @@ INSTALL: dict[Flavor, str] = {
     "rtx": "tensorrt-rtx",
     "onnx": "onnxruntime",
 }
-
-
-class Engine(Protocol):
-    """One graph, ready to run."""
-
-    def enqueue(self, stream: int, bindings: Bindings) -> None:
-        """Starts the graph on `stream`.
-
-        Args:
-            stream: CUDA stream handle; 0 on a CPU, where the call returns when the outputs are written.
-            bindings: every input and output of the graph by name, C-contiguous, of the dtype the manifest gives.
-                Addresses are kept as long as the same arrays are passed.
-        """
-        ...
 
 
 def load_engines(directory: Path, manifest: Manifest, threads: int = 0) -> dict[GraphName, Engine]:
@@ -61,14 +39,6 @@ def load_engines(directory: Path, manifest: Manifest, threads: int = 0) -> dict[
     from engine.onnxruntime_engine import OnnxRuntimeEngine  # only who runs ONNX pays for its import
 
     return {name: OnnxRuntimeEngine(directory / graph.file, graph, threads) for name, graph in manifest.graphs.items()}
-
-
-def check_bindings(graph: Graph, bindings: Bindings) -> None:
-    """Asserts our own invariant: names, dtypes and layout of the bindings are those of the graph."""
-    for spec in (*graph.inputs, *graph.outputs):
-        array = bindings[spec.name]
-        assert array.dtype == spec.dtype, f"{spec.name}: {array.dtype}, the graph has {spec.dtype}"
-        assert array.flags.c_contiguous, f"{spec.name} is not contiguous"
 
 
 def _require_package(flavor: Flavor) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from engine.backend import Bindings, check_bindings
+from engine.engine import Bindings, check_bindings
 from engine.errors import PlanCorrupt
 from engine.manifest import Graph
 

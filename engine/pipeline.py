@@ -13,8 +13,9 @@ from typing import Any, Self
 import numpy as np
 
 from engine import rope
-from engine.backend import Engine, load_engines
+from engine.backend import load_engines
 from engine.buffers import Buffers
+from engine.engine import Engine
 from engine.errors import NonFiniteOutput
 from engine.manifest import GraphName, Manifest, padded, read, resolve
 from engine.noise import randn

@@ -7,9 +7,12 @@ imports either.
 import importlib
 import importlib.util
 import re
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 from types import ModuleType
 from typing import Any
 
@@ -61,7 +64,9 @@ class TensorRtBuilder:
             errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
             raise BuildError(f"TensorRT does not parse {path.name}: {errors}")
         config = self._config(builder, graph, profiles)
-        serialized = builder.build_serialized_network(network, config)
+        with _noted_interrupt() as interrupted:
+            config.progress_monitor = _make_monitor(trt, self._progress, interrupted)
+            serialized = builder.build_serialized_network(network, config)
         if serialized is None:
             raise BuildError(f"TensorRT does not build {path.name}: {'; '.join(logger.errors) or 'it gives no reason'}")
         return Plan(serialized, logger.activation_bytes)
@@ -79,7 +84,6 @@ class TensorRtBuilder:
             config.num_compute_capabilities = len(self._capabilities)
             for index, capability in enumerate(self._capabilities):
                 config.set_compute_capability(capability, index)
-        config.progress_monitor = _make_monitor(self._trt, self._progress)
         return config
 
     def _capability(self, text: str) -> Any:
@@ -138,7 +142,23 @@ def _make_logger(trt: ModuleType) -> Any:
     return Logger()
 
 
-def _make_monitor(trt: ModuleType, progress: BuildProgress) -> Any:
+@contextmanager
+def _noted_interrupt() -> Iterator[Callable[[], bool]]:
+    """Notes Ctrl-C and raises KeyboardInterrupt at the end: TensorRT swallows what its callbacks raise and goes on."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
+        yield lambda: False
+        return
+    noted = Event()
+    signal.signal(signal.SIGINT, lambda *_: noted.set())
+    try:
+        yield noted.is_set
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if noted.is_set():
+        raise KeyboardInterrupt
+
+
+def _make_monitor(trt: ModuleType, progress: BuildProgress, interrupted: Callable[[], bool]) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         """TensorRT's build phases as bars."""
 
@@ -151,7 +171,7 @@ def _make_monitor(trt: ModuleType, progress: BuildProgress) -> Any:
 
         def step_complete(self, phase_name: str, _step: int) -> bool:
             self._open[phase_name].advance()
-            return True  # False would cancel the build
+            return not interrupted()  # False cancels the build
 
         def phase_finish(self, phase_name: str) -> None:
             self._open.pop(phase_name).finish()

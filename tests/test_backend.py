@@ -10,10 +10,11 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
-from test_manifest import MANIFEST
+from sample_manifest import MANIFEST
 
 from engine import backend, device
-from engine.backend import check_bindings, load_engines
+from engine.backend import load_engines
+from engine.engine import check_bindings
 from engine.errors import BackendUnavailable, PlanCorrupt, PlanMismatch
 from engine.manifest import Flavor, Graph, Manifest, Target, TensorSpec
 from engine.onnxruntime_engine import OnnxRuntimeEngine

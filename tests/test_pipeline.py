@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_manifest import MANIFEST
+from sample_manifest import MANIFEST
 
-from engine.backend import Bindings
+from engine.engine import Bindings
 from engine.errors import InvalidRequest, NonFiniteOutput, UnsupportedShape
 from engine.manifest import GraphName
 from engine.noise import randn

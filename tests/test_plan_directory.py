@@ -16,24 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sample_manifest import MANIFEST as SAMPLE
 
 from engine.errors import BuildError, PlanNotFound
 from engine.manifest import (
     MANIFEST_FILE,
-    SCHEMA_VERSION,
     Graph,
     GraphName,
-    Manifest,
-    Model,
-    PromptFormat,
-    Rope,
-    Target,
     encode,
     read,
     resolve,
 )
 from export import plan_directory
-from export.profiles import parse_profile
 
 NAME = "miniature-fp32-onnx-0123456789ab"
 GRAPHS: tuple[GraphName, ...] = ("prompt_encoder", "denoiser", "vae_decoder")
@@ -42,29 +36,7 @@ PLANS = {
     "denoiser.onnx.data": b"weights" * 1000,
     "tokenizer/tokenizer.json": b"{}",
 }
-MODEL = Model(
-    name="miniature",
-    weights_sha256="0" * 64,
-    latent_channels=16,
-    vae_scale=8,
-    patch_size=2,
-    caption_dim=192,
-    rope=Rope(256.0, (8, 12, 12), (1536, 512, 512)),
-    prompt=PromptFormat("", "", 512, 0),
-    schedule_shift=3.0,
-    default_steps=8,
-)
-MANIFEST = Manifest(
-    SCHEMA_VERSION,
-    plan_id="0123456789ab",
-    zimage_trt="0.1.0",
-    precision="fp32",
-    model=MODEL,
-    target=Target("onnx", "onnx opset 20"),
-    profiles=(parse_profile("512", MODEL),),
-    graphs={graph: Graph(f"{graph}.onnx", "fp32", (), ()) for graph in GRAPHS},
-    files=(),
-)
+MANIFEST = replace(SAMPLE, graphs={graph: Graph(f"{graph}.onnx", "fp32", (), ()) for graph in GRAPHS})
 
 
 def build(output: Path, name: str = NAME, midway: Callable[[Path], Any] | None = None) -> bool:

@@ -6,24 +6,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from sample_manifest import CAPTION, MANIFEST
 
 from engine.errors import BuildError
-from engine.manifest import Model, Profile, PromptFormat, Range, Rope, padded
+from engine.manifest import Profile, Range, padded
 from export.profiles import default_profiles, dimensions, parse_profile
 
-MODEL = Model(
-    name="miniature",
-    weights_sha256="0" * 64,
-    latent_channels=16,
-    vae_scale=8,
-    patch_size=2,
-    caption_dim=192,
-    rope=Rope(256.0, (8, 12, 12), (1536, 512, 512)),
-    prompt=PromptFormat("<|im_start|>user\n", "<|im_end|>\n", 512, 0),
-    schedule_shift=3.0,
-    default_steps=8,
-)
-CAPTION = Range(32, 64, 512)
+MODEL = MANIFEST.model
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""A manifest of a small model, for tests that need one and build nothing."""
+
+from engine.manifest import (
+    SCHEMA_VERSION,
+    Graph,
+    Manifest,
+    Model,
+    Profile,
+    PromptFormat,
+    Range,
+    Rope,
+    Target,
+    TensorSpec,
+)
+
+CAPTION = Range(32, 64, 512)
+USUAL = Profile("usual", Range(64, 256, 256), Range(64, 256, 256), Range(1, 1, 4), CAPTION)
+LARGE = Profile("large", Range(64, 384, 512), Range(64, 384, 512), Range(1, 1, 1), CAPTION)
+BANNER = Profile("banner", Range(64, 64, 128), Range(768, 1024, 1024), Range(1, 1, 2), CAPTION)
+
+
+def tensors(**shapes: tuple[int | str, ...]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, "float32", shape) for name, shape in shapes.items())
+
+
+MANIFEST = Manifest(
+    schema_version=SCHEMA_VERSION,
+    plan_id="0123456789ab",
+    zimage_trt="0.1.0",
+    precision="fp32",
+    model=Model(
+        name="Z-Image-Fake",
+        weights_sha256="0" * 64,
+        latent_channels=16,
+        vae_scale=8,
+        patch_size=2,
+        caption_dim=8,
+        rope=Rope(256.0, (8, 12, 12), (1536, 512, 512)),
+        prompt=PromptFormat("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", 512, 0),
+        schedule_shift=3.0,
+        default_steps=8,
+    ),
+    target=Target("onnx", "onnx opset 20"),
+    profiles=(USUAL, LARGE),
+    graphs={
+        "prompt_encoder": Graph("prompt_encoder.onnx", "fp32", (), tensors(caption=("batch", "caption", 8))),
+        "denoiser": Graph("denoiser.onnx", "fp16", (), (), activation_bytes=123),
+        "vae_decoder": Graph("vae_decoder.onnx", "bf16", (), ()),
+    },
+    files=(),
+)
