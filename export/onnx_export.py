@@ -16,7 +16,7 @@ from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 from torch.export import Dim
 
-from engine.errors import BuildError
+from engine.errors import BuildError, CheckpointError
 from engine.manifest import padded
 from export.checkpoint import Weight
 from export.graph_module import GraphModule
@@ -98,6 +98,8 @@ def _lazy(name: str, value: ir.Value, weight: Weight) -> ir.LazyTensor:
 
     def load() -> ir.TensorProtocol:
         tensor = weight.load().to(ir.tensor_adapters.to_torch_dtype(dtype))
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{weight.key} in {weight.file} has values that {dtype.name} cannot hold; use --bf16")
         return ir.tensor_adapters.TorchTensor(tensor.contiguous(), name=name)
 
     return ir.LazyTensor(load, dtype=dtype, shape=ir.Shape(weight.shape), name=name)
