@@ -81,7 +81,9 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
             progress.console.print(f"found {finished}, built from the same inputs")
             plan_directory.make_current(finished)
             return finished
-        plan_directory.require_space(options.output, (1 if builder is None else 2) * checkpoint.nbytes)
+        plan_directory.require_space(
+            options.output, _disk_bytes(checkpoint, precisions, copies=1 if builder is None else 2)
+        )
         with plan_directory.unfinished(options.output, name) as directory:
             _copy_tokenizer(checkpoint, directory)
             built = _export(graphs, precisions, directory, progress)
@@ -183,7 +185,7 @@ def _verify(
     """Compares each ONNX file with DiffSynth's own forward pass."""
     if verify == "never":
         return
-    needed, free = VERIFY_COPIES * _fp32_bytes(checkpoint), psutil.virtual_memory().available
+    needed, free = VERIFY_COPIES * 4 * checkpoint.parameters, psutil.virtual_memory().available
     if verify == "auto" and needed > free:
         progress.console.print(
             f"parity with DiffSynth is not checked: it needs about {needed / 1e9:.0f} GB of memory, "
@@ -198,9 +200,9 @@ def _verify(
         progress.console.print(f"{name}: relative L2 {error:.1e}", highlight=False)
 
 
-def _fp32_bytes(checkpoint: Checkpoint) -> int:
-    components = (checkpoint.transformer, checkpoint.text_encoder, checkpoint.vae)
-    return 4 * sum(weight.count for component in components for weight in component.weights.values())
+def _disk_bytes(checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision], copies: int) -> int:
+    """What a build takes at its peak: the ONNX files and, with TensorRT, the plans beside them."""
+    return copies * checkpoint.parameters * (4 if "fp32" in precisions.values() else 2)
 
 
 def _build_plans(

@@ -80,8 +80,10 @@ class Checkpoint:
         return (*configs, *tokenizer, *([template] if template.is_file() else []), scheduler, *weights)
 
     @property
-    def nbytes(self) -> int:
-        return sum(file.stat().st_size for file in self.files)
+    def parameters(self) -> int:
+        """Elements of all weights, those that no graph uses included."""
+        components = (self.transformer, self.text_encoder, self.vae)
+        return sum(weight.count for component in components for weight in component.weights.values())
 
     def fingerprint(self) -> str:
         """Hex sha256 over the contents of all files, wherever they lie."""

@@ -7,6 +7,7 @@ output directory points to the newest. Two builders of the same plans take turns
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ import filelock
 
 from engine.errors import BuildError, PlanError
 from engine.manifest import CURRENT, MANIFEST_FILE, File, read, sha256
+
+log = logging.getLogger(__name__)
 
 UNFINISHED = ".building-"
 LIBRARIES = ("torch", "onnxscript", "onnx-ir", "diffsynth", "transformers")  # have a say in the graphs
@@ -44,8 +47,13 @@ def exclusive(output: Path, name: str) -> Iterator[None]:
     """Holds the lock of one plan directory; waits for another builder of the same."""
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(output / f".{name}.lock")
-        lock.acquire()
+        lock = _lock(output, name)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            log.warning("another process builds %s; waiting for it", output / name)
+            lock.acquire()
+        _sweep(output)
     try:
         yield
     finally:
@@ -54,7 +62,7 @@ def exclusive(output: Path, name: str) -> Iterator[None]:
 
 @contextmanager
 def unfinished(output: Path, name: str) -> Iterator[Path]:
-    """An empty directory to build in. Whatever an interrupted build left there goes, and so does a failed one's."""
+    """An empty directory to build in; what an interrupted or failed build leaves there is removed."""
     directory = output / f"{UNFINISHED}{name}"
     shutil.rmtree(directory, ignore_errors=True)
     try:
@@ -107,8 +115,20 @@ def disk_errors(output: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise BuildError(f"no space left for the build in {output}; nothing was kept") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise BuildError(f"cannot write to {output}: {error.strerror}") from error
+            raise BuildError(f"cannot write to {output}: {error.strerror} ({error.filename})") from error
         raise
+
+
+def _lock(output: Path, name: str) -> filelock.FileLock:
+    return filelock.FileLock(output / f".{name}.lock")
+
+
+def _sweep(output: Path) -> None:
+    """Removes what interrupted builds of other plans left: unfinished directories whose lock nobody holds."""
+    for leftover in output.glob(f"{UNFINISHED}*"):
+        if not leftover.is_symlink():
+            with suppress(filelock.Timeout), _lock(output, leftover.name.removeprefix(UNFINISHED)).acquire(timeout=0):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -52,7 +52,8 @@ def test_the_miniature_opens(checkpoint: Path) -> None:
     stored = load_file(checkpoint / TRANSFORMER)
     assert opened.transformer.weights.keys() == stored.keys()
     assert all(torch.equal(opened.transformer.weights[name].load(), tensor) for name, tensor in stored.items())
-    assert opened.nbytes == sum(file.stat().st_size for file in opened.files)
+    stored = sum(file.stat().st_size for file in opened.files if file.suffix == ".safetensors")
+    assert 0.99 * stored < 4 * opened.parameters < stored  # FP32 and headers
 
 
 def test_a_hub_id_that_was_downloaded_before(

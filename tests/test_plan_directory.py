@@ -300,3 +300,13 @@ def test_space_is_asked_for_before_the_build(tmp_path: Path) -> None:
         plan_directory.require_space(tmp_path / "not" / "there" / "yet", 10**18)
     free_gb = r"[0-9]+\.[0-9] GB free"
     caught.match(f"^{tmp_path}/not/there/yet has {free_gb}, the build needs about 1000000000.0 GB$")
+
+
+def test_leftovers_of_other_plans_are_swept_unless_they_are_being_built(tmp_path: Path) -> None:
+    orphan, busy = tmp_path / ".building-orphan", tmp_path / ".building-busy"
+    orphan.mkdir()
+    with plan_directory.exclusive(tmp_path, "busy"), plan_directory.unfinished(tmp_path, "busy") as directory:
+        assert directory == busy
+        assert not orphan.exists()
+        assert build(tmp_path)
+        assert busy.is_dir()
