@@ -14,11 +14,12 @@ import torch
 
 from benchmarks.report import Stopwatch, finish, peak_rss
 from engine.manifest import Graph, GraphName, Model, Precision, PromptFormat, Rope
+from engine.shapes import dimensions
 from export import models, onnx_export
 from export.checkpoint import Component, Weight
 from export.denoiser import Denoiser
 from export.graph_module import GraphModule
-from export.profiles import dimensions, parse_profile
+from export.profiles import parse_profile
 from export.progress import BuildProgress
 from export.prompt_encoder import PromptEncoder
 from export.tensorrt_build import TensorRtBuilder
@@ -64,7 +65,8 @@ def build(graph: GraphName, layers: int, profile: str, compute_capability: str) 
         seconds, bytes of weights and plan, activation memory as TensorRT states it, peak resident set in bytes.
     """
     sizes = replace(Z_IMAGE_TURBO, n_layers=layers, n_refiner_layers=0, text_layers=layers + 1)
-    module = graph_of(sizes, graph, "fp16" if graph == "denoiser" else "bf16")
+    precision: Precision = "fp16" if graph == "denoiser" else "bf16"
+    module = graph_of(sizes, graph, precision)
     builder = TensorRtBuilder("rtx", [compute_capability], BuildProgress())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{graph}.onnx"
@@ -73,20 +75,23 @@ def build(graph: GraphName, layers: int, profile: str, compute_capability: str) 
         onnx_export.write(onnx, path)
         weights = path.with_name(f"{path.name}.data").stat().st_size
         model = model_facts(sizes)
-        shapes = dimensions(parse_profile(profile, model), model)
+        shapes = dimensions(graph, parse_profile(profile, model), model)
+        plan = path.with_suffix(".plan")
         watch = Stopwatch()
-        plan = builder.build(path, Graph(path.name, "fp16", module.inputs, module.outputs), [shapes])
-    return {
-        "graph": graph,
-        "layers": layers,
-        "profile": profile,
-        "builder": builder.name,
-        "seconds": round(watch.seconds, 1),
-        "weight_bytes": weights,
-        "plan_bytes": plan.serialized.nbytes,
-        "activation_bytes": plan.activation_bytes,
-        "peak_rss_bytes": peak_rss(),
-    }
+        activation_bytes = builder.build(
+            path, Graph(path.name, precision, module.inputs, module.outputs), [shapes], plan
+        )
+        return {
+            "graph": graph,
+            "layers": layers,
+            "profile": profile,
+            "builder": builder.name,
+            "seconds": round(watch.seconds, 1),
+            "weight_bytes": weights,
+            "plan_bytes": plan.stat().st_size,
+            "activation_bytes": activation_bytes,
+            "peak_rss_bytes": peak_rss(),
+        }
 
 
 def graph_of(sizes: CheckpointSizes, graph: GraphName, precision: Precision) -> GraphModule:

@@ -11,7 +11,7 @@ from engine.manifest import Flavor, GraphName, Manifest, Target
 
 PACKAGES: dict[Flavor, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx", "onnx": "onnxruntime"}
 INSTALL: dict[Flavor, str] = {
-    "tensorrt": "tensorrt (from NVIDIA's own package index)",
+    "tensorrt": "tensorrt, from NVIDIA's own package index",
     "rtx": "tensorrt-rtx",
     "onnx": "onnxruntime",
 }

@@ -1,28 +1,25 @@
 """Every array that a picture needs, allocated once and sized for the largest profile."""
 
-from collections.abc import Mapping
+import math
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from engine.manifest import Manifest, Profile, padded
-from engine.rope import head_frequencies
+from engine.manifest import Manifest
+from engine.shapes import dimensions
 
 Array = np.ndarray[Any, Any]
 
 
 class Buffers:
-    """Flat allocations by tensor name; `view` is a window of one in the shape of the moment.
+    """One flat allocation per tensor name of the three graphs; `view` is a window of it in the shape of the moment.
 
-    Two `latents` buffers take turns as input and output of the denoiser.
+    `latents` and `latents_next` are as large as each other and take turns as the denoiser's input and output.
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        capacities = [_capacities(manifest, profile) for profile in manifest.profiles]
-        self._flat = {
-            name: np.zeros(max(c[name][0] for c in capacities), dtype) for name, (_, dtype) in capacities[0].items()
-        }
+        self._flat = {name: np.zeros(count, dtype) for name, (count, dtype) in _capacities(manifest).items()}
         self.view = lru_cache(maxsize=256)(self._view)  # the same array object again: engines rebind only new ones
 
     @property
@@ -30,25 +27,16 @@ class Buffers:
         return sum(array.nbytes for array in self._flat.values())
 
     def _view(self, name: str, shape: tuple[int, ...]) -> Array:
-        return self._flat[name][: int(np.prod(shape))].reshape(shape)
+        return self._flat[name][: math.prod(shape)].reshape(shape)
 
 
-def _capacities(manifest: Manifest, profile: Profile) -> Mapping[str, tuple[int, type[np.generic]]]:
-    """Elements and dtype of each tensor at the profile's largest shape."""
-    model, batch, caption = manifest.model, profile.batch.max, profile.caption.max
-    pixels = profile.height.max * profile.width.max
-    tokens = padded(pixels // model.size_multiple**2) + caption
-    latents = batch * model.latent_channels * pixels // model.vae_scale**2
-    rope = tokens * head_frequencies(model.rope)
-    return {
-        "input_ids": (batch * caption, np.int64),
-        "lengths": (batch, np.int64),
-        "caption": (batch * caption * model.caption_dim, np.float32),
-        "rope_cos": (rope, np.float32),
-        "rope_sin": (rope, np.float32),
-        "sigma": (batch, np.float32),
-        "sigma_next": (batch, np.float32),
-        "latents_0": (latents, np.float32),
-        "latents_1": (latents, np.float32),
-        "image": (batch * pixels * 3, np.float32),
-    }
+def _capacities(manifest: Manifest) -> dict[str, tuple[int, str]]:
+    """Elements and dtype of each tensor at the largest shape of any profile."""
+    capacities: dict[str, tuple[int, str]] = {}
+    for name, graph in manifest.graphs.items():
+        for profile in manifest.profiles:
+            bounds = dimensions(name, profile, manifest.model)
+            for spec in (*graph.inputs, *graph.outputs):
+                count = math.prod(d if isinstance(d, int) else bounds[d].max for d in spec.shape)
+                capacities[spec.name] = max((count, spec.dtype), capacities.get(spec.name, (0, spec.dtype)))
+    return capacities

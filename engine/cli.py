@@ -1,9 +1,14 @@
 """`zimage-generate`: one prompt, one PNG."""
 
 import argparse
+import errno
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from engine.errors import InvalidRequest, ZImageError
 from engine.options import add_pipeline_arguments
@@ -39,29 +44,42 @@ def _run(args: argparse.Namespace) -> None:
     seed = random_seed() if args.seed is None else args.seed
     if not 0 <= seed <= MAX_SEED:
         raise InvalidRequest(f"seed must be between 0 and {MAX_SEED}, got {seed}", "seed")
-    if not args.output.parent.is_dir() or args.output.is_dir():
-        raise NotADirectoryError(f"cannot write {args.output}: not a file in an existing directory")
+    with _whole_file(args.output) as file:
+        _draw(args, PictureRequest(args.prompt, height, width, seed, args.steps), file)
+
+
+def _draw(args: argparse.Namespace, request: PictureRequest, file: IO[bytes]) -> None:
     started = time.perf_counter()
     pipeline = Pipeline.load(args.engines, threads=args.threads)
     loaded = time.perf_counter()
-    picture = pipeline.generate(PictureRequest(args.prompt, height, width, seed, args.steps))
+    picture = pipeline.generate(request)
     if picture.prompt.dropped:
         limit = pipeline.manifest.model.prompt.max_tokens
         print(
             f"the prompt is longer than {limit} tokens; left out: ...{picture.prompt.dropped[:60]!r}",
             file=sys.stderr,
         )
-    _write(args.output, encode_png(picture.pixels, {"prompt": args.prompt, "seed": str(seed)}))
+    file.write(encode_png(picture.pixels, {"prompt": args.prompt, "seed": str(picture.seed)}))
     stages = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in picture.seconds.items())
-    print(f"{args.output}: {picture.width}x{picture.height}, seed {seed}, {picture.num_inference_steps} forwards")
+    print(
+        f"{args.output}: {picture.width}x{picture.height}, seed {picture.seed}, {picture.num_inference_steps} forwards"
+    )
     print(f"load {loaded - started:.2f} s, {stages}")
 
 
-def _write(path: Path, content: bytes) -> None:
-    """All of the file or nothing, also when the disk is full."""
-    unfinished = path.with_name(f".{path.name}.part")
+@contextmanager
+def _whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name when all of it is written. Made first: a refusal costs no picture."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        unfinished.write_bytes(content)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a directory")
+        file = unfinished.open("xb")
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        with file:
+            yield file
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -1,5 +1,7 @@
 """The CUDA device that plans would run on, asked of the driver alone: no context is made, no memory taken."""
 
+from typing import Any
+
 from engine.errors import BackendUnavailable
 
 
@@ -19,12 +21,11 @@ def compute_capability() -> str:
         raise BackendUnavailable("TensorRT plans need a CUDA device, and no NVIDIA driver is installed here") from error
     if status != driver.CUresult.CUDA_SUCCESS:
         raise BackendUnavailable(f"TensorRT plans need a CUDA device; the driver answers {status.name}")
-    attribute = driver.CUdevice_attribute
-    major, minor = (
-        driver.cuDeviceGetAttribute(which, 0)[1]
-        for which in (
-            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-        )
-    )
-    return f"{major}.{minor}"
+    return ".".join(str(_attribute(driver, f"COMPUTE_CAPABILITY_{part}")) for part in ("MAJOR", "MINOR"))
+
+
+def _attribute(driver: Any, name: str) -> int:
+    status, value = driver.cuDeviceGetAttribute(driver.CUdevice_attribute[f"CU_DEVICE_ATTRIBUTE_{name}"], 0)
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise BackendUnavailable(f"the CUDA driver does not tell {name}: {status.name}")
+    return int(value)

@@ -42,6 +42,7 @@ class Graph:
     precision: Precision
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    parity: float | None = None  # relative L2 of the ONNX file against DiffSynth in FP32; None if not compared
     activation_bytes: int | None = None  # device memory of one execution context; TensorRT flavors only
 
 
@@ -143,9 +144,14 @@ class Manifest:
     precision: Precision
     model: Model
     target: Target
-    profiles: tuple[Profile, ...]
+    profiles: tuple[Profile, ...]  # in the order of TensorRT's profile index
     graphs: dict[GraphName, Graph]
     files: tuple[File, ...]
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether every graph was compared with the model that it was exported from."""
+        return all(graph.parity is not None for graph in self.graphs.values())
 
     @property
     def default_size(self) -> tuple[int, int]:

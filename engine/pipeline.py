@@ -58,6 +58,7 @@ class Pipeline:
         self._tokenizer = tokenizer
         self._engines = engines
         self._buffers = Buffers(manifest)
+        self._encoded: tuple[int, ...] = ()  # the prompt whose caption the buffers hold
 
     @classmethod
     def load(cls, directory: Path, *, threads: int = 0, verify: bool = True) -> Self:
@@ -126,10 +127,14 @@ class Pipeline:
             "lengths": self._buffers.view("lengths", (1,)),
             "caption": self._buffers.view("caption", (1, length, model.caption_dim)),
         }
+        if prompt.ids == self._encoded:  # the next of several pictures of one prompt: its caption is still there
+            return bindings["caption"]
+        self._encoded = ()
         bindings["input_ids"][:] = model.prompt.pad_token_id
         bindings["input_ids"][0, : len(prompt.ids)] = prompt.ids
         bindings["lengths"][:] = len(prompt.ids)
         self._engines["prompt_encoder"].enqueue(CPU_STREAM, bindings)
+        self._encoded = prompt.ids
         return bindings["caption"]
 
     def denoise(self, caption: Array, noise: Array, schedule: Array, on_step: OnStep | None = None) -> Array:
@@ -144,7 +149,7 @@ class Pipeline:
             [B, 16, h, w] float32, valid until the next call.
         """
         batch, _, h, w = noise.shape
-        latents = [self._buffers.view(f"latents_{i}", noise.shape) for i in range(2)]
+        latents = [self._buffers.view(name, noise.shape) for name in ("latents", "latents_next")]
         latents[0][:] = noise
         constant = {"caption": caption, **self._rope(h, w, caption.shape[1]), **self._sigma_views(batch)}
         steps = len(schedule) - 1
@@ -162,7 +167,8 @@ class Pipeline:
         batch, _, h, w = latents.shape
         image = self._buffers.view("image", (batch, h * scale, w * scale, 3))
         self._engines["vae_decoder"].enqueue(CPU_STREAM, {"latents": latents, "image": image})
-        pixels: Array = np.rint(_finite(image, "picture")[0]).astype(np.uint8)
+        np.clip(_finite(image, "picture"), 0, 255, out=image)
+        pixels: Array = np.rint(image[0], out=image[0]).astype(np.uint8)
         return pixels
 
     def _rope(self, h: int, w: int, caption: int) -> dict[str, Array]:

@@ -24,12 +24,13 @@ from engine.manifest import (
     encode,
 )
 from engine.prompt import TOKENIZER_FILE
+from engine.shapes import dimensions
 from export import models, onnx_export, parity, plan_directory
 from export.checkpoint import Checkpoint, open_checkpoint
 from export.denoiser import Denoiser
 from export.graph_module import GraphModule
 from export.precision import graph_precisions
-from export.profiles import default_profiles, dimensions, parse_profile
+from export.profiles import default_profiles, parse_profile
 from export.progress import BuildProgress
 from export.prompt_encoder import PromptEncoder
 from export.prompt_format import read_prompt_format
@@ -38,6 +39,10 @@ from export.tensorrt_build import TensorRtBuilder
 from export.vae_decoder import VaeDecoder
 
 DEFAULT_STEPS = 8  # forward passes that Z-Image-Turbo is distilled for
+UNSHIFTED_FP16 = (
+    "--fp16: the scales that keep FP16 from overflowing on every checkpoint are not in yet; "
+    "Z-Image-Turbo's own weights need --bf16"
+)
 VERIFY_COPIES = 3  # FP32 copies of the weights held while a graph is compared: DiffSynth's, ONNX Runtime's two
 
 
@@ -68,16 +73,19 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
     capabilities = compute_capabilities(flavor, options.precision, options.compute_capabilities)
     precisions = graph_precisions(options.precision, flavor)
     builder = None if flavor == "onnx" else TensorRtBuilder(flavor, capabilities, progress)
+    if builder is not None and options.precision == "fp16":
+        progress.console.print(UNSHIFTED_FP16)
     checkpoint = open_checkpoint(options.model, options.transformer_file)
     graphs = _graphs(checkpoint, precisions)
     with progress.stage("hashing the checkpoint"):
         model = _describe(checkpoint)
     target = Target(flavor, builder.name if builder else f"onnx opset {onnx_export.OPSET}", capabilities)
     draft = _draft(options, model, target, _profiles(options, checkpoint, model))
-    name = f"{model.name}-{options.precision}-{flavor}-{draft.plan_id}"
+    name = f"{model.name.replace('/', '--')}-{options.precision}-{flavor}-{draft.plan_id}"
     finished = options.output / name
     with plan_directory.exclusive(options.output, name):
-        if plan_directory.find_finished(finished):
+        known = plan_directory.find_finished(finished)
+        if known is not None and (options.verify != "always" or known.is_verified):
             progress.console.print(f"found {finished}, built from the same inputs")
             plan_directory.make_current(finished)
             return finished
@@ -87,7 +95,7 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
         with plan_directory.unfinished(options.output, name) as directory:
             _copy_tokenizer(checkpoint, directory)
             built = _export(graphs, precisions, directory, progress)
-            _verify(built, checkpoint, directory, options.verify, progress)
+            built = _verify(built, checkpoint, directory, options.verify, progress)
             if builder is not None:
                 built = _build_plans(builder, built, directory, draft, progress)
             with progress.stage("hashing the plans"):
@@ -181,28 +189,38 @@ def _verify(
     directory: Path,
     verify: Literal["auto", "always", "never"],
     progress: BuildProgress,
-) -> None:
-    """Compares each ONNX file with DiffSynth's own forward pass."""
+) -> dict[GraphName, Graph]:
+    """Compares each ONNX file with DiffSynth's own forward pass, and notes how far apart they are."""
     if verify == "never":
-        return
+        return dict(graphs)
     needed, free = VERIFY_COPIES * 4 * checkpoint.parameters, psutil.virtual_memory().available
     if verify == "auto" and needed > free:
         progress.console.print(
             f"parity with DiffSynth is not checked: it needs about {needed / 1e9:.0f} GB of memory, "
             f"{free / 1e9:.0f} GB are free (--verify always does it all the same)"
         )
-        return
+        return dict(graphs)
     with progress.stage("loading DiffSynth's modules"):
         reference = parity.Reference(checkpoint)
+    verified: dict[GraphName, Graph] = {}
     for name, graph in graphs.items():
         with progress.stage(f"{name}: comparing with DiffSynth"):
             error = parity.check(name, directory / graph.file, graph.precision, reference)
         progress.console.print(f"{name}: relative L2 {error:.1e}", highlight=False)
+        verified[name] = replace(graph, parity=error)
+    return verified
 
 
 def _disk_bytes(checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision], copies: int) -> int:
     """What a build takes at its peak: the ONNX files and, with TensorRT, the plans beside them."""
-    return copies * checkpoint.parameters * (4 if "fp32" in precisions.values() else 2)
+    components = {
+        "prompt_encoder": checkpoint.text_encoder,
+        "denoiser": checkpoint.transformer,
+        "vae_decoder": checkpoint.vae,
+    }
+    sizes = {name: components[name].parameters * (4 if own == "fp32" else 2) for name, own in precisions.items()}
+    widened = [2 * sizes[name] for name, own in precisions.items() if own == "bf16"]  # a twin, while it is compared
+    return copies * sum(sizes.values()) + max(widened, default=0)
 
 
 def _build_plans(
@@ -213,14 +231,13 @@ def _build_plans(
     progress: BuildProgress,
 ) -> dict[GraphName, Graph]:
     """Builds each ONNX file into a plan and removes it."""
-    shapes = [dimensions(profile, draft.model) for profile in draft.profiles]
     built: dict[GraphName, Graph] = {}
     for name, graph in onnx.items():
-        path = directory / graph.file
+        path, plan = directory / graph.file, directory / f"{name}.plan"
+        shapes = [dimensions(name, profile, draft.model) for profile in draft.profiles]
         with progress.stage(f"{name}: building with {builder.name}"):
-            plan = builder.build(path, graph, shapes)
-            (directory / f"{name}.plan").write_bytes(plan.serialized)
+            activation_bytes = builder.build(path, graph, shapes, plan)
         for file in (path, path.with_name(f"{path.name}.data")):
             file.unlink(missing_ok=True)
-        built[name] = Graph(f"{name}.plan", graph.precision, graph.inputs, graph.outputs, plan.activation_bytes)
+        built[name] = replace(graph, file=plan.name, activation_bytes=activation_bytes)
     return built

@@ -57,10 +57,15 @@ class Component:
     weights: dict[str, Weight]
     files: tuple[Path, ...]
 
+    @property
+    def parameters(self) -> int:
+        """Elements of all weights, those that no graph uses included."""
+        return sum(weight.count for weight in self.weights.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The five folders, opened and named; nothing of the weights is read yet."""
+    """The five folders, opened; nothing of the weights is read yet. `name` is the hub id or the folder's name."""
 
     name: str
     directory: Path
@@ -81,9 +86,8 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """Elements of all weights, those that no graph uses included."""
-        components = (self.transformer, self.text_encoder, self.vae)
-        return sum(weight.count for component in components for weight in component.weights.values())
+        """Elements of all weights."""
+        return sum(component.parameters for component in (self.transformer, self.text_encoder, self.vae))
 
     def fingerprint(self) -> str:
         """Hex sha256 over the contents of all files, wherever they lie."""
@@ -102,7 +106,8 @@ def open_checkpoint(model: str, transformer_file: Path | None = None) -> Checkpo
     Raises:
         CheckpointError: names what is missing or damaged.
     """
-    directory = Path(model) if Path(model).is_dir() else _download(model)
+    local = Path(model).is_dir()
+    directory = Path(model) if local else _download(model)
     for folder in FOLDERS:
         if not (directory / folder).is_dir():
             raise CheckpointError(
@@ -115,7 +120,8 @@ def open_checkpoint(model: str, transformer_file: Path | None = None) -> Checkpo
     if transformer_file is not None:
         transformer = _single_file(transformer, transformer_file)
     scheduler = read_json(directory / "scheduler" / "scheduler_config.json")
-    return Checkpoint(directory.resolve().name, directory, transformer, text_encoder, vae, scheduler)
+    name = directory.resolve().name if local else model
+    return Checkpoint(name, directory, transformer, text_encoder, vae, scheduler)
 
 
 def read_json(path: Path) -> Config:
@@ -143,7 +149,7 @@ class _Object(Config):
 
 
 def _download(model: str) -> Path:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
         raise CheckpointError(f"no folder at {model}, and it does not read as a hub id (owner/name)")
     from diffsynth.core import ModelConfig  # imports much; a local folder needs none of it
 

@@ -5,9 +5,12 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.errors import ZImageError
-from export.progress import BuildProgress
+
+if TYPE_CHECKING:
+    from export.progress import BuildProgress
 
 EPILOG = """\
 examples:
@@ -22,16 +25,19 @@ def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     warnings.filterwarnings("ignore")  # torch's exporter and DiffSynth warn about themselves
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    progress = BuildProgress()
     try:
-        print(_build(args, progress))
+        from export.progress import BuildProgress
+
+        print(_build(args, BuildProgress()))
+    except ModuleNotFoundError as error:
+        sys.exit(f"build-engines: {error.name} is not installed; in the checkout: pip install -e '.[export]'")
     except (ZImageError, OSError) as error:
         sys.exit(f"build-engines: {error}")
     except KeyboardInterrupt:
         sys.exit("build-engines: interrupted; nothing was kept")
 
 
-def _build(args: argparse.Namespace, progress: BuildProgress) -> Path:
+def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
     with progress.stage("loading PyTorch and DiffSynth"):
         from export.build import BuildOptions, build_engines  # seconds of imports, after --help and argument errors
 

@@ -53,7 +53,7 @@ def attention(module: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def swiglu(x: Tensor, gate: Any, up: Any, down: Any) -> Tensor:
-    """down(silu(gate(x)) * up(x)); the product in FP32, where it cannot overflow."""
+    """down(silu(gate(x)) * up(x)); the product in FP32, rounded once for `down`."""
     return linear(F.silu(linear(x, gate).float()) * linear(x, up).float(), down)
 
 
@@ -64,16 +64,20 @@ def transformer_block(module: Any, x: Tensor, cos: Tensor, sin: Tensor, conditio
         x: [B, S, D] float32.
         condition: [B, 256] timestep embedding for blocks with modulation, else None.
     """
-    scale_msa = gate_msa = scale_mlp = gate_mlp = torch.ones((), device=x.device)
-    if condition is not None:
-        scale_msa, gate_msa, scale_mlp, gate_mlp = linear(condition, module.adaLN_modulation[0])[:, None].chunk(4, -1)
-        scale_msa, gate_msa, scale_mlp, gate_mlp = 1 + scale_msa, gate_msa.tanh(), 1 + scale_mlp, gate_mlp.tanh()
 
     def norm(layer: Any, y: Tensor) -> Tensor:
         return rms_norm(y, layer.weight, layer.eps)
 
-    attended = attention(module.attention, norm(module.attention_norm1, x) * scale_msa, cos, sin)
-    x = x + gate_msa * norm(module.attention_norm2, attended)
-    ffn = module.feed_forward
-    fed = swiglu(norm(module.ffn_norm1, x) * scale_mlp, ffn.w1, ffn.w3, ffn.w2)
-    return x + gate_mlp * norm(module.ffn_norm2, fed)
+    def attend_to(y: Tensor) -> Tensor:
+        return norm(module.attention_norm2, attention(module.attention, y, cos, sin))
+
+    def feed(y: Tensor) -> Tensor:
+        ffn = module.feed_forward
+        return norm(module.ffn_norm2, swiglu(y, ffn.w1, ffn.w3, ffn.w2))
+
+    if condition is None:
+        x = x + attend_to(norm(module.attention_norm1, x))
+        return x + feed(norm(module.ffn_norm1, x))
+    scale_msa, gate_msa, scale_mlp, gate_mlp = linear(condition, module.adaLN_modulation[0])[:, None].chunk(4, -1)
+    x = x + gate_msa.tanh() * attend_to(norm(module.attention_norm1, x) * (1 + scale_msa))
+    return x + gate_mlp.tanh() * feed(norm(module.ffn_norm1, x) * (1 + scale_mlp))

@@ -97,9 +97,12 @@ def _lazy(name: str, value: ir.Value, weight: Weight) -> ir.LazyTensor:
     dtype = value.dtype
 
     def load() -> ir.TensorProtocol:
-        tensor = weight.load().to(ir.tensor_adapters.to_torch_dtype(dtype))
+        stored = weight.load()
+        tensor = stored.to(ir.tensor_adapters.to_torch_dtype(dtype))
         if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{weight.key} in {weight.file} has values that {dtype.name} cannot hold; use --bf16")
+            damaged = not torch.isfinite(stored).all()
+            why = "holds NaN or Inf" if damaged else f"has values that {dtype.name} cannot hold; use --bf16"
+            raise CheckpointError(f"{weight.key} in {weight.file} {why}")
         return ir.tensor_adapters.TorchTensor(tensor.contiguous(), name=name)
 
     return ir.LazyTensor(load, dtype=dtype, shape=ir.Shape(weight.shape), name=name)

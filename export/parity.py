@@ -67,9 +67,9 @@ class Reference:
 
     @torch.no_grad()
     def vae_decoder(self, inputs: Arrays) -> Array:
-        """DiffSynth's decoder and its way to 0..255, without the last rounding."""
+        """DiffSynth's decoder and its way to 0..255, without clipping and rounding."""
         image = self._vae(torch.from_numpy(inputs["latents"]))
-        pixels: Array = ((image + 1) * 127.5).clip(0, 255).permute(0, 2, 3, 1).numpy()
+        pixels: Array = ((image + 1) * 127.5).permute(0, 2, 3, 1).numpy()
         return pixels
 
     def _refined_caption(self, hidden: torch.Tensor) -> torch.Tensor:

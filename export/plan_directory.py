@@ -18,7 +18,7 @@ from pathlib import Path
 import filelock
 
 from engine.errors import BuildError, PlanError
-from engine.manifest import CURRENT, MANIFEST_FILE, File, read, sha256
+from engine.manifest import CURRENT, MANIFEST_FILE, File, Manifest, read, sha256
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +33,12 @@ def plan_id(draft: bytes) -> str:
     return hashlib.sha256(b"\n".join([draft, *(line.encode() for line in source + versions)])).hexdigest()[:12]
 
 
-def find_finished(directory: Path) -> bool:
-    """Whether the directory holds plans that are still what was written."""
+def find_finished(directory: Path) -> Manifest | None:
+    """The manifest of plans that are still what was written, if there are any."""
     try:
-        read(directory)
+        return read(directory)
     except (PlanError, OSError):
-        return False
-    return True
+        return None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which shapes the plans take: `--profile` and its defaults, and the bounds of each graph's dimensions."""
+"""Which shapes the plans take: `--profile` and its defaults."""
 
 import re
 
@@ -35,22 +35,6 @@ def default_profiles(sample_size: int, model: Model) -> tuple[Profile, ...]:
     return usual, large
 
 
-def dimensions(profile: Profile, model: Model) -> dict[str, Range]:
-    """The bounds of every dynamic dimension of the three graphs in a profile."""
-    h, w = (_divided(r, model.vae_scale) for r in (profile.height, profile.width))
-    tokens = [
-        padded(getattr(h, which) * getattr(w, which) // model.patch_size**2) + getattr(profile.caption, which)
-        for which in ("min", "opt", "max")
-    ]
-    return {
-        "batch": profile.batch,
-        "caption": profile.caption,
-        "latent_height": h,
-        "latent_width": w,
-        "sequence": Range(*tokens),
-    }
-
-
 def _size(text: str) -> Size:
     width, _, height = text.partition("x")
     return int(height or width), int(width)
@@ -75,7 +59,3 @@ def _profile(name: str, sizes: list[Size], batch: int, model: Model) -> Profile:
         Range(1, 1, batch),
         Range(padded(1), padded(64), padded(model.prompt.max_tokens)),
     )
-
-
-def _divided(r: Range, divisor: int) -> Range:
-    return Range(r.min // divisor, r.opt // divisor, r.max // divisor)

@@ -40,7 +40,7 @@ def compute_capabilities(flavor: Flavor, precision: Precision, wanted: tuple[str
             "--flavor tensorrt builds for the GPU it runs on, and there is none here; "
             "--flavor rtx builds ahead of time for GPUs named by --compute-capability"
         )
-    return ("{}.{}".format(*torch.cuda.get_device_capability()),)
+    return (_device_capability(),)
 
 
 def _automatic(targets_named: bool) -> tuple[Flavor, str]:
@@ -48,14 +48,24 @@ def _automatic(targets_named: bool) -> tuple[Flavor, str]:
         return "rtx", "--compute-capability names GPUs to build for ahead of time"
     if not torch.cuda.is_available():
         return "onnx", "there is no CUDA device here"
-    flavors: tuple[Flavor, ...] = ("tensorrt", "rtx")
-    for flavor in flavors:
-        try:
-            import_tensorrt(flavor)
-        except BackendUnavailable:
-            continue
-        return flavor, f"there is a CUDA device and {PACKAGES[flavor]} is installed"
-    return "onnx", "there is a CUDA device, but neither tensorrt nor tensorrt_rtx is installed"
+    if _imports("tensorrt"):
+        return "tensorrt", f"there is a CUDA device and {PACKAGES['tensorrt']} is installed"
+    capability = _device_capability()
+    if capability in RTX_COMPUTE_CAPABILITIES and _imports("rtx"):
+        return "rtx", f"there is a CUDA device of {capability} and {PACKAGES['rtx']} is installed"
+    return "onnx", f"nothing installed here builds for the CUDA device of {capability}"
+
+
+def _imports(flavor: Flavor) -> bool:
+    try:
+        import_tensorrt(flavor)
+    except BackendUnavailable:
+        return False
+    return True
+
+
+def _device_capability() -> str:
+    return "{}.{}".format(*torch.cuda.get_device_capability())
 
 
 def _rtx(precision: Precision, wanted: tuple[str, ...]) -> tuple[str, ...]:

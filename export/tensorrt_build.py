@@ -10,7 +10,6 @@ import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from types import ModuleType
@@ -24,16 +23,8 @@ from export.progress import BuildProgress, Phase
 Shapes = Mapping[str, Range]  # dynamic dimension -> its bounds
 
 # tensorrt_rtx compiles kernels on the GPU at load, so naming more targets costs the plan a few bytes.
-RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0")
+RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 RTX_WITHOUT_BF16 = "7.5"
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A serialized engine. `activation_bytes` is what TensorRT's log says one execution context needs."""
-
-    serialized: Any  # IHostMemory: a buffer outside Python's heap, not copied
-    activation_bytes: int | None
 
 
 class TensorRtBuilder:
@@ -45,12 +36,15 @@ class TensorRtBuilder:
         self._progress = progress
         self.name = f"{PACKAGES[flavor]} {self._trt.__version__}"
 
-    def build(self, path: Path, graph: Graph, profiles: Sequence[Shapes]) -> Plan:
-        """Builds one graph.
+    def build(self, path: Path, graph: Graph, profiles: Sequence[Shapes], plan: Path) -> int | None:
+        """Builds one graph and writes it to `plan`; of gigabytes, nothing is left in memory.
 
         Args:
             path: the ONNX file.
             graph: its tensors; their named dimensions are looked up in each of `profiles`.
+
+        Returns:
+            Bytes of activations that one execution context needs, as TensorRT's log says.
 
         Raises:
             BuildError: TensorRT refused; carries TensorRT's own words.
@@ -69,7 +63,9 @@ class TensorRtBuilder:
             serialized = builder.build_serialized_network(network, config)
         if serialized is None:
             raise BuildError(f"TensorRT does not build {path.name}: {'; '.join(logger.errors) or 'it gives no reason'}")
-        return Plan(serialized, logger.activation_bytes)
+        plan.write_bytes(serialized)
+        activation_bytes: int | None = logger.activation_bytes
+        return activation_bytes
 
     def _config(self, builder: Any, graph: Graph, profiles: Sequence[Shapes]) -> Any:
         config = builder.create_builder_config()

@@ -1,6 +1,7 @@
-"""The VAE decoder graph: latents to pixels, 0..255 in float.
+"""The VAE decoder graph: latents to pixels in float, nominally 0..255.
 
-TensorRT has no UINT8 tensors inside a graph, so the last rounding is left to the reader of `image`.
+Clipping and rounding are left to the reader of `image`: TensorRT has no UINT8 tensors inside a graph, and a clip on a
+GPU may turn NaN into 0, which would be the black picture that nobody can explain.
 """
 
 from typing import Any
@@ -40,7 +41,7 @@ class VaeDecoder(GraphModule):
             else:
                 x = spatial_attention(block, x)
         x = conv(F.silu(group_norm(x, vae.conv_norm_out)), vae.conv_out)
-        return ((x.float() / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1).contiguous()
+        return ((x.float() + 1) * 127.5).permute(0, 2, 3, 1).contiguous()
 
 
 def conv(x: Tensor, layer: nn.Conv2d) -> Tensor:

@@ -3,6 +3,7 @@
 import argparse
 import base64
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,26 +11,26 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-OUT = ROOT / "out"
 BIN = Path(sys.executable).parent
 PROMPT = "a small red circle on a blue background"
-READY_WITHIN = 60  # seconds
+DRAWN_WITHIN = 60  # seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("scripts/demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="stop the server after one picture")
     parser.add_argument("--port", type=int, default=8000, help="0 for any free one; default: %(default)s")
+    parser.add_argument("--out", type=Path, default=ROOT / "out", metavar="DIR", help="default: out/ in the checkout")
     args = parser.parse_args()
-    checkpoint, engines = OUT / "z-image-miniature", OUT / "engines"
-    if not checkpoint.is_dir():
-        run(sys.executable, "-m", "nano.miniature", str(checkpoint))
+    checkpoint, engines = args.out / "z-image-miniature", args.out / "engines"
+    shutil.rmtree(checkpoint, ignore_errors=True)  # a second's work, and the same bytes if nothing has changed
+    run(sys.executable, "-m", "nano.miniature", str(checkpoint))
     run(str(BIN / "build-engines"), "--model", str(checkpoint), "--fp16", "--flavor", "onnx", "--output", str(engines))
     serve = [str(BIN / "zimage-serve"), "--engines", str(engines), "--port", str(args.port)]
     server = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True)
     try:
         url = wait_until_ready(server)
-        picture = OUT / "demo.png"
+        picture = args.out / "demo.png"
         picture.write_bytes(draw(url))
         print(f"one picture through HTTP: {picture}")
         print("(the small model's weights are random for now: expect coloured noise, the same for the same seed)")
@@ -70,7 +71,7 @@ def draw(url: str) -> bytes:
     request = urllib.request.Request(
         f"{url}/v1/images/generations", json.dumps(body()).encode(), {"content-type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=READY_WITHIN) as response:
+    with urllib.request.urlopen(request, timeout=DRAWN_WITHIN) as response:
         return base64.b64decode(json.load(response)["data"][0]["b64_json"])
 
 

@@ -97,7 +97,9 @@ async def health(drawing: Drawing) -> Health:
 
 
 async def _read(request: Request) -> ImagesRequest:
-    """The body, of whatever content type, as long as it is JSON of a bounded length."""
+    """The body: JSON of a bounded length, declared as such, which a foreign web page cannot send unasked."""
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        raise errors.ApiError(415, "The content type must be application/json.", code="unsupported_media_type")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

@@ -126,7 +126,7 @@ def _translate(request: Request, error: Exception) -> ApiError:
             )
         case HTTPException():
             phrase = HTTPStatus(error.status_code).phrase
-            message = f"{phrase}: {request.method} {request.scope['path']}"
+            message = f"{phrase}: {request.method} {request.scope['path']!r}"
             code = phrase.lower().replace(" ", "_")
             return ApiError(error.status_code, message, code=code, headers=error.headers)
     raise AssertionError(f"no translation of {type(error).__name__}")

@@ -45,12 +45,12 @@ class RequestIdMiddleware:
         except Exception:
             if started:
                 raise
-            log.exception("%s: %s %s failed", request_id, scope["method"], scope["path"])
+            log.exception("%s: %s %r failed", request_id, scope["method"], scope["path"])
             await internal_error().response()(scope, receive, send_with_id)
         except asyncio.CancelledError:  # the server's grace is over; this is the end of its task
             if started:
                 raise
-            log.warning("%s: %s %s was cut off", request_id, scope["method"], scope["path"])
+            log.warning("%s: %s %r was cut off", request_id, scope["method"], scope["path"])
             await shutting_down().response()(scope, receive, send_with_id)
 
 

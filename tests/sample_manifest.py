@@ -19,6 +19,9 @@ LARGE = Profile("large", Range(64, 384, 512), Range(64, 384, 512), Range(1, 1, 1
 BANNER = Profile("banner", Range(64, 64, 128), Range(768, 1024, 1024), Range(1, 1, 2), CAPTION)
 
 
+LATENTS = ("batch", 16, "latent_height", "latent_width")
+
+
 def tensors(**shapes: tuple[int | str, ...]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(name, "float32", shape) for name, shape in shapes.items())
 
@@ -43,9 +46,30 @@ MANIFEST = Manifest(
     target=Target("onnx", "onnx opset 20"),
     profiles=(USUAL, LARGE),
     graphs={
-        "prompt_encoder": Graph("prompt_encoder.onnx", "fp32", (), tensors(caption=("batch", "caption", 8))),
-        "denoiser": Graph("denoiser.onnx", "fp16", (), (), activation_bytes=123),
-        "vae_decoder": Graph("vae_decoder.onnx", "bf16", (), ()),
+        "prompt_encoder": Graph(
+            "prompt_encoder.onnx",
+            "fp32",
+            (TensorSpec("input_ids", "int64", ("batch", "caption")), TensorSpec("lengths", "int64", ("batch",))),
+            tensors(caption=("batch", "caption", 8)),
+        ),
+        "denoiser": Graph(
+            "denoiser.onnx",
+            "fp16",
+            tensors(
+                latents=LATENTS,
+                sigma=("batch",),
+                sigma_next=("batch",),
+                caption=("batch", "caption", 8),
+                rope_cos=("sequence", 16),
+                rope_sin=("sequence", 16),
+            ),
+            tensors(latents_next=LATENTS),
+            parity=9e-5,
+            activation_bytes=123,
+        ),
+        "vae_decoder": Graph(
+            "vae_decoder.onnx", "bf16", tensors(latents=LATENTS), tensors(image=("batch", "height", "width", 3))
+        ),
     },
     files=(),
 )

@@ -69,7 +69,7 @@ def manifest_of(flavor: Flavor, builder: str, capabilities: tuple[str, ...] = ()
     ("flavor", "install"),
     [
         ("rtx", "tensorrt-rtx"),
-        ("tensorrt", "tensorrt (from NVIDIA's own package index)"),
+        ("tensorrt", "tensorrt, from NVIDIA's own package index"),
         ("onnx", "onnxruntime"),
     ],
 )

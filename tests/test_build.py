@@ -229,9 +229,9 @@ def test_compute_capabilities_are_for_rtx() -> None:
 def test_turing_has_no_bf16() -> None:
     """TensorRT would say so too, after the graphs were traced."""
     assert "7.5 has no BF16" in refusal("--flavor", "rtx", "--compute-capability", "7.5,8.9")
-    assert compute_capabilities("rtx", "fp16", ()) == ("8.0", "8.6", "8.9", "12.0")
-    assert compute_capabilities("rtx", "bf16", ()) == ("8.0", "8.6", "8.9", "12.0")
-    assert compute_capabilities("rtx", "fp32", ()) == ("7.5", "8.0", "8.6", "8.9", "12.0")
+    assert compute_capabilities("rtx", "fp16", ()) == ("8.0", "8.6", "8.9", "12.0", "12.1")
+    assert compute_capabilities("rtx", "bf16", ()) == ("8.0", "8.6", "8.9", "12.0", "12.1")
+    assert compute_capabilities("rtx", "fp32", ()) == ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
     assert compute_capabilities("rtx", "fp32", ("7.5",)) == ("7.5",)
 
 

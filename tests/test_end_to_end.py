@@ -40,12 +40,12 @@ def test_the_openai_client_gets_the_pipelines_picture(engines: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_draws_one_picture() -> None:
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "demo.py", "--once", "--port", "0"], capture_output=True, text=True
-    )
+def test_the_demo_draws_one_picture(tmp_path: Path) -> None:
+    demo = [sys.executable, ROOT / "scripts" / "demo.py", "--once", "--port", "0", "--out", tmp_path]
+    done = subprocess.run(demo, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    picture = ROOT / "out" / "demo.png"
+    picture = tmp_path / "demo.png"
     assert str(picture) in done.stdout
-    assert Image.open(picture).size == (256, 256)
-    assert np.asarray(Image.open(picture)).std() > 10
+    with Image.open(picture) as image:
+        assert image.size == (256, 256)
+        assert np.asarray(image).std() > 10

@@ -44,9 +44,17 @@ def test_weights_are_cast_as_they_are_written(tmp_path: Path, dtype: str, value:
     assert np.allclose(stored.numpy().astype(np.float64), value, rtol=1e-2)
 
 
-@pytest.mark.parametrize(("dtype", "value"), [("FLOAT16", 7e4), ("FLOAT16", -1e9), ("FLOAT", float("nan"))])
-def test_a_weight_that_the_format_cannot_hold_is_named(tmp_path: Path, dtype: str, value: float) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "value", "why"),
+    [
+        ("FLOAT16", 7e4, "has values that FLOAT16 cannot hold; use --bf16"),
+        ("FLOAT16", -1e9, "has values that FLOAT16 cannot hold; use --bf16"),
+        ("FLOAT", float("nan"), "holds NaN or Inf"),
+        ("FLOAT16", float("inf"), "holds NaN or Inf"),
+    ],
+)
+def test_a_weight_that_the_format_cannot_hold_is_named(tmp_path: Path, dtype: str, value: float, why: str) -> None:
     model = graph_with(ir.DataType[dtype])
     onnx_export.attach_weights(model, {"w": Constant(Path("a.safetensors"), "layers.0.w", (256,), value=value)})
-    with pytest.raises(CheckpointError, match=f"layers.0.w in a.safetensors has values that {dtype} cannot hold"):
+    with pytest.raises(CheckpointError, match=f"layers.0.w in a.safetensors {why}"):
         onnx_export.write(model, tmp_path / "g.onnx")

@@ -59,7 +59,7 @@ class FakeEngine:
         elif self.graph == "denoiser":
             output, value = bindings["latents_next"], bindings["latents"] + 1
         else:
-            output, value = bindings["image"], np.clip(bindings["latents"].flat[0], 0, 255)
+            output, value = bindings["image"], bindings["latents"].flat[0]
         output[:] = value
         if done in self.poison:
             output[..., -1] = self.poison[done]
@@ -114,6 +114,19 @@ def test_every_tensor_has_the_shape_of_its_graph(fakes: Fakes) -> None:
             "rope_sin": (tokens, 16),
         }
     assert fakes.of("vae_decoder")[0].shapes == {"latents": (1, 16, 8, 12), "image": (1, 64, 96, 3)}
+
+
+def test_one_prompt_is_encoded_once_for_several_pictures(fakes: Fakes) -> None:
+    for prompt in ("a red circle", "a red circle", "a blue one", "a red circle"):
+        fakes.pipeline.generate(PictureRequest(prompt, 64, 64, num_inference_steps=1))
+    assert len(fakes.of("prompt_encoder")) == 3
+    assert len(fakes.of("denoiser")) == 4
+
+
+@pytest.mark.parametrize(("value", "level"), [(-1e9, 0), (-0.4, 0), (254.6, 255), (1e9, 255)])
+def test_pixels_are_clipped(fakes: Fakes, value: float, level: int) -> None:
+    fakes.engines["vae_decoder"].poison[1] = value
+    assert (fakes.pipeline.generate(REQUEST).pixels[..., -1] == level).all()
 
 
 def test_the_denoiser_reads_the_caption_where_the_encoder_wrote_it(fakes: Fakes) -> None:
@@ -176,7 +189,7 @@ def test_what_on_step_raises_ends_the_picture_and_no_other(fakes: Fakes) -> None
     fakes.calls.clear()
     with pytest.raises(Cancelled):
         fakes.pipeline.generate(REQUEST, cancel)
-    assert [call.graph for call in fakes.calls] == ["prompt_encoder", "denoiser", "denoiser"]
+    assert [call.graph for call in fakes.calls] == ["denoiser", "denoiser"]  # the caption is still there
     assert np.array_equal(fakes.pipeline.generate(REQUEST).pixels, expected)
 
 

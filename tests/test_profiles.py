@@ -10,7 +10,8 @@ from sample_manifest import CAPTION, MANIFEST
 
 from engine.errors import BuildError
 from engine.manifest import Profile, Range, padded
-from export.profiles import default_profiles, dimensions, parse_profile
+from engine.shapes import dimensions
+from export.profiles import default_profiles, parse_profile
 
 MODEL = MANIFEST.model
 
@@ -113,9 +114,11 @@ def test_the_caption_follows_the_prompt_s_bound() -> None:
 def test_the_bounds_of_the_graphs_dimensions(tokens: list[tuple[int, int]], batch: int) -> None:
     text = ",".join(f"{16 * columns}x{16 * rows}" for rows, columns in tokens)
     profile = parse_profile(f"{text}:{batch}", MODEL)
-    bounds = dimensions(profile, MODEL)
-    assert bounds.keys() == {"batch", "caption", "latent_height", "latent_width", "sequence"}
+    bounds = dimensions("denoiser", profile, MODEL)
     assert (bounds["batch"], bounds["caption"]) == (Range(1, 1, batch), CAPTION)
+    assert (bounds["height"], bounds["width"]) == (profile.height, profile.width)
+    assert dimensions("prompt_encoder", profile, MODEL) == bounds
+    assert dimensions("vae_decoder", profile, MODEL) == bounds | {"batch": Range(1, 1, 1)}
     for which in ("min", "opt", "max"):
         height, width = getattr(bounds["latent_height"], which), getattr(bounds["latent_width"], which)
         assert (8 * height, 8 * width) == (getattr(profile.height, which), getattr(profile.width, which))

@@ -91,7 +91,7 @@ def test_any_text(tokenizer: PromptTokenizer, transformers_ids: Callable[[str], 
 @given(st.lists(words, min_size=1, max_size=8))
 def test_the_kept_text_is_what_the_ids_hold(tokenizer: PromptTokenizer, folder: Path, few: list[str]) -> None:
     """Byte-level tokens decode without loss; the last letter counts as kept if the ids hold a part of it."""
-    ours = tokenizer(" ".join(few * 500))
+    ours = tokenizer(" ".join(few * 1000))
     assert len(ours.ids) == LIMIT
     turn = unicodedata.normalize("NFC", "<|im_start|>user\n" + ours.text)
     decoded = Tokenizer.from_file(str(folder / TOKENIZER_FILE)).decode(ours.ids, skip_special_tokens=False)

@@ -28,6 +28,8 @@ from test_server_fake import (
 from server.app import MAX_BODY, create_app
 from server.schemas import MAX_PROMPT
 
+JSON = {"content-type": "application/json; charset=utf-8"}
+
 
 @pytest.fixture(scope="module")
 def pipeline() -> FakePipeline:
@@ -239,20 +241,36 @@ def test_an_unexpected_failure_is_logged_and_tells_nothing(
     ],
 )
 def test_a_malformed_body(http: httpx.Client, body: bytes, code: str) -> None:
-    response = http.post(IMAGES, content=body)
+    response = http.post(IMAGES, content=body, headers=JSON)
     assert response.status_code == 400
     assert error_of(response)["code"] == code
     assert len(response.content) < 1000
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])
+def test_what_a_foreign_web_page_can_send_is_refused(http: httpx.Client, kind: str | None) -> None:
+    """Browsers ask before they send application/json across origins, and need not ask for these."""
+    headers = {} if kind is None else {"content-type": kind}
+    response = http.post(IMAGES, content=b'{"prompt": "a cat"}', headers=headers)
+    assert response.status_code == 415
+    assert error_of(response)["code"] == "unsupported_media_type"
+
+
+def test_a_path_cannot_forge_a_log_line(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        http.get("/x%0aERROR: forged")
+    assert any("forged" in record.getMessage() for record in caplog.records)
+    assert not any("\n" in record.getMessage() for record in caplog.records)
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_over_the_limit(http: httpx.Client, chunked: bool) -> None:
     body = json.dumps({"prompt": "x" * 8 * MAX_BODY}).encode()
-    response = http.post(IMAGES, content=iter([body]) if chunked else body)
+    response = http.post(IMAGES, content=iter([body]) if chunked else body, headers=JSON)
     assert response.status_code == 413
     assert error_of(response)["code"] == "request_too_large"
     within = json.dumps({"prompt": "a cat"}).encode().ljust(MAX_BODY)
-    assert http.post(IMAGES, content=within).status_code == 200
+    assert http.post(IMAGES, content=within, headers=JSON).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -309,4 +327,4 @@ async def post_without_socket(body: bytes) -> httpx.Response:
     app = create_app(FakePipeline())
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
-        return await client.post(IMAGES, content=body)
+        return await client.post(IMAGES, content=body, headers=JSON)
