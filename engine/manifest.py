@@ -7,7 +7,7 @@ how a plan is executed.
 import hashlib
 import re
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -147,6 +147,7 @@ class Manifest:
     profiles: tuple[Profile, ...]  # in the order of TensorRT's profile index
     graphs: dict[GraphName, Graph]
     files: tuple[File, ...]
+    checksum: str = ""  # of all the rest; set by `encode`
 
     @property
     def is_verified(self) -> bool:
@@ -225,6 +226,8 @@ def read(directory: Path, *, verify: bool = True) -> Manifest:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise PlanCorrupt(f"{directory / MANIFEST_FILE} is damaged: {error}; build again") from error
     _check_complete(directory, manifest)
+    if manifest.checksum != _checksum(manifest):
+        raise PlanCorrupt(f"{directory / MANIFEST_FILE} was altered after it was written; build again")
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda file: _check_file(directory, file, verify), manifest.files))
     return manifest
@@ -232,13 +235,18 @@ def read(directory: Path, *, verify: bool = True) -> Manifest:
 
 def encode(manifest: Manifest) -> bytes:
     """The manifest as the JSON that `read` accepts."""
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+    complete = replace(manifest, checksum=_checksum(manifest))
+    return msgspec.json.format(msgspec.json.encode(complete), indent=1) + b"\n"
 
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checksum(manifest: Manifest) -> str:
+    return hashlib.sha256(msgspec.json.encode(replace(manifest, checksum=""))).hexdigest()
 
 
 def _check_schema(directory: Path, raw: bytes) -> None:
