@@ -102,7 +102,7 @@ def require_space(output: Path, needed: int) -> None:
     existing = next(p for p in (output, *output.parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
-        raise BuildError(f"{output} has {free / 1e9:.1f} GB free, the build needs about {needed / 1e9:.1f} GB")
+        raise BuildError(f"{output} has {free / 1e6:,.0f} MB free, the build needs about {needed / 1e6:,.0f} MB")
 
 
 @contextmanager

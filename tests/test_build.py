@@ -1,6 +1,7 @@
 """`build-engines` as its users call it: real plans, and what it says when it refuses."""
 
 import io
+import re
 import shutil
 import signal
 import subprocess
@@ -23,8 +24,6 @@ from export.build import BuildOptions, build_engines
 from export.cli import main
 from export.progress import BuildProgress, Phase
 from export.target import compute_capabilities
-from nano.layout import CheckpointSizes
-from nano.miniature import write_miniature
 
 GRAPHS = ("prompt_encoder", "denoiser", "vae_decoder")
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no CUDA device")
@@ -153,20 +152,43 @@ def test_a_single_file_transformer_draws_the_picture_of_the_folder(
     assert (pictures[0] == pictures[1]).all()
 
 
-@pytest.mark.slow
-def test_a_disk_that_fills_up(tmp_path: Path) -> None:
-    """A real one of 20 MB, in a mount namespace of its own; a BF16 checkpoint of 15 MB becomes 26 MB in FP32."""
-    mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    script = 'mount -t tmpfs -o size=20m tmpfs "$0" && { "$@"; code=$?; ls -A "$0"; exit $code; }'
-    if subprocess.run([*mount, "mount -t tmpfs tmpfs /mnt"], capture_output=True).returncode:
+FULL_DISK = """
+mount -t tmpfs -o size=60m tmpfs "$0" || exit
+(for _ in $(seq 600); do
+    if ls -d "$0"/.building-* >/dev/null 2>&1; then dd if=/dev/zero of="$0"/filler 2>/dev/null; break; fi
+    sleep 0.1
+done) &
+"$@"; code=$?; ls -A "$0"; exit $code
+"""
+
+
+def build_on(script: str, checkpoint: Path, output: Path) -> "subprocess.CompletedProcess[str]":
+    """The build as `$@` of a shell script, in a mount namespace of its own, with the output's path as `$0`."""
+    unshared = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*unshared, "mount -t tmpfs tmpfs /mnt"], capture_output=True).returncode:
         pytest.skip("mounting is not permitted here")
-    model, output = write_miniature(tmp_path / "bf16", CheckpointSizes(dtype="bfloat16")), tmp_path / "output"
-    output.mkdir()
-    command = command_line("--model", model, "--output", output, "--fp32", "--flavor", "onnx", "--verify", "never")
-    done = subprocess.run([*mount, script, output, *command], capture_output=True, text=True)
+    arguments = ("--model", checkpoint, "--output", output, "--fp32", "--flavor", "onnx", "--verify", "never")
+    return subprocess.run([*unshared, script, output, *command_line(*arguments)], capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up(checkpoint: Path, tmp_path: Path) -> None:
+    """A real one, that somebody else fills once the build has begun."""
+    done = build_on(FULL_DISK, checkpoint, tmp_path)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (f"build-engines: no space left for the build in {output}; nothing was kept")
-    assert [name for name in done.stdout.split() if not name.endswith(".lock")] == []
+    assert done.stderr.splitlines()[-1] == (
+        f"build-engines: no space left for the build in {tmp_path}; nothing was kept"
+    )
+    assert [name for name in done.stdout.split() if not name.endswith(".lock")] == ["filler"]
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_traced(checkpoint: Path, tmp_path: Path) -> None:
+    """20 MB, where the FP32 graphs of the miniature take 26."""
+    done = build_on('mount -t tmpfs -o size=20m tmpfs "$0" && exec "$@"', checkpoint, tmp_path)
+    assert done.returncode == 1
+    assert re.search(r"has \d\d MB free, the build needs about \d\d MB$", done.stderr.splitlines()[-1])
+    assert "tracing" not in done.stderr
 
 
 @pytest.mark.slow
