@@ -24,6 +24,8 @@ def main(argv: list[str] | None = None) -> None:
         _run(args)
     except (ZImageError, OSError) as error:
         sys.exit(f"zimage-generate: {error}")
+    except KeyboardInterrupt:
+        sys.exit("zimage-generate: interrupted; no picture was written")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,10 +72,11 @@ def _draw(args: argparse.Namespace, request: PictureRequest, file: IO[bytes]) ->
 @contextmanager
 def _whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears under its name when all of it is written. Made first: a refusal costs no picture."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    path = path.resolve()  # a symlink stays, its target is written
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a directory")
+        if path.exists() and not path.is_file():  # as root, a rename would replace even a device
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
         file = unfinished.open("xb")
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror}") from error

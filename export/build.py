@@ -26,7 +26,7 @@ from engine.manifest import (
 from engine.prompt import TOKENIZER_FILE
 from engine.shapes import dimensions
 from export import models, onnx_export, parity, plan_directory
-from export.checkpoint import Checkpoint, open_checkpoint
+from export.checkpoint import Checkpoint, open_checkpoint, positive
 from export.denoiser import Denoiser
 from export.graph_module import GraphModule
 from export.precision import graph_precisions
@@ -145,7 +145,7 @@ def _describe(checkpoint: Checkpoint) -> Model:
         caption_dim=config["dim"],
         rope=Rope(config["rope_theta"], tuple(config["axes_dims"]), tuple(config["axes_lens"])),
         prompt=read_prompt_format(checkpoint.directory / "tokenizer"),
-        schedule_shift=checkpoint.scheduler["shift"],
+        schedule_shift=positive(checkpoint.scheduler, "shift"),
         default_steps=DEFAULT_STEPS,
     )
 
@@ -153,7 +153,7 @@ def _describe(checkpoint: Checkpoint) -> Model:
 def _profiles(options: BuildOptions, checkpoint: Checkpoint, model: Model) -> tuple[Profile, ...]:
     if options.profiles:
         return tuple(parse_profile(text, model) for text in options.profiles)
-    return default_profiles(checkpoint.vae.config["sample_size"], model)
+    return default_profiles(int(positive(checkpoint.vae.config, "sample_size")), model)
 
 
 def _copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:

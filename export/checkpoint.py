@@ -137,15 +137,24 @@ def read_json(path: Path) -> Config:
     return _Object(value, path)
 
 
+def positive(config: Config, key: str) -> float:
+    """A number of a config that divides or scales; CheckpointError if it is not finite and above zero."""
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        where = f"{config.path.parent.name}/{config.path.name}: " if isinstance(config, _Object) else ""
+        raise CheckpointError(f"{where}{key} must be a number above zero, got {value!r}")
+    return float(value)
+
+
 class _Object(Config):
     """A JSON object that knows its file: to look up a key that it lacks is a CheckpointError."""
 
     def __init__(self, content: Config, path: Path) -> None:
         super().__init__(content)
-        self._path = path
+        self.path = path
 
     def __missing__(self, key: str) -> Any:
-        raise CheckpointError(f"{self._path} has no {key}")
+        raise CheckpointError(f"{self.path} has no {key}")
 
 
 def _download(model: str) -> Path:

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import Qwen3Config, Qwen3Model
 
 from engine.errors import CheckpointError
-from export.checkpoint import Component, Config, Weight
+from export.checkpoint import Component, Config, Weight, positive
 
 META = torch.device("meta")
 NAMES_SHOWN = 5  # of missing or extra tensors in a message
@@ -46,6 +46,8 @@ def transformer(component: Component) -> Model:
         raise CheckpointError(
             f"transformer/config.json: n_kv_heads {config['n_kv_heads']} must equal n_heads {config['n_heads']}"
         )
+    for key in ("rope_theta", "t_scale", "norm_eps"):
+        positive(config, key)
     sizes = {key: value for key, value in config.items() if not key.startswith("_")}
     with META:
         module = _construct("transformer", ZImageDiT, sizes)
@@ -82,6 +84,8 @@ def vae_decoder(component: Component) -> Model:
     config = component.config
     if config.get("use_post_quant_conv", True):
         raise CheckpointError("vae/config.json: use_post_quant_conv must be false, as in Z-Image-Turbo's VAE")
+    for key in ("scaling_factor", "sample_size"):
+        positive(config, key)
     with META:
         module = _construct("vae", ConfiguredVaeDecoder, {"config": config})
     blocks = _vae_blocks(len(config["block_out_channels"]), config["layers_per_block"] + 1)

@@ -26,9 +26,15 @@ def main(argv: list[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("zimage-serve", description="Serves a plan directory over HTTP.")
     add_pipeline_arguments(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
+    parser.add_argument("--host", type=_host, default="127.0.0.1", help="address to listen on; default: %(default)s")
     parser.add_argument("--port", type=_port, default=8000, help="0 for a free one; default: %(default)s")
     return parser
+
+
+def _host(text: str) -> str:
+    if not text.strip():  # an unset variable; to the socket it would mean every interface
+        raise argparse.ArgumentTypeError("must not be empty; 0.0.0.0 listens on every interface")
+    return text.strip("[]")
 
 
 def _port(text: str) -> int:

@@ -90,14 +90,15 @@ def invalid_body(error: ValidationError) -> ApiError:
     """The first thing that is wrong with a request's body."""
     first = error.errors(include_url=False, include_input=False)[0]
     code = CODES.get(first["type"], "invalid_value")
-    param = ".".join(str(part) for part in first["loc"])[:ECHO] or None
+    name = ".".join(str(part) for part in first["loc"])[:ECHO]
+    param = name or None
     match code:
         case "invalid_json":
             message = f"The body is not valid JSON: {first['ctx']['error']}."
         case "invalid_type" if param is None:
             message = "The body must be a JSON object."
         case "unknown_parameter":
-            message = f"Unknown parameter: {param!r}."
+            message = f"Unknown parameter: {name!r}."
         case "missing_required_parameter":
             message = f"Missing required parameter: {param!r}."
         case _:
@@ -126,7 +127,7 @@ def _translate(request: Request, error: Exception) -> ApiError:
             )
         case HTTPException():
             phrase = HTTPStatus(error.status_code).phrase
-            message = f"{phrase}: {request.method} {request.scope['path']!r}"
+            message = f"{phrase}: {request.method} {request.scope['path'][:ECHO]!r}"
             code = phrase.lower().replace(" ", "_")
             return ApiError(error.status_code, message, code=code, headers=error.headers)
     raise AssertionError(f"no translation of {type(error).__name__}")

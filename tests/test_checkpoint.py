@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from engine.errors import CheckpointError
-from export.checkpoint import COMPONENTS, FOLDERS, Checkpoint, open_checkpoint
+from export.checkpoint import COMPONENTS, FOLDERS, Checkpoint, open_checkpoint, positive, read_json
 from nano.layout import CheckpointSizes
 from nano.miniature import write_miniature
 
@@ -54,6 +54,13 @@ def test_the_miniature_opens(checkpoint: Path) -> None:
     assert all(torch.equal(opened.transformer.weights[name].load(), tensor) for name, tensor in stored.items())
     stored = sum(file.stat().st_size for file in opened.files if file.suffix == ".safetensors")
     assert 0.99 * stored < 4 * opened.parameters < stored  # FP32 and headers
+
+
+@pytest.mark.parametrize("shift", ["3", float("nan"), float("inf"), 0, -1, None, [], True])
+def test_a_number_that_is_none(tmp_path: Path, shift: object) -> None:
+    (tmp_path / "scheduler_config.json").write_text(json.dumps({"shift": shift}))
+    with pytest.raises(CheckpointError, match=r"scheduler_config\.json: shift must be a number above zero, got"):
+        positive(read_json(tmp_path / "scheduler_config.json"), "shift")
 
 
 def test_a_hub_id_that_was_downloaded_before(

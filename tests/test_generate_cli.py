@@ -1,5 +1,7 @@
 """`zimage-generate` writes one PNG, or one line that says why not."""
 
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -90,7 +92,7 @@ def test_missing_plans_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "why"), [("nowhere/a.png", "No such file or directory"), (".", "it is a directory")]
+    ("output", "why"), [("nowhere/a.png", "No such file or directory"), (".", "it is not a regular file")]
 )
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_drawn(
     tmp_path: Path, output: str, why: str
@@ -103,6 +105,19 @@ def test_absurd_threads_are_refused(engines: Path, threads: str, capsys: pytest.
     with pytest.raises(SystemExit):
         main([PROMPT, "--engines", str(engines), "--threads", threads])
     assert f"must be between 0 and 256, got {threads}" in capsys.readouterr().err
+
+
+def test_a_pipe_is_not_replaced(engines: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    refused(engines, tmp_path / "pipe", message="it is not a regular file")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+
+
+def test_a_symlink_stays_and_its_target_is_written(engines: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to("target.png")
+    draw(engines, tmp_path / "link.png", "--size", "64", "--steps", "1")
+    assert (tmp_path / "link.png").is_symlink()
+    assert open_png(tmp_path / "target.png").size == (64, 64)
 
 
 def test_a_picture_that_fails_leaves_the_old_file(engines: Path, tmp_path: Path) -> None:

@@ -114,6 +114,9 @@ def test_a_misshaped_tensor_is_named_with_both_shapes(opened: Checkpoint, name: 
         ("vae", {"block_out_channels": [32, 64, 64, 96]}, "config.json makes it [96"),
         ("vae", {"block_out_channels": [64, 64, 64]}, "decoder.up_blocks.3."),
         ("vae", {"layers_per_block": 3}, "missing: decoder.up_blocks.0.resnets.3."),
+        ("transformer", {"rope_theta": "256"}, "config.json: rope_theta must be a number above zero, got '256'"),
+        ("vae", {"scaling_factor": 0}, "config.json: scaling_factor must be a number above zero, got 0"),
+        ("vae", {"sample_size": None}, "config.json: sample_size must be a number above zero, got None"),
         ("vae", {"norm_num_groups": 24}, "config.json does not describe a model: ValueError"),
     ],
 )

@@ -256,6 +256,15 @@ def test_what_a_foreign_web_page_can_send_is_refused(http: httpx.Client, kind: s
     assert error_of(response)["code"] == "unsupported_media_type"
 
 
+def test_a_long_path_is_not_echoed_whole(http: httpx.Client) -> None:
+    assert len(http.get("/" + "a" * 20_000).content) < 1000
+
+
+def test_an_unknown_key_without_a_name(http: httpx.Client) -> None:
+    response = http.post(IMAGES, content=b'{"prompt": "a cat", "": 1}', headers=JSON)
+    assert error_of(response)["message"] == "Unknown parameter: ''."
+
+
 def test_a_path_cannot_forge_a_log_line(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         http.get("/x%0aERROR: forged")

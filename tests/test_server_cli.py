@@ -20,6 +20,7 @@ from test_server_fake import FakePipeline
 from engine.errors import NonFiniteOutput
 from engine.pipeline import OnStep, Picture
 from engine.request import PictureRequest
+from server.cli import main
 from server.serving import serve
 
 REPOSITORY = Path(__file__).parents[1]
@@ -141,3 +142,10 @@ def test_a_port_that_is_none(tmp_path: Path, port: str) -> None:
         _, err = child.communicate(timeout=20)
     assert child.returncode == 2
     assert "--port" in err
+
+
+@pytest.mark.parametrize("host", ["", " "])
+def test_an_empty_host_is_not_every_interface(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--engines", "nowhere", "--host", host])
+    assert "must not be empty" in capsys.readouterr().err
