@@ -22,10 +22,6 @@ class Buffers:
         self._flat = {name: np.zeros(count, dtype) for name, (count, dtype) in _capacities(manifest).items()}
         self.view = lru_cache(maxsize=256)(self._view)  # the same array object again: engines rebind only new ones
 
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in self._flat.values())
-
     def _view(self, name: str, shape: tuple[int, ...]) -> Array:
         return self._flat[name][: math.prod(shape)].reshape(shape)
 

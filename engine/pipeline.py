@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from engine import rope
 from engine.backend import load_engines
-from engine.buffers import Buffers
+from engine.buffers import Array, Buffers
 from engine.engine import Engine
 from engine.errors import NonFiniteOutput
 from engine.manifest import GraphName, Manifest, padded, read, resolve
@@ -25,7 +25,6 @@ from engine.schedule import sigmas
 
 log = logging.getLogger(__name__)
 
-Array = np.ndarray[Any, Any]
 OnStep = Callable[[int, int], None]
 
 CPU_STREAM = 0

@@ -153,7 +153,7 @@ def _describe(checkpoint: Checkpoint) -> Model:
 def _profiles(options: BuildOptions, checkpoint: Checkpoint, model: Model) -> tuple[Profile, ...]:
     if options.profiles:
         return tuple(parse_profile(text, model) for text in options.profiles)
-    return default_profiles(int(positive(checkpoint.vae.config, "sample_size")), model)
+    return default_profiles(int(checkpoint.vae.config["sample_size"]), model)
 
 
 def _copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:

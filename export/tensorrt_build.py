@@ -5,7 +5,6 @@ imports either.
 """
 
 import importlib
-import importlib.util
 import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence

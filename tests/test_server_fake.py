@@ -8,15 +8,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import openai
 import uvicorn
 from openai.types import ImagesResponse
 from PIL import Image
+from sample_manifest import MANIFEST as SAMPLE
 
 from engine.errors import InvalidRequest, NonFiniteOutput
-from engine.manifest import Manifest, Model, Profile, PromptFormat, Range, Rope, Target
+from engine.manifest import Profile, PromptFormat, Range
 from engine.pipeline import OnStep, Picture
 from engine.prompt import TokenizedPrompt
 from engine.request import PictureRequest
@@ -30,27 +32,11 @@ NAN_PROMPT = "overflow"
 BROKEN_PROMPT = "crash"
 SECRET = "a detail of the inside"
 
-MANIFEST = Manifest(
-    schema_version=1,
-    plan_id="fake",
-    zimage_trt="0.1.0",
+MANIFEST = replace(
+    SAMPLE,
     precision="fp16",
-    model=Model(
-        name=MODEL,
-        weights_sha256="0" * 64,
-        latent_channels=16,
-        vae_scale=8,
-        patch_size=2,
-        caption_dim=8,
-        rope=Rope(256.0, (4, 2, 2), (64, 64, 64)),
-        prompt=PromptFormat("", "", WORDS, 0),
-        schedule_shift=3.0,
-        default_steps=8,
-    ),
-    target=Target("onnx", "onnx opset 20"),
+    model=replace(SAMPLE.model, name=MODEL, prompt=PromptFormat("", "", WORDS, 0)),
     profiles=(Profile("default", Range(64, 96, 256), Range(64, 128, 256), Range(1, 1, 1), Range(32, 32, 512)),),
-    graphs={},
-    files=(),
 )
 
 
