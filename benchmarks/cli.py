@@ -10,6 +10,7 @@ from engine.errors import ZImageError
 COMMANDS = {
     "full-size": "trace the real 6 B and 4 B models from configs, build full-size layers into RTX plans",
     "startup": "seconds from starting zimage-serve to its first answer",
+    "judge": "does z-image-nano draw what held-out captions say: colours, shapes, places; a contact sheet",
     "peers": "the same prompt and seed through diffusers and DiffSynth: how far apart are the pictures",
 }
 

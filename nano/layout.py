@@ -32,7 +32,7 @@ class CheckpointSizes:
     text_kv_heads: int = 2
     text_head_dim: int = 32
     text_intermediate_size: int = 384
-    vocab_size: int = 576  # rows of the embedding: more than there are tokens, as in the official checkpoint
+    vocab_size: int = 768  # rows of the embedding: more than there are tokens, as in the official checkpoint
     block_out_channels: tuple[int, ...] = (32, 64, 64, 64)
     layers_per_block: int = 2
     norm_num_groups: int = 32
@@ -51,6 +51,20 @@ class CheckpointSizes:
 
 
 MINIATURE = CheckpointSizes()
+NANO = CheckpointSizes(
+    n_heads=3,
+    n_layers=6,
+    axes_dims=(16, 24, 24),
+    cap_feat_dim=192,
+    text_layers=4,
+    text_heads=4,
+    text_kv_heads=2,
+    text_head_dim=32,
+    text_intermediate_size=512,
+    block_out_channels=(16, 32, 64, 64),
+    norm_num_groups=4,  # 4 channels each, as in the official VAE: alone, a channel would lose its mean, the colour
+    dtype="bfloat16",
+)
 Z_IMAGE_TURBO = CheckpointSizes(
     dim=3840,
     n_heads=30,

@@ -7,37 +7,25 @@ and means nothing. It does not know diffusers, how a checkpoint is read, or what
 """
 
 import argparse
-import json
 import math
 import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffsynth.models.z_image_dit import ZImageDiT
-from safetensors.torch import save
 from transformers import Qwen3Config, Qwen3Model
 
-from nano.layout import LATENT_CHANNELS, MINIATURE, CheckpointSizes, configs, text_encoder_config, transformer_config
-from nano.tokenizer import write_tokenizer
+from nano.checkpoint import Weights, write_checkpoint
+from nano.layout import LATENT_CHANNELS, MINIATURE, CheckpointSizes, text_encoder_config, transformer_config
 
 Shapes = dict[str, tuple[int, ...]]
-Weights = dict[str, torch.Tensor]
 
 
 def write_miniature(directory: Path, sizes: CheckpointSizes = MINIATURE) -> Path:
     """Write the checkpoint into `directory` and return it; FileExistsError unless it is new or empty."""
-    if directory.exists() and any(directory.iterdir()):  # earlier shards would be read with the new ones
-        raise FileExistsError(f"{directory} must be new or empty")
-    for name, content in configs(sizes).items():
-        _write_json(directory / name, content)
-    for component, shapes in tensor_shapes(sizes).items():
-        stem = "model" if component == "text_encoder" else "diffusion_pytorch_model"
-        shards = 1 if component == "vae" else sizes.shards
-        _write_weights(directory / component / stem, draw_weights(shapes, sizes), shards)
-    write_tokenizer(directory / "tokenizer")
-    return directory
+    weights = {component: draw_weights(shapes, sizes) for component, shapes in tensor_shapes(sizes).items()}
+    return write_checkpoint(directory, sizes, weights)
 
 
 def tensor_shapes(sizes: CheckpointSizes) -> dict[str, Shapes]:
@@ -54,11 +42,10 @@ def tensor_shapes(sizes: CheckpointSizes) -> dict[str, Shapes]:
 
 def draw_weights(shapes: Shapes, sizes: CheckpointSizes) -> Weights:
     """Each tensor has a generator of its own, seeded by its name: no tensor depends on its neighbours."""
-    dtype: torch.dtype = getattr(torch, sizes.dtype)
     weights = {}
     for name, shape in shapes.items():
         generator = torch.Generator().manual_seed(zlib.crc32(f"{sizes.seed}/{name}".encode()))
-        weights[name] = _scale(name, torch.randn(shape, generator=generator)).to(dtype)
+        weights[name] = _scale(name, torch.randn(shape, generator=generator))
     return weights
 
 
@@ -116,27 +103,6 @@ def _conv(name: str, inputs: int, outputs: int, kernel: int = 3) -> Shapes:
 
 def _affine(name: str, *weight: int) -> Shapes:
     return {f"{name}.weight": weight, f"{name}.bias": weight[:1]}
-
-
-def _write_weights(stem: Path, weights: Weights, shards: int) -> None:
-    """One file, or `shards` files of about equal size and the index that names the file of every tensor."""
-    total, offset = sum(tensor.nbytes for tensor in weights.values()), 0
-    files: dict[str, Weights] = {}
-    for name, tensor in weights.items():
-        part = f"-{1 + offset * shards // total:05}-of-{shards:05}" if shards > 1 else ""
-        files.setdefault(f"{stem.name}{part}.safetensors", {})[name] = tensor
-        offset += tensor.nbytes
-    for file, tensors in files.items():  # save_file would make them readable by their owner only
-        stem.with_name(file).write_bytes(save(tensors, metadata={"format": "pt"}))
-    if shards > 1:
-        weight_map = {name: file for file, tensors in files.items() for name in tensors}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        _write_json(stem.with_name(f"{stem.name}.safetensors.index.json"), index)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer in Qwen's format, small enough to be trained on a few lines when it is written."""
+"""A byte-level BPE tokenizer in Qwen's format, trained when it is written, on the captions' words and a few lines."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,16 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, pre_tokenizers, trainers
 
-BYTE_LEVEL_TOKENS = 512  # 256 bytes and 256 merges
+from nano.captions import vocabulary
+
+BYTE_LEVEL_TOKENS = 720  # 256 bytes and 464 merges
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ADDED_TOKENS = (*SPECIAL_TOKENS, "<think>", "</think>")
 QWEN_WORDS = (  # the pre-tokenizer's pattern in Qwen 2 and 3
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+CHAT_WORDS = ("user", "assistant") * 20
 CHAT_TEMPLATE = (
     "{% for turn in messages %}<|im_start|>{{ turn.role + '\n' + turn.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -27,7 +30,7 @@ mountain, forest, river, bridge, street, market, garden, temple, city, desert, a
 
 def write_tokenizer(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _train_tokenizer()
+    tokenizer = train_tokenizer()
     added = {str(token.pop("id")): token for token in json.loads(tokenizer.to_str())["added_tokens"]}
     content = {
         "add_bos_token": False,
@@ -52,7 +55,7 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.model.save(str(folder))  # vocab.json and merges.txt
 
 
-def _train_tokenizer() -> tokenizers.Tokenizer:
+def train_tokenizer() -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.normalizer = tokenizers.normalizers.NFC()
     words = pre_tokenizers.Split(tokenizers.Regex(QWEN_WORDS), behavior="isolated")
@@ -63,7 +66,8 @@ def _train_tokenizer() -> tokenizers.Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=BYTE_LEVEL_TOKENS, initial_alphabet=byte_level.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator([TOKENIZER_TEXT], trainer)
+    # The captions' words one by one, not in sentences: a token then is a word, never "red circle".
+    tokenizer.train_from_iterator([*CHAT_WORDS, *vocabulary() * 20, TOKENIZER_TEXT], trainer)
     for token in ADDED_TOKENS:
         tokenizer.add_tokens([AddedToken(token, normalized=False, special=token in SPECIAL_TOKENS)])
     return tokenizer

@@ -1,0 +1,81 @@
+"""Does it draw what it is told? Captions that were not trained on, drawn by plans of z-image-nano, and judged."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from benchmarks.report import Stopwatch, finish
+from engine.pipeline import Pipeline
+from engine.request import PictureRequest, parse_size
+from nano.captions import caption
+from nano.judge import judge, shares
+from nano.scenes import Pixels, Scene, random_scene
+
+SEED = 2026
+SHEET_COLUMNS = 6
+SHEET_SIZES = ((192, 192), (128, 256), (192, 256), (256, 256), (256, 192), (128, 128))
+CELL = 256  # pixels of the sheet that one picture is centred in
+PAPER = (246, 246, 246)
+
+
+def held_out(count: int) -> Iterator[tuple[Scene, str]]:
+    """`count` scenes that training never sees and a caption of each, English and Chinese in turn."""
+    rng = Random(SEED)
+    for number in range(count):
+        while not (scene := random_scene(rng)).held_out:
+            pass
+        yield scene, caption(scene, "zh" if number % 2 else "en", rng)
+
+
+def score(pipeline: Pipeline, height: int, width: int, count: int) -> dict[str, float]:
+    """Share of each attribute that holds over `count` captions at one size; the seed is the caption's number."""
+    drawings = track(enumerate(held_out(count)), f"{width}x{height}", total=count)
+    return shares(
+        [
+            judge(pipeline.generate(PictureRequest(text, height, width, seed)).pixels, scene)
+            for seed, (scene, text) in drawings
+        ]
+    )
+
+
+def contact_sheet(pipeline: Pipeline, count: int) -> tuple[Pixels, list[str]]:
+    """Pictures of the first held-out captions in several sizes, row by row, and the captions in the same order."""
+    rows = -(-count // SHEET_COLUMNS)
+    sheet = np.full((rows * CELL, SHEET_COLUMNS * CELL, 3), PAPER, np.uint8)
+    captions = []
+    for number, (_, text) in enumerate(held_out(count)):
+        height, width = SHEET_SIZES[(number + number // SHEET_COLUMNS) % len(SHEET_SIZES)]
+        top = number // SHEET_COLUMNS * CELL + (CELL - height) // 2
+        left = number % SHEET_COLUMNS * CELL + (CELL - width) // 2
+        picture = pipeline.generate(PictureRequest(text, height, width, number)).pixels
+        sheet[top : top + height, left : left + width] = picture
+        captions.append(text)
+    return sheet, captions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans of z-image-nano")
+    parser.add_argument("--captions", type=int, default=200, metavar="N", help="per size; default: %(default)s")
+    parser.add_argument("--size", action="append", metavar="WxH", help="repeat it; default: 128, 256x192 and 256")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="write a contact sheet of 18 pictures as well")
+
+
+def run(args: argparse.Namespace) -> None:
+    pipeline = Pipeline.load(args.engines)
+    figures: dict[str, object] = {"captions": args.captions}
+    if args.sheet:
+        sheet, captions = contact_sheet(pipeline, 18)
+        Image.fromarray(sheet).save(args.sheet, optimize=True)
+        print("\n".join(f"{number}. {text}" for number, text in enumerate(captions, 1)))
+    for size in args.size or ("128", "256x192", "256"):
+        watch = Stopwatch()
+        height, width = parse_size(size)
+        scores = {name: round(share, 4) for name, share in score(pipeline, height, width, args.captions).items()}
+        print(f"{width}x{height}:", ", ".join(f"{name} {share:.1%}" for name, share in scores.items()))
+        figures[f"{width}x{height}"] = scores | {"seconds_per_picture": round(watch.seconds / args.captions, 3)}
+    finish("judge", figures)

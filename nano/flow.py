@@ -1,0 +1,143 @@
+"""Trains the text encoder to read and, with the transformer, to draw: flow matching over the autoencoder's latents.
+
+The text encoder first learns, as a language model, to say a caption again in other words; then both learn together.
+The models are run by the graphs' own forward passes (`export.denoiser`, `export.prompt_encoder`), so what is trained
+is what is exported, and a batch of equal size needs no mask.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffsynth.models.z_image_dit import ZImageDiT
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from engine.manifest import padded
+from export.denoiser import Denoiser
+from export.models import Model
+from export.prompt_encoder import PromptEncoder
+from nano.captions import caption
+from nano.layout import CheckpointSizes, text_encoder_config, transformer_config
+from nano.pictures import Latents
+from nano.scenes import training_scene
+from nano.training import Stage, train
+
+SHIFT = 3.0  # of the schedule that the model will be sampled with
+TEXT_RATE = 0.2  # of the learning rate, for the text encoder that already reads
+IGNORED = -100  # a target that cross entropy leaves out
+MATRIX_BLOCKS = ("layers.", "noise_refiner.", "context_refiner.")
+
+
+class Painter(nn.Module):
+    """The text encoder and the transformer, and the graphs that run them."""
+
+    def __init__(self, sizes: CheckpointSizes, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        config = text_encoder_config(sizes)
+        self.language_model: Any = Qwen3ForCausalLM(Qwen3Config(**config))
+        self.transformer: Any = ZImageDiT(**transformer_config(sizes))
+        _initialise(self.transformer)
+        self.tokenizer = tokenizer
+        text, image = self.language_model.model, self.transformer
+        self._models = (Model(text, config, {}), Model(image, transformer_config(sizes), {}))
+
+    def graphs(self) -> tuple[PromptEncoder, Denoiser]:
+        """Made anew, since a graph owns no parameters and must not be counted as a submodule."""
+        text, image = self._models
+        return PromptEncoder(text, image, "fp32"), Denoiser(image, "fp32")
+
+    def tokens(self, captions: Sequence[str], answers: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
+        """[B, L] ids in the chat template, padded on the right to L of a multiple of 32, and [B] lengths."""
+        texts = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in captions]
+        if answers is not None:
+            texts = [f"{text}{answer}<|im_end|>" for text, answer in zip(texts, answers, strict=True)]
+        ids = [torch.tensor(encoding.ids) for encoding in self.tokenizer.encode_batch(texts)]
+        lengths = torch.tensor([len(sample) for sample in ids])
+        table = torch.zeros(len(ids), padded(int(lengths.max())), dtype=torch.int64)
+        for row, sample in enumerate(ids):
+            table[row, : len(sample)] = sample
+        return table, lengths
+
+
+def train_reader(stage: Stage, painter: Painter, folder: Path, device: torch.device) -> list[float]:
+    """The language model learns to answer a caption with another caption of the same scene, in either language."""
+    model = painter.language_model
+    optimizers = _optimizers(model, stage.learning_rate)
+
+    def loss_of(rng: Random, _step: int) -> Tensor:
+        scenes = [training_scene(rng) for _ in range(stage.batch)]
+        asked, answers = ([caption(s, rng.choice(("en", "zh")), rng) for s in scenes] for _ in range(2))
+        _, read = painter.tokens(asked)
+        ids, lengths = painter.tokens(asked, answers)
+        position = torch.arange(ids.shape[1])[None]
+        targets = ids.masked_fill((position < read[:, None]) | (position >= lengths[:, None]), IGNORED)
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = model(ids.to(device)).logits
+        return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets[:, 1:].flatten().to(device))
+
+    return train(stage, {"language_model": model}, optimizers, loss_of, folder)
+
+
+def train_painter(
+    stage: Stage, painter: Painter, latents: Sequence[Latents], folder: Path, device: torch.device
+) -> list[float]:
+    """Both models learn the velocity from a picture to noise, at noise levels spread like the schedule's."""
+    groups = ((painter.transformer, 1.0), (painter.language_model.model, TEXT_RATE))
+    optimizers = [o for model, rate in groups for o in _optimizers(model, rate * stage.learning_rate)]
+    loss_of = flow_loss(stage, painter, latents, device)
+    return train(stage, {"painter": painter}, optimizers, loss_of, folder)
+
+
+def flow_loss(
+    stage: Stage, painter: Painter, latents: Sequence[Latents], device: torch.device
+) -> Callable[[Random, int], Tensor]:
+    """Mean squared error of the velocity over a batch of one size and one noise level per sample.
+
+    Attention is spelled out: for these short sequences the fused kernel's gradient takes a CPU eight times longer.
+    """
+    encode_prompt, denoise = painter.graphs()
+
+    def loss_of(rng: Random, _step: int) -> Tensor:
+        of_size = rng.choice(latents)
+        height, width = (8 * side for side in of_size.values.shape[2:])
+        chosen = [rng.randrange(len(of_size.scenes)) for _ in range(stage.pictures(height, width))]
+        captions = [caption(of_size.scenes[i], rng.choice(("en", "zh")), rng) for i in chosen]
+        ids, lengths = painter.tokens(captions)
+        clean = of_size.values[chosen].to(device).float()
+        noise = torch.randn_like(clean)
+        uniform = (torch.arange(len(chosen), device=device) + torch.rand(len(chosen), device=device)) / len(chosen)
+        sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
+        noisy = clean + sigma[:, None, None, None] * (noise - clean)
+        with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            embedded = encode_prompt(ids.to(device), lengths.to(device))
+            velocity = denoise(noisy, sigma, sigma + 1, embedded, *of_size.rope) - noisy  # one Euler step of length 1
+        return F.mse_loss(velocity, noise - clean)
+
+    return loss_of
+
+
+def _optimizers(model: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for embeddings, norms, biases and modulation."""
+    named = [(name, p) for name, p in model.named_parameters()]
+    matrices = [p for name, p in named if p.ndim == 2 and any(b in name for b in MATRIX_BLOCKS) and "adaLN" not in name]
+    chosen = {id(p) for p in matrices}
+    others = [p for _, p in named if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def _initialise(transformer: Any) -> None:
+    """Every block starts as the identity and the output as zero; pad tokens are empty memory until here."""
+    for name, parameter in transformer.named_parameters():
+        if "pad_token" in name:
+            nn.init.normal_(parameter, std=0.02)
+        elif "layers.0.adaLN" not in name and ("adaLN_modulation" in name or "all_final_layer.2-1.linear" in name):
+            nn.init.zeros_(parameter)

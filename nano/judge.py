@@ -1,0 +1,173 @@
+"""Looks at a picture and says what share of what a scene asks for is there.
+
+It first describes the picture without knowing the scene: a background is fitted to the border, what differs from it
+falls into connected pieces, each gets the nearest colour and the best matching shape. Then it compares.
+It does not know how the picture was made.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from nano.scenes import CELLS, COLOURS, RADII, SHAPES, Background, Pixels, Scene, Thing, extent, mask
+
+ATTRIBUTES = ("colour", "shape", "place", "size", "background", "count")
+DIFFERENT = 45  # RGB distance from the background from which on a pixel belongs to a thing
+SMALLEST = 0.004  # a piece's area, as a share of the picture; the smallest ring has 0.01 at 2 : 1
+TEMPLATE = 48  # pixels of the square in which shapes are compared
+ALIKE = 0.6  # intersection over union below which a piece is no shape at all
+SLACK = 0.06  # beyond a cell of the 3 x 3 grid, as a share of the side
+PALETTE = np.array(list(COLOURS.values()), np.float32)
+
+Verdict = dict[str, tuple[int, int]]  # attribute -> how many hold, how many were asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A thing as seen: centre as shares of width and height, radius in units of the shorter side."""
+
+    shape: str | None
+    colour: str
+    x: float
+    y: float
+    radius: float
+
+
+def judge(picture: Pixels, scene: Scene) -> Verdict:
+    """For each of ATTRIBUTES how many statements hold and how many there are.
+
+    Args:
+        picture: [height, width, 3] uint8.
+    """
+    behind = fit_background(picture)
+    pieces = find_pieces(picture, behind)
+    fixed = [("count", len(pieces) == len(scene.things))]
+    if scene.background is not None:
+        fixed.append(("background", _is_background(behind, scene.background)))
+    seen = [*pieces, *[None] * len(scene.things)]  # a thing may be missing
+    matches = [list(_statements(scene, order)) for order in permutations(seen, len(scene.things))]
+    best = max(matches, key=lambda statements: sum(holds for _, holds in statements))
+    held, asked = Counter[str](), Counter[str]()
+    for attribute, holds in [*fixed, *best]:
+        asked[attribute] += 1
+        held[attribute] += holds
+    return {attribute: (held[attribute], asked[attribute]) for attribute in ATTRIBUTES}
+
+
+def shares(verdicts: list[Verdict]) -> dict[str, float]:
+    """Over many pictures, the share of each attribute's statements that hold; 0..1."""
+    totals = {a: np.sum([verdict[a] for verdict in verdicts], axis=0) for a in ATTRIBUTES}
+    return {attribute: float(held / asked) for attribute, (held, asked) in totals.items() if asked}
+
+
+def fit_background(picture: Pixels) -> Any:
+    """[height, width, 3] float32: a linear fade per channel through the border's pixels, outliers left out."""
+    height, width, _ = picture.shape
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    plane = np.stack([np.ones_like(x), x / width, y / height], axis=-1)
+    border = np.ones((height, width), bool)
+    border[2:-2, 2:-2] = False
+    terms, colours = plane[border], picture[border].astype(np.float32)
+    keep = np.linalg.norm(colours - np.median(colours, axis=0), axis=1) < np.inf
+    for _ in range(3):
+        fit = np.linalg.lstsq(terms[keep], colours[keep], rcond=None)[0]
+        errors = np.linalg.norm(terms @ fit - colours, axis=1)
+        keep = errors <= max(DIFFERENT / 3, float(np.median(errors)) * 2)
+    return (plane @ fit).astype(np.float32)
+
+
+def find_pieces(picture: Pixels, background: Any) -> list[Piece]:
+    """What stands out from the background, the largest first."""
+    difference = np.linalg.norm(picture.astype(np.float32) - background, axis=-1)
+    labels, count = ndimage.label(difference > DIFFERENT)
+    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    large = [i for i in np.argsort(-areas) if areas[i] >= SMALLEST * labels.size]
+    return [_describe(picture, difference, labels == i + 1) for i in large[:4]]
+
+
+def _describe(picture: Pixels, difference: Any, piece: Any) -> Piece:
+    height, width = piece.shape
+    inside = piece & (difference >= 0.6 * np.percentile(difference[piece], 90))  # half-covered pixels left out
+    colour = np.median(picture[inside], axis=0)
+    rows, columns = np.nonzero(inside)
+    top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
+    shape = _best_shape(inside[top:bottom, left:right])
+    radius = max(bottom - top, right - left) / 2 / (extent(shape) if shape else 1) / min(height, width)
+    return Piece(shape, _colour_name(colour), (left + right) / 2 / width, (top + bottom) / 2 / height, float(radius))
+
+
+def _best_shape(cut: Any) -> str | None:
+    seen = _normalise(cut.astype(np.float32))
+    overlaps = {shape: float(np.minimum(seen, t).sum() / np.maximum(seen, t).sum()) for shape, t in _templates()}
+    best = max(overlaps, key=lambda shape: overlaps[shape])
+    return best if overlaps[best] >= ALIKE else None
+
+
+@cache
+def _templates() -> list[tuple[str, Any]]:
+    drawn = [(shape, mask(shape, (100, 100), 80, 200, 200) > 0.5) for shape in SHAPES]
+    return [(shape, _normalise(_crop(coverage).astype(np.float32))) for shape, coverage in drawn]
+
+
+def _crop(coverage: Any) -> Any:
+    rows, columns = np.nonzero(coverage)
+    return coverage[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+
+def _normalise(cut: Any) -> Any:
+    """The cut-out, centred in a square of its longer side and scaled to TEMPLATE pixels."""
+    height, width = cut.shape
+    side = max(height, width)
+    square = np.zeros((side, side), np.float32)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = cut
+    return np.asarray(Image.fromarray(square).resize((TEMPLATE, TEMPLATE), Image.Resampling.BOX))
+
+
+def _statements(scene: Scene, pieces: tuple[Piece | None, ...]) -> Iterator[tuple[str, bool]]:
+    """What the scene says of its things, and whether it holds if these pieces are meant."""
+    for thing, piece in zip(scene.things, pieces, strict=True):
+        yield "colour", piece is not None and piece.colour == thing.colour
+        yield "shape", piece is not None and piece.shape == thing.shape
+        if thing.size is not None:
+            yield "size", piece is not None and _has_size(piece, thing)
+    if scene.place is not None:
+        yield "place", None not in pieces and _is_placed(scene.place, [p for p in pieces if p is not None])
+
+
+def _has_size(piece: Piece, thing: Thing) -> bool:
+    """Nearer to the size asked for than to the one without a name."""
+    named, unnamed = RADII[thing.size], RADII[None]
+    if thing.size == "small":
+        return piece.radius < (named[1] + unnamed[0]) / 2
+    return piece.radius > (named[0] + unnamed[1]) / 2
+
+
+def _is_placed(place: str, pieces: list[Piece]) -> bool:
+    first, last = pieces[0], pieces[-1]
+    if place in CELLS:
+        cell = zip((first.x, first.y), CELLS[place], strict=True)
+        return all(at / 3 - SLACK <= share <= (at + 1) / 3 + SLACK for share, at in cell)
+    across, down = last.x - first.x, last.y - first.y
+    return across > abs(down) * 0.5 if place == "left of" else down > abs(across) * 0.5
+
+
+def _is_background(behind: Any, asked: Background) -> bool:
+    """Whether the fitted fade begins and ends in the colours asked for, and keeps to its direction."""
+    height, width, _ = behind.shape
+    down = behind[[0, -1], width // 2]  # [2, 3]: the first and the last row
+    across = behind[height // 2, [0, -1]]
+    along, aside = (down, across) if asked.downwards else (across, down)
+    named = [_colour_name(colour) for colour in along]
+    return named == [asked.start, asked.end] and float(np.linalg.norm(aside[0] - aside[1])) < DIFFERENT
+
+
+def _colour_name(colour: Any) -> str:
+    return tuple(COLOURS)[int(np.linalg.norm(PALETTE - colour, axis=1).argmin())]

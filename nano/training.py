@@ -1,0 +1,130 @@
+"""A training stage: a number of steps over modules and optimisers, with progress, checkpoints and a fixed seed.
+
+Every step seeds its own random numbers, so a stage that was stopped goes on exactly where it would have been.
+It does not know what is trained.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+WARM_UP = 100  # steps, or a tenth of a shorter stage
+DECAY = 0.3  # of the steps, the last ones
+SIZES = ((128, 128), (128, 192), (192, 128), (128, 256), (256, 128), (192, 192), (192, 256), (256, 192), (256, 256))
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How long and how fast one part is trained; `batch` counts pictures of 128 x 128, larger ones by their area."""
+
+    name: str
+    steps: int
+    learning_rate: float
+    batch: int
+    seed: int = 0
+    save_every: int = 200
+
+    def random(self, step: int) -> Random:
+        """The step's own source of chance; torch's is seeded alike."""
+        digest = hashlib.sha256(f"{self.seed}/{self.name}/{step}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        return Random(digest)
+
+    def pictures(self, height: int, width: int) -> int:
+        return max(1, self.batch * 128 * 128 // (height * width))
+
+    def rate(self, step: int) -> float:
+        """Share of the learning rate: up, level, and down to zero.
+
+        The level part does not depend on `steps`, so a stage can go on longer than it was meant to.
+        """
+        warm_up = min(WARM_UP, max(1, self.steps // 10))
+        return min(1.0, (step + 1) / warm_up, (self.steps - step) / max(1, DECAY * self.steps))
+
+
+def train(
+    stage: Stage,
+    modules: Mapping[str, nn.Module],
+    optimizers: Sequence[torch.optim.Optimizer],
+    loss_of: Callable[[Random, int], Tensor],
+    folder: Path,
+) -> list[float]:
+    """Trains the modules in place and returns the loss of every step.
+
+    Args:
+        loss_of: the loss of a step, from its random numbers and its number.
+        folder: holds `NAME.pt`, the state to go on from; a finished stage is loaded and not repeated.
+
+    Raises:
+        FloatingPointError: a loss that is not finite.
+    """
+    state = folder / f"{stage.name}.pt"
+    losses = _restore(state, stage, modules, optimizers)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("loss {task.fields[loss]}")) as progress:
+        task = progress.add_task(stage.name, total=stage.steps, completed=len(losses), loss="-")
+        for step in range(len(losses), stage.steps):
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["initial_lr"] * stage.rate(step)
+            loss = loss_of(stage.random(step), step)
+            if not math.isfinite(value := loss.item()):
+                raise FloatingPointError(f"{stage.name}: loss {value} at step {step}; lower the learning rate")
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(value)
+            progress.update(task, advance=1, loss=f"{sum(losses[-100:]) / len(losses[-100:]):.4f}")
+            if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
+                _save(state, stage, modules, optimizers, losses)
+    (folder / f"{stage.name}.json").write_text(json.dumps({"stage": asdict(stage), "losses": losses}))
+    return losses
+
+
+def _save(
+    path: Path,
+    stage: Stage,
+    modules: Mapping[str, nn.Module],
+    optimizers: Sequence[torch.optim.Optimizer],
+    losses: list[float],
+) -> None:
+    content: dict[str, Any] = {
+        "stage": asdict(stage),
+        "modules": {name: module.state_dict() for name, module in modules.items()},
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "losses": losses,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(content, part)
+    part.replace(path)
+
+
+def _restore(
+    path: Path, stage: Stage, modules: Mapping[str, nn.Module], optimizers: Sequence[torch.optim.Optimizer]
+) -> list[float]:
+    if not path.exists():
+        return []
+    content = torch.load(path, weights_only=True)
+    made_with = content["stage"] | {"steps": stage.steps}
+    if made_with != asdict(stage):
+        raise ValueError(f"{path} was made with {made_with}, not {asdict(stage)}: choose another work folder")
+    for name, module in modules.items():
+        module.load_state_dict(content["modules"][name])
+    for optimizer, state in zip(optimizers, content["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
+    losses: list[float] = content["losses"]
+    return losses

@@ -1,0 +1,147 @@
+"""What the program draws, what it says of it, and whether the judge can tell."""
+
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from nano.captions import ZH_COLOURS, ZH_SHAPES, caption
+from nano.judge import Verdict, find_pieces, fit_background, judge, shares
+from nano.scenes import COLOURS, SHAPES, Background, Scene, Thing, draw, random_scene, training_scene
+from nano.tokenizer import train_tokenizer
+from nano.training import SIZES
+
+seeds = st.integers(0, 2**32)
+sizes = st.sampled_from((*SIZES, (512, 512), (176, 400)))
+PAIR = Scene((Thing("circle", "red"), Thing("square", "blue")), "left of", Background("yellow", "yellow"))
+
+
+def misses(verdict: Verdict) -> dict[str, tuple[int, int]]:
+    return {name: counts for name, counts in verdict.items() if counts[0] != counts[1]}
+
+
+@settings(max_examples=150, deadline=None)
+@given(seeds, sizes)
+def test_the_judge_gives_a_drawn_picture_everything(seed: int, size: tuple[int, int]) -> None:
+    rng = Random(seed)
+    scene = random_scene(rng)
+    picture = draw(scene, *size, rng)
+    assert picture.shape == (*size, 3)
+    assert misses(judge(picture, scene)) == {}
+
+
+def test_the_judge_gives_swapped_captions_a_low_score() -> None:
+    """Chance level: one colour in ten, one shape in eight, one place in nine or one relation in two."""
+    rng = Random(0)
+    scenes = [random_scene(rng) for _ in range(201)]
+    pictures = [draw(scene, 128, 128, rng) for scene in scenes]
+    scores = shares([judge(picture, other) for picture, other in zip(pictures, scenes[1:], strict=False)])
+    assert max(scores["colour"], scores["shape"], scores["background"]) < 0.25
+    assert scores["place"] < 0.4
+
+
+@pytest.mark.parametrize(
+    ("asked", "missed"),
+    [
+        (replace(PAIR, things=PAIR.things[::-1]), {"place"}),
+        (replace(PAIR, place="above"), {"place"}),
+        (replace(PAIR, background=Background("yellow", "white")), {"background"}),
+        (replace(PAIR, things=(Thing("circle", "red"), Thing("square", "green"))), {"colour"}),
+        (replace(PAIR, things=(Thing("circle", "red"), Thing("star", "blue"))), {"shape"}),
+        (replace(PAIR, things=(Thing("circle", "blue"), Thing("square", "red"))), {"colour"}),
+        (replace(PAIR, things=(Thing("circle", "red", "large"), Thing("square", "blue"))), {"size"}),
+        (replace(PAIR, things=PAIR.things[:1], place=None), {"count"}),
+    ],
+)
+def test_each_attribute_is_judged_by_itself(asked: Scene, missed: set[str]) -> None:
+    assert set(misses(judge(draw(PAIR, 192, 192, Random(1)), asked))) == missed
+
+
+@pytest.mark.parametrize("value", [0, 127, 255])
+def test_a_flat_picture_has_nothing_in_it(value: int) -> None:
+    picture = np.full((128, 128, 3), value, np.uint8)
+    assert find_pieces(picture, fit_background(picture)) == []
+    assert max(shares([judge(picture, PAIR)]).values()) == 0
+
+
+def test_noise_is_judged_and_found_wanting() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    assert max(shares([judge(noise, PAIR)]).values()) <= 0.5
+
+
+@settings(max_examples=50, deadline=None)
+@given(seeds)
+def test_an_unsaid_background_never_hides_a_thing(seed: int) -> None:
+    scene = Scene((Thing("star", "orange"),), "centre", None)
+    assert misses(judge(draw(scene, 128, 128, Random(seed)), scene)) == {}
+
+
+@settings(max_examples=50, deadline=None)
+@given(seeds)
+def test_equal_seeds_draw_equal_pictures(seed: int) -> None:
+    first, second = (draw(random_scene(rng), 128, 192, rng) for rng in (Random(seed), Random(seed)))
+    assert np.array_equal(first, second)
+
+
+def test_outlines_leave_the_inside_empty() -> None:
+    scene = Scene((Thing("square", "red", "large"),), "centre", Background("white", "white"))
+    filled, outlined = (draw(scene, 128, 128, Random(0), style) for style in ("filled", "outlined"))  # type: ignore[arg-type]
+    assert filled[64, 64].tolist() == list(COLOURS["red"])
+    assert outlined[64, 64].tolist() == list(COLOURS["white"])
+    assert (outlined == COLOURS["red"]).all(axis=-1).sum() > 100
+
+
+def test_about_a_tenth_of_the_scenes_is_held_out_and_never_trained_on() -> None:
+    rng = Random(0)
+    assert 0.07 < np.mean([random_scene(rng).held_out for _ in range(2000)]) < 0.13
+    assert not any(training_scene(rng).held_out for _ in range(500))
+
+
+@given(seeds)
+def test_captions_say_all_that_the_scene_holds(seed: int) -> None:
+    rng = Random(seed)
+    scene = random_scene(rng)
+    english, chinese = caption(scene, "en", rng), caption(scene, "zh", rng)
+    said = [*(t.colour for t in scene.things), *(t.shape for t in scene.things)]
+    said += [scene.background.start, scene.background.end] if scene.background else []
+    for word in said:
+        assert word in english
+        assert (ZH_COLOURS | ZH_SHAPES)[word] in chinese
+    unsaid = {*COLOURS, *SHAPES} - set(said)
+    assert not unsaid & set(english.replace(",", "").split())
+    assert not any((ZH_COLOURS | ZH_SHAPES)[word] in chinese for word in unsaid)
+
+
+def test_a_pair_is_told_from_both_sides() -> None:
+    wordings = {caption(PAIR, "en", Random(seed)) for seed in range(50)}
+    assert "a red circle to the left of a blue square on a yellow background" in wordings
+    assert "on a yellow background, a blue square to the right of a red circle" in wordings
+    chinese = {caption(PAIR, "zh", Random(seed)) for seed in range(80)}
+    assert "黄色背景上一个红色圆形在一个蓝色正方形的左边" in chinese
+    assert "一个蓝色正方形在一个红色圆形的右边,黄色背景" in chinese
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer()
+
+
+@settings(max_examples=300)
+@given(seeds)
+def test_every_caption_fits_into_one_block_of_32_tokens(tokenizer: Tokenizer, seed: int) -> None:
+    """The transformer pads captions to multiples of 32; training knows one block only."""
+    rng = Random(seed)
+    text = caption(random_scene(rng), rng.choice(("en", "zh")), rng)
+    rendered = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    assert len(tokenizer.encode(rendered).ids) <= 32
+
+
+def test_words_are_tokens(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode("a red circle on a blue background").tokens == [
+        *("a", "Ġred", "Ġcircle", "Ġon", "Ġa", "Ġblue", "Ġbackground"),
+    ]
+    assert len(tokenizer.encode("红色圆形,蓝色背景").ids) == 5

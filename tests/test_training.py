@@ -1,0 +1,136 @@
+"""The recipe in a few steps: losses fall, a stopped stage goes on where it was, and what is written can be loaded."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from diffusers import ZImagePipeline
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from nano.layout import CheckpointSizes
+from nano.lora import RANK
+from nano.train import RECIPE, Recipe, shortened, train_nano
+from nano.training import Stage, train
+
+TINY = CheckpointSizes(
+    dim=64,
+    n_heads=2,
+    n_layers=1,
+    n_refiner_layers=1,
+    axes_dims=(8, 12, 12),
+    cap_feat_dim=64,
+    text_layers=2,
+    text_heads=2,
+    text_kv_heads=1,
+    text_intermediate_size=128,
+    block_out_channels=(8, 16, 16, 16),
+    norm_num_groups=2,
+    layers_per_block=1,
+)
+CPU = torch.device("cpu")
+
+
+def line_stage(steps: int) -> Stage:
+    return Stage("line", steps=steps, learning_rate=0.1, batch=1, save_every=5)
+
+
+def fit_a_line(stage: Stage, folder: Path, stop_at: int | None = None) -> tuple[nn.Linear, list[float]]:
+    stage.random(-1)
+    model = nn.Linear(1, 1)
+
+    def loss_of(rng: Random, step: int) -> Tensor:
+        if step == stop_at:
+            raise KeyboardInterrupt
+        x = torch.randn(8, 1)
+        return (model(x) - rng.uniform(1, 3) * x).square().mean()
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate)
+    return model, train(stage, {"line": model}, [optimizer], loss_of, folder)
+
+
+def test_a_stopped_stage_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    whole, losses = fit_a_line(line_stage(20), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit_a_line(line_stage(20), tmp_path / "stopped", stop_at=13)
+    resumed, again = fit_a_line(line_stage(20), tmp_path / "stopped")
+    assert again == losses
+    assert torch.equal(resumed.weight, whole.weight)
+    finished, _ = fit_a_line(line_stage(20), tmp_path / "stopped", stop_at=0)  # nothing left to do
+    assert torch.equal(finished.weight, whole.weight)
+
+
+def test_another_recipe_does_not_go_on_from_this_one(tmp_path: Path) -> None:
+    fit_a_line(line_stage(5), tmp_path)
+    with pytest.raises(ValueError, match="choose another work folder"):
+        fit_a_line(replace(line_stage(5), learning_rate=0.2), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1)
+    with pytest.raises(FloatingPointError, match="line: loss nan at step 0"):
+        train(line_stage(3), {}, [], lambda *_: model.weight.sum() * float("nan"), tmp_path)
+
+
+def test_the_rate_rises_stays_and_falls_to_nothing() -> None:
+    stage = Stage("rates", steps=1000, learning_rate=1.0, batch=1)
+    rates = [stage.rate(step) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.01)
+    assert set(rates[99:700]) == {1.0}
+    assert all(after < before for before, after in zip(rates[701:], rates[702:], strict=False))
+    assert rates[-1] < 0.01
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole recipe over tiny models."""
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = Recipe(
+        sizes=TINY,
+        autoencoder=replace(RECIPE.autoencoder, steps=30, batch=1, learning_rate=2e-3),
+        reader=replace(RECIPE.reader, steps=30, batch=16),
+        painter=replace(RECIPE.painter, steps=40, batch=8),
+        outlines=replace(RECIPE.outlines, steps=4, batch=8),
+        pictures=60,
+        outlined_pictures=20,
+    )
+    train_nano(recipe, folder / "work", folder / "nano", CPU)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "share"), [("autoencoder", 0.9), ("reader", 0.7), ("painter", 0.9)])
+def test_the_loss_of_every_stage_falls(trained: Path, stage: str, share: float) -> None:
+    losses = json.loads((trained / "work" / f"{stage}.json").read_text())["losses"]
+    first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
+    print(stage, first, last)
+    assert last < share * first
+
+
+@pytest.mark.slow
+def test_what_is_written_loads_in_diffusers_and_the_lora_fits(trained: Path) -> None:
+    pipeline = ZImagePipeline.from_pretrained(trained / "nano")
+    for component in ("transformer", "vae", "text_encoder"):
+        assert all(torch.isfinite(tensor).all() for tensor in getattr(pipeline, component).state_dict().values())
+    shapes = {name: tensor.shape for name, tensor in pipeline.transformer.named_parameters()}
+    diffsynth = load_file(trained / "nano-lora" / "outlines.safetensors")
+    kohya = load_file(trained / "nano-lora" / "outlines-kohya.safetensors")
+    layers = {name.split(".lora_")[0] for name in diffsynth}
+    assert len(layers) == 14  # seven matrices in each of the two blocks
+    for layer in layers:
+        down, up = (diffsynth[f"{layer}.lora_{side}.default.weight"] for side in "AB")
+        assert (up @ down).shape == shapes[f"{layer}.weight"]
+        flat = f"lora_unet_{layer.replace('.', '_')}"
+        assert torch.equal(kohya[f"{flat}.lora_down.weight"], down)
+        assert torch.equal(kohya[f"{flat}.lora_up.weight"], up)
+        assert kohya[f"{flat}.alpha"] == RANK
+    assert any(tensor.abs().sum() > 0 for name, tensor in diffsynth.items() if "lora_B" in name)
+
+
+def test_the_output_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="must be new or empty"):
+        train_nano(shortened(RECIPE, 0.001), tmp_path / "work", tmp_path, CPU)
