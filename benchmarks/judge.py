@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from benchmarks.report import Stopwatch, finish
+from benchmarks.report import finish
 from engine.pipeline import Pipeline
 from engine.request import PictureRequest, parse_size
 from nano.captions import caption
@@ -17,6 +17,7 @@ from nano.judge import judge, shares
 from nano.scenes import Pixels, Scene, random_scene
 
 SEED = 2026
+SIZES = ("128", "256x192", "256")
 SHEET_COLUMNS = 6
 SHEET_SIZES = ((192, 192), (128, 256), (192, 256), (256, 256), (256, 192), (128, 128))
 CELL = 256  # pixels of the sheet that one picture is centred in
@@ -61,7 +62,7 @@ def contact_sheet(pipeline: Pipeline, count: int) -> tuple[Pixels, list[str]]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans of z-image-nano")
     parser.add_argument("--captions", type=int, default=200, metavar="N", help="per size; default: %(default)s")
-    parser.add_argument("--size", action="append", metavar="WxH", help="repeat it; default: 128, 256x192 and 256")
+    parser.add_argument("--size", action="append", metavar="WxH", help=f"repeat it; default: {', '.join(SIZES)}")
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="write a contact sheet of 18 pictures as well")
 
 
@@ -72,10 +73,9 @@ def run(args: argparse.Namespace) -> None:
         sheet, captions = contact_sheet(pipeline, 18)
         Image.fromarray(sheet).save(args.sheet, optimize=True)
         print("\n".join(f"{number}. {text}" for number, text in enumerate(captions, 1)))
-    for size in args.size or ("128", "256x192", "256"):
-        watch = Stopwatch()
+    for size in args.size or SIZES:
         height, width = parse_size(size)
-        scores = {name: round(share, 4) for name, share in score(pipeline, height, width, args.captions).items()}
+        scores = score(pipeline, height, width, args.captions)
         print(f"{width}x{height}:", ", ".join(f"{name} {share:.1%}" for name, share in scores.items()))
-        figures[f"{width}x{height}"] = scores | {"seconds_per_picture": round(watch.seconds / args.captions, 3)}
+        figures[f"{width}x{height}"] = {name: round(share, 4) for name, share in scores.items()}
     finish("judge", figures)

@@ -1,7 +1,8 @@
 """Trains the small autoencoder: FLUX's structure, 16 latent channels at an eighth of the size.
 
-The latents come out with mean 0 and variance 1 per channel once the pipelines have shifted and scaled them, with
-FLUX's own constants, which DiffSynth has written into its code.
+Once the pipelines have shifted and scaled them, with FLUX's own constants, which DiffSynth has written into its code,
+the latents have about mean 0 and variance 1 per channel. It trains on any scene: to know a picture is no help with a
+caption, so only the caption's models are kept from what is held out.
 """
 
 import math
@@ -17,15 +18,14 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from nano.layout import LATENT_CHANNELS, CheckpointSizes, vae_config
-from nano.scenes import Pixels, Style, draw, random_scene
-from nano.training import SIZES, Stage, train
+from nano.scenes import SIZES, Pixels, Style, draw, random_scene
+from nano.training import Stage, optimizers, train
 
 LATENT_NOISE = 0.1  # what the decoder must bear, in units of the latents' deviation
+OUTER_LAYERS = ("conv_in.weight", "conv_out.weight")
 MOMENTUM = 0.02  # of the latents' running mean and variance
-CROP = 64
-CROPPED = 0.7  # share of the stage, the first part
+CROP = 64  # pixels
 OUTLINED = 0.25  # share of pictures in the style that the LoRA is trained on
-FREEZE_STATISTICS = 0.6  # share of the stage; the decoder then learns with the final scaling
 
 
 class Autoencoder(nn.Module):
@@ -35,6 +35,7 @@ class Autoencoder(nn.Module):
         super().__init__()
         config = {key: value for key, value in vae_config(sizes).items() if value is not None}
         self.vae: Any = AutoencoderKL(**config)
+        _start_as_identity(self.vae)
         self.mean: Tensor
         self.variance: Tensor
         self.register_buffer("mean", torch.zeros(LATENT_CHANNELS))
@@ -77,21 +78,35 @@ class Autoencoder(nn.Module):
         return float(self.vae.config.shift_factor)
 
 
-def train_autoencoder(stage: Stage, sizes: CheckpointSizes, folder: Path, device: torch.device) -> Any:
-    """The trained AutoencoderKL, in FP32."""
-    stage.random(-1)
+def train_autoencoder(crops: Stage, whole: Stage, sizes: CheckpointSizes, folder: Path, device: torch.device) -> Any:
+    """The trained AutoencoderKL, in FP32: first on many small crops, then on whole pictures of every size."""
+    crops.random(-1)
     model = Autoencoder(sizes).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
 
-    def loss_of(rng: Random, step: int) -> Tensor:
-        model.train(step < FREEZE_STATISTICS * stage.steps)
-        pictures = _random_pictures(stage, rng, crop=step < CROPPED * stage.steps).to(device)
+    def reconstruction(pictures: Tensor) -> Tensor:
+        pictures = pictures.to(device)
         with torch.autocast(device.type, torch.bfloat16):
             decoded = model(pictures).float()
         return F.l1_loss(decoded, pictures) + F.mse_loss(decoded, pictures)
 
-    train(stage, {"autoencoder": model}, [optimizer], loss_of, folder)
+    def of_crops(rng: Random, _step: int) -> Tensor:
+        return reconstruction(_random_crops(rng, crops.pictures(CROP, CROP)))
+
+    def of_pictures(rng: Random, step: int) -> Tensor:
+        model.train(step < whole.steps // 2)  # the decoder then learns with the final statistics
+        height, width = rng.choice(SIZES)
+        return reconstruction(_random_pictures(rng, whole.pictures(height, width), height, width))
+
+    for stage, loss_of in ((crops, of_crops), (whole, of_pictures)):
+        train(stage, {"autoencoder": model}, optimizers(model, stage.learning_rate, OUTER_LAYERS), loss_of, folder)
     return model.fold_statistics().eval()
+
+
+def _start_as_identity(vae: Any) -> None:
+    """Every residual branch begins with no more than a bias."""
+    for name, parameter in vae.named_parameters():
+        if name.endswith(("conv2.weight", "to_out.0.weight")):
+            nn.init.zeros_(parameter)
 
 
 def to_tensor(pictures: Sequence[Pixels]) -> Tensor:
@@ -99,16 +114,16 @@ def to_tensor(pictures: Sequence[Pixels]) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
-def _random_pictures(stage: Stage, rng: Random, crop: bool) -> Tensor:
-    """Whole pictures of one size, or as many pixels in squares of CROP pixels: more pictures for the same work."""
-    height, width = rng.choice(SIZES)
-    count = stage.batch * (128 // CROP) ** 2 if crop else stage.pictures(height, width)
-    pictures = []
+def _random_pictures(rng: Random, count: int, height: int, width: int) -> Tensor:
+    styles: list[Style] = ["outlined" if rng.random() < OUTLINED else "filled" for _ in range(count)]
+    return to_tensor([draw(random_scene(rng), height, width, rng, style) for style in styles])
+
+
+def _random_crops(rng: Random, count: int) -> Tensor:
+    """Of as many pictures: for the same work a step sees more colours."""
+    crops = []
     for _ in range(count):
-        style: Style = "outlined" if rng.random() < OUTLINED else "filled"
-        picture = draw(random_scene(rng), height, width, rng, style)
-        if crop:
-            top, left = rng.randrange(height - CROP + 1), rng.randrange(width - CROP + 1)
-            picture = picture[top : top + CROP, left : left + CROP]
-        pictures.append(picture)
-    return to_tensor(pictures)
+        height, width = rng.choice(SIZES)
+        top, left = rng.randrange(height - CROP + 1), rng.randrange(width - CROP + 1)
+        crops.append(_random_pictures(rng, 1, height, width)[..., top : top + CROP, left : left + CROP])
+    return torch.cat(crops)

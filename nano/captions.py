@@ -39,10 +39,10 @@ def vocabulary() -> list[str]:
     """Every word, as it stands in captions: what the tokenizer learns its merges from."""
     english = {word for table in (COLOURS, SHAPES) for word in table} | {"small", "large", "background", "picture"}
     english |= {word for phrase in EN_CELLS.values() for word in phrase.split()}
-    english |= {"a", "an", "and", "of", "below", "above", "fading", "from", "down", "across", "to", "there", "is"}
+    english |= {"a", "an", "and", "of", "below", "above", "fading", "from", "to", "there", "is"}
     chinese = [*ZH_COLOURS.values(), *ZH_SHAPES.values(), *ZH_CELLS.values(), *ZH_SIZES.values()]
     chinese += ["背景上", "背景", "有一个", "一个", "渐变到", "从上到下", "从左到右", "一张图"]
-    chinese += ["和", "的", "在", "由", ","]
+    chinese += ["和", "的", "在", "由", ",", "，"]
     return [*sorted(english), *(f" {word}" for word in sorted(english)), *chinese]
 
 
@@ -75,20 +75,21 @@ def _english_thing(thing: Thing) -> str:
 def _english_background(background: Background) -> str:
     if background.plain:
         return f"on {'an' if background.start == 'orange' else 'a'} {background.start} background"
-    direction = "down" if background.downwards else "across"
-    return f"on a background fading from {background.start} {direction} to {background.end}"
+    direction = "top to bottom" if background.downwards else "left to right"
+    return f"on a background fading {direction} from {background.start} to {background.end}"
 
 
 def _chinese(scene: Scene, rng: Random) -> str:
+    comma = rng.choice("，,")  # people type either
     if scene.background is None:
         subject = _chinese_subject(scene, rng, "有")
-        return rng.choice((subject, f"一张图,{subject}"))
+        return rng.choice((subject, f"一张图{comma}{subject}"))
     behind = _chinese_background(scene.background)
     return rng.choice(
         (
-            f"{behind}背景上{_chinese_subject(scene, rng, '有')}",
-            f"{behind}背景,{_chinese_subject(scene, rng, '')}",
-            f"{_chinese_subject(scene, rng, '')},{behind}背景",
+            f"{behind}背景上{comma}{_chinese_subject(scene, rng, '有')}",
+            f"{behind}背景{comma}{_chinese_subject(scene, rng, '')}",
+            f"{_chinese_subject(scene, rng, '')}{comma}{behind}背景",
         )
     )
 

@@ -16,14 +16,17 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from nano.scenes import CELLS, COLOURS, RADII, SHAPES, Background, Pixels, Scene, Thing, extent, mask
+from nano.scenes import CELL, CELLS, COLOURS, FIRST_CELL, RADII, SHAPES, Background, Pixels, Scene, Thing, mask
 
 ATTRIBUTES = ("colour", "shape", "place", "size", "background", "count")
 DIFFERENT = 45  # RGB distance from the background from which on a pixel belongs to a thing
-SMALLEST = 0.004  # a piece's area, as a share of the picture; the smallest ring has 0.01 at 2 : 1
+SMALLEST = 0.004  # a piece's area, as a share of the picture; the smallest star has 0.009 at 2 : 1
+STRAY = 0.005  # what smaller pieces may cover in all, as a share of the picture
+DRAWN_RADIUS = 80  # pixels, of the shapes to compare with
 TEMPLATE = 48  # pixels of the square in which shapes are compared
-ALIKE = 0.6  # intersection over union below which a piece is no shape at all
-SLACK = 0.06  # beyond a cell of the 3 x 3 grid, as a share of the side
+ALIKE = 0.7  # intersection over union below which a piece is no shape at all
+NEAR = 70  # RGB distance to a colour of the palette beyond which it is none of them
+PURE = 0.75  # least share of a piece that has its colour
 PALETTE = np.array(list(COLOURS.values()), np.float32)
 
 Verdict = dict[str, tuple[int, int]]  # attribute -> how many hold, how many were asked for
@@ -34,7 +37,7 @@ class Piece:
     """A thing as seen: centre as shares of width and height, radius in units of the shorter side."""
 
     shape: str | None
-    colour: str
+    colour: str | None
     x: float
     y: float
     radius: float
@@ -47,8 +50,8 @@ def judge(picture: Pixels, scene: Scene) -> Verdict:
         picture: [height, width, 3] uint8.
     """
     behind = fit_background(picture)
-    pieces = find_pieces(picture, behind)
-    fixed = [("count", len(pieces) == len(scene.things))]
+    pieces, stray = find_pieces(picture, behind)
+    fixed = [("count", len(pieces) == len(scene.things) and stray <= STRAY)]
     if scene.background is not None:
         fixed.append(("background", _is_background(behind, scene.background)))
     seen = [*pieces, *[None] * len(scene.things)]  # a thing may be missing
@@ -75,7 +78,7 @@ def fit_background(picture: Pixels) -> Any:
     border = np.ones((height, width), bool)
     border[2:-2, 2:-2] = False
     terms, colours = plane[border], picture[border].astype(np.float32)
-    keep = np.linalg.norm(colours - np.median(colours, axis=0), axis=1) < np.inf
+    keep = np.ones(len(colours), bool)
     for _ in range(3):
         fit = np.linalg.lstsq(terms[keep], colours[keep], rcond=None)[0]
         errors = np.linalg.norm(terms @ fit - colours, axis=1)
@@ -83,24 +86,34 @@ def fit_background(picture: Pixels) -> Any:
     return (plane @ fit).astype(np.float32)
 
 
-def find_pieces(picture: Pixels, background: Any) -> list[Piece]:
-    """What stands out from the background, the largest first."""
+def find_pieces(picture: Pixels, background: Any) -> tuple[list[Piece], float]:
+    """What stands out from the background, the largest first, and the share of the picture that lesser bits cover."""
     difference = np.linalg.norm(picture.astype(np.float32) - background, axis=-1)
     labels, count = ndimage.label(difference > DIFFERENT)
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     large = [i for i in np.argsort(-areas) if areas[i] >= SMALLEST * labels.size]
-    return [_describe(picture, difference, labels == i + 1) for i in large[:4]]
+    stray = float(areas.sum() - areas[large].sum()) / labels.size
+    return [_describe(picture, difference, labels == i + 1) for i in large[:4]], stray
 
 
 def _describe(picture: Pixels, difference: Any, piece: Any) -> Piece:
     height, width = piece.shape
     inside = piece & (difference >= 0.6 * np.percentile(difference[piece], 90))  # half-covered pixels left out
-    colour = np.median(picture[inside], axis=0)
     rows, columns = np.nonzero(inside)
     top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
     shape = _best_shape(inside[top:bottom, left:right])
-    radius = max(bottom - top, right - left) / 2 / (extent(shape) if shape else 1) / min(height, width)
-    return Piece(shape, _colour_name(colour), (left + right) / 2 / width, (top + bottom) / 2 / height, float(radius))
+    radius = np.sqrt(inside.sum() / _areas()[shape]) / min(height, width) if shape else 0.0
+    colour = _colour_of(picture[inside].astype(np.float32))
+    return Piece(shape, colour, (left + right) / 2 / width, (top + bottom) / 2 / height, float(radius))
+
+
+def _colour_of(pixels: Any) -> str | None:
+    """The colour of the palette that most of the pixels [N, 3] have, if that many of them do."""
+    distances = np.linalg.norm(pixels[:, None] - PALETTE, axis=-1)
+    nearest = distances.argmin(axis=1)
+    best = int(np.bincount(nearest, minlength=len(PALETTE)).argmax())
+    pure = np.mean((nearest == best) & (distances[:, best] <= NEAR))
+    return tuple(COLOURS)[best] if pure >= PURE else None
 
 
 def _best_shape(cut: Any) -> str | None:
@@ -112,8 +125,17 @@ def _best_shape(cut: Any) -> str | None:
 
 @cache
 def _templates() -> list[tuple[str, Any]]:
-    drawn = [(shape, mask(shape, (100, 100), 80, 200, 200) > 0.5) for shape in SHAPES]
-    return [(shape, _normalise(_crop(coverage).astype(np.float32))) for shape, coverage in drawn]
+    return [(shape, _normalise(_crop(coverage).astype(np.float32))) for shape, coverage in _drawn().items()]
+
+
+@cache
+def _areas() -> dict[str, float]:
+    """Area of each shape in squares of its radius."""
+    return {shape: float(coverage.sum()) / DRAWN_RADIUS**2 for shape, coverage in _drawn().items()}
+
+
+def _drawn() -> dict[str, Any]:
+    return {shape: mask(shape, (120, 120), DRAWN_RADIUS, 240, 240) > 0.5 for shape in SHAPES}
 
 
 def _crop(coverage: Any) -> Any:
@@ -154,7 +176,7 @@ def _is_placed(place: str, pieces: list[Piece]) -> bool:
     first, last = pieces[0], pieces[-1]
     if place in CELLS:
         cell = zip((first.x, first.y), CELLS[place], strict=True)
-        return all(at / 3 - SLACK <= share <= (at + 1) / 3 + SLACK for share, at in cell)
+        return all(abs(share - FIRST_CELL - CELL * index) <= CELL / 2 for share, index in cell)
     across, down = last.x - first.x, last.y - first.y
     return across > abs(down) * 0.5 if place == "left of" else down > abs(across) * 0.5
 
@@ -165,9 +187,5 @@ def _is_background(behind: Any, asked: Background) -> bool:
     down = behind[[0, -1], width // 2]  # [2, 3]: the first and the last row
     across = behind[height // 2, [0, -1]]
     along, aside = (down, across) if asked.downwards else (across, down)
-    named = [_colour_name(colour) for colour in along]
+    named = [_colour_of(colour[None]) for colour in along]
     return named == [asked.start, asked.end] and float(np.linalg.norm(aside[0] - aside[1])) < DIFFERENT
-
-
-def _colour_name(colour: Any) -> str:
-    return tuple(COLOURS)[int(np.linalg.norm(PALETTE - colour, axis=1).argmin())]

@@ -66,7 +66,11 @@ def write_lora(pairs: Pairs, folder: Path) -> None:
     for name, (down, up) in pairs.items():
         diffsynth |= {f"{name}.lora_A.default.weight": down, f"{name}.lora_B.default.weight": up}
         flat = f"lora_unet_{name.replace('.', '_')}"
-        kohya |= {f"{flat}.lora_down.weight": down, f"{flat}.lora_up.weight": up, f"{flat}.alpha": torch.tensor(RANK)}
+        kohya |= {
+            f"{flat}.lora_down.weight": down,
+            f"{flat}.lora_up.weight": up,
+            f"{flat}.alpha": torch.tensor(float(RANK)),
+        }
     folder.mkdir(parents=True, exist_ok=True)
     for file, tensors in (("outlines.safetensors", diffsynth), ("outlines-kohya.safetensors", kohya)):
         (folder / file).write_bytes(save(tensors, metadata={"format": "pt"}))

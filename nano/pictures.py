@@ -6,7 +6,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
 
@@ -14,8 +16,8 @@ from engine import rope
 from engine.manifest import SEQUENCE_MULTIPLE, Rope
 from nano.autoencoder import to_tensor
 from nano.layout import CheckpointSizes, transformer_config
-from nano.scenes import Scene, Style, draw, training_scene
-from nano.training import SIZES
+from nano.scenes import SIZES, Scene, Style, draw_and_mark, training_scene
+from nano.training import save
 
 BATCH = 16  # pictures encoded at once
 CAPTION = SEQUENCE_MULTIPLE  # tokens that every caption is padded to; the longest has 31
@@ -27,6 +29,7 @@ class Latents:
 
     scenes: Sequence[Scene]
     values: Tensor  # [N, 16, h, w] float16, normalised
+    things: Tensor  # [N, 1, h, w] bool, whether a thing is there
     rope: tuple[Tensor, Tensor]  # cos and sin for this size and CAPTION tokens
 
 
@@ -38,11 +41,10 @@ def encode_pictures(
     counts = [max(1, round(count * share / sum(shares))) for share in shares]
     scenes = [_scenes(number, size) for number, size in zip(counts, SIZES, strict=True)]
     if not file.exists():
-        encoded = [_encode(vae, s, size, style, device) for s, size in zip(scenes, SIZES, strict=True)]
-        torch.save(encoded, file)
-    values = torch.load(file, weights_only=True)
+        save([_encode(vae, s, size, style, device) for s, size in zip(scenes, SIZES, strict=True)], file)
+    encoded: list[tuple[Tensor, Tensor]] = torch.load(file, weights_only=True)
     tables = [_tables(size, sizes, device) for size in SIZES]
-    return [Latents(*of_size) for of_size in zip(scenes, values, tables, strict=True)]
+    return [Latents(s, *pair, table) for s, pair, table in zip(scenes, encoded, tables, strict=True)]
 
 
 def _scenes(number: int, size: tuple[int, int]) -> list[Scene]:
@@ -51,14 +53,21 @@ def _scenes(number: int, size: tuple[int, int]) -> list[Scene]:
 
 
 @torch.no_grad()
-def _encode(vae: Any, scenes: list[Scene], size: tuple[int, int], style: Style, device: torch.device) -> Tensor:
-    config, rng, encoded = vae.config, Random(f"pictures of {size}"), []
+def _encode(
+    vae: Any, scenes: list[Scene], size: tuple[int, int], style: Style, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """`values` and `things` of Latents."""
+    config, rng = vae.config, Random(f"pictures of {size}")
+    values, things = [], []
     for start in track(range(0, len(scenes), BATCH), f"encoding {style} pictures of {size[1]} x {size[0]}"):
-        pictures = to_tensor([draw(scene, *size, rng, style) for scene in scenes[start : start + BATCH]])
+        drawn = [draw_and_mark(scene, *size, rng, style) for scene in scenes[start : start + BATCH]]
         with torch.autocast(device.type, torch.bfloat16):
-            latents = vae.encode(pictures.to(device)).latent_dist.mean.float()
-        encoded.append(((latents - config.shift_factor) * config.scaling_factor).half().cpu())
-    return torch.cat(encoded)
+            pictures = to_tensor([picture for picture, _ in drawn]).to(device)
+            latents = vae.encode(pictures).latent_dist.mean.float()
+        values.append(((latents - config.shift_factor) * config.scaling_factor).half().cpu())
+        marks = torch.from_numpy(np.stack([mark for _, mark in drawn]))
+        things.append(F.max_pool2d(marks[:, None], 8) > 0)
+    return torch.cat(values), torch.cat(things)
 
 
 def _tables(size: tuple[int, int], sizes: CheckpointSizes, device: torch.device) -> tuple[Tensor, Tensor]:

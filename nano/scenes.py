@@ -42,11 +42,13 @@ CELLS = {  # places of a single thing: column and row of a 3 x 3 grid
     "bottom": (1, 2),
     "bottom right": (2, 2),
 }
+FIRST_CELL, CELL = 0.26, 0.24  # middle of the first column or row, and the step to the next, as shares of a side
 RELATIONS = ("left of", "above")  # of the first of two things to the second
 CONTRAST = 75  # least distance in RGB between a thing and whatever is behind or beside it
 MARGIN = 0.04  # between things, and between a thing and the edge, in units of the shorter side
 STROKE = 0.24  # of an outline, in units of the radius
 SUPERSAMPLING = 4
+SIZES = ((128, 128), (128, 192), (192, 128), (128, 256), (256, 128), (192, 192), (192, 256), (256, 192), (256, 256))
 HELD_OUT = 10  # one scene in so many is never trained on
 
 
@@ -83,11 +85,12 @@ class Scene:
     @property
     def held_out(self) -> bool:
         """Whether the scene is for judging only; it depends on nothing but the scene."""
-        return zlib.crc32(repr(self).encode()) % HELD_OUT == 0
+        things = self.things if self.place else sorted(self.things, key=repr)  # no place, no order
+        return zlib.crc32(repr((*things, self.place, self.background)).encode()) % HELD_OUT == 0
 
 
 def random_scene(rng: Random) -> Scene:
-    """Any scene, held out or not; half of them have two things."""
+    """Any scene, held out or not; two in five have two things."""
     while True:
         things = tuple(_random_thing(rng) for _ in range(rng.choice((1, 2))))
         background = None if rng.random() < 0.08 else _random_background(rng)
@@ -106,15 +109,23 @@ def training_scene(rng: Random) -> Scene:
 
 def draw(scene: Scene, height: int, width: int, rng: Random, style: Style = "filled") -> Pixels:
     """The picture: [height, width, 3] uint8. What the scene leaves unsaid comes from `rng`."""
+    return draw_and_mark(scene, height, width, rng, style)[0]
+
+
+def draw_and_mark(
+    scene: Scene, height: int, width: int, rng: Random, style: Style = "filled"
+) -> tuple[Pixels, np.ndarray[Any, np.dtype[np.float32]]]:
+    """The picture, and where its things are: [height, width] float32, 0 where there is nothing but background."""
     background = scene.background
     while background is None or not _distinct(scene.things, background):
         background = _random_background(rng)
     picture = _gradient(background, height, width)
+    things = np.zeros((height, width), np.float32)
     for thing, (x, y, radius) in zip(scene.things, _layout(scene, height, width, rng), strict=True):
-        coverage = mask(thing.shape, (x, y), radius, height, width, style)[..., None]
-        picture += coverage * (np.array(COLOURS[thing.colour], np.float32) - picture)
-    drawn: Pixels = np.rint(picture).astype(np.uint8)
-    return drawn
+        coverage = mask(thing.shape, (x, y), radius, height, width, style)
+        picture += coverage[..., None] * (np.array(COLOURS[thing.colour], np.float32) - picture)
+        things += coverage
+    return np.rint(picture).astype(np.uint8), things
 
 
 def mask(shape: str, centre: Point, radius: float, height: int, width: int, style: Style = "filled") -> Any:
@@ -129,12 +140,6 @@ def mask(shape: str, centre: Point, radius: float, height: int, width: int, styl
         else:
             pen.line([*points, *points[:2]], fill=255, width=max(1, round(scale * STROKE)), joint="curve")
     return np.asarray(canvas.reduce(SUPERSAMPLING), np.float32) / 255
-
-
-def extent(shape: str) -> float:
-    """Half the longer side of a shape's bounding box, in units of its radius."""
-    outline = np.array(_outlines(shape)[0][1])
-    return float(np.ptp(outline, axis=0).max() / 2)
 
 
 def _random_thing(rng: Random) -> Thing:
@@ -178,7 +183,8 @@ def _layout(scene: Scene, height: int, width: int, rng: Random) -> list[tuple[fl
 
 def _one_centre(place: str | None, rng: Random) -> Point:
     column, row = CELLS[place or rng.choice(tuple(CELLS))]
-    return tuple(0.26 + 0.24 * cell + rng.uniform(-0.04, 0.04) for cell in (column, row))  # type: ignore[return-value]
+    x, y = (FIRST_CELL + CELL * index + rng.uniform(-0.04, 0.04) for index in (column, row))
+    return x, y
 
 
 def _two_centres(place: str | None, rng: Random) -> list[Point]:

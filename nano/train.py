@@ -6,8 +6,10 @@ Stopped at any time, the same command goes on where it was. It does not know how
 """
 
 import argparse
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +28,7 @@ class Recipe:
     """The sizes of the models, the stages, and how many pictures the transformer and its LoRA see."""
 
     sizes: CheckpointSizes
+    crops: Stage
     autoencoder: Stage
     reader: Stage
     painter: Stage
@@ -36,9 +39,10 @@ class Recipe:
 
 RECIPE = Recipe(
     sizes=NANO,
-    autoencoder=Stage("autoencoder", steps=2400, learning_rate=1e-3, batch=4),
+    crops=Stage("crops", steps=1800, learning_rate=1.5e-3, batch=4),
+    autoencoder=Stage("autoencoder", steps=200, learning_rate=5e-4, batch=16),
     reader=Stage("reader", steps=600, learning_rate=2e-3, batch=64),
-    painter=Stage("painter", steps=4000, learning_rate=2e-3, batch=64),
+    painter=Stage("painter", steps=5000, learning_rate=4e-3, batch=64),
     outlines=Stage("outlines", steps=300, learning_rate=2e-3, batch=64),
     pictures=16000,
     outlined_pictures=2000,
@@ -49,48 +53,60 @@ def train_nano(recipe: Recipe, work: Path, output: Path, device: torch.device) -
     """Runs every stage that `work` does not hold yet; writes the checkpoint to `output`, its LoRA to `output`-lora.
 
     Raises:
-        FileExistsError: `output` is neither new nor empty.
+        FileExistsError: one of the two is there already.
         ValueError: `work` belongs to another recipe.
     """
-    if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"{output} must be new or empty")
-    work.mkdir(parents=True, exist_ok=True)
-    vae = train_autoencoder(recipe.autoencoder, recipe.sizes, work, device)
+    lora = output.with_name(f"{output.name}-lora")
+    for folder in (output, lora):
+        if folder.exists():
+            raise FileExistsError(f"{folder} exists; choose another --output")
+    _claim(work, recipe)
+    vae = train_autoencoder(recipe.crops, recipe.autoencoder, recipe.sizes, work, device)
     recipe.reader.random(-1)
     painter = Painter(recipe.sizes, train_tokenizer()).to(device)
     train_reader(recipe.reader, painter, work, device)
     latents = encode_pictures(vae, recipe.pictures, "filled", recipe.sizes, work / "filled.pt", device)
     train_painter(recipe.painter, painter, latents, work, device)
+    latents = encode_pictures(vae, recipe.outlined_pictures, "outlined", recipe.sizes, work / "outlined.pt", device)
+    pairs = train_lora(recipe.outlines, painter, latents, work, device)
     weights = {
         "transformer": painter.transformer.state_dict(),
         "text_encoder": {f"model.{name}": t for name, t in painter.language_model.model.state_dict().items()},
         "vae": vae.state_dict(),
     }
     write_checkpoint(output, recipe.sizes, weights)
-    outlined = encode_pictures(vae, recipe.outlined_pictures, "outlined", recipe.sizes, work / "outlined.pt", device)
-    write_lora(train_lora(recipe.outlines, painter, outlined, work, device), output.with_name(f"{output.name}-lora"))
+    write_lora(pairs, lora)
+
+
+def _claim(work: Path, recipe: Recipe) -> None:
+    """Marks a new work folder with the recipe; an old one must be marked with the same."""
+    work.mkdir(parents=True, exist_ok=True)
+    mark, content = work / "recipe.json", json.dumps(asdict(recipe), indent=2)
+    if mark.exists() and mark.read_text() != content:
+        raise ValueError(f"{work} belongs to another recipe ({mark}); choose another --work")
+    mark.write_text(content)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("nano.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="state of the stages; give it again to go on")
-    parser.add_argument("--output", type=Path, required=True, help="where the checkpoint goes; new or empty")
+    parser.add_argument("--output", type=Path, required=True, help="a new folder for the checkpoint")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="%(default)s")
-    parser.add_argument("--steps", type=float, default=1.0, help="share of every stage's steps, to try the recipe out")
+    parser.add_argument("--share", type=float, default=1.0, help="of all steps and pictures, to try the recipe out")
     args = parser.parse_args()
-    train_nano(shortened(RECIPE, args.steps), args.work, args.output, torch.device(args.device))
+    train_nano(shortened(RECIPE, args.share), args.work, args.output, torch.device(args.device))
     print(args.output)
 
 
 def shortened(recipe: Recipe, share: float) -> Recipe:
     """The same recipe with a share of its steps and pictures."""
-    stages = {
-        name: replace(stage, steps=max(1, round(share * stage.steps)))
-        for name in ("autoencoder", "reader", "painter", "outlines")
-        if isinstance(stage := getattr(recipe, name), Stage)
-    }
-    pictures = {name: max(9, round(share * getattr(recipe, name))) for name in ("pictures", "outlined_pictures")}
-    return replace(recipe, **stages, **pictures)  # type: ignore[arg-type]
+    changes: dict[str, Any] = {}
+    for name, value in ((field.name, getattr(recipe, field.name)) for field in fields(recipe)):
+        if isinstance(value, Stage):
+            changes[name] = replace(value, steps=max(1, round(share * value.steps)))
+        elif isinstance(value, int):
+            changes[name] = max(1, round(share * value))
+    return replace(recipe, **changes)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""What many tests share: the miniature checkpoint, and its FP32 ONNX plans, each made once per run."""
+"""What many tests share: a small checkpoint, and its FP32 ONNX plans, each made once per run."""
 
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from nano.layout import NANO
 from nano.miniature import write_miniature
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The miniature in the official layout; tests that change it copy it first."""
-    return write_miniature(tmp_path_factory.mktemp("checkpoints") / "miniature")
+    """Seeded weights in the sizes of z-image-nano; tests that change it copy it first."""
+    return write_miniature(tmp_path_factory.mktemp("checkpoints") / "z-image-nano", NANO)
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,7 @@ def test_a_single_file_transformer_draws_the_picture_of_the_folder(
     save_file(fused, tmp_path / "comfy.safetensors")
 
     # The folder's own weights are not asked for their values: without the file this would draw noise.
-    model = shutil.copytree(checkpoint, tmp_path / "miniature")
+    model = shutil.copytree(checkpoint, tmp_path / "model")
     broken = {name: torch.randn_like(tensor) for name, tensor in official.items()}
     save_file(broken, model / "transformer/diffusion_pytorch_model.safetensors")
     arguments = ["--model", model, "--transformer-file", tmp_path / "comfy.safetensors", "--output", tmp_path / "out"]
@@ -184,7 +184,7 @@ def test_a_disk_that_fills_up(checkpoint: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_traced(checkpoint: Path, tmp_path: Path) -> None:
-    """20 MB, where the FP32 graphs of the miniature take 26."""
+    """20 MB, where nano's FP32 graphs take more than 30."""
     done = build_on('mount -t tmpfs -o size=20m tmpfs "$0" && exec "$@"', checkpoint, tmp_path)
     assert done.returncode == 1
     assert re.search(r"has \d\d MB free, the build needs about \d\d MB$", done.stderr.splitlines()[-1])

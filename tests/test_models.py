@@ -71,7 +71,7 @@ def test_a_missing_tensor_is_named(opened: Checkpoint, name: str, tensor: str) -
 @pytest.mark.parametrize(
     ("name", "tensor"),
     [
-        ("transformer", "layers.4.feed_forward.w2.weight"),
+        ("transformer", "layers.6.feed_forward.w2.weight"),
         ("text_encoder", "model.layers.0.mlp.gate_proj.lora_A.weight"),
         ("vae", "decoder.up_blocks.4.resnets.0.conv1.weight"),
         ("vae", "post_quant_conv.weight"),
@@ -104,15 +104,15 @@ def test_a_misshaped_tensor_is_named_with_both_shapes(opened: Checkpoint, name: 
 @pytest.mark.parametrize(
     ("file", "change", "complaint"),
     [
-        ("transformer", {"dim": 240, "axes_dims": [16, 12, 12]}, "config.json makes it [240"),
+        ("transformer", {"dim": 240, "axes_dims": [32, 24, 24]}, "config.json makes it [240"),
         ("transformer", {"dim": 200}, "config.json does not describe a model: AssertionError: its sizes contradict"),
-        ("transformer", {"n_layers": 5}, "missing: layers.4."),
-        ("transformer", {"n_layers": 3}, "extra: layers.3."),
-        ("text_encoder", {"hidden_size": 160}, "config.json makes it [576, 160]"),
-        ("text_encoder", {"num_hidden_layers": 4, "layer_types": None}, "missing: model.layers.3."),
-        ("text_encoder", {"hidden_size": "128"}, "config.json does not describe a model"),
-        ("vae", {"block_out_channels": [32, 64, 64, 96]}, "config.json makes it [96"),
-        ("vae", {"block_out_channels": [64, 64, 64]}, "decoder.up_blocks.3."),
+        ("transformer", {"n_layers": 7}, "missing: layers.6."),
+        ("transformer", {"n_layers": 5}, "extra: layers.5."),
+        ("text_encoder", {"hidden_size": 160}, "config.json makes it [768, 160]"),
+        ("text_encoder", {"num_hidden_layers": 5, "layer_types": None}, "missing: model.layers.4."),
+        ("text_encoder", {"hidden_size": "192"}, "config.json does not describe a model"),
+        ("vae", {"block_out_channels": [16, 32, 64, 96]}, "config.json makes it [96"),
+        ("vae", {"block_out_channels": [32, 64, 64]}, "decoder.up_blocks.3."),
         ("vae", {"layers_per_block": 3}, "missing: decoder.up_blocks.0.resnets.3."),
         ("transformer", {"rope_theta": "256"}, "config.json: rope_theta must be a number above zero, got '256'"),
         ("vae", {"scaling_factor": 0}, "config.json: scaling_factor must be a number above zero, got 0"),
@@ -136,7 +136,7 @@ def test_a_config_that_does_not_match_its_weights(
     ("name", "change", "complaint"),
     [
         ("transformer", {"siglip_feat_dim": 1152}, "Z-Image-Omni is not supported"),
-        ("transformer", {"n_kv_heads": 2}, "n_kv_heads 2 must equal n_heads 6"),
+        ("transformer", {"n_kv_heads": 2}, "n_kv_heads 2 must equal n_heads 3"),
         ("transformer", {"qk_norm": False}, "qk_norm must be True, got False"),
         ("transformer", {"all_patch_size": [2, 4]}, "all_patch_size must be [2], got [2, 4]"),
         ("text_encoder", {"model_type": "llama"}, "model_type must be 'qwen3', got 'llama'"),
