@@ -213,7 +213,7 @@ def comfyui(official: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.T
 def test_a_comfyui_file_holds_the_same_transformer(checkpoint: Path, tmp_path: Path, prefix: str) -> None:
     tensors = comfyui(load_file(checkpoint / TRANSFORMER), prefix)
     assert f"{prefix}layers.0.attention.qkv.weight" in tensors
-    blocks = 4 + 2 + 2
+    blocks = 6 + 2 + 2
     assert len(tensors) == len(load_file(checkpoint / TRANSFORMER)) - 2 * blocks
     save_file(tensors | {f"{prefix}norm_final.weight": torch.ones(192)}, tmp_path / "comfy.safetensors")
     opened = open_checkpoint(str(checkpoint), tmp_path / "comfy.safetensors")
