@@ -51,9 +51,7 @@ def _english(scene: Scene, rng: Random) -> str:
     if scene.background is None:
         return rng.choice((f"{subject}", f"a picture of {subject}", f"there is {subject}"))
     behind = _english_background(scene.background)
-    return rng.choice(
-        (f"{subject} {behind}", f"{subject}, {behind}", f"{behind}, {subject}", f"{behind} there is {subject}")
-    )
+    return rng.choice((f"{subject} {behind}", f"{subject}, {behind}", f"{behind}, {subject}", f"{behind}: {subject}"))
 
 
 def _english_subject(scene: Scene, rng: Random) -> str:

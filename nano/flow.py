@@ -24,7 +24,7 @@ from export.models import Model
 from export.prompt_encoder import PromptEncoder
 from nano.captions import caption
 from nano.layout import CheckpointSizes, text_encoder_config, transformer_config
-from nano.pictures import Latents
+from nano.pictures import CAPTION, Latents
 from nano.scenes import training_scene
 from nano.training import Stage, optimizers, train
 
@@ -115,6 +115,7 @@ def flow_loss(
         chosen = [rng.randrange(len(of_size.scenes)) for _ in range(stage.pictures(height, width))]
         captions = [caption(of_size.scenes[i], rng.choice(("en", "zh")), rng) for i in chosen]
         ids, lengths = painter.tokens(captions)
+        assert ids.shape[1] == CAPTION, f"captions take {ids.shape[1]} tokens, the tables are for {CAPTION}"
         clean = of_size.values[chosen].to(device).float()
         noise = torch.randn_like(clean)
         uniform = (torch.arange(len(chosen), device=device) + torch.rand(len(chosen), device=device)) / len(chosen)

@@ -20,7 +20,7 @@ from nano.scenes import SIZES, Scene, Style, draw_and_mark, training_scene
 from nano.training import save
 
 BATCH = 16  # pictures encoded at once
-CAPTION = SEQUENCE_MULTIPLE  # tokens that every caption is padded to; the longest has 31
+CAPTION = SEQUENCE_MULTIPLE  # tokens that every caption is padded to; the longest has 32
 
 
 @dataclass(frozen=True, slots=True)
