@@ -14,7 +14,7 @@ from engine.pipeline import Pipeline
 from engine.request import PictureRequest, parse_size
 from nano.captions import caption
 from nano.judge import judge, shares
-from nano.scenes import Pixels, Scene, random_scene
+from nano.scenes import Pixels, Scene, held_out_scene
 
 SEED = 2026
 SIZES = ("128", "256x192", "256")
@@ -28,8 +28,7 @@ def held_out(count: int) -> Iterator[tuple[Scene, str]]:
     """`count` scenes that training never sees and a caption of each, English and Chinese in turn."""
     rng = Random(SEED)
     for number in range(count):
-        while not (scene := random_scene(rng)).held_out:
-            pass
+        scene = held_out_scene(rng)
         yield scene, caption(scene, "zh" if number % 2 else "en", rng)
 
 

@@ -21,7 +21,7 @@ from nano.layout import LATENT_CHANNELS, CheckpointSizes, vae_config
 from nano.scenes import SIZES, Pixels, Style, draw, random_scene
 from nano.training import Stage, optimizers, train
 
-LATENT_NOISE = 0.1  # what the decoder must bear, in units of the latents' deviation
+LATENT_NOISE = 0.2  # what the decoder must bear, in units of the latents' deviation
 OUTER_LAYERS = ("conv_in.weight", "conv_out.weight")
 MOMENTUM = 0.02  # of the latents' running mean and variance
 CROP = 64  # pixels

@@ -20,6 +20,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from engine.manifest import padded
 from export.denoiser import Denoiser
+from export.layers import transformer_block
 from export.models import Model
 from export.prompt_encoder import PromptEncoder
 from nano.captions import caption
@@ -51,10 +52,10 @@ class Painter(nn.Module):
         text, image = self.language_model.model, self.transformer
         self._models = (Model(text, config, {}), Model(image, transformer_config(sizes), {}))
 
-    def graphs(self) -> tuple[PromptEncoder, Denoiser]:
+    def graphs(self, block: Callable[..., Tensor] = transformer_block) -> tuple[PromptEncoder, Denoiser]:
         """Made anew, since a graph owns no parameters and must not be counted as a submodule."""
         text, image = self._models
-        return PromptEncoder(text, image, "fp32"), Denoiser(image, "fp32")
+        return PromptEncoder(text, image, "fp32"), Denoiser(image, "fp32", block)
 
     def tokens(self, captions: Sequence[str], answers: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
         """[B, L] ids in the chat template, padded on the right to L of a multiple of 32, and [B] lengths."""
@@ -90,24 +91,29 @@ def train_reader(stage: Stage, painter: Painter, folder: Path, device: torch.dev
 
 
 def train_painter(
-    stage: Stage, painter: Painter, latents: Sequence[Latents], folder: Path, device: torch.device
+    stage: Stage, painter: Painter, latents: Sequence[Latents], folder: Path, device: torch.device, compiled: bool
 ) -> list[float]:
     """Both models learn the velocity from a picture to noise, at noise levels spread like the schedule's."""
     groups = ((painter.transformer, 1.0), (painter.language_model.model, TEXT_RATE))
     steppers = [o for model, share in groups for o in optimizers(model, share * stage.learning_rate, OUTER_LAYERS)]
-    loss_of = flow_loss(stage, painter, latents, device)
+    loss_of = flow_loss(stage, painter, latents, device, compiled)
     return train(stage, {"painter": painter}, steppers, loss_of, folder)
 
 
 def flow_loss(
-    stage: Stage, painter: Painter, latents: Sequence[Latents], device: torch.device
+    stage: Stage, painter: Painter, latents: Sequence[Latents], device: torch.device, compiled: bool = False
 ) -> Callable[[Random, int], Tensor]:
     """Squared error of the velocity over a batch of one size, with one noise level per sample.
 
     It counts more where things are, which are a tenth of the picture; what minimises it is the same with any weights.
     Attention is spelled out: for these short sequences the fused kernel's gradient takes a CPU eight times longer.
     """
-    encode_prompt, denoise = painter.graphs()
+    encode_prompt: Callable[..., Tensor]
+    if compiled:
+        encode_prompt, denoise = painter.graphs(_compiled(transformer_block))
+        encode_prompt = _compiled(encode_prompt)
+    else:
+        encode_prompt, denoise = painter.graphs()
 
     def loss_of(rng: Random, _step: int) -> Tensor:
         of_size = rng.choice(latents)
@@ -128,6 +134,18 @@ def flow_loss(
         return F.mse_loss(velocity, noise - clean, reduction="none").mul(weight).mean()
 
     return loss_of
+
+
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Compiled once for each size of a batch; the choice of attention around the call does not reach inside."""
+
+    def run(*inputs: Any) -> Tensor:
+        with sdpa_kernel(SDPBackend.MATH):
+            return function(*inputs)
+
+    compiled: Callable[..., Tensor]
+    compiled = torch.compile(run, dynamic=False, recompile_limit=64)  # type: ignore[call-overload]  # not in its stubs
+    return compiled
 
 
 def _initialise(transformer: Any) -> None:

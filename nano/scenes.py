@@ -6,6 +6,7 @@ It does not know captions (`nano.captions`), and it does not judge pictures (`na
 
 import math
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
@@ -43,6 +44,8 @@ CELLS = {  # places of a single thing: column and row of a 3 x 3 grid
     "bottom right": (2, 2),
 }
 FIRST_CELL, CELL = 0.26, 0.24  # middle of the first column or row, and the step to the next, as shares of a side
+PAIR = 0.265  # middle of the first of two things along their relation, as a share of a side; the second mirrors it
+JITTER = 0.01  # how far a middle may be off, as a share of a side
 RELATIONS = ("left of", "above")  # of the first of two things to the second
 CONTRAST = 75  # least distance in RGB between a thing and whatever is behind or beside it
 MARGIN = 0.04  # between things, and between a thing and the edge, in units of the shorter side
@@ -102,9 +105,12 @@ def random_scene(rng: Random) -> Scene:
 
 def training_scene(rng: Random) -> Scene:
     """A scene that is not held out."""
-    while (scene := random_scene(rng)).held_out:
-        pass
-    return scene
+    return next(scene for scene in _scenes(rng) if not scene.held_out)
+
+
+def held_out_scene(rng: Random) -> Scene:
+    """A scene that is never trained on."""
+    return next(scene for scene in _scenes(rng) if scene.held_out)
 
 
 def draw(scene: Scene, height: int, width: int, rng: Random, style: Style = "filled") -> Pixels:
@@ -140,6 +146,11 @@ def mask(shape: str, centre: Point, radius: float, height: int, width: int, styl
         else:
             pen.line([*points, *points[:2]], fill=255, width=max(1, round(scale * STROKE)), joint="curve")
     return np.asarray(canvas.reduce(SUPERSAMPLING), np.float32) / 255
+
+
+def _scenes(rng: Random) -> Iterator[Scene]:
+    while True:
+        yield random_scene(rng)
 
 
 def _random_thing(rng: Random) -> Thing:
@@ -183,18 +194,20 @@ def _layout(scene: Scene, height: int, width: int, rng: Random) -> list[tuple[fl
 
 def _one_centre(place: str | None, rng: Random) -> Point:
     column, row = CELLS[place or rng.choice(tuple(CELLS))]
-    x, y = (FIRST_CELL + CELL * index + rng.uniform(-0.04, 0.04) for index in (column, row))
-    return x, y
+    return _near(FIRST_CELL + CELL * column, FIRST_CELL + CELL * row, rng)
 
 
 def _two_centres(place: str | None, rng: Random) -> list[Point]:
-    along, across = rng.uniform(0.24, 0.30), rng.uniform(0.4, 0.6)
-    first, second = (along, across), (1 - rng.uniform(0.24, 0.30), across + rng.uniform(-0.05, 0.05))
+    first, second = _near(PAIR, 0.5, rng), _near(1 - PAIR, 0.5, rng)
     if place is None and rng.random() < 0.5:
         first, second = second, first
     if (place or rng.choice(RELATIONS)) == "above":
         first, second = first[::-1], second[::-1]
     return [first, second]
+
+
+def _near(x: float, y: float, rng: Random) -> Point:
+    return x + rng.uniform(-JITTER, JITTER), y + rng.uniform(-JITTER, JITTER)
 
 
 def _gradient(background: Background, height: int, width: int) -> Any:

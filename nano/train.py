@@ -42,15 +42,18 @@ RECIPE = Recipe(
     crops=Stage("crops", steps=1800, learning_rate=1.5e-3, batch=4),
     autoencoder=Stage("autoencoder", steps=200, learning_rate=5e-4, batch=16),
     reader=Stage("reader", steps=600, learning_rate=2e-3, batch=64),
-    painter=Stage("painter", steps=5000, learning_rate=4e-3, batch=64),
+    painter=Stage("painter", steps=10000, learning_rate=4e-3, batch=64),
     outlines=Stage("outlines", steps=300, learning_rate=2e-3, batch=64),
     pictures=16000,
     outlined_pictures=2000,
 )
 
 
-def train_nano(recipe: Recipe, work: Path, output: Path, device: torch.device) -> None:
+def train_nano(recipe: Recipe, work: Path, output: Path, device: torch.device, *, compiled: bool = False) -> None:
     """Runs every stage that `work` does not hold yet; writes the checkpoint to `output`, its LoRA to `output`-lora.
+
+    Args:
+        compiled: compile what the longest stage runs; the same but for rounding.
 
     Raises:
         FileExistsError: one of the two is there already.
@@ -66,7 +69,7 @@ def train_nano(recipe: Recipe, work: Path, output: Path, device: torch.device) -
     painter = Painter(recipe.sizes, train_tokenizer()).to(device)
     train_reader(recipe.reader, painter, work, device)
     latents = encode_pictures(vae, recipe.pictures, "filled", recipe.sizes, work / "filled.pt", device)
-    train_painter(recipe.painter, painter, latents, work, device)
+    train_painter(recipe.painter, painter, latents, work, device, compiled)
     latents = encode_pictures(vae, recipe.outlined_pictures, "outlined", recipe.sizes, work / "outlined.pt", device)
     pairs = train_lora(recipe.outlines, painter, latents, work, device)
     weights = {
@@ -92,9 +95,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="state of the stages; give it again to go on")
     parser.add_argument("--output", type=Path, required=True, help="a new folder for the checkpoint")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="%(default)s")
+    parser.add_argument("--compile", action="store_true", help="after minutes of compiling twice as fast; needs g++")
     parser.add_argument("--share", type=float, default=1.0, help="of all steps and pictures, to try the recipe out")
     args = parser.parse_args()
-    train_nano(shortened(RECIPE, args.share), args.work, args.output, torch.device(args.device))
+    recipe, device = shortened(RECIPE, args.share), torch.device(args.device)
+    train_nano(recipe, args.work, args.output, device, compiled=args.compile)
     print(args.output)
 
 

@@ -70,7 +70,7 @@ def optimizers(model: nn.Module, rate: float, outer_layers: tuple[str, ...]) -> 
 def train(
     stage: Stage,
     modules: Mapping[str, nn.Module],
-    optimizers: Sequence[torch.optim.Optimizer],
+    steppers: Sequence[torch.optim.Optimizer],
     loss_of: Callable[[Random, int], Tensor],
     folder: Path,
 ) -> list[float]:
@@ -84,28 +84,28 @@ def train(
         FloatingPointError: a loss that is not finite.
     """
     state = folder / f"{stage.name}.pt"
-    losses = _restore(state, modules, optimizers)
-    for optimizer in optimizers:
+    losses = _restore(state, modules, steppers)
+    for optimizer in steppers:
         for group in optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("loss {task.fields[loss]}")) as progress:
         task = progress.add_task(stage.name, total=stage.steps, completed=len(losses), loss="-")
         for step in range(len(losses), stage.steps):
-            for optimizer in optimizers:
+            for optimizer in steppers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["initial_lr"] * stage.rate(step)
             loss = loss_of(stage.random(step), step)
             if not math.isfinite(value := loss.item()):
                 raise FloatingPointError(f"{stage.name}: loss {value} at step {step}; lower the learning rate")
             loss.backward()
-            for optimizer in optimizers:
+            for optimizer in steppers:
                 optimizer.step()
                 optimizer.zero_grad()
             losses.append(value)
             progress.update(task, advance=1, loss=f"{sum(losses[-100:]) / len(losses[-100:]):.4f}")
             if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
-                _save(state, modules, optimizers, losses)
+                _save(state, modules, steppers, losses)
     (folder / f"{stage.name}.json").write_text(json.dumps({"stage": asdict(stage), "losses": losses}))
     return losses
 
@@ -121,24 +121,24 @@ def save(content: Any, path: Path) -> None:
 def _save(
     path: Path,
     modules: Mapping[str, nn.Module],
-    optimizers: Sequence[torch.optim.Optimizer],
+    steppers: Sequence[torch.optim.Optimizer],
     losses: list[float],
 ) -> None:
     content: dict[str, Any] = {
         "modules": {name: module.state_dict() for name, module in modules.items()},
-        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "optimizers": [optimizer.state_dict() for optimizer in steppers],
         "losses": losses,
     }
     save(content, path)
 
 
-def _restore(path: Path, modules: Mapping[str, nn.Module], optimizers: Sequence[torch.optim.Optimizer]) -> list[float]:
+def _restore(path: Path, modules: Mapping[str, nn.Module], steppers: Sequence[torch.optim.Optimizer]) -> list[float]:
     if not path.exists():
         return []
     content = torch.load(path, weights_only=True, map_location="cpu")
     for name, module in modules.items():
         module.load_state_dict(content["modules"][name])
-    for optimizer, state in zip(optimizers, content["optimizers"], strict=True):
+    for optimizer, state in zip(steppers, content["optimizers"], strict=True):
         optimizer.load_state_dict(state)
     losses: list[float] = content["losses"]
     return losses

@@ -1,6 +1,5 @@
 """What many tests share: a small checkpoint, and its FP32 ONNX plans, each made once per run."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from nano.miniature import write_miniature
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seeded weights in the sizes of z-image-nano; tests that change it copy it first."""
-    return write_miniature(tmp_path_factory.mktemp("checkpoints") / "z-image-nano", replace(NANO, norm_num_groups=16))
+    return write_miniature(tmp_path_factory.mktemp("checkpoints") / "z-image-nano", NANO)
 
 
 @pytest.fixture(scope="session")

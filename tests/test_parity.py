@@ -1,6 +1,7 @@
 """The exported graphs, run by ONNX Runtime, against DiffSynth's own modules.
 
-The metric is the relative L2 error in FP32. It measures 4e-7 to 4e-6, which is rounding; 1e-5 is asserted.
+The metric is the relative L2 error in FP32. It measures 4e-7 to 4e-6, which is rounding; 1e-5 is asserted, and 5e-5 of
+a VAE at large sizes, where ONNX Runtime sums up a group of millions in one go (docs/findings.md).
 """
 
 import shutil
@@ -79,7 +80,8 @@ def test_sizes(
     run: Run, reference: Reference, graph: GraphName, height: int, width: int, tokens: int, batch: int
 ) -> None:
     inputs = sample_inputs(graph, reference.config, height=height, width=width, tokens=tokens, batch=batch, seed=1)
-    assert relative_l2(run(graph, inputs), reference.forward(graph)(inputs)) <= TOLERANCE
+    tolerance = 5e-5 if graph == "vae_decoder" and height * width > 4096 else TOLERANCE
+    assert relative_l2(run(graph, inputs), reference.forward(graph)(inputs)) <= tolerance
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

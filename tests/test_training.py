@@ -1,6 +1,7 @@
 """The recipe in a few steps: losses fall, a stopped stage goes on where it was, and what is written can be loaded."""
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +13,11 @@ from diffusers import ZImagePipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from nano.flow import Painter, flow_loss
 from nano.layout import CheckpointSizes
 from nano.lora import RANK
+from nano.pictures import encode_pictures
+from nano.tokenizer import train_tokenizer
 from nano.train import RECIPE, Recipe, shortened, train_nano
 from nano.training import Stage, optimizers, train
 
@@ -109,6 +113,25 @@ def test_the_losses_fall(trained: Path, stage: str, share: float) -> None:
     first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
     print(stage, first, last)
     assert last < share * first
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+def test_compiled_blocks_give_the_same_loss_and_gradient(trained: Path) -> None:
+    stage, work = replace(RECIPE.painter, batch=4), trained / "work"
+    painter = Painter(TINY, train_tokenizer())
+    painter.load_state_dict(torch.load(work / "painter.pt")["modules"]["painter"])
+    latents = encode_pictures(None, 60, "filled", TINY, work / "filled.pt", CPU)[:1]
+    weight = painter.transformer.layers[0].feed_forward.w1.weight
+    steps = []
+    for compiled in (False, True):
+        loss = flow_loss(stage, painter, latents, CPU, compiled)(stage.random(0), 0)
+        weight.grad = None
+        loss.backward()
+        steps.append((loss.item(), weight.grad.clone()))
+    (eager_loss, eager_gradient), (loss, gradient) = steps
+    assert loss == pytest.approx(eager_loss, rel=1e-3)
+    assert (gradient - eager_gradient).norm() < 0.05 * eager_gradient.norm()
 
 
 @pytest.mark.slow
