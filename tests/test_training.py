@@ -117,6 +117,7 @@ def test_the_losses_fall(trained: Path, stage: str, share: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo's own access
 def test_compiled_blocks_give_the_same_loss_and_gradient(trained: Path) -> None:
     stage, work = replace(RECIPE.painter, batch=4), trained / "work"
     painter = Painter(TINY, train_tokenizer())
