@@ -38,6 +38,8 @@ OUTER_LAYERS = (
 THING_WEIGHT = 4.0  # added to the weight 1 of the background
 IGNORED = -100  # a target that cross entropy leaves out
 
+Graph = Callable[..., Tensor]
+
 
 class Painter(nn.Module):
     """The text encoder and the transformer, and the graphs that run them."""
@@ -52,10 +54,12 @@ class Painter(nn.Module):
         text, image = self.language_model.model, self.transformer
         self._models = (Model(text, config, {}), Model(image, transformer_config(sizes), {}))
 
-    def graphs(self, block: Callable[..., Tensor] = transformer_block) -> tuple[PromptEncoder, Denoiser]:
-        """Made anew, since a graph owns no parameters and must not be counted as a submodule."""
+    def graphs(self, compiled: bool = False) -> tuple[Graph, Graph]:
+        """PromptEncoder and Denoiser, made anew: a graph owns no parameters and must not be counted as a submodule."""
         text, image = self._models
-        return PromptEncoder(text, image, "fp32"), Denoiser(image, "fp32", block)
+        if compiled:
+            return _compiled(PromptEncoder(text, image, "fp32")), Denoiser(image, "fp32", _compiled(transformer_block))
+        return PromptEncoder(text, image, "fp32"), Denoiser(image, "fp32")
 
     def tokens(self, captions: Sequence[str], answers: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
         """[B, L] ids in the chat template, padded on the right to L of a multiple of 32, and [B] lengths."""
@@ -108,12 +112,7 @@ def flow_loss(
     It counts more where things are, which are a tenth of the picture; what minimises it is the same with any weights.
     Attention is spelled out: for these short sequences the fused kernel's gradient takes a CPU eight times longer.
     """
-    encode_prompt: Callable[..., Tensor]
-    if compiled:
-        encode_prompt, denoise = painter.graphs(_compiled(transformer_block))
-        encode_prompt = _compiled(encode_prompt)
-    else:
-        encode_prompt, denoise = painter.graphs()
+    encode_prompt, denoise = painter.graphs(compiled)
 
     def loss_of(rng: Random, _step: int) -> Tensor:
         of_size = rng.choice(latents)
@@ -136,15 +135,14 @@ def flow_loss(
     return loss_of
 
 
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _compiled(function: Graph) -> Graph:
     """Compiled once for each size of a batch; the choice of attention around the call does not reach inside."""
 
     def run(*inputs: Any) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):
             return function(*inputs)
 
-    compiled: Callable[..., Tensor]
-    compiled = torch.compile(run, dynamic=False, recompile_limit=64)  # type: ignore[call-overload]  # not in its stubs
+    compiled: Graph = torch.compile(run, dynamic=False, recompile_limit=64)  # type: ignore[call-overload]  # not in its stubs
     return compiled
 
 
