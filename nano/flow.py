@@ -35,7 +35,7 @@ OUTER_LAYERS = (
     *("embed_tokens.weight", "lm_head.weight", "pad_token", "adaLN_modulation.0.weight", "adaLN_modulation.1.weight"),
     *("all_x_embedder.2-1.weight", "all_final_layer.2-1.linear.weight"),
 )
-THING_WEIGHT = 4.0  # added to the weight 1 of the background
+THING_WEIGHT = 8.0  # added to the weight 1 of the background
 IGNORED = -100  # a target that cross entropy leaves out
 
 Graph = Callable[..., Tensor]

@@ -1,6 +1,7 @@
 """Scenes that a caption can describe and a program can draw: coloured shapes on a plain or fading background.
 
-A `Scene` holds only what its caption says; what is left unsaid (a size, a place, the background) is drawn at random.
+A `Scene` holds only what its caption says. What is left unsaid is drawn at random, but for places: without one a thing
+is in the centre, and two are side by side, the first on the left.
 It does not know captions (`nano.captions`), and it does not judge pictures (`nano.judge`).
 """
 
@@ -193,17 +194,13 @@ def _layout(scene: Scene, height: int, width: int, rng: Random) -> list[tuple[fl
 
 
 def _one_centre(place: str | None, rng: Random) -> Point:
-    column, row = CELLS[place or rng.choice(tuple(CELLS))]
+    column, row = CELLS[place or "centre"]
     return _near(FIRST_CELL + CELL * column, FIRST_CELL + CELL * row, rng)
 
 
 def _two_centres(place: str | None, rng: Random) -> list[Point]:
     first, second = _near(PAIR, 0.5, rng), _near(1 - PAIR, 0.5, rng)
-    if place is None and rng.random() < 0.5:
-        first, second = second, first
-    if (place or rng.choice(RELATIONS)) == "above":
-        first, second = first[::-1], second[::-1]
-    return [first, second]
+    return [first[::-1], second[::-1]] if place == "above" else [first, second]
 
 
 def _near(x: float, y: float, rng: Random) -> Point:

@@ -82,6 +82,13 @@ def test_a_neighbouring_place_does_not_hold() -> None:
             assert held == [other == place] * 10, (place, other)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_without_a_place_one_thing_is_in_the_centre_and_two_are_side_by_side(seed: int) -> None:
+    for scene, place in ((centre("circle")[0], "centre"), (PAIR, "left of")):
+        picture = draw(replace(scene, place=None), 192, 128, Random(seed))
+        assert misses(judge(picture, replace(scene, place=place))) == {}
+
+
 def test_specks_a_second_colour_and_a_colour_of_no_name_are_noticed() -> None:
     scene, clean = centre("circle")
     specks = clean.copy()
