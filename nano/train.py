@@ -42,7 +42,7 @@ RECIPE = Recipe(
     crops=Stage("crops", steps=1800, learning_rate=1.5e-3, batch=4),
     autoencoder=Stage("autoencoder", steps=200, learning_rate=5e-4, batch=16),
     reader=Stage("reader", steps=600, learning_rate=2e-3, batch=64),
-    painter=Stage("painter", steps=10000, learning_rate=4e-3, batch=64),
+    painter=Stage("painter", steps=10000, learning_rate=4e-3, batch=64, decay=0.6),
     outlines=Stage("outlines", steps=300, learning_rate=2e-3, batch=64),
     pictures=16000,
     outlined_pictures=2000,

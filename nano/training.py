@@ -18,17 +18,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 WARM_UP = 100  # steps, or a tenth of a shorter stage
-DECAY = 0.3  # of the steps, the last ones
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """How long and how fast one part is trained; `batch` counts pictures of 128 x 128, larger ones by their area."""
+    """How long and how fast one part is trained.
+
+    `batch` counts pictures of 128 x 128, larger ones by their area. The rate falls to zero over the last `decay` of all
+    steps.
+    """
 
     name: str
     steps: int
     learning_rate: float
     batch: int
+    decay: float = 0.3
     seed: int = 0
     save_every: int = 200
 
@@ -44,7 +48,7 @@ class Stage:
     def rate(self, step: int) -> float:
         """Share of the learning rate: up, level, and down to zero."""
         warm_up = min(WARM_UP, max(1, self.steps // 10))
-        return min(1.0, (step + 1) / warm_up, (self.steps - step) / max(1, DECAY * self.steps))
+        return min(1.0, (step + 1) / warm_up, (self.steps - step) / max(1, self.decay * self.steps))
 
 
 def optimizers(model: nn.Module, rate: float, outer_layers: tuple[str, ...]) -> list[torch.optim.Optimizer]:
