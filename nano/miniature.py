@@ -6,10 +6,8 @@ activations stay of order one and pictures are not flat, but nothing is trained:
 and means nothing. It does not know diffusers, how a checkpoint is read, or what is done with it.
 """
 
-import argparse
 import math
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -103,15 +101,3 @@ def _conv(name: str, inputs: int, outputs: int, kernel: int = 3) -> Shapes:
 
 def _affine(name: str, *weight: int) -> Shapes:
     return {f"{name}.weight": weight, f"{name}.bias": weight[:1]}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="nano.miniature", description="Write a miniature checkpoint.")
-    parser.add_argument("directory", type=Path, help="a new or empty directory")
-    parser.add_argument("--seed", type=int, default=MINIATURE.seed, help="seed of the weights (%(default)s)")
-    arguments = parser.parse_args()
-    print(write_miniature(arguments.directory, replace(MINIATURE, seed=arguments.seed)))
-
-
-if __name__ == "__main__":
-    main()

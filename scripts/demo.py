@@ -3,7 +3,6 @@
 import argparse
 import base64
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-PROMPT = "a small red circle on a blue background"
+PROMPT = "a small red circle to the left of a large blue star on a yellow background"
+CHECKPOINT = ROOT / "nano" / "z-image-nano"
 DRAWN_WITHIN = 60  # seconds
 
 
@@ -22,10 +22,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 for any free one; default: %(default)s")
     parser.add_argument("--out", type=Path, default=ROOT / "out", metavar="DIR", help="default: out/ in the checkout")
     args = parser.parse_args()
-    checkpoint, engines = args.out / "z-image-miniature", args.out / "engines"
-    shutil.rmtree(checkpoint, ignore_errors=True)  # a second's work, and the same bytes if nothing has changed
-    run(sys.executable, "-m", "nano.miniature", str(checkpoint))
-    run(str(BIN / "build-engines"), "--model", str(checkpoint), "--fp16", "--flavor", "onnx", "--output", str(engines))
+    engines = args.out / "engines"
+    run(str(BIN / "build-engines"), "--model", str(CHECKPOINT), "--fp16", "--flavor", "onnx", "--output", str(engines))
     serve = [str(BIN / "zimage-serve"), "--engines", str(engines), "--port", str(args.port)]
     server = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True)
     try:
@@ -33,7 +31,6 @@ def main() -> None:
         picture = args.out / "demo.png"
         picture.write_bytes(draw(url))
         print(f"one picture through HTTP: {picture}")
-        print("(the small model's weights are random for now: expect coloured noise, the same for the same seed)")
         if not args.once:
             print(f"the server stays at {url}; Ctrl-C ends it. Another picture:")
             print(f"  curl {url}/v1/images/generations -H 'content-type: application/json' -d '{json.dumps(body())}'")

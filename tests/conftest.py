@@ -1,18 +1,17 @@
-"""What many tests share: a small checkpoint, and its FP32 ONNX plans, each made once per run."""
+"""What many tests share: the trained small checkpoint, and its FP32 ONNX plans, made once per run."""
 
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from nano.layout import NANO
-from nano.miniature import write_miniature
+from nano.checkpoint import Z_IMAGE_NANO
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seeded weights in the sizes of z-image-nano; tests that change it copy it first."""
-    return write_miniature(tmp_path_factory.mktemp("checkpoints") / "z-image-nano", NANO)
+def checkpoint() -> Path:
+    """z-image-nano as it is committed; tests that change it copy it first."""
+    return Z_IMAGE_NANO
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from PIL import Image
 
 from engine.pipeline import Pipeline
 from engine.request import PictureRequest
+from nano.judge import judge
+from nano.scenes import Background, Scene, Thing
 
 LONG = "far too many words " * 1250  # 5,000 words
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,9 +49,13 @@ def test_the_demo_draws_one_picture(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     picture = tmp_path / "demo.png"
     assert str(picture) in done.stdout
+    asked = Scene(
+        (Thing("circle", "red", "small"), Thing("star", "blue", "large")), "left of", Background("yellow", "yellow")
+    )
     with Image.open(picture) as image:
         assert image.size == (256, 256)
-        assert np.asarray(image).std() > 10
+        verdict = judge(np.asarray(image.convert("RGB")), asked)
+    assert all(held == statements for held, statements in verdict.values()), verdict
 
 
 @pytest.mark.slow
