@@ -32,15 +32,17 @@ def held_out(count: int) -> Iterator[tuple[Scene, str]]:
         yield scene, caption(scene, "zh" if number % 2 else "en", rng)
 
 
-def score(pipeline: Pipeline, height: int, width: int, count: int) -> dict[str, float]:
-    """Share of each attribute that holds over `count` captions at one size; the seed is the caption's number."""
+def score(pipeline: Pipeline, height: int, width: int, count: int) -> dict[str, dict[str, float]]:
+    """Share of each attribute that holds over `count` captions at one size, in all and per language.
+
+    The seed is the caption's number.
+    """
     drawings = track(enumerate(held_out(count)), f"{width}x{height}", total=count)
-    return shares(
-        [
-            judge(pipeline.generate(PictureRequest(text, height, width, seed)).pixels, scene)
-            for seed, (scene, text) in drawings
-        ]
-    )
+    verdicts = [
+        judge(pipeline.generate(PictureRequest(text, height, width, seed)).pixels, scene)
+        for seed, (scene, text) in drawings
+    ]
+    return {"all": shares(verdicts), "en": shares(verdicts[0::2]), "zh": shares(verdicts[1::2])}
 
 
 def contact_sheet(pipeline: Pipeline, count: int) -> tuple[Pixels, list[str]]:
@@ -75,6 +77,9 @@ def run(args: argparse.Namespace) -> None:
     for size in args.size or SIZES:
         height, width = parse_size(size)
         scores = score(pipeline, height, width, args.captions)
-        print(f"{width}x{height}:", ", ".join(f"{name} {share:.1%}" for name, share in scores.items()))
-        figures[f"{width}x{height}"] = {name: round(share, 4) for name, share in scores.items()}
+        for language, found in scores.items():
+            print(f"{width}x{height}, {language}:", ", ".join(f"{name} {share:.1%}" for name, share in found.items()))
+        figures[f"{width}x{height}"] = {
+            language: {name: round(share, 4) for name, share in found.items()} for language, found in scores.items()
+        }
     finish("judge", figures)

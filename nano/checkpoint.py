@@ -12,7 +12,6 @@ from nano.layout import CheckpointSizes, configs
 from nano.tokenizer import write_tokenizer
 
 Weights = dict[str, torch.Tensor]
-Z_IMAGE_NANO = Path(__file__).with_name("z-image-nano")  # the committed result of the recipe
 
 
 def write_checkpoint(directory: Path, sizes: CheckpointSizes, weights: Mapping[str, Weights]) -> Path:

@@ -1,15 +1,17 @@
 """The configs of a Z-Image checkpoint in the official layout, for the real sizes and for small ones.
 
-Keys and class names are those of Tongyi-MAI/Z-Image-Turbo. It does not know weights or files.
+Keys and class names are those of Tongyi-MAI/Z-Image-Turbo. It does not know weights or how files are written.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from nano.tokenizer import ADDED_TOKENS, BYTE_LEVEL_TOKENS
 
 VERSION = {"_diffusers_version": "0.36.0.dev0"}
 LATENT_CHANNELS = 16
+Z_IMAGE_NANO = Path(__file__).with_name("z-image-nano")  # the committed result of the recipe
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Write a miniature Z-Image checkpoint: seeded random weights in the layout of Tongyi-MAI/Z-Image-Turbo.
 
-Whatever reads the official checkpoint reads this one: the same files, configuration keys, tensor names and
-tokenizer format, only smaller. Equal configurations give equal bytes. The weights are scaled so that
+What goes by the official checkpoint's configurations reads this one: the same files, configuration keys, tensor
+names and tokenizer format, only smaller. Equal configurations give equal bytes. The weights are scaled so that
 activations stay of order one and pictures are not flat, but nothing is trained: a prompt changes the picture
 and means nothing. It does not know diffusers, how a checkpoint is read, or what is done with it.
 """

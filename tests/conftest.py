@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from nano.checkpoint import Z_IMAGE_NANO
+from nano.layout import Z_IMAGE_NANO
 
 
 @pytest.fixture(scope="session")

@@ -118,13 +118,21 @@ def fp16(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipeline
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (64, 256), (272, 80), (64, 64), (512, 512)])
 def test_fp16_draws_the_picture_of_fp32(fp16: Pipeline, engines: Path, height: int, width: int) -> None:
     """One plan directory for all sizes. 30 dB are asked for; ONNX Runtime, which computes FP16 graphs in FP32 and so
-    shows the rounding of the weights alone, gives 65 dB and more."""
+    shows the rounding of the weights alone, gives 73 dB and more."""
     request = PictureRequest("a red circle on a blue background", height, width, seed=3)
     picture = fp16.generate(request)
     assert picture.pixels.shape == (height, width, 3)
     ratio = psnr(picture.pixels, Pipeline.load(engines).generate(request).pixels)
     print(f"{width}x{height}: {ratio:.1f} dB")
-    assert 30 < ratio < float("inf"), "equal pictures would mean that nothing is in FP16"
+    assert ratio > 30
+
+
+@pytest.mark.slow
+def test_fp16_weights_are_rounded(fp16: Pipeline, plan_directory: Path) -> None:
+    """Which shows in what the build measured against DiffSynth: 3e-5, where FP32 has 1e-7."""
+    error, exact = (manifest.graphs["denoiser"].parity for manifest in (fp16.manifest, read(plan_directory)))
+    assert error is not None and exact is not None
+    assert 10 * exact < error < 1e-3
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def test_the_demo_draws_one_picture(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_start_up_is_measured(engines: Path) -> None:
-    """The goal is 1.5 s to ready on a quiet machine (measured 0.96 s); the bound leaves room for a busy one."""
+    """The goal is 1.5 s to ready on a quiet machine (measured 0.96 to 1.34 s); the bound leaves room for others."""
     bench = [sys.executable, "-m", "benchmarks.cli", "startup", "--engines", str(engines), "--runs", "3"]
     done = subprocess.run(bench, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -187,9 +187,10 @@ def test_files_are_readable_by_other_users(checkpoint: Path) -> None:
     assert weights.stat().st_mode == (checkpoint / "vae" / "config.json").stat().st_mode
 
 
-def test_a_directory_in_use_is_refused(checkpoint: Path) -> None:
+def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="must be new or empty"):
-        write_miniature(checkpoint)
+        write_miniature(tmp_path)
 
 
 @pytest.mark.parametrize(

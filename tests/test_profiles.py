@@ -94,7 +94,7 @@ def test_every_named_size_is_covered(sides: list[int]) -> None:
     ("sample_size", "usual", "large"),
     [
         (1024, Range(256, 1024, 1024), Range(256, 1536, 2048)),  # Z-Image-Turbo
-        (256, Range(64, 256, 256), Range(64, 384, 512)),  # the miniature
+        (256, Range(64, 256, 256), Range(64, 384, 512)),  # z-image-nano
     ],
 )
 def test_the_defaults(sample_size: int, usual: Range, large: Range) -> None:
