@@ -65,8 +65,8 @@ def judge(picture: Pixels, scene: Scene) -> Verdict:
 
 
 def shares(verdicts: list[Verdict]) -> dict[str, float]:
-    """Over many pictures, the share of each attribute's statements that hold; 0..1."""
-    totals = {a: np.sum([verdict[a] for verdict in verdicts], axis=0) for a in ATTRIBUTES}
+    """Over many pictures, the share of each attribute's statements that hold; 0..1. None of no pictures."""
+    totals = {a: np.sum([(0, 0), *(verdict[a] for verdict in verdicts)], axis=0) for a in ATTRIBUTES}
     return {attribute: float(held / asked) for attribute, (held, asked) in totals.items() if asked}
 
 

@@ -181,8 +181,9 @@ def test_sharded_bfloat16_checkpoint_draws_in_diffusers(tmp_path: Path) -> None:
     assert draw(pipeline, PROMPT).std() > 10
 
 
-def test_files_are_readable_by_other_users(checkpoint: Path) -> None:
+def test_files_are_readable_by_other_users(tmp_path: Path) -> None:
     """A server in a container reads weights that somebody else wrote."""
+    checkpoint = write_miniature(tmp_path)
     weights = checkpoint / "vae" / "diffusion_pytorch_model.safetensors"
     assert weights.stat().st_mode == (checkpoint / "vae" / "config.json").stat().st_mode
 

@@ -82,10 +82,8 @@ def test_a_contact_sheet_has_a_cell_for_every_caption(pipeline: Pipeline) -> Non
 
 
 def test_the_readmes_contact_sheet_is_what_its_captions_say() -> None:
-    scenes = list(bench.held_out(18))
-    assert all(
-        f"\n{number}. {text}\n" in (ROOT / "README.md").read_text() for number, (_, text) in enumerate(scenes, 1)
-    )
+    scenes, readme = list(bench.held_out(18)), (ROOT / "README.md").read_text()
+    assert all(f"\n{number}. {text}\n" in readme for number, (_, text) in enumerate(scenes, 1))
     with Image.open(ROOT / "docs" / "contact-sheet.png") as image:
         sheet = cells(np.asarray(image.convert("RGB")))
     for (scene, text), cell in zip(scenes, sheet, strict=True):

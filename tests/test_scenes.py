@@ -39,6 +39,7 @@ def test_the_judge_gives_swapped_captions_a_low_score() -> None:
     rng = Random(0)
     scenes = [random_scene(rng) for _ in range(201)]
     pictures = [draw(scene, 128, 128, rng) for scene in scenes]
+    assert shares([]) == {}
     scores = shares([judge(picture, other) for picture, other in zip(pictures, scenes[1:], strict=False)])
     assert max(scores["colour"], scores["shape"], scores["background"]) < 0.25
     assert scores["place"] < 0.4
