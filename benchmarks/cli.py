@@ -11,6 +11,7 @@ COMMANDS = {
     "full-size": "trace the real 6 B and 4 B models from configs, build full-size layers into RTX plans",
     "startup": "seconds from starting zimage-serve to its first answer",
     "judge": "does z-image-nano draw what held-out captions say: colours, shapes, places; a contact sheet",
+    "parity": "FP32, FP16 and BF16 of a checkpoint against float64: graphs, steps, pictures",
     "peers": "the same prompt and seed through diffusers and DiffSynth: how far apart are the pictures",
 }
 

@@ -4,6 +4,7 @@ Weights are never touched while tracing. The parts that are built get seeded ran
 """
 
 import argparse
+import math
 import tempfile
 import zlib
 from dataclasses import dataclass, replace
@@ -16,25 +17,30 @@ from benchmarks.report import Stopwatch, finish, peak_rss
 from engine.manifest import Graph, GraphName, Model, Precision, PromptFormat, Rope
 from engine.shapes import dimensions
 from export import models, onnx_export
-from export.checkpoint import Component, Weight
+from export.checkpoint import Component
 from export.denoiser import Denoiser
 from export.graph_module import GraphModule
+from export.precision import graph_precisions
 from export.profiles import parse_profile
 from export.progress import BuildProgress
 from export.prompt_encoder import PromptEncoder
 from export.tensorrt_build import TensorRtBuilder
 from export.vae_decoder import VaeDecoder
+from export.weights import Weight
 from nano.layout import Z_IMAGE_TURBO, CheckpointSizes, configs
 from nano.miniature import tensor_shapes
 
 
 @dataclass(frozen=True, slots=True)
-class RandomWeight(Weight):
+class RandomWeight:
     """A tensor that no file holds: normal noise of a size that keeps activations of order 1."""
 
+    source: str
+    shape: tuple[int, ...]
+
     def load(self) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(zlib.crc32(self.key.encode()))  # equal tensors would be stored once
-        fan_in = self.shape[-1] if len(self.shape) == 2 else max(1, self.count // self.shape[0])
+        generator = torch.Generator().manual_seed(zlib.crc32(self.source.encode()))  # equals would be stored once
+        fan_in = self.shape[-1] if len(self.shape) == 2 else max(1, math.prod(self.shape[1:]))
         noise: torch.Tensor = torch.randn(self.shape, generator=generator) / fan_in**0.5
         return noise
 
@@ -51,7 +57,7 @@ def trace(graph: GraphName) -> dict[str, Any]:
     used = [module.weights[name] for name in model.graph.initializers if name in module.weights]
     return {
         "graph": graph,
-        "parameters": sum(weight.count for weight in used),
+        "parameters": sum(math.prod(weight.shape) for weight in used),
         "nodes": len(list(model.graph)),
         "seconds": round(watch.seconds, 1),
         "peak_rss_bytes": peak_rss(),
@@ -65,13 +71,14 @@ def build(graph: GraphName, layers: int, profile: str, compute_capability: str) 
         seconds, bytes of weights and plan, activation memory as TensorRT states it, peak resident set in bytes.
     """
     sizes = replace(Z_IMAGE_TURBO, n_layers=layers, n_refiner_layers=0, text_layers=layers + 1)
-    precision: Precision = "fp16" if graph == "denoiser" else "bf16"
+    precision = graph_precisions("fp16", "rtx")[graph]
     module = graph_of(sizes, graph, precision)
     builder = TensorRtBuilder("rtx", [compute_capability], BuildProgress())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{graph}.onnx"
         onnx = onnx_export.trace(module)
-        onnx_export.attach_weights(onnx, module.weights)
+        measured = module.measure()
+        onnx_export.attach_weights(onnx, measured.weights)
         onnx_export.write(onnx, path)
         weights = path.with_name(f"{path.name}.data").stat().st_size
         model = model_facts(sizes)
@@ -86,6 +93,7 @@ def build(graph: GraphName, layers: int, profile: str, compute_capability: str) 
             "layers": layers,
             "profile": profile,
             "builder": builder.name,
+            "nodes": len(list(onnx.graph)),
             "seconds": round(watch.seconds, 1),
             "weight_bytes": weights,
             "plan_bytes": plan.stat().st_size,
@@ -112,7 +120,7 @@ def model_facts(sizes: CheckpointSizes) -> Model:
 
 def _component(sizes: CheckpointSizes, name: str) -> Component:
     shapes = tensor_shapes(sizes)[name]
-    weights: dict[str, Weight] = {key: RandomWeight(Path(), key, shape) for key, shape in shapes.items()}
+    weights: dict[str, Weight] = {key: RandomWeight(key, shape) for key, shape in shapes.items()}
     return Component(name, configs(sizes)[f"{name}/config.json"], weights, ())
 
 

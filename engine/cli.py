@@ -1,16 +1,14 @@
 """`zimage-generate`: one prompt, one PNG."""
 
 import argparse
-import errno
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from engine.errors import InvalidRequest, ZImageError
+from engine.files import whole_file
+from engine.lora import PreparedLora
 from engine.options import add_pipeline_arguments
 from engine.pipeline import Pipeline
 from engine.png import encode_png
@@ -37,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--size", metavar="WxH", help="pixels, such as 1024x768; default: what the plans are tuned for")
     parser.add_argument("--seed", type=int, help=f"0..{MAX_SEED}; default: a random one, which is printed")
+    parser.add_argument("--lora", type=Path, metavar="FILE", help="prepared by zimage-lora, for refittable plans")
     parser.add_argument("--steps", type=int, help="forward passes; default: the model's own number, 8")
     return parser
 
@@ -46,13 +45,15 @@ def _run(args: argparse.Namespace) -> None:
     seed = random_seed() if args.seed is None else args.seed
     if not 0 <= seed <= MAX_SEED:
         raise InvalidRequest(f"seed must be between 0 and {MAX_SEED}, got {seed}", "seed")
-    with _whole_file(args.output) as file:
+    with whole_file(args.output) as file:
         _draw(args, PictureRequest(args.prompt, height, width, seed, args.steps), file)
 
 
 def _draw(args: argparse.Namespace, request: PictureRequest, file: IO[bytes]) -> None:
     started = time.perf_counter()
     pipeline = Pipeline.load(args.engines, threads=args.threads)
+    if args.lora:
+        pipeline.refit(PreparedLora.read(args.lora))
     loaded = time.perf_counter()
     picture = pipeline.generate(request)
     if picture.prompt.dropped:
@@ -67,25 +68,6 @@ def _draw(args: argparse.Namespace, request: PictureRequest, file: IO[bytes]) ->
         f"{args.output}: {picture.width}x{picture.height}, seed {picture.seed}, {picture.num_inference_steps} forwards"
     )
     print(f"load {loaded - started:.2f} s, {stages}")
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when all of it is written. Made first: a refusal costs no picture."""
-    path = path.resolve()  # a symlink stays, its target is written
-    try:
-        if path.exists() and not path.is_file():  # as root, a rename would replace even a device
-            raise OSError(errno.EINVAL, "it is not a regular file")
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-        file = unfinished.open("xb")
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}") from error
-    try:
-        with file:
-            yield file
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

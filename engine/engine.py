@@ -5,6 +5,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from engine.errors import LoraMismatch
+from engine.lora import PreparedLora
 from engine.manifest import Graph
 
 Bindings = Mapping[str, np.ndarray[Any, Any]]
@@ -22,6 +24,11 @@ class Engine(Protocol):
                 Addresses are kept as long as the same arrays are passed.
         """
         ...
+
+    def refit(self, lora: PreparedLora | None) -> None:
+        """Puts a LoRA into the graph's weights, in place of any other; None restores them bit for bit."""
+        if lora is not None:
+            raise LoraMismatch(f"a {type(self).__name__} has weights that cannot be swapped")
 
 
 def check_bindings(graph: Graph, bindings: Bindings) -> None:

@@ -9,6 +9,7 @@
     |  |- PlanNotFound           nothing there
     |  |- PlanCorrupt            half-written, truncated or altered
     |  |- PlanMismatch           intact, but for another GPU, TensorRT or zimage-trt
+    |- LoraMismatch              a LoRA that these plans cannot take
     |- BackendUnavailable        what would execute or build this flavor is not installed or has no device
     |- NonFiniteOutput           NaN or Inf in latents or picture
 
@@ -54,6 +55,10 @@ class PlanCorrupt(PlanError):
 
 class PlanMismatch(PlanError):
     """An intact plan directory made for another GPU, TensorRT or version of zimage-trt."""
+
+
+class LoraMismatch(ZImageError):
+    """A LoRA that was not prepared, or not for these plans."""
 
 
 class BackendUnavailable(ZImageError):

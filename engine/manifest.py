@@ -15,7 +15,7 @@ import msgspec
 
 from engine.errors import PlanCorrupt, PlanMismatch, PlanNotFound, UnsupportedShape
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 CURRENT = "current"  # symlink in an --output directory: the plan directory built last
 SEQUENCE_MULTIPLE = 32  # caption and image tokens are each padded to it (Z-Image, SEQ_MULTI_OF)
@@ -35,6 +35,36 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ProductBound:
+    """A matrix product in FP16: what its input and its output cannot exceed, and the powers of two they are held at.
+
+    In FP16 is the true value times 2^-shift. Bounds are of true values and follow from the weights alone.
+    """
+
+    name: str  # of the weight; of the block's attention for its scores
+    input_bound: float
+    input_shift: int
+    output_bound: float
+    output_shift: int
+
+
+@dataclass(frozen=True, slots=True)
+class RefitWeight:
+    """A weight that can be swapped at run time, and where the plan's own lies in the graph's `weights_file`.
+
+    It is the rows of `parts` one after the other, times 2^exponent; [in, out] instead of [out, in] if transposed.
+    """
+
+    name: str  # in the graph, for TensorRT's refitter too
+    parts: tuple[str, ...]  # parameters of the checkpoint; none for a scale that follows from them
+    transposed: bool
+    exponent: int
+    dtype: str  # a numpy dtype name, or bfloat16
+    shape: tuple[int, ...]
+    offset: int  # bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Graph:
     """One of the three graphs: the file that a backend loads and the tensors it binds."""
 
@@ -44,6 +74,9 @@ class Graph:
     outputs: tuple[TensorSpec, ...]
     parity: float | None = None  # relative L2 of the ONNX file against DiffSynth in FP32; None if not compared
     activation_bytes: int | None = None  # device memory of one execution context; TensorRT flavors only
+    products: tuple[ProductBound, ...] = ()  # FP16 only
+    refittable: tuple[RefitWeight, ...] = ()  # of plans built with --refittable
+    weights_file: str | None = None  # that holds the own values of those
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +129,15 @@ class PromptFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class MergedLora:
+    """A LoRA that is part of the weights."""
+
+    file: str
+    sha256: str
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """The facts of the checkpoint that the runtime needs."""
 
@@ -109,6 +151,7 @@ class Model:
     prompt: PromptFormat
     schedule_shift: float
     default_steps: int
+    loras: tuple[MergedLora, ...] = ()
 
     @property
     def size_multiple(self) -> int:
@@ -147,6 +190,7 @@ class Manifest:
     profiles: tuple[Profile, ...]  # in the order of TensorRT's profile index
     graphs: dict[GraphName, Graph]
     files: tuple[File, ...]
+    refittable: bool = False
     checksum: str = ""  # of all the rest; set by `encode`
 
     @property

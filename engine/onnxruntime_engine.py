@@ -1,5 +1,6 @@
 """A graph executed by ONNX Runtime on the CPU: the default without a GPU, and the oracle in tests."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import onnxruntime as ort
 
 from engine.engine import Bindings, check_bindings
 from engine.errors import PlanCorrupt
+from engine.lora import PreparedLora
 from engine.manifest import Graph
 
 BINDINGS_KEPT = 64  # sets of arrays: two per shape for the denoiser's alternating latents
@@ -18,14 +20,9 @@ class OnnxRuntimeEngine:
     """Reads and writes the caller's arrays in place; a set of arrays is bound once, not per call."""
 
     def __init__(self, path: Path, graph: Graph, threads: int = 0) -> None:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # its warnings are about its own constant folding
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise PlanCorrupt(f"ONNX Runtime does not load {path}: {error}") from error
-        self._graph = graph
+        self._path, self._graph, self._threads = path, graph, threads
+        self._weights: dict[str, Any] = {}
+        self._session = self._open({})
         self._binding_at = lru_cache(maxsize=BINDINGS_KEPT)(self._bind)
 
     def enqueue(self, stream: int, bindings: Bindings) -> None:
@@ -33,6 +30,25 @@ class OnnxRuntimeEngine:
         check_bindings(self._graph, bindings)
         where = tuple((name, array.ctypes.data, array.shape) for name, array in bindings.items())
         self._session.run_with_iobinding(self._binding_at(where))
+
+    def refit(self, lora: PreparedLora | None) -> None:
+        """ONNX Runtime cannot change weights in place: a new session is opened over the same file."""
+        changed = {} if lora is None else lora.weights(self._graph, self._path.parent)
+        if changed or self._weights:
+            weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in changed.items()}
+            self._session, self._weights = self._open(weights), weights  # a session reads them where they are
+            self._binding_at.cache_clear()
+
+    def _open(self, weights: Mapping[str, Any]) -> Any:
+        """A session with these values in place of the file's own."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = 3  # its warnings are about its own constant folding
+        options.add_external_initializers(list(weights), list(weights.values()))
+        try:
+            return ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise PlanCorrupt(f"ONNX Runtime does not load {self._path}: {error}") from error
 
     def _bind(self, where: tuple[tuple[str, int, tuple[int, ...]], ...]) -> Any:
         binding = self._session.io_binding()

@@ -17,6 +17,7 @@ from engine.backend import load_engines
 from engine.buffers import Array, Buffers
 from engine.engine import Engine
 from engine.errors import NonFiniteOutput
+from engine.lora import PreparedLora
 from engine.manifest import GraphName, Manifest, padded, read, resolve
 from engine.noise import randn
 from engine.prompt import PromptTokenizer, TokenizedPrompt
@@ -81,6 +82,24 @@ class Pipeline:
             manifest.precision,
         )
         return cls(manifest, PromptTokenizer(directory, manifest.model.prompt), engines)
+
+    def refit(self, lora: PreparedLora | None) -> None:
+        """Puts a LoRA into the plans, in place of any other; None restores them bit for bit.
+
+        Raises:
+            LoraMismatch: it was not prepared for these plans; nothing was changed.
+            PlanCorrupt: the plans were altered since they were loaded; no LoRA is left in them.
+        """
+        if lora is not None:
+            lora.require_match(self.manifest)
+        self._encoded = ()
+        try:
+            for engine in self._engines.values():
+                engine.refit(lora)
+        except BaseException:
+            for engine in self._engines.values():
+                engine.refit(None)
+            raise
 
     def check(self, request: PictureRequest) -> None:
         """Raises InvalidRequest for what `generate` would refuse; any thread may call it, also while another draws."""
@@ -156,9 +175,10 @@ class Pipeline:
             constant["sigma"][:], constant["sigma_next"][:] = schedule[step], schedule[step + 1]
             turn = {"latents": latents[step % 2], "latents_next": latents[(step + 1) % 2]}
             self._engines["denoiser"].enqueue(CPU_STREAM, constant | turn)
+            _require_finite(turn["latents_next"], f"latents after step {step + 1} of {steps}")
             if on_step is not None:
                 on_step(step + 1, steps)
-        return _finite(latents[steps % 2], "latents")
+        return latents[steps % 2]
 
     def decode(self, latents: Array) -> Array:
         """The picture of [1, 16, h, w] latents: [8h, 8w, 3] uint8, RGB."""
@@ -166,7 +186,8 @@ class Pipeline:
         batch, _, h, w = latents.shape
         image = self._buffers.view("image", (batch, h * scale, w * scale, 3))
         self._engines["vae_decoder"].enqueue(CPU_STREAM, {"latents": latents, "image": image})
-        np.clip(_finite(image, "picture"), 0, 255, out=image)
+        _require_finite(image, "picture")
+        np.clip(image, 0, 255, out=image)
         pixels: Array = np.rint(image[0], out=image[0]).astype(np.uint8)
         return pixels
 
@@ -209,10 +230,11 @@ class _Clock:
         self._last = now
 
 
-def _finite(array: Array, what: str) -> Array:
-    if not np.isfinite(array).all():
+def _require_finite(array: Array, what: str) -> None:
+    with np.errstate(all="ignore"):
+        total = array.sum()  # one NaN or Inf makes it one, and it allocates nothing
+    if not np.isfinite(total):
         raise NonFiniteOutput(
             f"NaN or Inf in the {what}, so no picture is returned; "
             "build the plans with --bf16 or --fp32 if this model leaves FP16's range"
         )
-    return array

@@ -16,6 +16,7 @@ from engine.manifest import (
     Graph,
     GraphName,
     Manifest,
+    MergedLora,
     Model,
     Precision,
     Profile,
@@ -28,7 +29,9 @@ from engine.shapes import dimensions
 from export import models, onnx_export, parity, plan_directory
 from export.checkpoint import Checkpoint, open_checkpoint, positive
 from export.denoiser import Denoiser
+from export.fp16 import Measured, Unbounded
 from export.graph_module import GraphModule
+from export.lora import Lora, merge
 from export.precision import graph_precisions
 from export.profiles import default_profiles, parse_profile
 from export.progress import BuildProgress
@@ -39,10 +42,6 @@ from export.tensorrt_build import TensorRtBuilder
 from export.vae_decoder import VaeDecoder
 
 DEFAULT_STEPS = 8  # forward passes that Z-Image-Turbo is distilled for
-UNSHIFTED_FP16 = (
-    "--fp16: the scales that keep FP16 from overflowing on every checkpoint are not in yet; "
-    "Z-Image-Turbo's own weights need --bf16"
-)
 VERIFY_COPIES = 3  # FP32 copies of the weights held while a graph is compared: DiffSynth's, ONNX Runtime's two
 
 
@@ -57,6 +56,8 @@ class BuildOptions:
     profiles: tuple[str, ...] = ()
     compute_capabilities: tuple[str, ...] = ()
     transformer_file: Path | None = None
+    loras: tuple[Lora, ...] = ()
+    refittable: bool = False
     verify: Literal["auto", "always", "never"] = "auto"
 
 
@@ -71,14 +72,12 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
     """
     flavor = choose_flavor(options.flavor, bool(options.compute_capabilities), progress)
     capabilities = compute_capabilities(flavor, options.precision, options.compute_capabilities)
-    precisions = graph_precisions(options.precision, flavor)
+    precisions = graph_precisions(options.precision, flavor, capabilities)
     builder = None if flavor == "onnx" else TensorRtBuilder(flavor, capabilities, progress)
-    if builder is not None and options.precision == "fp16":
-        progress.console.print(UNSHIFTED_FP16)
-    checkpoint = open_checkpoint(options.model, options.transformer_file)
-    graphs = _graphs(checkpoint, precisions)
+    checkpoint = merge(open_checkpoint(options.model, options.transformer_file), options.loras)
+    graphs = make_graphs(checkpoint, precisions)
     with progress.stage("hashing the checkpoint"):
-        model = _describe(checkpoint)
+        model = _describe(checkpoint, options.loras)
     target = Target(flavor, builder.name if builder else f"onnx opset {onnx_export.OPSET}", capabilities)
     draft = _draft(options, model, target, _profiles(options, checkpoint, model))
     name = f"{model.name.replace('/', '--')}-{options.precision}-{flavor}-{draft.plan_id}"
@@ -94,7 +93,7 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
         )
         with plan_directory.unfinished(options.output, name) as directory:
             _copy_tokenizer(checkpoint, directory)
-            built = _export(graphs, precisions, directory, progress)
+            built = export_graphs(graphs, checkpoint, precisions, directory, progress, refittable=options.refittable)
             built = _verify(built, checkpoint, directory, options.verify, progress)
             if builder is not None:
                 built = _build_plans(builder, built, directory, draft, progress)
@@ -103,6 +102,50 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
             (directory / MANIFEST_FILE).write_bytes(encode(manifest))
             plan_directory.publish(directory, finished)
     return finished
+
+
+def make_graphs(checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision]) -> dict[GraphName, GraphModule]:
+    """The three graphs. Each gets modules of its own: precisions differ, and meta tensors cost nothing."""
+    transformer, text_encoder = checkpoint.transformer, checkpoint.text_encoder
+    models.require_match(transformer, text_encoder, checkpoint.vae)
+    return {
+        "prompt_encoder": _prompt_encoder(checkpoint, precisions["prompt_encoder"]),
+        "denoiser": Denoiser(models.transformer(transformer), precisions["denoiser"]),
+        "vae_decoder": VaeDecoder(models.vae_decoder(checkpoint.vae), precisions["vae_decoder"]),
+    }
+
+
+def export_graphs(
+    graphs: Mapping[GraphName, GraphModule],
+    checkpoint: Checkpoint,
+    precisions: Mapping[GraphName, Precision],
+    directory: Path,
+    progress: BuildProgress,
+    *,
+    refittable: bool = False,
+) -> dict[GraphName, Graph]:
+    """Writes the ONNX files of graphs that `make_graphs` made.
+
+    Args:
+        refittable: keep book of the transformer's weights, so that they can be swapped in the plans.
+    """
+    exported: dict[GraphName, Graph] = {}
+    for name, (module, measured) in _measure(graphs, checkpoint, precisions["vae_decoder"], progress).items():
+        path = directory / f"{name}.onnx"
+        with progress.stage(f"{name}: tracing"):
+            onnx = onnx_export.trace(module)
+        with progress.stage(f"{name}: writing weights as {module.precision}"):
+            attached = onnx_export.attach_weights(onnx, measured.weights)
+            swapped = {n: w for n, w in attached.items() if n.startswith("transformer.")} if refittable else {}
+            phase = progress.start("tensors", onnx_export.weight_count(onnx))
+            onnx_export.write(onnx, path, phase.advance, swappable=swapped)
+            phase.finish()
+        graph = Graph(path.name, module.precision, module.inputs, module.outputs, products=measured.products)
+        if swapped:
+            weights = onnx_export.refittable(onnx, swapped)
+            graph = replace(graph, refittable=weights, weights_file=f"{path.name}.swappable")
+        exported[name] = graph
+    return exported
 
 
 def _draft(options: BuildOptions, model: Model, target: Target, profiles: tuple[Profile, ...]) -> Manifest:
@@ -117,24 +160,35 @@ def _draft(options: BuildOptions, model: Model, target: Target, profiles: tuple[
         profiles=profiles,
         graphs={},
         files=(),
+        refittable=options.refittable,
     )
     return replace(draft, plan_id=plan_directory.plan_id(encode(draft)))
 
 
-def _graphs(checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision]) -> dict[GraphName, GraphModule]:
-    """The three graphs. Each gets modules of its own: precisions differ, and meta tensors cost nothing."""
-    transformer, text_encoder = checkpoint.transformer, checkpoint.text_encoder
-    models.require_match(transformer, text_encoder, checkpoint.vae)
-    return {
-        "prompt_encoder": PromptEncoder(
-            models.text_encoder(text_encoder), models.transformer(transformer), precisions["prompt_encoder"]
-        ),
-        "denoiser": Denoiser(models.transformer(transformer), precisions["denoiser"]),
-        "vae_decoder": VaeDecoder(models.vae_decoder(checkpoint.vae), precisions["vae_decoder"]),
-    }
+def _prompt_encoder(checkpoint: Checkpoint, precision: Precision) -> PromptEncoder:
+    text_encoder, transformer = models.text_encoder(checkpoint.text_encoder), models.transformer(checkpoint.transformer)
+    return PromptEncoder(text_encoder, transformer, precision)
 
 
-def _describe(checkpoint: Checkpoint) -> Model:
+def _measure(
+    graphs: Mapping[GraphName, GraphModule], checkpoint: Checkpoint, wide: Precision, progress: BuildProgress
+) -> dict[GraphName, tuple[GraphModule, Measured]]:
+    """The graphs and what bounds their weights give. A prompt encoder that FP16 does not hold becomes a `wide` one."""
+    measured: dict[GraphName, tuple[GraphModule, Measured]] = {}
+    for name, graph in graphs.items():
+        try:
+            with progress.stage(f"{name}: bounding its products"):
+                measured[name] = graph, graph.measure()
+        except Unbounded as error:
+            if name != "prompt_encoder":
+                raise Unbounded(f"{checkpoint.name}: {error}; use --bf16") from error
+            progress.console.print(f"{name}: in {wide}, since FP16 does not hold it: {error}", highlight=False)
+            graph = _prompt_encoder(checkpoint, wide)
+            measured[name] = graph, graph.measure()
+    return measured
+
+
+def _describe(checkpoint: Checkpoint, loras: tuple[Lora, ...]) -> Model:
     config, vae = checkpoint.transformer.config, checkpoint.vae.config
     return Model(
         name=checkpoint.name,
@@ -147,6 +201,7 @@ def _describe(checkpoint: Checkpoint) -> Model:
         prompt=read_prompt_format(checkpoint.directory / "tokenizer"),
         schedule_shift=positive(checkpoint.scheduler, "shift"),
         default_steps=DEFAULT_STEPS,
+        loras=tuple(MergedLora(lora.file.name, lora.fingerprint(), lora.scale) for lora in loras),
     )
 
 
@@ -160,27 +215,6 @@ def _copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
     target = directory / TOKENIZER_FILE
     target.parent.mkdir()
     shutil.copyfile(checkpoint.directory / TOKENIZER_FILE, target)
-
-
-def _export(
-    graphs: Mapping[GraphName, GraphModule],
-    precisions: Mapping[GraphName, Precision],
-    directory: Path,
-    progress: BuildProgress,
-) -> dict[GraphName, Graph]:
-    """Writes the three ONNX files."""
-    exported: dict[GraphName, Graph] = {}
-    for name, module in graphs.items():
-        path = directory / f"{name}.onnx"
-        with progress.stage(f"{name}: tracing"):
-            onnx = onnx_export.trace(module)
-        with progress.stage(f"{name}: writing weights as {precisions[name]}"):
-            onnx_export.attach_weights(onnx, module.weights)
-            phase = progress.start("tensors", onnx_export.weight_count(onnx))
-            onnx_export.write(onnx, path, phase.advance)
-            phase.finish()
-        exported[name] = Graph(path.name, precisions[name], module.inputs, module.outputs)
-    return exported
 
 
 def _verify(

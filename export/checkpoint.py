@@ -8,7 +8,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +20,7 @@ import torch
 
 from engine.errors import CheckpointError
 from engine.manifest import sha256
+from export.weights import Weight
 
 COMPONENTS = ("transformer", "text_encoder", "vae")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -29,7 +30,7 @@ Config = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Weight:
+class StoredWeight:
     """One tensor of a safetensors file, or some of its rows; read only when asked for."""
 
     file: Path
@@ -38,13 +39,15 @@ class Weight:
     rows: tuple[int, int] | None = None
 
     @property
-    def count(self) -> int:
-        """Elements."""
-        return math.prod(self.shape)
+    def source(self) -> str:
+        """For messages."""
+        return f"{self.key} in {self.file}"
 
     def load(self) -> torch.Tensor:
-        stored = _open(self.file).get_slice(self.key)
-        tensor: torch.Tensor = stored[:] if self.rows is None else stored[self.rows[0] : self.rows[1]]
+        file = _open(self.file)
+        tensor: torch.Tensor = (
+            file.get_tensor(self.key) if self.rows is None else file.get_slice(self.key)[slice(*self.rows)]
+        )
         return tensor
 
 
@@ -60,7 +63,7 @@ class Component:
     @property
     def parameters(self) -> int:
         """Elements of all weights, those that no graph uses included."""
-        return sum(weight.count for weight in self.weights.values())
+        return sum(math.prod(weight.shape) for weight in self.weights.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +180,7 @@ def _download(model: str) -> Path:
 def _component(directory: Path, name: str) -> Component:
     folder = directory / name
     files = _weight_files(folder)
-    return Component(name, read_json(folder / "config.json"), dict(_weights(files)), files)
+    return Component(name, read_json(folder / "config.json"), dict(stored_weights(files)), files)
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
@@ -197,19 +200,25 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     return tuple(files)
 
 
-def _weights(files: Iterable[Path]) -> Iterable[tuple[str, Weight]]:
+def stored_weights(files: Iterable[Path]) -> Iterator[tuple[str, StoredWeight]]:
+    """Every tensor of safetensors files, with its key."""
     for file in files:
         opened = _open(file)
         for key in opened.keys():  # noqa: SIM118  not a dict
-            yield key, Weight(file, key, tuple(opened.get_slice(key).get_shape()))
+            yield key, StoredWeight(file, key, tuple(opened.get_slice(key).get_shape()))
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a safetensors file says about itself beside its tensors."""
+    return _open(file).metadata() or {}
 
 
 @lru_cache(maxsize=64)
 def _open(file: Path) -> Any:
+    if not file.is_file():
+        raise CheckpointError(f"there is no file {file}")
     try:
         return safetensors.safe_open(file, framework="pt")
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no file {file}") from error
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is truncated or not a safetensors file: {error}; fetch it again") from error
 
@@ -227,7 +236,7 @@ COMFYUI_UNUSED = {"norm_final.weight"}
 
 
 def _single_file(transformer: Component, file: Path) -> Component:
-    weights = dict(_weights([file]))
+    weights = dict(stored_weights([file]))
     named = {key.removeprefix(COMFYUI_PREFIX): weight for key, weight in weights.items()}
     official: dict[str, Weight] = {}
     for key, weight in named.items():
@@ -236,7 +245,7 @@ def _single_file(transformer: Component, file: Path) -> Component:
     return Component(transformer.name, transformer.config, official, (file,))
 
 
-def _official(key: str, weight: Weight) -> dict[str, Weight]:
+def _official(key: str, weight: StoredWeight) -> dict[str, Weight]:
     """A tensor of a single file under the official name or, for a fused qkv, names."""
     for comfy, name in COMFYUI_NAMES:
         if key.startswith(comfy) or (comfy.startswith(".") and comfy in key):
@@ -245,7 +254,7 @@ def _official(key: str, weight: Weight) -> dict[str, Weight]:
         return {key: weight}
     third = weight.shape[0] // 3
     return {
-        key.replace(".qkv.", f".to_{part}."): Weight(
+        key.replace(".qkv.", f".to_{part}."): StoredWeight(
             weight.file, weight.key, (third, *weight.shape[1:]), (i * third, (i + 1) * third)
         )
         for i, part in enumerate("qkv")

@@ -4,10 +4,12 @@ import argparse
 import logging
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import ZImageError
+from engine.manifest import Manifest, read
 
 if TYPE_CHECKING:
     from export.progress import BuildProgress
@@ -40,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
 def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
     with progress.stage("loading PyTorch and DiffSynth"):
         from export.build import BuildOptions, build_engines  # seconds of imports, after --help and argument errors
+        from export.lora import Lora
 
     capabilities = tuple(args.compute_capability.split(",")) if args.compute_capability else ()
     options = BuildOptions(
@@ -50,9 +53,25 @@ def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
         profiles=tuple(args.profile),
         compute_capabilities=capabilities,
         transformer_file=args.transformer_file,
+        loras=tuple(map(Lora.parse, args.lora)),
+        refittable=args.refittable,
         verify=args.verify,
     )
-    return build_engines(options, progress)
+    directory = build_engines(options, progress)
+    if args.explain:
+        for line in _explain(read(directory, verify=False)):
+            print(line, file=sys.stderr)
+    return directory
+
+
+def _explain(manifest: Manifest) -> Iterator[str]:
+    """The bounds of every product in FP16, a line each."""
+    products = [product for graph in manifest.graphs.values() for product in graph.products]
+    width = max((len(product.name) for product in products), default=0)
+    yield f"{'product':{width}}  input at most, held at  output at most, held at"
+    for p in products:
+        entering, leaving = f"{p.input_bound:.1e}  2^{-p.input_shift}", f"{p.output_bound:.1e}  2^{-p.output_shift}"
+        yield f"{p.name:{width}}  {entering:22}  {leaving}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,6 +114,23 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="a single-file (ComfyUI) safetensors in place of transformer/'s",
+    )
+    parser.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:SCALE]",
+        help="merge a LoRA into the transformer; repeatable; peft, DiffSynth, ComfyUI and kohya keys",
+    )
+    parser.add_argument(
+        "--refittable",
+        action="store_true",
+        help="plans in which a LoRA that zimage-lora prepared can be swapped in and out; they are less optimised",
+    )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="print what bounds every product in FP16, and the powers of two that follow",
     )
     parser.add_argument(
         "--verify",

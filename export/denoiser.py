@@ -6,22 +6,25 @@ With the step inside, sampling is nothing but enqueues over two latents buffers.
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.manifest import SEQUENCE_MULTIPLE, Precision, TensorSpec
+from export.bounds import Modulation
+from export.fp16 import Z_IMAGE_BLOCK, Fp16Block, Measured, measure_blocks
 from export.graph_module import GraphModule
 from export.layers import linear, transformer_block
 from export.models import Model
 from export.precision import set_dtype
+from export.weights import load_finite
 
 TIMESTEP_FREQUENCIES = 128  # half of DiffSynth's frequency_embedding_size
 MAX_PERIOD = 10000
 PATCH = "2-1"  # the key of the only patch size, 2 x 2 latents in 1 frame
 FINAL_NORM_EPS = 1e-6
+GRID = 16001  # timesteps whose modulation is looked at: 16 for each of the 1000
 
 
 class Denoiser(GraphModule):
@@ -35,10 +38,17 @@ class Denoiser(GraphModule):
         self, transformer: Model, precision: Precision, block: Callable[..., Tensor] = transformer_block
     ) -> None:
         super().__init__()
+        self.precision = precision
         self.transformer = transformer.module
         self._block = block
-        set_dtype((b.attention for b in self._blocks), precision)
-        set_dtype((b.feed_forward for b in self._blocks), precision)
+        layers = {
+            f"transformer.{name}.{index}": layer
+            for name in ("noise_refiner", "layers")
+            for index, layer in enumerate(getattr(self.transformer, name))
+        }
+        set_dtype((part for layer in layers.values() for part in (layer.attention, layer.feed_forward)), precision)
+        fp16 = layers if precision == "fp16" else {}
+        self._fp16_blocks = [Fp16Block(name, layer, Z_IMAGE_BLOCK) for name, layer in fp16.items()]
         self.weights = {f"transformer.{name}": weight for name, weight in transformer.weights.items()}
         channels, dim = transformer.config["in_channels"], transformer.config["dim"]
         frequencies = sum(transformer.config["axes_dims"]) // 2
@@ -53,9 +63,8 @@ class Denoiser(GraphModule):
         )
         self.outputs = (TensorSpec("latents_next", "float32", latents),)
 
-    @property
-    def _blocks(self) -> list[Any]:
-        return [*self.transformer.noise_refiner, *self.transformer.layers]
+    def measure(self) -> Measured:
+        return measure_blocks(self._fp16_blocks, self.weights, self._modulation)
 
     def forward(
         self, latents: Tensor, sigma: Tensor, sigma_next: Tensor, caption: Tensor, rope_cos: Tensor, rope_sin: Tensor
@@ -79,22 +88,39 @@ class Denoiser(GraphModule):
         for layer in model.noise_refiner:
             x = self._block(layer, x, cos[:image], sin[:image], condition)
         x = torch.cat([x, caption], dim=1)
-        for layer in model.layers:
+        *layers, last = model.layers
+        for layer in layers:
             x = self._block(layer, x, cos, sin, condition)
-        return unpatchify(self._final_layer(x[:, :tokens], condition), channels, height, width)
+        x = self._block(last, x, cos, sin, condition, tokens)  # nobody reads what it makes of the caption
+        return unpatchify(self._final_layer(x, condition), channels, height, width)
 
     def _timestep_embedding(self, t: Tensor) -> Tensor:
         """[B] in 0..1 -> [B, 256]. DiffSynth's own has a hard cast to BF16, which FP32 weights do not survive."""
-        index = torch.arange(TIMESTEP_FREQUENCIES, dtype=torch.float32, device=t.device)
-        frequencies = torch.exp(-math.log(MAX_PERIOD) * index / TIMESTEP_FREQUENCIES)
-        angle = (t * self.transformer.t_scale)[:, None] * frequencies[None]
-        embedding: Tensor = self.transformer.t_embedder.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1))
+        embedding: Tensor = self.transformer.t_embedder.mlp(timestep_frequencies(t * self.transformer.t_scale))
         return embedding
+
+    def _modulation(self) -> Modulation:
+        names = [f"transformer.t_embedder.mlp.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
+        mlp = tuple(load_finite(self.weights[name]) for name in names)
+        timesteps = torch.linspace(0, self.transformer.t_scale, GRID)
+        return Modulation.over(timesteps, frequencies(timesteps.device), timestep_frequencies(timesteps), mlp)
 
     def _final_layer(self, x: Tensor, condition: Tensor) -> Tensor:
         final = self.transformer.all_final_layer[PATCH]
         scale = 1 + final.adaLN_modulation(condition)[:, None]
         return linear(F.layer_norm(x, x.shape[-1:], eps=FINAL_NORM_EPS) * scale, final.linear)
+
+
+def timestep_frequencies(timestep: Tensor) -> Tensor:
+    """[B] in 0..1000 -> [B, 256]: cosines, then sines."""
+    angle = timestep[:, None] * frequencies(timestep.device)[None]
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def frequencies(device: torch.device) -> Tensor:
+    """Of the timestep's embedding, [128], from 1 down."""
+    index = torch.arange(TIMESTEP_FREQUENCIES, dtype=torch.float32, device=device)
+    return torch.exp(-math.log(MAX_PERIOD) * index / TIMESTEP_FREQUENCIES)
 
 
 def patchify(latents: Tensor) -> Tensor:

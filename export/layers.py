@@ -1,7 +1,8 @@
 """The forward passes that the graphs share, written for tracing over DiffSynth's weights.
 
 Nothing here is complex-valued, mutates in place or branches on data; residual streams are FP32, matrix products are
-in the dtype of their weights.
+in the dtype of their weights. The eps of a norm may be a tensor and a layer may have a `scale`: `export.fp16` puts them
+there.
 """
 
 from typing import Any
@@ -16,10 +17,25 @@ def linear(x: Tensor, layer: Any) -> Tensor:
     return F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last axis, FP32."""
-    x = x.float()
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+def linears(x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
+    """What several layers without biases make of x, in one matrix product; the exporter joins their weights."""
+    weights = [layer.weight for layer in layers]
+    joined = F.linear(x.to(weights[0].dtype), torch.cat(weights))
+    return torch.split(joined, [len(weight) for weight in weights], dim=-1)
+
+
+def unscaled(y: Tensor, layer: Any) -> Tensor:
+    """What came out of a layer, in FP32 and times the layer's `scale` if it has one."""
+    return y.float() * layer.scale if hasattr(layer, "scale") else y.float()
+
+
+def rms_norm(x: Tensor, norm: Any) -> Tensor:
+    """RMSNorm over the last axis, FP32, with the weight and the eps of DiffSynth's or Qwen3's module."""
+    x, eps = x.float(), getattr(norm, "variance_epsilon", None)
+    normed: Tensor = (
+        x * torch.rsqrt(x.square().mean(-1, keepdim=True) + (norm.eps if eps is None else eps)) * norm.weight
+    )
+    return normed
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -43,41 +59,43 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
 
 
-def attention(module: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Self-attention of a ZImageTransformerBlock: [B, S, D] -> [B, S, D]."""
+def attention(module: Any, x: Tensor, cos: Tensor, sin: Tensor, queries: int) -> Tensor:
+    """Self-attention of a ZImageTransformerBlock; the first `queries` rows ask: [B, S, D] -> [B, queries, D]."""
     heads = (module.num_heads, module.head_dim)
-    query, key, value = (linear(x, layer).unflatten(-1, heads) for layer in (module.to_q, module.to_k, module.to_v))
-    query = rotate_pairs(rms_norm(query, module.norm_q.weight, module.norm_q.eps), cos, sin)
-    key = rotate_pairs(rms_norm(key, module.norm_k.weight, module.norm_k.eps), cos, sin)
+    query, key, value = (y.unflatten(-1, heads) for y in linears(x, module.to_q, module.to_k, module.to_v))
+    query, key = rms_norm(query[:, :queries], module.norm_q), rms_norm(key, module.norm_k)
+    query, key = rotate_pairs(query, cos[:queries], sin[:queries]), rotate_pairs(key, cos, sin)
     return linear(attend(query, key, value), module.to_out[0])
 
 
 def swiglu(x: Tensor, gate: Any, up: Any, down: Any) -> Tensor:
     """down(silu(gate(x)) * up(x)); the product in FP32, rounded once for `down`."""
-    return linear(F.silu(linear(x, gate).float()) * linear(x, up).float(), down)
+    gated, raised = linears(x, gate, up)
+    return linear(F.silu(unscaled(gated, gate)) * unscaled(raised, up), down)
 
 
-def transformer_block(module: Any, x: Tensor, cos: Tensor, sin: Tensor, condition: Tensor | None = None) -> Tensor:
-    """A ZImageTransformerBlock.
+def transformer_block(
+    module: Any, x: Tensor, cos: Tensor, sin: Tensor, condition: Tensor | None = None, queries: int | None = None
+) -> Tensor:
+    """A ZImageTransformerBlock: [B, S, D] float32 -> [B, queries, D] float32.
 
     Args:
-        x: [B, S, D] float32.
+        cos, sin: [S, head_dim / 2].
         condition: [B, 256] timestep embedding for blocks with modulation, else None.
+        queries: the first rows, if no others are wanted of the last block.
     """
-
-    def norm(layer: Any, y: Tensor) -> Tensor:
-        return rms_norm(y, layer.weight, layer.eps)
+    wanted = x.shape[1] if queries is None else queries
 
     def attend_to(y: Tensor) -> Tensor:
-        return norm(module.attention_norm2, attention(module.attention, y, cos, sin))
+        return rms_norm(attention(module.attention, y, cos, sin, wanted), module.attention_norm2)
 
     def feed(y: Tensor) -> Tensor:
         ffn = module.feed_forward
-        return norm(module.ffn_norm2, swiglu(y, ffn.w1, ffn.w3, ffn.w2))
+        return rms_norm(swiglu(y, ffn.w1, ffn.w3, ffn.w2), module.ffn_norm2)
 
     if condition is None:
-        x = x + attend_to(norm(module.attention_norm1, x))
-        return x + feed(norm(module.ffn_norm1, x))
+        x = x[:, :wanted] + attend_to(rms_norm(x, module.attention_norm1))
+        return x + feed(rms_norm(x, module.ffn_norm1))
     scale_msa, gate_msa, scale_mlp, gate_mlp = linear(condition, module.adaLN_modulation[0])[:, None].chunk(4, -1)
-    x = x + gate_msa.tanh() * attend_to(norm(module.attention_norm1, x) * (1 + scale_msa))
-    return x + gate_mlp.tanh() * feed(norm(module.ffn_norm1, x) * (1 + scale_mlp))
+    x = x[:, :wanted] + gate_msa.tanh() * attend_to(rms_norm(x, module.attention_norm1) * (1 + scale_msa))
+    return x + gate_mlp.tanh() * feed(rms_norm(x, module.ffn_norm1) * (1 + scale_mlp))

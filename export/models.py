@@ -15,7 +15,8 @@ from torch import nn
 from transformers import Qwen3Config, Qwen3Model
 
 from engine.errors import CheckpointError
-from export.checkpoint import Component, Config, Weight, positive
+from export.checkpoint import Component, Config, positive
+from export.weights import Weight
 
 META = torch.device("meta")
 NAMES_SHOWN = 5  # of missing or extra tensors in a message

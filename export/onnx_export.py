@@ -5,7 +5,7 @@ on configs alone and a 6 B-parameter model is traced in about 1 GB.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 from torch.export import Dim
 
-from engine.errors import BuildError, CheckpointError
-from engine.manifest import padded
-from export.checkpoint import Weight
+from engine.errors import BuildError
+from engine.manifest import RefitWeight, padded
 from export.graph_module import GraphModule
+from export.weights import Joined, Scalar, Transposed, Weight, exponent, joined_name, load_as, separate_names
 
 OPSET = 20  # the last that every TensorRT 10.x parser reads whole
-EXTERNAL_ABOVE = 256  # bytes; smaller constants stay in the .onnx
 
 Advance = Callable[[], None]
 
@@ -71,38 +70,113 @@ def trace(module: GraphModule) -> ir.Model:
     return model
 
 
-def attach_weights(model: ir.Model, weights: Mapping[str, Weight]) -> None:
-    """Gives every nameless value its tensor of the checkpoint, read and cast when it is written, one at a time."""
-    for name, value in model.graph.initializers.items():
+def attach_weights(model: ir.Model, weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """Gives every value without a tensor its own, read and cast when it is written, one at a time.
+
+    What the graph joins or transposes before it multiplies is written as one weight.
+
+    Returns:
+        All of them, by the names that they have in the file.
+    """
+    graph = model.graph
+    attached = {v: weights[name] for name, v in graph.initializers.items() if v.const_value is None and name}
+    for node in list(graph):
+        if node.op_type in ("Concat", "Transpose") and all(v in attached for v in node.inputs):
+            _fold(node, attached)
+    for value, weight in attached.items():
         if value.const_value is None:
-            value.const_value = _lazy(name, value, weights[name])
+            value.const_value = _lazy(value, weight)
+    return {value.name or "": weight for value, weight in attached.items()}
 
 
-def write(model: ir.Model, path: Path, advance: Advance | None = None) -> None:
-    """Writes `path` and, beside it, its weights as external data `<path>.data`."""
+def write(model: ir.Model, path: Path, advance: Advance | None = None, *, swappable: Collection[str] = ()) -> None:
+    """Writes `path` and, beside it, its weights as external data; constants of the graph stay inside.
+
+    Args:
+        swappable: names of weights that are written to `<path>.swappable`; all others go to `<path>.data`.
+    """
 
     def progress(_tensor: Any, _info: Any) -> None:
         if advance is not None:
             advance()
 
-    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=EXTERNAL_ABOVE, callback=progress)
+    weights = _weights(model)
+    for suffix, names in (("swappable", swappable), ("data", [n for n in weights if n not in swappable])):
+        values = [weights[name] for name in names]
+        tensors = [value.const_value for value in values if value.const_value is not None]
+        if tensors:
+            data = ir.external_data.convert_tensors_to_external(
+                tensors, path.parent, f"{path.name}.{suffix}", callback=progress
+            )
+            for value, tensor in zip(values, data, strict=True):
+                value.const_value = tensor
+    ir.save(model, path)
+
+
+def refittable(model: ir.Model, weights: Mapping[str, Weight]) -> tuple[RefitWeight, ...]:
+    """The swappable weights of a graph that is written, with their places in its external data.
+
+    Args:
+        weights: as `attach_weights` returned them.
+    """
+    found = []
+    for name, weight in weights.items():
+        stored = model.graph.initializers[name].const_value
+        assert isinstance(stored, ir.ExternalTensor)
+        parts = () if isinstance(weight, Scalar) else separate_names(name)
+        outputs = weight.shape[-1 if isinstance(weight, Transposed) else 0] if parts else 0
+        assert not parts or outputs % len(parts) == 0, f"{name} joins layers of different sizes"
+        found.append(
+            RefitWeight(
+                name=name,
+                parts=parts,
+                transposed=isinstance(weight, Transposed),
+                exponent=exponent(weight),
+                dtype=str(stored.dtype.numpy()),
+                shape=weight.shape,
+                offset=stored.offset or 0,
+            )
+        )
+    return tuple(found)
 
 
 def weight_count(model: ir.Model) -> int:
     """Tensors that `write` reports."""
-    return sum(value.const_value.nbytes > EXTERNAL_ABOVE for value in model.graph.initializers.values())
+    return len(_weights(model))
 
 
-def _lazy(name: str, value: ir.Value, weight: Weight) -> ir.LazyTensor:
-    dtype = value.dtype
+def _weights(model: ir.Model) -> dict[str, ir.Value]:
+    """What `attach_weights` gave a tensor."""
+    return {n: value for n, value in model.graph.initializers.items() if isinstance(value.const_value, ir.LazyTensor)}
+
+
+def _fold(node: ir.Node, attached: dict[ir.Value, Weight]) -> None:
+    """Makes the result of a node over weights alone a weight itself; inputs that nothing else reads disappear."""
+    graph, inputs = node.graph, [value for value in node.inputs if value is not None]
+    assert isinstance(graph, ir.Graph)
+    parts = tuple(attached[value] for value in inputs)
+    if node.op_type == "Concat":
+        assert node.attributes["axis"].as_int() == 0, "layers are joined by their outputs"
+    weight = Joined(parts) if node.op_type == "Concat" else Transposed(parts[0])
+    name = joined_name([value.name or "" for value in inputs])
+    value = ir.Value(name=name, type=inputs[0].type, shape=ir.Shape(weight.shape))
+    node.outputs[0].replace_all_uses_with(value)
+    graph.remove(node, safe=True)
+    for source in inputs:
+        if not source.uses():
+            del graph.initializers[source.name or ""]
+            del attached[source]
+    value.const_value = _lazy(value, weight)
+    graph.register_initializer(value)
+    attached[value] = weight
+
+
+def _lazy(value: ir.Value, weight: Weight) -> ir.LazyTensor:
+    name, dtype = value.name, value.dtype
+    assert dtype is not None
 
     def load() -> ir.TensorProtocol:
-        stored = weight.load()
-        tensor = stored.to(ir.tensor_adapters.to_torch_dtype(dtype))
-        if not torch.isfinite(tensor).all():
-            damaged = not torch.isfinite(stored).all()
-            why = "holds NaN or Inf" if damaged else f"has values that {dtype.name} cannot hold; use --bf16"
-            raise CheckpointError(f"{weight.key} in {weight.file} {why}")
+        tensor = load_as(weight, ir.tensor_adapters.to_torch_dtype(dtype))
         return ir.tensor_adapters.TorchTensor(tensor.contiguous(), name=name)
 
     return ir.LazyTensor(load, dtype=dtype, shape=ir.Shape(weight.shape), name=name)

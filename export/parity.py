@@ -23,6 +23,8 @@ from export.checkpoint import Checkpoint
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 
+FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT)
+
 # Relative L2 above which a build stops. z-image-nano measures 6e-7 in FP32, 3e-5 with FP16 weights and 7e-4 with BF16
 # ones (ONNX Runtime computes both in FP32); dozens of layers amplify it. A wrong graph is off by 1e-1 and more.
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
@@ -61,8 +63,8 @@ class Reference:
         for latents, sigma, sigma_next, caption in zip(
             *(torch.from_numpy(inputs[k]) for k in ("latents", "sigma", "sigma_next", "caption")), strict=True
         ):
-            velocity = self._velocity(latents[None], sigma[None], caption)
-            steps.append(latents + (sigma_next - sigma) * velocity[0])
+            flow = velocity(self._dit, latents[None], sigma[None], caption)
+            steps.append(latents + (sigma_next - sigma) * flow[0])
         return torch.stack(steps).numpy()
 
     @torch.no_grad()
@@ -84,18 +86,19 @@ class Reference:
         refined: torch.Tensor = x[0]
         return refined
 
-    def _velocity(self, latents: torch.Tensor, sigma: torch.Tensor, caption: torch.Tensor) -> torch.Tensor:
-        dit = self._dit
-        embedder, refiner = dit.cap_embedder, dit.context_refiner
-        # The caption comes in refined: its embedder passes it through, its refiner is empty.
-        dit.cap_embedder, dit.context_refiner = torch.nn.Identity(), torch.nn.ModuleList()
-        try:
-            velocity: torch.Tensor = model_fn_z_image_turbo(
-                dit, latents=latents, timestep=1000 * sigma, prompt_embeds=[caption]
-            )
-            return velocity
-        finally:
-            dit.cap_embedder, dit.context_refiner = embedder, refiner
+
+def velocity(dit: Any, latents: torch.Tensor, sigma: torch.Tensor, caption: torch.Tensor) -> torch.Tensor:
+    """What DiffSynth's model function makes of one sample: [1, 16, h, w], [1] and the refined caption [L, D]."""
+    embedder, refiner = dit.cap_embedder, dit.context_refiner
+    # The caption comes in refined: its embedder passes it through, its refiner is empty.
+    dit.cap_embedder, dit.context_refiner = torch.nn.Identity(), torch.nn.ModuleList()
+    try:
+        found: torch.Tensor = model_fn_z_image_turbo(
+            dit, latents=latents, timestep=1000 * sigma, prompt_embeds=[caption]
+        )
+        return found
+    finally:
+        dit.cap_embedder, dit.context_refiner = embedder, refiner
 
 
 def sample_inputs(
@@ -162,23 +165,23 @@ def _session(path: Path, precision: Precision) -> ort.InferenceSession:
         return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # ONNX Runtime has no BF16 kernels on a CPU
         twin = Path(folder) / path.name
-        _widen(path, twin)
+        model = ir.load(path)
+        widen(model, ir.DataType.FLOAT)
+        ir.save(model, twin, external_data=f"{twin.name}.data")
         return ort.InferenceSession(str(twin), providers=["CPUExecutionProvider"])
 
 
-def _widen(path: Path, twin: Path) -> None:
-    """Writes the graph with its BF16 tensors as FP32 ones of the same (rounded) values."""
-    model = ir.load(path)
+def widen(model: ir.Model, dtype: ir.DataType) -> None:
+    """Turns every float of a graph that is narrower into one of `dtype`, weights with the values that they have."""
+    narrow = [t for t in FLOATS if t.itemsize < dtype.itemsize]
     for value in model.graph.initializers.values():
-        if value.dtype == ir.DataType.BFLOAT16:
-            tensor = value.const_value
-            assert tensor is not None
-            value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=value.name)
-            value.dtype = ir.DataType.FLOAT
+        if value.dtype in narrow:
+            assert value.const_value is not None
+            value.const_value = ir.tensor(value.const_value.numpy().astype(dtype.numpy()), name=value.name)
     for node in model.graph:
-        if node.op_type == "Cast" and node.attributes["to"].as_int() == ir.DataType.BFLOAT16:
-            node.attributes["to"] = ir.AttrInt64("to", ir.DataType.FLOAT)
-        for output in node.outputs:
-            if output.dtype == ir.DataType.BFLOAT16:
-                output.dtype = ir.DataType.FLOAT
-    ir.save(model, twin, external_data=f"{twin.name}.data")
+        if node.op_type == "Cast" and node.attributes["to"].as_int() in narrow:
+            node.attributes["to"] = ir.AttrInt64("to", dtype)
+    values = [*model.graph.inputs, *model.graph.initializers.values(), *(v for n in model.graph for v in n.outputs)]
+    for value in values:
+        if value.dtype in narrow:
+            value.dtype = dtype

@@ -12,8 +12,9 @@ from torch import Tensor
 from engine.errors import CheckpointError
 from engine.manifest import Precision, TensorSpec
 from export.checkpoint import Config
+from export.fp16 import QWEN3_LAYER, Z_IMAGE_BLOCK, Fp16Block, Measured, measure_blocks
 from export.graph_module import GraphModule
-from export.layers import attend, linear, rms_norm, swiglu, transformer_block
+from export.layers import attend, linear, linears, rms_norm, swiglu, transformer_block, unscaled
 from export.models import Model
 from export.precision import DTYPES, set_dtype
 
@@ -23,6 +24,7 @@ class PromptEncoder(GraphModule):
 
     def __init__(self, text_encoder: Model, transformer: Model, precision: Precision) -> None:
         super().__init__()
+        self.precision = precision
         self.text_encoder = text_encoder.module
         self.transformer = transformer.module
         self._rope_theta = rope_theta(text_encoder.config)
@@ -31,6 +33,7 @@ class PromptEncoder(GraphModule):
         layers = [*self.text_encoder.layers, *self.transformer.context_refiner]
         set_dtype(layers, precision)
         self.text_encoder.embed_tokens.to(DTYPES[precision])
+        self._fp16_blocks = self._blocks() if precision == "fp16" else []
         self.weights = {f"text_encoder.{name}": weight for name, weight in text_encoder.weights.items()}
         self.weights |= {f"transformer.{name}": weight for name, weight in transformer.weights.items()}
         self.inputs = (
@@ -39,9 +42,19 @@ class PromptEncoder(GraphModule):
         )
         self.outputs = (TensorSpec("caption", "float32", ("batch", "caption", transformer.config["dim"])),)
 
+    def measure(self) -> Measured:
+        return measure_blocks(self._fp16_blocks, self.weights)
+
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
         """Shapes as in `inputs`; `lengths` counts a sample's tokens without padding."""
         return self._context(self._hidden_states(input_ids), lengths)
+
+    def _blocks(self) -> list[Fp16Block]:
+        text, image = self.text_encoder.layers[:-1], self.transformer.context_refiner
+        return [
+            *(Fp16Block(f"text_encoder.layers.{i}", layer, QWEN3_LAYER) for i, layer in enumerate(text)),
+            *(Fp16Block(f"transformer.context_refiner.{i}", block, Z_IMAGE_BLOCK) for i, block in enumerate(image)),
+        ]
 
     def _hidden_states(self, input_ids: Tensor) -> Tensor:
         """[B, L] -> [B, L, hidden] float32: hidden_states[-2], the output of the last layer but one, not normed."""
@@ -51,19 +64,19 @@ class PromptEncoder(GraphModule):
         angle = position[:, None] / self._rope_theta ** (index / self._head_dim)
         cos, sin = angle.cos(), angle.sin()
         for layer in self.text_encoder.layers[:-1]:
-            x = x + self._attention(layer.self_attn, _norm(layer.input_layernorm, x), cos, sin).float()
-            mlp = layer.mlp
-            fed = swiglu(_norm(layer.post_attention_layernorm, x), mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-            x = x + fed.float()
+            attention, mlp = layer.self_attn, layer.mlp
+            attended = self._attention(attention, rms_norm(x, layer.input_layernorm), cos, sin)
+            x = x + unscaled(attended, attention.o_proj)
+            fed = swiglu(rms_norm(x, layer.post_attention_layernorm), mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+            x = x + unscaled(fed, mlp.down_proj)
         return x
 
     def _attention(self, module: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         query, key, value = (
-            linear(x, layer).unflatten(-1, (-1, self._head_dim))
-            for layer in (module.q_proj, module.k_proj, module.v_proj)
+            y.unflatten(-1, (-1, self._head_dim)) for y in linears(x, module.q_proj, module.k_proj, module.v_proj)
         )
-        query = rotate_halves(_norm(module.q_norm, query), cos, sin)
-        key = rotate_halves(_norm(module.k_norm, key), cos, sin)
+        query = rotate_halves(rms_norm(query, module.q_norm), cos, sin)
+        key = rotate_halves(rms_norm(key, module.k_norm), cos, sin)
         groups = module.num_key_value_groups
         attended = attend(query, repeat_heads(key, groups), repeat_heads(value, groups), causal=True)
         return linear(attended, module.o_proj)
@@ -71,7 +84,7 @@ class PromptEncoder(GraphModule):
     def _context(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """cap_embedder, pad token, context_refiner: [B, L, hidden] -> [B, L, D]."""
         norm, embed = self.transformer.cap_embedder
-        x = linear(_norm(norm, hidden), embed)
+        x = linear(rms_norm(hidden, norm), embed)
         index = torch.arange(x.shape[1], device=x.device)
         x = torch.where((index < lengths[:, None])[..., None], x, self.transformer.cap_pad_token)
         cos, sin = self._caption_tables(x.shape[1], x.device)
@@ -111,8 +124,3 @@ def repeat_heads(x: Tensor, groups: int) -> Tensor:
     """[B, S, kv_heads, d] -> [B, S, kv_heads * groups, d], each head `groups` times in a row."""
     batch, length, heads, dim = x.shape
     return x[:, :, :, None].expand(batch, length, heads, groups, dim).flatten(2, 3)
-
-
-def _norm(layer: Any, x: Tensor) -> Tensor:
-    eps = layer.variance_epsilon if hasattr(layer, "variance_epsilon") else layer.eps
-    return rms_norm(x, layer.weight, eps)

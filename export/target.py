@@ -7,9 +7,9 @@ import torch
 from engine.backend import PACKAGES
 from engine.errors import BackendUnavailable, BuildError
 from engine.manifest import Flavor, Precision
-from export.precision import graph_precisions
+from export.precision import TURING
 from export.progress import BuildProgress
-from export.tensorrt_build import RTX_COMPUTE_CAPABILITIES, RTX_WITHOUT_BF16, import_tensorrt
+from export.tensorrt_build import RTX_COMPUTE_CAPABILITIES, import_tensorrt
 
 
 def choose_flavor(wanted: Flavor | Literal["auto"], targets_named: bool, progress: BuildProgress) -> Flavor:
@@ -69,11 +69,7 @@ def _device_capability() -> str:
 
 
 def _rtx(precision: Precision, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """Those asked for, or all that have the number formats of the precision."""
-    bf16 = [name for name, own in graph_precisions(precision, "rtx").items() if own == "bf16"]
-    if bf16 and RTX_WITHOUT_BF16 in wanted:
-        raise BuildError(
-            f"compute capability {RTX_WITHOUT_BF16} has no BF16, which --{precision} uses for "
-            f"{', '.join(bf16)}; use --fp32 or leave it out"
-        )
-    return wanted or tuple(c for c in RTX_COMPUTE_CAPABILITIES if not bf16 or c != RTX_WITHOUT_BF16)
+    """Those asked for, or all that have BF16 if the precision has a use for it."""
+    if precision == "bf16" and TURING in wanted:
+        raise BuildError(f"compute capability {TURING} has no BF16; use --fp16, --fp32 or leave it out")
+    return wanted or tuple(c for c in RTX_COMPUTE_CAPABILITIES if precision == "fp32" or c != TURING)

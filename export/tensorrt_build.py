@@ -23,7 +23,6 @@ Shapes = Mapping[str, Range]  # dynamic dimension -> its bounds
 
 # tensorrt_rtx compiles kernels on the GPU at load, so naming more targets costs the plan a few bytes.
 RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-RTX_WITHOUT_BF16 = "7.5"
 
 
 class TensorRtBuilder:
@@ -57,6 +56,11 @@ class TensorRtBuilder:
             errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
             raise BuildError(f"TensorRT does not parse {path.name}: {errors}")
         config = self._config(builder, graph, profiles)
+        if graph.refittable:
+            config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
+        for weight in graph.refittable:
+            if not network.mark_weights_refittable(weight.name):
+                raise BuildError(f"TensorRT has no weights {weight.name} in {path.name} that could be swapped")
         with _noted_interrupt() as interrupted:
             config.progress_monitor = _make_monitor(trt, self._progress, interrupted)
             serialized = builder.build_serialized_network(network, config)

@@ -22,6 +22,7 @@ class VaeDecoder(GraphModule):
 
     def __init__(self, vae: Model, precision: Precision) -> None:
         super().__init__()
+        self.precision = precision
         self.vae = vae.module
         set_dtype([self.vae], precision)
         self.weights = {f"vae.{name}": weight for name, weight in vae.weights.items()}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -70,12 +71,25 @@ def test_rtx_plans_are_built_without_a_gpu(rtx: tuple[Path, Manifest, Recording]
     assert [profile.name for profile in manifest.profiles] == ["64,256:2", "256x128"]
     assert manifest.profiles[1].height == Range(128, 128, 128)
     assert {name: graph.file for name, graph in manifest.graphs.items()} == {g: f"{g}.plan" for g in GRAPHS}
-    assert [manifest.graphs[g].precision for g in GRAPHS] == ["bf16", "fp16", "bf16"]
+    assert [manifest.graphs[g].precision for g in GRAPHS] == ["fp16", "fp16", "bf16"]
     for graph in manifest.graphs.values():
         assert graph.activation_bytes is not None and graph.activation_bytes > 1e6
         assert (directory / graph.file).stat().st_size > 1e6
     found = {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()}
     assert found == {"manifest.json", "tokenizer/tokenizer.json", *(f"{g}.plan" for g in GRAPHS)}
+
+
+@pytest.mark.slow
+def test_refittable_rtx_plans(checkpoint: Path, tmp_path: Path) -> None:
+    """TensorRT finds every weight that is to be swapped by its name, scales included."""
+    options = BuildOptions(str(checkpoint), tmp_path, flavor="rtx", profiles=("64,128",), refittable=True)
+    directory = build_engines(replace(options, verify="never"), Recording())
+    graphs = read(directory).graphs
+    assert not graphs["vae_decoder"].refittable
+    names = [weight.name for weight in graphs["denoiser"].refittable]
+    assert any(name.endswith(".eps") for name in names) and any("to_q+to_k+to_v" in name for name in names)
+    swappable = {f"{graph}.onnx.swappable" for graph in ("prompt_encoder", "denoiser")}
+    assert {path.name for path in directory.glob("*.onnx*")} == swappable
 
 
 @pytest.mark.slow
@@ -258,7 +272,8 @@ def test_compute_capabilities_are_for_rtx() -> None:
 
 def test_turing_has_no_bf16() -> None:
     """TensorRT would say so too, after the graphs were traced."""
-    assert "7.5 has no BF16" in refusal("--flavor", "rtx", "--compute-capability", "7.5,8.9")
+    assert "7.5 has no BF16" in refusal("--bf16", "--flavor", "rtx", "--compute-capability", "7.5,8.9")
+    assert compute_capabilities("rtx", "fp16", ("7.5", "8.9")) == ("7.5", "8.9")
     assert compute_capabilities("rtx", "fp16", ()) == ("8.0", "8.6", "8.9", "12.0", "12.1")
     assert compute_capabilities("rtx", "bf16", ()) == ("8.0", "8.6", "8.9", "12.0", "12.1")
     assert compute_capabilities("rtx", "fp32", ()) == ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")

@@ -14,6 +14,7 @@ from engine.errors import PlanCorrupt, PlanError, PlanMismatch, PlanNotFound, Un
 from engine.manifest import (
     CURRENT,
     MANIFEST_FILE,
+    SCHEMA_VERSION,
     File,
     Manifest,
     Profile,
@@ -108,9 +109,9 @@ FAULTS: dict[str, tuple[Callable[[Path], object], type[PlanError], str]] = {
         r"manifest.json is damaged: .*coreml.*\$.target.flavor",
     ),
     "another schema": (
-        lambda d: edit(d, '"schema_version": 1', '"schema_version": 2'),
+        lambda d: edit(d, f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 98'),
         PlanMismatch,
-        "plans has manifest schema 2, this zimage-trt reads 1; build again",
+        f"plans has manifest schema 98, this zimage-trt reads {SCHEMA_VERSION}; build again",
     ),
     "another schema that also looks otherwise": (
         lambda d: (d / MANIFEST_FILE).write_text('{"schema_version": 99, "plans": []}'),

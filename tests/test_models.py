@@ -14,7 +14,7 @@ from diffsynth.utils.state_dict_converters.flux_vae import FluxVAEDecoderStateDi
 
 from engine.errors import CheckpointError
 from export import models
-from export.checkpoint import Checkpoint, Component, Weight, open_checkpoint
+from export.checkpoint import Checkpoint, Component, StoredWeight, open_checkpoint
 from export.prompt_encoder import rope_theta
 from nano.layout import Z_IMAGE_TURBO, text_encoder_config, vae_config
 from nano.miniature import tensor_shapes
@@ -79,14 +79,14 @@ def test_a_missing_tensor_is_named(opened: Checkpoint, name: str, tensor: str) -
 )
 def test_an_extra_tensor_is_named(opened: Checkpoint, name: str, tensor: str) -> None:
     part = component(opened, name)
-    part.weights[tensor] = Weight(NONE, tensor, (8, 8))
+    part.weights[tensor] = StoredWeight(NONE, tensor, (8, 8))
     assert refusal(part) == f"{name}/ does not match its config.json: extra: {tensor}"
 
 
 @pytest.mark.parametrize(("name", "tensor"), [("text_encoder", "lm_head.weight"), ("vae", "quant_conv.weight")])
 def test_a_tensor_that_is_of_no_use_here_is_let_pass(opened: Checkpoint, name: str, tensor: str) -> None:
     part = component(opened, name)
-    part.weights[tensor] = Weight(NONE, tensor, (8, 8))
+    part.weights[tensor] = StoredWeight(NONE, tensor, (8, 8))
     BUILD[name](part)
 
 
@@ -195,7 +195,7 @@ def test_the_vae_decoder_of_official_size_is_diffsynths() -> None:
 
 def test_the_vae_decoder_takes_each_tensor_from_where_diffsynth_takes_it() -> None:
     official = tensor_shapes(Z_IMAGE_TURBO)["vae"]
-    weights = {name: Weight(NONE, name, shape) for name, shape in official.items()}
+    weights = {name: StoredWeight(NONE, name, shape) for name, shape in official.items()}
     model = models.vae_decoder(Component("vae", vae_config(Z_IMAGE_TURBO), weights, (NONE,)))
     expected = FluxVAEDecoderStateDictConverterDiffusers({name: name for name in official})
     assert {name: weight.key for name, weight in model.weights.items()} == expected

@@ -128,8 +128,8 @@ def test_the_two_halves_are_diffsynths_whole_model_function(
 
 
 WEIGHT = {
-    "prompt_encoder": "text_encoder.layers.1.self_attn.v_proj.weight",
-    "denoiser": "transformer.layers.3.attention.to_k.weight",
+    "prompt_encoder": "text_encoder.layers.1.self_attn.o_proj.weight",
+    "denoiser": "transformer.layers.3.attention.to_q+to_k+to_v.weight",
     "vae_decoder": "vae.blocks.5.conv1.weight",
 }
 

@@ -197,8 +197,8 @@ def test_what_on_step_raises_ends_the_picture_and_no_other(fakes: Fakes) -> None
 @pytest.mark.parametrize(
     ("graph", "call", "message"),
     [
-        ("denoiser", 1, "NaN or Inf in the latents, so no picture"),
-        ("denoiser", 8, "NaN or Inf in the latents, so no picture"),
+        ("denoiser", 1, "NaN or Inf in the latents after step 1 of 8, so no picture"),
+        ("denoiser", 8, "NaN or Inf in the latents after step 8 of 8, so no picture"),
         ("vae_decoder", 1, "NaN or Inf in the picture, so no picture"),
     ],
 )

@@ -21,6 +21,7 @@ from sample_manifest import MANIFEST as SAMPLE
 from engine.errors import BuildError, PlanNotFound
 from engine.manifest import (
     MANIFEST_FILE,
+    SCHEMA_VERSION,
     Graph,
     GraphName,
     encode,
@@ -134,7 +135,8 @@ def garble_manifest(directory: Path) -> None:
 
 def age(directory: Path) -> None:
     manifest = directory / MANIFEST_FILE
-    manifest.write_bytes(manifest.read_bytes().replace(b'"schema_version": 1', b'"schema_version": 0'))
+    current = f'"schema_version": {SCHEMA_VERSION}'
+    manifest.write_text(manifest.read_text().replace(current, '"schema_version": 0'))
 
 
 @pytest.mark.parametrize("damage", [truncate, alter, lose, lose_manifest, garble_manifest, age])

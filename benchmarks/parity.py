@@ -1,0 +1,181 @@
+"""What a precision costs: FP32, FP16 and BF16 of one checkpoint against float64, per graph, per step and in pictures.
+
+Every graph is run by an evaluator that rounds and overflows as a GPU does, which ONNX Runtime on a CPU does not.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
+
+import matplotlib.pyplot as plt
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from skimage.metrics import structural_similarity
+
+from benchmarks.evaluator import StrictEvaluator
+from benchmarks.judge import score
+from benchmarks.peers import psnr
+from benchmarks.report import finish
+from engine.engine import Bindings, Engine
+from engine.errors import PlanMismatch
+from engine.manifest import GraphName, Manifest, Precision, read, resolve
+from engine.pipeline import Pipeline
+from engine.prompt import PromptTokenizer
+from engine.request import PictureRequest
+from export.build import export_graphs, make_graphs
+from export.checkpoint import Checkpoint, open_checkpoint
+from export.parity import relative_l2
+from export.precision import graph_precisions
+from export.progress import BuildProgress
+
+Array = np.ndarray[Any, Any]
+Figures = dict[str, Any]
+
+GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+REQUESTS = (
+    PictureRequest("a small red circle to the left of a large blue square on a yellow background", 128, 128, seed=7),
+    PictureRequest("黄色背景，左上角有一个蓝色星星", 192, 256, seed=7),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A checkpoint at one precision."""
+
+    engines: Mapping[GraphName, StrictEvaluator]
+    pipeline: Pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Recorder(Engine):
+    """An engine that keeps what it is given and what it answers."""
+
+    engine: StrictEvaluator
+    calls: list[tuple[dict[str, Array], Array]]
+
+    def enqueue(self, stream: int, bindings: Bindings) -> None:
+        assert stream == 0, "a CPU has no streams"
+        inputs = {name: bindings[name].copy() for name in self.engine.inputs}
+        [name], [output] = self.engine.outputs, self.engine.run(inputs)
+        bindings[name][:] = output
+        self.calls.append((inputs, output))
+
+
+class Variants:
+    """A checkpoint at every precision, as plans for a GPU would have it, and in float64.
+
+    Args:
+        directory: a plan directory of the checkpoint; its tokenizer and model facts are used.
+        folder: where ONNX files are written; they must stay as long as the variants are used.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, directory: Path, folder: Path) -> None:
+        self._manifest = read(directory)
+        self._tokenizer = PromptTokenizer(directory, self._manifest.model.prompt)
+        self._by_precision: dict[Precision, Variant] = {}
+        for precision in PRECISIONS:
+            (folder / precision).mkdir()
+            precisions, progress = graph_precisions(precision, "rtx"), BuildProgress(Console(stderr=True))
+            export_graphs(make_graphs(checkpoint, precisions), checkpoint, precisions, folder / precision, progress)
+            engines = {name: StrictEvaluator(folder / precision / f"{name}.onnx") for name in GRAPHS}
+            self._by_precision[precision] = Variant(engines, Pipeline(self._manifest, self._tokenizer, dict(engines)))
+        self._exact = {name: StrictEvaluator(folder / "fp32" / f"{name}.onnx", float64=True) for name in GRAPHS}
+
+    def __getitem__(self, precision: Precision) -> Variant:
+        return self._by_precision[precision]
+
+    def compare(self, request: PictureRequest) -> dict[Precision, Figures]:
+        """A picture at every precision against float64's.
+
+        Returns:
+            Relative L2 of each graph, with float64's inputs, and of each step's velocity; PSNR in dB and SSIM of the
+            whole picture.
+        """
+        recorders = {name: Recorder(engine, []) for name, engine in self._exact.items()}
+        exact = Pipeline(self._manifest, self._tokenizer, dict(recorders)).generate(request).pixels
+        return {
+            name: _errors(variant, recorders) | _distances(variant.pipeline.generate(request).pixels, exact)
+            for name, variant in self._by_precision.items()
+        }
+
+
+def _errors(variant: Variant, recorders: Mapping[GraphName, Recorder]) -> Figures:
+    found: Figures = {}
+    for name, recorder in recorders.items():
+        answers = [(inputs, variant.engines[name].run(inputs)[0], exact) for inputs, exact in recorder.calls]
+        if name == "denoiser":
+            found["steps"] = [relative_l2(got - x["latents"], exact - x["latents"]) for x, got, exact in answers]
+            found[name] = max(found["steps"])
+        else:
+            [(_, got, exact)] = answers
+            found[name] = relative_l2(got, exact)
+    return found
+
+
+def _distances(pixels: Array, exact: Array) -> Figures:
+    similarity = structural_similarity(pixels, exact, channel_axis=2)
+    return {"psnr_db": round(psnr(pixels, exact), 1), "ssim": round(float(similarity), 5)}
+
+
+def plot(figures: Mapping[str, Mapping[Precision, Figures]], file: Path) -> None:
+    """The error of each step's velocity, on a logarithmic axis; a line per precision, a panel per picture."""
+    figure, panels = plt.subplots(1, len(figures), sharey=True, squeeze=False, figsize=(4.5 * len(figures), 3.5))
+    for axes, (title, found) in zip(panels[0], figures.items(), strict=True):
+        for name, own in found.items():
+            axes.semilogy(range(1, len(own["steps"]) + 1), own["steps"], marker="o", label=name)
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+    panels[0][0].set_ylabel("velocity: relative L2 against float64")
+    panels[0][0].legend(loc=(0.75, 0.2))
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def table(title: str, found: Mapping[Precision, Figures]) -> Table:
+    """One row per precision; the denoiser's figure is that of its worst step."""
+    rows = Table("precision", *GRAPHS, "PSNR", "SSIM", title=f"{title}: against float64")
+    for name, own in found.items():
+        rows.add_row(name, *(f"{own[graph]:.1e}" for graph in GRAPHS), f"{own['psnr_db']} dB", f"{own['ssim']:.5f}")
+    return rows
+
+
+def require_same_weights(checkpoint: Checkpoint, manifest: Manifest) -> None:
+    """Raises PlanMismatch if the plans are of other weights."""
+    if checkpoint.fingerprint() != manifest.model.weights_sha256 or manifest.model.loras:
+        raise PlanMismatch(f"the plans are of {manifest.model.name} with other weights than {checkpoint.directory}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="DIR", help="the checkpoint's folder")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans built from it")
+    parser.add_argument(
+        "--captions", type=int, default=0, metavar="N", help="z-image-nano: judge every precision on N captions as well"
+    )
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="write a plot of the error at each step")
+
+
+def run(args: argparse.Namespace) -> None:
+    directory, checkpoint = resolve(args.engines), open_checkpoint(args.model)
+    require_same_weights(checkpoint, read(directory, verify=False))
+    console = Console()
+    pictures: dict[str, dict[Precision, Figures]] = {}
+    figures: Figures = {"pictures": pictures}
+    with TemporaryDirectory() as folder:
+        variants = Variants(checkpoint, directory, Path(folder))
+        for request in REQUESTS:
+            title = f"{request.width}x{request.height}"
+            pictures[title] = variants.compare(request)
+            console.print(table(title, pictures[title]))
+        for precision in PRECISIONS if args.captions else ():
+            shares = score(variants[precision].pipeline, 128, 128, args.captions)["all"]
+            figures.setdefault("judge", {})[precision] = shares
+            console.print(f"{precision}:", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+    if args.plot:
+        plot(pictures, args.plot)
+    finish("parity", figures)

@@ -1,0 +1,27 @@
+"""A file that is there whole or not at all."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears under its name when all of it is written. Made first: a refusal costs no picture."""
+    path = path.resolve()  # a symlink stays, its target is written
+    try:
+        if path.exists() and not path.is_file():  # as root, a rename would replace even a device
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+        file = unfinished.open("xb")
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        with file:
+            yield file
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

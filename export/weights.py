@@ -1,0 +1,151 @@
+"""What a tensor of a graph is made of: tensors of the checkpoint, joined, scaled or transposed, read when written."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine.errors import CheckpointError
+
+NORMAL = 2.0**-14  # the smallest FP16 number of full precision
+
+
+class Weight(Protocol):
+    """A tensor that is not read yet."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, for messages."""
+
+    def load(self) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The rows of several weights, one after the other."""
+
+    parts: tuple[Weight, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        first = self.parts[0].shape
+        return (sum(part.shape[0] for part in self.parts), *first[1:])
+
+    @property
+    def source(self) -> str:
+        return " + ".join(part.source for part in self.parts)
+
+    def load(self) -> Tensor:
+        return torch.cat([part.load() for part in self.parts])
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """A weight times a power of two, in FP32."""
+
+    weight: Weight
+    exponent: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    @property
+    def source(self) -> str:
+        return f"{self.weight.source} * 2^{self.exponent}"
+
+    def load(self) -> Tensor:
+        return self.weight.load().float() * math.ldexp(1.0, self.exponent)
+
+
+@dataclass(frozen=True, slots=True)
+class Transposed:
+    """A matrix as its inputs by outputs, which is how a product of ONNX takes it."""
+
+    weight: Weight
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape[::-1]
+
+    @property
+    def source(self) -> str:
+        return self.weight.source
+
+    def load(self) -> Tensor:
+        return self.weight.load().T
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """A number that follows from the weights."""
+
+    value: float
+    source: str = "a scale"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return ()
+
+    def load(self) -> Tensor:
+        return torch.tensor(self.value, dtype=torch.float32)
+
+
+def load_finite(weight: Weight) -> Tensor:
+    """In FP32.
+
+    Raises:
+        CheckpointError: NaN or Inf.
+    """
+    tensor = weight.load().float()
+    if not tensor.isfinite().all():
+        raise CheckpointError(f"{weight.source} holds NaN or Inf")
+    return tensor
+
+
+def load_as(weight: Weight, dtype: torch.dtype) -> Tensor:
+    """Rounded to a type.
+
+    Raises:
+        CheckpointError: NaN or Inf; too large for the type, or so small that FP16 would lose most of it.
+    """
+    stored = weight.load()
+    tensor = stored.to(dtype)
+    if not tensor.isfinite().all():
+        load_finite(weight)
+        raise CheckpointError(f"{weight.source} has values that {dtype} cannot hold; use --bf16")
+    if dtype == torch.float16:
+        typical = torch.linalg.vector_norm(stored, dtype=torch.float32).item() / math.sqrt(max(1, stored.numel()))
+        if 0 < typical < NORMAL / 2:
+            raise CheckpointError(f"{weight.source} is too small for FP16, {typical:.0e} typically; use --bf16")
+    return tensor
+
+
+def joined_name(names: Sequence[str]) -> str:
+    """`a.to_q.weight`, `a.to_k.weight` -> `a.to_q+to_k.weight`."""
+    if len(names) == 1:
+        return names[0]
+    parts = [name.rsplit(".", 2) for name in names]
+    (block, _, kind), *_ = parts
+    return f"{block}.{'+'.join(layer for _, layer, _ in parts)}.{kind}"
+
+
+def separate_names(name: str) -> tuple[str, ...]:
+    """The inverse of `joined_name`."""
+    if "+" not in name:
+        return (name,)
+    block, layers, kind = name.rsplit(".", 2)
+    return tuple(f"{block}.{layer}.{kind}" for layer in layers.split("+"))
+
+
+def exponent(weight: Weight) -> int:
+    """Of the power of two that the weight is held at."""
+    if isinstance(weight, Scaled):
+        return weight.exponent
+    return exponent(weight.weight) if isinstance(weight, Transposed) else 0

@@ -1,0 +1,221 @@
+"""A LoRA in and out of plans that are refittable, on ONNX Runtime."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from benchmarks.peers import psnr
+from engine.errors import LoraMismatch, PlanCorrupt
+from engine.lora import PreparedLora, own_value
+from engine.manifest import MergedLora, read
+from engine.pipeline import Pipeline
+from engine.prompt import PromptTokenizer
+from engine.request import PictureRequest
+from engine.schedule import sigmas
+from export.build import BuildOptions, build_engines
+from export.checkpoint import open_checkpoint
+from export.lora import Lora
+from export.lora_cli import main
+from export.progress import BuildProgress
+from export.refit import prepare
+
+pytestmark = pytest.mark.slow
+
+RANK = 4
+# large enough for FP16 to need other powers of two: of values, of the gated product, of the caption's half
+STRENGTH = {
+    "layers.0.attention.to_q": 0.02,
+    "layers.1.attention.to_v": 400.0,
+    "layers.2.feed_forward.w3": 900.0,
+    "layers.3.adaLN_modulation.0": 0.02,
+    "context_refiner.0.attention.to_out.0": 300.0,
+}
+REQUEST = PictureRequest("a large red circle", 96, 128, seed=3)
+
+
+def build(checkpoint: Path, output: Path, *, refittable: bool = False, lora: Lora | None = None) -> Path:
+    loras = () if lora is None else (lora,)
+    options = BuildOptions(str(checkpoint), output, flavor="onnx", refittable=refittable, loras=loras, verify="never")
+    return build_engines(options, BuildProgress(Console(stderr=True)))
+
+
+@pytest.fixture(scope="module")
+def plans(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(checkpoint, tmp_path_factory.mktemp("refittable"), refittable=True)
+
+
+@pytest.fixture(scope="module")
+def lora(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Lora:
+    torch.manual_seed(0)
+    weights, tensors = open_checkpoint(str(checkpoint)).transformer.weights, {}
+    for layer, strength in STRENGTH.items():
+        outputs, inputs = weights[f"{layer}.weight"].shape
+        tensors[f"{layer}.lora_A.weight"] = torch.randn(RANK, inputs) / inputs**0.5
+        tensors[f"{layer}.lora_B.weight"] = strength * torch.randn(outputs, RANK)
+    file = tmp_path_factory.mktemp("lora") / "lora.safetensors"
+    save_file(tensors, file)
+    return Lora(file, 0.5)
+
+
+@pytest.fixture(scope="module")
+def prepared(plans: Path, lora: Lora, checkpoint: Path) -> PreparedLora:
+    file = lora.file.with_name("prepared.safetensors")
+    convert(lora, checkpoint, plans, file)
+    return PreparedLora.read(file)
+
+
+def convert(lora: Lora, checkpoint: Path, plans: Path, output: Path) -> None:
+    main([f"{lora.file}:{lora.scale}", "--model", str(checkpoint), "--engines", str(plans), "-o", str(output)])
+
+
+def latents(pipeline: Pipeline, plans: Path) -> np.ndarray:
+    """What the denoiser leaves to the VAE."""
+    prompt = PromptTokenizer(plans, pipeline.manifest.model.prompt)(REQUEST.prompt)
+    caption = pipeline.encode_prompt(prompt)
+    noise = pipeline.noise(REQUEST.seed, 96, 128)
+    return pipeline.denoise(caption, noise, sigmas(4, 3.0)).copy()
+
+
+def test_powers_of_two_change_with_it(prepared: PreparedLora) -> None:
+    """Of the norms before a branch by their exponents, of those that end it by their eps."""
+    assert {name.rsplit(".", 2)[-2] for name in prepared.about.exponents} >= {"attention_norm1", "ffn_norm1"}
+    eps = {name: value.item() for name, value in prepared.scales.items() if name.endswith(".eps")}
+    assert len(set(eps.values())) > 2, "too weak a LoRA to show anything"
+
+
+def test_in_and_out_again_bit_for_bit(plans: Path, prepared: PreparedLora) -> None:
+    pipeline = Pipeline.load(plans)
+    own, own_latents = pipeline.generate(REQUEST).pixels, latents(pipeline, plans)
+    for _ in range(2):
+        pipeline.refit(prepared)
+        swapped = pipeline.generate(REQUEST).pixels
+        assert psnr(swapped, own) < 30
+        pipeline.refit(prepared)
+        assert np.array_equal(pipeline.generate(REQUEST).pixels, swapped)
+        pipeline.refit(None)
+        assert np.array_equal(latents(pipeline, plans), own_latents)
+        assert np.array_equal(pipeline.generate(REQUEST).pixels, own)
+
+
+def test_it_draws_what_plans_with_the_lora_merged_draw(
+    plans: Path, prepared: PreparedLora, lora: Lora, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Not bit for bit: merged in FP32 and rounded once there, added to rounded weights here."""
+    pipeline = Pipeline.load(plans)
+    pipeline.refit(prepared)
+    merged_plans = build(checkpoint, tmp_path, lora=lora)
+    merged = Pipeline.load(merged_plans)
+    assert [entry.file for entry in merged.manifest.model.loras] == [lora.file.name]
+    initializers = onnx.load(merged_plans / "denoiser.onnx").graph.initializer
+    in_file = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in initializers}
+    for name, weight in prepared.weights(read(plans).graphs["denoiser"], plans).items():
+        np.testing.assert_allclose(weight, in_file[name], rtol=2e-3, atol=1e-3 * np.abs(weight).max())
+    ratio = psnr(pipeline.generate(REQUEST).pixels, merged.generate(REQUEST).pixels)
+    print(f"{ratio:.1f} dB")
+    assert ratio > 35
+
+
+def test_the_manifest_says_what_each_weight_is_made_of(plans: Path, checkpoint: Path) -> None:
+    graph = read(plans).graphs["denoiser"]
+    weights = {weight.name: weight for weight in graph.refittable}
+    joined = weights["transformer.layers.0.attention.to_q+to_k+to_v.weight"]
+    assert joined.parts == tuple(f"transformer.layers.0.attention.to_{part}.weight" for part in "qkv")
+    dim = joined.shape[0]
+    assert (joined.shape, joined.transposed, joined.dtype) == ((dim, 3 * dim), True, "float16")
+    official = open_checkpoint(str(checkpoint)).transformer.weights
+    expected = torch.cat([official[part.removeprefix("transformer.")].load() for part in joined.parts]).T
+    np.testing.assert_array_equal(own_value(graph, joined, plans), expected.half().numpy())
+
+
+def test_plans_that_are_not_refittable(engines: Path, prepared: PreparedLora) -> None:
+    with pytest.raises(LoraMismatch, match="build them with --refittable"):
+        Pipeline.load(engines).refit(prepared)
+
+
+def test_a_file_that_was_not_prepared(lora: Lora) -> None:
+    with pytest.raises(LoraMismatch, match="is not prepared for plans; do it with: zimage-lora"):
+        PreparedLora.read(lora.file)
+    halves = {name: tensor.bfloat16() for name, tensor in load_file(lora.file).items()}
+    save_file(halves, file := lora.file.with_name("bf16.safetensors"))
+    with pytest.raises(LoraMismatch, match="is not prepared for plans"):
+        PreparedLora.read(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights_sha256": "0" * 64}, "prepared for other weights"),
+        ({"precisions": {"denoiser": "bf16"}}, "prepared for .*, the plans have"),
+    ],
+)
+def test_a_lora_for_other_plans(plans: Path, prepared: PreparedLora, change: dict[str, object], message: str) -> None:
+    pipeline = Pipeline.load(plans)
+    own = pipeline.generate(REQUEST).pixels
+    with pytest.raises(LoraMismatch, match=message):
+        pipeline.refit(replace(prepared, about=replace(prepared.about, **change)))
+    assert np.array_equal(pipeline.generate(REQUEST).pixels, own)
+
+
+def test_plans_with_a_lora_merged_take_no_other(
+    plans: Path, prepared: PreparedLora, lora: Lora, checkpoint: Path
+) -> None:
+    """Its powers of two would not be those of the sum."""
+    manifest = read(plans)
+    both = replace(manifest, model=replace(manifest.model, loras=(MergedLora("lora", "", 1.0),)))
+    with pytest.raises(LoraMismatch, match="have a LoRA merged"):
+        prepared.require_match(both)
+    with pytest.raises(LoraMismatch, match="have a LoRA merged"):
+        prepare(open_checkpoint(str(checkpoint)), [lora], both)
+
+
+def test_a_lora_that_fp16_does_not_hold(plans: Path, lora: Lora, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="FP16"):
+        convert(Lora(lora.file, 1e6), checkpoint, plans, tmp_path / "out.lora")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lora_itself_is_not_overwritten(plans: Path, lora: Lora, checkpoint: Path) -> None:
+    before = lora.file.read_bytes()
+    with pytest.raises(SystemExit, match="is the LoRA itself"):
+        convert(lora, checkpoint, plans, lora.file)
+    assert lora.file.read_bytes() == before
+
+
+def test_what_is_prepared_is_not_prepared_again(
+    plans: Path, prepared: PreparedLora, checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.lora").write_bytes(prepared.encode())
+    with pytest.raises(SystemExit, match="is what zimage-lora wrote"):
+        convert(Lora(tmp_path / "a.lora"), checkpoint, plans, tmp_path / "b.lora")
+
+
+@pytest.mark.parametrize("damage", ["a factor", "a name", "the rest", "the end"])
+def test_a_prepared_file_that_was_altered(prepared: PreparedLora, tmp_path: Path, damage: str) -> None:
+    encoded = prepared.encode()
+    part = {"a factor": encoded[-4:], "a name": b"to_v.weight.down", "the rest": b"precisions", "the end": b""}[damage]
+    place = encoded.rindex(part)
+    altered = encoded[:-1] if damage == "the end" else encoded[:place] + part[::-1] + encoded[place + len(part) :]
+    (tmp_path / "a.lora").write_bytes(altered)
+    with pytest.raises(LoraMismatch, match=r"was altered|cannot read"):
+        PreparedLora.read(tmp_path / "a.lora")
+
+
+def test_plans_that_change_while_they_are_used(plans: Path, prepared: PreparedLora, tmp_path: Path) -> None:
+    """The second engine fails, so the first gives back what it took."""
+    copy = shutil.copytree(plans, tmp_path / "plans")
+    pipeline = Pipeline.load(copy)
+    own = pipeline.generate(REQUEST).pixels
+    swappable = copy / "denoiser.onnx.swappable"
+    swappable.unlink()  # a session has it mapped
+    swappable.write_bytes(b"shorter")
+    with pytest.raises(PlanCorrupt, match="is not as it was built"):
+        pipeline.refit(prepared)
+    assert np.array_equal(pipeline.generate(REQUEST).pixels, own)
