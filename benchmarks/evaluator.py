@@ -55,6 +55,7 @@ class Conv(OpRun):
     """Likewise."""
 
     def _run(self, x: Array, weight: Array, bias: Array | None = None, **attributes: Any) -> tuple[Array]:
+        assert attributes["group"] in (None, 1) and set(attributes["dilations"] or [1]) == {1}
         top, left, bottom, right = attributes["pads"] or [0] * 4
         padded = F.pad(widened(x), (left, right, top, bottom))
         strides = tuple(attributes["strides"] or (1, 1))
@@ -90,9 +91,9 @@ class StrictEvaluator(Engine):
             ir.to_proto(ir.external_data.load_to_model(model)), new_ops=[MatMul, Conv, Resize]
         )
         self._products = {
-            node.outputs[0].name: (weight.name, node.inputs[0].name)
+            node.outputs[0].name: (factor.name, node.inputs[0].name)
             for node in model.graph
-            if node.op_type == "MatMul" and (weight := node.inputs[1]) is not None and weight.is_initializer()
+            if node.op_type == "MatMul" and (factor := node.inputs[1]) is not None
         }
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
@@ -107,7 +108,7 @@ class StrictEvaluator(Engine):
             bindings[name][:] = output
 
     def peaks(self, inputs: Mapping[str, Array]) -> dict[str, tuple[float, float]]:
-        """Largest magnitudes of what goes into and comes out of each product with a weight, by the weight's name."""
+        """Largest magnitudes of what goes into and comes out of each product, by the name of its second factor."""
         with np.errstate(over="ignore", invalid="ignore"):
             found = self._evaluator.run(None, self._feeds(inputs), intermediate=True)
         return {

@@ -51,9 +51,10 @@ def _run(args: argparse.Namespace) -> None:
 
 def _draw(args: argparse.Namespace, request: PictureRequest, file: IO[bytes]) -> None:
     started = time.perf_counter()
+    lora = PreparedLora.read(args.lora) if args.lora else None
     pipeline = Pipeline.load(args.engines, threads=args.threads)
-    if args.lora:
-        pipeline.refit(PreparedLora.read(args.lora))
+    if lora is not None:
+        pipeline.refit(lora)
     loaded = time.perf_counter()
     picture = pipeline.generate(request)
     if picture.prompt.dropped:

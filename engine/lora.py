@@ -31,7 +31,7 @@ class About:
 
     Attributes:
         weights_sha256, precisions: of the plans that it is for.
-        exponents: weight of a graph -> power of two that it is held at from now on, where that changes.
+        exponents: weight of a graph -> power of two that it is held at from now on.
     """
 
     weights_sha256: str
@@ -96,6 +96,9 @@ class PreparedLora:
         precisions = {name: graph.precision for name, graph in manifest.graphs.items()}
         if self.about.precisions != precisions:
             raise LoraMismatch(f"the LoRA was prepared for {self.about.precisions}, the plans have {precisions}")
+        swappable = {weight.name for graph in manifest.graphs.values() for weight in graph.refittable}
+        if swappable != {*self.about.exponents, *self.scales}:
+            raise LoraMismatch("the LoRA was prepared for plans of another zimage-trt; prepare it again")
 
     def weights(self, graph: Graph, directory: Path) -> dict[str, Array]:
         """The weights of a graph that differ from the plan's own, as they are to be written."""
@@ -103,7 +106,7 @@ class PreparedLora:
         for weight in graph.refittable:
             if weight.name in self.scales:
                 merged[weight.name] = self.scales[weight.name]
-            elif weight.name in self.about.exponents or any(part in self.factors for part in weight.parts):
+            elif self.about.exponents[weight.name] != weight.exponent or any(p in self.factors for p in weight.parts):
                 merged[weight.name] = self._merge(weight, own_value(graph, weight, directory))
         return merged
 
@@ -114,7 +117,7 @@ class PreparedLora:
             if part in self.factors:
                 down, up = self.factors[part]
                 rows += up @ down
-        merged *= np.float32(math.ldexp(1.0, self.about.exponents.get(weight.name, weight.exponent)))
+        merged *= np.float32(math.ldexp(1.0, self.about.exponents[weight.name]))
         return np.ascontiguousarray(merged.T if weight.transposed else merged, own.dtype)
 
 

@@ -22,22 +22,24 @@ class OnnxRuntimeEngine:
     def __init__(self, path: Path, graph: Graph, threads: int = 0) -> None:
         self._path, self._graph, self._threads = path, graph, threads
         self._weights: dict[str, Any] = {}
-        self._session = self._open({})
+        self._session: Any = self._open({})
         self._binding_at = lru_cache(maxsize=BINDINGS_KEPT)(self._bind)
 
     def enqueue(self, stream: int, bindings: Bindings) -> None:
         assert stream == 0, "a CPU has no streams"
         check_bindings(self._graph, bindings)
         where = tuple((name, array.ctypes.data, array.shape) for name, array in bindings.items())
-        self._session.run_with_iobinding(self._binding_at(where))
+        binding = self._binding_at(where)
+        self._session.run_with_iobinding(binding)
 
     def refit(self, lora: PreparedLora | None) -> None:
         """ONNX Runtime cannot change weights in place: a new session is opened over the same file."""
         changed = {} if lora is None else lora.weights(self._graph, self._path.parent)
-        if changed or self._weights:
-            weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in changed.items()}
-            self._session, self._weights = self._open(weights), weights  # a session reads them where they are
+        if changed or self._weights or self._session is None:
             self._binding_at.cache_clear()
+            self._session = None  # before the next is opened: two of them may not fit
+            self._weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in changed.items()}
+            self._session = self._open(self._weights)  # which reads them where they are
 
     def _open(self, weights: Mapping[str, Any]) -> Any:
         """A session with these values in place of the file's own."""
@@ -51,6 +53,8 @@ class OnnxRuntimeEngine:
             raise PlanCorrupt(f"ONNX Runtime does not load {self._path}: {error}") from error
 
     def _bind(self, where: tuple[tuple[str, int, tuple[int, ...]], ...]) -> Any:
+        if self._session is None:
+            raise PlanCorrupt(f"{self._path} could not be opened again after a LoRA; load the plans anew")
         binding = self._session.io_binding()
         address = {name: (shape, pointer) for name, pointer, shape in where}
         for spec in self._graph.inputs:

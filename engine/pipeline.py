@@ -6,6 +6,7 @@ Knows the order of the three graphs and the shapes between them; not who execute
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -16,7 +17,7 @@ from engine import rope
 from engine.backend import load_engines
 from engine.buffers import Array, Buffers
 from engine.engine import Engine
-from engine.errors import NonFiniteOutput
+from engine.errors import NonFiniteOutput, ZImageError
 from engine.lora import PreparedLora
 from engine.manifest import GraphName, Manifest, padded, read, resolve
 from engine.noise import randn
@@ -88,7 +89,7 @@ class Pipeline:
 
         Raises:
             LoraMismatch: it was not prepared for these plans; nothing was changed.
-            PlanCorrupt: the plans were altered since they were loaded; no LoRA is left in them.
+            PlanCorrupt: the plans were altered since they were loaded; no LoRA is left in any that still runs.
         """
         if lora is not None:
             lora.require_match(self.manifest)
@@ -98,7 +99,8 @@ class Pipeline:
                 engine.refit(lora)
         except BaseException:
             for engine in self._engines.values():
-                engine.refit(None)
+                with suppress(ZImageError):  # such an engine refuses to run
+                    engine.refit(None)
             raise
 
     def check(self, request: PictureRequest) -> None:

@@ -6,7 +6,7 @@ FP16 is held at a power of two, which is exact. Knows tensors; not modules, name
 
 Two limits. What a fused attention kernel keeps while it sums is its own affair: the bounds hold for its inputs and its
 result. And `typical` is a root mean square: where a few channels exceed the rest by 2^20 and the next matrix makes up
-for it, the rest lose precision unseen.
+for it, the rest lose precision unseen. Nothing is scaled up, so neither is a branch that is tiny.
 """
 
 import math

@@ -29,7 +29,7 @@ from engine.shapes import dimensions
 from export import models, onnx_export, parity, plan_directory
 from export.checkpoint import Checkpoint, open_checkpoint, positive
 from export.denoiser import Denoiser
-from export.fp16 import Measured, Unbounded
+from export.fp16 import Measured
 from export.graph_module import GraphModule
 from export.lora import Lora, merge
 from export.precision import graph_precisions
@@ -37,9 +37,10 @@ from export.profiles import default_profiles, parse_profile
 from export.progress import BuildProgress
 from export.prompt_encoder import PromptEncoder
 from export.prompt_format import read_prompt_format
-from export.target import choose_flavor, compute_capabilities
+from export.target import choose_flavor, compute_capabilities, require_refit
 from export.tensorrt_build import TensorRtBuilder
 from export.vae_decoder import VaeDecoder
+from export.weights import Unheld
 
 DEFAULT_STEPS = 8  # forward passes that Z-Image-Turbo is distilled for
 VERIFY_COPIES = 3  # FP32 copies of the weights held while a graph is compared: DiffSynth's, ONNX Runtime's two
@@ -72,6 +73,8 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
     """
     flavor = choose_flavor(options.flavor, bool(options.compute_capabilities), progress)
     capabilities = compute_capabilities(flavor, options.precision, options.compute_capabilities)
+    if options.refittable:
+        require_refit(flavor, capabilities)
     precisions = graph_precisions(options.precision, flavor, capabilities)
     builder = None if flavor == "onnx" else TensorRtBuilder(flavor, capabilities, progress)
     checkpoint = merge(open_checkpoint(options.model, options.transformer_file), options.loras)
@@ -179,9 +182,9 @@ def _measure(
         try:
             with progress.stage(f"{name}: bounding its products"):
                 measured[name] = graph, graph.measure()
-        except Unbounded as error:
+        except Unheld as error:
             if name != "prompt_encoder":
-                raise Unbounded(f"{checkpoint.name}: {error}; use --bf16") from error
+                raise Unheld(f"{checkpoint.name}: {error}; use --bf16") from error
             progress.console.print(f"{name}: in {wide}, since FP16 does not hold it: {error}", highlight=False)
             graph = _prompt_encoder(checkpoint, wide)
             measured[name] = graph, graph.measure()

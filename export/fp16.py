@@ -10,19 +10,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from engine.errors import CheckpointError
 from engine.manifest import ProductBound
 from export.bounds import LIMIT, ROUNDING, Branch, Modulation
-from export.weights import Scalar, Scaled, Weight, joined_name, load_finite
-
-
-class Unbounded(CheckpointError):
-    """Weights so large, or so uneven, that FP16 holds a block at no scale."""
+from export.weights import Scalar, Scaled, Unheld, Weight, joined_name, load_as, load_finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +37,7 @@ class BlockLayers:
     up: str
     down: str
     down_norm: str | None
+    rotates: Literal["neighbours", "halves"]  # which two elements of a head the rotary embedding mixes
 
 
 Z_IMAGE_BLOCK = BlockLayers(
@@ -58,6 +54,7 @@ Z_IMAGE_BLOCK = BlockLayers(
     up="feed_forward.w3",
     down="feed_forward.w2",
     down_norm="ffn_norm2",
+    rotates="neighbours",
 )
 QWEN3_LAYER = BlockLayers(
     attention_norm="input_layernorm",
@@ -73,6 +70,7 @@ QWEN3_LAYER = BlockLayers(
     up="mlp.up_proj",
     down="mlp.down_proj",
     down_norm=None,
+    rotates="halves",
 )
 
 
@@ -110,7 +108,7 @@ class Fp16Block:
             modulation: of its inputs, if it has any.
 
         Raises:
-            Unbounded: FP16 holds the block at no scale.
+            Unheld: FP16 holds the block at no scale.
             CheckpointError: NaN or Inf.
         """
         names, load = self._layers, partial(_load, weights, self.name)
@@ -122,9 +120,9 @@ class Fp16Block:
         query, key, value, output = (load(layer) for layer in (names.query, names.key, names.value, names.output))
         attention = Branch.attention(attention_norm, query, key, value, output, self._head_dim)
         feed = Branch.feed_forward(feed_norm, load(names.gate), load(names.up), load(names.down))
-        asking, asked = (load(norm).abs().max().item() for norm in (names.query_norm, names.key_norm))
-        longest = math.sqrt(self._head_dim) * ROUNDING
-        scores = ProductBound(f"{self.name}.attention", longest * max(asking, asked), 0, longest * asking * asked, 0)
+        asking, asked = (_by_pair(load(norm), names.rotates) for norm in (names.query_norm, names.key_norm))
+        longest, most = math.sqrt(self._head_dim) * ROUNDING, torch.maximum(asking, asked).max().item()
+        scores = ProductBound(f"{self.name}.attention", longest * most, 0, longest * (asking * asked).max().item(), 0)
         self._require_held(attention, feed, scores)
         return Measured(
             (
@@ -146,7 +144,10 @@ class Fp16Block:
         changed: dict[str, Weight] = {}
         for layer, exponent in exponents.items():
             name = f"{self.name}.{layer}.weight"
-            changed[name] = Scaled(weights[name], exponent)
+            changed[name] = Scaled(weights[name], exponent) if exponent else weights[name]
+        for layer in (names.query, names.key, names.value, names.output, names.gate, names.up, names.down):
+            name = f"{self.name}.{layer}.weight"
+            load_as(changed.get(name, weights[name]), torch.float16)
         shifts = {
             names.query_norm: attention.entering_shift,
             names.key_norm: attention.entering_shift,
@@ -168,10 +169,10 @@ class Fp16Block:
     def _require_held(self, attention: Branch, feed: Branch, scores: ProductBound) -> None:
         for what, branch in (("attention", attention), ("feed-forward part", feed)):
             if branch.unheld is not None:
-                raise Unbounded(f"{self.name}: FP16 holds the {what} at no scale: {branch.unheld}")
+                raise Unheld(f"{self.name}: FP16 holds the {what} at no scale: {branch.unheld}")
         largest = max(scores.input_bound, scores.output_bound)
         if not largest <= LIMIT:
-            raise Unbounded(
+            raise Unheld(
                 f"{self.name}: queries, keys or attention scores can reach {largest:.0e}, more than FP16 holds"
             )
 
@@ -187,6 +188,13 @@ class Fp16Block:
 
 def _load(weights: Mapping[str, Weight], block: str, layer: str, kind: str = "weight") -> Tensor:
     return load_finite(weights[f"{block}.{layer}.{kind}"])
+
+
+def _by_pair(norm: Tensor, rotates: Literal["neighbours", "halves"]) -> Tensor:
+    """The larger magnitude of each two elements that are mixed: [head_dim] -> [head_dim / 2]."""
+    pairs = norm.unflatten(0, (-1, 2)) if rotates == "neighbours" else norm.unflatten(0, (2, -1)).T
+    larger: Tensor = pairs.abs().amax(1)
+    return larger
 
 
 def _parameter() -> nn.Parameter:

@@ -17,6 +17,7 @@ from export.graph_module import GraphModule
 from export.layers import attend, linear, linears, rms_norm, swiglu, transformer_block, unscaled
 from export.models import Model
 from export.precision import DTYPES, set_dtype
+from export.weights import load_as
 
 
 class PromptEncoder(GraphModule):
@@ -43,6 +44,8 @@ class PromptEncoder(GraphModule):
         self.outputs = (TensorSpec("caption", "float32", ("batch", "caption", transformer.config["dim"])),)
 
     def measure(self) -> Measured:
+        if self.precision == "fp16":
+            load_as(self.weights["text_encoder.embed_tokens.weight"], DTYPES[self.precision])
         return measure_blocks(self._fp16_blocks, self.weights)
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:

@@ -36,18 +36,21 @@ def prepare(checkpoint: Checkpoint, loras: Sequence[Lora], manifest: Manifest) -
         raise LoraMismatch(f"the plans of {manifest.model.name} were built from other weights than {checkpoint.name}'s")
     merged = merge(checkpoint, loras)
     precisions = {name: graph.precision for name, graph in manifest.graphs.items()}
+    factors = _factors(merged)
     exponents: dict[str, int] = {}
     scales: dict[str, Array] = {}
     for name, module in make_graphs(merged, precisions).items():
         weights = module.measure().weights
         for refitted in manifest.graphs[name].refittable:
             own = [weights[part] for part in refitted.parts or (refitted.name,)]
-            rounded = [load_as(weight, getattr(torch, refitted.dtype)) for weight in own]
             if not refitted.parts:
-                scales[refitted.name] = rounded[0].numpy()
-            elif exponent(own[0]) != refitted.exponent:
-                exponents[refitted.name] = exponent(own[0])
-    return PreparedLora(About(manifest.model.weights_sha256, precisions, exponents), _factors(merged), scales)
+                scales[refitted.name] = own[0].load().numpy()
+                continue
+            exponents[refitted.name] = exponent(own[0])
+            for part, weight in zip(refitted.parts, own, strict=True):
+                if part in factors:
+                    load_as(weight, getattr(torch, refitted.dtype))
+    return PreparedLora(About(manifest.model.weights_sha256, precisions, exponents), factors, scales)
 
 
 def _factors(merged: Checkpoint) -> dict[str, tuple[Array, Array]]:

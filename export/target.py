@@ -43,6 +43,18 @@ def compute_capabilities(flavor: Flavor, precision: Precision, wanted: tuple[str
     return (_device_capability(),)
 
 
+def require_refit(flavor: Flavor, capabilities: tuple[str, ...]) -> None:
+    """Raises BackendUnavailable where plans whose weights can be swapped cannot be built.
+
+    TensorRT-RTX compiles their kernels as it builds, on the GPU that they are for (docs/findings.md).
+    """
+    if flavor == "rtx" and not (torch.cuda.is_available() and capabilities == (_device_capability(),)):
+        raise BackendUnavailable(
+            "--refittable --flavor rtx builds on the GPU that the plans are for, and needs it named alone by "
+            "--compute-capability; --lora merges a LoRA without a GPU"
+        )
+
+
 def _automatic(targets_named: bool) -> tuple[Flavor, str]:
     if targets_named:
         return "rtx", "--compute-capability names GPUs to build for ahead of time"

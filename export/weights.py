@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.errors import CheckpointError
 
 NORMAL = 2.0**-14  # the smallest FP16 number of full precision
+LOSS = 2.0**-9  # of a weight, relative L2: about what BF16 loses
 
 
 class Weight(Protocol):
@@ -109,22 +110,35 @@ def load_finite(weight: Weight) -> Tensor:
     return tensor
 
 
+class Unheld(CheckpointError):
+    """Weights so large, so small or so uneven that FP16 holds them at no scale."""
+
+
 def load_as(weight: Weight, dtype: torch.dtype) -> Tensor:
     """Rounded to a type.
 
     Raises:
-        CheckpointError: NaN or Inf; too large for the type, or so small that FP16 would lose most of it.
+        CheckpointError: NaN or Inf.
+        Unheld: too large for the type, or so small that BF16 would be more exact than FP16.
     """
     stored = weight.load()
     tensor = stored.to(dtype)
     if not tensor.isfinite().all():
         load_finite(weight)
-        raise CheckpointError(f"{weight.source} has values that {dtype} cannot hold; use --bf16")
-    if dtype == torch.float16:
-        typical = torch.linalg.vector_norm(stored, dtype=torch.float32).item() / math.sqrt(max(1, stored.numel()))
-        if 0 < typical < NORMAL / 2:
-            raise CheckpointError(f"{weight.source} is too small for FP16, {typical:.0e} typically; use --bf16")
+        raise Unheld(f"{weight.source} has values that {dtype} cannot hold")
+    if dtype == torch.float16 and stored.dtype != dtype and (lost := _lost(stored, tensor)) > LOSS:
+        raise Unheld(f"{weight.source} is too small for FP16, which loses {lost:.1%} of it")
     return tensor
+
+
+def _lost(exact: Tensor, rounded: Tensor) -> float:
+    """Relative L2, some millions at a time."""
+    squares = torch.zeros(2, dtype=torch.float64)
+    for parts in zip(exact.flatten().split(1 << 24), rounded.flatten().split(1 << 24), strict=True):
+        one, other = (part.double() for part in parts)
+        squares += torch.stack([(one - other).square().sum(), one.square().sum()])
+    off, whole = squares.sqrt().tolist()
+    return float(off / whole) if whole else 0.0
 
 
 def joined_name(names: Sequence[str]) -> str:

@@ -299,11 +299,15 @@ def test_nothing_exceeds_the_bound_that_is_stated(
         reject()
     assert np.isfinite(strict.run(inputs)[0]).all()
     peaks = strict.peaks(inputs)
-    bounds = {product.name: product for product in measured.products if not product.name.endswith(".attention")}
-    assert peaks.keys() == bounds.keys()
+    bounds = {product.name: product for product in measured.products}
     reached = []
+    # of the two products that attention makes of activations, the first is that of queries and keys
+    scores = next(name for name in peaks if name not in bounds)
+    assert peaks.keys() >= bounds.keys() - {"block.attention"}
     for name, (entering, leaving) in peaks.items():
-        product = bounds[name]
+        if name != scores and name not in bounds:
+            continue
+        product = bounds["block.attention" if name == scores else name]
         limits = [
             product.input_bound * 2.0**-product.input_shift,
             product.output_bound * 2.0**-product.output_shift,

@@ -84,9 +84,11 @@ def latents(pipeline: Pipeline, plans: Path) -> np.ndarray:
     return pipeline.denoise(caption, noise, sigmas(4, 3.0)).copy()
 
 
-def test_powers_of_two_change_with_it(prepared: PreparedLora) -> None:
+def test_powers_of_two_change_with_it(plans: Path, prepared: PreparedLora) -> None:
     """Of the norms before a branch by their exponents, of those that end it by their eps."""
-    assert {name.rsplit(".", 2)[-2] for name in prepared.about.exponents} >= {"attention_norm1", "ffn_norm1"}
+    own = {weight.name: weight.exponent for graph in read(plans).graphs.values() for weight in graph.refittable}
+    changed = {name for name, exponent in prepared.about.exponents.items() if exponent != own[name]}
+    assert {name.rsplit(".", 2)[-2] for name in changed} >= {"attention_norm1", "ffn_norm1"}
     eps = {name: value.item() for name, value in prepared.scales.items() if name.endswith(".eps")}
     assert len(set(eps.values())) > 2, "too weak a LoRA to show anything"
 
@@ -135,6 +137,16 @@ def test_the_manifest_says_what_each_weight_is_made_of(plans: Path, checkpoint: 
     np.testing.assert_array_equal(own_value(graph, joined, plans), expected.half().numpy())
 
 
+def test_tensorrt_finds_every_weight_by_its_name(plans: Path) -> None:
+    """Building such plans takes a GPU; parsing them does not."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    for graph in read(plans).graphs.values():
+        builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        assert trt.OnnxParser(network, builder.logger).parse_from_file(str(plans / graph.file))
+        assert all(network.mark_weights_refittable(weight.name) for weight in graph.refittable)
+
+
 def test_plans_that_are_not_refittable(engines: Path, prepared: PreparedLora) -> None:
     with pytest.raises(LoraMismatch, match="build them with --refittable"):
         Pipeline.load(engines).refit(prepared)
@@ -154,6 +166,7 @@ def test_a_file_that_was_not_prepared(lora: Lora) -> None:
     [
         ({"weights_sha256": "0" * 64}, "prepared for other weights"),
         ({"precisions": {"denoiser": "bf16"}}, "prepared for .*, the plans have"),
+        ({"exponents": {}}, "prepared for plans of another zimage-trt"),
     ],
 )
 def test_a_lora_for_other_plans(plans: Path, prepared: PreparedLora, change: dict[str, object], message: str) -> None:
@@ -209,13 +222,16 @@ def test_a_prepared_file_that_was_altered(prepared: PreparedLora, tmp_path: Path
 
 
 def test_plans_that_change_while_they_are_used(plans: Path, prepared: PreparedLora, tmp_path: Path) -> None:
-    """The second engine fails, so the first gives back what it took."""
+    """No picture of half a LoRA: what cannot be given back its own weights refuses to run."""
     copy = shutil.copytree(plans, tmp_path / "plans")
     pipeline = Pipeline.load(copy)
     own = pipeline.generate(REQUEST).pixels
+    pipeline.refit(prepared)
+    assert not np.array_equal(pipeline.generate(REQUEST).pixels, own)
     swappable = copy / "denoiser.onnx.swappable"
     swappable.unlink()  # a session has it mapped
     swappable.write_bytes(b"shorter")
     with pytest.raises(PlanCorrupt, match="is not as it was built"):
         pipeline.refit(prepared)
-    assert np.array_equal(pipeline.generate(REQUEST).pixels, own)
+    with pytest.raises(PlanCorrupt, match="load the plans anew"):
+        pipeline.generate(REQUEST)
