@@ -125,7 +125,7 @@ def load_as(weight: Weight, dtype: torch.dtype) -> Tensor:
     tensor = stored.to(dtype)
     if not tensor.isfinite().all():
         load_finite(weight)
-        raise Unheld(f"{weight.source} has values that {dtype} cannot hold")
+        raise Unheld(f"{weight.source} has values that {str(dtype).removeprefix('torch.')} cannot hold")
     if dtype == torch.float16 and stored.dtype != dtype and (lost := _lost(stored, tensor)) > LOSS:
         raise Unheld(f"{weight.source} is too small for FP16, which loses {lost:.1%} of it")
     return tensor
