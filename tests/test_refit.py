@@ -20,8 +20,10 @@ from engine.pipeline import Pipeline
 from engine.prompt import PromptTokenizer
 from engine.request import PictureRequest
 from engine.schedule import sigmas
+from export.bounds import LIMIT
 from export.build import BuildOptions, build_engines
 from export.checkpoint import open_checkpoint
+from export.cli import main as build_engines_command
 from export.lora import Lora
 from export.lora_cli import main
 from export.progress import BuildProgress
@@ -82,6 +84,19 @@ def latents(pipeline: Pipeline, plans: Path) -> np.ndarray:
     caption = pipeline.encode_prompt(prompt)
     noise = pipeline.noise(REQUEST.seed, 96, 128)
     return pipeline.denoise(caption, noise, sigmas(4, 3.0)).copy()
+
+
+def test_explain_shows_every_bound(plans: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of plans that were built before."""
+    arguments = ("--flavor", "onnx", "--refittable", "--verify", "never", "--explain")
+    build_engines_command(["--model", str(checkpoint), "--output", str(plans.parent), *arguments])
+    said = capsys.readouterr().err
+    products = [product for graph in read(plans).graphs.values() for product in graph.products]
+    assert len(products) > 40
+    for product in products:
+        assert product.name.removesuffix(".weight") in said
+        assert product.input_bound * 2.0**-product.input_shift <= LIMIT
+        assert product.output_bound * 2.0**-product.output_shift <= LIMIT
 
 
 def test_powers_of_two_change_with_it(plans: Path, prepared: PreparedLora) -> None:
