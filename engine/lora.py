@@ -87,10 +87,7 @@ class PreparedLora:
 
     def require_match(self, manifest: Manifest) -> None:
         """Raises LoraMismatch if the plans are not refittable, or of other weights or precisions."""
-        if not manifest.refittable:
-            raise LoraMismatch("the plans' weights cannot be swapped; build them with --refittable, or with --lora")
-        if manifest.model.loras:
-            raise LoraMismatch("the plans have a LoRA merged; build them without --lora to swap others in and out")
+        require_swappable(manifest)
         if self.about.weights_sha256 != manifest.model.weights_sha256:
             raise LoraMismatch(f"the LoRA was prepared for other weights than these plans of {manifest.model.name}")
         precisions = {name: graph.precision for name, graph in manifest.graphs.items()}
@@ -119,6 +116,14 @@ class PreparedLora:
                 rows += up @ down
         merged *= np.float32(math.ldexp(1.0, self.about.exponents[weight.name]))
         return np.ascontiguousarray(merged.T if weight.transposed else merged, own.dtype)
+
+
+def require_swappable(manifest: Manifest) -> None:
+    """Raises LoraMismatch if the plans can take no LoRA at all."""
+    if not manifest.refittable:
+        raise LoraMismatch("the plans' weights cannot be swapped; build them with --refittable, or with --lora")
+    if manifest.model.loras:
+        raise LoraMismatch("the plans have a LoRA merged; build them without --lora to swap others in and out")
 
 
 def own_value(graph: Graph, weight: RefitWeight, directory: Path) -> Array:

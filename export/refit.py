@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from engine.errors import LoraMismatch
-from engine.lora import About, Array, PreparedLora
+from engine.lora import About, Array, PreparedLora, require_swappable
 from engine.manifest import Manifest
 from export.build import make_graphs
 from export.checkpoint import Checkpoint
@@ -28,10 +28,7 @@ def prepare(checkpoint: Checkpoint, loras: Sequence[Lora], manifest: Manifest) -
         LoraMismatch: the plans cannot take any.
         CheckpointError: a key without a place, or weights that the plans' precisions do not hold.
     """
-    if not manifest.refittable:
-        raise LoraMismatch("the plans' weights cannot be swapped; build them with --refittable")
-    if manifest.model.loras:
-        raise LoraMismatch("the plans have a LoRA merged; build them without --lora to swap others in and out")
+    require_swappable(manifest)
     if checkpoint.fingerprint() != manifest.model.weights_sha256:
         raise LoraMismatch(f"the plans of {manifest.model.name} were built from other weights than {checkpoint.name}'s")
     merged = merge(checkpoint, loras)
