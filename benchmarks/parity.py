@@ -20,9 +20,10 @@ from benchmarks.evaluator import StrictEvaluator
 from benchmarks.judge import score
 from benchmarks.peers import psnr
 from benchmarks.report import finish
-from engine.engine import Bindings, Engine
+from engine.engine import Backend, Bindings, Engine
 from engine.errors import PlanMismatch
 from engine.manifest import GraphName, Manifest, Precision, read, resolve
+from engine.memory import HostMemory
 from engine.pipeline import Pipeline
 from engine.prompt import PromptTokenizer
 from engine.request import PictureRequest
@@ -83,7 +84,7 @@ class Variants:
             precisions, progress = graph_precisions(precision, "rtx"), BuildProgress(Console(stderr=True))
             export_graphs(make_graphs(checkpoint, precisions), checkpoint, precisions, folder / precision, progress)
             engines = {name: StrictEvaluator(folder / precision / f"{name}.onnx") for name in GRAPHS}
-            self._by_precision[precision] = Variant(engines, Pipeline(self._manifest, self._tokenizer, dict(engines)))
+            self._by_precision[precision] = Variant(engines, self._pipeline(engines))
         self._exact = {name: StrictEvaluator(folder / "fp32" / f"{name}.onnx", float64=True) for name in GRAPHS}
 
     def __getitem__(self, precision: Precision) -> Variant:
@@ -97,11 +98,15 @@ class Variants:
             whole picture.
         """
         recorders = {name: Recorder(engine, []) for name, engine in self._exact.items()}
-        exact = Pipeline(self._manifest, self._tokenizer, dict(recorders)).generate(request).pixels
+        exact = self._pipeline(recorders).generate(request).pixels
         return {
             name: _errors(variant, recorders) | _distances(variant.pipeline.generate(request).pixels, exact)
             for name, variant in self._by_precision.items()
         }
+
+    def _pipeline(self, engines: Mapping[GraphName, Engine]) -> Pipeline:
+        memory = HostMemory(self._manifest, self._manifest.profiles)
+        return Pipeline(self._manifest, self._tokenizer, Backend(memory, engines))
 
 
 def _errors(variant: Variant, recorders: Mapping[GraphName, Recorder]) -> Figures:

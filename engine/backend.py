@@ -2,12 +2,16 @@
 
 import importlib
 import importlib.util
+import os
+from dataclasses import replace
 from pathlib import Path
 
-from engine import device
-from engine.engine import Engine
+from engine.cuda import CudaRuntime
+from engine.engine import Backend, Engine
 from engine.errors import BackendUnavailable, PlanMismatch
 from engine.manifest import Flavor, GraphName, Manifest, Target
+from engine.memory import HostMemory
+from engine.options import RuntimeOptions
 
 PACKAGES: dict[Flavor, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx", "onnx": "onnxruntime"}
 INSTALL: dict[Flavor, str] = {
@@ -17,28 +21,63 @@ INSTALL: dict[Flavor, str] = {
 }
 
 
-def load_engines(directory: Path, manifest: Manifest, threads: int = 0) -> dict[GraphName, Engine]:
-    """The three engines of a plan directory.
-
-    Args:
-        threads: CPU threads per graph; 0 for one per core. TensorRT ignores it.
+def load(directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backend:
+    """What runs a plan directory.
 
     Raises:
         BackendUnavailable: the library or device is not there.
         PlanMismatch: the plans were built by another version of it, or for another GPU.
+        PlanCorrupt, OutOfDeviceMemory: they do not load.
     """
-    flavor = manifest.target.flavor
-    _require_package(flavor)
-    if flavor != "onnx":
-        _require_same_version(manifest.target)
-        _require_same_device(manifest.target)
-        raise BackendUnavailable(
-            f"these are {flavor} plans; this version of zimage-trt builds them but does not run them yet. "
-            "Serve plans built with: build-engines --flavor onnx"
-        )
+    target = manifest.target
+    _require_package(target.flavor)
+    if target.flavor == "onnx":
+        return _load_onnx(directory, manifest, options)
+    _require_same_version(target)
+    cuda = CudaRuntime()
+    _require_same_device(target, cuda)
+    return _load_tensorrt(cuda, directory, manifest, options)
+
+
+def _load_onnx(directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backend:
     from engine.onnxruntime_engine import OnnxRuntimeEngine  # only who runs ONNX pays for its import
 
-    return {name: OnnxRuntimeEngine(directory / graph.file, graph, threads) for name, graph in manifest.graphs.items()}
+    memory = HostMemory(manifest, tuple(manifest.choose_profiles(options.profiles).values()))
+    engines: dict[GraphName, Engine] = {
+        name: OnnxRuntimeEngine(directory / graph.file, graph, options.threads)
+        for name, graph in manifest.graphs.items()
+    }
+
+    def close() -> None:
+        for engine in engines.values():
+            engine.close()
+        memory.close()
+
+    return Backend(memory, engines, close)
+
+
+def _load_tensorrt(cuda: CudaRuntime, directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backend:
+    from engine import tensorrt_backend
+    from engine.tensorrt_plan import TensorRtPlan
+
+    is_rtx = manifest.target.flavor == "rtx"
+    caches = (options.runtime_cache or _cache_folder()) / manifest.plan_id
+
+    def open_plan(name: GraphName) -> TensorRtPlan:
+        return TensorRtPlan(
+            cuda,
+            PACKAGES[manifest.target.flavor],
+            directory / manifest.graphs[name].file,
+            runtime_graphs=options.cuda_graphs != "off",
+            cache=caches / f"{name}.cache",
+        )
+
+    ours = replace(options, cuda_graphs="off") if is_rtx else options  # RTX captures them by itself
+    return tensorrt_backend.load(cuda, open_plan, directory, manifest, ours)
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zimage-trt"
 
 
 def _require_package(flavor: Flavor) -> None:
@@ -60,10 +99,11 @@ def _require_same_version(target: Target) -> None:
         )
 
 
-def _require_same_device(target: Target) -> None:
-    capability = device.compute_capability()
+def _require_same_device(target: Target, cuda: CudaRuntime) -> None:
+    capability = cuda.compute_capability()
     if capability not in target.compute_capabilities:
         raise PlanMismatch(
             f"the plans are for compute capability {', '.join(target.compute_capabilities)}, "
-            f"this GPU has {capability}; run build-engines again, here or with --compute-capability {capability}"
+            f"this GPU ({cuda.name()}) has {capability}; "
+            f"run build-engines again, here or with --compute-capability {capability}"
         )

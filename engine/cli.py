@@ -9,7 +9,7 @@ from typing import IO
 from engine.errors import InvalidRequest, ZImageError
 from engine.files import whole_file
 from engine.lora import PreparedLora
-from engine.options import add_pipeline_arguments
+from engine.options import RuntimeOptions, add_pipeline_arguments
 from engine.pipeline import Pipeline
 from engine.png import encode_png
 from engine.request import MAX_SEED, PictureRequest, parse_size, random_seed
@@ -52,11 +52,11 @@ def _run(args: argparse.Namespace) -> None:
 def _draw(args: argparse.Namespace, request: PictureRequest, file: IO[bytes]) -> None:
     started = time.perf_counter()
     lora = PreparedLora.read(args.lora) if args.lora else None
-    pipeline = Pipeline.load(args.engines, threads=args.threads)
-    if lora is not None:
-        pipeline.refit(lora)
-    loaded = time.perf_counter()
-    picture = pipeline.generate(request)
+    with Pipeline.load(args.engines, RuntimeOptions.of(args)) as pipeline:
+        if lora is not None:
+            pipeline.refit(lora)
+        loaded = time.perf_counter()
+        picture = pipeline.generate(request)
     if picture.prompt.dropped:
         limit = pipeline.manifest.model.prompt.max_tokens
         print(

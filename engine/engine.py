@@ -1,15 +1,15 @@
 """What executes one graph, whoever does it: allocates when it is constructed and only enqueues after that."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
-
-import numpy as np
 
 from engine.errors import LoraMismatch
 from engine.lora import PreparedLora
-from engine.manifest import Graph
+from engine.manifest import Graph, GraphName
+from engine.memory import Memory
 
-Bindings = Mapping[str, np.ndarray[Any, Any]]
+Bindings = Mapping[str, Any]
 
 
 class Engine(Protocol):
@@ -20,8 +20,8 @@ class Engine(Protocol):
 
         Args:
             stream: CUDA stream handle; 0 on a CPU, where the call returns when the outputs are written.
-            bindings: every input and output of the graph by name, C-contiguous, of the dtype the manifest gives.
-                Addresses are kept as long as the same arrays are passed.
+            bindings: every input and output of the graph by name, C-contiguous, of the dtype the manifest gives:
+                arrays on a CPU, `DeviceTensor`s on a GPU. Nothing is set anew as long as the same ones are passed.
         """
         ...
 
@@ -29,6 +29,23 @@ class Engine(Protocol):
         """Puts a LoRA into the graph's weights, in place of any other; None restores them bit for bit."""
         if lora is not None:
             raise LoraMismatch(f"a {type(self).__name__} has weights that cannot be swapped")
+
+    def keep(self, keep: bool) -> None:  # noqa: ARG002
+        """While on, bindings that are new are prepared for good: kernels, CUDA graph and all."""
+        return
+
+    def close(self) -> None:
+        """Frees what the engine holds; it runs no more."""
+        return
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """The engines of a plan directory and the memory that their tensors lie in."""
+
+    memory: Memory
+    engines: Mapping[GraphName, Engine]
+    close: Callable[[], None] = lambda: None
 
 
 def check_bindings(graph: Graph, bindings: Bindings) -> None:

@@ -11,6 +11,8 @@
     |  |- PlanMismatch           intact, but for another GPU, TensorRT or zimage-trt
     |- LoraMismatch              a LoRA that these plans cannot take
     |- BackendUnavailable        what would execute or build this flavor is not installed or has no device
+    |- DeviceError               CUDA or TensorRT failed at run time; `sticky`: the process must be replaced
+    |  |- OutOfDeviceMemory      the GPU, or page-locked memory, has no room
     |- NonFiniteOutput           NaN or Inf in latents or picture
 
 Messages say what was got, what was expected and what to do.
@@ -63,6 +65,18 @@ class LoraMismatch(ZImageError):
 
 class BackendUnavailable(ZImageError):
     """The library or device that a flavor needs is not there."""
+
+
+class DeviceError(ZImageError):
+    """CUDA or TensorRT failed at run time. If `sticky`, nothing works in this process any more."""
+
+    def __init__(self, message: str, *, sticky: bool = False) -> None:
+        super().__init__(message)
+        self.sticky = sticky
+
+
+class OutOfDeviceMemory(DeviceError):
+    """The GPU has too little memory for what was asked."""
 
 
 class NonFiniteOutput(ZImageError):

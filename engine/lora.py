@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import ml_dtypes  # noqa: F401  numpy knows bfloat16 from then on
 import msgspec
 import numpy as np
 import safetensors

@@ -6,6 +6,7 @@ how a plan is executed.
 
 import hashlib
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -202,6 +203,18 @@ class Manifest:
     def default_size(self) -> tuple[int, int]:
         """(height, width) in pixels for a request that names none: what the first profile is tuned for."""
         return self.profiles[0].height.opt, self.profiles[0].width.opt
+
+    def choose_profiles(self, names: Sequence[str]) -> dict[int, Profile]:
+        """Profiles by name, all if none is named, by TensorRT's profile index.
+
+        Raises:
+            PlanMismatch: there is none of a name.
+        """
+        known = [profile.name for profile in self.profiles]
+        for name in names:
+            if name not in known:
+                raise PlanMismatch(f"the plans have no profile {name}; they have {', '.join(known)}")
+        return {i: profile for i, profile in enumerate(self.profiles) if not names or profile.name in names}
 
     def profile_for(self, height: int, width: int, batch: int = 1) -> Profile:
         """The tightest profile that covers the shape.

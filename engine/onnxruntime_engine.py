@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from engine.engine import Bindings, check_bindings
+from engine.engine import Bindings, Engine, check_bindings
 from engine.errors import PlanCorrupt
 from engine.lora import PreparedLora
 from engine.manifest import Graph
@@ -16,7 +16,7 @@ from engine.manifest import Graph
 BINDINGS_KEPT = 64  # sets of arrays: two per shape for the denoiser's alternating latents
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(Engine):
     """Reads and writes the caller's arrays in place; a set of arrays is bound once, not per call."""
 
     def __init__(self, path: Path, graph: Graph, threads: int = 0) -> None:
@@ -41,10 +41,17 @@ class OnnxRuntimeEngine:
             self._weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in changed.items()}
             self._session = self._open(self._weights)  # which reads them where they are
 
+    def close(self) -> None:
+        self._binding_at.cache_clear()
+        self._session = None
+        self._weights = {}
+
     def _open(self, weights: Mapping[str, Any]) -> Any:
         """A session with these values in place of the file's own."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
+        # each graph has threads of its own; left spinning, they would keep the cores from the next graph
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3  # its warnings are about its own constant folding
         options.add_external_initializers(list(weights), list(weights.values()))
         try:

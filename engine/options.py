@@ -1,16 +1,81 @@
-"""The command-line options of every program that loads a pipeline; imports nothing that takes time."""
+"""How plans are run, and the command-line options for it; imports nothing that takes time."""
 
 import argparse
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
+
+from engine.errors import InvalidRequest
+from engine.request import parse_size
 
 MAX_THREADS = 256
 
+CudaGraphs = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """How `Pipeline.load` runs a plan directory.
+
+    Attributes:
+        threads: CPU threads per graph of ONNX Runtime; 0 for one per core.
+        profiles: names of those to serve; none for all.
+        warm_up: sizes (height, width) that are prepared before anything is served.
+        cuda_graphs: TensorRT's passes from CUDA graphs; "auto" keeps those that measurably gain.
+        offload: the prompt encoder and the denoiser take turns in GPU memory.
+        runtime_cache: folder for what TensorRT-RTX compiles on this GPU; None for the user's cache folder.
+    """
+
+    threads: int = 0
+    profiles: tuple[str, ...] = ()
+    warm_up: tuple[tuple[int, int], ...] = ()
+    cuda_graphs: CudaGraphs = "auto"
+    offload: bool = False
+    runtime_cache: Path | None = None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "RuntimeOptions":
+        """What `add_pipeline_arguments` parsed."""
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
+
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--engines` and `--threads`, the arguments of `Pipeline.load`."""
+    """`--engines`, and an option for each field of `RuntimeOptions`."""
+    default = RuntimeOptions()
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="what build-engines --output wrote")
     parser.add_argument(
-        "--threads", type=_threads, default=0, help="CPU threads, 0 for one per core; default: %(default)s"
+        "--threads",
+        type=_threads,
+        default=default.threads,
+        help="CPU threads, 0 for one per core; default: %(default)s",
+    )
+    parser.add_argument(
+        "--profiles", type=_names, default=default.profiles, metavar="NAME,...", help="profiles to serve; default: all"
+    )
+    parser.add_argument(
+        "--warm-up",
+        type=_sizes,
+        default=default.warm_up,
+        metavar="WxH,...",
+        help="sizes whose first picture is to be as fast as the next ones; default: none",
+    )
+    group = parser.add_argument_group("TensorRT")
+    group.add_argument(
+        "--cuda-graphs",
+        choices=("auto", "on", "off"),
+        default=default.cuda_graphs,
+        help="auto keeps those that measurably gain; default: %(default)s",
+    )
+    group.add_argument(
+        "--offload",
+        action="store_true",
+        help="the prompt encoder and the denoiser take turns in GPU memory; each new prompt costs seconds",
+    )
+    group.add_argument(
+        "--runtime-cache",
+        type=Path,
+        metavar="DIR",
+        help="where TensorRT-RTX keeps kernels compiled for this GPU; default: the user's cache folder",
     )
 
 
@@ -19,3 +84,14 @@ def _threads(text: str) -> int:
     if not 0 <= threads <= MAX_THREADS:
         raise argparse.ArgumentTypeError(f"must be between 0 and {MAX_THREADS}, got {threads}")
     return threads
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+    try:
+        return tuple(parse_size(size) for size in _names(text))
+    except InvalidRequest as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -32,8 +32,9 @@ def unscaled(y: Tensor, layer: Any) -> Tensor:
 def rms_norm(x: Tensor, norm: Any) -> Tensor:
     """RMSNorm over the last axis, FP32, with the weight and the eps of DiffSynth's or Qwen3's module."""
     x, eps = x.float(), getattr(norm, "variance_epsilon", None)
+    # divided, not multiplied by rsqrt: ONNX Runtime recognises a norm in this form only, and runs it as one kernel
     normed: Tensor = (
-        x * torch.rsqrt(x.square().mean(-1, keepdim=True) + (norm.eps if eps is None else eps)) * norm.weight
+        x / torch.sqrt(x.square().mean(-1, keepdim=True) + (norm.eps if eps is None else eps)) * norm.weight
     )
     return normed
 

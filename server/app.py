@@ -92,6 +92,8 @@ async def retrieve_model(model: str, card: Card) -> ModelCard:
 
 @router.get("/health")
 async def health(drawing: Drawing) -> Health:
+    if drawing.lost is not None:
+        raise drawing.lost
     manifest = drawing.pipeline.manifest
     return Health(model=manifest.model.name, precision=manifest.precision, flavor=manifest.target.flavor)
 

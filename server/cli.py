@@ -6,7 +6,7 @@ import sys
 import time
 
 from engine.errors import ZImageError
-from engine.options import add_pipeline_arguments
+from engine.options import RuntimeOptions, add_pipeline_arguments
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     from server.serving import serve
 
     try:
-        serve(lambda: Pipeline.load(args.engines, threads=args.threads), args.host, args.port, started)
+        serve(lambda: Pipeline.load(args.engines, RuntimeOptions.of(args)), args.host, args.port, started)
     except (ZImageError, OSError) as error:
         sys.exit(f"zimage-serve: {error}")
 

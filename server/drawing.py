@@ -12,11 +12,20 @@ from typing import Any, Protocol, TypeVar
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from engine.errors import DeviceError
 from engine.manifest import Manifest
 from engine.pipeline import OnStep, Picture
 from engine.request import PictureRequest
 
 T = TypeVar("T")
+
+
+class UnfinishedPicture(Protocol):
+    """What may still be on its way from the GPU: `engine.pipeline.Drawing`, or a fake."""
+
+    def finish(self) -> Picture:
+        """Waits for it; called from any thread, also while the next one is drawn."""
+        ...
 
 
 class PictureSource(Protocol):
@@ -26,12 +35,14 @@ class PictureSource(Protocol):
     def manifest(self) -> Manifest: ...
 
     def check(self, request: PictureRequest) -> None:
-        """Raises InvalidRequest; called from any thread, also while `generate` runs."""
+        """Raises InvalidRequest; called from any thread, also while `start` runs."""
         ...
 
-    def generate(self, request: PictureRequest, on_step: OnStep | None = None) -> Picture:
+    def start(self, request: PictureRequest, on_step: OnStep | None = None) -> UnfinishedPicture:
         """Draws; called from one thread."""
         ...
+
+    def close(self) -> None: ...
 
 
 class DrawingThread:
@@ -39,6 +50,7 @@ class DrawingThread:
 
     def __init__(self, pipeline: PictureSource) -> None:
         self.pipeline = pipeline
+        self.lost: DeviceError | None = None  # why nothing can be drawn in this process any more
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drawing")
 
     async def check(self, request: PictureRequest) -> None:
@@ -55,7 +67,12 @@ class DrawingThread:
 
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._executor, self.pipeline.generate, request, on_step)
+            drawing = await loop.run_in_executor(self._executor, self.pipeline.start, request, on_step)
+            return await asyncio.to_thread(drawing.finish)
+        except DeviceError as error:
+            if error.sticky:
+                self.lost = error
+            raise
         finally:
             abandoned.set()
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from engine.errors import InvalidRequest, NonFiniteOutput
+from engine.errors import DeviceError, InvalidRequest, NonFiniteOutput
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class ApiError(Exception):
 
 def install(app: FastAPI) -> None:
     """Answers the expected exceptions of `app`; the unexpected ones pass on to `RequestIdMiddleware`."""
-    for kind in (ApiError, InvalidRequest, NonFiniteOutput, HTTPException, ClientDisconnect):
+    for kind in (ApiError, InvalidRequest, NonFiniteOutput, DeviceError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, _answer)
 
 
@@ -121,6 +121,8 @@ def _translate(request: Request, error: Exception) -> ApiError:
             return ApiError(400, str(error), code="invalid_value", param=FIELDS.get(error.param, error.param))
         case NonFiniteOutput():  # drawn again it comes out the same, so OpenAI's client must not retry by itself
             return ApiError(500, str(error), code="non_finite_output", headers={"x-should-retry": "false"})
+        case DeviceError():
+            return ApiError(503, str(error), code="device_lost" if error.sticky else "device_error")
         case ClientDisconnect():
             return ApiError(
                 CLIENT_CLOSED_REQUEST, "The client hung up; drawing was stopped.", code="client_closed_request"

@@ -30,8 +30,7 @@ def serve(load: Callable[[], PictureSource], host: str, port: int, started: floa
         OSError: the address is taken or not ours.
         ZImageError: what `load` refuses.
     """
-    with _bind(host, port) as sock, contextlib.suppress(KeyboardInterrupt):
-        pipeline = load()
+    with _bind(host, port) as sock, contextlib.suppress(KeyboardInterrupt), contextlib.closing(load()) as pipeline:
         warm_up(pipeline)
         config = uvicorn.Config(create_app(pipeline), log_config=None, timeout_graceful_shutdown=GRACE_SECONDS)
         # uvicorn raises the signal that ended it once more when it is done: here both end quietly
@@ -42,7 +41,8 @@ def serve(load: Callable[[], PictureSource], host: str, port: int, started: floa
 def warm_up(pipeline: PictureSource) -> None:
     """Draws the smallest picture in one step: plans that cannot run fail here, before anything is served."""
     smallest = min(pipeline.manifest.profiles, key=lambda p: p.height.min * p.width.min)
-    pipeline.generate(PictureRequest("warm-up", smallest.height.min, smallest.width.min, num_inference_steps=1))
+    request = PictureRequest("warm-up", smallest.height.min, smallest.width.min, num_inference_steps=1)
+    pipeline.start(request).finish()
 
 
 class _Server(uvicorn.Server):

@@ -10,14 +10,15 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
-from sample_manifest import MANIFEST
+from sample_manifest import LARGE, MANIFEST, USUAL
 
-from engine import backend, device
-from engine.backend import load_engines
+from engine import backend
+from engine.backend import load
 from engine.engine import check_bindings
 from engine.errors import BackendUnavailable, PlanCorrupt, PlanMismatch
 from engine.manifest import Flavor, Graph, Manifest, Target, TensorSpec
 from engine.onnxruntime_engine import OnnxRuntimeEngine
+from engine.options import RuntimeOptions
 
 Array = np.ndarray[Any, Any]
 
@@ -78,7 +79,7 @@ def test_a_missing_package_is_named_with_what_to_install(
 ) -> None:
     monkeypatch.setitem(backend.PACKAGES, flavor, "not_here")
     with pytest.raises(BackendUnavailable) as refusal:
-        load_engines(tmp_path, manifest_of(flavor, "not_here 1.0"))
+        load(tmp_path, manifest_of(flavor, "not_here 1.0"), RuntimeOptions())
     assert f"{flavor} plans need the package not_here" in str(refusal.value)
     assert f"pip install {install}" in str(refusal.value)
 
@@ -87,33 +88,34 @@ def test_a_missing_package_is_named_with_what_to_install(
 def test_plans_of_another_builder_are_refused(flavor: Flavor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(backend.PACKAGES, flavor, "numpy")  # a package that is there
     with pytest.raises(PlanMismatch) as refusal:
-        load_engines(tmp_path, manifest_of(flavor, "numpy 0.9"))
+        load(tmp_path, manifest_of(flavor, "numpy 0.9"), RuntimeOptions())
     assert f"built by numpy 0.9, installed is numpy {np.__version__}" in str(refusal.value)
     assert "run build-engines again" in str(refusal.value)
 
 
+class Gpu:
+    """An H100 as far as it is asked before anything is loaded."""
+
+    def compute_capability(self) -> str:
+        return "9.0"
+
+    def name(self) -> str:
+        return "NVIDIA H100"
+
+
 def test_plans_for_another_gpu_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(backend.PACKAGES, "rtx", "numpy")
-    monkeypatch.setattr(device, "compute_capability", lambda: "9.0")
-    with pytest.raises(PlanMismatch, match=r"for compute capability 8\.9, 12\.0, this GPU has 9\.0; run build-engines"):
-        load_engines(tmp_path, manifest_of("rtx", f"numpy {np.__version__}", ("8.9", "12.0")))
+    monkeypatch.setattr(backend, "CudaRuntime", Gpu)
+    message = r"for compute capability 8\.9, 12\.0, this GPU \(NVIDIA H100\) has 9\.0; run build-engines"
+    with pytest.raises(PlanMismatch, match=message):
+        load(tmp_path, manifest_of("rtx", f"numpy {np.__version__}", ("8.9", "12.0")), RuntimeOptions())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_without_a_gpu_tensorrt_plans_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(backend.PACKAGES, "rtx", "numpy")
-    with pytest.raises(BackendUnavailable, match="TensorRT plans need a CUDA device"):
-        load_engines(tmp_path, manifest_of("rtx", f"numpy {np.__version__}", ("8.9",)))
-
-
-@pytest.mark.parametrize("flavor", ["rtx", "tensorrt"])
-def test_plans_that_this_version_cannot_run_yet_are_refused(
-    flavor: Flavor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(backend.PACKAGES, flavor, "numpy")
-    monkeypatch.setattr(device, "compute_capability", lambda: "8.9")
-    with pytest.raises(BackendUnavailable, match=f"these are {flavor} plans; .*build-engines --flavor onnx"):
-        load_engines(tmp_path, manifest_of(flavor, f"numpy {np.__version__}", ("8.9",)))
+    with pytest.raises(BackendUnavailable, match=r"TensorRT plans need a CUDA device: .*build-engines --flavor onnx"):
+        load(tmp_path, manifest_of("rtx", f"numpy {np.__version__}", ("8.9",)), RuntimeOptions())
 
 
 def test_every_flavor_has_a_package_and_an_extra() -> None:
@@ -122,9 +124,17 @@ def test_every_flavor_has_a_package_and_an_extra() -> None:
 
 def test_onnx_plans_run_on_onnx_runtime(plan: Path) -> None:
     manifest = replace(MANIFEST, graphs=dict.fromkeys(MANIFEST.graphs, GRAPH))
-    engines = load_engines(plan.parent, manifest, threads=1)
-    assert engines.keys() == {"prompt_encoder", "denoiser", "vae_decoder"}
-    assert all(isinstance(engine, OnnxRuntimeEngine) for engine in engines.values())
+    loaded = load(plan.parent, manifest, RuntimeOptions(threads=1))
+    assert loaded.engines.keys() == {"prompt_encoder", "denoiser", "vae_decoder"}
+    assert all(isinstance(engine, OnnxRuntimeEngine) for engine in loaded.engines.values())
+    loaded.close()
+
+
+def test_profiles_are_chosen_by_name() -> None:
+    assert MANIFEST.choose_profiles(()) == {0: USUAL, 1: LARGE}
+    assert MANIFEST.choose_profiles(("large",)) == {1: LARGE}
+    with pytest.raises(PlanMismatch, match="no profile huge; they have usual, large"):
+        MANIFEST.choose_profiles(("usual", "huge"))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", None])

@@ -12,6 +12,7 @@ from PIL import Image
 
 from engine.cli import main
 from engine.errors import InvalidRequest
+from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.request import PictureRequest, parse_size
 
@@ -35,7 +36,7 @@ def test_it_writes_the_picture_of_the_prompt(engines: Path, tmp_path: Path, caps
     picture = open_png(tmp_path / "a.png")
     assert (picture.size, picture.mode) == ((96, 64), "RGB")
     assert picture.info == {"prompt": PROMPT, "seed": "7"}
-    expected = Pipeline.load(engines, threads=1).generate(PictureRequest(PROMPT, 64, 96, 7, 2)).pixels
+    expected = Pipeline.load(engines, RuntimeOptions(threads=1)).generate(PictureRequest(PROMPT, 64, 96, 7, 2)).pixels
     assert np.array_equal(np.asarray(picture), expected)
     captured = capsys.readouterr()
     assert f"{tmp_path / 'a.png'}: 96x64, seed 7, 2 forwards" in captured.out

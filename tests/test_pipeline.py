@@ -1,17 +1,21 @@
 """The order of the graphs, the buffers between them, and what ends a picture."""
 
 import tracemalloc
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_cuda import FakeCuda, load_fakes
 from sample_manifest import MANIFEST
 
-from engine.engine import Bindings
+from engine.engine import Backend, Bindings, Engine
 from engine.errors import InvalidRequest, NonFiniteOutput, UnsupportedShape
 from engine.manifest import GraphName
+from engine.memory import HostMemory, Memory, Tensor
 from engine.noise import randn
+from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.prompt import PromptTokenizer
 from engine.request import PictureRequest
@@ -34,59 +38,96 @@ class Call:
 
 
 @dataclass
-class FakeEngine:
-    """Records its calls and fills its outputs; the denoiser adds 1, the VAE draws the first latent everywhere."""
+class FakeGraph:
+    """Records what it is given and fills its outputs; the denoiser adds 1, the VAE draws the first latent."""
 
     graph: GraphName
     calls: list[Call]
     poison: dict[int, float] = field(default_factory=dict)  # what to write instead, by the number of its call
 
-    def enqueue(self, stream: int, bindings: Bindings) -> None:
-        assert stream == 0
-        latents = bindings["latents"].copy() if "latents" in bindings else None
+    def __call__(self, tensors: Mapping[str, np.ndarray]) -> None:
+        latents = tensors["latents"].copy() if "latents" in tensors else None
         self.calls.append(
             Call(
                 self.graph,
-                {name: array.shape for name, array in bindings.items()},
-                {name: array.ctypes.data for name, array in bindings.items()},
-                {name: array.tolist() for name, array in bindings.items() if array.ndim == 1},
+                {name: array.shape for name, array in tensors.items()},
+                {name: array.ctypes.data for name, array in tensors.items()},
+                {name: array.tolist() for name, array in tensors.items() if array.ndim == 1},
                 latents,
             )
         )
         done = sum(call.graph == self.graph for call in self.calls)
         if self.graph == "prompt_encoder":
-            output, value = bindings["caption"], bindings["input_ids"][..., None].astype(np.float32)
+            output, value = tensors["caption"], tensors["input_ids"][..., None].astype(np.float32)
         elif self.graph == "denoiser":
-            output, value = bindings["latents_next"], bindings["latents"] + 1
+            output, value = tensors["latents_next"], tensors["latents"] + 1
         else:
-            output, value = bindings["image"], bindings["latents"].flat[0]
+            output, value = tensors["image"], tensors["latents"].flat[0]
         output[:] = value
         if done in self.poison:
             output[..., -1] = self.poison[done]
+
+
+class HostEngine(Engine):
+    """Runs a function at once."""
+
+    def __init__(self, function: FakeGraph) -> None:
+        self._function = function
+
+    def enqueue(self, stream: int, bindings: Bindings) -> None:
+        assert stream == 0
+        self._function(bindings)
 
 
 @dataclass
 class Fakes:
     pipeline: Pipeline
     calls: list[Call]
-    engines: dict[GraphName, FakeEngine]
+    graphs: dict[GraphName, FakeGraph]
+    memory: Memory
+    cuda: FakeCuda | None
 
     def of(self, graph: GraphName) -> list[Call]:
         return [call for call in self.calls if call.graph == graph]
 
+    def values(self, tensor: Tensor) -> np.ndarray:
+        return self.memory.read(tensor).wait().copy()
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        return self.pipeline.decode(self.memory.write("latents", latents)).wait()
+
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PromptTokenizer:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer, and plan files that nobody reads."""
     folder = tmp_path_factory.mktemp("plans")
     write_tokenizer(folder / "tokenizer")
+    for graph in MANIFEST.graphs.values():
+        (folder / graph.file).write_bytes(b"plan")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> PromptTokenizer:
     return PromptTokenizer(folder, MANIFEST.model.prompt)
 
 
-@pytest.fixture
-def fakes(tokenizer: PromptTokenizer) -> Fakes:
+@pytest.fixture(params=["host", "device, late", "device, hasty", "device, CUDA graphs"])
+def fakes(request: pytest.FixtureRequest, folder: Path, tokenizer: PromptTokenizer) -> Iterator[Fakes]:
+    """A pipeline whose graphs are functions: on the host, and on devices that keep no order that nobody asked for."""
     calls: list[Call] = []
-    engines = {name: FakeEngine(name, calls) for name in MANIFEST.graphs}
-    return Fakes(Pipeline(MANIFEST, tokenizer, dict(engines)), calls, engines)
+    graphs = {name: FakeGraph(name, calls) for name in MANIFEST.graphs}
+    cuda = None
+    if request.param == "host":
+        memory = HostMemory(MANIFEST, MANIFEST.profiles)
+        loaded = Backend(memory, {name: HostEngine(graph) for name, graph in graphs.items()})
+    else:
+        cuda = FakeCuda(haste=0.9 if "hasty" in request.param else 0)
+        options = RuntimeOptions(cuda_graphs="on" if "graphs" in request.param else "off")
+        loaded = load_fakes(cuda, graphs, folder, MANIFEST, options)
+    yield Fakes(Pipeline(MANIFEST, tokenizer, loaded), calls, graphs, loaded.memory, cuda)
+    loaded.close()
+    assert cuda is None or not cuda.leaks
 
 
 def test_the_prompt_is_encoded_once_then_eight_steps_then_the_vae(fakes: Fakes) -> None:
@@ -95,7 +136,7 @@ def test_the_prompt_is_encoded_once_then_eight_steps_then_the_vae(fakes: Fakes) 
     assert (picture.height, picture.width, picture.seed, picture.num_inference_steps) == (64, 96, 7, 8)
     assert picture.pixels.dtype == np.uint8
     assert picture.prompt.text == "a red circle"
-    assert list(picture.seconds) == ["tokenize", "prompt_encoder", "denoiser", "vae_decoder"]
+    assert list(picture.seconds) == ["tokenize", "prompt_encoder", "denoiser", "vae_decoder", "pixels"]
 
 
 def test_every_tensor_has_the_shape_of_its_graph(fakes: Fakes) -> None:
@@ -125,7 +166,7 @@ def test_one_prompt_is_encoded_once_for_several_pictures(fakes: Fakes) -> None:
 
 @pytest.mark.parametrize(("value", "level"), [(-1e9, 0), (-0.4, 0), (254.6, 255), (1e9, 255)])
 def test_pixels_are_clipped(fakes: Fakes, value: float, level: int) -> None:
-    fakes.engines["vae_decoder"].poison[1] = value
+    fakes.graphs["vae_decoder"].poison[1] = value
     assert (fakes.pipeline.generate(REQUEST).pixels[..., -1] == level).all()
 
 
@@ -135,9 +176,9 @@ def test_the_denoiser_reads_the_caption_where_the_encoder_wrote_it(fakes: Fakes)
 
 
 def test_ids_are_padded_and_nothing_of_a_longer_prompt_remains(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
-    fakes.pipeline.encode_prompt(tokenizer("a blue square " * 200))
+    fakes.pipeline.encode_prompt([tokenizer("a blue square " * 200)])
     short = tokenizer("a red circle")
-    caption = fakes.pipeline.encode_prompt(short)  # the fake writes the ids
+    caption = fakes.values(fakes.pipeline.encode_prompt([short]))  # the fake writes the ids
     assert caption[0, :, 0].tolist() == [*short.ids, *[MANIFEST.model.prompt.pad_token_id] * (32 - len(short.ids))]
 
 
@@ -174,7 +215,8 @@ def test_on_step_hears_of_every_step(fakes: Fakes) -> None:
     heard: list[tuple[int, int, int]] = []
     request = PictureRequest("a", 64, 64, num_inference_steps=3)
     fakes.pipeline.generate(request, lambda done, steps: heard.append((done, steps, len(fakes.of("denoiser")))))
-    assert heard == [(1, 3, 1), (2, 3, 2), (3, 3, 3)]
+    assert [(done, steps) for done, steps, _ in heard] == [(1, 3), (2, 3), (3, 3)]
+    assert all(done <= run <= min(done + fakes.memory.ahead, 3) for done, _, run in heard)
 
 
 def test_what_on_step_raises_ends_the_picture_and_no_other(fakes: Fakes) -> None:
@@ -189,7 +231,9 @@ def test_what_on_step_raises_ends_the_picture_and_no_other(fakes: Fakes) -> None
     fakes.calls.clear()
     with pytest.raises(Cancelled):
         fakes.pipeline.generate(REQUEST, cancel)
-    assert [call.graph for call in fakes.calls] == ["denoiser", "denoiser"]  # the caption is still there
+    fakes.pipeline.synchronize()
+    run = [call.graph for call in fakes.calls]
+    assert run == ["denoiser"] * (2 + fakes.memory.ahead)  # the caption is still there
     assert np.array_equal(fakes.pipeline.generate(REQUEST).pixels, expected)
 
 
@@ -207,24 +251,24 @@ def test_what_is_not_finite_is_never_a_picture(
 ) -> None:
     expected = fakes.pipeline.generate(REQUEST).pixels
     fakes.calls.clear()
-    fakes.engines[graph].poison[call] = value
+    fakes.graphs[graph].poison[call] = value
     with pytest.raises(NonFiniteOutput, match=message):
         fakes.pipeline.generate(REQUEST)
-    fakes.engines[graph].poison.clear()
+    fakes.graphs[graph].poison.clear()
     assert np.array_equal(fakes.pipeline.generate(REQUEST).pixels, expected)
 
 
 def test_pixels_are_rounded(fakes: Fakes) -> None:
     for value, pixel in ((0.4, 0), (0.6, 1), (254.6, 255)):
         latents = np.full((1, 16, 8, 8), value, np.float32)
-        assert (fakes.pipeline.decode(latents) == pixel).all()
+        assert (fakes.decode(latents) == pixel).all()
 
 
 def test_a_picture_keeps_its_pixels(fakes: Fakes) -> None:
     """The image buffer is used again; a picture must not look into it."""
     first = fakes.pipeline.generate(REQUEST)
     before = first.pixels.copy()
-    fakes.pipeline.decode(np.full((1, 16, 8, 12), 200, np.float32))
+    fakes.decode(np.full((1, 16, 8, 12), 200, np.float32))
     assert np.array_equal(first.pixels, before)
 
 
@@ -263,7 +307,7 @@ def test_check_does_not_draw(fakes: Fakes) -> None:
 
 @pytest.fixture(scope="module")
 def real(engines: Path) -> Pipeline:
-    return Pipeline.load(engines, threads=1)
+    return Pipeline.load(engines, RuntimeOptions(threads=1))
 
 
 def step_peak(real: Pipeline, side: int) -> int:

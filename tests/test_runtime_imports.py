@@ -27,9 +27,10 @@ for name in FORBIDDEN:
     sys.exit(f"{name} was not refused: this test tests nothing")
 
 from engine.pipeline import Pipeline
+from engine.options import RuntimeOptions
 from engine.request import PictureRequest
 
-pipeline = Pipeline.load(Path(sys.argv[1]), threads=1)
+pipeline = Pipeline.load(Path(sys.argv[1]), RuntimeOptions(threads=1))
 picture = pipeline.generate(PictureRequest("a red circle", 64, 80, seed=7, num_inference_steps=1))
 assert picture.pixels.shape == (64, 80, 3)
 assert picture.pixels.std() > 1

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import openai
@@ -40,6 +41,13 @@ MANIFEST = replace(
 )
 
 
+class Drawn(NamedTuple):
+    picture: Picture
+
+    def finish(self) -> Picture:
+        return self.picture
+
+
 class FakePipeline:
     """Colours tell what was asked: red is the seed, green the steps, blue the prompt's length.
 
@@ -58,6 +66,12 @@ class FakePipeline:
         self._schedule(request)
         if not request.prompt.strip():
             raise InvalidRequest("prompt must not be empty", "prompt")
+
+    def start(self, request: PictureRequest, on_step: OnStep | None = None) -> "Drawn":
+        return Drawn(self.generate(request, on_step))
+
+    def close(self) -> None:
+        self.closed = True
 
     def generate(self, request: PictureRequest, on_step: OnStep | None = None) -> Picture:
         assert self._busy.acquire(blocking=False), "two threads in one pipeline"

@@ -1,0 +1,292 @@
+"""Every tensor that a picture needs, allocated once and sized for the largest profile: on the host, or on a device.
+
+One flat allocation per tensor name of the three graphs; a view is a window of it in the shape of the moment. Knows
+streams and events; not what the tensors mean.
+"""
+
+import ctypes
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import lru_cache
+from itertools import cycle
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from engine.cuda import Cuda
+from engine.manifest import Manifest, Profile
+from engine.shapes import dimensions
+
+Array = np.ndarray[Any, Any]
+Tensor = Any  # what engines bind: an Array, or a DeviceTensor
+
+ALIGNMENT = 256  # bytes, what TensorRT asks of addresses
+SLOTS = 2  # page-locked copies of a tensor: the host is at most one step ahead of the device
+VIEWS = 256  # kept, so that the same shape is the same object and engines rebind only what is new
+MARKS = 16  # two pictures in flight, four each, and some to spare
+
+
+class DeviceTensor(NamedTuple):
+    """A tensor in device memory. `buffer` is the name of the allocation that it lies in."""
+
+    buffer: str
+    address: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class Reading(Protocol):
+    """A tensor on its way to the host."""
+
+    def wait(self) -> Array:
+        """Its values, valid until the same buffer has been read SLOTS times more."""
+        ...
+
+
+class Mark(Protocol):
+    """A moment in the order of what is enqueued."""
+
+    def seconds_until(self, later: Any) -> float:
+        """Both must have passed."""
+        ...
+
+
+class Memory(Protocol):
+    """Where the tensors of a pipeline are. `stream` is what its copies and its engines are enqueued on."""
+
+    stream: int
+    ahead: int  # steps that may be enqueued before the first of them is waited for
+
+    def view(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor in a shape; the same object for the same shape."""
+        ...
+
+    def row(self, tensor: Tensor, index: int) -> Tensor:
+        """One sample of a batch, with a batch dimension of 1."""
+        ...
+
+    def write(self, name: str, values: Array) -> Tensor:
+        """Enqueues values into the tensor; its view in their shape. They may be changed as soon as this returns."""
+        ...
+
+    def read(self, tensor: Tensor) -> Reading:
+        """Starts a copy to the host, beside what is enqueued afterwards."""
+        ...
+
+    def claim(self, tensor: Tensor) -> None:
+        """Makes what is enqueued from now on wait until the tensor's last copy to the host is done."""
+        ...
+
+    def mark(self) -> Mark: ...
+
+    def synchronize(self) -> None:
+        """Waits until nothing is running."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class HostMemory:
+    """numpy arrays; nothing is ever on its way."""
+
+    stream = 0
+    ahead = 0
+
+    def __init__(self, manifest: Manifest, profiles: Sequence[Profile]) -> None:
+        self._flat = {name: np.zeros(count, dtype) for name, (count, dtype) in _capacities(manifest, profiles).items()}
+        self.view = lru_cache(maxsize=VIEWS)(self._view)
+
+    def row(self, tensor: Tensor, index: int) -> Array:
+        one: Array = tensor[index : index + 1]
+        return one
+
+    def write(self, name: str, values: Array) -> Array:
+        view = self.view(name, values.shape)
+        view[...] = values
+        return view
+
+    def read(self, tensor: Tensor) -> "_Here":
+        return _Here(tensor)
+
+    def claim(self, tensor: Tensor) -> None:
+        pass
+
+    def mark(self) -> "_Moment":
+        return _Moment(time.perf_counter())
+
+    def synchronize(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.view.cache_clear()
+        self._flat.clear()
+
+    def _view(self, name: str, shape: tuple[int, ...]) -> Array:
+        return self._flat[name][: math.prod(shape)].reshape(shape)
+
+
+class _Here(NamedTuple):
+    values: Array
+
+    def wait(self) -> Array:
+        return self.values
+
+
+class _Moment(NamedTuple):
+    seconds: float
+
+    def seconds_until(self, later: "_Moment") -> float:
+        return later.seconds - self.seconds
+
+
+class DeviceMemory:
+    """One block of device memory, and one of page-locked host memory that copies go through.
+
+    Copies to the device are enqueued on `stream`; copies to the host on a stream of their own, so that the next
+    picture's steps do not wait for them.
+    """
+
+    ahead = 1
+
+    def __init__(self, cuda: Cuda, manifest: Manifest, profiles: Sequence[Profile]) -> None:
+        self._cuda = cuda
+        self._dtypes = {name: dtype for name, (_, dtype) in _capacities(manifest, profiles).items()}
+        offsets, size = layout(tensor_bytes(manifest, profiles))
+        with ExitStack() as owned:
+            self.stream, self._copies = (_own(owned, cuda.create_stream(), cuda.destroy_stream) for _ in range(2))
+            device = _own(owned, cuda.allocate(size), cuda.free)
+            host = _own(owned, cuda.allocate_host(SLOTS * size), cuda.free_host)
+            events = iter(
+                [_own(owned, cuda.create_event(), cuda.destroy_event) for _ in range(2 * SLOTS * len(offsets) + MARKS)]
+            )
+            self._owned = owned.pop_all()
+        self._addresses = {name: device + offset for name, offset in offsets.items()}
+        self._slots = {
+            name: cycle([_Slot(cuda, host + turn * size + at, next(events), next(events)) for turn in range(SLOTS)])
+            for name, at in offsets.items()
+        }
+        self._marks = cycle([_Event(cuda, event) for event in events])
+        self._read_last: dict[str, _Slot] = {}  # buffer -> the copy to the host that may still be running
+        self.view = lru_cache(maxsize=VIEWS)(self._view)
+
+    def row(self, tensor: DeviceTensor, index: int) -> DeviceTensor:
+        shape = (1, *tensor.shape[1:])
+        address = tensor.address + index * tensor.nbytes // tensor.shape[0]
+        return DeviceTensor(tensor.buffer, address, shape, tensor.dtype)
+
+    def write(self, name: str, values: Array) -> DeviceTensor:
+        tensor: DeviceTensor = self.view(name, values.shape)
+        self.claim(tensor)
+        slot = next(self._slots[name])
+        slot.wait()  # until the copy before the last has left
+        slot.array(tensor)[...] = values
+        self._cuda.copy(tensor.address, slot.address, tensor.nbytes, self.stream)
+        slot.record(self.stream)
+        return tensor
+
+    def read(self, tensor: DeviceTensor) -> "_OnItsWay":
+        slot = next(self._slots[tensor.buffer])
+        slot.wait()
+        self._cuda.record(slot.produced, self.stream)
+        self._cuda.make_wait(self._copies, slot.produced)
+        self._cuda.copy(slot.address, tensor.address, tensor.nbytes, self._copies)
+        slot.record(self._copies)
+        self._read_last[tensor.buffer] = slot
+        return _OnItsWay(slot, tensor)
+
+    def claim(self, tensor: DeviceTensor) -> None:
+        slot = self._read_last.pop(tensor.buffer, None)
+        if slot is not None:
+            self._cuda.make_wait(self.stream, slot.done)
+
+    def mark(self) -> "_Event":
+        mark = next(self._marks)
+        self._cuda.record(mark.event, self.stream)
+        return mark
+
+    def synchronize(self) -> None:
+        for stream in (self.stream, self._copies):
+            self._cuda.synchronize(stream)
+
+    def close(self) -> None:
+        """Frees everything; what is running is waited for."""
+        with self._owned:
+            self.synchronize()
+
+    def _view(self, name: str, shape: tuple[int, ...]) -> DeviceTensor:
+        return DeviceTensor(name, self._addresses[name], shape, self._dtypes[name])
+
+
+class _Slot:
+    """A place in page-locked memory, and when what was last enqueued on it is done."""
+
+    def __init__(self, cuda: Cuda, address: int, produced: int, done: int) -> None:
+        self.address, self.produced, self.done = address, produced, done
+        self._cuda, self._used = cuda, False
+
+    def record(self, stream: int) -> None:
+        self._cuda.record(self.done, stream)
+        self._used = True
+
+    def wait(self) -> None:
+        if self._used:
+            self._cuda.wait(self.done)
+
+    def array(self, tensor: DeviceTensor) -> Array:
+        memory = (ctypes.c_byte * tensor.nbytes).from_address(self.address)
+        return np.ctypeslib.as_array(memory).view(tensor.dtype).reshape(tensor.shape)
+
+
+class _OnItsWay(NamedTuple):
+    slot: _Slot
+    tensor: DeviceTensor
+
+    def wait(self) -> Array:
+        self.slot.wait()
+        return self.slot.array(self.tensor)
+
+
+class _Event(NamedTuple):
+    cuda: Cuda
+    event: int
+
+    def seconds_until(self, later: "_Event") -> float:
+        return self.cuda.seconds(self.event, later.event)
+
+
+def _own(owned: ExitStack, handle: int, destroy: Callable[[int], None]) -> int:
+    owned.callback(destroy, handle)
+    return handle
+
+
+def tensor_bytes(manifest: Manifest, profiles: Sequence[Profile]) -> dict[str, int]:
+    """Bytes of each tensor at the largest shape of any profile."""
+    found = _capacities(manifest, profiles)
+    return {name: count * np.dtype(dtype).itemsize for name, (count, dtype) in found.items()}
+
+
+def layout(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Where each of several tensors begins in one block, aligned, and how long the block is."""
+    offsets, end = {}, 0
+    for name, size in sizes.items():
+        offsets[name] = end
+        end += -(-size // ALIGNMENT) * ALIGNMENT
+    return offsets, end
+
+
+def _capacities(manifest: Manifest, profiles: Sequence[Profile]) -> dict[str, tuple[int, str]]:
+    """Elements and dtype of each tensor at the largest shape of any profile."""
+    found: dict[str, tuple[int, str]] = {}
+    for name, graph in manifest.graphs.items():
+        for profile in profiles:
+            bounds = dimensions(name, profile, manifest.model)
+            for spec in (*graph.inputs, *graph.outputs):
+                count = math.prod(d if isinstance(d, int) else bounds[d].max for d in spec.shape)
+                found[spec.name] = max((count, spec.dtype), found.get(spec.name, (0, spec.dtype)))
+    return found

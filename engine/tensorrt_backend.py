@@ -1,0 +1,66 @@
+"""From plan files to engines on a device: what is refused first, what is allocated, and in which order.
+
+The memory plan is checked before anything is loaded. All three graphs run on one stream, one after the other, so that
+their contexts share one arena.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from engine.cuda import Cuda
+from engine.engine import Backend, Engine
+from engine.manifest import GraphName, Manifest
+from engine.memory import DeviceMemory
+from engine.offload import TakesTurns, Turn
+from engine.options import RuntimeOptions
+from engine.shapes import dimensions
+from engine.tensorrt_engine import Site, TensorRtEngine
+from engine.tensorrt_plan import Plan
+from engine.vram import TAKE_TURNS, VramPlan
+
+log = logging.getLogger(__name__)
+
+
+def load(
+    cuda: Cuda, open_plan: Callable[[GraphName], Plan], directory: Path, manifest: Manifest, options: RuntimeOptions
+) -> Backend:
+    """The engines of a plan directory, and the memory between them.
+
+    Args:
+        open_plan: puts a graph's plan on the device.
+
+    Raises:
+        OutOfDeviceMemory: with a table of what needs how much, and what would make it fit.
+        PlanCorrupt, PlanMismatch: TensorRT does not take a plan, or it is not as its manifest says.
+    """
+    profiles = manifest.choose_profiles(options.profiles)
+    vram = VramPlan.of(directory, manifest, tuple(profiles.values()), offload=options.offload)
+    free = cuda.free_memory()
+    vram.require_fit(free, [profile.name for profile in profiles.values()])
+    log.info("GPU memory, %.2f GB of it free:\n%s", free / 1e9, vram.table())
+    by_turns = TAKE_TURNS if options.offload else ()
+    with ExitStack() as owned:
+        memory = DeviceMemory(cuda, manifest, tuple(profiles.values()))
+        owned.callback(memory.close)
+        plans = {name: open_plan(name) for name in manifest.graphs if name not in by_turns}
+        for plan in plans.values():
+            owned.callback(plan.close)
+        activations = [plan.activation_bytes(index) for plan in plans.values() for index in profiles]
+        size = max(vram.arena if by_turns else 0, *activations)
+        arena = cuda.allocate(size)
+        owned.callback(cuda.free, arena)
+        site = Site(cuda, memory.stream, arena, size, options.cuda_graphs)
+
+        def engine(name: GraphName, plan: Plan | None = None) -> Engine:
+            bounds = {index: dimensions(name, profile, manifest.model) for index, profile in profiles.items()}
+            return TensorRtEngine(site, plan or open_plan(name), manifest.graphs[name], bounds, directory)
+
+        engines: dict[GraphName, Engine] = {name: engine(name, plan) for name, plan in plans.items()}
+        turn = Turn()
+        engines |= {name: TakesTurns(partial(engine, name), turn) for name in by_turns}
+        for each in engines.values():
+            owned.callback(each.close)
+        return Backend(memory, engines, owned.pop_all().close)
