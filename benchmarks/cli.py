@@ -12,6 +12,7 @@ COMMANDS = {
     "startup": "seconds from starting zimage-serve to its first answer",
     "judge": "does z-image-nano draw what held-out captions say: colours, shapes, places; a contact sheet",
     "parity": "FP32, FP16 and BF16 of a checkpoint against float64: graphs, steps, pictures",
+    "gpu-check": "all that only a GPU can answer: which flavors run, parity, memory, CUDA graphs, refit, latency",
     "peers": "the same prompt and seed through diffusers and DiffSynth: how far apart are the pictures",
 }
 

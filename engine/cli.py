@@ -53,8 +53,7 @@ def _draw(args: argparse.Namespace, request: PictureRequest, file: IO[bytes]) ->
     started = time.perf_counter()
     lora = PreparedLora.read(args.lora) if args.lora else None
     with Pipeline.load(args.engines, RuntimeOptions.of(args)) as pipeline:
-        if lora is not None:
-            pipeline.refit(lora)
+        swapped = "" if lora is None else f", LoRA {pipeline.refit(lora):.2f} s"
         loaded = time.perf_counter()
         picture = pipeline.generate(request)
     if picture.prompt.dropped:
@@ -68,7 +67,7 @@ def _draw(args: argparse.Namespace, request: PictureRequest, file: IO[bytes]) ->
     print(
         f"{args.output}: {picture.width}x{picture.height}, seed {picture.seed}, {picture.num_inference_steps} forwards"
     )
-    print(f"load {loaded - started:.2f} s, {stages}")
+    print(f"load {loaded - started:.2f} s{swapped}, {stages}")
 
 
 if __name__ == "__main__":

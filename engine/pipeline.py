@@ -163,8 +163,11 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def refit(self, lora: PreparedLora | None) -> None:
+    def refit(self, lora: PreparedLora | None) -> float:
         """Puts a LoRA into the plans, in place of any other; None restores them bit for bit.
+
+        Returns:
+            Seconds that it took.
 
         Raises:
             LoraMismatch: it was not prepared for these plans; nothing was changed.
@@ -183,7 +186,7 @@ class Pipeline:
                 with suppress(ZImageError):  # such an engine refuses to run
                     engine.refit(None)
             raise
-        log.info("weights swapped in %.0f ms", (time.perf_counter() - started) * 1e3)
+        return time.perf_counter() - started
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
         """Draws each size (height, width) with captions of the usual lengths, and keeps what was prepared for them."""

@@ -31,14 +31,19 @@ TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 
 
 class Reference:
-    """DiffSynth's forward passes over a checkpoint, FP32, with the inputs and outputs of our graphs."""
+    """DiffSynth's forward passes over a checkpoint, FP32, with the inputs and outputs of our graphs.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    Args:
+        device: torch's name of where they run.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self.config = checkpoint.transformer.config
-        self._dit = models.transformer(checkpoint.transformer).load()
+        self._device = device
+        self._dit = models.transformer(checkpoint.transformer).load().to(device)
         models.embed_timesteps_in_fp32(self._dit)
-        self._vae = models.vae_decoder(checkpoint.vae).load()
-        self._text_encoder = models.load_text_encoder(checkpoint.text_encoder)
+        self._vae = models.vae_decoder(checkpoint.vae).load().to(device)
+        self._text_encoder = models.load_text_encoder(checkpoint.text_encoder).to(device)
 
     def forward(self, graph: GraphName) -> Callable[[Arrays], Array]:
         """The reference of a graph, under the graph's name."""
@@ -51,32 +56,37 @@ class Reference:
         """Qwen3's hidden_states[-2] of each sample alone, then the transformer's own context path."""
         captions = []
         for ids, length in zip(inputs["input_ids"], inputs["lengths"], strict=True):
-            tokens = torch.from_numpy(ids[None, :length])
+            tokens = self._tensor(ids[None, :length])
             hidden = self._text_encoder(input_ids=tokens, output_hidden_states=True).hidden_states[-2][0]
             captions.append(self._refined_caption(hidden))
-        return torch.stack(captions).numpy()
+        return torch.stack(captions).cpu().numpy()
 
     @torch.no_grad()
     def denoiser(self, inputs: Arrays) -> Array:
         """DiffSynth's model function per sample, with the refined caption put in place of its context path."""
         steps = []
         for latents, sigma, sigma_next, caption in zip(
-            *(torch.from_numpy(inputs[k]) for k in ("latents", "sigma", "sigma_next", "caption")), strict=True
+            *(self._tensor(inputs[k]) for k in ("latents", "sigma", "sigma_next", "caption")), strict=True
         ):
             flow = velocity(self._dit, latents[None], sigma[None], caption)
             steps.append(latents + (sigma_next - sigma) * flow[0])
-        return torch.stack(steps).numpy()
+        return torch.stack(steps).cpu().numpy()
 
     @torch.no_grad()
     def vae_decoder(self, inputs: Arrays) -> Array:
         """DiffSynth's decoder and its way to 0..255, without clipping and rounding."""
-        image = self._vae(torch.from_numpy(inputs["latents"]))
-        pixels: Array = ((image + 1) * 127.5).permute(0, 2, 3, 1).numpy()
+        image = self._vae(self._tensor(inputs["latents"]))
+        pixels: Array = ((image + 1) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
         return pixels
+
+    def _tensor(self, array: Array) -> torch.Tensor:
+        return torch.from_numpy(array).to(self._device)
 
     def _refined_caption(self, hidden: torch.Tensor) -> torch.Tensor:
         dit = self._dit
-        _, [feats], meta = dit.patchify_and_embed([torch.zeros(dit.in_channels, 1, 2, 2)], [hidden])
+        _, [feats], meta = dit.patchify_and_embed(
+            [torch.zeros(dit.in_channels, 1, 2, 2, device=self._device)], [hidden]
+        )
         feats = dit.cap_embedder(feats)
         feats[meta["cap_pad_mask"][0]] = dit.cap_pad_token
         freqs = dit.rope_embedder(meta["cap_pos_ids"][0])

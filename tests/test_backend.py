@@ -1,5 +1,6 @@
 """Which back end runs a plan directory, what it refuses, and how ONNX Runtime is bound to the caller's arrays."""
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from engine.engine import check_bindings
 from engine.errors import BackendUnavailable, PlanCorrupt, PlanMismatch
 from engine.manifest import Flavor, Graph, Manifest, Target, TensorSpec
 from engine.onnxruntime_engine import OnnxRuntimeEngine
-from engine.options import RuntimeOptions
+from engine.options import RuntimeOptions, add_pipeline_arguments
 
 Array = np.ndarray[Any, Any]
 
@@ -202,3 +203,22 @@ def test_wrong_bindings_are_our_own_mistake(plan: Path, wrong: Mapping[str, Arra
 def test_a_cpu_has_no_streams(plan: Path) -> None:
     with pytest.raises(AssertionError, match="no streams"):
         OnnxRuntimeEngine(plan, GRAPH).enqueue(1, arrays(1))
+
+
+def test_options_are_those_of_the_command_line() -> None:
+    parser = argparse.ArgumentParser()
+    add_pipeline_arguments(parser)
+    assert RuntimeOptions.of(parser.parse_args(["--engines", "x"])) == RuntimeOptions()
+    words = "--engines x --threads 2 --profiles a,b --warm-up 64x96,128 --cuda-graphs off --offload --runtime-cache y"
+    assert RuntimeOptions.of(parser.parse_args(words.split())) == RuntimeOptions(
+        2, ("a", "b"), ((96, 64), (128, 128)), "off", True, Path("y")
+    )
+
+
+@pytest.mark.parametrize("words", ["--warm-up 64y96", "--threads -1", "--cuda-graphs maybe"])
+def test_options_that_make_no_sense_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_pipeline_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--engines", "x", *words.split()])
+    assert words.split()[0] in capsys.readouterr().err

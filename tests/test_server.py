@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from test_server_fake import (
     BROKEN_PROMPT,
     IMAGES,
+    LOST_PROMPT,
     MODEL,
     NAN_PROMPT,
     SECRET,
@@ -210,6 +211,20 @@ def test_a_picture_with_nan_is_an_error_that_is_not_retried(client: openai.OpenA
         client.with_options(max_retries=2).images.generate(prompt=NAN_PROMPT, extra_body={"num_inference_steps": 1})
     assert (caught.value.type, caught.value.code) == ("server_error", "non_finite_output")
     assert pipeline.log.count((NAN_PROMPT, 1)) == 1
+
+
+def test_a_lost_gpu_is_said_to_be_lost_and_the_server_is_not_healthy_any_more(
+    http: httpx.Client, client: openai.OpenAI
+) -> None:
+    for _ in range(2):
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.images.generate(prompt=LOST_PROMPT)
+        assert caught.value.status_code == 503
+        assert caught.value.code == "device_lost"
+        assert "replace the process" in caught.value.message
+    response = http.get("/health")
+    assert response.status_code == 503
+    assert error_of(response)["code"] == "device_lost"
 
 
 def test_an_unexpected_failure_is_logged_and_tells_nothing(

@@ -18,6 +18,7 @@ from openai.types import ImagesResponse
 from PIL import Image
 from sample_manifest import MANIFEST as SAMPLE
 
+from engine.cuda import failure
 from engine.errors import InvalidRequest, NonFiniteOutput
 from engine.manifest import Profile, PromptFormat, Range
 from engine.pipeline import OnStep, Picture
@@ -31,6 +32,7 @@ MODEL = "Tongyi-MAI/Z-Image-Nano"
 WORDS = 20  # what the fake's context holds
 NAN_PROMPT = "overflow"
 BROKEN_PROMPT = "crash"
+LOST_PROMPT = "the GPU falls off the bus"
 SECRET = "a detail of the inside"
 
 MANIFEST = replace(
@@ -90,6 +92,8 @@ class FakePipeline:
                 on_step(step, steps)
         if request.prompt == NAN_PROMPT:
             raise NonFiniteOutput("the latents hold NaN or Inf")
+        if request.prompt == LOST_PROMPT:
+            raise failure("cudaEventSynchronize", "cudaErrorECCUncorrectable")
         if request.prompt == BROKEN_PROMPT:
             raise RuntimeError(SECRET)
         height, width = self._size(request)
