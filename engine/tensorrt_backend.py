@@ -13,7 +13,7 @@ from pathlib import Path
 from engine.cuda import Cuda
 from engine.engine import Backend, Engine
 from engine.manifest import GraphName, Manifest
-from engine.memory import DeviceMemory
+from engine.memory import ALIGNMENT, DeviceMemory
 from engine.offload import TakesTurns, Turn
 from engine.options import RuntimeOptions
 from engine.shapes import dimensions
@@ -49,7 +49,7 @@ def load(
         for plan in plans.values():
             owned.callback(plan.close)
         activations = [plan.activation_bytes(index) for plan in plans.values() for index in profiles]
-        size = max(vram.arena if by_turns else 0, *activations)
+        size = max(ALIGNMENT, vram.arena if by_turns else 0, *activations)
         arena = cuda.allocate(size)
         owned.callback(cuda.free, arena)
         site = Site(cuda, memory.stream, arena, size, options.cuda_graphs)

@@ -1,6 +1,7 @@
 """The command that goes on: what a part finds, what it says when it fails, hangs or dies."""
 
 import json
+import shutil
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +69,10 @@ def test_without_a_gpu_the_rest_is_still_answered(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.slow
-def test_on_a_cpu_plans_are_built_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_a_cpu_plans_are_found_and_compared(
+    engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(engines, tmp_path / "engines", symlinks=True)  # the same inputs: found, not built again
     main(["gpu-check", str(tmp_path), "--device", "cpu", "--quick", "--only", "onnx,plans,parity"])
     out = capsys.readouterr().out
     figures = json.loads(out.splitlines()[-1])["figures"]
