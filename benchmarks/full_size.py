@@ -97,7 +97,7 @@ def build(graph: GraphName, layers: int, profile: str, compute_capability: str) 
             "seconds": round(watch.seconds, 1),
             "weight_bytes": weights,
             "plan_bytes": plan.stat().st_size,
-            "activation_bytes": activation_bytes,
+            "activation_bytes": max(activation_bytes),
             "peak_rss_bytes": peak_rss(),
         }
 

@@ -116,7 +116,7 @@ def memory(args: Args) -> Figures:
         for _ in range(3):
             pipeline.generate(PictureRequest("a red circle", largest.height.max, largest.width.max))
         drawn = cuda.free_memory()
-    planned = VramPlan.of(directory, manifest, manifest.profiles, offload=False)
+    planned = VramPlan.of(directory, manifest, range(len(manifest.profiles)), offload=False)
     figures = {"planned": planned.needed, "loaded": before - loaded, "after_pictures": before - drawn}
     return {f"{name}_gb": size / 1e9 for name, size in figures.items()} | {
         "left_after_closing_gb": (before - cuda.free_memory()) / 1e9

@@ -90,8 +90,8 @@ class Cuda(Protocol):
 
     def destroy_graph(self, graph: int) -> None: ...
 
-    def raise_last_error(self) -> None:
-        """Raises what a library that calls CUDA by itself has met, if anything."""
+    def require_context(self) -> None:
+        """Raises DeviceError if the context is lost, whoever lost it."""
         ...
 
 
@@ -112,6 +112,7 @@ class CudaRuntime:
         try:
             self._call("cudaSetDevice", FIRST_DEVICE)
             self._call("cudaFree", 0)  # makes the context, so that free_memory is what is left beside it
+            self._probe = self.create_stream()
         except DeviceError as error:
             raise _unavailable(str(error)) from error
 
@@ -154,7 +155,8 @@ class CudaRuntime:
         self._call("cudaStreamSynchronize", stream)
 
     def create_event(self) -> int:
-        return int(self._call("cudaEventCreate"))
+        # who waits for it sleeps; a core that spins instead is one less for encoding pictures
+        return int(self._call("cudaEventCreateWithFlags", self._runtime.cudaEventBlockingSync))
 
     def destroy_event(self, event: int) -> None:
         self._call("cudaEventDestroy", event)
@@ -188,8 +190,11 @@ class CudaRuntime:
     def destroy_graph(self, graph: int) -> None:
         self._call("cudaGraphExecDestroy", graph)
 
-    def raise_last_error(self) -> None:
-        self._call("cudaGetLastError")
+    def require_context(self) -> None:
+        # not cudaGetLastError: it knows of calls through this copy of the runtime, and TensorRT has one of its own
+        status, *_ = self._runtime.cudaStreamQuery(self._probe)
+        if status.name in STICKY:
+            raise failure("cudaStreamQuery", status.name)
 
     def _require_driver(self) -> None:
         driver, ours = self._call("cudaDriverGetVersion"), self._call("cudaRuntimeGetVersion")
@@ -217,9 +222,8 @@ def failure(function: str, status: str, arguments: tuple[Any, ...] = ()) -> Devi
     """The error for what a CUDA function answered."""
     if status == "cudaErrorMemoryAllocation":
         size = f" of {arguments[0] / 1e9:.2f} GB" if function in ("cudaMalloc", "cudaHostAlloc") else ""
-        return OutOfDeviceMemory(
-            f"{function}{size} failed: no memory is left for it; another process may have taken it (see nvidia-smi)"
-        )
+        whose = "page-locked memory of the host" if function == "cudaHostAlloc" else "GPU memory (see nvidia-smi)"
+        return OutOfDeviceMemory(f"{function}{size} failed: no {whose} is left for it; another process may have it")
     if status in STICKY:
         return DeviceError(f"{function}: {status}; {REPLACE}", sticky=True)
     return DeviceError(f"{function}: {status}")

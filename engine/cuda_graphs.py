@@ -11,6 +11,9 @@ log = logging.getLogger(__name__)
 
 Enqueue = Callable[[], None]
 
+# Of a pass with the same shapes and addresses, which a picture has four of: what does not come again is not captured.
+CAPTURED = 5
+DECIDED = CAPTURED + 2  # from then on nothing is tried any more
 GAIN = 0.98  # a replay that takes more than this share of an ordinary pass is not worth its memory
 
 
@@ -20,12 +23,13 @@ class Replay:
     The first pass is an ordinary one, since TensorRT does work there that cannot be captured.
 
     Args:
-        mode: "auto" times the second pass, and the first replay after it, and keeps the graph if it gains.
+        mode: "on" captures the second pass. "auto" times it, captures the fifth, times the sixth, and keeps the graph
+            if it gains.
     """
 
     def __init__(self, cuda: Cuda, mode: CudaGraphs, stream: int) -> None:
         self._cuda, self._mode, self._stream = cuda, mode, stream
-        self._passes = 0
+        self._passes = 0  # that were enqueued
         self._graph: int | None = None
         self._timed: list[tuple[int, int]] = []  # events around the ordinary pass and the replay
 
@@ -34,11 +38,11 @@ class Replay:
         if self._mode == "off":
             enqueue()
             return
-        self._passes += 1
         if self._mode == "on":
             self._run_on(enqueue)
         else:
             self._run_auto(enqueue)
+        self._passes += 1
 
     def clear(self) -> None:
         """Forgets the graph: before other bindings, and after a change of weights."""
@@ -47,22 +51,20 @@ class Replay:
         self._drop_times()
 
     def _run_on(self, enqueue: Enqueue) -> None:
-        if self._passes == 2:
+        if self._passes and self._graph is None:
             self._graph = self._capture(enqueue)
         self._launch(enqueue)
 
     def _run_auto(self, enqueue: Enqueue) -> None:
-        if self._passes == 2:
-            self._time(enqueue)
-        elif self._passes == 3:
-            self._graph = self._try_capture(enqueue)
-            self._launch(enqueue)
-        elif self._passes == 4 and self._graph is not None:
+        number = self._passes + 1
+        if number == 2 or (number == CAPTURED + 1 and self._graph is not None):
             self._time(lambda: self._launch(enqueue))
-        else:
-            if self._timed:
-                self._decide()
-            self._launch(enqueue)
+            return
+        if number == CAPTURED:
+            self._graph = self._try_capture(enqueue)
+        elif number == DECIDED:
+            self._decide()
+        self._launch(enqueue)
 
     def _launch(self, enqueue: Enqueue) -> None:
         if self._graph is None:

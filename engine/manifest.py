@@ -16,7 +16,7 @@ import msgspec
 
 from engine.errors import PlanCorrupt, PlanMismatch, PlanNotFound, UnsupportedShape
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 CURRENT = "current"  # symlink in an --output directory: the plan directory built last
 SEQUENCE_MULTIPLE = 32  # caption and image tokens are each padded to it (Z-Image, SEQ_MULTI_OF)
@@ -74,7 +74,7 @@ class Graph:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parity: float | None = None  # relative L2 of the ONNX file against DiffSynth in FP32; None if not compared
-    activation_bytes: int | None = None  # device memory of one execution context; TensorRT flavors only
+    activation_bytes: tuple[int, ...] = ()  # device memory of a context of each profile; TensorRT flavors only
     products: tuple[ProductBound, ...] = ()  # FP16 only
     refittable: tuple[RefitWeight, ...] = ()  # of plans built with --refittable
     weights_file: str | None = None  # that holds the own values of those

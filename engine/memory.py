@@ -163,12 +163,12 @@ class DeviceMemory:
             device = _own(owned, cuda.allocate(size), cuda.free)
             host = _own(owned, cuda.allocate_host(SLOTS * size), cuda.free_host)
             events = iter(
-                [_own(owned, cuda.create_event(), cuda.destroy_event) for _ in range(2 * SLOTS * len(offsets) + MARKS)]
+                [_own(owned, cuda.create_event(), cuda.destroy_event) for _ in range(SLOTS * len(offsets) + MARKS)]
             )
             self._owned = owned.pop_all()
         self._addresses = {name: device + offset for name, offset in offsets.items()}
         self._slots = {
-            name: cycle([_Slot(cuda, host + turn * size + at, next(events), next(events)) for turn in range(SLOTS)])
+            name: cycle([_Slot(cuda, host + turn * size + at, next(events)) for turn in range(SLOTS)])
             for name, at in offsets.items()
         }
         self._marks = cycle([_Event(cuda, event) for event in events])
@@ -193,8 +193,8 @@ class DeviceMemory:
     def read(self, tensor: DeviceTensor) -> "_OnItsWay":
         slot = next(self._slots[tensor.buffer])
         slot.wait()
-        self._cuda.record(slot.produced, self.stream)
-        self._cuda.make_wait(self._copies, slot.produced)
+        self._cuda.record(slot.done, self.stream)  # for the moment it is when the values are there
+        self._cuda.make_wait(self._copies, slot.done)
         self._cuda.copy(slot.address, tensor.address, tensor.nbytes, self._copies)
         slot.record(self._copies)
         self._read_last[tensor.buffer] = slot
@@ -226,8 +226,8 @@ class DeviceMemory:
 class _Slot:
     """A place in page-locked memory, and when what was last enqueued on it is done."""
 
-    def __init__(self, cuda: Cuda, address: int, produced: int, done: int) -> None:
-        self.address, self.produced, self.done = address, produced, done
+    def __init__(self, cuda: Cuda, address: int, done: int) -> None:
+        self.address, self.done = address, done
         self._cuda, self._used = cuda, False
 
     def record(self, stream: int) -> None:

@@ -38,8 +38,13 @@ class TakesTurns(Engine):
         if self._engine is None:
             self._turn.take(self)
             started = time.perf_counter()
-            self._engine = self._load()
-            self._engine.refit(self._lora)
+            engine = self._load()
+            try:
+                engine.refit(self._lora)
+            except BaseException:
+                engine.close()
+                raise
+            self._engine = engine
             log.info("took its turn on the GPU in %.2f s", time.perf_counter() - started)
         self._engine.enqueue(stream, bindings)
 

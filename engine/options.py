@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from engine.errors import InvalidRequest
+from engine.errors import InvalidRequest, ZImageError
 from engine.request import parse_size
 
 MAX_THREADS = 256
@@ -33,10 +33,15 @@ class RuntimeOptions:
     offload: bool = False
     runtime_cache: Path | None = None
 
+    def __post_init__(self) -> None:
+        if self.offload and self.warm_up:
+            raise ZImageError("--offload gives up what --warm-up prepares; take one of them")
+
     @classmethod
     def of(cls, args: argparse.Namespace) -> "RuntimeOptions":
         """What `add_pipeline_arguments` parsed."""
-        return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
+        given = {field.name: getattr(args, field.name) for field in fields(cls)}
+        return cls(**given | {"profiles": tuple(args.profiles or ())})
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +55,11 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
         help="CPU threads, 0 for one per core; default: %(default)s",
     )
     parser.add_argument(
-        "--profiles", type=_names, default=default.profiles, metavar="NAME,...", help="profiles to serve; default: all"
+        "--profile",
+        dest="profiles",
+        action="append",
+        metavar="NAME",
+        help="serve this profile, named as it was built; repeat it for more; default: all",
     )
     parser.add_argument(
         "--warm-up",
@@ -64,7 +73,7 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
         "--cuda-graphs",
         choices=("auto", "on", "off"),
         default=default.cuda_graphs,
-        help="auto keeps those that measurably gain; default: %(default)s",
+        help="auto keeps those that measurably gain, for TensorRT-RTX all; default: %(default)s",
     )
     group.add_argument(
         "--offload",
@@ -86,12 +95,8 @@ def _threads(text: str) -> int:
     return threads
 
 
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
 def _sizes(text: str) -> tuple[tuple[int, int], ...]:
     try:
-        return tuple(parse_size(size) for size in _names(text))
+        return tuple(parse_size(size.strip()) for size in text.split(","))
     except InvalidRequest as error:
         raise argparse.ArgumentTypeError(str(error)) from error

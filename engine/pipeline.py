@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int], None]
 
-PASSES_TO_DECIDE = 4  # after as many a CUDA graph is captured and compared
+WARM_PASSES = 7  # after as many with the same tensors a CUDA graph was captured and compared
 WARM_CAPTIONS = 4  # lengths that a size is warmed up for: 32, 64, 96 and 128 tokens
 
 
@@ -149,8 +149,12 @@ class Pipeline:
             manifest.model.name,
             manifest.precision,
         )
-        pipeline = cls(served, PromptTokenizer(directory, manifest.model.prompt), loaded)
-        pipeline.warm_up(options.warm_up)
+        try:
+            pipeline = cls(served, PromptTokenizer(directory, manifest.model.prompt), loaded)
+            pipeline.warm_up(options.warm_up)
+        except BaseException:
+            loaded.close()
+            raise
         return pipeline
 
     def close(self) -> None:
@@ -193,13 +197,15 @@ class Pipeline:
         pad = self.manifest.model.prompt.pad_token_id
         for engine in self._engines.values():
             engine.keep(True)
+        schedule = sigmas(2 * WARM_PASSES, self.manifest.model.schedule_shift)  # latents take turns
         for height, width in sizes:
             for length in range(SEQUENCE_MULTIPLE, (WARM_CAPTIONS + 1) * SEQUENCE_MULTIPLE, SEQUENCE_MULTIPLE):
-                for _ in range(PASSES_TO_DECIDE):  # the other two graphs run as often by themselves
+                for _ in range(WARM_PASSES):
                     self._encoded = ()
                     caption = self.encode_prompt([TokenizedPrompt((pad,) * length, "", "")])
-                schedule = sigmas(self.manifest.model.default_steps, self.manifest.model.schedule_shift)
-                self.decode(self.denoise(caption, self.noise(0, height, width), schedule)).wait()
+                latents = self.denoise(caption, self.noise(0, height, width), schedule)
+            for _ in range(WARM_PASSES):
+                self.decode(latents).wait()
         for engine in self._engines.values():
             engine.keep(False)
 
@@ -224,6 +230,14 @@ class Pipeline:
 
     def start(self, request: PictureRequest, on_step: OnStep | None = None) -> Drawing:
         """Draws up to the last step and enqueues the rest, so that another thread can wait for it and encode it."""
+        try:
+            return self._start(request, on_step)
+        except BaseException:
+            if self._last is not None:
+                self._last.settle()  # while its marks still stand
+            raise
+
+    def _start(self, request: PictureRequest, on_step: OnStep | None) -> Drawing:
         height, width = self._size(request)
         self.manifest.profile_for(height, width)
         schedule = self._sigmas(request)
@@ -329,6 +343,7 @@ class Pipeline:
         """The rotary tables of [h, w] latents, written when they change."""
         model = self.manifest.model
         if self._positions != (h, w, caption):
+            self._positions = None
             cos, sin = rope.tables(model.rope, h // model.patch_size, w // model.patch_size, caption)
             self._tables = {
                 "rope_cos": self._memory.write("rope_cos", cos),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engine.cuda import Cuda
 from engine.engine import Backend, Engine
+from engine.errors import DeviceError
 from engine.manifest import GraphName, Manifest
 from engine.memory import ALIGNMENT, DeviceMemory
 from engine.offload import TakesTurns, Turn
@@ -34,10 +35,10 @@ def load(
 
     Raises:
         OutOfDeviceMemory: with a table of what needs how much, and what would make it fit.
-        PlanCorrupt, PlanMismatch: TensorRT does not take a plan, or it is not as its manifest says.
+        PlanCorrupt: TensorRT does not take a plan.
     """
-    profiles = manifest.choose_profiles(options.profiles)
-    vram = VramPlan.of(directory, manifest, tuple(profiles.values()), offload=options.offload)
+    profiles = dict(sorted(manifest.choose_profiles(options.profiles).items(), key=lambda item: item[1].area))
+    vram = VramPlan.of(directory, manifest, profiles, offload=options.offload)
     free = cuda.free_memory()
     vram.require_fit(free, [profile.name for profile in profiles.values()])
     log.info("GPU memory, %.2f GB of it free:\n%s", free / 1e9, vram.table())
@@ -45,11 +46,16 @@ def load(
     with ExitStack() as owned:
         memory = DeviceMemory(cuda, manifest, tuple(profiles.values()))
         owned.callback(memory.close)
-        plans = {name: open_plan(name) for name in manifest.graphs if name not in by_turns}
-        for plan in plans.values():
-            owned.callback(plan.close)
-        activations = [plan.activation_bytes(index) for plan in plans.values() for index in profiles]
-        size = max(ALIGNMENT, vram.arena if by_turns else 0, *activations)
+        plans: dict[GraphName, Plan] = {}
+        size = ALIGNMENT
+        for name in (*by_turns, *(name for name in manifest.graphs if name not in by_turns)):
+            plan = open_plan(name)
+            size = max(size, *(plan.activation_bytes(index) for index in profiles))
+            if name in by_turns:
+                plan.close()  # it was opened to see what it needs, and that it opens
+            else:
+                plans[name] = plan
+                owned.callback(plan.close)
         arena = cuda.allocate(size)
         owned.callback(cuda.free, arena)
         site = Site(cuda, memory.stream, arena, size, options.cuda_graphs)
@@ -63,4 +69,14 @@ def load(
         engines |= {name: TakesTurns(partial(engine, name), turn) for name in by_turns}
         for each in engines.values():
             owned.callback(each.close)
-        return Backend(memory, engines, owned.pop_all().close)
+        log.info("%.2f GB of GPU memory are free after loading", cuda.free_memory() / 1e9)
+        return Backend(memory, engines, partial(_close, owned.pop_all()))
+
+
+def _close(owned: ExitStack) -> None:
+    try:
+        owned.close()
+    except DeviceError as error:
+        if not error.sticky:
+            raise
+        log.warning("nothing is freed any more: %s", error)  # nor need it be: the process is to be replaced

@@ -3,7 +3,6 @@
 The constructor allocates; `enqueue` sets what has changed and enqueues.
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from engine.cuda import Cuda
 from engine.cuda_graphs import Replay
 from engine.engine import Bindings, Engine
-from engine.errors import PlanCorrupt, PlanMismatch
+from engine.errors import PlanCorrupt
 from engine.lora import PreparedLora, own_value
 from engine.manifest import Graph, Range
 from engine.memory import DeviceTensor
@@ -43,26 +42,18 @@ class TensorRtEngine(Engine):
     """One graph.
 
     Args:
-        profiles: bounds of the named dimensions by the plan's profile index.
+        profiles: bounds of the named dimensions by the plan's profile index, the tightest first.
         directory: of the plans, where own weights are read from after a LoRA.
-
-    Raises:
-        PlanMismatch: the plan needs more memory to work in than there is.
     """
 
     def __init__(self, site: Site, plan: Plan, graph: Graph, profiles: Mapping[int, Shapes], directory: Path) -> None:
         self._site, self._plan, self._graph, self._directory = site, plan, graph, directory
-        self._profiles = dict(sorted(profiles.items(), key=lambda item: math.prod(r.max for r in item[1].values())))
+        self._profiles = _worth_contexts(graph, profiles)
         self._tensors = (*graph.inputs, *graph.outputs)
-        for index in profiles:
-            if (needed := plan.activation_bytes(index)) > site.arena_bytes:
-                raise PlanMismatch(
-                    f"{graph.file} works in {needed / 1e9:.2f} GB, where its manifest says "
-                    f"{site.arena_bytes / 1e9:.2f} GB; build again"
-                )
+        assert all(plan.activation_bytes(index) <= site.arena_bytes for index in self._profiles)
         self._turns: dict[int, OrderedDict[object, _Bound]] = {
             index: OrderedDict((object(), self._create(index, specialized=False)) for _ in range(CONTEXTS))
-            for index in profiles
+            for index in self._profiles
         }
         self._kept: dict[Key, _Bound] = {}
         self._keep = False
@@ -89,8 +80,7 @@ class TensorRtEngine(Engine):
         }
         if not changed and not own:
             return
-        for bound in self._all():
-            bound.replay.clear()
+        self._forget_graphs()
         self._swapped |= changed.keys()
         self._broken = True  # a refit that fails may have changed some weights
         self._plan.refit(changed | own, self._site.stream)
@@ -100,8 +90,7 @@ class TensorRtEngine(Engine):
     def close(self) -> None:
         """Gives back what the plan has on the device; what is running is waited for."""
         self._site.cuda.synchronize(self._site.stream)
-        for bound in self._all():
-            bound.replay.clear()
+        self._forget_graphs()
         self._turns.clear()
         self._kept.clear()
         self._plan.close()
@@ -124,8 +113,10 @@ class TensorRtEngine(Engine):
         context = self._plan.create_context(profile, arena, site.stream, specialized=specialized)
         return _Bound(context, self._graph, Replay(site.cuda, site.cuda_graphs, site.stream))
 
-    def _all(self) -> list["_Bound"]:
-        return [*self._kept.values(), *(bound for turns in self._turns.values() for bound in turns.values())]
+    def _forget_graphs(self) -> None:
+        for bounds in (self._kept, *self._turns.values()):
+            for bound in bounds.values():
+                bound.replay.clear()
 
     def _profile(self, tensors: Mapping[str, DeviceTensor]) -> int:
         """The first profile that holds the shapes."""
@@ -137,6 +128,19 @@ class TensorRtEngine(Engine):
             ):
                 return index
         raise AssertionError(f"no profile holds {tensors}: the manifest's check lets only what fits come here")
+
+
+def _worth_contexts(graph: Graph, profiles: Mapping[int, Shapes]) -> dict[int, Shapes]:
+    """The profiles of a graph without those that an earlier one holds."""
+    names = {dimension for spec in graph.inputs for dimension in spec.shape if isinstance(dimension, str)}
+    kept: dict[int, Shapes] = {}
+    for index, bounds in profiles.items():
+        if not any(
+            all(bounds[name].min in other[name] and bounds[name].max in other[name] for name in names)
+            for other in kept.values()
+        ):
+            kept[index] = bounds
+    return kept
 
 
 class _Bound:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from engine.cuda import Cuda
-from engine.errors import DeviceError, OutOfDeviceMemory, PlanCorrupt
+from engine.errors import BackendUnavailable, DeviceError, OutOfDeviceMemory, PlanCorrupt, ZImageError
 from engine.files import whole_file
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Plan(Protocol):
         ...
 
     def refit(self, weights: Mapping[str, Array], stream: int) -> None:
-        """Enqueues other values for some weights; the arrays may be freed as soon as this returns."""
+        """Puts other values in place of some weights, after what is enqueued on the stream."""
         ...
 
     def close(self) -> None:
@@ -75,13 +75,17 @@ class TensorRtPlan:
     def __init__(self, cuda: Cuda, package: str, file: Path, *, runtime_graphs: bool, cache: Path | None) -> None:
         self._cuda, self._trt = cuda, importlib.import_module(package)
         self._logger = _make_logger(self._trt)
-        self._runtime = self._trt.Runtime(self._logger)
+        try:
+            self._runtime = self._trt.Runtime(self._logger)
+        except TypeError as error:  # what its binding makes of a null pointer
+            raise BackendUnavailable(
+                f"{package} does not start: {self._logger.take()}; it may need a newer driver"
+            ) from error
         self._engine = self._deserialize(file)
-        self._is_rtx = hasattr(self._trt, "CudaGraphStrategy")
+        self._is_rtx = package.endswith("rtx")
         self._runtime_graphs = runtime_graphs
         self._cache_file = cache if self._is_rtx else None
         self._cache: Any = self._open_cache() if self._cache_file else None
-        self._refitter: Any = None
 
     def activation_bytes(self, profile: int) -> int:
         return int(self._engine.get_device_memory_size_for_profile_v2(profile))
@@ -99,30 +103,26 @@ class TensorRtPlan:
         return TensorRtContext(context, self._require)
 
     def refit(self, weights: Mapping[str, Array], stream: int) -> None:
-        if self._refitter is None:
-            self._refitter = self._trt.Refitter(self._engine, self._logger)
+        refitter = self._trt.Refitter(self._engine, self._logger)  # a new one: it keeps addresses, not arrays
         for name, array in weights.items():
             data_type = getattr(self._trt.DataType, DATA_TYPES[array.dtype.name])
             values = self._trt.Weights(data_type, array.ctypes.data, array.size)
-            self._require(self._refitter.set_named_weights(name, values), f"other values for {name}")
-        missing = self._refitter.get_missing_weights()
+            self._require(refitter.set_named_weights(name, values), f"other values for {name}")
+        missing = refitter.get_missing_weights()
         self._require(not missing, f"a refit without {', '.join(missing[:3])}")
-        self._require(self._refitter.refit_cuda_engine_async(stream), "to refit")
+        self._require(refitter.refit_cuda_engine_async(stream), "to refit")
+        self._cuda.synchronize(stream)  # before the refitter goes
 
     def close(self) -> None:
         if self._cache is not None:
             self._keep_cache()
-        self._cache = self._refitter = self._engine = self._runtime = None  # TensorRT frees what nothing refers to
+        self._cache = self._engine = self._runtime = None  # TensorRT frees what nothing refers to
 
     def _deserialize(self, file: Path) -> Any:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
             engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
-            self._cuda.raise_last_error()
-            words = self._logger.take()
-            if "out of memory" in words.lower():
-                raise OutOfDeviceMemory(f"the weights of {file} do not fit into GPU memory: {words}")
-            raise PlanCorrupt(f"{self._trt.__name__} does not load {file}: {words}")
+            raise self._failure(f"does not load {file}", PlanCorrupt)
         return engine
 
     def _configuration(self, specialized: bool) -> Any:
@@ -140,23 +140,41 @@ class TensorRtPlan:
     def _open_cache(self) -> Any:
         cache = self._engine.create_runtime_config().create_runtime_cache()
         assert self._cache_file is not None
-        if self._cache_file.is_file() and not cache.deserialize(self._cache_file.read_bytes()):
-            log.info("%s is of another GPU, driver or TensorRT-RTX; kernels are compiled anew", self._cache_file)
+        try:
+            if self._cache_file.is_file() and not cache.deserialize(self._cache_file.read_bytes()):
+                words = self._logger.take()
+                log.info("%s is of another GPU or TensorRT-RTX; kernels are compiled anew: %s", self._cache_file, words)
+        except OSError as error:
+            log.warning("kernels are compiled anew: %s", error)
         return cache
 
     def _keep_cache(self) -> None:
         assert self._cache_file is not None
+        compiled = self._cache.serialize()
+        if compiled is None:
+            log.warning("what was compiled for this GPU is compiled again next time: %s", self._logger.take())
+            return
         try:
             self._cache_file.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(self._cache_file) as file:
-                file.write(self._cache.serialize())
+                file.write(compiled)
         except OSError as error:
             log.warning("what was compiled for this GPU is compiled again next time: %s", error)
 
     def _require(self, accepted: bool, what: str) -> None:
         if not accepted:
-            self._cuda.raise_last_error()
-            raise DeviceError(f"{self._trt.__name__} refuses {what}: {self._logger.take()}")
+            raise self._failure(f"refuses {what}", DeviceError)
+
+    def _failure(self, what: str, kind: type[ZImageError]) -> ZImageError:
+        """The error for what TensorRT has just refused, in its own words. Raises DeviceError if the GPU is lost."""
+        self._cuda.require_context()
+        words = self._logger.take()
+        if "out of memory" in words.lower():
+            return OutOfDeviceMemory(
+                f"{self._trt.__name__} {what}, since GPU memory is full: {words}; serve fewer profiles (--profile), or "
+                "let the prompt encoder and the denoiser take turns (--offload)"
+            )
+        return kind(f"{self._trt.__name__} {what}: {words}")
 
 
 class TensorRtContext:

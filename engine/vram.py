@@ -1,12 +1,12 @@
 """What plans take of a GPU's memory, known before any of it is taken."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from engine.errors import OutOfDeviceMemory
-from engine.manifest import GraphName, Manifest, Profile
+from engine.manifest import GraphName, Manifest
 from engine.memory import layout, tensor_bytes
 
 # For kernels, CUDA graphs and what contexts keep for themselves; nothing tells their size beforehand. An estimate.
@@ -21,7 +21,7 @@ class VramPlan:
 
     Attributes:
         weights: of each graph; a plan file is little else.
-        activations: of each graph's largest context; None if the builder did not say.
+        activations: of each graph's largest context; None if the builder did not say, so that more is needed.
         buffers: of the tensors between the graphs.
         offload: the prompt encoder and the denoiser take turns.
     """
@@ -32,12 +32,16 @@ class VramPlan:
     offload: bool = False
 
     @classmethod
-    def of(cls, directory: Path, manifest: Manifest, profiles: Sequence[Profile], *, offload: bool) -> Self:
-        """The plan for some of the profiles of a plan directory. Activations are those of all of them, at most."""
+    def of(cls, directory: Path, manifest: Manifest, profiles: Iterable[int], *, offload: bool) -> Self:
+        """The plan for the profiles of these indices."""
+        chosen = list(profiles)
         return cls(
             weights={name: (directory / graph.file).stat().st_size for name, graph in manifest.graphs.items()},
-            activations={name: graph.activation_bytes for name, graph in manifest.graphs.items()},
-            buffers=layout(tensor_bytes(manifest, profiles))[1],
+            activations={
+                name: max((graph.activation_bytes[i] for i in chosen), default=None) if graph.activation_bytes else None
+                for name, graph in manifest.graphs.items()
+            },
+            buffers=layout(tensor_bytes(manifest, [manifest.profiles[i] for i in chosen]))[1],
             offload=offload,
         )
 
@@ -64,7 +68,7 @@ class VramPlan:
             ("on the GPU at once" + (", by turns" if self.offload else ""), _gb(self.resident), _gb(self.arena)),
             ("tensors between them", "", _gb(self.buffers)),
             ("kernels, CUDA graphs (estimate)", "", _gb(RESERVE)),
-            ("needed", "", _gb(self.needed)),
+            ("needed" if None not in self.activations.values() else "needed, at least", "", _gb(self.needed)),
         ]
         return "\n".join(f"{name:<32}{weights:>10}{rest:>13}" for name, weights, rest in rows)
 
@@ -83,7 +87,7 @@ class VramPlan:
                 "and costs seconds for each new prompt"
             )
         if len(names) > 1:
-            ways.append(f"load fewer profiles (--profiles, of {', '.join(names)})")
+            ways.append(f"serve fewer profiles (--profile, of {' and '.join(names)})")
         ways += ["build for smaller sizes or batches (build-engines --profile)", "stop what else uses the GPU"]
         raise OutOfDeviceMemory(
             f"the plans need {_gb(self.needed)} of GPU memory, {_gb(free)} are free.\n{self.table()}\n"

@@ -34,7 +34,7 @@ class TensorRtBuilder:
         self._progress = progress
         self.name = f"{PACKAGES[flavor]} {self._trt.__version__}"
 
-    def build(self, path: Path, graph: Graph, profiles: Sequence[Shapes], plan: Path) -> int | None:
+    def build(self, path: Path, graph: Graph, profiles: Sequence[Shapes], plan: Path) -> tuple[int, ...]:
         """Builds one graph and writes it to `plan`; of gigabytes, nothing is left in memory.
 
         Args:
@@ -42,7 +42,7 @@ class TensorRtBuilder:
             graph: its tensors; their named dimensions are looked up in each of `profiles`.
 
         Returns:
-            Bytes of activations that one execution context needs, as TensorRT's log says.
+            Bytes of activations that an execution context of each profile needs, as TensorRT's log says.
 
         Raises:
             BuildError: TensorRT refused; carries TensorRT's own words.
@@ -67,8 +67,7 @@ class TensorRtBuilder:
         if serialized is None:
             raise BuildError(f"TensorRT does not build {path.name}: {'; '.join(logger.errors) or 'it gives no reason'}")
         plan.write_bytes(serialized)
-        activation_bytes: int | None = logger.activation_bytes
-        return activation_bytes
+        return tuple(logger.activation_bytes)
 
     def _config(self, builder: Any, graph: Graph, profiles: Sequence[Shapes]) -> Any:
         config = builder.create_builder_config()
@@ -130,13 +129,13 @@ def _make_logger(trt: ModuleType) -> Any:
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
-            self.activation_bytes: int | None = None
+            self.activation_bytes: list[int] = []  # a line for each profile
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.errors.append(message)
             elif match := re.match(r"Total Activation Memory: (\d+) bytes", message):
-                self.activation_bytes = max(int(match[1]), self.activation_bytes or 0)
+                self.activation_bytes.append(int(match[1]))
 
     return Logger()
 

@@ -12,8 +12,8 @@ from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
+from engine.errors import DeviceError
 from engine.pipeline import Picture
-from engine.request import PictureRequest
 from server import errors
 from server.drawing import DrawingThread, PictureSource, while_connected
 from server.request_id import RequestIdMiddleware
@@ -73,7 +73,7 @@ async def generate_images(request: Request, drawing: Drawing, card: Card) -> Res
         raise errors.model_not_found(wanted.model)
     requests = wanted.pictures()
     await drawing.check(requests[0])  # the others differ only in their seeds
-    pictures = await while_connected(request, _draw_all(drawing, requests))
+    pictures = await while_connected(request, drawing.draw(requests))
     body = await run_in_threadpool(_encode, pictures, drawing.pipeline.manifest.model.size_multiple)
     return Response(body, media_type="application/json")
 
@@ -93,7 +93,7 @@ async def retrieve_model(model: str, card: Card) -> ModelCard:
 @router.get("/health")
 async def health(drawing: Drawing) -> Health:
     if drawing.lost is not None:
-        raise drawing.lost
+        raise DeviceError(drawing.lost, sticky=True)
     manifest = drawing.pipeline.manifest
     return Health(model=manifest.model.name, precision=manifest.precision, flavor=manifest.target.flavor)
 
@@ -111,10 +111,6 @@ async def _read(request: Request) -> ImagesRequest:
         return ImagesRequest.model_validate_json(bytes(body))
     except ValidationError as error:
         raise errors.invalid_body(error) from error
-
-
-async def _draw_all(drawing: DrawingThread, requests: list[PictureRequest]) -> list[Picture]:
-    return [await drawing.draw(request) for request in requests]
 
 
 def _encode(pictures: list[Picture], token_pixels: int) -> str:

@@ -5,7 +5,7 @@ Knows pictures and cancellation; not HTTP bodies.
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
@@ -46,19 +46,37 @@ class PictureSource(Protocol):
 
 
 class DrawingThread:
-    """Owns a pipeline, which draws one picture at a time, in the order of the calls."""
+    """Owns a pipeline, which draws one picture after the other, in the order of the calls."""
 
     def __init__(self, pipeline: PictureSource) -> None:
         self.pipeline = pipeline
-        self.lost: DeviceError | None = None  # why nothing can be drawn in this process any more
+        self.lost: str | None = None  # why nothing can be drawn in this process any more
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="drawing")
 
     async def check(self, request: PictureRequest) -> None:
         """Raises InvalidRequest for what `draw` would refuse; does not wait for pictures being drawn."""
         await asyncio.to_thread(self.pipeline.check, request)
 
-    async def draw(self, request: PictureRequest) -> Picture:
-        """Draws one picture. When the caller is cancelled, it leaves the queue or stops after the running step."""
+    async def draw(self, requests: Sequence[PictureRequest]) -> list[Picture]:
+        """Draws pictures; what is left of one after its last step is done while the next one is drawn.
+
+        When the caller is cancelled, it leaves the queue or stops after the running step.
+        """
+        finishing: list[asyncio.Task[Picture]] = []
+        try:
+            for request in requests:
+                unfinished = await self._start(request)
+                finishing.append(asyncio.create_task(asyncio.to_thread(unfinished.finish)))
+            return [await task for task in finishing]
+        except DeviceError as error:
+            if error.sticky:
+                self.lost = str(error)
+            raise
+        finally:
+            for task in finishing:
+                task.cancel()  # of those that nobody will ask for any more
+
+    async def _start(self, request: PictureRequest) -> UnfinishedPicture:
         abandoned = threading.Event()
 
         def on_step(_done: int, _steps: int) -> None:
@@ -67,18 +85,14 @@ class DrawingThread:
 
         try:
             loop = asyncio.get_running_loop()
-            drawing = await loop.run_in_executor(self._executor, self.pipeline.start, request, on_step)
-            return await asyncio.to_thread(drawing.finish)
-        except DeviceError as error:
-            if error.sticky:
-                self.lost = error
-            raise
+            return await loop.run_in_executor(self._executor, self.pipeline.start, request, on_step)
         finally:
             abandoned.set()
 
     async def close(self) -> None:
-        """Waits for the thread; what is queued is dropped."""
+        """Waits for the thread, and frees the pipeline; what is queued is dropped."""
         await asyncio.to_thread(self._executor.shutdown, cancel_futures=True)
+        self.pipeline.close()
 
 
 class _Abandoned(Exception):

@@ -30,7 +30,8 @@ def serve(load: Callable[[], PictureSource], host: str, port: int, started: floa
         OSError: the address is taken or not ours.
         ZImageError: what `load` refuses.
     """
-    with _bind(host, port) as sock, contextlib.suppress(KeyboardInterrupt), contextlib.closing(load()) as pipeline:
+    with _bind(host, port) as sock, contextlib.suppress(KeyboardInterrupt):
+        pipeline = load()
         warm_up(pipeline)
         config = uvicorn.Config(create_app(pipeline), log_config=None, timeout_graceful_shutdown=GRACE_SECONDS)
         # uvicorn raises the signal that ended it once more when it is done: here both end quietly

@@ -221,8 +221,8 @@ class FakeCuda:
         if graph not in self._graphs or self._graphs.pop(graph).running:
             raise Misuse("a graph is destroyed that is not there, or is running")
 
-    def raise_last_error(self) -> None:
-        self._begin("raise_last_error", waits=False)
+    def require_context(self) -> None:
+        self._begin("require_context", waits=False)
 
     # for fakes of what runs on the device, and for tests
 

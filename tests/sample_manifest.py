@@ -65,7 +65,7 @@ MANIFEST = Manifest(
             ),
             tensors(latents_next=LATENTS),
             parity=9e-5,
-            activation_bytes=123,
+            activation_bytes=(123, 456),
         ),
         "vae_decoder": Graph(
             "vae_decoder.onnx", "bf16", tensors(latents=LATENTS), tensors(image=("batch", "height", "width", 3))

@@ -16,7 +16,7 @@ from sample_manifest import LARGE, MANIFEST, USUAL
 from engine import backend
 from engine.backend import load
 from engine.engine import check_bindings
-from engine.errors import BackendUnavailable, PlanCorrupt, PlanMismatch
+from engine.errors import BackendUnavailable, PlanCorrupt, PlanMismatch, ZImageError
 from engine.manifest import Flavor, Graph, Manifest, Target, TensorSpec
 from engine.onnxruntime_engine import OnnxRuntimeEngine
 from engine.options import RuntimeOptions, add_pipeline_arguments
@@ -209,9 +209,9 @@ def test_options_are_those_of_the_command_line() -> None:
     parser = argparse.ArgumentParser()
     add_pipeline_arguments(parser)
     assert RuntimeOptions.of(parser.parse_args(["--engines", "x"])) == RuntimeOptions()
-    words = "--engines x --threads 2 --profiles a,b --warm-up 64x96,128 --cuda-graphs off --offload --runtime-cache y"
+    words = "--engines x --threads 2 --profile a,b --profile c --warm-up 64x96,128 --cuda-graphs off --runtime-cache y"
     assert RuntimeOptions.of(parser.parse_args(words.split())) == RuntimeOptions(
-        2, ("a", "b"), ((96, 64), (128, 128)), "off", True, Path("y")
+        2, ("a,b", "c"), ((96, 64), (128, 128)), "off", False, Path("y")
     )
 
 
@@ -222,3 +222,8 @@ def test_options_that_make_no_sense_are_refused(words: str, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         parser.parse_args(["--engines", "x", *words.split()])
     assert words.split()[0] in capsys.readouterr().err
+
+
+def test_what_is_prepared_and_given_up_again_is_refused() -> None:
+    with pytest.raises(ZImageError, match="--offload gives up what --warm-up prepares"):
+        RuntimeOptions(offload=True, warm_up=((64, 64),))

@@ -14,11 +14,15 @@ from engine.errors import BackendUnavailable, DeviceError, OutOfDeviceMemory
 class Status(Enum):
     cudaSuccess = 0
     cudaErrorNoDevice = 100
+    cudaErrorNotReady = 600
     cudaErrorIllegalAddress = 700
 
 
 class Library:
     """cuda-bindings' runtime, as far as CudaRuntime is constructed with it."""
+
+    cudaStreamNonBlocking = 1
+    answer = Status.cudaSuccess  # to whoever asks how the context is
 
     def __init__(self, driver: int = 13010, ours: int = 13050, device: Status = Status.cudaSuccess) -> None:
         self.driver, self.ours, self.device = driver, ours, device
@@ -32,6 +36,14 @@ class Library:
     def cudaSetDevice(self, index: int) -> tuple[Any, ...]:
         assert index == 0
         return (self.device,)
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
+        assert flags == self.cudaStreamNonBlocking
+        return Status.cudaSuccess, 7
+
+    def cudaStreamQuery(self, stream: int) -> tuple[Any, ...]:
+        assert stream == 7
+        return (self.answer,)
 
     def cudaFree(self, address: int) -> tuple[Any, ...]:
         return (Status.cudaSuccess if address == 0 else Status.cudaErrorIllegalAddress,)
@@ -82,6 +94,17 @@ def test_an_error_in_mid_run_is_sticky_and_says_that_the_process_must_be_replace
     with pytest.raises(DeviceError, match=r"cudaFree: cudaErrorIllegalAddress; .*replace the process") as lost:
         runtime.free(1)
     assert lost.value.sticky
+
+
+def test_a_context_that_somebody_else_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT has a CUDA runtime of its own, whose errors ours does not remember."""
+    runtime = open_with(monkeypatch, library := Library())
+    for answer in (Status.cudaSuccess, Status.cudaErrorNotReady):
+        library.answer = answer
+        runtime.require_context()
+    library.answer = Status.cudaErrorIllegalAddress
+    with pytest.raises(DeviceError, match="replace the process"):
+        runtime.require_context()
 
 
 def test_too_little_memory_is_not_sticky_and_says_how_much_was_asked_for() -> None:

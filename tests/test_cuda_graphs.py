@@ -41,9 +41,9 @@ def test_on_captures_the_second_pass_and_replays_it() -> None:
     [(0.5 * PASS_SECONDS, "replayed"), (0.97 * PASS_SECONDS, "replayed"), (PASS_SECONDS, "ordinary")],
 )
 def test_auto_keeps_a_graph_that_gains_on_the_device_s_own_clock(replay_seconds: float, then: str) -> None:
-    replay, ran, ways = drive("auto", 7, cuda := FakeCuda(replay_seconds=replay_seconds))
-    assert ways == ["ordinary", "ordinary", "captured", "replayed", then, then, then]
-    assert len(ran) == 7
+    replay, ran, ways = drive("auto", 9, cuda := FakeCuda(replay_seconds=replay_seconds))
+    assert ways == [*["ordinary"] * 4, "captured", "replayed", then, then, then]
+    assert len(ran) == 9
     assert ("graphs" in cuda.leaks) == (then == "replayed")
     replay.clear()
     assert cuda.leaks.keys() == {"streams"}
@@ -51,9 +51,9 @@ def test_auto_keeps_a_graph_that_gains_on_the_device_s_own_clock(replay_seconds:
 
 def test_what_cannot_be_captured_runs_as_before_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        replay, ran, ways = drive("auto", 6, cuda := FakeCuda(uncapturable=True))
-    assert ran == list(range(6))
-    assert ways == ["ordinary", "ordinary", "captured", "ordinary", "ordinary", "ordinary"]
+        replay, ran, ways = drive("auto", 9, cuda := FakeCuda(uncapturable=True))
+    assert ran == list(range(9))
+    assert ways == [*["ordinary"] * 4, "captured", *["ordinary"] * 4]
     assert [record.message for record in caplog.records] == [
         "runs without a CUDA graph, which cannot be captured: cudaStreamEndCapture: cudaErrorStreamCaptureInvalidated"
     ]
@@ -61,26 +61,42 @@ def test_what_cannot_be_captured_runs_as_before_and_is_said_once(caplog: pytest.
     assert cuda.leaks.keys() == {"streams"}
 
 
-def test_on_says_when_it_cannot() -> None:
-    with pytest.raises(DeviceError, match="cudaErrorStreamCaptureInvalidated"):
-        drive("on", 2, FakeCuda(uncapturable=True))
+def test_on_says_each_time_when_it_cannot() -> None:
+    replay, _, _ = drive("on", 1, cuda := FakeCuda(uncapturable=True))
+    for _ in range(2):
+        with pytest.raises(DeviceError, match="cudaErrorStreamCaptureInvalidated"):
+            replay.run(lambda: cuda.enqueue(replay._stream, lambda: None))
+
+
+@pytest.mark.parametrize("mode", ["on", "auto"])
+def test_a_pass_that_failed_does_not_count(mode: CudaGraphs) -> None:
+    cuda = FakeCuda()
+    replay = Replay(cuda, mode, cuda.create_stream())
+
+    def fail() -> None:
+        raise DeviceError("no")
+
+    for _ in range(9):
+        with pytest.raises(DeviceError, match="no"):
+            replay.run(fail)
+    assert not cuda.calls["begin_capture"]
 
 
 @pytest.mark.parametrize("mode", ["on", "auto"])
 def test_a_lost_context_is_no_reason_to_go_on(mode: CudaGraphs) -> None:
     with pytest.raises(DeviceError, match="replace the process") as lost:
-        drive(mode, 3, FakeCuda(fails={"end_capture": "cudaErrorIllegalAddress"}))
+        drive(mode, 5, FakeCuda(fails={"end_capture": "cudaErrorIllegalAddress"}))
     assert lost.value.sticky
 
 
 @pytest.mark.parametrize("mode", ["on", "auto"])
 def test_after_other_bindings_everything_begins_anew(mode: CudaGraphs) -> None:
-    replay, _, _ = drive(mode, 5, cuda := FakeCuda())
+    replay, _, _ = drive(mode, 8, cuda := FakeCuda())
     replay.clear()
     captures = cuda.calls["begin_capture"]
     stream, ran = replay._stream, []
-    for number in range(5):
+    for number in range(8):
         replay.run(lambda number=number: cuda.enqueue(stream, lambda: ran.append(number)))
     cuda.synchronize(stream)
-    assert len(ran) == 5
+    assert len(ran) == 8
     assert cuda.calls["begin_capture"] == captures + 1

@@ -7,6 +7,7 @@ streams, events, contexts and CUDA graphs are.
 import logging
 import threading
 import tracemalloc
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,12 @@ import numpy as np
 import pytest
 from fake_cuda import FakeCuda, Kernel, load_fakes
 
-from engine.errors import DeviceError, OutOfDeviceMemory, UnsupportedShape
+from engine.cuda import failure
+from engine.engine import Bindings, Engine
+from engine.errors import DeviceError, OutOfDeviceMemory, PlanCorrupt, UnsupportedShape
+from engine.lora import PreparedLora
 from engine.manifest import GraphName, Manifest, read
+from engine.offload import TakesTurns, Turn
 from engine.onnxruntime_engine import OnnxRuntimeEngine
 from engine.options import CudaGraphs, RuntimeOptions
 from engine.pipeline import Pipeline
@@ -98,9 +103,8 @@ def test_a_picture_s_copy_does_not_hold_up_the_next_one_s_steps(nano: Nano) -> N
     with nano.on(cuda) as pipeline:
         first = pipeline.start(REQUESTS[0])
         copies = pipeline._memory._copies
-        held, cuda._streams[copies] = cuda._streams[copies], type(cuda._streams[copies])()
-        for work in held:  # nobody gets to it until it is put back
-            assert work is not None
+        held, cuda._streams[copies] = cuda._streams[copies], deque()  # nobody gets to it until it is put back
+        assert held, "the copy is on another stream"
         steps = []
         caption = pipeline.encode_prompt([pipeline.tokenize(REQUESTS[0].prompt)])
         noise = pipeline.noise(5, 64, 96)
@@ -157,7 +161,8 @@ def test_warmed_up_sizes_cost_nothing_afterwards(nano: Nano, cuda_graphs: CudaGr
     with nano.on(cuda, cuda_graphs=cuda_graphs) as pipeline:
         pipeline.warm_up([(64, 96)])
         contexts, before = cuda.calls["context.enqueue"], cuda.resources
-        pipeline.generate(REQUESTS[0])
+        for seed in range(3):
+            pipeline.generate(PictureRequest("a red circle", 64, 96, seed))
         assert cuda.resources == before
         assert (cuda.calls["context.enqueue"] == contexts) == (cuda_graphs == "auto")  # all of it was replayed
 
@@ -172,6 +177,26 @@ def test_prompt_encoder_and_denoiser_take_turns(nano: Nano, host: Pipeline, capl
     assert turns == 2 * 4  # four prompts; the last picture is of the same one
 
 
+def test_an_engine_whose_lora_fails_on_its_turn_does_not_draw_without_it() -> None:
+    class Refuses(Engine):
+        closed = 0
+
+        def enqueue(self, _stream: int, _bindings: Bindings) -> None:
+            raise AssertionError("draws without its LoRA")
+
+        def refit(self, _lora: PreparedLora | None) -> None:
+            raise PlanCorrupt("the file of own weights is gone")
+
+        def close(self) -> None:
+            Refuses.closed += 1
+
+    engine = TakesTurns(Refuses, Turn())
+    for attempt in range(2):
+        with pytest.raises(PlanCorrupt):
+            engine.enqueue(0, {})
+        assert Refuses.closed == attempt + 1
+
+
 def test_too_little_memory_is_refused_before_anything_is_loaded(nano: Nano) -> None:
     cuda = FakeCuda(memory=256 << 20)
     with pytest.raises(OutOfDeviceMemory, match=r"the plans need .* GB of GPU memory, 0\.27 GB are free"):
@@ -182,15 +207,27 @@ def test_too_little_memory_is_refused_before_anything_is_loaded(nano: Nano) -> N
 def test_the_table_of_memory_is_said_at_the_start(nano: Nano, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         nano.on(FakeCuda()).close()
-    [table] = [record.message for record in caplog.records if "GPU memory" in record.message]
+    [table] = [record.message for record in caplog.records if record.message.startswith("GPU memory")]
     for row in ("prompt_encoder", "denoiser", "vae_decoder", "tensors between them", "needed"):
         assert row in table
 
 
-def test_a_load_that_fails_half_way_leaves_nothing(nano: Nano) -> None:
-    cuda = FakeCuda(fails={"create_event": "cudaErrorMemoryAllocation"})
-    with pytest.raises(OutOfDeviceMemory):
-        nano.on(cuda)
+@pytest.mark.parametrize("allocations", range(6))
+def test_a_load_that_fails_half_way_leaves_nothing(nano: Nano, allocations: int) -> None:
+    """Tensors, three plans and the arena: five allocations, and the sixth is none of the load's."""
+
+    class Small(FakeCuda):
+        def allocate(self, size: int) -> int:
+            if self.calls["allocate"] == allocations:
+                raise failure("cudaMalloc", "cudaErrorMemoryAllocation", (size,))
+            return super().allocate(size)
+
+    cuda = Small()
+    if allocations == 5:
+        nano.on(cuda).close()
+    else:
+        with pytest.raises(OutOfDeviceMemory):
+            nano.on(cuda)
     assert not cuda.leaks
 
 
@@ -204,6 +241,8 @@ def test_an_error_in_mid_run_has_a_name_and_says_what_to_do(nano: Nano, function
         with pytest.raises(DeviceError, match="replace the process") as lost:
             pipeline.generate(REQUESTS[0])
         assert lost.value.sticky
+    cuda.fails = dict.fromkeys(("synchronize", "free", "destroy_event", "destroy_stream"), "cudaErrorIllegalAddress")
+    pipeline.close()  # gives up, and does not hide why
 
 
 def test_an_error_that_passes_spoils_one_picture(nano: Nano, host: Pipeline) -> None:

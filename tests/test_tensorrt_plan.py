@@ -111,11 +111,12 @@ def open_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, rtx: bool, cuda: FakeCuda | None = None, **answers: Any
 ) -> tuple[TensorRtPlan, list[str]]:
     log: list[str] = []
-    monkeypatch.setitem(sys.modules, "fake_tensorrt", library(answers, log, rtx=rtx))
+    package = "fake_rtx" if rtx else "fake_tensorrt"
+    monkeypatch.setitem(sys.modules, package, library(answers, log, rtx=rtx))
     file = tmp_path / "denoiser.plan"
     file.write_bytes(b"plan")
     cache = tmp_path / "caches" / "denoiser.cache"
-    return TensorRtPlan(cuda or FakeCuda(), "fake_tensorrt", file, runtime_graphs=rtx, cache=cache), log
+    return TensorRtPlan(cuda or FakeCuda(), package, file, runtime_graphs=rtx, cache=cache), log
 
 
 def test_a_context_gets_its_profile_and_the_arena(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,13 +162,16 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(
 
 
 def test_weights_go_in_with_their_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, log = open_plan(tmp_path, monkeypatch, rtx=False)
-    plan.refit({"q": np.zeros((2, 3), np.float16), "k": np.zeros(4, ml_dtypes.bfloat16)}, 7)
+    cuda = FakeCuda()
+    plan, log = open_plan(tmp_path, monkeypatch, rtx=False, cuda=cuda)
+    plan.refit(
+        {"q": np.zeros((2, 3), np.float16), "k": np.zeros(4, ml_dtypes.bfloat16)}, stream := cuda.create_stream()
+    )
     assert log[1:] == [
         "set_named_weights('q', 'HALF of 6')",
         "set_named_weights('k', 'BF16 of 4')",
         "get_missing_weights",
-        "refit_cuda_engine_async(7,)",
+        f"refit_cuda_engine_async({stream},)",
     ]
 
 
@@ -215,7 +219,7 @@ def test_a_lost_gpu_behind_a_refusal_is_said_to_be_lost(tmp_path: Path, monkeypa
     cuda = FakeCuda()
     plan, _ = open_plan(tmp_path, monkeypatch, rtx=False, cuda=cuda, execute_async_v3=False)
     context = plan.create_context(0, (256, 4096), 7, specialized=False)
-    cuda.fails["raise_last_error"] = "cudaErrorLaunchFailure"
+    cuda.fails["require_context"] = "cudaErrorLaunchFailure"
     with pytest.raises(DeviceError, match="replace the process") as lost:
         context.enqueue(7)
     assert lost.value.sticky
@@ -232,5 +236,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, monkeypatch: pytest.M
     trt.Runtime = lambda logger: (runtime(logger), Full([], {}))[1]
     monkeypatch.setitem(sys.modules, "fake_tensorrt", trt)
     (tmp_path / "denoiser.plan").write_bytes(b"plan")
-    with pytest.raises(OutOfDeviceMemory, match=r"denoiser\.plan do not fit into GPU memory: .*Out of memory"):
+    with pytest.raises(
+        OutOfDeviceMemory, match=r"denoiser\.plan, since GPU memory is full: .*Out of memory.*--offload"
+    ):
         TensorRtPlan(FakeCuda(), "fake_tensorrt", tmp_path / "denoiser.plan", runtime_graphs=False, cache=None)

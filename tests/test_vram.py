@@ -1,8 +1,10 @@
 """What plans take of a GPU's memory, as it is told and refused before anything is loaded."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from sample_manifest import MANIFEST
 
 from engine.errors import OutOfDeviceMemory
 from engine.vram import RESERVE, VramPlan
@@ -37,6 +39,15 @@ def test_the_table_names_every_part() -> None:
 def test_what_no_builder_said_is_unknown_and_not_zero() -> None:
     unknown = replace(PLAN, activations=dict.fromkeys(PLAN.activations))
     assert "unknown" in unknown.table()
+    assert "needed, at least" in unknown.table()
+    assert "at least" not in PLAN.table()
+
+
+def test_activations_are_those_of_the_profiles_that_are_served(tmp_path: Path) -> None:
+    for graph in MANIFEST.graphs.values():
+        (tmp_path / graph.file).write_bytes(b"plan")
+    of = [VramPlan.of(tmp_path, MANIFEST, profiles, offload=False).arena for profiles in ((0,), (1,), (0, 1))]
+    assert of == [123, 456, 456]
 
 
 def test_what_fits_is_not_refused() -> None:
@@ -50,7 +61,7 @@ def test_what_does_not_fit_is_refused_with_what_would_make_it_fit() -> None:
     assert "the plans need 25.11 GB of GPU memory, 24.00 GB are free" in message
     assert PLAN.table() in message
     assert "take turns (--offload), which needs 17.11 GB" in message
-    assert "load fewer profiles (--profiles, of usual, large)" in message
+    assert "serve fewer profiles (--profile, of usual and large)" in message
     assert "build for smaller sizes or batches (build-engines --profile)" in message
 
 
@@ -58,4 +69,4 @@ def test_what_is_done_already_is_not_advised() -> None:
     with pytest.raises(OutOfDeviceMemory) as refusal:
         replace(PLAN, offload=True).require_fit(16 * GB, ["usual"])
     assert "--offload" not in str(refusal.value)
-    assert "--profiles," not in str(refusal.value)
+    assert "--profile," not in str(refusal.value)
