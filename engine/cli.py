@@ -1,6 +1,7 @@
 """`zimage-generate`: one prompt, one PNG."""
 
 import argparse
+import logging
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,8 @@ from engine.request import MAX_SEED, PictureRequest, parse_size, random_seed
 def main(argv: list[str] | None = None) -> None:
     """Entry point; exits with 1 and one line when something is refused."""
     args = _parser().parse_args(argv)
+    if args.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         _run(args)
     except (ZImageError, OSError) as error:
@@ -36,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", metavar="WxH", help="pixels, such as 1024x768; default: what the plans are tuned for")
     parser.add_argument("--seed", type=int, help=f"0..{MAX_SEED}; default: a random one, which is printed")
     parser.add_argument("--lora", type=Path, metavar="FILE", help="prepared by zimage-lora, for refittable plans")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what is loaded, and what it takes on a GPU")
     parser.add_argument("--steps", type=int, help="forward passes; default: the model's own number, 8")
     return parser
 

@@ -6,6 +6,7 @@ The constructor allocates; `enqueue` sets what has changed and enqueues.
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from engine.cuda import Cuda
@@ -114,9 +115,8 @@ class TensorRtEngine(Engine):
         return _Bound(context, self._graph, Replay(site.cuda, site.cuda_graphs, site.stream))
 
     def _forget_graphs(self) -> None:
-        for bounds in (self._kept, *self._turns.values()):
-            for bound in bounds.values():
-                bound.replay.clear()
+        for bound in chain(self._kept.values(), *(turns.values() for turns in self._turns.values())):
+            bound.replay.clear()
 
     def _profile(self, tensors: Mapping[str, DeviceTensor]) -> int:
         """The first profile that holds the shapes."""
