@@ -13,6 +13,7 @@ COMMANDS = {
     "judge": "does z-image-nano draw what held-out captions say: colours, shapes, places; a contact sheet",
     "parity": "FP32, FP16 and BF16 of a checkpoint against float64: graphs, steps, pictures",
     "gpu-check": "all that only a GPU can answer: which flavors run, parity, memory, CUDA graphs, refit, latency",
+    "latency": "first picture, p50, p95, p99 of every stage against eager PyTorch, torch.compile and the roofline",
     "peers": "the same prompt and seed through diffusers and DiffSynth: how far apart are the pictures",
 }
 

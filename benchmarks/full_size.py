@@ -6,18 +6,15 @@ Weights are never touched while tracing. The parts that are built get seeded ran
 import argparse
 import math
 import tempfile
-import zlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.report import Stopwatch, finish, peak_rss
+from benchmarks.source import random_components
 from engine.manifest import Graph, GraphName, Model, Precision, PromptFormat, Rope
 from engine.shapes import dimensions
 from export import models, onnx_export
-from export.checkpoint import Component
 from export.denoiser import Denoiser
 from export.graph_module import GraphModule
 from export.precision import graph_precisions
@@ -26,23 +23,7 @@ from export.progress import BuildProgress
 from export.prompt_encoder import PromptEncoder
 from export.tensorrt_build import TensorRtBuilder
 from export.vae_decoder import VaeDecoder
-from export.weights import Weight
-from nano.layout import Z_IMAGE_TURBO, CheckpointSizes, configs
-from nano.miniature import tensor_shapes
-
-
-@dataclass(frozen=True, slots=True)
-class RandomWeight:
-    """A tensor that no file holds: normal noise of a size that keeps activations of order 1."""
-
-    source: str
-    shape: tuple[int, ...]
-
-    def load(self) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(zlib.crc32(self.source.encode()))  # equals would be stored once
-        fan_in = self.shape[-1] if len(self.shape) == 2 else max(1, math.prod(self.shape[1:]))
-        noise: torch.Tensor = torch.randn(self.shape, generator=generator) / fan_in**0.5
-        return noise
+from nano.layout import Z_IMAGE_TURBO, CheckpointSizes
 
 
 def trace(graph: GraphName) -> dict[str, Any]:
@@ -104,24 +85,19 @@ def build(graph: GraphName, layers: int, profile: str, compute_capability: str) 
 
 def graph_of(sizes: CheckpointSizes, graph: GraphName, precision: Precision) -> GraphModule:
     """A graph of any size, from configs alone."""
-    transformer, text_encoder, vae = (_component(sizes, name) for name in ("transformer", "text_encoder", "vae"))
-    if graph == "prompt_encoder":
-        return PromptEncoder(models.text_encoder(text_encoder), models.transformer(transformer), precision)
+    parts = random_components(sizes)
+    if graph == "vae_decoder":
+        return VaeDecoder(models.vae_decoder(parts["vae"]), precision)
+    transformer = models.transformer(parts["transformer"])
     if graph == "denoiser":
-        return Denoiser(models.transformer(transformer), precision)
-    return VaeDecoder(models.vae_decoder(vae), precision)
+        return Denoiser(transformer, precision)
+    return PromptEncoder(models.text_encoder(parts["text_encoder"]), transformer, precision)
 
 
 def model_facts(sizes: CheckpointSizes) -> Model:
     """What profiles need to know of a model that has no files."""
     rope = Rope(256.0, sizes.axes_dims, sizes.axes_lens)
     return Model("full-size", "", 16, 8, 2, sizes.dim, rope, PromptFormat("", "", 512, 0), 3.0, 8)
-
-
-def _component(sizes: CheckpointSizes, name: str) -> Component:
-    shapes = tensor_shapes(sizes)[name]
-    weights: dict[str, Weight] = {key: RandomWeight(key, shape) for key, shape in shapes.items()}
-    return Component(name, configs(sizes)[f"{name}/config.json"], weights, ())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

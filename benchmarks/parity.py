@@ -18,11 +18,11 @@ from skimage.metrics import structural_similarity
 
 from benchmarks.evaluator import StrictEvaluator
 from benchmarks.judge import score
-from benchmarks.peers import psnr
+from benchmarks.pixels import psnr
 from benchmarks.report import finish
+from benchmarks.source import require_same_weights
 from engine.engine import Backend, Bindings, Engine
-from engine.errors import PlanMismatch
-from engine.manifest import GraphName, Manifest, Precision, read, resolve
+from engine.manifest import GraphName, Precision, read, resolve
 from engine.memory import HostMemory
 from engine.pipeline import Pipeline
 from engine.prompt import PromptTokenizer
@@ -148,12 +148,6 @@ def table(title: str, found: Mapping[Precision, Figures]) -> Table:
     for name, own in found.items():
         rows.add_row(name, *(f"{own[graph]:.1e}" for graph in GRAPHS), f"{own['psnr_db']} dB", f"{own['ssim']:.5f}")
     return rows
-
-
-def require_same_weights(checkpoint: Checkpoint, manifest: Manifest) -> None:
-    """Raises PlanMismatch if the plans are of other weights."""
-    if checkpoint.fingerprint() != manifest.model.weights_sha256 or manifest.model.loras:
-        raise PlanMismatch(f"the plans are of {manifest.model.name} with other weights than {checkpoint.directory}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,25 +3,33 @@
 import json
 import os
 import platform
+import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("torch", "onnxruntime", "tensorrt", "tensorrt-rtx", "diffsynth", "diffusers")
+LIBRARIES = ("torch", "onnxruntime", "tensorrt", "tensorrt-rtx", "diffsynth", "diffusers", "transformers")
 
 
 def finish(benchmark: str, figures: dict[str, Any]) -> dict[str, Any]:
     """Prints the report as the last line of stdout and returns it."""
-    report = {"benchmark": benchmark, "figures": figures, "hardware": hardware(), "versions": versions()}
-    print(json.dumps(report))
-    return report
+    finished = report(benchmark, figures)
+    print(json.dumps(finished))
+    return finished
+
+
+def report(benchmark: str, figures: dict[str, Any]) -> dict[str, Any]:
+    """Figures with what they were measured on."""
+    return {"benchmark": benchmark, "figures": figures, "hardware": hardware(), "versions": versions()}
 
 
 def hardware() -> dict[str, Any]:
-    """The processor's name and cores, and the memory."""
+    """The processor's name and cores, the memory, and the GPUs if there are any."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": _cpu_name(), "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1)}
+    found = {"cpu": _cpu_name(), "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1)}
+    gpus = _gpus()
+    return found | {"gpus": gpus} if gpus else found
 
 
 def versions() -> dict[str, str]:
@@ -55,6 +63,17 @@ class Stopwatch:
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self._started
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """As nvidia-smi tells; none where there is no such program or it finds no driver."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    rows = [line.rsplit(", ", 2) for line in answer.stdout.splitlines()] if answer.returncode == 0 else []
+    return [{"name": name, "driver": driver, "memory_mib": int(mib)} for name, driver, mib in rows]
 
 
 def _cpu_name() -> str:

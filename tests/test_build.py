@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from benchmarks.peers import psnr
+from benchmarks.pixels import psnr
 from engine.errors import BackendUnavailable, BuildError
 from engine.manifest import Manifest, Range, read
 from engine.pipeline import Pipeline

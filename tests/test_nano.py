@@ -11,9 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from benchmarks import judge as bench
-from benchmarks.peers import DiffSynth, Diffusers, psnr
+from benchmarks.eager import DiffSynth, Diffusers
+from benchmarks.pixels import psnr
 from engine.pipeline import Pipeline
 from engine.request import PictureRequest
+from export.checkpoint import open_checkpoint
 from nano.judge import judge
 from nano.layout import NANO, Z_IMAGE_NANO, configs
 from nano.miniature import tensor_shapes
@@ -71,7 +73,8 @@ def test_it_draws_what_it_is_told(pipeline: Pipeline, height: int, width: int) -
 def test_diffsynths_modules_draw_the_same_picture(pipeline: Pipeline, height: int, width: int) -> None:
     """In FP32 51 dB, all of it DiffSynth's truncation to uint8; as shipped the figure is `zimage-bench peers`'."""
     request = PictureRequest("a small red circle to the left of a large blue square", height, width, seed=7)
-    assert psnr(pipeline.generate(request).pixels, DiffSynth(Z_IMAGE_NANO, torch.float32).draw(request)) > 45
+    [theirs] = DiffSynth(open_checkpoint(str(Z_IMAGE_NANO)), torch.float32).draw([request])
+    assert psnr(pipeline.generate(request).pixels, theirs) > 45
 
 
 def test_a_contact_sheet_has_a_cell_for_every_caption(pipeline: Pipeline) -> None:
@@ -121,11 +124,12 @@ def test_the_lora_draws_outlines(tmp_path: Path) -> None:
         down, up = (lora[f"{name}.lora_{side}.default.weight"].float() for side in "AB")
         weights[f"{name}.weight"] = (weights[f"{name}.weight"].float() + up @ down).bfloat16()
     save_file(weights, file)
-    peers = {"green": Diffusers(Z_IMAGE_NANO), "white": Diffusers(outlining)}
+    checkpoints = {"green": Z_IMAGE_NANO, "white": outlining}
+    peers = {colour: Diffusers(open_checkpoint(str(folder))) for colour, folder in checkpoints.items()}
     for shape in ("circle", "square", "triangle", "diamond", "heart"):
         request = PictureRequest(f"a large green {shape} in the centre on a white background", 128, 128, seed=1)
         for colour, peer in peers.items():
-            picture = peer.draw(request)
+            picture = peer.draw([request])[0]
             middle = picture[60:68, 60:68].reshape(-1, 3).mean(0)
             assert np.linalg.norm(middle - COLOURS[colour]) < 60, f"the middle of the {shape} is not {colour}"
             green = np.linalg.norm(picture.astype(np.float64) - COLOURS["green"], axis=2) < 60

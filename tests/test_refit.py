@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from benchmarks.peers import psnr
+from benchmarks.pixels import psnr
 from engine.errors import LoraMismatch, PlanCorrupt
 from engine.lora import PreparedLora, own_value
 from engine.manifest import MergedLora, read
