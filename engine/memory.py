@@ -80,7 +80,7 @@ class Memory(Protocol):
         ...
 
     def claim(self, tensor: Tensor) -> None:
-        """Makes what is enqueued from now on wait until the tensor's last copy to the host is done."""
+        """Lets what is enqueued from now on write the tensor: not before it was read."""
         ...
 
     def mark(self) -> Mark: ...
@@ -93,13 +93,14 @@ class Memory(Protocol):
 
 
 class HostMemory:
-    """numpy arrays; nothing is ever on its way."""
+    """numpy arrays. A reading is the tensor itself, and a copy of it only if it is needed again before it is taken."""
 
     stream = 0
     ahead = 0
 
     def __init__(self, manifest: Manifest, profiles: Sequence[Profile]) -> None:
         self._flat = {name: np.zeros(count, dtype) for name, (count, dtype) in _capacities(manifest, profiles).items()}
+        self._read_last: dict[int, _Here] = {}  # id of the allocation -> what may still have to be taken out of it
         self.view = lru_cache(maxsize=VIEWS)(self._view)
 
     def row(self, tensor: Tensor, index: int) -> Array:
@@ -108,14 +109,19 @@ class HostMemory:
 
     def write(self, name: str, values: Array) -> Array:
         view = self.view(name, values.shape)
+        self.claim(view)
         view[...] = values
         return view
 
     def read(self, tensor: Tensor) -> "_Here":
-        return _Here(tensor)
+        self.claim(tensor)
+        here = self._read_last[id(tensor.base)] = _Here(tensor)
+        return here
 
     def claim(self, tensor: Tensor) -> None:
-        pass
+        here = self._read_last.pop(id(tensor.base), None)
+        if here is not None:
+            here.keep()
 
     def mark(self) -> "_Moment":
         return _Moment(time.perf_counter())
@@ -131,11 +137,19 @@ class HostMemory:
         return self._flat[name][: math.prod(shape)].reshape(shape)
 
 
-class _Here(NamedTuple):
-    values: Array
+class _Here:
+    """Values that lie in a tensor until they are taken, or kept."""
+
+    def __init__(self, values: Array) -> None:
+        self._values, self._taken = values, False
 
     def wait(self) -> Array:
-        return self.values
+        self._taken = True
+        return self._values
+
+    def keep(self) -> None:
+        if not self._taken:
+            self._values = self._values.copy()
 
 
 class _Moment(NamedTuple):

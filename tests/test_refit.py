@@ -81,7 +81,7 @@ def convert(lora: Lora, checkpoint: Path, plans: Path, output: Path) -> None:
 def latents(pipeline: Pipeline, plans: Path) -> np.ndarray:
     """What the denoiser leaves to the VAE."""
     prompt = PromptTokenizer(plans, pipeline.manifest.model.prompt)(REQUEST.prompt)
-    caption = pipeline.encode_prompt(prompt)
+    caption = pipeline.encode_prompt([prompt])
     noise = pipeline.noise(REQUEST.seed, 96, 128)
     return pipeline.denoise(caption, noise, sigmas(4, 3.0)).copy()
 

@@ -39,7 +39,10 @@ class Nano:
     manifest: Manifest
     kernels: dict[GraphName, Kernel]
 
-    def on(self, cuda: FakeCuda, **options: object) -> Pipeline:
+    def on(self, cuda: FakeCuda | None, **options: object) -> Pipeline:
+        """On a device, or by ONNX Runtime as it is."""
+        if cuda is None:
+            return Pipeline.load(self.directory, RuntimeOptions(threads=1), verify=False)
         loaded = load_fakes(cuda, self.kernels, self.directory, self.manifest, RuntimeOptions(**options))
         return Pipeline(self.manifest, PromptTokenizer(self.directory, self.manifest.model.prompt), loaded)
 
@@ -85,10 +88,9 @@ def test_pictures_are_those_of_the_host_bit_for_bit(
     assert not cuda.leaks
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_picture_can_be_finished_while_the_next_ones_are_drawn(nano: Nano, host: Pipeline, seed: int) -> None:
-    cuda = FakeCuda(seed=seed, haste=seed / 4)
-    with nano.on(cuda) as pipeline:
+@pytest.mark.parametrize("seed", [None, *range(4)])
+def test_a_picture_can_be_finished_while_the_next_ones_are_drawn(nano: Nano, host: Pipeline, seed: int | None) -> None:
+    with nano.on(None if seed is None else FakeCuda(seed=seed, haste=seed / 4)) as pipeline:
         drawings = [pipeline.start(request) for request in REQUESTS]
         for drawing, request in zip(drawings, REQUESTS, strict=True):
             picture = drawing.finish()
@@ -115,10 +117,10 @@ def test_a_picture_s_copy_does_not_hold_up_the_next_one_s_steps(nano: Nano) -> N
         assert first.finish().pixels.std() > 1
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_two_prompts_share_a_batch(nano: Nano, host: Pipeline, seed: int) -> None:
+@pytest.mark.parametrize("seed", [None, *range(4)])
+def test_two_prompts_share_a_batch(nano: Nano, host: Pipeline, seed: int | None) -> None:
     prompts = [REQUESTS[0].prompt, "a blue star"]
-    with nano.on(FakeCuda(haste=0, seed=seed)) as pipeline:
+    with nano.on(None if seed is None else FakeCuda(haste=0, seed=seed)) as pipeline:
         schedule = pipeline._sigmas(REQUESTS[0])
         noise = np.concatenate([pipeline.noise(one, 64, 96) for one in (1, 9)])
         caption = pipeline.encode_prompt([pipeline.tokenize(prompt) for prompt in prompts])
@@ -256,8 +258,9 @@ def test_an_error_that_passes_spoils_one_picture(nano: Nano, host: Pipeline) -> 
         assert np.array_equal(pipeline.generate(REQUESTS[0]).pixels, host.generate(REQUESTS[0]).pixels)
 
 
-def test_another_thread_finishes(nano: Nano, host: Pipeline) -> None:
-    with nano.on(FakeCuda(haste=0)) as pipeline:
+@pytest.mark.parametrize("cuda", [None, FakeCuda(haste=0)], ids=["host", "device"])
+def test_another_thread_finishes(nano: Nano, host: Pipeline, cuda: FakeCuda | None) -> None:
+    with nano.on(cuda) as pipeline:
         drawing, found = pipeline.start(REQUESTS[0]), []
         thread = threading.Thread(target=lambda: found.append(drawing.finish()))
         thread.start()
