@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gpu_parts
-from benchmarks.report import Stopwatch, finish, hardware, versions
+from benchmarks.report import Stopwatch, finish, report
 
 Figures = dict[str, Any]
 
@@ -120,16 +120,16 @@ def _summary(found: Figures) -> str:
 
 
 def _write(folder: Path, figures: Figures) -> None:
-    report = {"benchmark": "gpu-check", "figures": figures, "hardware": hardware(), "versions": versions()}
-    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    (folder / "report.md").write_text(_markdown(report))
+    measured = report("gpu-check", figures)
+    (folder / "report.json").write_text(json.dumps(measured, indent=1) + "\n")
+    (folder / "report.md").write_text(_markdown(measured))
 
 
-def _markdown(report: dict[str, Any]) -> str:
-    machine = ", ".join(f"{key} {value}" for key, value in {**report["hardware"], **report["versions"]}.items())
+def _markdown(measured: Figures) -> str:
+    machine = ", ".join(f"{key} {value}" for key, value in {**measured["hardware"], **measured["versions"]}.items())
     lines = ["# gpu-check", "", machine, ""]
     questions = {part.name: part.question for part in PARTS}
-    for name, found in report["figures"].items():
+    for name, found in measured["figures"].items():
         lines += [f"## {name}: {questions[name]}", ""]
         if "failed" in found:
             lines += [f"**Failed**: {found['failed']}", "", "```", found["output"].strip(), "```", ""]
