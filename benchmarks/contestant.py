@@ -86,10 +86,6 @@ class Ours:
     def tokens(self, prompt: str) -> int:
         return len(self._pipeline.tokenize(prompt).ids)
 
-    def check(self, height: int, width: int, batch: int) -> None:
-        """Raises UnsupportedShape."""
-        self._pipeline.manifest.profile_for(height, width, batch)
-
     def draw(self, requests: Sequence[PictureRequest], laps: Laps = OFF) -> list[Pixels]:
         model = self._pipeline.manifest.model
         height, width = requests[0].height, requests[0].width

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,24 @@ class Part:
 PARTS = (
     Part("machine", "what is here: matrix rate, bandwidth, free memory", gpu_parts.machine, 60),
     Part("onnx", "does ONNX Runtime agree with PyTorch here", gpu_parts.runs_onnx, 120),
-    Part("tensorrt", "does tensorrt run on this GPU", gpu_parts.runs_tensorrt, 120, device=True),
-    Part("rtx", "does tensorrt_rtx run a default plan on this GPU", gpu_parts.runs_rtx, 120, device=True),
-    Part("rtx-sm80", "does it run a plan for compute capability 8.0", gpu_parts.runs_rtx_sm80, 120, device=True),
-    Part("rtx-ampere-plus", "does it run a plan for Ampere and later", gpu_parts.runs_rtx_ampere, 120, device=True),
+    Part("tensorrt", "does tensorrt run on this GPU", partial(gpu_parts.runs, way="tensorrt"), 120, device=True),
+    Part(
+        "rtx", "does tensorrt_rtx run a default plan on this GPU", partial(gpu_parts.runs, way="rtx"), 120, device=True
+    ),
+    Part(
+        "rtx-sm80",
+        "does it run a plan for compute capability 8.0",
+        partial(gpu_parts.runs, way="rtx-sm80"),
+        120,
+        device=True,
+    ),
+    Part(
+        "rtx-ampere-plus",
+        "does it run a plan for Ampere and later",
+        partial(gpu_parts.runs, way="rtx-ampere-plus"),
+        120,
+        device=True,
+    ),
     Part("plans", "plans of the model, for the first flavor that runs", gpu_parts.plans, 300),
     Part("parity", "each graph against PyTorch in FP32, on the device", gpu_parts.parity, 120),
     Part("memory", "what loading and drawing take, against what was planned", gpu_parts.memory, 120, device=True),

@@ -37,8 +37,6 @@ Args = argparse.Namespace
 WRONG = 0.1  # relative L2 above which it is not the same function; FP16 stays under 1e-2, silent zeros give 1
 SHAPES = ((16, 16, 20, 1), (18, 22, 40, 2))  # latents, caption tokens and batch of the comparisons
 RUNS = ("tensorrt", "rtx", "rtx-sm80", "rtx-ampere-plus")  # parts that find out whether a flavor runs, best first
-
-
 PLANS = "plans.txt"  # in the folder: where the plans of the model are
 
 
@@ -68,20 +66,14 @@ def runs_onnx(args: Args) -> Figures:
     return {"directory": directory.name} | _compare(directory, Z_IMAGE_NANO, "cpu")
 
 
-def runs_tensorrt(args: Args) -> Figures:
-    return _runs(args, "tensorrt")
-
-
-def runs_rtx(args: Args) -> Figures:
-    return _runs(args, "rtx")
-
-
-def runs_rtx_sm80(args: Args) -> Figures:
-    return _runs(args, "rtx-sm80")
-
-
-def runs_rtx_ampere(args: Args) -> Figures:
-    return _runs(args, "rtx-ampere-plus")
+def runs(args: Args, way: str) -> Figures:
+    """Whether plans of z-image-nano that are built this way load here and compute what PyTorch computes."""
+    onnx = build(Z_IMAGE_NANO, args, "onnx")
+    directory = args.folder / "runs" / way
+    shutil.rmtree(directory, ignore_errors=True)
+    builder = builder_for(way)
+    convert(onnx, directory, builder, CudaRuntime().compute_capability())
+    return {"builder": builder.name} | _compare(directory, Z_IMAGE_NANO, "cuda")
 
 
 def plans(args: Args) -> Figures:
@@ -138,10 +130,9 @@ def cuda_graphs(args: Args) -> Figures:
 
 def refit(args: Args) -> Figures:
     """z-image-nano's LoRA in and out of refittable plans."""
-    checkpoint, way = Z_IMAGE_NANO, _way(args)
-    directory = plans_of(checkpoint, args, way, refittable=True)
+    directory = plans_of(Z_IMAGE_NANO, args, _way(args), refittable=True)
     file = Z_IMAGE_NANO.with_name("z-image-nano-lora") / "outlines.safetensors"
-    lora = prepare(open_checkpoint(str(checkpoint)), [Lora(file)], read(directory, verify=False))
+    lora = prepare(open_checkpoint(str(Z_IMAGE_NANO)), [Lora(file)], read(directory, verify=False))
     request = PictureRequest("a red circle on a blue background", 128, 128, seed=7)
     with Pipeline.load(directory, verify=False) as pipeline:
         plain = pipeline.generate(request).pixels
@@ -174,16 +165,6 @@ def latency(args: Args) -> Figures:
     cli.main([*command, "--plot", str(args.folder / "latency.png")])
     found: Figures = json.loads(file.read_text())["figures"]
     return found
-
-
-def _runs(args: Args, way: str) -> Figures:
-    """Whether plans of z-image-nano that are built this way load here and compute what PyTorch computes."""
-    onnx = build(Z_IMAGE_NANO, args, "onnx")
-    directory = args.folder / "runs" / way
-    shutil.rmtree(directory, ignore_errors=True)
-    builder = builder_for(way)
-    convert(onnx, directory, builder, CudaRuntime().compute_capability())
-    return {"builder": builder.name} | _compare(directory, Z_IMAGE_NANO, "cuda")
 
 
 def _way(args: Args) -> str:

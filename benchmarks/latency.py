@@ -36,8 +36,7 @@ from benchmarks.report import finish, report
 from benchmarks.source import Source
 from engine.errors import InvalidRequest, PlanMismatch, UnsupportedShape
 from engine.manifest import SEQUENCE_MULTIPLE, Manifest, padded, read, resolve
-from engine.options import CudaGraphs, RuntimeOptions
-from engine.request import parse_size
+from engine.options import CudaGraphs, RuntimeOptions, sizes
 
 PHRASE = "a small red circle to the left of a large blue square on a yellow background and"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -218,14 +217,11 @@ def _peers(text: str) -> tuple[str, ...]:
     return names
 
 
-def _sizes(text: str) -> list[tuple[int, int]]:
-    try:
-        sizes = [parse_size(size) for size in text.split(",")]
-    except InvalidRequest as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    if any(side % 16 for size in sizes for side in size):
+def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+    found = sizes(text)
+    if any(side % 16 for size in found for side in size):
         raise argparse.ArgumentTypeError(f"must be multiples of 16, got {text}")
-    return sizes
+    return found
 
 
 def _numbers(text: str) -> tuple[int, ...]:

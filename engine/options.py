@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from engine.errors import InvalidRequest, ZImageError
 from engine.request import parse_size
@@ -63,7 +63,7 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--warm-up",
-        type=_sizes,
+        type=sizes,
         default=default.warm_up,
         metavar="WxH,...",
         help="sizes whose first picture is to be as fast as the next ones; default: none",
@@ -71,7 +71,7 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("TensorRT")
     group.add_argument(
         "--cuda-graphs",
-        choices=("auto", "on", "off"),
+        choices=get_args(CudaGraphs),
         default=default.cuda_graphs,
         help="auto keeps those that measurably gain, for TensorRT-RTX all; default: %(default)s",
     )
@@ -95,7 +95,8 @@ def _threads(text: str) -> int:
     return threads
 
 
-def _sizes(text: str) -> tuple[tuple[int, int], ...]:
+def sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """(height, width) of each of "WxH,...", for argparse."""
     try:
         return tuple(parse_size(size.strip()) for size in text.split(","))
     except InvalidRequest as error:

@@ -6,7 +6,6 @@ streams, events, contexts and CUDA graphs are.
 
 import logging
 import threading
-import tracemalloc
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_cuda import FakeCuda, Kernel, load_fakes
+from step_peak import STEP_BYTES, step_peak
 
 from engine.cuda import failure
 from engine.engine import Bindings, Engine
@@ -27,8 +27,6 @@ from engine.options import CudaGraphs, RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.prompt import PromptTokenizer
 from engine.request import PictureRequest
-
-STEP_BYTES = 16 << 10
 
 
 @dataclass
@@ -134,27 +132,14 @@ def test_two_prompts_share_a_batch(nano: Nano, host: Pipeline, seed: int | None)
 
 @pytest.mark.parametrize("cuda_graphs", ["off", "on"])
 def test_nothing_is_allocated_in_the_step_path(nano: Nano, cuda_graphs: CudaGraphs) -> None:
-    cuda, peak = FakeCuda(), []
+    cuda = FakeCuda()
     with nano.on(cuda, cuda_graphs=cuda_graphs) as pipeline:
         request = PictureRequest("a red circle", 256, 256)
         for _ in range(2):  # the second picture's decoding is captured
             pipeline.generate(request)
         before = cuda.resources
-
-        def on_step(done: int, steps: int) -> None:
-            if done == 2:
-                tracemalloc.reset_peak()
-                peak.append(tracemalloc.get_traced_memory()[0])
-            if done == steps:
-                peak.append(tracemalloc.get_traced_memory()[1])
-
-        tracemalloc.start()
-        try:
-            pipeline.generate(request, on_step)
-        finally:
-            tracemalloc.stop()
+        assert step_peak(pipeline, request) < STEP_BYTES
         assert cuda.resources == before
-    assert peak[1] - peak[0] < STEP_BYTES
 
 
 @pytest.mark.parametrize("cuda_graphs", ["off", "auto"])

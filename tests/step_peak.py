@@ -1,0 +1,27 @@
+"""How much memory the steps of a picture take, as Python and numpy see it."""
+
+import tracemalloc
+
+from engine.pipeline import Pipeline
+from engine.request import PictureRequest
+
+STEP_BYTES = 16 << 10  # views, names and tuples; measured 3.5 KiB at any size, where latents of 256x256 have 64 KiB
+
+
+def step_peak(pipeline: Pipeline, request: PictureRequest) -> int:
+    """Most bytes held at once between the second step and the last, beyond what was held."""
+    peak: list[int] = []
+
+    def on_step(done: int, steps: int) -> None:
+        if done == 2:
+            tracemalloc.reset_peak()
+            peak.append(tracemalloc.get_traced_memory()[0])
+        if done == steps:
+            peak.append(tracemalloc.get_traced_memory()[1])
+
+    tracemalloc.start()
+    try:
+        pipeline.generate(request, on_step)
+    finally:
+        tracemalloc.stop()
+    return peak[1] - peak[0]
