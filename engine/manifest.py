@@ -16,7 +16,7 @@ import msgspec
 
 from engine.errors import PlanCorrupt, PlanMismatch, PlanNotFound, UnsupportedShape
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST_FILE = "manifest.json"
 CURRENT = "current"  # symlink in an --output directory: the plan directory built last
 SEQUENCE_MULTIPLE = 32  # caption and image tokens are each padded to it (Z-Image, SEQ_MULTI_OF)
@@ -170,6 +170,15 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Preview:
+    """What colour a pixel of latents is, about: rgb = latents @ weights + bias, in units of 0..255."""
+
+    weights: tuple[tuple[float, ...], ...]  # a row of red, green and blue per latent channel
+    bias: tuple[float, float, float]
+    r2: float  # of the fit, on pictures that were held out
+
+
+@dataclass(frozen=True, slots=True)
 class File:
     """One file of the plan directory; `path` is relative to it."""
 
@@ -192,6 +201,7 @@ class Manifest:
     graphs: dict[GraphName, Graph]
     files: tuple[File, ...]
     refittable: bool = False
+    preview: Preview | None = None  # None if the checkpoint has no VAE encoder to fit it with
     checksum: str = ""  # of all the rest; set by `encode`
 
     @property

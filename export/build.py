@@ -19,6 +19,7 @@ from engine.manifest import (
     MergedLora,
     Model,
     Precision,
+    Preview,
     Profile,
     Rope,
     Target,
@@ -26,7 +27,7 @@ from engine.manifest import (
 )
 from engine.prompt import TOKENIZER_FILE
 from engine.shapes import dimensions
-from export import models, onnx_export, parity, plan_directory
+from export import models, onnx_export, parity, plan_directory, preview
 from export.checkpoint import Checkpoint, open_checkpoint, positive
 from export.denoiser import Denoiser
 from export.fp16 import Measured
@@ -96,12 +97,13 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
         )
         with plan_directory.unfinished(options.output, name) as directory:
             _copy_tokenizer(checkpoint, directory)
+            fitted = fit_preview(checkpoint, progress)
             built = export_graphs(graphs, checkpoint, precisions, directory, progress, refittable=options.refittable)
             built = _verify(built, checkpoint, directory, options.verify, progress)
             if builder is not None:
                 built = _build_plans(builder, built, directory, draft, progress)
             with progress.stage("hashing the plans"):
-                manifest = replace(draft, graphs=built, files=plan_directory.list_files(directory))
+                manifest = replace(draft, graphs=built, files=plan_directory.list_files(directory), preview=fitted)
             (directory / MANIFEST_FILE).write_bytes(encode(manifest))
             plan_directory.publish(directory, finished)
     return finished
@@ -149,6 +151,18 @@ def export_graphs(
             graph = replace(graph, refittable=weights, weights_file=f"{path.name}.swappable")
         exported[name] = graph
     return exported
+
+
+def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> Preview | None:
+    """What shows pictures while they are drawn; None, and a line that says so, where it cannot be fitted."""
+    encoder = models.vae_encoder(checkpoint.vae)
+    if encoder is None:
+        progress.console.print(f"no previews of {checkpoint.name}: its vae/ has no encoder to fit them with")
+        return None
+    with progress.stage("fitting the preview"):
+        fitted = preview.fit(encoder)
+    progress.console.print(f"preview: R2 {fitted.r2:.3f} on pictures held out", highlight=False)
+    return fitted
 
 
 def _draft(options: BuildOptions, model: Model, target: Target, profiles: tuple[Profile, ...]) -> Manifest:

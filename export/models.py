@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffsynth.models.flux_vae import FluxVAEDecoder, ResnetBlock, UpSampler, VAEAttentionBlock
+from diffsynth.models.flux_vae import (
+    DownSampler,
+    FluxVAEDecoder,
+    FluxVAEEncoder,
+    ResnetBlock,
+    UpSampler,
+    VAEAttentionBlock,
+)
 from diffsynth.models.z_image_dit import ZImageDiT
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
@@ -19,6 +26,7 @@ from export.checkpoint import Component, Config, positive
 from export.weights import Weight
 
 META = torch.device("meta")
+VAE_MID_BLOCK = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
 NAMES_SHOWN = 5  # of missing or extra tensors in a message
 
 
@@ -89,9 +97,24 @@ def vae_decoder(component: Component) -> Model:
         positive(config, key)
     with META:
         module = _construct("vae", ConfiguredVaeDecoder, {"config": config})
-    blocks = _vae_blocks(len(config["block_out_channels"]), config["layers_per_block"] + 1)
+    levels = _vae_levels("up_blocks", "upsamplers", len(config["block_out_channels"]), config["layers_per_block"] + 1)
+    blocks = [*VAE_MID_BLOCK, *levels]
     names = {name: f"decoder.{_vae_name(name, blocks)}" for name, _ in module.named_parameters()}
     return _model(component, module, names, ("encoder.", "quant_conv."))
+
+
+def vae_encoder(component: Component) -> Model | None:
+    """The other half, from pictures [B, 3, H, W] in -1..1 to the denoiser's latents; None where it was trimmed away."""
+    config = component.config
+    if not any(key.startswith("encoder.") for key in component.weights):
+        return None
+    _require(config, "vae", use_quant_conv=False, latent_channels=16)  # as DiffSynth's forward pass has it
+    with META:
+        module = _construct("vae", ConfiguredVaeEncoder, {"config": config})
+    levels = _vae_levels("down_blocks", "downsamplers", len(config["block_out_channels"]), config["layers_per_block"])
+    blocks = [*levels, *VAE_MID_BLOCK]
+    names = {name: f"encoder.{_vae_name(name, blocks)}" for name, _ in module.named_parameters()}
+    return _model(component, module, names, ("decoder.", "quant_conv."))
 
 
 def require_match(transformer: Component, text_encoder: Component, vae: Component) -> None:
@@ -115,16 +138,11 @@ class ConfiguredVaeDecoder(FluxVAEDecoder):  # type: ignore[misc]
         self.scaling_factor, self.shift_factor = config["scaling_factor"], config["shift_factor"]
         *_, deepest = widths = list(config["block_out_channels"])
         groups = config["norm_num_groups"]
-
-        def resnet(inner: int, outer: int) -> Any:
-            return ResnetBlock(inner, outer, groups=groups, eps=1e-6)
-
-        attention = VAEAttentionBlock(1, deepest, deepest, norm_num_groups=groups, eps=1e-6, use_conv_attention=False)
-        blocks = [resnet(deepest, deepest), attention, resnet(deepest, deepest)]
+        blocks = _mid_block(deepest, groups)
         width = deepest
         for level, outer in enumerate(reversed(widths)):
             for _ in range(config["layers_per_block"] + 1):
-                blocks.append(resnet(width, outer))
+                blocks.append(_resnet(width, outer, groups))
                 width = outer
             if level < len(widths) - 1:
                 blocks.append(UpSampler(width))
@@ -135,12 +153,44 @@ class ConfiguredVaeDecoder(FluxVAEDecoder):  # type: ignore[misc]
         self.conv_out = nn.Conv2d(width, config["out_channels"], kernel_size=3, padding=1)
 
 
-def _vae_blocks(levels: int, layers: int) -> list[str]:
-    """The official name of each of DiffSynth's `blocks`, which are numbered through."""
-    blocks = ["mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1"]
+class ConfiguredVaeEncoder(FluxVAEEncoder):  # type: ignore[misc]
+    """DiffSynth's encoder with the sizes of a config. Of mean and log-variance its forward pass gives the mean."""
+
+    def __init__(self, config: Config) -> None:
+        nn.Module.__init__(self)
+        self.scaling_factor, self.shift_factor = config["scaling_factor"], config["shift_factor"]
+        first, *_ = widths = list(config["block_out_channels"])
+        groups = config["norm_num_groups"]
+        blocks: list[Any] = []
+        width = first
+        for level, outer in enumerate(widths):
+            for _ in range(config["layers_per_block"]):
+                blocks.append(_resnet(width, outer, groups))
+                width = outer
+            if level < len(widths) - 1:
+                blocks.append(DownSampler(width, padding=0, extra_padding=True))
+        self.conv_in = nn.Conv2d(config["in_channels"], first, kernel_size=3, padding=1)
+        self.blocks = nn.ModuleList([*blocks, *_mid_block(width, groups)])
+        self.conv_norm_out = nn.GroupNorm(num_channels=width, num_groups=groups, eps=1e-6)
+        self.conv_act = nn.SiLU()
+        self.conv_out = nn.Conv2d(width, 2 * config["latent_channels"], kernel_size=3, padding=1)
+
+
+def _mid_block(width: int, groups: int) -> list[Any]:
+    attention = VAEAttentionBlock(1, width, width, norm_num_groups=groups, eps=1e-6, use_conv_attention=False)
+    return [_resnet(width, width, groups), attention, _resnet(width, width, groups)]
+
+
+def _resnet(inner: int, outer: int, groups: int) -> Any:
+    return ResnetBlock(inner, outer, groups=groups, eps=1e-6)
+
+
+def _vae_levels(level_name: str, sampler: str, levels: int, layers: int) -> list[str]:
+    """The official name of each of DiffSynth's `blocks`, which are numbered through, but for the mid block's."""
+    blocks = []
     for level in range(levels):
-        blocks += [f"up_blocks.{level}.resnets.{i}" for i in range(layers)]
-        blocks += [f"up_blocks.{level}.upsamplers.0"] if level < levels - 1 else []
+        blocks += [f"{level_name}.{level}.resnets.{i}" for i in range(layers)]
+        blocks += [f"{level_name}.{level}.{sampler}.0"] if level < levels - 1 else []
     return blocks
 
 

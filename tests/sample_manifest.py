@@ -5,6 +5,7 @@ from engine.manifest import (
     Graph,
     Manifest,
     Model,
+    Preview,
     Profile,
     PromptFormat,
     Range,
@@ -72,4 +73,5 @@ MANIFEST = Manifest(
         ),
     },
     files=(),
+    preview=Preview(tuple((0.1 * row, -17.25, 1e-7) for row in range(16)), (127.5, 0.1 + 0.2, 130.0), 0.915),
 )

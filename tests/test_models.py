@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffsynth.models.flux_vae import FluxVAEDecoder
-from diffsynth.utils.state_dict_converters.flux_vae import FluxVAEDecoderStateDictConverterDiffusers
+from diffsynth.models.flux_vae import FluxVAEDecoder, FluxVAEEncoder
+from diffsynth.utils.state_dict_converters.flux_vae import (
+    FluxVAEDecoderStateDictConverterDiffusers,
+    FluxVAEEncoderStateDictConverterDiffusers,
+)
 
 from engine.errors import CheckpointError
 from export import models
@@ -183,21 +186,35 @@ def test_models_that_were_not_made_for_each_other(opened: Checkpoint, name: str,
         models.require_match(**parts)
 
 
-def test_the_vae_decoder_of_official_size_is_diffsynths() -> None:
+VAE_HALVES = {"decoder": models.vae_decoder, "encoder": models.vae_encoder}
+CONVERTERS = {
+    "decoder": FluxVAEDecoderStateDictConverterDiffusers,
+    "encoder": FluxVAEEncoderStateDictConverterDiffusers,
+}
+
+
+@pytest.mark.parametrize(
+    ("configured", "original"),
+    [(models.ConfiguredVaeDecoder, FluxVAEDecoder), (models.ConfiguredVaeEncoder, FluxVAEEncoder)],
+    ids=["decoder", "encoder"],
+)
+def test_a_half_of_the_vae_of_official_size_is_diffsynths(configured: Any, original: Any) -> None:
     with torch.device("meta"):
-        expected = FluxVAEDecoder(use_conv_attention=False)
-        ours = models.ConfiguredVaeDecoder(vae_config(Z_IMAGE_TURBO))
+        expected = original(use_conv_attention=False)
+        ours = configured(vae_config(Z_IMAGE_TURBO))
     assert shapes(ours) == shapes(expected)
     assert (ours.scaling_factor, ours.shift_factor) == (expected.scaling_factor, expected.shift_factor)
     norms = [(m.num_groups, m.eps) for m in expected.modules() if isinstance(m, torch.nn.GroupNorm)]
     assert [(m.num_groups, m.eps) for m in ours.modules() if isinstance(m, torch.nn.GroupNorm)] == norms
 
 
-def test_the_vae_decoder_takes_each_tensor_from_where_diffsynth_takes_it() -> None:
+@pytest.mark.parametrize("half", VAE_HALVES)
+def test_a_half_of_the_vae_takes_each_tensor_from_where_diffsynth_takes_it(half: str) -> None:
     official = tensor_shapes(Z_IMAGE_TURBO)["vae"]
     weights = {name: StoredWeight(NONE, name, shape) for name, shape in official.items()}
-    model = models.vae_decoder(Component("vae", vae_config(Z_IMAGE_TURBO), weights, (NONE,)))
-    expected = FluxVAEDecoderStateDictConverterDiffusers({name: name for name in official})
+    model = VAE_HALVES[half](Component("vae", vae_config(Z_IMAGE_TURBO), weights, (NONE,)))
+    assert model is not None
+    expected = CONVERTERS[half]({name: name for name in official if name.startswith(half)})
     assert {name: weight.key for name, weight in model.weights.items()} == expected
 
 
