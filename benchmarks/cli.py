@@ -14,6 +14,8 @@ COMMANDS = {
     "parity": "FP32, FP16 and BF16 of a checkpoint against float64: graphs, steps, pictures",
     "gpu-check": "all that only a GPU can answer: which flavors run, parity, memory, CUDA graphs, refit, latency",
     "latency": "first picture, p50, p95, p99 of every stage against eager PyTorch, torch.compile and the roofline",
+    "batching": "what a forward pass takes with one, two, ... pictures at once; zimage-serve batches by the result",
+    "encode": "milliseconds and bytes of PNG, JPEG and WebP encoders",
     "peers": "the same prompt and seed through diffusers and DiffSynth: how far apart are the pictures",
 }
 

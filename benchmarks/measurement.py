@@ -15,7 +15,7 @@ from benchmarks.device import Device
 from benchmarks.distribution import Distribution
 from benchmarks.pixels import Pixels
 from benchmarks.power import PowerMeter
-from engine.png import encode_png
+from engine.images import encode
 from engine.request import PictureRequest
 
 Figures = dict[str, Any]
@@ -114,13 +114,13 @@ class Trial:
         start = time.perf_counter()
         pictures = self.contestant.draw(requests)
         for picture in pictures:
-            encode_png(picture)
+            encode(picture)
         return time.perf_counter() - start, pictures
 
     def _draw_in_stages(self) -> dict[str, list[float]]:
         requests, laps = self._next_requests(), Laps(self.contestant.synchronize)
         for picture in self.contestant.draw(requests, laps):
-            encode_png(picture)
+            encode(picture)
         laps("encode", wait=False)
         return laps.seconds
 

@@ -9,7 +9,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("torch", "onnxruntime", "tensorrt", "tensorrt-rtx", "diffsynth", "diffusers", "transformers")
+LIBRARIES = (
+    "torch",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt-rtx",
+    "diffsynth",
+    "diffusers",
+    "transformers",
+    "pillow",
+    "isal",
+)
 
 
 def finish(benchmark: str, figures: dict[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,12 @@ from typing import IO
 
 from engine.errors import InvalidRequest, ZImageError
 from engine.files import whole_file
+from engine.images import encode
+from engine.loop import EngineLoop
 from engine.lora import PreparedLora
 from engine.options import RuntimeOptions, add_pipeline_arguments
+from engine.parameters import PictureParameters, parameters
 from engine.pipeline import Pipeline
-from engine.png import encode_png
 from engine.request import MAX_SEED, PictureRequest, parse_size, random_seed
 
 
@@ -41,6 +43,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--lora", type=Path, metavar="FILE", help="prepared by zimage-lora, for refittable plans")
     parser.add_argument("-v", "--verbose", action="store_true", help="say what is loaded, and what it takes on a GPU")
     parser.add_argument("--steps", type=int, help="forward passes; default: the model's own number, 8")
+    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what guidance leads away from")
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        default=PictureRequest("").guidance_scale,
+        help="as in diffusers; above 0 every step takes two forward passes; default: %(default)s",
+    )
     return parser
 
 
@@ -50,7 +59,10 @@ def _run(args: argparse.Namespace) -> None:
     if not 0 <= seed <= MAX_SEED:
         raise InvalidRequest(f"seed must be between 0 and {MAX_SEED}, got {seed}", "seed")
     with whole_file(args.output) as file:
-        _draw(args, PictureRequest(args.prompt, height, width, seed, args.steps), file)
+        request = PictureRequest(
+            args.prompt, height, width, seed, args.steps, args.negative_prompt, args.guidance_scale
+        )
+        _draw(args, request, file)
 
 
 def _draw(args: argparse.Namespace, request: PictureRequest, file: IO[bytes]) -> None:
@@ -59,14 +71,15 @@ def _draw(args: argparse.Namespace, request: PictureRequest, file: IO[bytes]) ->
     with Pipeline.load(args.engines, RuntimeOptions.of(args)) as pipeline:
         swapped = "" if lora is None else f", LoRA {pipeline.refit(lora):.2f} s"
         loaded = time.perf_counter()
-        picture = pipeline.generate(request)
+        picture = EngineLoop(pipeline).draw(request)
     if picture.prompt.dropped:
         limit = pipeline.manifest.model.prompt.max_tokens
         print(
             f"the prompt is longer than {limit} tokens; left out: ...{picture.prompt.dropped[:60]!r}",
             file=sys.stderr,
         )
-    file.write(encode_png(picture.pixels, {"prompt": args.prompt, "seed": str(picture.seed)}))
+    text = parameters(PictureParameters.of(pipeline.manifest, request))
+    file.write(encode(picture.pixels, text=text))
     stages = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in picture.seconds.items())
     print(
         f"{args.output}: {picture.width}x{picture.height}, seed {picture.seed}, {picture.num_inference_steps} forwards"

@@ -1,7 +1,8 @@
 """Every tensor that a picture needs, allocated once and sized for the largest profile: on the host, or on a device.
 
-One flat allocation per tensor name of the three graphs; a view is a window of it in the shape of the moment. Knows
-streams and events; not what the tensors mean.
+One flat allocation per tensor name of the three graphs; a view is a window of it in the shape of the moment. Beside
+them stand the seats of `EngineLoop`: latents and caption of one picture each. Knows streams and events; not what the
+tensors mean.
 """
 
 import ctypes
@@ -9,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import lru_cache
 from itertools import cycle
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from engine.cuda import Cuda
-from engine.manifest import Manifest, Profile
+from engine.manifest import Manifest, Profile, Range
 from engine.shapes import dimensions
 
 Array = np.ndarray[Any, Any]
@@ -25,7 +27,8 @@ Tensor = Any  # what engines bind: an Array, or a DeviceTensor
 ALIGNMENT = 256  # bytes, what TensorRT asks of addresses
 SLOTS = 2  # page-locked copies of a tensor: the host is at most one step ahead of the device
 VIEWS = 256  # kept, so that the same shape is the same object and engines rebind only what is new
-MARKS = 16  # two pictures in flight, four each, and some to spare
+MARKS = 16  # a picture takes four, and some to spare
+SEATED = ("latents", "caption")  # what a picture keeps between its steps
 
 
 class DeviceTensor(NamedTuple):
@@ -61,6 +64,7 @@ class Memory(Protocol):
     """Where the tensors of a pipeline are. `stream` is what its copies and its engines are enqueued on."""
 
     stream: int
+    seats: int  # pictures whose latents and caption it can keep
     ahead: int  # steps that may be enqueued before the first of them is waited for
 
     def view(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -77,6 +81,10 @@ class Memory(Protocol):
 
     def read(self, tensor: Tensor) -> Reading:
         """Starts a copy to the host, beside what is enqueued afterwards."""
+        ...
+
+    def copy(self, to: Tensor, source: Tensor) -> None:
+        """Enqueues a copy between tensors of one shape."""
         ...
 
     def claim(self, tensor: Tensor) -> None:
@@ -98,8 +106,10 @@ class HostMemory:
     stream = 0
     ahead = 0
 
-    def __init__(self, manifest: Manifest, profiles: Sequence[Profile]) -> None:
-        self._flat = {name: np.zeros(count, dtype) for name, (count, dtype) in _capacities(manifest, profiles).items()}
+    def __init__(self, manifest: Manifest, profiles: Sequence[Profile], seats: int = 0) -> None:
+        self.seats = seats
+        sizes = _capacities(manifest, profiles) | _seat_capacities(manifest, profiles, seats)
+        self._flat = {name: np.zeros(count, dtype) for name, (count, dtype) in sizes.items()}
         self._read_last: dict[int, _Here] = {}  # id of the allocation -> what may still have to be taken out of it
         self.view = lru_cache(maxsize=VIEWS)(self._view)
 
@@ -117,6 +127,10 @@ class HostMemory:
         self.claim(tensor)
         here = self._read_last[id(tensor.base)] = _Here(tensor)
         return here
+
+    def copy(self, to: Tensor, source: Tensor) -> None:
+        self.claim(to)
+        to[...] = source
 
     def claim(self, tensor: Tensor) -> None:
         here = self._read_last.pop(id(tensor.base), None)
@@ -168,22 +182,24 @@ class DeviceMemory:
 
     ahead = 1
 
-    def __init__(self, cuda: Cuda, manifest: Manifest, profiles: Sequence[Profile]) -> None:
-        self._cuda = cuda
-        self._dtypes = {name: dtype for name, (_, dtype) in _capacities(manifest, profiles).items()}
-        offsets, size = layout(tensor_bytes(manifest, profiles))
+    def __init__(self, cuda: Cuda, manifest: Manifest, profiles: Sequence[Profile], seats: int = 0) -> None:
+        self._cuda, self.seats = cuda, seats
+        shared, seated = _capacities(manifest, profiles), _seat_capacities(manifest, profiles, seats)
+        self._dtypes = {name: dtype for name, (_, dtype) in (shared | seated).items()}
+        offsets, size = layout(_bytes(shared | seated))
+        host_offsets, host_size = layout(_bytes(shared))  # seats are filled from the others
         with ExitStack() as owned:
             self.stream, self._copies = (_own(owned, cuda.create_stream(), cuda.destroy_stream) for _ in range(2))
             device = _own(owned, cuda.allocate(size), cuda.free)
-            host = _own(owned, cuda.allocate_host(SLOTS * size), cuda.free_host)
+            host = _own(owned, cuda.allocate_host(SLOTS * host_size), cuda.free_host)
             events = iter(
-                [_own(owned, cuda.create_event(), cuda.destroy_event) for _ in range(SLOTS * len(offsets) + MARKS)]
+                [_own(owned, cuda.create_event(), cuda.destroy_event) for _ in range(SLOTS * len(host_offsets) + MARKS)]
             )
             self._owned = owned.pop_all()
         self._addresses = {name: device + offset for name, offset in offsets.items()}
         self._slots = {
-            name: cycle([_Slot(cuda, host + turn * size + at, next(events)) for turn in range(SLOTS)])
-            for name, at in offsets.items()
+            name: cycle([_Slot(cuda, host + turn * host_size + at, next(events)) for turn in range(SLOTS)])
+            for name, at in host_offsets.items()
         }
         self._marks = cycle([_Event(cuda, event) for event in events])
         self._read_last: dict[str, _Slot] = {}  # buffer -> the copy to the host that may still be running
@@ -213,6 +229,11 @@ class DeviceMemory:
         slot.record(self._copies)
         self._read_last[tensor.buffer] = slot
         return _OnItsWay(slot, tensor)
+
+    def copy(self, to: DeviceTensor, source: DeviceTensor) -> None:
+        assert to.shape == source.shape and to.dtype == source.dtype
+        self.claim(to)
+        self._cuda.copy(to.address, source.address, source.nbytes, self.stream)
 
     def claim(self, tensor: DeviceTensor) -> None:
         slot = self._read_last.pop(tensor.buffer, None)
@@ -279,10 +300,14 @@ def _own(owned: ExitStack, handle: int, destroy: Callable[[int], None]) -> int:
     return handle
 
 
-def tensor_bytes(manifest: Manifest, profiles: Sequence[Profile]) -> dict[str, int]:
-    """Bytes of each tensor at the largest shape of any profile."""
-    found = _capacities(manifest, profiles)
-    return {name: count * np.dtype(dtype).itemsize for name, (count, dtype) in found.items()}
+def tensor_bytes(manifest: Manifest, profiles: Sequence[Profile], seats: int = 0) -> dict[str, int]:
+    """Bytes of each tensor at the largest shape of any profile, seats and all."""
+    return _bytes(_capacities(manifest, profiles) | _seat_capacities(manifest, profiles, seats))
+
+
+def seat(name: str, index: int) -> str:
+    """What a seat's own tensor is called, for `Memory.view`."""
+    return f"{name}.{index}"
 
 
 def layout(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
@@ -292,6 +317,17 @@ def layout(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
         offsets[name] = end
         end += -(-size // ALIGNMENT) * ALIGNMENT
     return offsets, end
+
+
+def _bytes(capacities: Mapping[str, tuple[int, str]]) -> dict[str, int]:
+    return {name: count * np.dtype(dtype).itemsize for name, (count, dtype) in capacities.items()}
+
+
+def _seat_capacities(manifest: Manifest, profiles: Sequence[Profile], seats: int) -> dict[str, tuple[int, str]]:
+    """Elements and dtype of each seat's tensors: those of one picture."""
+    one = [replace(profile, batch=Range(1, 1, 1)) for profile in profiles]
+    found = _capacities(manifest, one)
+    return {seat(name, index): found[name] for index in range(seats) for name in SEATED if name in found}
 
 
 def _capacities(manifest: Manifest, profiles: Sequence[Profile]) -> dict[str, tuple[int, str]]:

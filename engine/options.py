@@ -5,6 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
+import msgspec
+
 from engine.errors import InvalidRequest, ZImageError
 from engine.request import parse_size
 
@@ -24,6 +26,7 @@ class RuntimeOptions:
         cuda_graphs: TensorRT's passes from CUDA graphs; "auto" keeps those that measurably gain.
         offload: the prompt encoder and the denoiser take turns in GPU memory.
         runtime_cache: folder for what TensorRT-RTX compiles on this GPU; None for the user's cache folder.
+        seats: how many pictures may be between two of their steps; a guided one takes two seats.
     """
 
     threads: int = 0
@@ -32,16 +35,26 @@ class RuntimeOptions:
     cuda_graphs: CudaGraphs = "auto"
     offload: bool = False
     runtime_cache: Path | None = None
+    seats: int = 2
 
     def __post_init__(self) -> None:
         if self.offload and self.warm_up:
             raise ZImageError("--offload gives up what --warm-up prepares; take one of them")
 
+    def encode(self) -> str:
+        """As JSON, for another process."""
+        return msgspec.json.encode(self, enc_hook=str).decode()
+
     @classmethod
-    def of(cls, args: argparse.Namespace) -> "RuntimeOptions":
+    def decode(cls, text: str) -> "RuntimeOptions":
+        """What `encode` wrote."""
+        return msgspec.json.decode(text, type=cls, dec_hook=lambda kind, value: kind(value))
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, seats: int = 2) -> "RuntimeOptions":
         """What `add_pipeline_arguments` parsed."""
-        given = {field.name: getattr(args, field.name) for field in fields(cls)}
-        return cls(**given | {"profiles": tuple(args.profiles or ())})
+        given = {field.name: getattr(args, field.name) for field in fields(cls) if field.name != "seats"}
+        return cls(**given | {"profiles": tuple(args.profiles or ()), "seats": seats})
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:

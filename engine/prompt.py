@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from engine.errors import InvalidRequest, PlanCorrupt
+from engine.errors import PlanCorrupt
 from engine.manifest import PromptFormat
 
 TOKENIZER_FILE = "tokenizer/tokenizer.json"
@@ -37,13 +37,7 @@ class PromptTokenizer:
         self._tokenizer.no_padding()
 
     def __call__(self, prompt: str) -> TokenizedPrompt:
-        """Raises InvalidRequest if the prompt is blank or is not text that can be encoded."""
-        if not prompt.strip():
-            raise InvalidRequest("prompt must not be empty", "prompt")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise InvalidRequest(f"prompt is not valid Unicode text: {error.reason}", "prompt") from error
+        """The tokens of a prompt that is valid Unicode; `PictureRequest.check` has seen to it."""
         encoding = self._tokenizer.encode(self._format.prefix + prompt + self._format.suffix)
         limit = self._format.max_tokens
         kept = self._kept(prompt, encoding.offsets, limit)

@@ -38,13 +38,13 @@ def load(
         PlanCorrupt: TensorRT does not take a plan.
     """
     profiles = dict(sorted(manifest.choose_profiles(options.profiles).items(), key=lambda item: item[1].area))
-    vram = VramPlan.of(directory, manifest, profiles, offload=options.offload)
+    vram = VramPlan.of(directory, manifest, profiles, offload=options.offload, seats=options.seats)
     free = cuda.free_memory()
     vram.require_fit(free, [profile.name for profile in profiles.values()])
     log.info("GPU memory, %.2f GB of it free:\n%s", free / 1e9, vram.table())
     by_turns = TAKE_TURNS if options.offload else ()
     with ExitStack() as owned:
-        memory = DeviceMemory(cuda, manifest, tuple(profiles.values()))
+        memory = DeviceMemory(cuda, manifest, tuple(profiles.values()), options.seats)
         owned.callback(memory.close)
         plans: dict[GraphName, Plan] = {}
         size = ALIGNMENT

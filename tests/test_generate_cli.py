@@ -1,5 +1,6 @@
 """`zimage-generate` writes one PNG, or one line that says why not."""
 
+import json
 import os
 import stat
 import subprocess
@@ -12,7 +13,9 @@ from PIL import Image
 
 from engine.cli import main
 from engine.errors import InvalidRequest
+from engine.manifest import read, resolve
 from engine.options import RuntimeOptions
+from engine.parameters import PictureParameters
 from engine.pipeline import Pipeline
 from engine.request import PictureRequest, parse_size
 
@@ -35,7 +38,13 @@ def test_it_writes_the_picture_of_the_prompt(engines: Path, tmp_path: Path, caps
     draw(engines, tmp_path / "a.png", "--size", "96x64", "--seed", "7", "--steps", "2")
     picture = open_png(tmp_path / "a.png")
     assert (picture.size, picture.mode) == ((96, 64), "RGB")
-    assert picture.info == {"prompt": PROMPT, "seed": "7"}
+    assert picture.info.keys() == {"parameters", "zimage-trt"}
+    assert picture.info["parameters"].startswith(f"{PROMPT}\nSteps: 2, ")
+    found = PictureParameters(**json.loads(picture.info["zimage-trt"]))
+    assert (found.prompt, found.seed, found.num_inference_steps) == (PROMPT, 7, 2)
+    assert (found.width, found.height) == picture.size
+    manifest = read(resolve(engines), verify=False)
+    assert (found.model, found.plan_id) == (manifest.model.name, manifest.plan_id)
     expected = Pipeline.load(engines, RuntimeOptions(threads=1)).generate(PictureRequest(PROMPT, 64, 96, 7, 2)).pixels
     assert np.array_equal(np.asarray(picture), expected)
     captured = capsys.readouterr()
@@ -49,7 +58,7 @@ def test_without_options_it_draws_the_default_size_and_says_its_seed(
     draw(engines, tmp_path / "a.png")
     picture = open_png(tmp_path / "a.png")
     assert picture.size == (256, 256)
-    assert f"256x256, seed {picture.info['seed']}, 8 forwards" in capsys.readouterr().out
+    assert f"256x256, seed {json.loads(picture.info['zimage-trt'])['seed']}, 8 forwards" in capsys.readouterr().out
 
 
 def test_what_is_left_out_of_a_long_prompt_is_said(
@@ -57,7 +66,7 @@ def test_what_is_left_out_of_a_long_prompt_is_said(
 ) -> None:
     prompt = "a red circle " * 500 + "and the very end"
     draw(engines, tmp_path / "a.png", "--size", "64", "--steps", "1", prompt=prompt)
-    assert open_png(tmp_path / "a.png").info["prompt"] == prompt
+    assert json.loads(open_png(tmp_path / "a.png").info["zimage-trt"])["prompt"] == prompt
     captured = capsys.readouterr()
     assert captured.err.startswith("the prompt is longer than 512 tokens; left out: ")
     assert "red circle" in captured.err

@@ -189,6 +189,7 @@ def measure(found: Competition) -> dict[str, Any]:
         return found.measure(CASE, 0, power)["contestants"]
 
 
+@pytest.mark.slow
 def test_everybody_draws_in_turns_after_everybody_s_first_picture() -> None:
     log: list[str] = []
     with competition(Fake("ours", log), Fake("theirs", log, shade=110)) as found:
@@ -207,6 +208,7 @@ def test_everybody_draws_in_turns_after_everybody_s_first_picture() -> None:
     assert shares["end_to_end"] * rows["ours"]["end_to_end_s"]["p50"] == pytest.approx(whole)
 
 
+@pytest.mark.slow
 def test_who_fails_leaves_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     def run_out_of_memory() -> None:
         raise OutOfDeviceMemory("the GPU is full\nof this and that")
@@ -230,6 +232,7 @@ def test_who_fails_leaves_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the GPU is full" in printed
 
 
+@pytest.mark.slow
 def test_memory_is_what_loading_and_drawing_leave_taken() -> None:
     gpu, log = Gpu(), []
     fake, other = Fake("fake", log), Fake("other", log)
@@ -368,6 +371,7 @@ def test_ours_draws_the_peers_pictures_in_batches(checkpoint: Path, engines: Pat
     ours.close()
 
 
+@pytest.mark.slow
 def test_a_plot_and_tables_of_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = competition(Fake("ours", []), Fake("theirs", [], shade=0))
     with PowerMeter(CPU) as power:

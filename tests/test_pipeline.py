@@ -12,6 +12,7 @@ from step_peak import STEP_BYTES, step_peak
 
 from engine.engine import Backend, Bindings, Engine
 from engine.errors import InvalidRequest, NonFiniteOutput, UnsupportedShape
+from engine.loop import EngineLoop
 from engine.manifest import GraphName
 from engine.memory import HostMemory, Memory, Tensor
 from engine.noise import randn
@@ -118,7 +119,7 @@ def fakes(request: pytest.FixtureRequest, folder: Path, tokenizer: PromptTokeniz
     graphs = {name: FakeGraph(name, calls) for name in MANIFEST.graphs}
     cuda = None
     if request.param == "host":
-        memory = HostMemory(MANIFEST, MANIFEST.profiles)
+        memory = HostMemory(MANIFEST, MANIFEST.profiles, seats=2)
         loaded = Backend(memory, {name: HostEngine(graph) for name, graph in graphs.items()})
     else:
         cuda = FakeCuda(haste=0.9 if "hasty" in request.param else 0)
@@ -154,13 +155,6 @@ def test_every_tensor_has_the_shape_of_its_graph(fakes: Fakes) -> None:
             "rope_sin": (tokens, 16),
         }
     assert fakes.of("vae_decoder")[0].shapes == {"latents": (1, 16, 8, 12), "image": (1, 64, 96, 3)}
-
-
-def test_one_prompt_is_encoded_once_for_several_pictures(fakes: Fakes) -> None:
-    for prompt in ("a red circle", "a red circle", "a blue one", "a red circle"):
-        fakes.pipeline.generate(PictureRequest(prompt, 64, 64, num_inference_steps=1))
-    assert len(fakes.of("prompt_encoder")) == 3
-    assert len(fakes.of("denoiser")) == 4
 
 
 @pytest.mark.parametrize(("value", "level"), [(-1e9, 0), (-0.4, 0), (254.6, 255), (1e9, 255)])
@@ -232,7 +226,7 @@ def test_what_on_step_raises_ends_the_picture_and_no_other(fakes: Fakes) -> None
         fakes.pipeline.generate(REQUEST, cancel)
     fakes.pipeline.synchronize()
     run = [call.graph for call in fakes.calls]
-    assert run == ["denoiser"] * (2 + fakes.memory.ahead)  # the caption is still there
+    assert run == ["prompt_encoder"] + ["denoiser"] * (2 + fakes.memory.ahead)
     assert np.array_equal(fakes.pipeline.generate(REQUEST).pixels, expected)
 
 
@@ -285,22 +279,21 @@ REFUSED = [
     (PictureRequest("a", num_inference_steps=101), InvalidRequest, "num_inference_steps"),
     (PictureRequest(" "), InvalidRequest, "prompt"),
     (PictureRequest("\ud800"), InvalidRequest, "prompt"),
+    (PictureRequest("a", negative_prompt="\ud800"), InvalidRequest, "negative_prompt"),
+    (PictureRequest("a", guidance_scale=-1.0), InvalidRequest, "guidance_scale"),
+    (PictureRequest("a", guidance_scale=float("nan")), InvalidRequest, "guidance_scale"),
+    (PictureRequest("a", guidance_scale=31.0), InvalidRequest, "guidance_scale"),
 ]
 
 
 @pytest.mark.parametrize(("request_", "error", "param"), REFUSED)
-def test_check_refuses_what_generate_refuses_and_nothing_runs(
+def test_what_cannot_be_drawn_is_refused_and_nothing_runs(
     fakes: Fakes, request_: PictureRequest, error: type[InvalidRequest], param: str
 ) -> None:
-    for verb in (fakes.pipeline.check, fakes.pipeline.generate):
+    for verb in (EngineLoop(fakes.pipeline).draw, fakes.pipeline.generate):
         with pytest.raises(error) as refusal:
             verb(request_)
         assert refusal.value.param == param
-    assert fakes.calls == []
-
-
-def test_check_does_not_draw(fakes: Fakes) -> None:
-    fakes.pipeline.check(REQUEST)
     assert fakes.calls == []
 
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from engine.errors import InvalidRequest
 from engine.prompt import TOKENIZER_FILE, PromptTokenizer
 from export.prompt_format import read_prompt_format
 from nano.tokenizer import ADDED_TOKENS, write_tokenizer
@@ -105,17 +104,3 @@ def test_no_letter_is_cut_in_two(tokenizer: PromptTokenizer, before: str, letter
     ours = tokenizer(before + letter * 600)
     assert ours.text == before + letter * ((len(ours.text) - len(before)) // len(letter))
     assert ours.dropped.startswith(letter)
-
-
-@pytest.mark.parametrize("prompt", ["", " ", "\n\t", "\u3000\xa0"])
-def test_a_blank_prompt_is_refused(tokenizer: PromptTokenizer, prompt: str) -> None:
-    with pytest.raises(InvalidRequest, match="must not be empty") as refusal:
-        tokenizer(prompt)
-    assert refusal.value.param == "prompt"
-
-
-@pytest.mark.parametrize("prompt", ["\ud800", "a red \udfff circle", "\ud83c\udfa8"])
-def test_what_is_not_unicode_is_refused(tokenizer: PromptTokenizer, prompt: str) -> None:
-    with pytest.raises(InvalidRequest, match="surrogates not allowed") as refusal:
-        tokenizer(prompt)
-    assert refusal.value.param == "prompt"

@@ -19,6 +19,7 @@ from step_peak import STEP_BYTES, step_peak
 from engine.cuda import failure
 from engine.engine import Bindings, Engine
 from engine.errors import DeviceError, OutOfDeviceMemory, PlanCorrupt, UnsupportedShape
+from engine.loop import Drawing, Drawn, EngineLoop
 from engine.lora import PreparedLora
 from engine.manifest import GraphName, Manifest, read
 from engine.offload import TakesTurns, Turn
@@ -86,14 +87,20 @@ def test_pictures_are_those_of_the_host_bit_for_bit(
     assert not cuda.leaks
 
 
+def start(loop: EngineLoop, request: PictureRequest) -> Drawing:
+    """Draws up to the last step; the rest is enqueued."""
+    loop.submit("a", request)
+    return next(event.drawing for _ in range(20) for event in loop.step() if isinstance(event, Drawn))
+
+
 @pytest.mark.parametrize("seed", [None, *range(4)])
 def test_a_picture_can_be_finished_while_the_next_ones_are_drawn(nano: Nano, host: Pipeline, seed: int | None) -> None:
     with nano.on(None if seed is None else FakeCuda(seed=seed, haste=seed / 4)) as pipeline:
-        drawings = [pipeline.start(request) for request in REQUESTS]
+        loop = EngineLoop(pipeline)
+        drawings = [start(loop, request) for request in REQUESTS]
         for drawing, request in zip(drawings, REQUESTS, strict=True):
             picture = drawing.finish()
             assert np.array_equal(picture.pixels, host.generate(request).pixels)
-            assert picture.seconds.keys() == {"tokenize", "prompt_encoder", "denoiser", "vae_decoder", "pixels"}
             assert drawing.finish().pixels is picture.pixels
 
 
@@ -101,14 +108,14 @@ def test_a_picture_s_copy_does_not_hold_up_the_next_one_s_steps(nano: Nano) -> N
     """The copy is on a stream of its own: the next picture's steps run though it has not begun."""
     cuda = FakeCuda(haste=0)
     with nano.on(cuda) as pipeline:
-        first = pipeline.start(REQUESTS[0])
-        copies = pipeline._memory._copies
+        first = start(EngineLoop(pipeline), REQUESTS[0])
+        copies = pipeline.memory._copies
         held, cuda._streams[copies] = cuda._streams[copies], deque()  # nobody gets to it until it is put back
         assert held, "the copy is on another stream"
         steps = []
         caption = pipeline.encode_prompt([pipeline.tokenize(REQUESTS[0].prompt)])
         noise = pipeline.noise(5, 64, 96)
-        schedule = pipeline._sigmas(REQUESTS[0])
+        schedule = pipeline.schedule(REQUESTS[0])
         pipeline.denoise(caption, noise, schedule, lambda done, _: steps.append(done))
         assert steps == list(range(1, 9))
         cuda._streams[copies].extendleft(reversed(held))
@@ -119,7 +126,7 @@ def test_a_picture_s_copy_does_not_hold_up_the_next_one_s_steps(nano: Nano) -> N
 def test_two_prompts_share_a_batch(nano: Nano, host: Pipeline, seed: int | None) -> None:
     prompts = [REQUESTS[0].prompt, "a blue star"]
     with nano.on(None if seed is None else FakeCuda(haste=0, seed=seed)) as pipeline:
-        schedule = pipeline._sigmas(REQUESTS[0])
+        schedule = pipeline.schedule(REQUESTS[0])
         noise = np.concatenate([pipeline.noise(one, 64, 96) for one in (1, 9)])
         caption = pipeline.encode_prompt([pipeline.tokenize(prompt) for prompt in prompts])
         latents = pipeline.denoise(caption, noise, schedule)
@@ -157,11 +164,12 @@ def test_warmed_up_sizes_cost_nothing_afterwards(nano: Nano, cuda_graphs: CudaGr
 def test_prompt_encoder_and_denoiser_take_turns(nano: Nano, host: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
     cuda, caplog.handler.level = FakeCuda(), logging.INFO
     with caplog.at_level(logging.INFO), nano.on(cuda, offload=True) as pipeline:
+        loop = EngineLoop(pipeline)
         for request in (*REQUESTS, REQUESTS[-1]):
-            assert np.array_equal(pipeline.generate(request).pixels, host.generate(request).pixels)
+            assert np.array_equal(loop.draw(request).pixels, host.generate(request).pixels)
     assert not cuda.leaks
     turns = sum("took its turn" in record.message for record in caplog.records)
-    assert turns == 2 * 4  # four prompts; the last picture is of the same one
+    assert turns == 2 * 3  # three prompts; captions are kept
 
 
 def test_an_engine_whose_lora_fails_on_its_turn_does_not_draw_without_it() -> None:
@@ -246,7 +254,7 @@ def test_an_error_that_passes_spoils_one_picture(nano: Nano, host: Pipeline) -> 
 @pytest.mark.parametrize("cuda", [None, FakeCuda(haste=0)], ids=["host", "device"])
 def test_another_thread_finishes(nano: Nano, host: Pipeline, cuda: FakeCuda | None) -> None:
     with nano.on(cuda) as pipeline:
-        drawing, found = pipeline.start(REQUESTS[0]), []
+        drawing, found = start(EngineLoop(pipeline), REQUESTS[0]), []
         thread = threading.Thread(target=lambda: found.append(drawing.finish()))
         thread.start()
         thread.join()
@@ -258,7 +266,7 @@ def test_only_chosen_profiles_are_served(plan_directory: Path, nano: Nano) -> No
     with Pipeline.load(plan_directory, RuntimeOptions(threads=1, profiles=(first.name,)), verify=False) as pipeline:
         assert pipeline.manifest.profiles == (first,)
         with pytest.raises(UnsupportedShape):
-            pipeline.check(PictureRequest("a", first.height.max + 16, 64))
+            pipeline.generate(PictureRequest("a", first.height.max + 16, 64))
 
 
 def test_a_size_to_warm_up_that_no_profile_covers_is_refused_at_the_start(plan_directory: Path) -> None:

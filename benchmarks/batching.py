@@ -1,0 +1,89 @@
+"""What a forward pass takes with one, two, ... pictures at once: the table by which the server batches.
+
+Batches of one size take turns, so that a machine that slows down slows down all of them. The table goes beside the
+plans, where `zimage-serve` finds it.
+"""
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+
+from benchmarks.report import finish, hardware
+from engine.batching import TABLE_FILE, BatchTable, PassTimes
+from engine.errors import UnsupportedShape
+from engine.files import whole_file
+from engine.manifest import Manifest, resolve
+from engine.options import RuntimeOptions, add_pipeline_arguments, sizes
+from engine.pipeline import Pipeline
+from engine.request import PictureRequest
+
+PROMPT = "a small red circle to the left of a large blue star on a yellow background"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_pipeline_arguments(parser)
+    parser.add_argument(
+        "--sizes", type=sizes, metavar="WxH,...", help="default: from each profile's smallest to its largest square"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="pictures of each batch; default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> None:
+    directory = resolve(args.engines)
+    with Pipeline.load(directory, RuntimeOptions.of(args)) as pipeline:
+        chosen = args.sizes or usual_sizes(pipeline.manifest)
+        rows = tuple(measure(pipeline, height, width, args.rounds) for height, width in chosen)
+    machine = hardware()
+    table = BatchTable(", ".join(gpu["name"] for gpu in machine.get("gpus", [])) or machine["cpu"], rows)
+    with whole_file(directory / TABLE_FILE) as file:
+        file.write(table.encode())
+    for row in rows:
+        per_picture = ", ".join(f"{seconds / (i + 1) * 1e3:.1f}" for i, seconds in enumerate(row.seconds))
+        print(f"{row.width}x{row.height}: {per_picture} ms a picture; draws {row.best} at once")
+    print(f"written to {directory / TABLE_FILE}")
+    finish("batching", {f"{row.width}x{row.height}": {"seconds": row.seconds, "best": row.best} for row in rows})
+
+
+def usual_sizes(manifest: Manifest) -> list[tuple[int, int]]:
+    """Squares: of each profile the smallest, the largest, and what lies between by doubling."""
+    found = set()
+    for profile in manifest.profiles:
+        low, high = max(profile.height.min, profile.width.min), min(profile.height.max, profile.width.max)
+        while low < high:
+            found.add(low)
+            low *= 2
+        found.add(high)
+    return [(side, side) for side in sorted(found)]
+
+
+def measure(pipeline: Pipeline, height: int, width: int, rounds: int) -> PassTimes:
+    """Median seconds of a pass of each batch that the plans take at a size (pixels)."""
+    batches = _batches(pipeline.manifest, height, width)
+    for batch in batches:
+        _pass_seconds(pipeline, height, width, batch)  # kernels, arrays, CUDA graphs
+    found = [[_pass_seconds(pipeline, height, width, batch) for batch in batches] for _ in range(rounds)]
+    return PassTimes(height, width, tuple(statistics.median(column) for column in zip(*found, strict=True)))
+
+
+def _batches(manifest: Manifest, height: int, width: int) -> range:
+    batch = 1
+    while True:
+        try:
+            manifest.profile_for(height, width, batch + 1)
+        except UnsupportedShape:
+            return range(1, batch + 1)
+        batch += 1
+
+
+def _pass_seconds(pipeline: Pipeline, height: int, width: int, batch: int) -> float:
+    """Of one pass, as the mean over those of a picture."""
+    schedule = pipeline.schedule(PictureRequest(PROMPT))
+    noise = np.concatenate([pipeline.noise(seed, height, width) for seed in range(batch)])
+    caption = pipeline.encode_prompt([pipeline.tokenize(PROMPT)] * batch)
+    pipeline.synchronize()
+    started = time.perf_counter()
+    pipeline.denoise(caption, noise, schedule)
+    pipeline.synchronize()
+    return (time.perf_counter() - started) / (len(schedule) - 1)

@@ -1,0 +1,202 @@
+"""What it takes to write a picture's file: milliseconds and bytes of PNG, JPEG and WebP encoders on one CPU thread.
+
+Pictures are photographs that scikit-image ships, scaled up and with a little noise, as a diffusion model leaves it, and
+z-image-nano's contact sheet. Encoders take turns, so that a slow spell of the machine meets all of them. Encoders of
+libraries that are not installed, and that zimage-trt does not need, are left out.
+"""
+
+import argparse
+import importlib
+import io
+import statistics
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.pixels import Pixels
+from benchmarks.report import finish
+from engine import images
+from engine.images import encode
+from engine.request import ImageFormat
+
+Encoder = Callable[[Pixels], bytes]
+Figures = dict[str, Any]
+
+SIZES = (1024, 512)  # pixels, squares
+PHOTOGRAPHS = ("astronaut", "coffee", "rocket")
+CONTACT_SHEET = "contact sheet"
+NOISE = 1.0  # standard deviation, of 255
+SEED = 7
+STRATEGIES = {"filtered": zlib.Z_FILTERED, "huffman": zlib.Z_HUFFMAN_ONLY, "rle": zlib.Z_RLE, "fixed": zlib.Z_FIXED}
+REPEATED = 5  # times that another thread watches an encoder
+
+
+def pictures(size: int) -> dict[str, Pixels]:
+    """By name, [size, size, 3] each; the contact sheet is not scaled, but repeated."""
+    found = {name: _photograph(name, size) for name in PHOTOGRAPHS}
+    sheet = Path(__file__).parent.parent / "docs" / "contact-sheet.png"
+    with Image.open(sheet) as image:
+        found[CONTACT_SHEET] = np.tile(np.asarray(image.convert("RGB")), (2, 1, 1))[:size, :size]
+    return found
+
+
+def _photograph(name: str, size: int) -> Pixels:
+    from skimage import data
+
+    pixels = getattr(data, name)()
+    side = min(pixels.shape[:2])
+    square = Image.fromarray(pixels[:side, :side]).resize((size, size), Image.Resampling.LANCZOS)
+    noise = np.random.default_rng(SEED).normal(0, NOISE, (size, size, 3))
+    return np.clip(np.rint(np.asarray(square) + noise), 0, 255).astype(np.uint8)
+
+
+def encoders() -> dict[str, Encoder]:
+    """By name; the first is ours, and whose name does not start with JPEG or WebP is a PNG encoder."""
+    found: dict[str, Encoder] = {"zimage-trt": encode}
+    for level in (0, 1, 2, 3, 6):
+        found[f"Pillow, level {level}"] = partial(_pillow, kind="PNG", compress_level=level)
+    for name, strategy in STRATEGIES.items():
+        found[f"Pillow, level 1, {name}"] = partial(_pillow, kind="PNG", compress_level=1, compress_type=strategy)
+    found |= {name: encoder() for name, (module, encoder) in _OTHERS.items() if find_spec(module)}
+    for quality in (100, 80):
+        found[f"JPEG {quality}"] = partial(encode, image_format=ImageFormat("jpeg", quality))
+        for method in (0, 2, 4):
+            found[f"WebP {quality}, method {method}"] = partial(_pillow, kind="WEBP", quality=quality, method=method)
+    return found
+
+
+def _pillow(pixels: Pixels, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+def _png(deflate: images.Deflate) -> Encoder:
+    """Ours, with another deflate."""
+    return partial(images.png, text={}, deflate=deflate)
+
+
+def _isal(level: int) -> Encoder:
+    return _png(partial(importlib.import_module("isal.isal_zlib").compress, level=level))
+
+
+def _zlib_ng(level: int, strategy: int) -> Encoder:
+    library = importlib.import_module("zlib_ng.zlib_ng")
+
+    def compress(rows: Any) -> bytes:
+        stream = library.compressobj(level, library.DEFLATED, 15, 9, strategy)
+        return cast(bytes, stream.compress(rows) + stream.flush())
+
+    return _png(compress)
+
+
+def _libdeflate() -> Encoder:
+    library = importlib.import_module("deflate")
+    return _png(lambda rows: library.zlib_compress(rows, 1))
+
+
+def _opencv() -> Encoder:
+    library = importlib.import_module("cv2")
+    options = [library.IMWRITE_PNG_COMPRESSION, 1, library.IMWRITE_PNG_STRATEGY, library.IMWRITE_PNG_STRATEGY_RLE]
+    return lambda pixels: cast(bytes, library.imencode(".png", pixels[:, :, ::-1], options)[1].tobytes())
+
+
+def _imagecodecs(codec: str) -> Encoder:
+    return partial(getattr(importlib.import_module("imagecodecs"), f"{codec}_encode"), level=1)
+
+
+_OTHERS: dict[str, tuple[str, Callable[[], Encoder]]] = {
+    "isal, level 0": ("isal", partial(_isal, 0)),
+    "isal, level 2": ("isal", partial(_isal, 2)),
+    "isal, level 3": ("isal", partial(_isal, 3)),
+    "zlib-ng, level 1": ("zlib_ng", partial(_zlib_ng, 1, zlib.Z_DEFAULT_STRATEGY)),
+    "zlib-ng, level 1, rle": ("zlib_ng", partial(_zlib_ng, 1, zlib.Z_RLE)),
+    "libdeflate, level 1": ("deflate", _libdeflate),
+    "OpenCV, level 1, rle": ("cv2", _opencv),
+    "imagecodecs, libpng, level 1": ("imagecodecs", partial(_imagecodecs, "png")),
+    "imagecodecs, libspng, level 1": ("imagecodecs", partial(_imagecodecs, "spng")),
+}
+
+
+def measure(found: Mapping[str, Encoder], drawn: Mapping[str, Pixels], runs: int) -> dict[str, Figures]:
+    """Of each encoder: median seconds and bytes by picture, and how long it holds the GIL."""
+    taken: dict[str, dict[str, list[float]]] = {name: {title: [] for title in drawn} for name in found}
+    for run in range(runs + 1):
+        for title, pixels in drawn.items():
+            for name, encoder in found.items():
+                seconds = _seconds(encoder, pixels)
+                if run:  # the first is to be warm
+                    taken[name][title].append(seconds)
+    first = next(iter(drawn.values()))
+    return {
+        name: {
+            "seconds": {title: statistics.median(times) for title, times in taken[name].items()},
+            "bytes": {title: len(encoder(pixels)) for title, pixels in drawn.items()},
+            "gil_held_s": statistics.median(_longest_hold(encoder, first) for _ in range(REPEATED)),
+        }
+        for name, encoder in found.items()
+    }
+
+
+def _seconds(encoder: Encoder, pixels: Pixels) -> float:
+    started = time.perf_counter()
+    encoder(pixels)
+    return time.perf_counter() - started
+
+
+def _longest_hold(encoder: Encoder, pixels: Pixels) -> float:
+    """Seconds for which another thread, an event loop for example, stands still at the longest."""
+    thread = threading.Thread(target=encoder, args=(pixels,))
+    longest, last = 0.0, time.perf_counter()
+    thread.start()
+    while thread.is_alive():
+        time.sleep(1e-4)
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    return longest
+
+
+def _print_size(size: int, measured: Mapping[str, Figures]) -> None:
+    print(f"{size}x{size}: ms and kB of photographs (mean) and of the contact sheet; the GIL held at the longest, ms")
+    width = max(map(len, measured))
+    for name, row in measured.items():
+        photographs = [statistics.mean(row[what][title] for title in PHOTOGRAPHS) for what in ("seconds", "bytes")]
+        sheet = [row[what][CONTACT_SHEET] for what in ("seconds", "bytes")]
+        cells = [f"{seconds * 1e3:7.1f} {size / 1e3:6.0f}" for seconds, size in (photographs, sheet)]
+        print(f"  {name.ljust(width)} {'   '.join(cells)}   {row['gil_held_s'] * 1e3:5.1f}")
+    print(flush=True)
+
+
+def require_lossless(found: Mapping[str, Encoder], drawn: Mapping[str, Pixels]) -> None:
+    for name, encoder in found.items():
+        for title, pixels in drawn.items():
+            decoded = np.asarray(Image.open(io.BytesIO(encoder(pixels))))
+            exact = np.array_equal(decoded, pixels)
+            if decoded.shape != pixels.shape or not (exact or name.startswith(("JPEG", "WebP"))):
+                raise RuntimeError(f"{name} has changed the picture {title}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", type=int, default=15, metavar="N", help="of each picture; default: %(default)s")
+    parser.add_argument(
+        "--size", type=int, action="append", metavar="PIXELS", help=f"repeat it; default: {', '.join(map(str, SIZES))}"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    found = encoders()
+    sizes: dict[str, dict[str, Figures]] = {}
+    for size in args.size or SIZES:
+        drawn = pictures(size)
+        require_lossless(found, drawn)
+        sizes[f"{size}x{size}"] = measure(found, drawn, args.runs)
+        _print_size(size, sizes[f"{size}x{size}"])
+    finish("encode", {"runs": args.runs, "sizes": sizes})

@@ -1,0 +1,66 @@
+"""Which pictures gain from being drawn together: a table of what a pass takes with one, two, ... of them.
+
+Measured on the machine that serves (`zimage-bench batching`), stored beside the plans. Where one picture alone fills
+the processor, a batch of two takes twice as long, and all that batching does is delay the first.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from engine.errors import PlanCorrupt
+
+TABLE_FILE = "batching.json"
+GAIN = 1.05  # pictures per second that a larger batch must bring, over the best smaller one, to be worth its delay
+
+
+@dataclass(frozen=True, slots=True)
+class PassTimes:
+    """What a forward pass takes at one size: `seconds[b - 1]` with b pictures."""
+
+    height: int  # pixels
+    width: int
+    seconds: tuple[float, ...]
+
+    @property
+    def area(self) -> int:
+        return self.height * self.width
+
+    @property
+    def best(self) -> int:
+        """The batch that draws the most pictures per second, and of those about alike the smallest."""
+        best = 1
+        for batch in range(2, len(self.seconds) + 1):
+            if batch / self.seconds[batch - 1] > GAIN * best / self.seconds[best - 1]:
+                best = batch
+        return best
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTable:
+    """Measured times by size, and where they were measured. An empty one batches nothing."""
+
+    machine: str = ""
+    rows: tuple[PassTimes, ...] = ()
+
+    def limit(self, height: int, width: int) -> int:
+        """Pictures of a size (pixels) to draw together: what the next larger measured size gains from."""
+        larger = [row for row in self.rows if row.area >= height * width]
+        return min(larger, key=lambda row: row.area).best if larger else 1
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """The table of a plan directory; an empty one if none was measured. Raises PlanCorrupt."""
+        path = directory / TABLE_FILE
+        if not path.is_file():
+            return cls()
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise PlanCorrupt(f"{path} is damaged: {error}; delete it, or run zimage-bench batching again") from error
+
+    def encode(self) -> bytes:
+        """What `read` reads."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"

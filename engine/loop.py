@@ -1,0 +1,388 @@
+"""In-flight batching: pictures join and leave at step boundaries.
+
+Each `step` runs one forward pass of those whose turn it is, and returns what has happened. Who has a turn is in
+`sample`, how many gain from going together in `batching`. One thread owns it; it knows no queue limits and no clients.
+
+A picture that has begun has a seat, its latents and its caption in memory of their own: for a pass they are copied to
+the batch that engines are bound to, and the latents back. So a batch can be another one at every step, and neither
+addresses nor CUDA graphs change. On a GPU those copies take microseconds; nothing waits for the host, which hears of
+a step while the next one runs.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.batching import BatchTable
+from engine.captions import CaptionCache
+from engine.errors import NonFiniteOutput, UnsupportedShape, ZImageError
+from engine.lora import PreparedLora
+from engine.memory import Array, Reading, Tensor, seat
+from engine.pipeline import Decoded, Picture, Pipeline, is_finite, require_finite
+from engine.preview import estimate
+from engine.prompt import TokenizedPrompt
+from engine.request import PictureRequest
+from engine.sample import Branch, Lanes, Pass, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The picture's prompt is encoded and its first step enqueued."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """A step of a picture is over. `estimate`: [16, h, w] latents of what it will be, where a preview was asked for."""
+
+    key: str
+    done: int
+    steps: int
+    estimate: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """All steps are over and the decoding is enqueued."""
+
+    key: str
+    drawing: "Drawing"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    key: str
+    error: ZImageError
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A forward pass of a batch is over."""
+
+    batch: int
+    seconds: float
+
+
+Event = Started | Stepped | Drawn | Failed | Passed
+
+
+class Drawing:
+    """A picture of which everything is enqueued. Any thread may finish it, while others are being drawn."""
+
+    def __init__(self, sample: Sample, decoded: Decoded, since: float) -> None:
+        self._sample, self._decoded, self._since = sample, decoded, since
+        self._outcome: Picture | ZImageError | None = None
+        self._lock = threading.Lock()
+
+    def settle(self) -> None:
+        """Takes the pixels out of the buffers, if that has not been done."""
+        with self._lock:
+            if self._outcome is None:
+                try:
+                    self._outcome = self._picture(self._decoded.wait())
+                except ZImageError as error:
+                    self._outcome = error
+
+    def finish(self) -> Picture:
+        """Waits for the picture.
+
+        Raises:
+            NonFiniteOutput: the model left the range of its number format.
+            DeviceError: the GPU failed.
+        """
+        self.settle()
+        if isinstance(self._outcome, ZImageError):
+            raise self._outcome
+        assert self._outcome is not None
+        return self._outcome
+
+    def _picture(self, pixels: Array) -> Picture:
+        sample = self._sample
+        sample.seconds["vae_decoder"] = time.perf_counter() - self._since
+        return Picture(pixels, sample.request.seed, sample.steps, sample.branches[0].prompt, sample.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A forward pass on its way."""
+
+    passes: Sequence[Pass]
+    latents: Reading  # [B, 16, h, w]
+    enqueued: float
+
+
+class EngineLoop:
+    """Draws many pictures at once from one pipeline.
+
+    Args:
+        pipeline: which the loop has to itself. As many pictures can be under way as its memory has seats.
+        table: what gains from being batched.
+    """
+
+    def __init__(self, pipeline: Pipeline, table: BatchTable | None = None) -> None:
+        assert pipeline.memory.seats >= 2, "a guided picture takes two"
+        self.pipeline = pipeline
+        self.captions = CaptionCache()
+        self._table = table or BatchTable()
+        self._memory = pipeline.memory
+        self._free = list(range(pipeline.memory.seats))
+        self._lanes = Lanes()
+        self._samples: dict[str, Sample] = {}
+        self._running: deque[_Running] = deque()
+        self._settled = 0.0  # when the last pass was over
+        self._caption: tuple[tuple[int, ...], Reading] | None = None  # encoded last, not yet in the cache
+        self._last: Drawing | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether `step` has nothing to do."""
+        return not self._samples and not self._running
+
+    def submit(self, key: str, request: PictureRequest, previews: int = 0) -> None:
+        """Queues a picture.
+
+        Args:
+            key: names it in events; of no other picture that is under way.
+            previews: how many times, evenly spread over its steps, to tell what it will be like.
+
+        Raises:
+            InvalidRequest: it cannot be drawn.
+        """
+        assert key not in self._samples, key
+        started = time.perf_counter()
+        request.check(self.pipeline.manifest)
+        schedule = self.pipeline.schedule(request)
+        branches = [Branch(self.pipeline.tokenize(request.prompt))]
+        if request.is_guided:
+            branches.append(Branch(self.pipeline.tokenize(request.negative_prompt)))
+        shown = _spread(previews, len(schedule) - 1)
+        sample = Sample(key, request, request.size(self.pipeline.manifest), schedule, tuple(branches), shown)
+        sample.seconds["tokenize"] = time.perf_counter() - started
+        self._samples[key] = sample
+        self._lanes.add(sample)
+
+    def cancel(self, key: str) -> bool:
+        """Drops a picture; what is running for it is not waited for. False if there is none of that key."""
+        sample = self._samples.get(key)
+        if sample is None:
+            return False
+        self._leave(sample)
+        return True
+
+    def step(self) -> list[Event]:
+        """Enqueues the next forward pass, and returns what is known to have happened since the last call.
+
+        Raises:
+            DeviceError: the GPU failed; no picture under way will be finished.
+        """
+        events: list[Event] = []
+        started = time.perf_counter()
+        passes = self._next()
+        if passes:
+            for sample, _ in passes:
+                if not sample.joined:
+                    self._join(sample, events)
+            self._running.append(_Running(passes, self._enqueue(passes), started))
+        while len(self._running) > (self._memory.ahead if passes else 0):
+            self._settle(self._running.popleft(), events)
+        return events
+
+    def draw(self, request: PictureRequest, on_step: Callable[[int, int], None] | None = None) -> Picture:
+        """Draws one picture, of a loop that has no other.
+
+        Raises:
+            InvalidRequest, NonFiniteOutput, DeviceError: why there is none.
+        """
+        assert not self._samples
+        self.submit("", request)
+        try:
+            while True:
+                for event in self.step():
+                    match event:
+                        case Stepped() if on_step is not None:
+                            on_step(event.done, event.steps)
+                        case Failed():
+                            raise event.error
+                        case Drawn():
+                            return event.drawing.finish()
+        finally:
+            self.cancel("")
+
+    def refit(self, lora: PreparedLora | None) -> float:
+        """`Pipeline.refit`; captions are encoded anew, and no picture may be under way."""
+        assert self.is_idle
+        self.captions.clear()
+        return self.pipeline.refit(lora)
+
+    def _next(self) -> list[Pass]:
+        """The passes whose turn it is, each with a seat."""
+        is_full = False
+        for seated_only in (False, True):  # when who came first finds no seat, those who have one go on until it does
+            for lane in self._lanes:
+                turn = []
+                for one in lane.passes(self._limit(lane.samples[0]), seated_only=seated_only):
+                    if self._seated(one[0], is_full):
+                        turn.append(one)
+                    else:
+                        is_full = True  # for those who come later too, or whoever needs two seats would wait for ever
+                if turn:
+                    return turn
+        return []
+
+    def _seated(self, sample: Sample, is_full: bool) -> bool:
+        """Whether the picture has its seats, or gets them now."""
+        if sample.branches[0].seat is None:
+            if is_full or len(self._free) < len(sample.branches):
+                return False
+            for branch in sample.branches:
+                branch.seat = self._free.pop()
+        return True
+
+    def _limit(self, sample: Sample) -> int:
+        """How many passes of a picture's size go together: what gains, and what the plans take."""
+        for batch in range(self._table.limit(*sample.size), 1, -1):
+            with suppress(UnsupportedShape):
+                self.pipeline.manifest.profile_for(*sample.size, batch)
+                return batch
+        return 1
+
+    def _join(self, sample: Sample, events: list[Event]) -> None:
+        """Fills a picture's seats before its first pass."""
+        started = time.perf_counter()
+        for branch in sample.branches:
+            caption = self._encode(branch.prompt)
+            self._memory.copy(self._seat("caption", branch, caption.shape), caption)
+        sample.joined = time.perf_counter()
+        sample.seconds["prompt_encoder"] = sample.joined - started
+        sample.latents = self.pipeline.noise(sample.request.seed, *sample.size)
+        self._put_latents(sample, sample.latents)
+        events.append(Started(sample.key))
+
+    def _encode(self, prompt: TokenizedPrompt) -> Tensor:
+        """[1, L, caption_dim], valid until the next pass."""
+        self._keep_caption()
+        cached = self.captions.get(prompt.ids)
+        if cached is not None:
+            return self._memory.write("caption", cached)
+        caption = self.pipeline.encode_prompt([prompt])
+        self._caption = prompt.ids, self._memory.read(caption)
+        return caption
+
+    def _keep_caption(self) -> None:
+        """Caches the caption encoded last, now that waiting for it costs nothing, or its place is needed."""
+        if self._caption is not None:
+            (ids, reading), self._caption = self._caption, None
+            values = reading.wait()
+            if is_finite(values):
+                self.captions.put(ids, values.copy())
+
+    def _enqueue(self, passes: Sequence[Pass]) -> Reading:
+        """Runs a forward pass over a batch of them."""
+        memory, batch = self._memory, len(passes)
+        one = self._latents(passes[0][0]).shape
+        latents, latents_next = (memory.view(name, (batch, *one[1:])) for name in ("latents", "latents_next"))
+        caption = memory.view("caption", (batch, passes[0][1].length, self.pipeline.manifest.model.caption_dim))
+        for row, (sample, branch) in enumerate(passes):
+            memory.copy(memory.row(latents, row), self._latents(sample))
+            to = memory.row(caption, row)
+            memory.copy(to, self._seat("caption", branch, to.shape))
+        levels = np.array([sample.schedule[branch.enqueued : branch.enqueued + 2] for sample, branch in passes])
+        self.pipeline.step(latents, latents_next, caption, levels[:, 0], levels[:, 1])
+        for row, (sample, branch) in enumerate(passes):
+            branch.enqueued += 1
+            if not sample.is_guided:
+                memory.copy(self._latents(sample), memory.row(latents_next, row))
+        return memory.read(latents_next)
+
+    def _settle(self, running: _Running, events: list[Event]) -> None:
+        """Waits for a forward pass and says what came of it."""
+        values = running.latents.wait()
+        now = time.perf_counter()
+        seconds = now - max(running.enqueued, self._settled)
+        self._settled = now
+        self._keep_caption()
+        self._lanes.charge(running.passes[0][0].size, seconds)
+        events.append(Passed(len(running.passes), seconds))
+        for (sample, branch), latents in zip(running.passes, values, strict=True):
+            if not sample.is_gone:
+                sample.seconds["passes"] = sample.seconds.get("passes", 0.0) + seconds / len(running.passes)
+                self._advance(sample, branch, latents, events)
+
+    def _advance(self, sample: Sample, branch: Branch, latents: Array, events: list[Event]) -> None:
+        """A forward pass of one picture is over: [16, h, w]."""
+        try:
+            require_finite(latents, f"latents after step {sample.done + 1} of {sample.steps}")
+        except NonFiniteOutput as error:
+            self._leave(sample)
+            events.append(Failed(sample.key, error))
+            return
+        if sample.is_guided:
+            branch.output = latents.copy()
+            if any(each.output is None for each in sample.branches):
+                return
+            latents = self._guide(sample)
+        events.append(Stepped(sample.key, sample.done + 1, sample.steps, self._estimate(sample, latents)))
+        sample.done += 1
+        if sample.done == sample.steps:
+            sample.seconds["denoiser"] = time.perf_counter() - sample.joined
+            events.append(Drawn(sample.key, self._decode(sample)))
+            self._leave(sample)
+
+    def _guide(self, sample: Sample) -> Array:
+        """The step of a guided picture: both prompts' steps began at the same latents, and are linear in velocity."""
+        (positive, negative), scale = (branch.output for branch in sample.branches), sample.request.guidance_scale
+        assert positive is not None and negative is not None
+        latents: Array = positive + np.float32(scale) * (positive - negative)
+        for branch in sample.branches:
+            branch.output = None
+        self._put_latents(sample, latents[None])
+        return latents
+
+    def _estimate(self, sample: Sample, latents: Array) -> Array | None:
+        """What the picture will be like, if that is wanted after this step."""
+        before, step = sample.latents, sample.done + 1
+        sample.latents = latents.copy() if step + 1 in sample.previews else None
+        if before is None or step not in sample.previews:
+            return None
+        return estimate(before.reshape(latents.shape), latents, *sample.schedule[step - 1 : step + 1])
+
+    def _decode(self, sample: Sample) -> Drawing:
+        if self._last is not None:
+            self._last.settle()  # its place in the buffers is the next but one's
+        started = time.perf_counter()
+        seated = self._latents(sample)
+        latents = self._memory.view("latents", seated.shape)
+        self._memory.copy(latents, seated)
+        self._last = Drawing(sample, self.pipeline.decode(latents), started)
+        return self._last
+
+    def _leave(self, sample: Sample) -> None:
+        """Frees a picture's seats: what still runs for it comes before whatever is put there."""
+        sample.is_gone = True
+        del self._samples[sample.key]
+        self._lanes.remove(sample)
+        self._free += [branch.seat for branch in sample.branches if branch.seat is not None]
+
+    def _latents(self, sample: Sample) -> Tensor:
+        """[1, 16, h, w], in the seat of its first branch."""
+        model, (height, width) = self.pipeline.manifest.model, sample.size
+        shape = (1, model.latent_channels, height // model.vae_scale, width // model.vae_scale)
+        return self._seat("latents", sample.branches[0], shape)
+
+    def _put_latents(self, sample: Sample, values: Array) -> None:
+        self._memory.copy(self._latents(sample), self._memory.write("latents", values))
+
+    def _seat(self, name: str, branch: Branch, shape: tuple[int, ...]) -> Tensor:
+        assert branch.seat is not None
+        return self._memory.view(seat(name, branch.seat), shape)
+
+
+def _spread(previews: int, steps: int) -> frozenset[int]:
+    """Steps after which to show a picture, evenly spread, and never the last."""
+    return frozenset(round(steps * (i + 1) / (previews + 1)) for i in range(previews)) - {0, steps}
