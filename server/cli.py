@@ -4,9 +4,13 @@ import argparse
 import logging
 import sys
 import time
+from pathlib import Path
 
 from engine.errors import ZImageError
+from engine.manifest import read, resolve
 from engine.options import RuntimeOptions, add_pipeline_arguments
+
+SEATS = 12  # pictures between two of their steps: three batches of four
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -14,12 +18,18 @@ def main(argv: list[str] | None = None) -> None:
     started = time.perf_counter()
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    from engine.pipeline import Pipeline  # most of the start is imports; here the ready line counts them
-    from server.serving import serve
+    from server.serving import Serving, serve
+    from server.sockets import listen
+    from server.store import StoreUnavailable
 
+    options = RuntimeOptions.of(args, seats=SEATS)
     try:
-        serve(lambda: Pipeline.load(args.engines, RuntimeOptions.of(args)), args.host, args.port, started)
-    except (ZImageError, OSError) as error:
+        with listen(args.host, args.port) as sock:
+            directory = resolve(args.engines)
+            manifest = read(directory, verify=False)  # the worker verifies
+            worker = [sys.executable, "-m", "server.worker", str(directory), options.encode()]
+            serve(sock, worker, manifest, Serving(database=args.database), started)
+    except (ZImageError, StoreUnavailable, OSError) as error:
         sys.exit(f"zimage-serve: {error}")
 
 
@@ -28,6 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     add_pipeline_arguments(parser)
     parser.add_argument("--host", type=_host, default="127.0.0.1", help="address to listen on; default: %(default)s")
     parser.add_argument("--port", type=_port, default=8000, help="0 for a free one; default: %(default)s")
+    parser.add_argument(
+        "--database", type=Path, metavar="FILE", help="keeps jobs and pictures, so that they survive a restart"
+    )
     return parser
 
 

@@ -4,6 +4,7 @@ Knows which exception becomes which status; not what raised it.
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -13,7 +14,10 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from engine.errors import DeviceError, InvalidRequest, NonFiniteOutput
+from engine.errors import InvalidRequest
+from server.dispatcher import Refusal
+from server.jobs import Job, JobState
+from server.store import IdempotencyMismatch, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +41,12 @@ ECHO = 64  # characters of an unknown key that an error repeats
 CLIENT_CLOSED_REQUEST = 499  # nginx's; seen in no response, since nobody is left to read it
 
 
+NO_RETRY = {"x-should-retry": "false"}  # for OpenAI's client, which otherwise retries 409 and 5xx by itself
+STATUS = {"invalid_value": 400, "deadline_exceeded": 504, "worker_unavailable": 503}  # of a job's error; others 500
+OVERLOAD = ("queue_full", "deadline_unreachable")  # of a refusal: 429; others are 503
+STORE_SECONDS = 5  # until a store may take jobs again
+
+
 class ApiError(Exception):
     """An answer that is not a picture."""
 
@@ -55,20 +65,48 @@ class ApiError(Exception):
         self.param = param
         self.headers = headers
 
-    def response(self) -> JSONResponse:
+    @property
+    def type(self) -> str:
+        if self.status == 429:
+            return "rate_limit_error"
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """OpenAI's shape."""
         error = {
             "message": str(self),
-            "type": "invalid_request_error" if self.status < 500 else "server_error",
+            "type": self.type,
             "param": self.param,
             "code": self.code,
         }
-        return JSONResponse({"error": error}, self.status, self.headers)
+        return {"error": error}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), self.status, self.headers)
 
 
 def install(app: FastAPI) -> None:
     """Answers the expected exceptions of `app`; the unexpected ones pass on to `RequestIdMiddleware`."""
-    for kind in (ApiError, InvalidRequest, NonFiniteOutput, DeviceError, HTTPException, ClientDisconnect):
+    for kind in (
+        ApiError,
+        InvalidRequest,
+        Refusal,
+        StoreUnavailable,
+        IdempotencyMismatch,
+        HTTPException,
+        ClientDisconnect,
+    ):
         app.add_exception_handler(kind, _answer)
+
+
+def of_job(job: Job) -> ApiError:
+    """Why a job has no pictures."""
+    if job.state is JobState.CANCELLED:
+        return ApiError(409, "The job was cancelled.", code="job_cancelled", headers=NO_RETRY)
+    assert job.error is not None
+    status = STATUS.get(job.error.code, 500)
+    headers = {"retry-after": "30"} if status == 503 else NO_RETRY  # drawn again it comes out the same
+    return ApiError(status, job.error.message, code=job.error.code, headers=headers)
 
 
 def model_not_found(name: str) -> ApiError:
@@ -107,22 +145,28 @@ def invalid_body(error: ValidationError) -> ApiError:
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:
-    answer = _translate(request, error)
+    answer = translate(request, error)
     level = logging.ERROR if answer.status >= 500 else logging.INFO
     log.log(level, "%s: %d %s", request.state.request_id, answer.status, answer)
     return answer.response()
 
 
-def _translate(request: Request, error: Exception) -> ApiError:
+def translate(request: Request, error: Exception) -> ApiError:
+    """The answer to an exception that `install` knows."""
     match error:
         case ApiError():
             return error
         case InvalidRequest():
             return ApiError(400, str(error), code="invalid_value", param=FIELDS.get(error.param, error.param))
-        case NonFiniteOutput():  # drawn again it comes out the same, so OpenAI's client must not retry by itself
-            return ApiError(500, str(error), code="non_finite_output", headers={"x-should-retry": "false"})
-        case DeviceError():
-            return ApiError(503, str(error), code="device_lost" if error.sticky else "device_error")
+        case Refusal(code=code, retry_after=seconds):
+            headers = {"retry-after": str(max(1, math.ceil(seconds)))}
+            return ApiError(429 if code in OVERLOAD else 503, str(error), code=code, headers=headers)
+        case StoreUnavailable():
+            message = "The server cannot write down new jobs; its log says why. Try again later."
+            return ApiError(503, message, code="store_unavailable", headers={"retry-after": str(STORE_SECONDS)})
+        case IdempotencyMismatch():
+            message = "The idempotency key came before, with another body."
+            return ApiError(422, message, code="idempotency_key_reused", param="Idempotency-Key")
         case ClientDisconnect():
             return ApiError(
                 CLIENT_CLOSED_REQUEST, "The client hung up; drawing was stopped.", code="client_closed_request"

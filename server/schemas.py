@@ -4,19 +4,18 @@ What the model cannot do is refused by name; what changes nothing is accepted. K
 """
 
 import base64
-import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from engine.pipeline import Picture
-from engine.png import encode_png
-from engine.request import MAX_SEED, PictureRequest, parse_size, random_seed
+from engine.request import MAX_GUIDANCE, MAX_SEED, ImageFormat, PictureRequest, parse_size, random_seed
+from server.jobs import StoredPicture
 
 MAX_PROMPT = 32_000  # characters, the limit that OpenAI documents; the model itself reads far less
 MAX_SIZE = 32  # characters of "WIDTHxHEIGHT"
+MAX_PARTIAL = 3
 
 
 def _only(*accepted: Hashable, reason: str) -> AfterValidator:
@@ -41,14 +40,15 @@ class ImagesRequest(BaseModel):
     size: Annotated[str, Field(max_length=MAX_SIZE, description='"auto" or "WIDTHxHEIGHT"')] = "auto"
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     num_inference_steps: int | None = None
-    response_format: Annotated[str, _only("b64_json", reason="only b64_json is served")] = "b64_json"
-    output_format: Annotated[str, _only("png", reason="only png is served")] = "png"
-    output_compression: Annotated[int, _only(100, reason="png is lossless; only 100 is served")] = 100
+    guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE, description="diffusers' scale; 0 for none")] = 0.0
+    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT, description="needs a guidance_scale")] = ""
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    output_format: Literal["png", "jpeg", "webp"] = "png"
+    output_compression: Annotated[int, Field(ge=0, le=100)] = 100
     background: Annotated[str, _only("auto", "opaque", reason="pictures are opaque; use auto or opaque")] = "auto"
-    stream: Annotated[bool, _only(False, reason="streaming is not served yet")] = False
-    partial_images: Annotated[int, _only(0, reason="partial images need streaming, which is not served yet")] = 0
-    guidance_scale: Annotated[float, _only(0, 1, reason="the model is distilled to draw without guidance; use 0")] = 0
-    negative_prompt: Annotated[str, _only("", reason="without guidance a negative prompt has no effect")] = ""
+    stream: bool = False
+    partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL)] = 0
+    timeout: Annotated[float, Field(gt=0, le=86400, description="seconds until the answer is of no use")] | None = None
     # these change nothing here
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] = "auto"
     moderation: Literal["auto", "low"] = "auto"
@@ -63,7 +63,7 @@ class ImagesRequest(BaseModel):
             return body
         return {key: value for key, value in body.items() if value is not None or key not in cls.model_fields}
 
-    def pictures(self) -> list[PictureRequest]:
+    def pictures(self) -> tuple[PictureRequest, ...]:
         """One request per picture, with the seeds seed, seed + 1, ... (after the last comes 0).
 
         Raises:
@@ -72,21 +72,27 @@ class ImagesRequest(BaseModel):
         height, width = (None, None) if self.size == "auto" else parse_size(self.size)
         first = random_seed() if self.seed is None else self.seed
         seeds = [(first + i) % (MAX_SEED + 1) for i in range(self.n)]
-        return [PictureRequest(self.prompt, height, width, seed, self.num_inference_steps) for seed in seeds]
+        steps, negative, guidance = self.num_inference_steps, self.negative_prompt, self.guidance_scale
+        return tuple(PictureRequest(self.prompt, height, width, seed, steps, negative, guidance) for seed in seeds)
+
+    def format(self) -> ImageFormat:
+        """Raises InvalidRequest."""
+        return ImageFormat(self.output_format, self.output_compression)
 
 
 class Image(BaseModel):
     """One picture. `revised_prompt` is there when the prompt was too long: the part that was drawn."""
 
-    b64_json: str
+    b64_json: str | None = None
+    url: str | None = None
     seed: int
     revised_prompt: str | None = None
 
     @classmethod
-    def of(cls, picture: Picture) -> Self:
-        png = base64.b64encode(encode_png(picture.pixels)).decode()
-        revised = picture.prompt.text if picture.prompt.dropped else None
-        return cls(b64_json=png, seed=picture.seed, revised_prompt=revised)
+    def of(cls, picture: StoredPicture, url: str | None) -> Self:
+        """The picture itself, or where it is."""
+        data = None if url else base64.b64encode(picture.data).decode()
+        return cls(b64_json=data, url=url, seed=picture.receipt.seed, revised_prompt=picture.receipt.revised_prompt)
 
 
 class InputTokensDetails(BaseModel):
@@ -102,38 +108,49 @@ class Usage(BaseModel):
     output_tokens: int
     total_tokens: int
 
+    @classmethod
+    def of(cls, pictures: Sequence[StoredPicture], token_pixels: int) -> Self:
+        """Of pictures of one size and prompt.
+
+        Args:
+            token_pixels: edge of the square that one image token stands for.
+        """
+        one = pictures[0].receipt
+        image = len(pictures) * (one.height // token_pixels) * (one.width // token_pixels)
+        return cls(
+            input_tokens=one.text_tokens,
+            input_tokens_details=InputTokensDetails(text_tokens=one.text_tokens),
+            output_tokens=image,
+            total_tokens=one.text_tokens + image,
+        )
+
 
 class ImagesResponse(BaseModel):
     """The answer to `POST /v1/images/generations`."""
 
     created: int
     data: list[Image]
-    output_format: Literal["png"] = "png"
+    background: Literal["opaque"] = "opaque"
+    output_format: Literal["png", "jpeg", "webp"]
+    quality: str
     size: str
     usage: Usage
 
-    @classmethod
-    def of(cls, pictures: list[Picture], token_pixels: int) -> Self:
-        """Encodes the pictures.
 
-        Args:
-            pictures: at least one; all of the same size and prompt.
-            token_pixels: edge of the square that one image token stands for.
-        """
-        height, width, _ = pictures[0].pixels.shape
-        text = len(pictures[0].prompt.ids)
-        image = len(pictures) * (height // token_pixels) * (width // token_pixels)
-        return cls(
-            created=int(time.time()),
-            data=[Image.of(picture) for picture in pictures],
-            size=f"{width}x{height}",
-            usage=Usage(
-                input_tokens=text,
-                input_tokens_details=InputTokensDetails(text_tokens=text),
-                output_tokens=image,
-                total_tokens=text + image,
-            ),
-        )
+class StreamedImage(BaseModel):
+    """An event of a stream: a picture, or with an index what it will be like."""
+
+    type: Literal["image_generation.partial_image", "image_generation.completed"]
+    b64_json: str
+    created_at: int
+    size: str
+    quality: str
+    background: Literal["opaque"] = "opaque"
+    output_format: Literal["png", "jpeg", "webp"]
+    partial_image_index: int | None = None
+    seed: int | None = None
+    revised_prompt: str | None = None
+    usage: Usage | None = None
 
 
 class ModelCard(BaseModel):
@@ -152,10 +169,26 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
-class Health(BaseModel):
-    """The answer to `GET /health`."""
+class ModelInfo(BaseModel):
+    """The answer to `GET /v1/model_info`, which load generators ask."""
 
-    status: Literal["ok"] = "ok"
+    model_path: str
+    precision: str
+    flavor: str
+    plan_id: str
+    num_inference_steps: int
+    default_size: str
+    sizes: list[str]
+
+
+Status = Literal["ok", "starting", "failing", "draining"]
+
+
+class Health(BaseModel):
+    """The answer to `GET /health` and `GET /ready`."""
+
+    status: Status
     model: str
     precision: str
     flavor: str
+    detail: str | None = None

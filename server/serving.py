@@ -1,78 +1,83 @@
-"""From a pipeline to a process that serves it: the socket, the warm-up, uvicorn, the end.
+"""From plans to a process that serves them: worker, jobs, HTTP, and the end of them.
 
-Knows signals and ports; not command lines.
+Imports next to nothing before the worker has been started: most of a start is imports, theirs and ours, side by side.
 """
 
+import asyncio
 import contextlib
+import fcntl
 import signal
 import socket
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-import uvicorn
-
-from engine.request import PictureRequest
-from server.app import create_app
-from server.drawing import PictureSource
-
-GRACE_SECONDS = 20  # for pictures being drawn when the server is told to stop; container runtimes kill after 30 at most
+from engine.manifest import Manifest
+from server.dispatcher import Dispatcher, Limits
+from server.store import JobStore
+from server.supervisor import Patience, Supervisor
 
 
-def serve(load: Callable[[], PictureSource], host: str, port: int, started: float) -> None:
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How a server runs.
+
+    Attributes:
+        grace: seconds for pictures being drawn when it is told to stop; container runtimes kill after 30 at most.
+        database: where jobs are kept; None for memory, which no restart survives.
+    """
+
+    grace: float = 20.0
+    database: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+    patience: Patience = field(default_factory=Patience)
+
+
+def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, serving: Serving, started: float) -> None:
     """Serves until SIGTERM or SIGINT.
 
     Args:
-        load: opens what is served; called when the port is ours.
-        port: 0 for a free one.
+        sock: bound to the address.
+        worker: command that starts one, to which its socket's descriptor is added.
         started: `time.perf_counter()` at the start, for the ready line.
 
     Raises:
-        OSError: the address is taken or not ours.
-        ZImageError: what `load` refuses.
+        WorkerRefused: what the worker says of its plans.
+        StoreUnavailable, OSError: the database cannot be opened, or another server has it.
     """
-    with _bind(host, port) as sock, contextlib.suppress(KeyboardInterrupt):
-        pipeline = load()
-        warm_up(pipeline)
-        config = uvicorn.Config(create_app(pipeline), log_config=None, timeout_graceful_shutdown=GRACE_SECONDS)
+    with contextlib.suppress(KeyboardInterrupt), _owned(serving.database):
         # uvicorn raises the signal that ended it once more when it is done: here both end quietly
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        _Server(config, started).run(sockets=[sock])
+        asyncio.run(_serve(sock, worker, manifest, serving, started))
 
 
-def warm_up(pipeline: PictureSource) -> None:
-    """Draws the smallest picture in one step: plans that cannot run fail here, before anything is served."""
-    smallest = min(pipeline.manifest.profiles, key=lambda p: p.height.min * p.width.min)
-    request = PictureRequest("warm-up", smallest.height.min, smallest.width.min, num_inference_steps=1)
-    pipeline.start(request).finish()
+async def _serve(
+    sock: socket.socket, worker: Sequence[str], manifest: Manifest, serving: Serving, started: float
+) -> None:
+    dispatcher = Dispatcher(JobStore(serving.database), manifest, serving.limits)
+    supervisor = dispatcher.link = Supervisor(worker, dispatcher, serving.patience)
+    starting = asyncio.create_task(supervisor.start())
+    launched = asyncio.create_task(supervisor.launched.wait())
+    await asyncio.wait((starting, launched), return_when=asyncio.FIRST_COMPLETED)
+    from server.http_server import HttpServer  # while the worker loads
 
-
-class _Server(uvicorn.Server):
-    """Says on stdout that it is ready, when it is."""
-
-    def __init__(self, config: uvicorn.Config, started: float) -> None:
-        super().__init__(config)
-        self._started_at = started
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
-        assert sockets is not None
-        host, port = sockets[0].getsockname()[:2]
-        seconds = time.perf_counter() - self._started_at
-        print(f"zimage-serve: ready on http://{_bracketed(host)}:{port} in {seconds:.2f} s", flush=True)
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sets TCP_NODELAY only where the protocol is named; without it a kept connection waits 40 ms per answer
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    server = HttpServer(dispatcher, serving.grace, started)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for TIME_WAIT
-        sock.bind((host, port))
-    except OSError as error:
-        sock.close()
-        raise OSError(f"cannot listen on {_bracketed(host)}:{port}: {error.strerror}") from error
-    return sock
+        await starting
+        await server.serve(sockets=[sock])
+    finally:
+        await supervisor.stop()
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+@contextlib.contextmanager
+def _owned(database: Path | None) -> Iterator[None]:
+    """Holds a lock beside the database: two servers would draw the same jobs."""
+    if database is None:
+        yield
+        return
+    with Path(f"{database}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(f"{database} belongs to another zimage-serve that is running; give each its own") from error
+        yield

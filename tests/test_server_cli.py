@@ -15,16 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
-from test_server_fake import FakePipeline
 
-from engine.errors import NonFiniteOutput
-from engine.pipeline import OnStep, Picture
-from engine.request import PictureRequest
 from server.cli import main
-from server.serving import serve
 
 REPOSITORY = Path(__file__).parents[1]
-FAKE = str(Path(__file__).with_name("test_server_fake.py"))
+FAKE = str(Path(__file__).with_name("fake_server.py"))
 READY = re.compile(r"zimage-serve: ready on (http://127\.0\.0\.1:\d+) in \d+\.\d\d s\n")
 
 
@@ -95,17 +90,6 @@ def answer_across_sigterm(seconds_per_step: float, grace: float) -> tuple[int, d
     assert "Traceback" not in err
     assert response.headers["x-request-id"]
     return response.status_code, response.json()
-
-
-@pytest.mark.timeout(10)
-def test_plans_that_draw_nan_are_not_served() -> None:
-    with pytest.raises(NonFiniteOutput, match="64x64 in 1"):
-        serve(OverflowingPipeline, "127.0.0.1", 0, started=0.0)
-
-
-class OverflowingPipeline(FakePipeline):
-    def generate(self, request: PictureRequest, on_step: OnStep | None = None) -> Picture:
-        raise NonFiniteOutput(f"{request.width}x{request.height} in {request.num_inference_steps}: NaN; {on_step=}")
 
 
 @pytest.mark.parametrize("directory", ["missing", "empty"])

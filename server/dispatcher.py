@@ -1,0 +1,459 @@
+"""Jobs between those who ask and the worker that draws: admission, order, progress, replays, the end of each.
+
+Knows jobs and messages; not HTTP, not processes. What it has accepted is in the store before anybody is told so, and
+every accepted job ends once: done, failed with a name, or cancelled.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Protocol, TypeVar
+
+from engine.manifest import Manifest
+from server import messages
+from server.estimates import Estimates
+from server.jobs import Job, JobError, JobState, Receipt, StoredPicture
+from server.messages import FromWorker, ToWorker
+from server.store import JobStore, StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_ATTEMPTS = 2  # of a job whose worker dies: the first, and one replay
+HOPELESS_STARTS = 5  # of a worker in a row, after which nobody is kept waiting any more
+PRUNE_EVERY = 600.0  # seconds
+STORE_RETRY = 1.0  # seconds between two attempts to write what the disk did not take
+ROOM = 4  # whoever is refused comes back when a fourth of the queue has been drawn
+
+
+class Refusal(Exception):
+    """A job that is not accepted now. `retry_after` in seconds."""
+
+    def __init__(self, code: str, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.code, self.retry_after = code, retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is accepted.
+
+    Attributes:
+        queue: jobs that may be unfinished at once.
+        history: seconds for which finished jobs and their pictures are kept.
+        history_bytes: of pictures that are kept.
+    """
+
+    queue: int = 256
+    history: float = 7 * 86400.0
+    history_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a job is. `position`: jobs accepted before it that are unfinished; `eta`: estimated seconds to its end."""
+
+    state: JobState
+    position: int
+    eta: float
+    done: int  # steps of all its pictures
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a picture will be like after `done` of its steps: an image file."""
+
+    index: int
+    done: int
+    data: bytes
+
+
+JobEvent = Progress | Shown | StoredPicture | Job  # a Job is the last: it has ended
+
+
+class Link(Protocol):
+    """The way to the worker: `server.supervisor.Supervisor`, or a fake."""
+
+    is_ready: bool
+    failed_starts: int
+    last_failure: str | None
+
+    def send(self, message: ToWorker) -> None: ...
+
+    def expect(self, is_busy: bool) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class LiveJob:
+    """A job that has not ended, or whose end the store has not taken yet."""
+
+    job: Job
+    previews: int = 0
+    pictures: dict[int, StoredPicture] = field(default_factory=dict)
+    done: dict[int, int] = field(default_factory=dict)  # steps by picture
+    is_sent: bool = False
+    is_begun: bool = False  # by the worker that is running
+    followers: set["asyncio.Queue[JobEvent]"] = field(default_factory=set)
+    expiry: asyncio.TimerHandle | None = None
+
+    def missing(self) -> list[int]:
+        return [index for index in range(len(self.job.requests)) if index not in self.pictures]
+
+    def tell(self, event: JobEvent) -> None:
+        for follower in self.followers:
+            follower.put_nowait(event)
+
+
+class Dispatcher:
+    """Owns the jobs. Used from one event loop."""
+
+    def __init__(self, store: JobStore, manifest: Manifest, limits: Limits | None = None) -> None:
+        self.manifest, self.limits, self.estimates = manifest, limits or Limits(), Estimates()
+        self.link: Link | None = None
+        self._store = store
+        self._live: dict[str, LiveJob] = {}  # in the order of acceptance
+        self._suspects: deque[LiveJob] = deque()  # were being drawn when a worker died: replayed one at a time
+        self._admitting = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")  # whose order is that of the calls
+        self._writes: asyncio.Queue[tuple[Callable[[], object], Callable[[], object]]] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._unpruned = 0  # bytes
+        self._much_was_kept = asyncio.Event()
+        self.is_draining = False
+
+    async def start(self) -> None:
+        """Takes up what an earlier server has left unfinished."""
+        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._prune())]
+        found = []
+        for job in await self._call(self._store.recover):
+            pictures = await self._call(self._store.pictures, job.id)
+            found.append(LiveJob(job, pictures={picture.index: picture for picture in pictures}))
+        for live in found:
+            self._enter(live)
+            if not live.missing():
+                self._end(live, JobState.DONE)
+            elif live.job.attempts:  # it may be what ended that server
+                self._suspects.append(live)
+        self._feed()
+
+    async def stop(self, grace: float) -> None:
+        """Accepts nothing more, waits for who is connected, and for the store."""
+        self.is_draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                while any(not live.job.durable and not live.job.state.is_final for live in self._live.values()):
+                    await asyncio.sleep(0.02)
+                await self._writes.join()
+        for task in self._tasks:
+            task.cancel()
+        self._thread.shutdown()
+        self._store.close()
+
+    async def accept(self, job: Job, previews: int = 0) -> Job:
+        """Takes a job, or finds the one that the same idempotency key has made.
+
+        Raises:
+            Refusal: the queue is full, the deadline cannot be met, or there is no worker.
+            IdempotencyMismatch, StoreUnavailable: as the store says.
+        """
+        if job.idempotency_key is not None and (known := await self._call(self._store.known, job)):
+            return known
+        self._admit(job)
+        self._admitting += 1
+        try:
+            stored = await self._call(self._store.add, job)
+        finally:
+            self._admitting -= 1
+        if stored.id == job.id:
+            self._enter(LiveJob(stored, previews))
+            self._feed()
+        return stored
+
+    async def get(self, job_id: str) -> Job | None:
+        live = self._live.get(job_id)
+        return live.job if live is not None else await self._call(self._store.get, job_id)
+
+    async def pictures(self, job_id: str) -> list[StoredPicture]:
+        """Those that are drawn, in their order."""
+        live = self._live.get(job_id)
+        if live is None:
+            return await self._call(self._store.pictures, job_id)
+        return [live.pictures[index] for index in sorted(live.pictures)]
+
+    async def history(self, limit: int, before: int | None, owner: str | None) -> list[Job]:
+        return await self._call(self._store.history, limit, before, owner)
+
+    async def delete(self, job_id: str) -> bool:
+        return await self._call(self._store.delete, job_id)
+
+    def cancel(self, job_id: str) -> bool:
+        """Ends a job that nobody wants any more; at the next step, if it is being drawn."""
+        live = self._live.get(job_id)
+        if live is None or live.job.state.is_final:
+            return False
+        self._end(live, JobState.CANCELLED)
+        return True
+
+    def progress(self, job: Job) -> Progress:
+        live = self._live.get(job.id)
+        if live is None or live.job.state.is_final:
+            return Progress(job.state, 0, 0.0, 0, 0)
+        ahead = [other for other in self._unfinished() if other.job.sequence < job.sequence]
+        eta = sum(map(self._remaining, [*ahead, live]))
+        steps = sum(request.steps(self.manifest) for request in live.job.requests)
+        return Progress(live.job.state, len(ahead), eta, sum(live.done.values()), steps)
+
+    async def follow(self, job: Job) -> AsyncIterator[JobEvent]:
+        """What happens to a job from now on; first what has happened, last the job as it ended."""
+        live = self._live.get(job.id)
+        if live is None:
+            for picture in await self._call(self._store.pictures, job.id):
+                yield picture
+            ended = await self._call(self._store.get, job.id)
+            assert ended is not None
+            yield ended
+            return
+        events: asyncio.Queue[JobEvent] = asyncio.Queue()
+        events.put_nowait(self.progress(live.job))
+        for index in sorted(live.pictures):
+            events.put_nowait(live.pictures[index])
+        if live.job.state.is_final:
+            events.put_nowait(live.job)
+        live.followers.add(events)
+        try:
+            while True:
+                event = await events.get()
+                yield event
+                if isinstance(event, Job):
+                    return
+        finally:
+            live.followers.discard(events)
+
+    @property
+    def unfinished(self) -> int:
+        return len(self._unfinished())
+
+    # what the worker says
+
+    def hear(self, message: FromWorker) -> None:
+        match message:
+            case messages.Began(key):
+                self._begun(key)
+            case messages.Progress(key, done):
+                if found := self._find(key):
+                    live, index = found
+                    live.done[index] = done
+                    if live.followers:
+                        live.tell(self.progress(live.job))
+            case messages.Preview(key, done, data):
+                if (found := self._find(key)) and found[1] not in found[0].pictures:
+                    found[0].tell(Shown(found[1], done, data))
+            case messages.Finished(key):
+                if found := self._find(key):
+                    self._drawn(*found, message)
+            case messages.Failed(key, code, text):
+                if found := self._find(key):
+                    self._fail(found[0], code, text)
+
+    def worker_ready(self) -> None:
+        self._feed()
+
+    def worker_lost(self, reason: str) -> None:
+        """Jobs that it was drawing are replayed, one at a time, so that one that kills workers takes no other along."""
+        assert self.link is not None
+        hopeless = self.link.failed_starts >= HOPELESS_STARTS
+        begun = [live for live in self._unfinished() if live.is_begun]
+        for live in self._unfinished():
+            live.is_sent = live.is_begun = False
+            live.done.clear()
+            if live.job.state is JobState.RUNNING:
+                live.job = replace(live.job, state=JobState.QUEUED)
+                self._later(partial(self._store.requeue, live.job.id))
+            if hopeless:
+                self._fail(live, "worker_unavailable", f"No worker can be started: {reason}.")
+            elif live in begun and live.job.attempts >= MAX_ATTEMPTS:
+                self._fail(live, "worker_lost", f"The worker died twice while drawing this: {reason}.")
+        self._suspects = deque(live for live in dict.fromkeys([*begun, *self._suspects]) if not live.job.state.is_final)
+
+    def _begun(self, key: str) -> None:
+        found = self._find(key)
+        if found is None or found[0].is_begun:
+            return
+        live = found[0]
+        live.is_begun = True
+        started = live.job.started or time.time()
+        live.job = replace(live.job, state=JobState.RUNNING, attempts=live.job.attempts + 1, started=started)
+        self._later(lambda: self._store.begin(live.job.id))
+
+    def _drawn(self, live: LiveJob, index: int, message: messages.Finished) -> None:
+        request, manifest = live.job.requests[index], self.manifest
+        self.estimates.learn((message.height, message.width), message.forwards, message.seconds)
+        receipt = Receipt(
+            seed=request.seed,
+            width=message.width,
+            height=message.height,
+            num_inference_steps=message.num_inference_steps,
+            forwards=message.forwards,
+            guidance_scale=request.guidance_scale,
+            plan_id=manifest.plan_id,
+            precision=manifest.precision,
+            flavor=manifest.target.flavor,
+            model=manifest.model.name,
+            revised_prompt=message.revised_prompt,
+            text_tokens=message.text_tokens,
+            seconds=message.seconds,
+        )
+        picture = StoredPicture(index, live.job.format.media_type, message.data, receipt)
+        live.pictures[index] = picture
+        live.tell(picture)
+        self._later(lambda: self._store.add_picture(live.job.id, picture))
+        self._unpruned += len(picture.data)
+        if self._unpruned > self.limits.history_bytes // 8:
+            self._much_was_kept.set()
+        if not live.missing():
+            self._end(live, JobState.DONE)
+
+    # what becomes of jobs
+
+    def _admit(self, job: Job) -> None:
+        assert self.link is not None
+        if self.is_draining:
+            raise Refusal("server_shutting_down", "The server is shutting down; send the request again.", 1.0)
+        if self.link.failed_starts >= HOPELESS_STARTS:
+            raise Refusal("worker_unavailable", "No worker can be started; the server's log says why.", 30.0)
+        waiting = self._unfinished()
+        if len(waiting) + self._admitting >= self.limits.queue:
+            soon = sum(self._remaining(live) for live in waiting[: max(1, len(waiting) // ROOM)])
+            message = f"{len(waiting)} jobs are unfinished, which is as many as this server takes; try again later."
+            raise Refusal("queue_full", message, soon)
+        if job.deadline is not None:
+            ready = sum(map(self._remaining, waiting)) + self._remaining(LiveJob(job))
+            left = job.deadline - time.time()
+            if ready > left:
+                message = f"It would take about {ready:.1f} s, and the deadline is in {left:.1f} s; try again later."
+                raise Refusal("deadline_unreachable", message, ready - left)
+
+    def _enter(self, live: LiveJob) -> LiveJob:
+        job = live.job
+        self._live[job.id] = live
+        if job.deadline is not None:
+            loop, left = asyncio.get_running_loop(), job.deadline - time.time()
+            live.expiry = loop.call_later(max(left, 0.0), self._expire, live)
+        return live
+
+    def _expire(self, live: LiveJob) -> None:
+        self._fail(live, "deadline_exceeded", "The deadline passed before the pictures were drawn.")
+
+    def _feed(self) -> None:
+        """Sends the worker what it does not have yet: all that is queued, or after a death one suspect at a time."""
+        if self.link is None or not self.link.is_ready:
+            return
+        while self._suspects and self._suspects[0].job.state.is_final:
+            self._suspects.popleft()
+        for live in list(self._suspects)[:1] or self._unfinished():
+            if not live.is_sent:
+                live.is_sent = True
+                for index in live.missing():
+                    request, image_format = live.job.requests[index], live.job.format
+                    self.link.send(messages.Draw(_key(live.job, index), request, image_format, live.previews))
+        self.link.expect(bool(self._unfinished()))
+
+    def _drop(self, live: LiveJob) -> None:
+        if self.link is not None and live.is_sent:
+            for index in live.missing():
+                self.link.send(messages.Cancel(_key(live.job, index)))
+
+    def _fail(self, live: LiveJob, code: str, message: str) -> None:
+        if not live.job.state.is_final:
+            self._end(live, JobState.FAILED, JobError(code, message))
+
+    def _end(self, live: LiveJob, state: JobState, error: JobError | None = None) -> None:
+        """Tells who follows at once; the job leaves memory when the store has taken its end."""
+        job_id = live.job.id
+        self._drop(live)
+        live.job = replace(live.job, state=state, error=error, finished=time.time())
+        if live.expiry is not None:
+            live.expiry.cancel()
+        live.tell(live.job)
+
+        def write() -> None:
+            match state:
+                case JobState.DONE:
+                    self._store.finish(job_id)
+                case JobState.CANCELLED:
+                    self._store.cancel(job_id)
+                case _:
+                    assert error is not None
+                    self._store.fail(job_id, error)
+
+        self._later(write, then=lambda: self._live.pop(job_id, None))
+        self._feed()
+
+    def _find(self, key: str) -> tuple[LiveJob, int] | None:
+        """The job and picture that a message is about, unless the job has ended."""
+        job_id, _, index = key.rpartition(":")
+        live = self._live.get(job_id)
+        return None if live is None or live.job.state.is_final else (live, int(index))
+
+    def _unfinished(self) -> list[LiveJob]:
+        return [live for live in self._live.values() if not live.job.state.is_final]
+
+    def _remaining(self, live: LiveJob) -> float:
+        """Estimated seconds of the engine's time."""
+        seconds = 0.0
+        for index in live.missing():
+            request = live.job.requests[index]
+            share = 1 - live.done.get(index, 0) / request.steps(self.manifest)
+            seconds += self.estimates.seconds(request.size(self.manifest), request.forwards(self.manifest), share)
+        return seconds
+
+    # the store
+
+    async def _call(self, function: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+    def _later(self, write: Callable[[], object], then: Callable[[], object] = lambda: None) -> None:
+        """Writes in the background, in order, again and again until the disk takes it."""
+        self._writes.put_nowait((write, then))
+
+    async def _write(self) -> None:
+        while True:
+            write, then = await self._writes.get()
+            while True:
+                try:
+                    await self._call(write)
+                    break
+                except StoreUnavailable as error:
+                    log.error("%s; it is tried again, and meanwhile kept in memory", error)
+                    await asyncio.sleep(STORE_RETRY)
+                except Exception:
+                    log.exception("a write to the store was given up")
+                    break
+            then()
+            self._writes.task_done()
+
+    async def _prune(self) -> None:
+        """Forgets what has been kept long enough."""
+        while True:
+            limits, self._unpruned = self.limits, 0
+            try:
+                await self._call(self._store.prune, time.time() - limits.history, limits.history_bytes)
+            except StoreUnavailable as error:
+                log.error("%s; old jobs are kept for now", error)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PRUNE_EVERY):
+                    await self._much_was_kept.wait()
+            self._much_was_kept.clear()
+
+
+def _key(job: Job, index: int) -> str:
+    """What the worker calls a picture."""
+    return f"{job.id}:{index}"

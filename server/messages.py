@@ -1,0 +1,125 @@
+"""What server and worker say to each other: msgpack frames over a socket pair, each with its length in front."""
+
+import struct
+
+import msgspec
+
+from engine.request import ImageFormat, PictureRequest
+
+LENGTH = struct.Struct(">I")
+
+
+class Draw(msgspec.Struct, frozen=True, tag=True):
+    """To the worker: one picture. `previews`: how many to show on the way."""
+
+    key: str
+    request: PictureRequest
+    format: ImageFormat
+    previews: int = 0
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """To the worker: nobody wants it any more."""
+
+    key: str
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """To the worker: end in order."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """From the worker: plans are loaded and have drawn."""
+
+    seconds: float
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """From the worker: these plans cannot be served, and why."""
+
+    message: str
+
+
+class Began(msgspec.Struct, frozen=True, tag=True):
+    key: str
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    key: str
+    done: int
+    steps: int
+
+
+class Preview(msgspec.Struct, frozen=True, tag=True):
+    """A small picture of what it will be: an image file of `format`, as large as the picture."""
+
+    key: str
+    done: int
+    data: bytes
+
+
+class Finished(msgspec.Struct, frozen=True, tag=True):
+    """A picture.
+
+    Attributes:
+        data: an image file.
+        revised_prompt: what of a prompt that was too long was drawn.
+        seconds: per stage; their sum without "pixels" and "encode" is what it kept the engine busy.
+    """
+
+    key: str
+    data: bytes
+    width: int
+    height: int
+    num_inference_steps: int
+    forwards: int
+    text_tokens: int
+    revised_prompt: str | None
+    seconds: dict[str, float]
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """A picture that will not be; `retry`: another attempt may do better."""
+
+    key: str
+    code: str
+    message: str
+
+
+class Lost(msgspec.Struct, frozen=True, tag=True):
+    """From the worker, its last word: the device failed and the process must be replaced."""
+
+    message: str
+
+
+class Pulse(msgspec.Struct, frozen=True, tag=True):
+    """From the worker after every pass: that it is alive, and what metrics count."""
+
+    batch: int
+    seconds: float
+    caption_hits: int
+    caption_misses: int
+
+
+ToWorker = Draw | Cancel | Stop
+FromWorker = Ready | Refused | Began | Progress | Preview | Finished | Failed | Lost | Pulse
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+_from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+
+
+def frame(message: ToWorker | FromWorker) -> bytes:
+    """The message as it goes over the socket."""
+    body = _encoder.encode(message)
+    return LENGTH.pack(len(body)) + body
+
+
+def to_worker(body: bytes) -> ToWorker:
+    """A frame's body, without its length."""
+    return _to_worker.decode(body)
+
+
+def from_worker(body: bytes) -> FromWorker:
+    """A frame's body, without its length."""
+    return _from_worker.decode(body)

@@ -1,0 +1,242 @@
+"""The process that draws: an `EngineLoop` at the other end of a socket.
+
+Knows messages and threads; not jobs, not HTTP. One thread steps, one reads, one writes, and some finish pictures, so
+that neither pixels nor a slow reader hold up a step. When the server's end closes, the process ends at once; when the
+device fails, it says so and ends, and the server starts another.
+
+    python -m server.worker PLANS OPTIONS DESCRIPTOR
+"""
+
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from engine import images, preview
+from engine.batching import BatchTable
+from engine.captions import CaptionCache
+from engine.errors import DeviceError, InvalidRequest, NonFiniteOutput, ZImageError
+from engine.loop import Drawing, Drawn, EngineLoop, Event, Failed, Passed, Started, Stepped
+from engine.manifest import Manifest, resolve
+from engine.memory import Array
+from engine.options import RuntimeOptions
+from engine.parameters import PictureParameters, parameters
+from engine.pipeline import Pipeline
+from engine.request import ImageFormat, PictureRequest
+from server import messages
+from server.messages import Cancel, Draw, FromWorker, Stop, ToWorker, frame, to_worker
+
+log = logging.getLogger(__name__)
+
+FINISHERS = 2  # threads for pixels and encoding
+DEVICE_LOST = 3  # exit status
+
+
+class Loop(Protocol):
+    """`engine.loop.EngineLoop`, or a fake."""
+
+    captions: CaptionCache
+
+    @property
+    def is_idle(self) -> bool: ...
+
+    def submit(self, key: str, request: PictureRequest, previews: int = 0) -> None: ...
+
+    def cancel(self, key: str) -> bool: ...
+
+    def step(self) -> list[Event]: ...
+
+
+class Worker:
+    """Draws what comes over a socket until it is told to stop.
+
+    Args:
+        abandon: called when the server is gone, and with it whoever waits; a step that hangs must not keep the GPU.
+    """
+
+    def __init__(
+        self, loop: Loop, manifest: Manifest, sock: socket.socket, abandon: Callable[[], object] = lambda: os._exit(0)
+    ) -> None:
+        self._loop, self._manifest, self._sock, self._abandon = loop, manifest, sock, abandon
+        self._draws: dict[str, Draw] = {}  # under way
+        self._last: dict[str, Future[None]] = {}  # what finishers do for a picture
+        self._inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[FromWorker | None] = queue.SimpleQueue()
+        self._finishers = ThreadPoolExecutor(FINISHERS, thread_name_prefix="finisher")
+
+    def run(self, seconds: float) -> None:
+        """Serves; returns when it was told to stop, raises DeviceError when the device failed.
+
+        Args:
+            seconds: that the start took.
+        """
+        writer = threading.Thread(target=self._write, name="writer")
+        writer.start()
+        self.send(messages.Ready(seconds))
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        try:
+            while self._take_in():
+                for event in self._loop.step():
+                    self._tell(event)
+        except DeviceError as error:
+            self.send(messages.Lost(str(error)))
+            raise
+        finally:
+            self._finishers.shutdown(cancel_futures=True)
+            self._outbox.put(None)
+            writer.join()
+
+    def send(self, message: FromWorker) -> None:
+        self._outbox.put(message)
+
+    def _take_in(self) -> bool:
+        """What has come since the last step; waits for it if there is nothing to do. False at the end."""
+        while self._loop.is_idle or not self._inbox.empty():
+            match self._inbox.get():
+                case Draw() as draw:
+                    self._begin(draw)
+                case Cancel(key):
+                    self._loop.cancel(key)
+                    self._forget(key)
+                case Stop():
+                    return False
+        return True
+
+    def _begin(self, draw: Draw) -> None:
+        try:
+            self._loop.submit(draw.key, draw.request, draw.previews)
+        except InvalidRequest as error:
+            self.send(messages.Failed(draw.key, "invalid_value", str(error)))
+        else:
+            self._draws[draw.key] = draw
+
+    def _forget(self, key: str) -> None:
+        self._draws.pop(key, None)
+        self._last.pop(key, None)
+
+    def _tell(self, event: Event) -> None:
+        match event:
+            case Started(key):
+                self.send(messages.Began(key))
+            case Stepped(key, done, steps, estimate):
+                self.send(messages.Progress(key, done, steps))
+                if estimate is not None:
+                    self._later(key, partial(self._show, key, done, estimate, self._draws[key].format))
+            case Drawn(key, drawing):
+                self._later(key, partial(self._finish, key, drawing, self._draws[key]))
+                self._forget(key)
+            case Failed(key, error):
+                self._forget(key)
+                self._fail(key, error)
+            case Passed(batch, seconds):
+                captions = self._loop.captions
+                self.send(messages.Pulse(batch, seconds, captions.hits, captions.misses))
+
+    def _later(self, key: str, work: Callable[[], None]) -> None:
+        """In a finisher, after what a finisher still does for this picture: a preview is not to come after the end."""
+        before = self._last.get(key)
+
+        def run() -> None:
+            if before is not None:
+                before.result()  # came first to the same threads, so it has begun
+            work()
+
+        self._last[key] = self._finishers.submit(run)
+
+    def _fail(self, key: str, error: ZImageError) -> None:
+        code = "non_finite_output" if isinstance(error, NonFiniteOutput) else "device_error"
+        self.send(messages.Failed(key, code, str(error)))
+
+    def _show(self, key: str, done: int, estimate: Array, image_format: ImageFormat) -> None:
+        assert self._manifest.preview is not None
+        pixels = preview.project(self._manifest.preview, estimate)
+        large = images.enlarge(pixels, self._manifest.model.vae_scale)
+        self.send(messages.Preview(key, done, images.encode(large, image_format)))
+
+    def _finish(self, key: str, drawing: Drawing, draw: Draw) -> None:
+        request = draw.request
+        try:
+            picture = drawing.finish()
+            started = time.perf_counter()
+            text = parameters(PictureParameters.of(self._manifest, request))
+            data = images.encode(picture.pixels, draw.format, text)
+        except DeviceError as error:  # the loop will meet it too, if it goes on
+            self.send(messages.Lost(str(error)))
+        except ZImageError as error:
+            self._fail(key, error)
+        except Exception:
+            log.exception("%s could not be encoded", key)
+            self.send(messages.Failed(key, "internal_error", "the picture could not be encoded"))
+        else:
+            self.send(
+                messages.Finished(
+                    key=key,
+                    data=data,
+                    width=picture.width,
+                    height=picture.height,
+                    num_inference_steps=picture.num_inference_steps,
+                    forwards=request.forwards(self._manifest),
+                    text_tokens=len(picture.prompt.ids),
+                    revised_prompt=picture.prompt.text if picture.prompt.dropped else None,
+                    seconds=picture.seconds | {"encode": time.perf_counter() - started},
+                )
+            )
+
+    def _read(self) -> None:
+        try:
+            with self._sock.makefile("rb") as stream:
+                while header := stream.read(messages.LENGTH.size):
+                    (length,) = messages.LENGTH.unpack(header)
+                    self._inbox.put(to_worker(stream.read(length)))
+        finally:  # also in the middle of a frame
+            self._abandon()
+
+    def _write(self) -> None:
+        while (message := self._outbox.get()) is not None:
+            try:
+                self._sock.sendall(frame(message))
+            except OSError:
+                return  # the reader sees it too
+
+
+def warm_up(loop: EngineLoop) -> None:
+    """Draws the smallest picture in one step: plans that cannot run fail here, before anything is served."""
+    smallest = min(loop.pipeline.manifest.profiles, key=lambda p: p.height.min * p.width.min)
+    loop.draw(PictureRequest("warm-up", smallest.height.min, smallest.width.min, num_inference_steps=1))
+
+
+def main(argv: list[str]) -> None:
+    """Entry point of the process; the server reads why it ended from its last message."""
+    started = time.perf_counter()
+    directory, options, descriptor = Path(argv[0]), RuntimeOptions.decode(argv[1]), int(argv[2])
+    for kind in (signal.SIGINT, signal.SIGTERM):  # which may go to the whole group; the server says when to stop
+        signal.signal(kind, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s worker: %(message)s")
+    with ExitStack() as owned:
+        sock = owned.enter_context(socket.socket(fileno=descriptor))
+        try:
+            pipeline = owned.enter_context(Pipeline.load(directory, options))
+            loop = EngineLoop(pipeline, BatchTable.read(resolve(directory)))
+            warm_up(loop)
+        except (ZImageError, OSError) as error:
+            sock.sendall(frame(messages.Refused(str(error))))
+            return
+        try:
+            Worker(loop, pipeline.manifest, sock).run(time.perf_counter() - started)
+        except DeviceError as error:
+            log.error("the device failed: %s", error)
+            sys.exit(DEVICE_LOST)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

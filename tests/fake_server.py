@@ -1,0 +1,132 @@
+"""Servers for an engine that draws plain colours. Run as a script it is one, with workers in processes."""
+
+import asyncio
+import base64
+import io
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import uvicorn
+from fake_loop import MANIFEST, FakeLoop
+from PIL import Image
+
+from server.app import create_app
+from server.dispatcher import Dispatcher, Limits
+from server.messages import Stop
+from server.serving import Serving, serve
+from server.sockets import listen
+from server.store import JobStore
+from server.supervisor import Patience, Supervisor
+from server.worker import Worker
+
+if TYPE_CHECKING:
+    import openai
+    from openai.types import ImagesResponse
+
+IMAGES = "/v1/images/generations"
+IMPATIENT = Patience(load=20, silence=0.5, stop=2, backoff=0.01)
+
+
+class ThreadProcess:
+    """A worker in a thread, with the face of a process. What it raises ends it, as it would end a process."""
+
+    pid = 0
+
+    def __init__(self, loop: FakeLoop, theirs: socket.socket) -> None:
+        self.returncode: int | None = None
+        self._sock = theirs.dup()
+        self._worker = Worker(loop, MANIFEST, self._sock, abandon=lambda: self._worker._inbox.put(Stop()))
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        status = 1
+        try:
+            self._worker.run(0.0)
+            status = 0
+        except Exception as error:  # noqa: BLE001
+            print(f"the worker died: {error!r}", file=sys.stderr)
+        self.returncode = status
+        with suppress(OSError):  # the server's end may be closed already
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+    async def wait(self) -> int:
+        await asyncio.to_thread(self._thread.join)
+        assert self.returncode is not None
+        return self.returncode
+
+    def kill(self) -> None:
+        self._worker._inbox.put(Stop())
+
+
+class ThreadSupervisor(Supervisor):
+    """Workers in threads, so that tests see what they draw."""
+
+    def __init__(self, loop: FakeLoop, dispatcher: Dispatcher) -> None:
+        super().__init__([], dispatcher, IMPATIENT)
+        self._fake = loop
+
+    async def _launch(self, theirs: socket.socket) -> ThreadProcess:
+        self._fake._queue.clear()
+        return ThreadProcess(self._fake, theirs)
+
+
+@contextmanager
+def serving(loop: FakeLoop, limits: Limits | None = None, database: Path | None = None) -> Iterator[str]:
+    """The base URL of a server in a thread of its own."""
+    loop.store = JobStore(database, busy_timeout=0.5)
+    dispatcher = Dispatcher(loop.store, MANIFEST, limits)
+    supervisor = dispatcher.link = ThreadSupervisor(loop, dispatcher)
+
+    async def run(sock: socket.socket) -> None:
+        await supervisor.start()
+        try:
+            await server.serve(sockets=[sock])
+        finally:
+            await supervisor.stop()
+
+    server = uvicorn.Server(uvicorn.Config(create_app(dispatcher, grace=5), log_config=None))
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        thread = threading.Thread(target=lambda: asyncio.run(run(sock)))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=20)
+            assert not thread.is_alive()
+
+
+def official_client(url: str) -> "openai.OpenAI":
+    import openai  # two seconds, which servers in processes do not need
+
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=10)
+
+
+def pixels(response: "ImagesResponse", index: int = 0) -> np.ndarray:
+    return decoded(base64.b64decode(response.data[index].b64_json))
+
+
+def decoded(data: bytes, kind: str = "PNG") -> np.ndarray:
+    picture = Image.open(io.BytesIO(data))
+    assert picture.format == kind
+    return np.asarray(picture.convert("RGB"))
+
+
+def main(seconds_per_step: str, grace: str, *database: str) -> None:
+    serving = Serving(float(grace), Path(database[0]) if database else None, patience=IMPATIENT)
+    worker = [sys.executable, str(Path(__file__).with_name("fake_loop.py")), seconds_per_step]
+    with listen("127.0.0.1", 0) as sock:
+        serve(sock, worker, MANIFEST, serving, time.perf_counter())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,211 @@
+"""Jobs between clients and a worker that is nothing but a list of messages."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from fake_loop import MANIFEST
+from sample_jobs import RECEIPT
+
+from engine.request import ImageFormat, PictureRequest
+from server import messages
+from server.dispatcher import HOPELESS_STARTS, Dispatcher, Limits, Progress, Refusal
+from server.jobs import Job, JobState, StoredPicture, new_id
+from server.messages import Cancel, Draw, ToWorker
+from server.store import JobStore
+
+
+class FakeLink:
+    def __init__(self) -> None:
+        self.is_ready, self.failed_starts, self.last_failure = True, 0, None
+        self.sent: list[ToWorker] = []
+        self.is_busy = False
+
+    def send(self, message: ToWorker) -> None:
+        self.sent.append(message)
+
+    def expect(self, is_busy: bool) -> None:
+        self.is_busy = is_busy
+
+    def drawn(self) -> list[str]:
+        """Jobs that were sent since the last call."""
+        found = [message.key.partition(":")[0] for message in self.sent if isinstance(message, Draw)]
+        self.sent.clear()
+        return found
+
+
+def job(name: str, *, key: str | None = None, deadline: float | None = None, n: int = 1) -> Job:
+    return Job(
+        id=name,
+        requests=tuple(PictureRequest("a cat", 64, 64, seed) for seed in range(n)),
+        format=ImageFormat(),
+        api="test",
+        durable=True,
+        idempotency_key=key,
+        fingerprint="f",
+        created=time.time(),
+        deadline=deadline,
+    )
+
+
+def finished(name: str, index: int = 0) -> messages.Finished:
+    seconds = {"prompt_encoder": 0.1, "passes": 0.8, "vae_decoder": 0.1}
+    return messages.Finished(f"{name}:{index}", b"picture", 64, 64, 8, 8, 3, None, seconds)
+
+
+Story = Callable[[Dispatcher, FakeLink], Awaitable[None]]
+
+
+def play(story: Story, store: JobStore | None = None, limits: Limits | None = None) -> None:
+    async def run() -> None:
+        link = FakeLink()
+        dispatcher = Dispatcher(store or JobStore(None), MANIFEST, limits)
+        dispatcher.link = link
+        await dispatcher.start()
+        await story(dispatcher, link)
+        await dispatcher.stop(grace=1)
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_a_job_ends_with_its_last_picture() -> None:
+    async def story(jobs: Dispatcher, link: FakeLink) -> None:
+        accepted = await jobs.accept(job("a", n=2))
+        assert link.drawn() == ["a", "a"] and link.is_busy
+        heard = asyncio.create_task(follow(jobs, accepted))
+        await asyncio.sleep(0)
+        jobs.hear(messages.Began("a:0"))
+        jobs.hear(messages.Progress("a:0", 4, 8))
+        assert jobs.progress(accepted).done == 4
+        for index in (1, 0):
+            assert (await jobs.get("a")).state is JobState.RUNNING
+            jobs.hear(finished("a", index))
+        kinds = [type(event) for event in await heard]
+        assert kinds == [Progress, Progress, StoredPicture, StoredPicture, Job]
+        assert not link.is_busy
+        assert [picture.index for picture in await jobs.pictures("a")] == [0, 1]
+        jobs.hear(finished("a", 0))  # late, from nowhere
+        assert (await jobs.get("a")).state is JobState.DONE
+
+    play(story)
+
+
+async def follow(jobs: Dispatcher, accepted: Job) -> list[object]:
+    return [event async for event in jobs.follow(accepted)]
+
+
+def test_suspects_are_drawn_one_at_a_time_and_outlast_a_worker_that_does_not_start() -> None:
+    async def story(jobs: Dispatcher, link: FakeLink) -> None:
+        for name in "abcd":
+            await jobs.accept(job(name))
+        assert link.drawn() == ["a", "b", "c", "d"]
+        for name in "abc":
+            jobs.hear(messages.Began(f"{name}:0"))
+        link.is_ready = False
+        jobs.worker_lost("it died")
+        link.failed_starts = 1
+        jobs.worker_lost("it did not start")
+        assert link.drawn() == []
+        link.is_ready = True
+        jobs.worker_ready()
+        assert link.drawn() == ["a"]
+        jobs.hear(messages.Began("a:0"))
+        link.is_ready = False
+        jobs.worker_lost("it died again")
+        assert (await jobs.get("a")).error.code == "worker_lost"
+        link.is_ready = True
+        jobs.worker_ready()
+        for name in "bc":
+            assert link.drawn() == [name]
+            jobs.hear(messages.Began(f"{name}:0"))
+            jobs.hear(finished(name))
+        assert link.drawn() == ["d"]
+        jobs.hear(finished("d"))
+        assert [(await jobs.get(name)).state for name in "bcd"] == [JobState.DONE] * 3
+
+    play(story)
+
+
+def test_when_no_worker_starts_everybody_is_told_and_later_ones_are_served_again() -> None:
+    async def story(jobs: Dispatcher, link: FakeLink) -> None:
+        await jobs.accept(job("a"))
+        link.failed_starts = HOPELESS_STARTS
+        jobs.worker_lost("no device")
+        assert (await jobs.get("a")).error.code == "worker_unavailable"
+        with pytest.raises(Refusal) as refusal:
+            await jobs.accept(job("b"))
+        assert refusal.value.code == "worker_unavailable"
+        link.failed_starts = 0
+        jobs.worker_ready()
+        await jobs.accept(job("c"))
+        assert link.drawn()[-1] == "c"
+
+    play(story)
+
+
+def test_a_job_whose_pictures_were_all_stored_when_the_server_was_killed_is_done(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "jobs.db")
+    store.add(job("a"))
+    store.add(job("b"))
+    for name in "ab":
+        store.begin(name)
+    store.add_picture("a", StoredPicture(0, "image/png", b"picture", RECEIPT))
+
+    async def story(jobs: Dispatcher, link: FakeLink) -> None:
+        assert (await jobs.get("a")).state is JobState.DONE
+        assert link.drawn() == ["b"]  # alone: it may be what ended that server
+        jobs.hear(finished("b"))
+        assert not link.is_busy
+
+    play(story, store)
+
+
+def test_a_full_queue_says_when_to_come_back_and_still_finds_known_keys() -> None:
+    async def story(jobs: Dispatcher, link: FakeLink) -> None:
+        await jobs.accept(job("first"))
+        jobs.hear(finished("first"))  # a second of the engine's time
+        for number in range(8):
+            await jobs.accept(job(f"{number}", key=f"key {number}"))
+        with pytest.raises(Refusal) as refusal:
+            await jobs.accept(job("late"))
+        assert refusal.value.code == "queue_full"
+        assert refusal.value.retry_after == pytest.approx(2.0, rel=0.01)  # a fourth of eight
+        assert (await jobs.accept(job("again", key="key 3"))).id == "3"
+        jobs.cancel("5")
+        assert Cancel("5:0") in link.sent
+        await jobs.accept(job("late"))
+
+    play(story, limits=Limits(queue=8))
+
+
+def test_deadlines() -> None:
+    async def story(jobs: Dispatcher, _link: FakeLink) -> None:
+        await jobs.accept(job("first"))
+        jobs.hear(finished("first"))
+        for number in range(3):
+            await jobs.accept(job(f"{number}"))
+        with pytest.raises(Refusal, match=r"about 4\.0 s, and the deadline is in 3\.0 s") as refusal:
+            await jobs.accept(job("hopeless", deadline=time.time() + 3))
+        assert refusal.value.code == "deadline_unreachable"
+        await jobs.accept(job("possible", deadline=time.time() + 4.05))
+        live = jobs._live["possible"]
+        jobs._expire(live)
+        assert (await jobs.get("possible")).error.code == "deadline_exceeded"
+        assert await jobs.get(new_id()) is None
+
+    play(story)
+
+
+def test_position_and_eta_count_those_before() -> None:
+    async def story(jobs: Dispatcher, _link: FakeLink) -> None:
+        await jobs.accept(job("first"))
+        jobs.hear(finished("first"))
+        accepted = [await jobs.accept(job(f"{number}", n=2)) for number in range(3)]
+        assert [jobs.progress(one).position for one in accepted] == [0, 1, 2]
+        assert [jobs.progress(one).eta for one in accepted] == pytest.approx([2.0, 4.0, 6.0])
+        jobs.hear(messages.Progress("0:0", 4, 8))
+        assert jobs.progress(accepted[2]).eta == pytest.approx(5.6)
+
+    play(story)
