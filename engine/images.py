@@ -16,7 +16,7 @@ import numpy as np
 from isal import isal_zlib
 from PIL import Image
 
-from engine.request import ImageFormat
+from engine.request import PNG, ImageFormat
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,6 @@ USER_COMMENT = "parameters"  # the key that AUTOMATIC1111's web UI writes there,
 NAMESPACE = "urn:zimage-trt:metadata"
 KEYWORD = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,78}")  # fits a PNG keyword and an XML name
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-
-
-PNG = ImageFormat()
 
 
 def encode(pixels: Array, image_format: ImageFormat = PNG, text: Mapping[str, str] | None = None) -> bytes:

@@ -99,6 +99,9 @@ class ImageFormat:
         return {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}[self.kind]
 
 
+PNG = ImageFormat()
+
+
 def random_seed() -> int:
     """A seed for a request that names none."""
     return random.randint(0, MAX_SEED)

@@ -10,16 +10,17 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI, Response
 from sse_starlette.sse import AppStatus
 
-from server import errors, openai_api
+from server import errors, openai_api, tasks_api
+from server.access import Access, Gate
 from server.dispatcher import HOPELESS_STARTS, Dispatcher
-from server.openai_api import Jobs
+from server.intake import Jobs
 from server.request_id import RequestIdMiddleware
 from server.schemas import Health, Status
 
 probes = APIRouter()
 
 
-def create_app(dispatcher: Dispatcher, grace: float) -> FastAPI:
+def create_app(dispatcher: Dispatcher, access: Access, grace: float) -> FastAPI:
     """The application; its lifespan takes up unfinished jobs, and waits `grace` seconds for the last ones."""
 
     @asynccontextmanager
@@ -31,10 +32,11 @@ def create_app(dispatcher: Dispatcher, grace: float) -> FastAPI:
     # it would cut streams off at once; uvicorn gives them its grace
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     app = FastAPI(title="zimage-trt", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.dispatcher = dispatcher
+    app.state.dispatcher, app.state.gate = dispatcher, Gate(access)
     app.state.started = int(time.time())
     app.include_router(probes)
     app.include_router(openai_api.router)
+    app.include_router(tasks_api.router)
     app.add_middleware(RequestIdMiddleware)
     errors.install(app)
     return app
@@ -56,6 +58,12 @@ async def ready(jobs: Jobs, response: Response) -> Health:
     report = _report(jobs)
     response.status_code = 200 if report.status == "ok" else 503
     return report
+
+
+@probes.get("/metrics", response_class=Response)
+async def metrics(jobs: Jobs) -> Response:
+    """For Prometheus."""
+    return Response(jobs.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _report(jobs: Dispatcher) -> Health:

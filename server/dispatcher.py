@@ -20,6 +20,7 @@ from server import messages
 from server.estimates import Estimates
 from server.jobs import Job, JobError, JobState, Receipt, StoredPicture
 from server.messages import FromWorker, ToWorker
+from server.metrics import Metrics
 from server.store import JobStore, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class Link(Protocol):
     is_ready: bool
     failed_starts: int
     last_failure: str | None
+    starts: int
 
     def send(self, message: ToWorker) -> None: ...
 
@@ -117,6 +119,8 @@ class Dispatcher:
 
     def __init__(self, store: JobStore, manifest: Manifest, limits: Limits | None = None) -> None:
         self.manifest, self.limits, self.estimates = manifest, limits or Limits(), Estimates()
+        self.metrics = Metrics()
+        self.metrics.watch(self._gauges)
         self.link: Link | None = None
         self._store = store
         self._live: dict[str, LiveJob] = {}  # in the order of acceptance
@@ -166,13 +170,18 @@ class Dispatcher:
         """
         if job.idempotency_key is not None and (known := await self._call(self._store.known, job)):
             return known
-        self._admit(job)
+        try:
+            self._admit(job)
+        except Refusal as refusal:
+            self.metrics.refused(refusal.code)
+            raise
         self._admitting += 1
         try:
             stored = await self._call(self._store.add, job)
         finally:
             self._admitting -= 1
         if stored.id == job.id:
+            self.metrics.accepted(job)
             self._enter(LiveJob(stored, previews))
             self._feed()
         return stored
@@ -188,10 +197,24 @@ class Dispatcher:
             return await self._call(self._store.pictures, job_id)
         return [live.pictures[index] for index in sorted(live.pictures)]
 
+    async def picture(self, job_id: str, index: int) -> StoredPicture | None:
+        live = self._live.get(job_id)
+        return live.pictures.get(index) if live is not None else await self._call(self._store.picture, job_id, index)
+
+    async def receipts(self, job_id: str) -> list[Receipt]:
+        """Those of its pictures, without the pictures."""
+        live = self._live.get(job_id)
+        if live is None:
+            return await self._call(self._store.receipts, job_id)
+        return [live.pictures[index].receipt for index in sorted(live.pictures)]
+
     async def history(self, limit: int, before: int | None, owner: str | None) -> list[Job]:
         return await self._call(self._store.history, limit, before, owner)
 
     async def delete(self, job_id: str) -> bool:
+        """Forgets a job that has ended, and its pictures."""
+        if job_id in self._live:
+            await self._writes.join()  # its end is on its way to the store
         return await self._call(self._store.delete, job_id)
 
     def cancel(self, job_id: str) -> bool:
@@ -237,10 +260,6 @@ class Dispatcher:
         finally:
             live.followers.discard(events)
 
-    @property
-    def unfinished(self) -> int:
-        return len(self._unfinished())
-
     # what the worker says
 
     def hear(self, message: FromWorker) -> None:
@@ -256,6 +275,8 @@ class Dispatcher:
             case messages.Preview(key, done, data):
                 if (found := self._find(key)) and found[1] not in found[0].pictures:
                     found[0].tell(Shown(found[1], done, data))
+            case messages.Pulse():
+                self.metrics.passed(message)
             case messages.Finished(key):
                 if found := self._find(key):
                     self._drawn(*found, message)
@@ -289,8 +310,10 @@ class Dispatcher:
             return
         live = found[0]
         live.is_begun = True
-        started = live.job.started or time.time()
+        is_first, started = live.job.started is None, live.job.started or time.time()
         live.job = replace(live.job, state=JobState.RUNNING, attempts=live.job.attempts + 1, started=started)
+        if is_first:
+            self.metrics.begun(live.job)
         self._later(lambda: self._store.begin(live.job.id))
 
     def _drawn(self, live: LiveJob, index: int, message: messages.Finished) -> None:
@@ -313,6 +336,7 @@ class Dispatcher:
         )
         picture = StoredPicture(index, live.job.format.media_type, message.data, receipt)
         live.pictures[index] = picture
+        self.metrics.drawn(receipt)
         live.tell(picture)
         self._later(lambda: self._store.add_picture(live.job.id, picture))
         self._unpruned += len(picture.data)
@@ -380,6 +404,7 @@ class Dispatcher:
         job_id = live.job.id
         self._drop(live)
         live.job = replace(live.job, state=state, error=error, finished=time.time())
+        self.metrics.ended(live.job)
         if live.expiry is not None:
             live.expiry.cancel()
         live.tell(live.job)
@@ -402,6 +427,18 @@ class Dispatcher:
         job_id, _, index = key.rpartition(":")
         live = self._live.get(job_id)
         return None if live is None or live.job.state.is_final else (live, int(index))
+
+    def _gauges(self) -> dict[str, float]:
+        link, unfinished = self.link, self._unfinished()
+        running = sum(live.job.state is JobState.RUNNING for live in unfinished)
+        return {
+            "zimage_jobs_running": running,
+            "zimage_jobs_waiting": len(unfinished) - running,
+            "zimage_queue_estimated_seconds": sum(map(self._remaining, unfinished)),
+            "zimage_store_writes_pending": self._writes.qsize(),
+            "zimage_worker_ready": float(link is not None and link.is_ready),
+            "zimage_worker_starts_total": float(link.starts if link is not None else 0),
+        }
 
     def _unfinished(self) -> list[LiveJob]:
         return [live for live in self._live.values() if not live.job.state.is_final]

@@ -36,7 +36,6 @@ CODES = {
     "bool_type": "invalid_type",
     "unsupported_value": "unsupported_value",
 }
-FIELDS = {"height": "size", "width": "size"}  # engine's names that the request spells otherwise
 ECHO = 64  # characters of an unknown key that an error repeats
 CLIENT_CLOSED_REQUEST = 499  # nginx's; seen in no response, since nobody is left to read it
 
@@ -157,7 +156,7 @@ def translate(request: Request, error: Exception) -> ApiError:
         case ApiError():
             return error
         case InvalidRequest():
-            return ApiError(400, str(error), code="invalid_value", param=FIELDS.get(error.param, error.param))
+            return ApiError(400, str(error), code="invalid_value", param=error.param)
         case Refusal(code=code, retry_after=seconds):
             headers = {"retry-after": str(max(1, math.ceil(seconds)))}
             return ApiError(429 if code in OVERLOAD else 503, str(error), code=code, headers=headers)

@@ -8,6 +8,7 @@ import time
 
 import uvicorn
 
+from server.access import Access
 from server.app import create_app
 from server.dispatcher import Dispatcher
 from server.sockets import bracketed
@@ -21,8 +22,8 @@ class HttpServer(uvicorn.Server):
         started: `time.perf_counter()` at the start, for the ready line.
     """
 
-    def __init__(self, dispatcher: Dispatcher, grace: float, started: float) -> None:
-        app = create_app(dispatcher, grace)
+    def __init__(self, dispatcher: Dispatcher, access: Access, grace: float, started: float) -> None:
+        app = create_app(dispatcher, access, grace)
         super().__init__(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=int(grace)))
         self._dispatcher, self._started_at = dispatcher, started
 

@@ -4,10 +4,10 @@ Knows bodies and events; what becomes of a job is the dispatcher's.
 """
 
 import base64
-import hashlib
 import json
+import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -17,19 +17,16 @@ from starlette.concurrency import run_in_threadpool
 from engine.errors import InvalidRequest
 from engine.manifest import Manifest
 from server import errors
-from server.connection import read, while_connected
+from server.connection import read
 from server.dispatcher import Dispatcher, Shown
-from server.jobs import Job, JobState, StoredPicture, new_id
+from server.intake import Jobs, Order, Owner, accept, drawn, picture_path, timing
+from server.jobs import Job, JobState, StoredPicture
 from server.schemas import Image, ImagesRequest, ImagesResponse, ModelCard, ModelInfo, ModelList, StreamedImage, Usage
 
-MAX_KEY = 255  # characters of an Idempotency-Key
+SEND_SECONDS = 60  # that a client of a stream may take to read an event
+PICTURE_NAME = re.compile(r"([0-9]{1,2})\.(?:png|jpg|webp)")
 
 router = APIRouter()
-
-
-async def _dispatcher(request: Request) -> Dispatcher:
-    dispatcher: Dispatcher = request.app.state.dispatcher
-    return dispatcher
 
 
 async def _card(request: Request) -> ModelCard:
@@ -37,7 +34,6 @@ async def _card(request: Request) -> ModelCard:
     return ModelCard(id=state.dispatcher.manifest.model.name, created=state.started)
 
 
-Jobs = Annotated[Dispatcher, Depends(_dispatcher)]
 Card = Annotated[ModelCard, Depends(_card)]
 
 
@@ -51,7 +47,7 @@ Card = Annotated[ModelCard, Depends(_card)]
         }
     },
 )
-async def generate_images(request: Request, jobs: Jobs, card: Card) -> Response:
+async def generate_images(request: Request, jobs: Jobs, owner: Owner, card: Card) -> Response:
     """Draws `n` pictures, of which everything is checked before the first; as a stream if that is asked for."""
     wanted = await read(request, ImagesRequest)
     if wanted.model not in (None, card.id):
@@ -59,26 +55,37 @@ async def generate_images(request: Request, jobs: Jobs, card: Card) -> Response:
     if wanted.partial_images and not (wanted.stream and jobs.manifest.preview):
         reason = "needs stream: true" if jobs.manifest.preview else "is not served: these plans hold no preview"
         raise InvalidRequest(f"partial_images {reason}", "partial_images")
-    job = _job(request, wanted)
-    job.requests[0].check(jobs.manifest)  # the others differ only in their seeds
-    job = await jobs.accept(job, wanted.partial_images)
+    if wanted.negative_prompt and not wanted.guidance_scale:
+        raise InvalidRequest("negative_prompt needs a guidance_scale above 0", "negative_prompt")
+    if wanted.stream and wanted.response_format == "url":
+        raise InvalidRequest("response_format must be b64_json in a stream", "response_format")
+    order = Order(
+        "openai",
+        wanted,
+        wanted.pictures(),
+        is_awaited=True,
+        format=wanted.format(),
+        timeout=wanted.timeout,
+        previews=wanted.partial_images,
+        names={"height": "size", "width": "size"},
+    )
+    job = await accept(request, jobs, owner, order)
     if wanted.stream:
-        return EventSourceResponse(_stream(jobs, job, wanted), headers={"x-job-id": job.id})
-    ended = await while_connected(request, _wait(jobs, job))
-    if ended.state is not JobState.DONE:
-        raise errors.of_job(ended)
-    pictures = await jobs.pictures(job.id)
+        events = _stream(jobs, job, wanted)
+        return EventSourceResponse(events, headers={"x-job-id": job.id}, send_timeout=SEND_SECONDS)
+    ended, pictures = await drawn(request, jobs, job)
     body = await run_in_threadpool(_answer, request, ended, pictures, jobs.manifest, wanted)
-    return Response(body, media_type="application/json", headers=_headers(ended, pictures))
+    return Response(body, media_type="application/json", headers=timing(ended, pictures))
 
 
 @router.get("/v1/pictures/{job_id}/{name}", response_class=Response)
 async def picture(job_id: str, name: str, jobs: Jobs) -> Response:
     """A picture by its URL, which nobody can guess."""
-    for one in await jobs.pictures(job_id):
-        if name == _name(one):
-            return Response(one.data, media_type=one.media_type, headers={"cache-control": "private, immutable"})
-    raise errors.ApiError(404, "There is no such picture, or it has been removed.", code="picture_not_found")
+    match = PICTURE_NAME.fullmatch(name)
+    found = await jobs.picture(job_id, int(match[1])) if match else None
+    if found is None:
+        raise errors.ApiError(404, "There is no such picture, or it has been removed.", code="picture_not_found")
+    return Response(found.data, media_type=found.media_type, headers={"cache-control": "private, max-age=604800"})
 
 
 @router.get("/v1/models")
@@ -106,36 +113,6 @@ async def model_info(jobs: Jobs) -> ModelInfo:
         default_size=f"{width}x{height}",
         sizes=[f"{p.width.min}x{p.height.min}..{p.width.max}x{p.height.max}" for p in manifest.profiles],
     )
-
-
-def _job(request: Request, wanted: ImagesRequest) -> Job:
-    """Raises InvalidRequest."""
-    now, key = time.time(), request.headers.get("idempotency-key")
-    if key is not None and not 0 < len(key) <= MAX_KEY:
-        raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY} characters", "Idempotency-Key")
-    return Job(
-        id=new_id(),
-        requests=wanted.pictures(),
-        format=wanted.format(),
-        api="openai",
-        durable=key is not None,  # such a client may come again for it
-        idempotency_key=key,
-        fingerprint=hashlib.sha256(wanted.model_dump_json().encode()).hexdigest(),
-        created=now,
-        deadline=None if wanted.timeout is None else now + wanted.timeout,
-    )
-
-
-async def _wait(jobs: Dispatcher, job: Job) -> Job:
-    """The job when it has ended; cancelled with whoever waits, unless it is durable."""
-    try:
-        async for event in jobs.follow(job):
-            if isinstance(event, Job):
-                return event
-        raise AssertionError("a job's last event is its end")
-    finally:
-        if not job.durable:
-            jobs.cancel(job.id)
 
 
 async def _stream(jobs: Dispatcher, job: Job, wanted: ImagesRequest) -> AsyncIterator[ServerSentEvent]:
@@ -190,32 +167,16 @@ def _completed(jobs: Dispatcher, wanted: ImagesRequest, picture: StoredPicture) 
 
 
 def _answer(
-    request: Request, job: Job, pictures: list[StoredPicture], manifest: Manifest, wanted: ImagesRequest
+    request: Request, job: Job, pictures: Sequence[StoredPicture], manifest: Manifest, wanted: ImagesRequest
 ) -> str:
     receipt = pictures[0].receipt
-    base = f"{request.base_url}v1/pictures/{job.id}/" if wanted.response_format == "url" else None
+    base = str(request.base_url) if wanted.response_format == "url" else None
     answer = ImagesResponse(
         created=int(job.created),
-        data=[Image.of(picture, base and base + _name(picture)) for picture in pictures],
+        data=[Image.of(picture, base and base + picture_path(job, picture.index)) for picture in pictures],
         output_format=wanted.output_format,
         quality=wanted.quality,
         size=f"{receipt.width}x{receipt.height}",
         usage=Usage.of(pictures, manifest.model.size_multiple),
     )
     return answer.model_dump_json(exclude_none=True)
-
-
-def _name(picture: StoredPicture) -> str:
-    """What a picture is called in its URL."""
-    return f"{picture.index}.{picture.media_type.removeprefix('image/')}"
-
-
-def _headers(job: Job, pictures: list[StoredPicture]) -> dict[str, str]:
-    """Where the time went, as browsers and proxies read it (Server-Timing, milliseconds)."""
-    assert job.started is not None
-    seconds = {"queue": max(job.started - job.created, 0.0)}
-    for picture in pictures:
-        for stage, spent in picture.receipt.seconds.items():
-            seconds[stage] = seconds.get(stage, 0.0) + spent
-    timing = ", ".join(f"{stage};dur={spent * 1e3:.1f}" for stage, spent in seconds.items())
-    return {"server-timing": timing, "x-job-id": job.id}

@@ -24,11 +24,14 @@ class Serving:
 
     Attributes:
         grace: seconds for pictures being drawn when it is told to stop; container runtimes kill after 30 at most.
+        keys, rate: see `server.access.Access`.
         database: where jobs are kept; None for memory, which no restart survives.
     """
 
     grace: float = 20.0
     database: Path | None = None
+    keys: tuple[str, ...] = field(default=(), repr=False)
+    rate: str | None = None
     limits: Limits = field(default_factory=Limits)
     patience: Patience = field(default_factory=Patience)
 
@@ -59,9 +62,10 @@ async def _serve(
     starting = asyncio.create_task(supervisor.start())
     launched = asyncio.create_task(supervisor.launched.wait())
     await asyncio.wait((starting, launched), return_when=asyncio.FIRST_COMPLETED)
-    from server.http_server import HttpServer  # while the worker loads
+    from server.access import Access  # while the worker loads
+    from server.http_server import HttpServer
 
-    server = HttpServer(dispatcher, serving.grace, started)
+    server = HttpServer(dispatcher, Access(serving.keys, serving.rate), serving.grace, started)
     try:
         await starting
         await server.serve(sockets=[sock])

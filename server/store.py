@@ -197,6 +197,11 @@ class JobStore:
     def picture(self, id: str, index: int) -> StoredPicture | None:
         return next(iter(self._pictures("WHERE job = ? AND number = ?", id, index)), None)
 
+    def receipts(self, id: str) -> list[Receipt]:
+        """Those of its pictures, by index, without reading the pictures."""
+        rows = self._rows("SELECT receipt FROM pictures WHERE job = ? ORDER BY number", id)
+        return [msgspec.json.decode(receipt, type=Receipt) for (receipt,) in rows]
+
     def missing(self, id: str) -> list[int]:
         """Indexes without a picture, ascending; none of an unknown job."""
         job = self.get(id)

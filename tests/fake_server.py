@@ -17,6 +17,7 @@ import uvicorn
 from fake_loop import MANIFEST, FakeLoop
 from PIL import Image
 
+from server.access import Access
 from server.app import create_app
 from server.dispatcher import Dispatcher, Limits
 from server.messages import Stop
@@ -80,7 +81,9 @@ class ThreadSupervisor(Supervisor):
 
 
 @contextmanager
-def serving(loop: FakeLoop, limits: Limits | None = None, database: Path | None = None) -> Iterator[str]:
+def serving(
+    loop: FakeLoop, limits: Limits | None = None, database: Path | None = None, access: Access | None = None
+) -> Iterator[str]:
     """The base URL of a server in a thread of its own."""
     loop.store = JobStore(database, busy_timeout=0.5)
     dispatcher = Dispatcher(loop.store, MANIFEST, limits)
@@ -93,7 +96,7 @@ def serving(loop: FakeLoop, limits: Limits | None = None, database: Path | None 
         finally:
             await supervisor.stop()
 
-    server = uvicorn.Server(uvicorn.Config(create_app(dispatcher, grace=5), log_config=None))
+    server = uvicorn.Server(uvicorn.Config(create_app(dispatcher, access or Access(), grace=5), log_config=None))
     with socket.create_server(("127.0.0.1", 0)) as sock:
         thread = threading.Thread(target=lambda: asyncio.run(run(sock)))
         thread.start()

@@ -19,7 +19,7 @@ from server.store import JobStore
 
 class FakeLink:
     def __init__(self) -> None:
-        self.is_ready, self.failed_starts, self.last_failure = True, 0, None
+        self.is_ready, self.failed_starts, self.last_failure, self.starts = True, 0, None, 1
         self.sent: list[ToWorker] = []
         self.is_busy = False
 
