@@ -72,7 +72,7 @@ class Supervisor:
         self._command, self._listener, self._patience = list(command), listener, patience or Patience()
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._heard = 0.0
+        self._heard, self._hung = 0.0, ""  # when it last said something; what it is ended for
         self._is_busy = False
         self._stopping = False
         self._keeping: asyncio.Task[None] | None = None
@@ -148,10 +148,14 @@ class Supervisor:
         self.starts += 1
         self.launched.set()
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        self._heard, self._hung = time.monotonic(), ""
+        watching = asyncio.create_task(self._watch(self._writer))
         was_ready, reason = False, ""
         try:
             while True:
-                message = await self._next(reader, was_ready)
+                (length,) = messages.LENGTH.unpack(await reader.readexactly(messages.LENGTH.size))
+                message = from_worker(await reader.readexactly(length))
+                self._heard = time.monotonic()
                 match message:
                     case Refused(text):
                         raise WorkerRefused(text)
@@ -165,11 +169,10 @@ class Supervisor:
                         if not ready.done():
                             ready.set_result(None)
                 self._listener.hear(message)
-        except TimeoutError:
-            reason = f"it said nothing for {self._patience.silence if was_ready else self._patience.load:.0f} s"
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+            reason = self._hung
         finally:
+            watching.cancel()
             self.is_ready = False
             self._writer.close()
             self._writer = None
@@ -185,21 +188,16 @@ class Supervisor:
         command = [*self._command, str(theirs.fileno())]
         return await asyncio.create_subprocess_exec(*command, pass_fds=[theirs.fileno()])
 
-    async def _next(self, reader: asyncio.StreamReader, was_ready: bool) -> FromWorker:
-        """Raises TimeoutError when the worker is silent though it has something to do."""
-        self._heard = time.monotonic()
-        header = asyncio.ensure_future(reader.readexactly(messages.LENGTH.size))
-        try:
-            while not header.done():
-                allowed = self._patience.silence if was_ready else self._patience.load
-                silent = time.monotonic() - self._heard
-                if silent > allowed and (self._is_busy or not was_ready):
-                    raise TimeoutError
-                await asyncio.wait([header], timeout=min(max(allowed - silent, 0.05), 1.0))
-            (length,) = messages.LENGTH.unpack(header.result())
-            return from_worker(await asyncio.wait_for(reader.readexactly(length), self._patience.silence))
-        finally:
-            header.cancel()
+    async def _watch(self, writer: asyncio.StreamWriter) -> None:
+        """Ends the connection of a worker that is silent though it has something to do."""
+        while True:
+            allowed = self._patience.silence if self.is_ready else self._patience.load
+            left = allowed - (time.monotonic() - self._heard)
+            if left <= 0 and (self._is_busy or not self.is_ready):
+                self._hung = f"it said nothing for {allowed:.0f} s"
+                writer.transport.abort()
+                return
+            await asyncio.sleep(min(max(left, 0.05), 1.0))
 
     async def _ended(self, process: asyncio.subprocess.Process) -> int | None:
         """Its status; None if even SIGKILL does not end it, as with a driver that hangs."""

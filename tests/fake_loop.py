@@ -108,7 +108,7 @@ class FakeLoop:
         if prompt == BROKEN_PROMPT:
             raise RuntimeError(SECRET)
         if prompt == HANG_PROMPT:
-            time.sleep(3600 if self.may_kill else 1.2)
+            time.sleep(3600 if self.may_kill else 2.5)
         if prompt == KILL_PROMPT and self.may_kill:
             os.kill(os.getpid(), signal.SIGKILL)
 

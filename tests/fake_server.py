@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from openai.types import ImagesResponse
 
 IMAGES = "/v1/images/generations"
-IMPATIENT = Patience(load=20, silence=0.5, stop=2, backoff=0.01)
+IMPATIENT = Patience(load=20, silence=1.0, stop=2, backoff=0.01)
 
 
 class ThreadProcess:

@@ -85,6 +85,7 @@ def test_a_job_that_kills_its_worker_takes_no_other_along(prompt: str) -> None:
         others = [pool.submit(ask, url, "a cat", seed) for seed in range(3)]
         assert poison.result().json()["error"]["code"] == "worker_lost"
         assert [colour(other.result()) for other in others] == [[seed, 8, 5] for seed in range(3)]
+        wait_for(url, "/ready", 200)
         assert len(workers(child)) == 1
 
 
