@@ -245,7 +245,8 @@ class Dispatcher:
             yield ended
             return
         events: asyncio.Queue[JobEvent] = asyncio.Queue()
-        events.put_nowait(self.progress(live.job))
+        if not live.job.state.is_final:
+            events.put_nowait(self.progress(live.job))
         for index in sorted(live.pictures):
             events.put_nowait(live.pictures[index])
         if live.job.state.is_final:

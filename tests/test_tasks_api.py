@@ -108,7 +108,7 @@ def test_cancelling_stops_at_the_next_step(http: httpx.Client, fake: FakeLoop) -
 
 
 def test_events_tell_the_story(http: httpx.Client) -> None:
-    task_id = submit(http, num_inference_steps=10, previews=2, seed=3)
+    task_id = submit(http, num_inference_steps=90, previews=2, seed=3)  # time enough to connect
     by_socket = list_events(http, task_id)
     with http.stream("GET", f"/v1/task/{task_id}/events") as response:
         by_sse = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
@@ -116,7 +116,7 @@ def test_events_tell_the_story(http: httpx.Client) -> None:
     assert types.count("preview") == 2 and types[-2:] == ["image", "end"] and types[0] == "progress"
     shares = [event["progress"] for event in by_socket if event["type"] == "progress"]
     assert shares == sorted(shares) and len(shares) > 5
-    assert decoded(base64.b64decode(by_socket[-2]["image"]))[0, 0].tolist() == [3, 10, 5]
+    assert decoded(base64.b64decode(by_socket[-2]["image"]))[0, 0].tolist() == [3, 90, 5]
     assert [event["type"] for event in by_sse] == ["image", "end"]  # it had ended
     assert by_sse[-1]["task"]["status"] == by_socket[-1]["task"]["status"] == "done"
 
