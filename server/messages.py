@@ -79,7 +79,7 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """A picture that will not be; `retry`: another attempt may do better."""
+    """A picture that will not be, and why."""
 
     key: str
     code: str

@@ -111,10 +111,6 @@ class Supervisor:
             self._heard = time.monotonic()
         self._is_busy = is_busy
 
-    @property
-    def pid(self) -> int | None:
-        return None if self._process is None else self._process.pid
-
     async def _keep(self, ready: "asyncio.Future[None]") -> None:
         """Starts workers until it is told to stop; the first one's refusal is the caller's to handle."""
         while not self._stopping:

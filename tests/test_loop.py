@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_cuda import FakeCuda, load_fakes
+from host_engine import HostEngine, write_plans
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sample_manifest import MANIFEST
@@ -17,7 +18,7 @@ from step_peak import STEP_BYTES, peak_of
 from engine import rope
 from engine.batching import BatchTable, PassTimes
 from engine.captions import CaptionCache
-from engine.engine import Backend, Bindings, Engine
+from engine.engine import Backend
 from engine.errors import InvalidRequest, NonFiniteOutput, ZImageError
 from engine.loop import Drawn, EngineLoop, Failed, Passed, Started, Stepped
 from engine.manifest import GraphName
@@ -28,7 +29,6 @@ from engine.prompt import PromptTokenizer, TokenizedPrompt
 from engine.request import PictureRequest
 from engine.sample import Branch, Lanes, Sample
 from engine.schedule import sigmas
-from nano.tokenizer import write_tokenizer
 
 SEATS = 5
 BATCHING = BatchTable("a fake", (PassTimes(512, 512, (1.0, 1.1, 1.2, 1.3)),))
@@ -64,15 +64,6 @@ class Kernels:
         tensors["image"][0] = image % 256
 
 
-class HostEngine(Engine):
-    def __init__(self, function: Callable[[Mapping[str, np.ndarray]], None]) -> None:
-        self._function = function
-
-    def enqueue(self, stream: int, bindings: Bindings) -> None:
-        assert stream == 0
-        self._function(bindings)
-
-
 @dataclass
 class Bench:
     """A pipeline of fakes, fresh for each program."""
@@ -86,11 +77,7 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("plans")
-    write_tokenizer(folder / "tokenizer")
-    for graph in MANIFEST.graphs.values():
-        (folder / graph.file).write_bytes(b"plan")
-    return folder
+    return write_plans(tmp_path_factory.mktemp("plans"))
 
 
 def bench(folder: Path, where: str, seats: int = SEATS) -> Bench:

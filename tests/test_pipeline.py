@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_cuda import FakeCuda, load_fakes
+from host_engine import HostEngine, write_plans
 from sample_manifest import MANIFEST
 from step_peak import STEP_BYTES, step_peak
 
-from engine.engine import Backend, Bindings, Engine
+from engine.engine import Backend
 from engine.errors import InvalidRequest, NonFiniteOutput, UnsupportedShape
 from engine.loop import EngineLoop
 from engine.manifest import GraphName
@@ -21,7 +22,6 @@ from engine.pipeline import Pipeline
 from engine.prompt import PromptTokenizer
 from engine.request import PictureRequest
 from engine.schedule import sigmas
-from nano.tokenizer import write_tokenizer
 
 REQUEST = PictureRequest("a red circle", 64, 96, seed=7)
 
@@ -68,17 +68,6 @@ class FakeGraph:
             output[..., -1] = self.poison[done]
 
 
-class HostEngine(Engine):
-    """Runs a function at once."""
-
-    def __init__(self, function: FakeGraph) -> None:
-        self._function = function
-
-    def enqueue(self, stream: int, bindings: Bindings) -> None:
-        assert stream == 0
-        self._function(bindings)
-
-
 @dataclass
 class Fakes:
     pipeline: Pipeline
@@ -99,12 +88,7 @@ class Fakes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer, and plan files that nobody reads."""
-    folder = tmp_path_factory.mktemp("plans")
-    write_tokenizer(folder / "tokenizer")
-    for graph in MANIFEST.graphs.values():
-        (folder / graph.file).write_bytes(b"plan")
-    return folder
+    return write_plans(tmp_path_factory.mktemp("plans"))
 
 
 @pytest.fixture(scope="module")
