@@ -14,6 +14,15 @@ MAX_THREADS = 256
 
 CudaGraphs = Literal["auto", "on", "off"]
 
+ABOUT = {  # for whoever sets them
+    "threads": "CPU threads, 0 for one per core",
+    "profiles": "serve this profile, named as it was built; repeat it for more",
+    "warm_up": "sizes whose first picture is to be as fast as the next ones",
+    "cuda_graphs": "TensorRT: auto keeps those that measurably gain, for TensorRT-RTX all",
+    "offload": "TensorRT: prompt encoder and denoiser take turns in GPU memory; each new prompt costs seconds",
+    "runtime_cache": "TensorRT-RTX: where it keeps kernels compiled for this GPU, else in the user's cache folder",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
@@ -62,43 +71,26 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     default = RuntimeOptions()
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="what build-engines --output wrote")
     parser.add_argument(
-        "--threads",
-        type=_threads,
-        default=default.threads,
-        help="CPU threads, 0 for one per core; default: %(default)s",
+        "--threads", type=_threads, default=default.threads, help=ABOUT["threads"] + "; default: %(default)s"
     )
     parser.add_argument(
-        "--profile",
-        dest="profiles",
-        action="append",
-        metavar="NAME",
-        help="serve this profile, named as it was built; repeat it for more; default: all",
+        "--profile", dest="profiles", action="append", metavar="NAME", help=ABOUT["profiles"] + "; default: all"
     )
     parser.add_argument(
         "--warm-up",
         type=sizes,
         default=default.warm_up,
         metavar="WxH,...",
-        help="sizes whose first picture is to be as fast as the next ones; default: none",
+        help=ABOUT["warm_up"] + "; default: none",
     )
-    group = parser.add_argument_group("TensorRT")
-    group.add_argument(
+    parser.add_argument(
         "--cuda-graphs",
         choices=get_args(CudaGraphs),
         default=default.cuda_graphs,
-        help="auto keeps those that measurably gain, for TensorRT-RTX all; default: %(default)s",
+        help=ABOUT["cuda_graphs"] + "; default: %(default)s",
     )
-    group.add_argument(
-        "--offload",
-        action="store_true",
-        help="the prompt encoder and the denoiser take turns in GPU memory; each new prompt costs seconds",
-    )
-    group.add_argument(
-        "--runtime-cache",
-        type=Path,
-        metavar="DIR",
-        help="where TensorRT-RTX keeps kernels compiled for this GPU; default: the user's cache folder",
-    )
+    parser.add_argument("--offload", action="store_true", help=ABOUT["offload"])
+    parser.add_argument("--runtime-cache", type=Path, metavar="DIR", help=ABOUT["runtime_cache"])
 
 
 def _threads(text: str) -> int:

@@ -1,14 +1,24 @@
 """A folder that keeps what was drawn, for a time and up to a size. Knows names, ages and bytes; no pictures."""
 
+import logging
 import os
+import queue
 import re
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from server.jobs import Job, StoredPicture
+
+log = logging.getLogger(__name__)
+
 DAY = 24 * 3600.0  # seconds
 UNFINISHED = 3600.0  # seconds after which what is half-written is taken for a crash's
+SWEEP_EVERY = 600.0  # seconds
+BACKLOG = 64  # pictures that wait for a slow disk; more are not kept
 TIME = "%Y%m%d_%H%M%S"
 
 SHORT_ID = re.compile(r"[0-9a-f]{8}")
@@ -99,6 +109,46 @@ class Archive:
                 except FileNotFoundError:  # finished, or swept by another process
                     continue
                 yield _Entry(Path(file.path), made, size, finished=match[1] is None)
+
+
+class Archivist:
+    """Writes pictures to an archive and sweeps it, in a thread of its own: no picture waits for a slow or full disk."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+        self._waiting: queue.Queue[tuple[Job, StoredPicture] | None] = queue.Queue(BACKLOG)
+        self._swept = -SWEEP_EVERY
+        self._thread = threading.Thread(target=self._run, name="archivist")
+        self._thread.start()
+
+    def keep(self, job: Job, picture: StoredPicture) -> None:
+        """Does not wait, and does not fail: the job has its picture anyway."""
+        try:
+            self._waiting.put_nowait((job, picture))
+        except queue.Full:
+            log.error("picture %d of %s is not archived: the disk does not keep up", picture.index, job.id)
+
+    def close(self) -> None:
+        """Waits for what is to be written."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                if time.monotonic() - self._swept >= SWEEP_EVERY:
+                    self._swept = time.monotonic()
+                    self._archive.sweep(datetime.now(UTC))
+                kept = self._waiting.get(timeout=SWEEP_EVERY)
+                if kept is None:
+                    return
+                job, picture = kept
+                short_id = f"{job.id[-6:]}{picture.index:02x}"
+                self._archive.save(picture.data, job.format.suffix, datetime.now(UTC), short_id)
+            except queue.Empty:
+                continue
+            except OSError as error:
+                log.error("the archive %s: %s", self._archive.folder, error)
 
 
 @dataclass(frozen=True, slots=True)

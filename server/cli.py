@@ -1,60 +1,35 @@
 """`zimage-serve`: a plan directory on an HTTP port."""
 
-import argparse
 import logging
+import os
 import sys
-import time
-from pathlib import Path
+from collections.abc import Sequence
 
 from engine.errors import ZImageError
 from engine.manifest import read, resolve
-from engine.options import RuntimeOptions, add_pipeline_arguments
+from server import logs, settings
+from server.serving import serve
+from server.sockets import listen
+from server.store import StoreUnavailable
 
-SEATS = 12  # pictures between two of their steps: three batches of four
+log = logging.getLogger(__name__)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with 1 and one line when it cannot serve, with 0 after SIGTERM or SIGINT."""
-    started = time.perf_counter()
-    args = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    from server.serving import Serving, serve
-    from server.sockets import listen
-    from server.store import StoreUnavailable
-
-    options = RuntimeOptions.of(args, seats=SEATS)
+    given = settings.read(argv)
+    logs.configure(given.log_format, given.log_level, process="server")
+    for name in settings.unknown(os.environ):
+        log.warning("%s is no setting of zimage-serve; see --help", name)
     try:
-        with listen(args.host, args.port) as sock:
-            directory = resolve(args.engines)
+        with listen(given.host, given.port) as sock:
+            directory = resolve(given.engines)
             manifest = read(directory, verify=False)  # the worker verifies
-            worker = [sys.executable, "-m", "server.worker", str(directory), options.encode()]
-            serve(sock, worker, manifest, Serving(database=args.database), started)
+            logged = [given.log_format, given.log_level]
+            worker = [sys.executable, "-m", "server.worker", str(directory), given.runtime().encode(), *logged]
+            serve(sock, worker, manifest, given.serving())
     except (ZImageError, StoreUnavailable, OSError) as error:
         sys.exit(f"zimage-serve: {error}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("zimage-serve", description="Serves a plan directory over HTTP.")
-    add_pipeline_arguments(parser)
-    parser.add_argument("--host", type=_host, default="127.0.0.1", help="address to listen on; default: %(default)s")
-    parser.add_argument("--port", type=_port, default=8000, help="0 for a free one; default: %(default)s")
-    parser.add_argument(
-        "--database", type=Path, metavar="FILE", help="keeps jobs and pictures, so that they survive a restart"
-    )
-    return parser
-
-
-def _host(text: str) -> str:
-    if not text.strip():  # an unset variable; to the socket it would mean every interface
-        raise argparse.ArgumentTypeError("must not be empty; 0.0.0.0 listens on every interface")
-    return text.strip("[]")
-
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 65535, got {port}")
-    return port
 
 
 if __name__ == "__main__":

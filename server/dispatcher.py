@@ -17,7 +17,9 @@ from typing import Protocol, TypeVar
 
 from engine.manifest import Manifest
 from server import messages
+from server.archive import Archive, Archivist
 from server.estimates import Estimates
+from server.free_memory import free_memory
 from server.jobs import Job, JobError, JobState, Receipt, StoredPicture
 from server.messages import FromWorker, ToWorker
 from server.metrics import Metrics
@@ -30,6 +32,7 @@ T = TypeVar("T")
 MAX_ATTEMPTS = 2  # of a job whose worker dies: the first, and one replay
 HOPELESS_STARTS = 5  # of a worker in a row, after which nobody is kept waiting any more
 PRUNE_EVERY = 600.0  # seconds
+STORE_LAST = 2.0  # seconds that the store has at the end, even if those of the pictures are over
 STORE_RETRY = 1.0  # seconds between two attempts to write what the disk did not take
 ROOM = 4  # whoever is refused comes back when a fourth of the queue has been drawn
 
@@ -50,11 +53,13 @@ class Limits:
         queue: jobs that may be unfinished at once.
         history: seconds for which finished jobs and their pictures are kept.
         history_bytes: of pictures that are kept.
+        free_bytes: of the machine's memory that must be free.
     """
 
     queue: int = 256
     history: float = 7 * 86400.0
     history_bytes: int = 1 << 30
+    free_bytes: int = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +122,15 @@ class LiveJob:
 class Dispatcher:
     """Owns the jobs. Used from one event loop."""
 
-    def __init__(self, store: JobStore, manifest: Manifest, limits: Limits | None = None) -> None:
+    def __init__(
+        self, store: JobStore, manifest: Manifest, limits: Limits | None = None, archive: Archive | None = None
+    ) -> None:
         self.manifest, self.limits, self.estimates = manifest, limits or Limits(), Estimates()
         self.metrics = Metrics()
         self.metrics.watch(self._gauges)
         self.link: Link | None = None
         self._store = store
+        self._archivist = Archivist(archive) if archive else None
         self._live: dict[str, LiveJob] = {}  # in the order of acceptance
         self._suspects: deque[LiveJob] = deque()  # were being drawn when a worker died: replayed one at a time
         self._admitting = 0
@@ -131,7 +139,11 @@ class Dispatcher:
         self._tasks: list[asyncio.Task[None]] = []
         self._unpruned = 0  # bytes
         self._much_was_kept = asyncio.Event()
-        self.is_draining = False
+        self._draining: float | None = None  # since when, by the event loop's clock
+
+    @property
+    def is_draining(self) -> bool:
+        return self._draining is not None
 
     async def start(self) -> None:
         """Takes up what an earlier server has left unfinished."""
@@ -148,11 +160,18 @@ class Dispatcher:
                 self._suspects.append(live)
         self._feed()
 
+    def drain(self) -> None:
+        """Accepts nothing more."""
+        if self._draining is None:
+            self._draining = asyncio.get_running_loop().time()
+
     async def stop(self, grace: float) -> None:
-        """Accepts nothing more, waits for who is connected, and for the store."""
-        self.is_draining = True
+        """Waits for who is connected, until `grace` seconds after the beginning of the end, and for the store."""
+        self.drain()
+        assert self._draining is not None
+        last = asyncio.get_running_loop().time() + STORE_LAST
         with suppress(TimeoutError):
-            async with asyncio.timeout(grace):
+            async with asyncio.timeout_at(max(self._draining + grace, last)):
                 while any(not live.job.durable and not live.job.state.is_final for live in self._live.values()):
                     await asyncio.sleep(0.02)
                 await self._writes.join()
@@ -160,6 +179,8 @@ class Dispatcher:
             task.cancel()
         self._thread.shutdown()
         self._store.close()
+        if self._archivist is not None:
+            self._archivist.close()
 
     async def accept(self, job: Job, previews: int = 0) -> Job:
         """Takes a job, or finds the one that the same idempotency key has made.
@@ -169,12 +190,19 @@ class Dispatcher:
             IdempotencyMismatch, StoreUnavailable: as the store says.
         """
         if job.idempotency_key is not None and (known := await self._call(self._store.known, job)):
-            return known
+            live = self._live.get(known.id)
+            if live is None or live.job.error is None or not live.job.error.is_transient:
+                return known
+            await self._writes.join()  # then the key is free
         try:
             self._admit(job)
         except Refusal as refusal:
             self.metrics.refused(refusal.code)
             raise
+        # to its end even if whoever asked is gone meanwhile: what is in the store has to be drawn
+        return await asyncio.shield(self._take(job, previews))
+
+    async def _take(self, job: Job, previews: int) -> Job:
         self._admitting += 1
         try:
             stored = await self._call(self._store.add, job)
@@ -182,6 +210,7 @@ class Dispatcher:
             self._admitting -= 1
         if stored.id == job.id:
             self.metrics.accepted(job)
+            log.info("%s accepted", job.id, extra={"job": job.id, "api": job.api, "pictures": len(job.requests)})
             self._enter(LiveJob(stored, previews))
             self._feed()
         return stored
@@ -340,6 +369,8 @@ class Dispatcher:
         self.metrics.drawn(receipt)
         live.tell(picture)
         self._later(lambda: self._store.add_picture(live.job.id, picture))
+        if self._archivist is not None:
+            self._archivist.keep(live.job, picture)
         self._unpruned += len(picture.data)
         if self._unpruned > self.limits.history_bytes // 8:
             self._much_was_kept.set()
@@ -354,6 +385,8 @@ class Dispatcher:
             raise Refusal("server_shutting_down", "The server is shutting down; send the request again.", 1.0)
         if self.link.failed_starts >= HOPELESS_STARTS:
             raise Refusal("worker_unavailable", "No worker can be started; the server's log says why.", 30.0)
+        if self.limits.free_bytes and free_memory() < self.limits.free_bytes:
+            raise Refusal("out_of_memory", "The machine is short of memory; try again later.", 10.0)
         waiting = self._unfinished()
         if len(waiting) + self._admitting >= self.limits.queue:
             soon = sum(self._remaining(live) for live in waiting[: max(1, len(waiting) // ROOM)])
@@ -404,8 +437,12 @@ class Dispatcher:
         """Tells who follows at once; the job leaves memory when the store has taken its end."""
         job_id = live.job.id
         self._drop(live)
-        live.job = replace(live.job, state=state, error=error, finished=time.time())
+        now = time.time()
+        live.job = replace(live.job, state=state, error=error, finished=now)
         self.metrics.ended(live.job)
+        seconds, code = now - live.job.created, error.code if error else ""
+        told = {"job": job_id, "state": state.value, "code": code, "seconds": round(seconds, 3)}
+        log.info("%s %s in %.3f s", job_id, code or state.value, seconds, extra=told)
         if live.expiry is not None:
             live.expiry.cancel()
         live.tell(live.job)
@@ -483,7 +520,8 @@ class Dispatcher:
         while True:
             limits, self._unpruned = self.limits, 0
             try:
-                await self._call(self._store.prune, time.time() - limits.history, limits.history_bytes)
+                while await self._call(self._store.prune, time.time() - limits.history, limits.history_bytes):
+                    pass  # a few at a time, so that others have the store in between
             except StoreUnavailable as error:
                 log.error("%s; old jobs are kept for now", error)
             with suppress(TimeoutError):

@@ -146,7 +146,7 @@ def invalid_body(error: ValidationError) -> ApiError:
 async def _answer(request: Request, error: Exception) -> JSONResponse:
     answer = translate(request, error)
     level = logging.ERROR if answer.status >= 500 else logging.INFO
-    log.log(level, "%s: %d %s", request.state.request_id, answer.status, answer)
+    log.log(level, "%d %s: %s", answer.status, answer.code, answer)
     return answer.response()
 
 

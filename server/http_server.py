@@ -1,11 +1,13 @@
-"""uvicorn around the application: says when it is ready, and what ends when.
+"""uvicorn around the application: answers probes from the first moment, says when it can draw, and what ends when.
 
 Knows sockets and signals; nothing of jobs but that there are some.
 """
 
+import asyncio
 import socket
 import time
 
+import psutil
 import uvicorn
 
 from server.access import Access
@@ -19,21 +21,31 @@ class HttpServer(uvicorn.Server):
 
     Args:
         grace: seconds for pictures being drawn when it is told to stop.
-        started: `time.perf_counter()` at the start, for the ready line.
+        starting: the first worker's start; if it fails, the server ends.
     """
 
-    def __init__(self, dispatcher: Dispatcher, access: Access, grace: float, started: float) -> None:
+    def __init__(self, dispatcher: Dispatcher, access: Access, grace: float, starting: "asyncio.Task[None]") -> None:
         app = create_app(dispatcher, access, grace)
-        super().__init__(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=int(grace)))
-        self._dispatcher, self._started_at = dispatcher, started
+        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=int(grace)))
+        self._dispatcher, self._starting = dispatcher, starting
+        self._announcing: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         assert sockets is not None
-        host, port = sockets[0].getsockname()[:2]
-        seconds = time.perf_counter() - self._started_at
-        print(f"zimage-serve: ready on http://{bracketed(host)}:{port} in {seconds:.2f} s", flush=True)
+        self._announcing = asyncio.create_task(self._announce(*sockets[0].getsockname()[:2]))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._dispatcher.is_draining = True
+        if self._announcing is not None:
+            self._announcing.cancel()
+        self._dispatcher.drain()
         await super().shutdown(sockets=sockets)
+
+    async def _announce(self, host: str, port: int) -> None:
+        """Says when the first worker is ready."""
+        await asyncio.wait([self._starting])
+        if self._starting.exception() is not None:
+            self.should_exit = True
+            return
+        seconds = time.time() - psutil.Process().create_time()
+        print(f"zimage-serve: ready on http://{bracketed(host)}:{port} in {seconds:.2f} s", flush=True)

@@ -31,6 +31,11 @@ class JobError:
     code: str
     message: str
 
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same request may come again, idempotency key and all, and be drawn."""
+        return self.code == "worker_unavailable"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.manifest import Manifest
+from server.archive import Archive
 from server.dispatcher import Dispatcher, Limits
 from server.store import JobStore
 from server.supervisor import Patience, Supervisor
@@ -23,26 +24,29 @@ class Serving:
     """How a server runs.
 
     Attributes:
-        grace: seconds for pictures being drawn when it is told to stop; container runtimes kill after 30 at most.
+        grace: seconds for pictures being drawn when it is told to stop; Kubernetes kills after 30.
         keys, rate: see `server.access.Access`.
         database: where jobs are kept; None for memory, which no restart survives.
+        archive: where pictures are kept besides.
+        page: whether there is one at /.
     """
 
     grace: float = 20.0
     database: Path | None = None
+    archive: Archive | None = None
+    page: bool = True
     keys: tuple[str, ...] = field(default=(), repr=False)
     rate: str | None = None
     limits: Limits = field(default_factory=Limits)
     patience: Patience = field(default_factory=Patience)
 
 
-def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, serving: Serving, started: float) -> None:
+def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, serving: Serving) -> None:
     """Serves until SIGTERM or SIGINT.
 
     Args:
         sock: bound to the address.
         worker: command that starts one, to which its socket's descriptor is added.
-        started: `time.perf_counter()` at the start, for the ready line.
 
     Raises:
         WorkerRefused: what the worker says of its plans.
@@ -51,13 +55,11 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, servin
     with contextlib.suppress(KeyboardInterrupt), _owned(serving.database):
         # uvicorn raises the signal that ended it once more when it is done: here both end quietly
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        asyncio.run(_serve(sock, worker, manifest, serving, started))
+        asyncio.run(_serve(sock, worker, manifest, serving))
 
 
-async def _serve(
-    sock: socket.socket, worker: Sequence[str], manifest: Manifest, serving: Serving, started: float
-) -> None:
-    dispatcher = Dispatcher(JobStore(serving.database), manifest, serving.limits)
+async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, serving: Serving) -> None:
+    dispatcher = Dispatcher(JobStore(serving.database), manifest, serving.limits, serving.archive)
     supervisor = dispatcher.link = Supervisor(worker, dispatcher, serving.patience)
     starting = asyncio.create_task(supervisor.start())
     launched = asyncio.create_task(supervisor.launched.wait())
@@ -65,11 +67,13 @@ async def _serve(
     from server.access import Access  # while the worker loads
     from server.http_server import HttpServer
 
-    server = HttpServer(dispatcher, Access(serving.keys, serving.rate), serving.grace, started)
+    server = HttpServer(dispatcher, Access(serving.keys, serving.rate), serving.grace, starting)
     try:
-        await starting
         await server.serve(sockets=[sock])
+        if starting.done():
+            starting.result()  # or why it could not serve
     finally:
+        starting.cancel()
         await supervisor.stop()
 
 

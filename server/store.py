@@ -59,6 +59,7 @@ SERVER_RESTARTED = JobError(
 )
 MAX_SEQUENCE = 2**63 - 1
 WAL_BYTES = 16 << 20  # what the log may keep on disk after a burst
+PRUNED = 20  # jobs that one `prune` deletes at most
 VACUUM_PAGES = 4096  # that one `prune` gives back; of 4 KiB
 
 ADVICE = {
@@ -213,7 +214,7 @@ class JobStore:
         return self._change("DELETE FROM jobs WHERE id = ? AND finished IS NOT NULL", id)
 
     def prune(self, older_than: float, max_bytes: int) -> int:
-        """Deletes jobs that have ended, and gives some of the free disk space back: call it again and again.
+        """Deletes a few jobs that have ended, and gives some of the free disk space back: call it again and again.
 
         Args:
             older_than: unix seconds; all that ended before go.
@@ -228,6 +229,8 @@ class JobStore:
             "SELECT id, finished, ifnull(sum(length(data)), 0) FROM jobs LEFT JOIN pictures ON job = id"
             " WHERE finished IS NOT NULL GROUP BY sequence ORDER BY finished, sequence"
         ):
+            if deleted == PRUNED:
+                break
             if finished < older_than or (size and held > max_bytes):
                 deleted += self.delete(id)  # each in a transaction of its own, which keeps them short
                 held -= size
@@ -254,7 +257,11 @@ class JobStore:
         self._connection.close()
 
     def _end(self, id: str, state: JobState, error: JobError | None = None) -> bool:
-        sql = "UPDATE jobs SET state = ?, finished = ?, error = ? WHERE id = ? AND finished IS NULL"
+        key = "NULL" if error is not None and error.is_transient else "idempotency_key"
+        sql = (
+            f"UPDATE jobs SET state = ?, finished = ?, error = ?, idempotency_key = {key}"
+            " WHERE id = ? AND finished IS NULL"
+        )
         return self._change(sql, state, self._clock(), _json(error), id)
 
     def _shrink(self) -> None:

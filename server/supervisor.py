@@ -34,7 +34,7 @@ class Patience:
 
     load: float = 900.0
     silence: float = 120.0
-    stop: float = 10.0
+    stop: float = 5.0
     backoff: float = 0.5
 
 

@@ -4,7 +4,7 @@ Knows messages and threads; not jobs, not HTTP. One thread steps, one reads, one
 that neither pixels nor a slow reader hold up a step. When the server's end closes, the process ends at once; when the
 device fails, it says so and ends, and the server starts another.
 
-    python -m server.worker PLANS OPTIONS DESCRIPTOR
+    python -m server.worker PLANS OPTIONS LOG_FORMAT LOG_LEVEL DESCRIPTOR
 """
 
 import logging
@@ -33,7 +33,7 @@ from engine.options import RuntimeOptions
 from engine.parameters import PictureParameters, parameters
 from engine.pipeline import Pipeline
 from engine.request import ImageFormat, PictureRequest
-from server import messages
+from server import logs, messages
 from server.messages import Cancel, Draw, FromWorker, Stop, ToWorker, frame, to_worker
 
 log = logging.getLogger(__name__)
@@ -215,15 +215,22 @@ def warm_up(loop: EngineLoop) -> None:
     loop.draw(PictureRequest("warm-up", smallest.height.min, smallest.width.min, num_inference_steps=1))
 
 
+def _leave_with(sock: socket.socket) -> None:
+    """Ends a process that is still loading when the server is gone."""
+    if len(sock.recv(1, socket.MSG_PEEK)) == 0:
+        os._exit(0)
+
+
 def main(argv: list[str]) -> None:
     """Entry point of the process; the server reads why it ended from its last message."""
     started = time.perf_counter()
-    directory, options, descriptor = Path(argv[0]), RuntimeOptions.decode(argv[1]), int(argv[2])
+    directory, options, descriptor = Path(argv[0]), RuntimeOptions.decode(argv[1]), int(argv[4])
     for kind in (signal.SIGINT, signal.SIGTERM):  # which may go to the whole group; the server says when to stop
         signal.signal(kind, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s worker: %(message)s")
+    logs.configure("json" if argv[2] == "json" else "text", argv[3], process="worker")
     with ExitStack() as owned:
         sock = owned.enter_context(socket.socket(fileno=descriptor))
+        threading.Thread(target=_leave_with, args=[sock], daemon=True).start()
         try:
             pipeline = owned.enter_context(Pipeline.load(directory, options))
             loop = EngineLoop(pipeline, BatchTable.read(resolve(directory)))

@@ -6,7 +6,6 @@ import io
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -125,10 +124,10 @@ def decoded(data: bytes, kind: str = "PNG") -> np.ndarray:
 
 
 def main(seconds_per_step: str, grace: str, *database: str) -> None:
-    serving = Serving(float(grace), Path(database[0]) if database else None, patience=IMPATIENT)
+    serving = Serving(float(grace), Path(database[0]) if database else None, page=False, patience=IMPATIENT)
     worker = [sys.executable, str(Path(__file__).with_name("fake_loop.py")), seconds_per_step]
     with listen("127.0.0.1", 0) as sock:
-        serve(sock, worker, MANIFEST, serving, time.perf_counter())
+        serve(sock, worker, MANIFEST, serving)
 
 
 if __name__ == "__main__":

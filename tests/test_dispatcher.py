@@ -1,6 +1,7 @@
 """Jobs between clients and a worker that is nothing but a list of messages."""
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from sample_jobs import RECEIPT
 
 from engine.request import ImageFormat, PictureRequest
 from server import messages
+from server.archive import Archive
 from server.dispatcher import HOPELESS_STARTS, Dispatcher, Limits, Progress, Refusal
 from server.jobs import Job, JobState, StoredPicture, new_id
 from server.messages import Cancel, Draw, ToWorker
@@ -58,10 +60,12 @@ def finished(name: str, index: int = 0) -> messages.Finished:
 Story = Callable[[Dispatcher, FakeLink], Awaitable[None]]
 
 
-def play(story: Story, store: JobStore | None = None, limits: Limits | None = None) -> None:
+def play(
+    story: Story, store: JobStore | None = None, limits: Limits | None = None, archive: Archive | None = None
+) -> None:
     async def run() -> None:
         link = FakeLink()
-        dispatcher = Dispatcher(store or JobStore(None), MANIFEST, limits)
+        dispatcher = Dispatcher(store or JobStore(None), MANIFEST, limits, archive)
         dispatcher.link = link
         await dispatcher.start()
         await story(dispatcher, link)
@@ -130,7 +134,7 @@ def test_suspects_are_drawn_one_at_a_time_and_outlast_a_worker_that_does_not_sta
 
 def test_when_no_worker_starts_everybody_is_told_and_later_ones_are_served_again() -> None:
     async def story(jobs: Dispatcher, link: FakeLink) -> None:
-        await jobs.accept(job("a"))
+        await jobs.accept(job("a", key="my key"))
         link.failed_starts = HOPELESS_STARTS
         jobs.worker_lost("no device")
         assert (await jobs.get("a")).error.code == "worker_unavailable"
@@ -139,7 +143,7 @@ def test_when_no_worker_starts_everybody_is_told_and_later_ones_are_served_again
         assert refusal.value.code == "worker_unavailable"
         link.failed_starts = 0
         jobs.worker_ready()
-        await jobs.accept(job("c"))
+        await jobs.accept(job("c", key="my key"))  # which is not held to a failure that was ours
         assert link.drawn()[-1] == "c"
 
     play(story)
@@ -196,6 +200,41 @@ def test_deadlines() -> None:
         assert await jobs.get(new_id()) is None
 
     play(story)
+
+
+def test_a_job_whose_client_leaves_while_it_is_written_down_is_drawn() -> None:
+    async def story(jobs: Dispatcher, link: FakeLink) -> None:
+        asking = asyncio.create_task(jobs.accept(job("a")))
+        await asyncio.sleep(0)  # it waits for the store
+        asking.cancel()
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            if link.sent:
+                break
+        assert link.drawn() == ["a"]
+
+    play(story)
+
+
+def test_pictures_are_archived_and_a_full_disk_costs_nobody_a_job(tmp_path: Path) -> None:
+    folder = tmp_path / "archive"
+
+    async def story(jobs: Dispatcher, _link: FakeLink) -> None:
+        accepted = await jobs.accept(job("job_0123456789abcdef", n=2))
+        for index in range(2):
+            jobs.hear(finished(accepted.id, index))
+
+    play(story, archive=Archive(folder))
+    assert sorted(path.name[26:] for path in folder.iterdir()) == ["abcdef00.png", "abcdef01.png"]
+    assert all(re.fullmatch(r"generated_[0-9]{8}_[0-9]{6}_abcdef0[01]\.png", path.name) for path in folder.iterdir())
+
+    async def unlucky(jobs: Dispatcher, _link: FakeLink) -> None:
+        accepted = await jobs.accept(job("job_0123456789abcdef"))
+        jobs.hear(finished(accepted.id))
+        assert (await jobs.get(accepted.id)).state is JobState.DONE
+
+    (tmp_path / "file").write_text("not a folder")
+    play(unlucky, archive=Archive(tmp_path / "file"))
 
 
 def test_position_and_eta_count_those_before() -> None:

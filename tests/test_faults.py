@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -54,10 +54,50 @@ def colour(response: httpx.Response) -> list[int]:
 def wait_for(url: str, path: str, status: int) -> float:
     """Seconds until a probe answers so."""
     started = time.monotonic()
-    while httpx.get(url + path, timeout=5).status_code != status:
+    while True:
+        with suppress(httpx.ConnectError):  # it does not listen yet
+            if httpx.get(url + path, timeout=5).status_code == status:
+                break
         assert time.monotonic() - started < 20, f"{path} never answered {status}"
         time.sleep(0.01)
     return time.monotonic() - started
+
+
+LOADING = """
+import socket, sys, threading, time
+from server.worker import _leave_with
+threading.Thread(target=_leave_with, args=[socket.socket(fileno=int(sys.argv[1]))], daemon=True).start()
+time.sleep(60)
+"""
+SERVING = """
+import sys
+from fake_loop import MANIFEST
+from server.serving import Serving, serve
+from server.sockets import listen
+sock = listen("127.0.0.1", 0)
+print(f"http://127.0.0.1:{sock.getsockname()[1]}", flush=True)
+serve(sock, [sys.executable, "-c", sys.argv[1]], MANIFEST, Serving(page=False))
+"""
+
+
+def test_probes_are_answered_while_the_first_worker_loads_and_it_ends_with_its_server() -> None:
+    command = [sys.executable, "-c", SERVING, LOADING]
+    path = f"{ROOT}:{ROOT / 'tests'}"
+    with subprocess.Popen(command, cwd=ROOT, env={"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        url = child.stdout.readline().strip()
+        wait_for(url, "/health", 200)
+        ready = httpx.get(f"{url}/ready")
+        assert (ready.status_code, ready.json()["status"]) == (503, "starting")
+        (worker,) = workers(child)
+        child.kill()
+        child.wait()
+        for _ in range(100):
+            if not Path(f"/proc/{worker}").exists():
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError("the worker outlived its server")
 
 
 @pytest.mark.slow
