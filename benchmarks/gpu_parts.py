@@ -56,7 +56,7 @@ def machine(args: Args) -> Figures:
     if args.device == "cuda":
         cuda = CudaRuntime()
         found |= {"gpu": cuda.name(), "compute_capability": cuda.compute_capability()}
-        found["free_gb"] = cuda.free_memory() / 1e9
+        found["free_gb"] = cuda.memory_info()[0] / 1e9
     return found
 
 
@@ -101,17 +101,17 @@ def memory(args: Args) -> Figures:
     """Bytes free before, after loading and after a picture of the largest size, against what was planned."""
     directory = _plans(args)
     manifest, cuda = read(directory, verify=False), CudaRuntime()
-    before = cuda.free_memory()
+    before = cuda.memory_info()[0]
     with Pipeline.load(directory, verify=False) as pipeline:
-        loaded = cuda.free_memory()
+        loaded = cuda.memory_info()[0]
         largest = max(manifest.profiles, key=lambda profile: profile.area)
         for _ in range(3):
             pipeline.generate(PictureRequest("a red circle", largest.height.max, largest.width.max))
-        drawn = cuda.free_memory()
+        drawn = cuda.memory_info()[0]
     planned = VramPlan.of(directory, manifest, range(len(manifest.profiles)), offload=False)
     figures = {"planned": planned.needed, "loaded": before - loaded, "after_pictures": before - drawn}
     return {f"{name}_gb": size / 1e9 for name, size in figures.items()} | {
-        "left_after_closing_gb": (before - cuda.free_memory()) / 1e9
+        "left_after_closing_gb": (before - cuda.memory_info()[0]) / 1e9
     }
 
 

@@ -32,8 +32,8 @@ FIRST_DEVICE = 0  # of those that CUDA_VISIBLE_DEVICES shows
 class Cuda(Protocol):
     """One device. Addresses and handles of streams, events and graphs are integers."""
 
-    def free_memory(self) -> int:
-        """Bytes that can still be allocated."""
+    def memory_info(self) -> tuple[int, int]:
+        """Bytes that can still be allocated, and all there are."""
         ...
 
     def allocate(self, size: int) -> int:
@@ -111,7 +111,7 @@ class CudaRuntime:
         self._require_driver()
         try:
             self._call("cudaSetDevice", FIRST_DEVICE)
-            self._call("cudaFree", 0)  # makes the context, so that free_memory is what is left beside it
+            self._call("cudaFree", 0)  # makes the context, so that memory_info is what is left beside it
             self._probe = self.create_stream()
         except DeviceError as error:
             raise _unavailable(str(error)) from error
@@ -125,9 +125,9 @@ class CudaRuntime:
         name: bytes = self._call("cudaGetDeviceProperties", FIRST_DEVICE).name
         return name.decode().rstrip("\0")
 
-    def free_memory(self) -> int:
-        free, _total = self._call("cudaMemGetInfo")
-        return int(free)
+    def memory_info(self) -> tuple[int, int]:
+        free, total = self._call("cudaMemGetInfo")
+        return int(free), int(total)
 
     def allocate(self, size: int) -> int:
         return int(self._call("cudaMalloc", size))

@@ -144,6 +144,10 @@ class EngineLoop:
         """Whether `step` has nothing to do."""
         return not self._samples and not self._running
 
+    def device_memory(self) -> tuple[int, int] | None:
+        """Bytes taken of the device's memory, and all there are; None on a CPU."""
+        return self._memory.usage()
+
     def submit(self, key: str, request: PictureRequest, previews: int = 0) -> None:
         """Queues a picture.
 

@@ -97,6 +97,10 @@ class Memory(Protocol):
         """Waits until nothing is running."""
         ...
 
+    def usage(self) -> tuple[int, int] | None:
+        """Bytes of the device's memory that are taken, by whomever, and all there are; None without a device."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -142,6 +146,9 @@ class HostMemory:
 
     def synchronize(self) -> None:
         pass
+
+    def usage(self) -> None:
+        return None
 
     def close(self) -> None:
         self.view.cache_clear()
@@ -248,6 +255,10 @@ class DeviceMemory:
     def synchronize(self) -> None:
         for stream in (self.stream, self._copies):
             self._cuda.synchronize(stream)
+
+    def usage(self) -> tuple[int, int]:
+        free, total = self._cuda.memory_info()
+        return total - free, total
 
     def close(self) -> None:
         """Frees everything; what is running is waited for."""

@@ -39,7 +39,7 @@ def load(
     """
     profiles = dict(sorted(manifest.choose_profiles(options.profiles).items(), key=lambda item: item[1].area))
     vram = VramPlan.of(directory, manifest, profiles, offload=options.offload, seats=options.seats)
-    free = cuda.free_memory()
+    free, _ = cuda.memory_info()
     vram.require_fit(free, [profile.name for profile in profiles.values()])
     log.info("GPU memory, %.2f GB of it free:\n%s", free / 1e9, vram.table())
     by_turns = TAKE_TURNS if options.offload else ()
@@ -69,7 +69,7 @@ def load(
         engines |= {name: TakesTurns(partial(engine, name), turn) for name in by_turns}
         for each in engines.values():
             owned.callback(each.close)
-        log.info("%.2f GB of GPU memory are free after loading", cuda.free_memory() / 1e9)
+        log.info("%.2f GB of GPU memory are free after loading", cuda.memory_info()[0] / 1e9)
         return Backend(memory, engines, partial(_close, owned.pop_all()))
 
 

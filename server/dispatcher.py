@@ -93,6 +93,11 @@ class Link(Protocol):
     last_failure: str | None
     starts: int
 
+    @property
+    def pid(self) -> int | None:
+        """The worker's, while there is one."""
+        ...
+
     def send(self, message: ToWorker) -> None: ...
 
     def expect(self, is_busy: bool) -> None: ...
@@ -126,7 +131,7 @@ class Dispatcher:
         self, store: JobStore, manifest: Manifest, limits: Limits | None = None, archive: Archive | None = None
     ) -> None:
         self.manifest, self.limits, self.estimates = manifest, limits or Limits(), Estimates()
-        self.metrics = Metrics()
+        self.metrics = Metrics(lambda: self.link.pid if self.link is not None else None)
         self.metrics.watch(self._gauges)
         self.link: Link | None = None
         self._store = store
@@ -137,6 +142,7 @@ class Dispatcher:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")  # whose order is that of the calls
         self._writes: asyncio.Queue[tuple[Callable[[], object], Callable[[], object]]] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
+        self._device_memory: messages.DeviceMemory | None = None
         self._unpruned = 0  # bytes
         self._much_was_kept = asyncio.Event()
         self._draining: float | None = None  # since when, by the event loop's clock
@@ -307,6 +313,8 @@ class Dispatcher:
                     found[0].tell(Shown(found[1], done, data))
             case messages.Pulse():
                 self.metrics.passed(message)
+            case messages.DeviceMemory():
+                self._device_memory = message
             case messages.Finished(key):
                 if found := self._find(key):
                     self._drawn(*found, message)
@@ -476,7 +484,13 @@ class Dispatcher:
             "zimage_store_writes_pending": self._writes.qsize(),
             "zimage_worker_ready": float(link is not None and link.is_ready),
             "zimage_worker_starts_total": float(link.starts if link is not None else 0),
-        }
+        } | self._device()
+
+    def _device(self) -> dict[str, float]:
+        memory = self._device_memory
+        if memory is None:
+            return {}
+        return {"zimage_device_memory_used_bytes": memory.taken, "zimage_device_memory_total_bytes": memory.total}
 
     def _unfinished(self) -> list[LiveJob]:
         return [live for live in self._live.values() if not live.job.state.is_final]

@@ -101,8 +101,15 @@ class Pulse(msgspec.Struct, frozen=True, tag=True):
     caption_misses: int
 
 
+class DeviceMemory(msgspec.Struct, frozen=True, tag=True):
+    """From the worker now and then: bytes of the GPU's memory that are taken, by whomever, and all there are."""
+
+    taken: int
+    total: int
+
+
 ToWorker = Draw | Cancel | Stop
-FromWorker = Ready | Refused | Began | Progress | Preview | Finished | Failed | Lost | Pulse
+FromWorker = Ready | Refused | Began | Progress | Preview | Finished | Failed | Lost | Pulse | DeviceMemory
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

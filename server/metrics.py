@@ -19,11 +19,16 @@ Gauges = Callable[[], Mapping[str, float]]
 
 
 class Metrics:
-    """The counters of one server."""
+    """The counters of one server.
 
-    def __init__(self) -> None:
+    Args:
+        worker: gives the process id of its worker, while there is one.
+    """
+
+    def __init__(self, worker: Callable[[], int | None]) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        ProcessCollector("zimage_worker", pid=lambda: worker() or "none", registry=registry)
         self._accepted = Counter("zimage_jobs_accepted", "Jobs accepted.", ["api"], registry=registry)
         self._refused = Counter("zimage_jobs_refused", "Requests refused for now.", ["code"], registry=registry)
         self._ended = Counter("zimage_jobs_ended", "Jobs that ended.", ["api", "state", "code"], registry=registry)

@@ -77,6 +77,10 @@ class Supervisor:
         self._stopping = False
         self._keeping: asyncio.Task[None] | None = None
 
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
     async def start(self) -> None:
         """Starts the first worker and waits until it is ready.
 

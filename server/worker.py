@@ -39,6 +39,7 @@ from server.messages import Cancel, Draw, FromWorker, Stop, ToWorker, frame, to_
 log = logging.getLogger(__name__)
 
 FINISHERS = 2  # threads for pixels and encoding
+MEMORY_EVERY = 10.0  # seconds
 DEVICE_LOST = 3  # exit status
 
 
@@ -49,6 +50,8 @@ class Loop(Protocol):
 
     @property
     def is_idle(self) -> bool: ...
+
+    def device_memory(self) -> tuple[int, int] | None: ...
 
     def submit(self, key: str, request: PictureRequest, previews: int = 0) -> None: ...
 
@@ -72,6 +75,7 @@ class Worker:
         self._last: dict[str, Future[None]] = {}  # what finishers do for a picture
         self._inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[FromWorker | None] = queue.SimpleQueue()
+        self._memory_due = 0.0  # when to tell of the device's memory again
         self._finishers = ThreadPoolExecutor(FINISHERS, thread_name_prefix="finisher")
 
     def run(self, seconds: float) -> None:
@@ -88,6 +92,7 @@ class Worker:
             while self._take_in():
                 for event in self._loop.step():
                     self._tell(event)
+                self._tell_memory()
         except DeviceError as error:
             self.send(messages.Lost(str(error)))
             raise
@@ -141,6 +146,15 @@ class Worker:
             case Passed(batch, seconds):
                 captions = self._loop.captions
                 self.send(messages.Pulse(batch, seconds, captions.hits, captions.misses))
+
+    def _tell_memory(self) -> None:
+        """At most every MEMORY_EVERY seconds."""
+        now = time.monotonic()
+        if now < self._memory_due:
+            return
+        self._memory_due = now + MEMORY_EVERY
+        if (usage := self._loop.device_memory()) is not None:
+            self.send(messages.DeviceMemory(*usage))
 
     def _later(self, key: str, work: Callable[[], None]) -> None:
         """In a finisher, after what a finisher still does for this picture: a preview is not to come after the end."""

@@ -89,12 +89,12 @@ class FakeCuda:
 
     # memory
 
-    def free_memory(self) -> int:
-        return self.memory - sum(block.array.nbytes for block in self.blocks.values() if block.on_device)
+    def memory_info(self) -> tuple[int, int]:
+        return self.memory - sum(block.array.nbytes for block in self.blocks.values() if block.on_device), self.memory
 
     def allocate(self, size: int) -> int:
         self._begin("allocate")
-        if size > self.free_memory():
+        if size > self.memory_info()[0]:
             raise failure("cudaMalloc", "cudaErrorMemoryAllocation", (size,))
         return self._block(size, on_device=True)
 

@@ -69,6 +69,9 @@ class FakeLoop:
     def is_idle(self) -> bool:
         return not self._queue
 
+    def device_memory(self) -> tuple[int, int]:
+        return 3 << 30, 8 << 30
+
     def submit(self, key: str, request: PictureRequest, previews: int = 0) -> None:
         request.check(MANIFEST)
         self._queue[key] = request, previews

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import os
 import socket
 import sys
 import threading
@@ -37,7 +38,7 @@ IMPATIENT = Patience(load=20, silence=1.0, stop=2, backoff=0.01)
 class ThreadProcess:
     """A worker in a thread, with the face of a process. What it raises ends it, as it would end a process."""
 
-    pid = 0
+    pid = os.getpid()
 
     def __init__(self, loop: FakeLoop, theirs: socket.socket) -> None:
         self.returncode: int | None = None

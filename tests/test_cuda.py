@@ -131,7 +131,7 @@ def test_every_function_that_is_called_exists_and_takes_what_it_is_given() -> No
     calls = [
         cuda.compute_capability,
         cuda.name,
-        cuda.free_memory,
+        cuda.memory_info,
         lambda: cuda.allocate(256),
         lambda: cuda.free(256),
         lambda: cuda.allocate_host(256),

@@ -23,6 +23,7 @@ class FakeLink:
     def __init__(self) -> None:
         self.is_ready, self.failed_starts, self.last_failure, self.starts = True, 0, None, 1
         self.sent: list[ToWorker] = []
+        self.pid = None
         self.is_busy = False
 
     def send(self, message: ToWorker) -> None:

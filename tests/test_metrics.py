@@ -52,6 +52,9 @@ def test_everything_that_happens_is_counted(http: httpx.Client) -> None:
     assert found["zimage_job_queue_seconds_count",] >= 2
     assert (found["zimage_worker_ready",], found["zimage_worker_starts_total",]) == (1, 1)
     assert found["process_resident_memory_bytes",] > 1e7
+    assert found["zimage_worker_process_resident_memory_bytes",] > 1e7
+    assert found["zimage_device_memory_used_bytes",] == 3 << 30
+    assert found["zimage_device_memory_total_bytes",] == 8 << 30
     assert KILL_PROMPT not in http.get("/metrics").text
 
 
