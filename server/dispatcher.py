@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_ATTEMPTS = 2  # of a job whose worker dies: the first, and one replay
+MAX_BEGUN = 4  # attempts at a job over all servers, so that one that ends servers does so no more
 HOPELESS_STARTS = 5  # of a worker in a row, after which nobody is kept waiting any more
 PRUNE_EVERY = 600.0  # seconds
 STORE_LAST = 2.0  # seconds that the store has at the end, even if those of the pictures are over
@@ -162,6 +163,8 @@ class Dispatcher:
             self._enter(live)
             if not live.missing():
                 self._end(live, JobState.DONE)
+            elif live.job.attempts >= MAX_BEGUN:
+                self._fail(live, "worker_lost", f"Drawing this was begun {live.job.attempts} times and never ended.")
             elif live.job.attempts:  # it may be what ended that server
                 self._suspects.append(live)
         self._feed()

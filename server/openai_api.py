@@ -142,6 +142,7 @@ def _shown(jobs: Dispatcher, job: Job, wanted: ImagesRequest, index: int, data: 
     height, width = job.requests[index].size(jobs.manifest)
     return StreamedImage(
         type="image_generation.partial_image",
+        index=index,
         b64_json=base64.b64encode(data).decode(),
         partial_image_index=number,
         created_at=int(time.time()),
@@ -155,6 +156,7 @@ def _completed(jobs: Dispatcher, wanted: ImagesRequest, picture: StoredPicture) 
     receipt = picture.receipt
     return StreamedImage(
         type="image_generation.completed",
+        index=picture.index,
         b64_json=base64.b64encode(picture.data).decode(),
         created_at=int(time.time()),
         size=f"{receipt.width}x{receipt.height}",

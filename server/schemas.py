@@ -148,6 +148,7 @@ class StreamedImage(BaseModel):
     background: Literal["opaque"] = "opaque"
     output_format: Literal["png", "jpeg", "webp"]
     partial_image_index: int | None = None
+    index: int  # of the picture, 0 to n - 1
     seed: int | None = None
     revised_prompt: str | None = None
     usage: Usage | None = None

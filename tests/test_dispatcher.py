@@ -13,7 +13,7 @@ from sample_jobs import RECEIPT
 from engine.request import ImageFormat, PictureRequest
 from server import messages
 from server.archive import Archive
-from server.dispatcher import HOPELESS_STARTS, Dispatcher, Limits, Progress, Refusal
+from server.dispatcher import HOPELESS_STARTS, MAX_BEGUN, Dispatcher, Limits, Progress, Refusal
 from server.jobs import Job, JobState, StoredPicture, new_id
 from server.messages import Cancel, Draw, ToWorker
 from server.store import JobStore
@@ -152,14 +152,17 @@ def test_when_no_worker_starts_everybody_is_told_and_later_ones_are_served_again
 
 def test_a_job_whose_pictures_were_all_stored_when_the_server_was_killed_is_done(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "jobs.db")
-    store.add(job("a"))
-    store.add(job("b"))
-    for name in "ab":
+    for name in "abc":
+        store.add(job(name))
         store.begin(name)
+    for _ in range(MAX_BEGUN - 1):  # a job that ends servers
+        store.requeue("c")
+        store.begin("c")
     store.add_picture("a", StoredPicture(0, "image/png", b"picture", RECEIPT))
 
     async def story(jobs: Dispatcher, link: FakeLink) -> None:
         assert (await jobs.get("a")).state is JobState.DONE
+        assert (await jobs.get("c")).error.code == "worker_lost"
         assert link.drawn() == ["b"]  # alone: it may be what ended that server
         jobs.hear(finished("b"))
         assert not link.is_busy

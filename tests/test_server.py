@@ -159,6 +159,7 @@ def test_a_stream_shows_the_picture_before_it_is_done(client: openai.OpenAI) -> 
 def test_a_stream_without_partial_images_is_one_event_a_picture(client: openai.OpenAI) -> None:
     events = list(client.images.generate(prompt="a cat", stream=True, n=2))
     assert [event.type for event in events] == ["image_generation.completed"] * 2
+    assert [event.index for event in events] == [0, 1]
 
 
 def test_an_error_in_a_stream_is_raised(client: openai.OpenAI) -> None:
