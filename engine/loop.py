@@ -9,7 +9,6 @@ addresses nor CUDA graphs change. On a GPU those copies take microseconds; nothi
 a step while the next one runs.
 """
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,92 +19,17 @@ import numpy as np
 
 from engine.batching import BatchTable
 from engine.captions import CaptionCache
-from engine.errors import NonFiniteOutput, UnsupportedShape, ZImageError
+from engine.drawing import Drawing
+from engine.errors import NonFiniteOutput, UnsupportedShape
+from engine.events import Drawn, Event, Failed, Passed, Started, Stepped
 from engine.lora import PreparedLora
-from engine.memory import Array, Reading, Tensor, seat
-from engine.pipeline import Decoded, Picture, Pipeline, is_finite, require_finite
+from engine.memory import Array, Reading, Tensor
+from engine.pipeline import Picture, Pipeline, is_finite, require_finite
 from engine.preview import estimate
 from engine.prompt import TokenizedPrompt
 from engine.request import PictureRequest
 from engine.sample import Branch, Lanes, Pass, Sample
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """The picture's prompt is encoded and its first step enqueued."""
-
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class Stepped:
-    """A step of a picture is over. `estimate`: [16, h, w] latents of what it will be, where a preview was asked for."""
-
-    key: str
-    done: int
-    steps: int
-    estimate: Array | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """All steps are over and the decoding is enqueued."""
-
-    key: str
-    drawing: "Drawing"
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    key: str
-    error: ZImageError
-
-
-@dataclass(frozen=True, slots=True)
-class Passed:
-    """A forward pass of a batch is over."""
-
-    batch: int
-    seconds: float
-
-
-Event = Started | Stepped | Drawn | Failed | Passed
-
-
-class Drawing:
-    """A picture of which everything is enqueued. Any thread may finish it, while others are being drawn."""
-
-    def __init__(self, sample: Sample, decoded: Decoded, since: float) -> None:
-        self._sample, self._decoded, self._since = sample, decoded, since
-        self._outcome: Picture | ZImageError | None = None
-        self._lock = threading.Lock()
-
-    def settle(self) -> None:
-        """Takes the pixels out of the buffers, if that has not been done."""
-        with self._lock:
-            if self._outcome is None:
-                try:
-                    self._outcome = self._picture(self._decoded.wait())
-                except ZImageError as error:
-                    self._outcome = error
-
-    def finish(self) -> Picture:
-        """Waits for the picture.
-
-        Raises:
-            NonFiniteOutput: the model left the range of its number format.
-            DeviceError: the GPU failed.
-        """
-        self.settle()
-        if isinstance(self._outcome, ZImageError):
-            raise self._outcome
-        assert self._outcome is not None
-        return self._outcome
-
-    def _picture(self, pixels: Array) -> Picture:
-        sample = self._sample
-        sample.seconds["vae_decoder"] = time.perf_counter() - self._since
-        return Picture(pixels, sample.request.seed, sample.steps, sample.branches[0].prompt, sample.seconds)
+from engine.seats import Seats
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +55,7 @@ class EngineLoop:
         self.captions = CaptionCache()
         self._table = table or BatchTable()
         self._memory = pipeline.memory
-        self._free = list(range(pipeline.memory.seats))
+        self._seats = Seats(pipeline.memory, pipeline.manifest.model)
         self._lanes = Lanes()
         self._samples: dict[str, Sample] = {}
         self._running: deque[_Running] = deque()
@@ -242,10 +166,7 @@ class EngineLoop:
     def _seated(self, sample: Sample, is_full: bool) -> bool:
         """Whether the picture has its seats, or gets them now."""
         if sample.branches[0].seat is None:
-            if is_full or len(self._free) < len(sample.branches):
-                return False
-            for branch in sample.branches:
-                branch.seat = self._free.pop()
+            return not is_full and self._seats.take(sample)
         return True
 
     def _limit(self, sample: Sample) -> int:
@@ -260,12 +181,11 @@ class EngineLoop:
         """Fills a picture's seats before its first pass."""
         started = time.perf_counter()
         for branch in sample.branches:
-            caption = self._encode(branch.prompt)
-            self._memory.copy(self._seat("caption", branch, caption.shape), caption)
+            self._memory.copy(self._seats.caption(branch), self._encode(branch.prompt))
         sample.joined = time.perf_counter()
         sample.seconds["prompt_encoder"] = sample.joined - started
         sample.latents = self.pipeline.noise(sample.request.seed, *sample.size)
-        self._put_latents(sample, sample.latents)
+        self._seats.put_latents(sample, sample.latents)
         events.append(Started(sample.key))
 
     def _encode(self, prompt: TokenizedPrompt) -> Tensor:
@@ -289,19 +209,18 @@ class EngineLoop:
     def _enqueue(self, passes: Sequence[Pass]) -> Reading:
         """Runs a forward pass over a batch of them."""
         memory, batch = self._memory, len(passes)
-        one = self._latents(passes[0][0]).shape
+        one = self._seats.latents(passes[0][0]).shape
         latents, latents_next = (memory.view(name, (batch, *one[1:])) for name in ("latents", "latents_next"))
         caption = memory.view("caption", (batch, passes[0][1].length, self.pipeline.manifest.model.caption_dim))
         for row, (sample, branch) in enumerate(passes):
-            memory.copy(memory.row(latents, row), self._latents(sample))
-            to = memory.row(caption, row)
-            memory.copy(to, self._seat("caption", branch, to.shape))
+            memory.copy(memory.row(latents, row), self._seats.latents(sample))
+            memory.copy(memory.row(caption, row), self._seats.caption(branch))
         levels = np.array([sample.schedule[branch.enqueued : branch.enqueued + 2] for sample, branch in passes])
         self.pipeline.step(latents, latents_next, caption, levels[:, 0], levels[:, 1])
         for row, (sample, branch) in enumerate(passes):
             branch.enqueued += 1
             if not sample.is_guided:
-                memory.copy(self._latents(sample), memory.row(latents_next, row))
+                memory.copy(self._seats.latents(sample), memory.row(latents_next, row))
         return memory.read(latents_next)
 
     def _settle(self, running: _Running, events: list[Event]) -> None:
@@ -345,7 +264,7 @@ class EngineLoop:
         latents: Array = positive + np.float32(scale) * (positive - negative)
         for branch in sample.branches:
             branch.output = None
-        self._put_latents(sample, latents[None])
+        self._seats.put_latents(sample, latents[None])
         return latents
 
     def _estimate(self, sample: Sample, latents: Array) -> Array | None:
@@ -360,31 +279,17 @@ class EngineLoop:
         if self._last is not None:
             self._last.settle()  # its place in the buffers is the next but one's
         started = time.perf_counter()
-        seated = self._latents(sample)
+        seated = self._seats.latents(sample)
         latents = self._memory.view("latents", seated.shape)
         self._memory.copy(latents, seated)
         self._last = Drawing(sample, self.pipeline.decode(latents), started)
         return self._last
 
     def _leave(self, sample: Sample) -> None:
-        """Frees a picture's seats: what still runs for it comes before whatever is put there."""
         sample.is_gone = True
         del self._samples[sample.key]
         self._lanes.remove(sample)
-        self._free += [branch.seat for branch in sample.branches if branch.seat is not None]
-
-    def _latents(self, sample: Sample) -> Tensor:
-        """[1, 16, h, w], in the seat of its first branch."""
-        model, (height, width) = self.pipeline.manifest.model, sample.size
-        shape = (1, model.latent_channels, height // model.vae_scale, width // model.vae_scale)
-        return self._seat("latents", sample.branches[0], shape)
-
-    def _put_latents(self, sample: Sample, values: Array) -> None:
-        self._memory.copy(self._latents(sample), self._memory.write("latents", values))
-
-    def _seat(self, name: str, branch: Branch, shape: tuple[int, ...]) -> Tensor:
-        assert branch.seat is not None
-        return self._memory.view(seat(name, branch.seat), shape)
+        self._seats.leave(sample)
 
 
 def _spread(previews: int, steps: int) -> frozenset[int]:

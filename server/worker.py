@@ -25,8 +25,10 @@ from typing import Protocol
 from engine import images, preview
 from engine.batching import BatchTable
 from engine.captions import CaptionCache
+from engine.drawing import Drawing
 from engine.errors import DeviceError, InvalidRequest, NonFiniteOutput, ZImageError
-from engine.loop import Drawing, Drawn, EngineLoop, Event, Failed, Passed, Started, Stepped
+from engine.events import Drawn, Event, Failed, Passed, Started, Stepped
+from engine.loop import EngineLoop
 from engine.manifest import Manifest, resolve
 from engine.memory import Array
 from engine.options import RuntimeOptions

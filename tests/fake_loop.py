@@ -15,7 +15,7 @@ from sample_manifest import MANIFEST as SAMPLE
 from engine.captions import CaptionCache
 from engine.cuda import failure
 from engine.errors import NonFiniteOutput
-from engine.loop import Drawn, Event, Failed, Passed, Started, Stepped
+from engine.events import Drawn, Event, Failed, Passed, Started, Stepped
 from engine.manifest import Preview, Profile, PromptFormat, Range
 from engine.pipeline import Picture
 from engine.prompt import TokenizedPrompt

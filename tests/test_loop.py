@@ -20,7 +20,8 @@ from engine.batching import BatchTable, PassTimes
 from engine.captions import CaptionCache
 from engine.engine import Backend
 from engine.errors import InvalidRequest, NonFiniteOutput, ZImageError
-from engine.loop import Drawn, EngineLoop, Failed, Passed, Started, Stepped
+from engine.events import Drawn, Failed, Passed, Started, Stepped
+from engine.loop import EngineLoop
 from engine.manifest import GraphName
 from engine.memory import HostMemory
 from engine.options import RuntimeOptions
@@ -152,7 +153,7 @@ def play(loop: EngineLoop, guests: list[Guest]) -> dict[int, Picture | ZImageErr
                     assert event.done == heard[event.key] <= event.steps
         turn += 1
         assert turn < 500, "it never ends"
-    assert len(loop._free) == loop.pipeline.memory.seats, "a seat was lost"
+    assert loop._seats.are_free, "a seat was lost"
     return found | {number: drawing.finish() for number, drawing in drawings.items()}
 
 

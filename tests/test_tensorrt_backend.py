@@ -17,9 +17,11 @@ from fake_cuda import FakeCuda, Kernel, load_fakes
 from step_peak import STEP_BYTES, step_peak
 
 from engine.cuda import failure
+from engine.drawing import Drawing
 from engine.engine import Bindings, Engine
 from engine.errors import DeviceError, OutOfDeviceMemory, PlanCorrupt, UnsupportedShape
-from engine.loop import Drawing, Drawn, EngineLoop
+from engine.events import Drawn
+from engine.loop import EngineLoop
 from engine.lora import PreparedLora
 from engine.manifest import GraphName, Manifest, read
 from engine.offload import TakesTurns, Turn

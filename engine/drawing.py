@@ -1,0 +1,45 @@
+"""A picture whose last step is over, and whose pixels are on their way. Knows no batches."""
+
+import threading
+import time
+
+from engine.errors import ZImageError
+from engine.noise import Array
+from engine.pipeline import Decoded, Picture
+from engine.sample import Sample
+
+
+class Drawing:
+    """A picture of which everything is enqueued. Any thread may finish it, while others are being drawn."""
+
+    def __init__(self, sample: Sample, decoded: Decoded, since: float) -> None:
+        self._sample, self._decoded, self._since = sample, decoded, since
+        self._outcome: Picture | ZImageError | None = None
+        self._lock = threading.Lock()
+
+    def settle(self) -> None:
+        """Takes the pixels out of the buffers, if that has not been done."""
+        with self._lock:
+            if self._outcome is None:
+                try:
+                    self._outcome = self._picture(self._decoded.wait())
+                except ZImageError as error:
+                    self._outcome = error
+
+    def finish(self) -> Picture:
+        """Waits for the picture.
+
+        Raises:
+            NonFiniteOutput: the model left the range of its number format.
+            DeviceError: the GPU failed.
+        """
+        self.settle()
+        if isinstance(self._outcome, ZImageError):
+            raise self._outcome
+        assert self._outcome is not None
+        return self._outcome
+
+    def _picture(self, pixels: Array) -> Picture:
+        sample = self._sample
+        sample.seconds["vae_decoder"] = time.perf_counter() - self._since
+        return Picture(pixels, sample.request.seed, sample.steps, sample.branches[0].prompt, sample.seconds)
