@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -78,7 +79,8 @@ def _draw(args: argparse.Namespace, request: PictureRequest, file: IO[bytes]) ->
             f"the prompt is longer than {limit} tokens; left out: ...{picture.prompt.dropped[:60]!r}",
             file=sys.stderr,
         )
-    text = parameters(PictureParameters.of(pipeline.manifest, request))
+    drawn = request if args.lora is None else replace(request, lora=args.lora.stem)
+    text = parameters(PictureParameters.of(pipeline.manifest, drawn))
     file.write(encode(picture.pixels, text=text))
     stages = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in picture.seconds.items())
     print(

@@ -1,4 +1,4 @@
-"""What a step of `engine.loop` tells about pictures. Knows no memory and no engines."""
+"""What a step of `engine.loop` tells. Knows no memory and no engines."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from engine.noise import Array
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The picture's prompt is encoded and its first step enqueued."""
+    """It is the picture's turn: its LoRA is about to be put in, or its first step is enqueued."""
 
     key: str
 
@@ -46,4 +46,11 @@ class Passed:
     seconds: float
 
 
-Event = Started | Stepped | Drawn | Failed | Passed
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """Another LoRA, or none, is in the plans."""
+
+    seconds: float
+
+
+Event = Started | Stepped | Drawn | Failed | Passed | Switched

@@ -1,7 +1,8 @@
 """In-flight batching: pictures join and leave at step boundaries.
 
 Each `step` runs one forward pass of those whose turn it is, and returns what has happened. Who has a turn is in
-`sample`, how many gain from going together in `batching`. One thread owns it; it knows no queue limits and no clients.
+`sample` and `lora_turns`, how many gain from going together in `batching`. One thread owns it; it knows no queue limits
+and no clients.
 
 A picture that has begun has a seat, its latents and its caption in memory of their own: for a pass they are copied to
 the batch that engines are bound to, and the latents back. So a batch can be another one at every step, and neither
@@ -18,17 +19,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.batching import BatchTable
+from engine.caption_encoder import CaptionEncoder
 from engine.captions import CaptionCache
 from engine.drawing import Drawing
-from engine.errors import NonFiniteOutput, UnsupportedShape
-from engine.events import Drawn, Event, Failed, Passed, Started, Stepped
-from engine.lora import PreparedLora
-from engine.memory import Array, Reading, Tensor
-from engine.pipeline import Picture, Pipeline, is_finite, require_finite
+from engine.errors import LoraMismatch, NonFiniteOutput, UnsupportedShape
+from engine.events import Drawn, Event, Failed, Passed, Started, Stepped, Switched
+from engine.lora_turns import LoraTurns
+from engine.loras import Loras
+from engine.memory import Array, Reading
+from engine.pipeline import Picture, Pipeline, require_finite
 from engine.preview import estimate
-from engine.prompt import TokenizedPrompt
 from engine.request import PictureRequest
-from engine.sample import Branch, Lanes, Pass, Sample
+from engine.sample import Branch, Pass, Sample
 from engine.seats import Seats
 
 
@@ -47,20 +49,22 @@ class EngineLoop:
     Args:
         pipeline: which the loop has to itself. As many pictures can be under way as its memory has seats.
         table: what gains from being batched.
+        loras: that pictures may ask for; none of them is in the plans yet.
     """
 
-    def __init__(self, pipeline: Pipeline, table: BatchTable | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, table: BatchTable | None = None, loras: Loras | None = None) -> None:
         assert pipeline.memory.seats >= 2, "a guided picture takes two"
         self.pipeline = pipeline
         self.captions = CaptionCache()
+        self._encoder = CaptionEncoder(pipeline, self.captions)
         self._table = table or BatchTable()
         self._memory = pipeline.memory
         self._seats = Seats(pipeline.memory, pipeline.manifest.model)
-        self._lanes = Lanes()
+        self._loras = loras or Loras(pipeline)
+        self._turns = LoraTurns()
         self._samples: dict[str, Sample] = {}
         self._running: deque[_Running] = deque()
         self._settled = 0.0  # when the last pass was over
-        self._caption: tuple[tuple[int, ...], Reading] | None = None  # encoded last, not yet in the cache
         self._last: Drawing | None = None
 
     @property
@@ -84,16 +88,17 @@ class EngineLoop:
         """
         assert key not in self._samples, key
         started = time.perf_counter()
-        request.check(self.pipeline.manifest)
+        request.check(self.pipeline.manifest, self._loras.names)
         schedule = self.pipeline.schedule(request)
         branches = [Branch(self.pipeline.tokenize(request.prompt))]
         if request.is_guided:
             branches.append(Branch(self.pipeline.tokenize(request.negative_prompt)))
         shown = _spread(previews, len(schedule) - 1)
-        sample = Sample(key, request, request.size(self.pipeline.manifest), schedule, tuple(branches), shown)
+        size = request.size(self.pipeline.manifest)
+        sample = Sample(key, request, size, schedule, tuple(branches), shown, came=started)
         sample.seconds["tokenize"] = time.perf_counter() - started
         self._samples[key] = sample
-        self._lanes.add(sample)
+        self._turns.add(sample)
 
     def cancel(self, key: str) -> bool:
         """Drops a picture; what is running for it is not waited for. False if there is none of that key."""
@@ -108,10 +113,15 @@ class EngineLoop:
 
         Raises:
             DeviceError: the GPU failed; no picture under way will be finished.
+            PlanCorrupt: the plans were altered since they were loaded, and have no known weights any more.
         """
         events: list[Event] = []
         started = time.perf_counter()
-        passes = self._next()
+        is_over = self._turns.is_over(started)
+        if is_over and not self._running and self._seats.are_free:
+            self._change_lora(events)
+            return events
+        passes = self._next(is_over)
         if passes:
             for sample, _ in passes:
                 if not sample.joined:
@@ -142,17 +152,33 @@ class EngineLoop:
         finally:
             self.cancel("")
 
-    def refit(self, lora: PreparedLora | None) -> float:
-        """`Pipeline.refit`; captions are encoded anew, and no picture may be under way."""
-        assert self.is_idle
-        self.captions.clear()
-        return self.pipeline.refit(lora)
+    def _change_lora(self, events: list[Event]) -> None:
+        """Puts in the LoRA of who has waited longest, of whom is told a step before: a change may end the process."""
+        first = self._turns.first()
+        assert first is not None
+        if not first.is_started:
+            self._start(first, events)
+            return
+        lora = first.request.lora
+        try:
+            seconds = self._loras.put_in(lora)
+        except LoraMismatch as error:
+            for sample in [sample for sample in self._samples.values() if sample.request.lora == lora]:
+                self._leave(sample)
+                events.append(Failed(sample.key, error))
+        else:
+            self._turns.change(lora, seconds)
+            events.append(Switched(seconds))
 
-    def _next(self) -> list[Pass]:
-        """The passes whose turn it is, each with a seat."""
-        is_full = False
+    def _start(self, sample: Sample, events: list[Event]) -> None:
+        if not sample.is_started:
+            sample.is_started = True
+            events.append(Started(sample.key))
+
+    def _next(self, is_full: bool) -> list[Pass]:
+        """The passes whose turn it is, each with a seat; of those who have one if it `is_full`."""
         for seated_only in (False, True):  # when who came first finds no seat, those who have one go on until it does
-            for lane in self._lanes:
+            for lane in self._turns.lanes:
                 turn = []
                 for one in lane.passes(self._limit(lane.samples[0]), seated_only=seated_only):
                     if self._seated(one[0], is_full):
@@ -180,31 +206,15 @@ class EngineLoop:
     def _join(self, sample: Sample, events: list[Event]) -> None:
         """Fills a picture's seats before its first pass."""
         started = time.perf_counter()
+        self._turns.joins(started)
         for branch in sample.branches:
-            self._memory.copy(self._seats.caption(branch), self._encode(branch.prompt))
+            caption = self._encoder.encode(branch.prompt, self._turns.present)
+            self._memory.copy(self._seats.caption(branch), caption)
         sample.joined = time.perf_counter()
         sample.seconds["prompt_encoder"] = sample.joined - started
         sample.latents = self.pipeline.noise(sample.request.seed, *sample.size)
         self._seats.put_latents(sample, sample.latents)
-        events.append(Started(sample.key))
-
-    def _encode(self, prompt: TokenizedPrompt) -> Tensor:
-        """[1, L, caption_dim], valid until the next pass."""
-        self._keep_caption()
-        cached = self.captions.get(prompt.ids)
-        if cached is not None:
-            return self._memory.write("caption", cached)
-        caption = self.pipeline.encode_prompt([prompt])
-        self._caption = prompt.ids, self._memory.read(caption)
-        return caption
-
-    def _keep_caption(self) -> None:
-        """Caches the caption encoded last, now that waiting for it costs nothing, or its place is needed."""
-        if self._caption is not None:
-            (ids, reading), self._caption = self._caption, None
-            values = reading.wait()
-            if is_finite(values):
-                self.captions.put(ids, values.copy())
+        self._start(sample, events)
 
     def _enqueue(self, passes: Sequence[Pass]) -> Reading:
         """Runs a forward pass over a batch of them."""
@@ -229,8 +239,8 @@ class EngineLoop:
         now = time.perf_counter()
         seconds = now - max(running.enqueued, self._settled)
         self._settled = now
-        self._keep_caption()
-        self._lanes.charge(running.passes[0][0].size, seconds)
+        self._encoder.keep()
+        self._turns.lanes.charge(running.passes[0][0].size, seconds)
         events.append(Passed(len(running.passes), seconds))
         for (sample, branch), latents in zip(running.passes, values, strict=True):
             if not sample.is_gone:
@@ -288,7 +298,7 @@ class EngineLoop:
     def _leave(self, sample: Sample) -> None:
         sample.is_gone = True
         del self._samples[sample.key]
-        self._lanes.remove(sample)
+        self._turns.remove(sample)
         self._seats.leave(sample)
 
 

@@ -119,6 +119,15 @@ class PreparedLora:
         return np.ascontiguousarray(merged.T if weight.transposed else merged, own.dtype)
 
 
+def is_prepared(file: Path) -> bool:
+    """Whether a file is of the form that `zimage-lora` writes, as far as its metadata tells."""
+    try:
+        with safetensors.safe_open(file, framework="np") as opened:
+            return (opened.metadata() or {}).get("format") == FORMAT
+    except (OSError, safetensors.SafetensorError):
+        return False
+
+
 def require_swappable(manifest: Manifest) -> None:
     """Raises LoraMismatch if the plans can take no LoRA at all."""
     if not manifest.refittable:

@@ -36,6 +36,7 @@ class RuntimeOptions:
         offload: the prompt encoder and the denoiser take turns in GPU memory.
         runtime_cache: folder for what TensorRT-RTX compiles on this GPU; None for the user's cache folder.
         seats: how many pictures may be between two of their steps; a guided one takes two seats.
+        loras: name and file of each that requests may ask for; `zimage-lora` wrote them.
     """
 
     threads: int = 0
@@ -45,6 +46,7 @@ class RuntimeOptions:
     offload: bool = False
     runtime_cache: Path | None = None
     seats: int = 2
+    loras: tuple[tuple[str, Path], ...] = ()
 
     def __post_init__(self) -> None:
         if self.offload and self.warm_up:
@@ -60,14 +62,14 @@ class RuntimeOptions:
         return msgspec.json.decode(text, type=cls, dec_hook=lambda kind, value: kind(value))
 
     @classmethod
-    def of(cls, args: argparse.Namespace, seats: int = 2) -> "RuntimeOptions":
+    def of(cls, args: argparse.Namespace) -> "RuntimeOptions":
         """What `add_pipeline_arguments` parsed."""
-        given = {field.name: getattr(args, field.name) for field in fields(cls) if field.name != "seats"}
-        return cls(**given | {"profiles": tuple(args.profiles or ()), "seats": seats})
+        given = {field.name: getattr(args, field.name) for field in fields(cls) if field.name not in ("seats", "loras")}
+        return cls(**given | {"profiles": tuple(args.profiles or ())})
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--engines`, and an option for each field of `RuntimeOptions`."""
+    """`--engines`, and an option for each field of `RuntimeOptions` but `seats` and `loras`."""
     default = RuntimeOptions()
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="what build-engines --output wrote")
     parser.add_argument(

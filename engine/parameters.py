@@ -24,6 +24,7 @@ class PictureParameters:
     precision: Precision
     negative_prompt: str = ""
     guidance_scale: float = 0.0  # diffusers' scale; the CFG scale that others mean is one more
+    lora: str | None = None
 
     @classmethod
     def of(cls, manifest: Manifest, request: PictureRequest) -> Self:
@@ -40,6 +41,7 @@ class PictureParameters:
             precision=manifest.precision,
             negative_prompt=request.negative_prompt,
             guidance_scale=request.guidance_scale,
+            lora=request.lora,
         )
 
 
@@ -62,6 +64,8 @@ def _infotext(picture: PictureParameters) -> str:
         "Size": f"{picture.width}x{picture.height}",
         "Model": _quoted(picture.model),
     }
+    if picture.lora is not None:
+        settings["LoRA"] = _quoted(picture.lora)
     lines = [picture.prompt]
     if picture.negative_prompt:
         lines.append(f"Negative prompt: {picture.negative_prompt}")

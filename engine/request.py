@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,7 @@ ImageKind = Literal["png", "jpeg", "webp"]
 
 MAX_SEED = 2**32 - 1  # MT19937's seed, as torch uses it
 MAX_STEPS = 100  # the model is distilled for 8; beyond this a request is a mistake, not a picture
+MAX_LORA = 64  # characters of a name
 MAX_GUIDANCE = 30.0  # usual are 3 to 7; far above, latents leave every range that the VAE has seen
 
 
@@ -26,6 +28,7 @@ class PictureRequest:
     num_inference_steps: int | None = None  # forward passes; None for the model's own number, 8
     negative_prompt: str = ""
     guidance_scale: float = 0.0  # as diffusers means it: positive + scale * (positive - negative); 0 draws without
+    lora: str | None = None  # name of one that is offered
 
     @property
     def is_guided(self) -> bool:
@@ -45,9 +48,12 @@ class PictureRequest:
         """Forward passes of the denoiser."""
         return self.steps(manifest) * (2 if self.is_guided else 1)
 
-    def check(self, manifest: Manifest) -> None:
-        """Raises InvalidRequest for what these plans do not draw, naming the field."""
+    def check(self, manifest: Manifest, loras: Collection[str] = ()) -> None:
+        """Raises InvalidRequest for what these plans with these LoRAs do not draw, naming the field."""
         manifest.profile_for(*self.size(manifest))
+        if self.lora is not None and self.lora not in loras:
+            wanted = f"one of {', '.join(loras)}" if loras else "absent, as none is offered here"
+            raise InvalidRequest(f"lora must be {wanted}; got {self.lora[:MAX_LORA]!r}", "lora")
         if not self.prompt.strip():
             raise InvalidRequest("prompt must not be empty", "prompt")
         for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):

@@ -36,6 +36,7 @@ class Sample:
     Attributes:
         schedule: [steps + 1] float32 noise levels.
         previews: after which steps somebody wants to see it.
+        came: time.perf_counter() when it was submitted.
         done: steps that are known to be over.
         latents: [16, h, w] after `done` steps, where a preview needs them.
         seconds: per stage, and in "passes" its share of the time that its forward passes took.
@@ -47,6 +48,8 @@ class Sample:
     schedule: Array
     branches: tuple[Branch, ...]
     previews: frozenset[int] = frozenset()
+    came: float = 0.0
+    is_started: bool = False  # and whoever listens was told
     done: int = 0
     latents: Array | None = None
     is_gone: bool = False  # cancelled or failed: what still runs for it is ignored
@@ -99,6 +102,11 @@ class Lanes:
     def __iter__(self) -> Iterator[Lane]:
         """Lanes, those that were given least first."""
         return iter(sorted(self._lanes.values(), key=lambda lane: lane.seconds))
+
+    @property
+    def first(self) -> Sample | None:
+        """The picture that came first."""
+        return min((lane.samples[0] for lane in self._lanes.values()), key=lambda sample: sample.came, default=None)
 
     def add(self, sample: Sample) -> None:
         if sample.size not in self._lanes:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from engine.errors import ZImageError
 from engine.manifest import read, resolve
-from server import logs, settings
+from server import logs, lora_folder, settings
 from server.serving import serve
 from server.sockets import listen
 from server.store import StoreUnavailable
@@ -23,11 +23,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.warning("%s is no setting of zimage-serve; see --help", name)
     try:
         with listen(given.host, given.port) as sock:
+            loras = lora_folder.find(given.loras) if given.loras else ()
             directory = resolve(given.engines)
             manifest = read(directory, verify=False)  # the worker verifies
             logged = [given.log_format, given.log_level]
-            worker = [sys.executable, "-m", "server.worker", str(directory), given.runtime().encode(), *logged]
-            serve(sock, worker, manifest, given.serving())
+            worker = [sys.executable, "-m", "server.worker", str(directory), given.runtime(loras).encode(), *logged]
+            serve(sock, worker, manifest, given.serving(loras))
     except (ZImageError, StoreUnavailable, OSError) as error:
         sys.exit(f"zimage-serve: {error}")
 

@@ -129,9 +129,15 @@ class Dispatcher:
     """Owns the jobs. Used from one event loop."""
 
     def __init__(
-        self, store: JobStore, manifest: Manifest, limits: Limits | None = None, archive: Archive | None = None
+        self,
+        store: JobStore,
+        manifest: Manifest,
+        limits: Limits | None = None,
+        archive: Archive | None = None,
+        loras: tuple[str, ...] = (),
     ) -> None:
         self.manifest, self.limits, self.estimates = manifest, limits or Limits(), Estimates()
+        self.loras = loras  # names that pictures may ask for
         self.metrics = Metrics(lambda: self.link.pid if self.link is not None else None)
         self.metrics.watch(self._gauges)
         self.link: Link | None = None
@@ -318,6 +324,8 @@ class Dispatcher:
                 self.metrics.passed(message)
             case messages.DeviceMemory():
                 self._device_memory = message
+            case messages.Switched(seconds):
+                self.metrics.switched(seconds)
             case messages.Finished(key):
                 if found := self._find(key):
                     self._drawn(*found, message)
@@ -374,6 +382,7 @@ class Dispatcher:
             revised_prompt=message.revised_prompt,
             text_tokens=message.text_tokens,
             seconds=message.seconds,
+            lora=request.lora,
         )
         picture = StoredPicture(index, live.job.format.media_type, message.data, receipt)
         live.pictures[index] = picture

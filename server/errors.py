@@ -41,7 +41,8 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's; seen in no response, since nobody is lef
 
 
 NO_RETRY = {"x-should-retry": "false"}  # for OpenAI's client, which otherwise retries 409 and 5xx by itself
-STATUS = {"invalid_value": 400, "deadline_exceeded": 504, "worker_unavailable": 503}  # of a job's error; others 500
+# of a job's error; others 500
+STATUS = {"invalid_value": 400, "deadline_exceeded": 504, "worker_unavailable": 503, "lora_unavailable": 503}
 OVERLOAD = ("queue_full", "deadline_unreachable")  # of a refusal: 429; others are 503
 STORE_SECONDS = 5  # until a store may take jobs again
 

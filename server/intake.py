@@ -75,7 +75,7 @@ async def accept(request: Request, jobs: Dispatcher, owner: str | None, order: O
     if key is not None and not 0 < len(key) <= MAX_KEY:
         raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY} characters", "Idempotency-Key")
     try:
-        order.pictures[0].check(jobs.manifest)  # the others differ only in their seeds
+        order.pictures[0].check(jobs.manifest, jobs.loras)  # the others differ only in their seeds
     except InvalidRequest as error:
         raise InvalidRequest(str(error), order.names.get(error.param, error.param)) from error
     job = Job(

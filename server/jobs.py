@@ -77,6 +77,7 @@ class Receipt:
     revised_prompt: str | None  # the part that was drawn of a prompt that was too long
     text_tokens: int
     seconds: dict[str, float]  # per stage
+    lora: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

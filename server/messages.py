@@ -29,9 +29,10 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """From the worker: plans are loaded and have drawn."""
+    """From the worker: plans are loaded and have drawn. `unusable`: LoRAs that they do not take, and why."""
 
     seconds: float
+    unusable: tuple[str, ...] = ()
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
@@ -87,7 +88,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Lost(msgspec.Struct, frozen=True, tag=True):
-    """From the worker, its last word: the device failed and the process must be replaced."""
+    """From the worker, its last word: the device or the plans failed and the process must be replaced."""
 
     message: str
 
@@ -108,8 +109,14 @@ class DeviceMemory(msgspec.Struct, frozen=True, tag=True):
     total: int
 
 
+class Switched(msgspec.Struct, frozen=True, tag=True):
+    """From the worker: another LoRA, or none, is in the plans."""
+
+    seconds: float
+
+
 ToWorker = Draw | Cancel | Stop
-FromWorker = Ready | Refused | Began | Progress | Preview | Finished | Failed | Lost | Pulse | DeviceMemory
+FromWorker = Ready | Refused | Began | Progress | Preview | Finished | Failed | Lost | Pulse | DeviceMemory | Switched
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -48,6 +48,8 @@ class Metrics:
         )
         self._forward_seconds = Counter("zimage_forward_seconds", "Spent in forward passes.", registry=registry)
         self._captions = Counter("zimage_caption_requests", "Prompts to encode.", ["cache"], registry=registry)
+        self._switches = Counter("zimage_lora_switches", "Changes to another LoRA or to none.", registry=registry)
+        self._switch_seconds = Counter("zimage_lora_switch_seconds", "Spent in such changes.", registry=registry)
         self._heard = Pulse(0, 0.0, 0, 0)
 
     def watch(self, gauges: Gauges) -> None:
@@ -84,6 +86,11 @@ class Metrics:
         self._captions.labels("hit").inc(max(pulse.caption_hits - before.caption_hits, 0))
         self._captions.labels("miss").inc(pulse.caption_misses - before.caption_misses)
         self._heard = pulse
+
+    def switched(self, seconds: float) -> None:
+        """Another LoRA, or none, is in the plans."""
+        self._switches.inc()
+        self._switch_seconds.inc(seconds)
 
     def text(self) -> bytes:
         """In Prometheus' text format."""

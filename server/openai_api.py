@@ -111,6 +111,7 @@ async def model_info(jobs: Jobs) -> ModelInfo:
         plan_id=manifest.plan_id,
         num_inference_steps=manifest.model.default_steps,
         default_size=f"{width}x{height}",
+        loras=list(jobs.loras),
         sizes=[f"{p.width.min}x{p.height.min}..{p.width.max}x{p.height.max}" for p in manifest.profiles],
     )
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from engine.request import MAX_GUIDANCE, MAX_SEED, ImageFormat, PictureRequest, parse_size, random_seed
+from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_SEED, ImageFormat, PictureRequest, parse_size, random_seed
 from server.jobs import StoredPicture
 
 MAX_PROMPT = 32_000  # characters, the limit that OpenAI documents; the model itself reads far less
@@ -42,6 +42,7 @@ class ImagesRequest(BaseModel):
     num_inference_steps: int | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE, description="diffusers' scale; 0 for none")] = 0.0
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT, description="needs a guidance_scale")] = ""
+    lora: Annotated[str, Field(max_length=MAX_LORA, description="one of /v1/model_info's loras")] | None = None
     response_format: Literal["b64_json", "url"] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] = 100
@@ -73,7 +74,9 @@ class ImagesRequest(BaseModel):
         first = random_seed() if self.seed is None else self.seed
         seeds = [(first + i) % (MAX_SEED + 1) for i in range(self.n)]
         steps, negative, guidance = self.num_inference_steps, self.negative_prompt, self.guidance_scale
-        return tuple(PictureRequest(self.prompt, height, width, seed, steps, negative, guidance) for seed in seeds)
+        return tuple(
+            PictureRequest(self.prompt, height, width, seed, steps, negative, guidance, self.lora) for seed in seeds
+        )
 
     def format(self) -> ImageFormat:
         """Raises InvalidRequest."""
@@ -180,6 +183,7 @@ class ModelInfo(BaseModel):
     num_inference_steps: int
     default_size: str
     sizes: list[str]
+    loras: list[str]
 
 
 Status = Literal["ok", "starting", "failing", "draining"]

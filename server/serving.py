@@ -29,6 +29,7 @@ class Serving:
         database: where jobs are kept; None for memory, which no restart survives.
         archive: where pictures are kept besides.
         page: whether there is one at /.
+        loras: names that requests may ask for; the worker has their files.
     """
 
     grace: float = 20.0
@@ -37,6 +38,7 @@ class Serving:
     page: bool = True
     keys: tuple[str, ...] = field(default=(), repr=False)
     rate: str | None = None
+    loras: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     patience: Patience = field(default_factory=Patience)
 
@@ -59,7 +61,7 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, servin
 
 
 async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, serving: Serving) -> None:
-    dispatcher = Dispatcher(JobStore(serving.database), manifest, serving.limits, serving.archive)
+    dispatcher = Dispatcher(JobStore(serving.database), manifest, serving.limits, serving.archive, serving.loras)
     supervisor = dispatcher.link = Supervisor(worker, dispatcher, serving.patience)
     starting = asyncio.create_task(supervisor.start())
     launched = asyncio.create_task(supervisor.launched.wait())

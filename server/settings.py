@@ -27,6 +27,8 @@ PREFIX = "ZIMAGE_"
 SEATS = 12  # pictures between two of their steps: three batches of four
 MIB = 1 << 20
 
+FoundLoras = tuple[tuple[str, Path], ...]  # name and file of each
+
 RUNTIME, SERVING, LIMITS, PATIENCE = RuntimeOptions(), Serving(), Limits(), Patience()
 
 
@@ -85,6 +87,9 @@ class Settings(BaseSettings):
     offload: bool = Field(RUNTIME.offload, description=ABOUT["offload"])
     runtime_cache: Path | None = Field(RUNTIME.runtime_cache, description=ABOUT["runtime_cache"], title="DIR")
 
+    loras: Path | None = Field(
+        None, description="folder of LoRAs by zimage-lora, which requests ask for by the files' names", title="DIR"
+    )
     database: Path | None = Field(
         SERVING.database, description="keeps jobs and pictures, so that they survive a restart", title="FILE"
     )
@@ -125,8 +130,8 @@ class Settings(BaseSettings):
             raise ValueError(str(error)) from error
         return self
 
-    def runtime(self) -> RuntimeOptions:
-        """Raises ZImageError for options that exclude each other."""
+    def runtime(self, loras: FoundLoras = ()) -> RuntimeOptions:
+        """How plans are run. Raises ZImageError for options that exclude each other."""
         return RuntimeOptions(
             threads=self.threads,
             profiles=self.profile,
@@ -135,9 +140,10 @@ class Settings(BaseSettings):
             offload=self.offload,
             runtime_cache=self.runtime_cache,
             seats=SEATS,
+            loras=loras,
         )
 
-    def serving(self) -> Serving:
+    def serving(self, loras: FoundLoras = ()) -> Serving:
         """How the server runs."""
         archive_bytes = None if self.archive_mb is None else self.archive_mb * MIB
         return Serving(
@@ -147,6 +153,7 @@ class Settings(BaseSettings):
             keys=self.keys,
             rate=self.rate,
             page=self.page,
+            loras=tuple(name for name, _ in loras),
             limits=Limits(self.queue, self.history_days * DAY, self.history_mb * MIB, self.min_free_mb * MIB),
             patience=Patience(load=self.load_seconds, silence=self.hang_seconds),
         )

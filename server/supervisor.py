@@ -162,7 +162,11 @@ class Supervisor:
                     case Lost(text):
                         reason = text
                         break
-                    case Ready():
+                    case Ready(unusable=[why, *_]) if not ready.done():
+                        raise WorkerRefused(why)
+                    case Ready(unusable=unusable):
+                        for why in unusable:  # since the first start; pictures that ask for them fail by name
+                            log.error("%s", why)
                         was_ready = self.is_ready = True
                         self.failed_starts = 0
                         self._listener.worker_ready()

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.request import MAX_GUIDANCE, MAX_SEED, PictureRequest, random_seed
+from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_SEED, PictureRequest, random_seed
 from server.jobs import Receipt
 from server.schemas import MAX_PROMPT
 
@@ -24,6 +24,7 @@ class GenerateRequest(BaseModel):
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED, strict=True)] = -1
     num_images: Annotated[int, Field(ge=1, le=4, strict=True)] = 1
     cfg_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE + UNGUIDED, strict=True)] = UNGUIDED
+    lora: Annotated[str, Field(max_length=MAX_LORA, strict=True)] | None = None
     timeout: Annotated[float, Field(gt=0, le=86400, strict=True)] | None = None
     previews: Annotated[int, Field(ge=0, le=100, strict=True)] = 0
 
@@ -40,6 +41,7 @@ class GenerateRequest(BaseModel):
                 self.num_inference_steps,
                 self.negative_prompt,
                 guidance,
+                self.lora,
             )
             for i in range(self.num_images)
         )

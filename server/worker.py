@@ -26,9 +26,10 @@ from engine import images, preview
 from engine.batching import BatchTable
 from engine.captions import CaptionCache
 from engine.drawing import Drawing
-from engine.errors import DeviceError, InvalidRequest, NonFiniteOutput, ZImageError
-from engine.events import Drawn, Event, Failed, Passed, Started, Stepped
+from engine.errors import DeviceError, InvalidRequest, LoraMismatch, NonFiniteOutput, PlanCorrupt, ZImageError
+from engine.events import Drawn, Event, Failed, Passed, Started, Stepped, Switched
 from engine.loop import EngineLoop
+from engine.loras import Loras
 from engine.manifest import Manifest, resolve
 from engine.memory import Array
 from engine.options import RuntimeOptions
@@ -80,22 +81,27 @@ class Worker:
         self._memory_due = 0.0  # when to tell of the device's memory again
         self._finishers = ThreadPoolExecutor(FINISHERS, thread_name_prefix="finisher")
 
-    def run(self, seconds: float) -> None:
-        """Serves; returns when it was told to stop, raises DeviceError when the device failed.
+    def run(self, seconds: float, unusable: tuple[str, ...] = ()) -> None:
+        """Serves; returns when it was told to stop.
 
         Args:
             seconds: that the start took.
+            unusable: LoRAs that the plans do not take, and why.
+
+        Raises:
+            DeviceError: the device failed.
+            PlanCorrupt: the plans were altered, as is seen when a LoRA is to be put in.
         """
         writer = threading.Thread(target=self._write, name="writer")
         writer.start()
-        self.send(messages.Ready(seconds))
+        self.send(messages.Ready(seconds, unusable))
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         try:
             while self._take_in():
                 for event in self._loop.step():
                     self._tell(event)
                 self._tell_memory()
-        except DeviceError as error:
+        except (DeviceError, PlanCorrupt) as error:
             self.send(messages.Lost(str(error)))
             raise
         finally:
@@ -148,6 +154,8 @@ class Worker:
             case Passed(batch, seconds):
                 captions = self._loop.captions
                 self.send(messages.Pulse(batch, seconds, captions.hits, captions.misses))
+            case Switched(seconds):
+                self.send(messages.Switched(seconds))
 
     def _tell_memory(self) -> None:
         """At most every MEMORY_EVERY seconds."""
@@ -170,8 +178,7 @@ class Worker:
         self._last[key] = self._finishers.submit(run)
 
     def _fail(self, key: str, error: ZImageError) -> None:
-        code = "non_finite_output" if isinstance(error, NonFiniteOutput) else "device_error"
-        self.send(messages.Failed(key, code, str(error)))
+        self.send(messages.Failed(key, _code(error), str(error)))
 
     def _show(self, key: str, done: int, estimate: Array, image_format: ImageFormat) -> None:
         assert self._manifest.preview is not None
@@ -225,6 +232,15 @@ class Worker:
                 return  # the reader sees it too
 
 
+def _code(error: ZImageError) -> str:
+    match error:
+        case NonFiniteOutput():
+            return "non_finite_output"
+        case LoraMismatch():
+            return "lora_unavailable"
+    return "device_error"
+
+
 def warm_up(loop: EngineLoop) -> None:
     """Draws the smallest picture in one step: plans that cannot run fail here, before anything is served."""
     smallest = min(loop.pipeline.manifest.profiles, key=lambda p: p.height.min * p.width.min)
@@ -249,15 +265,17 @@ def main(argv: list[str]) -> None:
         threading.Thread(target=_leave_with, args=[sock], daemon=True).start()
         try:
             pipeline = owned.enter_context(Pipeline.load(directory, options))
-            loop = EngineLoop(pipeline, BatchTable.read(resolve(directory)))
+            loras = Loras(pipeline, dict(options.loras))
+            unusable = loras.check()
+            loop = EngineLoop(pipeline, BatchTable.read(resolve(directory)), loras)
             warm_up(loop)
         except (ZImageError, OSError) as error:
             sock.sendall(frame(messages.Refused(str(error))))
             return
         try:
-            Worker(loop, pipeline.manifest, sock).run(time.perf_counter() - started)
-        except DeviceError as error:
-            log.error("the device failed: %s", error)
+            Worker(loop, pipeline.manifest, sock).run(time.perf_counter() - started, unusable)
+        except (DeviceError, PlanCorrupt) as error:
+            log.error("%s", error)
             sys.exit(DEVICE_LOST)
 
 

@@ -14,8 +14,8 @@ from sample_manifest import MANIFEST as SAMPLE
 
 from engine.captions import CaptionCache
 from engine.cuda import failure
-from engine.errors import NonFiniteOutput
-from engine.events import Drawn, Event, Failed, Passed, Started, Stepped
+from engine.errors import LoraMismatch, NonFiniteOutput
+from engine.events import Drawn, Event, Failed, Passed, Started, Stepped, Switched
 from engine.manifest import Preview, Profile, PromptFormat, Range
 from engine.pipeline import Picture
 from engine.prompt import TokenizedPrompt
@@ -29,6 +29,8 @@ BROKEN_PROMPT = "crash"
 LOST_PROMPT = "the GPU falls off the bus"
 HANG_PROMPT = "hang"
 KILL_PROMPT = "kill -9"
+LORAS = ("outlines", "damaged")
+SWITCH = 0.25  # seconds that a change of LoRAs is said to take
 SECRET = "a detail of the inside"
 
 MANIFEST = replace(
@@ -62,6 +64,7 @@ class FakeLoop:
         self.drawing = threading.Event()
         self.captions = CaptionCache()
         self.store: Any = None  # of the server that serves it
+        self._lora: str | None = None
         self._queue: dict[str, tuple[PictureRequest, int]] = {}
         self._done: dict[str, int] = {}
 
@@ -73,7 +76,7 @@ class FakeLoop:
         return 3 << 30, 8 << 30
 
     def submit(self, key: str, request: PictureRequest, previews: int = 0) -> None:
-        request.check(MANIFEST)
+        request.check(MANIFEST, LORAS)
         self._queue[key] = request, previews
         self._done[key] = 0
 
@@ -84,6 +87,9 @@ class FakeLoop:
         if not self._queue:
             return []
         key, (request, previews) = next(iter(self._queue.items()))
+        if request.lora == "damaged":
+            del self._queue[key]
+            return [Failed(key, LoraMismatch("the LoRA 'damaged' cannot be used now; the log says why"))]
         steps = request.steps(MANIFEST)
         self._done[key] += 1
         done = self._done[key]
@@ -92,6 +98,9 @@ class FakeLoop:
         time.sleep(self.seconds_per_step)
         self._misbehave(request.prompt, done)
         events: list[Event] = [Started(key)] if done == 1 else []
+        if request.lora != self._lora:
+            self._lora = request.lora
+            events.append(Switched(SWITCH))
         height, width = request.size(MANIFEST)
         estimate = np.full((16, height // 8, width // 8), 1.0, np.float32) if 0 < steps - done <= previews else None
         events += [Passed(1, self.seconds_per_step), Stepped(key, done, steps, estimate)]

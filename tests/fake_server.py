@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import uvicorn
-from fake_loop import MANIFEST, FakeLoop
+from fake_loop import LORAS, MANIFEST, FakeLoop
 from PIL import Image
 
 from server.access import Access
@@ -86,7 +86,7 @@ def serving(
 ) -> Iterator[str]:
     """The base URL of a server in a thread of its own."""
     loop.store = JobStore(database, busy_timeout=0.5)
-    dispatcher = Dispatcher(loop.store, MANIFEST, limits)
+    dispatcher = Dispatcher(loop.store, MANIFEST, limits, loras=LORAS)
     supervisor = dispatcher.link = ThreadSupervisor(loop, dispatcher)
 
     async def run(sock: socket.socket) -> None:

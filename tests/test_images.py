@@ -6,6 +6,7 @@ import logging
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -230,6 +231,12 @@ def test_a_negative_prompt_has_its_line() -> None:
     assert parameters(picture)["parameters"] == (
         "a cat\nNegative prompt: a dog\nSteps: 8, Sampler: Euler, CFG scale: 4.5, Seed: 7, Size: 64x64, Model: m"
     )
+
+
+def test_parameters_tell_the_lora() -> None:
+    text = parameters(replace(PARAMETERS, lora="outlines"))
+    assert dict(web_ui_settings(text["parameters"]))["LoRA"] == "outlines"
+    assert json.loads(text["zimage-trt"])["lora"] == "outlines"
 
 
 def test_parameters_are_exact_for_programs() -> None:

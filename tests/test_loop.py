@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,11 +17,12 @@ from step_peak import STEP_BYTES, peak_of
 
 from engine import rope
 from engine.batching import BatchTable, PassTimes
-from engine.captions import CaptionCache
+from engine.captions import CaptionCache, CaptionKey
 from engine.engine import Backend
-from engine.errors import InvalidRequest, NonFiniteOutput, ZImageError
-from engine.events import Drawn, Failed, Passed, Started, Stepped
+from engine.errors import InvalidRequest, LoraMismatch, NonFiniteOutput, ZImageError
+from engine.events import Drawn, Failed, Passed, Started, Stepped, Switched
 from engine.loop import EngineLoop
+from engine.lora_turns import LEAST, SHARE, LoraTurns
 from engine.manifest import GraphName
 from engine.memory import HostMemory
 from engine.options import RuntimeOptions
@@ -42,18 +43,19 @@ class Kernels:
 
     rows: Counter[str]
     batches: list[int]
+    pull: float = 0.0  # of the LoRA
 
     def prompt_encoder(self, tensors: Mapping[str, np.ndarray]) -> None:
         ids, lengths = tensors["input_ids"], tensors["lengths"]
         self.rows["prompt_encoder"] += len(ids)
-        tensors["caption"][:] = np.sin(ids[..., None] + np.arange(8) + lengths[:, None, None])
+        tensors["caption"][:] = np.sin(ids[..., None] + np.arange(8) + lengths[:, None, None] + self.pull)
 
     def denoiser(self, tensors: Mapping[str, np.ndarray]) -> None:
         self.rows["denoiser"] += len(tensors["latents"])
         self.batches.append(len(tensors["latents"]))
         shift = tensors["rope_cos"].sum() * 1e-3
         for row, latents in enumerate(tensors["latents"]):
-            towards = tensors["caption"][row].mean() * 100 + shift + latents[0, 0, 0]
+            towards = tensors["caption"][row].mean() * 100 + shift + latents[0, 0, 0] + self.pull
             velocity = np.tanh(latents) - towards
             step = tensors["sigma_next"][row] - tensors["sigma"][row]
             tensors["latents_next"][row] = latents + step * velocity
@@ -66,14 +68,40 @@ class Kernels:
 
 
 @dataclass
+class FakeLoras:
+    """`engine.loras.Loras` that change the kernels, at once: what still runs would notice."""
+
+    kernels: Kernels
+    seconds: float = 0.0
+    log: list[str | None] = field(default_factory=list)
+
+    names = ("a", "b", "damaged")
+
+    def put_in(self, name: str | None) -> float:
+        if name == "damaged":
+            raise LoraMismatch("a damaged file")
+        self.log.append(name)
+        self.kernels.pull = {None: 0.0, "a": 0.5, "b": -1.5}[name]
+        return self.seconds
+
+
+@dataclass
 class Bench:
     """A pipeline of fakes, fresh for each program."""
 
     pipeline: Pipeline
     kernels: Kernels
 
-    def loop(self, table: BatchTable = BATCHING) -> EngineLoop:
-        return EngineLoop(self.pipeline, table)
+    def __post_init__(self) -> None:
+        self.loras = FakeLoras(self.kernels)
+
+    def loop(self, table: BatchTable = BATCHING, least: float = 3600.0) -> EngineLoop:
+        """With no LoRA in the plans; `least`: seconds of a LoRA's turn while others wait."""
+        self.loras.put_in(None)
+        self.loras.log.clear()
+        loop = EngineLoop(self.pipeline, table, self.loras)
+        loop._turns = LoraTurns(least)
+        return loop
 
 
 @pytest.fixture(scope="module")
@@ -104,16 +132,15 @@ def fakes(request: pytest.FixtureRequest, folder: Path) -> Iterator[Bench]:
     made.pipeline.close()
 
 
-PICTURES = st.builds(
-    PictureRequest,
-    prompt=st.sampled_from(["a red circle", "a blue star", "a blue star " * 12]),
-    height=st.sampled_from([64, 64, 96]),
-    width=st.just(64),
-    seed=st.integers(0, 3),
-    num_inference_steps=st.integers(1, 5),
-    negative_prompt=st.sampled_from(["", "a red circle " * 12]),
-    guidance_scale=st.sampled_from([0.0, 0.0, 2.5]),
-)
+PICTURES = {
+    "prompt": st.sampled_from(["a red circle", "a blue star", "a blue star " * 12]),
+    "height": st.sampled_from([64, 64, 96]),
+    "width": st.just(64),
+    "seed": st.integers(0, 3),
+    "num_inference_steps": st.integers(1, 5),
+    "negative_prompt": st.sampled_from(["", "a red circle " * 12]),
+    "guidance_scale": st.sampled_from([0.0, 0.0, 2.5]),
+}
 
 
 @dataclass(frozen=True)
@@ -125,17 +152,17 @@ class Guest:
     goes: int | None
 
 
-GUESTS = st.lists(
-    st.builds(Guest, PICTURES, comes=st.integers(0, 12), goes=st.none() | st.none() | st.integers(0, 25)),
-    min_size=1,
-    max_size=8,
-)
+def programs(*loras: str | None) -> st.SearchStrategy[list[Guest]]:
+    """Of pictures under these LoRAs."""
+    pictures = st.builds(PictureRequest, **PICTURES, lora=st.sampled_from(loras))
+    guest = st.builds(Guest, pictures, comes=st.integers(0, 12), goes=st.none() | st.none() | st.integers(0, 25))
+    return st.lists(guest, min_size=1, max_size=8)
 
 
 def play(loop: EngineLoop, guests: list[Guest]) -> dict[int, Picture | ZImageError]:
     """Runs a program to its end; pictures are finished late, when everything has been overwritten."""
     drawings, found = {}, {}
-    turn, heard = 0, Counter[str]()
+    turn, heard, started = 0, Counter[str](), Counter[str]()
     while turn <= max(guest.comes for guest in guests) or not loop.is_idle:
         for number, guest in enumerate(guests):
             if guest.comes == turn:
@@ -148,9 +175,12 @@ def play(loop: EngineLoop, guests: list[Guest]) -> dict[int, Picture | ZImageErr
                     drawings[int(event.key)] = event.drawing
                 case Failed():
                     found[int(event.key)] = event.error
+                case Started():
+                    started[event.key] += 1
                 case Stepped():
                     heard[event.key] += 1
                     assert event.done == heard[event.key] <= event.steps
+                    assert started[event.key] == 1
         turn += 1
         assert turn < 500, "it never ends"
     assert loop._seats.are_free, "a seat was lost"
@@ -158,12 +188,13 @@ def play(loop: EngineLoop, guests: list[Guest]) -> dict[int, Picture | ZImageErr
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(guests=GUESTS)
+@given(guests=programs(None, None, "a", "b"), least=st.sampled_from([0.0, 3600.0]))
 @pytest.mark.parametrize("where", ["host", "device, late", "device, hasty"])
-def test_a_picture_is_the_same_in_every_company(folder: Path, where: str, guests: list[Guest]) -> None:
-    """Any neighbours, joining at any step, leaving in any order: bit for bit what it is alone, and none is lost."""
+def test_a_picture_is_the_same_in_every_company(folder: Path, where: str, guests: list[Guest], least: float) -> None:
+    """Any neighbours under any LoRA, joining at any step, leaving in any order, with LoRAs that hurry each other or
+    do not: bit for bit what it is alone, and none is lost."""
     made = bench(folder, where)
-    found = play(made.loop(), guests)
+    found = play(made.loop(least=least), guests)
     for number, guest in enumerate(guests):
         if guest.goes is None:
             alone = made.loop().draw(guest.request)
@@ -177,7 +208,7 @@ def test_alone_it_is_what_the_plain_loop_draws(fakes: Bench) -> None:
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(guests=GUESTS)
+@given(guests=programs(None))
 def test_pictures_of_the_trained_model_are_the_same_in_every_company(nano: Pipeline, guests: list[Guest]) -> None:
     """ONNX Runtime in FP32. Measured: no pixel differs; one level is allowed, for machines with other kernels."""
     found = play(EngineLoop(nano, BATCHING), guests)
@@ -301,6 +332,149 @@ def test_more_guided_pictures_than_seats(fakes: Bench) -> None:
     assert len(play(fakes.loop(), guests)) == 9
 
 
+# LoRAs
+
+
+def drawn(loop: EngineLoop) -> list[str]:
+    """Keys in the order in which they are drawn."""
+    return [event.key for event in events_of(loop) if isinstance(event, Drawn)]
+
+
+def submit(loop: EngineLoop, *pictures: str, **change: object) -> None:
+    """Each named by its LoRA, or "-", and a number."""
+    for name in pictures:
+        loop.submit(name, replace(RED, lora=None if name[0] == "-" else name[:-1], **change))
+
+
+def test_pictures_of_one_lora_are_drawn_together(fakes: Bench) -> None:
+    loop = fakes.loop()
+    submit(loop, "a1", "-1", "b1", "a2", "-2", "b2")
+    assert drawn(loop) == ["-1", "-2", "a1", "a2", "b1", "b2"]
+    assert (fakes.loras.log, fakes.kernels.batches) == (["a", "b"], [2] * 12)
+
+
+def test_under_a_lora_the_first_is_finished_first(fakes: Bench) -> None:
+    loop = fakes.loop(BatchTable(), least=0.0)
+    submit(loop, "a1", "a2", "b1", "a3", "b2", num_inference_steps=1)
+    order = drawn(loop)
+    assert [name for name in order if name[0] == "a"] == ["a1", "a2", "a3"]
+    assert [name for name in order if name[0] == "b"] == ["b1", "b2"]
+
+
+@pytest.mark.parametrize(("least", "places"), [(0.0, [1, 2, 3]), (3600.0, [30])])
+def test_a_lora_has_its_turn_though_there_is_always_another_s_picture(
+    fakes: Bench, least: float, places: list[int]
+) -> None:
+    """When the turn is up those who have a seat are drawn, then who waits, and then the stream goes on."""
+    loop, order = fakes.loop(BatchTable(), least), []
+    for number in range(30):
+        submit(loop, f"-{number}", *(["a1"] if number == 1 else []))
+        order += [event.key for _ in range(2) for event in loop.step() if isinstance(event, Drawn)]
+    order += drawn(loop)
+    assert len(order) == 31
+    assert order.index("a1") in places
+
+
+def test_three_streams_take_turns(fakes: Bench) -> None:
+    """Though everybody has waited too long, every turn draws: as many as there are seats."""
+    loop = fakes.loop(BatchTable(), least=0.0)
+    for number in range(SEATS + 1):
+        submit(loop, f"-{number}", f"a{number}", f"b{number}", num_inference_steps=2)
+    assert len(drawn(loop)) == 3 * (SEATS + 1)
+    assert len(fakes.loras.log) < 3 * (SEATS + 1)
+
+
+def test_a_turn_s_length() -> None:
+    turns = LoraTurns()
+    turns.add(under(None, came=0.0))
+    turns.joins(0.5)
+    assert turns.first() is None and not turns.is_over(1e9)
+    turns.add(under("a", came=10.0))
+    turns.add(under("b", came=11.0))
+    turns.add(under(None, came=12.0))
+    assert turns.first().request.lora == "a"
+    assert not turns.is_over(10.0 + LEAST) and turns.is_over(10.1 + LEAST)
+    turns.change("a", seconds=LEAST)
+    assert turns.first().came == 0.0
+    assert not turns.is_over(1e9), "not before its first picture"
+    turns.joins(20.0)
+    turns.joins(30.0)
+    assert not turns.is_over(20.0 + SHARE * LEAST) and turns.is_over(20.1 + SHARE * LEAST)
+
+
+def test_a_turn_is_over_when_none_is_left() -> None:
+    turns = LoraTurns()
+    one = under(None, came=0.0)
+    turns.add(one)
+    turns.add(under("a", came=0.0))
+    assert not turns.is_over(1.0)
+    turns.remove(one)
+    assert turns.is_over(1.0)
+
+
+def under(lora: str | None, came: float) -> Sample:
+    made = sample(str(came), 64)
+    return replace(made, request=replace(made.request, lora=lora), came=came)
+
+
+def test_it_is_told_whose_lora_comes_before_it_does(fakes: Bench) -> None:
+    """If putting it in ends the process, that picture counts as tried."""
+    loop = fakes.loop()
+    fakes.loras.seconds = 0.25
+    submit(loop, "a1", "a2")
+    assert loop.step() == [Started("a1")] and fakes.loras.log == []
+    assert loop.step() == [Switched(0.25)] and fakes.loras.log == ["a"]
+    assert [event for event in events_of(loop) if isinstance(event, Started)] == [Started("a2")]
+
+
+def test_a_lora_that_cannot_be_put_in_fails_its_pictures_alone(fakes: Bench) -> None:
+    loop = fakes.loop(least=0.0)
+    submit(loop, "-1", "a1", "damaged1", "damaged2", "a2", "-2")
+    events = events_of(loop)
+    assert {event.key: str(event.error) for event in events if isinstance(event, Failed)} == {
+        "damaged1": "a damaged file",
+        "damaged2": "a damaged file",
+    }
+    assert {event.key for event in events if isinstance(event, Drawn)} == {"-1", "-2", "a1", "a2"}
+
+
+def test_who_waits_for_a_lora_can_leave(fakes: Bench) -> None:
+    loop = fakes.loop()
+    submit(loop, "a1")
+    loop.step()  # which tells that it is its turn
+    assert loop.cancel("a1")
+    submit(loop, "b1", "-1")
+    assert drawn(loop) == ["-1", "b1"]
+    assert fakes.loras.log == ["b"]
+
+
+def test_a_caption_that_was_being_encoded_when_its_picture_left(fakes: Bench) -> None:
+    """It is kept for its LoRA, so it must not be encoded under the next one."""
+    loop = fakes.loop()
+    submit(loop, "a1")
+    while not fakes.pipeline.memory.seats - len(loop._seats._free):
+        loop.step()
+    loop.cancel("a1")
+    loop.draw(RED)
+    again = loop.draw(replace(RED, lora="a")).pixels
+    assert np.array_equal(again, fakes.loop().draw(replace(RED, lora="a")).pixels)
+
+
+def test_captions_are_kept_for_each_lora(fakes: Bench) -> None:
+    loop = fakes.loop()
+    for lora in (None, "a", None, "a"):
+        loop.draw(replace(RED, lora=lora))
+    assert fakes.kernels.rows["prompt_encoder"] == 2
+
+
+def test_a_lora_that_is_not_offered(fakes: Bench) -> None:
+    with pytest.raises(InvalidRequest, match="lora must be one of a, b, damaged; got 'c'") as caught:
+        fakes.loop().submit("c1", replace(RED, lora="c"))
+    assert caught.value.param == "lora"
+    with pytest.raises(InvalidRequest, match="lora must be absent"):
+        EngineLoop(fakes.pipeline).submit("c1", replace(RED, lora="c"))
+
+
 # failures
 
 
@@ -398,15 +572,14 @@ def test_one_prompt_is_encoded_once(fakes: Bench) -> None:
 
 def test_the_cache_drops_what_was_not_used_for_longest() -> None:
     cache = CaptionCache(capacity=3 * 400)
-    for number in range(3):
-        cache.put((number,), np.zeros(100, np.float32))
-    assert cache.get((0,)) is not None
-    cache.put((3,), np.zeros(100, np.float32))
-    assert [cache.get((number,)) is not None for number in range(4)] == [True, False, True, True]
-    cache.put((4,), np.zeros(301, np.float32))  # larger than the whole
-    assert cache.get((4,)) is None and cache.get((3,)) is not None
-    cache.clear()
-    assert cache.get((3,)) is None
+    keys = [CaptionKey((number,), None) for number in range(5)]
+    for key in keys[:3]:
+        cache.put(key, np.zeros(100, np.float32))
+    assert cache.get(keys[0]) is not None
+    cache.put(keys[3], np.zeros(100, np.float32))
+    assert [cache.get(key) is not None for key in keys[:4]] == [True, False, True, True]
+    cache.put(keys[4], np.zeros(301, np.float32))  # larger than the whole
+    assert cache.get(keys[4]) is None and cache.get(keys[3]) is not None
 
 
 # who goes next

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fake_loop import KILL_PROMPT, NAN_PROMPT, FakeLoop
+from fake_loop import KILL_PROMPT, NAN_PROMPT, SWITCH, FakeLoop
 from fake_server import IMAGES, serving
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -28,7 +28,7 @@ def samples(http: httpx.Client) -> dict[tuple[str, ...], float]:
 
 def test_everything_that_happens_is_counted(http: httpx.Client) -> None:
     for prompt in ("a cat", NAN_PROMPT):
-        http.post(IMAGES, json={"prompt": prompt, "size": "128x64", "n": 2})
+        http.post(IMAGES, json={"prompt": prompt, "size": "128x64", "n": 2, "lora": "outlines"})
     tasks = [http.post("/v1/generate", json={"prompt": "a cat", "num_inference_steps": 100}).json() for _ in range(3)]
     found = samples(http)
     assert found["zimage_jobs_waiting",] + found["zimage_jobs_running",] == 2
@@ -37,18 +37,21 @@ def test_everything_that_happens_is_counted(http: httpx.Client) -> None:
     assert "error" in tasks[2]
     for task in tasks[:2]:
         http.delete(f"/v1/task/{task['task_id']}")
+    http.post(IMAGES, json={"prompt": NAN_PROMPT, "num_inference_steps": 1})
     found = samples(http)
-    assert found["zimage_jobs_accepted_total", "openai"] == 2
+    assert found["zimage_lora_switches_total",] == 2
+    assert found["zimage_lora_switch_seconds_total",] == 2 * SWITCH
+    assert found["zimage_jobs_accepted_total", "openai"] == 3
     assert found["zimage_jobs_accepted_total", "tasks"] == 2
     assert found["zimage_jobs_ended_total", "openai", "", "done"] == 1
-    assert found["zimage_jobs_ended_total", "openai", "non_finite_output", "failed"] == 1
+    assert found["zimage_jobs_ended_total", "openai", "non_finite_output", "failed"] == 2
     assert found["zimage_jobs_ended_total", "tasks", "", "cancelled"] == 2
     assert found["zimage_pictures_total",] == 2
     assert found["zimage_pixels_total",] == 2 * 128 * 64
     assert found["zimage_stage_seconds_count", "encode"] == 2
     assert found["zimage_stage_seconds_sum", "passes"] == pytest.approx(2 * 8 * 0.01)
     assert found["zimage_forward_batch_size_count",] >= 24
-    assert found["zimage_job_seconds_count", "openai"] == 2
+    assert found["zimage_job_seconds_count", "openai"] == 3
     assert found["zimage_job_queue_seconds_count",] >= 2
     assert (found["zimage_worker_ready",], found["zimage_worker_starts_total",]) == (1, 1)
     assert found["process_resident_memory_bytes",] > 1e7

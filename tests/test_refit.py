@@ -1,20 +1,33 @@
 """A LoRA in and out of plans that are refittable, on ONNX Runtime."""
 
+import base64
+import io
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import onnx
 import onnx.numpy_helper
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from benchmarks.pixels import psnr
 from engine.errors import LoraMismatch, PlanCorrupt
+from engine.events import Drawn, Failed
+from engine.loop import EngineLoop
 from engine.lora import PreparedLora, own_value
+from engine.loras import Loras
 from engine.manifest import MergedLora, read
 from engine.pipeline import Pipeline
 from engine.prompt import PromptTokenizer
@@ -28,6 +41,7 @@ from export.lora import Lora
 from export.lora_cli import main
 from export.progress import BuildProgress
 from export.refit import prepare
+from nano.layout import Z_IMAGE_NANO
 
 pytestmark = pytest.mark.slow
 
@@ -250,3 +264,136 @@ def test_plans_that_change_while_they_are_used(plans: Path, prepared: PreparedLo
         pipeline.refit(prepared)
     with pytest.raises(PlanCorrupt, match="load the plans anew"):
         pipeline.generate(REQUEST)
+
+
+# by name, in the loop and in the server
+
+OUTLINES = Z_IMAGE_NANO.with_name("z-image-nano-lora") / "outlines.safetensors"
+SMALL = replace(REQUEST, height=64, width=64, num_inference_steps=3)
+
+
+@pytest.fixture(scope="module")
+def outlines(plans: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed LoRA, prepared."""
+    file = tmp_path_factory.mktemp("loras") / "outlines.lora"
+    convert(Lora(OUTLINES), checkpoint, plans, file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def alone(plans: Path, prepared: PreparedLora, outlines: Path) -> dict[str | None, np.ndarray]:
+    """SMALL under each LoRA, by `Pipeline.refit`."""
+    pipeline = Pipeline.load(plans, verify=False)
+    found = {}
+    for name, lora in ((None, None), ("outlines", PreparedLora.read(outlines)), ("strong", prepared)):
+        pipeline.refit(lora)
+        found[name] = pipeline.generate(SMALL).pixels
+    assert all(psnr(found[None], found[name]) < 30 for name in ("outlines", "strong"))
+    return found
+
+
+def test_pictures_under_loras_in_turn_are_what_they_are_alone(
+    plans: Path, prepared: PreparedLora, outlines: Path, alone: dict[str | None, np.ndarray], tmp_path: Path
+) -> None:
+    """Bit for bit, also of a caption that is kept: the strong LoRA changes the prompt encoder."""
+    (tmp_path / "strong.lora").write_bytes(prepared.encode())
+    pipeline = Pipeline.load(plans, verify=False)
+    files = {"outlines": outlines, "strong": tmp_path / "strong.lora"}
+    loop = EngineLoop(pipeline, loras=Loras(pipeline, files))
+    drawings = {}
+    for number, name in enumerate(["strong", None, "outlines", "strong"]):
+        loop.submit(f"{number} {name}", replace(SMALL, lora=name))
+    while not loop.is_idle:
+        drawings |= {event.key: event.drawing for event in loop.step() if isinstance(event, Drawn)}
+    for key, drawing in drawings.items():
+        assert np.array_equal(drawing.finish().pixels, alone[None if "None" in key else key[2:]]), key
+    assert len(drawings) == 4
+    assert np.array_equal(loop.draw(replace(SMALL, lora="strong")).pixels, alone["strong"])
+    assert (loop.captions.hits, loop.captions.misses) == (2, 3)
+
+
+def test_a_lora_that_changes_or_goes_is_not_used(plans: Path, outlines: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copy(outlines, tmp_path / "outlines.lora"))
+    pipeline = Pipeline.load(plans, verify=False)
+    loras = Loras(pipeline, {"outlines": file})
+    assert loras.check() == ()
+    assert loras.put_in("outlines") > 0
+    os.utime(file, (0, 0))
+    for _ in range(2):
+        with pytest.raises(LoraMismatch, match="the LoRA 'outlines' cannot be used now") as caught:
+            loras.put_in("outlines")
+        assert str(tmp_path) not in str(caught.value), "which clients read"
+        assert str(file) in str(caught.value.__cause__)
+        file.unlink(missing_ok=True)
+    loop = EngineLoop(pipeline, loras=loras)
+    loop.submit("a", replace(SMALL, lora="outlines"))
+    assert [type(event) for _ in range(2) for event in loop.step()][1:] == [Failed]
+
+
+def test_loras_are_checked_by_name(engines: Path, plans: Path, prepared: PreparedLora, tmp_path: Path) -> None:
+    about = replace(prepared.about, weights_sha256="0" * 64)
+    (tmp_path / "other.lora").write_bytes(replace(prepared, about=about).encode())
+    files = {"other": tmp_path / "other.lora", "gone": tmp_path / "gone.lora"}
+    other, gone = Loras(Pipeline.load(plans, verify=False), files).check()
+    assert other.startswith("LoRA other: the LoRA was prepared for other weights than these plans")
+    assert gone.startswith("LoRA gone: cannot read")
+    (said, _) = Loras(Pipeline.load(engines, verify=False), files).check()
+    assert said.startswith("LoRA other: the plans' weights cannot be swapped; build them with --refittable")
+
+
+def command(plans: Path, loras: Path) -> list[str]:
+    return [sys.executable, "-m", "server.cli", "--engines", str(plans), "--loras", str(loras), "--port", "0"]
+
+
+@contextmanager
+def served(plans: Path, loras: Path) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
+    with subprocess.Popen(
+        command(plans, loras), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().split("ready on ")[1].split()[0]
+            with httpx.Client(base_url=url, timeout=30) as http:
+                yield http, server
+        finally:
+            server.terminate()
+
+
+def ask(http: httpx.Client, lora: str | None) -> httpx.Response:
+    body = {"prompt": SMALL.prompt, "size": "64x64", "seed": SMALL.seed, "num_inference_steps": 3, "lora": lora}
+    return http.post("/v1/images/generations", json=body)
+
+
+def pixels_of(answer: httpx.Response) -> np.ndarray:
+    assert answer.status_code == 200, answer.text
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))))
+
+
+def test_the_server_draws_under_the_lora_that_is_asked_for(
+    plans: Path, outlines: Path, alone: dict[str | None, np.ndarray], tmp_path: Path
+) -> None:
+    """A file that goes costs its pictures and no others, also when the worker is another one."""
+    (tmp_path / "outlines.lora").symlink_to(outlines)
+    with served(plans, tmp_path) as (http, server):
+        assert http.get("/v1/model_info").json()["loras"] == ["outlines"]
+        for name in ("outlines", None, "outlines"):
+            assert np.array_equal(pixels_of(ask(http, name)), alone[name])
+        (tmp_path / "outlines.lora").unlink()
+        for is_another in (False, True):
+            if is_another:
+                (worker,) = subprocess.run(
+                    ["pgrep", "-P", str(server.pid)], capture_output=True, text=True
+                ).stdout.split()
+                os.kill(int(worker), signal.SIGKILL)
+            assert np.array_equal(pixels_of(ask(http, None)), alone[None])
+            gone = ask(http, "outlines")
+            assert (gone.status_code, gone.json()["error"]["code"]) == (503, "lora_unavailable")
+        assert "zimage_worker_starts_total 2.0" in http.get("/metrics").text
+
+
+def test_a_start_with_a_lora_of_other_weights(plans: Path, prepared: PreparedLora, tmp_path: Path) -> None:
+    about = replace(prepared.about, weights_sha256="0" * 64)
+    (tmp_path / "other.safetensors").write_bytes(replace(prepared, about=about).encode())
+    done = subprocess.run(command(plans, tmp_path), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "zimage-serve: LoRA other: the LoRA was prepared for other weights" in done.stderr

@@ -1,6 +1,7 @@
 """The endpoint over real HTTP: uvicorn on a loopback port, called by OpenAI's own client."""
 
 import base64
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from fake_loop import BROKEN_PROMPT, HANG_PROMPT, LOST_PROMPT, MODEL, NAN_PROMPT
 from fake_server import IMAGES, decoded, official_client, pixels, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from server.connection import MAX_BODY
 from server.schemas import MAX_PROMPT
@@ -241,6 +243,12 @@ def test_the_schema_names_the_request_s_fields(http: httpx.Client) -> None:
         ({"guidance_scale": -0.5}, "guidance_scale", "integer_below_min_value"),
         ({"guidance_scale": "much"}, "guidance_scale", "invalid_type"),
         ({"negative_prompt": 1}, "negative_prompt", "invalid_type"),
+        ({"lora": "another"}, "lora", "invalid_value"),
+        ({"lora": ""}, "lora", "invalid_value"),
+        ({"lora": "../outlines"}, "lora", "invalid_value"),
+        ({"lora": "outlines.lora"}, "lora", "invalid_value"),
+        ({"lora": "o" * 65}, "lora", "string_above_max_length"),
+        ({"lora": ["outlines"]}, "lora", "invalid_type"),
         ({"timeout": 0}, "timeout", "invalid_value"),
         ({"timeout": 1e9}, "timeout", "integer_above_max_value"),
         ({"quality": "hihg"}, "quality", "invalid_value"),
@@ -258,6 +266,22 @@ def test_what_cannot_be_served_is_refused_by_name(
     assert (error.param, error.code, error.type) == (param, code, "invalid_request_error")
     assert param in error.message or "height" in error.message or "width" in error.message
     assert len(fake.log) == drawn
+
+
+def test_a_lora_is_one_of_those_that_are_named(client: openai.OpenAI, http: httpx.Client) -> None:
+    assert http.get("/v1/model_info").json()["loras"] == ["outlines", "damaged"]
+    for lora in ("outlines", None):
+        answer = client.images.generate(prompt="a cat", extra_body={"lora": lora})
+        png = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))
+        assert json.loads(png.info["zimage-trt"])["lora"] == lora
+    with pytest.raises(openai.BadRequestError, match="one of outlines, damaged; got 'another'"):
+        client.images.generate(prompt="a cat", extra_body={"lora": "another"})
+
+
+def test_a_lora_whose_file_has_gone(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.images.generate(prompt="a cat", extra_body={"lora": "damaged"})
+    assert (caught.value.status_code, caught.value.code) == (503, "lora_unavailable")
 
 
 def test_an_unknown_model(client: openai.OpenAI) -> None:

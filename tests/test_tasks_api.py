@@ -74,6 +74,12 @@ def test_a_task_is_drawn_though_nobody_waits(http: httpx.Client, path: str) -> N
         assert receipt["plan_id"] and receipt["precision"] == "fp16"
 
 
+def test_the_receipt_tells_the_lora(http: httpx.Client) -> None:
+    for change in ({"lora": "outlines"}, {"lora": None}, {}):
+        (receipt,) = ended(http, submit(http, **change))["result"]["metadata"]
+        assert receipt["lora"] == change.get("lora")
+
+
 def test_guidance_as_cfg_scale_means_it(http: httpx.Client) -> None:
     for scale, guidance, forwards in ((0, 0, 8), (1, 0, 8), (1.5, 0.5, 16), (4, 3, 16)):
         (receipt,) = ended(http, submit(http, cfg_scale=scale))["result"]["metadata"]
@@ -165,6 +171,7 @@ def test_history_is_newest_first_and_pages(http: httpx.Client) -> None:
         ({"steps": 4}, "steps"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"width": "128"}, "width"),
+        ({"lora": "another"}, "lora"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(http: httpx.Client, change: dict[str, Any], param: str) -> None:
