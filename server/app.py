@@ -8,16 +8,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI, Response
+from fastapi.responses import PlainTextResponse
 from sse_starlette.sse import AppStatus
 
-from server import errors, openai_api, tasks_api
+from server import errors, openai_api, openapi, tasks_api
 from server.access import Access, Gate
 from server.dispatcher import HOPELESS_STARTS, Dispatcher
 from server.intake import Jobs
 from server.request_id import RequestIdMiddleware
-from server.schemas import Health, Status
+from server.schemas import Health, ImagesRequest, Status, StreamedImage
+from server.task_schemas import GenerateRequest, TaskEvent
 
 probes = APIRouter()
+
+NOT_OK: openapi.Responses = {503: {"model": Health, "description": "It is not; the body says why"}}
 
 
 def create_app(dispatcher: Dispatcher, access: Access, grace: float) -> FastAPI:
@@ -39,11 +43,12 @@ def create_app(dispatcher: Dispatcher, access: Access, grace: float) -> FastAPI:
     app.include_router(tasks_api.router)
     app.add_middleware(RequestIdMiddleware)
     errors.install(app)
+    openapi.install(app, access, ImagesRequest, StreamedImage, GenerateRequest, TaskEvent)
     return app
 
 
-@probes.get("/health")
-@probes.head("/health")
+@probes.get("/health", responses=NOT_OK)
+@probes.head("/health", responses=NOT_OK)
 async def health(jobs: Jobs, response: Response) -> Health:
     """Alive: 503 only when no worker can be started any more, so that whoever watches replaces the container."""
     report = _report(jobs)
@@ -51,8 +56,8 @@ async def health(jobs: Jobs, response: Response) -> Health:
     return report
 
 
-@probes.get("/ready")
-@probes.head("/ready")
+@probes.get("/ready", responses=NOT_OK)
+@probes.head("/ready", responses=NOT_OK)
 async def ready(jobs: Jobs, response: Response) -> Health:
     """Able to serve now: 503 while a worker starts, and while the server shuts down."""
     report = _report(jobs)
@@ -60,7 +65,7 @@ async def ready(jobs: Jobs, response: Response) -> Health:
     return report
 
 
-@probes.get("/metrics", response_class=Response)
+@probes.get("/metrics", response_class=PlainTextResponse)
 async def metrics(jobs: Jobs) -> Response:
     """For Prometheus."""
     return Response(jobs.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -7,12 +7,15 @@ import logging
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from engine.errors import InvalidRequest
 from server.dispatcher import Refusal
@@ -31,12 +34,14 @@ CODES = {
     "less_than_equal": "integer_above_max_value",
     "string_too_long": "string_above_max_length",
     "int_type": "invalid_type",
+    "int_parsing": "invalid_type",
     "float_type": "invalid_type",
     "string_type": "invalid_type",
     "bool_type": "invalid_type",
     "unsupported_value": "unsupported_value",
 }
 ECHO = 64  # characters of an unknown key that an error repeats
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")  # that a route may have
 CLIENT_CLOSED_REQUEST = 499  # nginx's; seen in no response, since nobody is left to read it
 
 
@@ -89,6 +94,7 @@ def install(app: FastAPI) -> None:
     """Answers the expected exceptions of `app`; the unexpected ones pass on to `RequestIdMiddleware`."""
     for kind in (
         ApiError,
+        RequestValidationError,
         InvalidRequest,
         Refusal,
         StoreUnavailable,
@@ -126,7 +132,11 @@ def shutting_down() -> ApiError:
 
 def invalid_body(error: ValidationError) -> ApiError:
     """The first thing that is wrong with a request's body."""
-    first = error.errors(include_url=False, include_input=False)[0]
+    return _invalid(error.errors(include_url=False, include_input=False)[0])
+
+
+def _invalid(first: Mapping[str, Any]) -> ApiError:
+    """What pydantic says of a value."""
     code = CODES.get(first["type"], "invalid_value")
     name = ".".join(str(part) for part in first["loc"])[:ECHO]
     param = name or None
@@ -156,6 +166,9 @@ def translate(request: Request, error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
+        case RequestValidationError():  # of a query: ("query", its name)
+            first = error.errors()[0]
+            return _invalid(first | {"loc": first["loc"][1:]})
         case InvalidRequest():
             return ApiError(400, str(error), code="invalid_value", param=error.param)
         case Refusal(code=code, retry_after=seconds):
@@ -175,5 +188,16 @@ def translate(request: Request, error: Exception) -> ApiError:
             phrase = HTTPStatus(error.status_code).phrase
             message = f"{phrase}: {request.method} {request.scope['path'][:ECHO]!r}"
             code = phrase.lower().replace(" ", "_")
-            return ApiError(error.status_code, message, code=code, headers=error.headers)
+            allowed = {"allow": _allowed(request)} if error.status_code == 405 else None
+            return ApiError(error.status_code, message, code=code, headers=allowed)
     raise AssertionError(f"no translation of {type(error).__name__}")
+
+
+def _allowed(request: Request) -> str:
+    """The methods of a path, which may be those of several routes."""
+
+    def serves(method: str) -> bool:
+        scope = dict(request.scope) | {"method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return ", ".join(filter(serves, METHODS))

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from engine.errors import InvalidRequest
 from engine.manifest import Manifest
-from server import errors
+from server import errors, openapi
 from server.connection import read
 from server.dispatcher import Dispatcher, Shown
 from server.intake import Jobs, Order, Owner, accept, drawn, picture_path, timing
@@ -40,12 +40,8 @@ Card = Annotated[ModelCard, Depends(_card)]
 @router.post(
     "/v1/images/generations",
     response_model=ImagesResponse,
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": ImagesRequest.model_json_schema()}},
-        }
-    },
+    openapi_extra=openapi.takes(ImagesRequest),
+    responses=openapi.draws(StreamedImage) | openapi.fails(404),
 )
 async def generate_images(request: Request, jobs: Jobs, owner: Owner, card: Card) -> Response:
     """Draws `n` pictures, of which everything is checked before the first; as a stream if that is asked for."""
@@ -78,8 +74,10 @@ async def generate_images(request: Request, jobs: Jobs, owner: Owner, card: Card
     return Response(body, media_type="application/json", headers=timing(ended, pictures))
 
 
-@router.get("/v1/pictures/{job_id}/{name}", response_class=Response)
-async def picture(job_id: str, name: str, jobs: Jobs) -> Response:
+@router.get(
+    "/v1/pictures/{job_id}/{name}", response_class=Response, responses=openapi.pictures() | openapi.fails(404, 503)
+)
+async def picture(job_id: str, name: Annotated[str, openapi.matching(PICTURE_NAME)], jobs: Jobs) -> Response:
     """A picture by its URL, which nobody can guess."""
     match = PICTURE_NAME.fullmatch(name)
     found = await jobs.picture(job_id, int(match[1])) if match else None
@@ -93,7 +91,7 @@ async def list_models(card: Card) -> ModelList:
     return ModelList(data=[card])
 
 
-@router.get("/v1/models/{model:path}")  # names may hold a slash
+@router.get("/v1/models/{model:path}", responses=openapi.fails(404))  # names may hold a slash
 async def retrieve_model(model: str, card: Card) -> ModelCard:
     if model != card.id:
         raise errors.model_not_found(model)

@@ -10,12 +10,22 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_SEED, ImageFormat, PictureRequest, parse_size, random_seed
+from engine.request import (
+    MAX_GUIDANCE,
+    MAX_LORA,
+    MAX_SEED,
+    MAX_STEPS,
+    ImageFormat,
+    PictureRequest,
+    parse_size,
+    random_seed,
+)
 from server.jobs import StoredPicture
 
 MAX_PROMPT = 32_000  # characters, the limit that OpenAI documents; the model itself reads far less
 MAX_SIZE = 32  # characters of "WIDTHxHEIGHT"
 MAX_PARTIAL = 3
+SIZE = r"^(auto|[0-9]{1,6}([xX][0-9]{1,6})?)$"  # as `parse_size` reads it, which says more than a pattern can
 
 
 def _only(*accepted: Hashable, reason: str) -> AfterValidator:
@@ -29,24 +39,42 @@ def _only(*accepted: Hashable, reason: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT, json_schema_extra={"pattern": r"\S"})]  # some of it visible
+
+
+def _with_nulls(schema: dict[str, Any]) -> None:
+    """Says that null is as good as nothing in every field that may be absent."""
+    for name, field in schema["properties"].items():
+        if name not in schema["required"] and "anyOf" not in field:
+            about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+            schema["properties"][name] = about | {"anyOf": [field, {"type": "null"}]}
+
+
 class ImagesRequest(BaseModel):
     """The body of `POST /v1/images/generations`; null counts as absent."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra=_with_nulls)
 
-    prompt: Annotated[str, Field(max_length=MAX_PROMPT)]
+    prompt: Prompt
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=10)] = 1
-    size: Annotated[str, Field(max_length=MAX_SIZE, description='"auto" or "WIDTHxHEIGHT"')] = "auto"
+    size: Annotated[
+        str,
+        Field(max_length=MAX_SIZE, description='"auto" or "WIDTHxHEIGHT"', json_schema_extra={"pattern": SIZE}),
+    ] = "auto"
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    num_inference_steps: int | None = None
+    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE, description="diffusers' scale; 0 for none")] = 0.0
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT, description="needs a guidance_scale")] = ""
     lora: Annotated[str, Field(max_length=MAX_LORA, description="one of /v1/model_info's loras")] | None = None
     response_format: Literal["b64_json", "url"] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] = 100
-    background: Annotated[str, _only("auto", "opaque", reason="pictures are opaque; use auto or opaque")] = "auto"
+    background: Annotated[
+        str,
+        _only("auto", "opaque", reason="pictures are opaque; use auto or opaque"),
+        Field(json_schema_extra={"enum": ["auto", "opaque"]}),
+    ] = "auto"
     stream: bool = False
     partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL)] = 0
     timeout: Annotated[float, Field(gt=0, le=86400, description="seconds until the answer is of no use")] | None = None
@@ -184,6 +212,21 @@ class ModelInfo(BaseModel):
     default_size: str
     sizes: list[str]
     loras: list[str]
+
+
+class Error(BaseModel):
+    """What went wrong. `param` names the field that is at fault, `code` is for programs, `message` for people."""
+
+    message: str
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(BaseModel):
+    """The answer that is not what was asked for."""
+
+    error: Error
 
 
 Status = Literal["ok", "starting", "failing", "draining"]

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_SEED, PictureRequest, random_seed
+from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_SEED, MAX_STEPS, PictureRequest, random_seed
 from server.jobs import Receipt
-from server.schemas import MAX_PROMPT
+from server.schemas import MAX_PROMPT, Prompt
 
 UNGUIDED = 1.0  # of cfg_scale: negative + scale * (positive - negative) is then the positive one
 
@@ -16,11 +16,11 @@ class GenerateRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompt: Annotated[str, Field(max_length=MAX_PROMPT)]
+    prompt: Prompt
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
     width: Annotated[int, Field(strict=True)] | None = None
     height: Annotated[int, Field(strict=True)] | None = None
-    num_inference_steps: Annotated[int, Field(strict=True)] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS, strict=True)] | None = None
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED, strict=True)] = -1
     num_images: Annotated[int, Field(ge=1, le=4, strict=True)] = 1
     cfg_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE + UNGUIDED, strict=True)] = UNGUIDED

@@ -5,29 +5,30 @@ Knows bodies; what becomes of a task, which is a job by another name, is the dis
 
 import base64
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, Query, Request, Response, WebSocket, WebSocketDisconnect
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from server import errors
+from server import errors, openapi
 from server.connection import read
 from server.dispatcher import Dispatcher, JobEvent, Progress, Shown
 from server.intake import Jobs, Order, Owner, accept, drawn, picture_path, timing
 from server.jobs import Job, JobState, Receipt, StoredPicture
+from server.store import MAX_SEQUENCE
 from server.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList, TaskResult
 
 STATES = {JobState.QUEUED: "pending"}  # others are called as they are
+MAX_PAGE = 200  # tasks
 CALLED_OFF = 4404  # WebSocket close code: there is no such task
 
 router = APIRouter()
 
-BODY: dict[str, Any] = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": GenerateRequest.model_json_schema()}}}
-}
+BODY = openapi.takes(GenerateRequest)
+LINKS = openapi.leads_to("task_id", "/v1/task/{task_id}", "get", "delete")
 
 
-@router.post("/api/v1/generate", response_model=Images, openapi_extra=BODY)
+@router.post("/api/v1/generate", response_model=Images, openapi_extra=BODY, responses=openapi.draws())
 async def generate(request: Request, jobs: Jobs, owner: Owner) -> Response:
     """Draws, and answers with the pictures."""
     job = await _accept(request, jobs, owner, is_awaited=True)
@@ -37,20 +38,20 @@ async def generate(request: Request, jobs: Jobs, owner: Owner) -> Response:
     return Response(answer.model_dump_json(), media_type="application/json", headers=timing(ended, pictures))
 
 
-@router.post("/api/v1/generate_async", openapi_extra=BODY)
-@router.post("/v1/generate", openapi_extra=BODY)
+@router.post("/api/v1/generate_async", openapi_extra=BODY, responses=openapi.submits(LINKS))
+@router.post("/v1/generate", openapi_extra=BODY, responses=openapi.submits(LINKS))
 async def submit(request: Request, jobs: Jobs, owner: Owner) -> Submitted:
     """Takes a task, which is drawn whether or not anybody waits for it."""
     return Submitted(task_id=(await _accept(request, jobs, owner, is_awaited=False)).id)
 
 
-@router.get("/v1/task/{task_id}")
+@router.get("/v1/task/{task_id}", responses=openapi.fails(404, 503))
 async def task(task_id: str, request: Request, jobs: Jobs) -> Task:
     """Where a task is, and when it is done, where its pictures are."""
     return await _task(request, jobs, await _find(jobs, task_id))
 
 
-@router.delete("/v1/task/{task_id}")
+@router.delete("/v1/task/{task_id}", responses=openapi.fails(401, 404, 503))
 async def cancel(task_id: str, request: Request, jobs: Jobs, owner: Owner) -> Task:
     """Ends a task at its next step; one that has ended is forgotten, pictures and all."""
     job = await _find(jobs, task_id)
@@ -64,7 +65,11 @@ async def cancel(task_id: str, request: Request, jobs: Jobs, owner: Owner) -> Ta
     return await _task(request, jobs, await _find(jobs, task_id))
 
 
-@router.get("/v1/task/{task_id}/events", response_class=EventSourceResponse)
+@router.get(
+    "/v1/task/{task_id}/events",
+    response_class=EventSourceResponse,
+    responses=openapi.streams(TaskEvent) | openapi.fails(404, 503),
+)
 async def events(task_id: str, request: Request, jobs: Jobs) -> EventSourceResponse:
     """What happens to a task, as server-sent events: progress, previews, pictures, its end."""
     job = await _find(jobs, task_id)
@@ -72,7 +77,7 @@ async def events(task_id: str, request: Request, jobs: Jobs) -> EventSourceRespo
     async def stream() -> AsyncIterator[ServerSentEvent]:
         async for event in jobs.follow(job):
             told = await _event(request, jobs, event)
-            yield ServerSentEvent(told.model_dump_json(exclude_none=True), event=told.type)
+            yield ServerSentEvent(told.model_dump_json(exclude_unset=True), event=told.type)
 
     return EventSourceResponse(stream(), send_timeout=60)
 
@@ -87,16 +92,22 @@ async def events_by_websocket(task_id: str, socket: WebSocket, jobs: Jobs) -> No
         return
     try:
         async for event in jobs.follow(job):
-            await socket.send_text((await _event(socket, jobs, event)).model_dump_json(exclude_none=True))
+            await socket.send_text((await _event(socket, jobs, event)).model_dump_json(exclude_unset=True))
         await socket.close()
     except WebSocketDisconnect:
         return
 
 
-@router.get("/v1/tasks")
-async def history(request: Request, jobs: Jobs, owner: Owner, limit: int = 50, before: int | None = None) -> TaskList:
+@router.get("/v1/tasks", responses=openapi.fails(401, 503))
+async def history(
+    request: Request,
+    jobs: Jobs,
+    owner: Owner,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
+    before: Annotated[int, Query(ge=1, le=MAX_SEQUENCE)] | None = None,
+) -> TaskList:
     """One's own tasks, newest first; `before` is the last one's `sequence`."""
-    found = await jobs.history(min(max(limit, 1), 200), before, owner)
+    found = await jobs.history(limit, before, owner)
     return TaskList(tasks=[await _task(request, jobs, await jobs.get(job.id) or job) for job in found])
 
 

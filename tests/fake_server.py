@@ -97,7 +97,8 @@ def serving(
             await supervisor.stop()
 
     server = uvicorn.Server(uvicorn.Config(create_app(dispatcher, access or Access(), grace=5), log_config=None))
-    with socket.create_server(("127.0.0.1", 0)) as sock:
+    with listen("127.0.0.1", 0) as sock:
+        sock.listen()  # who comes before the worker is ready waits
         thread = threading.Thread(target=lambda: asyncio.run(run(sock)))
         thread.start()
         try:

@@ -204,12 +204,6 @@ def test_health(http: httpx.Client) -> None:
         assert http.head(probe).status_code == 200
 
 
-def test_the_schema_names_the_request_s_fields(http: httpx.Client) -> None:
-    operation = http.get("/openapi.json").json()["paths"][IMAGES]["post"]
-    fields = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
-    assert {"prompt", "seed", "size"} <= fields.keys()
-
-
 # errors
 
 
@@ -231,8 +225,8 @@ def test_the_schema_names_the_request_s_fields(http: httpx.Client) -> None:
         ({"size": "9" * 5000 + "x64"}, "size", "string_above_max_length"),
         ({"seed": -1}, "seed", "integer_below_min_value"),
         ({"seed": 2**32}, "seed", "integer_above_max_value"),
-        ({"num_inference_steps": 0}, "num_inference_steps", "invalid_value"),
-        ({"num_inference_steps": 10**40}, "num_inference_steps", "invalid_value"),
+        ({"num_inference_steps": 0}, "num_inference_steps", "integer_below_min_value"),
+        ({"num_inference_steps": 10**40}, "num_inference_steps", "integer_above_max_value"),
         ({"response_format": "file"}, "response_format", "invalid_value"),
         ({"output_format": "gif"}, "output_format", "invalid_value"),
         ({"output_compression": 50}, "output_compression", "invalid_value"),
