@@ -13,6 +13,7 @@ from sse_starlette.sse import AppStatus
 
 from server import errors, openai_api, openapi, tasks_api
 from server.access import Access, Gate
+from server.connection import OneLengthMiddleware
 from server.dispatcher import HOPELESS_STARTS, Dispatcher
 from server.intake import Jobs
 from server.request_id import RequestIdMiddleware
@@ -41,7 +42,8 @@ def create_app(dispatcher: Dispatcher, access: Access, grace: float) -> FastAPI:
     app.include_router(probes)
     app.include_router(openai_api.router)
     app.include_router(tasks_api.router)
-    app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(OneLengthMiddleware)
+    app.add_middleware(RequestIdMiddleware)  # the last one is the outermost
     errors.install(app)
     openapi.install(app, access, ImagesRequest, StreamedImage, GenerateRequest, TaskEvent)
     return app

@@ -1,4 +1,4 @@
-"""What a request's connection brings: a body of a bounded length, and its end.
+"""What a request's connection brings: a body of one bounded length, and its end.
 
 Knows ASGI; not what bodies mean.
 """
@@ -9,7 +9,9 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import errors
 
@@ -18,6 +20,29 @@ Body = TypeVar("Body", bound=BaseModel)
 
 MAX_BODY = 1 << 20  # bytes
 BODY_SECONDS = 30.0  # for a body to arrive; a client that dribbles is not waited for
+
+
+class OneLengthMiddleware:
+    """Refuses a request that tells its length twice.
+
+    A proxy in front may have believed the other one, and have taken for a body what this server would take for the next
+    request (RFC 9112, 6.3).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and {"content-length", "transfer-encoding"} <= set(Headers(scope=scope)):
+            error = errors.ApiError(
+                400,
+                "A request has a Content-Length or a Transfer-Encoding, not both.",
+                code="invalid_http",
+                headers={"connection": "close"},
+            )
+            await error.response()(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 async def read(request: Request, kind: type[Body]) -> Body:

@@ -9,11 +9,27 @@ import time
 
 import psutil
 import uvicorn
+from fastapi import FastAPI
 
 from server.access import Access
 from server.app import create_app
 from server.dispatcher import Dispatcher
+from server.protocol import HttpProtocol
 from server.sockets import bracketed
+
+MAX_MESSAGE = 4096  # bytes of a WebSocket's message; clients have nothing to say
+
+
+def config(app: FastAPI, grace: float) -> uvicorn.Config:
+    """How uvicorn runs the application."""
+    return uvicorn.Config(
+        app,
+        http=HttpProtocol,
+        ws_max_size=MAX_MESSAGE,
+        log_config=None,
+        access_log=False,  # `request_id` has one
+        timeout_graceful_shutdown=int(grace),
+    )
 
 
 class HttpServer(uvicorn.Server):
@@ -25,8 +41,7 @@ class HttpServer(uvicorn.Server):
     """
 
     def __init__(self, dispatcher: Dispatcher, access: Access, grace: float, starting: "asyncio.Task[None]") -> None:
-        app = create_app(dispatcher, access, grace)
-        super().__init__(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=int(grace)))
+        super().__init__(config(create_app(dispatcher, access, grace), grace))
         self._dispatcher, self._starting = dispatcher, starting
         self._announcing: asyncio.Task[None] | None = None
 

@@ -68,4 +68,8 @@ def _log(scope: Scope, status: int, seconds: float) -> None:
 
 def _request_id(scope: Scope) -> str:
     given = Headers(scope=scope).get(HEADER, "")
-    return given if SANE.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+    return given if SANE.fullmatch(given) else new_id()
+
+
+def new_id() -> str:
+    return f"req_{uuid.uuid4().hex}"

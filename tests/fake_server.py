@@ -20,6 +20,7 @@ from PIL import Image
 from server.access import Access
 from server.app import create_app
 from server.dispatcher import Dispatcher, Limits
+from server.http_server import config
 from server.messages import Stop
 from server.serving import Serving, serve
 from server.sockets import listen
@@ -96,7 +97,7 @@ def serving(
         finally:
             await supervisor.stop()
 
-    server = uvicorn.Server(uvicorn.Config(create_app(dispatcher, access or Access(), grace=5), log_config=None))
+    server = uvicorn.Server(config(create_app(dispatcher, access or Access(), grace=5), grace=5))
     with listen("127.0.0.1", 0) as sock:
         sock.listen()  # who comes before the worker is ready waits
         thread = threading.Thread(target=lambda: asyncio.run(run(sock)))
