@@ -44,15 +44,23 @@ class Gate:
         self._rate: RateLimitItem | None = parse(access.rate) if access.rate else None
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
+    @property
+    def needs_key(self) -> bool:
+        return bool(self._owners)
+
     def owner(self, request: Request) -> str | None:
-        """Hash of the key that a request brings; None where none is needed.
+        """`owner_of` the key that a request brings."""
+        return self.owner_of(_key(request))
+
+    def owner_of(self, key: str) -> str | None:
+        """Hash of a key; None where none is needed.
 
         Raises:
             ApiError: 401.
         """
         if not self._owners:
             return None
-        owner = _digest(_key(request))
+        owner = _digest(key)
         if owner not in self._owners:
             raise errors.ApiError(
                 401,

@@ -16,6 +16,7 @@ from server.access import Access, Gate
 from server.connection import OneLengthMiddleware
 from server.dispatcher import HOPELESS_STARTS, Dispatcher
 from server.intake import Jobs
+from server.page_mount import PageMount
 from server.request_id import RequestIdMiddleware
 from server.schemas import Health, ImagesRequest, Status, StreamedImage
 from server.task_schemas import GenerateRequest, TaskEvent
@@ -25,8 +26,12 @@ probes = APIRouter()
 NOT_OK: openapi.Responses = {503: {"model": Health, "description": "It is not; the body says why"}}
 
 
-def create_app(dispatcher: Dispatcher, access: Access, grace: float) -> FastAPI:
-    """The application; its lifespan takes up unfinished jobs, and waits `grace` seconds for the last ones."""
+def create_app(dispatcher: Dispatcher, access: Access, grace: float, page: bool = False) -> FastAPI:
+    """The application; its lifespan takes up unfinished jobs, and waits `grace` seconds for the last ones.
+
+    Args:
+        page: whether there is one at `/`; of one application per process.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -42,6 +47,8 @@ def create_app(dispatcher: Dispatcher, access: Access, grace: float) -> FastAPI:
     app.include_router(probes)
     app.include_router(openai_api.router)
     app.include_router(tasks_api.router)
+    if page:
+        app.add_middleware(PageMount, jobs=dispatcher, gate=app.state.gate)
     app.add_middleware(OneLengthMiddleware)
     app.add_middleware(RequestIdMiddleware)  # the last one is the outermost
     errors.install(app)

@@ -13,11 +13,12 @@ from fastapi import FastAPI
 
 from server.access import Access
 from server.app import create_app
+from server.connection import MAX_BODY
 from server.dispatcher import Dispatcher
 from server.protocol import HttpProtocol
 from server.sockets import bracketed
 
-MAX_MESSAGE = 4096  # bytes of a WebSocket's message; clients have nothing to say
+MAX_MESSAGE = MAX_BODY  # bytes of a WebSocket's message, which may hold what is typed into the page
 
 
 def config(app: FastAPI, grace: float) -> uvicorn.Config:
@@ -37,11 +38,14 @@ class HttpServer(uvicorn.Server):
 
     Args:
         grace: seconds for pictures being drawn when it is told to stop.
+        page: whether there is one at `/`.
         starting: the first worker's start; if it fails, the server ends.
     """
 
-    def __init__(self, dispatcher: Dispatcher, access: Access, grace: float, starting: "asyncio.Task[None]") -> None:
-        super().__init__(config(create_app(dispatcher, access, grace), grace))
+    def __init__(
+        self, dispatcher: Dispatcher, access: Access, grace: float, page: bool, starting: "asyncio.Task[None]"
+    ) -> None:
+        super().__init__(config(create_app(dispatcher, access, grace, page), grace))
         self._dispatcher, self._starting = dispatcher, starting
         self._announcing: asyncio.Task[None] | None = None
 

@@ -63,15 +63,24 @@ class Order:
 
 
 async def accept(request: Request, jobs: Dispatcher, owner: str | None, order: Order) -> Job:
-    """The job that was made of an order, or that the same Idempotency-Key has made before.
+    """The job that was made of a request's order, or that the same Idempotency-Key has made before.
+
+    Raises:
+        ApiError: too many requests of this owner.
+        all that `place` raises.
+    """
+    request.app.state.gate.count(request, owner)
+    return await place(jobs, owner, order, request.headers.get("idempotency-key"))
+
+
+async def place(jobs: Dispatcher, owner: str | None, order: Order, key: str | None = None) -> Job:
+    """The job that was made of an order that has been counted, or that the same key has made before.
 
     Raises:
         InvalidRequest: the plans do not draw it.
-        ApiError: too many requests of this owner.
         Refusal, IdempotencyMismatch, StoreUnavailable: as the dispatcher says.
     """
-    request.app.state.gate.count(request, owner)
-    now, key = time.time(), request.headers.get("idempotency-key")
+    now = time.time()
     if key is not None and not 0 < len(key) <= MAX_KEY:
         raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY} characters", "Idempotency-Key")
     try:

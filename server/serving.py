@@ -69,7 +69,7 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
     from server.access import Access  # while the worker loads
     from server.http_server import HttpServer
 
-    server = HttpServer(dispatcher, Access(serving.keys, serving.rate), serving.grace, starting)
+    server = HttpServer(dispatcher, Access(serving.keys, serving.rate), serving.grace, serving.page, starting)
     try:
         await server.serve(sockets=[sock])
         if starting.done():

@@ -126,8 +126,27 @@ def decoded(data: bytes, kind: str = "PNG") -> np.ndarray:
     return np.asarray(picture.convert("RGB"))
 
 
-def main(seconds_per_step: str, grace: str, *database: str) -> None:
-    serving = Serving(float(grace), Path(database[0]) if database else None, page=False, patience=IMPATIENT)
+def main(
+    seconds_per_step: str,
+    grace: str,
+    database: str = "",
+    keys: str = "",
+    rate: str = "",
+    queue: str = "",
+    reconnect: str = "",
+) -> None:
+    if reconnect:
+        import server.page
+
+        server.page.RECONNECT = float(reconnect)
+    serving = Serving(
+        float(grace),
+        Path(database) if database else None,
+        keys=tuple(keys.split()),
+        rate=rate or None,
+        limits=Limits(queue=int(queue or 256)),
+        patience=IMPATIENT,
+    )
     worker = [sys.executable, str(Path(__file__).with_name("fake_loop.py")), seconds_per_step]
     with listen("127.0.0.1", 0) as sock:
         serve(sock, worker, MANIFEST, serving)

@@ -1,0 +1,99 @@
+"""A real browser for the page: Debian's Chromium, driven by Selenium."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None or DRIVER is None, reason="needs Debian's packages chromium and chromium-driver"
+)
+QUIET = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --window-size=1280,900"
+)
+PATIENCE = 20.0  # seconds
+FIND = """
+return [...document.querySelectorAll(arguments[0])].find(
+    element => element.checkVisibility() && element.innerText.includes(arguments[1]))
+"""
+
+
+class Browser:
+    """What the tests do in a tab."""
+
+    def __init__(self, driver: webdriver.Chrome) -> None:
+        self.driver = driver
+
+    def visit(self, url: str) -> None:
+        self.driver.get(url)
+        self.find(".z-draw")
+
+    def until(self, condition: Callable[[], object], what: str) -> object:
+        def met(_: object) -> object:
+            try:
+                return condition()
+            except StaleElementReferenceException:  # the page has just replaced it
+                return False
+
+        return WebDriverWait(self.driver, PATIENCE, poll_frequency=0.02).until(met, what)
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def find(self, selector: str, text: str = "") -> WebElement:
+        """Waits for a visible element that holds a text."""
+
+        element = self.until(lambda: self.driver.execute_script(FIND, selector, text), f"{selector} with {text!r}")
+        assert isinstance(element, WebElement)
+        return element
+
+    def read(self, script: str) -> Any:
+        """What JavaScript returns: all of it of one moment."""
+        return self.driver.execute_script(script)
+
+    def click(self, selector: str, text: str = "") -> None:
+        def clicked() -> bool:
+            self.find(selector, text).click()
+            return True
+
+        self.until(clicked, f"a click on {selector} with {text!r}")
+
+    def field(self, label: str) -> WebElement:
+        return self.find(f"[aria-label='{label}']")
+
+    def write(self, label: str, text: str) -> None:
+        field = self.field(label)
+        field.click()
+        field.send_keys(Keys.CONTROL, "a")
+        field.send_keys(text or Keys.DELETE)
+
+    def draw(self, prompt: str) -> None:
+        self.write("Prompt", prompt)
+        self.click(".z-draw", "Draw")
+
+
+@contextmanager
+def browsing(folder: Path) -> Iterator[Browser]:
+    """A browser with a fresh profile."""
+    options = webdriver.ChromeOptions()
+    assert CHROMIUM is not None and DRIVER is not None
+    options.binary_location = CHROMIUM
+    for option in (*QUIET.split(), f"--user-data-dir={folder}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    try:
+        yield Browser(driver)
+    finally:
+        driver.quit()
