@@ -9,7 +9,7 @@ from engine.noise import Array
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """It is the picture's turn: its LoRA is about to be put in, or its first step is enqueued."""
+    """It is the picture's turn: its LoRA is about to be put in, or its first step to be enqueued."""
 
     key: str
 

@@ -122,10 +122,14 @@ class EngineLoop:
             self._change_lora(events)
             return events
         passes = self._next(is_over)
+        for sample, _ in passes:
+            self._start(sample, events)
+        if events:  # told before the first pass of a picture, which may end the process
+            return events
         if passes:
             for sample, _ in passes:
                 if not sample.joined:
-                    self._join(sample, events)
+                    self._join(sample)
             self._running.append(_Running(passes, self._enqueue(passes), started))
         while len(self._running) > (self._memory.ahead if passes else 0):
             self._settle(self._running.popleft(), events)
@@ -203,7 +207,7 @@ class EngineLoop:
                 return batch
         return 1
 
-    def _join(self, sample: Sample, events: list[Event]) -> None:
+    def _join(self, sample: Sample) -> None:
         """Fills a picture's seats before its first pass."""
         started = time.perf_counter()
         self._turns.joins(started)
@@ -214,7 +218,6 @@ class EngineLoop:
         sample.seconds["prompt_encoder"] = sample.joined - started
         sample.latents = self.pipeline.noise(sample.request.seed, *sample.size)
         self._seats.put_latents(sample, sample.latents)
-        self._start(sample, events)
 
     def _enqueue(self, passes: Sequence[Pass]) -> Reading:
         """Runs a forward pass over a batch of them."""

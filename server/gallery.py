@@ -13,7 +13,6 @@ from engine.request import PictureRequest
 from server.dispatcher import Dispatcher
 from server.intake import picture_path
 from server.jobs import Job, JobState, Receipt
-from server.page_form import lora_of
 
 PAGE = 24  # jobs
 SURE = "Delete for good?"
@@ -177,11 +176,11 @@ def _facts(request: PictureRequest, receipt: Receipt) -> dict[str, str]:
         "Size": f"{receipt.width} × {receipt.height}",
         "Steps": str(receipt.num_inference_steps),
         "Seed": str(receipt.seed),
-        "LoRA": lora_of(request) or "",
+        "LoRA": request.lora or "",
         "Guidance": f"{receipt.guidance_scale:g}" if receipt.guidance_scale else "",
         "Negative": request.negative_prompt,
         "Model": f"{receipt.model}, {receipt.precision}",
-        "Drawn in": f"{sum(receipt.seconds.values()):.2f} s",
+        "Drawn in": f"{sum(spent for stage, spent in receipt.seconds.items() if stage != 'passes'):.2f} s",
         "Cut to": receipt.revised_prompt or "",
     }
     return {name: value for name, value in found.items() if value}

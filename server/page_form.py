@@ -84,17 +84,12 @@ class Form:
         self._steps.value, self._seed.value = request.steps(self._manifest), request.seed
         self._negative.value, self._guidance.value = request.negative_prompt, request.guidance_scale
         if self._lora is not None:
-            lora = lora_of(request) or ""
+            lora = request.lora or ""
             self._lora.value = lora if lora in self._lora.options else ""
 
     def _choose_size(self) -> None:
         if self._size.value != OTHER:
             self._width.value, self._height.value = (int(edge) for edge in self._size.value.split("x"))
-
-
-def lora_of(request: PictureRequest) -> str | None:
-    name: str | None = getattr(request, "lora", None)
-    return name
 
 
 def sizes(manifest: Manifest) -> list[Size]:

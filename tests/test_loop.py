@@ -252,8 +252,15 @@ def test_batches_stay_within_the_profile(fakes: Bench) -> None:
 
 
 def test_a_late_one_joins_at_the_next_step(fakes: Bench) -> None:
-    play(fakes.loop(), [Guest(RED, 0, None), Guest(RED, 1, None), Guest(RED, 2, None)])
+    play(fakes.loop(), [Guest(RED, 0, None), Guest(RED, 2, None), Guest(RED, 4, None)])  # each is announced first
     assert fakes.kernels.batches == [1, 2, 3, 3, 2, 1]
+
+
+def test_a_picture_is_announced_before_its_first_pass_which_may_end_the_process(fakes: Bench) -> None:
+    loop = fakes.loop()
+    loop.submit("a", RED)
+    assert loop.step() == [Started("a")]
+    assert fakes.kernels.batches == []
 
 
 def test_without_gain_the_first_is_finished_first(fakes: Bench) -> None:
