@@ -115,6 +115,7 @@ class LiveJob:
     is_sent: bool = False
     is_begun: bool = False  # by the worker that is running
     followers: set["asyncio.Queue[JobEvent]"] = field(default_factory=set)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     expiry: asyncio.TimerHandle | None = None
 
     def missing(self) -> list[int]:
@@ -143,7 +144,8 @@ class Dispatcher:
         self.link: Link | None = None
         self._store = store
         self._archivist = Archivist(archive) if archive else None
-        self._live: dict[str, LiveJob] = {}  # in the order of acceptance
+        self._live: dict[str, LiveJob] = {}
+        self._unfinished: dict[str, LiveJob] = {}  # of those, in the order of acceptance
         self._suspects: deque[LiveJob] = deque()  # were being drawn when a worker died: replayed one at a time
         self._admitting = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")  # whose order is that of the calls
@@ -273,10 +275,20 @@ class Dispatcher:
         live = self._live.get(job.id)
         if live is None or live.job.state.is_final:
             return Progress(job.state, 0, 0.0, 0, 0)
-        ahead = [other for other in self._unfinished() if other.job.sequence < job.sequence]
+        ahead = [other for other in self._unfinished.values() if other.job.sequence < job.sequence]
         eta = sum(map(self._remaining, [*ahead, live]))
         steps = sum(request.steps(self.manifest) for request in live.job.requests)
         return Progress(live.job.state, len(ahead), eta, sum(live.done.values()), steps)
+
+    async def end(self, job: Job) -> Job:
+        """The job when it has ended."""
+        live = self._live.get(job.id)
+        if live is None:
+            ended = await self._call(self._store.get, job.id)
+            assert ended is not None
+            return ended
+        await live.ended.wait()
+        return live.job
 
     async def follow(self, job: Job) -> AsyncIterator[JobEvent]:
         """What happens to a job from now on; first what has happened, last the job as it ended."""
@@ -340,8 +352,9 @@ class Dispatcher:
         """Jobs that it was drawing are replayed, one at a time, so that one that kills workers takes no other along."""
         assert self.link is not None
         hopeless = self.link.failed_starts >= HOPELESS_STARTS
-        begun = [live for live in self._unfinished() if live.is_begun]
-        for live in self._unfinished():
+        unfinished = list(self._unfinished.values())
+        begun = [live for live in unfinished if live.is_begun]
+        for live in unfinished:
             live.is_sent = live.is_begun = False
             live.done.clear()
             if live.job.state is JobState.RUNNING:
@@ -407,7 +420,7 @@ class Dispatcher:
             raise Refusal("worker_unavailable", "No worker can be started; the server's log says why.", 30.0)
         if self.limits.free_bytes and free_memory() < self.limits.free_bytes:
             raise Refusal("out_of_memory", "The machine is short of memory; try again later.", 10.0)
-        waiting = self._unfinished()
+        waiting = list(self._unfinished.values())
         if len(waiting) + self._admitting >= self.limits.queue:
             soon = sum(self._remaining(live) for live in waiting[: max(1, len(waiting) // ROOM)])
             message = f"{len(waiting)} jobs are unfinished, which is as many as this server takes; try again later."
@@ -421,7 +434,7 @@ class Dispatcher:
 
     def _enter(self, live: LiveJob) -> LiveJob:
         job = live.job
-        self._live[job.id] = live
+        self._live[job.id] = self._unfinished[job.id] = live
         if job.deadline is not None:
             loop, left = asyncio.get_running_loop(), job.deadline - time.time()
             live.expiry = loop.call_later(max(left, 0.0), self._expire, live)
@@ -436,13 +449,13 @@ class Dispatcher:
             return
         while self._suspects and self._suspects[0].job.state.is_final:
             self._suspects.popleft()
-        for live in list(self._suspects)[:1] or self._unfinished():
+        for live in list(self._suspects)[:1] or self._unfinished.values():
             if not live.is_sent:
                 live.is_sent = True
                 for index in live.missing():
                     request, image_format = live.job.requests[index], live.job.format
                     self.link.send(messages.Draw(_key(live.job, index), request, image_format, live.previews))
-        self.link.expect(bool(self._unfinished()))
+        self.link.expect(bool(self._unfinished))
 
     def _drop(self, live: LiveJob) -> None:
         if self.link is not None and live.is_sent:
@@ -459,6 +472,7 @@ class Dispatcher:
         self._drop(live)
         now = time.time()
         live.job = replace(live.job, state=state, error=error, finished=now)
+        del self._unfinished[job_id]
         self.metrics.ended(live.job)
         seconds, code = now - live.job.created, error.code if error else ""
         told = {"job": job_id, "state": state.value, "code": code, "seconds": round(seconds, 3)}
@@ -466,6 +480,7 @@ class Dispatcher:
         if live.expiry is not None:
             live.expiry.cancel()
         live.tell(live.job)
+        live.ended.set()
 
         def write() -> None:
             match state:
@@ -487,7 +502,7 @@ class Dispatcher:
         return None if live is None or live.job.state.is_final else (live, int(index))
 
     def _gauges(self) -> dict[str, float]:
-        link, unfinished = self.link, self._unfinished()
+        link, unfinished = self.link, self._unfinished.values()
         running = sum(live.job.state is JobState.RUNNING for live in unfinished)
         return {
             "zimage_jobs_running": running,
@@ -503,9 +518,6 @@ class Dispatcher:
         if memory is None:
             return {}
         return {"zimage_device_memory_used_bytes": memory.taken, "zimage_device_memory_total_bytes": memory.total}
-
-    def _unfinished(self) -> list[LiveJob]:
-        return [live for live in self._live.values() if not live.job.state.is_final]
 
     def _remaining(self, live: LiveJob) -> float:
         """Estimated seconds of the engine's time."""

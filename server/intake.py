@@ -118,10 +118,7 @@ async def drawn(request: Request, jobs: Dispatcher, job: Job) -> tuple[Job, Sequ
 async def _end(jobs: Dispatcher, job: Job) -> Job:
     """The job when it has ended; cancelled with whoever waits, unless it is durable."""
     try:
-        async for event in jobs.follow(job):
-            if isinstance(event, Job):
-                return event
-        raise AssertionError("a job's last event is its end")
+        return await jobs.end(job)
     finally:
         if not job.durable:
             jobs.cancel(job.id)
