@@ -323,17 +323,13 @@ class Dispatcher:
         match message:
             case messages.Began(key):
                 self._begun(key)
-            case messages.Progress(key, done):
-                if found := self._find(key):
-                    live, index = found
-                    live.done[index] = done
-                    if live.followers:
-                        live.tell(self.progress(live.job))
             case messages.Preview(key, done, data):
                 if (found := self._find(key)) and found[1] not in found[0].pictures:
                     found[0].tell(Shown(found[1], done, data))
             case messages.Pulse():
                 self.metrics.passed(message)
+                for key, done in message.done.items():
+                    self._stepped(key, done)
             case messages.DeviceMemory():
                 self._device_memory = message
             case messages.Switched(seconds):
@@ -365,6 +361,13 @@ class Dispatcher:
             elif live in begun and live.job.attempts >= MAX_ATTEMPTS:
                 self._fail(live, "worker_lost", f"The worker died twice while drawing this: {reason}.")
         self._suspects = deque(live for live in dict.fromkeys([*begun, *self._suspects]) if not live.job.state.is_final)
+
+    def _stepped(self, key: str, done: int) -> None:
+        if found := self._find(key):
+            live, index = found
+            live.done[index] = done
+            if live.followers:
+                live.tell(self.progress(live.job))
 
     def _begun(self, key: str) -> None:
         found = self._find(key)

@@ -45,12 +45,6 @@ class Began(msgspec.Struct, frozen=True, tag=True):
     key: str
 
 
-class Progress(msgspec.Struct, frozen=True, tag=True):
-    key: str
-    done: int
-    steps: int
-
-
 class Preview(msgspec.Struct, frozen=True, tag=True):
     """A small picture of what it will be: an image file of `format`, as large as the picture."""
 
@@ -94,12 +88,18 @@ class Lost(msgspec.Struct, frozen=True, tag=True):
 
 
 class Pulse(msgspec.Struct, frozen=True, tag=True):
-    """From the worker after every pass: that it is alive, and what metrics count."""
+    """From the worker after every pass: that it is alive, what metrics count, and how far pictures are.
+
+    Attributes:
+        done: steps that are over, by the key of each picture that got further. One message for all of them: what the
+            server reads keeps it from answering, and on a CPU keeps the engine from drawing.
+    """
 
     batch: int
     seconds: float
     caption_hits: int
     caption_misses: int
+    done: dict[str, int] = {}
 
 
 class DeviceMemory(msgspec.Struct, frozen=True, tag=True):
@@ -116,7 +116,7 @@ class Switched(msgspec.Struct, frozen=True, tag=True):
 
 
 ToWorker = Draw | Cancel | Stop
-FromWorker = Ready | Refused | Began | Progress | Preview | Finished | Failed | Lost | Pulse | DeviceMemory | Switched
+FromWorker = Ready | Refused | Began | Preview | Finished | Failed | Lost | Pulse | DeviceMemory | Switched
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -98,8 +98,7 @@ class Worker:
         threading.Thread(target=self._read, name="reader", daemon=True).start()
         try:
             while self._take_in():
-                for event in self._loop.step():
-                    self._tell(event)
+                self._tell(self._loop.step())
                 self._tell_memory()
         except (DeviceError, PlanCorrupt) as error:
             self.send(messages.Lost(str(error)))
@@ -137,25 +136,26 @@ class Worker:
         self._draws.pop(key, None)
         self._last.pop(key, None)
 
-    def _tell(self, event: Event) -> None:
-        match event:
-            case Started(key):
-                self.send(messages.Began(key))
-            case Stepped(key, done, steps, estimate):
-                self.send(messages.Progress(key, done, steps))
-                if estimate is not None:
-                    self._later(key, partial(self._show, key, done, estimate, self._draws[key].format))
-            case Drawn(key, drawing):
-                self._later(key, partial(self._finish, key, drawing, self._draws[key]))
-                self._forget(key)
-            case Failed(key, error):
-                self._forget(key)
-                self._fail(key, error)
-            case Passed(batch, seconds):
-                captions = self._loop.captions
-                self.send(messages.Pulse(batch, seconds, captions.hits, captions.misses))
-            case Switched(seconds):
-                self.send(messages.Switched(seconds))
+    def _tell(self, events: Sequence[Event]) -> None:
+        done = {event.key: event.done for event in events if isinstance(event, Stepped)}
+        for event in events:
+            match event:
+                case Started(key):
+                    self.send(messages.Began(key))
+                case Passed(batch, seconds):
+                    captions = self._loop.captions
+                    self.send(messages.Pulse(batch, seconds, captions.hits, captions.misses, done))
+                    done = {}
+                case Stepped(key, step, _, estimate) if estimate is not None:
+                    self._later(key, partial(self._show, key, step, estimate, self._draws[key].format))
+                case Drawn(key, drawing):
+                    self._later(key, partial(self._finish, key, drawing, self._draws[key]))
+                    self._forget(key)
+                case Failed(key, error):
+                    self._forget(key)
+                    self._fail(key, error)
+                case Switched(seconds):
+                    self.send(messages.Switched(seconds))
 
     def _tell_memory(self) -> None:
         """At most every MEMORY_EVERY seconds."""
