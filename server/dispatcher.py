@@ -28,6 +28,7 @@ from server.store import JobStore, StoreUnavailable
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Write = tuple[Callable[[], object], Callable[[], object]]  # what is written, and what follows once it is
 
 MAX_ATTEMPTS = 2  # of a job whose worker dies: the first, and one replay
 MAX_BEGUN = 4  # attempts at a job over all servers, so that one that ends servers does so no more
@@ -149,7 +150,7 @@ class Dispatcher:
         self._suspects: deque[LiveJob] = deque()  # were being drawn when a worker died: replayed one at a time
         self._admitting = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")  # whose order is that of the calls
-        self._writes: asyncio.Queue[tuple[Callable[[], object], Callable[[], object]]] = asyncio.Queue()
+        self._writes: asyncio.Queue[Write] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._device_memory: messages.DeviceMemory | None = None
         self._unpruned = 0  # bytes
@@ -542,19 +543,22 @@ class Dispatcher:
 
     async def _write(self) -> None:
         while True:
-            write, then = await self._writes.get()
-            while True:
+            writes = deque([await self._writes.get()])
+            while not self._writes.empty():  # together: the way to the thread and back costs more than a write
+                writes.append(self._writes.get_nowait())
+            while writes:
+                written: list[Write] = []
                 try:
-                    await self._call(write)
-                    break
+                    await self._call(_run, writes, written)
                 except StoreUnavailable as error:
                     log.error("%s; it is tried again, and meanwhile kept in memory", error)
                     await asyncio.sleep(STORE_RETRY)
                 except Exception:
                     log.exception("a write to the store was given up")
-                    break
-            then()
-            self._writes.task_done()
+                    written.append(writes.popleft())
+                for _, then in written:
+                    then()
+                    self._writes.task_done()
 
     async def _prune(self) -> None:
         """Forgets what has been kept long enough."""
@@ -569,6 +573,13 @@ class Dispatcher:
                 async with asyncio.timeout(PRUNE_EVERY):
                     await self._much_was_kept.wait()
             self._much_was_kept.clear()
+
+
+def _run(writes: deque[Write], written: list[Write]) -> None:
+    """Moves what the store has taken from one to the other, up to the first that it does not take."""
+    while writes:
+        writes[0][0]()
+        written.append(writes.popleft())
 
 
 def _key(job: Job, index: int) -> str:
