@@ -8,6 +8,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -23,6 +24,7 @@ from server.intake import Jobs, Order, Owner, accept, drawn, picture_path, timin
 from server.jobs import Job, JobState, StoredPicture
 from server.schemas import Image, ImagesRequest, ImagesResponse, ModelCard, ModelInfo, ModelList, StreamedImage, Usage
 
+INLINE = 1 << 18  # bytes of pictures that are encoded at once: a thread takes longer than they do
 SEND_SECONDS = 60  # that a client of a stream may take to read an event
 PICTURE_NAME = re.compile(r"([0-9]{1,2})\.(?:png|jpg|webp)")
 
@@ -70,7 +72,9 @@ async def generate_images(request: Request, jobs: Jobs, owner: Owner, card: Card
         events = _stream(jobs, job, wanted)
         return EventSourceResponse(events, headers={"x-job-id": job.id}, send_timeout=SEND_SECONDS)
     ended, pictures = await drawn(request, jobs, job)
-    body = await run_in_threadpool(_answer, request, ended, pictures, jobs.manifest, wanted)
+    work = partial(_answer, request, ended, pictures, jobs.manifest, wanted)
+    is_large = sum(len(picture.data) for picture in pictures) > INLINE
+    body = await run_in_threadpool(work) if is_large else work()
     return Response(body, media_type="application/json", headers=timing(ended, pictures))
 
 
