@@ -1,10 +1,9 @@
 """A picture whose last step is over, and whose pixels are on their way. Knows no batches."""
 
 import threading
-import time
 
 from engine.errors import ZImageError
-from engine.noise import Array
+from engine.memory import Array, Mark
 from engine.pipeline import Decoded, Picture
 from engine.sample import Sample
 
@@ -12,8 +11,8 @@ from engine.sample import Sample
 class Drawing:
     """A picture of which everything is enqueued. Any thread may finish it, while others are being drawn."""
 
-    def __init__(self, sample: Sample, decoded: Decoded, since: float) -> None:
-        self._sample, self._decoded, self._since = sample, decoded, since
+    def __init__(self, sample: Sample, decoded: Decoded, started: Mark) -> None:
+        self._sample, self._decoded, self._started = sample, decoded, started
         self._outcome: Picture | ZImageError | None = None
         self._lock = threading.Lock()
 
@@ -41,5 +40,5 @@ class Drawing:
 
     def _picture(self, pixels: Array) -> Picture:
         sample = self._sample
-        sample.seconds["vae_decoder"] = time.perf_counter() - self._since
+        sample.seconds["vae_decoder"] = self._started.seconds_until(self._decoded.decoded)  # whoever finishes it when
         return Picture(pixels, sample.request.seed, sample.steps, sample.branches[0].prompt, sample.seconds)

@@ -291,7 +291,7 @@ class EngineLoop:
     def _decode(self, sample: Sample) -> Drawing:
         if self._last is not None:
             self._last.settle()  # its place in the buffers is the next but one's
-        started = time.perf_counter()
+        started = self._memory.mark()
         seated = self._seats.latents(sample)
         latents = self._memory.view("latents", seated.shape)
         self._memory.copy(latents, seated)

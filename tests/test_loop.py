@@ -1,5 +1,6 @@
 """In-flight batching: whatever else is under way, a picture is the one that it is alone."""
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -526,6 +527,17 @@ def test_steps_allocate_no_arrays(nano: Pipeline) -> None:
 
 
 # what is told
+
+
+def test_waiting_to_be_finished_is_no_decoding(fakes: Bench) -> None:
+    """The queue's estimates are made of it."""
+    loop = fakes.loop()
+    loop.submit("a", RED)
+    drawings = []
+    while not loop.is_idle:
+        drawings += [event.drawing for event in loop.step() if isinstance(event, Drawn)]
+    time.sleep(0.3)
+    assert drawings[0].finish().seconds["vae_decoder"] < 0.2
 
 
 def test_events_tell_a_picture_s_story(fakes: Bench) -> None:
