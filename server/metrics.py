@@ -48,6 +48,7 @@ class Metrics:
         )
         self._forward_seconds = Counter("zimage_forward_seconds", "Spent in forward passes.", registry=registry)
         self._captions = Counter("zimage_caption_requests", "Prompts to encode.", ["cache"], registry=registry)
+        self._hits, self._misses = (self._captions.labels(cache) for cache in ("hit", "miss"))
         self._switches = Counter("zimage_lora_switches", "Changes to another LoRA or to none.", registry=registry)
         self._switch_seconds = Counter("zimage_lora_switch_seconds", "Spent in such changes.", registry=registry)
         self._heard = Pulse(0, 0.0, 0, 0)
@@ -83,8 +84,8 @@ class Metrics:
         self._batch.observe(pulse.batch)
         self._forward_seconds.inc(pulse.seconds)
         before = self._heard if pulse.caption_misses >= self._heard.caption_misses else Pulse(0, 0.0, 0, 0)
-        self._captions.labels("hit").inc(max(pulse.caption_hits - before.caption_hits, 0))
-        self._captions.labels("miss").inc(pulse.caption_misses - before.caption_misses)
+        self._hits.inc(max(pulse.caption_hits - before.caption_hits, 0))
+        self._misses.inc(pulse.caption_misses - before.caption_misses)
         self._heard = pulse
 
     def switched(self, seconds: float) -> None:
