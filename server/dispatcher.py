@@ -150,6 +150,7 @@ class Dispatcher:
         self._suspects: deque[LiveJob] = deque()  # were being drawn when a worker died: replayed one at a time
         self._admitting = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")  # whose order is that of the calls
+        self._away = 0  # calls that are in the thread, which has the store to itself meanwhile
         self._writes: asyncio.Queue[Write] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._device_memory: messages.DeviceMemory | None = None
@@ -535,7 +536,18 @@ class Dispatcher:
     # the store
 
     async def _call(self, function: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+        if self._store.is_in_memory and not self._away:  # no disk to wait for: to a thread and back takes longer
+            return function(*args)
+        return await self._in_thread(function, *args)
+
+    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
+        self._away += 1
+        call = asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+        call.add_done_callback(self._back)
+        return await asyncio.shield(call)  # whoever is cancelled leaves it running
+
+    def _back(self, _: "asyncio.Future[T]") -> None:
+        self._away -= 1
 
     def _later(self, write: Callable[[], object], then: Callable[[], object] = lambda: None) -> None:
         """Writes in the background, in order, again and again until the disk takes it."""
@@ -565,7 +577,7 @@ class Dispatcher:
         while True:
             limits, self._unpruned = self.limits, 0
             try:
-                while await self._call(self._store.prune, time.time() - limits.history, limits.history_bytes):
+                while await self._in_thread(self._store.prune, time.time() - limits.history, limits.history_bytes):
                     pass  # a few at a time, so that others have the store in between
             except StoreUnavailable as error:
                 log.error("%s; old jobs are kept for now", error)

@@ -102,6 +102,7 @@ class JobStore:
         Raises:
             StoreUnavailable: there is no such directory, or the file is damaged, of a newer version or no store at all.
         """
+        self.is_in_memory = path is None
         self._name = f"the job store {path or 'in memory'}"
         self._clock = clock
         with _explained(self._name):

@@ -2,9 +2,11 @@
 
 import asyncio
 import re
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from fake_loop import MANIFEST
@@ -95,6 +97,38 @@ def test_a_job_ends_with_its_last_picture() -> None:
         assert (await jobs.get("a")).state is JobState.DONE
 
     play(story)
+
+
+def test_one_at_a_time_uses_a_store_in_memory() -> None:
+    class Watched(JobStore):
+        is_pruned = False
+        threads: ClassVar[list[threading.Thread]] = []
+
+        def prune(self, older_than: float, max_bytes: int) -> int:
+            self.is_pruned = True
+            time.sleep(0.3)
+            self.is_pruned = False
+            return super().prune(older_than, max_bytes)
+
+        def add(self, added: Job) -> Job:
+            assert not self.is_pruned
+            self.threads.append(threading.current_thread())
+            return super().add(added)
+
+    store = Watched(None)
+
+    async def story(jobs: Dispatcher, _: FakeLink) -> None:
+        await asyncio.sleep(0.05)
+        assert store.is_pruned
+        given_up = asyncio.create_task(jobs.accept(job("a")))
+        await asyncio.sleep(0.05)
+        given_up.cancel()  # which its call does not notice
+        await jobs.accept(job("b"))
+        await jobs.accept(job("c"))
+        main = threading.main_thread()
+        assert [thread is main for thread in store.threads] == [False, False, True]
+
+    play(story, store)
 
 
 async def follow(jobs: Dispatcher, accepted: Job) -> list[object]:
