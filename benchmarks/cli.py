@@ -9,6 +9,7 @@ from engine.errors import ZImageError
 
 COMMANDS = {
     "full-size": "trace the real 6 B and 4 B models from configs, build full-size layers into RTX plans",
+    "http": "what HTTP costs: one request, 32 clients against the bare engine, and many users for minutes",
     "startup": "seconds from starting zimage-serve to its first answer",
     "judge": "does z-image-nano draw what held-out captions say: colours, shapes, places; a contact sheet",
     "parity": "FP32, FP16 and BF16 of a checkpoint against float64: graphs, steps, pictures",

@@ -1,0 +1,92 @@
+"""A real `zimage-serve` in processes of its own, and what they cost."""
+
+import re
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+READY = re.compile(r"ready on (\S+)")
+SAMPLE = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+
+
+class Served:
+    """A server of a plan directory on a free port."""
+
+    def __init__(self, engines: Path, database: Path | None = None, command: list[str] | None = None) -> None:
+        """
+        Args:
+            command: starts one in place of `zimage-serve`.
+        """
+        command = command or [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0"]
+        command += ["--database", str(database)] if database else []
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert self._process.stdout is not None
+        found = READY.search(self._process.stdout.readline())
+        if found is None:
+            self._process.kill()
+            raise RuntimeError(f"zimage-serve did not start: {' '.join(command)}")
+        self.url = found[1]
+        server = psutil.Process(self._process.pid)
+        self.processes = {"server": server, "worker": server.children()[0]}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """Processor time of each process so far."""
+        times = {name: process.cpu_times() for name, process in self.processes.items()}
+        return {name: spent.user + spent.system for name, spent in times.items()}
+
+    def memory(self) -> dict[str, int]:
+        """Resident bytes of each process."""
+        return {name: process.memory_info().rss for name, process in self.processes.items()}
+
+    def metrics(self) -> dict[str, float]:
+        """Prometheus' samples by name, summed over their labels."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as response:
+            text = response.read().decode()
+        found: dict[str, float] = {}
+        for name, value in SAMPLE.findall(text):
+            found[name] = found.get(name, 0.0) + float(value)
+        return found
+
+    def settle(self) -> dict[str, float]:
+        """The metrics once no job is unfinished."""
+        while (found := self.metrics())["zimage_jobs_running"] or found["zimage_jobs_waiting"]:
+            time.sleep(0.05)
+        return found
+
+
+class Sampler:
+    """Calls a function each `interval` seconds, in a thread, while the block runs."""
+
+    def __init__(self, function: Callable[[], dict[str, int]], interval: float) -> None:
+        self.samples: list[dict[str, int]] = []
+        self._function, self._interval = function, interval
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._over.wait(self._interval):
+            self.samples.append(self._function())

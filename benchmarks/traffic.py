@@ -1,0 +1,48 @@
+"""What is asked for, of the server and of whatever it is compared with, and how a rate is read off the answers."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from engine.request import PictureRequest
+
+PROMPTS = (
+    "a large orange star below a yellow heart, on a pink background",
+    "橙色背景，右下角有一个蓝色圆环",
+    "on a background fading top to bottom from red to green, a purple circle",
+    "黑色背景，一个小红色正方形",
+    "a white star in the top left corner, on a yellow background",
+    "左上角有一个小粉色爱心,蓝色背景",
+    "a small yellow ring at the top, on a background fading left to right from green to orange",
+    "中间有一个小绿色星星，蓝色背景",
+)  # their captions are soon cached on both sides
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One picture: square, of `size` pixels."""
+
+    prompt: str
+    size: int
+    seed: int
+
+    def request(self) -> PictureRequest:
+        return PictureRequest(self.prompt, self.size, self.size, self.seed)
+
+    def body(self) -> dict[str, Any]:
+        """Of `POST /v1/images/generations`."""
+        return {"prompt": self.prompt, "size": f"{self.size}x{self.size}", "seed": self.seed}
+
+
+def cases(size: int) -> Iterator[Case]:
+    """One after the other, each with a seed of its own."""
+    return (Case(PROMPTS[number % len(PROMPTS)], size, number) for number in count())
+
+
+def rate(ended: Sequence[float]) -> float:
+    """Pictures a second from when each ended: the slope, since at either end chance decides what still counts."""
+    if len(ended) < 2:
+        raise RuntimeError(f"{len(ended)} pictures are too few for a rate; measure for more --seconds")
+    return statistics.linear_regression(sorted(ended), range(len(ended))).slope
