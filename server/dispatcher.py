@@ -8,12 +8,11 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from engine.manifest import Manifest
 from server import messages
@@ -21,21 +20,18 @@ from server.archive import Archive, Archivist
 from server.estimates import Estimates
 from server.free_memory import free_memory
 from server.jobs import Job, JobError, JobState, Receipt, StoredPicture
+from server.ledger import Ledger
+from server.live_job import JobEvent, LiveJob, Progress, Shown
 from server.messages import FromWorker, ToWorker
 from server.metrics import Metrics
-from server.store import JobStore, StoreUnavailable
+from server.store import JobStore
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-Write = tuple[Callable[[], object], Callable[[], object]]  # what is written, and what follows once it is
 
 MAX_ATTEMPTS = 2  # of a job whose worker dies: the first, and one replay
 MAX_BEGUN = 4  # attempts at a job over all servers, so that one that ends servers does so no more
 HOPELESS_STARTS = 5  # of a worker in a row, after which nobody is kept waiting any more
-PRUNE_EVERY = 600.0  # seconds
 STORE_LAST = 2.0  # seconds that the store has at the end, even if those of the pictures are over
-STORE_RETRY = 1.0  # seconds between two attempts to write what the disk did not take
 ROOM = 4  # whoever is refused comes back when a fourth of the queue has been drawn
 
 
@@ -64,29 +60,6 @@ class Limits:
     free_bytes: int = 256 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a job is. `position`: jobs accepted before it that are unfinished; `eta`: estimated seconds to its end."""
-
-    state: JobState
-    position: int
-    eta: float
-    done: int  # steps of all its pictures
-    steps: int
-
-
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What a picture will be like after `done` of its steps: an image file."""
-
-    index: int
-    done: int
-    data: bytes
-
-
-JobEvent = Progress | Shown | StoredPicture | Job  # a Job is the last: it has ended
-
-
 class Link(Protocol):
     """The way to the worker: `server.supervisor.Supervisor`, or a fake."""
 
@@ -103,28 +76,6 @@ class Link(Protocol):
     def send(self, message: ToWorker) -> None: ...
 
     def expect(self, is_busy: bool) -> None: ...
-
-
-@dataclass(slots=True, eq=False)
-class LiveJob:
-    """A job that has not ended, or whose end the store has not taken yet."""
-
-    job: Job
-    previews: int = 0
-    pictures: dict[int, StoredPicture] = field(default_factory=dict)
-    done: dict[int, int] = field(default_factory=dict)  # steps by picture
-    is_sent: bool = False
-    is_begun: bool = False  # by the worker that is running
-    followers: set["asyncio.Queue[JobEvent]"] = field(default_factory=set)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    expiry: asyncio.TimerHandle | None = None
-
-    def missing(self) -> list[int]:
-        return [index for index in range(len(self.job.requests)) if index not in self.pictures]
-
-    def tell(self, event: JobEvent) -> None:
-        for follower in self.followers:
-            follower.put_nowait(event)
 
 
 class Dispatcher:
@@ -144,18 +95,13 @@ class Dispatcher:
         self.metrics.watch(self._gauges)
         self.link: Link | None = None
         self._store = store
+        self._ledger = Ledger(store, self.limits.history, self.limits.history_bytes)
         self._archivist = Archivist(archive) if archive else None
         self._live: dict[str, LiveJob] = {}
         self._unfinished: dict[str, LiveJob] = {}  # of those, in the order of acceptance
         self._suspects: deque[LiveJob] = deque()  # were being drawn when a worker died: replayed one at a time
         self._admitting = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")  # whose order is that of the calls
-        self._away = 0  # calls that are in the thread, which has the store to itself meanwhile
-        self._writes: asyncio.Queue[Write] = asyncio.Queue()
-        self._tasks: list[asyncio.Task[None]] = []
         self._device_memory: messages.DeviceMemory | None = None
-        self._unpruned = 0  # bytes
-        self._much_was_kept = asyncio.Event()
         self._draining: float | None = None  # since when, by the event loop's clock
 
     @property
@@ -164,10 +110,10 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Takes up what an earlier server has left unfinished."""
-        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._prune())]
+        self._ledger.start()
         found = []
-        for job in await self._call(self._store.recover):
-            pictures = await self._call(self._store.pictures, job.id)
+        for job in await self._ledger.call(self._store.recover):
+            pictures = await self._ledger.call(self._store.pictures, job.id)
             found.append(LiveJob(job, pictures={picture.index: picture for picture in pictures}))
         for live in found:
             self._enter(live)
@@ -193,11 +139,8 @@ class Dispatcher:
             async with asyncio.timeout_at(max(self._draining + grace, last)):
                 while any(not live.job.durable and not live.job.state.is_final for live in self._live.values()):
                     await asyncio.sleep(0.02)
-                await self._writes.join()
-        for task in self._tasks:
-            task.cancel()
-        self._thread.shutdown()
-        self._store.close()
+                await self._ledger.written()
+        self._ledger.close()
         if self._archivist is not None:
             self._archivist.close()
 
@@ -208,11 +151,11 @@ class Dispatcher:
             Refusal: the queue is full, the deadline cannot be met, or there is no worker.
             IdempotencyMismatch, StoreUnavailable: as the store says.
         """
-        if job.idempotency_key is not None and (known := await self._call(self._store.known, job)):
+        if job.idempotency_key is not None and (known := await self._ledger.call(self._store.known, job)):
             live = self._live.get(known.id)
             if live is None or live.job.error is None or not live.job.error.is_transient:
                 return known
-            await self._writes.join()  # then the key is free
+            await self._ledger.written()  # then the key is free
         try:
             self._admit(job)
         except Refusal as refusal:
@@ -224,7 +167,7 @@ class Dispatcher:
     async def _take(self, job: Job, previews: int) -> Job:
         self._admitting += 1
         try:
-            stored = await self._call(self._store.add, job)
+            stored = await self._ledger.call(self._store.add, job)
         finally:
             self._admitting -= 1
         if stored.id == job.id:
@@ -236,34 +179,38 @@ class Dispatcher:
 
     async def get(self, job_id: str) -> Job | None:
         live = self._live.get(job_id)
-        return live.job if live is not None else await self._call(self._store.get, job_id)
+        return live.job if live is not None else await self._ledger.call(self._store.get, job_id)
 
     async def pictures(self, job_id: str) -> list[StoredPicture]:
         """Those that are drawn, in their order."""
         live = self._live.get(job_id)
         if live is None:
-            return await self._call(self._store.pictures, job_id)
+            return await self._ledger.call(self._store.pictures, job_id)
         return [live.pictures[index] for index in sorted(live.pictures)]
 
     async def picture(self, job_id: str, index: int) -> StoredPicture | None:
         live = self._live.get(job_id)
-        return live.pictures.get(index) if live is not None else await self._call(self._store.picture, job_id, index)
+        return (
+            live.pictures.get(index)
+            if live is not None
+            else await self._ledger.call(self._store.picture, job_id, index)
+        )
 
     async def receipts(self, job_id: str) -> list[Receipt]:
         """Those of its pictures, without the pictures."""
         live = self._live.get(job_id)
         if live is None:
-            return await self._call(self._store.receipts, job_id)
+            return await self._ledger.call(self._store.receipts, job_id)
         return [live.pictures[index].receipt for index in sorted(live.pictures)]
 
     async def history(self, limit: int, before: int | None, owner: str | None) -> list[Job]:
-        return await self._call(self._store.history, limit, before, owner)
+        return await self._ledger.call(self._store.history, limit, before, owner)
 
     async def delete(self, job_id: str) -> bool:
         """Forgets a job that has ended, and its pictures."""
         if job_id in self._live:
-            await self._writes.join()  # its end is on its way to the store
-        return await self._call(self._store.delete, job_id)
+            await self._ledger.written()  # its end is on its way to the store
+        return await self._ledger.call(self._store.delete, job_id)
 
     def cancel(self, job_id: str) -> bool:
         """Ends a job that nobody wants any more; at the next step, if it is being drawn."""
@@ -286,7 +233,7 @@ class Dispatcher:
         """The job when it has ended."""
         live = self._live.get(job.id)
         if live is None:
-            ended = await self._call(self._store.get, job.id)
+            ended = await self._ledger.call(self._store.get, job.id)
             assert ended is not None
             return ended
         await live.ended.wait()
@@ -296,9 +243,9 @@ class Dispatcher:
         """What happens to a job from now on; first what has happened, last the job as it ended."""
         live = self._live.get(job.id)
         if live is None:
-            for picture in await self._call(self._store.pictures, job.id):
+            for picture in await self._ledger.call(self._store.pictures, job.id):
                 yield picture
-            ended = await self._call(self._store.get, job.id)
+            ended = await self._ledger.call(self._store.get, job.id)
             assert ended is not None
             yield ended
             return
@@ -357,7 +304,7 @@ class Dispatcher:
             live.done.clear()
             if live.job.state is JobState.RUNNING:
                 live.job = replace(live.job, state=JobState.QUEUED)
-                self._later(partial(self._store.requeue, live.job.id))
+                self._ledger.later(partial(self._store.requeue, live.job.id))
             if hopeless:
                 self._fail(live, "worker_unavailable", f"No worker can be started: {reason}.")
             elif live in begun and live.job.attempts >= MAX_ATTEMPTS:
@@ -381,7 +328,7 @@ class Dispatcher:
         live.job = replace(live.job, state=JobState.RUNNING, attempts=live.job.attempts + 1, started=started)
         if is_first:
             self.metrics.begun(live.job)
-        self._later(lambda: self._store.begin(live.job.id))
+        self._ledger.later(lambda: self._store.begin(live.job.id))
 
     def _drawn(self, live: LiveJob, index: int, message: messages.Finished) -> None:
         request, manifest = live.job.requests[index], self.manifest
@@ -406,12 +353,10 @@ class Dispatcher:
         live.pictures[index] = picture
         self.metrics.drawn(receipt)
         live.tell(picture)
-        self._later(lambda: self._store.add_picture(live.job.id, picture))
+        self._ledger.later(lambda: self._store.add_picture(live.job.id, picture))
         if self._archivist is not None:
             self._archivist.keep(live.job, picture)
-        self._unpruned += len(picture.data)
-        if self._unpruned > self.limits.history_bytes // 8:
-            self._much_was_kept.set()
+        self._ledger.kept(len(picture.data))
         if not live.missing():
             self._end(live, JobState.DONE)
 
@@ -497,7 +442,7 @@ class Dispatcher:
                     assert error is not None
                     self._store.fail(job_id, error)
 
-        self._later(write, then=lambda: self._live.pop(job_id, None))
+        self._ledger.later(write, then=lambda: self._live.pop(job_id, None))
         self._feed()
 
     def _find(self, key: str) -> tuple[LiveJob, int] | None:
@@ -513,7 +458,7 @@ class Dispatcher:
             "zimage_jobs_running": running,
             "zimage_jobs_waiting": len(unfinished) - running,
             "zimage_queue_estimated_seconds": sum(map(self._remaining, unfinished)),
-            "zimage_store_writes_pending": self._writes.qsize(),
+            "zimage_store_writes_pending": self._ledger.pending,
             "zimage_worker_ready": float(link is not None and link.is_ready),
             "zimage_worker_starts_total": float(link.starts if link is not None else 0),
         } | self._device()
@@ -532,66 +477,6 @@ class Dispatcher:
             share = 1 - live.done.get(index, 0) / request.steps(self.manifest)
             seconds += self.estimates.seconds(request.size(self.manifest), request.forwards(self.manifest), share)
         return seconds
-
-    # the store
-
-    async def _call(self, function: Callable[..., T], *args: object) -> T:
-        if self._store.is_in_memory and not self._away:  # no disk to wait for: to a thread and back takes longer
-            return function(*args)
-        return await self._in_thread(function, *args)
-
-    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
-        self._away += 1
-        call = asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
-        call.add_done_callback(self._back)
-        return await asyncio.shield(call)  # whoever is cancelled leaves it running
-
-    def _back(self, _: "asyncio.Future[T]") -> None:
-        self._away -= 1
-
-    def _later(self, write: Callable[[], object], then: Callable[[], object] = lambda: None) -> None:
-        """Writes in the background, in order, again and again until the disk takes it."""
-        self._writes.put_nowait((write, then))
-
-    async def _write(self) -> None:
-        while True:
-            writes = deque([await self._writes.get()])
-            while not self._writes.empty():  # together: the way to the thread and back costs more than a write
-                writes.append(self._writes.get_nowait())
-            while writes:
-                written: list[Write] = []
-                try:
-                    await self._call(_run, writes, written)
-                except StoreUnavailable as error:
-                    log.error("%s; it is tried again, and meanwhile kept in memory", error)
-                    await asyncio.sleep(STORE_RETRY)
-                except Exception:
-                    log.exception("a write to the store was given up")
-                    written.append(writes.popleft())
-                for _, then in written:
-                    then()
-                    self._writes.task_done()
-
-    async def _prune(self) -> None:
-        """Forgets what has been kept long enough."""
-        while True:
-            limits, self._unpruned = self.limits, 0
-            try:
-                while await self._in_thread(self._store.prune, time.time() - limits.history, limits.history_bytes):
-                    pass  # a few at a time, so that others have the store in between
-            except StoreUnavailable as error:
-                log.error("%s; old jobs are kept for now", error)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(PRUNE_EVERY):
-                    await self._much_was_kept.wait()
-            self._much_was_kept.clear()
-
-
-def _run(writes: deque[Write], written: list[Write]) -> None:
-    """Moves what the store has taken from one to the other, up to the first that it does not take."""
-    while writes:
-        writes[0][0]()
-        written.append(writes.popleft())
 
 
 def _key(job: Job, index: int) -> str:

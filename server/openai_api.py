@@ -19,9 +19,10 @@ from engine.errors import InvalidRequest
 from engine.manifest import Manifest
 from server import errors, openapi
 from server.connection import read
-from server.dispatcher import Dispatcher, Shown
+from server.dispatcher import Dispatcher
 from server.intake import Jobs, Order, Owner, accept, drawn, picture_path, timing
 from server.jobs import Job, JobState, StoredPicture
+from server.live_job import Shown
 from server.schemas import Image, ImagesRequest, ImagesResponse, ModelCard, ModelInfo, ModelList, StreamedImage, Usage
 
 INLINE = 1 << 18  # bytes of pictures that are encoded at once: a thread takes longer than they do

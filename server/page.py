@@ -16,10 +16,11 @@ from engine.errors import InvalidRequest
 from engine.request import PictureRequest
 from server import errors
 from server.access import Gate
-from server.dispatcher import Dispatcher, Progress, Refusal, Shown
+from server.dispatcher import Dispatcher, Refusal
 from server.gallery import Gallery, image, progress_of, show_picture, summary
 from server.intake import Order, place
 from server.jobs import Job, JobState
+from server.live_job import Progress, Shown
 from server.page_form import Form
 from server.store import StoreUnavailable
 

@@ -12,9 +12,10 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from server import errors, openapi
 from server.connection import read
-from server.dispatcher import Dispatcher, JobEvent, Progress, Shown
+from server.dispatcher import Dispatcher
 from server.intake import Jobs, Order, Owner, accept, drawn, picture_path, timing
 from server.jobs import Job, JobState, Receipt, StoredPicture
+from server.live_job import JobEvent, Progress, Shown
 from server.store import MAX_SEQUENCE
 from server.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList, TaskResult
 

@@ -15,8 +15,9 @@ from sample_jobs import RECEIPT
 from engine.request import ImageFormat, PictureRequest
 from server import messages
 from server.archive import Archive
-from server.dispatcher import HOPELESS_STARTS, MAX_BEGUN, Dispatcher, Limits, Progress, Refusal
+from server.dispatcher import HOPELESS_STARTS, MAX_BEGUN, Dispatcher, Limits, Refusal
 from server.jobs import Job, JobState, StoredPicture, new_id
+from server.live_job import Progress
 from server.messages import Cancel, Draw, ToWorker
 from server.store import JobStore
 
