@@ -64,7 +64,7 @@ class EngineLoop:
         self._turns = LoraTurns()
         self._samples: dict[str, Sample] = {}
         self._running: deque[_Running] = deque()
-        self._settled = 0.0  # when the last pass was over
+        self._settled = self._charged = 0.0  # when the last pass was over, and all that came of it done
         self._last: Drawing | None = None
 
     @property
@@ -243,12 +243,14 @@ class EngineLoop:
         seconds = now - max(running.enqueued, self._settled)
         self._settled = now
         self._encoder.keep()
-        self._turns.lanes.charge(running.passes[0][0].size, seconds)
         events.append(Passed(len(running.passes), seconds))
         for (sample, branch), latents in zip(running.passes, values, strict=True):
             if not sample.is_gone:
                 sample.seconds["passes"] = sample.seconds.get("passes", 0.0) + seconds / len(running.passes)
                 self._advance(sample, branch, latents, events)
+        now = time.perf_counter()  # prompts and decoding count too
+        self._turns.lanes.charge(running.passes[0][0].size, now - max(running.enqueued, self._charged))
+        self._charged = now
 
     def _advance(self, sample: Sample, branch: Branch, latents: Array, events: list[Event]) -> None:
         """A forward pass of one picture is over: [16, h, w]."""

@@ -9,7 +9,7 @@ import math
 from engine.sample import Lanes, Sample
 
 LEAST = 3.0  # seconds that a turn lasts while others wait
-SHARE = 4.0  # of a turn, to the change before it: changes take a fifth of the time at most
+SHARE = 4.0  # of a turn that others wait for, to the change before it; one of whom nobody is left ends at once
 
 
 class LoraTurns:

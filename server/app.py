@@ -4,8 +4,6 @@ Knows what is mounted where; OpenAI's endpoints are in `openai_api`, the shape o
 """
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import PlainTextResponse
@@ -26,22 +24,15 @@ probes = APIRouter()
 NOT_OK: openapi.Responses = {503: {"model": Health, "description": "It is not; the body says why"}}
 
 
-def create_app(dispatcher: Dispatcher, access: Access, grace: float, page: bool = False) -> FastAPI:
-    """The application; its lifespan takes up unfinished jobs, and waits `grace` seconds for the last ones.
+def create_app(dispatcher: Dispatcher, access: Access, page: bool = False) -> FastAPI:
+    """The application of a dispatcher that has been started.
 
     Args:
         page: whether there is one at `/`; of one application per process.
     """
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await dispatcher.start()
-        yield
-        await dispatcher.stop(grace)
-
     # it would cut streams off at once; uvicorn gives them its grace
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
-    app = FastAPI(title="zimage-trt", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(title="zimage-trt", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.dispatcher, app.state.gate = dispatcher, Gate(access)
     app.state.started = int(time.time())
     app.include_router(probes)

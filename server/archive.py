@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -112,13 +113,16 @@ class Archive:
 
 
 class Archivist:
-    """Writes pictures to an archive and sweeps it, in a thread of its own: no picture waits for a slow or full disk."""
+    """Writes pictures to an archive and sweeps it, in a thread of its own: nothing waits for a slow or full disk."""
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
         self._waiting: queue.Queue[tuple[Job, StoredPicture] | None] = queue.Queue(BACKLOG)
-        self._swept = -SWEEP_EVERY
-        self._thread = threading.Thread(target=self._run, name="archivist")
+        self._sweep_due = 0.0  # by the monotonic clock
+        self._unswept = 0  # bytes
+        self._thread = threading.Thread(target=self._run, name="archivist", daemon=True)
+
+    def start(self) -> None:
         self._thread.start()
 
     def keep(self, job: Job, picture: StoredPicture) -> None:
@@ -128,27 +132,34 @@ class Archivist:
         except queue.Full:
             log.error("picture %d of %s is not archived: the disk does not keep up", picture.index, job.id)
 
-    def close(self) -> None:
-        """Waits for what is to be written."""
-        self._waiting.put(None)
-        self._thread.join()
+    def close(self, seconds: float) -> None:
+        """Waits for what is to be written, but no longer than that."""
+        with suppress(queue.Full):
+            self._waiting.put(None, timeout=seconds)
+            self._thread.join(seconds)
 
     def _run(self) -> None:
         while True:
             try:
-                if time.monotonic() - self._swept >= SWEEP_EVERY:
-                    self._swept = time.monotonic()
-                    self._archive.sweep(datetime.now(UTC))
+                self._sweep()
                 kept = self._waiting.get(timeout=SWEEP_EVERY)
                 if kept is None:
                     return
                 job, picture = kept
                 short_id = f"{job.id[-6:]}{picture.index:02x}"
                 self._archive.save(picture.data, job.format.suffix, datetime.now(UTC), short_id)
+                self._unswept += len(picture.data)
             except queue.Empty:
                 continue
             except OSError as error:
                 log.error("the archive %s: %s", self._archive.folder, error)
+
+    def _sweep(self) -> None:
+        """Now and then, and when much is new."""
+        limit = self._archive.max_bytes
+        if time.monotonic() >= self._sweep_due or (limit is not None and self._unswept > limit // 8):
+            self._sweep_due, self._unswept = time.monotonic() + SWEEP_EVERY, 0
+            self._archive.sweep(datetime.now(UTC))
 
 
 @dataclass(frozen=True, slots=True)

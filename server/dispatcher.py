@@ -43,6 +43,10 @@ class Refusal(Exception):
         self.code, self.retry_after = code, retry_after
 
 
+class JobGone(Exception):
+    """A job that was deleted, or forgotten, while somebody asked for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What is accepted.
@@ -111,6 +115,8 @@ class Dispatcher:
     async def start(self) -> None:
         """Takes up what an earlier server has left unfinished."""
         self._ledger.start()
+        if self._archivist is not None:
+            self._archivist.start()
         found = []
         for job in await self._ledger.call(self._store.recover):
             pictures = await self._ledger.call(self._store.pictures, job.id)
@@ -137,12 +143,21 @@ class Dispatcher:
         last = asyncio.get_running_loop().time() + STORE_LAST
         with suppress(TimeoutError):
             async with asyncio.timeout_at(max(self._draining + grace, last)):
-                while any(not live.job.durable and not live.job.state.is_final for live in self._live.values()):
+                while any(not live.job.durable for live in self._unfinished.values()):
                     await asyncio.sleep(0.02)
+                for live in self._unfinished.values():
+                    if live.is_begun:  # the next server begins it anew, and it is not to blame for that
+                        self._ledger.later(partial(self._store.requeue, live.job.id, forgive=True))
                 await self._ledger.written()
         self._ledger.close()
         if self._archivist is not None:
-            self._archivist.close()
+            await asyncio.to_thread(self._archivist.close, STORE_LAST)
+
+    def give_up(self, reason: str) -> None:
+        """There will be no worker: who is connected is told; durable jobs are the next server's."""
+        for live in list(self._unfinished.values()):
+            if not live.job.durable:
+                self._fail(live, "worker_unavailable", f"No worker can be started: {reason}")
 
     async def accept(self, job: Job, previews: int = 0) -> Job:
         """Takes a job, or finds the one that the same idempotency key has made.
@@ -151,22 +166,25 @@ class Dispatcher:
             Refusal: the queue is full, the deadline cannot be met, or there is no worker.
             IdempotencyMismatch, StoreUnavailable: as the store says.
         """
+        known = None
         if job.idempotency_key is not None and (known := await self._ledger.call(self._store.known, job)):
             live = self._live.get(known.id)
             if live is None or live.job.error is None or not live.job.error.is_transient:
                 return known
-            await self._ledger.written()  # then the key is free
         try:
             self._admit(job)
         except Refusal as refusal:
             self.metrics.refused(refusal.code)
             raise
-        # to its end even if whoever asked is gone meanwhile: what is in the store has to be drawn
-        return await asyncio.shield(self._take(job, previews))
-
-    async def _take(self, job: Job, previews: int) -> Job:
         self._admitting += 1
+        # to its end even if whoever asked is gone meanwhile: what is in the store has to be drawn
+        return await asyncio.shield(self._take(job, previews, known))
+
+    async def _take(self, job: Job, previews: int, failed: Job | None) -> Job:
+        """`failed`: had the same key."""
         try:
+            if failed is not None:
+                await self._ledger.written()  # then the key is free
             stored = await self._ledger.call(self._store.add, job)
         finally:
             self._admitting -= 1
@@ -204,7 +222,9 @@ class Dispatcher:
         return [live.pictures[index].receipt for index in sorted(live.pictures)]
 
     async def history(self, limit: int, before: int | None, owner: str | None) -> list[Job]:
-        return await self._ledger.call(self._store.history, limit, before, owner)
+        """An owner's jobs, newest first; see `JobStore.history`."""
+        found = await self._ledger.call(self._store.history, limit, before, owner)
+        return [self._live[job.id].job if job.id in self._live else job for job in found]
 
     async def delete(self, job_id: str) -> bool:
         """Forgets a job that has ended, and its pictures."""
@@ -229,25 +249,31 @@ class Dispatcher:
         steps = sum(request.steps(self.manifest) for request in live.job.requests)
         return Progress(live.job.state, len(ahead), eta, sum(live.done.values()), steps)
 
-    async def end(self, job: Job) -> Job:
-        """The job when it has ended."""
+    async def end(self, job: Job) -> tuple[Job, list[StoredPicture]]:
+        """The job when it has ended, with its pictures.
+
+        Raises:
+            JobGone: it was deleted.
+        """
         live = self._live.get(job.id)
-        if live is None:
-            ended = await self._ledger.call(self._store.get, job.id)
-            assert ended is not None
-            return ended
-        await live.ended.wait()
-        return live.job
+        if live is not None:
+            await live.ended.wait()
+            return live.job, [live.pictures[index] for index in sorted(live.pictures)]
+        pictures = await self._ledger.call(self._store.pictures, job.id)
+        ended = await self._ledger.call(self._store.get, job.id)
+        if ended is None:
+            raise JobGone
+        return ended, pictures
 
     async def follow(self, job: Job) -> AsyncIterator[JobEvent]:
-        """What happens to a job from now on; first what has happened, last the job as it ended."""
+        """What happens to a job from now on; first what has happened, last, unless it was deleted, how it ended."""
         live = self._live.get(job.id)
         if live is None:
-            for picture in await self._ledger.call(self._store.pictures, job.id):
-                yield picture
-            ended = await self._ledger.call(self._store.get, job.id)
-            assert ended is not None
-            yield ended
+            with suppress(JobGone):
+                ended, pictures = await self.end(job)
+                for picture in pictures:
+                    yield picture
+                yield ended
             return
         events: asyncio.Queue[JobEvent] = asyncio.Queue()
         if not live.job.state.is_final:
@@ -382,13 +408,12 @@ class Dispatcher:
                 message = f"It would take about {ready:.1f} s, and the deadline is in {left:.1f} s; try again later."
                 raise Refusal("deadline_unreachable", message, ready - left)
 
-    def _enter(self, live: LiveJob) -> LiveJob:
+    def _enter(self, live: LiveJob) -> None:
         job = live.job
         self._live[job.id] = self._unfinished[job.id] = live
         if job.deadline is not None:
             loop, left = asyncio.get_running_loop(), job.deadline - time.time()
             live.expiry = loop.call_later(max(left, 0.0), self._expire, live)
-        return live
 
     def _expire(self, live: LiveJob) -> None:
         self._fail(live, "deadline_exceeded", "The deadline passed before the pictures were drawn.")

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from engine.errors import InvalidRequest
-from server.dispatcher import Refusal
+from server.dispatcher import JobGone, Refusal
 from server.jobs import Job, JobState
 from server.store import IdempotencyMismatch, StoreUnavailable
 
@@ -96,6 +96,7 @@ def install(app: FastAPI) -> None:
         ApiError,
         RequestValidationError,
         InvalidRequest,
+        JobGone,
         Refusal,
         StoreUnavailable,
         IdempotencyMismatch,
@@ -117,6 +118,10 @@ def of_job(job: Job) -> ApiError:
 
 def model_not_found(name: str) -> ApiError:
     return ApiError(404, f"The model {name[:ECHO]!r} does not exist.", code="model_not_found", param="model")
+
+
+def task_not_found() -> ApiError:
+    return ApiError(404, "There is no such task, or it has been removed.", code="task_not_found")
 
 
 def internal_error() -> ApiError:
@@ -169,6 +174,8 @@ def translate(request: Request, error: Exception) -> ApiError:
         case RequestValidationError():  # of a query: ("query", its name)
             first = error.errors()[0]
             return _invalid(first | {"loc": first["loc"][1:]})
+        case JobGone():
+            return task_not_found()
         case InvalidRequest():
             return ApiError(400, str(error), code="invalid_value", param=error.param)
         case Refusal(code=code, retry_after=seconds):

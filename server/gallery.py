@@ -44,8 +44,7 @@ class Gallery:
         async with self._refreshing:
             found = await self._jobs.history(self._limit + 1, None, self._owner)
             self._more.visible = len(found) > self._limit
-            current = [await self._jobs.get(job.id) or job for job in found[: self._limit]]
-            shown = [job for job in current if self._is_shown(job)]
+            shown = [job for job in found[: self._limit] if self._is_shown(job)]
             for job_id in self._tiles.keys() - {job.id for job in shown}:
                 self._tiles.pop(job_id).element.delete()
             for index, job in enumerate(shown):

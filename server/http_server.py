@@ -4,6 +4,7 @@ Knows sockets and signals; nothing of jobs but that there are some.
 """
 
 import asyncio
+import math
 import socket
 import time
 
@@ -29,7 +30,7 @@ def config(app: FastAPI, grace: float) -> uvicorn.Config:
         ws_max_size=MAX_MESSAGE,
         log_config=None,
         access_log=False,  # `request_id` has one
-        timeout_graceful_shutdown=int(grace),
+        timeout_graceful_shutdown=math.ceil(grace),
     )
 
 
@@ -45,7 +46,7 @@ class HttpServer(uvicorn.Server):
     def __init__(
         self, dispatcher: Dispatcher, access: Access, grace: float, page: bool, starting: "asyncio.Task[None]"
     ) -> None:
-        super().__init__(config(create_app(dispatcher, access, grace, page), grace))
+        super().__init__(config(create_app(dispatcher, access, page), grace))
         self._dispatcher, self._starting = dispatcher, starting
         self._announcing: asyncio.Task[None] | None = None
 
@@ -63,7 +64,8 @@ class HttpServer(uvicorn.Server):
     async def _announce(self, host: str, port: int) -> None:
         """Says when the first worker is ready."""
         await asyncio.wait([self._starting])
-        if self._starting.exception() is not None:
+        if (error := self._starting.exception()) is not None:
+            self._dispatcher.give_up(str(error))
             self.should_exit = True
             return
         seconds = time.time() - psutil.Process().create_time()

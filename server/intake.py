@@ -18,7 +18,7 @@ from engine.request import PNG, ImageFormat, PictureRequest
 from server import errors
 from server.access import Gate
 from server.connection import while_connected
-from server.dispatcher import Dispatcher
+from server.dispatcher import Dispatcher, JobGone
 from server.jobs import Job, JobState, StoredPicture, new_id
 
 MAX_KEY = 255  # characters of an Idempotency-Key
@@ -106,16 +106,18 @@ async def drawn(request: Request, jobs: Dispatcher, job: Job) -> tuple[Job, Sequ
     """The job as it ended, and its pictures.
 
     Raises:
-        ApiError: why there are none.
+        ApiError, JobGone: why there are none.
         ClientDisconnect: there is nobody left to answer.
     """
-    ended = await while_connected(request, _end(jobs, job))
+    ended, pictures = await while_connected(request, _end(jobs, job))
     if ended.state is not JobState.DONE:
         raise errors.of_job(ended)
-    return ended, await jobs.pictures(job.id)
+    if len(pictures) < len(ended.requests):
+        raise JobGone
+    return ended, pictures
 
 
-async def _end(jobs: Dispatcher, job: Job) -> Job:
+async def _end(jobs: Dispatcher, job: Job) -> tuple[Job, list[StoredPicture]]:
     """The job when it has ended; cancelled with whoever waits, unless it is durable."""
     try:
         return await jobs.end(job)

@@ -17,6 +17,7 @@ T = TypeVar("T")
 Write = tuple[Callable[[], object], Callable[[], object]]  # what is written, and what follows once it is
 
 PRUNE_EVERY = 600.0  # seconds
+PATIENCE = 2.0  # seconds that somebody may wait for earlier writes
 RETRY = 1.0  # seconds between two attempts to write what the disk did not take
 
 
@@ -64,8 +65,12 @@ class Ledger:
         self._writes.put_nowait((write, then))
 
     async def written(self) -> None:
-        """Waits until all writes are done."""
-        await self._writes.join()
+        """Waits until all writes are done. Raises StoreUnavailable if that takes too long."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await self._writes.join()
+        except TimeoutError as error:
+            raise StoreUnavailable("the job store has not taken what was to be written before") from error
 
     def kept(self, size: int) -> None:
         """So many bytes of pictures are new: when they are many, old ones go before their time."""
@@ -74,8 +79,8 @@ class Ledger:
             self._much_was_kept.set()
 
     async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
-        self._away += 1
         call = asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+        self._away += 1
         call.add_done_callback(self._back)
         return await asyncio.shield(call)  # whoever is cancelled leaves it running
 

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from fastapi import FastAPI, Request
-from nicegui import background_tasks, ui
+from nicegui import Client, background_tasks, ui
 from pydantic import ValidationError
 
 from engine.errors import InvalidRequest
@@ -34,6 +34,7 @@ BLUE = "#3f6fd8"
 KEY = "zimage-api-key"  # in the browser's storage
 TICK = 0.5  # seconds between two looks at progress
 RESTFUL = 6  # ticks between two looks at the gallery
+MAX_WAITING = 256  # pages, of 0.2 MB each
 RECONNECT = 30.0  # seconds for which a page that lost its connection is kept
 
 
@@ -63,6 +64,11 @@ def create(jobs: Dispatcher, gate: Gate) -> FastAPI:
         reconnect_timeout=RECONNECT,
     )
     return app
+
+
+def is_crowded() -> bool:
+    """Whether too many pages were sent to whoever then opened no connection, which costs memory for a minute each."""
+    return sum(not client.has_socket_connection for client in Client.instances.values()) > MAX_WAITING
 
 
 class Visit:
@@ -168,6 +174,9 @@ class Visit:
     async def _show(self, drawing: "_Drawing", job: Job) -> None:
         """The picture in the place of its previews."""
         receipts = await self._jobs.receipts(job.id)
+        if not receipts:  # deleted in another tab
+            self._drop(drawing)
+            return
         drawing.has_ended = True
         drawing.element.clear()
         with drawing.element:

@@ -30,6 +30,11 @@ HEADERS = {  # the toolkit evaluates scripts of its own; whatever they do, nothi
 }
 
 
+CROWDED = ApiError(
+    503, "Too many pages are being opened; try again in a minute.", code="page_crowded", headers={"retry-after": "60"}
+)
+
+
 class PageMount:
     """Answers what is for the page, and passes on all else. One per process: the toolkit keeps its state in modules."""
 
@@ -45,7 +50,9 @@ class PageMount:
                 async with self._running:
                     await self._app(scope, receive, send)
             case "http" if scope["path"] == PATH and scope["method"] == "GET":
-                await (await self._loaded())(scope, receive, _with_headers(send))
+                page = await self._loaded()
+                answer = CROWDED.response() if import_module("server.page").is_crowded() else page
+                await answer(scope, receive, _with_headers(send))
             case "http" | "websocket" if scope["path"].startswith(PARTS):
                 if _is_foreign(Headers(scope=scope)):
                     await _refuse(scope, receive, send)

@@ -64,18 +64,20 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
     dispatcher = Dispatcher(JobStore(serving.database), manifest, serving.limits, serving.archive, serving.loras)
     supervisor = dispatcher.link = Supervisor(worker, dispatcher, serving.patience)
     starting = asyncio.create_task(supervisor.start())
-    launched = asyncio.create_task(supervisor.launched.wait())
-    await asyncio.wait((starting, launched), return_when=asyncio.FIRST_COMPLETED)
-    from server.access import Access  # while the worker loads
-    from server.http_server import HttpServer
-
-    server = HttpServer(dispatcher, Access(serving.keys, serving.rate), serving.grace, serving.page, starting)
     try:
-        await server.serve(sockets=[sock])
+        launched = asyncio.create_task(supervisor.launched.wait())
+        await asyncio.wait((starting, launched), return_when=asyncio.FIRST_COMPLETED)
+        from server.access import Access  # while the worker loads
+        from server.http_server import HttpServer
+
+        await dispatcher.start()
+        access = Access(serving.keys, serving.rate)
+        await HttpServer(dispatcher, access, serving.grace, serving.page, starting).serve(sockets=[sock])
         if starting.done():
             starting.result()  # or why it could not serve
     finally:
         starting.cancel()
+        await dispatcher.stop(serving.grace)
         await supervisor.stop()
 
 

@@ -26,6 +26,7 @@ from server.supervisor import Patience
 PREFIX = "ZIMAGE_"
 SEATS = 12  # pictures between two of their steps: three batches of four
 MIB = 1 << 20
+MAX_DAYS = 36_500
 
 FoundLoras = tuple[tuple[str, Path], ...]  # name and file of each
 
@@ -93,12 +94,14 @@ class Settings(BaseSettings):
     database: Path | None = Field(
         SERVING.database, description="keeps jobs and pictures, so that they survive a restart", title="FILE"
     )
-    history_days: float = Field(LIMITS.history / DAY, ge=0, description="for which jobs that ended are kept")
+    history_days: float = Field(
+        LIMITS.history / DAY, ge=0, le=MAX_DAYS, description="for which jobs that ended are kept"
+    )
     history_mb: int = Field(LIMITS.history_bytes // MIB, ge=0, description="of pictures that are kept with them")
     archive: Path | None = Field(
         None, description="folder that keeps every picture as generated_YYYYMMDD_HHMMSS_ID.png", title="DIR"
     )
-    archive_days: float = Field(7.0, gt=0, description="after which a picture leaves the archive")
+    archive_days: float = Field(7.0, ge=0, le=MAX_DAYS, description="after which a picture leaves it; 0 for never")
     archive_mb: int | None = Field(None, gt=0, description="of the archive, from where on its oldest pictures leave")
 
     keys: Keys = Field(
@@ -115,9 +118,12 @@ class Settings(BaseSettings):
     )
     grace: float = Field(SERVING.grace, ge=0, le=3600, description="seconds that pictures have left after SIGTERM")
     hang_seconds: float = Field(
-        PATIENCE.silence, gt=0, description="after which a silent worker is replaced; longer than the longest step"
+        PATIENCE.silence,
+        gt=0,
+        le=86400,
+        description="after which a silent worker is replaced; longer than the longest step",
     )
-    load_seconds: float = Field(PATIENCE.load, gt=0, description="that a worker may take to load the plans")
+    load_seconds: float = Field(PATIENCE.load, gt=0, le=86400, description="that a worker may take to load the plans")
 
     log_format: LogFormat = Field("text", description="json writes an object a line")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged at least")
@@ -149,7 +155,7 @@ class Settings(BaseSettings):
         return Serving(
             grace=self.grace,
             database=self.database,
-            archive=Archive(self.archive, self.archive_days * DAY, archive_bytes) if self.archive else None,
+            archive=Archive(self.archive, self.archive_days * DAY or None, archive_bytes) if self.archive else None,
             keys=self.keys,
             rate=self.rate,
             page=self.page,

@@ -162,9 +162,13 @@ class JobStore:
             id,
         )
 
-    def requeue(self, id: str) -> bool:
-        """running -> queued, since its worker died. False: the job is not running."""
-        return self._change("UPDATE jobs SET state = 'queued' WHERE id = ? AND state = 'running'", id)
+    def requeue(self, id: str, *, forgive: bool = False) -> bool:
+        """running -> queued, since its worker died, or with `forgive` was stopped, which is no attempt of the job's.
+
+        False: the job is not running.
+        """
+        sql = "UPDATE jobs SET state = 'queued', attempts = attempts - ? WHERE id = ? AND state = 'running'"
+        return self._change(sql, int(forgive), id)
 
     def finish(self, id: str) -> bool:
         """Ends a job that has all its pictures. False, as for `fail` and `cancel`: it had ended, or is unknown."""

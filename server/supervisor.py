@@ -94,11 +94,11 @@ class Supervisor:
     async def stop(self) -> None:
         """Ends the worker, in order if it lets itself be ended."""
         self._stopping = True
-        if self._process is not None:
+        if self._process is not None and self.is_ready:
             self.send(Stop())
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._process.wait(), self._patience.stop)
-            self._kill()
+        self._kill()
         if self._keeping is not None:
             self._keeping.cancel()
             with suppress(asyncio.CancelledError):

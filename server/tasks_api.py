@@ -57,7 +57,7 @@ async def cancel(task_id: str, request: Request, jobs: Jobs, owner: Owner) -> Ta
     """Ends a task at its next step; one that has ended is forgotten, pictures and all."""
     job = await _find(jobs, task_id)
     if job.owner != owner:
-        raise _not_found()
+        raise errors.task_not_found()
     if job.state.is_final:
         answer = await _task(request, jobs, job)
         await jobs.delete(task_id)
@@ -109,7 +109,7 @@ async def history(
 ) -> TaskList:
     """One's own tasks, newest first; `before` is the last one's `sequence`."""
     found = await jobs.history(limit, before, owner)
-    return TaskList(tasks=[await _task(request, jobs, await jobs.get(job.id) or job) for job in found])
+    return TaskList(tasks=[await _task(request, jobs, job) for job in found])
 
 
 async def _accept(request: Request, jobs: Dispatcher, owner: str | None, *, is_awaited: bool) -> Job:
@@ -121,12 +121,8 @@ async def _accept(request: Request, jobs: Dispatcher, owner: str | None, *, is_a
 async def _find(jobs: Dispatcher, task_id: str) -> Job:
     job = await jobs.get(task_id)
     if job is None:
-        raise _not_found()
+        raise errors.task_not_found()
     return job
-
-
-def _not_found() -> errors.ApiError:
-    return errors.ApiError(404, "There is no such task, or it has been removed.", code="task_not_found")
 
 
 async def _task(request: Request | WebSocket, jobs: Dispatcher, job: Job) -> Task:

@@ -42,6 +42,7 @@ from server.messages import Cancel, Draw, FromWorker, Stop, ToWorker, frame, to_
 log = logging.getLogger(__name__)
 
 FINISHERS = 2  # threads for pixels and encoding
+FLUSH_SECONDS = 5.0  # for a server that does not read
 MEMORY_EVERY = 10.0  # seconds
 DEVICE_LOST = 3  # exit status
 
@@ -77,7 +78,7 @@ class Worker:
         self._draws: dict[str, Draw] = {}  # under way
         self._last: dict[str, Future[None]] = {}  # what finishers do for a picture
         self._inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
-        self._outbox: queue.SimpleQueue[FromWorker | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[FromWorker | threading.Event | None] = queue.SimpleQueue()
         self._memory_due = 0.0  # when to tell of the device's memory again
         self._finishers = ThreadPoolExecutor(FINISHERS, thread_name_prefix="finisher")
 
@@ -138,10 +139,12 @@ class Worker:
 
     def _tell(self, events: Sequence[Event]) -> None:
         done = {event.key: event.done for event in events if isinstance(event, Stepped)}
+        has_begun = False
         for event in events:
             match event:
                 case Started(key):
                     self.send(messages.Began(key))
+                    has_begun = True
                 case Passed(batch, seconds):
                     captions = self._loop.captions
                     self.send(messages.Pulse(batch, seconds, captions.hits, captions.misses, done))
@@ -156,6 +159,14 @@ class Worker:
                     self._fail(key, error)
                 case Switched(seconds):
                     self.send(messages.Switched(seconds))
+        if has_begun:  # the server is to know before the first pass, which may end this process
+            self._flush()
+
+    def _flush(self) -> None:
+        """Waits until what was sent is out of this process."""
+        flushed = threading.Event()
+        self._outbox.put(flushed)
+        flushed.wait(FLUSH_SECONDS)
 
     def _tell_memory(self) -> None:
         """At most every MEMORY_EVERY seconds."""
@@ -226,6 +237,9 @@ class Worker:
 
     def _write(self) -> None:
         while (message := self._outbox.get()) is not None:
+            if isinstance(message, threading.Event):
+                message.set()
+                continue
             try:
                 self._sock.sendall(frame(message))
             except OSError:

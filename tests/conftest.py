@@ -8,6 +8,13 @@ from rich.console import Console
 from nano.layout import Z_IMAGE_NANO
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Plans of the trained model take a minute to make, whoever needs them first."""
+    for item in items:
+        if "engines" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def checkpoint() -> Path:
     """z-image-nano as it is committed; tests that change it copy it first."""

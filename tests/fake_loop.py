@@ -67,6 +67,7 @@ class FakeLoop:
         self._lora: str | None = None
         self._queue: dict[str, tuple[PictureRequest, int]] = {}
         self._done: dict[str, int] = {}
+        self._announced: set[str] = set()
 
     @property
     def is_idle(self) -> bool:
@@ -79,6 +80,7 @@ class FakeLoop:
         request.check(MANIFEST, LORAS)
         self._queue[key] = request, previews
         self._done[key] = 0
+        self._announced.discard(key)
 
     def cancel(self, key: str) -> bool:
         return self._queue.pop(key, None) is not None
@@ -90,6 +92,9 @@ class FakeLoop:
         if request.lora == "damaged":
             del self._queue[key]
             return [Failed(key, LoraMismatch("the LoRA 'damaged' cannot be used now; the log says why"))]
+        if key not in self._announced:
+            self._announced.add(key)
+            return [Started(key)]
         steps = request.steps(MANIFEST)
         self._done[key] += 1
         done = self._done[key]
@@ -97,7 +102,7 @@ class FakeLoop:
         self.drawing.set()
         time.sleep(self.seconds_per_step)
         self._misbehave(request.prompt, done)
-        events: list[Event] = [Started(key)] if done == 1 else []
+        events: list[Event] = []
         if request.lora != self._lora:
             self._lora = request.lora
             events.append(Switched(SWITCH))
@@ -113,6 +118,8 @@ class FakeLoop:
         return events
 
     def _misbehave(self, prompt: str, done: int) -> None:
+        if done == 1 and prompt == KILL_PROMPT and self.may_kill:
+            os.kill(os.getpid(), signal.SIGKILL)
         if done != 2:
             return
         if prompt == LOST_PROMPT:
@@ -121,8 +128,6 @@ class FakeLoop:
             raise RuntimeError(SECRET)
         if prompt == HANG_PROMPT:
             time.sleep(3600 if self.may_kill else 2.5)
-        if prompt == KILL_PROMPT and self.may_kill:
-            os.kill(os.getpid(), signal.SIGKILL)
 
     def _picture(self, request: PictureRequest, height: int, width: int, steps: int) -> Picture:
         colour = np.array([request.seed % 256, steps, len(request.prompt) % 256], np.uint8)

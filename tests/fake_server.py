@@ -93,11 +93,13 @@ def serving(
     async def run(sock: socket.socket) -> None:
         await supervisor.start()
         try:
+            await dispatcher.start()
             await server.serve(sockets=[sock])
         finally:
+            await dispatcher.stop(grace=5)
             await supervisor.stop()
 
-    server = uvicorn.Server(config(create_app(dispatcher, access or Access(), grace=5), grace=5))
+    server = uvicorn.Server(config(create_app(dispatcher, access or Access()), grace=5))
     with listen("127.0.0.1", 0) as sock:
         sock.listen()  # who comes before the worker is ready waits
         thread = threading.Thread(target=lambda: asyncio.run(run(sock)))
@@ -138,7 +140,7 @@ def main(
     if reconnect:
         import server.page
 
-        server.page.RECONNECT = float(reconnect)
+        server.page.RECONNECT, server.page.MAX_WAITING = float(reconnect), 20
     serving = Serving(
         float(grace),
         Path(database) if database else None,

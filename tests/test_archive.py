@@ -4,14 +4,17 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from threading import Thread
 
 import pytest
+from sample_jobs import job, picture
 
-from server.archive import DAY, Archive
+from server.archive import BACKLOG, DAY, Archive, Archivist
 
 NOON = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 ID = "0123abcd"
@@ -315,3 +318,21 @@ def test_a_file_that_vanishes_while_sweeping_is_no_error(folder: Path, monkeypat
 def test_a_folder_that_is_not_there_yet_is_empty(folder: Path) -> None:
     assert Archive(folder).sweep(NOON) == 0
     assert not folder.exists()
+
+
+def test_an_archive_that_cannot_be_written_holds_up_nobody(folder: Path) -> None:
+    archivist = Archivist(Archive(folder))
+    for index in range(BACKLOG + 2):  # its thread does not run: like a disk that hangs
+        archivist.keep(job(), picture(index % 2))
+    started = time.monotonic()
+    archivist.close(0.1)
+    assert time.monotonic() - started < 1
+
+
+def test_much_that_is_new_is_swept_at_once(folder: Path) -> None:
+    archivist = Archivist(Archive(folder, max_bytes=1000))
+    archivist.start()
+    for index in range(20):
+        archivist.keep(replace(job(), id=f"job_{index:032x}"), picture(0, bytes(100)))
+    archivist.close(5)
+    assert len(names(folder)) <= 12

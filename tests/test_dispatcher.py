@@ -5,6 +5,8 @@ import re
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,7 +17,7 @@ from sample_jobs import RECEIPT
 from engine.request import ImageFormat, PictureRequest
 from server import messages
 from server.archive import Archive
-from server.dispatcher import HOPELESS_STARTS, MAX_BEGUN, Dispatcher, Limits, Refusal
+from server.dispatcher import HOPELESS_STARTS, MAX_BEGUN, Dispatcher, JobGone, Limits, Refusal
 from server.jobs import Job, JobState, StoredPicture, new_id
 from server.live_job import Progress
 from server.messages import Cancel, Draw, ToWorker
@@ -221,6 +223,55 @@ def test_a_full_queue_says_when_to_come_back_and_still_finds_known_keys() -> Non
         await jobs.accept(job("late"))
 
     play(story, limits=Limits(queue=8))
+
+
+def test_those_who_come_at_once_do_not_get_past_the_limit_together() -> None:
+    async def story(jobs: Dispatcher, _link: FakeLink) -> None:
+        asked = (jobs.accept(job(f"{number}")) for number in range(5))
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [Job, Job, Refusal, Refusal, Refusal]
+
+    play(story, limits=Limits(queue=2))
+
+
+def test_who_waited_has_the_pictures_though_they_are_kept_no_longer() -> None:
+    async def story(jobs: Dispatcher, _link: FakeLink) -> None:
+        accepted = await jobs.accept(job("a"))
+        waiting = asyncio.create_task(jobs.end(accepted))
+        await asyncio.sleep(0)
+        jobs.hear(finished("a"))
+        while await jobs.get("a") is not None:
+            await asyncio.sleep(0.001)  # until it was pruned
+        ended, pictures = await waiting
+        assert ended.state is JobState.DONE and len(pictures) == 1
+        with pytest.raises(JobGone):
+            await jobs.end(accepted)
+        assert [event async for event in jobs.follow(accepted)] == []
+
+    play(story, limits=Limits(history_bytes=0))
+
+
+def test_a_server_that_is_stopped_in_order_costs_a_job_no_attempt(tmp_path: Path) -> None:
+    async def story(jobs: Dispatcher, _link: FakeLink) -> None:
+        await jobs.accept(job("a"))
+        jobs.hear(messages.Began("a:0"))
+
+    path = tmp_path / "jobs.db"
+    play(story, JobStore(path))
+    with closing(JobStore(path)) as store:
+        kept = store.get("a")
+        assert kept is not None and (kept.state, kept.attempts) == (JobState.QUEUED, 0)
+
+
+def test_without_a_worker_those_who_are_connected_are_told() -> None:
+    async def story(jobs: Dispatcher, _link: FakeLink) -> None:
+        await jobs.accept(replace(job("connected"), durable=False))
+        await jobs.accept(job("durable"))
+        jobs.give_up("the plans are damaged")
+        assert (await jobs.get("connected")).error.code == "worker_unavailable"
+        assert (await jobs.get("durable")).state is JobState.QUEUED
+
+    play(story)
 
 
 def test_deadlines() -> None:

@@ -80,6 +80,7 @@ serve(sock, [sys.executable, "-c", sys.argv[1]], MANIFEST, Serving(page=False))
 """
 
 
+@pytest.mark.slow
 def test_probes_are_answered_while_the_first_worker_loads_and_it_ends_with_its_server() -> None:
     command = [sys.executable, "-c", SERVING, LOADING]
     path = f"{ROOT}:{ROOT / 'tests'}"

@@ -130,6 +130,15 @@ def test_no_path_leaves_the_toolkit_s_own_files(url: str, folder: str, up: str) 
     assert answer.status_code in (403, 404) and "root:" not in answer.text
 
 
+def test_pages_that_nobody_looks_at_do_not_fill_the_memory() -> None:
+    with process(FAKE, "0.1", "1", "", "", "", "", str(RECONNECT)) as child:
+        url = ready_url(child)
+        answers = [httpx.get(url) for _ in range(30)]
+        assert [answer.status_code for answer in answers[:20]] == [200] * 20
+        assert (answers[-1].status_code, answers[-1].json()["error"]["code"]) == (503, "page_crowded")
+        assert httpx.get(f"{url}/health").status_code == 200
+
+
 def test_the_sizes_offered_are_drawn() -> None:
     from server.page_form import sizes
 
