@@ -88,18 +88,17 @@ class Lost(msgspec.Struct, frozen=True, tag=True):
 
 
 class Pulse(msgspec.Struct, frozen=True, tag=True):
-    """From the worker after every pass: that it is alive, what metrics count, and how far pictures are.
+    """From the worker, after passes: that it is alive, how far pictures are, and what metrics count.
 
     Attributes:
-        done: steps that are over, by the key of each picture that got further. One message for all of them: what the
-            server reads keeps it from answering, and on a CPU keeps the engine from drawing.
+        passes: pictures in each, and seconds.
+        done: steps, by picture.
     """
 
-    batch: int
-    seconds: float
+    passes: list[tuple[int, float]]
     caption_hits: int
     caption_misses: int
-    done: dict[str, int] = {}
+    done: dict[str, int]
 
 
 class DeviceMemory(msgspec.Struct, frozen=True, tag=True):

@@ -15,6 +15,8 @@ from server.messages import Pulse
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16)
 
+NOTHING = Pulse([], 0, 0, {})
+
 Gauges = Callable[[], Mapping[str, float]]
 
 
@@ -51,7 +53,7 @@ class Metrics:
         self._hits, self._misses = (self._captions.labels(cache) for cache in ("hit", "miss"))
         self._switches = Counter("zimage_lora_switches", "Changes to another LoRA or to none.", registry=registry)
         self._switch_seconds = Counter("zimage_lora_switch_seconds", "Spent in such changes.", registry=registry)
-        self._heard = Pulse(0, 0.0, 0, 0)
+        self._heard = NOTHING
 
     def watch(self, gauges: Gauges) -> None:
         """Adds gauges, by name, that are read when somebody asks; those that end in _total are counters."""
@@ -80,10 +82,11 @@ class Metrics:
         self._job_seconds.labels(job.api).observe(max(job.finished - job.created, 0.0))
 
     def passed(self, pulse: Pulse) -> None:
-        """A forward pass is over. A new worker's counts of captions begin at 0."""
-        self._batch.observe(pulse.batch)
-        self._forward_seconds.inc(pulse.seconds)
-        before = self._heard if pulse.caption_misses >= self._heard.caption_misses else Pulse(0, 0.0, 0, 0)
+        """Forward passes are over. A new worker's counts of captions begin at 0."""
+        for batch, seconds in pulse.passes:
+            self._batch.observe(batch)
+            self._forward_seconds.inc(seconds)
+        before = self._heard if pulse.caption_misses >= self._heard.caption_misses else NOTHING
         self._hits.inc(max(pulse.caption_hits - before.caption_hits, 0))
         self._misses.inc(pulse.caption_misses - before.caption_misses)
         self._heard = pulse

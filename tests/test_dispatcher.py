@@ -87,7 +87,7 @@ def test_a_job_ends_with_its_last_picture() -> None:
         heard = asyncio.create_task(follow(jobs, accepted))
         await asyncio.sleep(0)
         jobs.hear(messages.Began("a:0"))
-        jobs.hear(messages.Pulse(1, 0.0, 0, 0, {"a:0": 4}))
+        jobs.hear(messages.Pulse([(1, 0.0)], 0, 0, {"a:0": 4}))
         assert jobs.progress(accepted).done == 4
         for index in (1, 0):
             assert (await jobs.get("a")).state is JobState.RUNNING
@@ -334,7 +334,7 @@ def test_position_and_eta_count_those_before() -> None:
         accepted = [await jobs.accept(job(f"{number}", n=2)) for number in range(3)]
         assert [jobs.progress(one).position for one in accepted] == [0, 1, 2]
         assert [jobs.progress(one).eta for one in accepted] == pytest.approx([2.0, 4.0, 6.0])
-        jobs.hear(messages.Pulse(1, 0.0, 0, 0, {"0:0": 4}))
+        jobs.hear(messages.Pulse([(1, 0.0)], 0, 0, {"0:0": 4}))
         assert jobs.progress(accepted[2]).eta == pytest.approx(5.6)
 
     play(story)
