@@ -32,7 +32,7 @@ def main() -> None:
         picture.write_bytes(draw(url))
         print(f"one picture through HTTP: {picture}")
         if not args.once:
-            print(f"the server stays at {url}; Ctrl-C ends it. Another picture:")
+            print(f"the server stays, with a page at {url}/; Ctrl-C ends it. Another picture:")
             print(f"  curl {url}/v1/images/generations -H 'content-type: application/json' -d '{json.dumps(body())}'")
             server.wait()
     except KeyboardInterrupt:

@@ -134,6 +134,8 @@ class Archivist:
 
     def close(self, seconds: float) -> None:
         """Waits for what is to be written, but no longer than that."""
+        if not self._thread.is_alive():
+            return
         with suppress(queue.Full):
             self._waiting.put(None, timeout=seconds)
             self._thread.join(seconds)

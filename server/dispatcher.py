@@ -24,7 +24,7 @@ from server.ledger import Ledger
 from server.live_job import JobEvent, LiveJob, Progress, Shown
 from server.messages import FromWorker, ToWorker
 from server.metrics import Metrics
-from server.store import JobStore
+from server.store import JobStore, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class Dispatcher:
         self.drain()
         assert self._draining is not None
         last = asyncio.get_running_loop().time() + STORE_LAST
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, StoreUnavailable):
             async with asyncio.timeout_at(max(self._draining + grace, last)):
                 while any(not live.job.durable for live in self._unfinished.values()):
                     await asyncio.sleep(0.02)

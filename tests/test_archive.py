@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 from sample_jobs import job, picture
@@ -321,12 +321,22 @@ def test_a_folder_that_is_not_there_yet_is_empty(folder: Path) -> None:
 
 
 def test_an_archive_that_cannot_be_written_holds_up_nobody(folder: Path) -> None:
-    archivist = Archivist(Archive(folder))
-    for index in range(BACKLOG + 2):  # its thread does not run: like a disk that hangs
+    hung = Event()
+
+    class Hanging(Archive):
+        def save(self, *_: object) -> Path:
+            hung.wait()
+            raise OSError("the disk is gone")
+
+    archivist = Archivist(Hanging(folder))
+    archivist.close(0.1)  # never started
+    archivist.start()
+    for index in range(BACKLOG + 2):
         archivist.keep(job(), picture(index % 2))
     started = time.monotonic()
     archivist.close(0.1)
     assert time.monotonic() - started < 1
+    hung.set()
 
 
 def test_much_that_is_new_is_swept_at_once(folder: Path) -> None:

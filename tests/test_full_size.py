@@ -41,9 +41,9 @@ def test_the_vae_decoder_is_built_into_a_plan() -> None:
     assert figures["plan_bytes"] > 0.99 * figures["weight_bytes"]
 
 
-def test_four_layers_are_built_into_a_plan_whose_attention_is_fused() -> None:
-    figures = full_size("denoiser", "--build", "--layers", "4", "--profile", "1024,512,1536:4")
-    assert figures["weight_bytes"] > 4 * 176.9e6 * 2  # FP16
+def test_two_layers_are_built_into_a_plan_whose_attention_is_fused() -> None:
+    figures = full_size("denoiser", "--build", "--layers", "2", "--profile", "1024,512,1536:4")
+    assert figures["weight_bytes"] > 2 * 176.9e6 * 2  # FP16
     assert figures["plan_bytes"] > 0.99 * figures["weight_bytes"]
     tokens, batch, heads = 96 * 96 + 512, 4, 30
     assert figures["activation_bytes"] < 2 * batch * heads * tokens**2 / 4  # a quarter of one S x S matrix

@@ -7,7 +7,6 @@ import pytest
 from benchmarks import judge
 from benchmarks.parity import PRECISIONS, REQUESTS, Variants, plot
 from engine.pipeline import Pipeline
-from engine.request import PictureRequest
 from export.checkpoint import open_checkpoint
 
 CAPTIONS = 40  # 200 take minutes: benchmarks/results
@@ -20,9 +19,8 @@ def variants(checkpoint: Path, plan_directory: Path, tmp_path_factory: pytest.Te
     return Variants(open_checkpoint(str(checkpoint)), plan_directory, tmp_path_factory.mktemp("precisions"))
 
 
-@pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: f"{request.width}x{request.height}")
-def test_fp16_is_ten_times_closer_than_bf16(variants: Variants, request_: PictureRequest, tmp_path: Path) -> None:
-    found = variants.compare(request_)
+def test_fp16_is_ten_times_closer_than_bf16(variants: Variants, tmp_path: Path) -> None:
+    found = variants.compare(REQUESTS[0])  # of the other one benchmarks/results tells
     print(found)
     for graph in ("prompt_encoder", "denoiser"):
         assert 0 < found["fp32"][graph] < 1e-5 < found["fp16"][graph] < found["bf16"][graph] / 10
