@@ -1,6 +1,6 @@
 """The engine without HTTP: a process set up as `server.worker` is, kept full by calls. What a server can reach at best.
 
-python -m benchmarks.bare_loop PLANS
+python -m benchmarks.bare_loop PLANS THREADS
 """
 
 import logging
@@ -78,10 +78,10 @@ class BareLoop:
         return parameters(PictureParameters.of(self._loop.pipeline.manifest, request))
 
 
-def main(plans: str) -> None:
+def main(plans: str, threads: str) -> None:
     logging.disable(logging.INFO)
     directory = resolve(Path(plans))
-    with Pipeline.load(directory, RuntimeOptions(seats=SEATS)) as pipeline:
+    with Pipeline.load(directory, RuntimeOptions(threads=int(threads), seats=SEATS)) as pipeline:
         loop = EngineLoop(pipeline, BatchTable.read(directory))
         warm_up(loop)
         bare = BareLoop(loop)

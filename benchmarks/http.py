@@ -29,18 +29,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=int, default=32, help="at once; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, help="of both sides in turn; default: %(default)s")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each side, all rounds; default: %(default)s")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="of the engine on both sides, 0 for one per core; default: %(default)s"
+    )
     parser.add_argument("--soak", type=float, default=0.0, metavar="SECONDS", help="then so long; default: %(default)s")
     parser.add_argument("--users", type=int, default=50, help="of the soak; default: %(default)s")
     parser.add_argument("--think", type=float, default=0.0, help="mean seconds of a user; default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> None:
-    figures: dict[str, Any] = {"load_average": os.getloadavg()[0]}  # of a loaded machine, ratios are worth little
+    # of a loaded machine, ratios are worth little
+    figures: dict[str, Any] = {"load_average": os.getloadavg()[0], "threads": args.threads}
     with (
-        Companion("benchmarks.bare_loop", [str(args.engines)]) as bare,
+        Companion("benchmarks.bare_loop", [str(args.engines), str(args.threads)]) as bare,
         Companion("benchmarks.http_clients") as clients,
     ):
-        with Served(args.engines) as served:
+        with Served(args.engines, args.threads) as served:
             for size in args.sizes:
                 alone = overhead(served, bare, clients, size, args.pairs)
                 full = throughput(served, bare, clients, size, args.clients, args.rounds, args.seconds)
@@ -48,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
                 _print(size, figures[f"{size}x{size}"])
         if args.soak:
             crowd = Crowd(tuple(args.sizes), args.users, args.soak, args.think)
-            figures["soak"] = soak(args.engines, bare, clients, crowd)
+            figures["soak"] = soak(args.engines, args.threads, bare, clients, crowd)
             print_soak(figures["soak"])
     finish("http", figures)
 

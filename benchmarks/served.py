@@ -19,12 +19,16 @@ SAMPLE = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 class Served:
     """A server of a plan directory on a free port."""
 
-    def __init__(self, engines: Path, database: Path | None = None, command: list[str] | None = None) -> None:
+    def __init__(
+        self, engines: Path, threads: int = 0, database: Path | None = None, command: list[str] | None = None
+    ) -> None:
         """
         Args:
+            threads: of the engine; 0 for one per core.
             command: starts one in place of `zimage-serve`.
         """
-        command = command or [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0"]
+        options = ["--engines", str(engines), "--port", "0", "--threads", str(threads)]
+        command = command or [sys.executable, "-m", "server.cli", *options]
         command += ["--database", str(database)] if database else []
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self._process.stdout is not None

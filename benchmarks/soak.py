@@ -63,11 +63,11 @@ class Crowd:
         return [[case.body() for case in chance.sample(cases[size], OWN)] for size in self.of_user]
 
 
-def soak(engines: Path, bare: Companion, clients: Companion, crowd: Crowd) -> dict[str, Any]:
+def soak(engines: Path, threads: int, bare: Companion, clients: Companion, crowd: Crowd) -> dict[str, Any]:
     """All figures; what is wrong with answers is in "errors"."""
     right = draw_alone(engines, crowd)
     before = services(bare, crowd)
-    with tempfile.TemporaryDirectory() as folder, Served(engines, Path(folder) / "jobs.db") as served:
+    with tempfile.TemporaryDirectory() as folder, Served(engines, threads, Path(folder) / "jobs.db") as served:
         seen = crowded(served, clients, crowd)
     after = services(bare, crowd)
     per_second = {size: statistics.mean((before[size], after[size])) for size in crowd.sizes}

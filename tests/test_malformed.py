@@ -107,6 +107,7 @@ def held(pid: int) -> tuple[int, int]:
 def endure(url: str, pid: int, seed: int, count: int) -> Counter[int]:
     """Sends `count` messages to a server, which is afterwards what it was in the middle of them."""
     assert drawn(url) == [3, 2, 5]
+    httpx.get(url)  # the first visit loads the page's toolkit, which keeps some descriptors
     descriptors = held(pid)[0]
     statuses = asyncio.run(send_all(url, messages(seed, count // 2)))
     memory = held(pid)[1]
@@ -131,7 +132,7 @@ def test_some_malformed_requests(caplog: pytest.LogCaptureFixture) -> None:
 def test_ten_thousand_malformed_requests(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with server(log) as (url, pid):
-        statuses = endure(url, pid, seed=1, count=12_000)
+        statuses = endure(url, pid, seed=1, count=12_800)
     assert sum(count for status, count in statuses.items() if not 100 <= status < 300) >= 10_000, statuses
     text = log.read_text()
     assert "Traceback" not in text and "ERROR" not in text, text[-4000:]
