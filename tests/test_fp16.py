@@ -174,7 +174,7 @@ def test_a_prompt_encoder_of_large_weights(checkpoint: Path) -> None:
 
 
 @given(seed=st.integers(0, 2**32), steep=st.sampled_from([0.1, 1.0, 10.0]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_no_timestep_is_modulated_by_more_than_the_bound(seed: int, steep: float) -> None:
     """On a grid so coarse that the bound between its points is needed."""
     generator = torch.Generator().manual_seed(seed)
@@ -279,7 +279,7 @@ def test_tokens_along_the_worst_rows(boost: float) -> None:
     outliers=st.sampled_from([1.0, 60.0, 1000.0]),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_nothing_exceeds_the_bound_that_is_stated(
     exponents: list[int], queries: int, outliers: float, seed: int
 ) -> None:
