@@ -73,4 +73,4 @@ def _encode(
 def _tables(size: tuple[int, int], sizes: CheckpointSizes, device: torch.device) -> tuple[Tensor, Tensor]:
     theta = transformer_config(sizes)["rope_theta"]
     cos, sin = rope.tables(Rope(theta, sizes.axes_dims, sizes.axes_lens), size[0] // 16, size[1] // 16, CAPTION)
-    return torch.from_numpy(cos).to(device), torch.from_numpy(sin).to(device)
+    return torch.tensor(cos, device=device), torch.tensor(sin, device=device)
