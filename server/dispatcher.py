@@ -199,27 +199,18 @@ class Dispatcher:
         live = self._live.get(job_id)
         return live.job if live is not None else await self._ledger.call(self._store.get, job_id)
 
-    async def pictures(self, job_id: str) -> list[StoredPicture]:
-        """Those that are drawn, in their order."""
-        live = self._live.get(job_id)
-        if live is None:
-            return await self._ledger.call(self._store.pictures, job_id)
-        return [live.pictures[index] for index in sorted(live.pictures)]
-
     async def picture(self, job_id: str, index: int) -> StoredPicture | None:
         live = self._live.get(job_id)
-        return (
-            live.pictures.get(index)
-            if live is not None
-            else await self._ledger.call(self._store.picture, job_id, index)
-        )
+        if live is None:
+            return await self._ledger.call(self._store.picture, job_id, index)
+        return live.pictures.get(index)
 
     async def receipts(self, job_id: str) -> list[Receipt]:
         """Those of its pictures, without the pictures."""
         live = self._live.get(job_id)
         if live is None:
             return await self._ledger.call(self._store.receipts, job_id)
-        return [live.pictures[index].receipt for index in sorted(live.pictures)]
+        return [picture.receipt for picture in live.drawn()]
 
     async def history(self, limit: int, before: int | None, owner: str | None) -> list[Job]:
         """An owner's jobs, newest first; see `JobStore.history`."""
@@ -258,7 +249,7 @@ class Dispatcher:
         live = self._live.get(job.id)
         if live is not None:
             await live.ended.wait()
-            return live.job, [live.pictures[index] for index in sorted(live.pictures)]
+            return live.job, live.drawn()
         pictures = await self._ledger.call(self._store.pictures, job.id)
         ended = await self._ledger.call(self._store.get, job.id)
         if ended is None:
@@ -278,8 +269,8 @@ class Dispatcher:
         events: asyncio.Queue[JobEvent] = asyncio.Queue()
         if not live.job.state.is_final:
             events.put_nowait(self.progress(live.job))
-        for index in sorted(live.pictures):
-            events.put_nowait(live.pictures[index])
+        for picture in live.drawn():
+            events.put_nowait(picture)
         if live.job.state.is_final:
             events.put_nowait(live.job)
         live.followers.add(events)

@@ -46,6 +46,10 @@ class LiveJob:
     def missing(self) -> list[int]:
         return [index for index in range(len(self.job.requests)) if index not in self.pictures]
 
+    def drawn(self) -> list[StoredPicture]:
+        """The pictures that there are, by index."""
+        return [self.pictures[index] for index in sorted(self.pictures)]
+
     def tell(self, event: JobEvent) -> None:
         for follower in self.followers:
             follower.put_nowait(event)

@@ -5,7 +5,7 @@ first visitor waits for that, the server's start does not.
 """
 
 import asyncio
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import AsyncExitStack
 from importlib import import_module
 from typing import Any
@@ -41,6 +41,7 @@ class PageMount:
     def __init__(self, app: ASGIApp, jobs: Dispatcher, gate: Gate) -> None:
         self._app, self._jobs, self._gate = app, jobs, gate
         self._page: FastAPI | None = None
+        self._is_crowded: Callable[[], bool] = lambda: False
         self._loading = asyncio.Lock()
         self._running = AsyncExitStack()
 
@@ -51,7 +52,7 @@ class PageMount:
                     await self._app(scope, receive, send)
             case "http" if scope["path"] == PATH and scope["method"] == "GET":
                 page = await self._loaded()
-                answer = CROWDED.response() if import_module("server.page").is_crowded() else page
+                answer = CROWDED.response() if self._is_crowded() else page
                 await answer(scope, receive, _with_headers(send))
             case "http" | "websocket" if scope["path"].startswith(PARTS):
                 if _is_foreign(Headers(scope=scope)):
@@ -65,6 +66,7 @@ class PageMount:
         async with self._loading:
             if self._page is None:
                 module = await run_in_threadpool(import_module, "server.page")
+                self._is_crowded = module.is_crowded
                 page: FastAPI = module.create(self._jobs, self._gate)
                 await self._running.enter_async_context(page.router.lifespan_context(page))
                 self._page = page

@@ -42,9 +42,8 @@ from server.messages import Cancel, Draw, FromWorker, Stop, ToWorker, frame, to_
 log = logging.getLogger(__name__)
 
 FINISHERS = 2  # threads for pixels and encoding
-PULSE_EVERY = (
-    0.05  # seconds; a message for each pass of 10 ms slowed the next one by 0.7 ms, where they share two cores
-)
+# Seconds. A message for each pass of 10 ms slowed the next pass by 0.7 ms, where engine and server share two cores.
+PULSE_EVERY = 0.05
 FLUSH_SECONDS = 5.0  # for a server that does not read
 MEMORY_EVERY = 10.0  # seconds
 DEVICE_LOST = 3  # exit status

@@ -95,7 +95,7 @@ def test_a_job_ends_with_its_last_picture() -> None:
         kinds = [type(event) for event in await heard]
         assert kinds == [Progress, Progress, StoredPicture, StoredPicture, Job]
         assert not link.is_busy
-        assert [picture.index for picture in await jobs.pictures("a")] == [0, 1]
+        assert [picture.index for picture in (await jobs.end(accepted))[1]] == [0, 1]
         jobs.hear(finished("a", 0))  # late, from nowhere
         assert (await jobs.get("a")).state is JobState.DONE
 
