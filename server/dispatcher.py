@@ -18,7 +18,7 @@ from engine.manifest import Manifest
 from server import messages
 from server.archive import Archive, Archivist
 from server.estimates import Estimates
-from server.free_memory import free_memory
+from server.free_memory import FreeMemory
 from server.jobs import Job, JobError, JobState, Receipt, StoredPicture
 from server.ledger import Ledger
 from server.live_job import JobEvent, LiveJob, Progress, Shown
@@ -105,6 +105,7 @@ class Dispatcher:
         self._unfinished: dict[str, LiveJob] = {}  # of those, in the order of acceptance
         self._suspects: deque[LiveJob] = deque()  # were being drawn when a worker died: replayed one at a time
         self._admitting = 0
+        self._free_memory = FreeMemory()
         self._device_memory: messages.DeviceMemory | None = None
         self._draining: float | None = None  # since when, by the event loop's clock
 
@@ -370,10 +371,10 @@ class Dispatcher:
         live.pictures[index] = picture
         self.metrics.drawn(receipt)
         live.tell(picture)
-        self._ledger.later(lambda: self._store.add_picture(live.job.id, picture))
+        kept = partial(self._ledger.kept, len(picture.data))
+        self._ledger.later(lambda: self._store.add_picture(live.job.id, picture), then=kept)
         if self._archivist is not None:
             self._archivist.keep(live.job, picture)
-        self._ledger.kept(len(picture.data))
         if not live.missing():
             self._end(live, JobState.DONE)
 
@@ -385,7 +386,7 @@ class Dispatcher:
             raise Refusal("server_shutting_down", "The server is shutting down; send the request again.", 1.0)
         if self.link.failed_starts >= HOPELESS_STARTS:
             raise Refusal("worker_unavailable", "No worker can be started; the server's log says why.", 30.0)
-        if self.limits.free_bytes and free_memory() < self.limits.free_bytes:
+        if self.limits.free_bytes and self._free_memory() < self.limits.free_bytes:
             raise Refusal("out_of_memory", "The machine is short of memory; try again later.", 10.0)
         waiting = list(self._unfinished.values())
         if len(waiting) + self._admitting >= self.limits.queue:

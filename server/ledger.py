@@ -18,6 +18,7 @@ Write = tuple[Callable[[], object], Callable[[], object]]  # what is written, an
 
 PRUNE_EVERY = 600.0  # seconds
 PATIENCE = 2.0  # seconds that somebody may wait for earlier writes
+GATHER = 0.002  # seconds that writes wait for others, while answers go out before them
 RETRY = 1.0  # seconds between two attempts to write what the disk did not take
 
 
@@ -90,6 +91,7 @@ class Ledger:
     async def _write(self) -> None:
         while True:
             writes = deque([await self._writes.get()])
+            await asyncio.sleep(GATHER)
             while not self._writes.empty():  # together: the way to the thread and back costs more than a write
                 writes.append(self._writes.get_nowait())
             while writes:

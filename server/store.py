@@ -172,8 +172,11 @@ class JobStore:
 
     def finish(self, id: str) -> bool:
         """Ends a job that has all its pictures. False, as for `fail` and `cancel`: it had ended, or is unknown."""
-        job = self.get(id)
-        assert job is None or job.state.is_final or not self.missing(id), f"{id} lacks pictures {self.missing(id)}"
+        wanted = self._wanted(id)
+        if wanted is None:
+            return False
+        ((drawn,),) = self._rows("SELECT count(*) FROM pictures WHERE job = ?", id)
+        assert drawn == wanted, f"{id} has {drawn} of {wanted} pictures"
         return self._end(id, JobState.DONE)
 
     def fail(self, id: str, error: JobError) -> bool:
@@ -185,10 +188,10 @@ class JobStore:
     def add_picture(self, id: str, picture: StoredPicture) -> bool:
         """Keeps a picture; of two with the same index the first. False: the job has ended or is unknown."""
         with self._writing() as connection:
-            job = self.get(id)
-            if job is None or job.state.is_final:
+            wanted = self._wanted(id)
+            if wanted is None:
                 return False
-            assert 0 <= picture.index < len(job.requests)
+            assert 0 <= picture.index < wanted
             connection.execute(
                 "INSERT INTO pictures (job, number, media_type, receipt, data) VALUES (?, ?, ?, ?, ?)"
                 " ON CONFLICT (job, number) DO NOTHING",
@@ -207,12 +210,6 @@ class JobStore:
         """Those of its pictures, by index, without reading the pictures."""
         rows = self._rows("SELECT receipt FROM pictures WHERE job = ? ORDER BY number", id)
         return [msgspec.json.decode(receipt, type=Receipt) for (receipt,) in rows]
-
-    def missing(self, id: str) -> list[int]:
-        """Indexes without a picture, ascending; none of an unknown job."""
-        job = self.get(id)
-        there = {number for (number,) in self._rows("SELECT number FROM pictures WHERE job = ?", id)}
-        return [index for index in range(len(job.requests) if job else 0) if index not in there]
 
     def delete(self, id: str) -> bool:
         """Deletes a job that has ended, with its pictures. False: it has not, or is unknown."""
@@ -260,6 +257,11 @@ class JobStore:
 
     def close(self) -> None:
         self._connection.close()
+
+    def _wanted(self, id: str) -> int | None:
+        """How many pictures a job is to have; None if it has ended, or is unknown."""
+        rows = self._rows("SELECT json_array_length(requests) FROM jobs WHERE id = ? AND finished IS NULL", id)
+        return rows[0][0] if rows else None
 
     def _end(self, id: str, state: JobState, error: JobError | None = None) -> bool:
         key = "NULL" if error is not None and error.is_transient else "idempotency_key"

@@ -135,7 +135,8 @@ class FakeLoop:
         words = request.prompt.split(" ")
         kept, dropped = " ".join(words[:WORDS]), " ".join(words[WORDS:])
         prompt = TokenizedPrompt(tuple(range(len(words[:WORDS]))), kept, dropped)
-        seconds = {"prompt_encoder": 0.0, "passes": self.seconds_per_step * steps, "vae_decoder": 0.0}
+        passes = self.seconds_per_step * steps
+        seconds = {"tokenize": 0.0, "prompt_encoder": 0.0, "passes": passes, "denoiser": passes, "vae_decoder": 0.0}
         return Picture(pixels, request.seed, steps, prompt, seconds)
 
 

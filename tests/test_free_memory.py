@@ -8,7 +8,7 @@ from fake_loop import FakeLoop
 from fake_server import IMAGES, serving
 
 from server.dispatcher import Limits
-from server.free_memory import free_memory
+from server.free_memory import FRESH, FreeMemory, free_memory
 
 MIB = 1 << 20
 
@@ -28,6 +28,15 @@ def test_without_a_limit_it_is_the_machines(tmp_path: Path) -> None:
     machine = free_memory(tmp_path / "none")
     assert machine > 100 * MIB
     assert free_memory(cgroup(tmp_path, "max")) == pytest.approx(machine, rel=0.2)
+
+
+def test_a_reading_is_believed_for_a_moment(tmp_path: Path) -> None:
+    read = FreeMemory(cgroup(tmp_path, str(50 * MIB)))
+    assert read() == 30 * MIB
+    cgroup(tmp_path, str(40 * MIB))
+    assert read() == 30 * MIB
+    read._due -= FRESH
+    assert read() == 20 * MIB
 
 
 def test_a_machine_that_is_short_of_memory_accepts_nothing() -> None:

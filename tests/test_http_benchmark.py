@@ -58,7 +58,8 @@ def clients() -> Iterator[Companion]:
 
 def test_one_at_a_time_and_kept_full(served: Served, clients: Companion) -> None:
     alone = overhead(served, FakeEngine(), clients, 64, pairs=3)
-    assert alone["overhead_p50_s"] == pytest.approx(alone["http_s"]["p50"] - 0.01)
+    assert alone["against_alone_p50_s"] == pytest.approx(alone["http_s"]["p50"] - 0.01)
+    assert alone["overhead_p50_s"] == pytest.approx(alone["http_s"]["p50"] - 0.008)  # eight steps of a millisecond
     assert alone["overhead_p50_s"] < 0.5
     before = served.metrics()["zimage_pictures_total"]
     full = throughput(served, FakeEngine(), clients, 64, count=4, rounds=1, seconds=0.5)

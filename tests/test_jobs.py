@@ -66,7 +66,7 @@ def test_a_power_cut_damages_nothing(store: JobStore) -> None:
 def test_what_is_unknown_is_said_to_be(store: JobStore) -> None:
     assert store.get("job_x") is None
     assert store.picture("job_x", 0) is None
-    assert store.pictures("job_x") == store.missing("job_x") == []
+    assert store.pictures("job_x") == store.receipts("job_x") == []
     assert not store.add_picture("job_x", picture())
     for change in (store.begin, store.requeue, store.finish, store.cancel, store.delete):
         assert not change("job_x")
@@ -203,7 +203,6 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.store.get(id) == expected
             there = self.drawn[id]
             assert self.store.pictures(id) == [there[index] for index in sorted(there)]
-            assert self.store.missing(id) == [i for i in range(len(expected.requests)) if i not in there]
         assert self.store.unfinished() == [j for j in self.jobs.values() if self.is_open(j.id)]
 
     @invariant()
@@ -382,7 +381,7 @@ def test_recovery_goes_on_with_durable_jobs_only(path: Path) -> None:
         store.begin(drawing)
     with closing(JobStore(path)) as store:
         assert [(j.id, j.state, j.attempts) for j in store.recover()] == [(queued, "queued", 0), (running, "queued", 1)]
-        assert store.missing(running) == [0]
+        assert store.pictures(running) == [picture(1)]
         for id in (waiting, drawing):
             assert (store.get(id).state, store.get(id).error.code) == ("failed", "server_restarted")
 
