@@ -10,15 +10,15 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 from engine.manifest import Manifest
 from server import messages
+from server.admission import Admission, Limits, Refusal
 from server.archive import Archive, Archivist
 from server.estimates import Estimates
-from server.free_memory import FreeMemory
 from server.jobs import Job, JobError, JobState, Receipt, StoredPicture
 from server.ledger import Ledger
 from server.live_job import JobEvent, LiveJob, Progress, Shown
@@ -32,36 +32,10 @@ MAX_ATTEMPTS = 2  # of a job whose worker dies: the first, and one replay
 MAX_BEGUN = 4  # attempts at a job over all servers, so that one that ends servers does so no more
 HOPELESS_STARTS = 5  # of a worker in a row, after which nobody is kept waiting any more
 STORE_LAST = 2.0  # seconds that the store has at the end, even if those of the pictures are over
-ROOM = 4  # whoever is refused comes back when a fourth of the queue has been drawn
-
-
-class Refusal(Exception):
-    """A job that is not accepted now. `retry_after` in seconds."""
-
-    def __init__(self, code: str, message: str, retry_after: float) -> None:
-        super().__init__(message)
-        self.code, self.retry_after = code, retry_after
 
 
 class JobGone(Exception):
     """A job that was deleted, or forgotten, while somebody asked for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What is accepted.
-
-    Attributes:
-        queue: jobs that may be unfinished at once.
-        history: seconds for which finished jobs and their pictures are kept.
-        history_bytes: of pictures that are kept.
-        free_bytes: of the machine's memory that must be free.
-    """
-
-    queue: int = 256
-    history: float = 7 * 86400.0
-    history_bytes: int = 1 << 30
-    free_bytes: int = 256 << 20
 
 
 class Link(Protocol):
@@ -93,19 +67,21 @@ class Dispatcher:
         archive: Archive | None = None,
         loras: tuple[str, ...] = (),
     ) -> None:
-        self.manifest, self.limits, self.estimates = manifest, limits or Limits(), Estimates()
+        limits = limits or Limits()
+        self.manifest = manifest
         self.loras = loras  # names that pictures may ask for
         self.metrics = Metrics(lambda: self.link.pid if self.link is not None else None)
         self.metrics.watch(self._gauges)
         self.link: Link | None = None
         self._store = store
-        self._ledger = Ledger(store, self.limits.history, self.limits.history_bytes)
+        self._ledger = Ledger(store, limits.history, limits.history_bytes)
+        self._estimates = Estimates(manifest)
+        self._admission = Admission(limits, self._estimates)
         self._archivist = Archivist(archive) if archive else None
         self._live: dict[str, LiveJob] = {}
         self._unfinished: dict[str, LiveJob] = {}  # of those, in the order of acceptance
         self._suspects: deque[LiveJob] = deque()  # were being drawn when a worker died: replayed one at a time
         self._admitting = 0
-        self._free_memory = FreeMemory()
         self._device_memory: messages.DeviceMemory | None = None
         self._draining: float | None = None  # since when, by the event loop's clock
 
@@ -237,7 +213,7 @@ class Dispatcher:
         if live is None or live.job.state.is_final:
             return Progress(job.state, 0, 0.0, 0, 0)
         ahead = [other for other in self._unfinished.values() if other.job.sequence < job.sequence]
-        eta = sum(map(self._remaining, [*ahead, live]))
+        eta = sum(map(self._estimates.remaining, [*ahead, live]))
         steps = sum(request.steps(self.manifest) for request in live.job.requests)
         return Progress(live.job.state, len(ahead), eta, sum(live.done.values()), steps)
 
@@ -350,7 +326,7 @@ class Dispatcher:
 
     def _drawn(self, live: LiveJob, index: int, message: messages.Finished) -> None:
         request, manifest = live.job.requests[index], self.manifest
-        self.estimates.learn((message.height, message.width), message.forwards, message.seconds)
+        self._estimates.learn((message.height, message.width), message.forwards, message.seconds)
         receipt = Receipt(
             seed=request.seed,
             width=message.width,
@@ -386,19 +362,7 @@ class Dispatcher:
             raise Refusal("server_shutting_down", "The server is shutting down; send the request again.", 1.0)
         if self.link.failed_starts >= HOPELESS_STARTS:
             raise Refusal("worker_unavailable", "No worker can be started; the server's log says why.", 30.0)
-        if self.limits.free_bytes and self._free_memory() < self.limits.free_bytes:
-            raise Refusal("out_of_memory", "The machine is short of memory; try again later.", 10.0)
-        waiting = list(self._unfinished.values())
-        if len(waiting) + self._admitting >= self.limits.queue:
-            soon = sum(self._remaining(live) for live in waiting[: max(1, len(waiting) // ROOM)])
-            message = f"{len(waiting)} jobs are unfinished, which is as many as this server takes; try again later."
-            raise Refusal("queue_full", message, soon)
-        if job.deadline is not None:
-            ready = sum(map(self._remaining, waiting)) + self._remaining(LiveJob(job))
-            left = job.deadline - time.time()
-            if ready > left:
-                message = f"It would take about {ready:.1f} s, and the deadline is in {left:.1f} s; try again later."
-                raise Refusal("deadline_unreachable", message, ready - left)
+        self._admission.check(job, list(self._unfinished.values()), self._admitting)
 
     def _enter(self, live: LiveJob) -> None:
         job = live.job
@@ -474,7 +438,7 @@ class Dispatcher:
         return {
             "zimage_jobs_running": running,
             "zimage_jobs_waiting": len(unfinished) - running,
-            "zimage_queue_estimated_seconds": sum(map(self._remaining, unfinished)),
+            "zimage_queue_estimated_seconds": sum(map(self._estimates.remaining, unfinished)),
             "zimage_store_writes_pending": self._ledger.pending,
             "zimage_worker_ready": float(link is not None and link.is_ready),
             "zimage_worker_starts_total": float(link.starts if link is not None else 0),
@@ -485,15 +449,6 @@ class Dispatcher:
         if memory is None:
             return {}
         return {"zimage_device_memory_used_bytes": memory.taken, "zimage_device_memory_total_bytes": memory.total}
-
-    def _remaining(self, live: LiveJob) -> float:
-        """Estimated seconds of the engine's time."""
-        seconds = 0.0
-        for index in live.missing():
-            request = live.job.requests[index]
-            share = 1 - live.done.get(index, 0) / request.steps(self.manifest)
-            seconds += self.estimates.seconds(request.size(self.manifest), request.forwards(self.manifest), share)
-        return seconds
 
 
 def _key(job: Job, index: int) -> str:

@@ -18,7 +18,8 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from engine.errors import InvalidRequest
-from server.dispatcher import JobGone, Refusal
+from server.admission import Refusal
+from server.dispatcher import JobGone
 from server.jobs import Job, JobState
 from server.store import IdempotencyMismatch, StoreUnavailable
 

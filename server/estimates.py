@@ -1,9 +1,12 @@
-"""How long pictures take, from those that were drawn.
+"""How long jobs take, from pictures that were drawn.
 
 Knows sizes and passes; not queues.
 """
 
 from dataclasses import dataclass
+
+from engine.manifest import Manifest
+from server.live_job import LiveJob
 
 WEIGHT = 0.2  # of the newest picture, in the moving averages
 
@@ -25,7 +28,8 @@ class _Average:
 class Estimates:
     """Moving averages by size. A size not seen yet is guessed from the nearest one, in proportion to its area."""
 
-    def __init__(self) -> None:
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
         self._averages: dict[Size, _Average] = {}
 
     def learn(self, size: Size, passes: int, seconds: dict[str, float]) -> None:
@@ -37,7 +41,16 @@ class Estimates:
         else:
             self._averages[size] = _Average(per_pass, once)
 
-    def seconds(self, size: Size, passes: int, share: float = 1.0) -> float:
+    def remaining(self, live: LiveJob) -> float:
+        """What the rest of a job keeps the engine busy."""
+        seconds = 0.0
+        for index in live.missing():
+            request = live.job.requests[index]
+            share = 1 - live.done.get(index, 0) / request.steps(self._manifest)
+            seconds += self._seconds(request.size(self._manifest), request.forwards(self._manifest), share)
+        return seconds
+
+    def _seconds(self, size: Size, passes: int, share: float) -> float:
         """What a picture keeps the engine busy, 0 while nothing is known; `share`: of its passes that are to come."""
         if not self._averages:
             return 0.0

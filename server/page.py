@@ -16,7 +16,8 @@ from engine.errors import InvalidRequest
 from engine.request import PictureRequest
 from server import errors
 from server.access import Gate
-from server.dispatcher import Dispatcher, Refusal
+from server.admission import Refusal
+from server.dispatcher import Dispatcher
 from server.gallery import Gallery, image, progress_of, show_picture, summary
 from server.intake import Order, place
 from server.jobs import Job, JobState

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.manifest import Manifest
+from server.admission import Limits
 from server.archive import Archive
-from server.dispatcher import Dispatcher, Limits
+from server.dispatcher import Dispatcher
 from server.store import JobStore
 from server.supervisor import Patience, Supervisor
 

@@ -17,8 +17,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from engine.errors import InvalidRequest, ZImageError
 from engine.options import ABOUT, MAX_THREADS, CudaGraphs, RuntimeOptions
 from engine.request import parse_size
+from server.admission import Limits
 from server.archive import DAY, Archive
-from server.dispatcher import Limits
 from server.logs import LogFormat
 from server.serving import Serving
 from server.supervisor import Patience

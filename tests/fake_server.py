@@ -18,8 +18,9 @@ from fake_loop import LORAS, MANIFEST, FakeLoop
 from PIL import Image
 
 from server.access import Access
+from server.admission import Limits
 from server.app import create_app
-from server.dispatcher import Dispatcher, Limits
+from server.dispatcher import Dispatcher
 from server.http_server import config
 from server.messages import Stop
 from server.serving import Serving, serve

@@ -16,8 +16,9 @@ from sample_jobs import RECEIPT
 
 from engine.request import ImageFormat, PictureRequest
 from server import messages
+from server.admission import Limits, Refusal
 from server.archive import Archive
-from server.dispatcher import HOPELESS_STARTS, MAX_BEGUN, Dispatcher, JobGone, Limits, Refusal
+from server.dispatcher import HOPELESS_STARTS, MAX_BEGUN, Dispatcher, JobGone
 from server.jobs import Job, JobState, StoredPicture, new_id
 from server.live_job import Progress
 from server.messages import Cancel, Draw, ToWorker

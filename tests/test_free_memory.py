@@ -7,7 +7,7 @@ import pytest
 from fake_loop import FakeLoop
 from fake_server import IMAGES, serving
 
-from server.dispatcher import Limits
+from server.admission import Limits
 from server.free_memory import FRESH, FreeMemory, free_memory
 
 MIB = 1 << 20

@@ -11,7 +11,7 @@ from fake_loop import KILL_PROMPT, NAN_PROMPT, SWITCH, FakeLoop
 from fake_server import IMAGES, serving
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.dispatcher import Limits
+from server.admission import Limits
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from fake_server import decoded, serving
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
-from server.dispatcher import Limits
+from server.admission import Limits
 from server.tasks_api import CALLED_OFF
 
 
