@@ -59,7 +59,8 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
     Attributes:
         data: an image file.
         revised_prompt: what of a prompt that was too long was drawn.
-        seconds: per stage; their sum without "pixels" and "encode" is what it kept the engine busy.
+        seconds: per stage. "denoiser" is from its first pass to its last, "passes" its share of what they took: with
+            "prompt_encoder" and "vae_decoder" what it kept the engine busy.
     """
 
     key: str
