@@ -56,8 +56,8 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, servin
         StoreUnavailable, OSError: the database cannot be opened, or another server has it.
     """
     with contextlib.suppress(KeyboardInterrupt), _owned(serving.database):
-        # uvicorn raises the signal that ended it once more when it is done: here both end quietly
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for kind in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(kind, _end)
         asyncio.run(_serve(sock, worker, manifest, serving))
 
 
@@ -80,6 +80,14 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
         starting.cancel()
         await dispatcher.stop(serving.grace)
         await supervisor.stop()
+
+
+def _end(*_: object) -> None:
+    """Ends both signals quietly: uvicorn raises the one that ended it once more when it is done.
+
+    Not `signal.default_int_handler`: in its place asyncio would cancel `_serve`, and with it the end of the jobs.
+    """
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
