@@ -19,6 +19,7 @@ from server.messages import FromWorker, Lost, Ready, Refused, Stop, ToWorker, fr
 log = logging.getLogger(__name__)
 
 MAX_BACKOFF = 30.0  # seconds between two starts of a worker that keeps dying
+MAX_DOUBLINGS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,11 @@ class Patience:
     silence: float = 120.0
     stop: float = 5.0
     backoff: float = 0.5
+
+    def pause(self, failed_starts: int) -> float:
+        """Before the next start."""
+        doublings = min(failed_starts, MAX_DOUBLINGS)  # 2.0**1024, after a night without a GPU, is no float
+        return min(self.backoff * 2.0**doublings, MAX_BACKOFF)
 
 
 class Listener(Protocol):
@@ -138,7 +144,7 @@ class Supervisor:
             self.last_failure = reason
             log.error("the worker is gone: %s; starting another", reason)
             self._listener.worker_lost(reason)
-            await asyncio.sleep(min(self._patience.backoff * 2**self.failed_starts, MAX_BACKOFF))
+            await asyncio.sleep(self._patience.pause(self.failed_starts))
 
     async def _run(self, ready: "asyncio.Future[None]") -> str:
         """One worker's life; why it ended. Raises WorkerRefused if it never was ready."""
