@@ -55,6 +55,8 @@ class Estimates:
         if not self._averages:
             return 0.0
         area = size[0] * size[1]
-        nearest = min(self._averages, key=lambda known: abs(known[0] * known[1] - area))
+        nearest = size
+        if size not in self._averages:
+            nearest = min(self._averages, key=lambda known: abs(known[0] * known[1] - area))
         average = self._averages[nearest]
         return area / (nearest[0] * nearest[1]) * (average.per_pass * passes * share + average.once)
