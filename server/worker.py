@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -196,7 +196,7 @@ class Worker:
 
         def run() -> None:
             if before is not None:
-                before.result()  # came first to the same threads, so it has begun
+                wait([before])  # came first to the same threads, so it has begun
             work()
 
         self._last[key] = self._finishers.submit(run)
@@ -206,9 +206,12 @@ class Worker:
 
     def _show(self, key: str, done: int, estimate: Array, image_format: ImageFormat) -> None:
         assert self._manifest.preview is not None
-        pixels = preview.project(self._manifest.preview, estimate)
-        large = images.enlarge(pixels, self._manifest.model.vae_scale)
-        self.send(messages.Preview(key, done, images.encode(large, image_format)))
+        try:
+            pixels = preview.project(self._manifest.preview, estimate)
+            large = images.enlarge(pixels, self._manifest.model.vae_scale)
+            self.send(messages.Preview(key, done, images.encode(large, image_format)))
+        except Exception:  # the picture itself may be none the worse
+            log.exception("a preview of %s could not be made", key)
 
     def _finish(self, key: str, drawing: Drawing, draw: Draw) -> None:
         request = draw.request

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from server import worker
 from server.connection import MAX_BODY
 from server.schemas import MAX_PROMPT
 
@@ -156,6 +157,14 @@ def test_a_stream_shows_the_picture_before_it_is_done(client: openai.OpenAI) -> 
     assert decoded(base64.b64decode(events[2].b64_json))[0, 0].tolist() == [9, 8, 5]
     assert (events[2].size, events[2].output_format) == ("128x96", "png")
     assert events[2].usage.output_tokens == 6 * 8
+
+
+def test_a_preview_that_cannot_be_made_costs_nobody_the_picture(
+    client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.preview, "project", None)
+    events = list(client.images.generate(prompt="a cat", stream=True, partial_images=2))
+    assert [event.type for event in events] == ["image_generation.completed"]
 
 
 def test_a_stream_without_partial_images_is_one_event_a_picture(client: openai.OpenAI) -> None:
