@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from server import errors
 
@@ -73,11 +74,11 @@ async def _bytes(request: Request) -> bytes:
     return bytes(body)
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def while_connected(request: Request | WebSocket, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the client hangs up.
 
     Args:
-        request: its body has been read, so that all that can still come from the client is its leaving.
+        request: its body has been read; what else comes before the client's leaving is not wanted.
 
     Raises:
         ClientDisconnect: there is nobody left to answer.
@@ -94,6 +95,6 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         hung_up.cancel()
 
 
-async def _hung_up(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _hung_up(request: Request | WebSocket) -> None:
+    while (await request.receive())["type"] not in ("http.disconnect", "websocket.disconnect"):
         pass

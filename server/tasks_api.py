@@ -5,13 +5,15 @@ Knows bodies; what becomes of a task, which is a job by another name, is the dis
 
 import base64
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response, WebSocket, WebSocketDisconnect
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.requests import ClientDisconnect
 
 from server import errors, openapi
-from server.connection import read
+from server.connection import read, while_connected
 from server.dispatcher import Dispatcher
 from server.intake import Jobs, Order, Owner, accept, drawn, picture_path, timing
 from server.jobs import Job, JobState, Receipt, StoredPicture
@@ -91,12 +93,14 @@ async def events_by_websocket(task_id: str, socket: WebSocket, jobs: Jobs) -> No
     if job is None:
         await socket.close(CALLED_OFF, "no such task")
         return
-    try:
-        async for event in jobs.follow(job):
-            await socket.send_text((await _event(socket, jobs, event)).model_dump_json(exclude_unset=True))
-        await socket.close()
-    except WebSocketDisconnect:
-        return
+    with suppress(WebSocketDisconnect, ClientDisconnect):
+        await while_connected(socket, _tell(socket, jobs, job))
+
+
+async def _tell(socket: WebSocket, jobs: Dispatcher, job: Job) -> None:
+    async for event in jobs.follow(job):
+        await socket.send_text((await _event(socket, jobs, event)).model_dump_json(exclude_unset=True))
+    await socket.close()
 
 
 @router.get("/v1/tasks", responses=openapi.fails(401, 503))

@@ -1,6 +1,7 @@
 """What breaks, and that whoever was accepted is answered: real processes, killed and stopped at every moment."""
 
 import base64
+import json
 import os
 import signal
 import sqlite3
@@ -16,6 +17,7 @@ import httpx
 import pytest
 from fake_loop import HANG_PROMPT, KILL_PROMPT, NAN_PROMPT, FakeLoop
 from fake_server import IMAGES, decoded, serving
+from websockets.sync.client import connect
 
 from server.store import JobStore
 
@@ -261,6 +263,35 @@ def test_a_stream_is_finished_before_the_end() -> None:
             child.terminate()
             assert "image_generation.completed" in response.read().decode()
         assert child.wait(20) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_an_end_in_order_costs_the_task_that_was_drawn_no_attempt(tmp_path: Path, kind: signal.Signals) -> None:
+    database = tmp_path / "jobs.db"
+    with server(str(database)) as (url, child):
+        body = {"prompt": "a cat", "num_inference_steps": 100}
+        task = httpx.post(f"{url}/v1/generate", json=body).json()["task_id"]
+        while httpx.get(f"{url}/v1/task/{task}").json()["progress"] < 2:
+            time.sleep(0.02)
+        child.send_signal(kind)
+        assert child.wait(20) == 0
+    store = JobStore(database)
+    kept = store.get(task)
+    assert kept is not None and (kept.state, kept.attempts) == ("queued", 0)
+    store.close()
+
+
+@pytest.mark.slow
+def test_a_websocket_that_was_left_holds_up_no_end() -> None:
+    with server() as (url, child):
+        body = {"prompt": "a cat", "num_inference_steps": 100, "num_images": 4}
+        _, waiting = (httpx.post(f"{url}/v1/generate", json=body).json()["task_id"] for _ in range(2))
+        with connect(f"{url.replace('http', 'ws')}/v1/task/{waiting}/ws") as socket:
+            socket.send("anything")
+            assert json.loads(socket.recv())["queue_position"] == 1
+        child.terminate()
+        assert child.wait(10) == 0  # of the 20 s that it had
 
 
 @pytest.mark.slow
