@@ -30,7 +30,7 @@ class Limits:
     Attributes:
         queue: jobs that may be unfinished at once.
         history: seconds for which finished jobs and their pictures are kept.
-        history_bytes: of pictures that are kept.
+        history_bytes: of those jobs, pictures included.
         free_bytes: of the machine's memory that must be free.
     """
 

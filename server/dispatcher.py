@@ -24,7 +24,7 @@ from server.ledger import Ledger
 from server.live_job import JobEvent, LiveJob, Progress, Shown
 from server.messages import FromWorker, ToWorker
 from server.metrics import Metrics
-from server.store import JobStore, StoreUnavailable
+from server.store import JobStore, StoreUnavailable, size_of
 
 log = logging.getLogger(__name__)
 
@@ -423,7 +423,11 @@ class Dispatcher:
                     assert error is not None
                     self._store.fail(job_id, error)
 
-        self._ledger.later(write, then=lambda: self._live.pop(job_id, None))
+        def written() -> None:
+            del self._live[job_id]
+            self._ledger.kept(size_of(live.job))
+
+        self._ledger.later(write, then=written)
         self._feed()
 
     def _find(self, key: str) -> tuple[LiveJob, int] | None:

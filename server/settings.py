@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     history_days: float = Field(
         LIMITS.history / DAY, ge=0, le=MAX_DAYS, description="for which jobs that ended are kept"
     )
-    history_mb: int = Field(LIMITS.history_bytes // MIB, ge=0, description="of pictures that are kept with them")
+    history_mb: int = Field(LIMITS.history_bytes // MIB, ge=0, description="of those jobs, pictures included")
     archive: Path | None = Field(
         None, description="folder that keeps every picture as generated_YYYYMMDD_HHMMSS_ID.png", title="DIR"
     )

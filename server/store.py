@@ -60,7 +60,9 @@ SERVER_RESTARTED = JobError(
 MAX_SEQUENCE = 2**63 - 1
 WAL_BYTES = 16 << 20  # what the log may keep on disk after a burst
 PRUNED = 20  # jobs that one `prune` deletes at most
+ROW_BYTES = 1 << 10  # of a job that ended, besides its requests and pictures
 VACUUM_PAGES = 4096  # that one `prune` gives back; of 4 KiB
+SIZE = f"(length(CAST(requests AS BLOB)) + {ROW_BYTES})"  # as `size_of`
 
 ADVICE = {
     sqlite3.SQLITE_BUSY: "another process is writing to it; a store belongs to one server",
@@ -220,22 +222,23 @@ class JobStore:
 
         Args:
             older_than: unix seconds; all that ended before go.
-            max_bytes: of all pictures together. While there are more, of the jobs with pictures the first ended goes.
+            max_bytes: of all pictures, and of all jobs that ended. While there are more, the first ended goes.
 
         Returns:
             How many jobs were deleted.
         """
         deleted = 0
-        ((held,),) = self._rows("SELECT ifnull(sum(length(data)), 0) FROM pictures")
+        ((pictures,),) = self._rows("SELECT ifnull(sum(length(data)), 0) FROM pictures")
+        ((jobs,),) = self._rows(f"SELECT ifnull(sum({SIZE}), 0) FROM jobs WHERE finished IS NOT NULL")
+        held = pictures + jobs
         for id, finished, size in self._rows(
-            "SELECT id, finished, ifnull(sum(length(data)), 0) FROM jobs LEFT JOIN pictures ON job = id"
-            " WHERE finished IS NOT NULL GROUP BY sequence ORDER BY finished, sequence"
+            f"SELECT id, finished, {SIZE} + (SELECT ifnull(sum(length(data)), 0) FROM pictures WHERE job = id) FROM"
+            f" (SELECT * FROM jobs WHERE finished IS NOT NULL ORDER BY finished, sequence LIMIT {PRUNED})"
         ):
-            if deleted == PRUNED:
+            if finished >= older_than and held <= max_bytes:
                 break
-            if finished < older_than or (size and held > max_bytes):
-                deleted += self.delete(id)  # each in a transaction of its own, which keeps them short
-                held -= size
+            deleted += self.delete(id)  # each in a transaction of its own, which keeps them short
+            held -= size
         self._shrink()
         return deleted
 
@@ -297,6 +300,11 @@ class JobStore:
         with _explained(self._name), self._connection as connection:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
+
+
+def size_of(job: Job) -> int:
+    """About how many bytes a job takes without its pictures."""
+    return len(_json(job.requests).encode()) + ROW_BYTES
 
 
 def _connect(path: Path | None, busy_timeout: float, name: str) -> sqlite3.Connection:

@@ -252,6 +252,18 @@ def test_who_waited_has_the_pictures_though_they_are_kept_no_longer() -> None:
     play(story, limits=Limits(history_bytes=0))
 
 
+def test_jobs_without_pictures_are_kept_up_to_the_limit_too() -> None:
+    async def story(jobs: Dispatcher, _link: FakeLink) -> None:
+        for number in range(40):
+            await jobs.accept(job(f"{number}"))
+            jobs.cancel(f"{number}")
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert 1 < len(await jobs.history(99, None, None)) < 20
+
+    play(story, limits=Limits(history_bytes=16 << 10))
+
+
 def test_a_server_that_is_stopped_in_order_costs_a_job_no_attempt(tmp_path: Path) -> None:
     async def story(jobs: Dispatcher, _link: FakeLink) -> None:
         await jobs.accept(job("a"))

@@ -16,7 +16,7 @@ from sample_jobs import ERROR, MB, Clock, drawn, job, picture
 
 from engine.request import MAX_SEED, PictureRequest
 from server.jobs import ImageFormat, Job, JobError, JobState, StoredPicture, new_id
-from server.store import PRUNED, VACUUM_PAGES, IdempotencyMismatch, JobStore, StoreUnavailable
+from server.store import PRUNED, VACUUM_PAGES, IdempotencyMismatch, JobStore, StoreUnavailable, size_of
 
 ROOM = 1 << 60  # bytes; never reached
 WAIT_FOR_THREADS = 20  # seconds
@@ -172,16 +172,16 @@ class StoreMachine(RuleBasedStateMachine):
         if deletable:
             self.forget(id)
 
-    @rule(age=st.integers(0, 20), max_bytes=st.integers(0, 3000))
+    @rule(age=st.integers(0, 20), max_bytes=st.integers(0, 9000))
     def prune(self, age: int, max_bytes: int) -> None:
         older_than, before = self.tick() - age, len(self.jobs)
         for id in [id for id in self.jobs if not self.is_open(id) and self.jobs[id].finished < older_than]:
             self.forget(id)
         while sum(map(self.bytes_of, self.jobs)) > max_bytes:
-            heavy = [id for id in self.jobs if not self.is_open(id) and self.bytes_of(id)]
-            if not heavy:
+            ended = [id for id in self.jobs if not self.is_open(id)]
+            if not ended:
                 break
-            self.forget(min(heavy, key=lambda id: (self.jobs[id].finished, self.jobs[id].sequence)))
+            self.forget(min(ended, key=lambda id: (self.jobs[id].finished, self.jobs[id].sequence)))
         assert self.store.prune(older_than, max_bytes) == before - len(self.jobs)
 
     @rule()
@@ -223,7 +223,8 @@ class StoreMachine(RuleBasedStateMachine):
         return id in self.jobs and not self.jobs[id].state.is_final
 
     def bytes_of(self, id: str) -> int:
-        return sum(len(p.data) for p in self.drawn[id].values())
+        ended = 0 if self.is_open(id) else size_of(self.jobs[id])
+        return ended + sum(len(p.data) for p in self.drawn[id].values())
 
     def update(self, id: str, **changes: object) -> None:
         self.jobs[id] = replace(self.jobs[id], **changes)
@@ -408,7 +409,8 @@ def test_the_first_that_ended_goes_first(path: Path) -> None:
             store.add_picture(id, picture(data=bytes(10)))
             store.finish(id)
         for gone in (ids[1], ids[2]):
-            held = 10 * len(store.history(9))
+            held = sum(10 + size_of(kept) for kept in store.history(9))
+            assert store.prune(0, held) == 0
             assert store.prune(0, held - 1) == 1
             assert store.get(gone) is None
 
@@ -420,13 +422,13 @@ def test_jobs_go_by_bytes_and_the_file_shrinks(store: JobStore, path: Path) -> N
     ids = [drawn(store, bytes(size)) for _ in range(40)]
     unfinished = store.add(job()).id
     store.add_picture(unfinished, picture(data=bytes(size)))
-    assert store.prune(0, 41 * size) == 0
+    assert store.prune(0, 42 * size) == 0
     full = path.stat().st_size
-    assert [store.prune(0, 3 * size) for _ in range(2)] == [PRUNED, 38 - PRUNED]
-    assert [j.id for j in store.history(99)] == [unfinished, ids[39], ids[38], failed]
+    assert [store.prune(0, 3 * size + size // 2) for _ in range(2)] == [PRUNED, 39 - PRUNED]
+    assert [j.id for j in store.history(99)] == [unfinished, ids[39], ids[38]]
     assert full - 3 * VACUUM_PAGES * 4096 < path.stat().st_size < full - VACUUM_PAGES * 4096 / 2  # a part at a time
     for _ in range(3):
-        assert store.prune(0, 3 * size) == 0
+        assert store.prune(0, 3 * size + size // 2) == 0
     assert path.stat().st_size < 5 * size
     assert store.prune(0, 0) == 2
     assert len(store.pictures(unfinished)) == 1  # more than allowed, but still wanted
