@@ -27,7 +27,7 @@ class Ledger:
 
     Args:
         keep: seconds for which jobs that ended are kept.
-        keep_bytes: of their pictures.
+        keep_bytes: of them and their pictures.
     """
 
     def __init__(self, store: JobStore, keep: float, keep_bytes: int) -> None:
@@ -36,6 +36,7 @@ class Ledger:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")  # whose order is that of the calls
         self._away = 0  # calls that are in the thread, which has the store to itself meanwhile
         self._writes: asyncio.Queue[Write] = asyncio.Queue()
+        self._pending = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._unpruned = 0  # bytes
         self._much_was_kept = asyncio.Event()
@@ -43,7 +44,7 @@ class Ledger:
     @property
     def pending(self) -> int:
         """Writes that the store has not taken yet."""
-        return self._writes.qsize()
+        return self._pending
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._prune())]
@@ -63,18 +64,23 @@ class Ledger:
 
     def later(self, write: Callable[[], object], then: Callable[[], object] = lambda: None) -> None:
         """Writes in the background, in order, again and again until the disk takes it."""
+        self._pending += 1
         self._writes.put_nowait((write, then))
 
     async def written(self) -> None:
-        """Waits until all writes are done. Raises StoreUnavailable if that takes too long."""
+        """Waits until all writes so far are done. Raises StoreUnavailable if that takes too long."""
+        if not self._pending:
+            return
+        done = asyncio.Event()
+        self.later(lambda: None, then=done.set)
         try:
             async with asyncio.timeout(PATIENCE):
-                await self._writes.join()
+                await done.wait()
         except TimeoutError as error:
             raise StoreUnavailable("the job store has not taken what was to be written before") from error
 
     def kept(self, size: int) -> None:
-        """So many bytes of pictures are new: when they are many, old ones go before their time."""
+        """So many bytes are new: when they are many, old ones go before their time."""
         self._unpruned += size
         if self._unpruned > self._keep_bytes // 8:
             self._much_was_kept.set()
@@ -106,7 +112,7 @@ class Ledger:
                     written.append(writes.popleft())
                 for _, then in written:
                     then()
-                    self._writes.task_done()
+                    self._pending -= 1
 
     async def _prune(self) -> None:
         """Forgets what has been kept long enough."""
@@ -117,6 +123,8 @@ class Ledger:
                     pass  # a few at a time, so that others have the store in between
             except StoreUnavailable as error:
                 log.error("%s; old jobs are kept for now", error)
+            except Exception:
+                log.exception("old jobs are kept for now")
             with suppress(TimeoutError):
                 async with asyncio.timeout(PRUNE_EVERY):
                     await self._much_was_kept.wait()
