@@ -120,14 +120,19 @@ class Worker:
     def _take_in(self) -> bool:
         """What has come since the last step; waits for it if there is nothing to do. False at the end."""
         while self._loop.is_idle or not self._inbox.empty():
-            match self._inbox.get():
-                case Draw() as draw:
-                    self._begin(draw)
-                case Cancel(key):
-                    self._loop.cancel(key)
-                    self._forget(key)
-                case Stop():
-                    return False
+            came = [self._inbox.get()]
+            while not self._inbox.empty():
+                came.append(self._inbox.get())
+            called_off = {message.key for message in came if isinstance(message, Cancel)}
+            for message in came:
+                match message:
+                    case Draw(key) as draw if key not in called_off:  # a long prompt takes long to read
+                        self._begin(draw)
+                    case Cancel(key):
+                        self._loop.cancel(key)
+                        self._forget(key)
+                    case Stop():
+                        return False
         return True
 
     def _begin(self, draw: Draw) -> None:
