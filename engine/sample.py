@@ -98,6 +98,8 @@ class Lanes:
 
     def __init__(self) -> None:
         self._lanes: dict[Size, Lane] = {}
+        self._away: dict[Size, float] = {}  # seconds of those that are empty
+        self._reached = 0.0  # seconds that every lane had had when one became empty last
 
     def __iter__(self) -> Iterator[Lane]:
         """Lanes, those that were given least first."""
@@ -110,16 +112,26 @@ class Lanes:
 
     def add(self, sample: Sample) -> None:
         if sample.size not in self._lanes:
-            least = min((lane.seconds for lane in self._lanes.values()), default=0.0)
-            self._lanes[sample.size] = Lane(least)  # who was away is owed nothing
+            least = self._least()
+            self._away = {size: seconds for size, seconds in self._away.items() if seconds > least}
+            # who was away is owed nothing, but owes what it had: else one user who asks again and again never pays
+            self._lanes[sample.size] = Lane(self._away.pop(sample.size, least))
         self._lanes[sample.size].samples.append(sample)
 
     def remove(self, sample: Sample) -> None:
         lane = self._lanes[sample.size]
         lane.samples.remove(sample)
         if not lane.samples:
+            self._reached = self._least()
+            self._away[sample.size] = lane.seconds
             del self._lanes[sample.size]
 
     def charge(self, size: Size, seconds: float) -> None:
+        """Also for pictures that have gone by then."""
         if size in self._lanes:
             self._lanes[size].seconds += seconds
+        elif size in self._away:
+            self._away[size] += seconds
+
+    def _least(self) -> float:
+        return min((lane.seconds for lane in self._lanes.values()), default=self._reached)

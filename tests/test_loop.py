@@ -624,6 +624,41 @@ def test_sizes_share_the_time_alike() -> None:
     assert 512 in order[:2] and 64 in order[:2]
 
 
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_who_is_alone_in_a_size_and_asks_again_at_once_gets_no_more_than_a_share(steps: int) -> None:
+    """The last pass of a picture leaves its lane empty; it counts all the same."""
+    lanes, spent = Lanes(), Counter[int]()
+    for number in range(200):
+        lanes.add(sample(f"small {number}", 64, steps=100))
+    lanes.add(sample("large", 512, steps))
+    while spent.total() < 1000:
+        one = next(iter(lanes)).samples[0]
+        side, seconds = one.size[0], 10 if one.size[0] == 512 else 1
+        one.done += 1
+        if one.done == one.steps:
+            lanes.remove(one)
+        lanes.charge(one.size, seconds)
+        spent[side] += seconds
+        if one.done == one.steps:
+            lanes.add(sample("again", side, one.steps))
+    assert abs(spent[512] - spent[64]) <= 10
+
+
+def test_a_size_that_had_all_the_time_there_was_owes_its_last_pass() -> None:
+    lanes = Lanes()
+    large = sample("large", 512)
+    lanes.add(large)
+    lanes.charge(large.size, 1000.0)
+    lanes.remove(large)
+    lanes.charge(large.size, 10.0)  # its last pass
+    lanes.add(sample("small", 64))
+    lanes.charge((64, 64), 9.0)
+    lanes.add(large)
+    assert next(iter(lanes)).samples != [large]
+    lanes.charge((64, 64), 2.0)
+    assert next(iter(lanes)).samples == [large]
+
+
 # the table
 
 
