@@ -5,7 +5,7 @@ import threading
 from engine.errors import ZImageError
 from engine.memory import Array, Mark
 from engine.pipeline import Decoded, Picture
-from engine.sample import Sample
+from engine.sample import Sample, Size
 
 
 class Drawing:
@@ -15,6 +15,17 @@ class Drawing:
         self._sample, self._decoded, self._started = sample, decoded, started
         self._outcome: Picture | ZImageError | None = None
         self._lock = threading.Lock()
+
+    @property
+    def size(self) -> Size:
+        return self._sample.size
+
+    def decoding_seconds(self) -> float:
+        """What the decoding kept the engine busy, whoever finishes the picture when. It must be over."""
+        seconds = self._sample.seconds
+        if "vae_decoder" not in seconds:  # marks are used again
+            seconds["vae_decoder"] = self._started.seconds_until(self._decoded.decoded)
+        return seconds["vae_decoder"]
 
     def settle(self) -> None:
         """Takes the pixels out of the buffers, if that has not been done."""
@@ -40,5 +51,5 @@ class Drawing:
 
     def _picture(self, pixels: Array) -> Picture:
         sample = self._sample
-        sample.seconds["vae_decoder"] = self._started.seconds_until(self._decoded.decoded)  # whoever finishes it when
+        self.decoding_seconds()
         return Picture(pixels, sample.request.seed, sample.steps, sample.branches[0].prompt, sample.seconds)

@@ -26,7 +26,7 @@ from engine.errors import LoraMismatch, NonFiniteOutput, UnsupportedShape
 from engine.events import Drawn, Event, Failed, Passed, Started, Stepped, Switched
 from engine.lora_turns import LoraTurns
 from engine.loras import Loras
-from engine.memory import Array, Reading
+from engine.memory import Array, Mark, Reading, Tensor
 from engine.pipeline import Picture, Pipeline, require_finite
 from engine.preview import estimate
 from engine.request import PictureRequest
@@ -40,7 +40,8 @@ class _Running:
 
     passes: Sequence[Pass]
     latents: Reading  # [B, 16, h, w]
-    enqueued: float
+    marks: Sequence[Mark]  # before the prompts that it needs, before it, and after it
+    decoding: Sequence[Drawing]  # what is decoded before it, and not yet accounted for
 
 
 class EngineLoop:
@@ -64,8 +65,8 @@ class EngineLoop:
         self._turns = LoraTurns()
         self._samples: dict[str, Sample] = {}
         self._running: deque[_Running] = deque()
-        self._settled = self._charged = 0.0  # when the last pass was over, and all that came of it done
-        self._last: Drawing | None = None
+        self._drawings: deque[Drawing] = deque()  # whose pixels may still be in the buffers
+        self._decoding: list[Drawing] = []  # since the last pass
 
     @property
     def is_idle(self) -> bool:
@@ -116,8 +117,7 @@ class EngineLoop:
             PlanCorrupt: the plans were altered since they were loaded, and have no known weights any more.
         """
         events: list[Event] = []
-        started = time.perf_counter()
-        is_over = self._turns.is_over(started)
+        is_over = self._turns.is_over(time.perf_counter())
         if is_over and not self._running and self._seats.are_free:
             self._change_lora(events)
             return events
@@ -127,10 +127,7 @@ class EngineLoop:
         if events:  # told before the first pass of a picture, which may end the process
             return events
         if passes:
-            for sample, _ in passes:
-                if not sample.joined:
-                    self._join(sample)
-            self._running.append(_Running(passes, self._enqueue(passes), started))
+            self._running.append(self._enqueue(passes))
         while len(self._running) > (self._memory.ahead if passes else 0):
             self._settle(self._running.popleft(), events)
         return events
@@ -172,6 +169,7 @@ class EngineLoop:
                 events.append(Failed(sample.key, error))
         else:
             self._turns.change(lora, seconds)
+            self._decoding.clear()  # of the turn before
             events.append(Switched(seconds))
 
     def _start(self, sample: Sample, events: list[Event]) -> None:
@@ -219,8 +217,20 @@ class EngineLoop:
         sample.latents = self.pipeline.noise(sample.request.seed, *sample.size)
         self._seats.put_latents(sample, sample.latents)
 
-    def _enqueue(self, passes: Sequence[Pass]) -> Reading:
-        """Runs a forward pass over a batch of them."""
+    def _enqueue(self, passes: Sequence[Pass]) -> _Running:
+        """What a batch needs before its forward pass, and that."""
+        began = self._memory.mark()
+        for sample, _ in passes:
+            if not sample.joined:
+                self._join(sample)
+        encoded = self._memory.mark()
+        latents_next = self._pass(passes)
+        over = self._memory.mark()  # before the copy, which then waits for it
+        decoding, self._decoding = self._decoding, []
+        return _Running(passes, self._memory.read(latents_next), (began, encoded, over), decoding)
+
+    def _pass(self, passes: Sequence[Pass]) -> Tensor:
+        """Enqueues a forward pass over a batch; the latents after it."""
         memory, batch = self._memory, len(passes)
         one = self._seats.latents(passes[0][0]).shape
         latents, latents_next = (memory.view(name, (batch, *one[1:])) for name in ("latents", "latents_next"))
@@ -234,23 +244,23 @@ class EngineLoop:
             branch.enqueued += 1
             if not sample.is_guided:
                 memory.copy(self._seats.latents(sample), memory.row(latents_next, row))
-        return memory.read(latents_next)
+        return latents_next
 
     def _settle(self, running: _Running, events: list[Event]) -> None:
         """Waits for a forward pass and says what came of it."""
         values = running.latents.wait()
-        now = time.perf_counter()
-        seconds = now - max(running.enqueued, self._settled)
-        self._settled = now
+        began, encoded, over = running.marks
+        seconds = encoded.seconds_until(over)
+        lanes = self._turns.lanes  # a LoRA is changed when nothing runs
+        lanes.charge(running.passes[0][0].size, began.seconds_until(over))
+        for drawing in running.decoding:
+            lanes.charge(drawing.size, drawing.decoding_seconds())
         self._encoder.keep()
         events.append(Passed(len(running.passes), seconds))
         for (sample, branch), latents in zip(running.passes, values, strict=True):
             if not sample.is_gone:
                 sample.seconds["passes"] = sample.seconds.get("passes", 0.0) + seconds / len(running.passes)
                 self._advance(sample, branch, latents, events)
-        now = time.perf_counter()  # prompts and decoding count too
-        self._turns.lanes.charge(running.passes[0][0].size, now - max(running.enqueued, self._charged))
-        self._charged = now
 
     def _advance(self, sample: Sample, branch: Branch, latents: Array, events: list[Event]) -> None:
         """A forward pass of one picture is over: [16, h, w]."""
@@ -291,14 +301,16 @@ class EngineLoop:
         return estimate(before.reshape(latents.shape), latents, *sample.schedule[step - 1 : step + 1])
 
     def _decode(self, sample: Sample) -> Drawing:
-        if self._last is not None:
-            self._last.settle()  # its place in the buffers is the next but one's
+        while len(self._drawings) > self._memory.ahead:
+            self._drawings.popleft().settle()  # its place in the buffers is this one's
         started = self._memory.mark()
         seated = self._seats.latents(sample)
         latents = self._memory.view("latents", seated.shape)
         self._memory.copy(latents, seated)
-        self._last = Drawing(sample, self.pipeline.decode(latents), started)
-        return self._last
+        drawing = Drawing(sample, self.pipeline.decode(latents), started)
+        self._drawings.append(drawing)
+        self._decoding.append(drawing)
+        return drawing
 
     def _leave(self, sample: Sample) -> None:
         sample.is_gone = True

@@ -27,7 +27,7 @@ Tensor = Any  # what engines bind: an Array, or a DeviceTensor
 ALIGNMENT = 256  # bytes, what TensorRT asks of addresses
 SLOTS = 2  # page-locked copies of a tensor: the host is at most one step ahead of the device
 VIEWS = 256  # kept, so that the same shape is the same object and engines rebind only what is new
-MARKS = 16  # a picture takes four, and some to spare
+MARKS = 16  # three passes have three each, two decodings two, and some to spare; besides, two of each of a batch
 SEATED = ("latents", "caption")  # what a picture keeps between its steps
 
 
@@ -199,8 +199,9 @@ class DeviceMemory:
             self.stream, self._copies = (_own(owned, cuda.create_stream(), cuda.destroy_stream) for _ in range(2))
             device = _own(owned, cuda.allocate(size), cuda.free)
             host = _own(owned, cuda.allocate_host(SLOTS * host_size), cuda.free_host)
+            marks = MARKS + 2 * max(profile.batch.max for profile in profiles)
             events = iter(
-                [_own(owned, cuda.create_event(), cuda.destroy_event) for _ in range(SLOTS * len(host_offsets) + MARKS)]
+                [_own(owned, cuda.create_event(), cuda.destroy_event) for _ in range(SLOTS * len(host_offsets) + marks)]
             )
             self._owned = owned.pop_all()
         self._addresses = {name: device + offset for name, offset in offsets.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_cuda import FakeCuda, load_fakes
+from fake_cuda import PASS_SECONDS, FakeCuda, load_fakes
 from host_engine import HostEngine, write_plans
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -538,6 +538,50 @@ def test_waiting_to_be_finished_is_no_decoding(fakes: Bench) -> None:
         drawings += [event.drawing for event in loop.step() if isinstance(event, Drawn)]
     time.sleep(0.3)
     assert drawings[0].finish().seconds["vae_decoder"] < 0.2
+
+
+@pytest.mark.parametrize("where", ["device, late", "device, hasty"])
+def test_times_are_the_device_s_and_of_whom_they_are(folder: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is decoded runs after a pass that was enqueued before, and is neither that one's nor the next one's."""
+    charged: dict[int, float] = Counter()
+    charge = Lanes.charge
+
+    def listen(lanes: Lanes, size: tuple[int, int], seconds: float) -> None:
+        charged[size[0]] += seconds
+        charge(lanes, size, seconds)
+
+    monkeypatch.setattr(Lanes, "charge", listen)
+    made = bench(folder, where)
+    large = replace(RED, prompt="a blue star", height=256, num_inference_steps=2)
+    guests = [Guest(large, 0, None), *(Guest(replace(RED, seed=seed), 0, None) for seed in range(3))]
+    found = play(made.loop(BatchTable()), guests)
+    for number, guest in enumerate(guests):
+        seconds, passes = found[number].seconds, guest.request.num_inference_steps
+        assert seconds["passes"] == pytest.approx(passes * PASS_SECONDS)
+        assert seconds["vae_decoder"] == pytest.approx(PASS_SECONDS)
+    assert charged[256] == pytest.approx((1 + 2 + 1) * PASS_SECONDS)  # prompt, passes, picture
+    assert charged[64] == pytest.approx((1 + 12 + 2) * PASS_SECONDS)  # nobody competes with what is decoded last
+    made.pipeline.close()
+
+
+def test_a_prompt_s_time_is_not_that_of_passes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Estimates add both."""
+    made = bench(folder, "host")
+    encode = made.pipeline.encode_prompt
+    monkeypatch.setattr(made.pipeline, "encode_prompt", lambda prompts: (time.sleep(0.2), encode(prompts))[1])
+    seconds = made.loop().draw(RED).seconds
+    assert seconds["prompt_encoder"] > 0.2 > seconds["passes"]
+
+
+def test_a_step_does_not_wait_for_the_pixels_of_one_of_two_that_end_with_it(folder: Path) -> None:
+    made = bench(folder, "device, late")
+    loop = made.loop()
+    for seed in range(2):
+        loop.submit(str(seed), replace(RED, seed=seed))
+    drawings = [event.drawing for event in events_of(loop) if isinstance(event, Drawn)]
+    assert [drawing._outcome for drawing in drawings] == [None, None]
+    made.pipeline.synchronize()
+    made.pipeline.close()
 
 
 def test_events_tell_a_picture_s_story(fakes: Bench) -> None:
