@@ -21,7 +21,7 @@ from benchmarks.traffic import Case, cases
 PATH = "/v1/images/generations"
 PICTURE = b'"b64_json":"'
 TAKEN = 0.01  # seconds after which a server has taken a connection; later requests over it find it open too
-ENGINE_STAGES = ("tokenize", "prompt_encoder", "denoiser", "vae_decoder")
+ENGINE_STAGES = ("tokenize", "prompt_encoder", "denoiser", "vae_decoder", "pixels")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,10 @@
 """A picture whose last step is over, and whose pixels are on their way. Knows no batches."""
 
 import threading
+import time
 
 from engine.errors import ZImageError
-from engine.memory import Array, Mark
+from engine.memory import Mark
 from engine.pipeline import Decoded, Picture
 from engine.sample import Sample, Size
 
@@ -32,7 +33,7 @@ class Drawing:
         with self._lock:
             if self._outcome is None:
                 try:
-                    self._outcome = self._picture(self._decoded.wait())
+                    self._outcome = self._picture()
                 except ZImageError as error:
                     self._outcome = error
 
@@ -49,7 +50,11 @@ class Drawing:
         assert self._outcome is not None
         return self._outcome
 
-    def _picture(self, pixels: Array) -> Picture:
+    def _picture(self) -> Picture:
         sample = self._sample
+        self._decoded.arrive()
         self.decoding_seconds()
+        started = time.perf_counter()
+        pixels = self._decoded.wait()
+        sample.seconds["pixels"] = time.perf_counter() - started
         return Picture(pixels, sample.request.seed, sample.steps, sample.branches[0].prompt, sample.seconds)

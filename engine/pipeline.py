@@ -63,6 +63,10 @@ class Decoded:
         self._image = image
         self.decoded = decoded  # passed once the image is here
 
+    def arrive(self) -> None:
+        """Waits for all of `wait` but the host's own work."""
+        self._image.wait()
+
     def wait(self) -> Array:
         """[height, width, 3] uint8, RGB. Raises NonFiniteOutput."""
         image = self._image.wait()

@@ -136,7 +136,8 @@ class FakeLoop:
         kept, dropped = " ".join(words[:WORDS]), " ".join(words[WORDS:])
         prompt = TokenizedPrompt(tuple(range(len(words[:WORDS]))), kept, dropped)
         passes = self.seconds_per_step * steps
-        seconds = {"tokenize": 0.0, "prompt_encoder": 0.0, "passes": passes, "denoiser": passes, "vae_decoder": 0.0}
+        seconds = dict.fromkeys(("tokenize", "prompt_encoder", "vae_decoder", "pixels"), 0.0)
+        seconds |= {"passes": passes, "denoiser": passes}
         return Picture(pixels, request.seed, steps, prompt, seconds)
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from sample_manifest import MANIFEST
 from step_peak import STEP_BYTES, peak_of
 
+from benchmarks.http_clients import ENGINE_STAGES
 from engine import rope
 from engine.batching import BatchTable, PassTimes
 from engine.captions import CaptionCache, CaptionKey
@@ -573,6 +574,17 @@ def test_a_prompt_s_time_is_not_that_of_passes(folder: Path, monkeypatch: pytest
     assert seconds["prompt_encoder"] > 0.2 > seconds["passes"]
 
 
+def test_stages_tell_all_that_a_picture_takes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`zimage-bench http` takes what is left of a request for HTTP's, so no work of the engine may be."""
+    made = bench(folder, "host")
+    rint = np.rint
+    monkeypatch.setattr(np, "rint", lambda *args, **kwargs: (time.sleep(0.2), rint(*args, **kwargs))[1])
+    started = time.perf_counter()
+    seconds = made.loop().draw(RED).seconds
+    drawn = time.perf_counter() - started
+    assert drawn - sum(seconds[stage] for stage in ENGINE_STAGES) < 0.1
+
+
 def test_a_step_does_not_wait_for_the_pixels_of_one_of_two_that_end_with_it(folder: Path) -> None:
     made = bench(folder, "device, late")
     loop = made.loop()
@@ -592,7 +604,7 @@ def test_events_tell_a_picture_s_story(fakes: Bench) -> None:
     assert [(event.done, event.steps) for event in story if isinstance(event, Stepped)] == [(i, 4) for i in range(1, 5)]
     assert {event.key for event in story} == {"a"}
     picture = story[-1].drawing.finish()
-    assert picture.seconds.keys() == {"tokenize", "prompt_encoder", "passes", "denoiser", "vae_decoder"}
+    assert picture.seconds.keys() == {"tokenize", "prompt_encoder", "passes", "denoiser", "vae_decoder", "pixels"}
     assert picture.prompt.text == "a red circle"
 
 
