@@ -4,7 +4,8 @@ Each user draws pictures of one size and asks again when it is answered, so ever
 has users. Sizes share the engine alike, and within a size first come is first served: with N users of a size, of which
 the engine alone draws X a second, and K sizes, a closed queueing network with one saturated station answers after
 N K / X - Z seconds; Z is the time that a user thinks (the interactive response time law at the bottleneck's asymptote:
-Denning and Buzen, The Operational Analysis of Queueing Network Models, Computing Surveys 10, 1978).
+Denning and Buzen, The Operational Analysis of Queueing Network Models, Computing Surveys 10, 1978). Users who think for
+longer do not saturate it: where that is less than a picture alone takes, there is no theory here.
 """
 
 import base64
@@ -49,6 +50,11 @@ class Crowd:
     think: float = 0.0
 
     @property
+    def sample_every(self) -> float:
+        """Seconds between two looks at memory, which go on until the last answer."""
+        return min(1.0, self.seconds / 40)
+
+    @property
     def of_user(self) -> list[int]:
         """Each user's size."""
         return list(islice(cycle(self.sizes), self.users))
@@ -80,7 +86,8 @@ def soak(engines: Path, threads: int, bare: Companion, clients: Companion, crowd
         "counted": seen["counted"],
         "errors": seen["errors"] + wrong_pictures(seen, right),
         "memory": {
-            name: flatness([sample[name] for sample in seen["memory"]], crowd.seconds) for name in ("server", "worker")
+            name: flatness([sample[name] for sample in seen["memory"]], crowd.sample_every)
+            for name in ("server", "worker")
         },
         "response": {
             f"{size}x{size}": response(seen["answers"], crowd, size, per_second[size]) for size in crowd.sizes
@@ -114,7 +121,7 @@ def crowded(served: Served, clients: Companion, crowd: Crowd) -> Answer:
     for size in crowd.sizes:  # what is loaded or allocated at first use is no leak
         clients.ask("fill", url=served.url, size=size, clients=crowd.users, warm=0.0, seconds=min(1.0, crowd.seconds))
     before, spent = served.settle(), served.cpu_seconds()
-    with Sampler(served.memory, min(1.0, crowd.seconds / 40)) as memory:
+    with Sampler(served.memory, crowd.sample_every) as memory:
         seen = clients.ask("soak", url=served.url, users=crowd.bodies(), seconds=crowd.seconds, think=crowd.think)
     after = served.settle()
     cpu = {name: seconds - spent[name] for name, seconds in served.cpu_seconds().items()} | {"clients": seen["cpu_s"]}
@@ -149,7 +156,8 @@ def response(answers: Sequence[Answer], crowd: Crowd, size: int, per_second: flo
     """Response times of one size, and what theory gives for as many as the engine alone draws a second."""
     seconds = [answer["seconds"] for answer in answers if answer["body"]["size"] == f"{size}x{size}"]
     users, found = crowd.of_user.count(size), Distribution.of(seconds)
-    theory = users * len(crowd.sizes) / per_second - crowd.think
+    saturated = users * len(crowd.sizes) / per_second - crowd.think
+    theory = saturated if saturated * per_second >= 1 else None
     return {
         "users": users,
         "answers": found.runs,
@@ -157,18 +165,18 @@ def response(answers: Sequence[Answer], crowd: Crowd, size: int, per_second: flo
         "p95_s": found.p95,
         "engine_per_s": per_second,
         "theory_s": theory,
-        "p95_over_theory": None if found.p95 is None else found.p95 / theory,
+        "p95_over_theory": None if found.p95 is None or theory is None else found.p95 / theory,
     }
 
 
-def flatness(samples: Sequence[int], seconds: float) -> dict[str, float]:
-    """Resident MiB, of samples over so many seconds: mean of the second and last quarter, slope of the second half."""
+def flatness(samples: Sequence[int], every: float) -> dict[str, float]:
+    """Resident MiB, of samples so many seconds apart: mean of the second and last quarter, slope of the second half."""
     mebi = [sample / MEBI for sample in samples]
     quarter, half = len(mebi) // 4, mebi[len(mebi) // 2 :]
     return {
         "second_quarter_mib": statistics.mean(mebi[quarter : 2 * quarter]),
         "last_quarter_mib": statistics.mean(mebi[-quarter:]),
-        "slope_mib_per_min": statistics.linear_regression(range(len(half)), half).slope * 60 * len(mebi) / seconds,
+        "slope_mib_per_min": statistics.linear_regression(range(len(half)), half).slope * 60 / every,
     }
 
 
@@ -181,8 +189,8 @@ def print_soak(figures: dict[str, Any]) -> None:
     for error in figures["errors"][:10]:
         print(f"  {error}")
     for size, row in figures["response"].items():
-        p95, ratio = (row[name] or float("nan") for name in ("p95_s", "p95_over_theory"))
-        print(f"  {size}: p50 {row['p50_s']:.2f} s, p95 {p95:.2f} s; theory {row['theory_s']:.2f} s: {ratio:.2f} times")
+        p95, theory, ratio = (row[name] or float("nan") for name in ("p95_s", "theory_s", "p95_over_theory"))
+        print(f"  {size}: p50 {row['p50_s']:.2f} s, p95 {p95:.2f} s; theory {theory:.2f} s: {ratio:.2f} times")
     for name, row in figures["memory"].items():
         early, late, slope = row.values()
         print(f"  {name}: {early:.1f} MiB, at the end {late:.1f}, {slope:+.2f} a minute", flush=True)

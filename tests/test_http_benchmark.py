@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +115,15 @@ def test_theory_is_the_queue_of_one_size() -> None:
     found = response(answers, crowd, 64, per_second=10.0)
     assert (found["users"], found["answers"]) == (3, 40)
     assert found["theory_s"] == pytest.approx(0.5) and found["p95_over_theory"] == pytest.approx(1.2)
+    idle = response(answers, replace(crowd, think=5.0), 64, per_second=10.0)
+    assert (idle["theory_s"], idle["p95_over_theory"]) == (None, None), "not -4.4 s"
 
 
 def test_memory_that_grows_is_told_from_memory_that_grew_at_the_start() -> None:
     mebi = 1 << 20
-    grown = flatness([mebi * min(i, 10) for i in range(60)], seconds=60.0)
+    grown = flatness([mebi * min(i, 10) for i in range(60)], every=1.0)
     assert grown["slope_mib_per_min"] == 0 and grown["second_quarter_mib"] == grown["last_quarter_mib"] == 10
-    assert flatness([mebi * i for i in range(60)], seconds=60.0)["slope_mib_per_min"] == pytest.approx(60)
+    assert flatness([mebi * i for i in range(75)], every=1.0)["slope_mib_per_min"] == pytest.approx(60)
 
 
 @pytest.mark.slow
