@@ -18,6 +18,7 @@ from server.connection import MAX_BODY
 from server.dispatcher import Dispatcher
 from server.protocol import HttpProtocol
 from server.sockets import bracketed
+from server.websocket import WebSocketProtocol
 
 MAX_MESSAGE = MAX_BODY  # bytes of a WebSocket's message, which may hold what is typed into the page
 
@@ -27,6 +28,7 @@ def config(app: FastAPI, grace: float) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=HttpProtocol,
+        ws=WebSocketProtocol,
         ws_max_size=MAX_MESSAGE,
         log_config=None,
         access_log=False,  # `request_id` has one

@@ -11,11 +11,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server import errors
 from server.request_id import HEADER, new_id
+from server.unread import UnreadProtocol
 
 HEAD_SECONDS = 20.0  # for a request's head to arrive, from the connection's or the head's beginning
 
 
-class HttpProtocol(H11Protocol):
+class HttpProtocol(UnreadProtocol, H11Protocol):
     """Answers what is no HTTP in OpenAI's shape, and closes connections that ask for nothing."""
 
     _head: asyncio.TimerHandle | None = None  # ends the wait for one
@@ -35,7 +36,7 @@ class HttpProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             # not through h11, which then would let the request's own answer, on its way to nobody, end in an exception
-            self.transport.write(_last_word(errors.ApiError(400, msg, code="invalid_http")))
+            self.transport.write(last_word(errors.ApiError(400, msg, code="invalid_http")))
         self.transport.close()
 
     def _watch(self) -> None:
@@ -48,7 +49,8 @@ class HttpProtocol(H11Protocol):
             self._head = None
 
 
-def _last_word(error: errors.ApiError) -> bytes:
+def last_word(error: errors.ApiError) -> bytes:
+    """The answer after which a connection closes, as bytes."""
     body = bytes(error.response().body)
     head = (
         f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}",
