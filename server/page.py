@@ -9,7 +9,9 @@ import json
 from pathlib import Path
 
 from fastapi import FastAPI, Request
-from nicegui import Client, background_tasks, ui
+from fastapi.responses import JSONResponse
+from nicegui import Client, background_tasks, core, ui
+from nicegui import app as toolkit
 from pydantic import ValidationError
 
 from engine.errors import InvalidRequest
@@ -53,6 +55,8 @@ def create(jobs: Dispatcher, gate: Gate) -> FastAPI:
         else:
             visit.open(None)
 
+    toolkit.add_exception_handler(404, _not_found)  # its own makes a page for each, which is kept for a minute
+    core.sio.on("log", _unlogged)
     app = FastAPI(openapi_url=None)
     ui.run_with(
         app,
@@ -65,6 +69,14 @@ def create(jobs: Dispatcher, gate: Gate) -> FastAPI:
         reconnect_timeout=RECONNECT,
     )
     return app
+
+
+async def _not_found(request: Request, error: Exception) -> JSONResponse:
+    return errors.translate(request, error).response()
+
+
+def _unlogged(*_: object) -> None:
+    """In the place of the toolkit's own, which writes what any visitor sends to the log."""
 
 
 def is_crowded() -> bool:

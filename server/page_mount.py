@@ -21,6 +21,7 @@ from server.dispatcher import Dispatcher
 from server.errors import ApiError
 
 PATH = "/"
+MAX_PATH = 255  # bytes, as many as a file's name may have
 PARTS = ("/_nicegui/", "/_nicegui_ws/")  # the page's scripts and styles, and its socket
 HEADERS = {  # the toolkit evaluates scripts of its own; whatever they do, nothing comes from or leaves for another host
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval';"
@@ -57,6 +58,8 @@ class PageMount:
             case "http" | "websocket" if scope["path"].startswith(PARTS):
                 if _is_foreign(Headers(scope=scope)):
                     await _refuse(scope, receive, send)
+                elif _names_no_file(scope["path"]):
+                    await self._app(scope, receive, send)  # which has no such path
                 else:
                     await (await self._loaded())(scope, receive, send)
             case _:
@@ -93,7 +96,16 @@ def _is_foreign(headers: Headers) -> bool:
     origin = headers.get("origin")
     if origin is None:  # no browser
         return False
-    return urlsplit(origin).netloc not in (headers.get("host"), headers.get("x-forwarded-host"))
+    try:
+        host = urlsplit(origin).netloc
+    except ValueError:  # as with http://[
+        return True
+    return host not in (headers.get("host"), headers.get("x-forwarded-host"))
+
+
+def _names_no_file(path: str) -> bool:
+    """Whether the system would refuse to look for it: the toolkit asks for what it is sent."""
+    return "\0" in path or len(path.encode()) > MAX_PATH
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,5 +1,7 @@
 """The page at `/`, in a real browser where there is one, on servers in processes: its toolkit knows one per process."""
 
+import json
+import re
 import subprocess
 import sys
 import time
@@ -98,6 +100,7 @@ def test_an_application_without_the_page_has_none() -> None:
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"origin": "http://elsewhere.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
         ({"origin": "https://draw.example", "host": "draw.example"}, 200),  # TLS ends at a proxy
         ({"origin": "https://draw.example", "x-forwarded-host": "draw.example"}, 200),
     ],
@@ -128,6 +131,33 @@ def test_no_path_leaves_the_toolkit_s_own_files(url: str, folder: str, up: str) 
     target = httpx.URL(url).copy_with(raw_path=f"/_nicegui/{version('nicegui')}/{folder}/{up * 12}etc/passwd".encode())
     answer = httpx.get(target)
     assert answer.status_code in (403, 404) and "root:" not in answer.text
+
+
+def test_what_is_not_there_is_told_without_a_page_being_made_for_it() -> None:
+    """Each would be kept for a minute, and visitors be refused meanwhile."""
+    with process(FAKE, "0.1", "1", "", "", "", "", str(RECONNECT)) as child, httpx.Client() as http:
+        url = ready_url(child)
+        folder = f"/_nicegui/{version('nicegui')}/esm/"
+        key = http.get(url).text.split(folder)[1].split("/")[0]
+        for path in ("/_nicegui/nothing", f"{folder}{key}/%00", f"{folder}{key}/{'a' * 300}", f"{folder}{key}/nothing"):
+            answers = [http.get(url + path) for _ in range(10)]
+            assert {answer.status_code for answer in answers} == {404}
+            assert answers[-1].json()["error"]["code"] == "not_found"
+        assert http.get(url).status_code == 200
+
+
+def test_a_visitor_writes_no_lines_of_the_log() -> None:
+    with process(FAKE, "0.1", "1") as child:
+        url = ready_url(child)
+        client = re.search(r"client_id\W+([0-9a-f-]{36})", httpx.get(url).text)
+        assert client
+        with connect(url.replace("http", "ws") + SOCKET) as socket:
+            socket.send("40")
+            socket.send("42" + json.dumps(["log", {"client_id": client[1], "level": "error", "message": "\nforged"}]))
+            socket.send("42" + json.dumps(["nothing", {}]))
+            socket.ping().wait(5)
+        child.terminate()
+        assert "forged" not in child.communicate()[1]
 
 
 def test_pages_that_nobody_looks_at_do_not_fill_the_memory() -> None:
