@@ -163,7 +163,8 @@ def _invalid(first: Mapping[str, Any]) -> ApiError:
 async def _answer(request: Request, error: Exception) -> JSONResponse:
     answer = translate(request, error)
     level = logging.ERROR if answer.status >= 500 else logging.INFO
-    log.log(level, "%d %s: %s", answer.status, answer.code, answer)
+    cause = error if isinstance(error, StoreUnavailable) else answer  # which is not for everybody to know
+    log.log(level, "%d %s: %s", answer.status, answer.code, cause)
     return answer.response()
 
 

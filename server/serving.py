@@ -16,6 +16,7 @@ from engine.manifest import Manifest
 from server.admission import Limits
 from server.archive import Archive
 from server.dispatcher import Dispatcher
+from server.sockets import tell_seldom
 from server.store import JobStore
 from server.supervisor import Patience, Supervisor
 
@@ -62,6 +63,7 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, servin
 
 
 async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, serving: Serving) -> None:
+    tell_seldom(asyncio.get_running_loop())
     dispatcher = Dispatcher(JobStore(serving.database), manifest, serving.limits, serving.archive, serving.loras)
     supervisor = dispatcher.link = Supervisor(worker, dispatcher, serving.patience)
     starting = asyncio.create_task(supervisor.start())
@@ -96,7 +98,7 @@ def _owned(database: Path | None) -> Iterator[None]:
     if database is None:
         yield
         return
-    with Path(f"{database}.lock").open("w") as file:
+    with Path(f"{database.resolve()}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

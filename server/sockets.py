@@ -1,6 +1,15 @@
 """The socket that a server listens on."""
 
+import asyncio
+import logging
+import math
 import socket
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+NO_ROOM = "socket.accept() out of system resource"  # as asyncio says it
+TELL_EVERY = 10.0  # seconds
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -20,3 +29,18 @@ def listen(host: str, port: int) -> socket.socket:
 def bracketed(host: str) -> str:
     """A host as it stands in a URL."""
     return f"[{host}]" if ":" in host else host
+
+
+def tell_seldom(loop: asyncio.AbstractEventLoop) -> None:
+    """Logs now and then that no descriptor is left for a connection: asyncio does so thousands of times a second."""
+    told = -math.inf
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal told
+        if context["message"] != NO_ROOM:
+            loop.default_exception_handler(context)
+        elif loop.time() - told >= TELL_EVERY:
+            told = loop.time()
+            log.error("connections have to wait: %s; ulimit -n allows more", context["exception"])
+
+    loop.set_exception_handler(handle)

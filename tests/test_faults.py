@@ -208,7 +208,9 @@ def test_a_client_that_leaves_in_mid_stream_is_not_drawn_for() -> None:
     assert sum(prompt == "left" for prompt, _ in fake.log) < 20
 
 
-def test_a_locked_database_refuses_new_jobs_and_answers_accepted_ones(tmp_path: Path) -> None:
+def test_a_locked_database_refuses_new_jobs_and_answers_accepted_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     database = tmp_path / "jobs.db"
     fake = FakeLoop(seconds_per_step=STEP)
     with serving(fake, database=database) as url, ThreadPoolExecutor() as pool:
@@ -220,6 +222,8 @@ def test_a_locked_database_refuses_new_jobs_and_answers_accepted_ones(tmp_path: 
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "store_unavailable"
         assert int(refused.headers["retry-after"]) > 0
+        (told,) = [record.getMessage() for record in caplog.records if record.name == "server.errors"]
+        assert "jobs.db: database is locked" in told and "jobs.db" not in refused.text
         assert colour(accepted.result()) == [1, 8, 5]
         assert httpx.get(url + "/health").status_code == 200
         other.execute("ROLLBACK")

@@ -1,5 +1,7 @@
 """`zimage-serve` as a process: what it says, how it ends."""
 
+import asyncio
+import inspect
 import re
 import signal
 import socket
@@ -7,6 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
+from asyncio import selector_events
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +20,8 @@ import httpx
 import pytest
 
 from server.cli import main
+from server.serving import _owned
+from server.sockets import NO_ROOM, tell_seldom
 
 REPOSITORY = Path(__file__).parents[1]
 FAKE = str(Path(__file__).with_name("fake_server.py"))
@@ -133,3 +138,24 @@ def test_an_empty_host_is_not_every_interface(host: str, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         main(["--engines", "nowhere", "--host", host])
     assert "must not be empty" in capsys.readouterr().err
+
+
+def test_two_names_of_a_database_are_one(tmp_path: Path) -> None:
+    (tmp_path / "other").symlink_to(tmp_path / "jobs")
+    with _owned(tmp_path / "jobs"), pytest.raises(OSError, match="belongs to another"), _owned(tmp_path / "other"):
+        pass
+
+
+def test_that_descriptors_are_used_up_is_told_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    loop = asyncio.new_event_loop()
+    tell_seldom(loop)
+    for _ in range(1000):
+        loop.call_exception_handler({"message": NO_ROOM, "exception": OSError(24, "Too many open files")})
+    loop.call_exception_handler({"message": "something else"})
+    loop.close()
+    room, other = (record.getMessage() for record in caplog.records)
+    assert "Too many open files" in room and other == "something else"
+
+
+def test_asyncio_says_so_in_these_words() -> None:
+    assert NO_ROOM in inspect.getsource(selector_events)
