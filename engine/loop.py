@@ -169,7 +169,9 @@ class EngineLoop:
                 events.append(Failed(sample.key, error))
         else:
             self._turns.change(lora, seconds)
-            self._decoding.clear()  # of the turn before
+            for drawing in self._decoding:  # of the turn before, so charged to nobody; but their marks are used again
+                drawing.settle()
+            self._decoding.clear()
             events.append(Switched(seconds))
 
     def _start(self, sample: Sample, events: list[Event]) -> None:

@@ -424,7 +424,7 @@ class Dispatcher:
                     self._store.fail(job_id, error)
 
         def written() -> None:
-            del self._live[job_id]
+            self._live.pop(job_id, None)
             self._ledger.kept(size_of(live.job))
 
         self._ledger.later(write, then=written)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fake_cuda import PASS_SECONDS, FakeCuda, load_fakes
 from host_engine import HostEngine, write_plans
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sample_manifest import MANIFEST
 from step_peak import STEP_BYTES, peak_of
@@ -191,6 +191,7 @@ def play(loop: EngineLoop, guests: list[Guest]) -> dict[int, Picture | ZImageErr
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(guests=programs(None, None, "a", "b"), least=st.sampled_from([0.0, 3600.0]))
+@example(guests=[Guest(PictureRequest("a", 64, 64, lora=lora), 0, None) for lora in (None, "a", "a")], least=0.0)
 @pytest.mark.parametrize("where", ["host", "device, late", "device, hasty"])
 def test_a_picture_is_the_same_in_every_company(folder: Path, where: str, guests: list[Guest], least: float) -> None:
     """Any neighbours under any LoRA, joining at any step, leaving in any order, with LoRAs that hurry each other or
