@@ -67,7 +67,6 @@ def test_one_at_a_time_and_kept_full(served: Served, clients: Companion) -> None
     drawn = served.metrics()["zimage_pictures_total"] - before
     assert full["bare_per_s"] == pytest.approx(100) and full["ratio"] == pytest.approx(full["http_per_s"] / 100)
     assert full["http_per_s"] == pytest.approx(drawn / 1.5, rel=0.7)  # a second of it is to get warm
-    assert full["ratio"] < full["ratio_without_clients"] < 2 * full["ratio"]
     assert full["cpu_s_per_picture"].keys() == {"bare loop", "server", "worker", "clients"}
     assert all(seconds > 0 for seconds in full["cpu_s_per_picture"].values())
 
