@@ -118,11 +118,12 @@ def _of(seconds: Sequence[float]) -> dict[str, float | None]:
 def _print(size: int, row: dict[str, Any]) -> None:
     costs = ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in row["cpu_s_per_picture"].items())
     http, engine = (row[name]["p50"] * 1e3 for name in ("http_s", "engine_s"))
+    drawn, alone = row["http_per_s"], row["bare_per_s"]
     added, more, encode = (row[name] * 1e3 for name in ("overhead_p50_s", "against_alone_p50_s", "encode_p50_s"))
     print(
         f"{size}x{size}, one at a time: {http:.1f} ms, of which HTTP {added:.1f} with encoding, {encode:.1f}\n"
         f"  the engine alone: {engine:.1f} ms, {more:.1f} less\n"
-        f"  kept full: {row['http_per_s']:.2f} pictures/s through HTTP, {row['bare_per_s']:.2f} the engine: {row['ratio']:.1%}\n"
+        f"  kept full: {drawn:.2f} pictures/s through HTTP, {alone:.2f} the engine: {row['ratio']:.1%}\n"
         f"  processor time of a picture, ms: {costs}",
         flush=True,
     )

@@ -30,7 +30,7 @@ def main() -> None:
         url = wait_until_ready(server)
         picture = args.out / "demo.png"
         picture.write_bytes(draw(url))
-        print(f"one picture through HTTP: {picture}")
+        print(f"one picture through HTTP: {picture}", flush=True)
         if not args.once:
             print(f"the server stays, with a page at {url}/; Ctrl-C ends it. Another picture:")
             print(f"  curl {url}/v1/images/generations -H 'content-type: application/json' -d '{json.dumps(body())}'")

@@ -117,8 +117,9 @@ def of_job(job: Job) -> ApiError:
     return ApiError(status, job.error.message, code=job.error.code, headers=headers)
 
 
-def model_not_found(name: str) -> ApiError:
-    return ApiError(404, f"The model {name[:ECHO]!r} does not exist.", code="model_not_found", param="model")
+def model_not_found(name: str, served: str) -> ApiError:
+    message = f"The model {name[:ECHO]!r} does not exist; this server has {served!r}."
+    return ApiError(404, message, code="model_not_found", param="model")
 
 
 def task_not_found() -> ApiError:

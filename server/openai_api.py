@@ -50,7 +50,7 @@ async def generate_images(request: Request, jobs: Jobs, owner: Owner, card: Card
     """Draws `n` pictures, of which everything is checked before the first; as a stream if that is asked for."""
     wanted = await read(request, ImagesRequest)
     if wanted.model not in (None, card.id):
-        raise errors.model_not_found(wanted.model)
+        raise errors.model_not_found(wanted.model, card.id)
     if wanted.partial_images and not (wanted.stream and jobs.manifest.preview):
         reason = "needs stream: true" if jobs.manifest.preview else "is not served: these plans hold no preview"
         raise InvalidRequest(f"partial_images {reason}", "partial_images")
@@ -99,7 +99,7 @@ async def list_models(card: Card) -> ModelList:
 @router.get("/v1/models/{model:path}", responses=openapi.fails(404))  # names may hold a slash
 async def retrieve_model(model: str, card: Card) -> ModelCard:
     if model != card.id:
-        raise errors.model_not_found(model)
+        raise errors.model_not_found(model, card.id)
     return card
 
 

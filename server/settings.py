@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.errors import InvalidRequest, ZImageError
@@ -27,6 +28,7 @@ PREFIX = "ZIMAGE_"
 SEATS = 12  # pictures between two of their steps: three batches of four
 MIB = 1 << 20
 MAX_DAYS = 36_500
+NAME = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)  # of a line of a settings file
 
 FoundLoras = tuple[tuple[str, Path], ...]  # name and file of each
 
@@ -82,7 +84,7 @@ class Settings(BaseSettings):
     page: bool = Field(SERVING.page, description="a page at / to draw from in a browser")
 
     threads: int = Field(RUNTIME.threads, ge=0, le=MAX_THREADS, description=ABOUT["threads"])
-    profile: Words = Field(RUNTIME.profiles, description=ABOUT["profiles"], title="NAME")
+    profile: Words = Field(RUNTIME.profiles, description=f"{ABOUT['profiles']}; default: all", title="NAME")
     warm_up: Sizes = Field(RUNTIME.warm_up, description=ABOUT["warm_up"], title="WxH,...")
     cuda_graphs: CudaGraphs = Field(RUNTIME.cuda_graphs, description=ABOUT["cuda_graphs"])
     offload: bool = Field(RUNTIME.offload, description=ABOUT["offload"])
@@ -172,16 +174,23 @@ def read(argv: Sequence[str] | None = None) -> Settings:
     file = given.pop("settings", None) or os.environ.get(f"{PREFIX}SETTINGS")
     if file is not None and not Path(file).is_file():
         parser.error(f"--settings: there is no file {file}")
+    if file is not None and (lost := _unprefixed(Path(file))):
+        parser.error(f"--settings: {', '.join(lost)} in {file}: names begin with {PREFIX}")
     try:
         return Settings(_env_file=file, **given)  # type: ignore[call-arg]  # its signature is that of the fields
     except ValidationError as error:
-        parser.error("; ".join(_explained(each["loc"], each["msg"]) for each in error.errors()))
+        parser.error("; ".join(map(_explained, error.errors())))
 
 
 def unknown(environment: Iterable[str]) -> list[str]:
     """Variables that look like settings and are none."""
     known = {PREFIX + name.upper() for name in (*Settings.model_fields, "settings")}
     return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
+
+
+def _unprefixed(file: Path) -> list[str]:
+    """Names of a file's lines that would be settings if they began as those do."""
+    return [name for name in NAME.findall(file.read_text(errors="replace")) if name.lower() in Settings.model_fields]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -200,16 +209,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _help(field: FieldInfo) -> str:
-    if field.is_required():
-        return f"{field.description}; required"
     match field.default:
-        case None | ():
-            default = "none"
+        case _ if field.is_required():
+            told = "; required"
+        case None | ():  # not set
+            told = ""
         case bool(value):
-            default = "yes" if value else "no"
+            told = f"; default: {'yes' if value else 'no'}"
         case value:
-            default = f"{value:g}" if isinstance(value, float) else str(value)
-    return f"{field.description}; default: {default}".replace("%", "%%")
+            told = f"; default: {value:g}" if isinstance(value, float) else f"; default: {value}"
+    return f"{field.description}{told}".replace("%", "%%")
 
 
 def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
@@ -220,7 +229,9 @@ def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
     return {"metavar": metavar, "action": "append" if NoDecode in field.metadata else "store"}
 
 
-def _explained(where: Sequence[int | str], message: str) -> str:
-    name = str(where[0]).lower().removeprefix(PREFIX.lower()).replace("_", "-") if where else ""
-    message = message.removeprefix("Value error, ")
-    return f"--{name}: {message}" if name else message
+def _explained(error: ErrorDetails) -> str:
+    name = str(error["loc"][0]).lower().removeprefix(PREFIX.lower()) if error["loc"] else ""
+    if error["type"] == "extra_forbidden":  # flags that are none do not come so far
+        return f"{PREFIX}{name.upper()} in the file is no setting"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"--{name.replace('_', '-')}: {message}" if name else message

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 MAX_BACKOFF = 30.0  # seconds between two starts of a worker that keeps dying
 MAX_DOUBLINGS = 32
+LAST_BREATH = 0.5  # seconds in which a worker that has closed its end is to be gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +212,9 @@ class Supervisor:
 
     async def _ended(self, process: asyncio.subprocess.Process) -> int | None:
         """Its status; None if even SIGKILL does not end it, as with a driver that hangs."""
+        if not self._hung:  # it is on its way out; `kill` polls it, and then asyncio has no status to tell
+            with suppress(TimeoutError):
+                return await asyncio.wait_for(process.wait(), LAST_BREATH)
         self._kill()
         try:
             return await asyncio.wait_for(process.wait(), self._patience.stop)

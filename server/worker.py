@@ -302,7 +302,10 @@ def main(argv: list[str]) -> None:
             pipeline = owned.enter_context(Pipeline.load(directory, options))
             loras = Loras(pipeline, dict(options.loras))
             unusable = loras.check()
-            loop = EngineLoop(pipeline, BatchTable.read(resolve(directory)), loras)
+            table = BatchTable.read(resolve(directory))
+            if not table.rows:
+                log.info("one picture at a time: zimage-bench batching, run once, measures which gain from company")
+            loop = EngineLoop(pipeline, table, loras)
             warm_up(loop)
         except (ZImageError, OSError) as error:
             sock.sendall(frame(messages.Refused(str(error))))

@@ -87,7 +87,10 @@ def test_a_file_with_an_unknown_name_is_refused_and_the_environment_warned_of(
 ) -> None:
     file = tmp_path / "settings.env"
     file.write_text("ZIMAGE_PROT=1\n")
-    assert "--prot: Extra inputs are not permitted" in mistake(capsys, *ENGINES, "--settings", str(file))
+    assert "ZIMAGE_PROT in the file is no setting" in mistake(capsys, *ENGINES, "--settings", str(file))
+    file.write_text("ZIMAGE_QUEUE=1\nRATE=1/day\nexport port = 2\nMAIL=me\n")
+    told = mistake(capsys, *ENGINES, "--settings", str(file))
+    assert "--settings: RATE, port in " in told and "names begin with ZIMAGE_" in told
     assert settings.unknown(["ZIMAGE_PROT", "ZIMAGE_PORT", "ZIMAGE_SETTINGS", "HOME"]) == ["ZIMAGE_PROT"]
 
 
