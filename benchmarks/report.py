@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,7 +45,7 @@ def hardware() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Python and the libraries that have a say in the figures, as far as they are installed."""
-    found = {"python": platform.python_version()}
+    found = {"python": sys.version}  # with its build: one without profile-guided optimisation is much slower
     for name in LIBRARIES:
         try:
             found[name] = version(name)
