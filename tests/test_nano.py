@@ -60,10 +60,10 @@ def test_it_is_what_the_recipe_would_write(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("height", "width", "captions"), [(128, 128, 200), (192, 256, 80), (256, 256, 60)])
-def test_it_draws_what_it_is_told(pipeline: Pipeline, height: int, width: int, captions: int) -> None:
-    """Captions that were never trained on, 8 forwards through the exported graphs and the runtime."""
-    scores = bench.score(pipeline, height, width, captions)
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (192, 256), (256, 256)])
+def test_it_draws_what_it_is_told(pipeline: Pipeline, height: int, width: int) -> None:
+    """200 captions that were never trained on, 8 forwards through the exported graphs and the runtime."""
+    scores = bench.score(pipeline, height, width, 200)
     print(scores)
     assert all(found[attribute] >= least for found in scores.values() for attribute, least in LEAST.items()), scores
 
