@@ -10,14 +10,14 @@ import time
 
 import numpy as np
 
-from benchmarks.report import finish, hardware
-from engine.batching import TABLE_FILE, BatchTable, PassTimes
+from benchmarks.harness.report import finish, hardware
 from engine.errors import UnsupportedShape
 from engine.files import whole_file
-from engine.manifest import Manifest, resolve
 from engine.options import RuntimeOptions, add_pipeline_arguments, sizes
 from engine.pipeline import Pipeline
+from engine.plan.manifest import Manifest, resolve
 from engine.request import PictureRequest
+from engine.scheduler.batch_table import TABLE_FILE, BatchTable, PassTimes
 
 PROMPT = "a small red circle to the left of a large blue star on a yellow background"
 

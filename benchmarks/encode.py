@@ -21,10 +21,10 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from benchmarks.pixels import Pixels
-from benchmarks.report import finish
-from engine import images
-from engine.images import encode
+from benchmarks.harness.pixels import Pixels
+from benchmarks.harness.report import finish
+from engine.images import encode as images
+from engine.images.encode import encode
 from engine.request import ImageFormat
 
 Encoder = Callable[[Pixels], bytes]

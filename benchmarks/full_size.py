@@ -10,19 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import Stopwatch, finish, peak_rss
-from benchmarks.source import random_components
-from engine.manifest import Graph, GraphName, Model, Precision, PromptFormat, Rope
-from engine.shapes import dimensions
-from export import models, onnx_export
-from export.denoiser import Denoiser
-from export.graph_module import GraphModule
-from export.precision import graph_precisions
-from export.profiles import parse_profile
+from benchmarks.harness.report import Stopwatch, finish, peak_rss
+from benchmarks.harness.source import random_components
+from engine.plan.manifest import Graph, GraphName, Model, Precision, PromptFormat, Rope
+from engine.plan.shapes import dimensions
+from export.checkpoint import models
+from export.compile import onnx_export
+from export.compile.profiles import parse_profile
+from export.compile.tensorrt_build import TensorRtBuilder
+from export.graphs.denoiser import Denoiser
+from export.graphs.graph_module import GraphModule
+from export.graphs.prompt_encoder import PromptEncoder
+from export.graphs.vae_decoder import VaeDecoder
+from export.precision.dtypes import graph_precisions
 from export.progress import BuildProgress
-from export.prompt_encoder import PromptEncoder
-from export.tensorrt_build import TensorRtBuilder
-from export.vae_decoder import VaeDecoder
 from nano.layout import Z_IMAGE_TURBO, CheckpointSizes
 
 

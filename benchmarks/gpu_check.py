@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpu_parts
-from benchmarks.report import Stopwatch, finish, report
+from benchmarks.gpu import parts as gpu_parts
+from benchmarks.harness.report import Stopwatch, finish, report
 
 Figures = dict[str, Any]
 

@@ -12,12 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks.companion import Companion
-from benchmarks.distribution import Distribution
-from benchmarks.report import finish
-from benchmarks.served import Served
-from benchmarks.soak import Crowd, print_soak, soak
-from benchmarks.traffic import PROMPTS, cases, rate
+from benchmarks.harness.distribution import Distribution
+from benchmarks.harness.report import finish
+from benchmarks.harness.subprocess_client import Companion
+from benchmarks.load.served import Served
+from benchmarks.load.soak import Crowd, print_soak, soak
+from benchmarks.load.traffic import PROMPTS, cases, rate
 
 WARM = 1.0  # seconds of each round that do not count
 
@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> None:
     # of a loaded machine, ratios are worth little
     figures: dict[str, Any] = {"load_average": os.getloadavg()[0], "threads": args.threads}
     with (
-        Companion("benchmarks.bare_loop", [str(args.engines), str(args.threads)]) as bare,
-        Companion("benchmarks.http_clients") as clients,
+        Companion("benchmarks.load.bare_loop", [str(args.engines), str(args.threads)]) as bare,
+        Companion("benchmarks.load.http_clients") as clients,
     ):
         with Served(args.engines, args.threads) as served:
             for size in args.sizes:

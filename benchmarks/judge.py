@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from benchmarks.report import finish
+from benchmarks.harness.report import finish
 from engine.pipeline import Pipeline
 from engine.request import PictureRequest, parse_size
 from nano.captions import caption

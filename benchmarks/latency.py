@@ -24,19 +24,19 @@ from typing import Self, get_args
 
 import torch
 
-from benchmarks import roofline, source
-from benchmarks.competition import Competition
-from benchmarks.contestant import Ours
-from benchmarks.device import Device
-from benchmarks.eager import STEPS, CompiledDiffSynth, DiffSynth, Diffusers
-from benchmarks.latency_report import plot, print_case, print_setup
-from benchmarks.measurement import Case, Figures
-from benchmarks.power import PowerMeter
-from benchmarks.report import finish, report
-from benchmarks.source import Source
+from benchmarks.harness import roofline, source
+from benchmarks.harness.comparison import Competition
+from benchmarks.harness.device import Device
+from benchmarks.harness.eager import STEPS, CompiledDiffSynth, DiffSynth, Diffusers
+from benchmarks.harness.latency_report import plot, print_case, print_setup
+from benchmarks.harness.measurement import Case, Figures
+from benchmarks.harness.power import PowerMeter
+from benchmarks.harness.report import finish, report
+from benchmarks.harness.runner import Ours
+from benchmarks.harness.source import Source
 from engine.errors import InvalidRequest, PlanMismatch, UnsupportedShape
-from engine.manifest import SEQUENCE_MULTIPLE, Manifest, padded, read, resolve
 from engine.options import CudaGraphs, RuntimeOptions, sizes
+from engine.plan.manifest import SEQUENCE_MULTIPLE, Manifest, padded, read, resolve
 
 PHRASE = "a small red circle to the left of a large blue square on a yellow background and"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -16,21 +16,21 @@ from rich.console import Console
 from rich.table import Table
 from skimage.metrics import structural_similarity
 
-from benchmarks.evaluator import StrictEvaluator
+from benchmarks.harness.evaluator import StrictEvaluator
+from benchmarks.harness.pixels import psnr
+from benchmarks.harness.report import finish
+from benchmarks.harness.source import require_same_weights
 from benchmarks.judge import score
-from benchmarks.pixels import psnr
-from benchmarks.report import finish
-from benchmarks.source import require_same_weights
-from engine.engine import Backend, Bindings, Engine
-from engine.manifest import GraphName, Precision, read, resolve
-from engine.memory import HostMemory
+from engine.backends.base import Backend, Bindings, Engine
+from engine.backends.memory import HostMemory
 from engine.pipeline import Pipeline
-from engine.prompt import PromptTokenizer
+from engine.plan.manifest import GraphName, Precision, read, resolve
 from engine.request import PictureRequest
+from engine.sampling.tokenizer import PromptTokenizer
 from export.build import export_graphs, make_graphs
-from export.checkpoint import Checkpoint, open_checkpoint
-from export.parity import relative_l2
-from export.precision import graph_precisions
+from export.checkpoint.files import Checkpoint, open_checkpoint
+from export.compile.parity import relative_l2
+from export.precision.dtypes import graph_precisions
 from export.progress import BuildProgress
 
 Array = np.ndarray[Any, Any]

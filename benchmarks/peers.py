@@ -1,7 +1,7 @@
 """The same prompt and seed through the peers: how far apart are the pictures, and what does it come from.
 
 diffusers in FP32 draws the same picture. DiffSynth as shipped draws noise, rounds timesteps and keeps latents in BF16;
-its modules fed with FP32 timesteps and latents are the reference of `export.parity`.
+its modules fed with FP32 timesteps and latents are the reference of `export.compile.parity`.
 """
 
 import argparse
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.contestant import Contestant
-from benchmarks.eager import DiffSynth, Diffusers
-from benchmarks.pixels import decibels
-from benchmarks.report import finish
+from benchmarks.harness.eager import DiffSynth, Diffusers
+from benchmarks.harness.pixels import decibels
+from benchmarks.harness.report import finish
+from benchmarks.harness.runner import Contestant
 from engine.pipeline import Pipeline
 from engine.request import PictureRequest
-from export.checkpoint import open_checkpoint
+from export.checkpoint.files import open_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

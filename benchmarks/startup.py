@@ -9,7 +9,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from benchmarks.report import Stopwatch, finish
+from benchmarks.harness.report import Stopwatch, finish
 
 
 def measure(engines: Path, prompt: str) -> tuple[float, float]:

@@ -10,13 +10,13 @@ from typing import IO
 
 from engine.errors import InvalidRequest, ZImageError
 from engine.files import whole_file
-from engine.images import encode
-from engine.loop import EngineLoop
-from engine.lora import PreparedLora
+from engine.images.encode import encode
+from engine.images.metadata import PictureParameters, parameters
 from engine.options import RuntimeOptions, add_pipeline_arguments
-from engine.parameters import PictureParameters, parameters
 from engine.pipeline import Pipeline
+from engine.plan.lora import PreparedLora
 from engine.request import MAX_SEED, PictureRequest, parse_size, random_seed
+from engine.scheduler.loop import EngineLoop
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 Knows the order of the three graphs and the shapes between them; not who executes them or where their tensors lie, not
 HTTP, not files. On a GPU everything is enqueued, and the host waits for a step while the next one runs. It draws one
-picture, or one batch, from beginning to end; `engine.loop` lets pictures join and leave.
+picture, or one batch, from beginning to end; `engine.scheduler.loop` lets pictures join and leave.
 """
 
 import logging
@@ -17,17 +17,18 @@ from typing import Any, Self
 
 import numpy as np
 
-from engine import backend, rope
-from engine.engine import Backend
+from engine.backends import load as backend
+from engine.backends.base import Backend
+from engine.backends.memory import Array, Mark, Reading, Tensor
 from engine.errors import InvalidRequest, NonFiniteOutput, ZImageError
-from engine.lora import PreparedLora
-from engine.manifest import SEQUENCE_MULTIPLE, GraphName, Manifest, padded, read, resolve
-from engine.memory import Array, Mark, Reading, Tensor
-from engine.noise import randn
 from engine.options import RuntimeOptions
-from engine.prompt import PromptTokenizer, TokenizedPrompt
+from engine.plan.lora import PreparedLora
+from engine.plan.manifest import SEQUENCE_MULTIPLE, GraphName, Manifest, padded, read, resolve
 from engine.request import PictureRequest
-from engine.schedule import sigmas
+from engine.sampling import rope
+from engine.sampling.noise import randn
+from engine.sampling.schedule import sigmas
+from engine.sampling.tokenizer import PromptTokenizer, TokenizedPrompt
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.errors import InvalidRequest
-from engine.manifest import Manifest
+from engine.plan.manifest import Manifest
 
 ImageKind = Literal["png", "jpeg", "webp"]
 

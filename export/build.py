@@ -9,7 +9,7 @@ from typing import Literal
 
 import psutil
 
-from engine.manifest import (
+from engine.plan.manifest import (
     MANIFEST_FILE,
     SCHEMA_VERSION,
     Flavor,
@@ -25,23 +25,25 @@ from engine.manifest import (
     Target,
     encode,
 )
-from engine.prompt import TOKENIZER_FILE
-from engine.shapes import dimensions
-from export import models, onnx_export, parity, plan_directory, preview
-from export.checkpoint import Checkpoint, open_checkpoint, positive
-from export.denoiser import Denoiser
-from export.fp16 import Measured
-from export.graph_module import GraphModule
-from export.lora import Lora, merge
-from export.precision import graph_precisions
-from export.profiles import default_profiles, parse_profile
+from engine.plan.shapes import dimensions
+from engine.sampling.tokenizer import TOKENIZER_FILE
+from export import plan_directory
+from export.checkpoint import models
+from export.checkpoint.files import Checkpoint, open_checkpoint, positive
+from export.checkpoint.lora import Lora, merge
+from export.checkpoint.prompt_format import read_prompt_format
+from export.checkpoint.weights import Unheld
+from export.compile import onnx_export, parity, preview
+from export.compile.profiles import default_profiles, parse_profile
+from export.compile.target import choose_flavor, compute_capabilities, require_refit
+from export.compile.tensorrt_build import TensorRtBuilder
+from export.graphs.denoiser import Denoiser
+from export.graphs.graph_module import GraphModule
+from export.graphs.prompt_encoder import PromptEncoder
+from export.graphs.vae_decoder import VaeDecoder
+from export.precision.dtypes import graph_precisions
+from export.precision.fp16 import Measured
 from export.progress import BuildProgress
-from export.prompt_encoder import PromptEncoder
-from export.prompt_format import read_prompt_format
-from export.target import choose_flavor, compute_capabilities, require_refit
-from export.tensorrt_build import TensorRtBuilder
-from export.vae_decoder import VaeDecoder
-from export.weights import Unheld
 
 DEFAULT_STEPS = 8  # forward passes that Z-Image-Turbo is distilled for
 VERIFY_COPIES = 3  # FP32 copies of the weights held while a graph is compared: DiffSynth's, ONNX Runtime's two

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import ZImageError
-from engine.manifest import Manifest, read
+from engine.plan.manifest import Manifest, read
 
 if TYPE_CHECKING:
     from export.progress import BuildProgress
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
 def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
     with progress.stage("loading PyTorch and DiffSynth"):
         from export.build import BuildOptions, build_engines  # seconds of imports, after --help and argument errors
-        from export.lora import Lora
+        from export.checkpoint.lora import Lora
 
     capabilities = tuple(args.compute_capability.split(",")) if args.compute_capability else ()
     options = BuildOptions(

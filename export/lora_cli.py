@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine.errors import ZImageError
 from engine.files import whole_file
-from engine.manifest import read, resolve
+from engine.plan.manifest import read, resolve
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -15,9 +15,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         manifest = read(resolve(args.engines), verify=False)
 
-        from export.checkpoint import open_checkpoint  # seconds of imports
-        from export.lora import Lora
-        from export.refit import prepare
+        from export.checkpoint.files import open_checkpoint  # seconds of imports
+        from export.checkpoint.lora import Lora
+        from export.checkpoint.refit import prepare
 
         checkpoint = open_checkpoint(args.model, args.transformer_file)
         loras = [Lora.parse(text) for text in args.lora]

@@ -18,7 +18,7 @@ from pathlib import Path
 import filelock
 
 from engine.errors import BuildError, PlanError
-from engine.manifest import CURRENT, MANIFEST_FILE, File, Manifest, read, sha256
+from engine.plan.manifest import CURRENT, MANIFEST_FILE, File, Manifest, read, sha256
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ LIBRARIES = ("torch", "onnxscript", "onnx-ir", "diffsynth", "transformers")  # h
 
 def plan_id(draft: bytes) -> str:
     """12 hex digits over what goes into a build: the draft manifest, this package's source, the libraries' versions."""
-    source = [sha256(file) for file in sorted(Path(__file__).parent.glob("*.py"))]
+    source = [sha256(file) for file in sorted(Path(__file__).parent.rglob("*.py"))]
     versions = [f"{name} {version(name)}" for name in LIBRARIES]
     return hashlib.sha256(b"\n".join([draft, *(line.encode() for line in source + versions)])).hexdigest()[:12]
 

@@ -1,8 +1,8 @@
 """Trains the text encoder to read and, with the transformer, to draw: flow matching over the autoencoder's latents.
 
 The text encoder first learns, as a language model, to say a caption again in other words; then both learn together.
-The models are run by the graphs' own forward passes (`export.denoiser`, `export.prompt_encoder`), so what is trained
-is what is exported, and a batch of equal size needs no mask.
+The models are run by the graphs' own forward passes (`export.graphs.denoiser`, `export.graphs.prompt_encoder`), so
+what is trained is what is exported, and a batch of equal size needs no mask.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from engine.manifest import padded
-from export.denoiser import Denoiser
-from export.layers import transformer_block
-from export.models import Model
-from export.prompt_encoder import PromptEncoder
+from engine.plan.manifest import padded
+from export.checkpoint.models import Model
+from export.graphs.denoiser import Denoiser
+from export.graphs.layers import transformer_block
+from export.graphs.prompt_encoder import PromptEncoder
 from nano.captions import caption
 from nano.layout import CheckpointSizes, text_encoder_config, transformer_config
 from nano.pictures import CAPTION, Latents

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor
 
-from engine import rope
-from engine.manifest import SEQUENCE_MULTIPLE, Rope
+from engine.plan.manifest import SEQUENCE_MULTIPLE, Rope
+from engine.sampling import rope
 from nano.autoencoder import to_tensor
 from nano.layout import CheckpointSizes, transformer_config
 from nano.scenes import SIZES, Scene, Style, draw_and_mark, training_scene

@@ -9,15 +9,17 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import PlainTextResponse
 from sse_starlette.sse import AppStatus
 
-from server import errors, openai_api, openapi, tasks_api
-from server.access import Access, Gate
-from server.connection import OneLengthMiddleware
-from server.dispatcher import HOPELESS_STARTS, Dispatcher
-from server.intake import Jobs
-from server.page_mount import PageMount
-from server.request_id import RequestIdMiddleware
-from server.schemas import Health, ImagesRequest, Status, StreamedImage
-from server.task_schemas import GenerateRequest, TaskEvent
+from server.api import errors, openapi
+from server.api import openai as openai_api
+from server.api import tasks as tasks_api
+from server.api.access import Access, Gate
+from server.api.body import OneLengthMiddleware
+from server.api.openai_schemas import Health, ImagesRequest, Status, StreamedImage
+from server.api.request_id import RequestIdMiddleware
+from server.api.submit import Jobs
+from server.api.task_schemas import GenerateRequest, TaskEvent
+from server.jobs.dispatcher import HOPELESS_STARTS, Dispatcher
+from server.page.mount import PageMount
 
 probes = APIRouter()
 

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 
 from engine.errors import ZImageError
-from engine.manifest import read, resolve
-from server import logs, lora_folder, settings
+from engine.plan.manifest import read, resolve
+from server import logs, settings
+from server.http.sockets import listen
+from server.jobs.store import StoreUnavailable
 from server.serving import serve
-from server.sockets import listen
-from server.store import StoreUnavailable
+from server.worker import lora_folder
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             directory = resolve(given.engines)
             manifest = read(directory, verify=False)  # the worker verifies
             logged = [given.log_format, given.log_level]
-            worker = [sys.executable, "-m", "server.worker", str(directory), given.runtime(loras).encode(), *logged]
+            worker = [
+                sys.executable,
+                "-m",
+                "server.worker.process",
+                str(directory),
+                given.runtime(loras).encode(),
+                *logged,
+            ]
             serve(sock, worker, manifest, given.serving(loras))
     except (ZImageError, StoreUnavailable, OSError) as error:
         sys.exit(f"zimage-serve: {error}")

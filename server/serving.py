@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.manifest import Manifest
-from server.admission import Limits
-from server.archive import Archive
-from server.dispatcher import Dispatcher
-from server.sockets import tell_seldom
-from server.store import JobStore
-from server.supervisor import Patience, Supervisor
+from engine.plan.manifest import Manifest
+from server.http.sockets import tell_seldom
+from server.jobs.admission import Limits
+from server.jobs.archive import Archive
+from server.jobs.dispatcher import Dispatcher
+from server.jobs.store import JobStore
+from server.worker.supervisor import Patience, Supervisor
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Serving:
 
     Attributes:
         grace: seconds for pictures being drawn when it is told to stop; Kubernetes kills after 30.
-        keys, rate: see `server.access.Access`.
+        keys, rate: see `server.api.access.Access`.
         database: where jobs are kept; None for memory, which no restart survives.
         archive: where pictures are kept besides.
         page: whether there is one at /.
@@ -70,8 +70,8 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
     try:
         launched = asyncio.create_task(supervisor.launched.wait())
         await asyncio.wait((starting, launched), return_when=asyncio.FIRST_COMPLETED)
-        from server.access import Access  # while the worker loads
-        from server.http_server import HttpServer
+        from server.api.access import Access  # while the worker loads
+        from server.http.server import HttpServer
 
         await dispatcher.start()
         access = Access(serving.keys, serving.rate)

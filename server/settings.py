@@ -18,11 +18,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from engine.errors import InvalidRequest, ZImageError
 from engine.options import ABOUT, MAX_THREADS, CudaGraphs, RuntimeOptions
 from engine.request import parse_size
-from server.admission import Limits
-from server.archive import DAY, Archive
+from server.jobs.admission import Limits
+from server.jobs.archive import DAY, Archive
 from server.logs import LogFormat
 from server.serving import Serving
-from server.supervisor import Patience
+from server.worker.supervisor import Patience
 
 PREFIX = "ZIMAGE_"
 SEATS = 12  # pictures between two of their steps: three batches of four

@@ -1,11 +1,15 @@
 """What many tests share: the trained small checkpoint, and its FP32 ONNX plans, made once per run."""
 
+import os
 from pathlib import Path
 
 import pytest
+from fakes.processes import PYTHONPATH
 from rich.console import Console
 
 from nano.layout import Z_IMAGE_NANO
+
+os.environ["PYTHONPATH"] = PYTHONPATH  # for processes that tests start
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

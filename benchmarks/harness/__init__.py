@@ -1,0 +1,1 @@
+"""What benchmarks share: clocks, distributions, machines, peers and reports."""

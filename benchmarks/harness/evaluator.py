@@ -1,0 +1,122 @@
+"""Runs an ONNX graph as strictly as a GPU does: every result is rounded to its type, and overflows like it.
+
+ONNX Runtime on a CPU is no judge of FP16: it computes FP16 graphs in FP32 and drops the casts between nodes, so an
+overflow that turns a picture black on a GPU goes unseen. This is onnx's own reference evaluator, whose products and
+convolutions are replaced by fast ones. It is an `Engine`, so that a pipeline can draw with it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import torch
+import torch.nn.functional as F
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+
+from engine.backends.base import Bindings, Engine
+from export.compile.parity import widen
+
+Array = np.ndarray[Any, Any]
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def widened(array: Array) -> torch.Tensor:
+    """The same numbers in FP32, float64 as it is. By torch: numpy takes minutes for what it takes seconds for."""
+    writable = np.require(array, requirements=["C", "W"])
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(writable.view(np.int16)).view(torch.bfloat16).float()
+    tensor = torch.from_numpy(writable)
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def rounded(tensor: torch.Tensor, dtype: np.dtype[Any]) -> Array:
+    """To a narrower type, to Inf what is beyond it."""
+    array: Array
+    if dtype == BFLOAT16:
+        array = tensor.bfloat16().view(torch.int16).numpy().view(BFLOAT16)
+    else:
+        array = tensor.to(getattr(torch, dtype.name)).numpy()
+    return array
+
+
+class MatMul(OpRun):  # the operator's name in ONNX
+    """Accumulates in FP32, as tensor cores do, and rounds once."""
+
+    def _run(self, a: Array, b: Array) -> tuple[Array]:
+        return (rounded(widened(a) @ widened(b), a.dtype),)
+
+
+class Conv(OpRun):
+    """Likewise."""
+
+    def _run(self, x: Array, weight: Array, bias: Array | None = None, **attributes: Any) -> tuple[Array]:
+        assert attributes["group"] in (None, 1) and set(attributes["dilations"] or [1]) == {1}
+        top, left, bottom, right = attributes["pads"] or [0] * 4
+        padded = F.pad(widened(x), (left, right, top, bottom))
+        strides = tuple(attributes["strides"] or (1, 1))
+        y = F.conv2d(padded, widened(weight), None if bias is None else widened(bias), strides)
+        return (rounded(y, x.dtype),)
+
+
+class Resize(OpRun):
+    """To a multiple of the size, by the nearest neighbour, which is all that the graphs have of it."""
+
+    def _run(self, x: Array, _roi: Array | None, scales: Array, *_: Any, **attributes: Any) -> tuple[Array]:
+        assert attributes["mode"] == "nearest" and scales.tolist() == [1, 1, 2, 2]
+        return (x.repeat(2, axis=2).repeat(2, axis=3),)
+
+
+class StrictEvaluator(Engine):
+    """An ONNX graph in memory.
+
+    Args:
+        float64: compute everything in float64, whatever types the graph names; weights keep their values.
+
+    Attributes:
+        inputs, outputs: names of the graph's tensors, in their order.
+    """
+
+    def __init__(self, path: Path, *, float64: bool = False) -> None:
+        model = ir.load(path)
+        if float64:
+            widen(model, ir.DataType.DOUBLE)
+        self._float64 = float64
+        self.inputs, self.outputs = ([str(v.name) for v in side] for side in (model.graph.inputs, model.graph.outputs))
+        self._evaluator = ReferenceEvaluator(
+            ir.to_proto(ir.external_data.load_to_model(model)), new_ops=[MatMul, Conv, Resize]
+        )
+        self._products = {
+            node.outputs[0].name: (factor.name, node.inputs[0].name)
+            for node in model.graph
+            if node.op_type == "MatMul" and (factor := node.inputs[1]) is not None
+        }
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """The graph's outputs, in their order."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return list(self._evaluator.run(None, self._feeds(inputs)))
+
+    def enqueue(self, stream: int, bindings: Bindings) -> None:
+        """As an engine of a pipeline: reads and writes the caller's arrays."""
+        assert stream == 0, "a CPU has no streams"
+        for name, output in zip(self.outputs, self.run({k: bindings[k] for k in self.inputs}), strict=True):
+            bindings[name][:] = output
+
+    def peaks(self, inputs: Mapping[str, Array]) -> dict[str, tuple[float, float]]:
+        """Largest magnitudes of what goes into and comes out of each product, by the name of its second factor."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = self._evaluator.run(None, self._feeds(inputs), intermediate=True)
+        return {
+            weight: (float(np.abs(found[entering]).max()), float(np.abs(found[leaving]).max()))
+            for leaving, (weight, entering) in self._products.items()
+        }
+
+    def _feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if not self._float64:
+            return dict(inputs)
+        return {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in inputs.items()}

@@ -1,0 +1,121 @@
+"""Figures of `zimage-bench latency` for people: who takes part, two tables per case, a plot. It measures nothing."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.runner import STAGES
+
+Figures = Mapping[str, Any]
+
+DIFFERENT_DB = 20.0  # pictures that are further apart have little in common
+STAGE_TITLES = ("tokenize", "prompt", "each step", "decode", "copy", "PNG")
+
+BUSY = 0.5  # load average of a machine that may not be ours alone
+
+
+def print_setup(figures: Figures) -> None:
+    """The device's rates, and who takes part."""
+    rates = figures["rates"]
+    print(
+        f"{figures['model']} on {figures['device']}, peers in {figures['dtype']}, {figures['threads']} CPU threads; "
+        f"measured: matrix products {rates['flops'] / 1e12:.3g} TFLOP/s, copies {rates['bandwidth'] / 1e9:.0f} GB/s"
+    )
+    if figures["load_average"] > BUSY:
+        print(f"  load average {figures['load_average']:.1f} before the run: others may have slowed it down")
+    for name, entry in figures["contestants"].items():
+        size = f", {_gigabytes(entry['loaded_bytes'])}" if "loaded_bytes" in entry else ""
+        print(f"  {name}: {entry['error'] if 'error' in entry else 'loaded in ' + _ms(entry['load_s']) + ' ms' + size}")
+    if figures["device"] == "cpu":
+        print("  no figure for memory on a CPU: everybody draws in this one process")
+    for line in figures["skipped"]:
+        print(f"skipped: {line}")
+    print(flush=True)
+
+
+def print_case(case: Figures) -> None:
+    """Two tables: end to end, and by stages, with what limits them."""
+    drawn = {name: row for name, row in case["contestants"].items() if "error" not in row}
+    print(f"{case['title']}, {case['steps']} steps, prompts of {case['caption_tokens']} tokens; milliseconds")
+    print(_table(["end to end", *_WHOLE], [[name, *_whole(row)] for name, row in drawn.items()]))
+    rows = [[name, *(_percentiles(row["stages_s"][stage]) for stage in STAGES)] for name, row in drawn.items()]
+    rows.append(["roofline", *(_ms(case["roofline_s"].get(stage)) for stage in STAGES)])
+    print(_table(["p50 / p95 / p99", *STAGE_TITLES], rows))
+    for name, row in case["contestants"].items():
+        if "error" in row:
+            print(f"{name}: {row['error']}")
+        elif row.get("psnr_db", DIFFERENT_DB) < DIFFERENT_DB:
+            print(f"{name} draws another picture: other weights, or rounding that these weights amplify")
+    print(flush=True)
+
+
+_WHOLE = ("first", "p50", "p95", "p99", "runs", "a picture", "of roofline", "as long", "PSNR", "memory", "power")
+
+
+def _whole(row: Figures) -> list[str]:
+    whole = row["end_to_end_s"]
+    return [
+        *map(_ms, (row["first_s"], whole["p50"], whole["p95"], whole["p99"])),
+        str(whole["runs"]),
+        _ms(row["per_picture_s"]),
+        f"{row['roofline_share']['end_to_end']:.0%}",
+        f"{row['times_as_long']:.2f} x" if "times_as_long" in row else "1",
+        f"{row['psnr_db']} dB" if "psnr_db" in row else "",
+        _gigabytes(row["memory_bytes"]) if "memory_bytes" in row else "",
+        f"{row['watts']:.0f} W" if "watts" in row else "",
+    ]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Plain text, the first column to the left, others to the right; columns that nobody fills are left out."""
+    kept = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    lines = [[row[column] for column in kept] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if at else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def _percentiles(found: Figures) -> str:
+    return " / ".join(_ms(found[name]) for name in ("p50", "p95", "p99") if found[name] is not None)
+
+
+def _ms(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{seconds * 1e3:.{0 if seconds >= 0.1 else 1 if seconds >= 0.01 else 2}f}"
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def plot(figures: Figures, file: Path) -> None:
+    """Median seconds per picture by size, on a logarithmic axis: a panel per batch, a line per contestant."""
+    import matplotlib.pyplot as plt
+
+    batches = sorted({case["batch"] for case in figures["cases"]})
+    names = [name for name, entry in figures["contestants"].items() if "error" not in entry]
+    canvas, panels = plt.subplots(1, len(batches), sharey=True, squeeze=False, figsize=(1.5 + 4 * len(batches), 4))
+    for axes, batch in zip(panels[0], batches, strict=True):
+        cases = [case for case in figures["cases"] if case["batch"] == batch]
+        places = range(len(cases))
+        for name in names:
+            rows = [case["contestants"][name] for case in cases]
+            axes.plot(places, [row.get("per_picture_s", math.nan) for row in rows], marker="o", label=name)
+        floors = [case["roofline_s"]["end_to_end"] / batch for case in cases]
+        axes.plot(places, floors, "k--", marker="_", label="roofline")
+        axes.set_xticks(places, [f"{case['width']}x{case['height']}" for case in cases])
+        axes.set(title=f"batch {batch}", yscale="log", xlim=(-0.3, len(cases) - 0.7))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.grid(axis="y", which="both", alpha=0.3)
+    panels[0][0].set_ylabel("seconds per picture, median")
+    panels[0][0].legend(fontsize="small")
+    canvas.tight_layout()
+    canvas.savefig(file, dpi=120)
+    plt.close(canvas)

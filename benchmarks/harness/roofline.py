@@ -1,0 +1,154 @@
+"""The least time that a stage can take: its arithmetic over the device's measured rate, or its weights over bandwidth.
+
+Counted are matrix products, convolutions and attention (a multiply-add is 2 operations), and each weight of theirs is
+read once; norms, embeddings and activations, which a perfect kernel would hide, are not. Nothing that the model needs
+once per prompt is counted per step. It does not know how any of it is executed.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+
+from benchmarks.harness.device import Device
+from engine.plan.manifest import padded
+from nano.layout import LATENT_CHANNELS
+
+Config = Mapping[str, Any]
+
+PATCH = 2  # latents per token along an axis
+VAE_SCALE = 8  # pixels per latent
+CONDITION = 256  # width of the timestep's embedding, DiffSynth's ADALN_EMBED_DIM
+MATRIX_SIDES = {"cuda": (4096, 8192), "cpu": (1024, 2048)}
+COPIED = 1 << 30  # bytes, more than any cache holds
+MEASURED_FOR = 1.0  # seconds each
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Floating-point operations, and the elements of the weights that they need."""
+
+    flops: int
+    weights: int = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.flops + other.flops, self.weights + other.weights)
+
+    def times(self, count: int) -> "Work":
+        """`count` layers of it, each with weights of its own."""
+        return Work(count * self.flops, count * self.weights)
+
+    def batch(self, count: int) -> "Work":
+        """`count` samples, which share the weights."""
+        return Work(count * self.flops, self.weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """The work of each stage for one sample, from the configs of a checkpoint."""
+
+    transformer: Config
+    text_encoder: Config
+    vae: Config
+
+    @classmethod
+    def of(cls, configs: Mapping[str, Config]) -> Self:
+        """Configs by the names of the checkpoint's folders."""
+        return cls(configs["transformer"], configs["text_encoder"], configs["vae"])
+
+    def prompt_encoder(self, tokens: int) -> Work:
+        """The text encoder without its last layer, and the caption's part of the transformer."""
+        text, image = self.text_encoder, self.transformer
+        hidden, inner = text["hidden_size"], text["intermediate_size"]
+        heads, grouped = (text["head_dim"] * text[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
+        layer = _linear(tokens, hidden, heads).times(2) + _linear(tokens, hidden, grouped).times(2)
+        layer += _linear(tokens, hidden, inner).times(3) + _attention(tokens, heads)
+        refined = self._block(tokens).times(image["n_refiner_layers"])
+        return layer.times(text["num_hidden_layers"] - 1) + _linear(tokens, hidden, image["dim"]) + refined
+
+    def step(self, height: int, width: int, caption: int) -> Work:
+        """One forward pass over a picture of height x width pixels and `caption` padded tokens."""
+        sizes, dim = self.transformer, self.transformer["dim"]
+        patch = LATENT_CHANNELS * PATCH**2
+        image = padded(height * width // (VAE_SCALE * PATCH) ** 2)
+        refiners, layers = sizes["n_refiner_layers"], sizes["n_layers"]
+        blocks = self._block(image).times(refiners) + self._block(image + caption).times(layers)
+        modulation = _linear(1, min(CONDITION, dim), 4 * dim).times(refiners + layers)
+        return blocks + modulation + _linear(image, patch, dim) + _linear(image, dim, patch)
+
+    def decode(self, height: int, width: int) -> Work:
+        """The VAE's decoder."""
+        h, w = height // VAE_SCALE, width // VAE_SCALE
+        channels, layers = self.vae["block_out_channels"][::-1], self.vae["layers_per_block"] + 1
+        deepest = channels[0]
+        work = _convolution(h * w, LATENT_CHANNELS, deepest) + _resnet(h * w, deepest, deepest).times(2)
+        work += _linear(h * w, deepest, deepest).times(4) + _attention(h * w, deepest)
+        before = deepest
+        for level, after in enumerate(channels):
+            work += _resnet(h * w, before, after) + _resnet(h * w, after, after).times(layers - 1)
+            if level < len(channels) - 1:
+                h, w = 2 * h, 2 * w
+                work += _convolution(h * w, after, after)
+            before = after
+        return work + _convolution(h * w, before, 3)
+
+    def _block(self, tokens: int) -> Work:
+        dim = self.transformer["dim"]
+        products = _linear(tokens, dim, dim).times(4) + _linear(tokens, dim, int(dim / 3 * 8)).times(3)
+        return products + _attention(tokens, dim)
+
+
+def _linear(rows: int, inputs: int, outputs: int) -> Work:
+    return Work(2 * rows * inputs * outputs, inputs * outputs)
+
+
+def _attention(tokens: int, width: int) -> Work:
+    return Work(4 * tokens**2 * width)
+
+
+def _convolution(pixels: int, inputs: int, outputs: int, kernel: int = 3) -> Work:
+    return _linear(pixels, inputs * kernel**2, outputs)
+
+
+def _resnet(pixels: int, inputs: int, outputs: int) -> Work:
+    work = _convolution(pixels, inputs, outputs) + _convolution(pixels, outputs, outputs)
+    return work + _convolution(pixels, inputs, outputs, kernel=1) if inputs != outputs else work
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a device does at best: operations and bytes per second, and the bytes of a number."""
+
+    flops: float
+    bandwidth: float
+    itemsize: int
+
+    def floor(self, work: Work) -> float:
+        """Seconds, whichever bound is the higher."""
+        return max(work.flops / self.flops, work.weights * self.itemsize / self.bandwidth)
+
+
+def measure(device: Device, dtype: torch.dtype) -> Rates:
+    """The best of a second of square matrix products by torch, and of a second of copies (read and written)."""
+    rates = []
+    for side in MATRIX_SIDES[device.kind]:
+        a, b = (torch.randn(side, side, device=device.name).to(dtype) for _ in range(2))
+        rates.append(2 * side**3 / _fastest(device, lambda a=a, b=b: a @ b))  # type: ignore[misc]
+    source = torch.zeros(COPIED, dtype=torch.uint8, device=device.name)
+    target = torch.empty_like(source)
+    bandwidth = 2 * COPIED / _fastest(device, lambda: target.copy_(source))
+    return Rates(max(rates), bandwidth, dtype.itemsize)
+
+
+def _fastest(device: Device, run: Callable[[], object]) -> float:
+    run()
+    best, end = float("inf"), time.perf_counter() + MEASURED_FOR
+    while time.perf_counter() < end:
+        device.synchronize()
+        started = time.perf_counter()
+        run()
+        device.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return best

@@ -1,0 +1,1 @@
+"""Clients, servers and soak runs for benchmarks over HTTP."""

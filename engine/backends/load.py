@@ -1,0 +1,109 @@
+"""Which back end executes a plan directory, and what is refused before any is loaded."""
+
+import importlib
+import importlib.util
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from engine.backends.base import Backend, Engine
+from engine.backends.cuda import CudaRuntime
+from engine.backends.memory import HostMemory
+from engine.errors import BackendUnavailable, PlanMismatch
+from engine.options import RuntimeOptions
+from engine.plan.manifest import Flavor, GraphName, Manifest, Target
+
+PACKAGES: dict[Flavor, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx", "onnx": "onnxruntime"}
+INSTALL: dict[Flavor, str] = {
+    "tensorrt": "tensorrt, from NVIDIA's own package index",
+    "rtx": "tensorrt-rtx",
+    "onnx": "onnxruntime",
+}
+
+
+def load(directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backend:
+    """What runs a plan directory.
+
+    Raises:
+        BackendUnavailable: the library or device is not there.
+        PlanMismatch: the plans were built by another version of it, or for another GPU.
+        PlanCorrupt, OutOfDeviceMemory: they do not load.
+    """
+    target = manifest.target
+    _require_package(target.flavor)
+    if target.flavor == "onnx":
+        return _load_onnx(directory, manifest, options)
+    _require_same_version(target)
+    cuda = CudaRuntime()
+    _require_same_device(target, cuda)
+    return _load_tensorrt(cuda, directory, manifest, options)
+
+
+def _load_onnx(directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backend:
+    from engine.backends.onnxruntime import OnnxRuntimeEngine  # only who runs ONNX pays for its import
+
+    memory = HostMemory(manifest, tuple(manifest.choose_profiles(options.profiles).values()), options.seats)
+    engines: dict[GraphName, Engine] = {
+        name: OnnxRuntimeEngine(directory / graph.file, graph, options.threads)
+        for name, graph in manifest.graphs.items()
+    }
+
+    def close() -> None:
+        for engine in engines.values():
+            engine.close()
+        memory.close()
+
+    return Backend(memory, engines, close)
+
+
+def _load_tensorrt(cuda: CudaRuntime, directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backend:
+    from engine.backends.tensorrt import load as tensorrt_backend
+    from engine.backends.tensorrt.plan import TensorRtPlan
+
+    is_rtx = manifest.target.flavor == "rtx"
+    caches = (options.runtime_cache or _cache_folder()) / manifest.plan_id
+
+    def open_plan(name: GraphName) -> TensorRtPlan:
+        return TensorRtPlan(
+            cuda,
+            PACKAGES[manifest.target.flavor],
+            directory / manifest.graphs[name].file,
+            runtime_graphs=options.cuda_graphs != "off",
+            cache=caches / f"{name}.cache",
+        )
+
+    ours = replace(options, cuda_graphs="off") if is_rtx else options  # RTX captures them by itself
+    return tensorrt_backend.load(cuda, open_plan, directory, manifest, ours)
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zimage-trt"
+
+
+def _require_package(flavor: Flavor) -> None:
+    package = PACKAGES[flavor]
+    if importlib.util.find_spec(package) is None:
+        raise BackendUnavailable(
+            f"{flavor} plans need the package {package}, which is not installed; "
+            f"install it with: pip install {INSTALL[flavor]}"
+        )
+
+
+def _require_same_version(target: Target) -> None:
+    package = PACKAGES[target.flavor]
+    installed = f"{package} {importlib.import_module(package).__version__}"
+    if installed != target.builder:
+        raise PlanMismatch(
+            f"the plans were built by {target.builder}, installed is {installed}; "
+            "install that version or run build-engines again"
+        )
+
+
+def _require_same_device(target: Target, cuda: CudaRuntime) -> None:
+    capability = cuda.compute_capability()
+    if capability not in target.compute_capabilities:
+        raise PlanMismatch(
+            f"the plans are for compute capability {', '.join(target.compute_capabilities)}, "
+            f"this GPU ({cuda.name()}) has {capability}; "
+            f"run build-engines again, here or with --compute-capability {capability}"
+        )

@@ -1,0 +1,71 @@
+"""A graph executed by ONNX Runtime on the CPU: the default without a GPU, and the oracle in tests."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from engine.backends.base import Bindings, Engine, check_bindings
+from engine.errors import PlanCorrupt
+from engine.plan.lora import PreparedLora
+from engine.plan.manifest import Graph
+
+BINDINGS_KEPT = 64  # sets of arrays: two per shape for the denoiser's alternating latents
+
+
+class OnnxRuntimeEngine(Engine):
+    """Reads and writes the caller's arrays in place; a set of arrays is bound once, not per call."""
+
+    def __init__(self, path: Path, graph: Graph, threads: int = 0) -> None:
+        self._path, self._graph, self._threads = path, graph, threads
+        self._weights: dict[str, Any] = {}
+        self._session: Any = self._open({})
+        self._binding_at = lru_cache(maxsize=BINDINGS_KEPT)(self._bind)
+
+    def enqueue(self, stream: int, bindings: Bindings) -> None:
+        assert stream == 0, "a CPU has no streams"
+        check_bindings(self._graph, bindings)
+        where = tuple((name, array.ctypes.data, array.shape) for name, array in bindings.items())
+        binding = self._binding_at(where)
+        self._session.run_with_iobinding(binding)
+
+    def refit(self, lora: PreparedLora | None) -> None:
+        """ONNX Runtime cannot change weights in place: a new session is opened over the same file."""
+        changed = {} if lora is None else lora.weights(self._graph, self._path.parent)
+        if changed or self._weights or self._session is None:
+            self._binding_at.cache_clear()
+            self._session = None  # before the next is opened: two of them may not fit
+            self._weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in changed.items()}
+            self._session = self._open(self._weights)  # which reads them where they are
+
+    def close(self) -> None:
+        self._binding_at.cache_clear()
+        self._session = None
+        self._weights = {}
+
+    def _open(self, weights: Mapping[str, Any]) -> Any:
+        """A session with these values in place of the file's own."""
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        # each graph has threads of its own; left spinning, they would keep the cores from the next graph
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.log_severity_level = 3  # its warnings are about its own constant folding
+        options.add_external_initializers(list(weights), list(weights.values()))
+        try:
+            return ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise PlanCorrupt(f"ONNX Runtime does not load {self._path}: {error}") from error
+
+    def _bind(self, where: tuple[tuple[str, int, tuple[int, ...]], ...]) -> Any:
+        if self._session is None:
+            raise PlanCorrupt(f"{self._path} could not be opened again after a LoRA; load the plans anew")
+        binding = self._session.io_binding()
+        address = {name: (shape, pointer) for name, pointer, shape in where}
+        for spec in self._graph.inputs:
+            binding.bind_input(spec.name, "cpu", 0, np.dtype(spec.dtype).type, *address[spec.name])
+        for spec in self._graph.outputs:
+            binding.bind_output(spec.name, "cpu", 0, np.dtype(spec.dtype).type, *address[spec.name])
+        return binding

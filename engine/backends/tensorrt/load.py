@@ -1,0 +1,82 @@
+"""From plan files to engines on a device: what is refused first, what is allocated, and in which order.
+
+The memory plan is checked before anything is loaded. All three graphs run on one stream, one after the other, so that
+their contexts share one arena.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from engine.backends.base import Backend, Engine
+from engine.backends.cuda import Cuda
+from engine.backends.memory import ALIGNMENT, DeviceMemory
+from engine.backends.tensorrt.engine import Site, TensorRtEngine
+from engine.backends.tensorrt.offload import TakesTurns, Turn
+from engine.backends.tensorrt.plan import Plan
+from engine.backends.vram import TAKE_TURNS, VramPlan
+from engine.errors import DeviceError
+from engine.options import RuntimeOptions
+from engine.plan.manifest import GraphName, Manifest
+from engine.plan.shapes import dimensions
+
+log = logging.getLogger(__name__)
+
+
+def load(
+    cuda: Cuda, open_plan: Callable[[GraphName], Plan], directory: Path, manifest: Manifest, options: RuntimeOptions
+) -> Backend:
+    """The engines of a plan directory, and the memory between them.
+
+    Args:
+        open_plan: puts a graph's plan on the device.
+
+    Raises:
+        OutOfDeviceMemory: with a table of what needs how much, and what would make it fit.
+        PlanCorrupt: TensorRT does not take a plan.
+    """
+    profiles = dict(sorted(manifest.choose_profiles(options.profiles).items(), key=lambda item: item[1].area))
+    vram = VramPlan.of(directory, manifest, profiles, offload=options.offload, seats=options.seats)
+    free, _ = cuda.memory_info()
+    vram.require_fit(free, [profile.name for profile in profiles.values()])
+    log.info("GPU memory, %.2f GB of it free:\n%s", free / 1e9, vram.table())
+    by_turns = TAKE_TURNS if options.offload else ()
+    with ExitStack() as owned:
+        memory = DeviceMemory(cuda, manifest, tuple(profiles.values()), options.seats)
+        owned.callback(memory.close)
+        plans: dict[GraphName, Plan] = {}
+        size = ALIGNMENT
+        for name in (*by_turns, *(name for name in manifest.graphs if name not in by_turns)):
+            plan = open_plan(name)
+            size = max(size, *(plan.activation_bytes(index) for index in profiles))
+            if name in by_turns:
+                plan.close()  # it was opened to see what it needs, and that it opens
+            else:
+                plans[name] = plan
+                owned.callback(plan.close)
+        arena = cuda.allocate(size)
+        owned.callback(cuda.free, arena)
+        site = Site(cuda, memory.stream, arena, size, options.cuda_graphs)
+
+        def engine(name: GraphName, plan: Plan | None = None) -> Engine:
+            bounds = {index: dimensions(name, profile, manifest.model) for index, profile in profiles.items()}
+            return TensorRtEngine(site, plan or open_plan(name), manifest.graphs[name], bounds, directory)
+
+        engines: dict[GraphName, Engine] = {name: engine(name, plan) for name, plan in plans.items()}
+        turn = Turn()
+        engines |= {name: TakesTurns(partial(engine, name), turn) for name in by_turns}
+        for each in engines.values():
+            owned.callback(each.close)
+        log.info("%.2f GB of GPU memory are free after loading", cuda.memory_info()[0] / 1e9)
+        return Backend(memory, engines, partial(_close, owned.pop_all()))
+
+
+def _close(owned: ExitStack) -> None:
+    try:
+        owned.close()
+    except DeviceError as error:
+        if not error.sticky:
+            raise
+        log.warning("nothing is freed any more: %s", error)  # nor need it be: the process is to be replaced

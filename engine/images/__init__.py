@@ -1,0 +1,1 @@
+"""Image files: PNG, JPEG and WebP, and the metadata in them."""

@@ -1,0 +1,1 @@
+"""The plan directory: manifest, tensor shapes and prepared LoRAs."""

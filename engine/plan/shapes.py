@@ -1,0 +1,28 @@
+"""The bounds of the graphs' dynamic dimensions in a profile: what a plan is built for and what buffers must hold."""
+
+from engine.plan.manifest import GraphName, Model, Profile, Range, padded
+
+
+def dimensions(graph: GraphName, profile: Profile, model: Model) -> dict[str, Range]:
+    """Bounds by the dimension's name in the manifest's tensors.
+
+    Pictures are decoded one at a time, so the VAE's batch is 1: at 1024x1024 its activations take 2.6 GB a picture.
+    """
+    h, w = (_divided(r, model.vae_scale) for r in (profile.height, profile.width))
+    tokens = [
+        padded(getattr(h, which) * getattr(w, which) // model.patch_size**2) + getattr(profile.caption, which)
+        for which in ("min", "opt", "max")
+    ]
+    return {
+        "batch": Range(1, 1, 1) if graph == "vae_decoder" else profile.batch,
+        "caption": profile.caption,
+        "sequence": Range(*tokens),
+        "latent_height": h,
+        "latent_width": w,
+        "height": profile.height,
+        "width": profile.width,
+    }
+
+
+def _divided(r: Range, divisor: int) -> Range:
+    return Range(r.min // divisor, r.opt // divisor, r.max // divisor)

@@ -1,0 +1,54 @@
+"""Cosines and sines of the transformer's rotary embedding, per token.
+
+The denoiser takes them as inputs, so its graph holds no position arithmetic and no tables
+(rule: facts of Z-Image; caption tokens sit at (1..L, 0, 0), image tokens at (L + 1, row, column), pad tokens of the
+image at (0, 0, 0)).
+"""
+
+from functools import lru_cache
+
+import numpy as np
+
+from engine.plan.manifest import Rope, padded
+from engine.sampling.noise import Array
+
+KEPT = 16  # tables; one of 1024x1024 takes 16 ms to make and 2 MB, and sizes take turns at every step
+
+
+def head_frequencies(rope: Rope) -> int:
+    """Angles per token: half of the attention head's dimension."""
+    return sum(rope.axes_dims) // 2
+
+
+@lru_cache(maxsize=KEPT)
+def tables(rope: Rope, rows: int, columns: int, caption: int) -> tuple[Array, Array]:
+    """Cosines and sines in the order of the unified sequence: image, pad, caption.
+
+    Args:
+        rows, columns: the image in tokens (pixels / 16).
+        caption: padded caption length in tokens.
+
+    Returns:
+        Two arrays [padded(rows * columns) + caption, head_dim / 2], float32.
+    """
+    positions = _positions(rows, columns, caption)  # [S, 3]
+    angles = [_angles(positions[:, axis], dim, rope.theta) for axis, dim in enumerate(rope.axes_dims)]
+    angle = np.concatenate(angles, axis=1)
+    cos, sin = np.cos(angle), np.sin(angle)
+    cos.flags.writeable = sin.flags.writeable = False
+    return cos, sin
+
+
+def _positions(rows: int, columns: int, caption: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    image = rows * columns
+    positions = np.zeros((padded(image) + caption, 3), np.int64)
+    positions[:image, 0] = caption + 1
+    positions[:image, 1] = np.repeat(np.arange(rows), columns)
+    positions[:image, 2] = np.tile(np.arange(columns), rows)
+    positions[padded(image) :, 0] = np.arange(1, caption + 1)
+    return positions
+
+
+def _angles(position: np.ndarray[tuple[int], np.dtype[np.int64]], dim: int, theta: float) -> Array:
+    frequencies = 1.0 / theta ** (np.arange(0, dim, 2) / dim)  # float64, then rounded once, as the model does
+    return np.outer(position, frequencies).astype(np.float32)

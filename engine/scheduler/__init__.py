@@ -1,0 +1,1 @@
+"""In-flight batching: which images share the next forward pass, and running it."""

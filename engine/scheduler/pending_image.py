@@ -1,0 +1,60 @@
+"""A picture whose last step is over, and whose pixels are on their way. Knows no batches."""
+
+import threading
+import time
+
+from engine.backends.memory import Mark
+from engine.errors import ZImageError
+from engine.pipeline import Decoded, Picture
+from engine.scheduler.sample import Sample, Size
+
+
+class Drawing:
+    """A picture of which everything is enqueued. Any thread may finish it, while others are being drawn."""
+
+    def __init__(self, sample: Sample, decoded: Decoded, started: Mark) -> None:
+        self._sample, self._decoded, self._started = sample, decoded, started
+        self._outcome: Picture | ZImageError | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def size(self) -> Size:
+        return self._sample.size
+
+    def decoding_seconds(self) -> float:
+        """What the decoding kept the engine busy, whoever finishes the picture when. It must be over."""
+        seconds = self._sample.seconds
+        if "vae_decoder" not in seconds:  # marks are used again
+            seconds["vae_decoder"] = self._started.seconds_until(self._decoded.decoded)
+        return seconds["vae_decoder"]
+
+    def settle(self) -> None:
+        """Takes the pixels out of the buffers, if that has not been done."""
+        with self._lock:
+            if self._outcome is None:
+                try:
+                    self._outcome = self._picture()
+                except ZImageError as error:
+                    self._outcome = error
+
+    def finish(self) -> Picture:
+        """Waits for the picture.
+
+        Raises:
+            NonFiniteOutput: the model left the range of its number format.
+            DeviceError: the GPU failed.
+        """
+        self.settle()
+        if isinstance(self._outcome, ZImageError):
+            raise self._outcome
+        assert self._outcome is not None
+        return self._outcome
+
+    def _picture(self) -> Picture:
+        sample = self._sample
+        self._decoded.arrive()
+        self.decoding_seconds()
+        started = time.perf_counter()
+        pixels = self._decoded.wait()
+        sample.seconds["pixels"] = time.perf_counter() - started
+        return Picture(pixels, sample.request.seed, sample.steps, sample.branches[0].prompt, sample.seconds)

@@ -1,0 +1,1 @@
+"""Checkpoints in the official layout: files, weights, configurations and LoRAs."""

@@ -1,0 +1,237 @@
+"""LoRAs: found out by their keys, in every format that is met in the wild, and merged into the transformer in FP32.
+
+What cannot be placed is an error that names it: a LoRA that is half applied looks like a bad LoRA.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from engine.errors import CheckpointError
+from engine.plan.lora import FORMAT
+from engine.plan.manifest import sha256
+from export.checkpoint.files import COMFYUI_NAMES, Checkpoint, StoredWeight, read_metadata, stored_weights
+from export.checkpoint.weights import Weight, load_finite
+
+KEY = re.compile(
+    r"(?P<layer>.+?)\.(?:lora_(?P<peft>[AB])(?:\.\w+)?\.weight|lora[_.](?P<kohya>down|up)\.weight|(?P<alpha>alpha))"
+)
+PREFIXES = ("base_model.model.", "model.", "transformer.", "diffusion_model.", "lora_unet_", "lora_transformer_")
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+NAMES_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A file and how strongly it is applied."""
+
+    file: Path
+    scale: float = 1.0
+
+    @staticmethod
+    def parse(text: str) -> "Lora":
+        """FILE or FILE:SCALE; a name that ends like a scale is taken whole if there is such a file."""
+        file, _, scale = text.rpartition(":")
+        try:
+            return Lora(Path(file), float(scale)) if file and not Path(text).is_file() else Lora(Path(text))
+        except ValueError:
+            return Lora(Path(text))
+
+    def fingerprint(self) -> str:
+        """Hex sha256 of all that is read of it."""
+        config = self.file.with_name(PEFT_CONFIG)
+        files = [self.file, config] if self.file.name == PEFT_FILE and config.is_file() else [self.file]
+        return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """factor * up @ down, for a weight of [out, in]."""
+
+    down: StoredWeight
+    up: StoredWeight
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A weight and what LoRAs add to it, in FP32."""
+
+    weight: Weight
+    updates: tuple[Update, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    @property
+    def source(self) -> str:
+        return " + ".join((self.weight.source, *(update.up.source for update in self.updates)))
+
+    def load(self) -> Tensor:
+        merged = self.weight.load().float()
+        for update in self.updates:
+            merged = merged + update.factor * (update.up.load().float() @ update.down.load().float())
+        return merged
+
+
+def merge(checkpoint: Checkpoint, loras: Iterable[Lora]) -> Checkpoint:
+    """The checkpoint with LoRAs in the weights of its transformer.
+
+    Raises:
+        CheckpointError: names the keys that have no place, and pairs that do not fit.
+    """
+    stored = checkpoint.transformer.weights
+    weights = dict(stored)
+    for lora in loras:
+        for name, update in _updates(lora, stored).items():
+            merged = weights[name]
+            updates = merged.updates if isinstance(merged, Merged) else ()
+            weights[name] = Merged(stored[name], (*updates, update))
+    return replace(checkpoint, transformer=replace(checkpoint.transformer, weights=weights))
+
+
+def _updates(lora: Lora, weights: Mapping[str, Weight]) -> dict[str, Update]:
+    """By the official names of the weights."""
+    if not math.isfinite(lora.scale):
+        raise CheckpointError(f"{lora.file}: its scale must be finite, got {lora.scale}")
+    if read_metadata(lora.file).get("format") == FORMAT:
+        raise CheckpointError(f"{lora.file} is what zimage-lora wrote; take the LoRA that it was made from")
+    places = _places(weights)
+    parts: dict[tuple[str, ...], dict[str, StoredWeight]] = {}
+    strangers = []
+    for key, stored in stored_weights([lora.file]):
+        match = KEY.fullmatch(key)
+        layer = _layer(match["layer"], places) if match else None
+        if match is None or layer is None:
+            strangers.append(key)
+            continue
+        role = "alpha" if match["alpha"] else "down" if match["peft"] == "A" or match["kohya"] == "down" else "up"
+        pair = parts.setdefault(places[layer], {})
+        if role in pair:
+            raise _same_weight(lora, pair[role], stored)
+        pair[role] = stored
+    if strangers:
+        more = f" and {len(strangers) - NAMES_SHOWN} more" if len(strangers) > NAMES_SHOWN else ""
+        raise CheckpointError(
+            f"{lora.file}: {len(strangers)} of its keys have no place in this transformer: "
+            f"{', '.join(strangers[:NAMES_SHOWN])}{more}"
+        )
+    if not parts:
+        raise CheckpointError(f"{lora.file} holds no LoRA")
+    strength = _strength(lora.file)
+    updates: dict[str, Update] = {}
+    for names, pair in parts.items():
+        for name, update in _pair(lora, names, pair, strength, weights).items():
+            if name in updates:
+                raise _same_weight(lora, updates[name].up, update.up)
+            updates[name] = update
+    return updates
+
+
+def _same_weight(lora: Lora, one: StoredWeight, other: StoredWeight) -> CheckpointError:
+    return CheckpointError(f"{lora.file}: {one.key} and {other.key} are for the same weight")
+
+
+def _pair(
+    lora: Lora,
+    names: tuple[str, ...],
+    pair: Mapping[str, StoredWeight],
+    strength: "Strength",
+    weights: Mapping[str, Weight],
+) -> dict[str, Update]:
+    """The updates of one pair; of a fused one, the rows of `up` are shared out and `down` is common to all."""
+    what = " and ".join(names)
+    if "down" not in pair or "up" not in pair:
+        raise CheckpointError(f"{lora.file}: for {what} there is no {'up' if 'down' in pair else 'down'} matrix")
+    down, up = pair["down"], pair["up"]
+    outputs, inputs = sum(weights[name].shape[0] for name in names), weights[names[0]].shape[1]
+    rank = down.shape[0] if down.shape else 0
+    if rank == 0 or down.shape != (rank, inputs) or up.shape != (outputs, rank):
+        raise CheckpointError(
+            f"{lora.file}: for {what} there are matrices {list(down.shape)} and {list(up.shape)}, "
+            f"expected [rank, {inputs}] and [{outputs}, rank]"
+        )
+    for stored in (down, up):
+        load_finite(stored)
+        if not (dtype := stored.load().dtype).is_floating_point:
+            raise CheckpointError(f"{stored.source} must hold floating point numbers, got {dtype}")
+    own = _number(pair["alpha"]) if "alpha" in pair else strength.alpha
+    alpha = float(rank) if own is None else own
+    if not math.isfinite(alpha):
+        raise CheckpointError(f"{lora.file}: for {what} alpha must be finite, got {alpha}")
+    factor = lora.scale * alpha / (math.sqrt(rank) if strength.rank_stabilised else rank)
+    updates, start = {}, 0
+    for name in names:
+        rows = weights[name].shape[0]
+        share = replace(up, shape=(rows, rank), rows=(start, start + rows)) if len(names) > 1 else up
+        updates[name] = Update(down, share, factor)
+        start += rows
+    return updates
+
+
+def _number(stored: StoredWeight) -> float:
+    tensor = stored.load()
+    if tensor.numel() != 1 or tensor.is_complex():
+        raise CheckpointError(f"{stored.source} must be one number, got {tensor.dtype} of shape {list(tensor.shape)}")
+    return float(tensor)
+
+
+@dataclass(frozen=True, slots=True)
+class Strength:
+    """How strongly a whole file is meant: alpha / rank, or alpha / sqrt(rank) if it is rank-stabilised."""
+
+    alpha: float | None = None  # as much as the rank
+    rank_stabilised: bool = False
+
+
+def _strength(file: Path) -> Strength:
+    """Where peft and diffusers say it: adapter_config.json beside peft's file, or the file's own metadata."""
+    config = file.with_name(PEFT_CONFIG)
+    source = config if file.name == PEFT_FILE and config.is_file() else file
+    try:
+        text = config.read_text() if source == config else read_metadata(file).get("lora_adapter_metadata", "{}")
+        said = {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
+        alpha = said.get("lora_alpha")
+        found = Strength(None if alpha is None else float(alpha), said.get("use_rslora") or False)
+        if not isinstance(found.rank_stabilised, bool):
+            raise TypeError(f"use_rslora is {found.rank_stabilised!r}")
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{source} does not say how strong the LoRA is: {error}") from error
+    for key in ("alpha_pattern", "rank_pattern", "use_dora", "fan_in_fan_out"):
+        if said.get(key):
+            raise CheckpointError(f"{source} has {key}, which is not supported: merge such a LoRA with peft first")
+    return found
+
+
+def _places(weights: Mapping[str, Weight]) -> dict[str, tuple[str, ...]]:
+    """Every name that a layer goes by, and the weights behind it."""
+    layers = [
+        name.removesuffix(".weight") for name, w in weights.items() if name.endswith(".weight") and len(w.shape) == 2
+    ]
+    places: dict[str, tuple[str, ...]] = {layer: (f"{layer}.weight",) for layer in layers}
+    for layer in layers:
+        comfy = f"{layer}."
+        for theirs, official in COMFYUI_NAMES:
+            comfy = comfy.replace(official, theirs)
+        places[comfy.removesuffix(".")] = (f"{layer}.weight",)
+        if layer.endswith(".to_q"):
+            attention = layer.removesuffix(".to_q")
+            places[f"{attention}.qkv"] = tuple(f"{attention}.to_{part}.weight" for part in "qkv")
+    return places | {name.replace(".", "_"): target for name, target in places.items()}
+
+
+def _layer(name: str, places: Mapping[str, tuple[str, ...]]) -> str | None:
+    """A layer's name without the prefixes that formats put before it."""
+    while name not in places:
+        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
+        if prefix is None:
+            return None
+        name = name.removeprefix(prefix)
+    return name

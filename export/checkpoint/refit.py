@@ -1,0 +1,61 @@
+"""A LoRA is prepared for plans whose weights can be swapped: placed, scaled, and with FP16's powers of two worked out.
+
+The runtime has no PyTorch and sees no checkpoint, so what takes either is done here, once. `engine.plan.lora` reads the
+result.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from engine.errors import LoraMismatch
+from engine.plan.lora import About, Array, PreparedLora, require_swappable
+from engine.plan.manifest import Manifest
+from export.build import make_graphs
+from export.checkpoint.files import Checkpoint
+from export.checkpoint.lora import Lora, Merged, merge
+from export.checkpoint.weights import exponent, load_as
+
+
+def prepare(checkpoint: Checkpoint, loras: Sequence[Lora], manifest: Manifest) -> PreparedLora:
+    """What the runtime can swap in.
+
+    Args:
+        checkpoint: that the plans were built from.
+        loras: added up.
+
+    Raises:
+        LoraMismatch: the plans cannot take any.
+        CheckpointError: a key without a place, or weights that the plans' precisions do not hold.
+    """
+    require_swappable(manifest)
+    if checkpoint.fingerprint() != manifest.model.weights_sha256:
+        raise LoraMismatch(f"the plans of {manifest.model.name} were built from other weights than {checkpoint.name}'s")
+    merged = merge(checkpoint, loras)
+    precisions = {name: graph.precision for name, graph in manifest.graphs.items()}
+    factors = _factors(merged)
+    exponents: dict[str, int] = {}
+    scales: dict[str, Array] = {}
+    for name, module in make_graphs(merged, precisions).items():
+        weights = module.measure().weights
+        for refitted in manifest.graphs[name].refittable:
+            own = [weights[part] for part in refitted.parts or (refitted.name,)]
+            if not refitted.parts:
+                scales[refitted.name] = own[0].load().numpy()
+                continue
+            exponents[refitted.name] = exponent(own[0])
+            for part, weight in zip(refitted.parts, own, strict=True):
+                if part in factors:
+                    load_as(weight, getattr(torch, refitted.dtype))
+    return PreparedLora(About(manifest.model.weights_sha256, precisions, exponents), factors, scales)
+
+
+def _factors(merged: Checkpoint) -> dict[str, tuple[Array, Array]]:
+    """down and up of every weight that a LoRA is merged into, FP32, several of them as one of a higher rank."""
+    factors = {}
+    for name, weight in merged.transformer.weights.items():
+        if isinstance(weight, Merged):
+            downs = [update.down.load().float() for update in weight.updates]
+            ups = [update.factor * update.up.load().float() for update in weight.updates]
+            factors[f"transformer.{name}"] = (torch.cat(downs).numpy(), torch.cat(ups, dim=1).numpy())
+    return factors

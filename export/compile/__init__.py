@@ -1,0 +1,1 @@
+"""From modules to plans: ONNX, TensorRT, profiles, targets and parity."""

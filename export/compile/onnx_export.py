@@ -1,0 +1,227 @@
+"""A graph module becomes an ONNX file: traced without weights, weights streamed in from the checkpoint.
+
+Modules stay on the meta device while they are traced and the optimiser sees no weight's value, so the graph depends
+on configs alone and a 6 B-parameter model is traced in about 1 GB.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as passes
+from onnxscript import optimizer
+from torch.export import Dim
+
+from engine.errors import BuildError
+from engine.plan.manifest import RefitWeight, padded
+from export.checkpoint.weights import Joined, Scalar, Transposed, Weight, exponent, joined_name, load_as, separate_names
+from export.graphs.graph_module import GraphModule
+
+OPSET = 20  # the last that every TensorRT 10.x parser reads whole
+
+Advance = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """A dynamic dimension: an example that no other shares, and how torch.export is to see it."""
+
+    example: int
+    symbol: Any
+
+
+_ROWS, _COLUMNS, _CAPTION = 33, 35, 64  # tokens; odd, and not a multiple of 32 in all
+
+DIMENSIONS = {
+    "batch": Dimension(2, Dim("batch", min=1, max=1024)),
+    "caption": Dimension(_CAPTION, Dim.DYNAMIC),
+    "sequence": Dimension(padded(_ROWS * _COLUMNS) + _CAPTION, Dim.DYNAMIC),
+    "latent_height": Dimension(2 * _ROWS, 2 * Dim("rows", min=4, max=4096)),
+    "latent_width": Dimension(2 * _COLUMNS, 2 * Dim("columns", min=4, max=4096)),
+}
+
+
+def trace(module: GraphModule) -> ir.Model:
+    """The ONNX graph of a module whose parameters may live on the meta device; weights have names, no values."""
+    device = next(module.parameters()).device
+    example = tuple(
+        torch.empty(
+            [d if isinstance(d, int) else DIMENSIONS[d].example for d in spec.shape],
+            dtype=getattr(torch, spec.dtype),
+            device=device,
+        )
+        for spec in module.inputs
+    )
+    dynamic = tuple(
+        {axis: DIMENSIONS[d].symbol for axis, d in enumerate(spec.shape) if isinstance(d, str)}
+        for spec in module.inputs
+    )
+    exported = torch.export.export(module, example, dynamic_shapes=dynamic, strict=False)
+    program = torch.onnx.export(exported, dynamo=True, optimize=False, opset_version=OPSET, verbose=False)
+    assert program is not None
+    model = program.model
+    _hide_weights(model, module)
+    _optimize(model)
+    _name_tensors(model, module)
+    return model
+
+
+def attach_weights(model: ir.Model, weights: Mapping[str, Weight]) -> dict[str, Weight]:
+    """Gives every value without a tensor its own, read and cast when it is written, one at a time.
+
+    What the graph joins or transposes before it multiplies is written as one weight.
+
+    Returns:
+        All of them, by the names that they have in the file.
+    """
+    graph = model.graph
+    attached = {v: weights[name] for name, v in graph.initializers.items() if v.const_value is None and name}
+    for node in list(graph):
+        if node.op_type in ("Concat", "Transpose") and all(v in attached for v in node.inputs):
+            _fold(node, attached)
+    for value, weight in attached.items():
+        if value.const_value is None:
+            value.const_value = _lazy(value, weight)
+    return {value.name or "": weight for value, weight in attached.items()}
+
+
+def write(model: ir.Model, path: Path, advance: Advance | None = None, *, swappable: Collection[str] = ()) -> None:
+    """Writes `path` and, beside it, its weights as external data; constants of the graph stay inside.
+
+    Args:
+        swappable: names of weights that are written to `<path>.swappable`; all others go to `<path>.data`.
+    """
+
+    def progress(_tensor: Any, _info: Any) -> None:
+        if advance is not None:
+            advance()
+
+    weights = _weights(model)
+    for suffix, names in (("swappable", swappable), ("data", [n for n in weights if n not in swappable])):
+        values = [weights[name] for name in names]
+        tensors = [value.const_value for value in values if value.const_value is not None]
+        if tensors:
+            data = ir.external_data.convert_tensors_to_external(
+                tensors, path.parent, f"{path.name}.{suffix}", callback=progress
+            )
+            for value, tensor in zip(values, data, strict=True):
+                value.const_value = tensor
+    ir.save(model, path)
+
+
+def refittable(model: ir.Model, weights: Mapping[str, Weight]) -> tuple[RefitWeight, ...]:
+    """The swappable weights of a graph that is written, with their places in its external data.
+
+    Args:
+        weights: as `attach_weights` returned them.
+    """
+    found = []
+    for name, weight in weights.items():
+        stored = model.graph.initializers[name].const_value
+        assert isinstance(stored, ir.ExternalTensor)
+        parts = () if isinstance(weight, Scalar) else separate_names(name)
+        outputs = weight.shape[-1 if isinstance(weight, Transposed) else 0] if parts else 0
+        assert not parts or outputs % len(parts) == 0, f"{name} joins layers of different sizes"
+        found.append(
+            RefitWeight(
+                name=name,
+                parts=parts,
+                transposed=isinstance(weight, Transposed),
+                exponent=exponent(weight),
+                dtype=str(stored.dtype.numpy()),
+                shape=weight.shape,
+                offset=stored.offset or 0,
+            )
+        )
+    return tuple(found)
+
+
+def weight_count(model: ir.Model) -> int:
+    """Tensors that `write` reports."""
+    return len(_weights(model))
+
+
+def _weights(model: ir.Model) -> dict[str, ir.Value]:
+    """What `attach_weights` gave a tensor."""
+    return {n: value for n, value in model.graph.initializers.items() if isinstance(value.const_value, ir.LazyTensor)}
+
+
+def _fold(node: ir.Node, attached: dict[ir.Value, Weight]) -> None:
+    """Makes the result of a node over weights alone a weight itself; inputs that nothing else reads disappear."""
+    graph, inputs = node.graph, [value for value in node.inputs if value is not None]
+    assert isinstance(graph, ir.Graph)
+    parts = tuple(attached[value] for value in inputs)
+    if node.op_type == "Concat":
+        assert node.attributes["axis"].as_int() == 0, "layers are joined by their outputs"
+    weight = Joined(parts) if node.op_type == "Concat" else Transposed(parts[0])
+    name = joined_name([value.name or "" for value in inputs])
+    value = ir.Value(name=name, type=inputs[0].type, shape=ir.Shape(weight.shape))
+    node.outputs[0].replace_all_uses_with(value)
+    graph.remove(node, safe=True)
+    for source in inputs:
+        if not source.uses():
+            del graph.initializers[source.name or ""]
+            del attached[source]
+    value.const_value = _lazy(value, weight)
+    graph.register_initializer(value)
+    attached[value] = weight
+
+
+def _lazy(value: ir.Value, weight: Weight) -> ir.LazyTensor:
+    name, dtype = value.name, value.dtype
+    assert dtype is not None
+
+    def load() -> ir.TensorProtocol:
+        tensor = load_as(weight, ir.tensor_adapters.to_torch_dtype(dtype))
+        return ir.tensor_adapters.TorchTensor(tensor.contiguous(), name=name)
+
+    return ir.LazyTensor(load, dtype=dtype, shape=ir.Shape(weight.shape), name=name)
+
+
+def _hide_weights(model: ir.Model, module: GraphModule) -> None:
+    parameters = {name for name, _ in module.named_parameters()}
+    for name, value in model.graph.initializers.items():
+        if name in parameters:
+            value.const_value = None
+
+
+def _optimize(model: ir.Model) -> None:
+    """Folds shape arithmetic and merges duplicates.
+
+    onnxscript's `optimize` also runs its pattern rewriter, which is quadratic in the nodes: on 30 layers it takes 20
+    times as long as the folding, for fusions that TensorRT and ONNX Runtime make themselves (docs/findings.md).
+    """
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns about every weight without a value
+    try:
+        passes.InlinePass()(model)
+        optimizer.fold_constants_ir(model)
+        for step in (
+            passes.RemoveUnusedNodesPass(),
+            passes.RemoveUnusedFunctionsPass(),
+            passes.RemoveUnusedOpsetsPass(),
+            passes.IdentityEliminationPass(),
+            passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            passes.DeduplicateInitializersPass(),
+            passes.CommonSubexpressionEliminationPass(),
+            passes.RemoveUnusedNodesPass(),
+            passes.ClearMetadataAndDocStringPass(),
+        ):
+            step(model)
+    finally:
+        logger.setLevel(level)
+
+
+def _name_tensors(model: ir.Model, module: GraphModule) -> None:
+    """One vocabulary: the graph's tensors and dynamic dimensions are called what the manifest calls them."""
+    for values, specs in ((model.graph.inputs, module.inputs), (model.graph.outputs, module.outputs)):
+        if len(values) != len(specs):
+            raise BuildError(f"traced {len(values)} tensors where the graph declares {[s.name for s in specs]}")
+        for value, spec in zip(values, specs, strict=True):
+            value.name = spec.name
+            value.shape = ir.Shape(spec.shape)

@@ -1,0 +1,113 @@
+"""Fits the projection that turns latents into small previews: one colour per latent pixel, by least squares.
+
+A build has no pictures, so a small program draws some, and the checkpoint's own encoder makes latents of them. It does
+not know the denoiser: what previews of half-drawn pictures are worth is seen in tests/engine/sampling/test_preview.py.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.errors import CheckpointError
+from engine.plan.manifest import Preview
+from export.checkpoint.models import Model
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+FITTED, HELD_OUT = 24, 8  # pictures: many small ones, since what differs most is the colours of a whole picture
+SIDE = 96  # pixels; all of them take the full-size encoder 10 s on two CPU cores
+BATCH = 8  # pictures; the full-size encoder takes 0.4 GB for them, its weights included
+SHAPES = (2, 9)  # in a picture
+SATURATION = (0.0, 1.5)  # from grey to beyond what three evenly drawn channels have, which is cut at 0 and 255
+ROUGHNESS = (1.0, 2.0)  # noise has the amplitude f^-roughness; of photographs it is about 1 (Field, 1987)
+CONTRAST = 60.0  # of the strongest noise, its standard deviation in units of 0..255; most is far weaker
+
+
+def fit(encoder: Model) -> Preview:
+    """The projection of a checkpoint, and its R^2 on pictures that were not fitted.
+
+    Raises:
+        CheckpointError: the encoder gives NaN or Inf.
+    """
+    rng = np.random.default_rng(0)
+    pictures = [draw(SIDE, SIDE, rng) for _ in range(FITTED + HELD_OUT)]
+    latents = encode(encoder, pictures)
+    colours = np.stack([average(picture, SIDE // latents.shape[2]) for picture in pictures])
+    inputs, outputs = _columns(latents), colours.reshape(len(pictures), -1, 3)
+    found = np.linalg.lstsq(np.concatenate(inputs[:FITTED]), np.concatenate(outputs[:FITTED]))[0]
+    held_out = np.concatenate(outputs[FITTED:])
+    missed = np.square(np.concatenate(inputs[FITTED:]) @ found - held_out).sum()
+    r2 = 1 - missed / np.square(held_out - held_out.mean(0)).sum()
+    *weights, bias = found.tolist()
+    return Preview(tuple(map(tuple, weights)), tuple(bias), float(r2))
+
+
+@torch.no_grad()
+def encode(encoder: Model, pictures: list[Array]) -> Array:
+    """Pictures [H, W, 3] in 0..255 as latents of the denoiser: [N, 16, H / 8, W / 8], the encoder's mean, scaled."""
+    module, latents = encoder.load(), []
+    for start in range(0, len(pictures), BATCH):
+        channels_last = torch.from_numpy(np.stack(pictures[start : start + BATCH])).float()
+        batch = channels_last.permute(0, 3, 1, 2).contiguous() / 127.5 - 1  # in place of strides that slow GroupNorm
+        latents.append(module(batch).double().numpy())
+    found = np.concatenate(latents)
+    if not np.isfinite(found).all():
+        raise CheckpointError("vae/: the encoder makes NaN or Inf of pictures")
+    return found
+
+
+def average(picture: Array, scale: int) -> Array:
+    """[H, W, 3] -> [H / scale, W / scale, 3]: what a preview of the picture should be."""
+    height, width, _ = picture.shape
+    found: Array = picture.reshape(height // scale, scale, width // scale, scale, 3).mean((1, 3))
+    return found
+
+
+def draw(height: int, width: int, rng: np.random.Generator) -> Array:
+    """[height, width, 3] in 0..255: shapes on a gradient under noise, colourful or nearly grey."""
+    y, x = np.mgrid[:height, :width] / max(height, width)
+    picture = _gradient(x, y, rng)
+    for _ in range(rng.integers(*SHAPES, endpoint=True)):
+        picture[_shape(x, y, rng)] = _colour(rng)
+    grey, coloured = (_noise(height, width, channels, rng) for channels in (1, 3))
+    return np.clip(picture + CONTRAST * rng.uniform() ** 2 * (grey + rng.uniform() * coloured), 0, 255)
+
+
+def _gradient(x: Array, y: Array, rng: np.random.Generator) -> Array:
+    angle = rng.uniform(0, 2 * np.pi)
+    along = x * np.cos(angle) + y * np.sin(angle)
+    share = (along - along.min()) / np.ptp(along)
+    start, end = _colour(rng), _colour(rng)
+    gradient: Array = start + share[..., None] * (end - start)
+    return gradient
+
+
+def _shape(x: Array, y: Array, rng: np.random.Generator) -> Any:
+    """An ellipse or a rectangle: [H, W] bool."""
+    across, down = (x - rng.uniform()) / rng.uniform(0.05, 0.4), (y - rng.uniform()) / rng.uniform(0.05, 0.4)
+    return np.hypot(across, down) < 1 if rng.integers(2) else np.maximum(abs(across), abs(down)) < 1
+
+
+def _colour(rng: np.random.Generator) -> Array:
+    """[3] in 0..255."""
+    even = rng.uniform(0, 255, 3)
+    colour: Array = np.clip(even.mean() + rng.uniform(*SATURATION) * (even - even.mean()), 0, 255)
+    return colour
+
+
+def _noise(height: int, width: int, channels: int, rng: np.random.Generator) -> Array:
+    """[height, width, channels] of mean 0 and deviation 1, smooth at every scale."""
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    frequency[0, 0] = np.inf  # no mean
+    spectrum = np.fft.rfft2(rng.standard_normal((height, width, channels)), axes=(0, 1))
+    filtered = spectrum * (frequency ** -rng.uniform(*ROUGHNESS))[..., None]
+    noise: Array = np.fft.irfft2(filtered, (height, width), axes=(0, 1))
+    noise /= noise.std()
+    return noise
+
+
+def _columns(latents: Array) -> Array:
+    """[N, C, h, w] -> [N, h * w, C + 1]: a row per pixel, and a column of ones for the bias."""
+    pixels = latents.reshape(*latents.shape[:2], -1).transpose(0, 2, 1)
+    return np.concatenate([pixels, np.ones((*pixels.shape[:2], 1))], axis=2)

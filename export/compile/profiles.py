@@ -1,0 +1,61 @@
+"""Which shapes the plans take: `--profile` and its defaults."""
+
+import re
+
+from engine.errors import BuildError
+from engine.plan.manifest import Model, Profile, Range, padded
+
+Size = tuple[int, int]  # height, width in pixels
+
+
+def parse_profile(text: str, model: Model) -> Profile:
+    """`SIZE[,SIZE...][:BATCH]` to the box around the sizes, tuned for the first of them.
+
+    A SIZE is a square's side or WIDTHxHEIGHT, in pixels. "512,1024x1536:2": pictures of 512..1024 wide and 512..1536
+    high, at most two at a time, tuned for 512x512.
+
+    Raises:
+        BuildError: says what was got and what is expected.
+    """
+    match = re.fullmatch(r"(\d{1,5}(?:x\d{1,5})?(?:,\d{1,5}(?:x\d{1,5})?)*)(?::(\d{1,5}))?", text, re.ASCII)
+    if match is None:
+        raise BuildError(f"--profile must read like 512,1024x1536:2 (sizes, then the largest batch), got {text!r}")
+    sizes = [_size(part) for part in match[1].split(",")]
+    return _profile(text, sizes, int(match[2] or 1), model)
+
+
+def default_profiles(sample_size: int, model: Model) -> tuple[Profile, ...]:
+    """Two boxes around the size that the VAE was trained for: one for everyday sizes in batches, one up to double.
+
+    For Z-Image-Turbo (1024): 256..1024 tuned for 1024, batch 4, and 256..2048 tuned for 1536, batch 1.
+    """
+    s = sample_size
+    usual = _profile("usual", [(s, s), (s // 4, s // 4)], 4, model)
+    large = _profile("large", [(s * 3 // 2, s * 3 // 2), (s // 4, s // 4), (2 * s, 2 * s)], 1, model)
+    return usual, large
+
+
+def _size(text: str) -> Size:
+    width, _, height = text.partition("x")
+    return int(height or width), int(width)
+
+
+def _profile(name: str, sizes: list[Size], batch: int, model: Model) -> Profile:
+    multiple = model.size_multiple
+    longest = [length * multiple for length in model.rope.axes_lens[1:]]
+    for size in sizes:
+        for value, limit in zip(size, longest, strict=True):
+            if value % multiple or not 4 * multiple <= value <= limit:
+                raise BuildError(
+                    f"--profile {name}: got {value}; sizes are multiples of {multiple} from {4 * multiple} to {limit}"
+                )
+    if not 1 <= batch <= 64:
+        raise BuildError(f"--profile {name}: the batch must be between 1 and 64, got {batch}")
+    heights, widths = zip(*sizes, strict=True)
+    return Profile(
+        name,
+        Range(min(heights), heights[0], max(heights)),
+        Range(min(widths), widths[0], max(widths)),
+        Range(1, 1, batch),
+        Range(padded(1), padded(64), padded(model.prompt.max_tokens)),
+    )

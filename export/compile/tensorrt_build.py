@@ -1,0 +1,177 @@
+"""An ONNX file becomes a TensorRT plan, by `tensorrt` or `tensorrt_rtx` behind one name.
+
+The two have one API; what only one of them has is asked for by `hasattr`. This is the only module of `export` that
+imports either.
+"""
+
+import importlib
+import re
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, current_thread, main_thread
+from types import ModuleType
+from typing import Any
+
+from engine.backends.load import INSTALL, PACKAGES
+from engine.errors import BackendUnavailable, BuildError
+from engine.plan.manifest import Flavor, Graph, Range
+from export.progress import BuildProgress, Phase
+
+Shapes = Mapping[str, Range]  # dynamic dimension -> its bounds
+
+# tensorrt_rtx compiles kernels on the GPU at load, so naming more targets costs the plan a few bytes.
+RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+
+
+class TensorRtBuilder:
+    """Builds plans with one flavor of TensorRT for a fixed set of GPUs."""
+
+    def __init__(self, flavor: Flavor, compute_capabilities: Sequence[str], progress: BuildProgress) -> None:
+        self._trt = import_tensorrt(flavor)
+        self._capabilities = [self._capability(text) for text in compute_capabilities]
+        self._progress = progress
+        self.name = f"{PACKAGES[flavor]} {self._trt.__version__}"
+
+    def build(self, path: Path, graph: Graph, profiles: Sequence[Shapes], plan: Path) -> tuple[int, ...]:
+        """Builds one graph and writes it to `plan`; of gigabytes, nothing is left in memory.
+
+        Args:
+            path: the ONNX file.
+            graph: its tensors; their named dimensions are looked up in each of `profiles`.
+
+        Returns:
+            Bytes of activations that an execution context of each profile needs, as TensorRT's log says.
+
+        Raises:
+            BuildError: TensorRT refused; carries TensorRT's own words.
+        """
+        trt = self._trt
+        logger = _make_logger(trt)
+        builder = trt.Builder(logger)
+        network = builder.create_network(_strongly_typed(trt))
+        parser = trt.OnnxParser(network, logger)
+        if not parser.parse_from_file(str(path)):
+            errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
+            raise BuildError(f"TensorRT does not parse {path.name}: {errors}")
+        config = self._config(builder, graph, profiles)
+        if graph.refittable:
+            config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
+        for weight in graph.refittable:
+            if not network.mark_weights_refittable(weight.name):
+                raise BuildError(f"TensorRT has no weights {weight.name} in {path.name} that could be swapped")
+        with _noted_interrupt() as interrupted:
+            config.progress_monitor = _make_monitor(trt, self._progress, interrupted)
+            serialized = builder.build_serialized_network(network, config)
+        if serialized is None:
+            raise BuildError(f"TensorRT does not build {path.name}: {'; '.join(logger.errors) or 'it gives no reason'}")
+        plan.write_bytes(serialized)
+        return tuple(logger.activation_bytes)
+
+    def _config(self, builder: Any, graph: Graph, profiles: Sequence[Shapes]) -> Any:
+        config = builder.create_builder_config()
+        for shapes in profiles:
+            profile = builder.create_optimization_profile()
+            for spec in graph.inputs:
+                bounds = [_resolve(spec.shape, shapes, which) for which in ("min", "opt", "max")]
+                profile.set_shape(spec.name, *bounds)
+            if config.add_optimization_profile(profile) < 0:
+                raise BuildError(f"TensorRT refuses the profile {dict(shapes)}")
+        if self._capabilities:
+            config.num_compute_capabilities = len(self._capabilities)
+            for index, capability in enumerate(self._capabilities):
+                config.set_compute_capability(capability, index)
+        return config
+
+    def _capability(self, text: str) -> Any:
+        name = f"SM{text.replace('.', '')}"
+        known = getattr(self._trt, "ComputeCapability", None)
+        if known is None:
+            raise BuildError("--compute-capability needs --flavor rtx; tensorrt builds for the GPU it runs on")
+        if not re.fullmatch(r"\d+\.\d", text) or not hasattr(known, name):  # the manifest keeps `text`
+            names = [n[2:-1] + "." + n[-1] for n in dir(known) if re.fullmatch(r"SM\d+", n)]
+            raise BuildError(f"{self._trt.__name__} has no compute capability {text}; it has {', '.join(names)}")
+        return getattr(known, name)
+
+
+def import_tensorrt(flavor: Flavor) -> ModuleType:
+    """The flavor's package, or BackendUnavailable with how to install it."""
+    package = PACKAGES[flavor]
+    try:
+        module = importlib.import_module(package)
+    except (ImportError, OSError) as error:
+        raise BackendUnavailable(
+            f"--flavor {flavor} needs the package {package}, which does not import ({error}); "
+            f"install it with: pip install {INSTALL[flavor]}"
+        ) from error
+    if not hasattr(module, "Builder"):
+        raise BackendUnavailable(
+            f"the installed {package} is a stub without libraries; NVIDIA's own package index has the real one"
+        )
+    return module
+
+
+def _strongly_typed(trt: ModuleType) -> int:
+    """Network flags: strong typing where it still has to be asked for (it is the only kind from 11 on)."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _resolve(shape: Sequence[int | str], shapes: Shapes, which: str) -> tuple[int, ...]:
+    return tuple(d if isinstance(d, int) else getattr(shapes[d], which) for d in shape)
+
+
+def _make_logger(trt: ModuleType) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+        """Keeps errors for the exception that will carry them, and the one figure that no API tells."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.activation_bytes: list[int] = []  # a line for each profile
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+            elif match := re.match(r"Total Activation Memory: (\d+) bytes", message):
+                self.activation_bytes.append(int(match[1]))
+
+    return Logger()
+
+
+@contextmanager
+def _noted_interrupt() -> Iterator[Callable[[], bool]]:
+    """Notes Ctrl-C and raises KeyboardInterrupt at the end: TensorRT swallows what its callbacks raise and goes on."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
+        yield lambda: False
+        return
+    noted = Event()
+    signal.signal(signal.SIGINT, lambda *_: noted.set())
+    try:
+        yield noted.is_set
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if noted.is_set():
+        raise KeyboardInterrupt
+
+
+def _make_monitor(trt: ModuleType, progress: BuildProgress, interrupted: Callable[[], bool]) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        """TensorRT's build phases as bars."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._open: dict[str, Phase] = {}
+
+        def phase_start(self, phase_name: str, _parent: str | None, num_steps: int) -> None:
+            self._open[phase_name] = progress.start(phase_name, num_steps)
+
+        def step_complete(self, phase_name: str, _step: int) -> bool:
+            self._open[phase_name].advance()
+            return not interrupted()  # False cancels the build
+
+        def phase_finish(self, phase_name: str) -> None:
+            self._open.pop(phase_name).finish()
+
+    return Monitor()

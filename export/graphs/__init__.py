@@ -1,0 +1,1 @@
+"""Traceable wrappers of the three graphs."""

@@ -1,0 +1,102 @@
+"""The forward passes that the graphs share, written for tracing over DiffSynth's weights.
+
+Nothing here is complex-valued, mutates in place or branches on data; residual streams are FP32, matrix products are
+in the dtype of their weights. The eps of a norm may be a tensor and a layer may have a `scale`: `export.precision.fp16`
+puts them there.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def linear(x: Tensor, layer: Any) -> Tensor:
+    """x @ W^T + b in the dtype of W."""
+    return F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
+
+
+def linears(x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
+    """What several layers without biases make of x, in one matrix product; the exporter joins their weights."""
+    weights = [layer.weight for layer in layers]
+    joined = F.linear(x.to(weights[0].dtype), torch.cat(weights))
+    return torch.split(joined, [len(weight) for weight in weights], dim=-1)
+
+
+def unscaled(y: Tensor, layer: Any) -> Tensor:
+    """What came out of a layer, in FP32 and times the layer's `scale` if it has one."""
+    return y.float() * layer.scale if hasattr(layer, "scale") else y.float()
+
+
+def rms_norm(x: Tensor, norm: Any) -> Tensor:
+    """RMSNorm over the last axis, FP32, with the weight and the eps of DiffSynth's or Qwen3's module."""
+    x, eps = x.float(), getattr(norm, "variance_epsilon", None)
+    # divided, not multiplied by rsqrt: ONNX Runtime recognises a norm in this form only, and runs it as one kernel
+    normed: Tensor = (
+        x / torch.sqrt(x.square().mean(-1, keepdim=True) + (norm.eps if eps is None else eps)) * norm.weight
+    )
+    return normed
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of neighbouring pairs, the real form of DiffSynth's complex product.
+
+    Args:
+        x: [B, S, heads, head_dim].
+        cos, sin: [S, head_dim / 2].
+    """
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = cos[None, :, None], sin[None, :, None]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
+    """Attention over [B, S, heads, head_dim] in the dtype of `value`; returns [B, S, heads * head_dim].
+
+    Two heads at least, or TensorRT sees no multi-head attention to fuse.
+    """
+    q, k, v = (t.to(value.dtype).transpose(1, 2) for t in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+
+
+def attention(module: Any, x: Tensor, cos: Tensor, sin: Tensor, queries: int) -> Tensor:
+    """Self-attention of a ZImageTransformerBlock; the first `queries` rows ask: [B, S, D] -> [B, queries, D]."""
+    heads = (module.num_heads, module.head_dim)
+    query, key, value = (y.unflatten(-1, heads) for y in linears(x, module.to_q, module.to_k, module.to_v))
+    query, key = rms_norm(query[:, :queries], module.norm_q), rms_norm(key, module.norm_k)
+    query, key = rotate_pairs(query, cos[:queries], sin[:queries]), rotate_pairs(key, cos, sin)
+    return linear(attend(query, key, value), module.to_out[0])
+
+
+def swiglu(x: Tensor, gate: Any, up: Any, down: Any) -> Tensor:
+    """down(silu(gate(x)) * up(x)); the product in FP32, rounded once for `down`."""
+    gated, raised = linears(x, gate, up)
+    return linear(F.silu(unscaled(gated, gate)) * unscaled(raised, up), down)
+
+
+def transformer_block(
+    module: Any, x: Tensor, cos: Tensor, sin: Tensor, condition: Tensor | None = None, queries: int | None = None
+) -> Tensor:
+    """A ZImageTransformerBlock: [B, S, D] float32 -> [B, queries, D] float32.
+
+    Args:
+        cos, sin: [S, head_dim / 2].
+        condition: [B, 256] timestep embedding for blocks with modulation, else None.
+        queries: the first rows, if no others are wanted of the last block.
+    """
+    wanted = x.shape[1] if queries is None else queries
+
+    def attend_to(y: Tensor) -> Tensor:
+        return rms_norm(attention(module.attention, y, cos, sin, wanted), module.attention_norm2)
+
+    def feed(y: Tensor) -> Tensor:
+        ffn = module.feed_forward
+        return rms_norm(swiglu(y, ffn.w1, ffn.w3, ffn.w2), module.ffn_norm2)
+
+    if condition is None:
+        x = x[:, :wanted] + attend_to(rms_norm(x, module.attention_norm1))
+        return x + feed(rms_norm(x, module.ffn_norm1))
+    scale_msa, gate_msa, scale_mlp, gate_mlp = linear(condition, module.adaLN_modulation[0])[:, None].chunk(4, -1)
+    x = x[:, :wanted] + gate_msa.tanh() * attend_to(rms_norm(x, module.attention_norm1) * (1 + scale_msa))
+    return x + gate_mlp.tanh() * feed(rms_norm(x, module.ffn_norm1) * (1 + scale_mlp))

@@ -1,0 +1,72 @@
+"""The VAE decoder graph: latents to pixels in float, nominally 0..255.
+
+Clipping and rounding are left to the reader of `image`: TensorRT has no UINT8 tensors inside a graph, and a clip on a
+GPU may turn NaN into 0, which would be the black picture that nobody can explain.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from diffsynth.models.flux_vae import ResnetBlock, UpSampler
+from torch import Tensor, nn
+
+from engine.plan.manifest import Precision, TensorSpec
+from export.checkpoint.models import Model
+from export.graphs.graph_module import GraphModule
+from export.graphs.layers import linear
+from export.precision.dtypes import set_dtype
+
+
+class VaeDecoder(GraphModule):
+    """The decoder of a FLUX-style AutoencoderKL; norms in FP32, convolutions in the dtype of their weights."""
+
+    def __init__(self, vae: Model, precision: Precision) -> None:
+        super().__init__()
+        self.precision = precision
+        self.vae = vae.module
+        set_dtype([self.vae], precision)
+        self.weights = {f"vae.{name}": weight for name, weight in vae.weights.items()}
+        channels = vae.config["latent_channels"]
+        self.inputs = (TensorSpec("latents", "float32", ("batch", channels, "latent_height", "latent_width")),)
+        self.outputs = (TensorSpec("image", "float32", ("batch", "height", "width", 3)),)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Shapes as in `inputs`."""
+        vae = self.vae
+        x = conv(latents / vae.scaling_factor + vae.shift_factor, vae.conv_in)
+        for block in vae.blocks:
+            if isinstance(block, ResnetBlock):
+                x = resnet(block, x)
+            elif isinstance(block, UpSampler):
+                x = conv(F.interpolate(x, scale_factor=2.0, mode="nearest"), block.conv)
+            else:
+                x = spatial_attention(block, x)
+        x = conv(F.silu(group_norm(x, vae.conv_norm_out)), vae.conv_out)
+        return ((x.float() + 1) * 127.5).permute(0, 2, 3, 1).contiguous()
+
+
+def conv(x: Tensor, layer: nn.Conv2d) -> Tensor:
+    """A convolution in the dtype of its weights."""
+    return F.conv2d(x.to(layer.weight.dtype), layer.weight, layer.bias, padding=layer.padding)
+
+
+def group_norm(x: Tensor, layer: nn.GroupNorm) -> Tensor:
+    """GroupNorm in FP32."""
+    return F.group_norm(x.float(), layer.num_groups, layer.weight, layer.bias, layer.eps)
+
+
+def resnet(block: Any, x: Tensor) -> Tensor:
+    """[B, C, h, w] -> [B, C', h, w]."""
+    y = conv(F.silu(group_norm(x, block.norm1)), block.conv1)
+    y = conv(F.silu(group_norm(y, block.norm2)), block.conv2)
+    return y + (x if block.conv_shortcut is None else conv(x, block.conv_shortcut))
+
+
+def spatial_attention(block: Any, x: Tensor) -> Tensor:
+    """Single-head attention over all positions of [B, C, h, w]."""
+    attention = block.transformer_blocks[0]
+    batch, channels, height, width = x.shape
+    tokens = group_norm(x, block.norm).flatten(2).transpose(1, 2)  # [B, h * w, C]
+    q, k, v = (linear(tokens, layer)[:, None] for layer in (attention.to_q, attention.to_k, attention.to_v))
+    y = linear(F.scaled_dot_product_attention(q, k, v)[:, 0], attention.to_out)
+    return x + y.transpose(1, 2).reshape(batch, channels, height, width)

@@ -1,0 +1,225 @@
+"""Blocks whose matrix products are in FP16 and cannot overflow, whatever the prompt.
+
+The bounds of `export.precision.bounds` say by which powers of two each block must be scaled: down in the
+weight of the norm before a branch and in the output projection, and up again in FP32, by the eps of the norm
+that ends the branch or, where there is none, by a multiplication. All of that is weights of the graph, so the graph
+itself depends on configs alone.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine.plan.manifest import ProductBound
+from export.checkpoint.weights import Scalar, Scaled, Unheld, Weight, joined_name, load_as, load_finite
+from export.precision.bounds import LIMIT, ROUNDING, Branch, Modulation
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLayers:
+    """What the layers of a block are called; None for the norm that a branch does not end in."""
+
+    attention_norm: str
+    query: str
+    key: str
+    value: str
+    query_norm: str
+    key_norm: str
+    output: str
+    output_norm: str | None
+    feed_norm: str
+    gate: str
+    up: str
+    down: str
+    down_norm: str | None
+    rotates: Literal["neighbours", "halves"]  # which two elements of a head the rotary embedding mixes
+
+
+Z_IMAGE_BLOCK = BlockLayers(
+    attention_norm="attention_norm1",
+    query="attention.to_q",
+    key="attention.to_k",
+    value="attention.to_v",
+    query_norm="attention.norm_q",
+    key_norm="attention.norm_k",
+    output="attention.to_out.0",
+    output_norm="attention_norm2",
+    feed_norm="ffn_norm1",
+    gate="feed_forward.w1",
+    up="feed_forward.w3",
+    down="feed_forward.w2",
+    down_norm="ffn_norm2",
+    rotates="neighbours",
+)
+QWEN3_LAYER = BlockLayers(
+    attention_norm="input_layernorm",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    query_norm="self_attn.q_norm",
+    key_norm="self_attn.k_norm",
+    output="self_attn.o_proj",
+    output_norm=None,
+    feed_norm="post_attention_layernorm",
+    gate="mlp.gate_proj",
+    up="mlp.up_proj",
+    down="mlp.down_proj",
+    down_norm=None,
+    rotates="halves",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What follows from the weights of a block: bounds for the manifest, and values for weights of the graph."""
+
+    products: tuple[ProductBound, ...]
+    weights: Mapping[str, Weight]
+
+
+class Fp16Block:
+    """A block whose matrix products are in FP16.
+
+    Making one turns the eps of its inner norms, and a scale of the layers that no norm follows, into parameters of the
+    graph; `measure` says what they are worth.
+    """
+
+    def __init__(self, name: str, module: Any, layers: BlockLayers) -> None:
+        self.name = name
+        self._layers = layers
+        self._head_dim = len(module.get_submodule(layers.query_norm).weight)
+        inner = (layers.query_norm, layers.key_norm, layers.output_norm, layers.down_norm)
+        self._eps = {norm: _make_eps_a_parameter(module.get_submodule(norm)) for norm in inner if norm is not None}
+        ends = ((layers.output, layers.output_norm), (layers.down, layers.down_norm))
+        self._scaled = (layers.gate, layers.up, *(layer for layer, norm in ends if norm is None))
+        for layer in self._scaled:
+            module.get_submodule(layer).scale = _parameter()
+
+    def measure(self, weights: Mapping[str, Weight], modulation: Modulation | None) -> Measured:
+        """Bounds, and the weights that respect them.
+
+        Args:
+            weights: of the graph; the block's begin with its name.
+            modulation: of its inputs, if it has any.
+
+        Raises:
+            Unheld: FP16 holds the block at no scale.
+            CheckpointError: NaN or Inf.
+        """
+        names, load = self._layers, partial(_load, weights, self.name)
+        attention_norm, feed_norm = load(names.attention_norm), load(names.feed_norm)
+        if modulation is not None:
+            rows = zip(load("adaLN_modulation.0").chunk(4), load("adaLN_modulation.0", "bias").chunk(4), strict=True)
+            scale_msa, _, scale_mlp, _ = (modulation.largest_scale(*part) for part in rows)
+            attention_norm, feed_norm = attention_norm * scale_msa, feed_norm * scale_mlp
+        query, key, value, output = (load(layer) for layer in (names.query, names.key, names.value, names.output))
+        attention = Branch.attention(attention_norm, query, key, value, output, self._head_dim)
+        feed = Branch.feed_forward(feed_norm, load(names.gate), load(names.up), load(names.down))
+        asking, asked = (_by_pair(load(norm), names.rotates) for norm in (names.query_norm, names.key_norm))
+        longest, most = math.sqrt(self._head_dim) * ROUNDING, torch.maximum(asking, asked).max().item()
+        scores = ProductBound(f"{self.name}.attention", longest * most, 0, longest * (asking * asked).max().item(), 0)
+        self._require_held(attention, feed, scores)
+        return Measured(
+            (
+                *self._products(attention, (names.query, names.key, names.value), names.output),
+                scores,
+                *self._products(feed, (names.gate, names.up), names.down),
+            ),
+            self._weights(weights, attention, feed),
+        )
+
+    def _weights(self, weights: Mapping[str, Weight], attention: Branch, feed: Branch) -> dict[str, Weight]:
+        """The block's weights that are not the checkpoint's own."""
+        names = self._layers
+        exponents = {
+            names.attention_norm: -attention.entering_shift,
+            names.output: attention.inner_shift - attention.returned_shift,
+            names.feed_norm: -feed.entering_shift,
+        }
+        changed: dict[str, Weight] = {}
+        for layer, exponent in exponents.items():
+            name = f"{self.name}.{layer}.weight"
+            changed[name] = Scaled(weights[name], exponent) if exponent else weights[name]
+        for layer in (names.query, names.key, names.value, names.output, names.gate, names.up, names.down):
+            name = f"{self.name}.{layer}.weight"
+            load_as(changed.get(name, weights[name]), torch.float16)
+        shifts = {
+            names.query_norm: attention.entering_shift,
+            names.key_norm: attention.entering_shift,
+            names.output_norm: attention.returned_shift,
+            names.down_norm: feed.returned_shift,
+        }
+        scales = {
+            names.gate: feed.entering_shift,
+            names.up: feed.entering_shift - feed.inner_shift,
+            names.output: attention.returned_shift,
+            names.down: feed.returned_shift,
+        }
+        for norm, (name, eps) in self._eps.items():
+            changed[f"{self.name}.{norm}.{name}"] = Scalar(eps * 4.0 ** -shifts[norm])
+        for layer in self._scaled:
+            changed[f"{self.name}.{layer}.scale"] = Scalar(2.0 ** scales[layer])
+        return changed
+
+    def _require_held(self, attention: Branch, feed: Branch, scores: ProductBound) -> None:
+        for what, branch in (("attention", attention), ("feed-forward part", feed)):
+            if branch.unheld is not None:
+                raise Unheld(f"{self.name}: FP16 holds the {what} at no scale: {branch.unheld}")
+        largest = max(scores.input_bound, scores.output_bound)
+        if not largest <= LIMIT:
+            raise Unheld(
+                f"{self.name}: queries, keys or attention scores can reach {largest:.0e}, more than FP16 holds"
+            )
+
+    def _products(self, branch: Branch, first: tuple[str, ...], last: str) -> tuple[ProductBound, ProductBound]:
+        """The branch's first and last matrix product, by the names of their weights."""
+        names = [f"{self.name}.{layer}.weight" for layer in (*first, last)]
+        entering, inner = branch.entering_shift, branch.inner_shift
+        return (
+            ProductBound(joined_name(names[:-1]), branch.entering.bound, entering, branch.projected.bound, entering),
+            ProductBound(names[-1], branch.inner.bound, inner, branch.returned.bound, branch.returned_shift),
+        )
+
+
+def _load(weights: Mapping[str, Weight], block: str, layer: str, kind: str = "weight") -> Tensor:
+    return load_finite(weights[f"{block}.{layer}.{kind}"])
+
+
+def _by_pair(norm: Tensor, rotates: Literal["neighbours", "halves"]) -> Tensor:
+    """The larger magnitude of each two elements that are mixed: [head_dim] -> [head_dim / 2]."""
+    pairs = norm.unflatten(0, (-1, 2)) if rotates == "neighbours" else norm.unflatten(0, (2, -1)).T
+    larger: Tensor = pairs.abs().amax(1)
+    return larger
+
+
+def _parameter() -> nn.Parameter:
+    return nn.Parameter(torch.empty((), device="meta"), requires_grad=False)
+
+
+def _make_eps_a_parameter(norm: Any) -> tuple[str, float]:
+    """The attribute's name and what it was."""
+    name = "eps" if hasattr(norm, "eps") else "variance_epsilon"
+    eps: float = getattr(norm, name)
+    setattr(norm, name, _parameter())
+    return name, eps
+
+
+def measure_blocks(
+    blocks: Sequence[Fp16Block],
+    weights: Mapping[str, Weight],
+    modulation: Callable[[], Modulation] | None = None,
+) -> Measured:
+    """All blocks of a graph together, with the rest of its weights as they are."""
+    found = modulation() if modulation is not None and blocks else None
+    products: list[ProductBound] = []
+    changed = dict(weights)
+    for block in blocks:
+        measured = block.measure(weights, found)
+        products += measured.products
+        changed |= measured.weights
+    return Measured(tuple(products), changed)

@@ -1,0 +1,1 @@
+"""HTTP dialects: OpenAI's images, tasks, their schemas, errors and access."""

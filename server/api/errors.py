@@ -1,0 +1,213 @@
+"""Errors in the one shape that OpenAI's clients read: {"error": {"message", "type", "param", "code"}}.
+
+Knows which exception becomes which status; not what raised it.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import Match
+
+from engine.errors import InvalidRequest
+from server.jobs.admission import Refusal
+from server.jobs.dispatcher import JobGone
+from server.jobs.job import Job, JobState
+from server.jobs.store import IdempotencyMismatch, StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+# pydantic's error types by the codes that OpenAI's API gives for the same mistakes
+CODES = {
+    "extra_forbidden": "unknown_parameter",
+    "missing": "missing_required_parameter",
+    "json_invalid": "invalid_json",
+    "model_type": "invalid_type",
+    "greater_than_equal": "integer_below_min_value",
+    "less_than_equal": "integer_above_max_value",
+    "string_too_long": "string_above_max_length",
+    "int_type": "invalid_type",
+    "int_parsing": "invalid_type",
+    "float_type": "invalid_type",
+    "string_type": "invalid_type",
+    "bool_type": "invalid_type",
+    "unsupported_value": "unsupported_value",
+}
+ECHO = 64  # characters of an unknown key that an error repeats
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")  # that a route may have
+CLIENT_CLOSED_REQUEST = 499  # nginx's; seen in no response, since nobody is left to read it
+
+
+NO_RETRY = {"x-should-retry": "false"}  # for OpenAI's client, which otherwise retries 409 and 5xx by itself
+# of a job's error; others 500
+STATUS = {"invalid_value": 400, "deadline_exceeded": 504, "worker_unavailable": 503, "lora_unavailable": 503}
+OVERLOAD = ("queue_full", "deadline_unreachable")  # of a refusal: 429; others are 503
+STORE_SECONDS = 5  # until a store may take jobs again
+
+
+class ApiError(Exception):
+    """An answer that is not a picture."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.headers = headers
+
+    @property
+    def type(self) -> str:
+        if self.status == 429:
+            return "rate_limit_error"
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """OpenAI's shape."""
+        error = {
+            "message": str(self),
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error}
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body(), self.status, self.headers)
+
+
+def install(app: FastAPI) -> None:
+    """Answers the expected exceptions of `app`; the unexpected ones pass on to `RequestIdMiddleware`."""
+    for kind in (
+        ApiError,
+        RequestValidationError,
+        InvalidRequest,
+        JobGone,
+        Refusal,
+        StoreUnavailable,
+        IdempotencyMismatch,
+        HTTPException,
+        ClientDisconnect,
+    ):
+        app.add_exception_handler(kind, _answer)
+
+
+def of_job(job: Job) -> ApiError:
+    """Why a job has no pictures."""
+    if job.state is JobState.CANCELLED:
+        return ApiError(409, "The job was cancelled.", code="job_cancelled", headers=NO_RETRY)
+    assert job.error is not None
+    status = STATUS.get(job.error.code, 500)
+    headers = {"retry-after": "30"} if status == 503 else NO_RETRY  # drawn again it comes out the same
+    return ApiError(status, job.error.message, code=job.error.code, headers=headers)
+
+
+def model_not_found(name: str, served: str) -> ApiError:
+    message = f"The model {name[:ECHO]!r} does not exist; this server has {served!r}."
+    return ApiError(404, message, code="model_not_found", param="model")
+
+
+def task_not_found() -> ApiError:
+    return ApiError(404, "There is no such task, or it has been removed.", code="task_not_found")
+
+
+def internal_error() -> ApiError:
+    """For what nobody expected: says nothing about the inside."""
+    return ApiError(
+        500, "The server had an error while processing the request; its log has the details.", code="internal_error"
+    )
+
+
+def shutting_down() -> ApiError:
+    return ApiError(503, "The server is shutting down; send the request again.", code="server_shutting_down")
+
+
+def invalid_body(error: ValidationError) -> ApiError:
+    """The first thing that is wrong with a request's body."""
+    return _invalid(error.errors(include_url=False, include_input=False)[0])
+
+
+def _invalid(first: Mapping[str, Any]) -> ApiError:
+    """What pydantic says of a value."""
+    code = CODES.get(first["type"], "invalid_value")
+    name = ".".join(str(part) for part in first["loc"])[:ECHO]
+    param = name or None
+    match code:
+        case "invalid_json":
+            message = f"The body is not valid JSON: {first['ctx']['error']}."
+        case "invalid_type" if param is None:
+            message = "The body must be a JSON object."
+        case "unknown_parameter":
+            message = f"Unknown parameter: {name!r}."
+        case "missing_required_parameter":
+            message = f"Missing required parameter: {param!r}."
+        case _:
+            message = f"Invalid {param!r}: {first['msg']}"
+    return ApiError(400, message, code=code, param=param)
+
+
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    answer = translate(request, error)
+    level = logging.ERROR if answer.status >= 500 else logging.INFO
+    cause = error if isinstance(error, StoreUnavailable) else answer  # which is not for everybody to know
+    log.log(level, "%d %s: %s", answer.status, answer.code, cause)
+    return answer.response()
+
+
+def translate(request: Request, error: Exception) -> ApiError:
+    """The answer to an exception that `install` knows."""
+    match error:
+        case ApiError():
+            return error
+        case RequestValidationError():  # of a query: ("query", its name)
+            first = error.errors()[0]
+            return _invalid(first | {"loc": first["loc"][1:]})
+        case JobGone():
+            return task_not_found()
+        case InvalidRequest():
+            return ApiError(400, str(error), code="invalid_value", param=error.param)
+        case Refusal(code=code, retry_after=seconds):
+            headers = {"retry-after": str(max(1, math.ceil(seconds)))}
+            return ApiError(429 if code in OVERLOAD else 503, str(error), code=code, headers=headers)
+        case StoreUnavailable():
+            message = "The server cannot write down new jobs; its log says why. Try again later."
+            return ApiError(503, message, code="store_unavailable", headers={"retry-after": str(STORE_SECONDS)})
+        case IdempotencyMismatch():
+            message = "The idempotency key came before, with another body."
+            return ApiError(422, message, code="idempotency_key_reused", param="Idempotency-Key")
+        case ClientDisconnect():
+            return ApiError(
+                CLIENT_CLOSED_REQUEST, "The client hung up; drawing was stopped.", code="client_closed_request"
+            )
+        case HTTPException():
+            phrase = HTTPStatus(error.status_code).phrase
+            message = f"{phrase}: {request.method} {request.scope['path'][:ECHO]!r}"
+            code = phrase.lower().replace(" ", "_")
+            allowed = {"allow": _allowed(request)} if error.status_code == 405 else None
+            return ApiError(error.status_code, message, code=code, headers=allowed)
+    raise AssertionError(f"no translation of {type(error).__name__}")
+
+
+def _allowed(request: Request) -> str:
+    """The methods of a path, which may be those of several routes."""
+
+    def serves(method: str) -> bool:
+        scope = dict(request.scope) | {"method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return ", ".join(filter(serves, METHODS))

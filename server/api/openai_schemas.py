@@ -1,0 +1,242 @@
+"""The bodies of OpenAI's Images API as this server takes and gives them.
+
+What the model cannot do is refused by name; what changes nothing is accepted. Knows no routes and no threads.
+"""
+
+import base64
+from collections.abc import Hashable, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from engine.request import (
+    MAX_GUIDANCE,
+    MAX_LORA,
+    MAX_SEED,
+    MAX_STEPS,
+    ImageFormat,
+    PictureRequest,
+    parse_size,
+    random_seed,
+)
+from server.jobs.job import StoredPicture
+
+MAX_PROMPT = 32_000  # characters, the limit that OpenAI documents; the model itself reads far less
+MAX_SIZE = 32  # characters of "WIDTHxHEIGHT"
+MAX_PARTIAL = 3
+SIZE = r"^(auto|[0-9]{1,6}([xX][0-9]{1,6})?)$"  # as `parse_size` reads it, which says more than a pattern can
+
+
+def _only(*accepted: Hashable, reason: str) -> AfterValidator:
+    """Refuses all other values by name."""
+
+    def check(value: Hashable) -> Hashable:
+        if value not in accepted:
+            raise PydanticCustomError("unsupported_value", "{reason}", {"reason": reason})
+        return value
+
+    return AfterValidator(check)
+
+
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT, json_schema_extra={"pattern": r"\S"})]  # some of it visible
+
+
+def _with_nulls(schema: dict[str, Any]) -> None:
+    """Says that null is as good as nothing in every field that may be absent."""
+    for name, field in schema["properties"].items():
+        if name not in schema["required"] and "anyOf" not in field:
+            about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
+            schema["properties"][name] = about | {"anyOf": [field, {"type": "null"}]}
+
+
+class ImagesRequest(BaseModel):
+    """The body of `POST /v1/images/generations`; null counts as absent."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra=_with_nulls)
+
+    prompt: Prompt
+    model: str | None = None
+    n: Annotated[int, Field(ge=1, le=10)] = 1
+    size: Annotated[
+        str,
+        Field(max_length=MAX_SIZE, description='"auto" or "WIDTHxHEIGHT"', json_schema_extra={"pattern": SIZE}),
+    ] = "auto"
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE, description="diffusers' scale; 0 for none")] = 0.0
+    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT, description="needs a guidance_scale")] = ""
+    lora: Annotated[str, Field(max_length=MAX_LORA, description="one of /v1/model_info's loras")] | None = None
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    output_format: Literal["png", "jpeg", "webp"] = "png"
+    output_compression: Annotated[int, Field(ge=0, le=100)] = 100
+    background: Annotated[
+        str,
+        _only("auto", "opaque", reason="pictures are opaque; use auto or opaque"),
+        Field(json_schema_extra={"enum": ["auto", "opaque"]}),
+    ] = "auto"
+    stream: bool = False
+    partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL)] = 0
+    timeout: Annotated[float, Field(gt=0, le=86400, description="seconds until the answer is of no use")] | None = None
+    # these change nothing here
+    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] = "auto"
+    moderation: Literal["auto", "low"] = "auto"
+    style: Literal["vivid", "natural"] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        return {key: value for key, value in body.items() if value is not None or key not in cls.model_fields}
+
+    def pictures(self) -> tuple[PictureRequest, ...]:
+        """One request per picture, with the seeds seed, seed + 1, ... (after the last comes 0).
+
+        Raises:
+            InvalidRequest: size is not WIDTHxHEIGHT.
+        """
+        height, width = (None, None) if self.size == "auto" else parse_size(self.size)
+        first = random_seed() if self.seed is None else self.seed
+        seeds = [(first + i) % (MAX_SEED + 1) for i in range(self.n)]
+        steps, negative, guidance = self.num_inference_steps, self.negative_prompt, self.guidance_scale
+        return tuple(
+            PictureRequest(self.prompt, height, width, seed, steps, negative, guidance, self.lora) for seed in seeds
+        )
+
+    def format(self) -> ImageFormat:
+        """Raises InvalidRequest."""
+        return ImageFormat(self.output_format, self.output_compression)
+
+
+class Image(BaseModel):
+    """One picture. `revised_prompt` is there when the prompt was too long: the part that was drawn."""
+
+    b64_json: str | None = None
+    url: str | None = None
+    seed: int
+    revised_prompt: str | None = None
+
+    @classmethod
+    def of(cls, picture: StoredPicture, url: str | None) -> Self:
+        """The picture itself, or where it is."""
+        data = None if url else base64.b64encode(picture.data).decode()
+        return cls(b64_json=data, url=url, seed=picture.receipt.seed, revised_prompt=picture.receipt.revised_prompt)
+
+
+class InputTokensDetails(BaseModel):
+    text_tokens: int
+    image_tokens: int = 0
+
+
+class Usage(BaseModel):
+    """Tokens as the transformer sees them: the prompt's once, the image's for every picture."""
+
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, pictures: Sequence[StoredPicture], token_pixels: int) -> Self:
+        """Of pictures of one size and prompt.
+
+        Args:
+            token_pixels: edge of the square that one image token stands for.
+        """
+        one = pictures[0].receipt
+        image = len(pictures) * (one.height // token_pixels) * (one.width // token_pixels)
+        return cls(
+            input_tokens=one.text_tokens,
+            input_tokens_details=InputTokensDetails(text_tokens=one.text_tokens),
+            output_tokens=image,
+            total_tokens=one.text_tokens + image,
+        )
+
+
+class ImagesResponse(BaseModel):
+    """The answer to `POST /v1/images/generations`."""
+
+    created: int
+    data: list[Image]
+    background: Literal["opaque"] = "opaque"
+    output_format: Literal["png", "jpeg", "webp"]
+    quality: str
+    size: str
+    usage: Usage
+
+
+class StreamedImage(BaseModel):
+    """An event of a stream: a picture, or with an index what it will be like."""
+
+    type: Literal["image_generation.partial_image", "image_generation.completed"]
+    b64_json: str
+    created_at: int
+    size: str
+    quality: str
+    background: Literal["opaque"] = "opaque"
+    output_format: Literal["png", "jpeg", "webp"]
+    partial_image_index: int | None = None
+    index: int  # of the picture, 0 to n - 1
+    seed: int | None = None
+    revised_prompt: str | None = None
+    usage: Usage | None = None
+
+
+class ModelCard(BaseModel):
+    """The answer to `GET /v1/models/{id}`."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "zimage-trt"
+
+
+class ModelList(BaseModel):
+    """The answer to `GET /v1/models`."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class ModelInfo(BaseModel):
+    """The answer to `GET /v1/model_info`, which load generators ask."""
+
+    model_path: str
+    precision: str
+    flavor: str
+    plan_id: str
+    num_inference_steps: int
+    default_size: str
+    sizes: list[str]
+    loras: list[str]
+
+
+class Error(BaseModel):
+    """What went wrong. `param` names the field that is at fault, `code` is for programs, `message` for people."""
+
+    message: str
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(BaseModel):
+    """The answer that is not what was asked for."""
+
+    error: Error
+
+
+Status = Literal["ok", "starting", "failing", "draining"]
+
+
+class Health(BaseModel):
+    """The answer to `GET /health` and `GET /ready`."""
+
+    status: Status
+    model: str
+    precision: str
+    flavor: str
+    detail: str | None = None

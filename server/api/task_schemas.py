@@ -1,0 +1,104 @@
+"""The bodies of the task endpoints, as deployments of Z-Image-Turbo send and read them. Knows no routes."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_SEED, MAX_STEPS, PictureRequest, random_seed
+from server.api.openai_schemas import MAX_PROMPT, Prompt
+from server.jobs.job import Receipt
+
+UNGUIDED = 1.0  # of cfg_scale: negative + scale * (positive - negative) is then the positive one
+
+
+class GenerateRequest(BaseModel):
+    """What to draw. `seed` -1 is a random one; `cfg_scale` up to 1 draws without guidance."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: Prompt
+    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
+    width: Annotated[int, Field(strict=True)] | None = None
+    height: Annotated[int, Field(strict=True)] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS, strict=True)] | None = None
+    seed: Annotated[int, Field(ge=-1, le=MAX_SEED, strict=True)] = -1
+    num_images: Annotated[int, Field(ge=1, le=4, strict=True)] = 1
+    cfg_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE + UNGUIDED, strict=True)] = UNGUIDED
+    lora: Annotated[str, Field(max_length=MAX_LORA, strict=True)] | None = None
+    timeout: Annotated[float, Field(gt=0, le=86400, strict=True)] | None = None
+    previews: Annotated[int, Field(ge=0, le=100, strict=True)] = 0
+
+    def pictures(self) -> tuple[PictureRequest, ...]:
+        """One request per picture, with the seeds seed, seed + 1, ..."""
+        first = random_seed() if self.seed == -1 else self.seed
+        guidance = max(self.cfg_scale - UNGUIDED, 0.0)
+        return tuple(
+            PictureRequest(
+                self.prompt,
+                self.height,
+                self.width,
+                (first + i) % (MAX_SEED + 1),
+                self.num_inference_steps,
+                self.negative_prompt,
+                guidance,
+                self.lora,
+            )
+            for i in range(self.num_images)
+        )
+
+
+class Images(BaseModel):
+    """Pictures as base64."""
+
+    images: list[str]
+    seeds: list[int]
+
+
+class Submitted(BaseModel):
+    """A task that was accepted."""
+
+    task_id: str
+    status: Literal["submitted"] = "submitted"
+
+
+class TaskResult(BaseModel):
+    """`paths` are URLs; `time` in seconds since it began."""
+
+    paths: list[str]
+    time: float
+    metadata: list[Receipt]
+
+
+class Task(BaseModel):
+    """Where a task is. `progress` in per cent, `eta` in seconds, `created` in unix seconds."""
+
+    task_id: str
+    status: str
+    progress: int
+    queue_position: int
+    eta: float | None
+    created: float
+    sequence: int
+    prompt: str
+    result: TaskResult | None = None
+    error: str | None = None
+    error_code: str | None = None
+
+
+class TaskList(BaseModel):
+    tasks: list[Task]
+
+
+class TaskEvent(BaseModel):
+    """Something that happened to a task; `image` is base64, `step` the number of steps that a preview has behind it."""
+
+    type: Literal["progress", "preview", "image", "end"]
+    status: str | None = None
+    progress: int | None = None
+    queue_position: int | None = None
+    eta: float | None = None
+    index: int | None = None
+    step: int | None = None
+    seed: int | None = None
+    image: str | None = None
+    task: Task | None = None

@@ -1,0 +1,1 @@
+"""Jobs: admission, order, storage and metrics."""

@@ -1,0 +1,132 @@
+"""The page's form: what to draw, and in which size.
+
+Knows inputs and the plans' sizes; not what becomes of an order.
+"""
+
+from math import sqrt
+from typing import Any
+
+from nicegui import ui
+
+from engine.errors import InvalidRequest, UnsupportedShape
+from engine.plan.manifest import Manifest
+from engine.request import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, PictureRequest
+from server.api.task_schemas import UNGUIDED, GenerateRequest
+
+RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))  # width : height
+PREVIEWS = 4  # of each picture; at 1024x1024 one takes about a megabyte
+OTHER = "other"
+
+Size = tuple[int, int]  # width, height in pixels, as people say it
+
+
+class Form:
+    """Inputs in the element that is open."""
+
+    def __init__(self, manifest: Manifest, loras: tuple[str, ...]) -> None:
+        self._manifest = manifest
+        height, width = manifest.default_size
+        self.prompt = ui.textarea("Prompt", placeholder="What is to be seen?").props("outlined autogrow autofocus")
+        offered = {f"{w}x{h}": _named(w, h) for w, h in sizes(manifest)}
+        self._size = ui.select(
+            offered | {OTHER: "Other size"}, label="Size", value=_key(width, height), on_change=self._choose_size
+        ).props("outlined dense")
+        with ui.element("div").classes("z-pair") as self._free:
+            multiple = manifest.model.size_multiple
+            self._width = ui.number("Width", value=width, step=multiple).props("outlined dense")
+            self._height = ui.number("Height", value=height, step=multiple).props("outlined dense")
+        self._free.bind_visibility_from(self._size, "value", value=OTHER)
+        with ui.element("div").classes("z-pair"):
+            steps = manifest.model.default_steps
+            self._steps = ui.number("Steps", value=steps, min=1, max=MAX_STEPS).props("outlined dense")
+            self._seed = ui.number("Seed", placeholder="random", min=-1, max=MAX_SEED)
+            self._seed.props("outlined dense clearable stack-label")
+        self._lora = None
+        if loras:
+            choices = {"": "none"} | {name: name for name in loras}
+            self._lora = ui.select(choices, label="LoRA", value="").props("outlined dense")
+        with ui.expansion("Advanced"):
+            self._negative = ui.textarea("Negative prompt").props("outlined dense autogrow")
+            self._guidance = ui.number("Guidance", value=0, min=0, max=MAX_GUIDANCE, step=0.5).props("outlined dense")
+            ui.label("0 draws without. Above it every step takes twice as long.").classes("z-quiet")
+
+    def wanted(self) -> GenerateRequest:
+        """What the inputs say.
+
+        Raises:
+            ValidationError: names the field that is wrong.
+            InvalidRequest: the negative prompt would be ignored.
+        """
+        negative, guidance = self._negative.value or "", self._guidance.value or 0.0
+        if negative and not guidance:
+            raise InvalidRequest("A negative prompt needs a guidance above 0.", "negative_prompt")
+        fields = {
+            "prompt": self.prompt.value or "",
+            "negative_prompt": negative,
+            "width": _whole(self._width.value),
+            "height": _whole(self._height.value),
+            "num_inference_steps": _whole(self._steps.value),
+            "seed": -1 if self._seed.value is None else _whole(self._seed.value),
+            "cfg_scale": guidance + UNGUIDED,
+            "previews": PREVIEWS if self._manifest.preview else 0,
+        }
+        if self._lora is not None and self._lora.value:
+            fields["lora"] = self._lora.value
+        return GenerateRequest.model_validate(fields)
+
+    def take_over(self, request: PictureRequest) -> None:
+        """Sets the inputs to what a picture was drawn with."""
+        height, width = request.size(self._manifest)
+        key = _key(width, height)
+        self.prompt.value = request.prompt
+        self._size.value = key if key in self._size.options else OTHER
+        self._width.value, self._height.value = width, height
+        self._steps.value, self._seed.value = request.steps(self._manifest), request.seed
+        self._negative.value, self._guidance.value = request.negative_prompt, request.guidance_scale
+        if self._lora is not None:
+            lora = request.lora or ""
+            self._lora.value = lora if lora in self._lora.options else ""
+
+    def _choose_size(self) -> None:
+        if self._size.value != OTHER:
+            self._width.value, self._height.value = (int(edge) for edge in self._size.value.split("x"))
+
+
+def sizes(manifest: Manifest) -> list[Size]:
+    """Sizes to offer: for each profile usual ratios at the area that it is tuned for, and its largest square."""
+    height, width = manifest.default_size
+    found = [(width, height)]
+    for profile in manifest.profiles:
+        area, edge = profile.height.opt * profile.width.opt, min(profile.height.max, profile.width.max)
+        found += [_near(area, ratio, manifest.model.size_multiple) for ratio in RATIOS]
+        found.append((edge, edge))
+    return [size for size in dict.fromkeys(found) if _is_drawn(manifest, size)]
+
+
+def _near(area: int, ratio: tuple[int, int], multiple: int) -> Size:
+    unit = sqrt(area / (ratio[0] * ratio[1]))
+    width, height = (max(1, round(part * unit / multiple)) * multiple for part in ratio)
+    return width, height
+
+
+def _is_drawn(manifest: Manifest, size: Size) -> bool:
+    try:
+        manifest.profile_for(size[1], size[0])
+    except UnsupportedShape:
+        return False
+    return True
+
+
+def _named(width: int, height: int) -> str:
+    """The size, and its shape in words."""
+    shape = "square" if width == height else "landscape" if width > height else "portrait"
+    return f"{width} × {height}, {shape}"
+
+
+def _key(width: int, height: int) -> str:
+    return f"{width}x{height}"
+
+
+def _whole(value: Any) -> Any:
+    """A browser's number as an integer, if it is one; what else it may be is for the schema to refuse."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,185 @@
+"""The page's gallery: what has been drawn and what is being drawn, whoever asked for it, page or endpoint.
+
+Knows jobs and pictures; not the form.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from nicegui import ui
+
+from engine.request import PictureRequest
+from server.api.submit import picture_path
+from server.jobs.dispatcher import Dispatcher
+from server.jobs.job import Job, JobState, Receipt
+
+PAGE = 24  # jobs
+SURE = "Delete for good?"
+
+Again = Callable[[PictureRequest], None]
+Delete = Callable[[Job], Awaitable[None]]
+
+
+class Gallery:
+    """An owner's jobs, newest first, in the element that is open.
+
+    Args:
+        again: is told what to draw once more.
+        is_elsewhere: whether a job, by its id, is shown in another place.
+    """
+
+    def __init__(self, jobs: Dispatcher, owner: str | None, again: Again, is_elsewhere: Callable[[str], bool]) -> None:
+        self._jobs, self._owner, self._again, self._is_elsewhere = jobs, owner, again, is_elsewhere
+        self._limit = PAGE
+        self._tiles: dict[str, _Tile] = {}
+        self._refreshing = asyncio.Lock()
+        self._grid = ui.element("div").classes("z-gallery")
+        self._empty = ui.label("Your pictures will be here.").classes("z-quiet")
+        self._more = ui.button("Older pictures", on_click=self._show_more).props("outline no-caps")
+        self._viewer = ui.dialog()
+
+    async def refresh(self) -> None:
+        """Shows what there is now."""
+        async with self._refreshing:
+            found = await self._jobs.history(self._limit + 1, None, self._owner)
+            self._more.visible = len(found) > self._limit
+            shown = [job for job in found[: self._limit] if self._is_shown(job)]
+            for job_id in self._tiles.keys() - {job.id for job in shown}:
+                self._tiles.pop(job_id).element.delete()
+            for index, job in enumerate(shown):
+                self._place(job, index)
+            self._empty.visible = not shown
+
+    def _is_shown(self, job: Job) -> bool:
+        return job.state is not JobState.CANCELLED and not self._is_elsewhere(job.id)
+
+    def _place(self, job: Job, index: int) -> None:
+        """The tile of a job at a place in the grid; made anew when the job has ended."""
+        tile = self._tiles.get(job.id)
+        if tile is not None and tile.is_final == job.state.is_final:
+            return
+        if tile is not None:
+            tile.element.delete()
+        with self._grid:
+            tile = self._tiles[job.id] = _Tile(self._jobs, job, self._open, self.delete)
+        tile.element.move(target_index=index)
+
+    async def _show_more(self) -> None:
+        self._limit += PAGE
+        await self.refresh()
+
+    async def _open(self, job: Job, index: int) -> None:
+        receipts = await self._jobs.receipts(job.id)
+        if index >= len(receipts):  # removed meanwhile
+            return
+        self._viewer.clear()
+        with self._viewer, ui.card().classes("z-card z-drawing z-viewer"):
+            show_picture(job, index, receipts[index], self._take_over, self.delete)
+        self._viewer.open()
+
+    def _take_over(self, request: PictureRequest) -> None:
+        self._viewer.close()
+        self._again(request)
+
+    async def delete(self, job: Job) -> None:
+        """Forgets a job, pictures and all."""
+        self._viewer.close()
+        await self._jobs.delete(job.id)
+        if tile := self._tiles.pop(job.id, None):
+            tile.element.delete()
+
+
+class _Tile:
+    """A job in the grid: its pictures, or why there are none. How far it is, the page that asked for it says."""
+
+    def __init__(
+        self, jobs: Dispatcher, job: Job, open_: Callable[[Job, int], Awaitable[None]], delete: Delete
+    ) -> None:
+        self.is_final = job.state.is_final
+        with ui.element("div").classes("z-job") as self.element:
+            if job.state is JobState.DONE:
+                for index, request in enumerate(job.requests):
+                    tile = ui.element("button").classes("z-card z-tile").props("type=button")
+                    tile.on("click", partial(open_, job, index))
+                    with tile:
+                        image(picture_path(job, index), request.prompt, request.size(jobs.manifest))
+                        with ui.element("div").classes("z-note"):
+                            ui.label(request.prompt).classes("z-two")
+                            ui.label(summary(jobs, request)).classes("z-quiet")
+                return
+            with ui.element("div").classes("z-card z-tile"), ui.element("div").classes("z-note"):
+                ui.label(job.requests[0].prompt).classes("z-two")
+                if job.error is not None:
+                    ui.label(job.error.message).classes("z-error")
+                    ui.button("Remove", on_click=partial(delete, job)).props("flat dense no-caps")
+                else:
+                    ui.label("on its way").classes("z-quiet")
+                    ui.button("Cancel", on_click=partial(jobs.cancel, job.id)).props("flat dense no-caps")
+
+
+def image(source: str, prompt: str, size: tuple[int, int]) -> ui.element:
+    """`size`: height, width in pixels."""
+    element = ui.element("img").style(f"--h: {size[0]}; --w: {size[1]}")
+    element.props["src"], element.props["alt"], element.props["loading"] = source, prompt, "lazy"
+    return element
+
+
+def summary(jobs: Dispatcher, request: PictureRequest) -> str:
+    height, width = request.size(jobs.manifest)
+    return f"{width} × {height} · {request.steps(jobs.manifest)} steps · seed {request.seed}"
+
+
+def progress_of(jobs: Dispatcher, job: Job) -> tuple[float, str]:
+    """Between 0 and 1, and in words."""
+    now = jobs.progress(job)
+    left = f", about {now.eta:.0f} s" if now.eta >= 1 else ""
+    if jobs.link is not None and not jobs.link.is_ready:
+        return 0.0, "waits for the worker to start"
+    if now.done:
+        return now.done / now.steps, f"step {now.done} of {now.steps}{left}"
+    if now.state.is_final:
+        return 1.0, "done"
+    if now.position:
+        return 0.0, f"{now.position} before this one{left}"
+    return 0.0, f"begins{left}"
+
+
+def show_picture(job: Job, index: int, receipt: Receipt, again: Again, delete: Delete) -> None:
+    """A picture, what it was drawn with, and what can be done with it, in the element that is open."""
+    request, source = job.requests[index], picture_path(job, index)
+
+    async def delete_when_sure() -> None:
+        if is_sure := deletes.text == SURE:
+            await delete(job)
+        deletes.text = deletes.text if is_sure else SURE
+
+    with ui.element("div").classes("z-frame"):
+        image(source, request.prompt, (receipt.height, receipt.width))
+    with ui.element("div").classes("z-side"):
+        ui.label(request.prompt).classes("z-prompt")
+        with ui.element("div").classes("z-facts"):
+            for name, value in _facts(request, receipt).items():
+                ui.label(name)
+                ui.label(value)
+        with ui.element("div").classes("z-buttons"):
+            ui.button("Again with this seed", on_click=lambda: again(request)).props("unelevated no-caps")
+            saves = ui.button("Save").props("outline no-caps")
+            saves.props["href"], saves.props["download"] = source, source.replace("/", "-")
+            deletes = ui.button("Delete", on_click=delete_when_sure).props("flat no-caps color=negative")
+
+
+def _facts(request: PictureRequest, receipt: Receipt) -> dict[str, str]:
+    """What a picture was drawn with, by name."""
+    found = {
+        "Size": f"{receipt.width} × {receipt.height}",
+        "Steps": str(receipt.num_inference_steps),
+        "Seed": str(receipt.seed),
+        "LoRA": request.lora or "",
+        "Guidance": f"{receipt.guidance_scale:g}" if receipt.guidance_scale else "",
+        "Negative": request.negative_prompt,
+        "Model": f"{receipt.model}, {receipt.precision}",
+        "Drawn in": f"{sum(spent for stage, spent in receipt.seconds.items() if stage != 'passes'):.2f} s",
+        "Cut to": receipt.revised_prompt or "",
+    }
+    return {name: value for name, value in found.items() if value}

@@ -1,0 +1,42 @@
+"""`zimage-bench encode`: what is timed writes the picture that it was given."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.cli import main
+from benchmarks.encode import measure, pictures, require_lossless
+from engine.images.encode import encode
+from engine.request import ImageFormat
+
+RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "2026-11-22-png-cpu.json"
+
+
+def test_an_encoder_that_changes_the_picture_is_not_timed() -> None:
+    drawn = {"flat": np.zeros((8, 8, 3), np.uint8)}
+
+    def wrong(_pixels: object) -> bytes:
+        return encode(np.full((8, 8, 3), 1, np.uint8))
+
+    require_lossless({"right": encode, "JPEG": lambda pixels: encode(pixels, ImageFormat("jpeg"))}, drawn)
+    with pytest.raises(RuntimeError, match="wrong has changed the picture flat"):
+        require_lossless({"right": encode, "wrong": wrong}, drawn)
+
+
+def test_the_gil_is_seen_to_be_held() -> None:
+    def holds(_pixels: object) -> bytes:
+        return bytes(sum(range(3_000_000)) % 2)  # one call into C, which lets nobody in between
+
+    [row] = measure({"holds": holds}, {"flat": np.zeros((8, 8, 3), np.uint8)}, 1).values()
+    assert row["gil_held_s"] > row["seconds"]["flat"] / 4
+
+
+def test_the_result_is_of_the_command_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["encode", "--runs", "1", "--size", "64"])
+    fresh = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]["sizes"]["64x64"]
+    for rows in json.loads(RESULT.read_text())["figures"]["sizes"].values():
+        assert fresh.keys() <= rows.keys()
+        assert rows["zimage-trt"].keys() == fresh["zimage-trt"].keys()
+        assert rows["zimage-trt"]["bytes"].keys() == pictures(16).keys()

@@ -1,0 +1,142 @@
+"""`zimage-bench http`: that lost, doubled and wrong answers are seen, and what becomes of the times."""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes.processes import FAKE_SERVER
+
+from benchmarks.cli import main
+from benchmarks.harness.subprocess_client import Companion
+from benchmarks.http import overhead, throughput
+from benchmarks.load.served import Served
+from benchmarks.load.soak import Crowd, crowded, flatness, response, wrong_pictures
+from benchmarks.load.traffic import Case, rate
+
+SERVER = [sys.executable, *FAKE_SERVER, "0.001", "5"]
+RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "2026-11-23-http-cpu.json"
+CROWD = Crowd((64, 128), users=4, seconds=0.8)
+
+
+class FakeEngine:
+    """Draws a picture in 10 ms, and 100 a second when it is kept full."""
+
+    def ask(self, what: str, **_: Any) -> dict[str, Any]:
+        if what == "draw":
+            return {"engine_s": 0.01, "encode_s": 0.001}
+        return {"ended": [i / 100 for i in range(50)], "pictures": 50, "cpu_s": 0.5}
+
+
+class Miscounting:
+    """A server that draws everything twice, to go by what it says."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._served, name)
+
+    def settle(self) -> dict[str, float]:
+        found = self._served.settle()
+        return found | {"zimage_pictures_total": 2 * found["zimage_pictures_total"]}
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with Served(Path("none"), command=SERVER) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def clients() -> Iterator[Companion]:
+    with Companion("benchmarks.load.http_clients") as found:
+        yield found
+
+
+def test_one_at_a_time_and_kept_full(served: Served, clients: Companion) -> None:
+    alone = overhead(served, FakeEngine(), clients, 64, pairs=3)
+    assert alone["against_alone_p50_s"] == pytest.approx(alone["http_s"]["p50"] - 0.01)
+    assert alone["overhead_p50_s"] == pytest.approx(alone["http_s"]["p50"] - 0.008)  # eight steps of a millisecond
+    assert alone["overhead_p50_s"] < 0.5
+    before = served.metrics()["zimage_pictures_total"]
+    full = throughput(served, FakeEngine(), clients, 64, count=4, rounds=1, seconds=0.5)
+    drawn = served.metrics()["zimage_pictures_total"] - before
+    assert full["bare_per_s"] == pytest.approx(100) and full["ratio"] == pytest.approx(full["http_per_s"] / 100)
+    assert full["http_per_s"] == pytest.approx(drawn / 1.5, rel=0.7)  # a second of it is to get warm
+    assert full["cpu_s_per_picture"].keys() == {"bare loop", "server", "worker", "clients"}
+    assert all(seconds > 0 for seconds in full["cpu_s_per_picture"].values())
+
+
+def test_a_crowd_is_answered_once_and_rightly(served: Served, clients: Companion) -> None:
+    seen = crowded(served, clients, CROWD)
+    assert seen["errors"] == [] and len(seen["answers"]) >= 8
+    assert {answer["body"]["size"] for answer in seen["answers"]} == {"64x64", "128x128"}
+    right = {(case.body()["size"], case.seed): flat(case) for cases in CROWD.cases().values() for case in cases}
+    assert wrong_pictures(seen, right) == []
+    asked = seen["answers"][0]["body"]
+    for distance, wrong in ((1, 0), (2, 1)):
+        altered = right | {(asked["size"], asked["seed"]): right[asked["size"], asked["seed"]] + distance}
+        assert bool(wrong_pictures(seen, altered)) == bool(wrong)
+    doubled = seen | {"answers": [*seen["answers"], seen["answers"][0]]}
+    assert len(wrong_pictures(doubled, right)) == 1
+
+
+def flat(case: Case) -> np.ndarray:
+    """As the fake engine draws it."""
+    return np.full((case.size, case.size, 3), (case.seed, 8, len(case.prompt)), np.uint8)
+
+
+def test_what_the_server_counts_must_be_what_the_users_saw(served: Served, clients: Companion) -> None:
+    errors = crowded(Miscounting(served), clients, Crowd((64,), users=2, seconds=0.3))["errors"]
+    assert len(errors) == 1 and errors[0].startswith("zimage_pictures_total is ")
+
+
+def test_a_refusal_ends_the_measurement(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
+    with (
+        Companion("benchmarks.load.http_clients") as own,
+        pytest.raises(RuntimeError, match="its last words are above"),
+    ):
+        own.ask("fill", url=served.url, size=24, clients=2, warm=0.0, seconds=5.0)
+    assert "the server answered 400: " in capfd.readouterr().err
+
+
+def test_a_rate_is_a_slope() -> None:
+    assert rate([3.0, 1.0, 2.0, 2.5, 1.5]) == pytest.approx(2.0)
+    with pytest.raises(RuntimeError, match="1 pictures are too few"):
+        rate([1.0])
+
+
+def test_theory_is_the_queue_of_one_size() -> None:
+    """Three of five users have this size, which has half of the engine: 3 * 2 / 10 s, less the time to think."""
+    crowd = Crowd((64, 128), users=5, seconds=1.0, think=0.1)
+    answers = [{"seconds": 0.6, "body": {"size": "64x64"}}] * 40 + [{"seconds": 9.0, "body": {"size": "128x128"}}]
+    found = response(answers, crowd, 64, per_second=10.0)
+    assert (found["users"], found["answers"]) == (3, 40)
+    assert found["theory_s"] == pytest.approx(0.5) and found["p95_over_theory"] == pytest.approx(1.2)
+    idle = response(answers, replace(crowd, think=5.0), 64, per_second=10.0)
+    assert (idle["theory_s"], idle["p95_over_theory"]) == (None, None), "not -4.4 s"
+
+
+def test_memory_that_grows_is_told_from_memory_that_grew_at_the_start() -> None:
+    mebi = 1 << 20
+    grown = flatness([mebi * min(i, 10) for i in range(60)], every=1.0)
+    assert grown["slope_mib_per_min"] == 0 and grown["second_quarter_mib"] == grown["last_quarter_mib"] == 10
+    assert flatness([mebi * i for i in range(75)], every=1.0)["slope_mib_per_min"] == pytest.approx(60)
+
+
+@pytest.mark.slow
+def test_the_result_is_of_the_command_as_it_is(engines: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([
+        "http", "--engines", str(engines), "--sizes", "64", "--pairs", "2", "--clients", "4", "--rounds", "1",
+        "--seconds", "2", "--users", "3", "--soak", "4",
+    ])  # fmt: skip
+    fresh = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
+    assert fresh["soak"]["errors"] == []
+    kept = json.loads(RESULT.read_text())["figures"]
+    assert fresh["64x64"].keys() == kept["64x64"].keys()
+    assert fresh["soak"].keys() == kept["soak"].keys()

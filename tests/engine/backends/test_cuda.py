@@ -1,0 +1,156 @@
+"""What CUDA answers becomes a named error that says what to do. The library itself is faked: there is no GPU in CI."""
+
+from enum import Enum
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from engine.backends.cuda import STICKY, CudaRuntime, failure
+from engine.errors import BackendUnavailable, DeviceError, OutOfDeviceMemory
+
+
+class Status(Enum):
+    cudaSuccess = 0
+    cudaErrorNoDevice = 100
+    cudaErrorNotReady = 600
+    cudaErrorIllegalAddress = 700
+
+
+class Library:
+    """cuda-bindings' runtime, as far as CudaRuntime is constructed with it."""
+
+    cudaStreamNonBlocking = 1
+    answer = Status.cudaSuccess  # to whoever asks how the context is
+
+    def __init__(self, driver: int = 13010, ours: int = 13050, device: Status = Status.cudaSuccess) -> None:
+        self.driver, self.ours, self.device = driver, ours, device
+
+    def cudaDriverGetVersion(self) -> tuple[Any, ...]:
+        return Status.cudaSuccess, self.driver
+
+    def cudaRuntimeGetVersion(self) -> tuple[Any, ...]:
+        return Status.cudaSuccess, self.ours
+
+    def cudaSetDevice(self, index: int) -> tuple[Any, ...]:
+        assert index == 0
+        return (self.device,)
+
+    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
+        assert flags == self.cudaStreamNonBlocking
+        return Status.cudaSuccess, 7
+
+    def cudaStreamQuery(self, stream: int) -> tuple[Any, ...]:
+        assert stream == 7
+        return (self.answer,)
+
+    def cudaFree(self, address: int) -> tuple[Any, ...]:
+        return (Status.cudaSuccess if address == 0 else Status.cudaErrorIllegalAddress,)
+
+
+def open_with(monkeypatch: pytest.MonkeyPatch, library: Library) -> CudaRuntime:
+    import cuda.bindings
+
+    monkeypatch.setattr(cuda.bindings, "runtime", library, raising=False)
+    return CudaRuntime()
+
+
+@pytest.mark.parametrize(
+    ("library", "message"),
+    [
+        (Library(driver=0), "no NVIDIA driver is installed here"),
+        (Library(driver=12080), r"its driver is for CUDA 12\.8, .* CUDA 13\.5; install a newer .* or cuda-bindings 12"),
+        (Library(device=Status.cudaErrorNoDevice), "cudaSetDevice: cudaErrorNoDevice"),
+    ],
+)
+def test_a_machine_that_cannot_is_told_why(monkeypatch: pytest.MonkeyPatch, library: Library, message: str) -> None:
+    with pytest.raises(BackendUnavailable, match=message) as refusal:
+        open_with(monkeypatch, library)
+    assert "serve plans built with: build-engines --flavor onnx" in str(refusal.value)
+
+
+@pytest.mark.parametrize("driver", [13000, 13050, 14000])
+def test_a_driver_of_the_same_major_version_will_do(monkeypatch: pytest.MonkeyPatch, driver: int) -> None:
+    open_with(monkeypatch, Library(driver=driver))
+
+
+def test_without_cuda_bindings_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "cuda.bindings", SimpleNamespace())
+    with pytest.raises(BackendUnavailable, match="pip install cuda-bindings"):
+        CudaRuntime()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_this_machine_has_no_driver_and_says_so() -> None:
+    with pytest.raises(BackendUnavailable, match="no NVIDIA driver is installed here"):
+        CudaRuntime()
+
+
+def test_an_error_in_mid_run_is_sticky_and_says_that_the_process_must_be_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runtime = open_with(monkeypatch, Library())
+    with pytest.raises(DeviceError, match=r"cudaFree: cudaErrorIllegalAddress; .*replace the process") as lost:
+        runtime.free(1)
+    assert lost.value.sticky
+
+
+def test_a_context_that_somebody_else_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT has a CUDA runtime of its own, whose errors ours does not remember."""
+    runtime = open_with(monkeypatch, library := Library())
+    for answer in (Status.cudaSuccess, Status.cudaErrorNotReady):
+        library.answer = answer
+        runtime.require_context()
+    library.answer = Status.cudaErrorIllegalAddress
+    with pytest.raises(DeviceError, match="replace the process"):
+        runtime.require_context()
+
+
+def test_too_little_memory_is_not_sticky_and_says_how_much_was_asked_for() -> None:
+    error = failure("cudaMalloc", "cudaErrorMemoryAllocation", (2_500_000_000,))
+    assert isinstance(error, OutOfDeviceMemory)
+    assert not error.sticky
+    assert "cudaMalloc of 2.50 GB failed" in str(error)
+
+
+def test_every_error_that_is_called_sticky_exists() -> None:
+    from cuda.bindings import runtime
+
+    assert {error.name for error in runtime.cudaError_t} >= STICKY
+
+
+def test_every_function_that_is_called_exists_and_takes_what_it_is_given() -> None:
+    """Without a driver each answers cudaErrorInsufficientDriver: a wrong name or a wrong type would raise otherwise."""
+    from cuda.bindings import runtime
+
+    cuda = object.__new__(CudaRuntime)
+    cuda._runtime = runtime
+    if torch.cuda.is_available():
+        pytest.skip("on a GPU these would do something")
+    calls = [
+        cuda.compute_capability,
+        cuda.name,
+        cuda.memory_info,
+        lambda: cuda.allocate(256),
+        lambda: cuda.free(256),
+        lambda: cuda.allocate_host(256),
+        lambda: cuda.free_host(256),
+        lambda: cuda.copy(256, 512, 256, 1),
+        cuda.create_stream,
+        lambda: cuda.destroy_stream(1),
+        lambda: cuda.synchronize(1),
+        cuda.create_event,
+        lambda: cuda.destroy_event(1),
+        lambda: cuda.record(1, 1),
+        lambda: cuda.wait(1),
+        lambda: cuda.make_wait(1, 1),
+        lambda: cuda.seconds(1, 1),
+        lambda: cuda.begin_capture(1),
+        lambda: cuda.end_capture(1),
+        lambda: cuda.launch(1, 1),
+        lambda: cuda.destroy_graph(1),
+    ]
+    for call in calls:
+        with pytest.raises(DeviceError, match=r"cudaError(InsufficientDriver|InvalidResourceHandle|InvalidValue)"):
+            call()

@@ -1,0 +1,229 @@
+"""Which back end runs a plan directory, what it refuses, and how ONNX Runtime is bound to the caller's arrays."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from fakes.manifest import LARGE, MANIFEST, USUAL
+from onnx import TensorProto, helper
+
+from engine.backends import load as backend
+from engine.backends.base import check_bindings
+from engine.backends.load import load
+from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.errors import BackendUnavailable, PlanCorrupt, PlanMismatch, ZImageError
+from engine.options import RuntimeOptions, add_pipeline_arguments
+from engine.plan.manifest import Flavor, Graph, Manifest, Target, TensorSpec
+
+Array = np.ndarray[Any, Any]
+
+GRAPH = Graph(
+    "add.onnx",
+    "fp32",
+    (TensorSpec("latents", "float32", ("batch", 4)), TensorSpec("sigma", "float32", ("batch", 1))),
+    (TensorSpec("latents_next", "float32", ("batch", 4)),),
+)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    """latents_next = latents + sigma."""
+    inputs, outputs = (
+        [helper.make_tensor_value_info(spec.name, TensorProto.FLOAT, spec.shape) for spec in specs]
+        for specs in (GRAPH.inputs, GRAPH.outputs)
+    )
+    node = helper.make_node("Add", ["latents", "sigma"], ["latents_next"])
+    graph = helper.make_graph([node], "add", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / GRAPH.file)
+    return tmp_path / GRAPH.file
+
+
+class CountingEngine(OnnxRuntimeEngine):
+    """Counts how often arrays are bound."""
+
+    bound = 0
+
+    def _bind(self, where: tuple[tuple[str, int, tuple[int, ...]], ...]) -> Any:
+        self.bound += 1
+        return super()._bind(where)
+
+
+def arrays(batch: int, value: float = 0) -> dict[str, Array]:
+    return {
+        "latents": np.full((batch, 4), value, np.float32),
+        "sigma": np.arange(batch, dtype=np.float32)[:, None],
+        "latents_next": np.full((batch, 4), np.nan, np.float32),
+    }
+
+
+def manifest_of(flavor: Flavor, builder: str, capabilities: tuple[str, ...] = ()) -> Manifest:
+    return replace(MANIFEST, target=Target(flavor, builder, capabilities))
+
+
+@pytest.mark.parametrize(
+    ("flavor", "install"),
+    [
+        ("rtx", "tensorrt-rtx"),
+        ("tensorrt", "tensorrt, from NVIDIA's own package index"),
+        ("onnx", "onnxruntime"),
+    ],
+)
+def test_a_missing_package_is_named_with_what_to_install(
+    flavor: Flavor, install: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(backend.PACKAGES, flavor, "not_here")
+    with pytest.raises(BackendUnavailable) as refusal:
+        load(tmp_path, manifest_of(flavor, "not_here 1.0"), RuntimeOptions())
+    assert f"{flavor} plans need the package not_here" in str(refusal.value)
+    assert f"pip install {install}" in str(refusal.value)
+
+
+@pytest.mark.parametrize("flavor", ["rtx", "tensorrt"])
+def test_plans_of_another_builder_are_refused(flavor: Flavor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backend.PACKAGES, flavor, "numpy")  # a package that is there
+    with pytest.raises(PlanMismatch) as refusal:
+        load(tmp_path, manifest_of(flavor, "numpy 0.9"), RuntimeOptions())
+    assert f"built by numpy 0.9, installed is numpy {np.__version__}" in str(refusal.value)
+    assert "run build-engines again" in str(refusal.value)
+
+
+class Gpu:
+    """An H100 as far as it is asked before anything is loaded."""
+
+    def compute_capability(self) -> str:
+        return "9.0"
+
+    def name(self) -> str:
+        return "NVIDIA H100"
+
+
+def test_plans_for_another_gpu_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backend.PACKAGES, "rtx", "numpy")
+    monkeypatch.setattr(backend, "CudaRuntime", Gpu)
+    message = r"for compute capability 8\.9, 12\.0, this GPU \(NVIDIA H100\) has 9\.0; run build-engines"
+    with pytest.raises(PlanMismatch, match=message):
+        load(tmp_path, manifest_of("rtx", f"numpy {np.__version__}", ("8.9", "12.0")), RuntimeOptions())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_without_a_gpu_tensorrt_plans_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(backend.PACKAGES, "rtx", "numpy")
+    with pytest.raises(BackendUnavailable, match=r"TensorRT plans need a CUDA device: .*build-engines --flavor onnx"):
+        load(tmp_path, manifest_of("rtx", f"numpy {np.__version__}", ("8.9",)), RuntimeOptions())
+
+
+def test_every_flavor_has_a_package_and_an_extra() -> None:
+    assert backend.PACKAGES.keys() == backend.INSTALL.keys() == set(get_args(Flavor))
+
+
+def test_onnx_plans_run_on_onnx_runtime(plan: Path) -> None:
+    manifest = replace(MANIFEST, graphs=dict.fromkeys(MANIFEST.graphs, GRAPH))
+    loaded = load(plan.parent, manifest, RuntimeOptions(threads=1))
+    assert loaded.engines.keys() == {"prompt_encoder", "denoiser", "vae_decoder"}
+    assert all(isinstance(engine, OnnxRuntimeEngine) for engine in loaded.engines.values())
+    loaded.close()
+
+
+def test_profiles_are_chosen_by_name() -> None:
+    assert MANIFEST.choose_profiles(()) == {0: USUAL, 1: LARGE}
+    assert MANIFEST.choose_profiles(("large",)) == {1: LARGE}
+    with pytest.raises(PlanMismatch, match="no profile huge; they have usual, large"):
+        MANIFEST.choose_profiles(("usual", "huge"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", None])
+def test_a_damaged_plan_is_refused(plan: Path, content: bytes | None) -> None:
+    plan.write_bytes(plan.read_bytes()[:-20] if content is None else content)
+    with pytest.raises(PlanCorrupt, match=r"ONNX Runtime does not load .*add\.onnx: "):
+        OnnxRuntimeEngine(plan, GRAPH)
+
+
+def test_outputs_are_written_into_the_callers_arrays(plan: Path) -> None:
+    engine, ours = OnnxRuntimeEngine(plan, GRAPH), arrays(3, value=5)
+    before = dict(ours)
+    engine.enqueue(0, ours)
+    assert all(ours[name] is before[name] for name in ours)
+    assert np.array_equal(ours["latents_next"], np.tile([[5], [6], [7]], 4))
+
+
+def test_the_same_arrays_are_bound_once_and_read_again_at_every_call(plan: Path) -> None:
+    engine, ours = CountingEngine(plan, GRAPH), arrays(2)
+    for value in range(5):
+        ours["latents"][:] = value
+        engine.enqueue(0, dict(ours))
+        assert np.array_equal(ours["latents_next"], np.tile([[value], [value + 1]], 4))
+    assert engine.bound == 1
+
+
+def test_two_buffers_that_take_turns_are_bound_twice(plan: Path) -> None:
+    engine, ours = CountingEngine(plan, GRAPH), arrays(1)
+    ours["sigma"][:] = 1
+    there = ours | {"latents": ours["latents_next"], "latents_next": ours["latents"]}
+    for step in range(8):
+        engine.enqueue(0, there if step % 2 else ours)
+    assert np.array_equal(ours["latents"], np.full((1, 4), 8))
+    assert engine.bound == 2
+
+
+def test_another_shape_at_the_same_address_is_bound_anew(plan: Path) -> None:
+    engine, large = CountingEngine(plan, GRAPH), arrays(3, value=5)
+    small = {name: array[:1] for name, array in large.items()}
+    engine.enqueue(0, small)
+    assert np.array_equal(small["latents_next"], np.full((1, 4), 5))
+    assert np.isnan(large["latents_next"][1:]).all()
+    engine.enqueue(0, large)
+    assert np.isfinite(large["latents_next"]).all()
+    assert engine.bound == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"latents": np.zeros((2, 4), np.float64)}, "latents: float64, the graph has float32"),
+        ({"latents_next": np.zeros((2, 4), np.float16)}, "latents_next: float16, the graph has float32"),
+        ({"latents": np.zeros((2, 8), np.float32)[:, ::2]}, "latents is not contiguous"),
+        ({"latents_next": np.zeros((4, 2), np.float32).T}, "latents_next is not contiguous"),
+    ],
+)
+def test_wrong_bindings_are_our_own_mistake(plan: Path, wrong: Mapping[str, Array], message: str) -> None:
+    bindings = arrays(2) | wrong
+    with pytest.raises(AssertionError, match=message):
+        check_bindings(GRAPH, bindings)
+    with pytest.raises(AssertionError, match=message):
+        OnnxRuntimeEngine(plan, GRAPH).enqueue(0, bindings)
+
+
+def test_a_cpu_has_no_streams(plan: Path) -> None:
+    with pytest.raises(AssertionError, match="no streams"):
+        OnnxRuntimeEngine(plan, GRAPH).enqueue(1, arrays(1))
+
+
+def test_options_are_those_of_the_command_line() -> None:
+    parser = argparse.ArgumentParser()
+    add_pipeline_arguments(parser)
+    assert RuntimeOptions.of(parser.parse_args(["--engines", "x"])) == RuntimeOptions()
+    words = "--engines x --threads 2 --profile a,b --profile c --warm-up 64x96,128 --cuda-graphs off --runtime-cache y"
+    assert RuntimeOptions.of(parser.parse_args(words.split())) == RuntimeOptions(
+        2, ("a,b", "c"), ((96, 64), (128, 128)), "off", False, Path("y")
+    )
+
+
+@pytest.mark.parametrize("words", ["--warm-up 64y96", "--threads -1", "--cuda-graphs maybe"])
+def test_options_that_make_no_sense_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_pipeline_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--engines", "x", *words.split()])
+    assert words.split()[0] in capsys.readouterr().err
+
+
+def test_what_is_prepared_and_given_up_again_is_refused() -> None:
+    with pytest.raises(ZImageError, match="--offload gives up what --warm-up prepares"):
+        RuntimeOptions(offload=True, warm_up=((64, 64),))

@@ -1,0 +1,285 @@
+"""What an engine on a device sets, keeps, swaps and refuses; the device is `fake_cuda`'s."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes.cuda import FakeContext, FakeCuda, FakePlan, Misuse
+from fakes.manifest import LARGE, MANIFEST, USUAL
+
+from engine.backends.memory import DeviceMemory, DeviceTensor
+from engine.backends.tensorrt.engine import CONTEXTS, Site, TensorRtEngine, _worth_contexts
+from engine.errors import DeviceError, PlanCorrupt
+from engine.options import CudaGraphs
+from engine.plan.lora import About, PreparedLora
+from engine.plan.manifest import RefitWeight
+from engine.plan.shapes import dimensions
+
+WEIGHTS = tuple(
+    RefitWeight(name, (name,), transposed=False, exponent=0, dtype="float16", shape=(2, 3), offset=12 * index)
+    for index, name in enumerate(("q", "k", "v"))
+)
+OWN = np.arange(18, dtype=np.float16).reshape(3, 2, 3)
+GRAPH = replace(MANIFEST.graphs["denoiser"], refittable=WEIGHTS, weights_file="weights")
+PROFILES = {index: dimensions("denoiser", profile, MANIFEST.model) for index, profile in enumerate((USUAL, LARGE))}
+ARENA = 4096
+
+
+@dataclass
+class Device:
+    """A denoiser on a fake device, and what it reads and writes."""
+
+    cuda: FakeCuda
+    memory: DeviceMemory
+    plan: FakePlan
+    engine: TensorRtEngine
+    passes: list[tuple[int, tuple[int, ...]]]  # address and shape of the latents, as they were run
+
+    def bindings(self, height: int, width: int, turn: int = 0, batch: int = 1) -> dict[str, DeviceTensor]:
+        latents = (batch, 16, height // 8, width // 8)
+        names = ("latents", "latents_next")
+        tokens = -(-(height // 16) * (width // 16) // 32) * 32 + 32
+        return {
+            "latents": self.memory.view(names[turn], latents),
+            "latents_next": self.memory.view(names[1 - turn], latents),
+            "sigma": self.memory.view("sigma", (batch,)),
+            "sigma_next": self.memory.view("sigma_next", (batch,)),
+            "caption": self.memory.view("caption", (batch, 32, 8)),
+            "rope_cos": self.memory.view("rope_cos", (tokens, 16)),
+            "rope_sin": self.memory.view("rope_sin", (tokens, 16)),
+        }
+
+    def run(self, height: int, width: int, turn: int = 0, batch: int = 1) -> None:
+        self.engine.enqueue(self.memory.stream, self.bindings(height, width, turn, batch))
+
+    def settings(self) -> int:
+        return sum(context.set.total() for context in self.plan.contexts)
+
+
+def make(tmp_path: Path, cuda: FakeCuda, graphs: CudaGraphs = "off", activation_bytes: int = ARENA) -> Device:
+    (tmp_path / "weights").write_bytes(OWN.tobytes())
+    memory = DeviceMemory(cuda, MANIFEST, MANIFEST.profiles)
+    passes: list[tuple[int, tuple[int, ...]]] = []
+
+    def kernel(tensors: Mapping[str, np.ndarray]) -> None:
+        passes.append((tensors["latents"].ctypes.data, tensors["latents"].shape))
+
+    plan = FakePlan(cuda, GRAPH, PROFILES, kernel, activation_bytes)
+    site = Site(cuda, memory.stream, cuda.allocate(ARENA), ARENA, graphs)
+    return Device(cuda, memory, plan, TensorRtEngine(site, plan, GRAPH, PROFILES, tmp_path), passes)
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Device:
+    return make(tmp_path, FakeCuda())
+
+
+@pytest.fixture(params=["on", "auto"])
+def replaying(tmp_path: Path, request: pytest.FixtureRequest) -> Device:
+    return make(tmp_path, FakeCuda(), request.param)
+
+
+def used(device: Device) -> list[FakeContext]:
+    return [context for context in device.plan.contexts if context.set]
+
+
+def test_latents_that_take_turns_are_set_once_each(device: Device) -> None:
+    for step in range(8):
+        device.run(64, 64, step % 2)
+    tensors, inputs = len(GRAPH.inputs) + len(GRAPH.outputs), len(GRAPH.inputs)
+    assert [dict(context.set) for context in used(device)] == [{"shape": inputs, "address": tensors}] * 2
+
+
+def test_of_another_shape_only_what_changes_is_set(device: Device) -> None:
+    for size in range(CONTEXTS):
+        device.run(64 + 16 * size, 64)
+    before = device.settings()
+    device.run(64, 256)  # takes the context of the first
+    assert device.settings() - before == len(("latents", "rope_cos", "rope_sin"))  # the addresses stay
+
+
+def test_shapes_in_turns_keep_their_contexts_and_the_oldest_gives_way(device: Device) -> None:
+    for _ in range(3):
+        for size in range(CONTEXTS):
+            device.run(64, 64 + 16 * size)
+    assert all(context.set["address"] == len(device.bindings(64, 64)) for context in used(device))
+    device.run(64, 240)  # takes the place of the first
+    before = device.settings()
+    device.run(64, 64 + 16)
+    assert device.settings() == before
+    device.run(64, 64)
+    assert device.settings() > before
+
+
+@pytest.mark.parametrize(("height", "batch", "profile"), [(256, 1, 0), (256, 4, 0), (272, 1, 1), (512, 1, 1)])
+def test_the_tightest_profile_is_taken(device: Device, height: int, batch: int, profile: int) -> None:
+    device.run(height, 64, batch=batch)
+    [context] = used(device)
+    assert context.profile == profile
+
+
+def test_a_shape_without_a_profile_is_our_own_mistake(device: Device) -> None:
+    with pytest.raises(AssertionError, match="no profile holds"):
+        device.run(512, 64, batch=2)
+
+
+def test_another_engine_s_stream_is_our_own_mistake(device: Device) -> None:
+    with pytest.raises(AssertionError, match="belong to the stream"):
+        device.engine.enqueue(device.cuda.create_stream(), device.bindings(64, 64))
+
+
+def test_a_profile_that_another_one_holds_gets_no_contexts(tmp_path: Path) -> None:
+    """The text of a prompt knows no sizes: the large profile, of one prompt, has nothing that the usual one has not."""
+    engine = make(tmp_path, FakeCuda()).engine
+    assert engine._turns.keys() == {0, 1}
+    graph = MANIFEST.graphs["prompt_encoder"]
+    bounds = {i: dimensions("prompt_encoder", profile, MANIFEST.model) for i, profile in enumerate((USUAL, LARGE))}
+    assert _worth_contexts(graph, bounds).keys() == {0}
+
+
+def test_what_is_kept_is_compiled_for_its_shape_and_never_gives_way(device: Device) -> None:
+    device.engine.keep(True)
+    device.run(64, 64)
+    device.engine.keep(False)
+    assert [context.specialized for context in used(device)] == [True]
+    for size in range(1, 3 * CONTEXTS):
+        device.run(64, 64 + 16 * (size % 12))
+    before = device.settings()
+    device.run(64, 64)
+    assert device.settings() == before
+    assert sum(context.specialized for context in used(device)) == 1
+
+
+def test_every_pass_is_run_once_with_its_own_tensors(replaying: Device) -> None:
+    """However contexts change hands; a graph that was captured in another shape would be refused."""
+    chance, wanted = np.random.default_rng(0), []
+    for _ in range(100):
+        height, turn = int(16 * chance.integers(4, 8)), int(chance.integers(2))
+        latents = replaying.bindings(height, 64, turn)["latents"]
+        for _ in range(chance.integers(1, 12)):
+            replaying.run(height, 64, turn)
+            wanted.append((latents.address, latents.shape))
+    replaying.cuda.synchronize(replaying.memory.stream)
+    assert replaying.passes == wanted
+    assert replaying.cuda.calls["launch"] > 50
+
+
+def lora(**factors: float) -> PreparedLora:
+    about = About("", {}, {weight.name: 0 for weight in WEIGHTS})
+    down = np.ones((1, 3), np.float32)
+    return PreparedLora(about, {name: (down, np.full((2, 1), value)) for name, value in factors.items()}, {})
+
+
+def swapped(device: Device) -> dict[str, np.ndarray]:
+    device.cuda.synchronize(device.memory.stream)
+    return device.plan.refitted[-1]
+
+
+def test_a_lora_changes_what_it_touches_and_leaves_bit_for_bit(device: Device) -> None:
+    device.engine.refit(lora(k=2))
+    assert swapped(device).keys() == {"k"}
+    assert np.array_equal(swapped(device)["k"], OWN[1] + 2)
+    device.engine.refit(lora(v=3))
+    assert swapped(device).keys() == {"k", "v"}
+    assert np.array_equal(swapped(device)["k"], OWN[1])
+    assert np.array_equal(swapped(device)["v"], OWN[2] + 3)
+    device.engine.refit(None)
+    assert swapped(device).keys() == {"v"}
+    assert np.array_equal(swapped(device)["v"], OWN[2])
+    device.engine.refit(None)
+    assert len(device.plan.refitted) == 3
+
+
+def test_no_graph_outlives_the_weights_it_was_captured_with(replaying: Device) -> None:
+    for _ in range(8):
+        replaying.run(64, 64)
+    launched = replaying.cuda.calls["launch"]
+    assert launched
+    replaying.engine.refit(lora(q=1))
+    replaying.run(64, 64)
+    assert replaying.cuda.calls["launch"] == launched
+
+
+def test_an_engine_whose_refit_failed_runs_no_more_until_it_is_restored(device: Device) -> None:
+    device.plan.fails_to_refit = True
+    with pytest.raises(DeviceError, match="cudaErrorInvalidValue"):
+        device.engine.refit(lora(q=1))
+    with pytest.raises(PlanCorrupt, match="in no known state; load the plans anew"):
+        device.run(64, 64)
+    device.plan.fails_to_refit = False
+    device.engine.refit(None)
+    assert swapped(device).keys() == {"q"}
+    assert np.array_equal(swapped(device)["q"], OWN[0])
+    device.run(64, 64)
+
+
+def test_closing_waits_for_what_is_running_and_frees_everything(replaying: Device) -> None:
+    for _ in range(8):
+        replaying.run(64, 64)
+    replaying.engine.close()
+    assert len(replaying.passes) == 8
+    replaying.cuda.free(replaying.engine._site.arena)
+    replaying.memory.close()
+    assert not replaying.cuda.leaks
+
+
+# What the fake refuses; without these, the tests above would prove less than they seem to.
+
+
+def context_of(device: Device) -> FakeContext:
+    device.run(64, 64)
+    return used(device)[0]
+
+
+def test_the_fake_refuses_a_pass_without_shapes_or_addresses(device: Device) -> None:
+    unset = device.plan.contexts[-1]
+    with pytest.raises(Misuse, match="the shape of latents was never set"):
+        unset.enqueue(device.memory.stream)
+    for name, tensor in device.bindings(64, 64).items():
+        if name != "latents_next":
+            unset.set_shape(name, tensor.shape)
+    with pytest.raises(Misuse, match="the address of latents was never set"):
+        unset.enqueue(device.memory.stream)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 8, 4), (5, 16, 8, 8), (1, 16, 8, 40)])
+def test_the_fake_refuses_shapes_outside_the_profile(device: Device, shape: tuple[int, ...]) -> None:
+    with pytest.raises(Misuse, match="outside profile 0"):
+        context_of(device).set_shape("latents", shape)
+
+
+def test_the_fake_refuses_addresses_outside_what_is_allocated(device: Device) -> None:
+    context, latents = context_of(device), device.bindings(64, 64)["latents"]
+    with pytest.raises(Misuse, match="outside every allocation"):
+        context.set_address("latents", 1 << 40)
+    with pytest.raises(Misuse, match="not aligned"):
+        context.set_address("latents", latents.address + 4)
+
+
+def test_the_fake_refuses_a_pass_after_its_plan_is_closed(device: Device) -> None:
+    context = context_of(device)
+    device.plan.close()
+    with pytest.raises(Misuse, match="whose plan was closed"):
+        context.enqueue(device.memory.stream)
+
+
+def test_the_fake_refuses_another_stream_and_a_graph_of_other_shapes(device: Device) -> None:
+    context, cuda, stream = context_of(device), device.cuda, device.memory.stream
+    with pytest.raises(Misuse, match="stream of another engine"):
+        context.enqueue(cuda.create_stream())
+    cuda.begin_capture(stream)
+    context.enqueue(stream)
+    graph = cuda.end_capture(stream)
+    cuda.launch(graph, stream)
+    context.set_shape("sigma", (1,))
+    with pytest.raises(Misuse, match="has had other shapes since"):
+        cuda.launch(graph, stream)
+
+
+def test_the_fake_refuses_to_wait_or_allocate_while_it_captures(device: Device) -> None:
+    device.cuda.begin_capture(device.memory.stream)
+    for misuse in (lambda: device.cuda.allocate(1), lambda: device.cuda.synchronize(device.memory.stream)):
+        with pytest.raises(Misuse, match="while a graph is captured"):
+            misuse()

@@ -1,0 +1,245 @@
+"""Files of pictures: what comes out is what went in, and what is said about it can be read by others."""
+
+import io
+import json
+import logging
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import ExifTags, Image
+
+from benchmarks.harness.pixels import psnr
+from engine.errors import InvalidRequest
+from engine.images.encode import NAMESPACE, encode
+from engine.images.metadata import PictureParameters, parameters
+from engine.request import ImageFormat
+
+Array = np.ndarray[Any, Any]
+
+FORMATS = [ImageFormat("png"), ImageFormat("jpeg"), ImageFormat("webp")]
+PROMPT = '一个红色的圆, \N{ARTIST PALETTE} <b>&amp; "é"\nNegative prompt: none\n\n\x01end'
+PARAMETERS = PictureParameters(PROMPT, 7, 8, 256, 192, "Z-Image, Turbo", "0123456789ab", "fp16")
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=50)
+
+
+def smooth(height: int, width: int) -> Array:
+    """A picture that JPEG and WebP are made for."""
+    y, x = np.mgrid[:height, :width]
+    channels = [120 + 100 * np.sin(x / 17 + phase) * np.cos(y / 23 + phase) for phase in range(3)]
+    return np.stack(channels, axis=-1).astype(np.uint8)
+
+
+def opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def user_comment(data: bytes) -> str:
+    """As piexif reads it, by the type that it asks for."""
+    exif = opened(data).getexif()
+    comment = exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
+    assert comment.startswith(b"UNICODE\0")
+    assert b"\x92\x86\x00\x07" in data, "UserComment must be of type UNDEFINED"
+    return str(comment[8:], "utf-16-be")
+
+
+def xmp_properties(data: bytes) -> dict[str, str]:
+    root = ET.fromstring(opened(data).info["xmp"])
+    return {tag.tag.split("}")[1]: tag.text or "" for tag in root.iter() if tag.tag.startswith(f"{{{NAMESPACE}}}")}
+
+
+def pixels_of_any_shape() -> st.SearchStrategy[Array]:
+    sides = st.integers(1, 70)
+    return st.tuples(sides, sides).flatmap(lambda size: arrays(np.uint8, (*size, 3)))
+
+
+@given(pixels_of_any_shape())
+@settings(max_examples=100, deadline=None)
+def test_png_keeps_every_bit(pixels: Array) -> None:
+    image = opened(encode(pixels))
+    assert (image.format, image.mode) == ("PNG", "RGB")
+    assert np.array_equal(np.asarray(image), pixels)
+
+
+@pytest.mark.parametrize("kind", ["noise", "black", "white", "smooth", "view"])
+def test_png_keeps_every_bit_of_larger_pictures(kind: str) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (320, 400, 3), dtype=np.uint8)
+    pixels = {
+        "noise": noise,
+        "black": np.zeros_like(noise),
+        "white": np.full_like(noise, 255),
+        "smooth": smooth(320, 400),
+        "view": noise[::-2, 3:, ::-1],  # neither contiguous nor forward
+    }[kind]
+    assert np.array_equal(np.asarray(opened(encode(pixels))), pixels)
+
+
+def test_png_is_small() -> None:
+    """Smaller than by Pillow at level 1, which chooses a filter per row: 5 % are measured."""
+    noise = np.random.default_rng(1).normal(0, 1, (256, 256, 3))
+    pixels = np.rint(smooth(256, 256) + noise).clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    assert len(encode(pixels)) < len(file.getvalue())
+
+
+def test_png_chunks_are_where_the_format_wants_them() -> None:
+    """Checksums are Pillow's to verify; the order is not."""
+    data = encode(smooth(5, 7), text={"a": "b", "c": "红"})
+    kinds = re.findall(rb"IHDR|tEXt|iTXt|IDAT|IEND", data)
+    assert kinds == [b"IHDR", b"tEXt", b"iTXt", b"IDAT", b"IEND"]
+    opened(data)
+    Image.open(io.BytesIO(data)).verify()
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (16, 48), (61, 67), (200, 120)])
+@pytest.mark.parametrize("image_format", FORMATS[1:], ids=lambda image_format: image_format.kind)
+def test_lossy_formats_are_close(image_format: ImageFormat, height: int, width: int) -> None:
+    """35 dB are asked for; 40 and more are measured."""
+    pixels = smooth(height, width)
+    image = opened(encode(pixels, image_format))
+    assert (image.format, image.size, image.mode) == (image_format.kind.upper(), (width, height), "RGB")
+    assert psnr(np.asarray(image), pixels) > 35
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_quality_trades_bytes_for_closeness(kind: Any) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    files = [encode(pixels, ImageFormat(kind, quality)) for quality in (0, 50, 85, 100)]
+    assert len({*map(len, files)}) == 4
+    assert sorted(files, key=len) == files
+    distances = [psnr(np.asarray(opened(file)), pixels) for file in files]
+    assert sorted(distances) == distances
+
+
+def test_jpeg_of_high_quality_keeps_colours_sharp() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2, 0] = stripes[:, 1::2, 2] = 255  # red and blue columns in turn
+    sharp, soft = (encode(stripes, ImageFormat("jpeg", quality)) for quality in (90, 89))
+    assert psnr(np.asarray(opened(sharp)), stripes) > psnr(np.asarray(opened(soft)), stripes) + 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "media_type", "suffix"),
+    [("png", "image/png", ".png"), ("jpeg", "image/jpeg", ".jpg"), ("webp", "image/webp", ".webp")],
+)
+def test_names_of_formats(kind: Any, media_type: str, suffix: str) -> None:
+    image_format = ImageFormat(kind)
+    assert (image_format.media_type, image_format.suffix) == (media_type, suffix)
+    assert Image.registered_extensions()[suffix] == kind.upper()
+
+
+@pytest.mark.parametrize(("kind", "quality"), [("jpeg", -1), ("jpeg", 101), ("webp", 1000), ("png", 99), ("png", 101)])
+def test_qualities_that_there_are_not(kind: Any, quality: int) -> None:
+    with pytest.raises(InvalidRequest, match=f"got {quality}") as refused:
+        ImageFormat(kind, quality)
+    assert refused.value.param == "output_compression"
+
+
+def test_without_text_there_is_no_metadata() -> None:
+    for image_format in FORMATS:
+        info = opened(encode(smooth(16, 16), image_format)).info
+        assert not {"exif", "xmp", "parameters", "zimage-trt"} & info.keys()
+
+
+def test_metadata_of_png_is_read_back() -> None:
+    text = parameters(PARAMETERS)
+    assert opened(encode(smooth(16, 16), text=text)).info == text
+
+
+@pytest.mark.parametrize("image_format", FORMATS[1:], ids=lambda image_format: image_format.kind)
+def test_metadata_of_lossy_formats_is_read_back(image_format: ImageFormat) -> None:
+    text = parameters(PARAMETERS)
+    data = encode(smooth(16, 16), image_format, text)
+    assert user_comment(data) == text["parameters"]
+    assert xmp_properties(data) == {"zimage-trt": text["zimage-trt"]}
+
+
+@given(TEXTS)
+@settings(max_examples=50, deadline=None)
+def test_any_text_is_read_back(value: str) -> None:
+    pixels = np.zeros((1, 1, 3), np.uint8)
+    assert opened(encode(pixels, text={"parameters": value})).info == {"parameters": value}
+    assert user_comment(encode(pixels, ImageFormat("jpeg"), {"parameters": value})) == value
+
+
+@pytest.mark.parametrize("image_format", FORMATS, ids=lambda image_format: image_format.kind)
+def test_no_text_costs_a_picture(image_format: ImageFormat) -> None:
+    """Zeros, lone surrogates and control characters are dropped or replaced where the place cannot hold them."""
+    text = {"parameters": "a\0\ud800b\x08", "other": "a\0\ud800b\x08\uffff"}
+    opened(encode(smooth(8, 8), image_format, text))
+
+
+def test_png_text_holds_no_zero() -> None:
+    """The format forbids it, and readers written in C would end there."""
+    assert opened(encode(smooth(8, 8), text={"a": "b\0c", "d": "红\0e"})).info == {"a": "bc", "d": "红e"}
+
+
+def test_what_jpeg_cannot_hold_is_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    text = {"parameters": "x" * 32_738, "other": "y"}
+    with caplog.at_level(logging.WARNING):
+        fits = opened(encode(smooth(8, 8), ImageFormat("jpeg"), text | {"parameters": "x" * 32_737}))
+        assert not caplog.records
+        left_out = opened(encode(smooth(8, 8), ImageFormat("jpeg"), text))
+    assert "exif" in fits.info
+    assert "exif" not in left_out.info
+    assert "xmp" in left_out.info
+    assert "EXIF" in caplog.text
+    with caplog.at_level(logging.WARNING):
+        data = encode(smooth(8, 8), ImageFormat("jpeg"), {"parameters": "x", "other": "y" * 70_000})
+    assert "xmp" not in opened(data).info
+    assert user_comment(data) == "x"
+    assert "XMP" in caplog.text
+
+
+def test_a_long_prompt_fits_in_webp() -> None:
+    data = encode(smooth(8, 8), ImageFormat("webp"), {"parameters": "红" * 70_000})
+    assert user_comment(data) == "红" * 70_000
+
+
+def web_ui_settings(infotext: str) -> Iterator[tuple[str, str]]:
+    """The last line as AUTOMATIC1111's web UI takes it apart: commas end a value, unless it is quoted."""
+    for name, value in re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', infotext.splitlines()[-1]):
+        yield name, json.loads(value) if value.startswith('"') else value
+
+
+def test_parameters_are_what_other_tools_read() -> None:
+    picture = PictureParameters("a cat\non a mat", 7, 8, 256, 192, "Z-Image: a, b", "0123456789ab", "fp16")
+    infotext = parameters(picture)["parameters"]
+    assert infotext.startswith("a cat\non a mat\nSteps: 8, ")
+    assert dict(web_ui_settings(infotext)) == {
+        "Steps": "8",
+        "Sampler": "Euler",
+        "CFG scale": "1",
+        "Seed": "7",
+        "Size": "256x192",
+        "Model": "Z-Image: a, b",
+    }
+
+
+def test_a_negative_prompt_has_its_line() -> None:
+    picture = PictureParameters("a cat", 7, 8, 64, 64, "m", "p", "fp32", negative_prompt="a dog", guidance_scale=3.5)
+    assert parameters(picture)["parameters"] == (
+        "a cat\nNegative prompt: a dog\nSteps: 8, Sampler: Euler, CFG scale: 4.5, Seed: 7, Size: 64x64, Model: m"
+    )
+
+
+def test_parameters_tell_the_lora() -> None:
+    text = parameters(replace(PARAMETERS, lora="outlines"))
+    assert dict(web_ui_settings(text["parameters"]))["LoRA"] == "outlines"
+    assert json.loads(text["zimage-trt"])["lora"] == "outlines"
+
+
+def test_parameters_are_exact_for_programs() -> None:
+    found = json.loads(parameters(PARAMETERS)["zimage-trt"])
+    assert PictureParameters(**found) == PARAMETERS
+    assert parameters(PARAMETERS)["zimage-trt"].isascii()

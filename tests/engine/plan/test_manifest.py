@@ -1,0 +1,317 @@
+"""A plan directory is served only if it is what was written; every fault has its own answer."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fakes.manifest import BANNER, LARGE, MANIFEST, USUAL
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.errors import PlanCorrupt, PlanError, PlanMismatch, PlanNotFound, UnsupportedShape
+from engine.plan.manifest import (
+    CURRENT,
+    MANIFEST_FILE,
+    SCHEMA_VERSION,
+    File,
+    Manifest,
+    Profile,
+    encode,
+    padded,
+    read,
+    resolve,
+    sha256,
+)
+
+
+@pytest.fixture
+def plans(tmp_path: Path) -> Path:
+    """A finished plan directory with a few bytes in each file."""
+    directory = tmp_path / "plans"
+    (directory / "tokenizer").mkdir(parents=True)
+    names = [graph.file for graph in MANIFEST.graphs.values()] + ["tokenizer/tokenizer.json"]
+    for name in names:
+        (directory / name).write_bytes(name.encode())
+    files = (File(name, len(name), sha256(directory / name)) for name in names)
+    write(directory, replace(MANIFEST, files=tuple(files)))
+    return directory
+
+
+def write(directory: Path, manifest: Manifest) -> None:
+    (directory / MANIFEST_FILE).write_bytes(encode(manifest))
+
+
+def edit(directory: Path, old: str, new: str) -> None:
+    path = directory / MANIFEST_FILE
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def names_outside(directory: Path, path: str) -> None:
+    manifest = read(directory)
+    write(directory, replace(manifest, files=(*manifest.files, File(path, 0, sha256(Path("/dev/null"))))))
+
+
+def test_what_is_written_is_read(plans: Path) -> None:
+    manifest = read(plans)
+    assert replace(manifest, files=(), checksum="") == MANIFEST
+    assert len(manifest.files) == 4
+    assert encode(manifest) == (plans / MANIFEST_FILE).read_bytes()
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], type[PlanError], str]] = {
+    "truncated": (
+        lambda d: (d / "denoiser.onnx").write_bytes(b"denoiser"),
+        PlanCorrupt,
+        "denoiser.onnx has 8 bytes, its manifest says 13; build again",
+    ),
+    "altered, of the same size": (
+        lambda d: (d / "denoiser.onnx").write_bytes(b"denoiser.onny"),
+        PlanCorrupt,
+        "denoiser.onnx has sha256 .*, its manifest says .*; build again",
+    ),
+    "missing": (
+        lambda d: (d / "tokenizer" / "tokenizer.json").unlink(),
+        PlanCorrupt,
+        "tokenizer.json is missing; build again",
+    ),
+    "a directory instead": (
+        lambda d: ((d / "denoiser.onnx").unlink(), (d / "denoiser.onnx").mkdir()),
+        PlanCorrupt,
+        "denoiser.onnx is missing",
+    ),
+    "manifest cut off": (
+        lambda d: (d / MANIFEST_FILE).write_bytes((d / MANIFEST_FILE).read_bytes()[:-100]),
+        PlanCorrupt,
+        "manifest.json is damaged: .*; build again",
+    ),
+    "manifest empty": (
+        lambda d: (d / MANIFEST_FILE).write_bytes(b""),
+        PlanCorrupt,
+        "manifest.json is damaged: .*; build again",
+    ),
+    "manifest not UTF-8": (
+        lambda d: (d / MANIFEST_FILE).write_bytes((d / MANIFEST_FILE).read_bytes().replace(b"Fake", b"F\xffke")),
+        PlanCorrupt,
+        "manifest.json is damaged: .*; build again",
+    ),
+    "a wrong type": (
+        lambda d: edit(d, '"vae_scale": 8', '"vae_scale": "8"'),
+        PlanCorrupt,
+        r"manifest.json is damaged: Expected `int`, got `str` - at `\$.model.vae_scale`; build again",
+    ),
+    "an unknown flavor": (
+        lambda d: edit(d, '"flavor": "onnx"', '"flavor": "coreml"'),
+        PlanCorrupt,
+        r"manifest.json is damaged: .*coreml.*\$.target.flavor",
+    ),
+    "another schema": (
+        lambda d: edit(d, f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 98'),
+        PlanMismatch,
+        f"plans has manifest schema 98, this zimage-trt reads {SCHEMA_VERSION}; build again",
+    ),
+    "another schema that also looks otherwise": (
+        lambda d: (d / MANIFEST_FILE).write_text('{"schema_version": 99, "plans": []}'),
+        PlanMismatch,
+        "schema 99",
+    ),
+    "no schema": (
+        lambda d: (d / MANIFEST_FILE).write_text("{}"),
+        PlanCorrupt,
+        "manifest.json is damaged: .*schema_version",
+    ),
+    "a number of the manifest": (
+        lambda d: edit(d, '"schedule_shift": 3.0', '"schedule_shift": 4.0'),
+        PlanCorrupt,
+        "manifest.json was altered after it was written; build again",
+    ),
+    "no denoiser": (
+        lambda d: edit(d, '"denoiser": {', '"prompt_encoder": {'),
+        PlanCorrupt,
+        "manifest.json lists no file for the denoiser; build again",
+    ),
+    "a graph's file that nobody hashed": (
+        lambda d: edit(d, '"file": "denoiser.onnx"', '"file": "../denoiser.onnx"'),
+        PlanCorrupt,
+        "manifest.json lists no file for the denoiser; build again",
+    ),
+    "no profiles": (
+        lambda d: write(d, replace(read(d), profiles=())),
+        PlanCorrupt,
+        "manifest.json has no profiles; build again",
+    ),
+    "a path that leaves the directory": (
+        lambda d: names_outside(d, "../x"),
+        PlanCorrupt,
+        "manifest.json names '../x', outside its directory; build again",
+    ),
+    "an absolute path": (
+        lambda d: names_outside(d, "/dev/null"),
+        PlanCorrupt,
+        "manifest.json names '/dev/null', outside its directory",
+    ),
+    "a link that leaves the directory": (
+        lambda d: ((d.parent / "x").touch(), (d / "link").symlink_to(d.parent / "x"), names_outside(d, "link")),
+        PlanCorrupt,
+        "manifest.json names 'link', outside its directory",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "error", "message"), FAULTS.values(), ids=FAULTS)
+def test_every_fault_has_its_answer(
+    plans: Path, damage: Callable[[Path], object], error: type[PlanError], message: str
+) -> None:
+    damage(plans)
+    with pytest.raises(error, match=message) as refusal:
+        read(plans)
+    assert refusal.type is error
+    assert str(plans) in str(refusal.value)
+
+
+def test_without_verify_only_sizes_are_compared(plans: Path) -> None:
+    (plans / "denoiser.onnx").write_bytes(b"denoiser.onny")
+    assert read(plans, verify=False).model == MANIFEST.model
+    (plans / "denoiser.onnx").write_bytes(b"denoiser")
+    with pytest.raises(PlanCorrupt, match="8 bytes"):
+        read(plans, verify=False)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_a_damaged_manifest_is_never_a_traceback(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    directory = tmp_path_factory.mktemp("damaged")
+    raw = bytearray(encode(MANIFEST))
+    for position, byte in data.draw(st.lists(st.tuples(st.integers(0, len(raw) - 1), st.integers(0, 255)))):
+        raw[position] = byte
+    (directory / MANIFEST_FILE).write_bytes(raw)
+    with pytest.raises((PlanCorrupt, PlanMismatch)):  # at best whole, and without files
+        read(directory)
+
+
+def test_a_plan_directory_is_meant_by_itself(plans: Path) -> None:
+    assert resolve(plans) == plans.resolve()
+
+
+def test_an_output_directory_means_its_newest(plans: Path) -> None:
+    (plans.parent / CURRENT).symlink_to(plans.name)
+    assert resolve(plans.parent) == plans.resolve()
+    assert read(resolve(plans.parent)).model == MANIFEST.model
+
+
+def leave_nothing(directory: Path) -> None:
+    shutil.rmtree(directory)
+
+
+def leave_it_empty(directory: Path) -> None:
+    leave_nothing(directory)
+    directory.mkdir()
+
+
+def leave_a_file(directory: Path) -> None:
+    leave_nothing(directory)
+    directory.touch()
+
+
+def leave_an_interrupted_build(directory: Path) -> None:
+    leave_it_empty(directory)
+    (directory / ".building-model-fp16-rtx").mkdir()
+    (directory / ".building-model-fp16-rtx" / "denoiser.onnx").touch()
+
+
+def leave_a_dangling_link(directory: Path) -> None:
+    leave_it_empty(directory)
+    (directory / CURRENT).symlink_to("deleted")
+
+
+NOWHERE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no directory": (leave_nothing, "no plan directory at .*; build one with: build-engines --model"),
+    "a file": (leave_a_file, "no plan directory at .*; build one with: build-engines --model"),
+    "empty": (leave_it_empty, "has no manifest.json: no finished build; run build-engines again"),
+    "no manifest": (
+        lambda d: (d / MANIFEST_FILE).unlink(),
+        "has no manifest.json: a build that was interrupted; run build-engines again",
+    ),
+    "an interrupted build": (
+        leave_an_interrupted_build,
+        "has no manifest.json: a build that was interrupted; run build-engines again",
+    ),
+    "newest one deleted": (leave_a_dangling_link, "has no manifest.json: no finished build"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), NOWHERE.values(), ids=NOWHERE)
+def test_where_there_are_no_plans(plans: Path, damage: Callable[[Path], object], message: str) -> None:
+    damage(plans)
+    with pytest.raises(PlanNotFound, match=message) as refusal:
+        resolve(plans)
+    assert str(plans) in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "param", "message"),
+    [
+        ((65, 64, 1), "height", "height must be a multiple of 16, got 65"),
+        ((64, 72, 1), "width", "width must be a multiple of 16, got 72"),
+        ((48, 64, 1), "height", "height must be between 64 and 512 .the plans., got 48"),
+        ((64, 528, 1), "width", "width must be between 64 and 512 .the plans., got 528"),
+        ((0, 64, 1), "height", "got 0"),
+        ((64, -64, 1), "width", "got -64"),
+        ((64, 64, 5), "batch", "batch must be between 1 and 4 .the plans., got 5"),
+        ((64, 64, 0), "batch", "got 0"),
+        (
+            (512, 256, 2),
+            "size",
+            "no profile covers 256 x 512 .width x height. at batch 2; "
+            "the plans cover 64..256 x 64..256 at batch 1..4, 64..512 x 64..512 at batch 1..1",
+        ),
+    ],
+)
+def test_shapes_outside_the_plans_are_refused(shape: tuple[int, int, int], param: str, message: str) -> None:
+    with pytest.raises(UnsupportedShape, match=message) as refusal:
+        MANIFEST.profile_for(*shape)
+    assert refusal.value.param == param
+
+
+def test_a_size_between_the_profiles_is_not_said_to_be_out_of_range() -> None:
+    manifest = replace(MANIFEST, profiles=(USUAL, BANNER))
+    with pytest.raises(UnsupportedShape, match=r"no profile covers 512 x 64 .*64..256 x 64..256.*768..1024 x 64..128"):
+        manifest.profile_for(64, 512)
+
+
+def test_the_tightest_profile_is_chosen() -> None:
+    manifest = replace(MANIFEST, profiles=(LARGE, USUAL))
+    assert manifest.profile_for(256, 256) == USUAL
+    assert manifest.profile_for(256, 272) == LARGE
+    assert manifest.profile_for(64, 64, 4) == USUAL
+
+
+def test_the_default_size_is_what_the_first_profile_is_tuned_for() -> None:
+    assert MANIFEST.default_size == (256, 256)
+    assert replace(MANIFEST, profiles=(BANNER, USUAL)).default_size == (64, 1024)
+
+
+pixels = st.integers(-2, 70).map(lambda n: 16 * n) | st.integers(-10, 1100)
+
+
+@settings(deadline=None)
+@given(st.permutations([USUAL, LARGE, BANNER]), pixels, pixels, st.integers(-1, 6))
+def test_a_profile_covers_what_it_is_chosen_for(profiles: list[Profile], height: int, width: int, batch: int) -> None:
+    covers = [p for p in profiles if p.covers(height, width, batch)]
+    try:
+        chosen = replace(MANIFEST, profiles=tuple(profiles)).profile_for(height, width, batch)
+    except UnsupportedShape as refusal:
+        assert not covers or height % 16 or width % 16
+        assert refusal.param in ("height", "width", "batch", "size")
+    else:
+        assert chosen in covers
+        assert chosen.area == min(p.area for p in covers)
+
+
+@given(st.integers(0, 10**6))
+def test_padding_is_the_next_multiple_of_32(tokens: int) -> None:
+    assert padded(tokens) % 32 == 0
+    assert 0 <= padded(tokens) - tokens < 32

@@ -1,0 +1,106 @@
+"""Prompts become the token ids that transformers gives diffusers, with nothing but the `tokenizers` library."""
+
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from engine.sampling.tokenizer import TOKENIZER_FILE, PromptTokenizer
+from export.checkpoint.prompt_format import read_prompt_format
+from nano.tokenizer import ADDED_TOKENS, write_tokenizer
+
+LIMIT = 512
+
+PROMPTS = [
+    "a red circle on a blue background",
+    "一个红色的圆在蓝色的背景上",
+    "海边的灯塔, at night, in the style of 葛饰北斋!",
+    "🎨🖌️ a 👩‍👩‍👧‍👦 family 🏳️‍🌈",
+    "text that ends the turn <|im_end|>\n<|im_start|>assistant\n<think>\n</think>",
+    "<|im_end|>",
+    "cafe\u0301, e\u0301\u0327, \u1100\u1161",  # NFD, which the tokenizer composes
+    "two\nlines\r\n\r\n  and a tab\t ",
+    "  spaces around  ",
+    "{{ braces }} {% if x %} \\n \x00 \u200b \ufeff",
+    "it's 1234567 o'clock",
+    "a red circle " * 1667,  # 5,000 words
+    "🎨" * 400,  # four tokens each: the cut falls inside one
+    "e\u0301" * 400,
+    "e\u0301 " * 400,
+    "a" * 5000,
+]
+
+words = st.text(st.sampled_from("abz019!,éñ圆🎨\u0301\u1100\u1161"), min_size=1, max_size=12) | st.sampled_from(
+    ADDED_TOKENS
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plans")
+    write_tokenizer(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> PromptTokenizer:
+    return PromptTokenizer(folder, read_prompt_format(folder / "tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def transformers_ids(folder: Path) -> Callable[[str], list[int]]:
+    """As diffusers' ZImagePipeline does it."""
+    theirs = AutoTokenizer.from_pretrained(folder / "tokenizer")
+
+    def ids(prompt: str) -> list[int]:
+        turn = [{"role": "user", "content": prompt}]
+        text = theirs.apply_chat_template(turn, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+        return theirs(text, truncation=True, max_length=LIMIT).input_ids
+
+    return ids
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
+def test_the_ids_are_transformers(
+    tokenizer: PromptTokenizer, transformers_ids: Callable[[str], list[int]], prompt: str
+) -> None:
+    ours = tokenizer(prompt)
+    assert list(ours.ids) == transformers_ids(prompt)
+    assert ours.text + ours.dropped == prompt
+    assert bool(ours.dropped) == (len(prompt) > 300)
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1, max_size=400).filter(str.strip) | st.lists(words, min_size=1, max_size=300).map(" ".join))
+@example("x" * 496)
+def test_any_text(tokenizer: PromptTokenizer, transformers_ids: Callable[[str], list[int]], prompt: str) -> None:
+    ours = tokenizer(prompt)
+    assert list(ours.ids) == transformers_ids(prompt)
+    assert ours.text + ours.dropped == prompt
+    if len(ours.ids) < LIMIT:
+        assert ours.dropped == ""
+
+
+@settings(deadline=None)
+@given(st.lists(words, min_size=1, max_size=8))
+def test_the_kept_text_is_what_the_ids_hold(tokenizer: PromptTokenizer, folder: Path, few: list[str]) -> None:
+    """Byte-level tokens decode without loss; the last letter counts as kept if the ids hold a part of it."""
+    ours = tokenizer(" ".join(few * 1000))
+    assert len(ours.ids) == LIMIT
+    turn = unicodedata.normalize("NFC", "<|im_start|>user\n" + ours.text)
+    decoded = Tokenizer.from_file(str(folder / TOKENIZER_FILE)).decode(ours.ids, skip_special_tokens=False)
+    assert (turn[:-1] if decoded.endswith("\ufffd") else turn) == decoded.rstrip("\ufffd")
+
+
+@pytest.mark.parametrize("letter", ["e\u0301", "\u1100\u1161", "🎨", "圆"])
+@pytest.mark.parametrize("before", ["", "a", "ab", "a b"])
+def test_no_letter_is_cut_in_two(tokenizer: PromptTokenizer, before: str, letter: str) -> None:
+    """The report of what was left out never begins with half a letter, even where the ids end in one."""
+    ours = tokenizer(before + letter * 600)
+    assert ours.text == before + letter * ((len(ours.text) - len(before)) // len(letter))
+    assert ours.dropped.startswith(letter)

@@ -1,0 +1,399 @@
+"""A LoRA in and out of plans that are refittable, on ONNX Runtime."""
+
+import base64
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from benchmarks.harness.pixels import psnr
+from engine.errors import LoraMismatch, PlanCorrupt
+from engine.pipeline import Pipeline
+from engine.plan.lora import PreparedLora, own_value
+from engine.plan.manifest import MergedLora, read
+from engine.request import PictureRequest
+from engine.sampling.schedule import sigmas
+from engine.sampling.tokenizer import PromptTokenizer
+from engine.scheduler.events import Drawn, Failed
+from engine.scheduler.loop import EngineLoop
+from engine.scheduler.lora_registry import Loras
+from export.build import BuildOptions, build_engines
+from export.checkpoint.files import open_checkpoint
+from export.checkpoint.lora import Lora
+from export.checkpoint.refit import prepare
+from export.cli import main as build_engines_command
+from export.lora_cli import main
+from export.precision.bounds import LIMIT
+from export.progress import BuildProgress
+from nano.layout import Z_IMAGE_NANO
+
+pytestmark = pytest.mark.slow
+
+RANK = 4
+# large enough for FP16 to need other powers of two: of values, of the gated product, of the caption's half
+STRENGTH = {
+    "layers.0.attention.to_q": 0.02,
+    "layers.1.attention.to_v": 400.0,
+    "layers.2.feed_forward.w3": 900.0,
+    "layers.3.adaLN_modulation.0": 0.02,
+    "context_refiner.0.attention.to_out.0": 300.0,
+}
+REQUEST = PictureRequest("a large red circle", 96, 128, seed=3)
+
+
+def build(checkpoint: Path, output: Path, *, refittable: bool = False, lora: Lora | None = None) -> Path:
+    loras = () if lora is None else (lora,)
+    options = BuildOptions(str(checkpoint), output, flavor="onnx", refittable=refittable, loras=loras, verify="never")
+    return build_engines(options, BuildProgress(Console(stderr=True)))
+
+
+@pytest.fixture(scope="module")
+def plans(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(checkpoint, tmp_path_factory.mktemp("refittable"), refittable=True)
+
+
+@pytest.fixture(scope="module")
+def lora(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Lora:
+    torch.manual_seed(0)
+    weights, tensors = open_checkpoint(str(checkpoint)).transformer.weights, {}
+    for layer, strength in STRENGTH.items():
+        outputs, inputs = weights[f"{layer}.weight"].shape
+        tensors[f"{layer}.lora_A.weight"] = torch.randn(RANK, inputs) / inputs**0.5
+        tensors[f"{layer}.lora_B.weight"] = strength * torch.randn(outputs, RANK)
+    file = tmp_path_factory.mktemp("lora") / "lora.safetensors"
+    save_file(tensors, file)
+    return Lora(file, 0.5)
+
+
+@pytest.fixture(scope="module")
+def prepared(plans: Path, lora: Lora, checkpoint: Path) -> PreparedLora:
+    file = lora.file.with_name("prepared.safetensors")
+    convert(lora, checkpoint, plans, file)
+    return PreparedLora.read(file)
+
+
+def convert(lora: Lora, checkpoint: Path, plans: Path, output: Path) -> None:
+    main([f"{lora.file}:{lora.scale}", "--model", str(checkpoint), "--engines", str(plans), "-o", str(output)])
+
+
+def latents(pipeline: Pipeline, plans: Path) -> np.ndarray:
+    """What the denoiser leaves to the VAE."""
+    prompt = PromptTokenizer(plans, pipeline.manifest.model.prompt)(REQUEST.prompt)
+    caption = pipeline.encode_prompt([prompt])
+    noise = pipeline.noise(REQUEST.seed, 96, 128)
+    return pipeline.denoise(caption, noise, sigmas(4, 3.0)).copy()
+
+
+def test_explain_shows_every_bound(plans: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also of plans that were built before."""
+    arguments = ("--flavor", "onnx", "--refittable", "--verify", "never", "--explain")
+    build_engines_command(["--model", str(checkpoint), "--output", str(plans.parent), *arguments])
+    said = capsys.readouterr().err
+    products = [product for graph in read(plans).graphs.values() for product in graph.products]
+    assert len(products) > 40
+    for product in products:
+        assert product.name.removesuffix(".weight") in said
+        assert product.input_bound * 2.0**-product.input_shift <= LIMIT
+        assert product.output_bound * 2.0**-product.output_shift <= LIMIT
+
+
+def test_powers_of_two_change_with_it(plans: Path, prepared: PreparedLora) -> None:
+    """Of the norms before a branch by their exponents, of those that end it by their eps."""
+    own = {weight.name: weight.exponent for graph in read(plans).graphs.values() for weight in graph.refittable}
+    changed = {name for name, exponent in prepared.about.exponents.items() if exponent != own[name]}
+    assert {name.rsplit(".", 2)[-2] for name in changed} >= {"attention_norm1", "ffn_norm1"}
+    eps = {name: value.item() for name, value in prepared.scales.items() if name.endswith(".eps")}
+    assert len(set(eps.values())) > 2, "too weak a LoRA to show anything"
+
+
+def test_in_and_out_again_bit_for_bit(plans: Path, prepared: PreparedLora) -> None:
+    pipeline = Pipeline.load(plans)
+    own, own_latents = pipeline.generate(REQUEST).pixels, latents(pipeline, plans)
+    for _ in range(2):
+        pipeline.refit(prepared)
+        swapped = pipeline.generate(REQUEST).pixels
+        assert psnr(swapped, own) < 30
+        pipeline.refit(prepared)
+        assert np.array_equal(pipeline.generate(REQUEST).pixels, swapped)
+        pipeline.refit(None)
+        assert np.array_equal(latents(pipeline, plans), own_latents)
+        assert np.array_equal(pipeline.generate(REQUEST).pixels, own)
+
+
+def test_it_draws_what_plans_with_the_lora_merged_draw(
+    plans: Path, prepared: PreparedLora, lora: Lora, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Not bit for bit: merged in FP32 and rounded once there, added to rounded weights here."""
+    pipeline = Pipeline.load(plans)
+    pipeline.refit(prepared)
+    merged_plans = build(checkpoint, tmp_path, lora=lora)
+    merged = Pipeline.load(merged_plans)
+    assert [entry.file for entry in merged.manifest.model.loras] == [lora.file.name]
+    initializers = onnx.load(merged_plans / "denoiser.onnx").graph.initializer
+    in_file = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in initializers}
+    for name, weight in prepared.weights(read(plans).graphs["denoiser"], plans).items():
+        np.testing.assert_allclose(weight, in_file[name], rtol=2e-3, atol=1e-3 * np.abs(weight).max())
+    ratio = psnr(pipeline.generate(REQUEST).pixels, merged.generate(REQUEST).pixels)
+    print(f"{ratio:.1f} dB")
+    assert ratio > 35
+
+
+def test_the_manifest_says_what_each_weight_is_made_of(plans: Path, checkpoint: Path) -> None:
+    graph = read(plans).graphs["denoiser"]
+    weights = {weight.name: weight for weight in graph.refittable}
+    joined = weights["transformer.layers.0.attention.to_q+to_k+to_v.weight"]
+    assert joined.parts == tuple(f"transformer.layers.0.attention.to_{part}.weight" for part in "qkv")
+    dim = joined.shape[0]
+    assert (joined.shape, joined.transposed, joined.dtype) == ((dim, 3 * dim), True, "float16")
+    official = open_checkpoint(str(checkpoint)).transformer.weights
+    expected = torch.cat([official[part.removeprefix("transformer.")].load() for part in joined.parts]).T
+    np.testing.assert_array_equal(own_value(graph, joined, plans), expected.half().numpy())
+
+
+def test_tensorrt_finds_every_weight_by_its_name(plans: Path) -> None:
+    """Building such plans takes a GPU; parsing them does not."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    for graph in read(plans).graphs.values():
+        builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        assert trt.OnnxParser(network, builder.logger).parse_from_file(str(plans / graph.file))
+        assert all(network.mark_weights_refittable(weight.name) for weight in graph.refittable)
+
+
+def test_plans_that_are_not_refittable(engines: Path, prepared: PreparedLora) -> None:
+    with pytest.raises(LoraMismatch, match="build them with --refittable"):
+        Pipeline.load(engines).refit(prepared)
+
+
+def test_a_file_that_was_not_prepared(lora: Lora) -> None:
+    with pytest.raises(LoraMismatch, match="is not prepared for plans; do it with: zimage-lora"):
+        PreparedLora.read(lora.file)
+    halves = {name: tensor.bfloat16() for name, tensor in load_file(lora.file).items()}
+    save_file(halves, file := lora.file.with_name("bf16.safetensors"))
+    with pytest.raises(LoraMismatch, match="is not prepared for plans"):
+        PreparedLora.read(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights_sha256": "0" * 64}, "prepared for other weights"),
+        ({"precisions": {"denoiser": "bf16"}}, "prepared for .*, the plans have"),
+        ({"exponents": {}}, "prepared for plans of another zimage-trt"),
+    ],
+)
+def test_a_lora_for_other_plans(plans: Path, prepared: PreparedLora, change: dict[str, object], message: str) -> None:
+    pipeline = Pipeline.load(plans)
+    own = pipeline.generate(REQUEST).pixels
+    with pytest.raises(LoraMismatch, match=message):
+        pipeline.refit(replace(prepared, about=replace(prepared.about, **change)))
+    assert np.array_equal(pipeline.generate(REQUEST).pixels, own)
+
+
+def test_plans_with_a_lora_merged_take_no_other(
+    plans: Path, prepared: PreparedLora, lora: Lora, checkpoint: Path
+) -> None:
+    """Its powers of two would not be those of the sum."""
+    manifest = read(plans)
+    both = replace(manifest, model=replace(manifest.model, loras=(MergedLora("lora", "", 1.0),)))
+    with pytest.raises(LoraMismatch, match="have a LoRA merged"):
+        prepared.require_match(both)
+    with pytest.raises(LoraMismatch, match="have a LoRA merged"):
+        prepare(open_checkpoint(str(checkpoint)), [lora], both)
+
+
+def test_a_lora_that_fp16_does_not_hold(plans: Path, lora: Lora, checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="FP16"):
+        convert(Lora(lora.file, 1e6), checkpoint, plans, tmp_path / "out.lora")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lora_itself_is_not_overwritten(plans: Path, lora: Lora, checkpoint: Path) -> None:
+    before = lora.file.read_bytes()
+    with pytest.raises(SystemExit, match="is the LoRA itself"):
+        convert(lora, checkpoint, plans, lora.file)
+    assert lora.file.read_bytes() == before
+
+
+def test_what_is_prepared_is_not_prepared_again(
+    plans: Path, prepared: PreparedLora, checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a.lora").write_bytes(prepared.encode())
+    with pytest.raises(SystemExit, match="is what zimage-lora wrote"):
+        convert(Lora(tmp_path / "a.lora"), checkpoint, plans, tmp_path / "b.lora")
+
+
+@pytest.mark.parametrize("damage", ["a factor", "a name", "the rest", "the end"])
+def test_a_prepared_file_that_was_altered(prepared: PreparedLora, tmp_path: Path, damage: str) -> None:
+    encoded = prepared.encode()
+    part = {"a factor": encoded[-4:], "a name": b"to_v.weight.down", "the rest": b"precisions", "the end": b""}[damage]
+    place = encoded.rindex(part)
+    altered = encoded[:-1] if damage == "the end" else encoded[:place] + part[::-1] + encoded[place + len(part) :]
+    (tmp_path / "a.lora").write_bytes(altered)
+    with pytest.raises(LoraMismatch, match=r"was altered|cannot read"):
+        PreparedLora.read(tmp_path / "a.lora")
+
+
+def test_plans_that_change_while_they_are_used(plans: Path, prepared: PreparedLora, tmp_path: Path) -> None:
+    """No picture of half a LoRA: what cannot be given back its own weights refuses to run."""
+    copy = shutil.copytree(plans, tmp_path / "plans")
+    pipeline = Pipeline.load(copy)
+    own = pipeline.generate(REQUEST).pixels
+    pipeline.refit(prepared)
+    assert not np.array_equal(pipeline.generate(REQUEST).pixels, own)
+    swappable = copy / "denoiser.onnx.swappable"
+    swappable.unlink()  # a session has it mapped
+    swappable.write_bytes(b"shorter")
+    with pytest.raises(PlanCorrupt, match="is not as it was built"):
+        pipeline.refit(prepared)
+    with pytest.raises(PlanCorrupt, match="load the plans anew"):
+        pipeline.generate(REQUEST)
+
+
+# by name, in the loop and in the server
+
+OUTLINES = Z_IMAGE_NANO.with_name("z-image-nano-lora") / "outlines.safetensors"
+SMALL = replace(REQUEST, height=64, width=64, num_inference_steps=3)
+
+
+@pytest.fixture(scope="module")
+def outlines(plans: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed LoRA, prepared."""
+    file = tmp_path_factory.mktemp("loras") / "outlines.lora"
+    convert(Lora(OUTLINES), checkpoint, plans, file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def alone(plans: Path, prepared: PreparedLora, outlines: Path) -> dict[str | None, np.ndarray]:
+    """SMALL under each LoRA, by `Pipeline.refit`."""
+    pipeline = Pipeline.load(plans, verify=False)
+    found = {}
+    for name, lora in ((None, None), ("outlines", PreparedLora.read(outlines)), ("strong", prepared)):
+        pipeline.refit(lora)
+        found[name] = pipeline.generate(SMALL).pixels
+    assert all(psnr(found[None], found[name]) < 30 for name in ("outlines", "strong"))
+    return found
+
+
+def test_pictures_under_loras_in_turn_are_what_they_are_alone(
+    plans: Path, prepared: PreparedLora, outlines: Path, alone: dict[str | None, np.ndarray], tmp_path: Path
+) -> None:
+    """Bit for bit, also of a caption that is kept: the strong LoRA changes the prompt encoder."""
+    (tmp_path / "strong.lora").write_bytes(prepared.encode())
+    pipeline = Pipeline.load(plans, verify=False)
+    files = {"outlines": outlines, "strong": tmp_path / "strong.lora"}
+    loop = EngineLoop(pipeline, loras=Loras(pipeline, files))
+    drawings = {}
+    for number, name in enumerate(["strong", None, "outlines", "strong"]):
+        loop.submit(f"{number} {name}", replace(SMALL, lora=name))
+    while not loop.is_idle:
+        drawings |= {event.key: event.drawing for event in loop.step() if isinstance(event, Drawn)}
+    for key, drawing in drawings.items():
+        assert np.array_equal(drawing.finish().pixels, alone[None if "None" in key else key[2:]]), key
+    assert len(drawings) == 4
+    assert np.array_equal(loop.draw(replace(SMALL, lora="strong")).pixels, alone["strong"])
+    assert (loop.captions.hits, loop.captions.misses) == (2, 3)
+
+
+def test_a_lora_that_changes_or_goes_is_not_used(plans: Path, outlines: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copy(outlines, tmp_path / "outlines.lora"))
+    pipeline = Pipeline.load(plans, verify=False)
+    loras = Loras(pipeline, {"outlines": file})
+    assert loras.check() == ()
+    assert loras.put_in("outlines") > 0
+    os.utime(file, (0, 0))
+    for _ in range(2):
+        with pytest.raises(LoraMismatch, match="the LoRA 'outlines' cannot be used now") as caught:
+            loras.put_in("outlines")
+        assert str(tmp_path) not in str(caught.value), "which clients read"
+        assert str(file) in str(caught.value.__cause__)
+        file.unlink(missing_ok=True)
+    loop = EngineLoop(pipeline, loras=loras)
+    loop.submit("a", replace(SMALL, lora="outlines"))
+    assert [type(event) for _ in range(2) for event in loop.step()][1:] == [Failed]
+
+
+def test_loras_are_checked_by_name(engines: Path, plans: Path, prepared: PreparedLora, tmp_path: Path) -> None:
+    about = replace(prepared.about, weights_sha256="0" * 64)
+    (tmp_path / "other.lora").write_bytes(replace(prepared, about=about).encode())
+    files = {"other": tmp_path / "other.lora", "gone": tmp_path / "gone.lora"}
+    other, gone = Loras(Pipeline.load(plans, verify=False), files).check()
+    assert other.startswith("LoRA other: the LoRA was prepared for other weights than these plans")
+    assert gone.startswith("LoRA gone: cannot read")
+    (said, _) = Loras(Pipeline.load(engines, verify=False), files).check()
+    assert said.startswith("LoRA other: the plans' weights cannot be swapped; build them with --refittable")
+
+
+def command(plans: Path, loras: Path) -> list[str]:
+    return [sys.executable, "-m", "server.cli", "--engines", str(plans), "--loras", str(loras), "--port", "0"]
+
+
+@contextmanager
+def served(plans: Path, loras: Path) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
+    with subprocess.Popen(
+        command(plans, loras), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().split("ready on ")[1].split()[0]
+            with httpx.Client(base_url=url, timeout=30) as http:
+                yield http, server
+        finally:
+            server.terminate()
+
+
+def ask(http: httpx.Client, lora: str | None) -> httpx.Response:
+    body = {"prompt": SMALL.prompt, "size": "64x64", "seed": SMALL.seed, "num_inference_steps": 3, "lora": lora}
+    return http.post("/v1/images/generations", json=body)
+
+
+def pixels_of(answer: httpx.Response) -> np.ndarray:
+    assert answer.status_code == 200, answer.text
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))))
+
+
+def test_the_server_draws_under_the_lora_that_is_asked_for(
+    plans: Path, outlines: Path, alone: dict[str | None, np.ndarray], tmp_path: Path
+) -> None:
+    """A file that goes costs its pictures and no others, also when the worker is another one."""
+    (tmp_path / "outlines.lora").symlink_to(outlines)
+    with served(plans, tmp_path) as (http, server):
+        assert http.get("/v1/model_info").json()["loras"] == ["outlines"]
+        for name in ("outlines", None, "outlines"):
+            assert np.array_equal(pixels_of(ask(http, name)), alone[name])
+        (tmp_path / "outlines.lora").unlink()
+        for is_another in (False, True):
+            if is_another:
+                (worker,) = subprocess.run(
+                    ["pgrep", "-P", str(server.pid)], capture_output=True, text=True
+                ).stdout.split()
+                os.kill(int(worker), signal.SIGKILL)
+            assert np.array_equal(pixels_of(ask(http, None)), alone[None])
+            gone = ask(http, "outlines")
+            assert (gone.status_code, gone.json()["error"]["code"]) == (503, "lora_unavailable")
+        assert "zimage_worker_starts_total 2.0" in http.get("/metrics").text
+
+
+def test_a_start_with_a_lora_of_other_weights(plans: Path, prepared: PreparedLora, tmp_path: Path) -> None:
+    about = replace(prepared.about, weights_sha256="0" * 64)
+    (tmp_path / "other.safetensors").write_bytes(replace(prepared, about=about).encode())
+    done = subprocess.run(command(plans, tmp_path), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "zimage-serve: LoRA other: the LoRA was prepared for other weights" in done.stderr

@@ -1,0 +1,294 @@
+"""The order of the graphs, the buffers between them, and what ends a picture."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes.cuda import FakeCuda, load_fakes
+from fakes.host_engine import HostEngine, write_plans
+from fakes.manifest import MANIFEST
+from fakes.step_peak import STEP_BYTES, step_peak
+
+from engine.backends.base import Backend
+from engine.backends.memory import HostMemory, Memory, Tensor
+from engine.errors import InvalidRequest, NonFiniteOutput, UnsupportedShape
+from engine.options import RuntimeOptions
+from engine.pipeline import Pipeline
+from engine.plan.manifest import GraphName
+from engine.request import PictureRequest
+from engine.sampling.noise import randn
+from engine.sampling.schedule import sigmas
+from engine.sampling.tokenizer import PromptTokenizer
+from engine.scheduler.loop import EngineLoop
+
+REQUEST = PictureRequest("a red circle", 64, 96, seed=7)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What an engine was given."""
+
+    graph: GraphName
+    shapes: dict[str, tuple[int, ...]]
+    address: dict[str, int]
+    values: dict[str, list[float]]  # of the short tensors
+    latents: np.ndarray | None
+
+
+@dataclass
+class FakeGraph:
+    """Records what it is given and fills its outputs; the denoiser adds 1, the VAE draws the first latent."""
+
+    graph: GraphName
+    calls: list[Call]
+    poison: dict[int, float] = field(default_factory=dict)  # what to write instead, by the number of its call
+
+    def __call__(self, tensors: Mapping[str, np.ndarray]) -> None:
+        latents = tensors["latents"].copy() if "latents" in tensors else None
+        self.calls.append(
+            Call(
+                self.graph,
+                {name: array.shape for name, array in tensors.items()},
+                {name: array.ctypes.data for name, array in tensors.items()},
+                {name: array.tolist() for name, array in tensors.items() if array.ndim == 1},
+                latents,
+            )
+        )
+        done = sum(call.graph == self.graph for call in self.calls)
+        if self.graph == "prompt_encoder":
+            output, value = tensors["caption"], tensors["input_ids"][..., None].astype(np.float32)
+        elif self.graph == "denoiser":
+            output, value = tensors["latents_next"], tensors["latents"] + 1
+        else:
+            output, value = tensors["image"], tensors["latents"].flat[0]
+        output[:] = value
+        if done in self.poison:
+            output[..., -1] = self.poison[done]
+
+
+@dataclass
+class Fakes:
+    pipeline: Pipeline
+    calls: list[Call]
+    graphs: dict[GraphName, FakeGraph]
+    memory: Memory
+    cuda: FakeCuda | None
+
+    def of(self, graph: GraphName) -> list[Call]:
+        return [call for call in self.calls if call.graph == graph]
+
+    def values(self, tensor: Tensor) -> np.ndarray:
+        return self.memory.read(tensor).wait().copy()
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        return self.pipeline.decode(self.memory.write("latents", latents)).wait()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_plans(tmp_path_factory.mktemp("plans"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> PromptTokenizer:
+    return PromptTokenizer(folder, MANIFEST.model.prompt)
+
+
+@pytest.fixture(params=["host", "device, late", "device, hasty", "device, CUDA graphs"])
+def fakes(request: pytest.FixtureRequest, folder: Path, tokenizer: PromptTokenizer) -> Iterator[Fakes]:
+    """A pipeline whose graphs are functions: on the host, and on devices that keep no order that nobody asked for."""
+    calls: list[Call] = []
+    graphs = {name: FakeGraph(name, calls) for name in MANIFEST.graphs}
+    cuda = None
+    if request.param == "host":
+        memory = HostMemory(MANIFEST, MANIFEST.profiles, seats=2)
+        loaded = Backend(memory, {name: HostEngine(graph) for name, graph in graphs.items()})
+    else:
+        cuda = FakeCuda(haste=0.9 if "hasty" in request.param else 0)
+        options = RuntimeOptions(cuda_graphs="on" if "graphs" in request.param else "off")
+        loaded = load_fakes(cuda, graphs, folder, MANIFEST, options)
+    yield Fakes(Pipeline(MANIFEST, tokenizer, loaded), calls, graphs, loaded.memory, cuda)
+    loaded.close()
+    assert cuda is None or not cuda.leaks
+
+
+def test_the_prompt_is_encoded_once_then_eight_steps_then_the_vae(fakes: Fakes) -> None:
+    picture = fakes.pipeline.generate(REQUEST)
+    assert [call.graph for call in fakes.calls] == ["prompt_encoder", *["denoiser"] * 8, "vae_decoder"]
+    assert (picture.height, picture.width, picture.seed, picture.num_inference_steps) == (64, 96, 7, 8)
+    assert picture.pixels.dtype == np.uint8
+    assert picture.prompt.text == "a red circle"
+    assert list(picture.seconds) == ["tokenize", "prompt_encoder", "denoiser", "vae_decoder", "pixels"]
+
+
+def test_every_tensor_has_the_shape_of_its_graph(fakes: Fakes) -> None:
+    ids = fakes.pipeline.generate(REQUEST).prompt.ids
+    assert fakes.of("prompt_encoder")[0].shapes == {"input_ids": (1, 32), "lengths": (1,), "caption": (1, 32, 8)}
+    assert fakes.of("prompt_encoder")[0].values == {"lengths": [len(ids)]}
+    tokens = 32 + 32  # 4 x 6 of the image, padded, and the caption
+    for call in fakes.of("denoiser"):
+        assert call.shapes == {
+            "latents": (1, 16, 8, 12),
+            "latents_next": (1, 16, 8, 12),
+            "caption": (1, 32, 8),
+            "sigma": (1,),
+            "sigma_next": (1,),
+            "rope_cos": (tokens, 16),
+            "rope_sin": (tokens, 16),
+        }
+    assert fakes.of("vae_decoder")[0].shapes == {"latents": (1, 16, 8, 12), "image": (1, 64, 96, 3)}
+
+
+@pytest.mark.parametrize(("value", "level"), [(-1e9, 0), (-0.4, 0), (254.6, 255), (1e9, 255)])
+def test_pixels_are_clipped(fakes: Fakes, value: float, level: int) -> None:
+    fakes.graphs["vae_decoder"].poison[1] = value
+    assert (fakes.pipeline.generate(REQUEST).pixels[..., -1] == level).all()
+
+
+def test_the_denoiser_reads_the_caption_where_the_encoder_wrote_it(fakes: Fakes) -> None:
+    fakes.pipeline.generate(REQUEST)
+    assert fakes.of("denoiser")[0].address["caption"] == fakes.of("prompt_encoder")[0].address["caption"]
+
+
+def test_ids_are_padded_and_nothing_of_a_longer_prompt_remains(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+    fakes.pipeline.encode_prompt([tokenizer("a blue square " * 200)])
+    short = tokenizer("a red circle")
+    caption = fakes.values(fakes.pipeline.encode_prompt([short]))  # the fake writes the ids
+    assert caption[0, :, 0].tolist() == [*short.ids, *[MANIFEST.model.prompt.pad_token_id] * (32 - len(short.ids))]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 8])
+def test_two_latents_buffers_take_turns(fakes: Fakes, steps: int) -> None:
+    fakes.pipeline.generate(PictureRequest("a", 64, 64, num_inference_steps=steps))
+    denoiser, vae = fakes.of("denoiser"), fakes.of("vae_decoder")[0]
+    assert len(denoiser) == steps
+    assert all(call.address["latents"] != call.address["latents_next"] for call in denoiser)
+    for call, following in zip(denoiser, [*denoiser[1:], vae], strict=True):
+        assert following.address["latents"] == call.address["latents_next"]
+    assert len({call.address["latents"] for call in denoiser}) == min(steps, 2)
+
+
+def test_steps_follow_the_schedule_from_the_noise(fakes: Fakes) -> None:
+    fakes.pipeline.generate(PictureRequest("a", 64, 64, seed=3, num_inference_steps=5))
+    schedule, denoiser = sigmas(5, 3.0).tolist(), fakes.of("denoiser")
+    assert [call.values["sigma"] for call in denoiser] == [[s] for s in schedule[:-1]]
+    assert [call.values["sigma_next"] for call in denoiser] == [[s] for s in schedule[1:]]
+    noise = randn(3, (1, 16, 8, 8))
+    for step, call in enumerate(denoiser):
+        np.testing.assert_allclose(call.latents, noise + step, atol=1e-5)
+
+
+def test_the_same_shape_finds_the_same_buffers(fakes: Fakes) -> None:
+    """Engines then bind nothing anew."""
+    for height in (64, 512, 64):
+        fakes.pipeline.generate(PictureRequest("a", height, 64, num_inference_steps=1))
+    first, _, third = (call.address for call in fakes.of("denoiser"))
+    assert first == third
+
+
+def test_on_step_hears_of_every_step(fakes: Fakes) -> None:
+    heard: list[tuple[int, int, int]] = []
+    request = PictureRequest("a", 64, 64, num_inference_steps=3)
+    fakes.pipeline.generate(request, lambda done, steps: heard.append((done, steps, len(fakes.of("denoiser")))))
+    assert [(done, steps) for done, steps, _ in heard] == [(1, 3), (2, 3), (3, 3)]
+    assert all(done <= run <= min(done + fakes.memory.ahead, 3) for done, _, run in heard)
+
+
+def test_what_on_step_raises_ends_the_picture_and_no_other(fakes: Fakes) -> None:
+    class Cancelled(Exception):
+        pass
+
+    def cancel(done: int, _steps: int) -> None:
+        if done == 2:
+            raise Cancelled
+
+    expected = fakes.pipeline.generate(REQUEST).pixels
+    fakes.calls.clear()
+    with pytest.raises(Cancelled):
+        fakes.pipeline.generate(REQUEST, cancel)
+    fakes.pipeline.synchronize()
+    run = [call.graph for call in fakes.calls]
+    assert run == ["prompt_encoder"] + ["denoiser"] * (2 + fakes.memory.ahead)
+    assert np.array_equal(fakes.pipeline.generate(REQUEST).pixels, expected)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("graph", "call", "message"),
+    [
+        ("denoiser", 1, "NaN or Inf in the latents after step 1 of 8, so no picture"),
+        ("denoiser", 8, "NaN or Inf in the latents after step 8 of 8, so no picture"),
+        ("vae_decoder", 1, "NaN or Inf in the picture, so no picture"),
+    ],
+)
+def test_what_is_not_finite_is_never_a_picture(
+    fakes: Fakes, graph: GraphName, call: int, message: str, value: float
+) -> None:
+    expected = fakes.pipeline.generate(REQUEST).pixels
+    fakes.calls.clear()
+    fakes.graphs[graph].poison[call] = value
+    with pytest.raises(NonFiniteOutput, match=message):
+        fakes.pipeline.generate(REQUEST)
+    fakes.graphs[graph].poison.clear()
+    assert np.array_equal(fakes.pipeline.generate(REQUEST).pixels, expected)
+
+
+def test_pixels_are_rounded(fakes: Fakes) -> None:
+    for value, pixel in ((0.4, 0), (0.6, 1), (254.6, 255)):
+        latents = np.full((1, 16, 8, 8), value, np.float32)
+        assert (fakes.decode(latents) == pixel).all()
+
+
+def test_a_picture_keeps_its_pixels(fakes: Fakes) -> None:
+    """The image buffer is used again; a picture must not look into it."""
+    first = fakes.pipeline.generate(REQUEST)
+    before = first.pixels.copy()
+    fakes.decode(np.full((1, 16, 8, 12), 200, np.float32))
+    assert np.array_equal(first.pixels, before)
+
+
+def test_without_a_size_or_steps_the_model_s_own_are_used(fakes: Fakes) -> None:
+    picture = fakes.pipeline.generate(PictureRequest("a"))
+    assert (picture.height, picture.width, picture.num_inference_steps, picture.seed) == (256, 256, 8, 0)
+    assert fakes.pipeline.generate(PictureRequest("a", width=64)).pixels.shape == (256, 64, 3)
+
+
+REFUSED = [
+    (PictureRequest("a", 65, 64), UnsupportedShape, "height"),
+    (PictureRequest("a", 64, 1024), UnsupportedShape, "width"),
+    (PictureRequest("a", 0, 64), UnsupportedShape, "height"),
+    (PictureRequest("a", num_inference_steps=0), InvalidRequest, "num_inference_steps"),
+    (PictureRequest("a", num_inference_steps=101), InvalidRequest, "num_inference_steps"),
+    (PictureRequest(" "), InvalidRequest, "prompt"),
+    (PictureRequest("\ud800"), InvalidRequest, "prompt"),
+    (PictureRequest("a", negative_prompt="\ud800"), InvalidRequest, "negative_prompt"),
+    (PictureRequest("a", guidance_scale=-1.0), InvalidRequest, "guidance_scale"),
+    (PictureRequest("a", guidance_scale=float("nan")), InvalidRequest, "guidance_scale"),
+    (PictureRequest("a", guidance_scale=31.0), InvalidRequest, "guidance_scale"),
+]
+
+
+@pytest.mark.parametrize(("request_", "error", "param"), REFUSED)
+def test_what_cannot_be_drawn_is_refused_and_nothing_runs(
+    fakes: Fakes, request_: PictureRequest, error: type[InvalidRequest], param: str
+) -> None:
+    for verb in (EngineLoop(fakes.pipeline).draw, fakes.pipeline.generate):
+        with pytest.raises(error) as refusal:
+            verb(request_)
+        assert refusal.value.param == param
+    assert fakes.calls == []
+
+
+@pytest.fixture(scope="module")
+def real(engines: Path) -> Pipeline:
+    return Pipeline.load(engines, RuntimeOptions(threads=1))
+
+
+@pytest.mark.parametrize("side", [256, 512])
+def test_steps_allocate_no_arrays(real: Pipeline, side: int) -> None:
+    """ONNX Runtime's own arena is not counted: it is not Python's."""
+    request = PictureRequest("a red circle", side, side)
+    real.generate(request)  # binds the arrays
+    assert step_peak(real, request) < STEP_BYTES

@@ -1,0 +1,167 @@
+"""Which precision each graph gets, and weights that FP16 does not hold."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine.errors import BuildError, CheckpointError
+from export.build import export_graphs, make_graphs
+from export.checkpoint.files import open_checkpoint
+from export.checkpoint.weights import Unheld
+from export.cli import main
+from export.precision.bounds import LIMIT
+from export.precision.dtypes import graph_precisions
+from export.progress import BuildProgress
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("fp16", "rtx", ("8.9", "12.0")), ("fp16", "fp16", "bf16")),
+        (("fp16", "rtx", ("7.5", "8.9")), ("fp16", "fp16", "fp32")),  # one plan for both, and Turing has no BF16
+        (("fp16", "onnx"), ("fp16", "fp16", "fp32")),
+        (("bf16", "rtx", ("8.9",)), ("bf16", "bf16", "bf16")),
+        (("fp32", "onnx"), ("fp32", "fp32", "fp32")),
+    ],
+)
+def test_each_graph_has_a_precision_that_its_target_has(arguments: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    assert tuple(graph_precisions(*arguments).values()) == expected
+
+
+def test_bf16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(BuildError, match="use --fp32 or --fp16"):
+        graph_precisions("bf16", "onnx")
+
+
+def one_row(tensor: torch.Tensor) -> torch.Tensor:
+    tensor[0] *= 1e12
+    return tensor
+
+
+def one_infinity(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.view(-1)[0] = torch.inf
+    return tensor
+
+
+def changed(checkpoint: Path, folder: Path, component: str, tensor: str, change: Change) -> Path:
+    """A copy of the checkpoint with one tensor changed."""
+    copy = shutil.copytree(checkpoint, folder / "model")
+    [file] = (copy / component).glob("*.safetensors")
+    weights = load_file(file)
+    weights[tensor] = change(weights[tensor].float())
+    save_file(weights, file)
+    return copy
+
+
+def build(checkpoint: Path, folder: Path, *arguments: str) -> None:
+    output = ("--output", str(folder / "out"), "--flavor", "onnx", "--verify", "never")
+    main(["--model", str(checkpoint), *output, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("tensor", "change", "message"),
+    [
+        (
+            "layers.2.attention.to_v.weight",
+            one_row,
+            r"model: transformer\.layers\.2: FP16 holds the attention at no scale.*use --bf16",
+        ),
+        (
+            "noise_refiner.1.feed_forward.w3.weight",
+            one_row,
+            r"model: transformer\.noise_refiner\.1: FP16 holds the feed-forward part at no scale.*use --bf16",
+        ),
+        (
+            "layers.0.attention.norm_q.weight",
+            lambda tensor: tensor * 1e5,
+            r"model: transformer\.layers\.0: queries, keys or attention scores can reach .*use --bf16",
+        ),
+        (
+            "layers.1.feed_forward.w2.weight",
+            one_infinity,
+            r"layers\.1\.feed_forward\.w2\.weight in .* holds NaN or Inf",
+        ),
+    ],
+)
+def test_weights_that_fp16_does_not_hold_are_refused_by_name(
+    checkpoint: Path, tmp_path: Path, tensor: str, change: Change, message: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        build(changed(checkpoint, tmp_path, "transformer", tensor, change), tmp_path, "--fp16")
+    assert re.search(message, str(caught.value)), caught.value
+    assert not list((tmp_path / "out").glob("*/manifest.json"))
+
+
+@pytest.mark.slow
+def test_a_prompt_encoder_that_fp16_does_not_hold_is_wider(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outlier = changed(checkpoint, tmp_path, "text_encoder", "model.layers.0.mlp.up_proj.weight", one_row)
+    opened, precisions = open_checkpoint(str(outlier)), graph_precisions("fp16", "onnx")
+    graphs = {"prompt_encoder": make_graphs(opened, precisions)["prompt_encoder"]}
+    exported = export_graphs(graphs, opened, precisions, tmp_path, BuildProgress())["prompt_encoder"]
+    assert (exported.precision, exported.products) == ("fp32", ())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "prompt_encoder: in fp32, since FP16 does not hold it: text_encoder.layers.0: FP16 holds" in said
+
+
+def tiny(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor * 2.0**-20
+
+
+@pytest.mark.parametrize(
+    ("tensor", "change", "message"),
+    [
+        ("layers.0.attention.to_v.weight", lambda t: t * 1e25, "FP16 holds the attention at no scale"),
+        ("t_embedder.mlp.0.bias", one_infinity, r"t_embedder.* holds NaN or Inf"),
+        ("layers.1.feed_forward.w2.weight", tiny, r"w2\.weight in .* is too small for FP16, which loses 6.9%"),
+    ],
+)
+def test_other_weights_that_are_refused(
+    checkpoint: Path, tmp_path: Path, tensor: str, change: Change, message: str
+) -> None:
+    opened = open_checkpoint(str(changed(checkpoint, tmp_path, "transformer", tensor, change)))
+    graph = make_graphs(opened, graph_precisions("fp16", "onnx"))["denoiser"]
+    with pytest.raises(CheckpointError, match=message):
+        graph.measure()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "factor", "message"),
+    [
+        ("model.embed_tokens.weight", 2.0**-20, r"embed_tokens.* is too small for FP16, which loses .*%"),
+        ("model.layers.0.self_attn.o_proj.weight", 2.0**-20, r"o_proj.* is too small for FP16"),
+        ("model.layers.0.mlp.up_proj.weight", 1e6, r"up_proj.* has values that float16 cannot hold"),
+    ],
+)
+def test_weights_of_the_prompt_encoder_that_make_it_wider(
+    checkpoint: Path, tmp_path: Path, tensor: str, factor: float, message: str
+) -> None:
+    opened = open_checkpoint(str(changed(checkpoint, tmp_path, "text_encoder", tensor, lambda t: t * factor)))
+    graph = make_graphs(opened, graph_precisions("fp16", "onnx"))["prompt_encoder"]
+    with pytest.raises(Unheld, match=message):
+        graph.measure()
+
+
+def outlier(channel: int) -> Change:
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        tensor[channel] = 100.0
+        return tensor
+
+    return change
+
+
+def test_queries_and_keys_whose_outliers_never_meet(checkpoint: Path, tmp_path: Path) -> None:
+    """The product of their largest elements is beyond FP16, the largest product is not."""
+    first = changed(checkpoint, tmp_path / "a", "transformer", "layers.0.attention.norm_q.weight", outlier(3))
+    both = changed(first, tmp_path / "b", "transformer", "layers.0.attention.norm_k.weight", outlier(9))
+    graph = make_graphs(open_checkpoint(str(both)), graph_precisions("fp16", "onnx"))["denoiser"]
+    [scores] = [product for product in graph.measure().products if product.name == "transformer.layers.0.attention"]
+    assert 100 < scores.output_bound < LIMIT

@@ -1,0 +1,40 @@
+"""z-image-nano at every precision, against float64 and before the judge: what `zimage-bench parity` measures."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import judge
+from benchmarks.parity import PRECISIONS, REQUESTS, Variants, plot
+from engine.pipeline import Pipeline
+from export.checkpoint.files import open_checkpoint
+
+CAPTIONS = 40  # 200 take minutes: benchmarks/results
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def variants(checkpoint: Path, plan_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Variants:
+    return Variants(open_checkpoint(str(checkpoint)), plan_directory, tmp_path_factory.mktemp("precisions"))
+
+
+def test_fp16_is_ten_times_closer_than_bf16(variants: Variants, tmp_path: Path) -> None:
+    found = variants.compare(REQUESTS[0])  # of the other one benchmarks/results tells
+    print(found)
+    for graph in ("prompt_encoder", "denoiser"):
+        assert 0 < found["fp32"][graph] < 1e-5 < found["fp16"][graph] < found["bf16"][graph] / 10
+    assert found["fp32"]["psnr_db"] > 60
+    assert found["fp16"]["psnr_db"] > found["bf16"]["psnr_db"] > 45  # both with a VAE in BF16, which costs most
+    assert all(len(found[precision]["steps"]) == 8 for precision in PRECISIONS)
+    plot({"a picture": found}, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_the_judge_finds_fp16_as_good_as_fp32(variants: Variants, engines: Path) -> None:
+    """But for one statement of an attribute, over captions that were never trained on."""
+    exact = judge.score(Pipeline.load(engines), 128, 128, CAPTIONS)["all"]
+    half = judge.score(variants["fp16"].pipeline, 128, 128, CAPTIONS)["all"]
+    print(exact, half)
+    assert min(exact.values()) > 0.9
+    assert all(abs(half[attribute] - exact[attribute]) <= 1 / CAPTIONS for attribute in exact)

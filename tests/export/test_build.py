@@ -1,0 +1,281 @@
+"""`build-engines` as its users call it: real plans, and what it says when it refuses."""
+
+import io
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from benchmarks.harness.pixels import psnr
+from engine.errors import BackendUnavailable, BuildError
+from engine.pipeline import Pipeline
+from engine.plan.manifest import Manifest, Range, read
+from engine.request import PictureRequest
+from export.build import BuildOptions, build_engines
+from export.cli import main
+from export.compile.target import compute_capabilities
+from export.progress import BuildProgress, Phase
+
+GRAPHS = ("prompt_encoder", "denoiser", "vae_decoder")
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no CUDA device")
+
+
+def command_line(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "export.cli", *map(str, arguments)]
+
+
+class Recording(BuildProgress):
+    """Keeps the lines of a build and the counted phases within its stages."""
+
+    def __init__(self) -> None:
+        self.text = io.StringIO()
+        super().__init__(Console(file=self.text, width=200))
+        self.opened: list[tuple[str, int]] = []
+
+    def start(self, name: str, total: int | None) -> Phase:
+        if total is not None:
+            self.opened.append((name, total))
+        return super().start(name, total)
+
+
+@pytest.fixture(scope="module")
+def rtx(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest, Recording]:
+    progress = Recording()
+    options = BuildOptions(
+        str(checkpoint),
+        tmp_path_factory.mktemp("rtx"),
+        flavor="rtx",
+        profiles=("64,256:2", "256x128"),
+        compute_capabilities=("8.9", "12.0"),
+    )
+    directory = build_engines(options, progress)
+    return directory, read(directory), progress
+
+
+@pytest.mark.slow
+def test_rtx_plans_are_built_without_a_gpu(rtx: tuple[Path, Manifest, Recording]) -> None:
+    directory, manifest, _ = rtx
+    assert manifest.target.flavor == "rtx"
+    assert manifest.target.builder == f"tensorrt_rtx {version('tensorrt-rtx')}"
+    assert manifest.target.compute_capabilities == ("8.9", "12.0")
+    assert [profile.name for profile in manifest.profiles] == ["64,256:2", "256x128"]
+    assert manifest.profiles[1].height == Range(128, 128, 128)
+    assert {name: graph.file for name, graph in manifest.graphs.items()} == {g: f"{g}.plan" for g in GRAPHS}
+    assert [manifest.graphs[g].precision for g in GRAPHS] == ["fp16", "fp16", "bf16"]
+    for graph in manifest.graphs.values():
+        assert len(graph.activation_bytes) == len(manifest.profiles) and max(graph.activation_bytes) > 1e6
+        assert (directory / graph.file).stat().st_size > 1e6
+    found = {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()}
+    assert found == {"manifest.json", "tokenizer/tokenizer.json", *(f"{g}.plan" for g in GRAPHS)}
+
+
+@WITHOUT_GPU
+def test_refittable_rtx_plans_need_their_gpu(checkpoint: Path, tmp_path: Path) -> None:
+    options = BuildOptions(str(checkpoint), tmp_path, flavor="rtx", compute_capabilities=("8.9",), refittable=True)
+    with pytest.raises(BackendUnavailable, match="builds on the GPU that the plans are for"):
+        build_engines(options, Recording())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_build_shows_what_it_is_doing(rtx: tuple[Path, Manifest, Recording]) -> None:
+    _, manifest, progress = rtx
+    lines = progress.text.getvalue()
+    for graph in GRAPHS:
+        precision = manifest.graphs[graph].precision
+        for stage in (
+            "tracing",
+            f"writing weights as {precision}",
+            "comparing with DiffSynth",
+            f"building with {manifest.target.builder}",
+        ):
+            assert f"{graph}: {stage} ...\n" in lines
+            assert progress.seconds[f"{graph}: {stage}"] > 0
+        assert f"{graph}: relative L2" in lines
+    assert sum(name == "tensors" and total > 20 for name, total in progress.opened) == len(GRAPHS)
+    assert sum(name != "tensors" for name, _ in progress.opened) > len(GRAPHS), "TensorRT's own phases"
+
+
+@WITHOUT_GPU
+@pytest.mark.slow
+def test_rtx_plans_are_not_run_without_a_gpu(rtx: tuple[Path, Manifest, Recording]) -> None:
+    with pytest.raises(BackendUnavailable, match="need a CUDA device"):
+        Pipeline.load(rtx[0])
+
+
+@pytest.fixture(scope="module")
+def fp16(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    output = tmp_path_factory.mktemp("fp16")
+    command = command_line("--model", checkpoint, "--output", output, "--flavor", "onnx", "--verify", "always")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == (output / "current").resolve()
+    return Pipeline.load(output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (64, 256), (272, 80), (64, 64), (512, 512)])
+def test_fp16_draws_the_picture_of_fp32(fp16: Pipeline, engines: Path, height: int, width: int) -> None:
+    """One plan directory for all sizes. 30 dB are asked for; ONNX Runtime, which computes FP16 graphs in FP32 and so
+    shows the rounding of the weights alone, gives 73 dB and more."""
+    request = PictureRequest("a red circle on a blue background", height, width, seed=3)
+    picture = fp16.generate(request)
+    assert picture.pixels.shape == (height, width, 3)
+    ratio = psnr(picture.pixels, Pipeline.load(engines).generate(request).pixels)
+    print(f"{width}x{height}: {ratio:.1f} dB")
+    assert ratio > 30
+
+
+@pytest.mark.slow
+def test_fp16_weights_are_rounded(fp16: Pipeline, plan_directory: Path) -> None:
+    """Which shows in what the build measured against DiffSynth: 3e-5, where FP32 has 1e-7."""
+    error, exact = (manifest.graphs["denoiser"].parity for manifest in (fp16.manifest, read(plan_directory)))
+    assert error is not None and exact is not None
+    assert 10 * exact < error < 1e-3
+
+
+@pytest.mark.slow
+def test_a_single_file_transformer_draws_the_picture_of_the_folder(
+    checkpoint: Path, engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    official = load_file(checkpoint / "transformer/diffusion_pytorch_model.safetensors")
+    fused = {f"model.diffusion_model.{n}": t for n, t in official.items() if ".to_q." not in n and ".to_k." not in n}
+    for name in [n for n in fused if ".to_v." in n]:
+        del fused[name]
+        key = name.removeprefix("model.diffusion_model.")
+        parts = [official[key.replace(".to_v.", f".to_{part}.")] for part in "qkv"]
+        fused[name.replace(".to_v.", ".qkv.")] = torch.cat(parts)
+    save_file(fused, tmp_path / "comfy.safetensors")
+
+    # The folder's own weights are not asked for their values: without the file this would draw noise.
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    broken = {name: torch.randn_like(tensor) for name, tensor in official.items()}
+    save_file(broken, model / "transformer/diffusion_pytorch_model.safetensors")
+    arguments = ["--model", model, "--transformer-file", tmp_path / "comfy.safetensors", "--output", tmp_path / "out"]
+    main([*map(str, arguments), "--fp32", "--flavor", "onnx"])
+    directory = Path(capsys.readouterr().out.strip())
+    request = PictureRequest("a red circle", 96, 64, seed=5)
+    pictures = [Pipeline.load(plans).generate(request).pixels for plans in (directory, engines)]
+    assert (pictures[0] == pictures[1]).all()
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=60m tmpfs "$0" || exit
+(for _ in $(seq 600); do
+    if ls -d "$0"/.building-* >/dev/null 2>&1; then dd if=/dev/zero of="$0"/filler 2>/dev/null; break; fi
+    sleep 0.1
+done) &
+"$@"; code=$?; ls -A "$0"; exit $code
+"""
+
+
+def build_on(script: str, checkpoint: Path, output: Path) -> "subprocess.CompletedProcess[str]":
+    """The build as `$@` of a shell script, in a mount namespace of its own, with the output's path as `$0`."""
+    unshared = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*unshared, "mount -t tmpfs tmpfs /mnt"], capture_output=True).returncode:
+        pytest.skip("mounting is not permitted here")
+    arguments = ("--model", checkpoint, "--output", output, "--fp32", "--flavor", "onnx", "--verify", "never")
+    return subprocess.run([*unshared, script, output, *command_line(*arguments)], capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up(checkpoint: Path, tmp_path: Path) -> None:
+    """A real one, that somebody else fills once the build has begun."""
+    done = build_on(FULL_DISK, checkpoint, tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"build-engines: no space left for the build in {tmp_path}; nothing was kept"
+    )
+    assert [name for name in done.stdout.split() if not name.endswith(".lock")] == ["filler"]
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_traced(checkpoint: Path, tmp_path: Path) -> None:
+    """20 MB, where nano's FP32 graphs take more than 30."""
+    done = build_on('mount -t tmpfs -o size=20m tmpfs "$0" && exec "$@"', checkpoint, tmp_path)
+    assert done.returncode == 1
+    assert re.search(r"has \d\d MB free, the build needs about \d\d MB$", done.stderr.splitlines()[-1])
+    assert "tracing" not in done.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_build_inside_tensorrt(checkpoint: Path, tmp_path: Path) -> None:
+    """TensorRT swallows the KeyboardInterrupt that Python raises in its callbacks."""
+    command = command_line("--model", checkpoint, "--output", tmp_path, "--flavor", "rtx", "--verify", "never")
+    script = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    at_terminal = [sys.executable, "-c", script]  # a job in the background is started with SIGINT ignored
+    with subprocess.Popen([*at_terminal, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and child.stderr is not None
+        assert any("denoiser: building" in line for line in child.stderr)
+        time.sleep(1)  # of five
+        child.send_signal(signal.SIGINT)
+        assert child.stderr.read().splitlines()[-1] == "build-engines: interrupted; nothing was kept"
+        assert child.stdout.read() == ""
+    assert child.returncode == 1
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(["--model", "none", "--output", "none", *arguments])
+    message = str(caught.value)
+    assert message.startswith("build-engines: ")
+    assert not Path("none").exists()
+    return message
+
+
+def test_bf16_is_not_for_onnx_runtime() -> None:
+    assert "no BF16 kernels" in refusal("--bf16", "--flavor", "onnx")
+
+
+@WITHOUT_GPU
+def test_auto_says_what_it_chose_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    refusal()
+    assert "--flavor auto: onnx, since there is no CUDA device here" in capsys.readouterr().err
+    refusal("--compute-capability", "8.9")
+    assert "--flavor auto: rtx, since --compute-capability names GPUs" in capsys.readouterr().err
+
+
+@WITHOUT_GPU
+def test_tensorrt_needs_its_package_and_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(BackendUnavailable, match=r"pip install|stub without libraries|--flavor rtx builds ahead"):
+        build_engines(BuildOptions("none", tmp_path, flavor="tensorrt"), Recording())
+
+
+@pytest.mark.parametrize("text", ["9.9", "89", "8.9 ", "sm_89", "", "8.9.0"])
+def test_a_compute_capability_that_is_none(tmp_path: Path, text: str) -> None:
+    options = BuildOptions("none", tmp_path, precision="fp32", flavor="rtx", compute_capabilities=("12.0", text))
+    with pytest.raises(BuildError, match=rf"has no compute capability {text}; it has .*12\.0.*8\.9"):
+        build_engines(options, Recording())
+
+
+def test_compute_capabilities_are_for_rtx() -> None:
+    assert "--compute-capability needs --flavor rtx, got onnx" in refusal(
+        "--flavor", "onnx", "--compute-capability", "8.9"
+    )
+
+
+def test_turing_has_no_bf16() -> None:
+    """TensorRT would say so too, after the graphs were traced."""
+    assert "7.5 has no BF16" in refusal("--bf16", "--flavor", "rtx", "--compute-capability", "7.5,8.9")
+    assert compute_capabilities("rtx", "fp16", ("7.5", "8.9")) == ("7.5", "8.9")
+    assert compute_capabilities("rtx", "fp16", ()) == ("8.0", "8.6", "8.9", "12.0", "12.1")
+    assert compute_capabilities("rtx", "bf16", ()) == ("8.0", "8.6", "8.9", "12.0", "12.1")
+    assert compute_capabilities("rtx", "fp32", ()) == ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+    assert compute_capabilities("rtx", "fp32", ("7.5",)) == ("7.5",)
+
+
+@pytest.mark.parametrize("profile", ["big", "100", "512:65"])
+def test_a_profile_that_is_refused_before_anything_is_built(checkpoint: Path, tmp_path: Path, profile: str) -> None:
+    with pytest.raises(BuildError, match=f"--profile .*{profile.split(':')[-1]}"):
+        build_engines(BuildOptions(str(checkpoint), tmp_path, flavor="onnx", profiles=(profile,)), Recording())
+    assert list(tmp_path.iterdir()) == []

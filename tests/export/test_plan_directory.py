@@ -1,0 +1,313 @@
+"""A plan directory comes into being whole or not at all, whoever builds, dies or meets a full disk.
+
+The builds here are a few bytes long and go through `export.plan_directory` as `export.build` does.
+"""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.manifest import MANIFEST as SAMPLE
+
+from engine.errors import BuildError, PlanNotFound
+from engine.plan.manifest import (
+    MANIFEST_FILE,
+    SCHEMA_VERSION,
+    Graph,
+    GraphName,
+    encode,
+    read,
+    resolve,
+)
+from export import plan_directory
+
+NAME = "miniature-fp32-onnx-0123456789ab"
+GRAPHS: tuple[GraphName, ...] = ("prompt_encoder", "denoiser", "vae_decoder")
+PLANS = {
+    **{f"{graph}.onnx": b"graph" for graph in GRAPHS},
+    "denoiser.onnx.data": b"weights" * 1000,
+    "tokenizer/tokenizer.json": b"{}",
+}
+MANIFEST = replace(SAMPLE, graphs={graph: Graph(f"{graph}.onnx", "fp32", (), ()) for graph in GRAPHS})
+
+
+def build(output: Path, name: str = NAME, midway: Callable[[Path], Any] | None = None) -> bool:
+    """Builds a plan directory, or finds it; whether it was built."""
+    finished = output / name
+    with plan_directory.exclusive(output, name):
+        if plan_directory.find_finished(finished):
+            plan_directory.make_current(finished)
+            return False
+        with plan_directory.unfinished(output, name) as directory:
+            (directory / "tokenizer").mkdir()
+            for file, content in PLANS.items():
+                (directory / file).write_bytes(content)
+            if midway is not None:
+                midway(directory)
+            manifest = replace(MANIFEST, files=plan_directory.list_files(directory))
+            (directory / MANIFEST_FILE).write_bytes(encode(manifest))
+            plan_directory.publish(directory, finished)
+    return True
+
+
+def visible(output: Path) -> list[str]:
+    return sorted(path.name for path in output.iterdir() if not path.name.endswith(".lock"))
+
+
+def assert_good(output: Path, name: str = NAME) -> None:
+    assert resolve(output) == (output / name).resolve()
+    assert len(read(resolve(output)).files) == len(PLANS)
+
+
+def test_a_build_is_found_again(tmp_path: Path) -> None:
+    assert build(tmp_path / "new" / "output")
+    output = tmp_path / "new" / "output"
+    assert visible(output) == ["current", NAME]
+    assert_good(output)
+    before = {file: file.stat().st_mtime_ns for file in (output / NAME).rglob("*")}
+    assert not build(output)
+    assert {file: file.stat().st_mtime_ns for file in (output / NAME).rglob("*")} == before
+
+
+def test_current_is_the_last_one_asked_for(tmp_path: Path) -> None:
+    for name, built in (("one", True), ("two", True), ("one", False)):
+        assert build(tmp_path, name) is built
+        assert_good(tmp_path, name)
+    assert visible(tmp_path) == ["current", "one", "two"]
+
+
+def test_build_engines_finds_what_it_built(checkpoint: Path, engines: Path) -> None:
+    from rich.console import Console
+
+    from export.build import BuildOptions, build_engines
+    from export.progress import BuildProgress
+
+    built = resolve(engines)
+    before = {file: file.stat().st_mtime_ns for file in built.rglob("*")}
+    (engines / "current").unlink()
+    (engines / "current").symlink_to("elsewhere")
+    started = time.perf_counter()
+    options = BuildOptions(str(checkpoint), engines, precision="fp32", flavor="onnx")
+    assert build_engines(options, BuildProgress(Console(quiet=True))) == built
+    assert time.perf_counter() - started < 10
+    assert resolve(engines) == built
+    assert {file: file.stat().st_mtime_ns for file in built.rglob("*")} == before
+
+
+def test_other_inputs_have_another_name() -> None:
+    others = [
+        replace(MANIFEST, precision="fp16"),
+        replace(MANIFEST, model=replace(MANIFEST.model, weights_sha256="1" * 64)),
+        replace(MANIFEST, profiles=MANIFEST.profiles[:1] * 3),
+        replace(MANIFEST, target=replace(MANIFEST.target, compute_capabilities=("12.0",))),
+    ]
+    assert len({plan_directory.plan_id(encode(manifest)) for manifest in (MANIFEST, MANIFEST, *others)}) == 5
+
+
+def truncate(directory: Path) -> None:
+    os.truncate(directory / "denoiser.onnx.data", 100)
+
+
+def alter(directory: Path) -> None:
+    (directory / "denoiser.onnx.data").write_bytes(b"weightz" * 1000)
+
+
+def lose(directory: Path) -> None:
+    (directory / "tokenizer/tokenizer.json").unlink()
+
+
+def lose_manifest(directory: Path) -> None:
+    (directory / MANIFEST_FILE).unlink()
+
+
+def garble_manifest(directory: Path) -> None:
+    (directory / MANIFEST_FILE).write_bytes(b'{"schema_version": 1, ')
+
+
+def age(directory: Path) -> None:
+    manifest = directory / MANIFEST_FILE
+    current = f'"schema_version": {SCHEMA_VERSION}'
+    manifest.write_text(manifest.read_text().replace(current, '"schema_version": 0'))
+
+
+@pytest.mark.parametrize("damage", [truncate, alter, lose, lose_manifest, garble_manifest, age])
+def test_a_damaged_directory_is_built_again(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    build(tmp_path)
+    damage(tmp_path / NAME)
+    assert build(tmp_path)
+    assert_good(tmp_path)
+    assert not build(tmp_path)
+
+
+@pytest.mark.parametrize("error", [BuildError("no"), KeyboardInterrupt(), MemoryError()])
+def test_a_build_that_fails_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    def fail(_directory: Path) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        build(tmp_path, midway=fail)
+    assert visible(tmp_path) == []
+    assert build(tmp_path)
+
+
+def test_a_rebuild_that_fails_leaves_current_alone(tmp_path: Path) -> None:
+    build(tmp_path, "one")
+    with pytest.raises(ZeroDivisionError):
+        build(tmp_path, "two", midway=lambda _: 1 // 0)
+    assert_good(tmp_path, "one")
+
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def build_slowly(output: Path, name: str, start: Any, answer: Connection) -> None:
+    start.wait()
+    answer.send(build(output, name, midway=lambda _: time.sleep(0.3)))
+
+
+def test_two_builders_of_the_same_plans_take_turns(tmp_path: Path) -> None:
+    assert sorted(at_once(build_slowly, (tmp_path, NAME), (tmp_path, NAME))) == [False, True]
+    assert visible(tmp_path) == ["current", NAME]
+    assert_good(tmp_path)
+
+
+def make_current_often(output: Path, name: str, start: Any, answer: Connection) -> None:
+    start.wait()
+    for _ in range(300):
+        plan_directory.make_current(output / name)
+    answer.send(True)
+
+
+def test_builders_of_different_plans_do_not_disturb_each_other(tmp_path: Path) -> None:
+    names = ("one", "two")
+    for name in names:
+        build(tmp_path, name)
+    assert at_once(make_current_often, *((tmp_path, name) for name in names)) == [True, True]
+    assert visible(tmp_path) == ["current", "one", "two"]
+    assert resolve(tmp_path).name in names
+
+
+def at_once(target: Callable[..., None], *arguments: tuple[Path, str]) -> list[Any]:
+    """What each process answers; EOFError if one of them died."""
+    start = SPAWN.Barrier(len(arguments))
+    pipes = [SPAWN.Pipe(duplex=False) for _ in arguments]
+    children = [
+        SPAWN.Process(target=target, args=(*each, start, pipe[1])) for each, pipe in zip(arguments, pipes, strict=True)
+    ]
+    for child, (_, sender) in zip(children, pipes, strict=True):
+        child.start()
+        sender.close()
+    try:
+        return [receiver.recv() for receiver, _ in pipes]
+    finally:
+        for child in children:
+            child.join()
+
+
+CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.truncate", "shutil.rmtree"}
+
+
+def die_at(step: int, output: Path) -> None:
+    """Builds and is killed just before the given step of its dealings with the file system."""
+    done = 0
+
+    def count(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal done
+        if event in CHANGES and str(output) in str(arguments[0]):
+            done += 1
+            if done == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    build(output)
+
+
+@pytest.mark.slow
+def test_a_builder_killed_at_any_step_leaves_nothing_half_finished(tmp_path: Path) -> None:
+    """A process per step: half a second each."""
+    for step in range(1, 100):
+        output = tmp_path / str(step)
+        child = SPAWN.Process(target=die_at, args=(step, output))
+        child.start()
+        child.join()
+        if child.exitcode == 0:
+            break
+        assert child.exitcode == -signal.SIGKILL
+        try:
+            found = resolve(output)
+        except PlanNotFound:
+            pass
+        else:
+            assert len(read(found).files) == len(PLANS)
+        build(output)
+        assert visible(output) == ["current", NAME], step
+        assert_good(output)
+    assert step > 15
+
+
+def test_an_unfinished_directory_is_not_served(tmp_path: Path) -> None:
+    def look(directory: Path) -> None:
+        for path in (directory, tmp_path):
+            with pytest.raises(PlanNotFound, match="a build that was interrupted"):
+                resolve(path)
+
+    build(tmp_path, midway=look)
+
+
+def test_an_output_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "output"):
+        with pytest.raises(BuildError, match=f"cannot write to {output}: "):
+            build(output)
+
+
+def test_an_output_where_nobody_may_write() -> None:
+    with pytest.raises(BuildError, match="cannot write to /sys/engines: "):  # root may not either
+        build(Path("/sys/engines"))
+
+
+def test_a_file_in_the_place_of_the_plan_directory(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text("mine")
+    with pytest.raises(BuildError, match=f"cannot write to {tmp_path}: "):
+        build(tmp_path)
+    assert (tmp_path / NAME).read_text() == "mine"
+    assert visible(tmp_path) == [NAME]
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """/dev/full answers every write with ENOSPC."""
+
+    def fill(directory: Path) -> None:
+        (directory / "denoiser.plan").symlink_to("/dev/full")
+        (directory / "denoiser.plan").write_bytes(b"plan")
+
+    with pytest.raises(BuildError, match=f"no space left for the build in {tmp_path}; nothing was kept"):
+        build(tmp_path, midway=fill)
+    assert visible(tmp_path) == []
+
+
+def test_space_is_asked_for_before_the_build(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    plan_directory.require_space(tmp_path / "not" / "there" / "yet", free // 2)
+    with pytest.raises(BuildError) as caught:
+        plan_directory.require_space(tmp_path / "not" / "there" / "yet", 10**18)
+    caught.match(f"^{tmp_path}/not/there/yet has [0-9,]+ MB free, the build needs about 1,000,000,000,000 MB$")
+
+
+def test_leftovers_of_other_plans_are_swept_unless_they_are_being_built(tmp_path: Path) -> None:
+    orphan, busy = tmp_path / ".building-orphan", tmp_path / ".building-busy"
+    orphan.mkdir()
+    with plan_directory.exclusive(tmp_path, "busy"), plan_directory.unfinished(tmp_path, "busy") as directory:
+        assert directory == busy
+        assert not orphan.exists()
+        assert build(tmp_path)
+        assert busy.is_dir()

@@ -1,0 +1,150 @@
+"""An engine that draws plain colours. Run as a script it is a worker process of it."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from fakes.manifest import MANIFEST as SAMPLE
+
+from engine.backends.cuda import failure
+from engine.errors import LoraMismatch, NonFiniteOutput
+from engine.pipeline import Picture
+from engine.plan.manifest import Preview, Profile, PromptFormat, Range
+from engine.request import PictureRequest
+from engine.sampling.tokenizer import TokenizedPrompt
+from engine.scheduler.events import Drawn, Event, Failed, Passed, Started, Stepped, Switched
+from engine.scheduler.prompt_cache import CaptionCache
+from server.worker.process import Worker
+
+MODEL = "Tongyi-MAI/Z-Image-Nano"
+WORDS = 20  # what the fake's context holds
+NAN_PROMPT = "overflow"
+BROKEN_PROMPT = "crash"
+LOST_PROMPT = "the GPU falls off the bus"
+HANG_PROMPT = "hang"
+KILL_PROMPT = "kill -9"
+LORAS = ("outlines", "damaged")
+SWITCH = 0.25  # seconds that a change of LoRAs is said to take
+SECRET = "a detail of the inside"
+
+MANIFEST = replace(
+    SAMPLE,
+    precision="fp16",
+    model=replace(SAMPLE.model, name=MODEL, prompt=PromptFormat("", "", WORDS, 0)),
+    profiles=(Profile("default", Range(64, 96, 256), Range(64, 128, 256), Range(1, 1, 1), Range(32, 32, 512)),),
+    preview=Preview(((8.0, 8.0, 8.0),) * 16, (0.0, 0.0, 0.0), 1.0),
+)
+
+
+class Finished(NamedTuple):
+    picture: Picture
+
+    def finish(self) -> Picture:
+        return self.picture
+
+
+@dataclass
+class FakeLoop:
+    """Colours tell what was asked: red is the seed, green the steps, blue the prompt's length.
+
+    Draws one picture after the other, a step at a time.
+    """
+
+    seconds_per_step: float = 0.0
+    may_kill: bool = False
+
+    def __post_init__(self) -> None:
+        self.log: list[tuple[str, int]] = []  # (prompt, step), in the order drawn
+        self.drawing = threading.Event()
+        self.captions = CaptionCache()
+        self.store: Any = None  # of the server that serves it
+        self._lora: str | None = None
+        self._queue: dict[str, tuple[PictureRequest, int]] = {}
+        self._done: dict[str, int] = {}
+        self._announced: set[str] = set()
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._queue
+
+    def device_memory(self) -> tuple[int, int]:
+        return 3 << 30, 8 << 30
+
+    def submit(self, key: str, request: PictureRequest, previews: int = 0) -> None:
+        request.check(MANIFEST, LORAS)
+        self._queue[key] = request, previews
+        self._done[key] = 0
+        self._announced.discard(key)
+
+    def cancel(self, key: str) -> bool:
+        return self._queue.pop(key, None) is not None
+
+    def step(self) -> list[Event]:
+        if not self._queue:
+            return []
+        key, (request, previews) = next(iter(self._queue.items()))
+        if request.lora == "damaged":
+            del self._queue[key]
+            return [Failed(key, LoraMismatch("the LoRA 'damaged' cannot be used now; the log says why"))]
+        if key not in self._announced:
+            self._announced.add(key)
+            return [Started(key)]
+        steps = request.steps(MANIFEST)
+        self._done[key] += 1
+        done = self._done[key]
+        self.log.append((request.prompt, done))
+        self.drawing.set()
+        time.sleep(self.seconds_per_step)
+        self._misbehave(request.prompt, done)
+        events: list[Event] = []
+        if request.lora != self._lora:
+            self._lora = request.lora
+            events.append(Switched(SWITCH))
+        height, width = request.size(MANIFEST)
+        estimate = np.full((16, height // 8, width // 8), 1.0, np.float32) if 0 < steps - done <= previews else None
+        events += [Passed(1, self.seconds_per_step), Stepped(key, done, steps, estimate)]
+        if done == steps:
+            del self._queue[key]
+            if request.prompt == NAN_PROMPT:
+                events[-1] = Failed(key, NonFiniteOutput("the latents hold NaN or Inf"))
+            else:
+                events.append(Drawn(key, Finished(self._picture(request, height, width, steps))))
+        return events
+
+    def _misbehave(self, prompt: str, done: int) -> None:
+        if done == 1 and prompt == KILL_PROMPT and self.may_kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if done != 2:
+            return
+        if prompt == LOST_PROMPT:
+            raise failure("cudaEventSynchronize", "cudaErrorECCUncorrectable")
+        if prompt == BROKEN_PROMPT:
+            raise RuntimeError(SECRET)
+        if prompt == HANG_PROMPT:
+            time.sleep(3600 if self.may_kill else 2.5)
+
+    def _picture(self, request: PictureRequest, height: int, width: int, steps: int) -> Picture:
+        colour = np.array([request.seed % 256, steps, len(request.prompt) % 256], np.uint8)
+        pixels = np.broadcast_to(colour, (height, width, 3)).copy()
+        words = request.prompt.split(" ")
+        kept, dropped = " ".join(words[:WORDS]), " ".join(words[WORDS:])
+        prompt = TokenizedPrompt(tuple(range(len(words[:WORDS]))), kept, dropped)
+        passes = self.seconds_per_step * steps
+        seconds = dict.fromkeys(("tokenize", "prompt_encoder", "vae_decoder", "pixels"), 0.0)
+        seconds |= {"passes": passes, "denoiser": passes}
+        return Picture(pixels, request.seed, steps, prompt, seconds)
+
+
+def main(seconds_per_step: str, descriptor: str) -> None:
+    with socket.socket(fileno=int(descriptor)) as sock:
+        Worker(FakeLoop(float(seconds_per_step), may_kill=True), MANIFEST, sock).run(0.0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

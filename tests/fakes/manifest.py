@@ -1,0 +1,77 @@
+"""A manifest of a small model, for tests that need one and build nothing."""
+
+from engine.plan.manifest import (
+    SCHEMA_VERSION,
+    Graph,
+    Manifest,
+    Model,
+    Preview,
+    Profile,
+    PromptFormat,
+    Range,
+    Rope,
+    Target,
+    TensorSpec,
+)
+
+CAPTION = Range(32, 64, 512)
+USUAL = Profile("usual", Range(64, 256, 256), Range(64, 256, 256), Range(1, 1, 4), CAPTION)
+LARGE = Profile("large", Range(64, 384, 512), Range(64, 384, 512), Range(1, 1, 1), CAPTION)
+BANNER = Profile("banner", Range(64, 64, 128), Range(768, 1024, 1024), Range(1, 1, 2), CAPTION)
+
+
+LATENTS = ("batch", 16, "latent_height", "latent_width")
+
+
+def tensors(**shapes: tuple[int | str, ...]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, "float32", shape) for name, shape in shapes.items())
+
+
+MANIFEST = Manifest(
+    schema_version=SCHEMA_VERSION,
+    plan_id="0123456789ab",
+    zimage_trt="0.1.0",
+    precision="fp32",
+    model=Model(
+        name="Z-Image-Fake",
+        weights_sha256="0" * 64,
+        latent_channels=16,
+        vae_scale=8,
+        patch_size=2,
+        caption_dim=8,
+        rope=Rope(256.0, (8, 12, 12), (1536, 512, 512)),
+        prompt=PromptFormat("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", 512, 0),
+        schedule_shift=3.0,
+        default_steps=8,
+    ),
+    target=Target("onnx", "onnx opset 20"),
+    profiles=(USUAL, LARGE),
+    graphs={
+        "prompt_encoder": Graph(
+            "prompt_encoder.onnx",
+            "fp32",
+            (TensorSpec("input_ids", "int64", ("batch", "caption")), TensorSpec("lengths", "int64", ("batch",))),
+            tensors(caption=("batch", "caption", 8)),
+        ),
+        "denoiser": Graph(
+            "denoiser.onnx",
+            "fp16",
+            tensors(
+                latents=LATENTS,
+                sigma=("batch",),
+                sigma_next=("batch",),
+                caption=("batch", "caption", 8),
+                rope_cos=("sequence", 16),
+                rope_sin=("sequence", 16),
+            ),
+            tensors(latents_next=LATENTS),
+            parity=9e-5,
+            activation_bytes=(123, 456),
+        ),
+        "vae_decoder": Graph(
+            "vae_decoder.onnx", "bf16", tensors(latents=LATENTS), tensors(image=("batch", "height", "width", 3))
+        ),
+    },
+    files=(),
+    preview=Preview(tuple((0.1 * row, -17.25, 1e-7) for row in range(16)), (127.5, 0.1 + 0.2, 130.0), 0.915),
+)

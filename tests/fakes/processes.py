@@ -1,0 +1,38 @@
+"""Servers of fake workers in processes of their own."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+ROOT = TESTS.parent
+PYTHONPATH = os.pathsep.join((str(ROOT), str(TESTS)))
+FAKE_SERVER = ("-m", "fakes.server")
+READY = re.compile(r"zimage-serve: ready on (http://127\.0\.0\.1:\d+) in \d+\.\d\d s\n")
+
+
+@contextmanager
+def process(*command: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={"PYTHONPATH": PYTHONPATH},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def ready_url(child: subprocess.Popen[str]) -> str:
+    line = child.stdout.readline()
+    match = READY.fullmatch(line)
+    assert match, line or child.stderr.read()
+    return match[1]

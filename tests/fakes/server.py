@@ -1,0 +1,159 @@
+"""Servers for an engine that draws plain colours. Run as a script it is one, with workers in processes."""
+
+import asyncio
+import base64
+import io
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import uvicorn
+from fakes.loop import LORAS, MANIFEST, FakeLoop
+from PIL import Image
+
+from server.api.access import Access
+from server.app import create_app
+from server.http.server import config
+from server.http.sockets import listen
+from server.jobs.admission import Limits
+from server.jobs.dispatcher import Dispatcher
+from server.jobs.store import JobStore
+from server.serving import Serving, serve
+from server.worker.messages import Stop
+from server.worker.process import Worker
+from server.worker.supervisor import Patience, Supervisor
+
+if TYPE_CHECKING:
+    import openai
+    from openai.types import ImagesResponse
+
+IMAGES = "/v1/images/generations"
+IMPATIENT = Patience(load=20, silence=1.0, stop=2, backoff=0.01)
+
+
+class ThreadProcess:
+    """A worker in a thread, with the face of a process. What it raises ends it, as it would end a process."""
+
+    pid = os.getpid()
+
+    def __init__(self, loop: FakeLoop, theirs: socket.socket) -> None:
+        self.returncode: int | None = None
+        self._sock = theirs.dup()
+        self._worker = Worker(loop, MANIFEST, self._sock, abandon=lambda: self._worker._inbox.put(Stop()))
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        status = 1
+        try:
+            self._worker.run(0.0)
+            status = 0
+        except Exception as error:  # noqa: BLE001
+            print(f"the worker died: {error!r}", file=sys.stderr)
+        self.returncode = status
+        with suppress(OSError):  # the server's end may be closed already
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+    async def wait(self) -> int:
+        await asyncio.to_thread(self._thread.join)
+        assert self.returncode is not None
+        return self.returncode
+
+    def kill(self) -> None:
+        self._worker._inbox.put(Stop())
+
+
+class ThreadSupervisor(Supervisor):
+    """Workers in threads, so that tests see what they draw."""
+
+    def __init__(self, loop: FakeLoop, dispatcher: Dispatcher) -> None:
+        super().__init__([], dispatcher, IMPATIENT)
+        self._fake = loop
+
+    async def _launch(self, theirs: socket.socket) -> ThreadProcess:
+        self._fake._queue.clear()
+        return ThreadProcess(self._fake, theirs)
+
+
+@contextmanager
+def serving(
+    loop: FakeLoop, limits: Limits | None = None, database: Path | None = None, access: Access | None = None
+) -> Iterator[str]:
+    """The base URL of a server in a thread of its own."""
+    loop.store = JobStore(database, busy_timeout=0.5)
+    dispatcher = Dispatcher(loop.store, MANIFEST, limits, loras=LORAS)
+    supervisor = dispatcher.link = ThreadSupervisor(loop, dispatcher)
+
+    async def run(sock: socket.socket) -> None:
+        await supervisor.start()
+        try:
+            await dispatcher.start()
+            await server.serve(sockets=[sock])
+        finally:
+            await dispatcher.stop(grace=5)
+            await supervisor.stop()
+
+    server = uvicorn.Server(config(create_app(dispatcher, access or Access()), grace=5))
+    with listen("127.0.0.1", 0) as sock:
+        sock.listen()  # who comes before the worker is ready waits
+        thread = threading.Thread(target=lambda: asyncio.run(run(sock)))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=20)
+            assert not thread.is_alive()
+
+
+def official_client(url: str) -> "openai.OpenAI":
+    import openai  # two seconds, which servers in processes do not need
+
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=10)
+
+
+def pixels(response: "ImagesResponse", index: int = 0) -> np.ndarray:
+    return decoded(base64.b64decode(response.data[index].b64_json))
+
+
+def decoded(data: bytes, kind: str = "PNG") -> np.ndarray:
+    picture = Image.open(io.BytesIO(data))
+    assert picture.format == kind
+    return np.asarray(picture.convert("RGB"))
+
+
+def main(
+    seconds_per_step: str,
+    grace: str,
+    database: str = "",
+    keys: str = "",
+    rate: str = "",
+    queue: str = "",
+    reconnect: str = "",
+) -> None:
+    if reconnect:
+        import server.page.page
+
+        server.page.page.RECONNECT, server.page.page.MAX_WAITING = float(reconnect), 20
+    serving = Serving(
+        float(grace),
+        Path(database) if database else None,
+        keys=tuple(keys.split()),
+        rate=rate or None,
+        limits=Limits(queue=int(queue or 256)),
+        patience=IMPATIENT,
+    )
+    worker = [sys.executable, "-m", "fakes.loop", seconds_per_step]
+    with listen("127.0.0.1", 0) as sock:
+        serve(sock, worker, MANIFEST, serving)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,99 @@
+"""API keys and rates."""
+
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+from fakes.loop import FakeLoop
+from fakes.server import IMAGES, serving
+
+from server.api.access import Access
+
+KEYS = ("first-key", "second-key")
+BODY = {"prompt": "a cat", "num_inference_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serving(FakeLoop(), access=Access(KEYS)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def http(url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"authorization": "Bearer"},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "Basic first-key"},
+        {"x-api-key": ""},
+        {"x-api-key": "first-ke"},
+        {"authorization": b"Bearer \xff\xfe"},
+    ],
+)
+def test_nobody_without_a_key_asks_lists_or_deletes(http: httpx.Client, headers: dict[str, str]) -> None:
+    for method, path in (
+        ("POST", IMAGES),
+        ("POST", "/v1/generate"),
+        ("POST", "/api/v1/generate"),
+        ("GET", "/v1/tasks"),
+        ("DELETE", "/v1/task/x"),
+    ):
+        response = http.request(method, path, headers=headers, json=BODY if method == "POST" else None)
+        assert response.status_code == 401
+        assert response.json()["error"]["code"] == "invalid_api_key"
+        assert response.headers["www-authenticate"] == "Bearer"
+    for path in ("/health", "/ready", "/metrics", "/v1/models"):
+        assert http.get(path).status_code == 200
+
+
+def test_the_official_client_brings_its_key(url: str) -> None:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=KEYS[0], max_retries=0) as client:
+        assert client.images.generate(prompt="a cat").data
+    stranger = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    with stranger, pytest.raises(openai.AuthenticationError):
+        stranger.images.generate(prompt="a cat")
+    assert httpx.post(url + IMAGES, json=BODY, headers={"x-api-key": KEYS[0]}).status_code == 200
+
+
+def test_owners_do_not_see_or_touch_each_other_s_tasks(http: httpx.Client) -> None:
+    mine, other = ({"authorization": f"Bearer {key}"} for key in KEYS)
+    task = http.post("/v1/generate", json=BODY | {"prompt": "mine"}, headers=mine).json()["task_id"]
+    listed = [[task["prompt"] for task in http.get("/v1/tasks", headers=who).json()["tasks"]] for who in (mine, other)]
+    assert "mine" in listed[0] and "mine" not in listed[1]
+    assert http.delete(f"/v1/task/{task}", headers=other).status_code == 404
+    assert http.get(f"/v1/task/{task}").status_code == 200  # whoever was told its id
+    key = {"idempotency-key": "same"}
+    answers = [http.post(IMAGES, json=BODY, headers=who | key) for who in (mine, other, mine)]
+    jobs = [answer.headers["x-job-id"] for answer in answers]
+    assert jobs[0] == jobs[2] != jobs[1]
+
+
+def test_who_asks_too_often_is_told_when_to_come_back() -> None:
+    access = Access(KEYS, "2/minute")
+    with serving(FakeLoop(), access=access) as url, httpx.Client(base_url=url) as http:
+        first, second = ({"authorization": f"Bearer {key}"} for key in KEYS)
+        answers = [http.post(IMAGES, json=BODY, headers=first) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert answers[2].json()["error"]["code"] == "rate_limit_exceeded"
+        assert 1 <= int(answers[2].headers["retry-after"]) <= 60
+        assert http.post(IMAGES, json=BODY, headers=second).status_code == 200
+        assert http.get("/v1/tasks", headers=first).status_code == 200  # only pictures are counted
+    with serving(FakeLoop(), access=Access(rate="1/hour")) as url:
+        assert [httpx.post(url + IMAGES, json=BODY).status_code for _ in range(2)] == [200, 429]  # by address
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"keys": ("",)}, {"keys": (" ",)}, {"keys": ("schlüssel",)}, {"rate": "often"}, {"rate": "3 per"}]
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        Access(**wrong)
+    assert "secret" not in repr(Access(("secret",)))

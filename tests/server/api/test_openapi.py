@@ -1,0 +1,122 @@
+"""What `/openapi.json` says is what the server does."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from fakes.loop import FakeLoop
+from fakes.processes import PYTHONPATH, TESTS
+from fakes.server import IMAGES, serving
+
+from server.api.access import Access
+
+CONFIG = TESTS / "schemathesis.toml"
+KEY = "a-key"
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serving(FakeLoop()) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def document(url: str) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{url}/openapi.json").json()
+    return found
+
+
+@pytest.mark.slow
+def test_schemathesis_finds_no_difference() -> None:
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "PYTHONHASHSEED": "0"}
+    with serving(FakeLoop(), access=Access((KEY,))) as url:
+        command = [sys.executable, "-m", "schemathesis.cli", f"--config-file={CONFIG}", "run", f"{url}/openapi.json"]
+        command += ["--no-color", "--max-examples=3", "--header", f"Authorization: Bearer {KEY}"]
+        command += ["--exclude-path=/api/v1/generate_async"]  # which is /v1/generate
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_all_references_resolve(document: dict[str, Any]) -> None:
+    def check(node: Any) -> None:
+        if isinstance(node, dict):
+            if reference := node.get("$ref") or node.get("operationRef"):
+                found: Any = document
+                for part in reference.removeprefix("#/").split("/"):
+                    found = found[part.replace("~1", "/")]
+            node = list(node.values())
+        if isinstance(node, list):
+            for item in node:
+                check(item)
+
+    check(document)
+
+
+def test_every_error_has_openai_s_shape_and_every_answer_an_id(document: dict[str, Any]) -> None:
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+    answers = document["components"]["responses"]
+    schemas = [answer["content"]["application/json"]["schema"] for answer in answers.values()]
+    assert schemas == [{"$ref": "#/components/schemas/ErrorAnswer"}] * len(answers)
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for answer in operation["responses"].values():
+                assert "$ref" in answer or "x-request-id" in answer["headers"]
+            assert "500" in operation["responses"]
+
+
+def test_streams_pictures_and_metrics_have_their_media_types(document: dict[str, Any]) -> None:
+    def kinds(path: str, method: str = "get") -> set[str]:
+        return set(document["paths"][path][method]["responses"]["200"]["content"])
+
+    assert kinds(IMAGES, "post") == {"application/json", "text/event-stream"}
+    assert kinds("/v1/task/{task_id}/events") == {"text/event-stream"}
+    assert kinds("/v1/pictures/{job_id}/{name}") == {"image/png", "image/jpeg", "image/webp"}
+    assert kinds("/metrics") == {"text/plain"}
+
+
+def test_keys_are_asked_for_where_there_are_some(document: dict[str, Any]) -> None:
+    assert "securitySchemes" not in document["components"]
+    assert not any("401" in one["responses"] for paths in document["paths"].values() for one in paths.values())
+    with serving(FakeLoop(), access=Access((KEY,))) as url:
+        guarded = httpx.get(f"{url}/openapi.json").json()
+    schemes = guarded["components"]["securitySchemes"]
+    for path, method in ((IMAGES, "post"), ("/v1/tasks", "get"), ("/v1/task/{task_id}", "delete")):
+        operation = guarded["paths"][path][method]
+        assert {name for needed in operation["security"] for name in needed} == set(schemes)
+        assert "401" in operation["responses"]
+    assert "security" not in guarded["paths"]["/v1/task/{task_id}"]["get"]
+
+
+@pytest.mark.parametrize(
+    ("query", "param", "code"),
+    [
+        ("limit=abc", "limit", "invalid_type"),
+        ("limit=0", "limit", "integer_below_min_value"),
+        ("limit=201", "limit", "integer_above_max_value"),
+        ("limit=" + "9" * 5000, "limit", "invalid_value"),
+        ("before=" + "9" * 20, "before", "integer_above_max_value"),
+        ("before=-1", "before", "integer_below_min_value"),
+        ("before=%00", "before", "invalid_type"),
+        ("before=%ff", "before", "invalid_type"),
+        ("before=", "before", "invalid_type"),
+    ],
+)
+def test_a_query_that_makes_no_sense_is_refused_by_name(url: str, query: str, param: str, code: str) -> None:
+    response = httpx.get(f"{url}/v1/tasks?{query}")
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["param"], error["code"], error["type"]) == (param, code, "invalid_request_error")
+    assert len(response.content) < 1000
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"), [("/v1/task/job_0", "DELETE, GET"), ("/health", "GET, HEAD"), (IMAGES, "POST")]
+)
+def test_allow_names_all_methods_of_a_path(url: str, path: str, methods: str) -> None:
+    response = httpx.request("OPTIONS", url + path)
+    assert response.status_code == 405
+    assert response.headers["allow"] == methods

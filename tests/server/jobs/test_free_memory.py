@@ -1,0 +1,47 @@
+"""What memory is left, in a container and without one, and that nobody is accepted when it is short."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+from fakes.loop import FakeLoop
+from fakes.server import IMAGES, serving
+
+from server.jobs.admission import Limits
+from server.jobs.free_memory import FRESH, FreeMemory, free_memory
+
+MIB = 1 << 20
+
+
+def cgroup(folder: Path, limit: str) -> Path:
+    (folder / "memory.max").write_text(limit + "\n")
+    (folder / "memory.current").write_text(f"{30 * MIB}\n")
+    (folder / "memory.stat").write_text(f"anon {5 * MIB}\ninactive_file {10 * MIB}\nactive_file {9 * MIB}\n")
+    return folder
+
+
+def test_of_a_container_it_is_what_it_may_still_take(tmp_path: Path) -> None:
+    assert free_memory(cgroup(tmp_path, str(50 * MIB))) == 30 * MIB
+
+
+def test_without_a_limit_it_is_the_machines(tmp_path: Path) -> None:
+    machine = free_memory(tmp_path / "none")
+    assert machine > 100 * MIB
+    assert free_memory(cgroup(tmp_path, "max")) == pytest.approx(machine, rel=0.2)
+
+
+def test_a_reading_is_believed_for_a_moment(tmp_path: Path) -> None:
+    read = FreeMemory(cgroup(tmp_path, str(50 * MIB)))
+    assert read() == 30 * MIB
+    cgroup(tmp_path, str(40 * MIB))
+    assert read() == 30 * MIB
+    read._due -= FRESH
+    assert read() == 20 * MIB
+
+
+def test_a_machine_that_is_short_of_memory_accepts_nothing() -> None:
+    with serving(FakeLoop(), Limits(free_bytes=1 << 60)) as url:
+        answer = httpx.post(url + IMAGES, json={"prompt": "a cat"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "out_of_memory")
+        assert int(answer.headers["retry-after"]) > 0
+        assert httpx.get(f"{url}/ready").status_code == 200

@@ -1,0 +1,71 @@
+"""`/metrics`, as Prometheus' own parser reads it."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fakes.loop import KILL_PROMPT, NAN_PROMPT, SWITCH, FakeLoop
+from fakes.server import IMAGES, serving
+from prometheus_client.parser import text_string_to_metric_families
+
+from server.jobs.admission import Limits
+
+
+@pytest.fixture
+def http() -> Iterator[httpx.Client]:
+    with serving(FakeLoop(0.01), Limits(queue=2)) as url, httpx.Client(base_url=url, timeout=10) as client:
+        yield client
+
+
+def samples(http: httpx.Client) -> dict[tuple[str, ...], float]:
+    """Values by name and the values of labels, in the order of the labels' names."""
+    families = text_string_to_metric_families(http.get("/metrics").text)
+    return {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
+
+
+def test_everything_that_happens_is_counted(http: httpx.Client) -> None:
+    for prompt in ("a cat", NAN_PROMPT):
+        http.post(IMAGES, json={"prompt": prompt, "size": "128x64", "n": 2, "lora": "outlines"})
+    tasks = [http.post("/v1/generate", json={"prompt": "a cat", "num_inference_steps": 100}).json() for _ in range(3)]
+    found = samples(http)
+    assert found["zimage_jobs_waiting",] + found["zimage_jobs_running",] == 2
+    assert found["zimage_queue_estimated_seconds",] > 0.5
+    assert found["zimage_jobs_refused_total", "queue_full"] == 1
+    assert "error" in tasks[2]
+    for task in tasks[:2]:
+        http.delete(f"/v1/task/{task['task_id']}")
+    http.post(IMAGES, json={"prompt": NAN_PROMPT, "num_inference_steps": 1})
+    found = samples(http)
+    assert found["zimage_lora_switches_total",] == 2
+    assert found["zimage_lora_switch_seconds_total",] == 2 * SWITCH
+    assert found["zimage_jobs_accepted_total", "openai"] == 3
+    assert found["zimage_jobs_accepted_total", "tasks"] == 2
+    assert found["zimage_jobs_ended_total", "openai", "", "done"] == 1
+    assert found["zimage_jobs_ended_total", "openai", "non_finite_output", "failed"] == 2
+    assert found["zimage_jobs_ended_total", "tasks", "", "cancelled"] == 2
+    assert found["zimage_pictures_total",] == 2
+    assert found["zimage_pixels_total",] == 2 * 128 * 64
+    assert found["zimage_stage_seconds_count", "encode"] == 2
+    assert found["zimage_stage_seconds_sum", "passes"] == pytest.approx(2 * 8 * 0.01)
+    assert found["zimage_forward_batch_size_count",] >= 24
+    assert found["zimage_job_seconds_count", "openai"] == 3
+    assert found["zimage_job_queue_seconds_count",] >= 2
+    assert (found["zimage_worker_ready",], found["zimage_worker_starts_total",]) == (1, 1)
+    assert found["process_resident_memory_bytes",] > 1e7
+    assert found["zimage_worker_process_resident_memory_bytes",] > 1e7
+    assert found["zimage_device_memory_used_bytes",] == 3 << 30
+    assert found["zimage_device_memory_total_bytes",] == 8 << 30
+    assert KILL_PROMPT not in http.get("/metrics").text
+
+
+def test_the_dashboard_asks_for_what_there_is(http: httpx.Client) -> None:
+    http.post(IMAGES, json={"prompt": "a cat"})
+    http.post(IMAGES, json={"prompt": NAN_PROMPT})
+    dashboard = json.loads((Path(__file__).parents[3] / "deploy" / "grafana-dashboard.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked = {name for text in expressions for name in re.findall(r"\b(?:zimage|process)_\w+", text)}
+    there = {name for name, *_ in samples(http)} | {"zimage_jobs_refused_total"}  # nobody has been refused
+    assert asked <= there and len(asked) > 12

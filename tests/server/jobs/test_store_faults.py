@@ -1,0 +1,206 @@
+"""The job store when the process is killed, the file is locked or damaged, or the disk refuses."""
+
+import random
+import resource
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from fakes.jobs import MB, drawn, job, picture
+
+from engine.request import PictureRequest
+from server.jobs.store import VERSION, JobStore, StoreUnavailable
+
+WAIT = 0.2  # seconds that a store waits for a lock
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.sqlite"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[JobStore]:
+    with closing(JobStore(path, WAIT)) as opened:
+        yield opened
+
+
+ADDING = """
+import os, sys, time
+from pathlib import Path
+from engine.request import PictureRequest
+from server.jobs.job import Job, ImageFormat, Receipt, StoredPicture, new_id
+from server.jobs.store import JobStore
+receipt = Receipt(7, 8, 8, 8, 8, 0.0, "", "", "", "", None, 1, {})
+store = JobStore(Path(sys.argv[1]))
+while True:
+    job = Job(id=new_id(), requests=(PictureRequest("x"),), format=ImageFormat(), api="images", durable=True,
+              fingerprint="", created=time.time())
+    os.write(1, f"{store.add(job).id} accepted\\n".encode())
+    store.add_picture(job.id, StoredPicture(0, "image/png", bytes(100_000), receipt))
+    os.write(1, f"{job.id} drawn\\n".encode())
+"""
+
+
+def test_what_was_accepted_survives_kill_9(path: Path) -> None:
+    promised = []
+    for _ in range(5):
+        with subprocess.Popen([sys.executable, "-c", ADDING, str(path)], stdout=subprocess.PIPE, text=True) as child:
+            promised.append(child.stdout.readline())
+            time.sleep(random.uniform(0, 0.1))
+            child.send_signal(signal.SIGKILL)
+            promised += child.stdout.readlines()
+        assert child.returncode == -signal.SIGKILL
+    with closing(JobStore(path)) as store:
+        assert store._connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        found = {j.id for j in store.recover()}
+        for line in promised:
+            id, what = line.split()
+            assert id in found
+            assert what == "accepted" or len(store.picture(id, 0).data) == 100_000
+        assert len(found) - sum("accepted" in line for line in promised) <= 5  # those that nobody could print any more
+
+
+def test_while_another_process_writes_the_store_is_unavailable(store: JobStore, path: Path) -> None:
+    id = store.add(job()).id
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for write in (store.recover, lambda: store.add(job()), lambda: store.begin(id), lambda: JobStore(path, WAIT)):
+            started = time.perf_counter()
+            with pytest.raises(StoreUnavailable, match=r"jobs.sqlite: database is locked; another process"):
+                write()
+            assert WAIT / 2 < time.perf_counter() - started < WAIT + 2
+        assert store.get(id).state == "queued"  # who only reads does not wait
+        other.execute("ROLLBACK")
+    assert store.begin(id)
+    assert len(store.recover()) == 1
+
+
+@contextmanager
+def small_database(store: JobStore) -> Iterator[None]:
+    """No room for one more page."""
+    (unlimited,) = store._connection.execute("PRAGMA max_page_count").fetchone()
+    store._connection.execute("PRAGMA max_page_count = 1")  # as small as it can be, which is as it is
+    yield
+    store._connection.execute(f"PRAGMA max_page_count = {unlimited}")
+
+
+@contextmanager
+def small_files(_: JobStore) -> Iterator[None]:
+    """The system lets this process write no file beyond 64 KiB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def read_only(store: JobStore) -> Iterator[None]:
+    store._connection.execute("PRAGMA query_only = ON")
+    yield
+    store._connection.execute("PRAGMA query_only = OFF")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "words"),
+    [
+        (small_database, "database or disk is full; free disk space"),
+        (small_files, "disk I/O error; the disk fails or is full"),
+        (read_only, "attempt to write a readonly database; the file and its directory must be writable"),
+    ],
+)
+def test_what_the_disk_refuses_leaves_nothing_half_written(
+    store: JobStore, path: Path, refusal: Callable, words: str
+) -> None:
+    id = store.add(job()).id
+    before = store.get(id)
+    with refusal(store):
+        with pytest.raises(StoreUnavailable, match=words):
+            store.add(job(requests=(PictureRequest("long" * MB),), idempotency_key="key"))
+        with pytest.raises(StoreUnavailable, match=words):
+            store.add_picture(id, picture(data=bytes(MB)))
+        assert not store._connection.in_transaction
+        assert store.history(9) == [before]
+        assert store.pictures(id) == []
+    assert store.add_picture(id, picture(data=bytes(MB)))
+    assert store.finish(id)
+    assert store.add(job(idempotency_key="key")).state == "queued"
+    store.close()
+    with closing(JobStore(path)) as reopened:
+        assert reopened._connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        assert len(reopened.history(9)) == 2
+
+
+def test_a_transaction_is_done_whole_or_not_at_all(store: JobStore) -> None:
+    """`recover` has several statements; here the second is refused."""
+    running, waiting = store.add(job()).id, store.add(job(durable=False)).id
+    store.begin(running)
+    store._connection.execute(
+        "CREATE TEMP TRIGGER refuse BEFORE UPDATE ON jobs WHEN NEW.state = 'queued'"
+        " BEGIN SELECT RAISE(ABORT, 'no'); END"
+    )
+    with pytest.raises(sqlite3.IntegrityError, match="no"):
+        store.recover()
+    assert [store.get(id).state for id in (running, waiting)] == ["running", "queued"]
+    store._connection.execute("DROP TRIGGER refuse")
+    assert [j.id for j in store.recover()] == [running]
+
+
+def overwritten(content: bytes, start: int, length: int) -> bytes:
+    return content[:start] + b"\xa5" * length + content[start + length :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda _: b"not a database" * 1000, "file is not a database; name another file"),
+        (lambda content: overwritten(content, 0, 100), "file is not a database; name another file"),
+        (lambda content: overwritten(content, 100, 3996), "malformed; put a copy"),
+        (lambda content: content[:5000], "malformed; put a copy"),
+    ],
+)
+def test_a_damaged_file_is_refused_by_name(path: Path, damage: Callable[[bytes], bytes], words: str) -> None:
+    with closing(JobStore(path)) as store:
+        drawn(store)
+    content = damage(path.read_bytes())
+    path.write_bytes(content)
+    with pytest.raises(StoreUnavailable, match=f"jobs.sqlite: .*{words}"):
+        JobStore(path)
+    assert path.read_bytes() == content
+
+
+def test_damage_that_is_met_later_is_named_too(path: Path) -> None:
+    with closing(JobStore(path)) as store:
+        ids = [drawn(store, bytes(100_000)) for _ in range(10)]
+    content = path.read_bytes()
+    tables = 12 * 4096  # the first pages, which are read at opening; what follows is pictures
+    path.write_bytes(overwritten(content, tables, len(content) - tables))
+    with closing(JobStore(path)) as store, pytest.raises(StoreUnavailable, match="malformed; put a copy"):
+        for id in ids:
+            store.get(id)
+            store.pictures(id)
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match=r"no/jobs.sqlite: unable to open database file; its directory"):
+        JobStore(tmp_path / "no" / "jobs.sqlite")
+
+
+def test_a_newer_schema_and_a_foreign_file_are_refused(path: Path) -> None:
+    JobStore(path).close()
+    with closing(sqlite3.connect(path)) as newer:
+        newer.execute(f"PRAGMA user_version = {VERSION + 1}")
+    with pytest.raises(StoreUnavailable, match=f"schema {VERSION + 1}, but this zimage-trt knows only up to {VERSION}"):
+        JobStore(path)
+    with closing(sqlite3.connect(path.with_name("mail"))) as foreign:
+        foreign.execute("CREATE TABLE mail (x)")
+    with pytest.raises(StoreUnavailable, match="mail is a database of something else"):
+        JobStore(path.with_name("mail"))

@@ -1,0 +1,331 @@
+"""The page at `/`, in a real browser where there is one, on servers in processes: its toolkit knows one per process."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import httpx
+import pytest
+from fakes.chromium import Browser, browsing, needs_chromium
+from fakes.loop import MANIFEST, NAN_PROMPT, FakeLoop
+from fakes.manifest import BANNER
+from fakes.manifest import MANIFEST as TWO_PROFILES
+from fakes.prefix_proxy import behind_prefix
+from fakes.processes import FAKE_SERVER, process, ready_url
+from fakes.server import serving
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+RECONNECT = 1.0  # seconds after which a closed tab is forgotten
+SLOW = 100  # steps of a picture that is still being drawn when the test is done with it
+FIRST, SECOND = "first-key", "second-key"
+SOCKET = "/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with process(*FAKE_SERVER, "0.1", "1", "", "", "", "", str(RECONNECT)) as child:
+        yield ready_url(child)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browsing(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+def tasks(url: str, **headers: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = httpx.get(f"{url}/v1/tasks", headers=headers).json()["tasks"]
+    return found
+
+
+def facts(browser: Browser) -> dict[str, str]:
+    """What the page says of the picture on its stage, once there is one."""
+
+    def read() -> dict[str, str]:
+        texts = browser.read("return [...document.querySelectorAll('.z-stage .z-facts > *')].map(e => e.innerText)")
+        return dict(zip(texts[::2], texts[1::2], strict=True))
+
+    browser.until(read, "a picture on the stage")
+    return read()
+
+
+def on_stage(browser: Browser) -> str:
+    """Where the image on the stage is from."""
+    return str(browser.read("return document.querySelector('.z-stage img')?.src"))
+
+
+def width_on_stage(browser: Browser) -> int:
+    """Pixels of the file, 0 before it is loaded."""
+    return int(browser.read("return document.querySelector('.z-stage img')?.naturalWidth ?? 0"))
+
+
+# around the page
+
+
+def test_nothing_of_the_page_is_imported_before_somebody_visits_it() -> None:
+    program = "import sys, server.cli, server.http.server; sys.exit('nicegui' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_the_page_leaves_the_endpoints_as_they_are(url: str) -> None:
+    with httpx.Client(base_url=url) as http:
+        page = http.get("/")
+        assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+        assert "default-src 'self'" in page.headers["content-security-policy"]
+        for path in ("/nothing", "/favicon.ico", "/_nicegui", "/v1"):
+            assert http.get(path).json()["error"]["code"] == "not_found"
+        assert http.get("/health").json()["status"] == "ok"
+        paths = http.get("/openapi.json").json()["paths"]
+        assert "/v1/tasks" in paths and "/" not in paths and not any("nicegui" in path for path in paths)
+
+
+def test_an_application_without_the_page_has_none() -> None:
+    with serving(FakeLoop()) as url:
+        assert httpx.get(url).json()["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"sec-fetch-site": "same-origin"}, 200),
+        ({"sec-fetch-site": "same-site"}, 403),  # another port of this machine, too
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"origin": "http://elsewhere.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://["}, 403),
+        ({"origin": "https://draw.example", "host": "draw.example"}, 200),  # TLS ends at a proxy
+        ({"origin": "https://draw.example", "x-forwarded-host": "draw.example"}, 200),
+    ],
+)
+def test_other_sites_do_not_reach_the_page_s_socket(url: str, headers: dict[str, str], status: int) -> None:
+    polled = httpx.get(url + SOCKET.replace("websocket", "polling"), headers=headers)
+    assert polled.status_code == status
+    if status == 403:
+        assert polled.json()["error"]["code"] == "foreign_origin"
+        assert "access-control-allow-origin" not in polled.headers
+
+
+def test_browsers_tell_a_socket_s_origin_and_a_foreign_one_is_refused(url: str) -> None:
+    with connect(url.replace("http", "ws") + SOCKET, origin=url) as socket:
+        assert str(socket.recv()).startswith("0")
+    with (
+        pytest.raises(InvalidStatus) as refused,
+        connect(url.replace("http", "ws") + SOCKET, origin="http://evil.example"),
+    ):
+        pass
+    assert refused.value.response.status_code == 403
+
+
+@pytest.mark.parametrize("folder", ["static", "resources/x", "components"])
+@pytest.mark.parametrize("up", ["../", "..%2f", "%2e%2e/"])
+def test_no_path_leaves_the_toolkit_s_own_files(url: str, folder: str, up: str) -> None:
+    httpx.get(url)
+    target = httpx.URL(url).copy_with(raw_path=f"/_nicegui/{version('nicegui')}/{folder}/{up * 12}etc/passwd".encode())
+    answer = httpx.get(target)
+    assert answer.status_code in (403, 404) and "root:" not in answer.text
+
+
+def test_what_is_not_there_is_told_without_a_page_being_made_for_it() -> None:
+    """Each would be kept for a minute, and visitors be refused meanwhile."""
+    with process(*FAKE_SERVER, "0.1", "1", "", "", "", "", str(RECONNECT)) as child, httpx.Client() as http:
+        url = ready_url(child)
+        folder = f"/_nicegui/{version('nicegui')}/esm/"
+        key = http.get(url).text.split(folder)[1].split("/")[0]
+        for path in ("/_nicegui/nothing", f"{folder}{key}/%00", f"{folder}{key}/{'a' * 300}", f"{folder}{key}/nothing"):
+            answers = [http.get(url + path) for _ in range(10)]
+            assert {answer.status_code for answer in answers} == {404}
+            assert answers[-1].json()["error"]["code"] == "not_found"
+        assert http.get(url).status_code == 200
+
+
+def test_a_visitor_writes_no_lines_of_the_log() -> None:
+    with process(*FAKE_SERVER, "0.1", "1") as child:
+        url = ready_url(child)
+        client = re.search(r"client_id\W+([0-9a-f-]{36})", httpx.get(url).text)
+        assert client
+        with connect(url.replace("http", "ws") + SOCKET) as socket:
+            socket.send("40")
+            socket.send("42" + json.dumps(["log", {"client_id": client[1], "level": "error", "message": "\nforged"}]))
+            socket.send("42" + json.dumps(["nothing", {}]))
+            socket.ping().wait(5)
+        child.terminate()
+        assert "forged" not in child.communicate()[1]
+
+
+def test_pages_that_nobody_looks_at_do_not_fill_the_memory() -> None:
+    with process(*FAKE_SERVER, "0.1", "1", "", "", "", "", str(RECONNECT)) as child:
+        url = ready_url(child)
+        answers = [httpx.get(url) for _ in range(30)]
+        assert [answer.status_code for answer in answers[:20]] == [200] * 20
+        assert (answers[-1].status_code, answers[-1].json()["error"]["code"]) == (503, "page_crowded")
+        assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_the_sizes_offered_are_drawn() -> None:
+    from server.page.form import sizes
+
+    for manifest in (MANIFEST, TWO_PROFILES):
+        offered = sizes(manifest)
+        assert manifest.default_size[::-1] in offered and len(offered) == len(set(offered)) > 3
+        for width, height in offered:
+            manifest.profile_for(height, width)
+    assert {(512, 512), (256, 256), (288, 224), (224, 288)} <= set(offered)
+    assert sizes(replace(TWO_PROFILES, profiles=(BANNER,))) == [(1024, 64)]
+
+
+# on the page
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_a_picture_is_drawn_in_view_and_again_with_its_seed(url: str, browser: Browser) -> None:
+    browser.visit(url)
+    browser.draw("a cat on a mat")
+    browser.until(lambda: on_stage(browser).startswith("data:image/png"), "a preview of it")
+    shown = facts(browser)
+    assert "/v1/pictures/" in on_stage(browser)
+    browser.until(lambda: width_on_stage(browser) == 128, "the picture")
+    task = tasks(url)[0]
+    receipt = task["result"]["metadata"][0]
+    assert task["prompt"] == "a cat on a mat" and shown["Seed"] == str(receipt["seed"]) and shown["Steps"] == "8"
+    assert browser.field("Seed").get_attribute("value") == ""
+    browser.click(".z-stage button", "Again with this seed")
+    browser.until(lambda: browser.field("Seed").get_attribute("value") == shown["Seed"], "the seed in the form")
+    browser.write("Steps", "3")
+    browser.click(".z-draw", "Draw")
+    browser.until(lambda: facts(browser).get("Steps") == "3", "the other picture")
+    assert facts(browser)["Seed"] == shown["Seed"]
+    browser.until(lambda: len(browser.all("button.z-tile")) == 2, "both in the gallery")
+    loaded = browser.read("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert len(loaded) > 10 and all(name.startswith((url, "data:")) for name in loaded)
+    assert browser.driver.get_log("browser") == []  # nothing refused by the content security policy either
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_closing_a_tab_leaves_its_tasks_alone_and_cancel_ends_one(url: str, browser: Browser) -> None:
+    def status() -> dict[str, str]:
+        return {task["prompt"]: task["status"] for task in tasks(url)[:3]}
+
+    browser.visit(url)
+    browser.write("Steps", str(SLOW))
+    browser.draw("one")
+    browser.find(".z-stage .z-progress", "step ")
+    browser.draw("two")
+    browser.find(".z-stage .z-progress", "1 before this one")
+    first = browser.driver.current_window_handle
+    browser.driver.switch_to.new_window("tab")
+    second = browser.driver.current_window_handle
+    browser.visit(url)
+    browser.find(".z-tile", "two")
+    assert not browser.all(".z-stage .z-drawing") and not browser.all(".z-progress")
+    browser.draw("three")
+    browser.find(".z-stage .z-progress", " before this one")
+    browser.driver.switch_to.window(first)
+    assert "three" not in browser.find(".z-stage").text
+    browser.driver.close()
+    browser.driver.switch_to.window(second)
+    browser.click(".z-stage button", "Cancel")
+    browser.until(lambda: not browser.all(".z-stage .z-drawing"), "an empty stage")
+    time.sleep(RECONNECT + 0.5)
+    assert status()["three"] == "cancelled"
+    assert status()["two"] in ("pending", "running") and status()["one"] != "cancelled"
+    browser.find(".z-tile", "two").find_element("tag name", "button").click()
+    browser.until(lambda: status()["two"] == "cancelled", "the end of the other tab's")
+    httpx.delete(f"{url}/v1/task/{tasks(url)[2]['task_id']}")  # or the next test would wait for it
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_what_goes_wrong_is_said_in_words(url: str, browser: Browser) -> None:
+    browser.visit(url)
+    browser.click(".q-select")
+    browser.click(".q-menu .q-item", "Other size")
+    browser.write("Width", "100")
+    browser.draw("a cat")
+    browser.find(".z-error", "width must be a multiple of 16, got 100")
+    browser.write("Width", "128")
+    browser.draw(" ")
+    browser.find(".z-error", "prompt must not be empty")
+    browser.draw(NAN_PROMPT)
+    browser.find(".z-form .z-error", "the latents hold NaN")
+    assert not browser.all(".z-stage .z-drawing")
+    browser.draw("a cat")
+    assert facts(browser)["Size"] == "128 × 96"
+    assert "NaN" not in browser.find(".z-form").text
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_a_prompt_is_text_whatever_it_holds(url: str, browser: Browser) -> None:
+    prompt = "<img src=x onerror=\"document.title='taken'\">${document.title='taken'}`</script>{{1+1}}"
+    browser.visit(url)
+    browser.draw(prompt)
+    browser.find(".z-stage .z-facts", "Seed")
+    browser.find(".z-tile", prompt)
+    browser.visit(url)
+    browser.click("button.z-tile", prompt)
+    browser.find(".z-viewer .z-prompt", prompt)
+    assert browser.driver.title == MANIFEST.model.name
+    assert not browser.all("img[src='x'], img[onerror]")
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_it_works_behind_a_proxy_with_a_prefix(url: str, browser: Browser) -> None:
+    with behind_prefix(url) as proxied:
+        browser.visit(proxied)
+        browser.draw("through a proxy")
+        browser.find(".z-stage .z-facts", "Seed")
+        assert on_stage(browser).startswith(f"{proxied}v1/pictures/")
+        browser.until(lambda: width_on_stage(browser) == 128, "the picture")
+        browser.driver.get("about:blank")
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_page_asks_for_a_key_and_counts_for_it(browser: Browser) -> None:
+    with process(*FAKE_SERVER, "0.05", "1", "", f"{FIRST} {SECOND}", "3/hour", "1") as child:
+        url = ready_url(child)
+        browser.visit(url)
+        assert not browser.all("textarea")
+        enter(browser, "wrong")
+        browser.find(".z-error", "no key of this server")
+        enter(browser, FIRST)
+        browser.write("Steps", str(SLOW))
+        browser.draw("mine")
+        browser.find(".z-progress", "step ")
+        browser.click(".z-draw", "Draw")
+        browser.find(".z-error", "1 jobs are unfinished, which is as many as this server takes")
+        assert " s." in browser.find(".z-error").text
+        browser.click(".z-stage button", "Cancel")
+        browser.until(lambda: not browser.all(".z-stage .z-drawing"), "its end")
+        browser.write("Steps", "2")
+        browser.click(".z-draw", "Draw")
+        browser.find(".z-tile", "mine")
+        browser.click(".z-draw", "Draw")
+        browser.find(".z-error", "More than 3 requests in 3600 s")
+        body, mine = {"prompt": "a cat"}, {"x-api-key": FIRST}
+        assert httpx.post(f"{url}/v1/generate", json=body, headers=mine).status_code == 429
+        assert [task["status"] for task in tasks(url, **mine)] == ["done", "cancelled"]
+        browser.visit(url)
+        browser.find("textarea")  # the browser remembers
+        browser.find(".z-tile", "mine")
+        browser.click("button", "Forget the key")
+        browser.until(lambda: not browser.all("textarea"), "the question for a key")
+        enter(browser, SECOND)
+        browser.find(".z-right", "Your pictures will be here.")
+        assert not browser.all(".z-tile")
+
+
+def enter(browser: Browser, key: str) -> None:
+    browser.write("API key", key)
+    browser.click(".z-draw", "Enter")

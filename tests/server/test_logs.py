@@ -1,0 +1,65 @@
+"""Log lines: each belongs to its request, as text and as JSON."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import httpx
+import pytest
+from fakes.loop import FakeLoop
+from fakes.server import IMAGES, serving
+
+LINE = """
+import logging, sys
+from server import logs
+logs.configure(sys.argv[1], "info", process="worker")
+logs.request_id.set("req_1")
+logging.getLogger("server.x").info("%s done", "job_1", extra={"job": "job_1", "seconds": 1.5})
+logging.getLogger("server.x").debug("not this")
+"""
+
+
+def written(form: str) -> str:
+    return subprocess.run([sys.executable, "-c", LINE, form], capture_output=True, text=True, check=True).stderr
+
+
+def test_json_is_an_object_a_line() -> None:
+    (line,) = written("json").splitlines()
+    told = json.loads(line)
+    assert told.pop("time").endswith("+00:00")
+    assert told == {
+        "level": "INFO",
+        "logger": "server.x",
+        "message": "job_1 done",
+        "request_id": "req_1",
+        "process": "worker",
+        "job": "job_1",
+        "seconds": 1.5,
+    }
+
+
+def test_text_ends_with_the_request() -> None:
+    (line,) = written("text").splitlines()
+    assert line.endswith(" INFO worker server.x: job_1 done [req_1]")
+
+
+def test_a_request_finds_its_job_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    from server import logs
+
+    caplog.set_level(logging.INFO)
+    caplog.handler.addFilter(logs._with_request_id)
+    with serving(FakeLoop()) as url:
+        answer = httpx.post(url + IMAGES, json={"prompt": "a cat"}, headers={"x-request-id": "mine"})
+        httpx.get(f"{url}/health")
+    mine = [record for record in caplog.records if getattr(record, "request_id", None) == "mine"]
+    accepted = next(record for record in mine if "accepted" in record.getMessage())
+    assert accepted.__dict__["job"] == answer.headers["x-job-id"]
+    access = next(record for record in mine if record.name == "server.api.request_id")
+    assert (access.__dict__["path"], access.__dict__["status"]) == (IMAGES, 200)
+    ended = [
+        record.getMessage() for record in caplog.records if record.getMessage().startswith(accepted.__dict__["job"])
+    ]
+    assert any(" done in " in message for message in ended)
+    ours = [record for record in caplog.records if record.name.startswith("server.")]
+    assert not any("/health" in record.getMessage() for record in ours)

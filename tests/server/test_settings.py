@@ -1,0 +1,103 @@
+"""What can be set of a server, from where, and what is said of mistakes."""
+
+from pathlib import Path
+
+import pytest
+
+from engine.options import RuntimeOptions
+from server import settings
+from server.jobs.archive import DAY, Archive
+from server.serving import Serving
+
+ENGINES = ["--engines", "plans"]
+
+
+@pytest.fixture(autouse=True)
+def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in settings.Settings.model_fields:
+        monkeypatch.delenv(settings.PREFIX + name.upper(), raising=False)
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        settings.read(arguments)
+    assert end.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_flag_goes_before_the_environment_and_that_before_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "settings.env"
+    file.write_text("ZIMAGE_ENGINES=from-file\nZIMAGE_PORT=1\nZIMAGE_QUEUE=1\nZIMAGE_GRACE=1\n")
+    monkeypatch.setenv("ZIMAGE_SETTINGS", str(file))
+    monkeypatch.setenv("ZIMAGE_QUEUE", "2")
+    monkeypatch.setenv("ZIMAGE_GRACE", "2")
+    monkeypatch.setenv("ZIMAGE_HOST", "")  # unset, by those who can only set to nothing
+    given = settings.read(["--grace", "3"])
+    assert (given.engines, given.port, given.queue, given.grace) == (Path("from-file"), 1, 2, 3)
+    assert given.host == "127.0.0.1"
+
+
+def test_lists_are_words_and_profiles_may_hold_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZIMAGE_PROFILE", "512,1024x1536:2 256")
+    monkeypatch.setenv("ZIMAGE_WARM_UP", "64x32,128")
+    given = settings.read(ENGINES)
+    assert given.runtime().profiles == ("512,1024x1536:2", "256")
+    assert given.runtime().warm_up == ((32, 64), (128, 128))
+    given = settings.read([*ENGINES, "--profile", "512,1024x1536:2", "--profile", "256", "--keys", "first-key second"])
+    assert given.profile == ("512,1024x1536:2", "256")
+    assert given.serving().keys == ("first-key", "second")
+    assert "first-key" not in repr(given) + repr(given.serving())
+
+
+def test_nothing_set_is_the_defaults_of_what_is_set() -> None:
+    given = settings.read(ENGINES)
+    assert given.runtime() == RuntimeOptions(seats=settings.SEATS)
+    assert given.serving() == Serving()
+
+
+def test_units() -> None:
+    days_and_mb = "--archive a --archive-days 2 --archive-mb 3 --history-days 0.5 --history-mb 4 --min-free-mb 5"
+    serving = settings.read([*ENGINES, *days_and_mb.split(), "--hang-seconds", "6"]).serving()
+    assert serving.archive == Archive(Path("a"), 2 * DAY, 3 << 20)
+    assert (serving.limits.history, serving.limits.history_bytes) == (DAY / 2, 4 << 20)
+    assert (serving.limits.free_bytes, serving.patience.silence) == (5 << 20, 6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--port", "70000"], "--port: "),
+        (["--host", " "], "--host: must not be empty"),
+        (["--rate", "often"], "--rate: must be a number per second, minute, hour or day"),
+        (["--keys", "schlüssel"], "--keys: a key must be of visible ASCII"),
+        (["--warm-up", "64xbig"], "--warm-up: size must be WIDTHxHEIGHT"),
+        (["--offload", "--warm-up", "64"], "--offload gives up what --warm-up prepares"),
+        (["--settings", "nowhere.env"], "--settings: there is no file nowhere.env"),
+        (["--prot", "1"], "unrecognized arguments: --prot"),
+    ],
+)
+def test_mistakes_are_told_by_the_flag(capsys: pytest.CaptureFixture[str], arguments: list[str], told: str) -> None:
+    assert told in mistake(capsys, *ENGINES, *arguments)
+
+
+def test_a_file_with_an_unknown_name_is_refused_and_the_environment_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "settings.env"
+    file.write_text("ZIMAGE_PROT=1\n")
+    assert "ZIMAGE_PROT in the file is no setting" in mistake(capsys, *ENGINES, "--settings", str(file))
+    file.write_text("ZIMAGE_QUEUE=1\nRATE=1/day\nexport port = 2\nMAIL=me\n")
+    told = mistake(capsys, *ENGINES, "--settings", str(file))
+    assert "--settings: RATE, port in " in told and "names begin with ZIMAGE_" in told
+    assert settings.unknown(["ZIMAGE_PROT", "ZIMAGE_PORT", "ZIMAGE_SETTINGS", "HOME"]) == ["ZIMAGE_PROT"]
+
+
+def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        settings.read(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for name, field in settings.Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in told
+        assert field.description is not None and field.description.replace("\n", " ") in told.replace("- ", "-")

@@ -1,0 +1,46 @@
+"""How the server starts workers, and what it learns from their ends."""
+
+import asyncio
+import sys
+
+from server.worker.messages import FromWorker
+from server.worker.supervisor import MAX_BACKOFF, Patience, Supervisor
+
+LEAVES = """
+import socket, sys, time
+from server.worker.messages import Ready, frame
+sock = socket.socket(fileno=int(sys.argv[1]))
+sock.sendall(frame(Ready(0.0)))
+sock.close()
+time.sleep(0.1)  # as the rest of an interpreter's end takes
+sys.exit(7)
+"""
+
+
+class Hearer:
+    def __init__(self) -> None:
+        self.lost: asyncio.Queue[str] = asyncio.Queue()
+
+    def hear(self, message: FromWorker) -> None: ...
+
+    def worker_ready(self) -> None: ...
+
+    def worker_lost(self, reason: str) -> None:
+        self.lost.put_nowait(reason)
+
+
+def test_a_worker_that_fails_all_night_is_started_again_in_the_morning() -> None:
+    pauses = [Patience(backoff=0.5).pause(failed) for failed in range(5000)]
+    assert pauses[:3] == [0.5, 1.0, 2.0]
+    assert pauses[10:] == [MAX_BACKOFF] * 4990
+
+
+def test_a_worker_that_ends_by_itself_has_its_own_status() -> None:
+    async def story() -> None:
+        hearer = Hearer()
+        supervisor = Supervisor([sys.executable, "-c", LEAVES], hearer, Patience(backoff=20.0))
+        await supervisor.start()
+        assert await asyncio.wait_for(hearer.lost.get(), 20) == "it ended with status 7"
+        await supervisor.stop()
+
+    asyncio.run(story())

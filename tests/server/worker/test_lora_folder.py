@@ -1,0 +1,46 @@
+"""Which files of a folder are offered, and under which names."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from engine.errors import LoraMismatch
+from engine.plan.lora import FORMAT
+from server.worker.lora_folder import find
+
+
+def test_files_are_offered_under_their_stems(tmp_path: Path) -> None:
+    save_file({"a": np.zeros(1)}, tmp_path / "prepared.safetensors", {"format": FORMAT})
+    save_file({"a": np.zeros(1)}, tmp_path / "as it was trained.safetensors", {"format": "pt"})
+    save_file({"a": np.zeros(1)}, tmp_path / "plain.safetensors")
+    (tmp_path / "damaged.safetensors").write_bytes(b"no header")
+    (tmp_path / "Anime-2.1_b.lora").write_bytes(b"anything; the worker reads it")
+    (tmp_path / "README.md").write_text("of the folder")
+    (tmp_path / ".lora").write_text("has no stem")
+    (tmp_path / "folder.lora").mkdir()
+    (tmp_path / "elsewhere.lora").symlink_to(tmp_path / "prepared.safetensors")
+    (tmp_path / "dangling.lora").symlink_to(tmp_path / "nowhere")
+    found = find(tmp_path)
+    assert [name for name, _ in found] == ["Anime-2.1_b", "dangling", "elsewhere", "prepared"]
+    assert dict(found)["prepared"] == tmp_path / "prepared.safetensors"
+
+
+@pytest.mark.parametrize("name", ["with space", "ä", "a\nb", "x" * 65, "a,b"])
+def test_a_name_that_cannot_be_asked_for(tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.lora").touch()
+    with pytest.raises(LoraMismatch, match="rename it"):
+        find(tmp_path)
+
+
+def test_two_files_of_one_name(tmp_path: Path) -> None:
+    (tmp_path / "a.lora").touch()
+    save_file({"a": np.zeros(1)}, tmp_path / "a.safetensors", {"format": FORMAT})
+    with pytest.raises(LoraMismatch, match="one name"):
+        find(tmp_path)
+
+
+def test_no_such_folder(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nowhere"):
+        find(tmp_path / "nowhere")
