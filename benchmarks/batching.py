@@ -1,4 +1,4 @@
-"""What a forward pass takes with one, two, ... pictures at once: the table by which the server batches.
+"""What a forward pass takes with one, two, ... images at once: the table by which the server batches.
 
 Batches of one size take turns, so that a machine that slows down slows down all of them. The table goes beside the
 plans, where `zimage-serve` finds it.
@@ -16,7 +16,7 @@ from engine.files import whole_file
 from engine.options import RuntimeOptions, add_pipeline_arguments, sizes
 from engine.pipeline import Pipeline
 from engine.plan.manifest import Manifest, resolve
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from engine.scheduler.batch_table import TABLE_FILE, BatchTable, PassTimes
 
 PROMPT = "a small red circle to the left of a large blue star on a yellow background"
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sizes", type=sizes, metavar="WxH,...", help="default: from each profile's smallest to its largest square"
     )
-    parser.add_argument("--rounds", type=int, default=7, help="pictures of each batch; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=7, help="images of each batch; default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -40,8 +40,8 @@ def run(args: argparse.Namespace) -> None:
     with whole_file(directory / TABLE_FILE) as file:
         file.write(table.encode())
     for row in rows:
-        per_picture = ", ".join(f"{seconds / (i + 1) * 1e3:.1f}" for i, seconds in enumerate(row.seconds))
-        print(f"{row.width}x{row.height}: {per_picture} ms a picture; draws {row.best} at once")
+        per_image = ", ".join(f"{seconds / (i + 1) * 1e3:.1f}" for i, seconds in enumerate(row.seconds))
+        print(f"{row.width}x{row.height}: {per_image} ms an image; generates {row.best} at once")
     print(f"written to {directory / TABLE_FILE}")
     finish("batching", {f"{row.width}x{row.height}": {"seconds": row.seconds, "best": row.best} for row in rows})
 
@@ -78,12 +78,12 @@ def _batches(manifest: Manifest, height: int, width: int) -> range:
 
 
 def _pass_seconds(pipeline: Pipeline, height: int, width: int, batch: int) -> float:
-    """Of one pass, as the mean over those of a picture."""
-    schedule = pipeline.schedule(PictureRequest(PROMPT))
+    """Of one pass, as the mean over those of an image."""
+    schedule = pipeline.schedule(ImageRequest(PROMPT))
     noise = np.concatenate([pipeline.noise(seed, height, width) for seed in range(batch)])
-    caption = pipeline.encode_prompt([pipeline.tokenize(PROMPT)] * batch)
+    prompt_embeds = pipeline.encode_prompt([pipeline.tokenize(PROMPT)] * batch)
     pipeline.synchronize()
     started = time.perf_counter()
-    pipeline.denoise(caption, noise, schedule)
+    pipeline.denoise(prompt_embeds, noise, schedule)
     pipeline.synchronize()
     return (time.perf_counter() - started) / (len(schedule) - 1)

@@ -11,13 +11,13 @@ COMMANDS = {
     "full-size": "trace the real 6 B and 4 B models from configs, build full-size layers into RTX plans",
     "http": "what HTTP costs: one request, 32 clients against the bare engine, and many users for minutes",
     "startup": "seconds from starting zimage-serve to its first answer",
-    "judge": "does z-image-nano draw what held-out captions say: colours, shapes, places; a contact sheet",
-    "parity": "FP32, FP16 and BF16 of a checkpoint against float64: graphs, steps, pictures",
+    "judge": "does z-image-nano generate what held-out prompts say: colours, shapes, places; a contact sheet",
+    "parity": "FP32, FP16 and BF16 of a checkpoint against float64: graphs, steps, images",
     "gpu-check": "all that only a GPU can answer: which flavors run, parity, memory, CUDA graphs, refit, latency",
-    "latency": "first picture, p50, p95, p99 of every stage against eager PyTorch, torch.compile and the roofline",
-    "batching": "what a forward pass takes with one, two, ... pictures at once; zimage-serve batches by the result",
+    "latency": "first image, p50, p95, p99 of every stage against eager PyTorch, torch.compile and the roofline",
+    "batching": "what a forward pass takes with one, two, ... images at once; zimage-serve batches by the result",
     "encode": "milliseconds and bytes of PNG, JPEG and WebP encoders",
-    "peers": "the same prompt and seed through diffusers and DiffSynth: how far apart are the pictures",
+    "peers": "the same prompt and seed through diffusers and DiffSynth: how far apart are the images",
 }
 
 

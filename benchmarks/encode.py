@@ -1,6 +1,6 @@
-"""What it takes to write a picture's file: milliseconds and bytes of PNG, JPEG and WebP encoders on one CPU thread.
+"""What it takes to write an image's file: milliseconds and bytes of PNG, JPEG and WebP encoders on one CPU thread.
 
-Pictures are photographs that scikit-image ships, scaled up and with a little noise, as a diffusion model leaves it, and
+Images are photographs that scikit-image ships, scaled up and with a little noise, as a diffusion model leaves it, and
 z-image-nano's contact sheet. Encoders take turns, so that a slow spell of the machine meets all of them. Encoders of
 libraries that are not installed, and that zimage-trt does not need, are left out.
 """
@@ -39,7 +39,7 @@ STRATEGIES = {"filtered": zlib.Z_FILTERED, "huffman": zlib.Z_HUFFMAN_ONLY, "rle"
 REPEATED = 5  # times that another thread watches an encoder
 
 
-def pictures(size: int) -> dict[str, Pixels]:
+def photographs(size: int) -> dict[str, Pixels]:
     """By name, [size, size, 3] each; the contact sheet is not scaled, but repeated."""
     found = {name: _photograph(name, size) for name in PHOTOGRAPHS}
     sheet = Path(__file__).parent.parent / "docs" / "contact-sheet.png"
@@ -126,20 +126,20 @@ _OTHERS: dict[str, tuple[str, Callable[[], Encoder]]] = {
 }
 
 
-def measure(found: Mapping[str, Encoder], drawn: Mapping[str, Pixels], runs: int) -> dict[str, Figures]:
-    """Of each encoder: median seconds and bytes by picture, and how long it holds the GIL."""
-    taken: dict[str, dict[str, list[float]]] = {name: {title: [] for title in drawn} for name in found}
+def measure(found: Mapping[str, Encoder], generated: Mapping[str, Pixels], runs: int) -> dict[str, Figures]:
+    """Of each encoder: median seconds and bytes by image, and how long it holds the GIL."""
+    taken: dict[str, dict[str, list[float]]] = {name: {title: [] for title in generated} for name in found}
     for run in range(runs + 1):
-        for title, pixels in drawn.items():
+        for title, pixels in generated.items():
             for name, encoder in found.items():
                 seconds = _seconds(encoder, pixels)
                 if run:  # the first is to be warm
                     taken[name][title].append(seconds)
-    first = next(iter(drawn.values()))
+    first = next(iter(generated.values()))
     return {
         name: {
             "seconds": {title: statistics.median(times) for title, times in taken[name].items()},
-            "bytes": {title: len(encoder(pixels)) for title, pixels in drawn.items()},
+            "bytes": {title: len(encoder(pixels)) for title, pixels in generated.items()},
             "gil_held_s": statistics.median(_longest_hold(encoder, first) for _ in range(REPEATED)),
         }
         for name, encoder in found.items()
@@ -175,17 +175,17 @@ def _print_size(size: int, measured: Mapping[str, Figures]) -> None:
     print(flush=True)
 
 
-def require_lossless(found: Mapping[str, Encoder], drawn: Mapping[str, Pixels]) -> None:
+def require_lossless(found: Mapping[str, Encoder], generated: Mapping[str, Pixels]) -> None:
     for name, encoder in found.items():
-        for title, pixels in drawn.items():
+        for title, pixels in generated.items():
             decoded = np.asarray(Image.open(io.BytesIO(encoder(pixels))))
             exact = np.array_equal(decoded, pixels)
             if decoded.shape != pixels.shape or not (exact or name.startswith(("JPEG", "WebP"))):
-                raise RuntimeError(f"{name} has changed the picture {title}")
+                raise RuntimeError(f"{name} has changed the image {title}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=int, default=15, metavar="N", help="of each picture; default: %(default)s")
+    parser.add_argument("--runs", type=int, default=15, metavar="N", help="of each image; default: %(default)s")
     parser.add_argument(
         "--size", type=int, action="append", metavar="PIXELS", help=f"repeat it; default: {', '.join(map(str, SIZES))}"
     )
@@ -195,8 +195,8 @@ def run(args: argparse.Namespace) -> None:
     found = encoders()
     sizes: dict[str, dict[str, Figures]] = {}
     for size in args.size or SIZES:
-        drawn = pictures(size)
-        require_lossless(found, drawn)
-        sizes[f"{size}x{size}"] = measure(found, drawn, args.runs)
+        generated = photographs(size)
+        require_lossless(found, generated)
+        sizes[f"{size}x{size}"] = measure(found, generated, args.runs)
         _print_size(size, sizes[f"{size}x{size}"])
     finish("encode", {"runs": args.runs, "sizes": sizes})

@@ -62,10 +62,10 @@ PARTS = (
     ),
     Part("plans", "plans of the model, for the first flavor that runs", gpu_parts.plans, 300),
     Part("parity", "each graph against PyTorch in FP32, on the device", gpu_parts.parity, 120),
-    Part("memory", "what loading and drawing take, against what was planned", gpu_parts.memory, 120, device=True),
+    Part("memory", "what loading and generating take, against what was planned", gpu_parts.memory, 120, device=True),
     Part("cuda-graphs", "what CUDA graphs gain", gpu_parts.cuda_graphs, 120, device=True),
     Part("refit", "a LoRA in and out: how long, and is it gone", gpu_parts.refit, 300),
-    Part("latency", "stages and whole pictures, against eager and compiled PyTorch", gpu_parts.latency, 300),
+    Part("latency", "stages and whole images, against eager and compiled PyTorch", gpu_parts.latency, 300),
 )
 
 
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layers", type=int, default=30, help="of --size full, with random weights; default: %(default)s"
     )
     parser.add_argument("--only", default="", metavar="PART,...", help=f"of {', '.join(part.name for part in PARTS)}")
-    parser.add_argument("--quick", action="store_true", help="small pictures, few runs: to see whether it all works")
+    parser.add_argument("--quick", action="store_true", help="small images, few runs: to see whether it all works")
     parser.add_argument("--ask", help=argparse.SUPPRESS)  # a part, in its own process
 
 

@@ -11,7 +11,7 @@ from rich.progress import track
 
 from benchmarks.harness.report import finish
 from engine.pipeline import Pipeline
-from engine.request import PictureRequest, parse_size
+from engine.request import ImageRequest, parse_size
 from nano.captions import caption
 from nano.judge import judge, shares
 from nano.scenes import Pixels, Scene, held_out_scene
@@ -20,7 +20,7 @@ SEED = 2026
 SIZES = ("128", "256x192", "256")
 SHEET_COLUMNS = 6
 SHEET_SIZES = ((192, 192), (128, 256), (192, 256), (256, 256), (256, 192), (128, 128))
-CELL = 256  # pixels of the sheet that one picture is centred in
+CELL = 256  # pixels of the sheet that one image is centred in
 PAPER = (246, 246, 246)
 
 
@@ -39,14 +39,14 @@ def score(pipeline: Pipeline, height: int, width: int, count: int) -> dict[str, 
     """
     drawings = track(enumerate(held_out(count)), f"{width}x{height}", total=count)
     verdicts = [
-        judge(pipeline.generate(PictureRequest(text, height, width, seed)).pixels, scene)
+        judge(pipeline.generate(ImageRequest(text, height, width, seed)).pixels, scene)
         for seed, (scene, text) in drawings
     ]
     return {"all": shares(verdicts), "en": shares(verdicts[0::2]), "zh": shares(verdicts[1::2])}
 
 
 def contact_sheet(pipeline: Pipeline, count: int) -> tuple[Pixels, list[str]]:
-    """Pictures of the first held-out captions in several sizes, row by row, and the captions in the same order."""
+    """Images of the first held-out captions in several sizes, row by row, and the captions in the same order."""
     rows = -(-count // SHEET_COLUMNS)
     sheet = np.full((rows * CELL, SHEET_COLUMNS * CELL, 3), PAPER, np.uint8)
     captions = []
@@ -54,8 +54,8 @@ def contact_sheet(pipeline: Pipeline, count: int) -> tuple[Pixels, list[str]]:
         height, width = SHEET_SIZES[(number + number // SHEET_COLUMNS) % len(SHEET_SIZES)]
         top = number // SHEET_COLUMNS * CELL + (CELL - height) // 2
         left = number % SHEET_COLUMNS * CELL + (CELL - width) // 2
-        picture = pipeline.generate(PictureRequest(text, height, width, number)).pixels
-        sheet[top : top + height, left : left + width] = picture
+        image = pipeline.generate(ImageRequest(text, height, width, number)).pixels
+        sheet[top : top + height, left : left + width] = image
         captions.append(text)
     return sheet, captions
 
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans of z-image-nano")
     parser.add_argument("--captions", type=int, default=200, metavar="N", help="per size; default: %(default)s")
     parser.add_argument("--size", action="append", metavar="WxH", help=f"repeat it; default: {', '.join(SIZES)}")
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="write a contact sheet of 18 pictures as well")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="write a contact sheet of 18 images as well")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
-"""How long a picture takes, stage by stage and end to end, against eager PyTorch and the hardware's own limits.
+"""How long an image takes, stage by stage and end to end, against eager PyTorch and the hardware's own limits.
 
-zimage-trt, DiffSynth, DiffSynth through torch.compile and diffusers draw the same pictures in one process, with the
-same weights and the same number of forward passes. At each size and batch everybody draws a first picture, in this
-order, and then they take turns in it. How far apart their first pictures are is printed, so that nobody times the
+zimage-trt, DiffSynth, DiffSynth through torch.compile and diffusers generate the same images in one process, with the
+same weights and the same number of forward passes. At each size and batch everybody generates a first image, in this
+order, and then they take turns in it. How far apart their first images are is printed, so that nobody times the
 wrong thing. Who is not installed, or fails, leaves a row that says so.
 
 All times are the host's, between moments at which the device has nothing to do: `Pipeline.synchronize` for ours,
@@ -25,7 +25,7 @@ from typing import Self, get_args
 import torch
 
 from benchmarks.harness import roofline, source
-from benchmarks.harness.comparison import Competition
+from benchmarks.harness.comparison import Comparison
 from benchmarks.harness.device import Device
 from benchmarks.harness.eager import STEPS, CompiledDiffSynth, DiffSynth, Diffusers
 from benchmarks.harness.latency_report import plot, print_case, print_setup
@@ -42,9 +42,9 @@ PHRASE = "a small red circle to the left of a large blue square on a yellow back
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OURS = "zimage-trt"
 PEERS = ("diffsynth", "compiled", "diffusers")
-SIZES = (1 / 2, 3 / 4, 1, 3 / 2, 2)  # times the side that the model draws by default
-SMALL = 512  # pixels; models that draw less by default are asked for with shorter prompts
-CAPTION = {True: 32, False: 128}  # padded tokens, by whether the model is small
+SIZES = (1 / 2, 3 / 4, 1, 3 / 2, 2)  # times the side that the model generates by default
+SMALL = 512  # pixels; models that generate less by default are asked for with shorter prompts
+PROMPT_TOKENS = {True: 32, False: 128}  # padded tokens, by whether the model is small
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batches", type=_numbers, default=(1, 2, 4), metavar="N,...", help="default: 1,2,4")
     parser.add_argument(
-        "--caption-tokens",
+        "--prompt-tokens",
         type=int,
         choices=range(SEQUENCE_MULTIPLE, 513, SEQUENCE_MULTIPLE),
         metavar="N",
@@ -107,7 +107,7 @@ class Setup:
         if manifest is not None:
             if device.is_gpu == (manifest.target.flavor == "onnx"):
                 raise PlanMismatch(f"{manifest.target.flavor} plans do not run on {device.name}; give another --device")
-            if args.model:  # random weights have no files to compare; the pictures tell
+            if args.model:  # random weights have no files to compare; the images tell
                 source.require_same_weights(weights.open(), manifest)
         return cls(device, dtype, args.threads or os.cpu_count() or 1, weights, manifest)
 
@@ -120,9 +120,9 @@ def run(args: argparse.Namespace) -> None:
         torch.set_num_threads(setup.threads)
         rates = roofline.measure(setup.device, setup.dtype)
         arithmetic = roofline.Arithmetic.of(setup.weights.configs)
-        with Competition(setup.device, arithmetic, rates) as competition, PowerMeter(setup.device) as power:
-            enter(args, setup, competition)
-            cases, skipped = choose_cases(args, setup, competition)
+        with Comparison(setup.device, arithmetic, rates) as comparison, PowerMeter(setup.device) as power:
+            enter(args, setup, comparison)
+            cases, skipped = choose_cases(args, setup, comparison)
             figures: Figures = {
                 "model": setup.weights.name,
                 "device": setup.device.name,
@@ -130,13 +130,13 @@ def run(args: argparse.Namespace) -> None:
                 "threads": setup.threads,
                 "load_average": load_average,
                 "rates": asdict(rates),
-                "contestants": competition.entries,
+                "runners": comparison.entries,
                 "cases": [],
                 "skipped": skipped,
             }
             print_setup(figures)
             for case in cases:
-                figures["cases"].append(competition.measure(case, args.seconds, power))
+                figures["cases"].append(comparison.measure(case, args.seconds, power))
                 print_case(figures["cases"][-1])
                 if args.json:  # also for who stops it here
                     args.json.write_text(json.dumps(report("latency", figures)) + "\n", encoding="utf-8")
@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
     finish("latency", figures)
 
 
-def enter(args: argparse.Namespace, setup: Setup, competition: Competition) -> None:
+def enter(args: argparse.Namespace, setup: Setup, comparison: Comparison) -> None:
     """Loads everybody who takes part, ours first."""
     weights, dtype, device = setup.weights, setup.dtype, setup.device
     diffsynth = cache(lambda: DiffSynth(weights.open(), dtype, device))
@@ -156,24 +156,24 @@ def enter(args: argparse.Namespace, setup: Setup, competition: Competition) -> N
 
     if setup.manifest is not None:
         options = RuntimeOptions(threads=setup.threads, cuda_graphs=args.cuda_graphs)
-        competition.enter(OURS, lambda: Ours(args.engines, options))
+        comparison.enter(OURS, lambda: Ours(args.engines, options))
     if "diffsynth" in args.peers:
-        competition.enter(DiffSynth.name, diffsynth)
+        comparison.enter(DiffSynth.name, diffsynth)
     if "compiled" in args.peers:
-        competition.enter(CompiledDiffSynth.name, lambda: diffsynth().compiled(), weights_of=DiffSynth.name)
+        comparison.enter(CompiledDiffSynth.name, lambda: diffsynth().compiled(), weights_of=DiffSynth.name)
     if "diffusers" in args.peers:
-        competition.enter(Diffusers.name, diffusers)
+        comparison.enter(Diffusers.name, diffusers)
 
 
-def choose_cases(args: argparse.Namespace, setup: Setup, competition: Competition) -> tuple[list[Case], list[str]]:
-    """What is drawn, and why the rest is not."""
+def choose_cases(args: argparse.Namespace, setup: Setup, comparison: Comparison) -> tuple[list[Case], list[str]]:
+    """What is generated, and why the rest is not."""
     side, manifest = setup.weights.sample_size, setup.manifest
-    caption = args.caption_tokens or CAPTION[side < SMALL]
-    prompts = write_prompts(caption, competition.tokens) if competition.contestants else ("", "")
+    prompt_tokens = args.prompt_tokens or PROMPT_TOKENS[side < SMALL]
+    prompts = write_prompts(prompt_tokens, comparison.tokens) if comparison.runners else ("", "")
     cases, skipped = [], []
     for height, width in args.sizes or [(int(share * side),) * 2 for share in SIZES]:
         for batch in args.batches:
-            case = Case(height, width, batch, STEPS, caption, prompts)
+            case = Case(height, width, batch, STEPS, prompt_tokens, prompts)
             try:
                 if manifest is not None:
                     manifest.profile_for(height, width, batch)
@@ -183,8 +183,8 @@ def choose_cases(args: argparse.Namespace, setup: Setup, competition: Competitio
     return cases, skipped
 
 
-def write_prompts(caption: int, tokens: Callable[[str], int]) -> tuple[str, str]:
-    """Two different prompts of `caption` padded tokens.
+def write_prompts(prompt_tokens: int, tokens: Callable[[str], int]) -> tuple[str, str]:
+    """Two different prompts of `prompt_tokens` padded tokens.
 
     Args:
         tokens: counts a prompt's tokens, the chat template's with them.
@@ -195,10 +195,12 @@ def write_prompts(caption: int, tokens: Callable[[str], int]) -> tuple[str, str]
 
     def fill(words: Iterator[str]) -> str:
         text = next(words)
-        while padded(tokens(longer := f"{text} {next(words)}")) <= caption:
+        while padded(tokens(longer := f"{text} {next(words)}")) <= prompt_tokens:
             text = longer
-        if (found := padded(tokens(text))) != caption:
-            raise InvalidRequest(f"prompts have {found} padded tokens at least, asked for were {caption}", "prompt")
+        if (found := padded(tokens(text))) != prompt_tokens:
+            raise InvalidRequest(
+                f"prompts have {found} padded tokens at least, asked for were {prompt_tokens}", "prompt"
+            )
         return text
 
     first, *others = PHRASE.split()

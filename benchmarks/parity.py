@@ -1,4 +1,4 @@
-"""What a precision costs: FP32, FP16 and BF16 of one checkpoint against float64, per graph, per step and in pictures.
+"""What a precision costs: FP32, FP16 and BF16 of one checkpoint against float64, per graph, per step and in images.
 
 Every graph is run by an evaluator that rounds and overflows as a GPU does, which ONNX Runtime on a CPU does not.
 """
@@ -25,7 +25,7 @@ from engine.backends.base import Backend, Bindings, Engine
 from engine.backends.memory import HostMemory
 from engine.pipeline import Pipeline
 from engine.plan.manifest import GraphName, Precision, read, resolve
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from engine.sampling.tokenizer import PromptTokenizer
 from export.build import export_graphs, make_graphs
 from export.checkpoint.files import Checkpoint, open_checkpoint
@@ -39,8 +39,8 @@ Figures = dict[str, Any]
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 REQUESTS = (
-    PictureRequest("a small red circle to the left of a large blue square on a yellow background", 128, 128, seed=7),
-    PictureRequest("黄色背景，左上角有一个蓝色星星", 192, 256, seed=7),
+    ImageRequest("a small red circle to the left of a large blue square on a yellow background", 128, 128, seed=7),
+    ImageRequest("黄色背景，左上角有一个蓝色星星", 192, 256, seed=7),
 )
 
 
@@ -90,12 +90,12 @@ class Variants:
     def __getitem__(self, precision: Precision) -> Variant:
         return self._by_precision[precision]
 
-    def compare(self, request: PictureRequest) -> dict[Precision, Figures]:
-        """A picture at every precision against float64's.
+    def compare(self, request: ImageRequest) -> dict[Precision, Figures]:
+        """An image at every precision against float64's.
 
         Returns:
             Relative L2 of each graph, with float64's inputs, and of each step's velocity; PSNR in dB and SSIM of the
-            whole picture.
+            whole image.
         """
         recorders = {name: Recorder(engine, []) for name, engine in self._exact.items()}
         exact = self._pipeline(recorders).generate(request).pixels
@@ -128,7 +128,7 @@ def _distances(pixels: Array, exact: Array) -> Figures:
 
 
 def plot(figures: Mapping[str, Mapping[Precision, Figures]], file: Path) -> None:
-    """The error of each step's velocity, on a logarithmic axis; a line per precision, a panel per picture."""
+    """The error of each step's velocity, on a logarithmic axis; a line per precision, a panel per image."""
     figure, panels = plt.subplots(1, len(figures), sharey=True, squeeze=False, figsize=(4.5 * len(figures), 3.5))
     for axes, (title, found) in zip(panels[0], figures.items(), strict=True):
         for name, own in found.items():
@@ -154,7 +154,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="the checkpoint's folder")
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans built from it")
     parser.add_argument(
-        "--captions", type=int, default=0, metavar="N", help="z-image-nano: judge every precision on N captions as well"
+        "--KEEPCAPTIONS",
+        type=int,
+        default=0,
+        metavar="N",
+        help="z-image-nano: judge every precision on N captions as well",
     )
     parser.add_argument("--plot", type=Path, metavar="PNG", help="write a plot of the error at each step")
 
@@ -163,18 +167,18 @@ def run(args: argparse.Namespace) -> None:
     directory, checkpoint = resolve(args.engines), open_checkpoint(args.model)
     require_same_weights(checkpoint, read(directory, verify=False))
     console = Console()
-    pictures: dict[str, dict[Precision, Figures]] = {}
-    figures: Figures = {"pictures": pictures}
+    images: dict[str, dict[Precision, Figures]] = {}
+    figures: Figures = {"images": images}
     with TemporaryDirectory() as folder:
         variants = Variants(checkpoint, directory, Path(folder))
         for request in REQUESTS:
             title = f"{request.width}x{request.height}"
-            pictures[title] = variants.compare(request)
-            console.print(table(title, pictures[title]))
-        for precision in PRECISIONS if args.captions else ():
-            shares = score(variants[precision].pipeline, 128, 128, args.captions)["all"]
+            images[title] = variants.compare(request)
+            console.print(table(title, images[title]))
+        for precision in PRECISIONS if args.KEEPCAPTIONS else ():
+            shares = score(variants[precision].pipeline, 128, 128, args.KEEPCAPTIONS)["all"]
             figures.setdefault("judge", {})[precision] = shares
             console.print(f"{precision}:", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     if args.plot:
-        plot(pictures, args.plot)
+        plot(images, args.plot)
     finish("parity", figures)

@@ -1,7 +1,7 @@
-"""The same prompt and seed through the peers: how far apart are the pictures, and what does it come from.
+"""The same prompt and seed through the peers: how far apart are the images, and what does it come from.
 
-diffusers in FP32 draws the same picture. DiffSynth as shipped draws noise, rounds timesteps and keeps latents in BF16;
-its modules fed with FP32 timesteps and latents are the reference of `export.compile.parity`.
+diffusers in FP32 generates the same image. DiffSynth as shipped generates noise, rounds timesteps and keeps latents in
+BF16; its modules fed with FP32 timesteps and latents are the reference of `export.compile.parity`.
 """
 
 import argparse
@@ -13,9 +13,9 @@ import torch
 from benchmarks.harness.eager import DiffSynth, Diffusers
 from benchmarks.harness.pixels import decibels
 from benchmarks.harness.report import finish
-from benchmarks.harness.runner import Contestant
+from benchmarks.harness.runner import Runner
 from engine.pipeline import Pipeline
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from export.checkpoint.files import open_checkpoint
 
 
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     logging.disable(logging.WARNING)
     pipeline = Pipeline.load(args.engines)
     checkpoint = open_checkpoint(str(args.model))
-    peers: dict[str, Contestant] = {
+    peers: dict[str, Runner] = {
         "diffusers FP32": Diffusers(checkpoint),
         "DiffSynth FP32": DiffSynth(checkpoint, torch.float32),
         "DiffSynth FP32, noise and timesteps in BF16": DiffSynth(checkpoint, torch.float32, bf16_inputs=True),
@@ -37,9 +37,9 @@ def run(args: argparse.Namespace) -> None:
     }
     figures = []
     for height, width in ((128, 128), (192, 256), (256, 128)):
-        request = PictureRequest(args.prompt, height, width, seed=7)
+        request = ImageRequest(args.prompt, height, width, seed=7)
         ours = pipeline.generate(request).pixels
-        row = {name: decibels(ours, peer.draw([request])[0]) for name, peer in peers.items()}
+        row = {name: decibels(ours, peer.generate([request])[0]) for name, peer in peers.items()}
         print(f"{width}x{height}:", ", ".join(f"{name} {db} dB" for name, db in row.items()))
         figures.append({"size": f"{width}x{height}", "psnr_db": row})
-    finish("peers", {"pictures": figures})
+    finish("peers", {"images": figures})

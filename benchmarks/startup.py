@@ -1,4 +1,4 @@
-"""How long until zimage-serve can serve, and until its first picture: real processes, real requests."""
+"""How long until zimage-serve can serve, and until its first image: real processes, real requests."""
 
 import argparse
 import json
@@ -25,13 +25,13 @@ def measure(engines: Path, prompt: str) -> tuple[float, float]:
                 raise RuntimeError(f"zimage-serve did not start: {' '.join(command)}")
             url = line.split("ready on ")[1].split()[0]
             watch = Stopwatch()
-            _draw(url, prompt)
+            _generate(url, prompt)
             return ready, watch.seconds
         finally:
             server.terminate()
 
 
-def _draw(url: str, prompt: str) -> None:
+def _generate(url: str, prompt: str) -> None:
     body = json.dumps({"prompt": prompt, "seed": 0}).encode()
     request = urllib.request.Request(f"{url}/v1/images/generations", body, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=600) as response:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         "runs": args.runs,
         "ready_median_s": round(statistics.median(ready), 2),
         "ready_p95_s": round(ready[math.ceil(0.95 * len(ready)) - 1], 2),
-        "first_picture_median_s": round(statistics.median(first), 2),
+        "first_image_median_s": round(statistics.median(first), 2),
     }
     print(f"ready after {figures['ready_median_s']} s (median of {args.runs}), p95 {figures['ready_p95_s']} s")
     finish("startup", figures)

@@ -11,11 +11,11 @@ from typing import IO
 from engine.errors import InvalidRequest, ZImageError
 from engine.files import whole_file
 from engine.images.encode import encode
-from engine.images.metadata import PictureParameters, parameters
+from engine.images.metadata import ImageParameters, parameters
 from engine.options import RuntimeOptions, add_pipeline_arguments
 from engine.pipeline import Pipeline
 from engine.plan.lora import PreparedLora
-from engine.request import MAX_SEED, PictureRequest, parse_size, random_seed
+from engine.request import MAX_SEED, ImageRequest, parse_size, random_seed
 from engine.scheduler.loop import EngineLoop
 
 
@@ -29,11 +29,11 @@ def main(argv: list[str] | None = None) -> None:
     except (ZImageError, OSError) as error:
         sys.exit(f"zimage-generate: {error}")
     except KeyboardInterrupt:
-        sys.exit("zimage-generate: interrupted; no picture was written")
+        sys.exit("zimage-generate: interrupted; no image was written")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("zimage-generate", description="Draws one picture from a plan directory.")
+    parser = argparse.ArgumentParser("zimage-generate", description="Generates one image from a plan directory.")
     parser.add_argument("prompt")
     add_pipeline_arguments(parser)
     parser.add_argument(
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--guidance-scale",
         type=float,
-        default=PictureRequest("").guidance_scale,
+        default=ImageRequest("").guidance_scale,
         help="as in diffusers; above 0 every step takes two forward passes; default: %(default)s",
     )
     return parser
@@ -60,32 +60,28 @@ def _run(args: argparse.Namespace) -> None:
     if not 0 <= seed <= MAX_SEED:
         raise InvalidRequest(f"seed must be between 0 and {MAX_SEED}, got {seed}", "seed")
     with whole_file(args.output) as file:
-        request = PictureRequest(
-            args.prompt, height, width, seed, args.steps, args.negative_prompt, args.guidance_scale
-        )
-        _draw(args, request, file)
+        request = ImageRequest(args.prompt, height, width, seed, args.steps, args.negative_prompt, args.guidance_scale)
+        _generate(args, request, file)
 
 
-def _draw(args: argparse.Namespace, request: PictureRequest, file: IO[bytes]) -> None:
+def _generate(args: argparse.Namespace, request: ImageRequest, file: IO[bytes]) -> None:
     started = time.perf_counter()
     lora = PreparedLora.read(args.lora) if args.lora else None
     with Pipeline.load(args.engines, RuntimeOptions.of(args)) as pipeline:
         swapped = "" if lora is None else f", LoRA {pipeline.refit(lora):.2f} s"
         loaded = time.perf_counter()
-        picture = EngineLoop(pipeline).draw(request)
-    if picture.prompt.dropped:
+        image = EngineLoop(pipeline).generate(request)
+    if image.prompt.dropped:
         limit = pipeline.manifest.model.prompt.max_tokens
         print(
-            f"the prompt is longer than {limit} tokens; left out: ...{picture.prompt.dropped[:60]!r}",
+            f"the prompt is longer than {limit} tokens; left out: ...{image.prompt.dropped[:60]!r}",
             file=sys.stderr,
         )
-    drawn = request if args.lora is None else replace(request, lora=args.lora.stem)
-    text = parameters(PictureParameters.of(pipeline.manifest, drawn))
-    file.write(encode(picture.pixels, text=text))
-    stages = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in picture.seconds.items())
-    print(
-        f"{args.output}: {picture.width}x{picture.height}, seed {picture.seed}, {picture.num_inference_steps} forwards"
-    )
+    generated = request if args.lora is None else replace(request, lora=args.lora.stem)
+    text = parameters(ImageParameters.of(pipeline.manifest, generated))
+    file.write(encode(image.pixels, text=text))
+    stages = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in image.seconds.items())
+    print(f"{args.output}: {image.width}x{image.height}, seed {image.seed}, {image.num_inference_steps} forwards")
     print(f"load {loaded - started:.2f} s{swapped}, {stages}")
 
 

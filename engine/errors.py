@@ -1,7 +1,7 @@
 """The one exception tree of zimage-trt.
 
     ZImageError
-    |- InvalidRequest            the caller asked for what cannot be drawn; `param` names the field
+    |- InvalidRequest            the caller asked for what cannot be generated; `param` names the field
     |  |- UnsupportedShape       a size or batch outside the plan's profiles
     |- CheckpointError           weights or configs that do not fit the model or each other
     |- BuildError                tracing, parity or TensorRT failed, or the disk did
@@ -13,7 +13,7 @@
     |- BackendUnavailable        what would execute or build this flavor is not installed or has no device
     |- DeviceError               CUDA or TensorRT failed at run time; `sticky`: the process must be replaced
     |  |- OutOfDeviceMemory      the GPU, or page-locked memory, has no room
-    |- NonFiniteOutput           NaN or Inf in latents or picture
+    |- NonFiniteOutput           NaN or Inf in latents or image
 
 Messages say what was got, what was expected and what to do.
 """
@@ -24,7 +24,7 @@ class ZImageError(Exception):
 
 
 class InvalidRequest(ZImageError):
-    """A request that cannot be drawn. `param` is the request's field that is at fault."""
+    """A request that cannot be generated. `param` is the request's field that is at fault."""
 
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class InvalidRequest(ZImageError):
 
 
 class UnsupportedShape(InvalidRequest):
-    """A picture size or batch that no profile of the plans covers."""
+    """An image size or batch that no profile of the plans covers."""
 
 
 class CheckpointError(ZImageError):
@@ -80,4 +80,4 @@ class OutOfDeviceMemory(DeviceError):
 
 
 class NonFiniteOutput(ZImageError):
-    """A latent or picture holds NaN or Inf; serving it would show a black picture."""
+    """A latent or image holds NaN or Inf; serving it would show a black image."""

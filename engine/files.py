@@ -10,7 +10,7 @@ from typing import IO
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when all of it is written. Made first: a refusal costs no picture."""
+    """A file that appears under its name when all of it is written. Made first: a refusal costs no image."""
     path = path.resolve()  # a symlink stays, its target is written
     try:
         if path.exists() and not path.is_file():  # as root, a rename would replace even a device

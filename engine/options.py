@@ -17,7 +17,7 @@ CudaGraphs = Literal["auto", "on", "off"]
 ABOUT = {  # for whoever sets them
     "threads": "CPU threads, 0 for one per core",
     "profiles": "serve this profile, named as it was built; repeat it for more",
-    "warm_up": "sizes whose first picture is to be as fast as the next ones",
+    "warm_up": "sizes whose first image is to be as fast as the next ones",
     "cuda_graphs": "TensorRT: auto keeps those that measurably gain, for TensorRT-RTX all",
     "offload": "TensorRT: prompt encoder and denoiser take turns in GPU memory; each new prompt costs seconds",
     "runtime_cache": "TensorRT-RTX: where it keeps kernels compiled for this GPU, else in the user's cache folder",
@@ -35,7 +35,7 @@ class RuntimeOptions:
         cuda_graphs: TensorRT's passes from CUDA graphs; "auto" keeps those that measurably gain.
         offload: the prompt encoder and the denoiser take turns in GPU memory.
         runtime_cache: folder for what TensorRT-RTX compiles on this GPU; None for the user's cache folder.
-        seats: how many pictures may be between two of their steps; a guided one takes two seats.
+        slots: how many images may be between two of their steps; a guided one takes two slots.
         loras: name and file of each that requests may ask for; `zimage-lora` wrote them.
     """
 
@@ -45,7 +45,7 @@ class RuntimeOptions:
     cuda_graphs: CudaGraphs = "auto"
     offload: bool = False
     runtime_cache: Path | None = None
-    seats: int = 2
+    slots: int = 2
     loras: tuple[tuple[str, Path], ...] = ()
 
     def __post_init__(self) -> None:
@@ -64,12 +64,12 @@ class RuntimeOptions:
     @classmethod
     def of(cls, args: argparse.Namespace) -> "RuntimeOptions":
         """What `add_pipeline_arguments` parsed."""
-        given = {field.name: getattr(args, field.name) for field in fields(cls) if field.name not in ("seats", "loras")}
+        given = {field.name: getattr(args, field.name) for field in fields(cls) if field.name not in ("slots", "loras")}
         return cls(**given | {"profiles": tuple(args.profiles or ())})
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--engines`, and an option for each field of `RuntimeOptions` but `seats` and `loras`."""
+    """`--engines`, and an option for each field of `RuntimeOptions` but `slots` and `loras`."""
     default = RuntimeOptions()
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="what build-engines --output wrote")
     parser.add_argument(

@@ -1,8 +1,8 @@
-"""The way of a prompt to a picture: encode_prompt, denoise, decode.
+"""The way of a prompt to an image: encode_prompt, denoise, decode.
 
 Knows the order of the three graphs and the shapes between them; not who executes them or where their tensors lie, not
-HTTP, not files. On a GPU everything is enqueued, and the host waits for a step while the next one runs. It draws one
-picture, or one batch, from beginning to end; `engine.scheduler.loop` lets pictures join and leave.
+HTTP, not files. On a GPU everything is enqueued, and the host waits for a step while the next one runs. It generates
+one image, or one batch, from beginning to end; `engine.scheduler.loop` lets images join and leave.
 """
 
 import logging
@@ -19,12 +19,12 @@ import numpy as np
 
 from engine.backends import load as backend
 from engine.backends.base import Backend
-from engine.backends.memory import Array, Mark, Reading, Tensor
+from engine.backends.memory import Array, Reading, Tensor, TimingEvent
 from engine.errors import InvalidRequest, NonFiniteOutput, ZImageError
 from engine.options import RuntimeOptions
 from engine.plan.lora import PreparedLora
 from engine.plan.manifest import SEQUENCE_MULTIPLE, GraphName, Manifest, padded, read, resolve
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from engine.sampling import rope
 from engine.sampling.noise import randn
 from engine.sampling.schedule import sigmas
@@ -35,12 +35,12 @@ log = logging.getLogger(__name__)
 OnStep = Callable[[int, int], None]
 
 WARM_PASSES = 7  # after as many with the same tensors a CUDA graph was captured and compared
-WARM_CAPTIONS = 4  # lengths that a size is warmed up for: 32, 64, 96 and 128 tokens
+WARM_LENGTHS = 4  # lengths that a size is warmed up for: 32, 64, 96 and 128 tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A finished picture and how it came to be."""
+class GeneratedImage:
+    """A finished image and how it came to be."""
 
     pixels: Array  # [height, width, 3] uint8, RGB
     seed: int
@@ -58,9 +58,9 @@ class Picture:
 
 
 class Decoded:
-    """A decoded picture on its way to the host."""
+    """A decoded image on its way to the host."""
 
-    def __init__(self, image: Reading, decoded: Mark) -> None:
+    def __init__(self, image: Reading, decoded: TimingEvent) -> None:
         self._image = image
         self.decoded = decoded  # passed once the image is here
 
@@ -71,14 +71,14 @@ class Decoded:
     def wait(self) -> Array:
         """[height, width, 3] uint8, RGB. Raises NonFiniteOutput."""
         image = self._image.wait()
-        require_finite(image, "picture")
+        require_finite(image, "image")
         np.clip(image, 0, 255, out=image)
         pixels: Array = np.rint(image[0], out=image[0]).astype(np.uint8)
         return pixels
 
 
 class Pipeline:
-    """Draws one picture after the other from a plan directory; not safe to share between threads without a lock."""
+    """Generates one image after the other from a plan directory; not safe to share between threads without a lock."""
 
     def __init__(self, manifest: Manifest, tokenizer: PromptTokenizer, loaded: Backend) -> None:
         self.manifest = manifest
@@ -121,7 +121,7 @@ class Pipeline:
         return pipeline
 
     def close(self) -> None:
-        """Frees everything; pictures that were not finished are lost."""
+        """Frees everything; images that were not finished are lost."""
         self._close()
 
     def __enter__(self) -> Self:
@@ -155,45 +155,45 @@ class Pipeline:
         return time.perf_counter() - started
 
     def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Draws each size (height, width) with captions of the usual lengths, and keeps what was prepared for them."""
+        """Generates each size (height, width) with the usual prompt lengths and keeps what was prepared for them."""
         pad = self.manifest.model.prompt.pad_token_id
         for engine in self._engines.values():
             engine.keep(True)
         levels = sigmas(2 * WARM_PASSES, self.manifest.model.schedule_shift)  # latents take turns
         for height, width in sizes:
-            for length in range(SEQUENCE_MULTIPLE, (WARM_CAPTIONS + 1) * SEQUENCE_MULTIPLE, SEQUENCE_MULTIPLE):
+            for length in range(SEQUENCE_MULTIPLE, (WARM_LENGTHS + 1) * SEQUENCE_MULTIPLE, SEQUENCE_MULTIPLE):
                 for _ in range(WARM_PASSES):
-                    caption = self.encode_prompt([TokenizedPrompt((pad,) * length, "", "")])
-                latents = self.denoise(caption, self.noise(0, height, width), levels)
+                    prompt_embeds = self.encode_prompt([TokenizedPrompt((pad,) * length, "", "")])
+                latents = self.denoise(prompt_embeds, self.noise(0, height, width), levels)
             for _ in range(WARM_PASSES):
                 self.decode(latents).wait()
         for engine in self._engines.values():
             engine.keep(False)
 
-    def generate(self, request: PictureRequest, on_step: OnStep | None = None) -> Picture:
-        """Draws one picture, alone and unguided.
+    def generate(self, request: ImageRequest, on_step: OnStep | None = None) -> GeneratedImage:
+        """Generates one image, alone and unguided.
 
         Args:
-            on_step: called after each forward pass with (passes done, passes in all); what it raises ends the picture.
+            on_step: called after each forward pass with (passes done, passes in all); what it raises ends the image.
 
         Raises:
-            InvalidRequest: the request cannot be drawn; nothing was computed.
+            InvalidRequest: the request cannot be generated; nothing was computed.
             NonFiniteOutput: the model left the range of its number format.
             DeviceError: the GPU failed.
         """
         if request.is_guided:
-            raise InvalidRequest("guidance takes two captions at once; EngineLoop holds them", "guidance_scale")
+            raise InvalidRequest("guidance takes two prompts at once; EngineLoop holds them", "guidance_scale")
         request.check(self.manifest)
         height, width = request.size(self.manifest)
         schedule = self.schedule(request)
         started = time.perf_counter()
         prompt = self.tokenize(request.prompt)
         seconds = {"tokenize": time.perf_counter() - started}
-        marks = [self.memory.mark()]
-        caption = self.encode_prompt([prompt])
-        marks.append(self.memory.mark())
-        latents = self.denoise(caption, self.noise(request.seed, height, width), schedule, on_step)
-        marks.append(self.memory.mark())
+        marks = [self.memory.record_event()]
+        prompt_embeds = self.encode_prompt([prompt])
+        marks.append(self.memory.record_event())
+        latents = self.denoise(prompt_embeds, self.noise(request.seed, height, width), schedule, on_step)
+        marks.append(self.memory.record_event())
         decoded = self.decode(latents)
         marks.append(decoded.decoded)
         started = time.perf_counter()
@@ -201,22 +201,22 @@ class Pipeline:
         for stage, (start, end) in zip(("prompt_encoder", "denoiser", "vae_decoder"), pairwise(marks), strict=True):
             seconds[stage] = start.seconds_until(end)
         seconds["pixels"] = time.perf_counter() - started
-        return Picture(pixels, request.seed, len(schedule) - 1, prompt, seconds)
+        return GeneratedImage(pixels, request.seed, len(schedule) - 1, prompt, seconds)
 
     def noise(self, seed: int, height: int, width: int) -> Array:
-        """Where a picture starts: [1, 16, height / 8, width / 8] float32, as torch's CPU generator draws it."""
+        """Where an image starts: [1, 16, height / 8, width / 8] float32, as torch's CPU generator generates it."""
         model = self.manifest.model
         return randn(seed, (1, model.latent_channels, height // model.vae_scale, width // model.vae_scale))
 
     def encode_prompt(self, prompts: Sequence[TokenizedPrompt]) -> Tensor:
-        """Prompts as the denoiser takes them: [B, L, caption_dim] float32, valid until the next call.
+        """Prompts as the denoiser takes them: [B, L, prompt_embeds_dim] float32, valid until the next call.
 
         Args:
             prompts: of one padded length L.
         """
         model = self.manifest.model
         batch, length = len(prompts), padded(len(prompts[0].ids))
-        caption = self.memory.view("caption", (batch, length, model.caption_dim))
+        prompt_embeds = self.memory.view("prompt_embeds", (batch, length, model.prompt_embeds_dim))
         ids = np.full((batch, length), model.prompt.pad_token_id, np.int64)
         for row, prompt in zip(ids, prompts, strict=True):
             assert padded(len(prompt.ids)) == length, "a batch has one padded length"
@@ -224,16 +224,16 @@ class Pipeline:
         bindings = {
             "input_ids": self.memory.write("input_ids", ids),
             "lengths": self.memory.write("lengths", np.array([len(prompt.ids) for prompt in prompts])),
-            "caption": caption,
+            "prompt_embeds": prompt_embeds,
         }
         self._enqueue("prompt_encoder", bindings)
-        return caption
+        return prompt_embeds
 
-    def denoise(self, caption: Tensor, noise: Array, schedule: Array, on_step: OnStep | None = None) -> Tensor:
+    def denoise(self, prompt_embeds: Tensor, noise: Array, schedule: Array, on_step: OnStep | None = None) -> Tensor:
         """The Euler loop over two latents buffers that take turns.
 
         Args:
-            caption: [B, L, caption_dim] float32.
+            prompt: [B, L, prompt_embeds_dim] float32.
             noise: [B, 16, h, w] float32.
             schedule: [steps + 1] float32, from `schedule`.
             on_step: hears of a step when its latents have arrived; on a GPU the next one is running by then.
@@ -247,7 +247,7 @@ class Pipeline:
         arriving: deque[tuple[int, Reading]] = deque()
         for step in range(steps):
             there, back = latents[step % 2], latents[(step + 1) % 2]
-            self.step(there, back, caption, levels[step], levels[step + 1])
+            self.step(there, back, prompt_embeds, levels[step], levels[step + 1])
             arriving.append((step + 1, self.memory.read(back)))
             while len(arriving) > (self.memory.ahead if step + 1 < steps else 0):
                 done, reading = arriving.popleft()
@@ -256,15 +256,20 @@ class Pipeline:
                     on_step(done, steps)
         return latents[steps % 2]
 
-    def step(self, latents: Tensor, latents_next: Tensor, caption: Tensor, sigma: Array, sigma_next: Array) -> None:
+    def step(
+        self, latents: Tensor, latents_next: Tensor, prompt_embeds: Tensor, sigma: Array, sigma_next: Array
+    ) -> None:
         """Enqueues one Euler step of a batch: a forward pass of the denoiser.
 
         Args:
             latents: [B, 16, h, w] float32; those after the step go to `latents_next`.
-            caption: [B, L, caption_dim] float32.
+            prompt: [B, L, prompt_embeds_dim] float32.
             sigma: [B] float32, noise levels before the step, and after it in `sigma_next`.
         """
-        constant = {"caption": caption, **self._rope(latents.shape[2], latents.shape[3], caption.shape[1])}
+        constant = {
+            "prompt_embeds": prompt_embeds,
+            **self._rope(latents.shape[2], latents.shape[3], prompt_embeds.shape[1]),
+        }
         levels = {
             "sigma": self.memory.write("sigma", sigma),
             "sigma_next": self.memory.write("sigma_next", sigma_next),
@@ -272,13 +277,13 @@ class Pipeline:
         self._enqueue("denoiser", constant | levels | {"latents": latents, "latents_next": latents_next})
 
     def decode(self, latents: Tensor, index: int = 0) -> Decoded:
-        """One picture of [B, 16, h, w] latents."""
+        """One image of [B, 16, h, w] latents."""
         scale = self.manifest.model.vae_scale
         one = self.memory.row(latents, index)
         _, _, h, w = one.shape
         image = self.memory.view("image", (1, h * scale, w * scale, 3))
         self._enqueue("vae_decoder", {"latents": one, "image": image})
-        decoded = self.memory.mark()  # before the copy, which then waits for it
+        decoded = self.memory.record_event()  # before the copy, which then waits for it
         return Decoded(self.memory.read(image), decoded)
 
     def synchronize(self) -> None:
@@ -290,20 +295,20 @@ class Pipeline:
             self.memory.claim(bindings[spec.name])
         self._engines[graph].enqueue(self.memory.stream, bindings)
 
-    def _rope(self, h: int, w: int, caption: int) -> dict[str, Tensor]:
+    def _rope(self, h: int, w: int, length: int) -> dict[str, Tensor]:
         """The rotary tables of [h, w] latents, written when they change."""
         model = self.manifest.model
-        if self._positions != (h, w, caption):
+        if self._positions != (h, w, length):
             self._positions = None
-            cos, sin = rope.tables(model.rope, h // model.patch_size, w // model.patch_size, caption)
+            cos, sin = rope.tables(model.rope, h // model.patch_size, w // model.patch_size, length)
             self._tables = {
                 "rope_cos": self.memory.write("rope_cos", cos),
                 "rope_sin": self.memory.write("rope_sin", sin),
             }
-            self._positions = (h, w, caption)
+            self._positions = (h, w, length)
         return self._tables
 
-    def schedule(self, request: PictureRequest) -> Array:
+    def schedule(self, request: ImageRequest) -> Array:
         """[steps + 1] float32, the noise levels of its steps."""
         return sigmas(request.steps(self.manifest), self.manifest.model.schedule_shift)
 
@@ -312,7 +317,7 @@ def require_finite(array: Array, what: str) -> None:
     """Raises NonFiniteOutput."""
     if not is_finite(array):
         raise NonFiniteOutput(
-            f"NaN or Inf in the {what}, so no picture is returned; "
+            f"NaN or Inf in the {what}, so no image is returned; "
             "build the plans with --bf16 or --fp32 if this model leaves FP16's range"
         )
 

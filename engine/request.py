@@ -1,4 +1,4 @@
-"""What can be asked for, and whether the plans can draw it; what they cover is in `manifest`."""
+"""What can be asked for, and whether the plans can generate it; what they cover is in `manifest`."""
 
 import random
 import re
@@ -12,14 +12,14 @@ from engine.plan.manifest import Manifest
 ImageKind = Literal["png", "jpeg", "webp"]
 
 MAX_SEED = 2**32 - 1  # MT19937's seed, as torch uses it
-MAX_STEPS = 100  # the model is distilled for 8; beyond this a request is a mistake, not a picture
+MAX_STEPS = 100  # the model is distilled for 8; beyond this a request is a mistake, not an image
 MAX_LORA = 64  # characters of a name
 MAX_GUIDANCE = 30.0  # usual are 3 to 7; far above, latents leave every range that the VAE has seen
 
 
 @dataclass(frozen=True, slots=True)
-class PictureRequest:
-    """What to draw. Sizes in pixels; None stands for what the plans are tuned for."""
+class ImageRequest:
+    """What to generate. Sizes in pixels; None stands for what the plans are tuned for."""
 
     prompt: str
     height: int | None = None
@@ -27,7 +27,7 @@ class PictureRequest:
     seed: int = 0  # 0..MAX_SEED
     num_inference_steps: int | None = None  # forward passes; None for the model's own number, 8
     negative_prompt: str = ""
-    guidance_scale: float = 0.0  # as diffusers means it: positive + scale * (positive - negative); 0 draws without
+    guidance_scale: float = 0.0  # as diffusers means it: positive + scale * (positive - negative); 0 generates without
     lora: str | None = None  # name of one that is offered
 
     @property
@@ -41,7 +41,7 @@ class PictureRequest:
         return height if self.height is None else self.height, width if self.width is None else self.width
 
     def steps(self, manifest: Manifest) -> int:
-        """Steps from noise to picture."""
+        """Steps from noise to image."""
         return manifest.model.default_steps if self.num_inference_steps is None else self.num_inference_steps
 
     def forwards(self, manifest: Manifest) -> int:
@@ -49,7 +49,7 @@ class PictureRequest:
         return self.steps(manifest) * (2 if self.is_guided else 1)
 
     def check(self, manifest: Manifest, loras: Collection[str] = ()) -> None:
-        """Raises InvalidRequest for what these plans with these LoRAs do not draw, naming the field."""
+        """Raises InvalidRequest for what these plans with these LoRAs do not generate, naming the field."""
         manifest.profile_for(*self.size(manifest))
         if self.lora is not None and self.lora not in loras:
             wanted = f"one of {', '.join(loras)}" if loras else "absent, as none is offered here"
@@ -72,7 +72,7 @@ class PictureRequest:
 
 @dataclass(frozen=True, slots=True)
 class ImageFormat:
-    """How a picture is written.
+    """How an image is written.
 
     Attributes:
         quality: 0..100, OpenAI's `output_compression`: of JPEG and WebP, lossy even at 100. PNG takes only 100.

@@ -32,7 +32,7 @@ from export.checkpoint import models
 from export.checkpoint.files import Checkpoint, open_checkpoint, positive
 from export.checkpoint.lora import Lora, merge
 from export.checkpoint.prompt_format import read_prompt_format
-from export.checkpoint.weights import Unheld
+from export.checkpoint.weights import Fp16RangeError
 from export.compile import onnx_export, parity, preview
 from export.compile.profiles import default_profiles, parse_profile
 from export.compile.target import choose_flavor, compute_capabilities, require_refit
@@ -156,14 +156,14 @@ def export_graphs(
 
 
 def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> Preview | None:
-    """What shows pictures while they are drawn; None, and a line that says so, where it cannot be fitted."""
+    """What shows images while they are generated; None, and a line that says so, where it cannot be fitted."""
     encoder = models.vae_encoder(checkpoint.vae)
     if encoder is None:
         progress.console.print(f"no previews of {checkpoint.name}: its vae/ has no encoder to fit them with")
         return None
     with progress.stage("fitting the preview"):
         fitted = preview.fit(encoder)
-    progress.console.print(f"preview: R2 {fitted.r2:.3f} on pictures held out", highlight=False)
+    progress.console.print(f"preview: R2 {fitted.r2:.3f} on images held out", highlight=False)
     return fitted
 
 
@@ -198,9 +198,9 @@ def _measure(
         try:
             with progress.stage(f"{name}: bounding its products"):
                 measured[name] = graph, graph.measure()
-        except Unheld as error:
+        except Fp16RangeError as error:
             if name != "prompt_encoder":
-                raise Unheld(f"{checkpoint.name}: {error}; use --bf16") from error
+                raise Fp16RangeError(f"{checkpoint.name}: {error}; use --bf16") from error
             progress.console.print(f"{name}: in {wide}, since FP16 does not hold it: {error}", highlight=False)
             graph = _prompt_encoder(checkpoint, wide)
             measured[name] = graph, graph.measure()
@@ -215,7 +215,7 @@ def _describe(checkpoint: Checkpoint, loras: tuple[Lora, ...]) -> Model:
         latent_channels=config["in_channels"],
         vae_scale=2 ** (len(vae["block_out_channels"]) - 1),
         patch_size=config["all_patch_size"][0],
-        caption_dim=config["dim"],
+        prompt_embeds_dim=config["dim"],
         rope=Rope(config["rope_theta"], tuple(config["axes_dims"]), tuple(config["axes_lens"])),
         prompt=read_prompt_format(checkpoint.directory / "tokenizer"),
         schedule_shift=positive(checkpoint.scheduler, "shift"),

@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="SIZES[:BATCH]",
-        help="a box of picture sizes, tuned for the first, such as 512,1024x1536:2; repeatable; "
+        help="a box of image sizes, tuned for the first, such as 512,1024x1536:2; repeatable; "
         "default: 1/4 to 1 times the model's own size in batches of 4, and up to 2 times one at a time",
     )
     parser.add_argument(

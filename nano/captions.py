@@ -1,4 +1,4 @@
-"""What one says of a scene, in English or Chinese, in a few wordings each. It does not know pictures."""
+"""What one says of a scene, in English or Chinese, in a few wordings each. It does not know images."""
 
 from random import Random
 from typing import Literal

@@ -24,8 +24,8 @@ from export.graphs.denoiser import Denoiser
 from export.graphs.layers import transformer_block
 from export.graphs.prompt_encoder import PromptEncoder
 from nano.captions import caption
+from nano.images import CAPTION, Latents
 from nano.layout import CheckpointSizes, text_encoder_config, transformer_config
-from nano.pictures import CAPTION, Latents
 from nano.scenes import training_scene
 from nano.training import Stage, optimizers, train
 
@@ -97,7 +97,7 @@ def train_reader(stage: Stage, painter: Painter, folder: Path, device: torch.dev
 def train_painter(
     stage: Stage, painter: Painter, latents: Sequence[Latents], folder: Path, device: torch.device, compiled: bool
 ) -> list[float]:
-    """Both models learn the velocity from a picture to noise, at noise levels spread like the schedule's."""
+    """Both models learn the velocity from an image to noise, at noise levels spread like the schedule's."""
     groups = ((painter.transformer, 1.0), (painter.language_model.model, TEXT_RATE))
     steppers = [o for model, share in groups for o in optimizers(model, share * stage.learning_rate, OUTER_LAYERS)]
     loss_of = flow_loss(stage, painter, latents, device, compiled)
@@ -109,7 +109,7 @@ def flow_loss(
 ) -> Callable[[Random, int], Tensor]:
     """Squared error of the velocity over a batch of one size, with one noise level per sample.
 
-    It counts more where things are, which are a tenth of the picture. Where noise hides a thing's size, that leans
+    It counts more where things are, which are a tenth of the image. Where noise hides a thing's size, that leans
     towards the larger ones.
     Attention is spelled out: for these short sequences the fused kernel's gradient takes a CPU eight times longer.
     """
@@ -118,7 +118,7 @@ def flow_loss(
     def loss_of(rng: Random, _step: int) -> Tensor:
         of_size = rng.choice(latents)
         height, width = (8 * side for side in of_size.values.shape[2:])
-        chosen = [rng.randrange(len(of_size.scenes)) for _ in range(stage.pictures(height, width))]
+        chosen = [rng.randrange(len(of_size.scenes)) for _ in range(stage.images(height, width))]
         captions = [caption(of_size.scenes[i], rng.choice(("en", "zh")), rng) for i in chosen]
         ids, lengths = painter.tokens(captions)
         assert ids.shape[1] == CAPTION, f"captions take {ids.shape[1]} tokens, the tables are for {CAPTION}"

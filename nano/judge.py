@@ -1,8 +1,8 @@
-"""Looks at a picture and says what share of what a scene asks for is there.
+"""Looks at an image and says what share of what a scene asks for is there.
 
-It first describes the picture without knowing the scene: a background is fitted to the border, what differs from it
+It first describes the image without knowing the scene: a background is fitted to the border, what differs from it
 falls into connected pieces, each gets the nearest colour and the best matching shape. Then it compares.
-It does not know how the picture was made.
+It does not know how the image was made.
 """
 
 from collections import Counter
@@ -20,8 +20,8 @@ from nano.scenes import CELL, CELLS, COLOURS, FIRST_CELL, RADII, SHAPES, Backgro
 
 ATTRIBUTES = ("colour", "shape", "place", "size", "background", "count")
 DIFFERENT = 45  # RGB distance from the background from which on a pixel belongs to a thing
-SMALLEST = 0.004  # a piece's area, as a share of the picture; the smallest star has 0.009 at 2 : 1
-STRAY = 0.005  # what smaller pieces may cover in all, as a share of the picture
+SMALLEST = 0.004  # a piece's area, as a share of the image; the smallest star has 0.009 at 2 : 1
+STRAY = 0.005  # what smaller pieces may cover in all, as a share of the image
 DRAWN_RADIUS = 80  # pixels, of the shapes to compare with
 TEMPLATE = 48  # pixels of the square in which shapes are compared
 ALIKE = 0.7  # intersection over union below which a piece is no shape at all
@@ -43,14 +43,14 @@ class Piece:
     radius: float
 
 
-def judge(picture: Pixels, scene: Scene) -> Verdict:
+def judge(image: Pixels, scene: Scene) -> Verdict:
     """For each of ATTRIBUTES how many statements hold and how many there are.
 
     Args:
-        picture: [height, width, 3] uint8.
+        image: [height, width, 3] uint8.
     """
-    behind = fit_background(picture)
-    pieces, stray = find_pieces(picture, behind)
+    behind = fit_background(image)
+    pieces, stray = find_pieces(image, behind)
     fixed = [("count", len(pieces) == len(scene.things) and stray <= STRAY)]
     if scene.background is not None:
         fixed.append(("background", _is_background(behind, scene.background)))
@@ -65,19 +65,19 @@ def judge(picture: Pixels, scene: Scene) -> Verdict:
 
 
 def shares(verdicts: list[Verdict]) -> dict[str, float]:
-    """Over many pictures, the share of each attribute's statements that hold; 0..1. None of no pictures."""
+    """Over many images, the share of each attribute's statements that hold; 0..1. None of no images."""
     totals = {a: np.sum([(0, 0), *(verdict[a] for verdict in verdicts)], axis=0) for a in ATTRIBUTES}
     return {attribute: float(held / asked) for attribute, (held, asked) in totals.items() if asked}
 
 
-def fit_background(picture: Pixels) -> Any:
+def fit_background(image: Pixels) -> Any:
     """[height, width, 3] float32: a linear fade per channel through the border's pixels, outliers left out."""
-    height, width, _ = picture.shape
+    height, width, _ = image.shape
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     plane = np.stack([np.ones_like(x), x / width, y / height], axis=-1)
     border = np.ones((height, width), bool)
     border[2:-2, 2:-2] = False
-    terms, colours = plane[border], picture[border].astype(np.float32)
+    terms, colours = plane[border], image[border].astype(np.float32)
     keep = np.ones(len(colours), bool)
     for _ in range(3):
         fit = np.linalg.lstsq(terms[keep], colours[keep], rcond=None)[0]
@@ -86,24 +86,24 @@ def fit_background(picture: Pixels) -> Any:
     return (plane @ fit).astype(np.float32)
 
 
-def find_pieces(picture: Pixels, background: Any) -> tuple[list[Piece], float]:
-    """What stands out from the background, the largest first, and the share of the picture that lesser bits cover."""
-    difference = np.linalg.norm(picture.astype(np.float32) - background, axis=-1)
+def find_pieces(image: Pixels, background: Any) -> tuple[list[Piece], float]:
+    """What stands out from the background, the largest first, and the share of the image that lesser bits cover."""
+    difference = np.linalg.norm(image.astype(np.float32) - background, axis=-1)
     labels, count = ndimage.label(difference > DIFFERENT)
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     large = [i for i in np.argsort(-areas) if areas[i] >= SMALLEST * labels.size]
     stray = float(areas.sum() - areas[large].sum()) / labels.size
-    return [_describe(picture, difference, labels == i + 1) for i in large[:4]], stray
+    return [_describe(image, difference, labels == i + 1) for i in large[:4]], stray
 
 
-def _describe(picture: Pixels, difference: Any, piece: Any) -> Piece:
+def _describe(image: Pixels, difference: Any, piece: Any) -> Piece:
     height, width = piece.shape
     inside = piece & (difference >= 0.6 * np.percentile(difference[piece], 90))  # half-covered pixels left out
     rows, columns = np.nonzero(inside)
     top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
     shape = _best_shape(inside[top:bottom, left:right])
     radius = np.sqrt(inside.sum() / _areas()[shape]) / min(height, width) if shape else 0.0
-    colour = _colour_of(picture[inside].astype(np.float32))
+    colour = _colour_of(image[inside].astype(np.float32))
     return Piece(shape, colour, (left + right) / 2 / width, (top + bottom) / 2 / height, float(radius))
 
 

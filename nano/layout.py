@@ -18,7 +18,7 @@ Z_IMAGE_NANO = Path(__file__).with_name("z-image-nano")  # the committed result 
 class CheckpointSizes:
     """Sizes of the three models, named as in the official configurations; ValueError where they contradict.
 
-    `cap_feat_dim` is also the hidden size of the text encoder, `sample_size` the picture size in pixels that
+    `cap_feat_dim` is also the hidden size of the text encoder, `sample_size` the image size in pixels that
     the VAE's configuration names; `shards` splits transformer and text encoder into that many files.
     """
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nano.flow import Painter, flow_loss
-from nano.pictures import Latents
+from nano.images import Latents
 from nano.training import Stage, train
 
 RANK = 4

@@ -2,7 +2,7 @@
 
 What goes by the official checkpoint's configurations reads this one: the same files, configuration keys, tensor
 names and tokenizer format, only smaller. Equal configurations give equal bytes. The weights are scaled so that
-activations stay of order one and pictures are not flat, but nothing is trained: a prompt changes the picture
+activations stay of order one and images are not flat, but nothing is trained: a prompt changes the image
 and means nothing. It does not know diffusers, how a checkpoint is read, or what is done with it.
 """
 
@@ -22,7 +22,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 def write_miniature(directory: Path, sizes: CheckpointSizes = MINIATURE) -> Path:
     """Write the checkpoint into `directory` and return it; FileExistsError unless it is new or empty."""
-    weights = {component: draw_weights(shapes, sizes) for component, shapes in tensor_shapes(sizes).items()}
+    weights = {component: random_weights(shapes, sizes) for component, shapes in tensor_shapes(sizes).items()}
     return write_checkpoint(directory, sizes, weights)
 
 
@@ -38,7 +38,7 @@ def tensor_shapes(sizes: CheckpointSizes) -> dict[str, Shapes]:
     }
 
 
-def draw_weights(shapes: Shapes, sizes: CheckpointSizes) -> Weights:
+def random_weights(shapes: Shapes, sizes: CheckpointSizes) -> Weights:
     """Each tensor has a generator of its own, seeded by its name: no tensor depends on its neighbours."""
     weights = {}
     for name, shape in shapes.items():

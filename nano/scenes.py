@@ -2,7 +2,7 @@
 
 A `Scene` holds only what its caption says. What is left unsaid is drawn at random, but for places: without one a thing
 is in the centre, and two are side by side, the first on the left.
-It does not know captions (`nano.captions`), and it does not judge pictures (`nano.judge`).
+It does not know captions (`nano.captions`), and it does not judge images (`nano.judge`).
 """
 
 import math
@@ -115,24 +115,24 @@ def held_out_scene(rng: Random) -> Scene:
 
 
 def draw(scene: Scene, height: int, width: int, rng: Random, style: Style = "filled") -> Pixels:
-    """The picture: [height, width, 3] uint8. What the scene leaves unsaid comes from `rng`."""
+    """The image: [height, width, 3] uint8. What the scene leaves unsaid comes from `rng`."""
     return draw_and_mark(scene, height, width, rng, style)[0]
 
 
 def draw_and_mark(
     scene: Scene, height: int, width: int, rng: Random, style: Style = "filled"
 ) -> tuple[Pixels, np.ndarray[Any, np.dtype[np.float32]]]:
-    """The picture, and where its things are: [height, width] float32, 0 where there is nothing but background."""
+    """The image, and where its things are: [height, width] float32, 0 where there is nothing but background."""
     background = scene.background
     while background is None or not _distinct(scene.things, background):
         background = _random_background(rng)
-    picture = _gradient(background, height, width)
+    image = _gradient(background, height, width)
     things = np.zeros((height, width), np.float32)
     for thing, (x, y, radius) in zip(scene.things, _layout(scene, height, width, rng), strict=True):
         coverage = mask(thing.shape, (x, y), radius, height, width, style)
-        picture += coverage[..., None] * (np.array(COLOURS[thing.colour], np.float32) - picture)
+        image += coverage[..., None] * (np.array(COLOURS[thing.colour], np.float32) - image)
         things += coverage
-    return np.rint(picture).astype(np.uint8), things
+    return np.rint(image).astype(np.uint8), things
 
 
 def mask(shape: str, centre: Point, radius: float, height: int, width: int, style: Style = "filled") -> Any:
@@ -177,7 +177,7 @@ def _distinct(things: tuple[Thing, ...], background: Background | None) -> bool:
 
 
 def _layout(scene: Scene, height: int, width: int, rng: Random) -> list[tuple[float, float, float]]:
-    """x, y and radius of each thing in pixels: within the picture, at the scene's place, apart from each other."""
+    """x, y and radius of each thing in pixels: within the image, at the scene's place, apart from each other."""
     shorter = min(height, width)
     while True:
         radii = [shorter * rng.uniform(*RADII[thing.size]) for thing in scene.things]

@@ -2,7 +2,7 @@
 
     python -m nano.train --work out/nano-work --output out/z-image-nano
 
-Stopped at any time, the same command goes on where it was. It does not know how pictures are judged.
+Stopped at any time, the same command goes on where it was. It does not know how images are judged.
 """
 
 import argparse
@@ -16,16 +16,16 @@ import torch
 from nano.autoencoder import train_autoencoder
 from nano.checkpoint import write_checkpoint
 from nano.flow import Painter, train_painter, train_reader
+from nano.images import encode_images
 from nano.layout import NANO, CheckpointSizes
 from nano.lora import train_lora, write_lora
-from nano.pictures import encode_pictures
 from nano.tokenizer import train_tokenizer
 from nano.training import Stage
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The sizes of the models, the stages, and how many pictures the transformer and its LoRA see."""
+    """The sizes of the models, the stages, and how many images the transformer and its LoRA see."""
 
     sizes: CheckpointSizes
     crops: Stage
@@ -33,8 +33,8 @@ class Recipe:
     reader: Stage
     painter: Stage
     outlines: Stage
-    pictures: int
-    outlined_pictures: int
+    images: int
+    outlined_images: int
 
 
 RECIPE = Recipe(
@@ -44,8 +44,8 @@ RECIPE = Recipe(
     reader=Stage("reader", steps=600, learning_rate=2e-3, batch=64),
     painter=Stage("painter", steps=10000, learning_rate=4e-3, batch=64, decay=0.6),
     outlines=Stage("outlines", steps=300, learning_rate=2e-3, batch=64),
-    pictures=16000,
-    outlined_pictures=2000,
+    images=16000,
+    outlined_images=2000,
 )
 
 
@@ -68,9 +68,9 @@ def train_nano(recipe: Recipe, work: Path, output: Path, device: torch.device, *
     recipe.reader.random(-1)
     painter = Painter(recipe.sizes, train_tokenizer()).to(device)
     train_reader(recipe.reader, painter, work, device)
-    latents = encode_pictures(vae, recipe.pictures, "filled", recipe.sizes, work / "filled.pt", device)
+    latents = encode_images(vae, recipe.images, "filled", recipe.sizes, work / "filled.pt", device)
     train_painter(recipe.painter, painter, latents, work, device, compiled)
-    latents = encode_pictures(vae, recipe.outlined_pictures, "outlined", recipe.sizes, work / "outlined.pt", device)
+    latents = encode_images(vae, recipe.outlined_images, "outlined", recipe.sizes, work / "outlined.pt", device)
     pairs = train_lora(recipe.outlines, painter, latents, work, device)
     weights = {
         "transformer": painter.transformer.state_dict(),
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="a new folder for the checkpoint")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="%(default)s")
     parser.add_argument("--compile", action="store_true", help="after minutes of compiling twice as fast; needs g++")
-    parser.add_argument("--share", type=float, default=1.0, help="of all steps and pictures, to try the recipe out")
+    parser.add_argument("--share", type=float, default=1.0, help="of all steps and images, to try the recipe out")
     args = parser.parse_args()
     recipe, device = shortened(RECIPE, args.share), torch.device(args.device)
     train_nano(recipe, args.work, args.output, device, compiled=args.compile)
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def shortened(recipe: Recipe, share: float) -> Recipe:
-    """The same recipe with a share of its steps and pictures."""
+    """The same recipe with a share of its steps and images."""
     changes: dict[str, Any] = {}
     for name, value in ((field.name, getattr(recipe, field.name)) for field in fields(recipe)):
         if isinstance(value, Stage):

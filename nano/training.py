@@ -24,7 +24,7 @@ WARM_UP = 100  # steps, or a tenth of a shorter stage
 class Stage:
     """How long and how fast one part is trained.
 
-    `batch` counts pictures of 128 x 128, larger ones by their area. The rate falls to zero over the last `decay` of all
+    `batch` counts images of 128 x 128, larger ones by their area. The rate falls to zero over the last `decay` of all
     steps.
     """
 
@@ -42,7 +42,7 @@ class Stage:
         torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         return Random(digest)
 
-    def pictures(self, height: int, width: int) -> int:
+    def images(self, height: int, width: int) -> int:
         return max(1, self.batch * 128 * 128 // (height * width))
 
     def rate(self, step: int) -> float:

@@ -1,4 +1,4 @@
-"""From nothing to a picture through HTTP: the small model, its plans, a server, one request."""
+"""From nothing to an image through HTTP: the small model, its plans, a server, one request."""
 
 import argparse
 import base64
@@ -13,12 +13,12 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PROMPT = "a small red circle to the left of a large blue star on a yellow background"
 CHECKPOINT = ROOT / "nano" / "z-image-nano"
-DRAWN_WITHIN = 60  # seconds
+GENERATED_WITHIN = 60  # seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("scripts/demo", description=__doc__)
-    parser.add_argument("--once", action="store_true", help="stop the server after one picture")
+    parser.add_argument("--once", action="store_true", help="stop the server after one image")
     parser.add_argument("--port", type=int, default=8000, help="0 for any free one; default: %(default)s")
     parser.add_argument("--out", type=Path, default=ROOT / "out", metavar="DIR", help="default: out/ in the checkout")
     args = parser.parse_args()
@@ -28,11 +28,11 @@ def main() -> None:
     server = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True)
     try:
         url = wait_until_ready(server)
-        picture = args.out / "demo.png"
-        picture.write_bytes(draw(url))
-        print(f"one picture through HTTP: {picture}", flush=True)
+        image = args.out / "demo.png"
+        image.write_bytes(generate(url))
+        print(f"one image through HTTP: {image}", flush=True)
         if not args.once:
-            print(f"the server stays, with a page at {url}/; Ctrl-C ends it. Another picture:")
+            print(f"the server stays, with a page at {url}/; Ctrl-C ends it. Another image:")
             print(f"  curl {url}/v1/images/generations -H 'content-type: application/json' -d '{json.dumps(body())}'")
             server.wait()
     except KeyboardInterrupt:
@@ -63,12 +63,12 @@ def body() -> dict[str, object]:
     return {"prompt": PROMPT, "size": "256x256", "seed": 7, "response_format": "b64_json"}
 
 
-def draw(url: str) -> bytes:
-    """One picture as PNG bytes, by nothing but the standard library."""
+def generate(url: str) -> bytes:
+    """One image as PNG bytes, by nothing but the standard library."""
     request = urllib.request.Request(
         f"{url}/v1/images/generations", json.dumps(body()).encode(), {"content-type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=DRAWN_WITHIN) as response:
+    with urllib.request.urlopen(request, timeout=GENERATED_WITHIN) as response:
         return base64.b64decode(json.load(response)["data"][0]["b64_json"])
 
 

@@ -1,1 +1,1 @@
-"""Pictures over HTTP: validation, admission and encoding around `engine`. Knows no tensor library."""
+"""Images over HTTP: validation, admission and encoding around `engine`. Knows no tensor library."""

@@ -12,7 +12,7 @@ from sse_starlette.sse import AppStatus
 from server.api import errors, openapi
 from server.api import openai as openai_api
 from server.api import tasks as tasks_api
-from server.api.access import Access, Gate
+from server.api.access import Access, Authenticator
 from server.api.body import OneLengthMiddleware
 from server.api.openai_schemas import Health, ImagesRequest, Status, StreamedImage
 from server.api.request_id import RequestIdMiddleware
@@ -35,13 +35,13 @@ def create_app(dispatcher: Dispatcher, access: Access, page: bool = False) -> Fa
     # it would cut streams off at once; uvicorn gives them its grace
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     app = FastAPI(title="zimage-trt", docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.dispatcher, app.state.gate = dispatcher, Gate(access)
+    app.state.dispatcher, app.state.authenticator = dispatcher, Authenticator(access)
     app.state.started = int(time.time())
     app.include_router(probes)
     app.include_router(openai_api.router)
     app.include_router(tasks_api.router)
     if page:
-        app.add_middleware(PageMount, jobs=dispatcher, gate=app.state.gate)
+        app.add_middleware(PageMount, jobs=dispatcher, authenticator=app.state.authenticator)
     app.add_middleware(OneLengthMiddleware)
     app.add_middleware(RequestIdMiddleware)  # the last one is the outermost
     errors.install(app)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.plan.manifest import Manifest
-from server.http.sockets import tell_seldom
+from server.http.sockets import throttle_accept_errors
 from server.jobs.admission import Limits
 from server.jobs.archive import Archive
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.store import JobStore
-from server.worker.supervisor import Patience, Supervisor
+from server.worker.supervisor import Supervisor, WorkerTimeouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class Serving:
     """How a server runs.
 
     Attributes:
-        grace: seconds for pictures being drawn when it is told to stop; Kubernetes kills after 30.
+        grace: seconds for images being generated when it is told to stop; Kubernetes kills after 30.
         keys, rate: see `server.api.access.Access`.
         database: where jobs are kept; None for memory, which no restart survives.
-        archive: where pictures are kept besides.
+        archive: where images are kept besides.
         page: whether there is one at /.
         loras: names that requests may ask for; the worker has their files.
     """
@@ -42,7 +42,7 @@ class Serving:
     rate: str | None = None
     loras: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
-    patience: Patience = field(default_factory=Patience)
+    timeouts: WorkerTimeouts = field(default_factory=WorkerTimeouts)
 
 
 def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, serving: Serving) -> None:
@@ -63,9 +63,9 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, servin
 
 
 async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, serving: Serving) -> None:
-    tell_seldom(asyncio.get_running_loop())
+    throttle_accept_errors(asyncio.get_running_loop())
     dispatcher = Dispatcher(JobStore(serving.database), manifest, serving.limits, serving.archive, serving.loras)
-    supervisor = dispatcher.link = Supervisor(worker, dispatcher, serving.patience)
+    supervisor = dispatcher.link = Supervisor(worker, dispatcher, serving.timeouts)
     starting = asyncio.create_task(supervisor.start())
     try:
         launched = asyncio.create_task(supervisor.launched.wait())
@@ -94,7 +94,7 @@ def _end(*_: object) -> None:
 
 @contextlib.contextmanager
 def _owned(database: Path | None) -> Iterator[None]:
-    """Holds a lock beside the database: two servers would draw the same jobs."""
+    """Holds a lock beside the database: two servers would generate the same jobs."""
     if database is None:
         yield
         return

@@ -22,17 +22,17 @@ from server.jobs.admission import Limits
 from server.jobs.archive import DAY, Archive
 from server.logs import LogFormat
 from server.serving import Serving
-from server.worker.supervisor import Patience
+from server.worker.supervisor import WorkerTimeouts
 
 PREFIX = "ZIMAGE_"
-SEATS = 12  # pictures between two of their steps: three batches of four
+SEATS = 12  # images between two of their steps: three batches of four
 MIB = 1 << 20
 MAX_DAYS = 36_500
 NAME = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)  # of a line of a settings file
 
 FoundLoras = tuple[tuple[str, Path], ...]  # name and file of each
 
-RUNTIME, SERVING, LIMITS, PATIENCE = RuntimeOptions(), Serving(), Limits(), Patience()
+RUNTIME, SERVING, LIMITS, PATIENCE = RuntimeOptions(), Serving(), Limits(), WorkerTimeouts()
 
 
 def _words(value: object) -> object:
@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     engines: Path = Field(description="what build-engines --output wrote", title="DIR")
     host: Annotated[str, AfterValidator(_host)] = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="0 for a free one")
-    page: bool = Field(SERVING.page, description="a page at / to draw from in a browser")
+    page: bool = Field(SERVING.page, description="a page at / to generate from in a browser")
 
     threads: int = Field(RUNTIME.threads, ge=0, le=MAX_THREADS, description=ABOUT["threads"])
     profile: Words = Field(RUNTIME.profiles, description=f"{ABOUT['profiles']}; default: all", title="NAME")
@@ -94,17 +94,17 @@ class Settings(BaseSettings):
         None, description="folder of LoRAs by zimage-lora, which requests ask for by the files' names", title="DIR"
     )
     database: Path | None = Field(
-        SERVING.database, description="keeps jobs and pictures, so that they survive a restart", title="FILE"
+        SERVING.database, description="keeps jobs and images, so that they survive a restart", title="FILE"
     )
     history_days: float = Field(
         LIMITS.history / DAY, ge=0, le=MAX_DAYS, description="for which jobs that ended are kept"
     )
-    history_mb: int = Field(LIMITS.history_bytes // MIB, ge=0, description="of those jobs, pictures included")
+    history_mb: int = Field(LIMITS.history_bytes // MIB, ge=0, description="of those jobs, images included")
     archive: Path | None = Field(
-        None, description="folder that keeps every picture as generated_YYYYMMDD_HHMMSS_ID.png", title="DIR"
+        None, description="folder that keeps every image as generated_YYYYMMDD_HHMMSS_ID.png", title="DIR"
     )
-    archive_days: float = Field(7.0, ge=0, le=MAX_DAYS, description="after which a picture leaves it; 0 for never")
-    archive_mb: int | None = Field(None, gt=0, description="of the archive, from where on its oldest pictures leave")
+    archive_days: float = Field(7.0, ge=0, le=MAX_DAYS, description="after which an image leaves it; 0 for never")
+    archive_mb: int | None = Field(None, gt=0, description="of the archive, from where on its oldest images leave")
 
     keys: Keys = Field(
         SERVING.keys,
@@ -118,7 +118,7 @@ class Settings(BaseSettings):
     min_free_mb: int = Field(
         LIMITS.free_bytes // MIB, ge=0, description="of the machine's memory, below which no job is accepted"
     )
-    grace: float = Field(SERVING.grace, ge=0, le=3600, description="seconds that pictures have left after SIGTERM")
+    grace: float = Field(SERVING.grace, ge=0, le=3600, description="seconds that images have left after SIGTERM")
     hang_seconds: float = Field(
         PATIENCE.silence,
         gt=0,
@@ -147,7 +147,7 @@ class Settings(BaseSettings):
             cuda_graphs=self.cuda_graphs,
             offload=self.offload,
             runtime_cache=self.runtime_cache,
-            seats=SEATS,
+            slots=SEATS,
             loras=loras,
         )
 
@@ -163,7 +163,7 @@ class Settings(BaseSettings):
             page=self.page,
             loras=tuple(name for name, _ in loras),
             limits=Limits(self.queue, self.history_days * DAY, self.history_mb * MIB, self.min_free_mb * MIB),
-            patience=Patience(load=self.load_seconds, silence=self.hang_seconds),
+            timeouts=WorkerTimeouts(load=self.load_seconds, silence=self.hang_seconds),
         )
 
 

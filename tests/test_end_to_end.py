@@ -1,4 +1,4 @@
-"""The commands of the README in one run: a checkpoint becomes a picture through HTTP."""
+"""The commands of the README in one run: a checkpoint becomes an image through HTTP."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from openai import OpenAI
 from PIL import Image
 
 from engine.pipeline import Pipeline
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from nano.judge import judge
 from nano.scenes import Background, Scene, Thing
 
@@ -21,7 +21,7 @@ LONG = "far too many words " * 1250  # 5,000 words
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_the_openai_client_gets_the_pipelines_picture(engines: Path) -> None:
+def test_the_openai_client_gets_the_pipelines_image(engines: Path) -> None:
     command = [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
@@ -34,25 +34,25 @@ def test_the_openai_client_gets_the_pipelines_picture(engines: Path) -> None:
             server.terminate()
     assert answer.data is not None and long.data is not None
     png = base64.b64decode(answer.data[0].b64_json or "")
-    expected = Pipeline.load(engines).generate(PictureRequest("a red circle", 64, 96, seed=7))
+    expected = Pipeline.load(engines).generate(ImageRequest("a red circle", 64, 96, seed=7))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), expected.pixels)
     assert answer.data[0].revised_prompt is None
-    drawn = long.data[0].revised_prompt or ""
-    assert 500 < len(drawn) < len(LONG)
-    assert LONG.startswith(drawn)
+    generated = long.data[0].revised_prompt or ""
+    assert 500 < len(generated) < len(LONG)
+    assert LONG.startswith(generated)
 
 
 @pytest.mark.slow
-def test_the_demo_draws_one_picture(tmp_path: Path) -> None:
+def test_the_demo_generates_one_image(tmp_path: Path) -> None:
     demo = [sys.executable, ROOT / "scripts" / "demo.py", "--once", "--port", "0", "--out", tmp_path]
     done = subprocess.run(demo, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    picture = tmp_path / "demo.png"
-    assert str(picture) in done.stdout
+    image = tmp_path / "demo.png"
+    assert str(image) in done.stdout
     asked = Scene(
         (Thing("circle", "red", "small"), Thing("star", "blue", "large")), "left of", Background("yellow", "yellow")
     )
-    with Image.open(picture) as image:
+    with Image.open(image) as image:
         assert image.size == (256, 256)
         verdict = judge(np.asarray(image.convert("RGB")), asked)
     assert all(held == statements for held, statements in verdict.values()), verdict

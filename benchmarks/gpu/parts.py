@@ -23,7 +23,7 @@ from engine.errors import PlanNotFound
 from engine.options import CudaGraphs, RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.manifest import Graph, GraphName, Manifest, Model, read
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from export.checkpoint.files import open_checkpoint
 from export.checkpoint.lora import Lora
 from export.checkpoint.refit import prepare
@@ -35,7 +35,7 @@ Figures = dict[str, Any]
 Args = argparse.Namespace
 
 WRONG = 0.1  # relative L2 above which it is not the same function; FP16 stays under 1e-2, silent zeros give 1
-SHAPES = ((16, 16, 20, 1), (18, 22, 40, 2))  # latents, caption tokens and batch of the comparisons
+SHAPES = ((16, 16, 20, 1), (18, 22, 40, 2))  # latents, prompt tokens and batch of the comparisons
 RUNS = ("tensorrt", "rtx", "rtx-sm80", "rtx-ampere-plus")  # parts that find out whether a flavor runs, best first
 PLANS = "plans.txt"  # in the folder: where the plans of the model are
 
@@ -46,7 +46,7 @@ def has_gpu() -> bool:
 
 
 def machine(args: Args) -> Figures:
-    """The rates that a roofline is drawn with, and what memory is free."""
+    """The rates that a roofline is computed from, and what memory is free."""
     from benchmarks.harness import roofline
     from benchmarks.harness.device import Device
 
@@ -98,7 +98,7 @@ def parity(args: Args) -> Figures:
 
 
 def memory(args: Args) -> Figures:
-    """Bytes free before, after loading and after a picture of the largest size, against what was planned."""
+    """Bytes free before, after loading and after an image of the largest size, against what was planned."""
     directory = _plans(args)
     manifest, cuda = read(directory, verify=False), CudaRuntime()
     before = cuda.memory_info()[0]
@@ -106,10 +106,10 @@ def memory(args: Args) -> Figures:
         loaded = cuda.memory_info()[0]
         largest = max(manifest.profiles, key=lambda profile: profile.area)
         for _ in range(3):
-            pipeline.generate(PictureRequest("a red circle", largest.height.max, largest.width.max))
-        drawn = cuda.memory_info()[0]
+            pipeline.generate(ImageRequest("a red circle", largest.height.max, largest.width.max))
+        generated = cuda.memory_info()[0]
     planned = VramPlan.of(directory, manifest, range(len(manifest.profiles)), offload=False)
-    figures = {"planned": planned.needed, "loaded": before - loaded, "after_pictures": before - drawn}
+    figures = {"planned": planned.needed, "loaded": before - loaded, "after_images": before - generated}
     return {f"{name}_gb": size / 1e9 for name, size in figures.items()} | {
         "left_after_closing_gb": (before - cuda.memory_info()[0]) / 1e9
     }
@@ -133,7 +133,7 @@ def refit(args: Args) -> Figures:
     directory = plans_of(Z_IMAGE_NANO, args, _way(args), refittable=True)
     file = Z_IMAGE_NANO.with_name("z-image-nano-lora") / "outlines.safetensors"
     lora = prepare(open_checkpoint(str(Z_IMAGE_NANO)), [Lora(file)], read(directory, verify=False))
-    request = PictureRequest("a red circle on a blue background", 128, 128, seed=7)
+    request = ImageRequest("a red circle on a blue background", 128, 128, seed=7)
     with Pipeline.load(directory, verify=False) as pipeline:
         plain = pipeline.generate(request).pixels
         seconds: dict[str, list[float]] = {"in": [], "out": []}
@@ -197,7 +197,7 @@ def _compare(directory: Path, checkpoint: Path, device: str) -> Figures:
 
 
 def _run(loaded: Backend, manifest: Manifest, name: GraphName, inputs: Mapping[str, Array]) -> Array:
-    """A graph's output, through the engine and the memory that serve pictures."""
+    """A graph's output, through the engine and the memory that serve images."""
     memory, graph = loaded.memory, manifest.graphs[name]
     bindings = {key: memory.write(key, array) for key, array in inputs.items()}
     [output] = graph.outputs
@@ -216,10 +216,10 @@ def _output_shape(graph: Graph, model: Model, inputs: Mapping[str, Array]) -> tu
 
 
 def _step_seconds(pipeline: Pipeline, side: int) -> float:
-    """Median of a step on the device's own clock, after pictures that captured and decided."""
-    request = PictureRequest("a red circle", side, side)
-    pictures = [pipeline.generate(request) for _ in range(7)][2:]
-    return statistics.median(picture.seconds["denoiser"] / picture.num_inference_steps for picture in pictures)
+    """Median of a step on the device's own clock, after images that captured and decided."""
+    request = ImageRequest("a red circle", side, side)
+    images = [pipeline.generate(request) for _ in range(7)][2:]
+    return statistics.median(image.seconds["denoiser"] / image.num_inference_steps for image in images)
 
 
 def _sides(args: Args, manifest: Manifest) -> list[int]:

@@ -1,4 +1,4 @@
-"""Everybody who draws in one process, measured case by case in a fixed order, in turns. Knows no command line."""
+"""Everybody who generates in one process, measured case by case in a fixed order, in turns. Knows no command line."""
 
 from collections.abc import Callable, Mapping
 from typing import Self
@@ -9,27 +9,27 @@ from benchmarks.harness.pixels import decibels
 from benchmarks.harness.power import PowerMeter
 from benchmarks.harness.report import Stopwatch
 from benchmarks.harness.roofline import Arithmetic, Rates
-from benchmarks.harness.runner import Contestant
+from benchmarks.harness.runner import Runner
 from engine.errors import ZImageError
 
 TURNS = 3  # of everybody at each case
 FAILURES = (ImportError, RuntimeError, MemoryError, OSError, ZImageError)  # what costs a row and not the run
 
 
-class Competition:
+class Comparison:
     """Who takes part, and what their times are held against.
 
     Attributes:
-        contestants: those that could be loaded, by name, in the order in which they draw.
+        contestants: those that could be loaded, by name, in the order in which they generate.
         entries: seconds and bytes of loading each, or why it takes no part.
     """
 
     def __init__(self, device: Device, arithmetic: Arithmetic, rates: Rates) -> None:
-        self.contestants: dict[str, Contestant] = {}
+        self.runners: dict[str, Runner] = {}
         self.entries: dict[str, Figures] = {}
         self._device, self._arithmetic, self._rates = device, arithmetic, rates
 
-    def enter(self, name: str, load: Callable[[], Contestant], *, weights_of: str | None = None) -> None:
+    def enter(self, name: str, load: Callable[[], Runner], *, weights_of: str | None = None) -> None:
         """Loads a contestant, or writes down why it cannot take part.
 
         Args:
@@ -38,32 +38,32 @@ class Competition:
         self._device.release()
         before, watch = self._device.used(), Stopwatch()
         try:
-            contestant = load()
+            runner = load()
         except FAILURES as error:
             self.entries[name] = {"error": _reason(error)}
             return
         self._device.synchronize()
-        self.contestants[contestant.name] = contestant
-        self.entries[contestant.name] = {"load_s": watch.seconds}
+        self.runners[runner.name] = runner
+        self.entries[runner.name] = {"load_s": watch.seconds}
         self._device.release()
         after = self._device.used()
         if before is not None and after is not None:
             shared = self.entries.get(weights_of or "", {}).get("loaded_bytes", 0)
-            self.entries[contestant.name]["loaded_bytes"] = after - before + shared
+            self.entries[runner.name]["loaded_bytes"] = after - before + shared
 
     def tokens(self, prompt: str) -> int:
         """Of a prompt, as the first contestant counts."""
-        return next(iter(self.contestants.values())).tokens(prompt)
+        return next(iter(self.runners.values())).tokens(prompt)
 
     def measure(self, case: Case, seconds: float, power: PowerMeter) -> Figures:
         """Everybody at one case.
 
         Args:
-            seconds: for which each contestant draws, first picture and warm-up apart.
+            seconds: for which each contestant generates, first image and warm-up apart.
         """
-        trials = {name: Trial(contestant, case, self._device) for name, contestant in self.contestants.items()}
+        trials = {name: Trial(runner, case, self._device) for name, runner in self.runners.items()}
         for trial in trials.values():
-            _attempt(trial, trial.draw_first)
+            _attempt(trial, trial.generate_first)
         for _ in range(TURNS):
             for trial in trials.values():
                 _attempt(trial, lambda trial=trial: trial.take_turn(seconds / TURNS))  # type: ignore[misc]
@@ -80,29 +80,29 @@ class Competition:
             "width": case.width,
             "batch": case.batch,
             "steps": case.steps,
-            "caption_tokens": case.caption,
+            "prompt_tokens": case.prompt_tokens,
             "roofline_s": floors,
-            "contestants": rows,
+            "runners": rows,
         }
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self.contestants:
-            self.contestants.popitem()[1].close()
+        while self.runners:
+            self.runners.popitem()[1].close()
 
     def _floors(self, case: Case) -> dict[str, float]:
         work, floor = self._arithmetic, self._rates.floor
         floors = {
-            "prompt_encoder": floor(work.prompt_encoder(case.caption).batch(case.batch)),
-            "step": floor(work.step(case.height, case.width, case.caption).batch(case.batch)),
+            "prompt_encoder": floor(work.prompt_encoder(case.prompt_tokens).batch(case.batch)),
+            "step": floor(work.step(case.height, case.width, case.prompt_tokens).batch(case.batch)),
             "decode": floor(work.decode(case.height, case.width).batch(case.batch)),
         }
         return {"end_to_end": floors["prompt_encoder"] + case.steps * floors["step"] + floors["decode"], **floors}
 
     def _memory(self, name: str, trial: Trial) -> Figures:
-        """Bytes of GPU memory of a contestant while it draws, weights and all."""
+        """Bytes of GPU memory of a contestant while it generates, weights and all."""
         loaded = self.entries[name].get("loaded_bytes")
         return {} if loaded is None or trial.taken is None else {"memory_bytes": loaded + trial.taken}
 
@@ -130,7 +130,7 @@ def _shares(row: Figures, floors: Mapping[str, float]) -> dict[str, float]:
 
 
 def _compare(trials: Mapping[str, Trial], rows: Mapping[str, Figures]) -> None:
-    """Adds how far the pictures are from the first contestant's, the worst of the batch, and how much longer they take.
+    """Adds how far the images are from the first contestant's, the worst of the batch, and how much longer they take.
 
     Nothing is added to the first one's own row.
     """
@@ -138,7 +138,7 @@ def _compare(trials: Mapping[str, Trial], rows: Mapping[str, Figures]) -> None:
         return
     reference, *others = trials
     for name in others:
-        pairs = zip(trials[reference].pictures, trials[name].pictures, strict=True)
+        pairs = zip(trials[reference].images, trials[name].images, strict=True)
         rows[name]["psnr_db"] = min(decibels(a, b) for a, b in pairs)
         own, first = (rows[one]["end_to_end_s"]["p50"] for one in (name, reference))
         rows[name]["times_as_long"] = own / first

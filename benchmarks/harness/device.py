@@ -24,7 +24,7 @@ class Device:
     def used(self) -> int | None:
         """Bytes of GPU memory that are taken, by anybody, or None on a CPU.
 
-        A CPU has no figure: the kernel's high-water mark is of the whole process, in which everybody draws.
+        A CPU has no figure: the kernel's high-water mark is of the whole process, in which everybody generates.
         """
         if not self.is_gpu:
             return None

@@ -17,7 +17,7 @@ from torch import nn
 from benchmarks.harness.device import CPU, Device
 from benchmarks.harness.pixels import Pixels
 from benchmarks.harness.runner import OFF, Laps
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from export.checkpoint.files import Checkpoint
 from export.checkpoint.weights import Weight
 
@@ -38,10 +38,10 @@ class Peer:
     def tokens(self, prompt: str) -> int:
         return len(self.tokenizer(self._render(prompt)).input_ids)
 
-    def draw(self, requests: Sequence[PictureRequest], laps: Laps = OFF) -> list[Pixels]:
+    def generate(self, requests: Sequence[ImageRequest], laps: Laps = OFF) -> list[Pixels]:
         self._laps = laps
         try:
-            return self._draw(requests)
+            return self._generate(requests)
         finally:
             self._laps = OFF
 
@@ -51,7 +51,7 @@ class Peer:
     def close(self) -> None:
         del self._pipeline
 
-    def _draw(self, requests: Sequence[PictureRequest]) -> list[Pixels]:
+    def _generate(self, requests: Sequence[ImageRequest]) -> list[Pixels]:
         raise NotImplementedError
 
     def _render(self, prompt: str) -> str:
@@ -71,7 +71,7 @@ class Peer:
 class DiffSynth(Peer):
     """DiffSynth's ZImagePipeline over modules in the sizes of the checkpoint's configs.
 
-    It draws one picture at a time, so a batch is its pictures one after the other. In BF16 it is DiffSynth as shipped.
+    It generates one image at a time, so a batch is its images one after the other. In BF16 it is DiffSynth as shipped.
     In FP32, which needs its timestep embedder mended, `bf16_inputs` rounds only the noise and the timesteps that the
     model sees, so that the shares of the difference can be told apart.
     """
@@ -126,11 +126,11 @@ class DiffSynth(Peer):
         pipeline.model_fn = model_fn
         self._pipeline = pipeline
 
-    def _draw(self, requests: Sequence[PictureRequest]) -> list[Pixels]:
-        return [self._draw_one(request) for request in requests]
+    def _generate(self, requests: Sequence[ImageRequest]) -> list[Pixels]:
+        return [self._generate_one(request) for request in requests]
 
-    def _draw_one(self, request: PictureRequest) -> Pixels:
-        picture = self._pipeline(
+    def _generate_one(self, request: ImageRequest) -> Pixels:
+        image = self._pipeline(
             prompt=request.prompt,
             height=request.height,
             width=request.width,
@@ -138,7 +138,7 @@ class DiffSynth(Peer):
             num_inference_steps=request.num_inference_steps or STEPS,
             progress_bar_cmd=lambda steps: steps,
         )
-        pixels = np.asarray(picture)
+        pixels = np.asarray(image)
         self._laps("copy")
         return pixels
 
@@ -146,7 +146,7 @@ class DiffSynth(Peer):
 class CompiledDiffSynth(DiffSynth):
     """DiffSynth with the transformer's blocks, which are what it compiles itself, and the VAE's decoder compiled.
 
-    For each shape anew, which costs a longer first picture and gives the faster kernels.
+    For each shape anew, which costs a longer first image and gives the faster kernels.
     """
 
     name = "DiffSynth, torch.compile"
@@ -160,12 +160,12 @@ class CompiledDiffSynth(DiffSynth):
         decoder = _compile(pipeline.vae_decoder[0])
         self._assemble(dit, pipeline.text_encoder, decoder, pipeline.torch_dtype, device)
 
-    def _draw(self, requests: Sequence[PictureRequest]) -> list[Pixels]:
+    def _generate(self, requests: Sequence[ImageRequest]) -> list[Pixels]:
         import torch._dynamo
 
         with torch._dynamo.config.patch(recompile_limit=SHAPES_COMPILED), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*complex operators", UserWarning)  # its rotary embedding stays eager
-            return super()._draw(requests)
+            return super()._generate(requests)
 
 
 class Diffusers(Peer):
@@ -186,7 +186,7 @@ class Diffusers(Peer):
         self._lap_after(self._pipeline.transformer, "step")
         self._lap_after(self._pipeline.vae.decoder, "decode")
 
-    def _draw(self, requests: Sequence[PictureRequest]) -> list[Pixels]:
+    def _generate(self, requests: Sequence[ImageRequest]) -> list[Pixels]:
         output = self._pipeline(
             prompt=[request.prompt for request in requests],
             height=requests[0].height,
@@ -244,8 +244,8 @@ def _compile(module: nn.Module) -> Any:
 
 
 def _round_inputs(pipeline: Any) -> None:
-    draw_noise, draw_picture = pipeline.generate_noise, pipeline.model_fn
-    pipeline.generate_noise = lambda *args, **kwargs: draw_noise(*args, **kwargs).bfloat16().float()
-    pipeline.model_fn = lambda *args, timestep, **kwargs: draw_picture(
+    generate_noise, generate_image = pipeline.generate_noise, pipeline.model_fn
+    pipeline.generate_noise = lambda *args, **kwargs: generate_noise(*args, **kwargs).bfloat16().float()
+    pipeline.model_fn = lambda *args, timestep, **kwargs: generate_image(
         *args, timestep=timestep.bfloat16().float(), **kwargs
     )

@@ -1,8 +1,8 @@
 """Runs an ONNX graph as strictly as a GPU does: every result is rounded to its type, and overflows like it.
 
 ONNX Runtime on a CPU is no judge of FP16: it computes FP16 graphs in FP32 and drops the casts between nodes, so an
-overflow that turns a picture black on a GPU goes unseen. This is onnx's own reference evaluator, whose products and
-convolutions are replaced by fast ones. It is an `Engine`, so that a pipeline can draw with it.
+overflow that turns an image black on a GPU goes unseen. This is onnx's own reference evaluator, whose products and
+convolutions are replaced by fast ones. It is an `Engine`, so that a pipeline can generate with it.
 """
 
 from collections.abc import Mapping

@@ -9,7 +9,7 @@ from benchmarks.harness.runner import STAGES
 
 Figures = Mapping[str, Any]
 
-DIFFERENT_DB = 20.0  # pictures that are further apart have little in common
+DIFFERENT_DB = 20.0  # images that are further apart have little in common
 STAGE_TITLES = ("tokenize", "prompt", "each step", "decode", "copy", "PNG")
 
 BUSY = 0.5  # load average of a machine that may not be ours alone
@@ -24,11 +24,11 @@ def print_setup(figures: Figures) -> None:
     )
     if figures["load_average"] > BUSY:
         print(f"  load average {figures['load_average']:.1f} before the run: others may have slowed it down")
-    for name, entry in figures["contestants"].items():
+    for name, entry in figures["runners"].items():
         size = f", {_gigabytes(entry['loaded_bytes'])}" if "loaded_bytes" in entry else ""
         print(f"  {name}: {entry['error'] if 'error' in entry else 'loaded in ' + _ms(entry['load_s']) + ' ms' + size}")
     if figures["device"] == "cpu":
-        print("  no figure for memory on a CPU: everybody draws in this one process")
+        print("  no figure for memory on a CPU: everybody generates in this one process")
     for line in figures["skipped"]:
         print(f"skipped: {line}")
     print(flush=True)
@@ -36,21 +36,21 @@ def print_setup(figures: Figures) -> None:
 
 def print_case(case: Figures) -> None:
     """Two tables: end to end, and by stages, with what limits them."""
-    drawn = {name: row for name, row in case["contestants"].items() if "error" not in row}
-    print(f"{case['title']}, {case['steps']} steps, prompts of {case['caption_tokens']} tokens; milliseconds")
-    print(_table(["end to end", *_WHOLE], [[name, *_whole(row)] for name, row in drawn.items()]))
-    rows = [[name, *(_percentiles(row["stages_s"][stage]) for stage in STAGES)] for name, row in drawn.items()]
+    generated = {name: row for name, row in case["runners"].items() if "error" not in row}
+    print(f"{case['title']}, {case['steps']} steps, prompts of {case['prompt_tokens']} tokens; milliseconds")
+    print(_table(["end to end", *_WHOLE], [[name, *_whole(row)] for name, row in generated.items()]))
+    rows = [[name, *(_percentiles(row["stages_s"][stage]) for stage in STAGES)] for name, row in generated.items()]
     rows.append(["roofline", *(_ms(case["roofline_s"].get(stage)) for stage in STAGES)])
     print(_table(["p50 / p95 / p99", *STAGE_TITLES], rows))
-    for name, row in case["contestants"].items():
+    for name, row in case["runners"].items():
         if "error" in row:
             print(f"{name}: {row['error']}")
         elif row.get("psnr_db", DIFFERENT_DB) < DIFFERENT_DB:
-            print(f"{name} draws another picture: other weights, or rounding that these weights amplify")
+            print(f"{name} generates another image: other weights, or rounding that these weights amplify")
     print(flush=True)
 
 
-_WHOLE = ("first", "p50", "p95", "p99", "runs", "a picture", "of roofline", "as long", "PSNR", "memory", "power")
+_WHOLE = ("first", "p50", "p95", "p99", "runs", "an image", "of roofline", "as long", "PSNR", "memory", "power")
 
 
 def _whole(row: Figures) -> list[str]:
@@ -58,7 +58,7 @@ def _whole(row: Figures) -> list[str]:
     return [
         *map(_ms, (row["first_s"], whole["p50"], whole["p95"], whole["p99"])),
         str(whole["runs"]),
-        _ms(row["per_picture_s"]),
+        _ms(row["per_image_s"]),
         f"{row['roofline_share']['end_to_end']:.0%}",
         f"{row['times_as_long']:.2f} x" if "times_as_long" in row else "1",
         f"{row['psnr_db']} dB" if "psnr_db" in row else "",
@@ -96,25 +96,25 @@ def _gigabytes(size: int) -> str:
 
 
 def plot(figures: Figures, file: Path) -> None:
-    """Median seconds per picture by size, on a logarithmic axis: a panel per batch, a line per contestant."""
+    """Median seconds per image by size, on a logarithmic axis: a panel per batch, a line per contestant."""
     import matplotlib.pyplot as plt
 
     batches = sorted({case["batch"] for case in figures["cases"]})
-    names = [name for name, entry in figures["contestants"].items() if "error" not in entry]
+    names = [name for name, entry in figures["runners"].items() if "error" not in entry]
     canvas, panels = plt.subplots(1, len(batches), sharey=True, squeeze=False, figsize=(1.5 + 4 * len(batches), 4))
     for axes, batch in zip(panels[0], batches, strict=True):
         cases = [case for case in figures["cases"] if case["batch"] == batch]
         places = range(len(cases))
         for name in names:
-            rows = [case["contestants"][name] for case in cases]
-            axes.plot(places, [row.get("per_picture_s", math.nan) for row in rows], marker="o", label=name)
+            rows = [case["runners"][name] for case in cases]
+            axes.plot(places, [row.get("per_image_s", math.nan) for row in rows], marker="o", label=name)
         floors = [case["roofline_s"]["end_to_end"] / batch for case in cases]
         axes.plot(places, floors, "k--", marker="_", label="roofline")
         axes.set_xticks(places, [f"{case['width']}x{case['height']}" for case in cases])
         axes.set(title=f"batch {batch}", yscale="log", xlim=(-0.3, len(cases) - 0.7))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(axis="y", which="both", alpha=0.3)
-    panels[0][0].set_ylabel("seconds per picture, median")
+    panels[0][0].set_ylabel("seconds per image, median")
     panels[0][0].legend(fontsize="small")
     canvas.tight_layout()
     canvas.savefig(file, dpi=120)

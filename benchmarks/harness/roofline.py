@@ -59,7 +59,7 @@ class Arithmetic:
         return cls(configs["transformer"], configs["text_encoder"], configs["vae"])
 
     def prompt_encoder(self, tokens: int) -> Work:
-        """The text encoder without its last layer, and the caption's part of the transformer."""
+        """The text encoder without its last layer, and the prompt's part of the transformer."""
         text, image = self.text_encoder, self.transformer
         hidden, inner = text["hidden_size"], text["intermediate_size"]
         heads, grouped = (text["head_dim"] * text[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
@@ -68,13 +68,13 @@ class Arithmetic:
         refined = self._block(tokens).times(image["n_refiner_layers"])
         return layer.times(text["num_hidden_layers"] - 1) + _linear(tokens, hidden, image["dim"]) + refined
 
-    def step(self, height: int, width: int, caption: int) -> Work:
-        """One forward pass over a picture of height x width pixels and `caption` padded tokens."""
+    def step(self, height: int, width: int, prompt_tokens: int) -> Work:
+        """One forward pass over an image of height x width pixels and `prompt_tokens` padded tokens."""
         sizes, dim = self.transformer, self.transformer["dim"]
         patch = LATENT_CHANNELS * PATCH**2
         image = padded(height * width // (VAE_SCALE * PATCH) ** 2)
         refiners, layers = sizes["n_refiner_layers"], sizes["n_layers"]
-        blocks = self._block(image).times(refiners) + self._block(image + caption).times(layers)
+        blocks = self._block(image).times(refiners) + self._block(image + prompt_tokens).times(layers)
         modulation = _linear(1, min(CONDITION, dim), 4 * dim).times(refiners + layers)
         return blocks + modulation + _linear(image, patch, dim) + _linear(image, dim, patch)
 

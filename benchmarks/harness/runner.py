@@ -1,4 +1,4 @@
-"""Who draws: zimage-trt and its peers behind one verb, and the clock that splits a drawing into stages."""
+"""Who generates: zimage-trt and its peers behind one verb, and the clock that splits a generating into stages."""
 
 import time
 from collections import defaultdict
@@ -11,14 +11,14 @@ import numpy as np
 from benchmarks.harness.pixels import Pixels
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from engine.sampling.schedule import sigmas
 
 STAGES = ("tokenize", "prompt_encoder", "step", "decode", "copy", "encode")
 
 
 class Laps:
-    """Seconds of each stage of a drawing that begins now, by the host's clock; off, it waits for and keeps nothing.
+    """Seconds of each stage of a generating that begins now, by the host's clock; off, it waits for and keeps nothing.
 
     Args:
         synchronize: waits until the device is done; None for off.
@@ -45,8 +45,8 @@ class Laps:
 OFF = Laps()
 
 
-class Contestant(Protocol):
-    """Somebody who turns prompts into pictures with the weights of the run."""
+class Runner(Protocol):
+    """Somebody who turns prompts into images with the weights of the run."""
 
     name: str
 
@@ -54,8 +54,8 @@ class Contestant(Protocol):
         """How many tokens the model sees of a prompt, padding apart."""
         ...
 
-    def draw(self, requests: Sequence[PictureRequest], laps: Laps = OFF) -> list[Pixels]:
-        """Pictures of one size, [height, width, 3] uint8 each, in one batch if the contestant takes batches.
+    def generate(self, requests: Sequence[ImageRequest], laps: Laps = OFF) -> list[Pixels]:
+        """Images of one size, [height, width, 3] uint8 each, in one batch if the contestant takes batches.
 
         Args:
             laps: told of each stage in `STAGES` but "encode" when it ends, of "step" for each forward pass.
@@ -67,14 +67,14 @@ class Contestant(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees its memory; it draws no more."""
+        """Frees its memory; it generates no more."""
         ...
 
 
 class Ours:
     """A plan directory, driven stage by stage as `Pipeline.generate` does, and in batches.
 
-    A step ends when its latents have arrived at the host, by when the next one is running. The picture's copy to the
+    A step ends when its latents have arrived at the host, by when the next one is running. The image's copy to the
     host is enqueued with the decoder and counts there; "copy" is what the host then does with the values.
     """
 
@@ -86,17 +86,17 @@ class Ours:
     def tokens(self, prompt: str) -> int:
         return len(self._pipeline.tokenize(prompt).ids)
 
-    def draw(self, requests: Sequence[PictureRequest], laps: Laps = OFF) -> list[Pixels]:
+    def generate(self, requests: Sequence[ImageRequest], laps: Laps = OFF) -> list[Pixels]:
         model = self._pipeline.manifest.model
         height, width = requests[0].height, requests[0].width
         assert height is not None and width is not None, "sizes are given"
         prompts = [self._pipeline.tokenize(request.prompt) for request in requests]
         laps("tokenize")
-        caption = self._pipeline.encode_prompt(prompts)
+        prompt_embeds = self._pipeline.encode_prompt(prompts)
         laps("prompt_encoder")
         noise = np.concatenate([self._pipeline.noise(request.seed, height, width) for request in requests])
         schedule = sigmas(requests[0].num_inference_steps or model.default_steps, model.schedule_shift)
-        latents = self._pipeline.denoise(caption, noise, schedule, lambda *_: laps("step", wait=False))
+        latents = self._pipeline.denoise(prompt_embeds, noise, schedule, lambda *_: laps("step", wait=False))
         pixels = []
         for index in range(len(requests)):
             decoded = self._pipeline.decode(latents, index)

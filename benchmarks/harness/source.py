@@ -1,6 +1,6 @@
-"""What is drawn with: the weights of a checkpoint, or random ones of its sizes that are made on the device.
+"""What is generated with: the weights of a checkpoint, or random ones of its sizes that are made on the device.
 
-Equal names give equal tensors on equal devices, so everybody who draws from one source has the same weights.
+Equal names give equal tensors on equal devices, so everybody who generates from one source has the same weights.
 """
 
 import math
@@ -57,7 +57,7 @@ class Source:
 
     @property
     def sample_size(self) -> int:
-        """The side in pixels that the model draws by default."""
+        """The side in pixels that the model generates by default."""
         return int(self.configs["vae"]["sample_size"])
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 Answer = dict[str, Any]
 
 
-class Companion:
+class SubprocessClient:
     """`python -m MODULE ARGUMENTS`, which calls `serve`."""
 
     def __init__(self, module: str, arguments: Sequence[str] = ()) -> None:

@@ -13,48 +13,48 @@ from pathlib import Path
 from benchmarks.harness.subprocess_client import Answer, serve
 from benchmarks.load.traffic import Case, cases
 from engine.images import encode as images
-from engine.images.metadata import PictureParameters, parameters
+from engine.images.metadata import ImageParameters, parameters
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.manifest import resolve
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from engine.scheduler.batch_table import BatchTable
-from engine.scheduler.events import Drawn, Failed
+from engine.scheduler.events import Denoised, Failed
 from engine.scheduler.loop import EngineLoop
-from engine.scheduler.pending_image import Drawing
+from engine.scheduler.pending_image import PendingImage
 from server.settings import SEATS
 from server.worker.process import FINISHERS, warm_up
 
 
 class BareLoop:
-    """Draws as fast as it can."""
+    """Generates as fast as it can."""
 
     def __init__(self, loop: EngineLoop) -> None:
         self._loop = loop
         self._finishers = ThreadPoolExecutor(FINISHERS)
 
-    def draw(self, prompt: str, size: int, seed: int) -> Answer:
-        """One picture, alone: the engine's seconds, and those of encoding."""
+    def generate(self, prompt: str, size: int, seed: int) -> Answer:
+        """One image, alone: the engine's seconds, and those of encoding."""
         request = Case(prompt, size, seed).request()
         started = time.perf_counter()
-        picture = self._loop.draw(request)
-        drawn = time.perf_counter()
-        images.encode(picture.pixels, text=self._text(request))
-        return {"engine_s": drawn - started, "encode_s": time.perf_counter() - drawn}
+        image = self._loop.generate(request)
+        generated = time.perf_counter()
+        images.encode(image.pixels, text=self._text(request))
+        return {"engine_s": generated - started, "encode_s": time.perf_counter() - generated}
 
     def fill(self, size: int, clients: int, warm: float, seconds: float) -> Answer:
-        """`clients` pictures under way at any time: when each was encoded, from `warm` seconds after the start on."""
+        """`clients` images under way at any time: when each was encoded, from `warm` seconds after the start on."""
         ended: list[float] = []
         wanted = cases(size)
-        under_way: dict[str, PictureRequest] = {}
+        under_way: dict[str, ImageRequest] = {}
 
         def submit() -> None:
             case = next(wanted)
             under_way[str(case.seed)] = case.request()
             self._loop.submit(str(case.seed), case.request())
 
-        def finish(drawing: Drawing, request: PictureRequest) -> None:
-            images.encode(drawing.finish().pixels, text=self._text(request))
+        def finish(pending: PendingImage, request: ImageRequest) -> None:
+            images.encode(pending.finish().pixels, text=self._text(request))
             ended.append(time.perf_counter())
 
         for _ in range(clients):
@@ -63,8 +63,8 @@ class BareLoop:
         while time.perf_counter() < start + seconds:
             for event in self._loop.step():
                 match event:
-                    case Drawn(key, drawing):
-                        self._finishers.submit(finish, drawing, under_way.pop(key))
+                    case Denoised(key, pending):
+                        self._finishers.submit(finish, pending, under_way.pop(key))
                         submit()
                     case Failed(_, error):
                         raise error
@@ -72,20 +72,20 @@ class BareLoop:
             self._loop.cancel(key)
         while not self._loop.is_idle:
             self._loop.step()
-        return {"ended": [at for at in ended if at >= start], "pictures": len(ended)}
+        return {"ended": [at for at in ended if at >= start], "images": len(ended)}
 
-    def _text(self, request: PictureRequest) -> dict[str, str]:
-        return parameters(PictureParameters.of(self._loop.pipeline.manifest, request))
+    def _text(self, request: ImageRequest) -> dict[str, str]:
+        return parameters(ImageParameters.of(self._loop.pipeline.manifest, request))
 
 
 def main(plans: str, threads: str) -> None:
     logging.disable(logging.INFO)
     directory = resolve(Path(plans))
-    with Pipeline.load(directory, RuntimeOptions(threads=int(threads), seats=SEATS)) as pipeline:
+    with Pipeline.load(directory, RuntimeOptions(threads=int(threads), slots=SEATS)) as pipeline:
         loop = EngineLoop(pipeline, BatchTable.read(directory))
         warm_up(loop)
         bare = BareLoop(loop)
-        functions: dict[str, Callable[..., Answer]] = {"draw": bare.draw, "fill": bare.fill}
+        functions: dict[str, Callable[..., Answer]] = {"generate": bare.generate, "fill": bare.fill}
         serve(functions)
 
 

@@ -19,7 +19,7 @@ from benchmarks.harness.subprocess_client import Answer, serve
 from benchmarks.load.traffic import Case, cases
 
 PATH = "/v1/images/generations"
-PICTURE = b'"b64_json":"'
+IMAGE = b'"b64_json":"'
 TAKEN = 0.01  # seconds after which a server has taken a connection; later requests over it find it open too
 ENGINE_STAGES = ("tokenize", "prompt_encoder", "denoiser", "vae_decoder", "pixels")
 
@@ -30,13 +30,13 @@ class Response:
     headers: Mapping[str, str]  # names in lower case
     body: bytes
 
-    def picture(self) -> str:
-        """The picture, in base64."""
-        start = self.body.index(PICTURE) + len(PICTURE)
+    def image(self) -> str:
+        """The image, in base64."""
+        start = self.body.index(IMAGE) + len(IMAGE)
         return self.body[start : self.body.index(b'"', start)].decode()
 
     def engine_seconds(self) -> float:
-        """What the engine took for the one picture, by the server's own watch."""
+        """What the engine took for the one image, by the server's own watch."""
         stages = dict(entry.split(";dur=") for entry in self.headers["server-timing"].split(", "))
         return sum(float(stages[stage]) for stage in ENGINE_STAGES) / 1e3
 
@@ -69,15 +69,15 @@ async def connect(url: str) -> AsyncIterator[Connection]:
         writer.close()
 
 
-async def draw(url: str, prompt: str, size: int, seed: int) -> Answer:
-    """One picture: seconds from the request to the last byte of its answer, and how many of them the engine took."""
+async def generate(url: str, prompt: str, size: int, seed: int) -> Answer:
+    """One image: seconds from the request to the last byte of its answer, and how many of them the engine took."""
     async with connect(url) as connection:
         await asyncio.sleep(TAKEN)
         body = json.dumps(Case(prompt, size, seed).body()).encode()
         started = time.perf_counter()
         response = await connection.post(body)
         seconds = time.perf_counter() - started
-        _require_picture(response)
+        _require_image(response)
         return {"seconds": seconds, "engine_s": response.engine_seconds()}
 
 
@@ -89,7 +89,7 @@ async def fill(url: str, size: int, clients: int, warm: float, seconds: float) -
     async def ask() -> None:
         async with connect(url) as connection:
             while True:
-                _require_picture(await connection.post(json.dumps(next(wanted).body()).encode()))
+                _require_image(await connection.post(json.dumps(next(wanted).body()).encode()))
                 ended.append(time.perf_counter())
 
     start = time.perf_counter() + warm
@@ -100,12 +100,12 @@ async def fill(url: str, size: int, clients: int, warm: float, seconds: float) -
     await asyncio.wait(asking)
     for task in over:
         task.result()  # raises
-    return {"ended": [at for at in ended if at >= start], "pictures": len(ended)}
+    return {"ended": [at for at in ended if at >= start], "images": len(ended)}
 
 
 @dataclass(slots=True)
 class Soak:
-    """What users do until `end` and see. Pictures are kept once each: nearly all answers to a case are equal bytes."""
+    """What users do until `end` and see. Images are kept once each: nearly all answers to a case are equal bytes."""
 
     url: str
     end: float
@@ -113,7 +113,7 @@ class Soak:
     run: str = field(default_factory=lambda: uuid.uuid4().hex)  # begins the marker of every request
     answers: list[dict[str, Any]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    pictures: dict[str, int] = field(default_factory=dict)  # base64 -> its number
+    images: dict[str, int] = field(default_factory=dict)  # base64 -> its number
 
 
 async def soak(url: str, users: Sequence[Sequence[Mapping[str, Any]]], seconds: float, think: float) -> Answer:
@@ -125,7 +125,7 @@ async def soak(url: str, users: Sequence[Sequence[Mapping[str, Any]]], seconds: 
     """
     seen = Soak(url, time.perf_counter() + seconds, think)
     await asyncio.gather(*(_use(seen, number, own) for number, own in enumerate(users)))
-    return {"answers": seen.answers, "errors": seen.errors, "pictures": list(seen.pictures)}
+    return {"answers": seen.answers, "errors": seen.errors, "images": list(seen.images)}
 
 
 async def again(url: str, requests: Sequence[Mapping[str, Any]]) -> Answer:
@@ -160,7 +160,7 @@ async def _use(seen: Soak, number: int, own: Sequence[Mapping[str, Any]]) -> Non
                     "is_keyed": bool(keyed),
                     "seconds": time.perf_counter() - started,
                     "job": response.headers["x-job-id"],
-                    "picture": seen.pictures.setdefault(response.picture(), len(seen.pictures)),
+                    "image": seen.images.setdefault(response.image(), len(seen.images)),
                 }
             )
 
@@ -169,14 +169,14 @@ def _key(marker: str) -> str:
     return f"idempotency-key: {marker}\r\n"
 
 
-def _require_picture(response: Response) -> None:
+def _require_image(response: Response) -> None:
     if response.status != 200:
         raise RuntimeError(f"the server answered {response.status}: {response.body[:400]!r}")
 
 
 def main() -> None:
     functions: dict[str, Callable[..., Coroutine[None, None, Answer]]] = {
-        "draw": draw,
+        "generate": generate,
         "fill": fill,
         "soak": soak,
         "again": again,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 
 PROMPTS = (
     "a large orange star below a yellow heart, on a pink background",
@@ -17,19 +17,19 @@ PROMPTS = (
     "左上角有一个小粉色爱心,蓝色背景",
     "a small yellow ring at the top, on a background fading left to right from green to orange",
     "中间有一个小绿色星星，蓝色背景",
-)  # their captions are soon cached on both sides
+)  # their prompts are soon cached on both sides
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One picture: square, of `size` pixels."""
+    """One image: square, of `size` pixels."""
 
     prompt: str
     size: int
     seed: int
 
-    def request(self) -> PictureRequest:
-        return PictureRequest(self.prompt, self.size, self.size, self.seed)
+    def request(self) -> ImageRequest:
+        return ImageRequest(self.prompt, self.size, self.size, self.seed)
 
     def body(self) -> dict[str, Any]:
         """Of `POST /v1/images/generations`."""
@@ -42,7 +42,7 @@ def cases(size: int) -> Iterator[Case]:
 
 
 def rate(ended: Sequence[float]) -> float:
-    """Pictures a second from when each ended: the slope, since at either end chance decides what still counts."""
+    """Images a second from when each ended: the slope, since at either end chance decides what still counts."""
     if len(ended) < 2:
-        raise RuntimeError(f"{len(ended)} pictures are too few for a rate; measure for more --seconds")
+        raise RuntimeError(f"{len(ended)} images are too few for a rate; measure for more --seconds")
     return statistics.linear_regression(sorted(ended), range(len(ended))).slope

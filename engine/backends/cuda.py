@@ -155,7 +155,7 @@ class CudaRuntime:
         self._call("cudaStreamSynchronize", stream)
 
     def create_event(self) -> int:
-        # who waits for it sleeps; a core that spins instead is one less for encoding pictures
+        # who waits for it sleeps; a core that spins instead is one less for encoding images
         return int(self._call("cudaEventCreateWithFlags", self._runtime.cudaEventBlockingSync))
 
     def destroy_event(self, event: int) -> None:
@@ -229,7 +229,7 @@ def failure(function: str, status: str, arguments: tuple[Any, ...] = ()) -> Devi
     return DeviceError(f"{function}: {status}")
 
 
-REPLACE = "the GPU context of this process is lost and nothing can be drawn in it any more: replace the process"
+REPLACE = "the GPU context of this process is lost and nothing can be generated in it any more: replace the process"
 
 
 def _unavailable(reason: str) -> BackendUnavailable:

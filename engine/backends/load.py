@@ -42,7 +42,7 @@ def load(directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backen
 def _load_onnx(directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backend:
     from engine.backends.onnxruntime import OnnxRuntimeEngine  # only who runs ONNX pays for its import
 
-    memory = HostMemory(manifest, tuple(manifest.choose_profiles(options.profiles).values()), options.seats)
+    memory = HostMemory(manifest, tuple(manifest.choose_profiles(options.profiles).values()), options.slots)
     engines: dict[GraphName, Engine] = {
         name: OnnxRuntimeEngine(directory / graph.file, graph, options.threads)
         for name, graph in manifest.graphs.items()

@@ -1,7 +1,7 @@
-"""Every tensor that a picture needs, allocated once and sized for the largest profile: on the host, or on a device.
+"""Every tensor that an image needs, allocated once and sized for the largest profile: on the host, or on a device.
 
 One flat allocation per tensor name of the three graphs; a view is a window of it in the shape of the moment. Beside
-them stand the seats of `EngineLoop`: latents and caption of one picture each. Knows streams and events; not what the
+them stand the slots of `EngineLoop`: latents and prompt of one image each. Knows streams and events; not what the
 tensors mean.
 """
 
@@ -25,10 +25,10 @@ Array = np.ndarray[Any, Any]
 Tensor = Any  # what engines bind: an Array, or a DeviceTensor
 
 ALIGNMENT = 256  # bytes, what TensorRT asks of addresses
-SLOTS = 2  # page-locked copies of a tensor: the host is at most one step ahead of the device
+PINNED_COPIES = 2  # page-locked copies of a tensor: the host is at most one step ahead of the device
 VIEWS = 256  # kept, so that the same shape is the same object and engines rebind only what is new
-MARKS = 16  # three passes have three each, two decodings two, and some to spare; besides, two of each of a batch
-SEATED = ("latents", "caption")  # what a picture keeps between its steps
+EVENTS = 16  # three passes have three each, two decodings two, and some to spare; besides, two of each of a batch
+PER_SLOT = ("latents", "prompt_embeds")  # what an image keeps between its steps
 
 
 class DeviceTensor(NamedTuple):
@@ -52,7 +52,7 @@ class Reading(Protocol):
         ...
 
 
-class Mark(Protocol):
+class TimingEvent(Protocol):
     """A moment in the order of what is enqueued."""
 
     def seconds_until(self, later: Any) -> float:
@@ -64,7 +64,7 @@ class Memory(Protocol):
     """Where the tensors of a pipeline are. `stream` is what its copies and its engines are enqueued on."""
 
     stream: int
-    seats: int  # pictures whose latents and caption it can keep
+    slots: int  # images whose latents and prompt it can keep
     ahead: int  # steps that may be enqueued before the first of them is waited for
 
     def view(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -91,7 +91,7 @@ class Memory(Protocol):
         """Lets what is enqueued from now on write the tensor: not before it was read."""
         ...
 
-    def mark(self) -> Mark: ...
+    def record_event(self) -> TimingEvent: ...
 
     def synchronize(self) -> None:
         """Waits until nothing is running."""
@@ -110,11 +110,13 @@ class HostMemory:
     stream = 0
     ahead = 0
 
-    def __init__(self, manifest: Manifest, profiles: Sequence[Profile], seats: int = 0) -> None:
-        self.seats = seats
-        sizes = _capacities(manifest, profiles) | _seat_capacities(manifest, profiles, seats)
+    def __init__(self, manifest: Manifest, profiles: Sequence[Profile], slots: int = 0) -> None:
+        self.slots = slots
+        sizes = _capacities(manifest, profiles) | _slot_capacities(manifest, profiles, slots)
         self._flat = {name: np.zeros(count, dtype) for name, (count, dtype) in sizes.items()}
-        self._read_last: dict[int, _Here] = {}  # id of the allocation -> what may still have to be taken out of it
+        self._read_last: dict[
+            int, _HostReading
+        ] = {}  # id of the allocation -> what may still have to be taken out of it
         self.view = lru_cache(maxsize=VIEWS)(self._view)
 
     def row(self, tensor: Tensor, index: int) -> Array:
@@ -127,9 +129,9 @@ class HostMemory:
         view[...] = values
         return view
 
-    def read(self, tensor: Tensor) -> "_Here":
+    def read(self, tensor: Tensor) -> "_HostReading":
         self.claim(tensor)
-        here = self._read_last[id(tensor.base)] = _Here(tensor)
+        here = self._read_last[id(tensor.base)] = _HostReading(tensor)
         return here
 
     def copy(self, to: Tensor, source: Tensor) -> None:
@@ -141,8 +143,8 @@ class HostMemory:
         if here is not None:
             here.keep()
 
-    def mark(self) -> "_Moment":
-        return _Moment(time.perf_counter())
+    def record_event(self) -> "_HostEvent":
+        return _HostEvent(time.perf_counter())
 
     def synchronize(self) -> None:
         pass
@@ -158,7 +160,7 @@ class HostMemory:
         return self._flat[name][: math.prod(shape)].reshape(shape)
 
 
-class _Here:
+class _HostReading:
     """Values that lie in a tensor until they are taken, or kept."""
 
     def __init__(self, values: Array) -> None:
@@ -173,10 +175,10 @@ class _Here:
             self._values = self._values.copy()
 
 
-class _Moment(NamedTuple):
+class _HostEvent(NamedTuple):
     seconds: float
 
-    def seconds_until(self, later: "_Moment") -> float:
+    def seconds_until(self, later: "_HostEvent") -> float:
         return later.seconds - self.seconds
 
 
@@ -184,33 +186,38 @@ class DeviceMemory:
     """One block of device memory, and one of page-locked host memory that copies go through.
 
     Copies to the device are enqueued on `stream`; copies to the host on a stream of their own, so that the next
-    picture's steps do not wait for them.
+    image's steps do not wait for them.
     """
 
     ahead = 1
 
-    def __init__(self, cuda: Cuda, manifest: Manifest, profiles: Sequence[Profile], seats: int = 0) -> None:
-        self._cuda, self.seats = cuda, seats
-        shared, seated = _capacities(manifest, profiles), _seat_capacities(manifest, profiles, seats)
-        self._dtypes = {name: dtype for name, (_, dtype) in (shared | seated).items()}
-        offsets, size = layout(_bytes(shared | seated))
-        host_offsets, host_size = layout(_bytes(shared))  # seats are filled from the others
+    def __init__(self, cuda: Cuda, manifest: Manifest, profiles: Sequence[Profile], slots: int = 0) -> None:
+        self._cuda, self.slots = cuda, slots
+        shared, slotted = _capacities(manifest, profiles), _slot_capacities(manifest, profiles, slots)
+        self._dtypes = {name: dtype for name, (_, dtype) in (shared | slotted).items()}
+        offsets, size = layout(_bytes(shared | slotted))
+        host_offsets, host_size = layout(_bytes(shared))  # slots are filled from the others
         with ExitStack() as owned:
             self.stream, self._copies = (_own(owned, cuda.create_stream(), cuda.destroy_stream) for _ in range(2))
             device = _own(owned, cuda.allocate(size), cuda.free)
-            host = _own(owned, cuda.allocate_host(SLOTS * host_size), cuda.free_host)
-            marks = MARKS + 2 * max(profile.batch.max for profile in profiles)
+            host = _own(owned, cuda.allocate_host(PINNED_COPIES * host_size), cuda.free_host)
+            marks = EVENTS + 2 * max(profile.batch.max for profile in profiles)
             events = iter(
-                [_own(owned, cuda.create_event(), cuda.destroy_event) for _ in range(SLOTS * len(host_offsets) + marks)]
+                [
+                    _own(owned, cuda.create_event(), cuda.destroy_event)
+                    for _ in range(PINNED_COPIES * len(host_offsets) + marks)
+                ]
             )
             self._owned = owned.pop_all()
         self._addresses = {name: device + offset for name, offset in offsets.items()}
-        self._slots = {
-            name: cycle([_Slot(cuda, host + turn * host_size + at, next(events)) for turn in range(SLOTS)])
+        self._pinned = {
+            name: cycle(
+                [_PinnedBuffer(cuda, host + turn * host_size + at, next(events)) for turn in range(PINNED_COPIES)]
+            )
             for name, at in host_offsets.items()
         }
-        self._marks = cycle([_Event(cuda, event) for event in events])
-        self._read_last: dict[str, _Slot] = {}  # buffer -> the copy to the host that may still be running
+        self._marks = cycle([_CudaEvent(cuda, event) for event in events])
+        self._read_last: dict[str, _PinnedBuffer] = {}  # buffer -> the copy to the host that may still be running
         self.view = lru_cache(maxsize=VIEWS)(self._view)
 
     def row(self, tensor: DeviceTensor, index: int) -> DeviceTensor:
@@ -221,22 +228,22 @@ class DeviceMemory:
     def write(self, name: str, values: Array) -> DeviceTensor:
         tensor: DeviceTensor = self.view(name, values.shape)
         self.claim(tensor)
-        slot = next(self._slots[name])
+        slot = next(self._pinned[name])
         slot.wait()  # until the copy before the last has left
         slot.array(tensor)[...] = values
         self._cuda.copy(tensor.address, slot.address, tensor.nbytes, self.stream)
         slot.record(self.stream)
         return tensor
 
-    def read(self, tensor: DeviceTensor) -> "_OnItsWay":
-        slot = next(self._slots[tensor.buffer])
+    def read(self, tensor: DeviceTensor) -> "_DeviceReading":
+        slot = next(self._pinned[tensor.buffer])
         slot.wait()
         self._cuda.record(slot.done, self.stream)  # for the moment it is when the values are there
         self._cuda.make_wait(self._copies, slot.done)
         self._cuda.copy(slot.address, tensor.address, tensor.nbytes, self._copies)
         slot.record(self._copies)
         self._read_last[tensor.buffer] = slot
-        return _OnItsWay(slot, tensor)
+        return _DeviceReading(slot, tensor)
 
     def copy(self, to: DeviceTensor, source: DeviceTensor) -> None:
         assert to.shape == source.shape and to.dtype == source.dtype
@@ -248,7 +255,7 @@ class DeviceMemory:
         if slot is not None:
             self._cuda.make_wait(self.stream, slot.done)
 
-    def mark(self) -> "_Event":
+    def record_event(self) -> "_CudaEvent":
         mark = next(self._marks)
         self._cuda.record(mark.event, self.stream)
         return mark
@@ -270,7 +277,7 @@ class DeviceMemory:
         return DeviceTensor(name, self._addresses[name], shape, self._dtypes[name])
 
 
-class _Slot:
+class _PinnedBuffer:
     """A place in page-locked memory, and when what was last enqueued on it is done."""
 
     def __init__(self, cuda: Cuda, address: int, done: int) -> None:
@@ -290,8 +297,8 @@ class _Slot:
         return np.ctypeslib.as_array(memory).view(tensor.dtype).reshape(tensor.shape)
 
 
-class _OnItsWay(NamedTuple):
-    slot: _Slot
+class _DeviceReading(NamedTuple):
+    slot: _PinnedBuffer
     tensor: DeviceTensor
 
     def wait(self) -> Array:
@@ -299,11 +306,11 @@ class _OnItsWay(NamedTuple):
         return self.slot.array(self.tensor)
 
 
-class _Event(NamedTuple):
+class _CudaEvent(NamedTuple):
     cuda: Cuda
     event: int
 
-    def seconds_until(self, later: "_Event") -> float:
+    def seconds_until(self, later: "_CudaEvent") -> float:
         return self.cuda.seconds(self.event, later.event)
 
 
@@ -312,13 +319,13 @@ def _own(owned: ExitStack, handle: int, destroy: Callable[[int], None]) -> int:
     return handle
 
 
-def tensor_bytes(manifest: Manifest, profiles: Sequence[Profile], seats: int = 0) -> dict[str, int]:
-    """Bytes of each tensor at the largest shape of any profile, seats and all."""
-    return _bytes(_capacities(manifest, profiles) | _seat_capacities(manifest, profiles, seats))
+def tensor_bytes(manifest: Manifest, profiles: Sequence[Profile], slots: int = 0) -> dict[str, int]:
+    """Bytes of each tensor at the largest shape of any profile, slots and all."""
+    return _bytes(_capacities(manifest, profiles) | _slot_capacities(manifest, profiles, slots))
 
 
-def seat(name: str, index: int) -> str:
-    """What a seat's own tensor is called, for `Memory.view`."""
+def slot(name: str, index: int) -> str:
+    """What a slot's own tensor is called, for `Memory.view`."""
     return f"{name}.{index}"
 
 
@@ -335,11 +342,11 @@ def _bytes(capacities: Mapping[str, tuple[int, str]]) -> dict[str, int]:
     return {name: count * np.dtype(dtype).itemsize for name, (count, dtype) in capacities.items()}
 
 
-def _seat_capacities(manifest: Manifest, profiles: Sequence[Profile], seats: int) -> dict[str, tuple[int, str]]:
-    """Elements and dtype of each seat's tensors: those of one picture."""
+def _slot_capacities(manifest: Manifest, profiles: Sequence[Profile], slots: int) -> dict[str, tuple[int, str]]:
+    """Elements and dtype of each slot's tensors: those of one image."""
     one = [replace(profile, batch=Range(1, 1, 1)) for profile in profiles]
     found = _capacities(manifest, one)
-    return {seat(name, index): found[name] for index in range(seats) for name in SEATED if name in found}
+    return {slot(name, index): found[name] for index in range(slots) for name in PER_SLOT if name in found}
 
 
 def _capacities(manifest: Manifest, profiles: Sequence[Profile]) -> dict[str, tuple[int, str]]:

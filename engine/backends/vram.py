@@ -32,7 +32,7 @@ class VramPlan:
     offload: bool = False
 
     @classmethod
-    def of(cls, directory: Path, manifest: Manifest, profiles: Iterable[int], *, offload: bool, seats: int = 0) -> Self:
+    def of(cls, directory: Path, manifest: Manifest, profiles: Iterable[int], *, offload: bool, slots: int = 0) -> Self:
         """The plan for the profiles of these indices."""
         chosen = list(profiles)
         return cls(
@@ -41,7 +41,7 @@ class VramPlan:
                 name: max((graph.activation_bytes[i] for i in chosen), default=None) if graph.activation_bytes else None
                 for name, graph in manifest.graphs.items()
             },
-            buffers=layout(tensor_bytes(manifest, [manifest.profiles[i] for i in chosen], seats))[1],
+            buffers=layout(tensor_bytes(manifest, [manifest.profiles[i] for i in chosen], slots))[1],
             offload=offload,
         )
 

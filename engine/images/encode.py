@@ -1,4 +1,4 @@
-"""Pixels to the bytes of a file: PNG, JPEG, WebP, and what is said about the picture in it.
+"""Pixels to the bytes of a file: PNG, JPEG, WebP, and what is said about the image in it.
 
 Knows formats; not what the metadata means (`parameters`) nor where files go.
 """
@@ -150,5 +150,5 @@ def _xmp(text: Mapping[str, str]) -> bytes:
 def _that_fits(what: str, data: bytes, limit: int) -> bytes:
     if len(data) <= limit:
         return data
-    log.warning("the picture's metadata of %d bytes is left out: JPEG holds %d bytes of %s", len(data), limit, what)
+    log.warning("the image's metadata of %d bytes is left out: JPEG holds %d bytes of %s", len(data), limit, what)
     return b""

@@ -1,18 +1,18 @@
-"""What a picture was made of, as text for its file. Knows no file formats."""
+"""What an image was made of, as text for its file. Knows no file formats."""
 
 import json
 from dataclasses import asdict, dataclass
 from typing import Self
 
 from engine.plan.manifest import Manifest, Precision
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 
 SPECIAL = frozenset(",:\n")
 
 
 @dataclass(frozen=True, slots=True)
-class PictureParameters:
-    """All that it takes to draw a picture again. Sizes in pixels."""
+class ImageParameters:
+    """All that it takes to generate an image again. Sizes in pixels."""
 
     prompt: str
     seed: int
@@ -27,8 +27,8 @@ class PictureParameters:
     lora: str | None = None
 
     @classmethod
-    def of(cls, manifest: Manifest, request: PictureRequest) -> Self:
-        """Of what these plans drew."""
+    def of(cls, manifest: Manifest, request: ImageRequest) -> Self:
+        """Of what these plans generated."""
         height, width = request.size(manifest)
         return cls(
             prompt=request.prompt,
@@ -45,30 +45,30 @@ class PictureParameters:
         )
 
 
-def parameters(picture: PictureParameters) -> dict[str, str]:
+def parameters(image: ImageParameters) -> dict[str, str]:
     """Metadata by keyword.
 
     Returns:
         "parameters": the text that AUTOMATIC1111's web UI writes and other tools read. A prompt may imitate its
             settings, so it is for people; "zimage-trt": JSON of every field, in ASCII, exact whatever is in the prompt.
     """
-    return {"parameters": _infotext(picture), "zimage-trt": json.dumps(asdict(picture))}
+    return {"parameters": _infotext(image), "zimage-trt": json.dumps(asdict(image))}
 
 
-def _infotext(picture: PictureParameters) -> str:
+def _infotext(image: ImageParameters) -> str:
     settings = {
-        "Steps": picture.num_inference_steps,
+        "Steps": image.num_inference_steps,
         "Sampler": "Euler",
-        "CFG scale": f"{1 + picture.guidance_scale:g}",
-        "Seed": picture.seed,
-        "Size": f"{picture.width}x{picture.height}",
-        "Model": _quoted(picture.model),
+        "CFG scale": f"{1 + image.guidance_scale:g}",
+        "Seed": image.seed,
+        "Size": f"{image.width}x{image.height}",
+        "Model": _quoted(image.model),
     }
-    if picture.lora is not None:
-        settings["LoRA"] = _quoted(picture.lora)
-    lines = [picture.prompt]
-    if picture.negative_prompt:
-        lines.append(f"Negative prompt: {picture.negative_prompt}")
+    if image.lora is not None:
+        settings["LoRA"] = _quoted(image.lora)
+    lines = [image.prompt]
+    if image.negative_prompt:
+        lines.append(f"Negative prompt: {image.negative_prompt}")
     lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
     return "\n".join(lines)
 

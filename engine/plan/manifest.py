@@ -16,10 +16,10 @@ import msgspec
 
 from engine.errors import PlanCorrupt, PlanMismatch, PlanNotFound, UnsupportedShape
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST_FILE = "manifest.json"
 CURRENT = "current"  # symlink in an --output directory: the plan directory built last
-SEQUENCE_MULTIPLE = 32  # caption and image tokens are each padded to it (Z-Image, SEQ_MULTI_OF)
+SEQUENCE_MULTIPLE = 32  # prompt and image tokens are each padded to it (Z-Image, SEQ_MULTI_OF)
 
 Flavor = Literal["onnx", "tensorrt", "rtx"]
 GraphName = Literal["prompt_encoder", "denoiser", "vae_decoder"]
@@ -94,13 +94,13 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A box of shapes: heights and widths in pixels, pictures per batch, padded caption tokens."""
+    """A box of shapes: heights and widths in pixels, images per batch, padded prompt tokens."""
 
     name: str
     height: Range
     width: Range
     batch: Range
-    caption: Range
+    prompt_length: Range
 
     def covers(self, height: int, width: int, batch: int) -> bool:
         return height in self.height and width in self.width and batch in self.batch
@@ -112,7 +112,7 @@ class Profile:
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary embedding of the transformer: base and head dimensions per axis (caption or frame, row, column)."""
+    """Rotary embedding of the transformer: base and head dimensions per axis (prompt or frame, row, column)."""
 
     theta: float
     axes_dims: tuple[int, ...]
@@ -147,7 +147,7 @@ class Model:
     latent_channels: int
     vae_scale: int  # pixels per latent, 8
     patch_size: int  # latents per token along an axis, 2
-    caption_dim: int
+    prompt_embeds_dim: int
     rope: Rope
     prompt: PromptFormat
     schedule_shift: float
@@ -175,7 +175,7 @@ class Preview:
 
     weights: tuple[tuple[float, ...], ...]  # a row of red, green and blue per latent channel
     bias: tuple[float, float, float]
-    r2: float  # of the fit, on pictures that were held out
+    r2: float  # of the fit, on images that were held out
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,16 @@ from engine.plan.manifest import GraphName, Model, Profile, Range, padded
 def dimensions(graph: GraphName, profile: Profile, model: Model) -> dict[str, Range]:
     """Bounds by the dimension's name in the manifest's tensors.
 
-    Pictures are decoded one at a time, so the VAE's batch is 1: at 1024x1024 its activations take 2.6 GB a picture.
+    Images are decoded one at a time, so the VAE's batch is 1: at 1024x1024 its activations take 2.6 GB an image.
     """
     h, w = (_divided(r, model.vae_scale) for r in (profile.height, profile.width))
     tokens = [
-        padded(getattr(h, which) * getattr(w, which) // model.patch_size**2) + getattr(profile.caption, which)
+        padded(getattr(h, which) * getattr(w, which) // model.patch_size**2) + getattr(profile.prompt_length, which)
         for which in ("min", "opt", "max")
     ]
     return {
         "batch": Range(1, 1, 1) if graph == "vae_decoder" else profile.batch,
-        "caption": profile.caption,
+        "prompt_length": profile.prompt_length,
         "sequence": Range(*tokens),
         "latent_height": h,
         "latent_width": w,

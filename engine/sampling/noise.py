@@ -1,6 +1,6 @@
 """Gaussian noise equal to torch's CPU generator, from numpy alone.
 
-The same seed then gives the picture that diffusers gives. torch fills float32 tensors of at least 16 elements from
+The same seed then gives the image that diffusers gives. torch fills float32 tensors of at least 16 elements from
 MT19937 by Box-Muller over blocks of 16: eight uniforms become radii, eight become angles
 (ATen/native/cpu/DistributionTemplates.h, `normal_fill`). Its vectorised log, sin and cos differ from numpy's in the
 last place: measured against torch 2.15, 86 % of the values are equal to the bit and none is more than 5e-7 away.
@@ -22,12 +22,12 @@ def randn(seed: int, shape: tuple[int, ...]) -> Array:
         shape: at least 16 elements in all.
     """
     count = int(np.prod(shape))
-    assert count >= BLOCK, f"torch draws fewer than {BLOCK} values another way, got {shape}"
+    assert count >= BLOCK, f"torch generates fewer than {BLOCK} values another way, got {shape}"
     generator = np.random.RandomState(seed & 0xFFFFFFFF)
     values = _uniform(generator, count)
     whole = count - count % BLOCK
     values[:whole] = _box_muller(values[:whole])
-    if whole < count:  # torch draws the last block afresh
+    if whole < count:  # torch generates the last block afresh
         values[-BLOCK:] = _box_muller(_uniform(generator, BLOCK))
     return values.reshape(shape)
 

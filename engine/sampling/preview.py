@@ -1,4 +1,4 @@
-"""What a picture that is still being drawn will look like: a colour per latent pixel, an eighth of its size.
+"""What an image that is still being generated will look like: a colour per latent pixel, an eighth of its size.
 
 The projection is fitted at export, in the manifest. It does not know the pipeline or how previews are shown.
 """

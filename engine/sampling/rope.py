@@ -1,7 +1,7 @@
 """Cosines and sines of the transformer's rotary embedding, per token.
 
 The denoiser takes them as inputs, so its graph holds no position arithmetic and no tables
-(rule: facts of Z-Image; caption tokens sit at (1..L, 0, 0), image tokens at (L + 1, row, column), pad tokens of the
+(rule: facts of Z-Image; prompt tokens sit at (1..L, 0, 0), image tokens at (L + 1, row, column), pad tokens of the
 image at (0, 0, 0)).
 """
 
@@ -21,17 +21,17 @@ def head_frequencies(rope: Rope) -> int:
 
 
 @lru_cache(maxsize=KEPT)
-def tables(rope: Rope, rows: int, columns: int, caption: int) -> tuple[Array, Array]:
-    """Cosines and sines in the order of the unified sequence: image, pad, caption.
+def tables(rope: Rope, rows: int, columns: int, prompt_length: int) -> tuple[Array, Array]:
+    """Cosines and sines in the order of the unified sequence: image, pad, prompt_length.
 
     Args:
         rows, columns: the image in tokens (pixels / 16).
-        caption: padded caption length in tokens.
+        prompt_length: padded prompt length in tokens.
 
     Returns:
-        Two arrays [padded(rows * columns) + caption, head_dim / 2], float32.
+        Two arrays [padded(rows * columns) + prompt_length, head_dim / 2], float32.
     """
-    positions = _positions(rows, columns, caption)  # [S, 3]
+    positions = _positions(rows, columns, prompt_length)  # [S, 3]
     angles = [_angles(positions[:, axis], dim, rope.theta) for axis, dim in enumerate(rope.axes_dims)]
     angle = np.concatenate(angles, axis=1)
     cos, sin = np.cos(angle), np.sin(angle)
@@ -39,13 +39,13 @@ def tables(rope: Rope, rows: int, columns: int, caption: int) -> tuple[Array, Ar
     return cos, sin
 
 
-def _positions(rows: int, columns: int, caption: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+def _positions(rows: int, columns: int, prompt_length: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
     image = rows * columns
-    positions = np.zeros((padded(image) + caption, 3), np.int64)
-    positions[:image, 0] = caption + 1
+    positions = np.zeros((padded(image) + prompt_length, 3), np.int64)
+    positions[:image, 0] = prompt_length + 1
     positions[:image, 1] = np.repeat(np.arange(rows), columns)
     positions[:image, 2] = np.tile(np.arange(columns), rows)
-    positions[padded(image) :, 0] = np.arange(1, caption + 1)
+    positions[padded(image) :, 0] = np.arange(1, prompt_length + 1)
     return positions
 
 

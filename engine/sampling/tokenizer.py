@@ -24,7 +24,7 @@ class PromptTokenizer:
     """Renders the chat template around a prompt, tokenizes, and cuts the tail where the model's context ends.
 
     diffusers and DiffSynth cut the rendered text too, template and all, so a prompt that is too long loses its own
-    tail and the template's; the same is done here for the same picture.
+    tail and the template's; the same is done here for the same image.
     """
 
     def __init__(self, directory: Path, prompt_format: PromptFormat) -> None:
@@ -37,7 +37,7 @@ class PromptTokenizer:
         self._tokenizer.no_padding()
 
     def __call__(self, prompt: str) -> TokenizedPrompt:
-        """The tokens of a prompt that is valid Unicode; `PictureRequest.check` has seen to it."""
+        """The tokens of a prompt that is valid Unicode; `ImageRequest.check` has seen to it."""
         encoding = self._tokenizer.encode(self._format.prefix + prompt + self._format.suffix)
         limit = self._format.max_tokens
         kept = self._kept(prompt, encoding.offsets, limit)

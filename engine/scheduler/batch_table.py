@@ -1,6 +1,6 @@
-"""Which pictures gain from being drawn together: a table of what a pass takes with one, two, ... of them.
+"""Which images gain from being generated together: a table of what a pass takes with one, two, ... of them.
 
-Measured on the machine that serves (`zimage-bench batching`), stored beside the plans. Where one picture alone fills
+Measured on the machine that serves (`zimage-bench batching`), stored beside the plans. Where one image alone fills
 the processor, a batch of two takes twice as long, and all that batching does is delay the first.
 """
 
@@ -13,12 +13,12 @@ import msgspec
 from engine.errors import PlanCorrupt
 
 TABLE_FILE = "batching.json"
-GAIN = 1.05  # pictures per second that a larger batch must bring, over the best smaller one, to be worth its delay
+GAIN = 1.05  # images per second that a larger batch must bring, over the best smaller one, to be worth its delay
 
 
 @dataclass(frozen=True, slots=True)
 class PassTimes:
-    """What a forward pass takes at one size: `seconds[b - 1]` with b pictures."""
+    """What a forward pass takes at one size: `seconds[b - 1]` with b images."""
 
     height: int  # pixels
     width: int
@@ -30,7 +30,7 @@ class PassTimes:
 
     @property
     def best(self) -> int:
-        """The batch that draws the most pictures per second, and of those about alike the smallest."""
+        """The batch that generates the most images per second, and of those about alike the smallest."""
         best = 1
         for batch in range(2, len(self.seconds) + 1):
             if batch / self.seconds[batch - 1] > GAIN * best / self.seconds[best - 1]:
@@ -46,7 +46,7 @@ class BatchTable:
     rows: tuple[PassTimes, ...] = ()
 
     def limit(self, height: int, width: int) -> int:
-        """Pictures of a size (pixels) to draw together: what the next larger measured size gains from."""
+        """Images of a size (pixels) to generate together: what the next larger measured size gains from."""
         larger = [row for row in self.rows if row.area >= height * width]
         return min(larger, key=lambda row: row.area).best if larger else 1
 

@@ -4,19 +4,19 @@ from dataclasses import dataclass
 
 from engine.errors import ZImageError
 from engine.sampling.noise import Array
-from engine.scheduler.pending_image import Drawing
+from engine.scheduler.pending_image import PendingImage
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """It is the picture's turn: its LoRA is about to be put in, or its first step to be enqueued."""
+    """It is the image's turn: its LoRA is about to be put in, or its first step to be enqueued."""
 
     key: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """A step of a picture is over. `estimate`: [16, h, w] latents of what it will be, where a preview was asked for."""
+    """A step of an image is over. `estimate`: [16, h, w] latents of what it will be, where a preview was asked for."""
 
     key: str
     done: int
@@ -25,11 +25,11 @@ class Stepped:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class Denoised:
     """All steps are over and the decoding is enqueued."""
 
     key: str
-    drawing: Drawing
+    pending: PendingImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,4 +53,4 @@ class Switched:
     seconds: float
 
 
-Event = Started | Stepped | Drawn | Failed | Passed | Switched
+Event = Started | Stepped | Denoised | Failed | Passed | Switched

@@ -14,7 +14,7 @@ from engine.plan.lora import PreparedLora
 log = logging.getLogger(__name__)
 
 
-class Loras:
+class LoraRegistry:
     """Files that `zimage-lora` wrote, by their names. A name stands for one LoRA: a file that changes is not used."""
 
     def __init__(self, pipeline: Pipeline, files: Mapping[str, Path] | None = None) -> None:

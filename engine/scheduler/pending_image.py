@@ -1,20 +1,20 @@
-"""A picture whose last step is over, and whose pixels are on their way. Knows no batches."""
+"""An image whose last step is over, and whose pixels are on their way. Knows no batches."""
 
 import threading
 import time
 
-from engine.backends.memory import Mark
+from engine.backends.memory import TimingEvent
 from engine.errors import ZImageError
-from engine.pipeline import Decoded, Picture
+from engine.pipeline import Decoded, GeneratedImage
 from engine.scheduler.sample import Sample, Size
 
 
-class Drawing:
-    """A picture of which everything is enqueued. Any thread may finish it, while others are being drawn."""
+class PendingImage:
+    """An image of which everything is enqueued. Any thread may finish it, while others are being generated."""
 
-    def __init__(self, sample: Sample, decoded: Decoded, started: Mark) -> None:
+    def __init__(self, sample: Sample, decoded: Decoded, started: TimingEvent) -> None:
         self._sample, self._decoded, self._started = sample, decoded, started
-        self._outcome: Picture | ZImageError | None = None
+        self._outcome: GeneratedImage | ZImageError | None = None
         self._lock = threading.Lock()
 
     @property
@@ -22,7 +22,7 @@ class Drawing:
         return self._sample.size
 
     def decoding_seconds(self) -> float:
-        """What the decoding kept the engine busy, whoever finishes the picture when. It must be over."""
+        """What the decoding kept the engine busy, whoever finishes the image when. It must be over."""
         seconds = self._sample.seconds
         if "vae_decoder" not in seconds:  # marks are used again
             seconds["vae_decoder"] = self._started.seconds_until(self._decoded.decoded)
@@ -33,12 +33,12 @@ class Drawing:
         with self._lock:
             if self._outcome is None:
                 try:
-                    self._outcome = self._picture()
+                    self._outcome = self._image()
                 except ZImageError as error:
                     self._outcome = error
 
-    def finish(self) -> Picture:
-        """Waits for the picture.
+    def finish(self) -> GeneratedImage:
+        """Waits for the image.
 
         Raises:
             NonFiniteOutput: the model left the range of its number format.
@@ -50,11 +50,11 @@ class Drawing:
         assert self._outcome is not None
         return self._outcome
 
-    def _picture(self) -> Picture:
+    def _image(self) -> GeneratedImage:
         sample = self._sample
         self._decoded.arrive()
         self.decoding_seconds()
         started = time.perf_counter()
         pixels = self._decoded.wait()
         sample.seconds["pixels"] = time.perf_counter() - started
-        return Picture(pixels, sample.request.seed, sample.steps, sample.branches[0].prompt, sample.seconds)
+        return GeneratedImage(pixels, sample.request.seed, sample.steps, sample.branches[0].prompt, sample.seconds)

@@ -5,39 +5,39 @@ from dataclasses import dataclass
 
 from engine.sampling.noise import Array
 
-CAPACITY = 256 << 20  # bytes; a caption of Z-Image-Turbo takes 0.5 to 8 MB
+CAPACITY = 256 << 20  # bytes; a prompt of Z-Image-Turbo takes 0.5 to 8 MB
 
 
 @dataclass(frozen=True, slots=True)
-class CaptionKey:
-    """What a caption depends on: a LoRA may change the prompt encoder too."""
+class PromptKey:
+    """What a prompt depends on: a LoRA may change the prompt encoder too."""
 
     ids: tuple[int, ...]
     lora: str | None
 
 
-class CaptionCache:
-    """Captions [1, L, D]; those least recently used go first."""
+class PromptCache:
+    """Prompts [1, L, D]; those least recently used go first."""
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self.hits = self.misses = 0
         self._capacity, self._size = capacity, 0
-        self._captions: OrderedDict[CaptionKey, Array] = OrderedDict()
+        self._entries: OrderedDict[PromptKey, Array] = OrderedDict()
 
-    def get(self, key: CaptionKey) -> Array | None:
-        caption = self._captions.get(key)
-        if caption is None:
+    def get(self, key: PromptKey) -> Array | None:
+        prompt_embeds = self._entries.get(key)
+        if prompt_embeds is None:
             self.misses += 1
             return None
         self.hits += 1
-        self._captions.move_to_end(key)
-        return caption
+        self._entries.move_to_end(key)
+        return prompt_embeds
 
-    def put(self, key: CaptionKey, caption: Array) -> None:
+    def put(self, key: PromptKey, prompt_embeds: Array) -> None:
         """Keeps the array itself, which must not change any more."""
-        if caption.nbytes > self._capacity or key in self._captions:
+        if prompt_embeds.nbytes > self._capacity or key in self._entries:
             return
-        self._captions[key] = caption
-        self._size += caption.nbytes
+        self._entries[key] = prompt_embeds
+        self._size += prompt_embeds.nbytes
         while self._size > self._capacity:
-            self._size -= self._captions.popitem(last=False)[1].nbytes
+            self._size -= self._entries.popitem(last=False)[1].nbytes

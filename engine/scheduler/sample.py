@@ -1,13 +1,13 @@
-"""A picture between two of its steps, and the order in which pictures take their turns.
+"""An image between two of its steps, and the order in which images take their turns.
 
-Knows sizes, steps and seats; not tensors' values, not time but for what it is told.
+Knows sizes, steps and slots; not tensors' values, not time but for what it is told.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from engine.plan.manifest import padded
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from engine.sampling.noise import Array
 from engine.sampling.tokenizer import TokenizedPrompt
 
@@ -15,23 +15,23 @@ Size = tuple[int, int]  # height, width in pixels
 
 
 @dataclass(slots=True, eq=False)
-class Branch:
-    """One prompt of a picture: its own, or with guidance the negative one."""
+class GuidanceBranch:
+    """One prompt of an image: its own, or with guidance the negative one."""
 
     prompt: TokenizedPrompt
-    seat: int | None = None
+    slot: int | None = None
     enqueued: int = 0  # forward passes
     output: Array | None = None  # [16, h, w], what a guided step is waiting for
 
     @property
     def length(self) -> int:
-        """Caption tokens, padded."""
+        """Prompt tokens, padded."""
         return padded(len(self.prompt.ids))
 
 
 @dataclass(slots=True, eq=False)
 class Sample:
-    """A picture from its request to its last step.
+    """An image from its request to its last step.
 
     Attributes:
         schedule: [steps + 1] float32 noise levels.
@@ -43,10 +43,10 @@ class Sample:
     """
 
     key: str
-    request: PictureRequest
+    request: ImageRequest
     size: Size
     schedule: Array
-    branches: tuple[Branch, ...]
+    branches: tuple[GuidanceBranch, ...]
     previews: frozenset[int] = frozenset()
     came: float = 0.0
     is_started: bool = False  # and whoever listens was told
@@ -64,50 +64,50 @@ class Sample:
     def is_guided(self) -> bool:
         return len(self.branches) > 1
 
-    def ready(self) -> Iterator[Branch]:
+    def ready(self) -> Iterator[GuidanceBranch]:
         """Branches whose next forward pass may be enqueued: guided ones wait for each other after every step."""
         for branch in self.branches:
             if branch.enqueued < (min(self.done + 1, self.steps) if self.is_guided else self.steps):
                 yield branch
 
 
-Pass = tuple[Sample, Branch]
+Pass = tuple[Sample, GuidanceBranch]
 
 
-class Lane:
-    """Pictures of one size, in the order they came."""
+class SizeQueue:
+    """Images of one size, in the order they came."""
 
     def __init__(self, seconds: float) -> None:
         self.samples: list[Sample] = []
         self.seconds = seconds  # that were spent on it, as far as it competes with other lanes
 
-    def passes(self, limit: int, *, seated_only: bool = False) -> list[Pass]:
-        """The passes to run next, of one caption length: those of who came first, or of them who has a seat."""
+    def passes(self, limit: int, *, slotted_only: bool = False) -> list[Pass]:
+        """The passes to run next, of one prompt length: those of who came first, or of them who has a slot."""
         ready = [(sample, branch) for sample in self.samples for branch in sample.ready()]
-        if seated_only:
-            ready = [one for one in ready if one[1].seat is not None]
+        if slotted_only:
+            ready = [one for one in ready if one[1].slot is not None]
         return [one for one in ready if one[1].length == ready[0][1].length][:limit]
 
 
-class Lanes:
+class FairQueue:
     """Who goes next: sizes share the processor's time alike, and within a size first come is first served.
 
-    So a small picture waits for large ones no longer than for its share, and pictures that gain nothing from each other
+    So a small image waits for large ones no longer than for its share, and images that gain nothing from each other
     are finished one after the other instead of all of them late.
     """
 
     def __init__(self) -> None:
-        self._lanes: dict[Size, Lane] = {}
+        self._lanes: dict[Size, SizeQueue] = {}
         self._away: dict[Size, float] = {}  # seconds of those that are empty
         self._reached = 0.0  # seconds that every lane had had when one became empty last
 
-    def __iter__(self) -> Iterator[Lane]:
+    def __iter__(self) -> Iterator[SizeQueue]:
         """Lanes, those that were given least first."""
         return iter(sorted(self._lanes.values(), key=lambda lane: lane.seconds))
 
     @property
     def first(self) -> Sample | None:
-        """The picture that came first."""
+        """The image that came first."""
         return min((lane.samples[0] for lane in self._lanes.values()), key=lambda sample: sample.came, default=None)
 
     def add(self, sample: Sample) -> None:
@@ -115,7 +115,7 @@ class Lanes:
             least = self._least()
             self._away = {size: seconds for size, seconds in self._away.items() if seconds > least}
             # who was away is owed nothing, but owes what it had: else one user who asks again and again never pays
-            self._lanes[sample.size] = Lane(self._away.pop(sample.size, least))
+            self._lanes[sample.size] = SizeQueue(self._away.pop(sample.size, least))
         self._lanes[sample.size].samples.append(sample)
 
     def remove(self, sample: Sample) -> None:
@@ -127,7 +127,7 @@ class Lanes:
             del self._lanes[sample.size]
 
     def charge(self, size: Size, seconds: float) -> None:
-        """Also for pictures that have gone by then."""
+        """Also for images that have gone by then."""
         if size in self._lanes:
             self._lanes[size].seconds += seconds
         elif size in self._away:

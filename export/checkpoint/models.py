@@ -104,7 +104,7 @@ def vae_decoder(component: Component) -> Model:
 
 
 def vae_encoder(component: Component) -> Model | None:
-    """The other half, from pictures [B, 3, H, W] in -1..1 to the denoiser's latents; None where it was trimmed away."""
+    """The other half, from images [B, 3, H, W] in -1..1 to the denoiser's latents; None where it was trimmed away."""
     config = component.config
     if not any(key.startswith("encoder.") for key in component.weights):
         return None

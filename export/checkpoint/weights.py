@@ -110,7 +110,7 @@ def load_finite(weight: Weight) -> Tensor:
     return tensor
 
 
-class Unheld(CheckpointError):
+class Fp16RangeError(CheckpointError):
     """Weights so large, so small or so uneven that FP16 holds them at no scale."""
 
 
@@ -119,15 +119,15 @@ def load_as(weight: Weight, dtype: torch.dtype) -> Tensor:
 
     Raises:
         CheckpointError: NaN or Inf.
-        Unheld: too large for the type, or so small that BF16 would be more exact than FP16.
+        Fp16RangeError: too large for the type, or so small that BF16 would be more exact than FP16.
     """
     stored = weight.load()
     tensor = stored.to(dtype)
     if not tensor.isfinite().all():
         load_finite(weight)
-        raise Unheld(f"{weight.source} has values that {str(dtype).removeprefix('torch.')} cannot hold")
+        raise Fp16RangeError(f"{weight.source} has values that {str(dtype).removeprefix('torch.')} cannot hold")
     if dtype == torch.float16 and stored.dtype != dtype and (lost := _lost(stored, tensor)) > LOSS:
-        raise Unheld(f"{weight.source} is too small for FP16, which loses {lost:.1%} of it")
+        raise Fp16RangeError(f"{weight.source} is too small for FP16, which loses {lost:.1%} of it")
     return tensor
 
 

@@ -34,12 +34,12 @@ class Dimension:
     symbol: Any
 
 
-_ROWS, _COLUMNS, _CAPTION = 33, 35, 64  # tokens; odd, and not a multiple of 32 in all
+_ROWS, _COLUMNS, _PROMPT_LENGTH = 33, 35, 64  # tokens; odd, and not a multiple of 32 in all
 
 DIMENSIONS = {
     "batch": Dimension(2, Dim("batch", min=1, max=1024)),
-    "caption": Dimension(_CAPTION, Dim.DYNAMIC),
-    "sequence": Dimension(padded(_ROWS * _COLUMNS) + _CAPTION, Dim.DYNAMIC),
+    "prompt_length": Dimension(_PROMPT_LENGTH, Dim.DYNAMIC),
+    "sequence": Dimension(padded(_ROWS * _COLUMNS) + _PROMPT_LENGTH, Dim.DYNAMIC),
     "latent_height": Dimension(2 * _ROWS, 2 * Dim("rows", min=4, max=4096)),
     "latent_width": Dimension(2 * _COLUMNS, 2 * Dim("columns", min=4, max=4096)),
 }

@@ -54,21 +54,21 @@ class Reference:
     @torch.no_grad()
     def prompt_encoder(self, inputs: Arrays) -> Array:
         """Qwen3's hidden_states[-2] of each sample alone, then the transformer's own context path."""
-        captions = []
+        refined = []
         for ids, length in zip(inputs["input_ids"], inputs["lengths"], strict=True):
             tokens = self._tensor(ids[None, :length])
             hidden = self._text_encoder(input_ids=tokens, output_hidden_states=True).hidden_states[-2][0]
-            captions.append(self._refined_caption(hidden))
-        return torch.stack(captions).cpu().numpy()
+            refined.append(self._refined_prompt(hidden))
+        return torch.stack(refined).cpu().numpy()
 
     @torch.no_grad()
     def denoiser(self, inputs: Arrays) -> Array:
-        """DiffSynth's model function per sample, with the refined caption put in place of its context path."""
+        """DiffSynth's model function per sample, with the refined prompt put in place of its context path."""
         steps = []
-        for latents, sigma, sigma_next, caption in zip(
-            *(self._tensor(inputs[k]) for k in ("latents", "sigma", "sigma_next", "caption")), strict=True
+        for latents, sigma, sigma_next, prompt_embeds in zip(
+            *(self._tensor(inputs[k]) for k in ("latents", "sigma", "sigma_next", "prompt_embeds")), strict=True
         ):
-            flow = velocity(self._dit, latents[None], sigma[None], caption)
+            flow = velocity(self._dit, latents[None], sigma[None], prompt_embeds)
             steps.append(latents + (sigma_next - sigma) * flow[0])
         return torch.stack(steps).cpu().numpy()
 
@@ -82,7 +82,7 @@ class Reference:
     def _tensor(self, array: Array) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
 
-    def _refined_caption(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _refined_prompt(self, hidden: torch.Tensor) -> torch.Tensor:
         dit = self._dit
         _, [feats], meta = dit.patchify_and_embed(
             [torch.zeros(dit.in_channels, 1, 2, 2, device=self._device)], [hidden]
@@ -97,14 +97,14 @@ class Reference:
         return refined
 
 
-def velocity(dit: Any, latents: torch.Tensor, sigma: torch.Tensor, caption: torch.Tensor) -> torch.Tensor:
-    """What DiffSynth's model function makes of one sample: [1, 16, h, w], [1] and the refined caption [L, D]."""
+def velocity(dit: Any, latents: torch.Tensor, sigma: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
+    """What DiffSynth's model function makes of one sample: [1, 16, h, w], [1] and the refined prompt [L, D]."""
     embedder, refiner = dit.cap_embedder, dit.context_refiner
-    # The caption comes in refined: its embedder passes it through, its refiner is empty.
+    # The prompt comes in refined: its embedder passes it through, its refiner is empty.
     dit.cap_embedder, dit.context_refiner = torch.nn.Identity(), torch.nn.ModuleList()
     try:
         found: torch.Tensor = model_fn_z_image_turbo(
-            dit, latents=latents, timestep=1000 * sigma, prompt_embeds=[caption]
+            dit, latents=latents, timestep=1000 * sigma, prompt_embeds=[prompt_embeds]
         )
         return found
     finally:
@@ -119,7 +119,7 @@ def sample_inputs(
     Args:
         config: transformer/config.json.
         height, width: latents, even.
-        tokens: caption tokens before padding; a batch holds samples of this length and shorter ones.
+        tokens: prompt tokens before padding; a batch holds samples of this length and shorter ones.
     """
     rng = np.random.default_rng(seed)
     length = padded(tokens)
@@ -139,7 +139,7 @@ def sample_inputs(
         "latents": latents,
         "sigma": sigma,
         "sigma_next": (sigma * 0.8).astype(np.float32),
-        "caption": rng.standard_normal((batch, length, config["dim"]), np.float32),
+        "prompt_embeds": rng.standard_normal((batch, length, config["dim"]), np.float32),
         "rope_cos": cos,
         "rope_sin": sin,
     }

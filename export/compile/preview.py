@@ -1,7 +1,8 @@
 """Fits the projection that turns latents into small previews: one colour per latent pixel, by least squares.
 
-A build has no pictures, so a small program draws some, and the checkpoint's own encoder makes latents of them. It does
-not know the denoiser: what previews of half-drawn pictures are worth is seen in tests/engine/sampling/test_preview.py.
+A build has no images, so a small program generates some, and the checkpoint's own encoder makes latents of them. It
+does not know the denoiser: what previews of half-generated images are worth is seen in
+tests/engine/sampling/test_preview.py.
 """
 
 from typing import Any
@@ -15,26 +16,26 @@ from export.checkpoint.models import Model
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-FITTED, HELD_OUT = 24, 8  # pictures: many small ones, since what differs most is the colours of a whole picture
+FITTED, HELD_OUT = 24, 8  # images: many small ones, since what differs most is the colours of a whole image
 SIDE = 96  # pixels; all of them take the full-size encoder 10 s on two CPU cores
-BATCH = 8  # pictures; the full-size encoder takes 0.4 GB for them, its weights included
-SHAPES = (2, 9)  # in a picture
-SATURATION = (0.0, 1.5)  # from grey to beyond what three evenly drawn channels have, which is cut at 0 and 255
+BATCH = 8  # images; the full-size encoder takes 0.4 GB for them, its weights included
+SHAPES = (2, 9)  # in an image
+SATURATION = (0.0, 1.5)  # from grey to beyond what three evenly generated channels have, which is cut at 0 and 255
 ROUGHNESS = (1.0, 2.0)  # noise has the amplitude f^-roughness; of photographs it is about 1 (Field, 1987)
 CONTRAST = 60.0  # of the strongest noise, its standard deviation in units of 0..255; most is far weaker
 
 
 def fit(encoder: Model) -> Preview:
-    """The projection of a checkpoint, and its R^2 on pictures that were not fitted.
+    """The projection of a checkpoint, and its R^2 on images that were not fitted.
 
     Raises:
         CheckpointError: the encoder gives NaN or Inf.
     """
     rng = np.random.default_rng(0)
-    pictures = [draw(SIDE, SIDE, rng) for _ in range(FITTED + HELD_OUT)]
-    latents = encode(encoder, pictures)
-    colours = np.stack([average(picture, SIDE // latents.shape[2]) for picture in pictures])
-    inputs, outputs = _columns(latents), colours.reshape(len(pictures), -1, 3)
+    images = [generate(SIDE, SIDE, rng) for _ in range(FITTED + HELD_OUT)]
+    latents = encode(encoder, images)
+    colours = np.stack([average(image, SIDE // latents.shape[2]) for image in images])
+    inputs, outputs = _columns(latents), colours.reshape(len(images), -1, 3)
     found = np.linalg.lstsq(np.concatenate(inputs[:FITTED]), np.concatenate(outputs[:FITTED]))[0]
     held_out = np.concatenate(outputs[FITTED:])
     missed = np.square(np.concatenate(inputs[FITTED:]) @ found - held_out).sum()
@@ -44,34 +45,34 @@ def fit(encoder: Model) -> Preview:
 
 
 @torch.no_grad()
-def encode(encoder: Model, pictures: list[Array]) -> Array:
-    """Pictures [H, W, 3] in 0..255 as latents of the denoiser: [N, 16, H / 8, W / 8], the encoder's mean, scaled."""
+def encode(encoder: Model, images: list[Array]) -> Array:
+    """Images [H, W, 3] in 0..255 as latents of the denoiser: [N, 16, H / 8, W / 8], the encoder's mean, scaled."""
     module, latents = encoder.load(), []
-    for start in range(0, len(pictures), BATCH):
-        channels_last = torch.from_numpy(np.stack(pictures[start : start + BATCH])).float()
+    for start in range(0, len(images), BATCH):
+        channels_last = torch.from_numpy(np.stack(images[start : start + BATCH])).float()
         batch = channels_last.permute(0, 3, 1, 2).contiguous() / 127.5 - 1  # in place of strides that slow GroupNorm
         latents.append(module(batch).double().numpy())
     found = np.concatenate(latents)
     if not np.isfinite(found).all():
-        raise CheckpointError("vae/: the encoder makes NaN or Inf of pictures")
+        raise CheckpointError("vae/: the encoder makes NaN or Inf of images")
     return found
 
 
-def average(picture: Array, scale: int) -> Array:
-    """[H, W, 3] -> [H / scale, W / scale, 3]: what a preview of the picture should be."""
-    height, width, _ = picture.shape
-    found: Array = picture.reshape(height // scale, scale, width // scale, scale, 3).mean((1, 3))
+def average(image: Array, scale: int) -> Array:
+    """[H, W, 3] -> [H / scale, W / scale, 3]: what a preview of the image should be."""
+    height, width, _ = image.shape
+    found: Array = image.reshape(height // scale, scale, width // scale, scale, 3).mean((1, 3))
     return found
 
 
-def draw(height: int, width: int, rng: np.random.Generator) -> Array:
+def generate(height: int, width: int, rng: np.random.Generator) -> Array:
     """[height, width, 3] in 0..255: shapes on a gradient under noise, colourful or nearly grey."""
     y, x = np.mgrid[:height, :width] / max(height, width)
-    picture = _gradient(x, y, rng)
+    image = _gradient(x, y, rng)
     for _ in range(rng.integers(*SHAPES, endpoint=True)):
-        picture[_shape(x, y, rng)] = _colour(rng)
+        image[_shape(x, y, rng)] = _colour(rng)
     grey, coloured = (_noise(height, width, channels, rng) for channels in (1, 3))
-    return np.clip(picture + CONTRAST * rng.uniform() ** 2 * (grey + rng.uniform() * coloured), 0, 255)
+    return np.clip(image + CONTRAST * rng.uniform() ** 2 * (grey + rng.uniform() * coloured), 0, 255)
 
 
 def _gradient(x: Array, y: Array, rng: np.random.Generator) -> Array:

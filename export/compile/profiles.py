@@ -11,7 +11,7 @@ Size = tuple[int, int]  # height, width in pixels
 def parse_profile(text: str, model: Model) -> Profile:
     """`SIZE[,SIZE...][:BATCH]` to the box around the sizes, tuned for the first of them.
 
-    A SIZE is a square's side or WIDTHxHEIGHT, in pixels. "512,1024x1536:2": pictures of 512..1024 wide and 512..1536
+    A SIZE is a square's side or WIDTHxHEIGHT, in pixels. "512,1024x1536:2": images of 512..1024 wide and 512..1536
     high, at most two at a time, tuned for 512x512.
 
     Raises:

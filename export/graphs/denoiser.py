@@ -1,7 +1,7 @@
 """The denoiser graph: one Euler step of the flow, transformer and update together.
 
 With the step inside, sampling is nothing but enqueues over two latents buffers. What does not depend on the step
-(the caption's embedding) is in the prompt encoder's graph, what depends on positions alone (cos, sin) is an input.
+(the prompt's embedding) is in the prompt encoder's graph, what depends on positions alone (cos, sin) is an input.
 """
 
 import math
@@ -57,7 +57,7 @@ class Denoiser(GraphModule):
             TensorSpec("latents", "float32", latents),
             TensorSpec("sigma", "float32", ("batch",)),
             TensorSpec("sigma_next", "float32", ("batch",)),
-            TensorSpec("caption", "float32", ("batch", "caption", dim)),
+            TensorSpec("prompt_embeds", "float32", ("batch", "prompt_length", dim)),
             TensorSpec("rope_cos", "float32", ("sequence", frequencies)),
             TensorSpec("rope_sin", "float32", ("sequence", frequencies)),
         )
@@ -67,17 +67,23 @@ class Denoiser(GraphModule):
         return measure_blocks(self._fp16_blocks, self.weights, self._modulation)
 
     def forward(
-        self, latents: Tensor, sigma: Tensor, sigma_next: Tensor, caption: Tensor, rope_cos: Tensor, rope_sin: Tensor
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        sigma_next: Tensor,
+        prompt_embeds: Tensor,
+        rope_cos: Tensor,
+        rope_sin: Tensor,
     ) -> Tensor:
-        """Shapes as in `inputs`; `sequence` is the padded image tokens plus `caption`."""
-        velocity = -self._transformer(latents, 1 - sigma, caption, rope_cos, rope_sin)
+        """Shapes as in `inputs`; `sequence` is the padded image tokens plus `prompt_embeds`."""
+        velocity = -self._transformer(latents, 1 - sigma, prompt_embeds, rope_cos, rope_sin)
         return latents + (sigma_next - sigma)[:, None, None, None] * velocity
 
-    def _transformer(self, latents: Tensor, t: Tensor, caption: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _transformer(self, latents: Tensor, t: Tensor, prompt_embeds: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         model = self.transformer
         _, channels, height, width = latents.shape
         tokens = (height // 2) * (width // 2)
-        image = cos.shape[0] - caption.shape[1]  # tokens with their padding
+        image = cos.shape[0] - prompt_embeds.shape[1]  # tokens with their padding
         condition = self._timestep_embedding(t)
 
         x = linear(patchify(latents), model.all_x_embedder[PATCH])
@@ -87,11 +93,11 @@ class Denoiser(GraphModule):
         x = torch.cat([x, pad], dim=1)[:, :image]
         for layer in model.noise_refiner:
             x = self._block(layer, x, cos[:image], sin[:image], condition)
-        x = torch.cat([x, caption], dim=1)
+        x = torch.cat([x, prompt_embeds], dim=1)
         *layers, last = model.layers
         for layer in layers:
             x = self._block(layer, x, cos, sin, condition)
-        x = self._block(last, x, cos, sin, condition, tokens)  # nobody reads what it makes of the caption
+        x = self._block(last, x, cos, sin, condition, tokens)  # nobody reads what it makes of the prompt
         return unpatchify(self._final_layer(x, condition), channels, height, width)
 
     def _timestep_embedding(self, t: Tensor) -> Tensor:

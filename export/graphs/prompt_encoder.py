@@ -1,4 +1,4 @@
-"""The prompt encoder graph: Qwen3 without its last layer, then the caption's half of the transformer.
+"""The prompt encoder graph: Qwen3 without its last layer, then the prompt's half of the transformer.
 
 Everything between a prompt and the denoiser that does not depend on the step, so it runs once per prompt.
 Attention is causal, so right padding changes nothing before it, and the padded rows are replaced afterwards.
@@ -21,7 +21,7 @@ from export.precision.fp16 import QWEN3_LAYER, Z_IMAGE_BLOCK, Fp16Block, Measure
 
 
 class PromptEncoder(GraphModule):
-    """Token ids -> the caption tokens that the denoiser attends to."""
+    """Token ids -> the prompt tokens that the denoiser attends to."""
 
     def __init__(self, text_encoder: Model, transformer: Model, precision: Precision) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class PromptEncoder(GraphModule):
         self.transformer = transformer.module
         self._rope_theta = rope_theta(text_encoder.config)
         self._head_dim = self.text_encoder.layers[0].self_attn.head_dim
-        self._caption_rope = (transformer.config["rope_theta"], tuple(transformer.config["axes_dims"]))
+        self._prompt_rope = (transformer.config["rope_theta"], tuple(transformer.config["axes_dims"]))
         layers = [*self.text_encoder.layers, *self.transformer.context_refiner]
         set_dtype(layers, precision)
         self.text_encoder.embed_tokens.to(DTYPES[precision])
@@ -38,10 +38,10 @@ class PromptEncoder(GraphModule):
         self.weights = {f"text_encoder.{name}": weight for name, weight in text_encoder.weights.items()}
         self.weights |= {f"transformer.{name}": weight for name, weight in transformer.weights.items()}
         self.inputs = (
-            TensorSpec("input_ids", "int64", ("batch", "caption")),
+            TensorSpec("input_ids", "int64", ("batch", "prompt_length")),
             TensorSpec("lengths", "int64", ("batch",)),
         )
-        self.outputs = (TensorSpec("caption", "float32", ("batch", "caption", transformer.config["dim"])),)
+        self.outputs = (TensorSpec("prompt_embeds", "float32", ("batch", "prompt_length", transformer.config["dim"])),)
 
     def measure(self) -> Measured:
         if self.precision == "fp16":
@@ -90,17 +90,17 @@ class PromptEncoder(GraphModule):
         x = linear(rms_norm(hidden, norm), embed)
         index = torch.arange(x.shape[1], device=x.device)
         x = torch.where((index < lengths[:, None])[..., None], x, self.transformer.cap_pad_token)
-        cos, sin = self._caption_tables(x.shape[1], x.device)
+        cos, sin = self._prompt_tables(x.shape[1], x.device)
         for block in self.transformer.context_refiner:
             x = transformer_block(block, x, cos, sin)
         return x
 
-    def _caption_tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _prompt_tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and sin at positions (1..L, 0, 0): [L, head_dim / 2]; the two image axes do not turn."""
-        theta, (caption_dim, *image_dims) = self._caption_rope
-        index = torch.arange(0, caption_dim, 2, dtype=torch.float32, device=device)
+        theta, (text_dim, *image_dims) = self._prompt_rope
+        index = torch.arange(0, text_dim, 2, dtype=torch.float32, device=device)
         position = torch.arange(1, length + 1, dtype=torch.float32, device=device)
-        angle = position[:, None] / theta ** (index / caption_dim)
+        angle = position[:, None] / theta ** (index / text_dim)
         angle = torch.nn.functional.pad(angle, (0, sum(image_dims) // 2))
         return angle.cos(), angle.sin()
 

@@ -1,7 +1,7 @@
 """The VAE decoder graph: latents to pixels in float, nominally 0..255.
 
 Clipping and rounding are left to the reader of `image`: TensorRT has no UINT8 tensors inside a graph, and a clip on a
-GPU may turn NaN into 0, which would be the black picture that nobody can explain.
+GPU may turn NaN into 0, which would be the black image that nobody can explain.
 """
 
 from typing import Any

@@ -74,7 +74,7 @@ class Modulation:
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
+class ResidualBranch:
     """A branch of a block, from its norm to its last product: true sizes, and the exponents they are held at.
 
     Its tensors in FP16 are what enters, what is projected from it (queries, keys and values; gate and up), what
@@ -90,7 +90,9 @@ class Branch:
     returned_shift: int = 0
 
     @staticmethod
-    def attention(norm: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, head_dim: int) -> "Branch":
+    def attention(
+        norm: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, head_dim: int
+    ) -> "ResidualBranch":
         """Of weights: norm [D], projections [heads * head_dim, D], output [D', heads * head_dim]; in FP32."""
         longest = math.sqrt(len(norm))
         query, key, value = query * norm, key * norm, value * norm
@@ -112,10 +114,10 @@ class Branch:
         rest = max(total - entering, 0)
         in_output = max(0, min(rest, _room(output), IN_OUTPUT))
         entering += rest - in_output
-        return Branch(*sizes, entering, entering, entering + in_output)
+        return ResidualBranch(*sizes, entering, entering, entering + in_output)
 
     @staticmethod
-    def feed_forward(norm: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> "Branch":
+    def feed_forward(norm: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> "ResidualBranch":
         """Of weights: norm [D], gate and up [F, D], down [D', F]; in FP32."""
         longest = math.sqrt(len(norm))
         gate, up = gate * norm, up * norm
@@ -129,7 +131,7 @@ class Branch:
         )
         entering = _shift(*sizes[:2])
         inner = max(entering, _shift(*sizes[2:]))
-        return Branch(*sizes, entering, inner, inner)
+        return ResidualBranch(*sizes, entering, inner, inner)
 
     @property
     def unheld(self) -> str | None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.plan.manifest import ProductBound
-from export.checkpoint.weights import Scalar, Scaled, Unheld, Weight, joined_name, load_as, load_finite
-from export.precision.bounds import LIMIT, ROUNDING, Branch, Modulation
+from export.checkpoint.weights import Fp16RangeError, Scalar, Scaled, Weight, joined_name, load_as, load_finite
+from export.precision.bounds import LIMIT, ROUNDING, Modulation, ResidualBranch
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class Fp16Block:
             modulation: of its inputs, if it has any.
 
         Raises:
-            Unheld: FP16 holds the block at no scale.
+            Fp16RangeError: FP16 holds the block at no scale.
             CheckpointError: NaN or Inf.
         """
         names, load = self._layers, partial(_load, weights, self.name)
@@ -118,8 +118,8 @@ class Fp16Block:
             scale_msa, _, scale_mlp, _ = (modulation.largest_scale(*part) for part in rows)
             attention_norm, feed_norm = attention_norm * scale_msa, feed_norm * scale_mlp
         query, key, value, output = (load(layer) for layer in (names.query, names.key, names.value, names.output))
-        attention = Branch.attention(attention_norm, query, key, value, output, self._head_dim)
-        feed = Branch.feed_forward(feed_norm, load(names.gate), load(names.up), load(names.down))
+        attention = ResidualBranch.attention(attention_norm, query, key, value, output, self._head_dim)
+        feed = ResidualBranch.feed_forward(feed_norm, load(names.gate), load(names.up), load(names.down))
         asking, asked = (_by_pair(load(norm), names.rotates) for norm in (names.query_norm, names.key_norm))
         longest, most = math.sqrt(self._head_dim) * ROUNDING, torch.maximum(asking, asked).max().item()
         scores = ProductBound(f"{self.name}.attention", longest * most, 0, longest * (asking * asked).max().item(), 0)
@@ -133,7 +133,9 @@ class Fp16Block:
             self._weights(weights, attention, feed),
         )
 
-    def _weights(self, weights: Mapping[str, Weight], attention: Branch, feed: Branch) -> dict[str, Weight]:
+    def _weights(
+        self, weights: Mapping[str, Weight], attention: ResidualBranch, feed: ResidualBranch
+    ) -> dict[str, Weight]:
         """The block's weights that are not the checkpoint's own."""
         names = self._layers
         exponents = {
@@ -166,17 +168,17 @@ class Fp16Block:
             changed[f"{self.name}.{layer}.scale"] = Scalar(2.0 ** scales[layer])
         return changed
 
-    def _require_held(self, attention: Branch, feed: Branch, scores: ProductBound) -> None:
+    def _require_held(self, attention: ResidualBranch, feed: ResidualBranch, scores: ProductBound) -> None:
         for what, branch in (("attention", attention), ("feed-forward part", feed)):
             if branch.unheld is not None:
-                raise Unheld(f"{self.name}: FP16 holds the {what} at no scale: {branch.unheld}")
+                raise Fp16RangeError(f"{self.name}: FP16 holds the {what} at no scale: {branch.unheld}")
         largest = max(scores.input_bound, scores.output_bound)
         if not largest <= LIMIT:
-            raise Unheld(
+            raise Fp16RangeError(
                 f"{self.name}: queries, keys or attention scores can reach {largest:.0e}, more than FP16 holds"
             )
 
-    def _products(self, branch: Branch, first: tuple[str, ...], last: str) -> tuple[ProductBound, ProductBound]:
+    def _products(self, branch: ResidualBranch, first: tuple[str, ...], last: str) -> tuple[ProductBound, ProductBound]:
         """The branch's first and last matrix product, by the names of their weights."""
         names = [f"{self.name}.{layer}.weight" for layer in (*first, last)]
         entering, inner = branch.entering_shift, branch.inner_shift

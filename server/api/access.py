@@ -23,7 +23,7 @@ class Access:
 
     Attributes:
         keys: one of them must come as `Authorization: Bearer KEY` or `x-api-key: KEY`; none lets everybody in.
-        rate: requests for pictures per key, or without keys per address, as in "30/minute"; None for any number.
+        rate: requests for images per key, or without keys per address, as in "30/minute"; None for any number.
     """
 
     keys: tuple[str, ...] = field(default=(), repr=False)
@@ -36,7 +36,7 @@ class Access:
             parse(self.rate)  # raises ValueError
 
 
-class Gate:
+class Authenticator:
     """Lets requests in."""
 
     def __init__(self, access: Access) -> None:
@@ -71,7 +71,7 @@ class Gate:
         return owner
 
     def count(self, request: Request, owner: str | None) -> None:
-        """Counts a request for pictures.
+        """Counts a request for images.
 
         Raises:
             ApiError: 429, with when to come back.

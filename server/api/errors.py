@@ -54,7 +54,7 @@ STORE_SECONDS = 5  # until a store may take jobs again
 
 
 class ApiError(Exception):
-    """An answer that is not a picture."""
+    """An answer that is not an image."""
 
     def __init__(
         self,
@@ -108,12 +108,12 @@ def install(app: FastAPI) -> None:
 
 
 def of_job(job: Job) -> ApiError:
-    """Why a job has no pictures."""
+    """Why a job has no images."""
     if job.state is JobState.CANCELLED:
         return ApiError(409, "The job was cancelled.", code="job_cancelled", headers=NO_RETRY)
     assert job.error is not None
     status = STATUS.get(job.error.code, 500)
-    headers = {"retry-after": "30"} if status == 503 else NO_RETRY  # drawn again it comes out the same
+    headers = {"retry-after": "30"} if status == 503 else NO_RETRY  # generated again it comes out the same
     return ApiError(status, job.error.message, code=job.error.code, headers=headers)
 
 
@@ -192,7 +192,7 @@ def translate(request: Request, error: Exception) -> ApiError:
             return ApiError(422, message, code="idempotency_key_reused", param="Idempotency-Key")
         case ClientDisconnect():
             return ApiError(
-                CLIENT_CLOSED_REQUEST, "The client hung up; drawing was stopped.", code="client_closed_request"
+                CLIENT_CLOSED_REQUEST, "The client hung up; generating was stopped.", code="client_closed_request"
             )
         case HTTPException():
             phrase = HTTPStatus(error.status_code).phrase

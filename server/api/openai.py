@@ -29,14 +29,14 @@ from server.api.openai_schemas import (
     StreamedImage,
     Usage,
 )
-from server.api.submit import Jobs, Order, Owner, accept, drawn, picture_path, timing
+from server.api.submit import Jobs, Owner, Submission, accept, image_path, timing, wait_for_images
 from server.jobs.dispatcher import Dispatcher
-from server.jobs.job import Job, JobState, StoredPicture
-from server.jobs.live_job import Shown
+from server.jobs.job import Job, JobState, StoredImage
+from server.jobs.live_job import PreviewReady
 
-INLINE = 1 << 18  # bytes of pictures that are encoded at once: a thread takes longer than they do
+INLINE = 1 << 18  # bytes of images that are encoded at once: a thread takes longer than they do
 SEND_SECONDS = 60  # that a client of a stream may take to read an event
-PICTURE_NAME = re.compile(r"([0-9]{1,2})\.(?:png|jpg|webp)")
+IMAGE_NAME = re.compile(r"([0-9]{1,2})\.(?:png|jpg|webp)")
 
 router = APIRouter()
 
@@ -53,10 +53,10 @@ Card = Annotated[ModelCard, Depends(_card)]
     "/v1/images/generations",
     response_model=ImagesResponse,
     openapi_extra=openapi.takes(ImagesRequest),
-    responses=openapi.draws(StreamedImage) | openapi.fails(404),
+    responses=openapi.generates(StreamedImage) | openapi.fails(404),
 )
 async def generate_images(request: Request, jobs: Jobs, owner: Owner, card: Card) -> Response:
-    """Draws `n` pictures, of which everything is checked before the first; as a stream if that is asked for."""
+    """Generates `n` images, of which everything is checked before the first; as a stream if that is asked for."""
     wanted = await read(request, ImagesRequest)
     if wanted.model not in (None, card.id):
         raise errors.model_not_found(wanted.model, card.id)
@@ -67,10 +67,10 @@ async def generate_images(request: Request, jobs: Jobs, owner: Owner, card: Card
         raise InvalidRequest("negative_prompt needs a guidance_scale above 0", "negative_prompt")
     if wanted.stream and wanted.response_format == "url":
         raise InvalidRequest("response_format must be b64_json in a stream", "response_format")
-    order = Order(
+    order = Submission(
         "openai",
         wanted,
-        wanted.pictures(),
+        wanted.images(),
         is_awaited=True,
         format=wanted.format(),
         timeout=wanted.timeout,
@@ -81,22 +81,20 @@ async def generate_images(request: Request, jobs: Jobs, owner: Owner, card: Card
     if wanted.stream:
         events = _stream(jobs, job, wanted)
         return EventSourceResponse(events, headers={"x-job-id": job.id}, send_timeout=SEND_SECONDS)
-    ended, pictures = await drawn(request, jobs, job)
-    work = partial(_answer, request, ended, pictures, jobs.manifest, wanted)
-    is_large = sum(len(picture.data) for picture in pictures) > INLINE
+    ended, images = await wait_for_images(request, jobs, job)
+    work = partial(_answer, request, ended, images, jobs.manifest, wanted)
+    is_large = sum(len(image.data) for image in images) > INLINE
     body = await run_in_threadpool(work) if is_large else work()
-    return Response(body, media_type="application/json", headers=timing(ended, pictures))
+    return Response(body, media_type="application/json", headers=timing(ended, images))
 
 
-@router.get(
-    "/v1/pictures/{job_id}/{name}", response_class=Response, responses=openapi.pictures() | openapi.fails(404, 503)
-)
-async def picture(job_id: str, name: Annotated[str, openapi.matching(PICTURE_NAME)], jobs: Jobs) -> Response:
-    """A picture by its URL, which nobody can guess."""
-    match = PICTURE_NAME.fullmatch(name)
-    found = await jobs.picture(job_id, int(match[1])) if match else None
+@router.get("/v1/images/{job_id}/{name}", response_class=Response, responses=openapi.images() | openapi.fails(404, 503))
+async def image(job_id: str, name: Annotated[str, openapi.matching(IMAGE_NAME)], jobs: Jobs) -> Response:
+    """An image by its URL, which nobody can guess."""
+    match = IMAGE_NAME.fullmatch(name)
+    found = await jobs.image(job_id, int(match[1])) if match else None
     if found is None:
-        raise errors.ApiError(404, "There is no such picture, or it has been removed.", code="picture_not_found")
+        raise errors.ApiError(404, "There is no such image, or it has been removed.", code="image_not_found")
     return Response(found.data, media_type=found.media_type, headers={"cache-control": "private, max-age=604800"})
 
 
@@ -129,15 +127,15 @@ async def model_info(jobs: Jobs) -> ModelInfo:
 
 
 async def _stream(jobs: Dispatcher, job: Job, wanted: ImagesRequest) -> AsyncIterator[ServerSentEvent]:
-    """Previews and pictures as they come; an error as OpenAI's clients raise it."""
+    """Previews and images as they come; an error as OpenAI's clients raise it."""
     sent = 0
     try:
         async for event in jobs.follow(job):
             match event:
-                case Shown(index, _, data) if sent < wanted.partial_images * wanted.n:
+                case PreviewReady(index, _, data) if sent < wanted.partial_images * wanted.n:
                     yield _event(_shown(jobs, job, wanted, index, data, sent))
                     sent += 1
-                case StoredPicture():
+                case StoredImage():
                     yield _event(_completed(jobs, wanted, event))
                 case Job() if event.state is not JobState.DONE:
                     error = errors.of_job(event)
@@ -165,33 +163,33 @@ def _shown(jobs: Dispatcher, job: Job, wanted: ImagesRequest, index: int, data: 
     )
 
 
-def _completed(jobs: Dispatcher, wanted: ImagesRequest, picture: StoredPicture) -> StreamedImage:
-    receipt = picture.receipt
+def _completed(jobs: Dispatcher, wanted: ImagesRequest, image: StoredImage) -> StreamedImage:
+    receipt = image.receipt
     return StreamedImage(
         type="image_generation.completed",
-        index=picture.index,
-        b64_json=base64.b64encode(picture.data).decode(),
+        index=image.index,
+        b64_json=base64.b64encode(image.data).decode(),
         created_at=int(time.time()),
         size=f"{receipt.width}x{receipt.height}",
         quality=wanted.quality,
         output_format=wanted.output_format,
         seed=receipt.seed,
         revised_prompt=receipt.revised_prompt,
-        usage=Usage.of([picture], jobs.manifest.model.size_multiple),
+        usage=Usage.of([image], jobs.manifest.model.size_multiple),
     )
 
 
 def _answer(
-    request: Request, job: Job, pictures: Sequence[StoredPicture], manifest: Manifest, wanted: ImagesRequest
+    request: Request, job: Job, images: Sequence[StoredImage], manifest: Manifest, wanted: ImagesRequest
 ) -> str:
-    receipt = pictures[0].receipt
+    receipt = images[0].receipt
     base = str(request.base_url) if wanted.response_format == "url" else None
     answer = ImagesResponse(
         created=int(job.created),
-        data=[Image.of(picture, base and base + picture_path(job, picture.index)) for picture in pictures],
+        data=[Image.of(image, base and base + image_path(job, image.index)) for image in images],
         output_format=wanted.output_format,
         quality=wanted.quality,
         size=f"{receipt.width}x{receipt.height}",
-        usage=Usage.of(pictures, manifest.model.size_multiple),
+        usage=Usage.of(images, manifest.model.size_multiple),
     )
     return answer.model_dump_json(exclude_none=True)

@@ -16,11 +16,11 @@ from engine.request import (
     MAX_SEED,
     MAX_STEPS,
     ImageFormat,
-    PictureRequest,
+    ImageRequest,
     parse_size,
     random_seed,
 )
-from server.jobs.job import StoredPicture
+from server.jobs.job import StoredImage
 
 MAX_PROMPT = 32_000  # characters, the limit that OpenAI documents; the model itself reads far less
 MAX_SIZE = 32  # characters of "WIDTHxHEIGHT"
@@ -72,7 +72,7 @@ class ImagesRequest(BaseModel):
     output_compression: Annotated[int, Field(ge=0, le=100)] = 100
     background: Annotated[
         str,
-        _only("auto", "opaque", reason="pictures are opaque; use auto or opaque"),
+        _only("auto", "opaque", reason="images are opaque; use auto or opaque"),
         Field(json_schema_extra={"enum": ["auto", "opaque"]}),
     ] = "auto"
     stream: bool = False
@@ -92,8 +92,8 @@ class ImagesRequest(BaseModel):
             return body
         return {key: value for key, value in body.items() if value is not None or key not in cls.model_fields}
 
-    def pictures(self) -> tuple[PictureRequest, ...]:
-        """One request per picture, with the seeds seed, seed + 1, ... (after the last comes 0).
+    def images(self) -> tuple[ImageRequest, ...]:
+        """One request per image, with the seeds seed, seed + 1, ... (after the last comes 0).
 
         Raises:
             InvalidRequest: size is not WIDTHxHEIGHT.
@@ -103,7 +103,7 @@ class ImagesRequest(BaseModel):
         seeds = [(first + i) % (MAX_SEED + 1) for i in range(self.n)]
         steps, negative, guidance = self.num_inference_steps, self.negative_prompt, self.guidance_scale
         return tuple(
-            PictureRequest(self.prompt, height, width, seed, steps, negative, guidance, self.lora) for seed in seeds
+            ImageRequest(self.prompt, height, width, seed, steps, negative, guidance, self.lora) for seed in seeds
         )
 
     def format(self) -> ImageFormat:
@@ -112,7 +112,7 @@ class ImagesRequest(BaseModel):
 
 
 class Image(BaseModel):
-    """One picture. `revised_prompt` is there when the prompt was too long: the part that was drawn."""
+    """One image. `revised_prompt` is there when the prompt was too long: the part that was generated."""
 
     b64_json: str | None = None
     url: str | None = None
@@ -120,10 +120,10 @@ class Image(BaseModel):
     revised_prompt: str | None = None
 
     @classmethod
-    def of(cls, picture: StoredPicture, url: str | None) -> Self:
-        """The picture itself, or where it is."""
-        data = None if url else base64.b64encode(picture.data).decode()
-        return cls(b64_json=data, url=url, seed=picture.receipt.seed, revised_prompt=picture.receipt.revised_prompt)
+    def of(cls, image: StoredImage, url: str | None) -> Self:
+        """The image itself, or where it is."""
+        data = None if url else base64.b64encode(image.data).decode()
+        return cls(b64_json=data, url=url, seed=image.receipt.seed, revised_prompt=image.receipt.revised_prompt)
 
 
 class InputTokensDetails(BaseModel):
@@ -132,7 +132,7 @@ class InputTokensDetails(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens as the transformer sees them: the prompt's once, the image's for every picture."""
+    """Tokens as the transformer sees them: the prompt's once, the image's for every image."""
 
     input_tokens: int
     input_tokens_details: InputTokensDetails
@@ -140,14 +140,14 @@ class Usage(BaseModel):
     total_tokens: int
 
     @classmethod
-    def of(cls, pictures: Sequence[StoredPicture], token_pixels: int) -> Self:
-        """Of pictures of one size and prompt.
+    def of(cls, images: Sequence[StoredImage], token_pixels: int) -> Self:
+        """Of images of one size and prompt.
 
         Args:
             token_pixels: edge of the square that one image token stands for.
         """
-        one = pictures[0].receipt
-        image = len(pictures) * (one.height // token_pixels) * (one.width // token_pixels)
+        one = images[0].receipt
+        image = len(images) * (one.height // token_pixels) * (one.width // token_pixels)
         return cls(
             input_tokens=one.text_tokens,
             input_tokens_details=InputTokensDetails(text_tokens=one.text_tokens),
@@ -169,7 +169,7 @@ class ImagesResponse(BaseModel):
 
 
 class StreamedImage(BaseModel):
-    """An event of a stream: a picture, or with an index what it will be like."""
+    """An event of a stream: an image, or with an index what it will be like."""
 
     type: Literal["image_generation.partial_image", "image_generation.completed"]
     b64_json: str
@@ -179,7 +179,7 @@ class StreamedImage(BaseModel):
     background: Literal["opaque"] = "opaque"
     output_format: Literal["png", "jpeg", "webp"]
     partial_image_index: int | None = None
-    index: int  # of the picture, 0 to n - 1
+    index: int  # of the image, 0 to n - 1
     seed: int | None = None
     revised_prompt: str | None = None
     usage: Usage | None = None

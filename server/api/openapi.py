@@ -23,7 +23,7 @@ Responses = dict[int | str, Content]
 
 SCHEMAS = "#/components/schemas/"
 ERRORS = {
-    400: "A parameter is wrong, unknown, or asks for what the plans do not draw",
+    400: "A parameter is wrong, unknown, or asks for what the plans do not generate",
     401: "No valid API key came",
     404: "There is no such thing, or there is none any more",
     408: "The body took too long to arrive",
@@ -37,7 +37,7 @@ ERRORS = {
     504: "The deadline passed",
 }
 SUBMITTING = (400, 401, 408, 413, 415, 422, 429, 500, 503)
-DRAWING = (*SUBMITTING, 409, 504)
+GENERATEING = (*SUBMITTING, 409, 504)
 
 
 def _header(about: str, *, required: bool = True, **schema: Any) -> Content:
@@ -46,7 +46,7 @@ def _header(about: str, *, required: bool = True, **schema: Any) -> Content:
 
 REQUEST_ID = {"x-request-id": _header("stands in the server's log; one that came with the request is kept")}
 HEADERS = {name: {"$ref": f"#/components/headers/{name}"} for name in REQUEST_ID}  # of every answer
-JOB_ID = {"x-job-id": _header("of the job that drew, or draws")}
+JOB_ID = {"x-job-id": _header("of the job that generated, or generates")}
 TIMING = {"server-timing": _header("milliseconds by stage", required=False)}  # a stream begins before they are known
 ERROR_HEADERS = {
     401: {"www-authenticate": _header("the scheme", const="Bearer")},
@@ -57,7 +57,7 @@ PARAMETERS = [
     {
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "A request that comes again with the same key and body finds the first one's pictures",
+        "description": "A request that comes again with the same key and body finds the first one's images",
         "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY},
     }
 ]
@@ -80,10 +80,10 @@ def submits(links: Content) -> Responses:
     return fails(*SUBMITTING) | {200: {"links": links}}
 
 
-def draws(stream: type[BaseModel] | None = None) -> Responses:
-    """Answers when pictures are drawn; with `stream`, also as a stream of these events."""
+def generates(stream: type[BaseModel] | None = None) -> Responses:
+    """Answers when images are generated; with `stream`, also as a stream of these events."""
     content = {} if stream is None else _events(stream)
-    return fails(*DRAWING) | {200: {"headers": JOB_ID | TIMING, "content": content}}
+    return fails(*GENERATEING) | {200: {"headers": JOB_ID | TIMING, "content": content}}
 
 
 def streams(event: type[BaseModel]) -> Responses:
@@ -103,8 +103,8 @@ def matching(pattern: re.Pattern[str]) -> Any:
     return Path(json_schema_extra={"pattern": f"^({pattern.pattern})$"})
 
 
-def pictures() -> Responses:
-    """Answers with a picture."""
+def images() -> Responses:
+    """Answers with an image."""
     kinds = (f"image/{kind}" for kind in get_args(ImageKind))
     content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}
     return {200: {"content": content, "headers": {"cache-control": _header("it does not change")}}}

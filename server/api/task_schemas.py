@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_SEED, MAX_STEPS, PictureRequest, random_seed
+from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_SEED, MAX_STEPS, ImageRequest, random_seed
 from server.api.openai_schemas import MAX_PROMPT, Prompt
 from server.jobs.job import Receipt
 
@@ -12,7 +12,7 @@ UNGUIDED = 1.0  # of cfg_scale: negative + scale * (positive - negative) is then
 
 
 class GenerateRequest(BaseModel):
-    """What to draw. `seed` -1 is a random one; `cfg_scale` up to 1 draws without guidance."""
+    """What to generate. `seed` -1 is a random one; `cfg_scale` up to 1 generates without guidance."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,12 +28,12 @@ class GenerateRequest(BaseModel):
     timeout: Annotated[float, Field(gt=0, le=86400, strict=True)] | None = None
     previews: Annotated[int, Field(ge=0, le=100, strict=True)] = 0
 
-    def pictures(self) -> tuple[PictureRequest, ...]:
-        """One request per picture, with the seeds seed, seed + 1, ..."""
+    def images(self) -> tuple[ImageRequest, ...]:
+        """One request per image, with the seeds seed, seed + 1, ..."""
         first = random_seed() if self.seed == -1 else self.seed
         guidance = max(self.cfg_scale - UNGUIDED, 0.0)
         return tuple(
-            PictureRequest(
+            ImageRequest(
                 self.prompt,
                 self.height,
                 self.width,
@@ -48,7 +48,7 @@ class GenerateRequest(BaseModel):
 
 
 class Images(BaseModel):
-    """Pictures as base64."""
+    """Images as base64."""
 
     images: list[str]
     seeds: list[int]

@@ -1,4 +1,4 @@
-"""The endpoints that deployments of Z-Image-Turbo already call: wait for pictures, or leave a task and ask for it.
+"""The endpoints that deployments of Z-Image-Turbo already call: wait for images, or leave a task and ask for it.
 
 Knows bodies; what becomes of a task, which is a job by another name, is the dispatcher's.
 """
@@ -14,11 +14,11 @@ from starlette.requests import ClientDisconnect
 
 from server.api import errors, openapi
 from server.api.body import read, while_connected
-from server.api.submit import Jobs, Order, Owner, accept, drawn, picture_path, timing
+from server.api.submit import Jobs, Owner, Submission, accept, image_path, timing, wait_for_images
 from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList, TaskResult
 from server.jobs.dispatcher import Dispatcher
-from server.jobs.job import Job, JobState, Receipt, StoredPicture
-from server.jobs.live_job import JobEvent, Progress, Shown
+from server.jobs.job import Job, JobState, Receipt, StoredImage
+from server.jobs.live_job import JobEvent, PreviewReady, Progress
 from server.jobs.store import MAX_SEQUENCE
 
 STATES = {JobState.QUEUED: "pending"}  # others are called as they are
@@ -31,32 +31,32 @@ BODY = openapi.takes(GenerateRequest)
 LINKS = openapi.leads_to("task_id", "/v1/task/{task_id}", "get", "delete")
 
 
-@router.post("/api/v1/generate", response_model=Images, openapi_extra=BODY, responses=openapi.draws())
+@router.post("/api/v1/generate", response_model=Images, openapi_extra=BODY, responses=openapi.generates())
 async def generate(request: Request, jobs: Jobs, owner: Owner) -> Response:
-    """Draws, and answers with the pictures."""
+    """Generates, and answers with the images."""
     job = await _accept(request, jobs, owner, is_awaited=True)
-    ended, pictures = await drawn(request, jobs, job)
-    seeds = [picture.receipt.seed for picture in pictures]
-    answer = Images(images=[base64.b64encode(picture.data).decode() for picture in pictures], seeds=seeds)
-    return Response(answer.model_dump_json(), media_type="application/json", headers=timing(ended, pictures))
+    ended, images = await wait_for_images(request, jobs, job)
+    seeds = [image.receipt.seed for image in images]
+    answer = Images(images=[base64.b64encode(image.data).decode() for image in images], seeds=seeds)
+    return Response(answer.model_dump_json(), media_type="application/json", headers=timing(ended, images))
 
 
 @router.post("/api/v1/generate_async", openapi_extra=BODY, responses=openapi.submits(LINKS))
 @router.post("/v1/generate", openapi_extra=BODY, responses=openapi.submits(LINKS))
 async def submit(request: Request, jobs: Jobs, owner: Owner) -> Submitted:
-    """Takes a task, which is drawn whether or not anybody waits for it."""
+    """Takes a task, which is generated whether or not anybody waits for it."""
     return Submitted(task_id=(await _accept(request, jobs, owner, is_awaited=False)).id)
 
 
 @router.get("/v1/task/{task_id}", responses=openapi.fails(404, 503))
 async def task(task_id: str, request: Request, jobs: Jobs) -> Task:
-    """Where a task is, and when it is done, where its pictures are."""
+    """Where a task is, and when it is done, where its images are."""
     return await _task(request, jobs, await _find(jobs, task_id))
 
 
 @router.delete("/v1/task/{task_id}", responses=openapi.fails(401, 404, 503))
 async def cancel(task_id: str, request: Request, jobs: Jobs, owner: Owner) -> Task:
-    """Ends a task at its next step; one that has ended is forgotten, pictures and all."""
+    """Ends a task at its next step; one that has ended is forgotten, images and all."""
     job = await _find(jobs, task_id)
     if job.owner != owner:
         raise errors.task_not_found()
@@ -74,7 +74,7 @@ async def cancel(task_id: str, request: Request, jobs: Jobs, owner: Owner) -> Ta
     responses=openapi.streams(TaskEvent) | openapi.fails(404, 503),
 )
 async def events(task_id: str, request: Request, jobs: Jobs) -> EventSourceResponse:
-    """What happens to a task, as server-sent events: progress, previews, pictures, its end."""
+    """What happens to a task, as server-sent events: progress, previews, images, its end."""
     job = await _find(jobs, task_id)
 
     async def stream() -> AsyncIterator[ServerSentEvent]:
@@ -118,7 +118,7 @@ async def history(
 
 async def _accept(request: Request, jobs: Dispatcher, owner: str | None, *, is_awaited: bool) -> Job:
     wanted = await read(request, GenerateRequest)
-    order = Order("tasks", wanted, wanted.pictures(), is_awaited, timeout=wanted.timeout, previews=wanted.previews)
+    order = Submission("tasks", wanted, wanted.images(), is_awaited, timeout=wanted.timeout, previews=wanted.previews)
     return await accept(request, jobs, owner, order)
 
 
@@ -152,7 +152,7 @@ def _result(request: Request | WebSocket, job: Job, receipts: list[Receipt]) -> 
     assert job.started is not None and job.finished is not None
     base = str(request.base_url)
     return TaskResult(
-        paths=[base + picture_path(job, index) for index in range(len(receipts))],
+        paths=[base + image_path(job, index) for index in range(len(receipts))],
         time=round(job.finished - job.started, 3),
         metadata=receipts,
     )
@@ -168,9 +168,9 @@ async def _event(request: Request | WebSocket, jobs: Dispatcher, event: JobEvent
                 queue_position=event.position,
                 eta=round(event.eta, 3),
             )
-        case Shown():
+        case PreviewReady():
             return TaskEvent(type="preview", index=event.index, step=event.done, image=_base64(event.data))
-        case StoredPicture():
+        case StoredImage():
             return TaskEvent(type="image", index=event.index, seed=event.receipt.seed, image=_base64(event.data))
         case Job():
             return TaskEvent(type="end", task=await _task(request, jobs, event))

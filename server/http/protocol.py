@@ -11,12 +11,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.api import errors
 from server.api.request_id import HEADER, new_id
-from server.http.write_timeout import UnreadProtocol
+from server.http.write_timeout import WriteTimeoutProtocol
 
 HEAD_SECONDS = 20.0  # for a request's head to arrive, from the connection's or the head's beginning
 
 
-class HttpProtocol(UnreadProtocol, H11Protocol):
+class HttpProtocol(WriteTimeoutProtocol, H11Protocol):
     """Answers what is no HTTP in OpenAI's shape, and closes connections that ask for nothing."""
 
     _head: asyncio.TimerHandle | None = None  # ends the wait for one

@@ -1,4 +1,4 @@
-"""uvicorn around the application: answers probes from the first moment, says when it can draw, and what ends when.
+"""uvicorn around the application: answers probes from the first moment, says when it can generate, and what ends when.
 
 Knows sockets and signals; nothing of jobs but that there are some.
 """
@@ -40,7 +40,7 @@ class HttpServer(uvicorn.Server):
     """Serves a dispatcher's application until SIGTERM or SIGINT.
 
     Args:
-        grace: seconds for pictures being drawn when it is told to stop.
+        grace: seconds for images being generated when it is told to stop.
         page: whether there is one at `/`.
         starting: the first worker's start; if it fails, the server ends.
     """

@@ -31,7 +31,7 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def tell_seldom(loop: asyncio.AbstractEventLoop) -> None:
+def throttle_accept_errors(loop: asyncio.AbstractEventLoop) -> None:
     """Logs now and then that no descriptor is left for a connection: asyncio does so thousands of times a second."""
     told = -math.inf
 

@@ -7,12 +7,12 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from server.api import errors
 from server.http.protocol import last_word
-from server.http.write_timeout import UnreadProtocol
+from server.http.write_timeout import WriteTimeoutProtocol
 
 INVALID_TEXT = 1007  # close code: bytes that are no UTF-8
 
 
-class WebSocketProtocol(UnreadProtocol, WebSocketsSansIOProtocol):
+class WebSocketProtocol(WriteTimeoutProtocol, WebSocketsSansIOProtocol):
     """Answers what is no handshake, closes on text that is none, and sends pongs only to those who read them."""
 
     def data_received(self, data: bytes) -> None:

@@ -14,7 +14,7 @@ from typing import cast
 LOOK_EVERY = 30.0  # seconds; who has taken not a byte from one look to the next is gone
 
 
-class UnreadProtocol(asyncio.Protocol):
+class WriteTimeoutProtocol(asyncio.Protocol):
     """Ends the connection when nothing of what waits to be sent is read, while nothing is added to it."""
 
     _is_full = False  # so that whoever writes waits

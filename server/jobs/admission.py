@@ -12,7 +12,7 @@ from server.jobs.free_memory import FreeMemory
 from server.jobs.job import Job
 from server.jobs.live_job import LiveJob
 
-ROOM = 4  # whoever is refused comes back when a fourth of the queue has been drawn
+ROOM = 4  # whoever is refused comes back when a fourth of the queue has been generated
 
 
 class Refusal(Exception):
@@ -29,8 +29,8 @@ class Limits:
 
     Attributes:
         queue: jobs that may be unfinished at once.
-        history: seconds for which finished jobs and their pictures are kept.
-        history_bytes: of those jobs, pictures included.
+        history: seconds for which finished jobs and their images are kept.
+        history_bytes: of those jobs, images included.
         free_bytes: of the machine's memory that must be free.
     """
 
@@ -41,7 +41,7 @@ class Limits:
 
 
 class Admission:
-    """Refuses what cannot be drawn in time or in memory."""
+    """Refuses what cannot be generated in time or in memory."""
 
     def __init__(self, limits: Limits, estimates: Estimates) -> None:
         self._limits, self._estimates = limits, estimates

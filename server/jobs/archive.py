@@ -1,4 +1,4 @@
-"""A folder that keeps what was drawn, for a time and up to a size. Knows names, ages and bytes; no pictures."""
+"""A folder that keeps what was generated, for a time and up to a size. Knows names, ages and bytes; no images."""
 
 import logging
 import os
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from server.jobs.job import Job, StoredPicture
+from server.jobs.job import Job, StoredImage
 
 log = logging.getLogger(__name__)
 
 DAY = 24 * 3600.0  # seconds
 UNFINISHED = 3600.0  # seconds after which what is half-written is taken for a crash's
 SWEEP_EVERY = 600.0  # seconds
-BACKLOG = 64  # pictures that wait for a slow disk; more are not kept
+BACKLOG = 64  # images that wait for a slow disk; more are not kept
 TIME = "%Y%m%d_%H%M%S"
 
 SHORT_ID = re.compile(r"[0-9a-f]{8}")
@@ -29,12 +29,12 @@ NAME = re.compile(rf"(\.)?generated_([0-9]{{8}}_[0-9]{{6}})_{SHORT_ID.pattern}{S
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """Finished pictures in one folder, which other files and other processes' archives may share.
+    """Finished images in one folder, which other files and other processes' archives may share.
 
     Attributes:
         folder: made by the first `save`.
-        max_age: seconds; None keeps pictures for ever.
-        max_bytes: of all pictures together; None for no limit.
+        max_age: seconds; None keeps images for ever.
+        max_bytes: of all images together; None for no limit.
     """
 
     folder: Path
@@ -45,19 +45,19 @@ class Archive:
         """Writes generated_YYYYMMDD_HHMMSS_ID, in UTC: all of it or nothing. Other processes see only whole files.
 
         Args:
-            data: a picture's file.
+            data: an image's file.
             suffix: `ImageFormat.suffix`.
             when: aware of its time zone.
             short_id: 8 digits of lower-case hex.
 
         Raises:
             ValueError: a name that is not of this form; nothing of a request reaches the file system otherwise.
-            OSError: the folder cannot be written or is full; FileExistsError if the picture is there already.
+            OSError: the folder cannot be written or is full; FileExistsError if the image is there already.
         """
         name = _name(suffix, when, short_id)
         self.folder.mkdir(parents=True, exist_ok=True)
         path, unfinished = self.folder / name, self.folder / f".{name}.part"
-        file = unfinished.open("xb")  # whoever has made it is the only one to write this picture
+        file = unfinished.open("xb")  # whoever has made it is the only one to write this image
         try:
             with file:
                 file.write(data)
@@ -81,9 +81,9 @@ class Archive:
         entries = sorted(self._entries(), key=lambda entry: (entry.made, entry.path.name))
         kept = [entry for entry in entries if not self._expired(entry, now)]
         removed = [entry for entry in entries if self._expired(entry, now)]
-        pictures = [entry for entry in kept if entry.finished]
-        surplus = 0 if self.max_bytes is None else sum(entry.size for entry in pictures) - self.max_bytes
-        for entry in pictures:
+        images = [entry for entry in kept if entry.finished]
+        surplus = 0 if self.max_bytes is None else sum(entry.size for entry in images) - self.max_bytes
+        for entry in images:
             if surplus <= 0:
                 break
             removed.append(entry)
@@ -113,11 +113,11 @@ class Archive:
 
 
 class Archivist:
-    """Writes pictures to an archive and sweeps it, in a thread of its own: nothing waits for a slow or full disk."""
+    """Writes images to an archive and sweeps it, in a thread of its own: nothing waits for a slow or full disk."""
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
-        self._waiting: queue.Queue[tuple[Job, StoredPicture] | None] = queue.Queue(BACKLOG)
+        self._waiting: queue.Queue[tuple[Job, StoredImage] | None] = queue.Queue(BACKLOG)
         self._sweep_due = 0.0  # by the monotonic clock
         self._unswept = 0  # bytes
         self._thread = threading.Thread(target=self._run, name="archivist", daemon=True)
@@ -125,12 +125,12 @@ class Archivist:
     def start(self) -> None:
         self._thread.start()
 
-    def keep(self, job: Job, picture: StoredPicture) -> None:
-        """Does not wait, and does not fail: the job has its picture anyway."""
+    def keep(self, job: Job, image: StoredImage) -> None:
+        """Does not wait, and does not fail: the job has its image anyway."""
         try:
-            self._waiting.put_nowait((job, picture))
+            self._waiting.put_nowait((job, image))
         except queue.Full:
-            log.error("picture %d of %s is not archived: the disk does not keep up", picture.index, job.id)
+            log.error("image %d of %s is not archived: the disk does not keep up", image.index, job.id)
 
     def close(self, seconds: float) -> None:
         """Waits for what is to be written, but no longer than that."""
@@ -147,10 +147,10 @@ class Archivist:
                 kept = self._waiting.get(timeout=SWEEP_EVERY)
                 if kept is None:
                     return
-                job, picture = kept
-                short_id = f"{job.id[-6:]}{picture.index:02x}"
-                self._archive.save(picture.data, job.format.suffix, datetime.now(UTC), short_id)
-                self._unswept += len(picture.data)
+                job, image = kept
+                short_id = f"{job.id[-6:]}{image.index:02x}"
+                self._archive.save(image.data, job.format.suffix, datetime.now(UTC), short_id)
+                self._unswept += len(image.data)
             except queue.Empty:
                 continue
             except OSError as error:

@@ -22,12 +22,12 @@ GATHER = 0.002  # seconds that writes wait for others, while answers go out befo
 RETRY = 1.0  # seconds between two attempts to write what the disk did not take
 
 
-class Ledger:
+class AsyncStore:
     """One store, from one event loop.
 
     Args:
         keep: seconds for which jobs that ended are kept.
-        keep_bytes: of them and their pictures.
+        keep_bytes: of them and their images.
     """
 
     def __init__(self, store: JobStore, keep: float, keep_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""Jobs between those who ask and the worker that draws: admission, order, progress, replays, the end of each.
+"""Jobs between those who ask and the worker that generates: admission, order, progress, replays, the end of each.
 
 Knows jobs and messages; not HTTP, not processes. What it has accepted is in the store before anybody is told so, and
 every accepted job ends once: done, failed with a name, or cancelled.
@@ -17,10 +17,10 @@ from typing import Protocol
 from engine.plan.manifest import Manifest
 from server.jobs.admission import Admission, Limits, Refusal
 from server.jobs.archive import Archive, Archivist
-from server.jobs.async_store import Ledger
+from server.jobs.async_store import AsyncStore
 from server.jobs.estimates import Estimates
-from server.jobs.job import Job, JobError, JobState, Receipt, StoredPicture
-from server.jobs.live_job import JobEvent, LiveJob, Progress, Shown
+from server.jobs.job import Job, JobError, JobState, Receipt, StoredImage
+from server.jobs.live_job import JobEvent, LiveJob, PreviewReady, Progress
 from server.jobs.metrics import Metrics
 from server.jobs.store import JobStore, StoreUnavailable, size_of
 from server.worker import messages
@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 2  # of a job whose worker dies: the first, and one replay
 MAX_BEGUN = 4  # attempts at a job over all servers, so that one that ends servers does so no more
 HOPELESS_STARTS = 5  # of a worker in a row, after which nobody is kept waiting any more
-STORE_LAST = 2.0  # seconds that the store has at the end, even if those of the pictures are over
+STORE_LAST = 2.0  # seconds that the store has at the end, even if those of the images are over
 
 
 class JobGone(Exception):
     """A job that was deleted, or forgotten, while somebody asked for it."""
 
 
-class Link(Protocol):
+class WorkerLink(Protocol):
     """The way to the worker: `server.worker.supervisor.Supervisor`, or a fake."""
 
     is_ready: bool
@@ -69,18 +69,18 @@ class Dispatcher:
     ) -> None:
         limits = limits or Limits()
         self.manifest = manifest
-        self.loras = loras  # names that pictures may ask for
+        self.loras = loras  # names that images may ask for
         self.metrics = Metrics(lambda: self.link.pid if self.link is not None else None)
         self.metrics.watch(self._gauges)
-        self.link: Link | None = None
+        self.link: WorkerLink | None = None
         self._store = store
-        self._ledger = Ledger(store, limits.history, limits.history_bytes)
+        self._async_store = AsyncStore(store, limits.history, limits.history_bytes)
         self._estimates = Estimates(manifest)
         self._admission = Admission(limits, self._estimates)
         self._archivist = Archivist(archive) if archive else None
         self._live: dict[str, LiveJob] = {}
         self._unfinished: dict[str, LiveJob] = {}  # of those, in the order of acceptance
-        self._suspects: deque[LiveJob] = deque()  # were being drawn when a worker died: replayed one at a time
+        self._suspects: deque[LiveJob] = deque()  # were being generated when a worker died: replayed one at a time
         self._admitting = 0
         self._device_memory: messages.DeviceMemory | None = None
         self._draining: float | None = None  # since when, by the event loop's clock
@@ -91,19 +91,19 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Takes up what an earlier server has left unfinished."""
-        self._ledger.start()
+        self._async_store.start()
         if self._archivist is not None:
             self._archivist.start()
         found = []
-        for job in await self._ledger.call(self._store.recover):
-            pictures = await self._ledger.call(self._store.pictures, job.id)
-            found.append(LiveJob(job, pictures={picture.index: picture for picture in pictures}))
+        for job in await self._async_store.call(self._store.recover):
+            images = await self._async_store.call(self._store.images, job.id)
+            found.append(LiveJob(job, images={image.index: image for image in images}))
         for live in found:
             self._enter(live)
             if not live.missing():
                 self._end(live, JobState.DONE)
             elif live.job.attempts >= MAX_BEGUN:
-                self._fail(live, "worker_lost", f"Drawing this was begun {live.job.attempts} times and never ended.")
+                self._fail(live, "worker_lost", f"Generating this was begun {live.job.attempts} times and never ended.")
             elif live.job.attempts:  # it may be what ended that server
                 self._suspects.append(live)
         self._feed()
@@ -124,9 +124,9 @@ class Dispatcher:
                     await asyncio.sleep(0.02)
                 for live in self._unfinished.values():
                     if live.is_begun:  # the next server begins it anew, and it is not to blame for that
-                        self._ledger.later(partial(self._store.requeue, live.job.id, forgive=True))
-                await self._ledger.written()
-        self._ledger.close()
+                        self._async_store.later(partial(self._store.requeue, live.job.id, forgive=True))
+                await self._async_store.written()
+        self._async_store.close()
         if self._archivist is not None:
             await asyncio.to_thread(self._archivist.close, STORE_LAST)
 
@@ -144,7 +144,7 @@ class Dispatcher:
             IdempotencyMismatch, StoreUnavailable: as the store says.
         """
         known = None
-        if job.idempotency_key is not None and (known := await self._ledger.call(self._store.known, job)):
+        if job.idempotency_key is not None and (known := await self._async_store.call(self._store.known, job)):
             live = self._live.get(known.id)
             if live is None or live.job.error is None or not live.job.error.is_transient:
                 return known
@@ -154,54 +154,54 @@ class Dispatcher:
             self.metrics.refused(refusal.code)
             raise
         self._admitting += 1
-        # to its end even if whoever asked is gone meanwhile: what is in the store has to be drawn
+        # to its end even if whoever asked is gone meanwhile: what is in the store has to be generated
         return await asyncio.shield(self._take(job, previews, known))
 
     async def _take(self, job: Job, previews: int, failed: Job | None) -> Job:
         """`failed`: had the same key."""
         try:
             if failed is not None:
-                await self._ledger.written()  # then the key is free
-            stored = await self._ledger.call(self._store.add, job)
+                await self._async_store.written()  # then the key is free
+            stored = await self._async_store.call(self._store.add, job)
         finally:
             self._admitting -= 1
         if stored.id == job.id:
             self.metrics.accepted(job)
-            log.info("%s accepted", job.id, extra={"job": job.id, "api": job.api, "pictures": len(job.requests)})
+            log.info("%s accepted", job.id, extra={"job": job.id, "api": job.api, "images": len(job.requests)})
             self._enter(LiveJob(stored, previews))
             self._feed()
         return stored
 
     async def get(self, job_id: str) -> Job | None:
         live = self._live.get(job_id)
-        return live.job if live is not None else await self._ledger.call(self._store.get, job_id)
+        return live.job if live is not None else await self._async_store.call(self._store.get, job_id)
 
-    async def picture(self, job_id: str, index: int) -> StoredPicture | None:
+    async def image(self, job_id: str, index: int) -> StoredImage | None:
         live = self._live.get(job_id)
         if live is None:
-            return await self._ledger.call(self._store.picture, job_id, index)
-        return live.pictures.get(index)
+            return await self._async_store.call(self._store.image, job_id, index)
+        return live.images.get(index)
 
     async def receipts(self, job_id: str) -> list[Receipt]:
-        """Those of its pictures, without the pictures."""
+        """Those of its images, without the images."""
         live = self._live.get(job_id)
         if live is None:
-            return await self._ledger.call(self._store.receipts, job_id)
-        return [picture.receipt for picture in live.drawn()]
+            return await self._async_store.call(self._store.receipts, job_id)
+        return [image.receipt for image in live.finished_images()]
 
     async def history(self, limit: int, before: int | None, owner: str | None) -> list[Job]:
         """An owner's jobs, newest first; see `JobStore.history`."""
-        found = await self._ledger.call(self._store.history, limit, before, owner)
+        found = await self._async_store.call(self._store.history, limit, before, owner)
         return [self._live[job.id].job if job.id in self._live else job for job in found]
 
     async def delete(self, job_id: str) -> bool:
-        """Forgets a job that has ended, and its pictures."""
+        """Forgets a job that has ended, and its images."""
         if job_id in self._live:
-            await self._ledger.written()  # its end is on its way to the store
-        return await self._ledger.call(self._store.delete, job_id)
+            await self._async_store.written()  # its end is on its way to the store
+        return await self._async_store.call(self._store.delete, job_id)
 
     def cancel(self, job_id: str) -> bool:
-        """Ends a job that nobody wants any more; at the next step, if it is being drawn."""
+        """Ends a job that nobody wants any more; at the next step, if it is being generated."""
         live = self._live.get(job_id)
         if live is None or live.job.state.is_final:
             return False
@@ -217,8 +217,8 @@ class Dispatcher:
         steps = sum(request.steps(self.manifest) for request in live.job.requests)
         return Progress(live.job.state, len(ahead), eta, sum(live.done.values()), steps)
 
-    async def end(self, job: Job) -> tuple[Job, list[StoredPicture]]:
-        """The job when it has ended, with its pictures.
+    async def end(self, job: Job) -> tuple[Job, list[StoredImage]]:
+        """The job when it has ended, with its images.
 
         Raises:
             JobGone: it was deleted.
@@ -226,28 +226,28 @@ class Dispatcher:
         live = self._live.get(job.id)
         if live is not None:
             await live.ended.wait()
-            return live.job, live.drawn()
-        pictures = await self._ledger.call(self._store.pictures, job.id)
-        ended = await self._ledger.call(self._store.get, job.id)
+            return live.job, live.finished_images()
+        images = await self._async_store.call(self._store.images, job.id)
+        ended = await self._async_store.call(self._store.get, job.id)
         if ended is None:
             raise JobGone
-        return ended, pictures
+        return ended, images
 
     async def follow(self, job: Job) -> AsyncIterator[JobEvent]:
         """What happens to a job from now on; first what has happened, last, unless it was deleted, how it ended."""
         live = self._live.get(job.id)
         if live is None:
             with suppress(JobGone):
-                ended, pictures = await self.end(job)
-                for picture in pictures:
-                    yield picture
+                ended, images = await self.end(job)
+                for image in images:
+                    yield image
                 yield ended
             return
         events: asyncio.Queue[JobEvent] = asyncio.Queue()
         if not live.job.state.is_final:
             events.put_nowait(self.progress(live.job))
-        for picture in live.drawn():
-            events.put_nowait(picture)
+        for image in live.finished_images():
+            events.put_nowait(image)
         if live.job.state.is_final:
             events.put_nowait(live.job)
         live.followers.add(events)
@@ -264,12 +264,12 @@ class Dispatcher:
 
     def hear(self, message: FromWorker) -> None:
         match message:
-            case messages.Began(key):
+            case messages.Started(key):
                 self._begun(key)
             case messages.Preview(key, done, data):
-                if (found := self._find(key)) and found[1] not in found[0].pictures:
-                    found[0].tell(Shown(found[1], done, data))
-            case messages.Pulse():
+                if (found := self._find(key)) and found[1] not in found[0].images:
+                    found[0].tell(PreviewReady(found[1], done, data))
+            case messages.Heartbeat():
                 self.metrics.passed(message)
                 for key, done in message.done.items():
                     self._stepped(key, done)
@@ -279,7 +279,7 @@ class Dispatcher:
                 self.metrics.switched(seconds)
             case messages.Finished(key):
                 if found := self._find(key):
-                    self._drawn(*found, message)
+                    self._generated(*found, message)
             case messages.Failed(key, code, text):
                 if found := self._find(key):
                     self._fail(found[0], code, text)
@@ -288,7 +288,7 @@ class Dispatcher:
         self._feed()
 
     def worker_lost(self, reason: str) -> None:
-        """Jobs that it was drawing are replayed, one at a time, so that one that kills workers takes no other along."""
+        """Replays the jobs it was generating, one at a time, so that one that kills workers takes no other along."""
         assert self.link is not None
         hopeless = self.link.failed_starts >= HOPELESS_STARTS
         unfinished = list(self._unfinished.values())
@@ -298,11 +298,11 @@ class Dispatcher:
             live.done.clear()
             if live.job.state is JobState.RUNNING:
                 live.job = replace(live.job, state=JobState.QUEUED)
-                self._ledger.later(partial(self._store.requeue, live.job.id))
+                self._async_store.later(partial(self._store.requeue, live.job.id))
             if hopeless:
                 self._fail(live, "worker_unavailable", f"No worker can be started: {reason}.")
             elif live in begun and live.job.attempts >= MAX_ATTEMPTS:
-                self._fail(live, "worker_lost", f"The worker died twice while drawing this: {reason}.")
+                self._fail(live, "worker_lost", f"The worker died twice while generating this: {reason}.")
         self._suspects = deque(live for live in dict.fromkeys([*begun, *self._suspects]) if not live.job.state.is_final)
 
     def _stepped(self, key: str, done: int) -> None:
@@ -322,9 +322,9 @@ class Dispatcher:
         live.job = replace(live.job, state=JobState.RUNNING, attempts=live.job.attempts + 1, started=started)
         if is_first:
             self.metrics.begun(live.job)
-        self._ledger.later(lambda: self._store.begin(live.job.id))
+        self._async_store.later(lambda: self._store.begin(live.job.id))
 
-    def _drawn(self, live: LiveJob, index: int, message: messages.Finished) -> None:
+    def _generated(self, live: LiveJob, index: int, message: messages.Finished) -> None:
         request, manifest = live.job.requests[index], self.manifest
         self._estimates.learn((message.height, message.width), message.forwards, message.seconds)
         receipt = Receipt(
@@ -343,14 +343,14 @@ class Dispatcher:
             seconds=message.seconds,
             lora=request.lora,
         )
-        picture = StoredPicture(index, live.job.format.media_type, message.data, receipt)
-        live.pictures[index] = picture
-        self.metrics.drawn(receipt)
-        live.tell(picture)
-        kept = partial(self._ledger.kept, len(picture.data))
-        self._ledger.later(lambda: self._store.add_picture(live.job.id, picture), then=kept)
+        image = StoredImage(index, live.job.format.media_type, message.data, receipt)
+        live.images[index] = image
+        self.metrics.generated(receipt)
+        live.tell(image)
+        kept = partial(self._async_store.kept, len(image.data))
+        self._async_store.later(lambda: self._store.add_image(live.job.id, image), then=kept)
         if self._archivist is not None:
-            self._archivist.keep(live.job, picture)
+            self._archivist.keep(live.job, image)
         if not live.missing():
             self._end(live, JobState.DONE)
 
@@ -372,7 +372,7 @@ class Dispatcher:
             live.expiry = loop.call_later(max(left, 0.0), self._expire, live)
 
     def _expire(self, live: LiveJob) -> None:
-        self._fail(live, "deadline_exceeded", "The deadline passed before the pictures were drawn.")
+        self._fail(live, "deadline_exceeded", "The deadline passed before the images were generated.")
 
     def _feed(self) -> None:
         """Sends the worker what it does not have yet: all that is queued, or after a death one suspect at a time."""
@@ -385,7 +385,7 @@ class Dispatcher:
                 live.is_sent = True
                 for index in live.missing():
                     request, image_format = live.job.requests[index], live.job.format
-                    self.link.send(messages.Draw(_key(live.job, index), request, image_format, live.previews))
+                    self.link.send(messages.Generate(_key(live.job, index), request, image_format, live.previews))
         self.link.expect(bool(self._unfinished))
 
     def _drop(self, live: LiveJob) -> None:
@@ -425,13 +425,13 @@ class Dispatcher:
 
         def written() -> None:
             self._live.pop(job_id, None)
-            self._ledger.kept(size_of(live.job))
+            self._async_store.kept(size_of(live.job))
 
-        self._ledger.later(write, then=written)
+        self._async_store.later(write, then=written)
         self._feed()
 
     def _find(self, key: str) -> tuple[LiveJob, int] | None:
-        """The job and picture that a message is about, unless the job has ended."""
+        """The job and image that a message is about, unless the job has ended."""
         job_id, _, index = key.rpartition(":")
         live = self._live.get(job_id)
         return None if live is None or live.job.state.is_final else (live, int(index))
@@ -443,7 +443,7 @@ class Dispatcher:
             "zimage_jobs_running": running,
             "zimage_jobs_waiting": len(unfinished) - running,
             "zimage_queue_estimated_seconds": sum(map(self._estimates.remaining, unfinished)),
-            "zimage_store_writes_pending": self._ledger.pending,
+            "zimage_store_writes_pending": self._async_store.pending,
             "zimage_worker_ready": float(link is not None and link.is_ready),
             "zimage_worker_starts_total": float(link.starts if link is not None else 0),
         } | self._device()
@@ -456,5 +456,5 @@ class Dispatcher:
 
 
 def _key(job: Job, index: int) -> str:
-    """What the worker calls a picture."""
+    """What the worker calls an image."""
     return f"{job.id}:{index}"

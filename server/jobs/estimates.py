@@ -1,4 +1,4 @@
-"""How long jobs take, from pictures that were drawn.
+"""How long jobs take, from images that were generated.
 
 Knows sizes and passes; not queues.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from engine.plan.manifest import Manifest
 from server.jobs.live_job import LiveJob
 
-WEIGHT = 0.2  # of the newest picture, in the moving averages
+WEIGHT = 0.2  # of the newest image, in the moving averages
 
 Size = tuple[int, int]  # height, width in pixels
 
@@ -33,7 +33,7 @@ class Estimates:
         self._averages: dict[Size, _Average] = {}
 
     def learn(self, size: Size, passes: int, seconds: dict[str, float]) -> None:
-        """Takes in a picture's stages, as `messages.Finished` tells them."""
+        """Takes in an image's stages, as `messages.Finished` tells them."""
         per_pass = seconds.get("passes", 0.0) / passes
         once = seconds.get("prompt_encoder", 0.0) + seconds.get("vae_decoder", 0.0)
         if size in self._averages:
@@ -51,7 +51,7 @@ class Estimates:
         return seconds
 
     def _seconds(self, size: Size, passes: int, share: float) -> float:
-        """What a picture keeps the engine busy, 0 while nothing is known; `share`: of its passes that are to come."""
+        """What an image keeps the engine busy, 0 while nothing is known; `share`: of its passes that are to come."""
         if not self._averages:
             return 0.0
         area = size[0] * size[1]

@@ -1,4 +1,4 @@
-"""What a job is: the pictures that one request asked for, and how far they are.
+"""What a job is: the images that one request asked for, and how far they are.
 
 Knows neither where jobs are kept nor HTTP.
 """
@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass
 from enum import StrEnum
 
-from engine.request import ImageFormat, PictureRequest
+from engine.request import ImageFormat, ImageRequest
 
 
 class JobState(StrEnum):
@@ -33,7 +33,7 @@ class JobError:
 
     @property
     def is_transient(self) -> bool:
-        """Whether the same request may come again, idempotency key and all, and be drawn."""
+        """Whether the same request may come again, idempotency key and all, and be generated."""
         return self.code == "worker_unavailable"
 
 
@@ -42,7 +42,7 @@ class Job:
     """What was asked for, and how far it is. Times in unix seconds."""
 
     id: str
-    requests: tuple[PictureRequest, ...]  # one per picture
+    requests: tuple[ImageRequest, ...]  # one per image
     format: ImageFormat
     api: str  # which endpoint made it
     owner: str | None = None  # hash of an API key; None where the server asks for none
@@ -55,14 +55,14 @@ class Job:
     state: JobState = JobState.QUEUED
     started: float | None = None  # the first time
     finished: float | None = None  # when the state became final
-    attempts: int = 0  # how often a worker began to draw it
+    attempts: int = 0  # how often a worker began to generate it
     error: JobError | None = None
     sequence: int = 0  # order of acceptance, from 1
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """How a picture came to be: what it takes to draw it again, and what it cost."""
+    """How an image came to be: what it takes to generate it again, and what it cost."""
 
     seed: int
     width: int  # pixels
@@ -74,15 +74,15 @@ class Receipt:
     precision: str
     flavor: str
     model: str
-    revised_prompt: str | None  # the part that was drawn of a prompt that was too long
+    revised_prompt: str | None  # the part that was generated of a prompt that was too long
     text_tokens: int
     seconds: dict[str, float]  # per stage
     lora: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class StoredPicture:
-    """An encoded picture of a job, and its receipt."""
+class StoredImage:
+    """An encoded image of a job, and its receipt."""
 
     index: int  # into the job's requests
     media_type: str

@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from server.jobs.job import Job, JobState, StoredPicture
+from server.jobs.job import Job, JobState, StoredImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,20 +13,20 @@ class Progress:
     state: JobState
     position: int
     eta: float
-    done: int  # steps of all its pictures
+    done: int  # steps of all its images
     steps: int
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What a picture will be like after `done` of its steps: an image file."""
+class PreviewReady:
+    """What an image will be like after `done` of its steps: an image file."""
 
     index: int
     done: int
     data: bytes
 
 
-JobEvent = Progress | Shown | StoredPicture | Job  # a Job is the last: it has ended
+JobEvent = Progress | PreviewReady | StoredImage | Job  # a Job is the last: it has ended
 
 
 @dataclass(slots=True, eq=False)
@@ -35,8 +35,8 @@ class LiveJob:
 
     job: Job
     previews: int = 0
-    pictures: dict[int, StoredPicture] = field(default_factory=dict)
-    done: dict[int, int] = field(default_factory=dict)  # steps by picture
+    images: dict[int, StoredImage] = field(default_factory=dict)
+    done: dict[int, int] = field(default_factory=dict)  # steps by image
     is_sent: bool = False
     is_begun: bool = False  # by the worker that is running
     followers: set["asyncio.Queue[JobEvent]"] = field(default_factory=set)
@@ -44,11 +44,11 @@ class LiveJob:
     expiry: asyncio.TimerHandle | None = None
 
     def missing(self) -> list[int]:
-        return [index for index in range(len(self.job.requests)) if index not in self.pictures]
+        return [index for index in range(len(self.job.requests)) if index not in self.images]
 
-    def drawn(self) -> list[StoredPicture]:
-        """The pictures that there are, by index."""
-        return [self.pictures[index] for index in sorted(self.pictures)]
+    def finished_images(self) -> list[StoredImage]:
+        """The images that there are, by index."""
+        return [self.images[index] for index in sorted(self.images)]
 
     def tell(self, event: JobEvent) -> None:
         for follower in self.followers:

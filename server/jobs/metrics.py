@@ -10,12 +10,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from server.jobs.job import Job, Receipt
-from server.worker.messages import Pulse
+from server.worker.messages import Heartbeat
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16)
 
-NOTHING = Pulse([], 0, 0, {})
+NOTHING = Heartbeat([], 0, 0, {})
 
 Gauges = Callable[[], Mapping[str, float]]
 
@@ -40,17 +40,19 @@ class Metrics:
         self._queue_seconds = Histogram(
             "zimage_job_queue_seconds", "From acceptance to the first step.", buckets=SECONDS, registry=registry
         )
-        self._pictures = Counter("zimage_pictures", "Pictures drawn.", registry=registry)
-        self._pixels = Counter("zimage_pixels", "Pixels drawn.", registry=registry)
+        self._images = Counter("zimage_images", "Images generated.", registry=registry)
+        self._pixels = Counter("zimage_pixels", "Pixels generated.", registry=registry)
         self._stage_seconds = Histogram(
-            "zimage_stage_seconds", "Of a picture, by stage.", ["stage"], buckets=SECONDS, registry=registry
+            "zimage_stage_seconds", "Of an image, by stage.", ["stage"], buckets=SECONDS, registry=registry
         )
         self._batch = Histogram(
-            "zimage_forward_batch_size", "Pictures in a forward pass.", buckets=BATCHES, registry=registry
+            "zimage_forward_batch_size", "Images in a forward pass.", buckets=BATCHES, registry=registry
         )
         self._forward_seconds = Counter("zimage_forward_seconds", "Spent in forward passes.", registry=registry)
-        self._captions = Counter("zimage_caption_requests", "Prompts to encode.", ["cache"], registry=registry)
-        self._hits, self._misses = (self._captions.labels(cache) for cache in ("hit", "miss"))
+        self._prompt_cache_requests = Counter(
+            "zimage_prompt_cache_requests", "Prompts to encode.", ["cache"], registry=registry
+        )
+        self._hits, self._misses = (self._prompt_cache_requests.labels(cache) for cache in ("hit", "miss"))
         self._switches = Counter("zimage_lora_switches", "Changes to another LoRA or to none.", registry=registry)
         self._switch_seconds = Counter("zimage_lora_switch_seconds", "Spent in such changes.", registry=registry)
         self._heard = NOTHING
@@ -70,8 +72,8 @@ class Metrics:
         assert job.started is not None
         self._queue_seconds.observe(max(job.started - job.created, 0.0))
 
-    def drawn(self, receipt: Receipt) -> None:
-        self._pictures.inc()
+    def generated(self, receipt: Receipt) -> None:
+        self._images.inc()
         self._pixels.inc(receipt.width * receipt.height)
         for stage, seconds in receipt.seconds.items():
             self._stage_seconds.labels(stage).observe(seconds)
@@ -81,14 +83,14 @@ class Metrics:
         self._ended.labels(job.api, job.state.value, job.error.code if job.error else "").inc()
         self._job_seconds.labels(job.api).observe(max(job.finished - job.created, 0.0))
 
-    def passed(self, pulse: Pulse) -> None:
-        """Forward passes are over. A new worker's counts of captions begin at 0."""
+    def passed(self, pulse: Heartbeat) -> None:
+        """Forward passes are over. A new worker's counts of prompts begin at 0."""
         for batch, seconds in pulse.passes:
             self._batch.observe(batch)
             self._forward_seconds.inc(seconds)
-        before = self._heard if pulse.caption_misses >= self._heard.caption_misses else NOTHING
-        self._hits.inc(max(pulse.caption_hits - before.caption_hits, 0))
-        self._misses.inc(pulse.caption_misses - before.caption_misses)
+        before = self._heard if pulse.prompt_cache_misses >= self._heard.prompt_cache_misses else NOTHING
+        self._hits.inc(max(pulse.prompt_cache_hits - before.prompt_cache_hits, 0))
+        self._misses.inc(pulse.prompt_cache_misses - before.prompt_cache_misses)
         self._heard = pulse
 
     def switched(self, seconds: float) -> None:

@@ -1,6 +1,6 @@
-"""Jobs and their pictures in an SQLite file, so that neither a crash nor a restart loses what was accepted.
+"""Jobs and their images in an SQLite file, so that neither a crash nor a restart loses what was accepted.
 
-Knows rows and transactions; not who draws, not HTTP.
+Knows rows and transactions; not who generates, not HTTP.
 """
 
 import sqlite3
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from server.jobs.job import Job, JobError, JobState, Receipt, StoredPicture
+from server.jobs.job import Job, JobError, JobState, Receipt, StoredImage
 
-VERSION = 1  # of the schema
+VERSION = 2  # of the schema
 SCHEMA = (
     """CREATE TABLE jobs (
         sequence INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -40,7 +40,7 @@ SCHEMA = (
         WHERE idempotency_key IS NOT NULL""",
     "CREATE INDEX jobs_by_owner ON jobs (owner, sequence)",
     "CREATE INDEX jobs_unfinished ON jobs (sequence) WHERE finished IS NULL",
-    """CREATE TABLE pictures (
+    """CREATE TABLE images (
         job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
         number INTEGER NOT NULL,
         media_type TEXT NOT NULL,
@@ -55,18 +55,18 @@ COLUMNS = tuple(field.name for field in fields(Job) if field.name != "sequence")
 JSON_COLUMNS = ("requests", "format", "error")
 
 SERVER_RESTARTED = JobError(
-    "server_restarted", "The server was restarted before the pictures were drawn; send the request again."
+    "server_restarted", "The server was restarted before the images were generated; send the request again."
 )
 MAX_SEQUENCE = 2**63 - 1
 WAL_BYTES = 16 << 20  # what the log may keep on disk after a burst
 PRUNED = 20  # jobs that one `prune` deletes at most
-ROW_BYTES = 1 << 10  # of a job that ended, besides its requests and pictures
+ROW_BYTES = 1 << 10  # of a job that ended, besides its requests and images
 VACUUM_PAGES = 4096  # that one `prune` gives back; of 4 KiB
 SIZE = f"(length(CAST(requests AS BLOB)) + {ROW_BYTES})"  # as `size_of`
 
 ADVICE = {
     sqlite3.SQLITE_BUSY: "another process is writing to it; a store belongs to one server",
-    sqlite3.SQLITE_FULL: "free disk space, or keep fewer pictures",
+    sqlite3.SQLITE_FULL: "free disk space, or keep fewer images",
     sqlite3.SQLITE_READONLY: "the file and its directory must be writable",
     sqlite3.SQLITE_IOERR: "the disk fails or is full; the kernel's log says more",
     sqlite3.SQLITE_CANTOPEN: "its directory must exist and be writable",
@@ -84,7 +84,7 @@ class IdempotencyMismatch(Exception):
 
 
 class JobStore:
-    """Jobs in the order of their acceptance, each with the pictures that it has so far.
+    """Jobs in the order of their acceptance, each with the images that it has so far.
 
     One connection, which any thread may use, but only one at a time: callers hold a lock. Every method may wait up to
     `busy_timeout` for another process and may raise StoreUnavailable, and then has changed nothing (`prune` has deleted
@@ -156,7 +156,7 @@ class JobStore:
         return self._jobs("WHERE owner IS ? AND sequence < ? ORDER BY sequence DESC LIMIT ?", owner, end, limit)
 
     def begin(self, id: str) -> bool:
-        """queued -> running, one more attempt. False: the job is not queued, so do not draw it."""
+        """queued -> running, one more attempt. False: the job is not queued, so do not generate it."""
         return self._change(
             "UPDATE jobs SET state = 'running', attempts = attempts + 1, started = ifnull(started, ?)"
             " WHERE id = ? AND state = 'queued'",
@@ -173,12 +173,12 @@ class JobStore:
         return self._change(sql, int(forgive), id)
 
     def finish(self, id: str) -> bool:
-        """Ends a job that has all its pictures. False, as for `fail` and `cancel`: it had ended, or is unknown."""
+        """Ends a job that has all its images. False, as for `fail` and `cancel`: it had ended, or is unknown."""
         wanted = self._wanted(id)
         if wanted is None:
             return False
-        ((drawn,),) = self._rows("SELECT count(*) FROM pictures WHERE job = ?", id)
-        assert drawn == wanted, f"{id} has {drawn} of {wanted} pictures"
+        ((generated,),) = self._rows("SELECT count(*) FROM images WHERE job = ?", id)
+        assert generated == wanted, f"{id} has {generated} of {wanted} images"
         return self._end(id, JobState.DONE)
 
     def fail(self, id: str, error: JobError) -> bool:
@@ -187,34 +187,34 @@ class JobStore:
     def cancel(self, id: str) -> bool:
         return self._end(id, JobState.CANCELLED)
 
-    def add_picture(self, id: str, picture: StoredPicture) -> bool:
-        """Keeps a picture; of two with the same index the first. False: the job has ended or is unknown."""
+    def add_image(self, id: str, image: StoredImage) -> bool:
+        """Keeps an image; of two with the same index the first. False: the job has ended or is unknown."""
         with self._writing() as connection:
             wanted = self._wanted(id)
             if wanted is None:
                 return False
-            assert 0 <= picture.index < wanted
+            assert 0 <= image.index < wanted
             connection.execute(
-                "INSERT INTO pictures (job, number, media_type, receipt, data) VALUES (?, ?, ?, ?, ?)"
+                "INSERT INTO images (job, number, media_type, receipt, data) VALUES (?, ?, ?, ?, ?)"
                 " ON CONFLICT (job, number) DO NOTHING",
-                (id, picture.index, picture.media_type, _json(picture.receipt), picture.data),
+                (id, image.index, image.media_type, _json(image.receipt), image.data),
             )
             return True
 
-    def pictures(self, id: str) -> list[StoredPicture]:
+    def images(self, id: str) -> list[StoredImage]:
         """What there is so far, by index."""
-        return self._pictures("WHERE job = ? ORDER BY number", id)
+        return self._images("WHERE job = ? ORDER BY number", id)
 
-    def picture(self, id: str, index: int) -> StoredPicture | None:
-        return next(iter(self._pictures("WHERE job = ? AND number = ?", id, index)), None)
+    def image(self, id: str, index: int) -> StoredImage | None:
+        return next(iter(self._images("WHERE job = ? AND number = ?", id, index)), None)
 
     def receipts(self, id: str) -> list[Receipt]:
-        """Those of its pictures, by index, without reading the pictures."""
-        rows = self._rows("SELECT receipt FROM pictures WHERE job = ? ORDER BY number", id)
+        """Those of its images, by index, without reading the images."""
+        rows = self._rows("SELECT receipt FROM images WHERE job = ? ORDER BY number", id)
         return [msgspec.json.decode(receipt, type=Receipt) for (receipt,) in rows]
 
     def delete(self, id: str) -> bool:
-        """Deletes a job that has ended, with its pictures. False: it has not, or is unknown."""
+        """Deletes a job that has ended, with its images. False: it has not, or is unknown."""
         return self._change("DELETE FROM jobs WHERE id = ? AND finished IS NOT NULL", id)
 
     def prune(self, older_than: float, max_bytes: int) -> int:
@@ -222,17 +222,17 @@ class JobStore:
 
         Args:
             older_than: unix seconds; all that ended before go.
-            max_bytes: of all pictures, and of all jobs that ended. While there are more, the first ended goes.
+            max_bytes: of all images, and of all jobs that ended. While there are more, the first ended goes.
 
         Returns:
             How many jobs were deleted.
         """
         deleted = 0
-        ((pictures,),) = self._rows("SELECT ifnull(sum(length(data)), 0) FROM pictures")
+        ((images,),) = self._rows("SELECT ifnull(sum(length(data)), 0) FROM images")
         ((jobs,),) = self._rows(f"SELECT ifnull(sum({SIZE}), 0) FROM jobs WHERE finished IS NOT NULL")
-        held = pictures + jobs
+        held = images + jobs
         for id, finished, size in self._rows(
-            f"SELECT id, finished, {SIZE} + (SELECT ifnull(sum(length(data)), 0) FROM pictures WHERE job = id) FROM"
+            f"SELECT id, finished, {SIZE} + (SELECT ifnull(sum(length(data)), 0) FROM images WHERE job = id) FROM"
             f" (SELECT * FROM jobs WHERE finished IS NOT NULL ORDER BY finished, sequence LIMIT {PRUNED})"
         ):
             if finished >= older_than and held <= max_bytes:
@@ -243,7 +243,7 @@ class JobStore:
         return deleted
 
     def recover(self) -> list[Job]:
-        """To be called once at the start, when no worker draws: puts right what the end of the last server left.
+        """To be called once at the start, when no worker generates: puts right what the end of the last server left.
 
         Jobs that are not durable fail, since their clients are gone; running ones are queued again.
 
@@ -262,7 +262,7 @@ class JobStore:
         self._connection.close()
 
     def _wanted(self, id: str) -> int | None:
-        """How many pictures a job is to have; None if it has ended, or is unknown."""
+        """How many images a job is to have; None if it has ended, or is unknown."""
         rows = self._rows("SELECT json_array_length(requests) FROM jobs WHERE id = ? AND finished IS NULL", id)
         return rows[0][0] if rows else None
 
@@ -282,8 +282,8 @@ class JobStore:
     def _jobs(self, which: str, *values: SQLiteValue) -> list[Job]:
         return [_job(row) for row in self._rows(f"SELECT * FROM jobs {which}", *values)]
 
-    def _pictures(self, which: str, *values: SQLiteValue) -> list[StoredPicture]:
-        return [_picture(row) for row in self._rows(f"SELECT * FROM pictures {which}", *values)]
+    def _images(self, which: str, *values: SQLiteValue) -> list[StoredImage]:
+        return [_image(row) for row in self._rows(f"SELECT * FROM images {which}", *values)]
 
     def _rows(self, sql: str, *values: SQLiteValue) -> list[sqlite3.Row]:
         with _explained(self._name):
@@ -303,7 +303,7 @@ class JobStore:
 
 
 def size_of(job: Job) -> int:
-    """About how many bytes a job takes without its pictures."""
+    """About how many bytes a job takes without its images."""
     return len(_json(job.requests).encode()) + ROW_BYTES
 
 
@@ -364,9 +364,9 @@ def _job(row: sqlite3.Row) -> Job:
     return msgspec.convert(values, Job)
 
 
-def _picture(row: sqlite3.Row) -> StoredPicture:
+def _image(row: sqlite3.Row) -> StoredImage:
     receipt = msgspec.json.decode(row["receipt"], type=Receipt)
-    return StoredPicture(row["number"], row["media_type"], row["data"], receipt)
+    return StoredImage(row["number"], row["media_type"], row["data"], receipt)
 
 
 def _json(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The page's form: what to draw, and in which size.
+"""The page's form: what to generate, and in which size.
 
 Knows inputs and the plans' sizes; not what becomes of an order.
 """
@@ -10,11 +10,11 @@ from nicegui import ui
 
 from engine.errors import InvalidRequest, UnsupportedShape
 from engine.plan.manifest import Manifest
-from engine.request import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, PictureRequest
+from engine.request import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, ImageRequest
 from server.api.task_schemas import UNGUIDED, GenerateRequest
 
 RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))  # width : height
-PREVIEWS = 4  # of each picture; at 1024x1024 one takes about a megabyte
+PREVIEWS = 4  # of each image; at 1024x1024 one takes about a megabyte
 OTHER = "other"
 
 Size = tuple[int, int]  # width, height in pixels, as people say it
@@ -48,7 +48,7 @@ class Form:
         with ui.expansion("Advanced"):
             self._negative = ui.textarea("Negative prompt").props("outlined dense autogrow")
             self._guidance = ui.number("Guidance", value=0, min=0, max=MAX_GUIDANCE, step=0.5).props("outlined dense")
-            ui.label("0 draws without. Above it every step takes twice as long.").classes("z-quiet")
+            ui.label("0 generates without. Above it every step takes twice as long.").classes("z-quiet")
 
     def wanted(self) -> GenerateRequest:
         """What the inputs say.
@@ -74,8 +74,8 @@ class Form:
             fields["lora"] = self._lora.value
         return GenerateRequest.model_validate(fields)
 
-    def take_over(self, request: PictureRequest) -> None:
-        """Sets the inputs to what a picture was drawn with."""
+    def take_over(self, request: ImageRequest) -> None:
+        """Sets the inputs to what an image was generated with."""
         height, width = request.size(self._manifest)
         key = _key(width, height)
         self.prompt.value = request.prompt
@@ -100,7 +100,7 @@ def sizes(manifest: Manifest) -> list[Size]:
         area, edge = profile.height.opt * profile.width.opt, min(profile.height.max, profile.width.max)
         found += [_near(area, ratio, manifest.model.size_multiple) for ratio in RATIOS]
         found.append((edge, edge))
-    return [size for size in dict.fromkeys(found) if _is_drawn(manifest, size)]
+    return [size for size in dict.fromkeys(found) if _is_generated(manifest, size)]
 
 
 def _near(area: int, ratio: tuple[int, int], multiple: int) -> Size:
@@ -109,7 +109,7 @@ def _near(area: int, ratio: tuple[int, int], multiple: int) -> Size:
     return width, height
 
 
-def _is_drawn(manifest: Manifest, size: Size) -> bool:
+def _is_generated(manifest: Manifest, size: Size) -> bool:
     try:
         manifest.profile_for(size[1], size[0])
     except UnsupportedShape:

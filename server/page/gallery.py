@@ -1,6 +1,6 @@
-"""The page's gallery: what has been drawn and what is being drawn, whoever asked for it, page or endpoint.
+"""The page's gallery: what has been generated and what is being generated, whoever asked for it, page or endpoint.
 
-Knows jobs and pictures; not the form.
+Knows jobs and images; not the form.
 """
 
 import asyncio
@@ -9,15 +9,15 @@ from functools import partial
 
 from nicegui import ui
 
-from engine.request import PictureRequest
-from server.api.submit import picture_path
+from engine.request import ImageRequest
+from server.api.submit import image_path
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.job import Job, JobState, Receipt
 
 PAGE = 24  # jobs
 SURE = "Delete for good?"
 
-Again = Callable[[PictureRequest], None]
+Again = Callable[[ImageRequest], None]
 Delete = Callable[[Job], Awaitable[None]]
 
 
@@ -25,7 +25,7 @@ class Gallery:
     """An owner's jobs, newest first, in the element that is open.
 
     Args:
-        again: is told what to draw once more.
+        again: is told what to generate once more.
         is_elsewhere: whether a job, by its id, is shown in another place.
     """
 
@@ -35,8 +35,8 @@ class Gallery:
         self._tiles: dict[str, _Tile] = {}
         self._refreshing = asyncio.Lock()
         self._grid = ui.element("div").classes("z-gallery")
-        self._empty = ui.label("Your pictures will be here.").classes("z-quiet")
-        self._more = ui.button("Older pictures", on_click=self._show_more).props("outline no-caps")
+        self._empty = ui.label("Your images will be here.").classes("z-quiet")
+        self._more = ui.button("Older images", on_click=self._show_more).props("outline no-caps")
         self._viewer = ui.dialog()
 
     async def refresh(self) -> None:
@@ -74,16 +74,16 @@ class Gallery:
         if index >= len(receipts):  # removed meanwhile
             return
         self._viewer.clear()
-        with self._viewer, ui.card().classes("z-card z-drawing z-viewer"):
-            show_picture(job, index, receipts[index], self._take_over, self.delete)
+        with self._viewer, ui.card().classes("z-card z-generating z-viewer"):
+            show_image(job, index, receipts[index], self._take_over, self.delete)
         self._viewer.open()
 
-    def _take_over(self, request: PictureRequest) -> None:
+    def _take_over(self, request: ImageRequest) -> None:
         self._viewer.close()
         self._again(request)
 
     async def delete(self, job: Job) -> None:
-        """Forgets a job, pictures and all."""
+        """Forgets a job, images and all."""
         self._viewer.close()
         await self._jobs.delete(job.id)
         if tile := self._tiles.pop(job.id, None):
@@ -91,7 +91,7 @@ class Gallery:
 
 
 class _Tile:
-    """A job in the grid: its pictures, or why there are none. How far it is, the page that asked for it says."""
+    """A job in the grid: its images, or why there are none. How far it is, the page that asked for it says."""
 
     def __init__(
         self, jobs: Dispatcher, job: Job, open_: Callable[[Job, int], Awaitable[None]], delete: Delete
@@ -103,7 +103,7 @@ class _Tile:
                     tile = ui.element("button").classes("z-card z-tile").props("type=button")
                     tile.on("click", partial(open_, job, index))
                     with tile:
-                        image(picture_path(job, index), request.prompt, request.size(jobs.manifest))
+                        image(image_path(job, index), request.prompt, request.size(jobs.manifest))
                         with ui.element("div").classes("z-note"):
                             ui.label(request.prompt).classes("z-two")
                             ui.label(summary(jobs, request)).classes("z-quiet")
@@ -125,7 +125,7 @@ def image(source: str, prompt: str, size: tuple[int, int]) -> ui.element:
     return element
 
 
-def summary(jobs: Dispatcher, request: PictureRequest) -> str:
+def summary(jobs: Dispatcher, request: ImageRequest) -> str:
     height, width = request.size(jobs.manifest)
     return f"{width} × {height} · {request.steps(jobs.manifest)} steps · seed {request.seed}"
 
@@ -145,9 +145,9 @@ def progress_of(jobs: Dispatcher, job: Job) -> tuple[float, str]:
     return 0.0, f"begins{left}"
 
 
-def show_picture(job: Job, index: int, receipt: Receipt, again: Again, delete: Delete) -> None:
-    """A picture, what it was drawn with, and what can be done with it, in the element that is open."""
-    request, source = job.requests[index], picture_path(job, index)
+def show_image(job: Job, index: int, receipt: Receipt, again: Again, delete: Delete) -> None:
+    """An image, what it was generated with, and what can be done with it, in the element that is open."""
+    request, source = job.requests[index], image_path(job, index)
 
     async def delete_when_sure() -> None:
         if is_sure := deletes.text == SURE:
@@ -169,8 +169,8 @@ def show_picture(job: Job, index: int, receipt: Receipt, again: Again, delete: D
             deletes = ui.button("Delete", on_click=delete_when_sure).props("flat no-caps color=negative")
 
 
-def _facts(request: PictureRequest, receipt: Receipt) -> dict[str, str]:
-    """What a picture was drawn with, by name."""
+def _facts(request: ImageRequest, receipt: Receipt) -> dict[str, str]:
+    """What an image was generated with, by name."""
     found = {
         "Size": f"{receipt.width} × {receipt.height}",
         "Steps": str(receipt.num_inference_steps),
@@ -179,7 +179,7 @@ def _facts(request: PictureRequest, receipt: Receipt) -> dict[str, str]:
         "Guidance": f"{receipt.guidance_scale:g}" if receipt.guidance_scale else "",
         "Negative": request.negative_prompt,
         "Model": f"{receipt.model}, {receipt.precision}",
-        "Drawn in": f"{sum(spent for stage, spent in receipt.seconds.items() if stage != 'passes'):.2f} s",
+        "Generated in": f"{sum(spent for stage, spent in receipt.seconds.items() if stage != 'passes'):.2f} s",
         "Cut to": receipt.revised_prompt or "",
     }
     return {name: value for name, value in found.items() if value}

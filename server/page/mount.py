@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.access import Gate
+from server.api.access import Authenticator
 from server.api.errors import ApiError
 from server.jobs.dispatcher import Dispatcher
 
@@ -39,8 +39,8 @@ CROWDED = ApiError(
 class PageMount:
     """Answers what is for the page, and passes on all else. One per process: the toolkit keeps its state in modules."""
 
-    def __init__(self, app: ASGIApp, jobs: Dispatcher, gate: Gate) -> None:
-        self._app, self._jobs, self._gate = app, jobs, gate
+    def __init__(self, app: ASGIApp, jobs: Dispatcher, authenticator: Authenticator) -> None:
+        self._app, self._jobs, self._authenticator = app, jobs, authenticator
         self._page: FastAPI | None = None
         self._is_crowded: Callable[[], bool] = lambda: False
         self._loading = asyncio.Lock()
@@ -70,7 +70,7 @@ class PageMount:
             if self._page is None:
                 module = await run_in_threadpool(import_module, "server.page.page")
                 self._is_crowded = module.is_crowded
-                page: FastAPI = module.create(self._jobs, self._gate)
+                page: FastAPI = module.create(self._jobs, self._authenticator)
                 await self._running.enter_async_context(page.router.lifespan_context(page))
                 self._page = page
             return self._page

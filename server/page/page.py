@@ -1,4 +1,4 @@
-"""The page at `/`: draws, shows the picture on its way, and keeps the gallery beside it.
+"""The page at `/`: generates, shows the image on its way, and keeps the gallery beside it.
 
 Knows NiceGUI and orders; jobs are the dispatcher's, as for every endpoint. A visitor's order is a durable task: closing
 the page leaves it alone. Each visit has a key, a form and a stage of its own.
@@ -15,17 +15,17 @@ from nicegui import app as toolkit
 from pydantic import ValidationError
 
 from engine.errors import InvalidRequest
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from server.api import errors
-from server.api.access import Gate
-from server.api.submit import Order, place
+from server.api.access import Authenticator
+from server.api.submit import Submission, place
 from server.jobs.admission import Refusal
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.job import Job, JobState
-from server.jobs.live_job import Progress, Shown
+from server.jobs.live_job import PreviewReady, Progress
 from server.jobs.store import StoreUnavailable
 from server.page.form import Form
-from server.page.gallery import Gallery, image, progress_of, show_picture, summary
+from server.page.gallery import Gallery, image, progress_of, show_image, summary
 
 STYLE = Path(__file__).with_name("page.css")
 ICON = (
@@ -41,7 +41,7 @@ MAX_WAITING = 256  # pages, of 0.2 MB each
 RECONNECT = 30.0  # seconds for which a page that lost its connection is kept
 
 
-def create(jobs: Dispatcher, gate: Gate) -> FastAPI:
+def create(jobs: Dispatcher, authenticator: Authenticator) -> FastAPI:
     """The page as an application of its own. Once per process: the toolkit keeps its routes in a module."""
     style = STYLE.read_text()
 
@@ -49,8 +49,8 @@ def create(jobs: Dispatcher, gate: Gate) -> FastAPI:
     async def home(request: Request) -> None:
         ui.add_css(style)
         ui.colors(primary=BLUE)
-        visit = Visit(jobs, gate, request)
-        if gate.needs_key:
+        visit = Visit(jobs, authenticator, request)
+        if authenticator.needs_key:
             await visit.ask_for_key()
         else:
             visit.open(None)
@@ -87,11 +87,11 @@ def is_crowded() -> bool:
 class Visit:
     """What one visitor sees."""
 
-    def __init__(self, jobs: Dispatcher, gate: Gate, request: Request) -> None:
-        self._jobs, self._gate, self._request = jobs, gate, request
+    def __init__(self, jobs: Dispatcher, authenticator: Authenticator, request: Request) -> None:
+        self._jobs, self._authenticator, self._request = jobs, authenticator, request
         self._client = ui.context.client
         self._owner: str | None = None
-        self._stage: dict[str, _Drawing] = {}  # by job
+        self._stage: dict[str, _PendingImage] = {}  # by job
         self._ticks = 0
 
     async def ask_for_key(self) -> None:
@@ -100,12 +100,12 @@ class Visit:
             ui.label(self._jobs.manifest.model.name).classes("z-name")
             ui.label("This server asks for an API key.").classes("z-quiet")
             typed = ui.input("API key", password=True).props("outlined autofocus autocomplete=current-password")
-            enters = ui.button("Enter").props("unelevated no-caps").classes("z-draw")
+            enters = ui.button("Enter").props("unelevated no-caps").classes("z-generate")
             refusal = ui.label().classes("z-error")
 
         def enter(key: str) -> None:
             try:
-                owner = self._gate.owner_of(key)
+                owner = self._authenticator.owner_of(key)
             except errors.ApiError:
                 refusal.text = "That is no key of this server."
                 return
@@ -133,8 +133,10 @@ class Visit:
         with ui.element("main").classes("z-columns"):
             with ui.element("div").classes("z-card z-form"):
                 self._form = Form(manifest, self._jobs.loras)
-                self._form.prompt.on("keydown.ctrl.enter", self._draw)
-                self._button = ui.button("Draw", on_click=self._draw).props("unelevated no-caps").classes("z-draw")
+                self._form.prompt.on("keydown.ctrl.enter", self._generate)
+                self._button = (
+                    ui.button("Generate", on_click=self._generate).props("unelevated no-caps").classes("z-generate")
+                )
                 self._words = ui.label().classes("z-error").props("role=alert")
             with ui.element("div").classes("z-right"):
                 self._shown = ui.element("div").classes("z-stage")
@@ -144,7 +146,7 @@ class Visit:
     def _say(self, words: str) -> None:
         self._words.text = words
 
-    async def _draw(self) -> None:
+    async def _generate(self) -> None:
         self._say("")
         self._button.disable()
         try:
@@ -156,81 +158,81 @@ class Visit:
             self._button.enable()
         self._drop_ended()
         with self._shown:
-            drawing = self._stage[job.id] = _Drawing(self._jobs, job)
-        _into_view(drawing.element)
-        following = background_tasks.create(self._follow(drawing), name=f"follow {job.id}")
+            pending = self._stage[job.id] = _PendingImage(self._jobs, job)
+        _into_view(pending.element)
+        following = background_tasks.create(self._follow(pending), name=f"follow {job.id}")
         self._client.on_delete(lambda: following.cancel())
 
     async def _ordered(self) -> Job:
         wanted = self._form.wanted()
-        pictures = wanted.pictures()
-        self._gate.count(self._request, self._owner)
-        order = Order("page", wanted, pictures, is_awaited=False, previews=wanted.previews)
+        images = wanted.images()
+        self._authenticator.count(self._request, self._owner)
+        order = Submission("page", wanted, images, is_awaited=False, previews=wanted.previews)
         return await place(self._jobs, self._owner, order)
 
-    async def _follow(self, drawing: "_Drawing") -> None:
-        async for event in self._jobs.follow(drawing.job):
+    async def _follow(self, pending: "_PendingImage") -> None:
+        async for event in self._jobs.follow(pending.job):
             match event:
                 case Progress():
-                    drawing.tell()
-                case Shown():
-                    drawing.preview(event)
+                    pending.tell()
+                case PreviewReady():
+                    pending.preview(event)
                 case Job(state=JobState.DONE):
                     self._drop_ended()
-                    await self._show(drawing, event)
+                    await self._show(pending, event)
                 case Job():
-                    self._drop(drawing)
+                    self._drop(pending)
                     if event.error is not None:
                         self._say(event.error.message)
         await self._gallery.refresh()
 
-    async def _show(self, drawing: "_Drawing", job: Job) -> None:
-        """The picture in the place of its previews."""
+    async def _show(self, pending: "_PendingImage", job: Job) -> None:
+        """The image in the place of its previews."""
         receipts = await self._jobs.receipts(job.id)
         if not receipts:  # deleted in another tab
-            self._drop(drawing)
+            self._drop(pending)
             return
-        drawing.has_ended = True
-        drawing.element.clear()
-        with drawing.element:
-            show_picture(job, 0, receipts[0], self._again, self._delete)
+        pending.has_ended = True
+        pending.element.clear()
+        with pending.element:
+            show_image(job, 0, receipts[0], self._again, self._delete)
 
     async def _tick(self) -> None:
-        for drawing in self._stage.values():
-            drawing.tell()
+        for pending in self._stage.values():
+            pending.tell()
         if self._ticks % RESTFUL == 0:
             await self._gallery.refresh()
         self._ticks += 1
 
-    def _again(self, request: PictureRequest) -> None:
+    def _again(self, request: ImageRequest) -> None:
         self._form.take_over(request)
         _into_view(self._form.prompt)
 
     async def _delete(self, job: Job) -> None:
-        if drawing := self._stage.get(job.id):
-            self._drop(drawing)
+        if pending := self._stage.get(job.id):
+            self._drop(pending)
         await self._gallery.delete(job)
 
     def _drop_ended(self) -> None:
-        for drawing in [drawing for drawing in self._stage.values() if drawing.has_ended]:
-            self._drop(drawing)
+        for pending in [pending for pending in self._stage.values() if pending.has_ended]:
+            self._drop(pending)
 
-    def _drop(self, drawing: "_Drawing") -> None:
-        del self._stage[drawing.job.id]
-        drawing.element.delete()
+    def _drop(self, pending: "_PendingImage") -> None:
+        del self._stage[pending.job.id]
+        pending.element.delete()
 
     def _is_under_way(self, job_id: str) -> bool:
         """Whether this page shows the job on its stage."""
         return job_id in self._stage and not self._stage[job_id].has_ended
 
 
-class _Drawing:
+class _PendingImage:
     """A job of this page on its way, on the stage."""
 
     def __init__(self, jobs: Dispatcher, job: Job) -> None:
         self._jobs, self.job, self.has_ended = jobs, job, False
         request = job.requests[0]
-        with ui.element("div").classes("z-card z-drawing") as self.element:
+        with ui.element("div").classes("z-card z-generating") as self.element:
             with ui.element("div").classes("z-frame"):
                 self._image = image(NOTHING, request.prompt, request.size(jobs.manifest))
             with ui.element("div").classes("z-side"):
@@ -241,7 +243,7 @@ class _Drawing:
                 ui.button("Cancel", on_click=lambda: jobs.cancel(job.id)).props("outline no-caps")
         self.tell()
 
-    def preview(self, shown: Shown) -> None:
+    def preview(self, shown: PreviewReady) -> None:
         kind, data = self.job.format.media_type, base64.b64encode(shown.data).decode()
         self._image.props["src"] = f"data:{kind};base64,{data}"
 
@@ -260,7 +262,7 @@ def _words(request: Request, error: Exception) -> str:
 
 
 def _into_view(element: ui.element) -> None:
-    """On a narrow screen form and pictures do not stand side by side."""
+    """On a narrow screen form and images do not stand side by side."""
     ui.run_javascript(f"getHtmlElement({element.id}).scrollIntoView({{block: 'nearest', behavior: 'smooth'}})")
 
 

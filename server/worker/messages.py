@@ -4,16 +4,16 @@ import struct
 
 import msgspec
 
-from engine.request import ImageFormat, PictureRequest
+from engine.request import ImageFormat, ImageRequest
 
 LENGTH = struct.Struct(">I")
 
 
-class Draw(msgspec.Struct, frozen=True, tag=True):
-    """To the worker: one picture. `previews`: how many to show on the way."""
+class Generate(msgspec.Struct, frozen=True, tag=True):
+    """To the worker: one image. `previews`: how many to show on the way."""
 
     key: str
-    request: PictureRequest
+    request: ImageRequest
     format: ImageFormat
     previews: int = 0
 
@@ -29,7 +29,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """From the worker: plans are loaded and have drawn. `unusable`: LoRAs that they do not take, and why."""
+    """From the worker: plans are loaded and have generated. `unusable`: LoRAs that they do not take, and why."""
 
     seconds: float
     unusable: tuple[str, ...] = ()
@@ -41,12 +41,12 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-class Began(msgspec.Struct, frozen=True, tag=True):
+class Started(msgspec.Struct, frozen=True, tag=True):
     key: str
 
 
 class Preview(msgspec.Struct, frozen=True, tag=True):
-    """A small picture of what it will be: an image file of `format`, as large as the picture."""
+    """A small image of what it will be: an image file of `format`, as large as the image."""
 
     key: str
     done: int
@@ -54,11 +54,11 @@ class Preview(msgspec.Struct, frozen=True, tag=True):
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
-    """A picture.
+    """An image.
 
     Attributes:
         data: an image file.
-        revised_prompt: what of a prompt that was too long was drawn.
+        revised_prompt: what of a prompt that was too long was generated.
         seconds: per stage. "denoiser" is from its first pass to its last, "passes" its share of what they took: with
             "prompt_encoder" and "vae_decoder" what it kept the engine busy.
     """
@@ -75,7 +75,7 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """A picture that will not be, and why."""
+    """An image that will not be, and why."""
 
     key: str
     code: str
@@ -88,17 +88,17 @@ class Lost(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-class Pulse(msgspec.Struct, frozen=True, tag=True):
-    """From the worker, after passes: that it is alive, how far pictures are, and what metrics count.
+class Heartbeat(msgspec.Struct, frozen=True, tag=True):
+    """From the worker, after passes: that it is alive, how far images are, and what metrics count.
 
     Attributes:
-        passes: pictures in each, and seconds.
-        done: steps, by picture.
+        passes: images in each, and seconds.
+        done: steps, by image.
     """
 
     passes: list[tuple[int, float]]
-    caption_hits: int
-    caption_misses: int
+    prompt_cache_hits: int
+    prompt_cache_misses: int
     done: dict[str, int]
 
 
@@ -115,8 +115,8 @@ class Switched(msgspec.Struct, frozen=True, tag=True):
     seconds: float
 
 
-ToWorker = Draw | Cancel | Stop
-FromWorker = Ready | Refused | Began | Preview | Finished | Failed | Lost | Pulse | DeviceMemory | Switched
+ToWorker = Generate | Cancel | Stop
+FromWorker = Ready | Refused | Started | Preview | Finished | Failed | Lost | Heartbeat | DeviceMemory | Switched
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -1,6 +1,6 @@
-"""The process that draws: an `EngineLoop` at the other end of a socket.
+"""The process that generates: an `EngineLoop` at the other end of a socket.
 
-Knows messages and threads; not jobs, not HTTP. One thread steps, one reads, one writes, and some finish pictures, so
+Knows messages and threads; not jobs, not HTTP. One thread steps, one reads, one writes, and some finish images, so
 that neither pixels nor a slow reader hold up a step. When the server's end closes, the process ends at once; when the
 device fails, it says so and ends, and the server starts another.
 
@@ -25,21 +25,21 @@ from typing import Protocol
 from engine.backends.memory import Array
 from engine.errors import DeviceError, InvalidRequest, LoraMismatch, NonFiniteOutput, PlanCorrupt, ZImageError
 from engine.images import encode as images
-from engine.images.metadata import PictureParameters, parameters
+from engine.images.metadata import ImageParameters, parameters
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.manifest import Manifest, resolve
-from engine.request import ImageFormat, PictureRequest
+from engine.request import ImageFormat, ImageRequest
 from engine.sampling import preview
 from engine.scheduler.batch_table import BatchTable
-from engine.scheduler.events import Drawn, Event, Failed, Passed, Started, Stepped, Switched
+from engine.scheduler.events import Denoised, Event, Failed, Passed, Started, Stepped, Switched
 from engine.scheduler.loop import EngineLoop
-from engine.scheduler.lora_registry import Loras
-from engine.scheduler.pending_image import Drawing
-from engine.scheduler.prompt_cache import CaptionCache
+from engine.scheduler.lora_registry import LoraRegistry
+from engine.scheduler.pending_image import PendingImage
+from engine.scheduler.prompt_cache import PromptCache
 from server import logs
 from server.worker import messages
-from server.worker.messages import Cancel, Draw, FromWorker, Stop, ToWorker, frame, to_worker
+from server.worker.messages import Cancel, FromWorker, Generate, Stop, ToWorker, frame, to_worker
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +54,14 @@ DEVICE_LOST = 3  # exit status
 class Loop(Protocol):
     """`engine.scheduler.loop.EngineLoop`, or a fake."""
 
-    captions: CaptionCache
+    prompt_cache: PromptCache
 
     @property
     def is_idle(self) -> bool: ...
 
     def device_memory(self) -> tuple[int, int] | None: ...
 
-    def submit(self, key: str, request: PictureRequest, previews: int = 0) -> None: ...
+    def submit(self, key: str, request: ImageRequest, previews: int = 0) -> None: ...
 
     def cancel(self, key: str) -> bool: ...
 
@@ -69,7 +69,7 @@ class Loop(Protocol):
 
 
 class Worker:
-    """Draws what comes over a socket until it is told to stop.
+    """Generates what comes over a socket until it is told to stop.
 
     Args:
         abandon: called when the server is gone, and with it whoever waits; a step that hangs must not keep the GPU.
@@ -79,8 +79,8 @@ class Worker:
         self, loop: Loop, manifest: Manifest, sock: socket.socket, abandon: Callable[[], object] = lambda: os._exit(0)
     ) -> None:
         self._loop, self._manifest, self._sock, self._abandon = loop, manifest, sock, abandon
-        self._draws: dict[str, Draw] = {}  # under way
-        self._last: dict[str, Future[None]] = {}  # what finishers do for a picture
+        self._generates: dict[str, Generate] = {}  # under way
+        self._last: dict[str, Future[None]] = {}  # what finishers do for an image
         self._inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[FromWorker | threading.Event | None] = queue.SimpleQueue()
         self._passes: list[tuple[int, float]] = []  # that the server does not know of yet
@@ -128,8 +128,8 @@ class Worker:
             called_off = {message.key for message in came if isinstance(message, Cancel)}
             for message in came:
                 match message:
-                    case Draw(key) as draw if key not in called_off:  # a long prompt takes long to read
-                        self._begin(draw)
+                    case Generate(key) as generate if key not in called_off:  # a long prompt takes long to read
+                        self._begin(generate)
                     case Cancel(key):
                         self._loop.cancel(key)
                         self._forget(key)
@@ -137,16 +137,16 @@ class Worker:
                         return False
         return True
 
-    def _begin(self, draw: Draw) -> None:
+    def _begin(self, generate: Generate) -> None:
         try:
-            self._loop.submit(draw.key, draw.request, draw.previews)
+            self._loop.submit(generate.key, generate.request, generate.previews)
         except InvalidRequest as error:
-            self.send(messages.Failed(draw.key, "invalid_value", str(error)))
+            self.send(messages.Failed(generate.key, "invalid_value", str(error)))
         else:
-            self._draws[draw.key] = draw
+            self._generates[generate.key] = generate
 
     def _forget(self, key: str) -> None:
-        self._draws.pop(key, None)
+        self._generates.pop(key, None)
         self._last.pop(key, None)
 
     def _tell(self, events: Sequence[Event]) -> None:
@@ -154,17 +154,17 @@ class Worker:
         for event in events:
             match event:
                 case Started(key):
-                    self.send(messages.Began(key))
+                    self.send(messages.Started(key))
                     has_begun = True
                 case Passed(batch, seconds):
                     self._passes.append((batch, seconds))
                 case Stepped(key, step, _, estimate):
                     self._done[key] = step
                     if estimate is not None:
-                        self._later(key, partial(self._show, key, step, estimate, self._draws[key].format))
-                case Drawn(key, drawing):
+                        self._later(key, partial(self._show, key, step, estimate, self._generates[key].format))
+                case Denoised(key, pending):
                     has_ended = True
-                    self._later(key, partial(self._finish, key, drawing, self._draws[key]))
+                    self._later(key, partial(self._finish, key, pending, self._generates[key]))
                     self._forget(key)
                 case Failed(key, error):
                     self._forget(key)
@@ -178,8 +178,8 @@ class Worker:
 
     def _tell_passes(self) -> None:
         self._pulse_due = time.monotonic() + PULSE_EVERY
-        captions = self._loop.captions
-        self.send(messages.Pulse(self._passes, captions.hits, captions.misses, self._done))
+        prompt_cache = self._loop.prompt_cache
+        self.send(messages.Heartbeat(self._passes, prompt_cache.hits, prompt_cache.misses, self._done))
         self._passes, self._done = [], {}
 
     def _flush(self) -> None:
@@ -198,7 +198,7 @@ class Worker:
             self.send(messages.DeviceMemory(*usage))
 
     def _later(self, key: str, work: Callable[[], None]) -> None:
-        """In a finisher, after what a finisher still does for this picture: a preview is not to come after the end."""
+        """In a finisher, after what a finisher still does for this image: a preview is not to come after the end."""
         before = self._last.get(key)
 
         def run() -> None:
@@ -217,35 +217,35 @@ class Worker:
             pixels = preview.project(self._manifest.preview, estimate)
             large = images.enlarge(pixels, self._manifest.model.vae_scale)
             self.send(messages.Preview(key, done, images.encode(large, image_format)))
-        except Exception:  # the picture itself may be none the worse
+        except Exception:  # the image itself may be none the worse
             log.exception("a preview of %s could not be made", key)
 
-    def _finish(self, key: str, drawing: Drawing, draw: Draw) -> None:
-        request = draw.request
+    def _finish(self, key: str, pending: PendingImage, generate: Generate) -> None:
+        request = generate.request
         try:
-            picture = drawing.finish()
+            image = pending.finish()
             started = time.perf_counter()
-            text = parameters(PictureParameters.of(self._manifest, request))
-            data = images.encode(picture.pixels, draw.format, text)
+            text = parameters(ImageParameters.of(self._manifest, request))
+            data = images.encode(image.pixels, generate.format, text)
         except DeviceError as error:  # the loop will meet it too, if it goes on
             self.send(messages.Lost(str(error)))
         except ZImageError as error:
             self._fail(key, error)
         except Exception:
             log.exception("%s could not be encoded", key)
-            self.send(messages.Failed(key, "internal_error", "the picture could not be encoded"))
+            self.send(messages.Failed(key, "internal_error", "the image could not be encoded"))
         else:
             self.send(
                 messages.Finished(
                     key=key,
                     data=data,
-                    width=picture.width,
-                    height=picture.height,
-                    num_inference_steps=picture.num_inference_steps,
+                    width=image.width,
+                    height=image.height,
+                    num_inference_steps=image.num_inference_steps,
                     forwards=request.forwards(self._manifest),
-                    text_tokens=len(picture.prompt.ids),
-                    revised_prompt=picture.prompt.text if picture.prompt.dropped else None,
-                    seconds=picture.seconds | {"encode": time.perf_counter() - started},
+                    text_tokens=len(image.prompt.ids),
+                    revised_prompt=image.prompt.text if image.prompt.dropped else None,
+                    seconds=image.seconds | {"encode": time.perf_counter() - started},
                 )
             )
 
@@ -279,9 +279,9 @@ def _code(error: ZImageError) -> str:
 
 
 def warm_up(loop: EngineLoop) -> None:
-    """Draws the smallest picture in one step: plans that cannot run fail here, before anything is served."""
+    """Generates the smallest image in one step: plans that cannot run fail here, before anything is served."""
     smallest = min(loop.pipeline.manifest.profiles, key=lambda p: p.height.min * p.width.min)
-    loop.draw(PictureRequest("warm-up", smallest.height.min, smallest.width.min, num_inference_steps=1))
+    loop.generate(ImageRequest("warm-up", smallest.height.min, smallest.width.min, num_inference_steps=1))
 
 
 def _leave_with(sock: socket.socket) -> None:
@@ -302,11 +302,11 @@ def main(argv: list[str]) -> None:
         threading.Thread(target=_leave_with, args=[sock], daemon=True).start()
         try:
             pipeline = owned.enter_context(Pipeline.load(directory, options))
-            loras = Loras(pipeline, dict(options.loras))
+            loras = LoraRegistry(pipeline, dict(options.loras))
             unusable = loras.check()
             table = BatchTable.read(resolve(directory))
             if not table.rows:
-                log.info("one picture at a time: zimage-bench batching, run once, measures which gain from company")
+                log.info("one image at a time: zimage-bench batching, run once, measures which gain from company")
             loop = EngineLoop(pipeline, table, loras)
             warm_up(loop)
         except (ZImageError, OSError) as error:

@@ -24,12 +24,12 @@ LAST_BREATH = 0.5  # seconds in which a worker that has closed its end is to be 
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class WorkerTimeouts:
     """How long, in seconds, until a worker counts as hung.
 
     Attributes:
         load: to read, check and load plans; weights of 20 GB from a slow disk take minutes.
-        silence: between two messages while it has something to draw; the longest step must fit in.
+        silence: between two messages while it has something to generate; the longest step must fit in.
         stop: to end in order.
         backoff: before it is started again; doubled at each start that fails, up to MAX_BACKOFF.
     """
@@ -55,7 +55,7 @@ class Listener(Protocol):
         ...
 
     def worker_lost(self, reason: str) -> None:
-        """It is gone, and with it whatever it was drawing."""
+        """It is gone, and with it whatever it was generating."""
         ...
 
 
@@ -70,13 +70,13 @@ class Supervisor:
         command: that starts a worker, to which the descriptor of its socket is added.
     """
 
-    def __init__(self, command: Sequence[str], listener: Listener, patience: Patience | None = None) -> None:
+    def __init__(self, command: Sequence[str], listener: Listener, timeouts: WorkerTimeouts | None = None) -> None:
         self.starts = 0
         self.launched = asyncio.Event()  # the first process runs, if only just
         self.is_ready = False
         self.failed_starts = 0  # in a row
         self.last_failure: str | None = None
-        self._command, self._listener, self._patience = list(command), listener, patience or Patience()
+        self._command, self._listener, self._timeouts = list(command), listener, timeouts or WorkerTimeouts()
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._heard, self._hung = 0.0, ""  # when it last said something; what it is ended for
@@ -104,7 +104,7 @@ class Supervisor:
         if self._process is not None and self.is_ready:
             self.send(Stop())
             with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._process.wait(), self._patience.stop)
+                await asyncio.wait_for(self._process.wait(), self._timeouts.stop)
         self._kill()
         if self._keeping is not None:
             self._keeping.cancel()
@@ -117,7 +117,7 @@ class Supervisor:
             self._writer.write(frame(message))
 
     def expect(self, is_busy: bool) -> None:
-        """Whether the worker has something to draw, so that its silence is suspicious."""
+        """Whether the worker has something to generate, so that its silence is suspicious."""
         if is_busy and not self._is_busy:
             self._heard = time.monotonic()
         self._is_busy = is_busy
@@ -145,7 +145,7 @@ class Supervisor:
             self.last_failure = reason
             log.error("the worker is gone: %s; starting another", reason)
             self._listener.worker_lost(reason)
-            await asyncio.sleep(self._patience.pause(self.failed_starts))
+            await asyncio.sleep(self._timeouts.pause(self.failed_starts))
 
     async def _run(self, ready: "asyncio.Future[None]") -> str:
         """One worker's life; why it ended. Raises WorkerRefused if it never was ready."""
@@ -172,7 +172,7 @@ class Supervisor:
                     case Ready(unusable=[why, *_]) if not ready.done():
                         raise WorkerRefused(why)
                     case Ready(unusable=unusable):
-                        for why in unusable:  # since the first start; pictures that ask for them fail by name
+                        for why in unusable:  # since the first start; images that ask for them fail by name
                             log.error("%s", why)
                         was_ready = self.is_ready = True
                         self.failed_starts = 0
@@ -202,7 +202,7 @@ class Supervisor:
     async def _watch(self, writer: asyncio.StreamWriter) -> None:
         """Ends the connection of a worker that is silent though it has something to do."""
         while True:
-            allowed = self._patience.silence if self.is_ready else self._patience.load
+            allowed = self._timeouts.silence if self.is_ready else self._timeouts.load
             left = allowed - (time.monotonic() - self._heard)
             if left <= 0 and (self._is_busy or not self.is_ready):
                 self._hung = f"it said nothing for {allowed:.0f} s"
@@ -217,7 +217,7 @@ class Supervisor:
                 return await asyncio.wait_for(process.wait(), LAST_BREATH)
         self._kill()
         try:
-            return await asyncio.wait_for(process.wait(), self._patience.stop)
+            return await asyncio.wait_for(process.wait(), self._timeouts.stop)
         except TimeoutError:
             log.error("process %d cannot be killed; starting another beside it", process.pid)
             return None

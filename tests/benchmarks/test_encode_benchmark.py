@@ -1,4 +1,4 @@
-"""`zimage-bench encode`: what is timed writes the picture that it was given."""
+"""`zimage-bench encode`: what is timed writes the image that it was given."""
 
 import json
 from pathlib import Path
@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 
 from benchmarks.cli import main
-from benchmarks.encode import measure, pictures, require_lossless
+from benchmarks.encode import measure, photographs, require_lossless
 from engine.images.encode import encode
 from engine.request import ImageFormat
 
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "2026-11-22-png-cpu.json"
 
 
-def test_an_encoder_that_changes_the_picture_is_not_timed() -> None:
-    drawn = {"flat": np.zeros((8, 8, 3), np.uint8)}
+def test_an_encoder_that_changes_the_image_is_not_timed() -> None:
+    generated = {"flat": np.zeros((8, 8, 3), np.uint8)}
 
     def wrong(_pixels: object) -> bytes:
         return encode(np.full((8, 8, 3), 1, np.uint8))
 
-    require_lossless({"right": encode, "JPEG": lambda pixels: encode(pixels, ImageFormat("jpeg"))}, drawn)
-    with pytest.raises(RuntimeError, match="wrong has changed the picture flat"):
-        require_lossless({"right": encode, "wrong": wrong}, drawn)
+    require_lossless({"right": encode, "JPEG": lambda pixels: encode(pixels, ImageFormat("jpeg"))}, generated)
+    with pytest.raises(RuntimeError, match="wrong has changed the image flat"):
+        require_lossless({"right": encode, "wrong": wrong}, generated)
 
 
 def test_the_gil_is_seen_to_be_held() -> None:
@@ -39,4 +39,4 @@ def test_the_result_is_of_the_command_as_it_is(capsys: pytest.CaptureFixture[str
     for rows in json.loads(RESULT.read_text())["figures"]["sizes"].values():
         assert fresh.keys() <= rows.keys()
         assert rows["zimage-trt"].keys() == fresh["zimage-trt"].keys()
-        assert rows["zimage-trt"]["bytes"].keys() == pictures(16).keys()
+        assert rows["zimage-trt"]["bytes"].keys() == photographs(16).keys()

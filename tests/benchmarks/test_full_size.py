@@ -22,7 +22,7 @@ def full_size(*arguments: str) -> dict[str, Any]:
 def test_the_whole_denoiser_is_traced_from_configs_alone() -> None:
     """The prompt encoder takes as long and the same way: `zimage-bench full-size prompt_encoder`."""
     figures = full_size("denoiser")
-    # 6,154,908,736 without the caption's half (context_refiner 353.9 M, cap_embedder 9.8 M, pad token)
+    # 6,154,908,736 without the prompt's half (context_refiner 353.9 M, cap_embedder 9.8 M, pad token)
     assert figures["parameters"] == 5_791_142_464
     assert figures["peak_rss_bytes"] <= 2e9
     assert figures["seconds"] <= 180

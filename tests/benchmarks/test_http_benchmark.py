@@ -12,10 +12,10 @@ import pytest
 from fakes.processes import FAKE_SERVER
 
 from benchmarks.cli import main
-from benchmarks.harness.subprocess_client import Companion
+from benchmarks.harness.subprocess_client import SubprocessClient
 from benchmarks.http import overhead, throughput
 from benchmarks.load.served import Served
-from benchmarks.load.soak import Crowd, crowded, flatness, response, wrong_pictures
+from benchmarks.load.soak import Crowd, crowded, flatness, response, wrong_images
 from benchmarks.load.traffic import Case, rate
 
 SERVER = [sys.executable, *FAKE_SERVER, "0.001", "5"]
@@ -24,16 +24,16 @@ CROWD = Crowd((64, 128), users=4, seconds=0.8)
 
 
 class FakeEngine:
-    """Draws a picture in 10 ms, and 100 a second when it is kept full."""
+    """Generates an image in 10 ms, and 100 a second when it is kept full."""
 
     def ask(self, what: str, **_: Any) -> dict[str, Any]:
-        if what == "draw":
+        if what == "generate":
             return {"engine_s": 0.01, "encode_s": 0.001}
-        return {"ended": [i / 100 for i in range(50)], "pictures": 50, "cpu_s": 0.5}
+        return {"ended": [i / 100 for i in range(50)], "images": 50, "cpu_s": 0.5}
 
 
 class Miscounting:
-    """A server that draws everything twice, to go by what it says."""
+    """A server that generates everything twice, to go by what it says."""
 
     def __init__(self, served: Served) -> None:
         self._served = served
@@ -43,7 +43,7 @@ class Miscounting:
 
     def settle(self) -> dict[str, float]:
         found = self._served.settle()
-        return found | {"zimage_pictures_total": 2 * found["zimage_pictures_total"]}
+        return found | {"zimage_images_total": 2 * found["zimage_images_total"]}
 
 
 @pytest.fixture(scope="module")
@@ -53,52 +53,52 @@ def served() -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def clients() -> Iterator[Companion]:
-    with Companion("benchmarks.load.http_clients") as found:
+def clients() -> Iterator[SubprocessClient]:
+    with SubprocessClient("benchmarks.load.http_clients") as found:
         yield found
 
 
-def test_one_at_a_time_and_kept_full(served: Served, clients: Companion) -> None:
+def test_one_at_a_time_and_kept_full(served: Served, clients: SubprocessClient) -> None:
     alone = overhead(served, FakeEngine(), clients, 64, pairs=3)
     assert alone["against_alone_p50_s"] == pytest.approx(alone["http_s"]["p50"] - 0.01)
     assert alone["overhead_p50_s"] == pytest.approx(alone["http_s"]["p50"] - 0.008)  # eight steps of a millisecond
     assert alone["overhead_p50_s"] < 0.5
-    before = served.metrics()["zimage_pictures_total"]
+    before = served.metrics()["zimage_images_total"]
     full = throughput(served, FakeEngine(), clients, 64, count=4, rounds=1, seconds=0.5)
-    drawn = served.metrics()["zimage_pictures_total"] - before
+    generated = served.metrics()["zimage_images_total"] - before
     assert full["bare_per_s"] == pytest.approx(100) and full["ratio"] == pytest.approx(full["http_per_s"] / 100)
-    assert full["http_per_s"] == pytest.approx(drawn / 1.5, rel=0.7)  # a second of it is to get warm
-    assert full["cpu_s_per_picture"].keys() == {"bare loop", "server", "worker", "clients"}
-    assert all(seconds > 0 for seconds in full["cpu_s_per_picture"].values())
+    assert full["http_per_s"] == pytest.approx(generated / 1.5, rel=0.7)  # a second of it is to get warm
+    assert full["cpu_s_per_image"].keys() == {"bare loop", "server", "worker", "clients"}
+    assert all(seconds > 0 for seconds in full["cpu_s_per_image"].values())
 
 
-def test_a_crowd_is_answered_once_and_rightly(served: Served, clients: Companion) -> None:
+def test_a_crowd_is_answered_once_and_rightly(served: Served, clients: SubprocessClient) -> None:
     seen = crowded(served, clients, CROWD)
     assert seen["errors"] == [] and len(seen["answers"]) >= 8
     assert {answer["body"]["size"] for answer in seen["answers"]} == {"64x64", "128x128"}
     right = {(case.body()["size"], case.seed): flat(case) for cases in CROWD.cases().values() for case in cases}
-    assert wrong_pictures(seen, right) == []
+    assert wrong_images(seen, right) == []
     asked = seen["answers"][0]["body"]
     for distance, wrong in ((1, 0), (2, 1)):
         altered = right | {(asked["size"], asked["seed"]): right[asked["size"], asked["seed"]] + distance}
-        assert bool(wrong_pictures(seen, altered)) == bool(wrong)
+        assert bool(wrong_images(seen, altered)) == bool(wrong)
     doubled = seen | {"answers": [*seen["answers"], seen["answers"][0]]}
-    assert len(wrong_pictures(doubled, right)) == 1
+    assert len(wrong_images(doubled, right)) == 1
 
 
 def flat(case: Case) -> np.ndarray:
-    """As the fake engine draws it."""
+    """As the fake engine generates it."""
     return np.full((case.size, case.size, 3), (case.seed, 8, len(case.prompt)), np.uint8)
 
 
-def test_what_the_server_counts_must_be_what_the_users_saw(served: Served, clients: Companion) -> None:
+def test_what_the_server_counts_must_be_what_the_users_saw(served: Served, clients: SubprocessClient) -> None:
     errors = crowded(Miscounting(served), clients, Crowd((64,), users=2, seconds=0.3))["errors"]
-    assert len(errors) == 1 and errors[0].startswith("zimage_pictures_total is ")
+    assert len(errors) == 1 and errors[0].startswith("zimage_images_total is ")
 
 
 def test_a_refusal_ends_the_measurement(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
     with (
-        Companion("benchmarks.load.http_clients") as own,
+        SubprocessClient("benchmarks.load.http_clients") as own,
         pytest.raises(RuntimeError, match="its last words are above"),
     ):
         own.ask("fill", url=served.url, size=24, clients=2, warm=0.0, seconds=5.0)
@@ -107,7 +107,7 @@ def test_a_refusal_ends_the_measurement(served: Served, capfd: pytest.CaptureFix
 
 def test_a_rate_is_a_slope() -> None:
     assert rate([3.0, 1.0, 2.0, 2.5, 1.5]) == pytest.approx(2.0)
-    with pytest.raises(RuntimeError, match="1 pictures are too few"):
+    with pytest.raises(RuntimeError, match="1 images are too few"):
         rate([1.0])
 
 

@@ -17,7 +17,7 @@ from fakes.manifest import MANIFEST
 
 from benchmarks import latency
 from benchmarks.harness import source
-from benchmarks.harness.comparison import Competition
+from benchmarks.harness.comparison import Comparison
 from benchmarks.harness.device import CPU, Device
 from benchmarks.harness.distribution import Distribution
 from benchmarks.harness.eager import DiffSynth, Diffusers
@@ -26,16 +26,16 @@ from benchmarks.harness.measurement import Case, Trial
 from benchmarks.harness.pixels import Pixels, decibels, psnr
 from benchmarks.harness.power import PowerMeter
 from benchmarks.harness.roofline import Arithmetic, Rates
-from benchmarks.harness.runner import OFF, STAGES, Contestant, Laps, Ours
+from benchmarks.harness.runner import OFF, STAGES, Laps, Ours, Runner
 from engine.errors import InvalidRequest, OutOfDeviceMemory, PlanMismatch
 from engine.options import RuntimeOptions
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from export.checkpoint.files import open_checkpoint
 from nano.layout import NANO, Z_IMAGE_TURBO, configs
 from nano.miniature import write_miniature
 
-CASE = Case(64, 96, batch=2, steps=4, caption=32, prompts=("a red circle", "a blue square"))
-REQUESTS = [PictureRequest(prompt, 64, 96, seed, 2) for seed, prompt in enumerate(("a red circle", "a blue star"))]
+CASE = Case(64, 96, batch=2, steps=4, prompt_tokens=32, prompts=("a red circle", "a blue square"))
+REQUESTS = [ImageRequest(prompt, 64, 96, seed, 2) for seed, prompt in enumerate(("a red circle", "a blue star"))]
 
 
 def arithmetic(sizes: Any) -> Arithmetic:
@@ -48,7 +48,7 @@ SLOW = Rates(1e9, 1e12, 4)  # arithmetic is the bound
 
 
 class Fake:
-    """Draws flat pictures; sequentially if it takes no batches, and as if on a device that is always late."""
+    """Generates flat images; sequentially if it takes no batches, and as if on a device that is always late."""
 
     def __init__(self, name: str, log: list[str], *, batches: bool = True, shade: int = 100) -> None:
         self.name, self.log, self.batches, self.shade = name, log, batches, shade
@@ -59,7 +59,7 @@ class Fake:
     def tokens(self, prompt: str) -> int:
         return len(prompt.split())
 
-    def draw(self, requests: Sequence[PictureRequest], laps: Laps = OFF) -> list[Pixels]:
+    def generate(self, requests: Sequence[ImageRequest], laps: Laps = OFF) -> list[Pixels]:
         self.fails()
         self.log.append(self.name)
         self.prompts += [request.prompt for request in requests]
@@ -103,11 +103,11 @@ class Gpu(Device):
     ],
 )
 def test_the_work_is_that_of_the_design_study(side: int, step: int, decode: int) -> None:
-    """Operations that the study counted by hand for 128 caption tokens; it has the caption's part in every step."""
-    work, caption = arithmetic(Z_IMAGE_TURBO), 93_616_865_280
-    assert work.step(side, side, 128).flops + caption == step
+    """Operations that the study counted by hand for 128 prompt tokens; it has the prompt's part in every step."""
+    work, prompt_embeds = arithmetic(Z_IMAGE_TURBO), 93_616_865_280
+    assert work.step(side, side, 128).flops + prompt_embeds == step
     assert work.decode(side, side).flops == decode
-    assert work.prompt_encoder(128).flops == 913_687_183_360 + caption
+    assert work.prompt_encoder(128).flops == 913_687_183_360 + prompt_embeds
 
 
 def test_the_weights_are_those_of_the_traced_graphs() -> None:
@@ -145,19 +145,19 @@ def test_percentiles_that_would_be_the_slowest_run_are_left_out() -> None:
 @pytest.mark.parametrize("batches", [True, False])
 def test_stages_end_when_the_device_is_done(batches: bool) -> None:
     trial = Trial(Fake("fake", [], batches=batches), CASE, CPU)
-    trial.draw_first()
+    trial.generate_first()
     trial.take_turn(0)
     with PowerMeter(CPU) as power:
         figures = trial.figures(power)
-    stages, drawn = figures["stages_s"], 1 if batches else 2
+    stages, generated = figures["stages_s"], 1 if batches else 2
     assert [*stages] == [*STAGES, "each_step_p50"]
     for stage in STAGES[:-1]:
-        assert stages[stage]["p50"] >= 0.002 * drawn, stage
-    assert stages["step"]["runs"] == 2 * CASE.steps  # of two drawings, whole batches
+        assert stages[stage]["p50"] >= 0.002 * generated, stage
+    assert stages["step"]["runs"] == 2 * CASE.steps  # of two generations, whole batches
     assert len(stages["each_step_p50"]) == CASE.steps
     assert figures["end_to_end_s"]["runs"] == 2
-    assert figures["per_picture_s"] == figures["end_to_end_s"]["p50"] / 2
-    assert "watts" not in figures and "drawing_bytes" not in figures
+    assert figures["per_image_s"] == figures["end_to_end_s"]["p50"] / 2
+    assert "watts" not in figures and "generating_bytes" not in figures
 
 
 def test_another_number_of_forward_passes_is_not_compared() -> None:
@@ -173,27 +173,27 @@ def test_no_prompt_is_asked_for_twice_in_a_row() -> None:
     assert fake.prompts == ["a red circle", "a blue square"] * 2 + ["a red circle"]
 
 
-def test_equal_pictures_are_far_from_different_but_not_infinitely() -> None:
+def test_equal_images_are_far_from_different_but_not_infinitely() -> None:
     black = np.zeros((8, 8, 3), np.uint8)
     assert (decibels(black, black), decibels(black, black + 1)) == (99.9, 48.1)
 
 
-def competition(*fakes: Fake) -> Competition:
-    found = Competition(CPU, arithmetic(NANO), SLOW)
+def comparison(*fakes: Fake) -> Comparison:
+    found = Comparison(CPU, arithmetic(NANO), SLOW)
     for fake in fakes:
         found.enter(fake.name, lambda fake=fake: fake)  # type: ignore[misc]
     return found
 
 
-def measure(found: Competition) -> dict[str, Any]:
+def measure(found: Comparison) -> dict[str, Any]:
     with PowerMeter(CPU) as power:
-        return found.measure(CASE, 0, power)["contestants"]
+        return found.measure(CASE, 0, power)["runners"]
 
 
 @pytest.mark.slow
-def test_everybody_draws_in_turns_after_everybody_s_first_picture() -> None:
+def test_everybody_generates_in_turns_after_everybody_s_first_image() -> None:
     log: list[str] = []
-    with competition(Fake("ours", log), Fake("theirs", log, shade=110)) as found:
+    with comparison(Fake("ours", log), Fake("theirs", log, shade=110)) as found:
         rows = measure(found)
     turn = ["ours"] * 5 + ["theirs"] * 5  # one to be warm, two whole and two in stages
     assert log == ["ours", "theirs", *turn, *turn, *turn, "theirs closed", "ours closed"]
@@ -214,13 +214,13 @@ def test_who_fails_leaves_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     def run_out_of_memory() -> None:
         raise OutOfDeviceMemory("the GPU is full\nof this and that")
 
-    def find_nothing() -> Contestant:
+    def find_nothing() -> Runner:
         raise ModuleNotFoundError("No module named 'rivals'", name="rivals")
 
     log: list[str] = []
     fails, stays = Fake("fails", log), Fake("stays", log)
     fails.fails = run_out_of_memory
-    found = competition(fails, stays)
+    found = comparison(fails, stays)
     found.enter("rivals", find_nothing)
     rows = measure(found)
     assert rows["fails"] == {"error": "OutOfDeviceMemory: the GPU is full"}
@@ -234,19 +234,19 @@ def test_who_fails_leaves_a_row(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-def test_memory_is_what_loading_and_drawing_leave_taken() -> None:
+def test_memory_is_what_loading_and_generating_leave_taken() -> None:
     gpu, log = Gpu(), []
     fake, other = Fake("fake", log), Fake("other", log)
 
-    def load() -> Contestant:
+    def load() -> Runner:
         gpu.taken += 100
         return fake
 
-    def draw() -> None:
+    def generate() -> None:
         gpu.taken += 7 if log[-1:] == [] else 0
 
-    fake.fails = draw
-    found = Competition(gpu, arithmetic(NANO), RATES)
+    fake.fails = generate
+    found = Comparison(gpu, arithmetic(NANO), RATES)
     found.enter("fake", load)
     found.enter("other", lambda: other, weights_of="fake")
     rows = measure(found)
@@ -280,7 +280,7 @@ def test_the_report_names_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "gpus" not in hardware()
 
 
-# What is drawn
+# What is generated
 
 
 def test_prompts_fill_their_padded_length() -> None:
@@ -299,7 +299,7 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 def test_what_no_profile_covers_is_skipped_with_the_reason() -> None:
     setup = latency.Setup(CPU, torch.float32, 1, source.random("nano", CPU, Path()), MANIFEST)
-    found = competition(Fake("fake", []))
+    found = comparison(Fake("fake", []))
     cases, skipped = latency.choose_cases(parse("--batches", "1,4"), setup, found)
     assert [(case.width, case.batch) for case in cases] == [
         *((side, batch) for side in (128, 192, 256) for batch in (1, 4)),
@@ -312,7 +312,7 @@ def test_what_no_profile_covers_is_skipped_with_the_reason() -> None:
     assert (len(cases), skipped, cases[-1].width, cases[-1].height) == (6, [], 64, 32)
 
 
-@pytest.mark.parametrize("arguments", [["--sizes", "100"], ["--peers", "comfyui"], ["--caption-tokens", "20"]])
+@pytest.mark.parametrize("arguments", [["--sizes", "100"], ["--peers", "comfyui"], ["--prompt-tokens", "20"]])
 def test_arguments_that_make_no_sense_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit):
         parse(*arguments)
@@ -339,20 +339,20 @@ def test_random_weights_follow_from_their_names() -> None:
     assert one.load().std() == pytest.approx(512**-0.5, rel=0.05)
 
 
-def test_peers_draw_the_same_picture_from_random_weights(tmp_path: Path) -> None:
+def test_peers_generate_the_same_image_from_random_weights(tmp_path: Path) -> None:
     """In FP32; DiffSynth truncates to uint8, which costs 51 dB."""
     checkpoint = source.random("nano", CPU, tmp_path).open()
-    one, other = DiffSynth(checkpoint, torch.float32).draw(REQUESTS), Diffusers(checkpoint).draw(REQUESTS)
-    assert min(picture.std() for picture in one) > 1
+    one, other = DiffSynth(checkpoint, torch.float32).generate(REQUESTS), Diffusers(checkpoint).generate(REQUESTS)
+    assert min(image.std() for image in one) > 1
     assert [a.shape for a in one] == [(64, 96, 3)] * 2
     assert min(map(psnr, one, other)) > 45
 
 
-def test_ours_draws_the_peers_pictures_in_batches(checkpoint: Path, engines: Path) -> None:
-    """In FP32, where the peers' pictures are 50 dB and more from ours."""
+def test_ours_generates_the_peers_images_in_batches(checkpoint: Path, engines: Path) -> None:
+    """In FP32, where the peers' images are 50 dB and more from ours."""
     ours = Ours(engines, RuntimeOptions())
     laps = Laps(ours.synchronize)
-    pictures = ours.draw(REQUESTS, laps)
+    images = ours.generate(REQUESTS, laps)
     assert {stage: len(seconds) for stage, seconds in laps.seconds.items()} == {
         "tokenize": 1,
         "prompt_encoder": 1,
@@ -365,7 +365,7 @@ def test_ours_draws_the_peers_pictures_in_batches(checkpoint: Path, engines: Pat
         Diffusers(open_checkpoint(str(checkpoint))),
     ):
         laps = Laps(peer.synchronize)
-        assert min(map(psnr, pictures, peer.draw(REQUESTS, laps))) > 45, peer.name
+        assert min(map(psnr, images, peer.generate(REQUESTS, laps))) > 45, peer.name
         assert set(laps.seconds) == set(STAGES) - {"encode"}
         assert len(laps.seconds["step"]) % 2 == 0
         assert peer.tokens(REQUESTS[0].prompt) == ours.tokens(REQUESTS[0].prompt)
@@ -374,18 +374,18 @@ def test_ours_draws_the_peers_pictures_in_batches(checkpoint: Path, engines: Pat
 
 @pytest.mark.slow
 def test_a_plot_and_tables_of_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = competition(Fake("ours", []), Fake("theirs", [], shade=0))
+    found = comparison(Fake("ours", []), Fake("theirs", [], shade=0))
     with PowerMeter(CPU) as power:
         cases = [found.measure(replace(CASE, batch=batch), 0, power) for batch in (1, 2)]
     figures = {"model": "fake", "device": "cuda", "dtype": "bfloat16", "threads": 2, "load_average": 0.6}
-    figures |= {"rates": {"flops": 7.9e14, "bandwidth": 3e12}, "contestants": found.entries, "cases": cases}
+    figures |= {"rates": {"flops": 7.9e14, "bandwidth": 3e12}, "runners": found.entries, "cases": cases}
     print_setup(figures | {"skipped": ["2048x2048, batch 4: no profile"]})
     print_case(cases[1])
     printed = capsys.readouterr().out
     assert "matrix products 790 TFLOP/s, copies 3000 GB/s" in printed
     assert "load average 0.6 before the run" in printed
     assert "96x64, batch 2, 4 steps, prompts of 32 tokens" in printed
-    assert "theirs draws another picture" in printed
+    assert "theirs generates another image" in printed
     assert "memory" not in printed and "p95" not in printed.split("p50 / p95 / p99")[0]
     plot(figures, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
@@ -407,7 +407,7 @@ def run(*arguments: str, prelude: str = "") -> dict[str, Any]:
 def test_without_any_peer_the_roofline_is_left() -> None:
     missing = "import sys\nfor name in ('diffsynth', 'diffusers', 'tensorrt', 'rich'): sys.modules[name] = None"
     figures = run("--random-weights", "full", "--sizes", "1024", "--batches", "1", "--device", "cpu", prelude=missing)
-    assert {name: entry["error"] for name, entry in figures["contestants"].items()} == {
+    assert {name: entry["error"] for name, entry in figures["runners"].items()} == {
         "DiffSynth": "not installed: diffsynth",
         "DiffSynth, torch.compile": "not installed: diffsynth",
         "diffusers": "not installed: diffusers",
@@ -423,16 +423,16 @@ def test_on_a_cpu_it_is_faster_than_eager_pytorch(checkpoint: Path, engines: Pat
     options = ("--sizes", "64,128", "--batches", "1", "--seconds", "6", "--peers", "diffsynth", "--json", str(written))
     figures = run("--model", str(checkpoint), "--engines", str(engines), "--device", "cpu", *options)
     assert json.loads(written.read_text(encoding="utf-8"))["figures"] == figures
-    rows = [case["contestants"]["DiffSynth"] for case in figures["cases"]]
+    rows = [case["runners"]["DiffSynth"] for case in figures["cases"]]
     assert all(row["psnr_db"] > 45 for row in rows)
     assert np.prod([row["times_as_long"] for row in rows]) ** (1 / len(rows)) >= 1.5
 
 
 @pytest.mark.slow
-def test_compiled_diffsynth_draws_the_same_picture(checkpoint: Path) -> None:
+def test_compiled_diffsynth_generates_the_same_image(checkpoint: Path) -> None:
     eager = DiffSynth(open_checkpoint(str(checkpoint)), torch.float32)
     compiled = eager.compiled()
     laps = Laps(compiled.synchronize)
-    assert min(map(psnr, eager.draw(REQUESTS), compiled.draw(REQUESTS, laps))) > 60
+    assert min(map(psnr, eager.generate(REQUESTS), compiled.generate(REQUESTS, laps))) > 60
     assert len(laps.seconds["step"]) == 4
     assert compiled._pipeline.dit.layers[0]._orig_mod is eager._pipeline.dit.layers[0]

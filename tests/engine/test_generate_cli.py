@@ -13,59 +13,59 @@ from PIL import Image
 
 from engine.cli import main
 from engine.errors import InvalidRequest
-from engine.images.metadata import PictureParameters
+from engine.images.metadata import ImageParameters
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.manifest import read, resolve
-from engine.request import PictureRequest, parse_size
+from engine.request import ImageRequest, parse_size
 
 COMMAND = Path(sys.executable).with_name("zimage-generate")  # what pip installs
 PROMPT = "a red circle, 一个红色的圆"
 
 
-def draw(engines: Path, output: Path, *arguments: str, prompt: str = PROMPT) -> None:
+def generate(engines: Path, output: Path, *arguments: str, prompt: str = PROMPT) -> None:
     main([prompt, "--engines", str(engines), "--output", str(output), "--threads", "1", *arguments])
 
 
 def open_png(path: Path) -> Image.Image:
-    picture = Image.open(path)
-    assert picture.format == "PNG"
-    picture.load()
-    return picture
+    image = Image.open(path)
+    assert image.format == "PNG"
+    image.load()
+    return image
 
 
-def test_it_writes_the_picture_of_the_prompt(engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    draw(engines, tmp_path / "a.png", "--size", "96x64", "--seed", "7", "--steps", "2")
-    picture = open_png(tmp_path / "a.png")
-    assert (picture.size, picture.mode) == ((96, 64), "RGB")
-    assert picture.info.keys() == {"parameters", "zimage-trt"}
-    assert picture.info["parameters"].startswith(f"{PROMPT}\nSteps: 2, ")
-    found = PictureParameters(**json.loads(picture.info["zimage-trt"]))
+def test_it_writes_the_image_of_the_prompt(engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generate(engines, tmp_path / "a.png", "--size", "96x64", "--seed", "7", "--steps", "2")
+    image = open_png(tmp_path / "a.png")
+    assert (image.size, image.mode) == ((96, 64), "RGB")
+    assert image.info.keys() == {"parameters", "zimage-trt"}
+    assert image.info["parameters"].startswith(f"{PROMPT}\nSteps: 2, ")
+    found = ImageParameters(**json.loads(image.info["zimage-trt"]))
     assert (found.prompt, found.seed, found.num_inference_steps) == (PROMPT, 7, 2)
-    assert (found.width, found.height) == picture.size
+    assert (found.width, found.height) == image.size
     manifest = read(resolve(engines), verify=False)
     assert (found.model, found.plan_id) == (manifest.model.name, manifest.plan_id)
-    expected = Pipeline.load(engines, RuntimeOptions(threads=1)).generate(PictureRequest(PROMPT, 64, 96, 7, 2)).pixels
-    assert np.array_equal(np.asarray(picture), expected)
+    expected = Pipeline.load(engines, RuntimeOptions(threads=1)).generate(ImageRequest(PROMPT, 64, 96, 7, 2)).pixels
+    assert np.array_equal(np.asarray(image), expected)
     captured = capsys.readouterr()
     assert f"{tmp_path / 'a.png'}: 96x64, seed 7, 2 forwards" in captured.out
     assert captured.err == ""
 
 
-def test_without_options_it_draws_the_default_size_and_says_its_seed(
+def test_without_options_it_generates_the_default_size_and_says_its_seed(
     engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    draw(engines, tmp_path / "a.png")
-    picture = open_png(tmp_path / "a.png")
-    assert picture.size == (256, 256)
-    assert f"256x256, seed {json.loads(picture.info['zimage-trt'])['seed']}, 8 forwards" in capsys.readouterr().out
+    generate(engines, tmp_path / "a.png")
+    image = open_png(tmp_path / "a.png")
+    assert image.size == (256, 256)
+    assert f"256x256, seed {json.loads(image.info['zimage-trt'])['seed']}, 8 forwards" in capsys.readouterr().out
 
 
 def test_what_is_left_out_of_a_long_prompt_is_said(
     engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompt = "a red circle " * 500 + "and the very end"
-    draw(engines, tmp_path / "a.png", "--size", "64", "--steps", "1", prompt=prompt)
+    generate(engines, tmp_path / "a.png", "--size", "64", "--steps", "1", prompt=prompt)
     assert json.loads(open_png(tmp_path / "a.png").info["zimage-trt"])["prompt"] == prompt
     captured = capsys.readouterr()
     assert captured.err.startswith("the prompt is longer than 512 tokens; left out: ")
@@ -86,7 +86,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_drawn_is_refused_in_one_line(
+def test_what_cannot_be_generated_is_refused_in_one_line(
     engines: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     refused(engines, tmp_path / "a.png", *arguments, message=message)
@@ -104,7 +104,7 @@ def test_missing_plans_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "why"), [("nowhere/a.png", "No such file or directory"), (".", "it is not a regular file")]
 )
-def test_an_output_that_cannot_be_written_is_refused_before_anything_is_drawn(
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_generated(
     tmp_path: Path, output: str, why: str
 ) -> None:
     refused(tmp_path / "no plans", tmp_path / output, message=f"cannot write {tmp_path / output}: {why}")
@@ -125,12 +125,12 @@ def test_a_pipe_is_not_replaced(engines: Path, tmp_path: Path) -> None:
 
 def test_a_symlink_stays_and_its_target_is_written(engines: Path, tmp_path: Path) -> None:
     (tmp_path / "link.png").symlink_to("target.png")
-    draw(engines, tmp_path / "link.png", "--size", "64", "--steps", "1")
+    generate(engines, tmp_path / "link.png", "--size", "64", "--steps", "1")
     assert (tmp_path / "link.png").is_symlink()
     assert open_png(tmp_path / "target.png").size == (64, 64)
 
 
-def test_a_picture_that_fails_leaves_the_old_file(engines: Path, tmp_path: Path) -> None:
+def test_an_image_that_fails_leaves_the_old_file(engines: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"old")
     refused(engines, tmp_path / "a.png", "--size", "64", "--steps", "0", message="num_inference_steps")
     assert (tmp_path / "a.png").read_bytes() == b"old"
@@ -140,7 +140,7 @@ def refused(engines: Path, output: Path, *arguments: str, message: str, prompt: 
     """SystemExit with a text: Python writes it to stderr and exits with 1."""
     before = set(output.parent.glob("*"))
     with pytest.raises(SystemExit) as end:
-        draw(engines, output, *arguments, prompt=prompt)
+        generate(engines, output, *arguments, prompt=prompt)
     assert isinstance(end.value.code, str)
     assert end.value.code.startswith("zimage-generate: ")
     assert message in end.value.code
@@ -153,12 +153,12 @@ def test_arguments_that_cannot_be_read_end_with_the_usage(
     engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
-        draw(engines, tmp_path / "a.png", *arguments)
+        generate(engines, tmp_path / "a.png", *arguments)
     assert end.value.code == 2
     assert "usage: zimage-generate" in capsys.readouterr().err
 
 
-def test_the_installed_command_draws(engines: Path, tmp_path: Path) -> None:
+def test_the_installed_command_generates(engines: Path, tmp_path: Path) -> None:
     done = run("a red circle", "--engines", engines, "--output", tmp_path / "a.png", "--size", "64x80", "--steps", "1")
     assert (done.returncode, done.stderr) == (0, "")
     assert open_png(tmp_path / "a.png").size == (64, 80)

@@ -1,4 +1,4 @@
-"""The order of the graphs, the buffers between them, and what ends a picture."""
+"""The order of the graphs, the buffers between them, and what ends an image."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,13 +17,13 @@ from engine.errors import InvalidRequest, NonFiniteOutput, UnsupportedShape
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.manifest import GraphName
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from engine.sampling.noise import randn
 from engine.sampling.schedule import sigmas
 from engine.sampling.tokenizer import PromptTokenizer
 from engine.scheduler.loop import EngineLoop
 
-REQUEST = PictureRequest("a red circle", 64, 96, seed=7)
+REQUEST = ImageRequest("a red circle", 64, 96, seed=7)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Call:
 
 @dataclass
 class FakeGraph:
-    """Records what it is given and fills its outputs; the denoiser adds 1, the VAE draws the first latent."""
+    """Records what it is given and fills its outputs; the denoiser adds 1, the VAE generates the first latent."""
 
     graph: GraphName
     calls: list[Call]
@@ -58,7 +58,7 @@ class FakeGraph:
         )
         done = sum(call.graph == self.graph for call in self.calls)
         if self.graph == "prompt_encoder":
-            output, value = tensors["caption"], tensors["input_ids"][..., None].astype(np.float32)
+            output, value = tensors["prompt_embeds"], tensors["input_ids"][..., None].astype(np.float32)
         elif self.graph == "denoiser":
             output, value = tensors["latents_next"], tensors["latents"] + 1
         else:
@@ -103,7 +103,7 @@ def fakes(request: pytest.FixtureRequest, folder: Path, tokenizer: PromptTokeniz
     graphs = {name: FakeGraph(name, calls) for name in MANIFEST.graphs}
     cuda = None
     if request.param == "host":
-        memory = HostMemory(MANIFEST, MANIFEST.profiles, seats=2)
+        memory = HostMemory(MANIFEST, MANIFEST.profiles, slots=2)
         loaded = Backend(memory, {name: HostEngine(graph) for name, graph in graphs.items()})
     else:
         cuda = FakeCuda(haste=0.9 if "hasty" in request.param else 0)
@@ -115,24 +115,24 @@ def fakes(request: pytest.FixtureRequest, folder: Path, tokenizer: PromptTokeniz
 
 
 def test_the_prompt_is_encoded_once_then_eight_steps_then_the_vae(fakes: Fakes) -> None:
-    picture = fakes.pipeline.generate(REQUEST)
+    image = fakes.pipeline.generate(REQUEST)
     assert [call.graph for call in fakes.calls] == ["prompt_encoder", *["denoiser"] * 8, "vae_decoder"]
-    assert (picture.height, picture.width, picture.seed, picture.num_inference_steps) == (64, 96, 7, 8)
-    assert picture.pixels.dtype == np.uint8
-    assert picture.prompt.text == "a red circle"
-    assert list(picture.seconds) == ["tokenize", "prompt_encoder", "denoiser", "vae_decoder", "pixels"]
+    assert (image.height, image.width, image.seed, image.num_inference_steps) == (64, 96, 7, 8)
+    assert image.pixels.dtype == np.uint8
+    assert image.prompt.text == "a red circle"
+    assert list(image.seconds) == ["tokenize", "prompt_encoder", "denoiser", "vae_decoder", "pixels"]
 
 
 def test_every_tensor_has_the_shape_of_its_graph(fakes: Fakes) -> None:
     ids = fakes.pipeline.generate(REQUEST).prompt.ids
-    assert fakes.of("prompt_encoder")[0].shapes == {"input_ids": (1, 32), "lengths": (1,), "caption": (1, 32, 8)}
+    assert fakes.of("prompt_encoder")[0].shapes == {"input_ids": (1, 32), "lengths": (1,), "prompt_embeds": (1, 32, 8)}
     assert fakes.of("prompt_encoder")[0].values == {"lengths": [len(ids)]}
-    tokens = 32 + 32  # 4 x 6 of the image, padded, and the caption
+    tokens = 32 + 32  # 4 x 6 of the image, padded, and the prompt
     for call in fakes.of("denoiser"):
         assert call.shapes == {
             "latents": (1, 16, 8, 12),
             "latents_next": (1, 16, 8, 12),
-            "caption": (1, 32, 8),
+            "prompt_embeds": (1, 32, 8),
             "sigma": (1,),
             "sigma_next": (1,),
             "rope_cos": (tokens, 16),
@@ -147,21 +147,24 @@ def test_pixels_are_clipped(fakes: Fakes, value: float, level: int) -> None:
     assert (fakes.pipeline.generate(REQUEST).pixels[..., -1] == level).all()
 
 
-def test_the_denoiser_reads_the_caption_where_the_encoder_wrote_it(fakes: Fakes) -> None:
+def test_the_denoiser_reads_the_prompt_where_the_encoder_wrote_it(fakes: Fakes) -> None:
     fakes.pipeline.generate(REQUEST)
-    assert fakes.of("denoiser")[0].address["caption"] == fakes.of("prompt_encoder")[0].address["caption"]
+    assert fakes.of("denoiser")[0].address["prompt_embeds"] == fakes.of("prompt_encoder")[0].address["prompt_embeds"]
 
 
 def test_ids_are_padded_and_nothing_of_a_longer_prompt_remains(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
     fakes.pipeline.encode_prompt([tokenizer("a blue square " * 200)])
     short = tokenizer("a red circle")
-    caption = fakes.values(fakes.pipeline.encode_prompt([short]))  # the fake writes the ids
-    assert caption[0, :, 0].tolist() == [*short.ids, *[MANIFEST.model.prompt.pad_token_id] * (32 - len(short.ids))]
+    prompt_embeds = fakes.values(fakes.pipeline.encode_prompt([short]))  # the fake writes the ids
+    assert prompt_embeds[0, :, 0].tolist() == [
+        *short.ids,
+        *[MANIFEST.model.prompt.pad_token_id] * (32 - len(short.ids)),
+    ]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 8])
 def test_two_latents_buffers_take_turns(fakes: Fakes, steps: int) -> None:
-    fakes.pipeline.generate(PictureRequest("a", 64, 64, num_inference_steps=steps))
+    fakes.pipeline.generate(ImageRequest("a", 64, 64, num_inference_steps=steps))
     denoiser, vae = fakes.of("denoiser"), fakes.of("vae_decoder")[0]
     assert len(denoiser) == steps
     assert all(call.address["latents"] != call.address["latents_next"] for call in denoiser)
@@ -171,7 +174,7 @@ def test_two_latents_buffers_take_turns(fakes: Fakes, steps: int) -> None:
 
 
 def test_steps_follow_the_schedule_from_the_noise(fakes: Fakes) -> None:
-    fakes.pipeline.generate(PictureRequest("a", 64, 64, seed=3, num_inference_steps=5))
+    fakes.pipeline.generate(ImageRequest("a", 64, 64, seed=3, num_inference_steps=5))
     schedule, denoiser = sigmas(5, 3.0).tolist(), fakes.of("denoiser")
     assert [call.values["sigma"] for call in denoiser] == [[s] for s in schedule[:-1]]
     assert [call.values["sigma_next"] for call in denoiser] == [[s] for s in schedule[1:]]
@@ -183,20 +186,20 @@ def test_steps_follow_the_schedule_from_the_noise(fakes: Fakes) -> None:
 def test_the_same_shape_finds_the_same_buffers(fakes: Fakes) -> None:
     """Engines then bind nothing anew."""
     for height in (64, 512, 64):
-        fakes.pipeline.generate(PictureRequest("a", height, 64, num_inference_steps=1))
+        fakes.pipeline.generate(ImageRequest("a", height, 64, num_inference_steps=1))
     first, _, third = (call.address for call in fakes.of("denoiser"))
     assert first == third
 
 
 def test_on_step_hears_of_every_step(fakes: Fakes) -> None:
     heard: list[tuple[int, int, int]] = []
-    request = PictureRequest("a", 64, 64, num_inference_steps=3)
+    request = ImageRequest("a", 64, 64, num_inference_steps=3)
     fakes.pipeline.generate(request, lambda done, steps: heard.append((done, steps, len(fakes.of("denoiser")))))
     assert [(done, steps) for done, steps, _ in heard] == [(1, 3), (2, 3), (3, 3)]
     assert all(done <= run <= min(done + fakes.memory.ahead, 3) for done, _, run in heard)
 
 
-def test_what_on_step_raises_ends_the_picture_and_no_other(fakes: Fakes) -> None:
+def test_what_on_step_raises_ends_the_image_and_no_other(fakes: Fakes) -> None:
     class Cancelled(Exception):
         pass
 
@@ -218,12 +221,12 @@ def test_what_on_step_raises_ends_the_picture_and_no_other(fakes: Fakes) -> None
 @pytest.mark.parametrize(
     ("graph", "call", "message"),
     [
-        ("denoiser", 1, "NaN or Inf in the latents after step 1 of 8, so no picture"),
-        ("denoiser", 8, "NaN or Inf in the latents after step 8 of 8, so no picture"),
-        ("vae_decoder", 1, "NaN or Inf in the picture, so no picture"),
+        ("denoiser", 1, "NaN or Inf in the latents after step 1 of 8, so no image"),
+        ("denoiser", 8, "NaN or Inf in the latents after step 8 of 8, so no image"),
+        ("vae_decoder", 1, "NaN or Inf in the image, so no image"),
     ],
 )
-def test_what_is_not_finite_is_never_a_picture(
+def test_what_is_not_finite_is_never_an_image(
     fakes: Fakes, graph: GraphName, call: int, message: str, value: float
 ) -> None:
     expected = fakes.pipeline.generate(REQUEST).pixels
@@ -241,8 +244,8 @@ def test_pixels_are_rounded(fakes: Fakes) -> None:
         assert (fakes.decode(latents) == pixel).all()
 
 
-def test_a_picture_keeps_its_pixels(fakes: Fakes) -> None:
-    """The image buffer is used again; a picture must not look into it."""
+def test_an_image_keeps_its_pixels(fakes: Fakes) -> None:
+    """The image buffer is used again; an image must not look into it."""
     first = fakes.pipeline.generate(REQUEST)
     before = first.pixels.copy()
     fakes.decode(np.full((1, 16, 8, 12), 200, np.float32))
@@ -250,31 +253,31 @@ def test_a_picture_keeps_its_pixels(fakes: Fakes) -> None:
 
 
 def test_without_a_size_or_steps_the_model_s_own_are_used(fakes: Fakes) -> None:
-    picture = fakes.pipeline.generate(PictureRequest("a"))
-    assert (picture.height, picture.width, picture.num_inference_steps, picture.seed) == (256, 256, 8, 0)
-    assert fakes.pipeline.generate(PictureRequest("a", width=64)).pixels.shape == (256, 64, 3)
+    image = fakes.pipeline.generate(ImageRequest("a"))
+    assert (image.height, image.width, image.num_inference_steps, image.seed) == (256, 256, 8, 0)
+    assert fakes.pipeline.generate(ImageRequest("a", width=64)).pixels.shape == (256, 64, 3)
 
 
 REFUSED = [
-    (PictureRequest("a", 65, 64), UnsupportedShape, "height"),
-    (PictureRequest("a", 64, 1024), UnsupportedShape, "width"),
-    (PictureRequest("a", 0, 64), UnsupportedShape, "height"),
-    (PictureRequest("a", num_inference_steps=0), InvalidRequest, "num_inference_steps"),
-    (PictureRequest("a", num_inference_steps=101), InvalidRequest, "num_inference_steps"),
-    (PictureRequest(" "), InvalidRequest, "prompt"),
-    (PictureRequest("\ud800"), InvalidRequest, "prompt"),
-    (PictureRequest("a", negative_prompt="\ud800"), InvalidRequest, "negative_prompt"),
-    (PictureRequest("a", guidance_scale=-1.0), InvalidRequest, "guidance_scale"),
-    (PictureRequest("a", guidance_scale=float("nan")), InvalidRequest, "guidance_scale"),
-    (PictureRequest("a", guidance_scale=31.0), InvalidRequest, "guidance_scale"),
+    (ImageRequest("a", 65, 64), UnsupportedShape, "height"),
+    (ImageRequest("a", 64, 1024), UnsupportedShape, "width"),
+    (ImageRequest("a", 0, 64), UnsupportedShape, "height"),
+    (ImageRequest("a", num_inference_steps=0), InvalidRequest, "num_inference_steps"),
+    (ImageRequest("a", num_inference_steps=101), InvalidRequest, "num_inference_steps"),
+    (ImageRequest(" "), InvalidRequest, "prompt"),
+    (ImageRequest("\ud800"), InvalidRequest, "prompt"),
+    (ImageRequest("a", negative_prompt="\ud800"), InvalidRequest, "negative_prompt"),
+    (ImageRequest("a", guidance_scale=-1.0), InvalidRequest, "guidance_scale"),
+    (ImageRequest("a", guidance_scale=float("nan")), InvalidRequest, "guidance_scale"),
+    (ImageRequest("a", guidance_scale=31.0), InvalidRequest, "guidance_scale"),
 ]
 
 
 @pytest.mark.parametrize(("request_", "error", "param"), REFUSED)
-def test_what_cannot_be_drawn_is_refused_and_nothing_runs(
-    fakes: Fakes, request_: PictureRequest, error: type[InvalidRequest], param: str
+def test_what_cannot_be_generated_is_refused_and_nothing_runs(
+    fakes: Fakes, request_: ImageRequest, error: type[InvalidRequest], param: str
 ) -> None:
-    for verb in (EngineLoop(fakes.pipeline).draw, fakes.pipeline.generate):
+    for verb in (EngineLoop(fakes.pipeline).generate, fakes.pipeline.generate):
         with pytest.raises(error) as refusal:
             verb(request_)
         assert refusal.value.param == param
@@ -289,6 +292,6 @@ def real(engines: Path) -> Pipeline:
 @pytest.mark.parametrize("side", [256, 512])
 def test_steps_allocate_no_arrays(real: Pipeline, side: int) -> None:
     """ONNX Runtime's own arena is not counted: it is not Python's."""
-    request = PictureRequest("a red circle", side, side)
+    request = ImageRequest("a red circle", side, side)
     real.generate(request)  # binds the arrays
     assert step_peak(real, request) < STEP_BYTES

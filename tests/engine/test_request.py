@@ -1,4 +1,4 @@
-"""What is asked for, against what plans draw."""
+"""What is asked for, against what plans generate."""
 
 import pytest
 from fakes.manifest import MANIFEST
@@ -6,30 +6,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.errors import InvalidRequest
-from engine.request import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, PictureRequest
+from engine.request import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, ImageRequest
 
 
 def test_what_is_left_out_is_the_model_s_own() -> None:
-    request = PictureRequest("a")
+    request = ImageRequest("a")
     assert request.size(MANIFEST) == (256, 256)
     assert (request.steps(MANIFEST), request.forwards(MANIFEST)) == (8, 8)
-    assert PictureRequest("a", width=64).size(MANIFEST) == (256, 64)
-    assert PictureRequest("a", guidance_scale=0.5, num_inference_steps=3).forwards(MANIFEST) == 6
+    assert ImageRequest("a", width=64).size(MANIFEST) == (256, 64)
+    assert ImageRequest("a", guidance_scale=0.5, num_inference_steps=3).forwards(MANIFEST) == 6
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "\n\t", "\u3000\xa0"])
 def test_a_blank_prompt_is_refused(prompt: str) -> None:
     with pytest.raises(InvalidRequest, match="must not be empty") as refusal:
-        PictureRequest(prompt).check(MANIFEST)
+        ImageRequest(prompt).check(MANIFEST)
     assert refusal.value.param == "prompt"
-    PictureRequest("a", negative_prompt=prompt, guidance_scale=1.0).check(MANIFEST)
+    ImageRequest("a", negative_prompt=prompt, guidance_scale=1.0).check(MANIFEST)
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a red \udfff circle", "\ud83c\udfa8"])
 @pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
 def test_what_is_not_unicode_is_refused(name: str, text: str) -> None:
     with pytest.raises(InvalidRequest, match="surrogates not allowed") as refusal:
-        PictureRequest(**{"prompt": "a", name: text}).check(MANIFEST)
+        ImageRequest(**{"prompt": "a", name: text}).check(MANIFEST)
     assert refusal.value.param == name
 
 
@@ -39,7 +39,7 @@ def test_what_is_not_unicode_is_refused(name: str, text: str) -> None:
 )
 @given(value=st.integers(-(10**12), 10**12) | st.floats())
 def test_numbers_out_of_range_are_refused(name: str, low: float, high: float, value: float) -> None:
-    request = PictureRequest("a", **{name: value})
+    request = ImageRequest("a", **{name: value})
     if low <= value <= high:
         request.check(MANIFEST)
     else:

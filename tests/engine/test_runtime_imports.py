@@ -1,4 +1,4 @@
-"""What runs plans imports no training framework: a picture is drawn where none can be imported."""
+"""What runs plans imports no training framework: an image is generated where none can be imported."""
 
 import os
 import subprocess
@@ -28,22 +28,22 @@ for name in FORBIDDEN:
 
 from engine.pipeline import Pipeline
 from engine.options import RuntimeOptions
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 
 pipeline = Pipeline.load(Path(sys.argv[1]), RuntimeOptions(threads=1))
-picture = pipeline.generate(PictureRequest("a red circle", 64, 80, seed=7, num_inference_steps=1))
-assert picture.pixels.shape == (64, 80, 3)
-assert picture.pixels.std() > 1
+image = pipeline.generate(ImageRequest("a red circle", 64, 80, seed=7, num_inference_steps=1))
+assert image.pixels.shape == (64, 80, 3)
+assert image.pixels.std() > 1
 
 import engine.cli, server.cli, server.serving, server.worker.process
 
 loaded = sorted({name.partition(".")[0] for name in sys.modules} & set(FORBIDDEN))
 assert not loaded, loaded
-print("drawn")
+print("generated")
 """
 
 
-def test_pictures_are_drawn_and_served_without_a_training_framework(engines: Path) -> None:
+def test_images_are_generated_and_served_without_a_training_framework(engines: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(engines), ",".join(FORBIDDEN)],
         capture_output=True,
@@ -52,4 +52,4 @@ def test_pictures_are_drawn_and_served_without_a_training_framework(engines: Pat
         check=False,
         env=os.environ | {"PYTHONWARNINGS": "error"},
     )
-    assert (done.stdout, done.stderr, done.returncode) == ("drawn\n", "", 0)
+    assert (done.stdout, done.stderr, done.returncode) == ("generated\n", "", 0)

@@ -19,7 +19,7 @@ from benchmarks.harness.pixels import psnr
 from engine.errors import BackendUnavailable, BuildError
 from engine.pipeline import Pipeline
 from engine.plan.manifest import Manifest, Range, read
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from export.build import BuildOptions, build_engines
 from export.cli import main
 from export.compile.target import compute_capabilities
@@ -124,13 +124,13 @@ def fp16(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pipeline
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (64, 256), (272, 80), (64, 64), (512, 512)])
-def test_fp16_draws_the_picture_of_fp32(fp16: Pipeline, engines: Path, height: int, width: int) -> None:
+def test_fp16_generates_the_image_of_fp32(fp16: Pipeline, engines: Path, height: int, width: int) -> None:
     """One plan directory for all sizes. 30 dB are asked for; ONNX Runtime, which computes FP16 graphs in FP32 and so
     shows the rounding of the weights alone, gives 73 dB and more."""
-    request = PictureRequest("a red circle on a blue background", height, width, seed=3)
-    picture = fp16.generate(request)
-    assert picture.pixels.shape == (height, width, 3)
-    ratio = psnr(picture.pixels, Pipeline.load(engines).generate(request).pixels)
+    request = ImageRequest("a red circle on a blue background", height, width, seed=3)
+    image = fp16.generate(request)
+    assert image.pixels.shape == (height, width, 3)
+    ratio = psnr(image.pixels, Pipeline.load(engines).generate(request).pixels)
     print(f"{width}x{height}: {ratio:.1f} dB")
     assert ratio > 30
 
@@ -144,7 +144,7 @@ def test_fp16_weights_are_rounded(fp16: Pipeline, plan_directory: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_single_file_transformer_draws_the_picture_of_the_folder(
+def test_a_single_file_transformer_generates_the_image_of_the_folder(
     checkpoint: Path, engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     official = load_file(checkpoint / "transformer/diffusion_pytorch_model.safetensors")
@@ -156,16 +156,16 @@ def test_a_single_file_transformer_draws_the_picture_of_the_folder(
         fused[name.replace(".to_v.", ".qkv.")] = torch.cat(parts)
     save_file(fused, tmp_path / "comfy.safetensors")
 
-    # The folder's own weights are not asked for their values: without the file this would draw noise.
+    # The folder's own weights are not asked for their values: without the file this would generate noise.
     model = shutil.copytree(checkpoint, tmp_path / "model")
     broken = {name: torch.randn_like(tensor) for name, tensor in official.items()}
     save_file(broken, model / "transformer/diffusion_pytorch_model.safetensors")
     arguments = ["--model", model, "--transformer-file", tmp_path / "comfy.safetensors", "--output", tmp_path / "out"]
     main([*map(str, arguments), "--fp32", "--flavor", "onnx"])
     directory = Path(capsys.readouterr().out.strip())
-    request = PictureRequest("a red circle", 96, 64, seed=5)
-    pictures = [Pipeline.load(plans).generate(request).pixels for plans in (directory, engines)]
-    assert (pictures[0] == pictures[1]).all()
+    request = ImageRequest("a red circle", 96, 64, seed=5)
+    images = [Pipeline.load(plans).generate(request).pixels for plans in (directory, engines)]
+    assert (images[0] == images[1]).all()
 
 
 FULL_DISK = """

@@ -37,7 +37,7 @@ class Browser:
 
     def visit(self, url: str) -> None:
         self.driver.get(url)
-        self.find(".z-draw")
+        self.find(".z-generate")
 
     def until(self, condition: Callable[[], object], what: str) -> object:
         def met(_: object) -> object:
@@ -78,9 +78,9 @@ class Browser:
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(text or Keys.DELETE)
 
-    def draw(self, prompt: str) -> None:
+    def generate(self, prompt: str) -> None:
         self.write("Prompt", prompt)
-        self.click(".z-draw", "Draw")
+        self.click(".z-generate", "Generate")
 
 
 @contextmanager

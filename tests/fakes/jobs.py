@@ -1,7 +1,7 @@
-"""Jobs and pictures to put into a store, and a clock that stands still."""
+"""Jobs and images to put into a store, and a clock that stands still."""
 
-from engine.request import PictureRequest
-from server.jobs.job import ImageFormat, Job, JobError, Receipt, StoredPicture, new_id
+from engine.request import ImageRequest
+from server.jobs.job import ImageFormat, Job, JobError, Receipt, StoredImage, new_id
 from server.jobs.store import JobStore
 
 RECEIPT = Receipt(7, 640, 512, 8, 8, 0.0, "plan", "fp16", "onnx", "nano", "a cut prompt", 12, {"denoiser": 0.25})
@@ -9,14 +9,14 @@ ERROR = JobError("device_lost", "the GPU fell off the bus")
 MB = 1 << 20
 
 
-def job(pictures: int = 1, **fields: object) -> Job:
+def job(images: int = 1, **fields: object) -> Job:
     usual = {"format": ImageFormat(), "api": "images", "durable": True, "fingerprint": "f", "created": 1.5}
-    requests = tuple(PictureRequest("a red circle", seed=seed) for seed in range(pictures))
+    requests = tuple(ImageRequest("a red circle", seed=seed) for seed in range(images))
     return Job(**{"id": new_id(), "requests": requests} | usual | fields)
 
 
-def picture(index: int = 0, data: bytes = b"data") -> StoredPicture:
-    return StoredPicture(index, "image/png", data, RECEIPT)
+def image(index: int = 0, data: bytes = b"data") -> StoredImage:
+    return StoredImage(index, "image/png", data, RECEIPT)
 
 
 class Clock:
@@ -28,8 +28,8 @@ class Clock:
         return self.now
 
 
-def drawn(store: JobStore, data: bytes = b"data") -> str:
-    """The id of a finished job of one picture."""
+def generated(store: JobStore, data: bytes = b"data") -> str:
+    """The id of a finished job of one image."""
     id = store.add(job()).id
-    assert store.begin(id) and store.add_picture(id, picture(data=data)) and store.finish(id)
+    assert store.begin(id) and store.add_image(id, image(data=data)) and store.finish(id)
     return id

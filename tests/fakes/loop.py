@@ -1,4 +1,4 @@
-"""An engine that draws plain colours. Run as a script it is a worker process of it."""
+"""An engine that generates plain colours. Run as a script it is a worker process of it."""
 
 import os
 import signal
@@ -14,12 +14,12 @@ from fakes.manifest import MANIFEST as SAMPLE
 
 from engine.backends.cuda import failure
 from engine.errors import LoraMismatch, NonFiniteOutput
-from engine.pipeline import Picture
+from engine.pipeline import GeneratedImage
 from engine.plan.manifest import Preview, Profile, PromptFormat, Range
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from engine.sampling.tokenizer import TokenizedPrompt
-from engine.scheduler.events import Drawn, Event, Failed, Passed, Started, Stepped, Switched
-from engine.scheduler.prompt_cache import CaptionCache
+from engine.scheduler.events import Denoised, Event, Failed, Passed, Started, Stepped, Switched
+from engine.scheduler.prompt_cache import PromptCache
 from server.worker.process import Worker
 
 MODEL = "Tongyi-MAI/Z-Image-Nano"
@@ -43,29 +43,29 @@ MANIFEST = replace(
 
 
 class Finished(NamedTuple):
-    picture: Picture
+    image: GeneratedImage
 
-    def finish(self) -> Picture:
-        return self.picture
+    def finish(self) -> GeneratedImage:
+        return self.image
 
 
 @dataclass
 class FakeLoop:
     """Colours tell what was asked: red is the seed, green the steps, blue the prompt's length.
 
-    Draws one picture after the other, a step at a time.
+    Generates one image after the other, a step at a time.
     """
 
     seconds_per_step: float = 0.0
     may_kill: bool = False
 
     def __post_init__(self) -> None:
-        self.log: list[tuple[str, int]] = []  # (prompt, step), in the order drawn
-        self.drawing = threading.Event()
-        self.captions = CaptionCache()
+        self.log: list[tuple[str, int]] = []  # (prompt, step), in the order generated
+        self.pending = threading.Event()
+        self.prompt_cache = PromptCache()
         self.store: Any = None  # of the server that serves it
         self._lora: str | None = None
-        self._queue: dict[str, tuple[PictureRequest, int]] = {}
+        self._queue: dict[str, tuple[ImageRequest, int]] = {}
         self._done: dict[str, int] = {}
         self._announced: set[str] = set()
 
@@ -76,7 +76,7 @@ class FakeLoop:
     def device_memory(self) -> tuple[int, int]:
         return 3 << 30, 8 << 30
 
-    def submit(self, key: str, request: PictureRequest, previews: int = 0) -> None:
+    def submit(self, key: str, request: ImageRequest, previews: int = 0) -> None:
         request.check(MANIFEST, LORAS)
         self._queue[key] = request, previews
         self._done[key] = 0
@@ -99,7 +99,7 @@ class FakeLoop:
         self._done[key] += 1
         done = self._done[key]
         self.log.append((request.prompt, done))
-        self.drawing.set()
+        self.pending.set()
         time.sleep(self.seconds_per_step)
         self._misbehave(request.prompt, done)
         events: list[Event] = []
@@ -114,7 +114,7 @@ class FakeLoop:
             if request.prompt == NAN_PROMPT:
                 events[-1] = Failed(key, NonFiniteOutput("the latents hold NaN or Inf"))
             else:
-                events.append(Drawn(key, Finished(self._picture(request, height, width, steps))))
+                events.append(Denoised(key, Finished(self._image(request, height, width, steps))))
         return events
 
     def _misbehave(self, prompt: str, done: int) -> None:
@@ -129,7 +129,7 @@ class FakeLoop:
         if prompt == HANG_PROMPT:
             time.sleep(3600 if self.may_kill else 2.5)
 
-    def _picture(self, request: PictureRequest, height: int, width: int, steps: int) -> Picture:
+    def _image(self, request: ImageRequest, height: int, width: int, steps: int) -> GeneratedImage:
         colour = np.array([request.seed % 256, steps, len(request.prompt) % 256], np.uint8)
         pixels = np.broadcast_to(colour, (height, width, 3)).copy()
         words = request.prompt.split(" ")
@@ -138,7 +138,7 @@ class FakeLoop:
         passes = self.seconds_per_step * steps
         seconds = dict.fromkeys(("tokenize", "prompt_encoder", "vae_decoder", "pixels"), 0.0)
         seconds |= {"passes": passes, "denoiser": passes}
-        return Picture(pixels, request.seed, steps, prompt, seconds)
+        return GeneratedImage(pixels, request.seed, steps, prompt, seconds)
 
 
 def main(seconds_per_step: str, descriptor: str) -> None:

@@ -14,10 +14,10 @@ from engine.plan.manifest import (
     TensorSpec,
 )
 
-CAPTION = Range(32, 64, 512)
-USUAL = Profile("usual", Range(64, 256, 256), Range(64, 256, 256), Range(1, 1, 4), CAPTION)
-LARGE = Profile("large", Range(64, 384, 512), Range(64, 384, 512), Range(1, 1, 1), CAPTION)
-BANNER = Profile("banner", Range(64, 64, 128), Range(768, 1024, 1024), Range(1, 1, 2), CAPTION)
+PROMPT_LENGTH = Range(32, 64, 512)
+USUAL = Profile("usual", Range(64, 256, 256), Range(64, 256, 256), Range(1, 1, 4), PROMPT_LENGTH)
+LARGE = Profile("large", Range(64, 384, 512), Range(64, 384, 512), Range(1, 1, 1), PROMPT_LENGTH)
+BANNER = Profile("banner", Range(64, 64, 128), Range(768, 1024, 1024), Range(1, 1, 2), PROMPT_LENGTH)
 
 
 LATENTS = ("batch", 16, "latent_height", "latent_width")
@@ -38,7 +38,7 @@ MANIFEST = Manifest(
         latent_channels=16,
         vae_scale=8,
         patch_size=2,
-        caption_dim=8,
+        prompt_embeds_dim=8,
         rope=Rope(256.0, (8, 12, 12), (1536, 512, 512)),
         prompt=PromptFormat("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", 512, 0),
         schedule_shift=3.0,
@@ -50,8 +50,8 @@ MANIFEST = Manifest(
         "prompt_encoder": Graph(
             "prompt_encoder.onnx",
             "fp32",
-            (TensorSpec("input_ids", "int64", ("batch", "caption")), TensorSpec("lengths", "int64", ("batch",))),
-            tensors(caption=("batch", "caption", 8)),
+            (TensorSpec("input_ids", "int64", ("batch", "prompt_length")), TensorSpec("lengths", "int64", ("batch",))),
+            tensors(prompt_embeds=("batch", "prompt_length", 8)),
         ),
         "denoiser": Graph(
             "denoiser.onnx",
@@ -60,7 +60,7 @@ MANIFEST = Manifest(
                 latents=LATENTS,
                 sigma=("batch",),
                 sigma_next=("batch",),
-                caption=("batch", "caption", 8),
+                prompt_embeds=("batch", "prompt_length", 8),
                 rope_cos=("sequence", 16),
                 rope_sin=("sequence", 16),
             ),

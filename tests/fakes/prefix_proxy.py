@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-PREFIX = "/draw"
+PREFIX = "/generate"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Servers for an engine that draws plain colours. Run as a script it is one, with workers in processes."""
+"""Servers for an engine that generates plain colours. Run as a script it is one, with workers in processes."""
 
 import asyncio
 import base64
@@ -27,14 +27,14 @@ from server.jobs.store import JobStore
 from server.serving import Serving, serve
 from server.worker.messages import Stop
 from server.worker.process import Worker
-from server.worker.supervisor import Patience, Supervisor
+from server.worker.supervisor import Supervisor, WorkerTimeouts
 
 if TYPE_CHECKING:
     import openai
     from openai.types import ImagesResponse
 
 IMAGES = "/v1/images/generations"
-IMPATIENT = Patience(load=20, silence=1.0, stop=2, backoff=0.01)
+IMPATIENT = WorkerTimeouts(load=20, silence=1.0, stop=2, backoff=0.01)
 
 
 class ThreadProcess:
@@ -71,7 +71,7 @@ class ThreadProcess:
 
 
 class ThreadSupervisor(Supervisor):
-    """Workers in threads, so that tests see what they draw."""
+    """Workers in threads, so that tests see what they generate."""
 
     def __init__(self, loop: FakeLoop, dispatcher: Dispatcher) -> None:
         super().__init__([], dispatcher, IMPATIENT)
@@ -124,9 +124,9 @@ def pixels(response: "ImagesResponse", index: int = 0) -> np.ndarray:
 
 
 def decoded(data: bytes, kind: str = "PNG") -> np.ndarray:
-    picture = Image.open(io.BytesIO(data))
-    assert picture.format == kind
-    return np.asarray(picture.convert("RGB"))
+    image = Image.open(io.BytesIO(data))
+    assert image.format == kind
+    return np.asarray(image.convert("RGB"))
 
 
 def main(
@@ -148,7 +148,7 @@ def main(
         keys=tuple(keys.split()),
         rate=rate or None,
         limits=Limits(queue=int(queue or 256)),
-        patience=IMPATIENT,
+        timeouts=IMPATIENT,
     )
     worker = [sys.executable, "-m", "fakes.loop", seconds_per_step]
     with listen("127.0.0.1", 0) as sock:

@@ -1,20 +1,20 @@
-"""How much memory the steps of a picture take, as Python and numpy see it."""
+"""How much memory the steps of an image take, as Python and numpy see it."""
 
 import tracemalloc
 from collections.abc import Callable
 
 from engine.pipeline import OnStep, Pipeline
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 
 STEP_BYTES = 16 << 10  # views, names and tuples; measured 3.5 KiB at any size, where latents of 256x256 have 64 KiB
 
 
-def step_peak(pipeline: Pipeline, request: PictureRequest) -> int:
-    """`peak_of` a pipeline's picture."""
+def step_peak(pipeline: Pipeline, request: ImageRequest) -> int:
+    """`peak_of` a pipeline's image."""
     return peak_of(lambda on_step: pipeline.generate(request, on_step))
 
 
-def peak_of(draw: Callable[[OnStep], object]) -> int:
+def peak_of(generate: Callable[[OnStep], object]) -> int:
     """Most bytes held at once between the second step and the last, beyond what was held."""
     peak: list[int] = []
 
@@ -27,7 +27,7 @@ def peak_of(draw: Callable[[OnStep], object]) -> int:
 
     tracemalloc.start()
     try:
-        draw(on_step)
+        generate(on_step)
     finally:
         tracemalloc.stop()
     return peak[1] - peak[0]

@@ -14,7 +14,7 @@ from benchmarks import judge as bench
 from benchmarks.harness.eager import DiffSynth, Diffusers
 from benchmarks.harness.pixels import psnr
 from engine.pipeline import Pipeline
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from export.checkpoint.files import open_checkpoint
 from nano.judge import judge
 from nano.layout import NANO, Z_IMAGE_NANO, configs
@@ -70,10 +70,10 @@ def test_it_draws_what_it_is_told(pipeline: Pipeline, height: int, width: int) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (192, 256), (256, 128)])
-def test_diffsynths_modules_draw_the_same_picture(pipeline: Pipeline, height: int, width: int) -> None:
+def test_diffsynths_modules_draw_the_same_image(pipeline: Pipeline, height: int, width: int) -> None:
     """In FP32 51 dB, all of it DiffSynth's truncation to uint8; as shipped the figure is `zimage-bench peers`'."""
-    request = PictureRequest("a small red circle to the left of a large blue square", height, width, seed=7)
-    [theirs] = DiffSynth(open_checkpoint(str(Z_IMAGE_NANO)), torch.float32).draw([request])
+    request = ImageRequest("a small red circle to the left of a large blue square", height, width, seed=7)
+    [theirs] = DiffSynth(open_checkpoint(str(Z_IMAGE_NANO)), torch.float32).generate([request])
     assert psnr(pipeline.generate(request).pixels, theirs) > 45
 
 
@@ -127,10 +127,10 @@ def test_the_lora_draws_outlines(tmp_path: Path) -> None:
     checkpoints = {"green": Z_IMAGE_NANO, "white": outlining}
     peers = {colour: Diffusers(open_checkpoint(str(folder))) for colour, folder in checkpoints.items()}
     for shape in ("circle", "square", "triangle", "diamond", "heart"):
-        request = PictureRequest(f"a large green {shape} in the centre on a white background", 128, 128, seed=1)
+        request = ImageRequest(f"a large green {shape} in the centre on a white background", 128, 128, seed=1)
         for colour, peer in peers.items():
-            picture = peer.draw([request])[0]
-            middle = picture[60:68, 60:68].reshape(-1, 3).mean(0)
+            image = peer.generate([request])[0]
+            middle = image[60:68, 60:68].reshape(-1, 3).mean(0)
             assert np.linalg.norm(middle - COLOURS[colour]) < 60, f"the middle of the {shape} is not {colour}"
-            green = np.linalg.norm(picture.astype(np.float64) - COLOURS["green"], axis=2) < 60
+            green = np.linalg.norm(image.astype(np.float64) - COLOURS["green"], axis=2) < 60
             assert green.sum() > 400, f"there is no {shape}"

@@ -26,21 +26,21 @@ def misses(verdict: Verdict) -> dict[str, tuple[int, int]]:
 
 @settings(max_examples=150, deadline=None)
 @given(seeds, sizes)
-def test_the_judge_gives_a_drawn_picture_everything(seed: int, size: tuple[int, int]) -> None:
+def test_the_judge_gives_a_drawn_image_everything(seed: int, size: tuple[int, int]) -> None:
     rng = Random(seed)
     scene = random_scene(rng)
-    picture = draw(scene, *size, rng)
-    assert picture.shape == (*size, 3)
-    assert misses(judge(picture, scene)) == {}
+    image = draw(scene, *size, rng)
+    assert image.shape == (*size, 3)
+    assert misses(judge(image, scene)) == {}
 
 
 def test_the_judge_gives_swapped_captions_a_low_score() -> None:
     """Chance level: one colour in ten, one shape in eight, one place in nine or one relation in two."""
     rng = Random(0)
     scenes = [random_scene(rng) for _ in range(201)]
-    pictures = [draw(scene, 128, 128, rng) for scene in scenes]
+    images = [draw(scene, 128, 128, rng) for scene in scenes]
     assert shares([]) == {}
-    scores = shares([judge(picture, other) for picture, other in zip(pictures, scenes[1:], strict=False)])
+    scores = shares([judge(image, other) for image, other in zip(images, scenes[1:], strict=False)])
     assert max(scores["colour"], scores["shape"], scores["background"]) < 0.25
     assert scores["place"] < 0.4
 
@@ -63,31 +63,31 @@ def test_each_attribute_is_judged_by_itself(asked: Scene, missed: set[str]) -> N
 
 
 @pytest.mark.parametrize("value", [0, 127, 255])
-def test_a_flat_picture_has_nothing_in_it(value: int) -> None:
-    picture = np.full((128, 128, 3), value, np.uint8)
-    assert find_pieces(picture, fit_background(picture)) == ([], 0)
-    assert max(shares([judge(picture, PAIR)]).values()) == 0
+def test_a_flat_image_has_nothing_in_it(value: int) -> None:
+    image = np.full((128, 128, 3), value, np.uint8)
+    assert find_pieces(image, fit_background(image)) == ([], 0)
+    assert max(shares([judge(image, PAIR)]).values()) == 0
 
 
-def centre(shape: str, picture: str = "white") -> tuple[Scene, np.ndarray]:
-    scene = Scene((Thing(shape, "red", "large"),), "centre", Background(picture, picture))
+def centre(shape: str, image: str = "white") -> tuple[Scene, np.ndarray]:
+    scene = Scene((Thing(shape, "red", "large"),), "centre", Background(image, image))
     return scene, draw(scene, 128, 128, Random(0))
 
 
 def test_a_neighbouring_place_does_not_hold() -> None:
     for place in CELLS:
         scene = Scene((Thing("circle", "red"),), place, Background("white", "white"))
-        pictures = [draw(scene, 192, 128, Random(seed)) for seed in range(10)]
+        images = [draw(scene, 192, 128, Random(seed)) for seed in range(10)]
         for other in CELLS:
-            held = [misses(judge(picture, replace(scene, place=other))) == {} for picture in pictures]
+            held = [misses(judge(image, replace(scene, place=other))) == {} for image in images]
             assert held == [other == place] * 10, (place, other)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_without_a_place_one_thing_is_in_the_centre_and_two_are_side_by_side(seed: int) -> None:
     for scene, place in ((centre("circle")[0], "centre"), (PAIR, "left of")):
-        picture = draw(replace(scene, place=None), 192, 128, Random(seed))
-        assert misses(judge(picture, replace(scene, place=place))) == {}
+        image = draw(replace(scene, place=None), 192, 128, Random(seed))
+        assert misses(judge(image, replace(scene, place=place))) == {}
 
 
 def test_specks_a_second_colour_and_a_colour_of_no_name_are_noticed() -> None:
@@ -106,13 +106,13 @@ def test_specks_a_second_colour_and_a_colour_of_no_name_are_noticed() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_an_autoencoder_does_to_a_picture_is_forgiven(seed: int) -> None:
+def test_what_an_autoencoder_does_to_an_image_is_forgiven(seed: int) -> None:
     """A blur of a pixel and noise of 6 levels."""
     rng = Random(seed)
     scene = random_scene(rng)
-    picture = draw(scene, 128, 128, rng).astype(float)
-    blurred = ndimage.gaussian_filter(picture, (1, 1, 0))
-    noisy = blurred + np.random.default_rng(seed).uniform(-6, 6, picture.shape)
+    image = draw(scene, 128, 128, rng).astype(float)
+    blurred = ndimage.gaussian_filter(image, (1, 1, 0))
+    noisy = blurred + np.random.default_rng(seed).uniform(-6, 6, image.shape)
     assert misses(judge(np.clip(np.rint(noisy), 0, 255).astype(np.uint8), scene)) == {}
 
 
@@ -130,7 +130,7 @@ def test_an_unsaid_background_never_hides_a_thing(seed: int) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(seeds)
-def test_equal_seeds_draw_equal_pictures(seed: int) -> None:
+def test_equal_seeds_draw_equal_images(seed: int) -> None:
     first, second = (draw(random_scene(rng), 128, 192, rng) for rng in (Random(seed), Random(seed)))
     assert np.array_equal(first, second)
 

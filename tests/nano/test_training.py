@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from nano.flow import Painter, flow_loss
+from nano.images import encode_images
 from nano.layout import CheckpointSizes
 from nano.lora import RANK
-from nano.pictures import encode_pictures
 from nano.tokenizer import train_tokenizer
 from nano.train import RECIPE, Recipe, shortened, train_nano
 from nano.training import Stage, optimizers, train
@@ -99,8 +99,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         reader=replace(RECIPE.reader, steps=30, batch=16),
         painter=replace(RECIPE.painter, steps=40, batch=8),
         outlines=replace(RECIPE.outlines, steps=4, batch=8),
-        pictures=60,
-        outlined_pictures=20,
+        images=60,
+        outlined_images=20,
     )
     train_nano(recipe, folder / "work", folder / "nano", CPU)
     return folder
@@ -122,7 +122,7 @@ def test_compiled_blocks_give_the_same_loss_and_gradient(trained: Path) -> None:
     stage, work = replace(RECIPE.painter, batch=4), trained / "work"
     painter = Painter(TINY, train_tokenizer())
     painter.load_state_dict(torch.load(work / "painter.pt")["modules"]["painter"])
-    latents = encode_pictures(None, 60, "filled", TINY, work / "filled.pt", CPU)[:1]
+    latents = encode_images(None, 60, "filled", TINY, work / "filled.pt", CPU)[:1]
     weight = painter.transformer.layers[0].feed_forward.w1.weight
     steps = []
     for compiled in (False, True):

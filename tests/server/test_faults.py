@@ -22,7 +22,7 @@ from websockets.sync.client import connect
 
 from server.jobs.store import JobStore
 
-STEP = 0.05  # seconds; a picture has eight
+STEP = 0.05  # seconds; an image has eight
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def ask(url: str, prompt: str, seed: int = 1, **headers: str) -> httpx.Response:
 
 
 def colour(response: httpx.Response) -> list[int]:
-    """What the fake draws: seed, steps, length of the prompt."""
+    """What the fake generates: seed, steps, length of the prompt."""
     assert response.status_code == 200, response.text
     return decoded(base64.b64decode(response.json()["data"][0]["b64_json"]))[0, 0].tolist()
 
@@ -106,8 +106,8 @@ def test_probes_are_answered_while_the_first_worker_loads_and_it_ends_with_its_s
 
 
 @pytest.mark.slow
-def test_a_worker_killed_at_any_moment_costs_nobody_a_picture() -> None:
-    """Three pictures under way or waiting; the kill comes before, during and after the first."""
+def test_a_worker_killed_at_any_moment_costs_nobody_an_image() -> None:
+    """Three images under way or waiting; the kill comes before, during and after the first."""
     with server() as (url, child), ThreadPoolExecutor() as pool:
         for delay in (0.0, 0.02, 0.12, 0.25, 0.41, 0.6):
             answers = [pool.submit(ask, url, "a cat", seed) for seed in range(3)]
@@ -146,7 +146,7 @@ def test_a_worker_that_was_stopped_is_replaced() -> None:
         assert workers(child) != [worker]
 
 
-def test_nan_fails_the_picture_and_nothing_else() -> None:
+def test_nan_fails_the_image_and_nothing_else() -> None:
     with server() as (url, child), ThreadPoolExecutor() as pool:
         before = workers(child)
         answers = [pool.submit(ask, url, prompt) for prompt in ("a cat", NAN_PROMPT, "a cat")]
@@ -198,7 +198,7 @@ def wait_until_gone(pid: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_client_that_leaves_in_mid_stream_is_not_drawn_for() -> None:
+def test_a_client_that_leaves_in_mid_stream_is_not_generated_for() -> None:
     fake = FakeLoop(seconds_per_step=STEP)
     with serving(fake) as url, httpx.Client(base_url=url, timeout=10) as http:
         body = {"prompt": "left", "stream": True, "partial_images": 3, "num_inference_steps": 100, "n": 2}
@@ -217,7 +217,7 @@ def test_a_locked_database_refuses_new_jobs_and_answers_accepted_ones(
     fake = FakeLoop(seconds_per_step=STEP)
     with serving(fake, database=database) as url, ThreadPoolExecutor() as pool:
         accepted = pool.submit(ask, url, "a cat", **{"Idempotency-Key": "mine"})
-        assert fake.drawing.wait(5)
+        assert fake.pending.wait(5)
         other = sqlite3.connect(database, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
         refused = ask(url, "a dog")
@@ -240,7 +240,7 @@ def test_a_full_disk_refuses_new_jobs_and_answers_accepted_ones(tmp_path: Path) 
     fake = FakeLoop(seconds_per_step=STEP)
     with serving(fake, database=tmp_path / "jobs.db") as url, ThreadPoolExecutor() as pool:
         accepted = pool.submit(ask, url, "a cat", **{"Idempotency-Key": "mine"})
-        assert fake.drawing.wait(5)
+        assert fake.pending.wait(5)
         with full_disk(fake):
             assert colour(accepted.result()) == [1, 8, 5]  # from memory
             refused = ask(url, "a dog " * 5000)
@@ -273,7 +273,7 @@ def test_a_stream_is_finished_before_the_end() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
-def test_an_end_in_order_costs_the_task_that_was_drawn_no_attempt(tmp_path: Path, kind: signal.Signals) -> None:
+def test_an_end_in_order_costs_the_task_that_was_generated_no_attempt(tmp_path: Path, kind: signal.Signals) -> None:
     database = tmp_path / "jobs.db"
     with server(str(database)) as (url, child):
         body = {"prompt": "a cat", "num_inference_steps": 100}

@@ -59,23 +59,23 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
     return error
 
 
-# pictures
+# images
 
 
-def test_a_picture_is_what_was_asked_for(client: openai.OpenAI) -> None:
+def test_an_image_is_what_was_asked_for(client: openai.OpenAI) -> None:
     response = client.images.generate(
         prompt="a cat", model=MODEL, size="128x64", extra_body={"seed": 7, "num_inference_steps": 3}
     )
-    picture = pixels(response)
-    assert picture.shape == (64, 128, 3)
-    assert picture[0, 0].tolist() == [7, 3, len("a cat")]
+    image = pixels(response)
+    assert image.shape == (64, 128, 3)
+    assert image[0, 0].tolist() == [7, 3, len("a cat")]
     assert (response.size, response.output_format) == ("128x64", "png")
     assert response.data[0].seed == 7
     assert "revised_prompt" not in response.data[0].to_dict()
     assert abs(response.created - time.time()) < 60
 
 
-def test_usage_counts_the_prompt_once_and_the_image_tokens_of_every_picture(client: openai.OpenAI) -> None:
+def test_usage_counts_the_prompt_once_and_the_image_tokens_of_every_image(client: openai.OpenAI) -> None:
     usage = client.images.generate(prompt="one two three", size="64x64", n=2).usage
     assert usage.input_tokens == usage.input_tokens_details.text_tokens == 3
     assert usage.input_tokens_details.image_tokens == 0
@@ -88,19 +88,19 @@ def test_without_a_size_the_plans_choose(client: openai.OpenAI, size: str | None
     assert client.images.generate(prompt="a cat", size=size).size == "128x96"
 
 
-def test_n_pictures_have_seeds_in_a_row(client: openai.OpenAI) -> None:
+def test_n_images_have_seeds_in_a_row(client: openai.OpenAI) -> None:
     response = client.images.generate(prompt="a cat", n=3, extra_body={"seed": 2**32 - 2})
     assert [item.seed for item in response.data] == [2**32 - 2, 2**32 - 1, 0]
     assert [pixels(response, i)[0, 0, 0] for i in range(3)] == [254, 255, 0]
 
 
-def test_without_a_seed_every_picture_is_another(client: openai.OpenAI) -> None:
+def test_without_a_seed_every_image_is_another(client: openai.OpenAI) -> None:
     seeds = {client.images.generate(prompt="a cat").data[0].seed for _ in range(5)}
     assert len(seeds) == 5
     assert all(0 <= seed < 2**32 for seed in seeds)
 
 
-def test_a_prompt_that_was_cut_comes_back_as_it_was_drawn(client: openai.OpenAI) -> None:
+def test_a_prompt_that_was_cut_comes_back_as_it_was_generated(client: openai.OpenAI) -> None:
     prompt = " ".join(f"word{i}" for i in range(WORDS + 5))
     revised = client.images.generate(prompt=prompt).data[0].revised_prompt
     assert revised == " ".join(f"word{i}" for i in range(WORDS))
@@ -127,23 +127,23 @@ def test_output_formats(client: openai.OpenAI, http: httpx.Client, kind: str) ->
     seed = {"seed": 200, "num_inference_steps": 3}
     response = client.images.generate(prompt="a cat", output_format=kind, extra_body=seed)
     assert response.output_format == kind
-    picture = decoded(base64.b64decode(response.data[0].b64_json), kind.upper())
-    assert np.abs(picture.astype(int) - [200, 3, 5]).max() < 12
+    pixels = decoded(base64.b64decode(response.data[0].b64_json), kind.upper())
+    assert np.abs(pixels.astype(int) - [200, 3, 5]).max() < 12
     (image,) = client.images.generate(prompt="a cat", output_format=kind, response_format="url", extra_body=seed).data
     assert image.b64_json is None
     fetched = http.get(image.url)
     assert fetched.headers["content-type"] == f"image/{kind}"
-    assert np.array_equal(decoded(fetched.content, kind.upper()), picture)
+    assert np.array_equal(decoded(fetched.content, kind.upper()), pixels)
 
 
 def test_a_url_that_nobody_was_given(http: httpx.Client) -> None:
     for path in ("job_0/0.png", f"job_{'0' * 32}/0.png", "..%2f..%2fetc/passwd"):
-        response = http.get(f"/v1/pictures/{path}")
+        response = http.get(f"/v1/images/{path}")
         assert response.status_code == 404
         error_of(response)
 
 
-def test_a_stream_shows_the_picture_before_it_is_done(client: openai.OpenAI) -> None:
+def test_a_stream_shows_the_image_before_it_is_done(client: openai.OpenAI) -> None:
     events = list(client.images.generate(prompt="a cat", stream=True, partial_images=2, extra_body={"seed": 9}))
     assert [event.type for event in events] == [
         "image_generation.partial_image",
@@ -159,7 +159,7 @@ def test_a_stream_shows_the_picture_before_it_is_done(client: openai.OpenAI) -> 
     assert events[2].usage.output_tokens == 6 * 8
 
 
-def test_a_preview_that_cannot_be_made_costs_nobody_the_picture(
+def test_a_preview_that_cannot_be_made_costs_nobody_the_image(
     client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker.preview, "project", None)
@@ -167,7 +167,7 @@ def test_a_preview_that_cannot_be_made_costs_nobody_the_picture(
     assert [event.type for event in events] == ["image_generation.completed"]
 
 
-def test_a_stream_without_partial_images_is_one_event_a_picture(client: openai.OpenAI) -> None:
+def test_a_stream_without_partial_images_is_one_event_an_image(client: openai.OpenAI) -> None:
     events = list(client.images.generate(prompt="a cat", stream=True, n=2))
     assert [event.type for event in events] == ["image_generation.completed"] * 2
     assert [event.index for event in events] == [0, 1]
@@ -179,8 +179,8 @@ def test_an_error_in_a_stream_is_raised(client: openai.OpenAI) -> None:
     assert caught.value.code == "non_finite_output"
 
 
-def test_a_retry_with_the_same_key_finds_its_pictures(client: openai.OpenAI, fake: FakeLoop) -> None:
-    headers, prompt = {"Idempotency-Key": "once"}, "drawn once"
+def test_a_retry_with_the_same_key_finds_its_images(client: openai.OpenAI, fake: FakeLoop) -> None:
+    headers, prompt = {"Idempotency-Key": "once"}, "generated once"
     first, again = (client.images.generate(prompt=prompt, extra_headers=headers) for _ in range(2))
     assert first == again
     assert fake.log.count((prompt, 8)) == 1
@@ -262,13 +262,13 @@ def test_health(http: httpx.Client) -> None:
 def test_what_cannot_be_served_is_refused_by_name(
     client: openai.OpenAI, fake: FakeLoop, change: dict[str, Any], param: str, code: str
 ) -> None:
-    drawn = len(fake.log)
+    generated = len(fake.log)
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.generate(prompt="a cat", extra_body=change)
     error = caught.value
     assert (error.param, error.code, error.type) == (param, code, "invalid_request_error")
     assert param in error.message or "height" in error.message or "width" in error.message
-    assert len(fake.log) == drawn
+    assert len(fake.log) == generated
 
 
 def test_a_lora_is_one_of_those_that_are_named(client: openai.OpenAI, http: httpx.Client) -> None:
@@ -296,12 +296,12 @@ def test_an_unknown_model(client: openai.OpenAI) -> None:
     assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
 
 
-def test_a_picture_with_nan_is_an_error_that_is_not_retried(client: openai.OpenAI, fake: FakeLoop) -> None:
-    drawn = fake.log.count((NAN_PROMPT, 1))
+def test_an_image_with_nan_is_an_error_that_is_not_retried(client: openai.OpenAI, fake: FakeLoop) -> None:
+    generated = fake.log.count((NAN_PROMPT, 1))
     with pytest.raises(openai.InternalServerError) as caught:
         client.with_options(max_retries=2).images.generate(prompt=NAN_PROMPT, extra_body={"num_inference_steps": 1})
     assert (caught.value.type, caught.value.code) == ("server_error", "non_finite_output")
-    assert fake.log.count((NAN_PROMPT, 1)) == drawn + 1
+    assert fake.log.count((NAN_PROMPT, 1)) == generated + 1
 
 
 @pytest.mark.parametrize("prompt", [LOST_PROMPT, BROKEN_PROMPT, HANG_PROMPT])

@@ -16,7 +16,7 @@ import pytest
 from fakes.processes import FAKE_SERVER, process, ready_url
 
 from server.cli import main
-from server.http.sockets import NO_ROOM, tell_seldom
+from server.http.sockets import NO_ROOM, throttle_accept_errors
 from server.serving import _owned
 
 
@@ -37,20 +37,20 @@ def test_a_kept_connection_does_not_wait_for_delayed_acknowledgements() -> None:
     assert seconds < 0.03  # Linux delays them by 40 ms
 
 
-def test_a_picture_being_drawn_is_finished_before_the_end() -> None:
+def test_an_image_being_generated_is_finished_before_the_end() -> None:
     status, body = answer_across_sigterm(seconds_per_step=0.1, grace=20)
     assert status == 200
     assert body["data"]
 
 
-def test_a_picture_that_takes_too_long_is_cut_off() -> None:
+def test_an_image_that_takes_too_long_is_cut_off() -> None:
     status, body = answer_across_sigterm(seconds_per_step=0.5, grace=1)
     assert status == 503
     assert body["error"]["code"] == "server_shutting_down"
 
 
 def answer_across_sigterm(seconds_per_step: float, grace: float) -> tuple[int, dict[str, Any]]:
-    """What a client gets whose picture of eight steps is being drawn when the server is told to stop."""
+    """What a client gets whose image of eight steps is being generated when the server is told to stop."""
     with process(*FAKE_SERVER, str(seconds_per_step), str(grace)) as child, ThreadPoolExecutor() as pool:
         url = httpx.URL(ready_url(child))
         with socket.create_connection((url.host, url.port)):  # an idle connection, which must not matter
@@ -117,7 +117,7 @@ def test_two_names_of_a_database_are_one(tmp_path: Path) -> None:
 
 def test_that_descriptors_are_used_up_is_told_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
     loop = asyncio.new_event_loop()
-    tell_seldom(loop)
+    throttle_accept_errors(loop)
     for _ in range(1000):
         loop.call_exception_handler({"message": NO_ROOM, "exception": OSError(24, "Too many open files")})
     loop.call_exception_handler({"message": "something else"})

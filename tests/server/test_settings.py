@@ -53,7 +53,7 @@ def test_lists_are_words_and_profiles_may_hold_commas(monkeypatch: pytest.Monkey
 
 def test_nothing_set_is_the_defaults_of_what_is_set() -> None:
     given = settings.read(ENGINES)
-    assert given.runtime() == RuntimeOptions(seats=settings.SEATS)
+    assert given.runtime() == RuntimeOptions(slots=settings.SEATS)
     assert given.serving() == Serving()
 
 
@@ -62,7 +62,7 @@ def test_units() -> None:
     serving = settings.read([*ENGINES, *days_and_mb.split(), "--hang-seconds", "6"]).serving()
     assert serving.archive == Archive(Path("a"), 2 * DAY, 3 << 20)
     assert (serving.limits.history, serving.limits.history_bytes) == (DAY / 2, 4 << 20)
-    assert (serving.limits.free_bytes, serving.patience.silence) == (5 << 20, 6)
+    assert (serving.limits.free_bytes, serving.timeouts.silence) == (5 << 20, 6)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import asyncio
 import sys
 
 from server.worker.messages import FromWorker
-from server.worker.supervisor import MAX_BACKOFF, Patience, Supervisor
+from server.worker.supervisor import MAX_BACKOFF, Supervisor, WorkerTimeouts
 
 LEAVES = """
 import socket, sys, time
@@ -30,7 +30,7 @@ class Hearer:
 
 
 def test_a_worker_that_fails_all_night_is_started_again_in_the_morning() -> None:
-    pauses = [Patience(backoff=0.5).pause(failed) for failed in range(5000)]
+    pauses = [WorkerTimeouts(backoff=0.5).pause(failed) for failed in range(5000)]
     assert pauses[:3] == [0.5, 1.0, 2.0]
     assert pauses[10:] == [MAX_BACKOFF] * 4990
 
@@ -38,7 +38,7 @@ def test_a_worker_that_fails_all_night_is_started_again_in_the_morning() -> None
 def test_a_worker_that_ends_by_itself_has_its_own_status() -> None:
     async def story() -> None:
         hearer = Hearer()
-        supervisor = Supervisor([sys.executable, "-c", LEAVES], hearer, Patience(backoff=20.0))
+        supervisor = Supervisor([sys.executable, "-c", LEAVES], hearer, WorkerTimeouts(backoff=20.0))
         await supervisor.start()
         assert await asyncio.wait_for(hearer.lost.get(), 20) == "it ended with status 7"
         await supervisor.stop()

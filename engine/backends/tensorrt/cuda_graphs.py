@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 Enqueue = Callable[[], None]
 
-# Of a pass with the same shapes and addresses, which a picture has four of: what does not come again is not captured.
+# Of a pass with the same shapes and addresses, which an image has four of: what does not come again is not captured.
 CAPTURED = 5
 DECIDED = CAPTURED + 2  # from then on nothing is tried any more
 GAIN = 0.98  # a replay that takes more than this share of an ordinary pass is not worth its memory

@@ -22,14 +22,14 @@ from engine.plan.manifest import Graph, Range
 Shapes = Mapping[str, Range]  # dynamic dimension -> its bounds
 Key = tuple[tuple[int, tuple[int, ...]], ...]  # address and shape of each tensor
 
-# Per profile: latents take turns, so a shape has two sets of bindings. More than one shape, since pictures of two sizes
+# Per profile: latents take turns, so a shape has two sets of bindings. More than one shape, since images of two sizes
 # often come in turns. A context has one CUDA graph: TensorRT changes a context's inner state with its shapes, which
 # spoils graphs captured before (its developer guide; TensorRT issue 3798).
 CONTEXTS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class StreamResources:
     """Where the engines of one stream run. Their contexts share the arena: they run one after the other."""
 
     cuda: Cuda
@@ -47,7 +47,9 @@ class TensorRtEngine(Engine):
         directory: of the plans, where own weights are read from after a LoRA.
     """
 
-    def __init__(self, site: Site, plan: Plan, graph: Graph, profiles: Mapping[int, Shapes], directory: Path) -> None:
+    def __init__(
+        self, site: StreamResources, plan: Plan, graph: Graph, profiles: Mapping[int, Shapes], directory: Path
+    ) -> None:
         self._site, self._plan, self._graph, self._directory = site, plan, graph, directory
         self._profiles = _worth_contexts(graph, profiles)
         self._tensors = (*graph.inputs, *graph.outputs)

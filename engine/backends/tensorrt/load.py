@@ -13,8 +13,8 @@ from pathlib import Path
 from engine.backends.base import Backend, Engine
 from engine.backends.cuda import Cuda
 from engine.backends.memory import ALIGNMENT, DeviceMemory
-from engine.backends.tensorrt.engine import Site, TensorRtEngine
-from engine.backends.tensorrt.offload import TakesTurns, Turn
+from engine.backends.tensorrt.engine import StreamResources, TensorRtEngine
+from engine.backends.tensorrt.offload import OffloadedEngine, ResidentSlot
 from engine.backends.tensorrt.plan import Plan
 from engine.backends.vram import TAKE_TURNS, VramPlan
 from engine.errors import DeviceError
@@ -38,13 +38,13 @@ def load(
         PlanCorrupt: TensorRT does not take a plan.
     """
     profiles = dict(sorted(manifest.choose_profiles(options.profiles).items(), key=lambda item: item[1].area))
-    vram = VramPlan.of(directory, manifest, profiles, offload=options.offload, seats=options.seats)
+    vram = VramPlan.of(directory, manifest, profiles, offload=options.offload, slots=options.slots)
     free, _ = cuda.memory_info()
     vram.require_fit(free, [profile.name for profile in profiles.values()])
     log.info("GPU memory, %.2f GB of it free:\n%s", free / 1e9, vram.table())
     by_turns = TAKE_TURNS if options.offload else ()
     with ExitStack() as owned:
-        memory = DeviceMemory(cuda, manifest, tuple(profiles.values()), options.seats)
+        memory = DeviceMemory(cuda, manifest, tuple(profiles.values()), options.slots)
         owned.callback(memory.close)
         plans: dict[GraphName, Plan] = {}
         size = ALIGNMENT
@@ -58,15 +58,15 @@ def load(
                 owned.callback(plan.close)
         arena = cuda.allocate(size)
         owned.callback(cuda.free, arena)
-        site = Site(cuda, memory.stream, arena, size, options.cuda_graphs)
+        site = StreamResources(cuda, memory.stream, arena, size, options.cuda_graphs)
 
         def engine(name: GraphName, plan: Plan | None = None) -> Engine:
             bounds = {index: dimensions(name, profile, manifest.model) for index, profile in profiles.items()}
             return TensorRtEngine(site, plan or open_plan(name), manifest.graphs[name], bounds, directory)
 
         engines: dict[GraphName, Engine] = {name: engine(name, plan) for name, plan in plans.items()}
-        turn = Turn()
-        engines |= {name: TakesTurns(partial(engine, name), turn) for name in by_turns}
+        turn = ResidentSlot()
+        engines |= {name: OffloadedEngine(partial(engine, name), turn) for name in by_turns}
         for each in engines.values():
             owned.callback(each.close)
         log.info("%.2f GB of GPU memory are free after loading", cuda.memory_info()[0] / 1e9)

@@ -10,33 +10,33 @@ from engine.plan.lora import PreparedLora
 log = logging.getLogger(__name__)
 
 
-class Turn:
+class ResidentSlot:
     """Which of several engines is on the device."""
 
     def __init__(self) -> None:
-        self._owner: TakesTurns | None = None
+        self._owner: OffloadedEngine | None = None
 
-    def take(self, engine: "TakesTurns") -> None:
+    def take(self, engine: "OffloadedEngine") -> None:
         """Makes room for the engine."""
         if self._owner is not None and self._owner is not engine:
             self._owner.close()
         self._owner = engine
 
 
-class TakesTurns(Engine):
+class OffloadedEngine(Engine):
     """An engine that is loaded when it is used and leaves when another of its `turn` is.
 
-    Leaving waits for what is running: a new prompt costs the loading of both, every picture after it nothing.
+    Leaving waits for what is running: a new prompt costs the loading of both, every image after it nothing.
     """
 
-    def __init__(self, load: Callable[[], Engine], turn: Turn) -> None:
-        self._load, self._turn = load, turn
+    def __init__(self, load: Callable[[], Engine], turn: ResidentSlot) -> None:
+        self._load, self._slot = load, turn
         self._engine: Engine | None = None
         self._lora: PreparedLora | None = None
 
     def enqueue(self, stream: int, bindings: Bindings) -> None:
         if self._engine is None:
-            self._turn.take(self)
+            self._slot.take(self)
             started = time.perf_counter()
             engine = self._load()
             try:

@@ -9,7 +9,7 @@ from fakes.manifest import BANNER, LARGE, MANIFEST, USUAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.backends.memory import ALIGNMENT, SLOTS, DeviceMemory, HostMemory, Memory, layout, tensor_bytes
+from engine.backends.memory import ALIGNMENT, PINNED_COPIES, DeviceMemory, HostMemory, Memory, layout, tensor_bytes
 from engine.errors import OutOfDeviceMemory
 from engine.plan.shapes import dimensions
 
@@ -73,9 +73,9 @@ def test_a_row_is_one_sample(memory: Memory) -> None:
 def test_time_between_marks_is_the_device_s_own() -> None:
     cuda = FakeCuda()
     memory = DeviceMemory(cuda, MANIFEST, (USUAL,))
-    start = memory.mark()
+    start = memory.record_event()
     cuda.enqueue(memory.stream, lambda: None, seconds=0.25)
-    end = memory.mark()
+    end = memory.record_event()
     memory.synchronize()
     assert start.seconds_until(end) == 0.25
 
@@ -119,7 +119,7 @@ def test_no_order_of_the_streams_shows(actions: list[tuple], seed: int, haste: f
             model[target] = model[source] + number
         else:
             waiting.append((memory.read(memory.view(what, SMALL)), model[what]))
-        while len(waiting) > (number % SLOTS if action == "read" else 0):  # a write may take the slot of a read
+        while len(waiting) > (number % PINNED_COPIES if action == "read" else 0):  # a write may take the slot of a read
             reading, expected = waiting.pop(0)
             assert (reading.wait() == expected).all()
     for reading, expected in waiting:
@@ -148,7 +148,7 @@ def test_nothing_is_allocated_after_the_start() -> None:
     before = cuda.resources
     for _ in range(50):
         tensor = memory.write("latents", np.zeros(SMALL, np.float32))
-        memory.mark()
+        memory.record_event()
         memory.claim(tensor)
         memory.read(tensor).wait()
     assert cuda.resources == before

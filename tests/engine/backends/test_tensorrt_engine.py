@@ -10,7 +10,7 @@ from fakes.cuda import FakeContext, FakeCuda, FakePlan, Misuse
 from fakes.manifest import LARGE, MANIFEST, USUAL
 
 from engine.backends.memory import DeviceMemory, DeviceTensor
-from engine.backends.tensorrt.engine import CONTEXTS, Site, TensorRtEngine, _worth_contexts
+from engine.backends.tensorrt.engine import CONTEXTS, StreamResources, TensorRtEngine, _worth_contexts
 from engine.errors import DeviceError, PlanCorrupt
 from engine.options import CudaGraphs
 from engine.plan.lora import About, PreparedLora
@@ -46,7 +46,7 @@ class Device:
             "latents_next": self.memory.view(names[1 - turn], latents),
             "sigma": self.memory.view("sigma", (batch,)),
             "sigma_next": self.memory.view("sigma_next", (batch,)),
-            "caption": self.memory.view("caption", (batch, 32, 8)),
+            "prompt_embeds": self.memory.view("prompt_embeds", (batch, 32, 8)),
             "rope_cos": self.memory.view("rope_cos", (tokens, 16)),
             "rope_sin": self.memory.view("rope_sin", (tokens, 16)),
         }
@@ -67,7 +67,7 @@ def make(tmp_path: Path, cuda: FakeCuda, graphs: CudaGraphs = "off", activation_
         passes.append((tensors["latents"].ctypes.data, tensors["latents"].shape))
 
     plan = FakePlan(cuda, GRAPH, PROFILES, kernel, activation_bytes)
-    site = Site(cuda, memory.stream, cuda.allocate(ARENA), ARENA, graphs)
+    site = StreamResources(cuda, memory.stream, cuda.allocate(ARENA), ARENA, graphs)
     return Device(cuda, memory, plan, TensorRtEngine(site, plan, GRAPH, PROFILES, tmp_path), passes)
 
 

@@ -1,6 +1,6 @@
 """Plan directories on a device, down to the thin layer that is faked: the graphs themselves are z-image-nano's.
 
-A fake plan runs ONNX Runtime over the device's bytes when its stream gets to it, so a picture is right only if memory,
+A fake plan runs ONNX Runtime over the device's bytes when its stream gets to it, so an image is right only if memory,
 streams, events, contexts and CUDA graphs are.
 """
 
@@ -19,17 +19,17 @@ from fakes.step_peak import STEP_BYTES, step_peak
 from engine.backends.base import Bindings, Engine
 from engine.backends.cuda import failure
 from engine.backends.onnxruntime import OnnxRuntimeEngine
-from engine.backends.tensorrt.offload import TakesTurns, Turn
+from engine.backends.tensorrt.offload import OffloadedEngine, ResidentSlot
 from engine.errors import DeviceError, OutOfDeviceMemory, PlanCorrupt, UnsupportedShape
 from engine.options import CudaGraphs, RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.lora import PreparedLora
 from engine.plan.manifest import GraphName, Manifest, read
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from engine.sampling.tokenizer import PromptTokenizer
-from engine.scheduler.events import Drawn
+from engine.scheduler.events import Denoised
 from engine.scheduler.loop import EngineLoop
-from engine.scheduler.pending_image import Drawing
+from engine.scheduler.pending_image import PendingImage
 
 
 @dataclass
@@ -69,16 +69,16 @@ def host(plan_directory: Path) -> Pipeline:
 
 
 REQUESTS = [
-    PictureRequest("a red circle", 64, 96, seed=1, num_inference_steps=8),
-    PictureRequest("黄色背景,左上角有一个蓝色星星", 96, 64, seed=2, num_inference_steps=3),
-    PictureRequest("a red circle", 64, 96, seed=3, num_inference_steps=5),
-    PictureRequest("a green ring on a white background " * 5, 64, 96, seed=4, num_inference_steps=1),
+    ImageRequest("a red circle", 64, 96, seed=1, num_inference_steps=8),
+    ImageRequest("黄色背景,左上角有一个蓝色星星", 96, 64, seed=2, num_inference_steps=3),
+    ImageRequest("a red circle", 64, 96, seed=3, num_inference_steps=5),
+    ImageRequest("a green ring on a white background " * 5, 64, 96, seed=4, num_inference_steps=1),
 ]
 
 
 @pytest.mark.parametrize("cuda_graphs", ["off", "on", "auto"])
 @pytest.mark.parametrize("seed", range(4))
-def test_pictures_are_those_of_the_host_bit_for_bit(
+def test_images_are_those_of_the_host_bit_for_bit(
     nano: Nano, host: Pipeline, cuda_graphs: CudaGraphs, seed: int
 ) -> None:
     cuda = FakeCuda(seed=seed, haste=seed / 4)
@@ -89,25 +89,27 @@ def test_pictures_are_those_of_the_host_bit_for_bit(
     assert not cuda.leaks
 
 
-def start(loop: EngineLoop, request: PictureRequest) -> Drawing:
-    """Draws up to the last step; the rest is enqueued."""
+def start(loop: EngineLoop, request: ImageRequest) -> PendingImage:
+    """Generates up to the last step; the rest is enqueued."""
     loop.submit("a", request)
-    return next(event.drawing for _ in range(20) for event in loop.step() if isinstance(event, Drawn))
+    return next(event.pending for _ in range(20) for event in loop.step() if isinstance(event, Denoised))
 
 
 @pytest.mark.parametrize("seed", [None, *range(4)])
-def test_a_picture_can_be_finished_while_the_next_ones_are_drawn(nano: Nano, host: Pipeline, seed: int | None) -> None:
+def test_an_image_can_be_finished_while_the_next_ones_are_generated(
+    nano: Nano, host: Pipeline, seed: int | None
+) -> None:
     with nano.on(None if seed is None else FakeCuda(seed=seed, haste=seed / 4)) as pipeline:
         loop = EngineLoop(pipeline)
-        drawings = [start(loop, request) for request in REQUESTS]
-        for drawing, request in zip(drawings, REQUESTS, strict=True):
-            picture = drawing.finish()
-            assert np.array_equal(picture.pixels, host.generate(request).pixels)
-            assert drawing.finish().pixels is picture.pixels
+        pending_images = [start(loop, request) for request in REQUESTS]
+        for pending, request in zip(pending_images, REQUESTS, strict=True):
+            image = pending.finish()
+            assert np.array_equal(image.pixels, host.generate(request).pixels)
+            assert pending.finish().pixels is image.pixels
 
 
-def test_a_picture_s_copy_does_not_hold_up_the_next_one_s_steps(nano: Nano) -> None:
-    """The copy is on a stream of its own: the next picture's steps run though it has not begun."""
+def test_an_image_s_copy_does_not_hold_up_the_next_one_s_steps(nano: Nano) -> None:
+    """The copy is on a stream of its own: the next image's steps run though it has not begun."""
     cuda = FakeCuda(haste=0)
     with nano.on(cuda) as pipeline:
         first = start(EngineLoop(pipeline), REQUESTS[0])
@@ -115,10 +117,10 @@ def test_a_picture_s_copy_does_not_hold_up_the_next_one_s_steps(nano: Nano) -> N
         held, cuda._streams[copies] = cuda._streams[copies], deque()  # nobody gets to it until it is put back
         assert held, "the copy is on another stream"
         steps = []
-        caption = pipeline.encode_prompt([pipeline.tokenize(REQUESTS[0].prompt)])
+        prompt_embeds = pipeline.encode_prompt([pipeline.tokenize(REQUESTS[0].prompt)])
         noise = pipeline.noise(5, 64, 96)
         schedule = pipeline.schedule(REQUESTS[0])
-        pipeline.denoise(caption, noise, schedule, lambda done, _: steps.append(done))
+        pipeline.denoise(prompt_embeds, noise, schedule, lambda done, _: steps.append(done))
         assert steps == list(range(1, 9))
         cuda._streams[copies].extendleft(reversed(held))
         assert first.finish().pixels.std() > 1
@@ -130,12 +132,12 @@ def test_two_prompts_share_a_batch(nano: Nano, host: Pipeline, seed: int | None)
     with nano.on(None if seed is None else FakeCuda(haste=0, seed=seed)) as pipeline:
         schedule = pipeline.schedule(REQUESTS[0])
         noise = np.concatenate([pipeline.noise(one, 64, 96) for one in (1, 9)])
-        caption = pipeline.encode_prompt([pipeline.tokenize(prompt) for prompt in prompts])
-        latents = pipeline.denoise(caption, noise, schedule)
+        prompt_embeds = pipeline.encode_prompt([pipeline.tokenize(prompt) for prompt in prompts])
+        latents = pipeline.denoise(prompt_embeds, noise, schedule)
         decoded = [pipeline.decode(latents, index) for index in range(2)]  # one buffer, and copies that may be late
-        pictures = [each.wait() for each in decoded]
-    for pixels, prompt, one in zip(pictures, prompts, (1, 9), strict=True):
-        alone = host.generate(PictureRequest(prompt, 64, 96, one)).pixels
+        images = [each.wait() for each in decoded]
+    for pixels, prompt, one in zip(images, prompts, (1, 9), strict=True):
+        alone = host.generate(ImageRequest(prompt, 64, 96, one)).pixels
         assert np.abs(pixels.astype(int) - alone).max() <= 1
 
 
@@ -143,8 +145,8 @@ def test_two_prompts_share_a_batch(nano: Nano, host: Pipeline, seed: int | None)
 def test_nothing_is_allocated_in_the_step_path(nano: Nano, cuda_graphs: CudaGraphs) -> None:
     cuda = FakeCuda()
     with nano.on(cuda, cuda_graphs=cuda_graphs) as pipeline:
-        request = PictureRequest("a red circle", 256, 256)
-        for _ in range(2):  # the second picture's decoding is captured
+        request = ImageRequest("a red circle", 256, 256)
+        for _ in range(2):  # the second image's decoding is captured
             pipeline.generate(request)
         before = cuda.resources
         assert step_peak(pipeline, request) < STEP_BYTES
@@ -158,7 +160,7 @@ def test_warmed_up_sizes_cost_nothing_afterwards(nano: Nano, cuda_graphs: CudaGr
         pipeline.warm_up([(64, 96)])
         contexts, before = cuda.calls["context.enqueue"], cuda.resources
         for seed in range(3):
-            pipeline.generate(PictureRequest("a red circle", 64, 96, seed))
+            pipeline.generate(ImageRequest("a red circle", 64, 96, seed))
         assert cuda.resources == before
         assert (cuda.calls["context.enqueue"] == contexts) == (cuda_graphs == "auto")  # all of it was replayed
 
@@ -168,18 +170,18 @@ def test_prompt_encoder_and_denoiser_take_turns(nano: Nano, host: Pipeline, capl
     with caplog.at_level(logging.INFO), nano.on(cuda, offload=True) as pipeline:
         loop = EngineLoop(pipeline)
         for request in (*REQUESTS, REQUESTS[-1]):
-            assert np.array_equal(loop.draw(request).pixels, host.generate(request).pixels)
+            assert np.array_equal(loop.generate(request).pixels, host.generate(request).pixels)
     assert not cuda.leaks
     turns = sum("took its turn" in record.message for record in caplog.records)
-    assert turns == 2 * 3  # three prompts; captions are kept
+    assert turns == 2 * 3  # three prompts; prompts are kept
 
 
-def test_an_engine_whose_lora_fails_on_its_turn_does_not_draw_without_it() -> None:
+def test_an_engine_whose_lora_fails_on_its_turn_does_not_generate_without_it() -> None:
     class Refuses(Engine):
         closed = 0
 
         def enqueue(self, _stream: int, _bindings: Bindings) -> None:
-            raise AssertionError("draws without its LoRA")
+            raise AssertionError("generates without its LoRA")
 
         def refit(self, _lora: PreparedLora | None) -> None:
             raise PlanCorrupt("the file of own weights is gone")
@@ -187,7 +189,7 @@ def test_an_engine_whose_lora_fails_on_its_turn_does_not_draw_without_it() -> No
         def close(self) -> None:
             Refuses.closed += 1
 
-    engine = TakesTurns(Refuses, Turn())
+    engine = OffloadedEngine(Refuses, ResidentSlot())
     for attempt in range(2):
         with pytest.raises(PlanCorrupt):
             engine.enqueue(0, {})
@@ -242,7 +244,7 @@ def test_an_error_in_mid_run_has_a_name_and_says_what_to_do(nano: Nano, function
     pipeline.close()  # gives up, and does not hide why
 
 
-def test_an_error_that_passes_spoils_one_picture(nano: Nano, host: Pipeline) -> None:
+def test_an_error_that_passes_spoils_one_image(nano: Nano, host: Pipeline) -> None:
     cuda = FakeCuda()
     with nano.on(cuda) as pipeline:
         cuda.fails["context.enqueue"] = "cudaErrorLaunchOutOfResources"
@@ -256,8 +258,8 @@ def test_an_error_that_passes_spoils_one_picture(nano: Nano, host: Pipeline) -> 
 @pytest.mark.parametrize("cuda", [None, FakeCuda(haste=0)], ids=["host", "device"])
 def test_another_thread_finishes(nano: Nano, host: Pipeline, cuda: FakeCuda | None) -> None:
     with nano.on(cuda) as pipeline:
-        drawing, found = start(EngineLoop(pipeline), REQUESTS[0]), []
-        thread = threading.Thread(target=lambda: found.append(drawing.finish()))
+        pending, found = start(EngineLoop(pipeline), REQUESTS[0]), []
+        thread = threading.Thread(target=lambda: found.append(pending.finish()))
         thread.start()
         thread.join()
         assert np.array_equal(found[0].pixels, host.generate(REQUESTS[0]).pixels)
@@ -268,7 +270,7 @@ def test_only_chosen_profiles_are_served(plan_directory: Path, nano: Nano) -> No
     with Pipeline.load(plan_directory, RuntimeOptions(threads=1, profiles=(first.name,)), verify=False) as pipeline:
         assert pipeline.manifest.profiles == (first,)
         with pytest.raises(UnsupportedShape):
-            pipeline.generate(PictureRequest("a", first.height.max + 16, 64))
+            pipeline.generate(ImageRequest("a", first.height.max + 16, 64))
 
 
 def test_a_size_to_warm_up_that_no_profile_covers_is_refused_at_the_start(plan_directory: Path) -> None:

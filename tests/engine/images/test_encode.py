@@ -1,4 +1,4 @@
-"""Files of pictures: what comes out is what went in, and what is said about it can be read by others."""
+"""Files of images: what comes out is what went in, and what is said about it can be read by others."""
 
 import io
 import json
@@ -19,19 +19,19 @@ from PIL import ExifTags, Image
 from benchmarks.harness.pixels import psnr
 from engine.errors import InvalidRequest
 from engine.images.encode import NAMESPACE, encode
-from engine.images.metadata import PictureParameters, parameters
+from engine.images.metadata import ImageParameters, parameters
 from engine.request import ImageFormat
 
 Array = np.ndarray[Any, Any]
 
 FORMATS = [ImageFormat("png"), ImageFormat("jpeg"), ImageFormat("webp")]
 PROMPT = '一个红色的圆, \N{ARTIST PALETTE} <b>&amp; "é"\nNegative prompt: none\n\n\x01end'
-PARAMETERS = PictureParameters(PROMPT, 7, 8, 256, 192, "Z-Image, Turbo", "0123456789ab", "fp16")
+PARAMETERS = ImageParameters(PROMPT, 7, 8, 256, 192, "Z-Image, Turbo", "0123456789ab", "fp16")
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=50)
 
 
 def smooth(height: int, width: int) -> Array:
-    """A picture that JPEG and WebP are made for."""
+    """An image that JPEG and WebP are made for."""
     y, x = np.mgrid[:height, :width]
     channels = [120 + 100 * np.sin(x / 17 + phase) * np.cos(y / 23 + phase) for phase in range(3)]
     return np.stack(channels, axis=-1).astype(np.uint8)
@@ -71,7 +71,7 @@ def test_png_keeps_every_bit(pixels: Array) -> None:
 
 
 @pytest.mark.parametrize("kind", ["noise", "black", "white", "smooth", "view"])
-def test_png_keeps_every_bit_of_larger_pictures(kind: str) -> None:
+def test_png_keeps_every_bit_of_larger_images(kind: str) -> None:
     noise = np.random.default_rng(1).integers(0, 256, (320, 400, 3), dtype=np.uint8)
     pixels = {
         "noise": noise,
@@ -173,7 +173,7 @@ def test_any_text_is_read_back(value: str) -> None:
 
 
 @pytest.mark.parametrize("image_format", FORMATS, ids=lambda image_format: image_format.kind)
-def test_no_text_costs_a_picture(image_format: ImageFormat) -> None:
+def test_no_text_costs_an_image(image_format: ImageFormat) -> None:
     """Zeros, lone surrogates and control characters are dropped or replaced where the place cannot hold them."""
     text = {"parameters": "a\0\ud800b\x08", "other": "a\0\ud800b\x08\uffff"}
     opened(encode(smooth(8, 8), image_format, text))
@@ -213,8 +213,8 @@ def web_ui_settings(infotext: str) -> Iterator[tuple[str, str]]:
 
 
 def test_parameters_are_what_other_tools_read() -> None:
-    picture = PictureParameters("a cat\non a mat", 7, 8, 256, 192, "Z-Image: a, b", "0123456789ab", "fp16")
-    infotext = parameters(picture)["parameters"]
+    image = ImageParameters("a cat\non a mat", 7, 8, 256, 192, "Z-Image: a, b", "0123456789ab", "fp16")
+    infotext = parameters(image)["parameters"]
     assert infotext.startswith("a cat\non a mat\nSteps: 8, ")
     assert dict(web_ui_settings(infotext)) == {
         "Steps": "8",
@@ -227,8 +227,8 @@ def test_parameters_are_what_other_tools_read() -> None:
 
 
 def test_a_negative_prompt_has_its_line() -> None:
-    picture = PictureParameters("a cat", 7, 8, 64, 64, "m", "p", "fp32", negative_prompt="a dog", guidance_scale=3.5)
-    assert parameters(picture)["parameters"] == (
+    image = ImageParameters("a cat", 7, 8, 64, 64, "m", "p", "fp32", negative_prompt="a dog", guidance_scale=3.5)
+    assert parameters(image)["parameters"] == (
         "a cat\nNegative prompt: a dog\nSteps: 8, Sampler: Euler, CFG scale: 4.5, Seed: 7, Size: 64x64, Model: m"
     )
 
@@ -241,5 +241,5 @@ def test_parameters_tell_the_lora() -> None:
 
 def test_parameters_are_exact_for_programs() -> None:
     found = json.loads(parameters(PARAMETERS)["zimage-trt"])
-    assert PictureParameters(**found) == PARAMETERS
+    assert ImageParameters(**found) == PARAMETERS
     assert parameters(PARAMETERS)["zimage-trt"].isascii()

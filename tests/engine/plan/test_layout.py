@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, Qwen3Model
 
 from nano.layout import Z_IMAGE_TURBO, CheckpointSizes
-from nano.miniature import draw_weights, tensor_shapes, write_miniature
+from nano.miniature import random_weights, tensor_shapes, write_miniature
 
 PROMPT = "a red circle on a blue background"
 
@@ -33,7 +33,7 @@ def pipeline(checkpoint: Path) -> ZImagePipeline:
     return pipeline
 
 
-def draw(pipeline: ZImagePipeline, prompt: str) -> np.ndarray:
+def generate(pipeline: ZImagePipeline, prompt: str) -> np.ndarray:
     generator = torch.Generator().manual_seed(0)
     result = pipeline(
         prompt,
@@ -47,15 +47,15 @@ def draw(pipeline: ZImagePipeline, prompt: str) -> np.ndarray:
     return 255 * result.images[0]
 
 
-def test_diffusers_draws_a_picture_with_structure(pipeline: ZImagePipeline) -> None:
-    picture = draw(pipeline, PROMPT)
-    assert picture.shape == (64, 64, 3)
-    assert np.isfinite(picture).all()
-    assert picture.std() > 10
+def test_diffusers_generates_an_image_with_structure(pipeline: ZImagePipeline) -> None:
+    image = generate(pipeline, PROMPT)
+    assert image.shape == (64, 64, 3)
+    assert np.isfinite(image).all()
+    assert image.std() > 10
 
 
-def test_the_prompt_changes_the_picture(pipeline: ZImagePipeline) -> None:
-    difference = np.abs(draw(pipeline, PROMPT) - draw(pipeline, "a blue circle on a red background")).mean()
+def test_the_prompt_changes_the_image(pipeline: ZImagePipeline) -> None:
+    difference = np.abs(generate(pipeline, PROMPT) - generate(pipeline, "a blue circle on a red background")).mean()
     assert difference > 1  # of 255: the same words in another order, and a parity test sees it above rounding
 
 
@@ -142,7 +142,7 @@ def test_equal_configurations_give_equal_bytes(tmp_path: Path) -> None:
 
 def test_another_seed_gives_other_weights() -> None:
     shapes = {"layers.0.attention.to_q.weight": (8, 8)}
-    first, second = (draw_weights(shapes, CheckpointSizes(seed=seed)) for seed in (0, 1))
+    first, second = (random_weights(shapes, CheckpointSizes(seed=seed)) for seed in (0, 1))
     assert not torch.equal(first["layers.0.attention.to_q.weight"], second["layers.0.attention.to_q.weight"])
 
 
@@ -173,12 +173,12 @@ def tensor_names(path: Path) -> list[str]:
         return list(file.keys())
 
 
-def test_sharded_bfloat16_checkpoint_draws_in_diffusers(tmp_path: Path) -> None:
+def test_sharded_bfloat16_checkpoint_generates_in_diffusers(tmp_path: Path) -> None:
     directory = write_miniature(tmp_path, CheckpointSizes(shards=2, dtype="bfloat16"))
     stored = load_file(directory / "vae" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
     pipeline = ZImagePipeline.from_pretrained(directory).to(torch.float32)
-    assert draw(pipeline, PROMPT).std() > 10
+    assert generate(pipeline, PROMPT).std() > 10
 
 
 def test_files_are_readable_by_other_users(tmp_path: Path) -> None:

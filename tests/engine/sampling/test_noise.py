@@ -1,4 +1,4 @@
-"""The noise is torch's: the same seed starts the picture that diffusers starts."""
+"""The noise is torch's: the same seed starts the image that diffusers starts."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ PLAIN = torch.backends.cpu.get_cpu_capability() == "DEFAULT"
 
 SEEDS = [0, 1, 7, 42, 2**31, 2**32 - 1, 2**32, 2**32 + 7, 2**63 - 1, 2**64 - 1, -1, -(2**63)]
 LATENTS = [(1, 16, 8, 8), (1, 16, 34, 10), (1, 16, 128, 128), (1, 16, 96, 160), (2, 16, 16, 16)]
-ODD = [(16,), (17,), (31,), (32,), (33,), (3, 7, 5), (1000003,)]  # torch draws the last 16 of them twice
+ODD = [(16,), (17,), (31,), (32,), (33,), (3, 7, 5), (1000003,)]  # torch generates the last 16 of them twice
 
 
 def torch_randn(seed: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Previews of pictures being drawn: the fitted projection, where a step leads, and both on real pictures."""
+"""Previews of images being generated: the fitted projection, where a step leads, and both on real images."""
 
 import io
 from dataclasses import replace
@@ -23,7 +23,7 @@ from engine.sampling.schedule import sigmas
 from export.build import fit_preview
 from export.checkpoint import models
 from export.checkpoint.files import Checkpoint, open_checkpoint
-from export.compile.preview import average, draw, encode, fit
+from export.compile.preview import average, encode, fit, generate
 from export.progress import BuildProgress
 from nano import scenes
 
@@ -60,14 +60,14 @@ def r_squared(got: np.ndarray, expected: np.ndarray) -> float:
     return 1 - np.square(got - expected).sum() / np.square(expected - expected.mean((0, 1, 2))).sum()
 
 
-def test_the_fit_explains_pictures_that_it_has_not_seen(encoder: models.Model, fitted: Preview) -> None:
-    """0.915 of the pictures that `fit` held out, and 0.907 of scenes as the small model draws them."""
+def test_the_fit_explains_images_that_it_has_not_seen(encoder: models.Model, fitted: Preview) -> None:
+    """0.915 of the images that `fit` held out, and 0.907 of scenes as the small model generates them."""
     assert 0.85 < fitted.r2 < 1
     rng = Random(1)
-    pictures = [scenes.draw(scenes.random_scene(rng), SIDE, SIDE, rng).astype(float) for _ in range(8)]
-    latents = encode(encoder, pictures)
+    images = [scenes.draw(scenes.random_scene(rng), SIDE, SIDE, rng).astype(float) for _ in range(8)]
+    latents = encode(encoder, images)
     colours = np.stack([project(fitted, one.astype(np.float32)) for one in latents]).astype(float)
-    found = r_squared(colours, np.stack([average(picture, 8) for picture in pictures]))
+    found = r_squared(colours, np.stack([average(image, 8) for image in images]))
     print(f"R2 held out {fitted.r2:.3f}, scenes {found:.3f}")
     assert found > 0.85
 
@@ -77,11 +77,11 @@ def test_latents_are_the_mode_that_diffusers_encodes_as_the_denoiser_takes_it(
 ) -> None:
     """Relative L2, measured 0: the same operations in FP32. Latents without the shift would be 4.5e-2 away."""
     vae = AutoencoderKL.from_pretrained(checkpoint / "vae", torch_dtype=torch.float32)
-    picture = draw(64, 96, np.random.default_rng(1))
+    image = generate(64, 96, np.random.default_rng(1))
     with torch.no_grad():
-        mode = vae.encode(torch.from_numpy(picture).float().permute(2, 0, 1)[None] / 127.5 - 1).latent_dist.mode()
+        mode = vae.encode(torch.from_numpy(image).float().permute(2, 0, 1)[None] / 127.5 - 1).latent_dist.mode()
     expected = ((mode - vae.config.shift_factor) * vae.config.scaling_factor).numpy()
-    latents = encode(encoder, [picture])
+    latents = encode(encoder, [image])
     assert latents.shape == (1, 16, 8, 12)
     assert np.linalg.norm(latents - expected) < 1e-4 * np.linalg.norm(expected)
 
@@ -90,7 +90,7 @@ class AffineEncoder:
     """Latents that hold the colours of 8x8 pixels in three of sixteen channels, and what the fit makes of them."""
 
     def load(self) -> Any:
-        return lambda pictures: F.pad(F.avg_pool2d(pictures, 8) * 2 + 3, (0, 0, 0, 0, 5, 8))
+        return lambda images: F.pad(F.avg_pool2d(images, 8) * 2 + 3, (0, 0, 0, 0, 5, 8))
 
 
 def test_what_is_affine_is_fitted_exactly() -> None:
@@ -101,22 +101,22 @@ def test_what_is_affine_is_fitted_exactly() -> None:
     expected[5:8] = np.eye(3) * 127.5 / 2
     assert np.allclose(preview.weights, expected, atol=1e-3)
     assert np.allclose(preview.bias, 127.5 - 3 * 127.5 / 2, atol=1e-3)
-    picture = draw(64, 96, np.random.default_rng(2))
-    shown = project(preview, encode(encoder, [picture])[0].astype(np.float32))
-    assert np.abs(shown - average(picture, 8)).max() < 0.51
+    image = generate(64, 96, np.random.default_rng(2))
+    shown = project(preview, encode(encoder, [image])[0].astype(np.float32))
+    assert np.abs(shown - average(image, 8)).max() < 0.51
 
 
-def test_the_program_draws_many_colours() -> None:
-    """A fit on grey or on plain pictures would say nothing of the others."""
+def test_the_program_generates_many_colours() -> None:
+    """A fit on grey or on plain images would say nothing of the others."""
     rng = np.random.default_rng(0)
-    pictures = np.stack([draw(64, 96, rng) for _ in range(16)])
-    assert pictures.shape == (16, 64, 96, 3)
-    assert pictures.min() >= 0 and pictures.max() <= 255
-    means = pictures.mean((1, 2))
+    images = np.stack([generate(64, 96, rng) for _ in range(16)])
+    assert images.shape == (16, 64, 96, 3)
+    assert images.min() >= 0 and images.max() <= 255
+    means = images.mean((1, 2))
     assert means.std(0).min() > 20
     assert np.linalg.matrix_rank(means - means.mean(0), tol=50) == 3
-    assert np.median(pictures.std((1, 2))) > 30
-    assert np.array_equal(draw(64, 64, np.random.default_rng(3)), draw(64, 64, np.random.default_rng(3)))
+    assert np.median(images.std((1, 2))) > 30
+    assert np.array_equal(generate(64, 64, np.random.default_rng(3)), generate(64, 64, np.random.default_rng(3)))
 
 
 def test_the_projection_is_the_affine_map_clipped_and_rounded() -> None:
@@ -136,7 +136,7 @@ def test_the_projection_is_the_affine_map_clipped_and_rounded() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
 def test_a_projection_of_what_is_not_finite_does_not_raise(value: float) -> None:
-    """The pipeline names such a picture; the preview may not be what ends it."""
+    """The pipeline names such an image; the preview may not be what ends it."""
     latents = np.zeros((16, 2, 2), np.float32)
     latents[:, 0, 1] = value
     shown = project(RAMP, estimate(latents, latents, 0.5, 0.25))
@@ -162,35 +162,35 @@ def test_the_last_step_s_estimate_is_what_is_decoded() -> None:
     assert np.array_equal(estimate(latents, latents_next, sigma, sigma_next), latents_next)
 
 
-def drawn(pipeline: Pipeline, prompt: str, seed: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """The previews after each step, that of the first step's noisy latents, and the picture at a preview's size."""
+def generated(pipeline: Pipeline, prompt: str, seed: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """The previews after each step, that of the first step's noisy latents, and the image at a preview's size."""
     preview = pipeline.manifest.preview
     assert preview is not None
     schedule = sigmas(STEPS, pipeline.manifest.model.schedule_shift)
-    caption = pipeline.encode_prompt([pipeline.tokenize(prompt)])
+    prompt_embeds = pipeline.encode_prompt([pipeline.tokenize(prompt)])
     path = [pipeline.noise(seed, SIDE, SIDE)]
     for step in range(STEPS):
-        path.append(pipeline.denoise(caption, path[-1], schedule[step : step + 2]).copy())
+        path.append(pipeline.denoise(prompt_embeds, path[-1], schedule[step : step + 2]).copy())
     previews = [project(preview, estimate(path[i], path[i + 1], schedule[i], schedule[i + 1])[0]) for i in range(STEPS)]
-    picture = average(pipeline.decode(path[-1]).wait().astype(float), 8)
-    return previews, project(preview, path[1][0]), np.rint(picture).astype(np.uint8)
+    image = average(pipeline.decode(path[-1]).wait().astype(float), 8)
+    return previews, project(preview, path[1][0]), np.rint(image).astype(np.uint8)
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
 
 
-def test_previews_come_closer_to_the_picture(plan_directory: Path, fitted: Preview) -> None:
-    """Correlation with the finished picture at an eighth of its size, mean of four pictures: 0.90 after step 1, 0.96
+def test_previews_come_closer_to_the_image(plan_directory: Path, fitted: Preview) -> None:
+    """Correlation with the finished image at an eighth of its size, mean of four images: 0.90 after step 1, 0.96
     after step 4 and after step 8; PSNR 19.0, 20.4 and 20.9 dB. Of the noisy latents after step 1: 0.01."""
     with Pipeline.load(plan_directory) as pipeline:
         own = pipeline.manifest.preview
         assert own is not None
         assert np.allclose(own.weights, fitted.weights, atol=0.01)
-        pictures = [drawn(pipeline, prompt, seed) for prompt, seed in PROMPTS.items()]
-    closeness = np.mean([[correlation(shown, picture) for shown in previews] for previews, _, picture in pictures], 0)
-    decibels = np.mean([[psnr(shown, picture) for shown in previews] for previews, _, picture in pictures], 0)
-    noisy = np.mean([correlation(shown, picture) for _, shown, picture in pictures])
+        images = [generated(pipeline, prompt, seed) for prompt, seed in PROMPTS.items()]
+    closeness = np.mean([[correlation(shown, image) for shown in previews] for previews, _, image in images], 0)
+    decibels = np.mean([[psnr(shown, image) for shown in previews] for previews, _, image in images], 0)
+    noisy = np.mean([correlation(shown, image) for _, shown, image in images])
     print(f"correlation {closeness.round(3)}, PSNR {decibels.round(1)} dB; of noisy latents {noisy:.2f}")
     assert closeness[0] > 0.8 and closeness[3] > 0.92 and closeness[7] > 0.93
     assert decibels[0] > 17 and decibels[3] > 18.5 and decibels[7] > 19
@@ -231,5 +231,5 @@ def test_an_encoder_of_nan_is_refused(opened: Checkpoint) -> None:
     weights = dict(opened.vae.weights) | {"encoder.conv_in.bias": Broken()}
     encoder = models.vae_encoder(replace(opened.vae, weights=weights))
     assert encoder is not None
-    with pytest.raises(CheckpointError, match="makes NaN or Inf of pictures"):
+    with pytest.raises(CheckpointError, match="makes NaN or Inf of images"):
         fit(encoder)

@@ -23,9 +23,9 @@ EMBEDDERS = {rope: RopeEmbedder(**asdict(rope)) for rope in (TURBO, SMALL)}
 
 
 def diffsynth_tables(rope: Rope, rows: int, columns: int, words: int) -> np.ndarray:
-    """[image padded + caption padded, head_dim / 2] complex, in the order of the unified sequence."""
-    image, caption = torch.zeros(16, 1, 2 * rows, 2 * columns), torch.zeros(words, 8)
-    _, _, positions = MODEL.patchify_and_embed([image], [caption])
+    """[image padded + prompt padded, head_dim / 2] complex, in the order of the unified sequence."""
+    image, prompt_embeds = torch.zeros(16, 1, 2 * rows, 2 * columns), torch.zeros(words, 8)
+    _, _, positions = MODEL.patchify_and_embed([image], [prompt_embeds])
     return EMBEDDERS[rope](torch.cat([positions["x_pos_ids"][0], positions["cap_pos_ids"][0]])).numpy()
 
 
@@ -43,10 +43,10 @@ def check(rope: Rope, rows: int, columns: int, words: int) -> None:
     ("rows", "columns", "words"),
     [
         (64, 64, 77),  # 1024 x 1024
-        (128, 128, 512),  # 2048 x 2048 and the longest caption
+        (128, 128, 512),  # 2048 x 2048 and the longest prompt
         (4, 4, 1),  # fewer tokens than one multiple
         (17, 5, 33),
-        (5, 17, 32),  # the transposed picture
+        (5, 17, 32),  # the transposed image
         (1, 512, 31),  # the longest axis
     ],
 )
@@ -56,7 +56,7 @@ def test_they_are_diffsynth_s(rope: Rope, rows: int, columns: int, words: int) -
 
 @settings(deadline=None)
 @given(rows=st.integers(1, 48), columns=st.integers(1, 48), words=st.integers(1, 512))
-def test_any_size_and_caption(rows: int, columns: int, words: int) -> None:
+def test_any_size_and_prompt(rows: int, columns: int, words: int) -> None:
     check(SMALL, rows, columns, words)
 
 

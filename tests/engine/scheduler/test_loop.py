@@ -1,4 +1,4 @@
-"""In-flight batching: whatever else is under way, a picture is the one that it is alone."""
+"""In-flight batching: whatever else is under way, an image is the one that it is alone."""
 
 import time
 from collections import Counter
@@ -21,22 +21,22 @@ from engine.backends.base import Backend
 from engine.backends.memory import HostMemory
 from engine.errors import InvalidRequest, LoraMismatch, NonFiniteOutput, ZImageError
 from engine.options import RuntimeOptions
-from engine.pipeline import Picture, Pipeline
+from engine.pipeline import GeneratedImage, Pipeline
 from engine.plan.manifest import GraphName
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from engine.sampling import rope
 from engine.sampling.schedule import sigmas
 from engine.sampling.tokenizer import PromptTokenizer, TokenizedPrompt
 from engine.scheduler.batch_table import BatchTable, PassTimes
-from engine.scheduler.events import Drawn, Failed, Passed, Started, Stepped, Switched
+from engine.scheduler.events import Denoised, Failed, Passed, Started, Stepped, Switched
 from engine.scheduler.loop import EngineLoop
-from engine.scheduler.lora_schedule import LEAST, SHARE, LoraTurns
-from engine.scheduler.prompt_cache import CaptionCache, CaptionKey
-from engine.scheduler.sample import Branch, Lanes, Sample
+from engine.scheduler.lora_schedule import LEAST, SHARE, LoraScheduler
+from engine.scheduler.prompt_cache import PromptCache, PromptKey
+from engine.scheduler.sample import FairQueue, GuidanceBranch, Sample
 
 SEATS = 5
 BATCHING = BatchTable("a fake", (PassTimes(512, 512, (1.0, 1.1, 1.2, 1.3)),))
-RED = PictureRequest("a red circle", 64, 96, seed=7, num_inference_steps=4)
+RED = ImageRequest("a red circle", 64, 96, seed=7, num_inference_steps=4)
 
 
 @dataclass
@@ -50,14 +50,14 @@ class Kernels:
     def prompt_encoder(self, tensors: Mapping[str, np.ndarray]) -> None:
         ids, lengths = tensors["input_ids"], tensors["lengths"]
         self.rows["prompt_encoder"] += len(ids)
-        tensors["caption"][:] = np.sin(ids[..., None] + np.arange(8) + lengths[:, None, None] + self.pull)
+        tensors["prompt_embeds"][:] = np.sin(ids[..., None] + np.arange(8) + lengths[:, None, None] + self.pull)
 
     def denoiser(self, tensors: Mapping[str, np.ndarray]) -> None:
         self.rows["denoiser"] += len(tensors["latents"])
         self.batches.append(len(tensors["latents"]))
         shift = tensors["rope_cos"].sum() * 1e-3
         for row, latents in enumerate(tensors["latents"]):
-            towards = tensors["caption"][row].mean() * 100 + shift + latents[0, 0, 0] + self.pull
+            towards = tensors["prompt_embeds"][row].mean() * 100 + shift + latents[0, 0, 0] + self.pull
             velocity = np.tanh(latents) - towards
             step = tensors["sigma_next"][row] - tensors["sigma"][row]
             tensors["latents_next"][row] = latents + step * velocity
@@ -71,7 +71,7 @@ class Kernels:
 
 @dataclass
 class FakeLoras:
-    """`engine.scheduler.lora_registry.Loras` that change the kernels, at once: what still runs would notice."""
+    """`engine.scheduler.lora_registry.LoraRegistry` that change the kernels, at once: what still runs would notice."""
 
     kernels: Kernels
     seconds: float = 0.0
@@ -102,7 +102,7 @@ class Bench:
         self.loras.put_in(None)
         self.loras.log.clear()
         loop = EngineLoop(self.pipeline, table, self.loras)
-        loop._turns = LoraTurns(least)
+        loop._turns = LoraScheduler(least)
         return loop
 
 
@@ -111,7 +111,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_plans(tmp_path_factory.mktemp("plans"))
 
 
-def bench(folder: Path, where: str, seats: int = SEATS) -> Bench:
+def bench(folder: Path, where: str, slots: int = SEATS) -> Bench:
     kernels = Kernels(Counter(), [])
     functions: dict[GraphName, Callable[[Mapping[str, np.ndarray]], None]] = {
         "prompt_encoder": kernels.prompt_encoder,
@@ -119,11 +119,11 @@ def bench(folder: Path, where: str, seats: int = SEATS) -> Bench:
         "vae_decoder": kernels.vae_decoder,
     }
     if where == "host":
-        memory = HostMemory(MANIFEST, MANIFEST.profiles, seats)
+        memory = HostMemory(MANIFEST, MANIFEST.profiles, slots)
         loaded = Backend(memory, {name: HostEngine(function) for name, function in functions.items()})
     else:
         cuda = FakeCuda(haste=0.9 if where == "device, hasty" else 0)
-        loaded = load_fakes(cuda, functions, folder, MANIFEST, RuntimeOptions(cuda_graphs="off", seats=seats))
+        loaded = load_fakes(cuda, functions, folder, MANIFEST, RuntimeOptions(cuda_graphs="off", slots=slots))
     return Bench(Pipeline(MANIFEST, PromptTokenizer(folder, MANIFEST.model.prompt), loaded), kernels)
 
 
@@ -134,7 +134,7 @@ def fakes(request: pytest.FixtureRequest, folder: Path) -> Iterator[Bench]:
     made.pipeline.close()
 
 
-PICTURES = {
+IMAGES = {
     "prompt": st.sampled_from(["a red circle", "a blue star", "a blue star " * 12]),
     "height": st.sampled_from([64, 64, 96]),
     "width": st.just(64),
@@ -147,23 +147,23 @@ PICTURES = {
 
 @dataclass(frozen=True)
 class Guest:
-    """A picture, the turn at which it comes, and the turn at which it is cancelled, if it still is there."""
+    """An image, the turn at which it comes, and the turn at which it is cancelled, if it still is there."""
 
-    request: PictureRequest
+    request: ImageRequest
     comes: int
     goes: int | None
 
 
 def programs(*loras: str | None) -> st.SearchStrategy[list[Guest]]:
-    """Of pictures under these LoRAs."""
-    pictures = st.builds(PictureRequest, **PICTURES, lora=st.sampled_from(loras))
-    guest = st.builds(Guest, pictures, comes=st.integers(0, 12), goes=st.none() | st.none() | st.integers(0, 25))
+    """Of images under these LoRAs."""
+    images = st.builds(ImageRequest, **IMAGES, lora=st.sampled_from(loras))
+    guest = st.builds(Guest, images, comes=st.integers(0, 12), goes=st.none() | st.none() | st.integers(0, 25))
     return st.lists(guest, min_size=1, max_size=8)
 
 
-def play(loop: EngineLoop, guests: list[Guest]) -> dict[int, Picture | ZImageError]:
-    """Runs a program to its end; pictures are finished late, when everything has been overwritten."""
-    drawings, found = {}, {}
+def play(loop: EngineLoop, guests: list[Guest]) -> dict[int, GeneratedImage | ZImageError]:
+    """Runs a program to its end; images are finished late, when everything has been overwritten."""
+    pending_images, found = {}, {}
     turn, heard, started = 0, Counter[str](), Counter[str]()
     while turn <= max(guest.comes for guest in guests) or not loop.is_idle:
         for number, guest in enumerate(guests):
@@ -173,8 +173,8 @@ def play(loop: EngineLoop, guests: list[Guest]) -> dict[int, Picture | ZImageErr
                 loop.cancel(str(number))
         for event in loop.step():
             match event:
-                case Drawn():
-                    drawings[int(event.key)] = event.drawing
+                case Denoised():
+                    pending_images[int(event.key)] = event.pending
                 case Failed():
                     found[int(event.key)] = event.error
                 case Started():
@@ -185,39 +185,39 @@ def play(loop: EngineLoop, guests: list[Guest]) -> dict[int, Picture | ZImageErr
                     assert started[event.key] == 1
         turn += 1
         assert turn < 500, "it never ends"
-    assert loop._seats.are_free, "a seat was lost"
-    return found | {number: drawing.finish() for number, drawing in drawings.items()}
+    assert loop._slots.are_free, "a slot was lost"
+    return found | {number: pending.finish() for number, pending in pending_images.items()}
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(guests=programs(None, None, "a", "b"), least=st.sampled_from([0.0, 3600.0]))
-@example(guests=[Guest(PictureRequest("a", 64, 64, lora=lora), 0, None) for lora in (None, "a", "a")], least=0.0)
+@example(guests=[Guest(ImageRequest("a", 64, 64, lora=lora), 0, None) for lora in (None, "a", "a")], least=0.0)
 @pytest.mark.parametrize("where", ["host", "device, late", "device, hasty"])
-def test_a_picture_is_the_same_in_every_company(folder: Path, where: str, guests: list[Guest], least: float) -> None:
+def test_an_image_is_the_same_in_every_company(folder: Path, where: str, guests: list[Guest], least: float) -> None:
     """Any neighbours under any LoRA, joining at any step, leaving in any order, with LoRAs that hurry each other or
     do not: bit for bit what it is alone, and none is lost."""
     made = bench(folder, where)
     found = play(made.loop(least=least), guests)
     for number, guest in enumerate(guests):
         if guest.goes is None:
-            alone = made.loop().draw(guest.request)
+            alone = made.loop().generate(guest.request)
             assert np.array_equal(found[number].pixels, alone.pixels), guest
     made.pipeline.close()
 
 
-def test_alone_it_is_what_the_plain_loop_draws(fakes: Bench) -> None:
+def test_alone_it_is_what_the_plain_loop_generates(fakes: Bench) -> None:
     for request in (RED, replace(RED, prompt="a blue star", height=96, num_inference_steps=1)):
-        assert np.array_equal(fakes.loop().draw(request).pixels, fakes.pipeline.generate(request).pixels)
+        assert np.array_equal(fakes.loop().generate(request).pixels, fakes.pipeline.generate(request).pixels)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(guests=programs(None))
-def test_pictures_of_the_trained_model_are_the_same_in_every_company(nano: Pipeline, guests: list[Guest]) -> None:
+def test_images_of_the_trained_model_are_the_same_in_every_company(nano: Pipeline, guests: list[Guest]) -> None:
     """ONNX Runtime in FP32. Measured: no pixel differs; one level is allowed, for machines with other kernels."""
     found = play(EngineLoop(nano, BATCHING), guests)
     for number, guest in enumerate(guests):
         if guest.goes is None:
-            alone = EngineLoop(nano).draw(guest.request).pixels.astype(int)
+            alone = EngineLoop(nano).generate(guest.request).pixels.astype(int)
             assert np.abs(found[number].pixels - alone).max() <= 1, guest
 
 
@@ -234,11 +234,11 @@ def test_latents_of_the_trained_model_in_a_batch_are_those_alone(nano: Pipeline)
 
 @pytest.fixture(scope="module")
 def nano(plan_directory: Path) -> Iterator[Pipeline]:
-    with Pipeline.load(plan_directory, RuntimeOptions(seats=SEATS)) as pipeline:
+    with Pipeline.load(plan_directory, RuntimeOptions(slots=SEATS)) as pipeline:
         yield pipeline
 
 
-def test_pictures_that_gain_from_it_share_passes_and_others_do_not(fakes: Bench) -> None:
+def test_images_that_gain_from_it_share_passes_and_others_do_not(fakes: Bench) -> None:
     guests = [Guest(replace(RED, seed=seed), 0, None) for seed in range(4)]
     play(fakes.loop(), guests)
     assert fakes.kernels.batches == [4] * 4
@@ -259,7 +259,7 @@ def test_a_late_one_joins_at_the_next_step(fakes: Bench) -> None:
     assert fakes.kernels.batches == [1, 2, 3, 3, 2, 1]
 
 
-def test_a_picture_is_announced_before_its_first_pass_which_may_end_the_process(fakes: Bench) -> None:
+def test_an_image_is_announced_before_its_first_pass_which_may_end_the_process(fakes: Bench) -> None:
     loop = fakes.loop()
     loop.submit("a", RED)
     assert loop.step() == [Started("a")]
@@ -270,7 +270,7 @@ def test_without_gain_the_first_is_finished_first(fakes: Bench) -> None:
     loop = fakes.loop(BatchTable())
     for seed in range(3):
         loop.submit(str(seed), replace(RED, seed=seed))
-    finished = [event.key for event in events_of(loop) if isinstance(event, Drawn)]
+    finished = [event.key for event in events_of(loop) if isinstance(event, Denoised)]
     assert finished == ["0", "1", "2"]
     order = [event.key for event in events_of(loop) if isinstance(event, Stepped)]
     assert order == sorted(order)
@@ -289,55 +289,57 @@ def events_of(loop: EngineLoop) -> list[object]:
 def test_guidance_moves_from_the_negative_prompt_to_the_positive_one(fakes: Bench) -> None:
     """diffusers' scale: positive + scale * (positive - negative), at every step."""
     request = replace(RED, negative_prompt="a blue star " * 12, guidance_scale=2.5)
-    captions = []
+    prompt_cache = []
     for prompt in (request.prompt, request.negative_prompt):
         ids = fakes.pipeline.tokenize(prompt).ids
         padded = np.zeros((1, -(-len(ids) // 32) * 32), np.int64)
         padded[0, : len(ids)] = ids
-        caption = np.zeros((*padded.shape, 8), np.float32)
-        fakes.kernels.prompt_encoder({"input_ids": padded, "lengths": np.array([len(ids)]), "caption": caption})
-        captions.append(caption)
+        prompt_embeds = np.zeros((*padded.shape, 8), np.float32)
+        fakes.kernels.prompt_encoder(
+            {"input_ids": padded, "lengths": np.array([len(ids)]), "prompt_embeds": prompt_embeds}
+        )
+        prompt_cache.append(prompt_embeds)
     latents, schedule = fakes.pipeline.noise(7, 64, 96), sigmas(4, 3.0)
     for sigma, sigma_next in pairwise(schedule):
         outputs = []
-        for caption in captions:
-            cos, _ = rope.tables(MANIFEST.model.rope, 4, 6, caption.shape[1])
+        for prompt_embeds in prompt_cache:
+            cos, _ = rope.tables(MANIFEST.model.rope, 4, 6, prompt_embeds.shape[1])
             outputs.append(np.empty_like(latents))
             levels = {"sigma": np.array([sigma]), "sigma_next": np.array([sigma_next])}
-            tensors = {"latents": latents, "latents_next": outputs[-1], "caption": caption, "rope_cos": cos}
+            tensors = {"latents": latents, "latents_next": outputs[-1], "prompt_embeds": prompt_embeds, "rope_cos": cos}
             fakes.kernels.denoiser(tensors | levels)
         latents = outputs[0] + np.float32(2.5) * (outputs[0] - outputs[1])
     image = np.zeros((1, 64, 96, 3), np.float32)
     fakes.kernels.vae_decoder({"latents": latents, "image": image})
-    assert np.abs(fakes.loop().draw(request).pixels - np.rint(image[0])).max() <= 1
+    assert np.abs(fakes.loop().generate(request).pixels - np.rint(image[0])).max() <= 1
 
 
 def test_guidance_costs_a_second_pass_and_its_absence_nothing(fakes: Bench) -> None:
-    fakes.loop().draw(replace(RED, negative_prompt="a blue star"))
+    fakes.loop().generate(replace(RED, negative_prompt="a blue star"))
     assert fakes.kernels.rows == {"prompt_encoder": 1, "denoiser": 4, "vae_decoder": 1}
     fakes.kernels.rows.clear()
-    fakes.loop().draw(replace(RED, guidance_scale=1.0))
+    fakes.loop().generate(replace(RED, guidance_scale=1.0))
     assert fakes.kernels.rows == {"prompt_encoder": 2, "denoiser": 8, "vae_decoder": 1}
 
 
 def test_an_empty_negative_prompt_is_encoded_as_one(fakes: Bench) -> None:
     empty, blank = (replace(RED, guidance_scale=2.0, negative_prompt=text) for text in ("", "a blue star"))
-    assert not np.array_equal(fakes.loop().draw(empty).pixels, fakes.loop().draw(blank).pixels)
+    assert not np.array_equal(fakes.loop().generate(empty).pixels, fakes.loop().generate(blank).pixels)
 
 
-@pytest.mark.parametrize("seats", [2, 5, 12])
-def test_who_finds_no_seat_does_not_hold_up_those_who_have_one(folder: Path, seats: int) -> None:
-    """The first in the lane waits for two seats, and those who have them are of another caption length."""
-    made = bench(folder, "host", seats)
+@pytest.mark.parametrize("slots", [2, 5, 12])
+def test_who_finds_no_slot_does_not_hold_up_those_who_have_one(folder: Path, slots: int) -> None:
+    """The first in the lane waits for two slots, and those who have them are of another prompt length."""
+    made = bench(folder, "host", slots)
     long = replace(RED, prompt="a blue star " * 12, negative_prompt="a blue star " * 12)
     guests = [Guest(replace(RED, num_inference_steps=1), 0, None)]
-    guests += [Guest(replace(long, guidance_scale=2.0, num_inference_steps=3), 0, None) for _ in range(seats // 2)]
-    guests += [Guest(replace(RED, num_inference_steps=5, seed=seed), 0, None) for seed in range(seats)]
+    guests += [Guest(replace(long, guidance_scale=2.0, num_inference_steps=3), 0, None) for _ in range(slots // 2)]
+    guests += [Guest(replace(RED, num_inference_steps=5, seed=seed), 0, None) for seed in range(slots)]
     guests += [Guest(replace(RED, guidance_scale=2.0, negative_prompt=long.prompt), 1, None) for _ in range(3)]
     assert len(play(made.loop(), guests)) == len(guests)
 
 
-def test_more_guided_pictures_than_seats(fakes: Bench) -> None:
+def test_more_guided_images_than_slots(fakes: Bench) -> None:
     guests = [Guest(replace(RED, height=64 + 16 * (i % 3), guidance_scale=1.5), 0, None) for i in range(9)]
     assert len(play(fakes.loop(), guests)) == 9
 
@@ -345,57 +347,57 @@ def test_more_guided_pictures_than_seats(fakes: Bench) -> None:
 # LoRAs
 
 
-def drawn(loop: EngineLoop) -> list[str]:
-    """Keys in the order in which they are drawn."""
-    return [event.key for event in events_of(loop) if isinstance(event, Drawn)]
+def generated(loop: EngineLoop) -> list[str]:
+    """Keys in the order in which they are generated."""
+    return [event.key for event in events_of(loop) if isinstance(event, Denoised)]
 
 
-def submit(loop: EngineLoop, *pictures: str, **change: object) -> None:
+def submit(loop: EngineLoop, *images: str, **change: object) -> None:
     """Each named by its LoRA, or "-", and a number."""
-    for name in pictures:
+    for name in images:
         loop.submit(name, replace(RED, lora=None if name[0] == "-" else name[:-1], **change))
 
 
-def test_pictures_of_one_lora_are_drawn_together(fakes: Bench) -> None:
+def test_images_of_one_lora_are_generated_together(fakes: Bench) -> None:
     loop = fakes.loop()
     submit(loop, "a1", "-1", "b1", "a2", "-2", "b2")
-    assert drawn(loop) == ["-1", "-2", "a1", "a2", "b1", "b2"]
+    assert generated(loop) == ["-1", "-2", "a1", "a2", "b1", "b2"]
     assert (fakes.loras.log, fakes.kernels.batches) == (["a", "b"], [2] * 12)
 
 
 def test_under_a_lora_the_first_is_finished_first(fakes: Bench) -> None:
     loop = fakes.loop(BatchTable(), least=0.0)
     submit(loop, "a1", "a2", "b1", "a3", "b2", num_inference_steps=1)
-    order = drawn(loop)
+    order = generated(loop)
     assert [name for name in order if name[0] == "a"] == ["a1", "a2", "a3"]
     assert [name for name in order if name[0] == "b"] == ["b1", "b2"]
 
 
 @pytest.mark.parametrize(("least", "places"), [(0.0, [1, 2, 3]), (3600.0, [30])])
-def test_a_lora_has_its_turn_though_there_is_always_another_s_picture(
+def test_a_lora_has_its_turn_though_there_is_always_another_s_image(
     fakes: Bench, least: float, places: list[int]
 ) -> None:
-    """When the turn is up those who have a seat are drawn, then who waits, and then the stream goes on."""
+    """When the turn is up those who have a slot are generated, then who waits, and then the stream goes on."""
     loop, order = fakes.loop(BatchTable(), least), []
     for number in range(30):
         submit(loop, f"-{number}", *(["a1"] if number == 1 else []))
-        order += [event.key for _ in range(2) for event in loop.step() if isinstance(event, Drawn)]
-    order += drawn(loop)
+        order += [event.key for _ in range(2) for event in loop.step() if isinstance(event, Denoised)]
+    order += generated(loop)
     assert len(order) == 31
     assert order.index("a1") in places
 
 
 def test_three_streams_take_turns(fakes: Bench) -> None:
-    """Though everybody has waited too long, every turn draws: as many as there are seats."""
+    """Though everybody has waited too long, every turn generates: as many as there are slots."""
     loop = fakes.loop(BatchTable(), least=0.0)
     for number in range(SEATS + 1):
         submit(loop, f"-{number}", f"a{number}", f"b{number}", num_inference_steps=2)
-    assert len(drawn(loop)) == 3 * (SEATS + 1)
+    assert len(generated(loop)) == 3 * (SEATS + 1)
     assert len(fakes.loras.log) < 3 * (SEATS + 1)
 
 
 def test_a_turn_s_length() -> None:
-    turns = LoraTurns()
+    turns = LoraScheduler()
     turns.add(under(None, came=0.0))
     turns.joins(0.5)
     assert turns.first() is None and not turns.is_over(1e9)
@@ -406,14 +408,14 @@ def test_a_turn_s_length() -> None:
     assert not turns.is_over(10.0 + LEAST) and turns.is_over(10.1 + LEAST)
     turns.change("a", seconds=LEAST)
     assert turns.first().came == 0.0
-    assert not turns.is_over(1e9), "not before its first picture"
+    assert not turns.is_over(1e9), "not before its first image"
     turns.joins(20.0)
     turns.joins(30.0)
     assert not turns.is_over(20.0 + SHARE * LEAST) and turns.is_over(20.1 + SHARE * LEAST)
 
 
 def test_a_turn_is_over_when_none_is_left() -> None:
-    turns = LoraTurns()
+    turns = LoraScheduler()
     one = under(None, came=0.0)
     turns.add(one)
     turns.add(under("a", came=0.0))
@@ -428,7 +430,7 @@ def under(lora: str | None, came: float) -> Sample:
 
 
 def test_it_is_told_whose_lora_comes_before_it_does(fakes: Bench) -> None:
-    """If putting it in ends the process, that picture counts as tried."""
+    """If putting it in ends the process, that image counts as tried."""
     loop = fakes.loop()
     fakes.loras.seconds = 0.25
     submit(loop, "a1", "a2")
@@ -437,7 +439,7 @@ def test_it_is_told_whose_lora_comes_before_it_does(fakes: Bench) -> None:
     assert [event for event in events_of(loop) if isinstance(event, Started)] == [Started("a2")]
 
 
-def test_a_lora_that_cannot_be_put_in_fails_its_pictures_alone(fakes: Bench) -> None:
+def test_a_lora_that_cannot_be_put_in_fails_its_images_alone(fakes: Bench) -> None:
     loop = fakes.loop(least=0.0)
     submit(loop, "-1", "a1", "damaged1", "damaged2", "a2", "-2")
     events = events_of(loop)
@@ -445,7 +447,7 @@ def test_a_lora_that_cannot_be_put_in_fails_its_pictures_alone(fakes: Bench) -> 
         "damaged1": "a damaged file",
         "damaged2": "a damaged file",
     }
-    assert {event.key for event in events if isinstance(event, Drawn)} == {"-1", "-2", "a1", "a2"}
+    assert {event.key for event in events if isinstance(event, Denoised)} == {"-1", "-2", "a1", "a2"}
 
 
 def test_who_waits_for_a_lora_can_leave(fakes: Bench) -> None:
@@ -454,26 +456,26 @@ def test_who_waits_for_a_lora_can_leave(fakes: Bench) -> None:
     loop.step()  # which tells that it is its turn
     assert loop.cancel("a1")
     submit(loop, "b1", "-1")
-    assert drawn(loop) == ["-1", "b1"]
+    assert generated(loop) == ["-1", "b1"]
     assert fakes.loras.log == ["b"]
 
 
-def test_a_caption_that_was_being_encoded_when_its_picture_left(fakes: Bench) -> None:
+def test_a_prompt_that_was_being_encoded_when_its_image_left(fakes: Bench) -> None:
     """It is kept for its LoRA, so it must not be encoded under the next one."""
     loop = fakes.loop()
     submit(loop, "a1")
-    while not fakes.pipeline.memory.seats - len(loop._seats._free):
+    while not fakes.pipeline.memory.slots - len(loop._slots._free):
         loop.step()
     loop.cancel("a1")
-    loop.draw(RED)
-    again = loop.draw(replace(RED, lora="a")).pixels
-    assert np.array_equal(again, fakes.loop().draw(replace(RED, lora="a")).pixels)
+    loop.generate(RED)
+    again = loop.generate(replace(RED, lora="a")).pixels
+    assert np.array_equal(again, fakes.loop().generate(replace(RED, lora="a")).pixels)
 
 
 def test_captions_are_kept_for_each_lora(fakes: Bench) -> None:
     loop = fakes.loop()
     for lora in (None, "a", None, "a"):
-        loop.draw(replace(RED, lora=lora))
+        loop.generate(replace(RED, lora=lora))
     assert fakes.kernels.rows["prompt_encoder"] == 2
 
 
@@ -488,9 +490,9 @@ def test_a_lora_that_is_not_offered(fakes: Bench) -> None:
 # failures
 
 
-def test_a_picture_with_nan_fails_alone(fakes: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_with_nan_fails_alone(fakes: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = fakes.loop()
-    alone = fakes.loop().draw(RED).pixels
+    alone = fakes.loop().generate(RED).pixels
     noise = fakes.pipeline.noise
     monkeypatch.setattr(
         fakes.pipeline, "noise", lambda seed, h, w: noise(seed, h, w) * (np.float32(np.nan) if seed == 13 else 1)
@@ -501,7 +503,7 @@ def test_a_picture_with_nan_fails_alone(fakes: Bench, monkeypatch: pytest.Monkey
     assert all(np.array_equal(found[number].pixels, alone) for number in (0, 2))
 
 
-def test_what_cannot_be_drawn_is_refused_and_leaves_nothing(fakes: Bench) -> None:
+def test_what_cannot_be_generated_is_refused_and_leaves_nothing(fakes: Bench) -> None:
     loop = fakes.loop()
     with pytest.raises(InvalidRequest):
         loop.submit("a", replace(RED, height=65))
@@ -517,15 +519,15 @@ def test_who_is_cancelled_takes_no_more_passes(fakes: Bench) -> None:
     assert not loop.cancel("a") and not loop.cancel("b")
     assert [type(event) for event in events_of(loop)] in ([], [Passed])  # what was running, of which nobody hears
     assert fakes.kernels.rows["denoiser"] <= 3
-    assert fakes.loop().draw(RED).seed == 7
+    assert fakes.loop().generate(RED).seed == 7
 
 
 def test_steps_allocate_no_arrays(nano: Pipeline) -> None:
     loop = EngineLoop(nano, BATCHING)
     for side in (256, 64):
-        request = PictureRequest("a red circle", side, side)
-        loop.draw(request)  # binds the arrays
-        assert peak_of(lambda on_step, request=request: loop.draw(request, on_step)) < STEP_BYTES
+        request = ImageRequest("a red circle", side, side)
+        loop.generate(request)  # binds the arrays
+        assert peak_of(lambda on_step, request=request: loop.generate(request, on_step)) < STEP_BYTES
 
 
 # what is told
@@ -535,24 +537,24 @@ def test_waiting_to_be_finished_is_no_decoding(fakes: Bench) -> None:
     """The queue's estimates are made of it."""
     loop = fakes.loop()
     loop.submit("a", RED)
-    drawings = []
+    pending_images = []
     while not loop.is_idle:
-        drawings += [event.drawing for event in loop.step() if isinstance(event, Drawn)]
+        pending_images += [event.pending for event in loop.step() if isinstance(event, Denoised)]
     time.sleep(0.3)
-    assert drawings[0].finish().seconds["vae_decoder"] < 0.2
+    assert pending_images[0].finish().seconds["vae_decoder"] < 0.2
 
 
 @pytest.mark.parametrize("where", ["device, late", "device, hasty"])
 def test_times_are_the_device_s_and_of_whom_they_are(folder: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is decoded runs after a pass that was enqueued before, and is neither that one's nor the next one's."""
     charged: dict[int, float] = Counter()
-    charge = Lanes.charge
+    charge = FairQueue.charge
 
-    def listen(lanes: Lanes, size: tuple[int, int], seconds: float) -> None:
+    def listen(lanes: FairQueue, size: tuple[int, int], seconds: float) -> None:
         charged[size[0]] += seconds
         charge(lanes, size, seconds)
 
-    monkeypatch.setattr(Lanes, "charge", listen)
+    monkeypatch.setattr(FairQueue, "charge", listen)
     made = bench(folder, where)
     large = replace(RED, prompt="a blue star", height=256, num_inference_steps=2)
     guests = [Guest(large, 0, None), *(Guest(replace(RED, seed=seed), 0, None) for seed in range(3))]
@@ -561,7 +563,7 @@ def test_times_are_the_device_s_and_of_whom_they_are(folder: Path, where: str, m
         seconds, passes = found[number].seconds, guest.request.num_inference_steps
         assert seconds["passes"] == pytest.approx(passes * PASS_SECONDS)
         assert seconds["vae_decoder"] == pytest.approx(PASS_SECONDS)
-    assert charged[256] == pytest.approx((1 + 2 + 1) * PASS_SECONDS)  # prompt, passes, picture
+    assert charged[256] == pytest.approx((1 + 2 + 1) * PASS_SECONDS)  # prompt, passes, image
     assert charged[64] == pytest.approx((1 + 12 + 2) * PASS_SECONDS)  # nobody competes with what is decoded last
     made.pipeline.close()
 
@@ -571,19 +573,19 @@ def test_a_prompt_s_time_is_not_that_of_passes(folder: Path, monkeypatch: pytest
     made = bench(folder, "host")
     encode = made.pipeline.encode_prompt
     monkeypatch.setattr(made.pipeline, "encode_prompt", lambda prompts: (time.sleep(0.2), encode(prompts))[1])
-    seconds = made.loop().draw(RED).seconds
+    seconds = made.loop().generate(RED).seconds
     assert seconds["prompt_encoder"] > 0.2 > seconds["passes"]
 
 
-def test_stages_tell_all_that_a_picture_takes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stages_tell_all_that_an_image_takes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`zimage-bench http` takes what is left of a request for HTTP's, so no work of the engine may be."""
     made = bench(folder, "host")
     rint = np.rint
     monkeypatch.setattr(np, "rint", lambda *args, **kwargs: (time.sleep(0.2), rint(*args, **kwargs))[1])
     started = time.perf_counter()
-    seconds = made.loop().draw(RED).seconds
-    drawn = time.perf_counter() - started
-    assert drawn - sum(seconds[stage] for stage in ENGINE_STAGES) < 0.1
+    seconds = made.loop().generate(RED).seconds
+    generated = time.perf_counter() - started
+    assert generated - sum(seconds[stage] for stage in ENGINE_STAGES) < 0.1
 
 
 def test_a_step_does_not_wait_for_the_pixels_of_one_of_two_that_end_with_it(folder: Path) -> None:
@@ -591,22 +593,22 @@ def test_a_step_does_not_wait_for_the_pixels_of_one_of_two_that_end_with_it(fold
     loop = made.loop()
     for seed in range(2):
         loop.submit(str(seed), replace(RED, seed=seed))
-    drawings = [event.drawing for event in events_of(loop) if isinstance(event, Drawn)]
-    assert [drawing._outcome for drawing in drawings] == [None, None]
+    pending_images = [event.pending for event in events_of(loop) if isinstance(event, Denoised)]
+    assert [pending._outcome for pending in pending_images] == [None, None]
     made.pipeline.synchronize()
     made.pipeline.close()
 
 
-def test_events_tell_a_picture_s_story(fakes: Bench) -> None:
+def test_events_tell_an_image_s_story(fakes: Bench) -> None:
     loop = fakes.loop()
     loop.submit("a", RED)
     story = [event for event in events_of(loop) if not isinstance(event, Passed)]
-    assert [type(event) for event in story] == [Started, *[Stepped] * 4, Drawn]
+    assert [type(event) for event in story] == [Started, *[Stepped] * 4, Denoised]
     assert [(event.done, event.steps) for event in story if isinstance(event, Stepped)] == [(i, 4) for i in range(1, 5)]
     assert {event.key for event in story} == {"a"}
-    picture = story[-1].drawing.finish()
-    assert picture.seconds.keys() == {"tokenize", "prompt_encoder", "passes", "denoiser", "vae_decoder", "pixels"}
-    assert picture.prompt.text == "a red circle"
+    image = story[-1].pending.finish()
+    assert image.seconds.keys() == {"tokenize", "prompt_encoder", "passes", "denoiser", "vae_decoder", "pixels"}
+    assert image.prompt.text == "a red circle"
 
 
 @pytest.mark.parametrize(
@@ -622,33 +624,33 @@ def test_previews_are_spread_over_the_steps(fakes: Bench, previews: int, steps: 
 
 @pytest.mark.parametrize("guidance", [0.0, 2.0])
 def test_a_preview_is_where_the_step_s_velocity_leads(fakes: Bench, guidance: float) -> None:
-    """In one step of a two-step picture: noise - velocity, from the latents before and after."""
+    """In one step of a two-step image: noise - velocity, from the latents before and after."""
     request = replace(RED, num_inference_steps=2, guidance_scale=guidance, negative_prompt="a blue star")
     loop = fakes.loop()
     loop.submit("a", request, previews=1)
     (shown,) = [event for event in events_of(loop) if isinstance(event, Stepped) and event.estimate is not None]
     one_step = fakes.loop()
     one_step.submit("b", replace(request, num_inference_steps=1), previews=0)
-    (drawn,) = [event for event in events_of(one_step) if isinstance(event, Drawn)]
+    (generated,) = [event for event in events_of(one_step) if isinstance(event, Denoised)]
     image = np.zeros((1, 64, 96, 3), np.float32)
     fakes.kernels.vae_decoder({"latents": shown.estimate[None], "image": image})
-    assert np.abs(drawn.drawing.finish().pixels - np.rint(image[0])).max() <= 1
+    assert np.abs(generated.pending.finish().pixels - np.rint(image[0])).max() <= 1
 
 
-# captions
+# prompts
 
 
 def test_one_prompt_is_encoded_once(fakes: Bench) -> None:
     loop = fakes.loop()
     for prompt in ("a red circle", "a red circle", "a blue one", "a red circle"):
-        loop.draw(replace(RED, prompt=prompt))
+        loop.generate(replace(RED, prompt=prompt))
     assert fakes.kernels.rows["prompt_encoder"] == 2
-    assert (loop.captions.hits, loop.captions.misses) == (2, 2)
+    assert (loop.prompt_cache.hits, loop.prompt_cache.misses) == (2, 2)
 
 
 def test_the_cache_drops_what_was_not_used_for_longest() -> None:
-    cache = CaptionCache(capacity=3 * 400)
-    keys = [CaptionKey((number,), None) for number in range(5)]
+    cache = PromptCache(capacity=3 * 400)
+    keys = [PromptKey((number,), None) for number in range(5)]
     for key in keys[:3]:
         cache.put(key, np.zeros(100, np.float32))
     assert cache.get(keys[0]) is not None
@@ -663,11 +665,11 @@ def test_the_cache_drops_what_was_not_used_for_longest() -> None:
 
 def sample(key: str, side: int, steps: int = 8) -> Sample:
     prompt = TokenizedPrompt((1,), "", "")
-    return Sample(key, PictureRequest("a", side, side), (side, side), sigmas(steps, 3.0), (Branch(prompt),))
+    return Sample(key, ImageRequest("a", side, side), (side, side), sigmas(steps, 3.0), (GuidanceBranch(prompt),))
 
 
 def test_sizes_share_the_time_alike() -> None:
-    lanes = Lanes()
+    lanes = FairQueue()
     for number in range(50):
         lanes.add(sample(f"large {number}", 512))
     lanes.charge((512, 512), 1000.0)  # long before the small one came
@@ -683,8 +685,8 @@ def test_sizes_share_the_time_alike() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 8])
 def test_who_is_alone_in_a_size_and_asks_again_at_once_gets_no_more_than_a_share(steps: int) -> None:
-    """The last pass of a picture leaves its lane empty; it counts all the same."""
-    lanes, spent = Lanes(), Counter[int]()
+    """The last pass of an image leaves its lane empty; it counts all the same."""
+    lanes, spent = FairQueue(), Counter[int]()
     for number in range(200):
         lanes.add(sample(f"small {number}", 64, steps=100))
     lanes.add(sample("large", 512, steps))
@@ -702,7 +704,7 @@ def test_who_is_alone_in_a_size_and_asks_again_at_once_gets_no_more_than_a_share
 
 
 def test_a_size_that_had_all_the_time_there_was_owes_its_last_pass() -> None:
-    lanes = Lanes()
+    lanes = FairQueue()
     large = sample("large", 512)
     lanes.add(large)
     lanes.charge(large.size, 1000.0)

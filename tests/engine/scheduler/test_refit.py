@@ -27,12 +27,12 @@ from engine.errors import LoraMismatch, PlanCorrupt
 from engine.pipeline import Pipeline
 from engine.plan.lora import PreparedLora, own_value
 from engine.plan.manifest import MergedLora, read
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from engine.sampling.schedule import sigmas
 from engine.sampling.tokenizer import PromptTokenizer
-from engine.scheduler.events import Drawn, Failed
+from engine.scheduler.events import Denoised, Failed
 from engine.scheduler.loop import EngineLoop
-from engine.scheduler.lora_registry import Loras
+from engine.scheduler.lora_registry import LoraRegistry
 from export.build import BuildOptions, build_engines
 from export.checkpoint.files import open_checkpoint
 from export.checkpoint.lora import Lora
@@ -46,7 +46,7 @@ from nano.layout import Z_IMAGE_NANO
 pytestmark = pytest.mark.slow
 
 RANK = 4
-# large enough for FP16 to need other powers of two: of values, of the gated product, of the caption's half
+# large enough for FP16 to need other powers of two: of values, of the gated product, of the prompt's half
 STRENGTH = {
     "layers.0.attention.to_q": 0.02,
     "layers.1.attention.to_v": 400.0,
@@ -54,7 +54,7 @@ STRENGTH = {
     "layers.3.adaLN_modulation.0": 0.02,
     "context_refiner.0.attention.to_out.0": 300.0,
 }
-REQUEST = PictureRequest("a large red circle", 96, 128, seed=3)
+REQUEST = ImageRequest("a large red circle", 96, 128, seed=3)
 
 
 def build(checkpoint: Path, output: Path, *, refittable: bool = False, lora: Lora | None = None) -> Path:
@@ -95,9 +95,9 @@ def convert(lora: Lora, checkpoint: Path, plans: Path, output: Path) -> None:
 def latents(pipeline: Pipeline, plans: Path) -> np.ndarray:
     """What the denoiser leaves to the VAE."""
     prompt = PromptTokenizer(plans, pipeline.manifest.model.prompt)(REQUEST.prompt)
-    caption = pipeline.encode_prompt([prompt])
+    prompt_embeds = pipeline.encode_prompt([prompt])
     noise = pipeline.noise(REQUEST.seed, 96, 128)
-    return pipeline.denoise(caption, noise, sigmas(4, 3.0)).copy()
+    return pipeline.denoise(prompt_embeds, noise, sigmas(4, 3.0)).copy()
 
 
 def test_explain_shows_every_bound(plans: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,7 +136,7 @@ def test_in_and_out_again_bit_for_bit(plans: Path, prepared: PreparedLora) -> No
         assert np.array_equal(pipeline.generate(REQUEST).pixels, own)
 
 
-def test_it_draws_what_plans_with_the_lora_merged_draw(
+def test_it_generates_what_plans_with_the_lora_merged_generate(
     plans: Path, prepared: PreparedLora, lora: Lora, checkpoint: Path, tmp_path: Path
 ) -> None:
     """Not bit for bit: merged in FP32 and rounded once there, added to rounded weights here."""
@@ -251,7 +251,7 @@ def test_a_prepared_file_that_was_altered(prepared: PreparedLora, tmp_path: Path
 
 
 def test_plans_that_change_while_they_are_used(plans: Path, prepared: PreparedLora, tmp_path: Path) -> None:
-    """No picture of half a LoRA: what cannot be given back its own weights refuses to run."""
+    """No image of half a LoRA: what cannot be given back its own weights refuses to run."""
     copy = shutil.copytree(plans, tmp_path / "plans")
     pipeline = Pipeline.load(copy)
     own = pipeline.generate(REQUEST).pixels
@@ -292,30 +292,30 @@ def alone(plans: Path, prepared: PreparedLora, outlines: Path) -> dict[str | Non
     return found
 
 
-def test_pictures_under_loras_in_turn_are_what_they_are_alone(
+def test_images_under_loras_in_turn_are_what_they_are_alone(
     plans: Path, prepared: PreparedLora, outlines: Path, alone: dict[str | None, np.ndarray], tmp_path: Path
 ) -> None:
-    """Bit for bit, also of a caption that is kept: the strong LoRA changes the prompt encoder."""
+    """Bit for bit, also of a prompt that is kept: the strong LoRA changes the prompt encoder."""
     (tmp_path / "strong.lora").write_bytes(prepared.encode())
     pipeline = Pipeline.load(plans, verify=False)
     files = {"outlines": outlines, "strong": tmp_path / "strong.lora"}
-    loop = EngineLoop(pipeline, loras=Loras(pipeline, files))
-    drawings = {}
+    loop = EngineLoop(pipeline, loras=LoraRegistry(pipeline, files))
+    pending_images = {}
     for number, name in enumerate(["strong", None, "outlines", "strong"]):
         loop.submit(f"{number} {name}", replace(SMALL, lora=name))
     while not loop.is_idle:
-        drawings |= {event.key: event.drawing for event in loop.step() if isinstance(event, Drawn)}
-    for key, drawing in drawings.items():
-        assert np.array_equal(drawing.finish().pixels, alone[None if "None" in key else key[2:]]), key
-    assert len(drawings) == 4
-    assert np.array_equal(loop.draw(replace(SMALL, lora="strong")).pixels, alone["strong"])
-    assert (loop.captions.hits, loop.captions.misses) == (2, 3)
+        pending_images |= {event.key: event.pending for event in loop.step() if isinstance(event, Denoised)}
+    for key, pending in pending_images.items():
+        assert np.array_equal(pending.finish().pixels, alone[None if "None" in key else key[2:]]), key
+    assert len(pending_images) == 4
+    assert np.array_equal(loop.generate(replace(SMALL, lora="strong")).pixels, alone["strong"])
+    assert (loop.prompt_cache.hits, loop.prompt_cache.misses) == (2, 3)
 
 
 def test_a_lora_that_changes_or_goes_is_not_used(plans: Path, outlines: Path, tmp_path: Path) -> None:
     file = Path(shutil.copy(outlines, tmp_path / "outlines.lora"))
     pipeline = Pipeline.load(plans, verify=False)
-    loras = Loras(pipeline, {"outlines": file})
+    loras = LoraRegistry(pipeline, {"outlines": file})
     assert loras.check() == ()
     assert loras.put_in("outlines") > 0
     os.utime(file, (0, 0))
@@ -334,10 +334,10 @@ def test_loras_are_checked_by_name(engines: Path, plans: Path, prepared: Prepare
     about = replace(prepared.about, weights_sha256="0" * 64)
     (tmp_path / "other.lora").write_bytes(replace(prepared, about=about).encode())
     files = {"other": tmp_path / "other.lora", "gone": tmp_path / "gone.lora"}
-    other, gone = Loras(Pipeline.load(plans, verify=False), files).check()
+    other, gone = LoraRegistry(Pipeline.load(plans, verify=False), files).check()
     assert other.startswith("LoRA other: the LoRA was prepared for other weights than these plans")
     assert gone.startswith("LoRA gone: cannot read")
-    (said, _) = Loras(Pipeline.load(engines, verify=False), files).check()
+    (said, _) = LoraRegistry(Pipeline.load(engines, verify=False), files).check()
     assert said.startswith("LoRA other: the plans' weights cannot be swapped; build them with --refittable")
 
 
@@ -369,10 +369,10 @@ def pixels_of(answer: httpx.Response) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))))
 
 
-def test_the_server_draws_under_the_lora_that_is_asked_for(
+def test_the_server_generates_under_the_lora_that_is_asked_for(
     plans: Path, outlines: Path, alone: dict[str | None, np.ndarray], tmp_path: Path
 ) -> None:
-    """A file that goes costs its pictures and no others, also when the worker is another one."""
+    """A file that goes costs its images and no others, also when the worker is another one."""
     (tmp_path / "outlines.lora").symlink_to(outlines)
     with served(plans, tmp_path) as (http, server):
         assert http.get("/v1/model_info").json()["loras"] == ["outlines"]

@@ -121,11 +121,11 @@ def test_the_two_halves_are_diffsynths_whole_model_function(
         hidden = text_encoder(input_ids=ids, output_hidden_states=True).hidden_states[-2]
         velocity = model_fn_z_image_turbo(dit, latents=latents, timestep=1000 * sigma, prompt_embeds=[hidden[0]])
         expected = (latents + (sigma_next - sigma) * velocity).numpy()
-    halves = reference.denoiser(step | {"caption": reference.prompt_encoder(prompt)})
+    halves = reference.denoiser(step | {"prompt_embeds": reference.prompt_encoder(prompt)})
     assert relative_l2(halves, expected) <= 1e-7
-    graphs = run("denoiser", step | {"caption": run("prompt_encoder", prompt)})
+    graphs = run("denoiser", step | {"prompt_embeds": run("prompt_encoder", prompt)})
     assert relative_l2(graphs, expected) <= TOLERANCE
-    assert relative_l2(reference.denoiser(step), expected) > 1e-3, "another caption is another step"
+    assert relative_l2(reference.denoiser(step), expected) > 1e-3, "another prompt is another step"
 
 
 WEIGHT = {

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from fakes.manifest import CAPTION, MANIFEST
+from fakes.manifest import MANIFEST, PROMPT_LENGTH
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -28,7 +28,7 @@ MODEL = MANIFEST.model
     ],
 )
 def test_the_box_around_the_sizes(text: str, height: Range, width: Range, batch: int) -> None:
-    assert parse_profile(text, MODEL) == Profile(text, height, width, Range(1, 1, batch), CAPTION)
+    assert parse_profile(text, MODEL) == Profile(text, height, width, Range(1, 1, batch), PROMPT_LENGTH)
 
 
 @pytest.mark.parametrize(
@@ -79,15 +79,15 @@ def test_any_text_is_a_profile_or_a_build_error(text: str) -> None:
         assert 64 <= bounds.min <= bounds.opt <= bounds.max <= 8192
         assert {bounds.min % 16, bounds.opt % 16, bounds.max % 16} == {0}
     assert (profile.batch.min, profile.batch.opt) == (1, 1) and 1 <= profile.batch.max <= 64
-    assert profile.caption == CAPTION
+    assert profile.prompt_length == PROMPT_LENGTH
 
 
 @given(st.lists(st.integers(4, 512), min_size=2, max_size=8).filter(lambda sides: len(sides) % 2 == 0))
 def test_every_named_size_is_covered(sides: list[int]) -> None:
-    pictures = list(zip(sides[::2], sides[1::2], strict=True))
-    profile = parse_profile(",".join(f"{16 * width}x{16 * height}" for height, width in pictures), MODEL)
-    assert all(profile.covers(16 * height, 16 * width, 1) for height, width in pictures)
-    assert (profile.height.opt, profile.width.opt) == (16 * pictures[0][0], 16 * pictures[0][1])
+    images = list(zip(sides[::2], sides[1::2], strict=True))
+    profile = parse_profile(",".join(f"{16 * width}x{16 * height}" for height, width in images), MODEL)
+    assert all(profile.covers(16 * height, 16 * width, 1) for height, width in images)
+    assert (profile.height.opt, profile.width.opt) == (16 * images[0][0], 16 * images[0][1])
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def test_every_named_size_is_covered(sides: list[int]) -> None:
 def test_the_defaults(sample_size: int, usual: Range, large: Range) -> None:
     profiles = default_profiles(sample_size, MODEL)
     assert profiles == (
-        Profile("usual", usual, usual, Range(1, 1, 4), CAPTION),
-        Profile("large", large, large, Range(1, 1, 1), CAPTION),
+        Profile("usual", usual, usual, Range(1, 1, 4), PROMPT_LENGTH),
+        Profile("large", large, large, Range(1, 1, 1), PROMPT_LENGTH),
     )
 
 
-def test_the_caption_follows_the_prompt_s_bound() -> None:
+def test_the_prompt_follows_the_prompt_s_bound() -> None:
     model = replace(MODEL, prompt=replace(MODEL.prompt, max_tokens=1000))
-    assert parse_profile("512", model).caption == Range(32, 64, 1024)
+    assert parse_profile("512", model).prompt_length == Range(32, 64, 1024)
 
 
 @given(st.lists(st.tuples(st.integers(4, 512), st.integers(4, 512)), min_size=1, max_size=4), st.integers(1, 64))
@@ -115,7 +115,7 @@ def test_the_bounds_of_the_graphs_dimensions(tokens: list[tuple[int, int]], batc
     text = ",".join(f"{16 * columns}x{16 * rows}" for rows, columns in tokens)
     profile = parse_profile(f"{text}:{batch}", MODEL)
     bounds = dimensions("denoiser", profile, MODEL)
-    assert (bounds["batch"], bounds["caption"]) == (Range(1, 1, batch), CAPTION)
+    assert (bounds["batch"], bounds["prompt_length"]) == (Range(1, 1, batch), PROMPT_LENGTH)
     assert (bounds["height"], bounds["width"]) == (profile.height, profile.width)
     assert dimensions("prompt_encoder", profile, MODEL) == bounds
     assert dimensions("vae_decoder", profile, MODEL) == bounds | {"batch": Range(1, 1, 1)}
@@ -123,7 +123,7 @@ def test_the_bounds_of_the_graphs_dimensions(tokens: list[tuple[int, int]], batc
         height, width = getattr(bounds["latent_height"], which), getattr(bounds["latent_width"], which)
         assert (8 * height, 8 * width) == (getattr(profile.height, which), getattr(profile.width, which))
         image = padded((height // 2) * (width // 2))
-        assert getattr(bounds["sequence"], which) == image + getattr(CAPTION, which)
+        assert getattr(bounds["sequence"], which) == image + getattr(PROMPT_LENGTH, which)
     for rows, columns in tokens:
-        for caption in range(32, 513, 32):
-            assert padded(rows * columns) + caption in bounds["sequence"]
+        for length in range(32, 513, 32):
+            assert padded(rows * columns) + length in bounds["sequence"]

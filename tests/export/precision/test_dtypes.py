@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from engine.errors import BuildError, CheckpointError
 from export.build import export_graphs, make_graphs
 from export.checkpoint.files import open_checkpoint
-from export.checkpoint.weights import Unheld
+from export.checkpoint.weights import Fp16RangeError
 from export.cli import main
 from export.precision.bounds import LIMIT
 from export.precision.dtypes import graph_precisions
@@ -146,7 +146,7 @@ def test_weights_of_the_prompt_encoder_that_make_it_wider(
 ) -> None:
     opened = open_checkpoint(str(changed(checkpoint, tmp_path, "text_encoder", tensor, lambda t: t * factor)))
     graph = make_graphs(opened, graph_precisions("fp16", "onnx"))["prompt_encoder"]
-    with pytest.raises(Unheld, match=message):
+    with pytest.raises(Fp16RangeError, match=message):
         graph.measure()
 
 

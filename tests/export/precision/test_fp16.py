@@ -117,11 +117,11 @@ def shipped_velocity(weights: Tensors, inputs: Arrays) -> np.ndarray:
     held: dict[str, Weight] = {name: Held(tensor, name) for name, tensor in weights.items()}
     component = Component("transformer", CONFIG, held, ())
     dit = models.transformer(component).load().bfloat16()
-    latents, sigma, after, caption = (
-        torch.from_numpy(inputs[name]) for name in ("latents", "sigma", "sigma_next", "caption")
+    latents, sigma, after, prompt_embeds = (
+        torch.from_numpy(inputs[name]) for name in ("latents", "sigma", "sigma_next", "prompt_embeds")
     )
     with torch.no_grad():
-        flow = velocity(dit, latents.bfloat16(), sigma, caption[0].bfloat16())
+        flow = velocity(dit, latents.bfloat16(), sigma, prompt_embeds[0].bfloat16())
     return ((after - sigma) * flow.float()).numpy()
 
 

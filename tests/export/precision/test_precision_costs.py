@@ -27,7 +27,7 @@ def test_fp16_is_ten_times_closer_than_bf16(variants: Variants, tmp_path: Path) 
     assert found["fp32"]["psnr_db"] > 60
     assert found["fp16"]["psnr_db"] > found["bf16"]["psnr_db"] > 45  # both with a VAE in BF16, which costs most
     assert all(len(found[precision]["steps"]) == 8 for precision in PRECISIONS)
-    plot({"a picture": found}, tmp_path / "plot.png")
+    plot({"an image": found}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 

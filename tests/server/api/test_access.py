@@ -85,7 +85,7 @@ def test_who_asks_too_often_is_told_when_to_come_back() -> None:
         assert answers[2].json()["error"]["code"] == "rate_limit_exceeded"
         assert 1 <= int(answers[2].headers["retry-after"]) <= 60
         assert http.post(IMAGES, json=BODY, headers=second).status_code == 200
-        assert http.get("/v1/tasks", headers=first).status_code == 200  # only pictures are counted
+        assert http.get("/v1/tasks", headers=first).status_code == 200  # only images are counted
     with serving(FakeLoop(), access=Access(rate="1/hour")) as url:
         assert [httpx.post(url + IMAGES, json=BODY).status_code for _ in range(2)] == [200, 429]  # by address
 

@@ -68,13 +68,13 @@ def test_every_error_has_openai_s_shape_and_every_answer_an_id(document: dict[st
             assert "500" in operation["responses"]
 
 
-def test_streams_pictures_and_metrics_have_their_media_types(document: dict[str, Any]) -> None:
+def test_streams_images_and_metrics_have_their_media_types(document: dict[str, Any]) -> None:
     def kinds(path: str, method: str = "get") -> set[str]:
         return set(document["paths"][path][method]["responses"]["200"]["content"])
 
     assert kinds(IMAGES, "post") == {"application/json", "text/event-stream"}
     assert kinds("/v1/task/{task_id}/events") == {"text/event-stream"}
-    assert kinds("/v1/pictures/{job_id}/{name}") == {"image/png", "image/jpeg", "image/webp"}
+    assert kinds("/v1/images/{job_id}/{name}") == {"image/png", "image/jpeg", "image/webp"}
     assert kinds("/metrics") == {"text/plain"}
 
 

@@ -46,13 +46,13 @@ def ended(http: httpx.Client, task_id: str) -> dict[str, Any]:
     return found
 
 
-def test_waiting_for_pictures(http: httpx.Client) -> None:
+def test_waiting_for_images(http: httpx.Client) -> None:
     body = {"prompt": "a cat", "negative_prompt": "", "width": 128, "height": 64, "num_inference_steps": 3, "seed": 7}
     answer = http.post("/api/v1/generate", json=body | {"num_images": 2, "cfg_scale": 1.0}).json()
     assert answer["seeds"] == [7, 8]
-    pictures = [decoded(base64.b64decode(image)) for image in answer["images"]]
-    assert [picture.shape for picture in pictures] == [(64, 128, 3)] * 2
-    assert [picture[0, 0].tolist() for picture in pictures] == [[7, 3, 5], [8, 3, 5]]
+    images = [decoded(base64.b64decode(image)) for image in answer["images"]]
+    assert [image.shape for image in images] == [(64, 128, 3)] * 2
+    assert [image[0, 0].tolist() for image in images] == [[7, 3, 5], [8, 3, 5]]
 
 
 def test_a_seed_of_minus_one_is_random(http: httpx.Client) -> None:
@@ -61,7 +61,7 @@ def test_a_seed_of_minus_one_is_random(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/generate", "/api/v1/generate_async"])
-def test_a_task_is_drawn_though_nobody_waits(http: httpx.Client, path: str) -> None:
+def test_a_task_is_generated_though_nobody_waits(http: httpx.Client, path: str) -> None:
     task_id = http.post(path, json={"prompt": "a cat", "seed": 9, "num_images": 2}).json()["task_id"]
     task = ended(http, task_id)
     assert (task["status"], task["progress"], task["error"]) == ("done", 100, None)
@@ -103,9 +103,9 @@ def test_positions_and_estimates_count_down(http: httpx.Client) -> None:
 
 
 def test_cancelling_stops_at_the_next_step(http: httpx.Client, fake: FakeLoop) -> None:
-    fake.drawing.clear()
+    fake.pending.clear()
     task_id = submit(http, prompt="cancelled", num_inference_steps=100)
-    assert fake.drawing.wait(5)
+    assert fake.pending.wait(5)
     assert http.delete(f"/v1/task/{task_id}").json()["status"] == "cancelled"
     assert ended(http, submit(http))["status"] == "done"
     assert sum(prompt == "cancelled" for prompt, _ in fake.log) < 20

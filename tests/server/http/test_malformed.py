@@ -28,8 +28,8 @@ BODY = {"prompt": "a cat", "seed": 3, "num_inference_steps": 2}
 MEGABYTE = 1 << 20
 
 
-def drawn(url: str) -> list[int]:
-    """A correct picture's colour: seed, steps, length of the prompt."""
+def generated(url: str) -> list[int]:
+    """A correct image's colour: seed, steps, length of the prompt."""
     response = httpx.post(url + IMAGES, json=BODY, timeout=30)
     assert response.status_code == 200, response.text
     return decoded(base64.b64decode(response.json()["data"][0]["b64_json"]))[0, 0].tolist()
@@ -105,13 +105,13 @@ def held(pid: int) -> tuple[int, int]:
 
 def endure(url: str, pid: int, seed: int, count: int) -> Counter[int]:
     """Sends `count` messages to a server, which is afterwards what it was in the middle of them."""
-    assert drawn(url) == [3, 2, 5]
+    assert generated(url) == [3, 2, 5]
     httpx.get(url)  # the first visit loads the page's toolkit, which keeps some descriptors
     descriptors = held(pid)[0]
     statuses = asyncio.run(send_all(url, messages(seed, count // 2)))
     memory = held(pid)[1]
     statuses += asyncio.run(send_all(url, messages(seed + 1, count - count // 2)))
-    assert drawn(url) == [3, 2, 5]
+    assert generated(url) == [3, 2, 5]
     deadline = time.monotonic() + 10
     while held(pid)[0] > descriptors + 2:  # some connections are closed a moment later
         assert time.monotonic() < deadline, f"{held(pid)[0]} descriptors are open, {descriptors} were before"
@@ -152,7 +152,7 @@ def test_a_broken_body_ends_its_request_and_is_no_traceback(caplog: pytest.LogCa
             answer = asyncio.run(send(url, head % (method, kind) + b"ZZ\r\n"))
             assert answer.startswith(b"HTTP/1.1 400 ")
             assert answer.count(b"HTTP/1.1 ") == 1
-        assert drawn(url) == [3, 2, 5]
+        assert generated(url) == [3, 2, 5]
     assert not [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
-from fakes.jobs import job, picture
+from fakes.jobs import image, job
 
 from server.jobs.archive import BACKLOG, DAY, Archive, Archivist
 
@@ -22,7 +22,7 @@ ID = "0123abcd"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 def save(archive: Archive, *, age: float = 0, size: int = 10, number: int = 0) -> Path:
@@ -62,7 +62,7 @@ def test_an_id_is_eight_digits_of_hex(folder: Path, short_id: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["", "png", ".exe", ".png/../../x", ".png\n", ".PNG"])
-def test_a_suffix_is_that_of_a_picture(folder: Path, suffix: str) -> None:
+def test_a_suffix_is_that_of_an_image(folder: Path, suffix: str) -> None:
     with pytest.raises(ValueError, match="suffix must be"):
         Archive(folder).save(b"", suffix, NOON, ID)
     assert not folder.exists()
@@ -111,7 +111,7 @@ def test_of_many_writers_of_one_name_one_wins(folder: Path) -> None:
     assert [(folder / name).read_bytes()] == won
 
 
-def test_a_picture_that_another_is_writing_is_left_to_it(folder: Path) -> None:
+def test_an_image_that_another_is_writing_is_left_to_it(folder: Path) -> None:
     folder.mkdir()
     unfinished = folder / ".generated_20261122_120000_0123abcd.png.part"
     unfinished.write_bytes(b"half")
@@ -121,7 +121,7 @@ def test_a_picture_that_another_is_writing_is_left_to_it(folder: Path) -> None:
     assert unfinished.read_bytes() == b"half"
 
 
-def test_a_picture_shows_only_when_it_is_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_shows_only_when_it_is_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[set[str], bytes]] = []
     replace = os.replace
 
@@ -332,7 +332,7 @@ def test_an_archive_that_cannot_be_written_holds_up_nobody(folder: Path) -> None
     archivist.close(0.1)  # never started
     archivist.start()
     for index in range(BACKLOG + 2):
-        archivist.keep(job(), picture(index % 2))
+        archivist.keep(job(), image(index % 2))
     started = time.monotonic()
     archivist.close(0.1)
     assert time.monotonic() - started < 1
@@ -343,6 +343,6 @@ def test_much_that_is_new_is_swept_at_once(folder: Path) -> None:
     archivist = Archivist(Archive(folder, max_bytes=1000))
     archivist.start()
     for index in range(20):
-        archivist.keep(replace(job(), id=f"job_{index:032x}"), picture(0, bytes(100)))
+        archivist.keep(replace(job(), id=f"job_{index:032x}"), image(0, bytes(100)))
     archivist.close(5)
     assert len(names(folder)) <= 12

@@ -6,15 +6,15 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from server.jobs import async_store as ledger
-from server.jobs.async_store import Ledger
+from server.jobs.async_store import AsyncStore
 from server.jobs.store import JobStore, StoreUnavailable
 
-Story = Callable[[Ledger], Awaitable[None]]
+Story = Callable[[AsyncStore], Awaitable[None]]
 
 
 def play(store: JobStore, story: Story) -> None:
     async def run() -> None:
-        kept = Ledger(store, 1e9, 1 << 30)
+        kept = AsyncStore(store, 1e9, 1 << 30)
         kept.start()
         try:
             await story(kept)
@@ -25,7 +25,7 @@ def play(store: JobStore, story: Story) -> None:
 
 
 def test_who_waits_for_earlier_writes_does_not_wait_for_later_ones(tmp_path: Path) -> None:
-    async def story(kept: Ledger) -> None:
+    async def story(kept: AsyncStore) -> None:
         async def busy() -> None:
             while True:
                 kept.later(lambda: time.sleep(0.004))
@@ -50,7 +50,7 @@ def test_a_write_that_is_tried_again_is_pending() -> None:
         if refusals >= 0:
             raise StoreUnavailable("the disk is full")
 
-    async def story(kept: Ledger) -> None:
+    async def story(kept: AsyncStore) -> None:
         for _ in range(3):
             kept.later(write)
         assert kept.pending == 3
@@ -74,7 +74,7 @@ def test_what_nobody_expected_of_a_store_does_not_end_its_pruning() -> None:
 
     store = Odd(None)
 
-    async def story(kept: Ledger) -> None:
+    async def story(kept: AsyncStore) -> None:
         await asyncio.sleep(0.05)
         kept.kept(1 << 30)
         await asyncio.sleep(0.05)

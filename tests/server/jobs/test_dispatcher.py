@@ -14,15 +14,15 @@ import pytest
 from fakes.jobs import RECEIPT
 from fakes.loop import MANIFEST
 
-from engine.request import ImageFormat, PictureRequest
+from engine.request import ImageFormat, ImageRequest
 from server.jobs.admission import Limits, Refusal
 from server.jobs.archive import Archive
 from server.jobs.dispatcher import HOPELESS_STARTS, MAX_BEGUN, Dispatcher, JobGone
-from server.jobs.job import Job, JobState, StoredPicture, new_id
+from server.jobs.job import Job, JobState, StoredImage, new_id
 from server.jobs.live_job import Progress
 from server.jobs.store import JobStore
 from server.worker import messages
-from server.worker.messages import Cancel, Draw, ToWorker
+from server.worker.messages import Cancel, Generate, ToWorker
 
 
 class FakeLink:
@@ -38,9 +38,9 @@ class FakeLink:
     def expect(self, is_busy: bool) -> None:
         self.is_busy = is_busy
 
-    def drawn(self) -> list[str]:
+    def generated(self) -> list[str]:
         """Jobs that were sent since the last call."""
-        found = [message.key.partition(":")[0] for message in self.sent if isinstance(message, Draw)]
+        found = [message.key.partition(":")[0] for message in self.sent if isinstance(message, Generate)]
         self.sent.clear()
         return found
 
@@ -48,7 +48,7 @@ class FakeLink:
 def job(name: str, *, key: str | None = None, deadline: float | None = None, n: int = 1) -> Job:
     return Job(
         id=name,
-        requests=tuple(PictureRequest("a cat", 64, 64, seed) for seed in range(n)),
+        requests=tuple(ImageRequest("a cat", 64, 64, seed) for seed in range(n)),
         format=ImageFormat(),
         api="test",
         durable=True,
@@ -61,7 +61,7 @@ def job(name: str, *, key: str | None = None, deadline: float | None = None, n: 
 
 def finished(name: str, index: int = 0) -> messages.Finished:
     seconds = {"prompt_encoder": 0.1, "passes": 0.8, "vae_decoder": 0.1}
-    return messages.Finished(f"{name}:{index}", b"picture", 64, 64, 8, 8, 3, None, seconds)
+    return messages.Finished(f"{name}:{index}", b"image", 64, 64, 8, 8, 3, None, seconds)
 
 
 Story = Callable[[Dispatcher, FakeLink], Awaitable[None]]
@@ -81,22 +81,22 @@ def play(
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
-def test_a_job_ends_with_its_last_picture() -> None:
+def test_a_job_ends_with_its_last_image() -> None:
     async def story(jobs: Dispatcher, link: FakeLink) -> None:
         accepted = await jobs.accept(job("a", n=2))
-        assert link.drawn() == ["a", "a"] and link.is_busy
+        assert link.generated() == ["a", "a"] and link.is_busy
         heard = asyncio.create_task(follow(jobs, accepted))
         await asyncio.sleep(0)
-        jobs.hear(messages.Began("a:0"))
-        jobs.hear(messages.Pulse([(1, 0.0)], 0, 0, {"a:0": 4}))
+        jobs.hear(messages.Started("a:0"))
+        jobs.hear(messages.Heartbeat([(1, 0.0)], 0, 0, {"a:0": 4}))
         assert jobs.progress(accepted).done == 4
         for index in (1, 0):
             assert (await jobs.get("a")).state is JobState.RUNNING
             jobs.hear(finished("a", index))
         kinds = [type(event) for event in await heard]
-        assert kinds == [Progress, Progress, StoredPicture, StoredPicture, Job]
+        assert kinds == [Progress, Progress, StoredImage, StoredImage, Job]
         assert not link.is_busy
-        assert [picture.index for picture in (await jobs.end(accepted))[1]] == [0, 1]
+        assert [image.index for image in (await jobs.end(accepted))[1]] == [0, 1]
         jobs.hear(finished("a", 0))  # late, from nowhere
         assert (await jobs.get("a")).state is JobState.DONE
 
@@ -139,32 +139,32 @@ async def follow(jobs: Dispatcher, accepted: Job) -> list[object]:
     return [event async for event in jobs.follow(accepted)]
 
 
-def test_suspects_are_drawn_one_at_a_time_and_outlast_a_worker_that_does_not_start() -> None:
+def test_suspects_are_generated_one_at_a_time_and_outlast_a_worker_that_does_not_start() -> None:
     async def story(jobs: Dispatcher, link: FakeLink) -> None:
         for name in "abcd":
             await jobs.accept(job(name))
-        assert link.drawn() == ["a", "b", "c", "d"]
+        assert link.generated() == ["a", "b", "c", "d"]
         for name in "abc":
-            jobs.hear(messages.Began(f"{name}:0"))
+            jobs.hear(messages.Started(f"{name}:0"))
         link.is_ready = False
         jobs.worker_lost("it died")
         link.failed_starts = 1
         jobs.worker_lost("it did not start")
-        assert link.drawn() == []
+        assert link.generated() == []
         link.is_ready = True
         jobs.worker_ready()
-        assert link.drawn() == ["a"]
-        jobs.hear(messages.Began("a:0"))
+        assert link.generated() == ["a"]
+        jobs.hear(messages.Started("a:0"))
         link.is_ready = False
         jobs.worker_lost("it died again")
         assert (await jobs.get("a")).error.code == "worker_lost"
         link.is_ready = True
         jobs.worker_ready()
         for name in "bc":
-            assert link.drawn() == [name]
-            jobs.hear(messages.Began(f"{name}:0"))
+            assert link.generated() == [name]
+            jobs.hear(messages.Started(f"{name}:0"))
             jobs.hear(finished(name))
-        assert link.drawn() == ["d"]
+        assert link.generated() == ["d"]
         jobs.hear(finished("d"))
         assert [(await jobs.get(name)).state for name in "bcd"] == [JobState.DONE] * 3
 
@@ -183,12 +183,12 @@ def test_when_no_worker_starts_everybody_is_told_and_later_ones_are_served_again
         link.failed_starts = 0
         jobs.worker_ready()
         await jobs.accept(job("c", key="my key"))  # which is not held to a failure that was ours
-        assert link.drawn()[-1] == "c"
+        assert link.generated()[-1] == "c"
 
     play(story)
 
 
-def test_a_job_whose_pictures_were_all_stored_when_the_server_was_killed_is_done(tmp_path: Path) -> None:
+def test_a_job_whose_images_were_all_stored_when_the_server_was_killed_is_done(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "jobs.db")
     for name in "abc":
         store.add(job(name))
@@ -196,12 +196,12 @@ def test_a_job_whose_pictures_were_all_stored_when_the_server_was_killed_is_done
     for _ in range(MAX_BEGUN - 1):  # a job that ends servers
         store.requeue("c")
         store.begin("c")
-    store.add_picture("a", StoredPicture(0, "image/png", b"picture", RECEIPT))
+    store.add_image("a", StoredImage(0, "image/png", b"image", RECEIPT))
 
     async def story(jobs: Dispatcher, link: FakeLink) -> None:
         assert (await jobs.get("a")).state is JobState.DONE
         assert (await jobs.get("c")).error.code == "worker_lost"
-        assert link.drawn() == ["b"]  # alone: it may be what ended that server
+        assert link.generated() == ["b"]  # alone: it may be what ended that server
         jobs.hear(finished("b"))
         assert not link.is_busy
 
@@ -235,7 +235,7 @@ def test_those_who_come_at_once_do_not_get_past_the_limit_together() -> None:
     play(story, limits=Limits(queue=2))
 
 
-def test_who_waited_has_the_pictures_though_they_are_kept_no_longer() -> None:
+def test_who_waited_has_the_images_though_they_are_kept_no_longer() -> None:
     async def story(jobs: Dispatcher, _link: FakeLink) -> None:
         accepted = await jobs.accept(job("a"))
         waiting = asyncio.create_task(jobs.end(accepted))
@@ -243,8 +243,8 @@ def test_who_waited_has_the_pictures_though_they_are_kept_no_longer() -> None:
         jobs.hear(finished("a"))
         while await jobs.get("a") is not None:
             await asyncio.sleep(0.001)  # until it was pruned
-        ended, pictures = await waiting
-        assert ended.state is JobState.DONE and len(pictures) == 1
+        ended, images = await waiting
+        assert ended.state is JobState.DONE and len(images) == 1
         with pytest.raises(JobGone):
             await jobs.end(accepted)
         assert [event async for event in jobs.follow(accepted)] == []
@@ -252,7 +252,7 @@ def test_who_waited_has_the_pictures_though_they_are_kept_no_longer() -> None:
     play(story, limits=Limits(history_bytes=0))
 
 
-def test_jobs_without_pictures_are_kept_up_to_the_limit_too() -> None:
+def test_jobs_without_images_are_kept_up_to_the_limit_too() -> None:
     async def story(jobs: Dispatcher, _link: FakeLink) -> None:
         for number in range(40):
             await jobs.accept(job(f"{number}"))
@@ -267,7 +267,7 @@ def test_jobs_without_pictures_are_kept_up_to_the_limit_too() -> None:
 def test_a_server_that_is_stopped_in_order_costs_a_job_no_attempt(tmp_path: Path) -> None:
     async def story(jobs: Dispatcher, _link: FakeLink) -> None:
         await jobs.accept(job("a"))
-        jobs.hear(messages.Began("a:0"))
+        jobs.hear(messages.Started("a:0"))
 
     path = tmp_path / "jobs.db"
     play(story, JobStore(path))
@@ -305,7 +305,7 @@ def test_deadlines() -> None:
     play(story)
 
 
-def test_a_job_whose_client_leaves_while_it_is_written_down_is_drawn() -> None:
+def test_a_job_whose_client_leaves_while_it_is_written_down_is_generated() -> None:
     async def story(jobs: Dispatcher, link: FakeLink) -> None:
         asking = asyncio.create_task(jobs.accept(job("a")))
         await asyncio.sleep(0)  # it waits for the store
@@ -314,12 +314,12 @@ def test_a_job_whose_client_leaves_while_it_is_written_down_is_drawn() -> None:
             await asyncio.sleep(0.01)
             if link.sent:
                 break
-        assert link.drawn() == ["a"]
+        assert link.generated() == ["a"]
 
     play(story)
 
 
-def test_pictures_are_archived_and_a_full_disk_costs_nobody_a_job(tmp_path: Path) -> None:
+def test_images_are_archived_and_a_full_disk_costs_nobody_a_job(tmp_path: Path) -> None:
     folder = tmp_path / "archive"
 
     async def story(jobs: Dispatcher, _link: FakeLink) -> None:
@@ -347,7 +347,7 @@ def test_position_and_eta_count_those_before() -> None:
         accepted = [await jobs.accept(job(f"{number}", n=2)) for number in range(3)]
         assert [jobs.progress(one).position for one in accepted] == [0, 1, 2]
         assert [jobs.progress(one).eta for one in accepted] == pytest.approx([2.0, 4.0, 6.0])
-        jobs.hear(messages.Pulse([(1, 0.0)], 0, 0, {"0:0": 4}))
+        jobs.hear(messages.Heartbeat([(1, 0.0)], 0, 0, {"0:0": 4}))
         assert jobs.progress(accepted[2]).eta == pytest.approx(5.6)
 
     play(story)

@@ -1,10 +1,10 @@
-"""How long jobs take, from pictures that were drawn."""
+"""How long jobs take, from images that were generated."""
 
 import pytest
 from fakes.jobs import job
 from fakes.loop import MANIFEST
 
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from server.jobs.estimates import Estimates
 from server.jobs.live_job import LiveJob
 
@@ -16,5 +16,5 @@ def test_a_size_that_was_seen_is_not_guessed_from_another_of_its_area() -> None:
     estimates.learn(WIDE, 8, {"passes": 8.0})
     estimates.learn(TALL, 8, {"passes": 24.0})
     for size, seconds in ((WIDE, 8.0), (TALL, 24.0)):
-        wanted = LiveJob(job(requests=(PictureRequest("a cat", *size, num_inference_steps=8),)))
+        wanted = LiveJob(job(requests=(ImageRequest("a cat", *size, num_inference_steps=8),)))
         assert estimates.remaining(wanted) == pytest.approx(seconds)

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes.jobs import ERROR, MB, Clock, drawn, job, picture
+from fakes.jobs import ERROR, MB, Clock, generated, image, job
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from engine.request import MAX_SEED, PictureRequest
-from server.jobs.job import ImageFormat, Job, JobError, JobState, StoredPicture, new_id
+from engine.request import MAX_SEED, ImageRequest
+from server.jobs.job import ImageFormat, Job, JobError, JobState, StoredImage, new_id
 from server.jobs.store import PRUNED, VACUUM_PAGES, IdempotencyMismatch, JobStore, StoreUnavailable, size_of
 
 ROOM = 1 << 60  # bytes; never reached
@@ -42,8 +42,8 @@ def test_ids_cannot_be_guessed() -> None:
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_what_is_put_in_comes_out(path: Path, in_memory: bool) -> None:
     requests = (
-        PictureRequest('"quotes", \0 and 红色的圆\U0001f534', 512, 640, MAX_SEED, 9),
-        PictureRequest("", None, None, 0, None),
+        ImageRequest('"quotes", \0 and 红色的圆\U0001f534', 512, 640, MAX_SEED, 9),
+        ImageRequest("", None, None, 0, None),
     )
     wanted = job(
         requests=requests, format=ImageFormat("webp", 80), owner="null", idempotency_key="1", deadline=1e9 + 0.1
@@ -52,9 +52,9 @@ def test_what_is_put_in_comes_out(path: Path, in_memory: bool) -> None:
         assert store.add(wanted) == replace(wanted, sequence=1)
         assert store.get(wanted.id) == replace(wanted, sequence=1)
         for index in (1, 0):
-            store.add_picture(wanted.id, picture(index, bytes(range(256))))
-        assert store.pictures(wanted.id) == [picture(index, bytes(range(256))) for index in (0, 1)]
-        assert store.picture(wanted.id, 1) == picture(1, bytes(range(256)))
+            store.add_image(wanted.id, image(index, bytes(range(256))))
+        assert store.images(wanted.id) == [image(index, bytes(range(256))) for index in (0, 1)]
+        assert store.image(wanted.id, 1) == image(1, bytes(range(256)))
 
 
 def test_a_power_cut_damages_nothing(store: JobStore) -> None:
@@ -65,9 +65,9 @@ def test_a_power_cut_damages_nothing(store: JobStore) -> None:
 
 def test_what_is_unknown_is_said_to_be(store: JobStore) -> None:
     assert store.get("job_x") is None
-    assert store.picture("job_x", 0) is None
-    assert store.pictures("job_x") == store.receipts("job_x") == []
-    assert not store.add_picture("job_x", picture())
+    assert store.image("job_x", 0) is None
+    assert store.images("job_x") == store.receipts("job_x") == []
+    assert not store.add_image("job_x", image())
     for change in (store.begin, store.requeue, store.finish, store.cancel, store.delete):
         assert not change("job_x")
 
@@ -75,7 +75,7 @@ def test_what_is_unknown_is_said_to_be(store: JobStore) -> None:
 def test_a_job_from_an_older_version_gets_the_defaults_of_new_fields(store: JobStore) -> None:
     id = store.add(job()).id
     store._connection.execute("""UPDATE jobs SET requests = '[{"prompt": "old", "gone": 1}]', format = '{}'""")
-    assert store.get(id).requests == (PictureRequest("old"),)
+    assert store.get(id).requests == (ImageRequest("old"),)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -88,7 +88,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.directory = tempfile.TemporaryDirectory()
         self.clock = Clock()
         self.jobs: dict[str, Job] = {}  # in the order of acceptance
-        self.drawn: dict[str, dict[int, StoredPicture]] = {}
+        self.generated: dict[str, dict[int, StoredImage]] = {}
         self.accepted = 0
 
     @initialize()
@@ -102,19 +102,19 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(
         target=ids,
-        pictures=st.integers(1, 3),
+        images=st.integers(1, 3),
         owner=st.sampled_from([None, "alice", "bob"]),
         key=st.sampled_from([None, "first", "second"]),
         fingerprint=st.sampled_from("xy"),
         durable=st.booleans(),
     )
-    def add(self, pictures: int, owner: str | None, key: str | None, fingerprint: str, durable: bool) -> object:
+    def add(self, images: int, owner: str | None, key: str | None, fingerprint: str, durable: bool) -> object:
         id = f"job_{999 - self.accepted}"  # sorted they are not in the order of acceptance
-        new = job(pictures, id=id, owner=owner, idempotency_key=key, fingerprint=fingerprint, durable=durable)
+        new = job(images, id=id, owner=owner, idempotency_key=key, fingerprint=fingerprint, durable=durable)
         same = [j for j in self.jobs.values() if key and (j.owner, j.idempotency_key) == (owner, key)]
         if not same:
             self.accepted += 1
-            self.jobs[new.id], self.drawn[new.id] = replace(new, sequence=self.accepted), {}
+            self.jobs[new.id], self.generated[new.id] = replace(new, sequence=self.accepted), {}
             assert self.store.add(new) == self.jobs[new.id]
             return new.id
         if same[0].fingerprint == fingerprint:
@@ -141,17 +141,17 @@ class StoreMachine(RuleBasedStateMachine):
             self.update(id, state=JobState.QUEUED)
 
     @rule(id=ids, index=st.integers(0, 2), size=st.integers(0, 1000))
-    def add_picture(self, id: str, index: int, size: int) -> None:
+    def add_image(self, id: str, index: int, size: int) -> None:
         if id in self.jobs and index >= len(self.jobs[id].requests):
             return
-        new = picture(index, bytes(size))
-        assert self.store.add_picture(id, new) == self.is_open(id)
+        new = image(index, bytes(size))
+        assert self.store.add_image(id, new) == self.is_open(id)
         if self.is_open(id):
-            self.drawn[id].setdefault(index, new)
+            self.generated[id].setdefault(index, new)
 
     @rule(id=ids)
     def finish(self, id: str) -> None:
-        if self.is_open(id) and len(self.drawn[id]) < len(self.jobs[id].requests):
+        if self.is_open(id) and len(self.generated[id]) < len(self.jobs[id].requests):
             with pytest.raises(AssertionError):
                 self.store.finish(id)
         else:
@@ -201,8 +201,8 @@ class StoreMachine(RuleBasedStateMachine):
     def everything_is_there(self) -> None:
         for id, expected in self.jobs.items():
             assert self.store.get(id) == expected
-            there = self.drawn[id]
-            assert self.store.pictures(id) == [there[index] for index in sorted(there)]
+            there = self.generated[id]
+            assert self.store.images(id) == [there[index] for index in sorted(there)]
         assert self.store.unfinished() == [j for j in self.jobs.values() if self.is_open(j.id)]
 
     @invariant()
@@ -224,13 +224,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     def bytes_of(self, id: str) -> int:
         ended = 0 if self.is_open(id) else size_of(self.jobs[id])
-        return ended + sum(len(p.data) for p in self.drawn[id].values())
+        return ended + sum(len(p.data) for p in self.generated[id].values())
 
     def update(self, id: str, **changes: object) -> None:
         self.jobs[id] = replace(self.jobs[id], **changes)
 
     def forget(self, id: str) -> None:
-        del self.jobs[id], self.drawn[id]
+        del self.jobs[id], self.generated[id]
 
     def end(self, id: str, change: Callable[[str], bool], state: JobState, error: JobError | None = None) -> None:
         now = self.tick()
@@ -283,7 +283,7 @@ def test_a_job_ends_once(path: Path, first: str) -> None:
     with closing(JobStore(path, clock=clock)) as store:
         id = store.add(job()).id
         store.begin(id)
-        store.add_picture(id, picture())
+        store.add_image(id, image())
         assert ENDS[first](store, id)
         ended = store.get(id)
         assert ended.state.is_final and ended.finished == clock.now
@@ -292,7 +292,7 @@ def test_a_job_ends_once(path: Path, first: str) -> None:
             assert not later(store, id)
         assert not store.begin(id)
         assert not store.requeue(id)
-        assert not store.add_picture(id, picture())
+        assert not store.add_image(id, image())
         assert store.get(id) == ended
         assert store.recover() == []
 
@@ -375,15 +375,15 @@ def test_a_key_of_another_request_is_refused_by_name(store: JobStore) -> None:
 
 def test_recovery_goes_on_with_durable_jobs_only(path: Path) -> None:
     with closing(JobStore(path)) as store:
-        queued, running = store.add(job(pictures=2)).id, store.add(job(pictures=2)).id
-        waiting, drawing = store.add(job(durable=False)).id, store.add(job(durable=False)).id
+        queued, running = store.add(job(images=2)).id, store.add(job(images=2)).id
+        waiting, pending = store.add(job(durable=False)).id, store.add(job(durable=False)).id
         store.begin(running)
-        store.add_picture(running, picture(1))
-        store.begin(drawing)
+        store.add_image(running, image(1))
+        store.begin(pending)
     with closing(JobStore(path)) as store:
         assert [(j.id, j.state, j.attempts) for j in store.recover()] == [(queued, "queued", 0), (running, "queued", 1)]
-        assert store.pictures(running) == [picture(1)]
-        for id in (waiting, drawing):
+        assert store.images(running) == [image(1)]
+        for id in (waiting, pending):
             assert (store.get(id).state, store.get(id).error.code) == ("failed", "server_restarted")
 
 
@@ -392,12 +392,12 @@ def test_jobs_go_by_age(path: Path) -> None:
     with closing(JobStore(path, clock=clock)) as store:
         ids = []
         for _ in range(3):
-            ids.append(drawn(store))
+            ids.append(generated(store))
             clock.now += 10
         unfinished = store.add(job(created=0.0)).id
         assert store.prune(1010.0, ROOM) == 1
         assert [j.id for j in store.history(9)] == [unfinished, ids[2], ids[1]]
-        assert store.pictures(ids[0]) == []
+        assert store.images(ids[0]) == []
 
 
 def test_the_first_that_ended_goes_first(path: Path) -> None:
@@ -406,7 +406,7 @@ def test_the_first_that_ended_goes_first(path: Path) -> None:
         ids = [store.add(job()).id for _ in range(3)]
         for id in (ids[1], ids[2], ids[0]):
             clock.now += 1
-            store.add_picture(id, picture(data=bytes(10)))
+            store.add_image(id, image(data=bytes(10)))
             store.finish(id)
         for gone in (ids[1], ids[2]):
             held = sum(10 + size_of(kept) for kept in store.history(9))
@@ -419,9 +419,9 @@ def test_jobs_go_by_bytes_and_the_file_shrinks(store: JobStore, path: Path) -> N
     size = MB
     failed = store.add(job()).id
     store.fail(failed, ERROR)
-    ids = [drawn(store, bytes(size)) for _ in range(40)]
+    ids = [generated(store, bytes(size)) for _ in range(40)]
     unfinished = store.add(job()).id
-    store.add_picture(unfinished, picture(data=bytes(size)))
+    store.add_image(unfinished, image(data=bytes(size)))
     assert store.prune(0, 42 * size) == 0
     full = path.stat().st_size
     assert [store.prune(0, 3 * size + size // 2) for _ in range(2)] == [PRUNED, 39 - PRUNED]
@@ -431,4 +431,4 @@ def test_jobs_go_by_bytes_and_the_file_shrinks(store: JobStore, path: Path) -> N
         assert store.prune(0, 3 * size + size // 2) == 0
     assert path.stat().st_size < 5 * size
     assert store.prune(0, 0) == 2
-    assert len(store.pictures(unfinished)) == 1  # more than allowed, but still wanted
+    assert len(store.images(unfinished)) == 1  # more than allowed, but still wanted

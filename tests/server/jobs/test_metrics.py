@@ -46,7 +46,7 @@ def test_everything_that_happens_is_counted(http: httpx.Client) -> None:
     assert found["zimage_jobs_ended_total", "openai", "", "done"] == 1
     assert found["zimage_jobs_ended_total", "openai", "non_finite_output", "failed"] == 2
     assert found["zimage_jobs_ended_total", "tasks", "", "cancelled"] == 2
-    assert found["zimage_pictures_total",] == 2
+    assert found["zimage_images_total",] == 2
     assert found["zimage_pixels_total",] == 2 * 128 * 64
     assert found["zimage_stage_seconds_count", "encode"] == 2
     assert found["zimage_stage_seconds_sum", "passes"] == pytest.approx(2 * 8 * 0.01)

@@ -12,9 +12,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from fakes.jobs import MB, drawn, job, picture
+from fakes.jobs import MB, generated, image, job
 
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from server.jobs.store import VERSION, JobStore, StoreUnavailable
 
 WAIT = 0.2  # seconds that a store waits for a lock
@@ -34,17 +34,17 @@ def store(path: Path) -> Iterator[JobStore]:
 ADDING = """
 import os, sys, time
 from pathlib import Path
-from engine.request import PictureRequest
-from server.jobs.job import Job, ImageFormat, Receipt, StoredPicture, new_id
+from engine.request import ImageRequest
+from server.jobs.job import Job, ImageFormat, Receipt, StoredImage, new_id
 from server.jobs.store import JobStore
 receipt = Receipt(7, 8, 8, 8, 8, 0.0, "", "", "", "", None, 1, {})
 store = JobStore(Path(sys.argv[1]))
 while True:
-    job = Job(id=new_id(), requests=(PictureRequest("x"),), format=ImageFormat(), api="images", durable=True,
+    job = Job(id=new_id(), requests=(ImageRequest("x"),), format=ImageFormat(), api="images", durable=True,
               fingerprint="", created=time.time())
     os.write(1, f"{store.add(job).id} accepted\\n".encode())
-    store.add_picture(job.id, StoredPicture(0, "image/png", bytes(100_000), receipt))
-    os.write(1, f"{job.id} drawn\\n".encode())
+    store.add_image(job.id, StoredImage(0, "image/png", bytes(100_000), receipt))
+    os.write(1, f"{job.id} generated\\n".encode())
 """
 
 
@@ -63,7 +63,7 @@ def test_what_was_accepted_survives_kill_9(path: Path) -> None:
         for line in promised:
             id, what = line.split()
             assert id in found
-            assert what == "accepted" or len(store.picture(id, 0).data) == 100_000
+            assert what == "accepted" or len(store.image(id, 0).data) == 100_000
         assert len(found) - sum("accepted" in line for line in promised) <= 5  # those that nobody could print any more
 
 
@@ -124,13 +124,13 @@ def test_what_the_disk_refuses_leaves_nothing_half_written(
     before = store.get(id)
     with refusal(store):
         with pytest.raises(StoreUnavailable, match=words):
-            store.add(job(requests=(PictureRequest("long" * MB),), idempotency_key="key"))
+            store.add(job(requests=(ImageRequest("long" * MB),), idempotency_key="key"))
         with pytest.raises(StoreUnavailable, match=words):
-            store.add_picture(id, picture(data=bytes(MB)))
+            store.add_image(id, image(data=bytes(MB)))
         assert not store._connection.in_transaction
         assert store.history(9) == [before]
-        assert store.pictures(id) == []
-    assert store.add_picture(id, picture(data=bytes(MB)))
+        assert store.images(id) == []
+    assert store.add_image(id, image(data=bytes(MB)))
     assert store.finish(id)
     assert store.add(job(idempotency_key="key")).state == "queued"
     store.close()
@@ -169,7 +169,7 @@ def overwritten(content: bytes, start: int, length: int) -> bytes:
 )
 def test_a_damaged_file_is_refused_by_name(path: Path, damage: Callable[[bytes], bytes], words: str) -> None:
     with closing(JobStore(path)) as store:
-        drawn(store)
+        generated(store)
     content = damage(path.read_bytes())
     path.write_bytes(content)
     with pytest.raises(StoreUnavailable, match=f"jobs.sqlite: .*{words}"):
@@ -179,14 +179,14 @@ def test_a_damaged_file_is_refused_by_name(path: Path, damage: Callable[[bytes],
 
 def test_damage_that_is_met_later_is_named_too(path: Path) -> None:
     with closing(JobStore(path)) as store:
-        ids = [drawn(store, bytes(100_000)) for _ in range(10)]
+        ids = [generated(store, bytes(100_000)) for _ in range(10)]
     content = path.read_bytes()
-    tables = 12 * 4096  # the first pages, which are read at opening; what follows is pictures
+    tables = 12 * 4096  # the first pages, which are read at opening; what follows is images
     path.write_bytes(overwritten(content, tables, len(content) - tables))
     with closing(JobStore(path)) as store, pytest.raises(StoreUnavailable, match="malformed; put a copy"):
         for id in ids:
             store.get(id)
-            store.pictures(id)
+            store.images(id)
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:

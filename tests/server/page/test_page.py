@@ -23,7 +23,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 RECONNECT = 1.0  # seconds after which a closed tab is forgotten
-SLOW = 100  # steps of a picture that is still being drawn when the test is done with it
+SLOW = 100  # steps of an image that is still being generated when the test is done with it
 FIRST, SECOND = "first-key", "second-key"
 SOCKET = "/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
 
@@ -46,13 +46,13 @@ def tasks(url: str, **headers: str) -> list[dict[str, Any]]:
 
 
 def facts(browser: Browser) -> dict[str, str]:
-    """What the page says of the picture on its stage, once there is one."""
+    """What the page says of the image on its stage, once there is one."""
 
     def read() -> dict[str, str]:
         texts = browser.read("return [...document.querySelectorAll('.z-stage .z-facts > *')].map(e => e.innerText)")
         return dict(zip(texts[::2], texts[1::2], strict=True))
 
-    browser.until(read, "a picture on the stage")
+    browser.until(read, "an image on the stage")
     return read()
 
 
@@ -101,8 +101,8 @@ def test_an_application_without_the_page_has_none() -> None:
         ({"origin": "http://elsewhere.example"}, 403),
         ({"origin": "null"}, 403),
         ({"origin": "http://["}, 403),
-        ({"origin": "https://draw.example", "host": "draw.example"}, 200),  # TLS ends at a proxy
-        ({"origin": "https://draw.example", "x-forwarded-host": "draw.example"}, 200),
+        ({"origin": "https://generate.example", "host": "generate.example"}, 200),  # TLS ends at a proxy
+        ({"origin": "https://generate.example", "x-forwarded-host": "generate.example"}, 200),
     ],
 )
 def test_other_sites_do_not_reach_the_page_s_socket(url: str, headers: dict[str, str], status: int) -> None:
@@ -169,7 +169,7 @@ def test_pages_that_nobody_looks_at_do_not_fill_the_memory() -> None:
         assert httpx.get(f"{url}/health").status_code == 200
 
 
-def test_the_sizes_offered_are_drawn() -> None:
+def test_the_sizes_offered_are_generated() -> None:
     from server.page.form import sizes
 
     for manifest in (MANIFEST, TWO_PROFILES):
@@ -186,13 +186,13 @@ def test_the_sizes_offered_are_drawn() -> None:
 
 @pytest.mark.slow
 @needs_chromium
-def test_a_picture_is_drawn_in_view_and_again_with_its_seed(url: str, browser: Browser) -> None:
+def test_an_image_is_generated_in_view_and_again_with_its_seed(url: str, browser: Browser) -> None:
     browser.visit(url)
-    browser.draw("a cat on a mat")
+    browser.generate("a cat on a mat")
     browser.until(lambda: on_stage(browser).startswith("data:image/png"), "a preview of it")
     shown = facts(browser)
-    assert "/v1/pictures/" in on_stage(browser)
-    browser.until(lambda: width_on_stage(browser) == 128, "the picture")
+    assert "/v1/images/" in on_stage(browser)
+    browser.until(lambda: width_on_stage(browser) == 128, "the image")
     task = tasks(url)[0]
     receipt = task["result"]["metadata"][0]
     assert task["prompt"] == "a cat on a mat" and shown["Seed"] == str(receipt["seed"]) and shown["Steps"] == "8"
@@ -200,8 +200,8 @@ def test_a_picture_is_drawn_in_view_and_again_with_its_seed(url: str, browser: B
     browser.click(".z-stage button", "Again with this seed")
     browser.until(lambda: browser.field("Seed").get_attribute("value") == shown["Seed"], "the seed in the form")
     browser.write("Steps", "3")
-    browser.click(".z-draw", "Draw")
-    browser.until(lambda: facts(browser).get("Steps") == "3", "the other picture")
+    browser.click(".z-generate", "Generate")
+    browser.until(lambda: facts(browser).get("Steps") == "3", "the other image")
     assert facts(browser)["Seed"] == shown["Seed"]
     browser.until(lambda: len(browser.all("button.z-tile")) == 2, "both in the gallery")
     loaded = browser.read("return performance.getEntriesByType('resource').map(entry => entry.name)")
@@ -217,24 +217,24 @@ def test_closing_a_tab_leaves_its_tasks_alone_and_cancel_ends_one(url: str, brow
 
     browser.visit(url)
     browser.write("Steps", str(SLOW))
-    browser.draw("one")
+    browser.generate("one")
     browser.find(".z-stage .z-progress", "step ")
-    browser.draw("two")
+    browser.generate("two")
     browser.find(".z-stage .z-progress", "1 before this one")
     first = browser.driver.current_window_handle
     browser.driver.switch_to.new_window("tab")
     second = browser.driver.current_window_handle
     browser.visit(url)
     browser.find(".z-tile", "two")
-    assert not browser.all(".z-stage .z-drawing") and not browser.all(".z-progress")
-    browser.draw("three")
+    assert not browser.all(".z-stage .z-generating") and not browser.all(".z-progress")
+    browser.generate("three")
     browser.find(".z-stage .z-progress", " before this one")
     browser.driver.switch_to.window(first)
     assert "three" not in browser.find(".z-stage").text
     browser.driver.close()
     browser.driver.switch_to.window(second)
     browser.click(".z-stage button", "Cancel")
-    browser.until(lambda: not browser.all(".z-stage .z-drawing"), "an empty stage")
+    browser.until(lambda: not browser.all(".z-stage .z-generating"), "an empty stage")
     time.sleep(RECONNECT + 0.5)
     assert status()["three"] == "cancelled"
     assert status()["two"] in ("pending", "running") and status()["one"] != "cancelled"
@@ -250,15 +250,15 @@ def test_what_goes_wrong_is_said_in_words(url: str, browser: Browser) -> None:
     browser.click(".q-select")
     browser.click(".q-menu .q-item", "Other size")
     browser.write("Width", "100")
-    browser.draw("a cat")
+    browser.generate("a cat")
     browser.find(".z-error", "width must be a multiple of 16, got 100")
     browser.write("Width", "128")
-    browser.draw(" ")
+    browser.generate(" ")
     browser.find(".z-error", "prompt must not be empty")
-    browser.draw(NAN_PROMPT)
+    browser.generate(NAN_PROMPT)
     browser.find(".z-form .z-error", "the latents hold NaN")
-    assert not browser.all(".z-stage .z-drawing")
-    browser.draw("a cat")
+    assert not browser.all(".z-stage .z-generating")
+    browser.generate("a cat")
     assert facts(browser)["Size"] == "128 × 96"
     assert "NaN" not in browser.find(".z-form").text
 
@@ -268,7 +268,7 @@ def test_what_goes_wrong_is_said_in_words(url: str, browser: Browser) -> None:
 def test_a_prompt_is_text_whatever_it_holds(url: str, browser: Browser) -> None:
     prompt = "<img src=x onerror=\"document.title='taken'\">${document.title='taken'}`</script>{{1+1}}"
     browser.visit(url)
-    browser.draw(prompt)
+    browser.generate(prompt)
     browser.find(".z-stage .z-facts", "Seed")
     browser.find(".z-tile", prompt)
     browser.visit(url)
@@ -283,10 +283,10 @@ def test_a_prompt_is_text_whatever_it_holds(url: str, browser: Browser) -> None:
 def test_it_works_behind_a_proxy_with_a_prefix(url: str, browser: Browser) -> None:
     with behind_prefix(url) as proxied:
         browser.visit(proxied)
-        browser.draw("through a proxy")
+        browser.generate("through a proxy")
         browser.find(".z-stage .z-facts", "Seed")
-        assert on_stage(browser).startswith(f"{proxied}v1/pictures/")
-        browser.until(lambda: width_on_stage(browser) == 128, "the picture")
+        assert on_stage(browser).startswith(f"{proxied}v1/images/")
+        browser.until(lambda: width_on_stage(browser) == 128, "the image")
         browser.driver.get("about:blank")
 
 
@@ -301,17 +301,17 @@ def test_the_page_asks_for_a_key_and_counts_for_it(browser: Browser) -> None:
         browser.find(".z-error", "no key of this server")
         enter(browser, FIRST)
         browser.write("Steps", str(SLOW))
-        browser.draw("mine")
+        browser.generate("mine")
         browser.find(".z-progress", "step ")
-        browser.click(".z-draw", "Draw")
+        browser.click(".z-generate", "Generate")
         browser.find(".z-error", "1 jobs are unfinished, which is as many as this server takes")
         assert " s." in browser.find(".z-error").text
         browser.click(".z-stage button", "Cancel")
-        browser.until(lambda: not browser.all(".z-stage .z-drawing"), "its end")
+        browser.until(lambda: not browser.all(".z-stage .z-generating"), "its end")
         browser.write("Steps", "2")
-        browser.click(".z-draw", "Draw")
+        browser.click(".z-generate", "Generate")
         browser.find(".z-tile", "mine")
-        browser.click(".z-draw", "Draw")
+        browser.click(".z-generate", "Generate")
         browser.find(".z-error", "More than 3 requests in 3600 s")
         body, mine = {"prompt": "a cat"}, {"x-api-key": FIRST}
         assert httpx.post(f"{url}/v1/generate", json=body, headers=mine).status_code == 429
@@ -322,10 +322,10 @@ def test_the_page_asks_for_a_key_and_counts_for_it(browser: Browser) -> None:
         browser.click("button", "Forget the key")
         browser.until(lambda: not browser.all("textarea"), "the question for a key")
         enter(browser, SECOND)
-        browser.find(".z-right", "Your pictures will be here.")
+        browser.find(".z-right", "Your images will be here.")
         assert not browser.all(".z-tile")
 
 
 def enter(browser: Browser, key: str) -> None:
     browser.write("API key", key)
-    browser.click(".z-draw", "Enter")
+    browser.click(".z-generate", "Enter")

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.harness.eager import Diffusers
 from benchmarks.harness.pixels import psnr
 from engine.pipeline import Pipeline
-from engine.request import PictureRequest
+from engine.request import ImageRequest
 from export.checkpoint.files import open_checkpoint
 
 
@@ -31,23 +31,21 @@ def diffusers(checkpoint: Path) -> Diffusers:
         ("so many words " * 300, 96, 96),
     ],
 )
-def test_the_picture_is_diffusers(
-    pipeline: Pipeline, diffusers: Diffusers, prompt: str, height: int, width: int
-) -> None:
+def test_the_image_is_diffusers(pipeline: Pipeline, diffusers: Diffusers, prompt: str, height: int, width: int) -> None:
     """40 dB are asked for; 80 dB and more are measured, where single pixels round the other way."""
-    request = PictureRequest(prompt, height, width, seed=7)
-    assert psnr(pipeline.generate(request).pixels, diffusers.draw([request])[0]) > 60
+    request = ImageRequest(prompt, height, width, seed=7)
+    assert psnr(pipeline.generate(request).pixels, diffusers.generate([request])[0]) > 60
 
 
-def test_another_seed_is_another_picture(pipeline: Pipeline) -> None:
-    pictures = [pipeline.generate(PictureRequest("a red circle", 64, 64, seed)).pixels for seed in (1, 2, 1)]
-    assert psnr(pictures[0], pictures[1]) < 20
-    assert np.array_equal(pictures[0], pictures[2])
+def test_another_seed_is_another_image(pipeline: Pipeline) -> None:
+    images = [pipeline.generate(ImageRequest("a red circle", 64, 64, seed)).pixels for seed in (1, 2, 1)]
+    assert psnr(images[0], images[1]) < 20
+    assert np.array_equal(images[0], images[2])
 
 
 def test_sizes_in_turn_do_not_disturb_each_other(pipeline: Pipeline) -> None:
-    """Buffers are shared between shapes: what a larger picture left there must not show in a smaller one."""
-    small, large = PictureRequest("a red circle", 64, 80, 3), PictureRequest("a blue square " * 20, 256, 256, 3)
+    """Buffers are shared between shapes: what a larger image left there must not show in a smaller one."""
+    small, large = ImageRequest("a red circle", 64, 80, 3), ImageRequest("a blue square " * 20, 256, 256, 3)
     before = pipeline.generate(small).pixels
     pipeline.generate(large)
     assert np.array_equal(pipeline.generate(small).pixels, before)

@@ -1,4 +1,4 @@
-"""Training data of the transformer: drawn pictures of several sizes, encoded once."""
+"""Training data of the transformer: drawn images of several sizes, encoded once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from nano.layout import CheckpointSizes, transformer_config
 from nano.scenes import SIZES, Scene, Style, draw_and_mark, training_scene
 from nano.training import save
 
-BATCH = 16  # pictures encoded at once
+BATCH = 16  # images encoded at once
 CAPTION = SEQUENCE_MULTIPLE  # tokens that every caption is padded to; the longest has 32
 
 
 @dataclass(frozen=True, slots=True)
 class Latents:
-    """Encoded pictures of one size, and the scenes that they show."""
+    """Encoded images of one size, and the scenes that they show."""
 
     scenes: Sequence[Scene]
     values: Tensor  # [N, 16, h, w] float16, normalised
@@ -33,10 +33,10 @@ class Latents:
     rope: tuple[Tensor, Tensor]  # cos and sin for this size and CAPTION tokens
 
 
-def encode_pictures(
+def encode_images(
     vae: Any, count: int, style: Style, sizes: CheckpointSizes, file: Path, device: torch.device
 ) -> list[Latents]:
-    """`count` pictures, shared among SIZES by the inverse of their area. What `file` holds is not encoded again."""
+    """`count` images, shared among SIZES by the inverse of their area. What `file` holds is not encoded again."""
     shares = [1 / (height * width) for height, width in SIZES]
     counts = [max(1, round(count * share / sum(shares))) for share in shares]
     scenes = [_scenes(number, size) for number, size in zip(counts, SIZES, strict=True)]
@@ -57,13 +57,13 @@ def _encode(
     vae: Any, scenes: list[Scene], size: tuple[int, int], style: Style, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """`values` and `things` of Latents."""
-    config, rng = vae.config, Random(f"pictures of {size}")
+    config, rng = vae.config, Random(f"images of {size}")
     values, things = [], []
-    for start in track(range(0, len(scenes), BATCH), f"encoding {style} pictures of {size[1]} x {size[0]}"):
+    for start in track(range(0, len(scenes), BATCH), f"encoding {style} images of {size[1]} x {size[0]}"):
         drawn = [draw_and_mark(scene, *size, rng, style) for scene in scenes[start : start + BATCH]]
         with torch.autocast(device.type, torch.bfloat16):
-            pictures = to_tensor([picture for picture, _ in drawn]).to(device)
-            latents = vae.encode(pictures).latent_dist.mean.float()
+            images = to_tensor([image for image, _ in drawn]).to(device)
+            latents = vae.encode(images).latent_dist.mean.float()
         values.append(((latents - config.shift_factor) * config.scaling_factor).half().cpu())
         marks = torch.from_numpy(np.stack([mark for _, mark in drawn]))
         things.append(F.max_pool2d(marks[:, None], 8) > 0)
