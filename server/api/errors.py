@@ -19,8 +19,8 @@ from starlette.routing import Match
 
 from engine.errors import InvalidRequest
 from server.jobs.admission import Refusal
-from server.jobs.dispatcher import JobGone
 from server.jobs.job import Job, JobState
+from server.jobs.service import JobGone
 from server.jobs.store import IdempotencyMismatch, StoreUnavailable
 
 log = logging.getLogger(__name__)

@@ -30,9 +30,9 @@ from server.api.openai_schemas import (
     Usage,
 )
 from server.api.submit import Jobs, Owner, Submission, accept, image_path, timing, wait_for_images
-from server.jobs.dispatcher import Dispatcher
 from server.jobs.job import Job, JobState, StoredImage
 from server.jobs.live_job import PreviewReady
+from server.jobs.service import JobService
 
 INLINE = 1 << 18  # bytes of images that are encoded at once: a thread takes longer than they do
 SEND_SECONDS = 60  # that a client of a stream may take to read an event
@@ -125,7 +125,7 @@ async def model_info(jobs: Jobs) -> ModelInfo:
     )
 
 
-async def _stream(jobs: Dispatcher, job: Job, wanted: ImagesRequest) -> AsyncIterator[ServerSentEvent]:
+async def _stream(jobs: JobService, job: Job, wanted: ImagesRequest) -> AsyncIterator[ServerSentEvent]:
     """Previews and images as they come; an error as OpenAI's clients raise it."""
     sent = 0
     try:
@@ -148,7 +148,7 @@ def _event(image: StreamedImage) -> ServerSentEvent:
     return ServerSentEvent(image.model_dump_json(exclude_none=True), event=image.type)
 
 
-def _shown(jobs: Dispatcher, job: Job, wanted: ImagesRequest, index: int, data: bytes, number: int) -> StreamedImage:
+def _shown(jobs: JobService, job: Job, wanted: ImagesRequest, index: int, data: bytes, number: int) -> StreamedImage:
     return StreamedImage(
         type="image_generation.partial_image",
         index=index,
@@ -161,7 +161,7 @@ def _shown(jobs: Dispatcher, job: Job, wanted: ImagesRequest, index: int, data: 
     )
 
 
-def _completed(jobs: Dispatcher, wanted: ImagesRequest, image: StoredImage) -> StreamedImage:
+def _completed(jobs: JobService, wanted: ImagesRequest, image: StoredImage) -> StreamedImage:
     metadata = image.metadata
     return StreamedImage(
         type="image_generation.completed",

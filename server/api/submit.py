@@ -18,18 +18,18 @@ from engine.request import PNG, ImageFormat, ImageRequest
 from server.api import errors
 from server.api.access import Authenticator
 from server.api.body import while_connected
-from server.jobs.dispatcher import Dispatcher, JobGone
 from server.jobs.job import Job, JobState, StoredImage, new_id
+from server.jobs.service import JobGone, JobService
 
 MAX_KEY = 255  # characters of an Idempotency-Key
 
 
-async def _dispatcher(connection: HTTPConnection) -> Dispatcher:
-    dispatcher: Dispatcher = connection.app.state.dispatcher
+async def _dispatcher(connection: HTTPConnection) -> JobService:
+    dispatcher: JobService = connection.app.state.dispatcher
     return dispatcher
 
 
-Jobs = Annotated[Dispatcher, Depends(_dispatcher)]
+Jobs = Annotated[JobService, Depends(_dispatcher)]
 
 
 async def _owner(request: Request) -> str | None:
@@ -62,7 +62,7 @@ class Submission:
     names: Mapping[str, str] = field(default_factory=dict)
 
 
-async def accept(request: Request, jobs: Dispatcher, owner: str | None, order: Submission) -> Job:
+async def accept(request: Request, jobs: JobService, owner: str | None, order: Submission) -> Job:
     """The job that was made of a request's order, or that the same Idempotency-Key has made before.
 
     Raises:
@@ -73,7 +73,7 @@ async def accept(request: Request, jobs: Dispatcher, owner: str | None, order: S
     return await place(jobs, owner, order, request.headers.get("idempotency-key"))
 
 
-async def place(jobs: Dispatcher, owner: str | None, order: Submission, key: str | None = None) -> Job:
+async def place(jobs: JobService, owner: str | None, order: Submission, key: str | None = None) -> Job:
     """The job that was made of an order that has been counted, or that the same key has made before.
 
     Raises:
@@ -99,10 +99,10 @@ async def place(jobs: Dispatcher, owner: str | None, order: Submission, key: str
         created=now,
         deadline=None if order.timeout is None else now + order.timeout,
     )
-    return await jobs.accept(job, order.previews)
+    return await jobs.submit(job, order.previews)
 
 
-async def wait_for_images(request: Request, jobs: Dispatcher, job: Job) -> tuple[Job, Sequence[StoredImage]]:
+async def wait_for_images(request: Request, jobs: JobService, job: Job) -> tuple[Job, Sequence[StoredImage]]:
     """The job as it ended, and its images.
 
     Raises:
@@ -117,10 +117,10 @@ async def wait_for_images(request: Request, jobs: Dispatcher, job: Job) -> tuple
     return ended, images
 
 
-async def _end(jobs: Dispatcher, job: Job) -> tuple[Job, list[StoredImage]]:
+async def _end(jobs: JobService, job: Job) -> tuple[Job, list[StoredImage]]:
     """The job when it has ended; cancelled with whoever waits, unless it is durable."""
     try:
-        return await jobs.end(job)
+        return await jobs.wait(job)
     finally:
         if not job.durable:
             jobs.cancel(job.id)

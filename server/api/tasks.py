@@ -17,9 +17,9 @@ from server.api import errors, openapi
 from server.api.body import read, while_connected
 from server.api.submit import Jobs, Owner, Submission, accept, image_path, timing, wait_for_images
 from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList, TaskResult
-from server.jobs.dispatcher import Dispatcher
 from server.jobs.job import Job, JobState, StoredImage
 from server.jobs.live_job import JobEvent, PreviewReady, Progress
+from server.jobs.service import JobService
 from server.jobs.store import MAX_SEQUENCE
 
 STATES = {JobState.QUEUED: "pending"}  # others are called as they are
@@ -98,7 +98,7 @@ async def events_by_websocket(task_id: str, socket: WebSocket, jobs: Jobs) -> No
         await while_connected(socket, _tell(socket, jobs, job))
 
 
-async def _tell(socket: WebSocket, jobs: Dispatcher, job: Job) -> None:
+async def _tell(socket: WebSocket, jobs: JobService, job: Job) -> None:
     async for event in jobs.follow(job):
         await socket.send_text((await _event(socket, jobs, event)).model_dump_json(exclude_unset=True))
     await socket.close()
@@ -117,20 +117,20 @@ async def history(
     return TaskList(tasks=[await _task(request, jobs, job) for job in found])
 
 
-async def _accept(request: Request, jobs: Dispatcher, owner: str | None, *, is_awaited: bool) -> Job:
+async def _accept(request: Request, jobs: JobService, owner: str | None, *, is_awaited: bool) -> Job:
     wanted = await read(request, GenerateRequest)
     order = Submission("tasks", wanted, wanted.images(), is_awaited, timeout=wanted.timeout, previews=wanted.previews)
     return await accept(request, jobs, owner, order)
 
 
-async def _find(jobs: Dispatcher, task_id: str) -> Job:
+async def _find(jobs: JobService, task_id: str) -> Job:
     job = await jobs.get(task_id)
     if job is None:
         raise errors.task_not_found()
     return job
 
 
-async def _task(request: Request | WebSocket, jobs: Dispatcher, job: Job) -> Task:
+async def _task(request: Request | WebSocket, jobs: JobService, job: Job) -> Task:
     progress = jobs.progress(job)
     all_metadata = await jobs.metadata(job.id) if job.state is JobState.DONE else []
     share = 1.0 if job.state is JobState.DONE else progress.done / progress.steps if progress.steps else 0.0
@@ -159,7 +159,7 @@ def _result(request: Request | WebSocket, job: Job, all_metadata: list[ImageMeta
     )
 
 
-async def _event(request: Request | WebSocket, jobs: Dispatcher, event: JobEvent) -> TaskEvent:
+async def _event(request: Request | WebSocket, jobs: JobService, event: JobEvent) -> TaskEvent:
     match event:
         case Progress():
             return TaskEvent(

@@ -18,7 +18,7 @@ from server.app import create_app
 from server.http.protocol import HttpProtocol
 from server.http.sockets import bracketed
 from server.http.websocket import WebSocketProtocol
-from server.jobs.dispatcher import Dispatcher
+from server.jobs.service import JobService
 
 MAX_MESSAGE = MAX_BODY  # bytes of a WebSocket's message, which may hold what is typed into the page
 
@@ -46,7 +46,7 @@ class HttpServer(uvicorn.Server):
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, access: Access, grace: float, page: bool, starting: "asyncio.Task[None]"
+        self, dispatcher: JobService, access: Access, grace: float, page: bool, starting: "asyncio.Task[None]"
     ) -> None:
         super().__init__(config(create_app(dispatcher, access, page), grace))
         self._dispatcher, self._starting = dispatcher, starting
@@ -67,7 +67,7 @@ class HttpServer(uvicorn.Server):
         """Says when the first worker is ready."""
         await asyncio.wait([self._starting])
         if (error := self._starting.exception()) is not None:
-            self._dispatcher.give_up(str(error))
+            self._dispatcher.fail_connected(str(error))
             self.should_exit = True
             return
         seconds = time.time() - psutil.Process().create_time()

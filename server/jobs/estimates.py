@@ -46,7 +46,7 @@ class Estimates:
         seconds = 0.0
         for index in live.missing():
             request = live.job.requests[index]
-            share = 1 - live.done.get(index, 0) / request.steps(self._manifest)
+            share = 1 - live.steps_done.get(index, 0) / request.steps(self._manifest)
             seconds += self._seconds(request.size(self._manifest), request.forwards(self._manifest), share)
         return seconds
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.access import Authenticator
 from server.api.errors import ApiError
-from server.jobs.dispatcher import Dispatcher
+from server.jobs.service import JobService
 
 PATH = "/"
 MAX_PATH = 255  # bytes, as many as a file's name may have
@@ -39,7 +39,7 @@ CROWDED = ApiError(
 class PageMount:
     """Answers what is for the page, and passes on all else. One per process: the toolkit keeps its state in modules."""
 
-    def __init__(self, app: ASGIApp, jobs: Dispatcher, authenticator: Authenticator) -> None:
+    def __init__(self, app: ASGIApp, jobs: JobService, authenticator: Authenticator) -> None:
         self._app, self._jobs, self._authenticator = app, jobs, authenticator
         self._page: FastAPI | None = None
         self._is_crowded: Callable[[], bool] = lambda: False

@@ -20,9 +20,9 @@ from server.api import errors
 from server.api.access import Authenticator
 from server.api.submit import Submission, place
 from server.jobs.admission import Refusal
-from server.jobs.dispatcher import Dispatcher
 from server.jobs.job import Job, JobState
 from server.jobs.live_job import PreviewReady, Progress
+from server.jobs.service import JobService
 from server.jobs.store import StoreUnavailable
 from server.page.form import Form
 from server.page.gallery import Gallery, image, progress_of, show_image, summary
@@ -41,7 +41,7 @@ MAX_WAITING = 256  # pages, of 0.2 MB each
 RECONNECT = 30.0  # seconds for which a page that lost its connection is kept
 
 
-def create(jobs: Dispatcher, authenticator: Authenticator) -> FastAPI:
+def create(jobs: JobService, authenticator: Authenticator) -> FastAPI:
     """The page as an application of its own. Once per process: the toolkit keeps its routes in a module."""
     style = STYLE.read_text()
 
@@ -87,7 +87,7 @@ def is_crowded() -> bool:
 class Visit:
     """What one visitor sees."""
 
-    def __init__(self, jobs: Dispatcher, authenticator: Authenticator, request: Request) -> None:
+    def __init__(self, jobs: JobService, authenticator: Authenticator, request: Request) -> None:
         self._jobs, self._authenticator, self._request = jobs, authenticator, request
         self._client = ui.context.client
         self._owner: str | None = None
@@ -229,7 +229,7 @@ class Visit:
 class _PendingImage:
     """A job of this page on its way, on the stage."""
 
-    def __init__(self, jobs: Dispatcher, job: Job) -> None:
+    def __init__(self, jobs: JobService, job: Job) -> None:
         self._jobs, self.job, self.has_ended = jobs, job, False
         request = job.requests[0]
         with ui.element("div").classes("z-card z-generating") as self.element:

@@ -45,16 +45,16 @@ class WorkerTimeouts:
         return min(self.backoff * 2.0**doublings, MAX_BACKOFF)
 
 
-class Listener(Protocol):
+class WorkerListener(Protocol):
     """Who uses the worker. Calls come in the event loop, one after the other."""
 
-    def hear(self, message: FromWorker) -> None: ...
+    def on_message(self, message: FromWorker) -> None: ...
 
-    def worker_ready(self) -> None:
+    def on_worker_ready(self) -> None:
         """A worker, the first or a new one, takes messages."""
         ...
 
-    def worker_lost(self, reason: str) -> None:
+    def on_worker_lost(self, reason: str) -> None:
         """It is gone, and with it whatever it was generating."""
         ...
 
@@ -70,7 +70,9 @@ class Supervisor:
         command: that starts a worker, to which the descriptor of its socket is added.
     """
 
-    def __init__(self, command: Sequence[str], listener: Listener, timeouts: WorkerTimeouts | None = None) -> None:
+    def __init__(
+        self, command: Sequence[str], listener: WorkerListener, timeouts: WorkerTimeouts | None = None
+    ) -> None:
         self.starts = 0
         self.launched = asyncio.Event()  # the first process runs, if only just
         self.is_ready = False
@@ -116,7 +118,7 @@ class Supervisor:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(frame(message))
 
-    def expect(self, is_busy: bool) -> None:
+    def expect_messages(self, is_busy: bool) -> None:
         """Whether the worker has something to generate, so that its silence is suspicious."""
         if is_busy and not self._is_busy:
             self._heard = time.monotonic()
@@ -144,7 +146,7 @@ class Supervisor:
                 return
             self.last_failure = reason
             log.error("the worker is gone: %s; starting another", reason)
-            self._listener.worker_lost(reason)
+            self._listener.on_worker_lost(reason)
             await asyncio.sleep(self._timeouts.pause(self.failed_starts))
 
     async def _run(self, ready: "asyncio.Future[None]") -> str:
@@ -176,10 +178,10 @@ class Supervisor:
                             log.error("%s", why)
                         was_ready = self.is_ready = True
                         self.failed_starts = 0
-                        self._listener.worker_ready()
+                        self._listener.on_worker_ready()
                         if not ready.done():
                             ready.set_result(None)
-                self._listener.hear(message)
+                self._listener.on_message(message)
         except (asyncio.IncompleteReadError, ConnectionError):
             reason = self._hung
         finally:

@@ -22,12 +22,12 @@ from server.app import create_app
 from server.http.server import config
 from server.http.sockets import listen
 from server.jobs.admission import Limits
-from server.jobs.dispatcher import Dispatcher
+from server.jobs.service import JobService
 from server.jobs.store import JobStore
 from server.serving import Serving, serve
 from server.worker.messages import Stop
 from server.worker.process import Worker
-from server.worker.supervisor import Supervisor, WorkerTimeouts
+from server.worker.supervisor import Supervisor, WorkerListener, WorkerTimeouts
 
 if TYPE_CHECKING:
     import openai
@@ -73,8 +73,8 @@ class ThreadProcess:
 class ThreadSupervisor(Supervisor):
     """Workers in threads, so that tests see what they generate."""
 
-    def __init__(self, loop: FakeLoop, dispatcher: Dispatcher) -> None:
-        super().__init__([], dispatcher, IMPATIENT)
+    def __init__(self, loop: FakeLoop, listener: WorkerListener) -> None:
+        super().__init__([], listener, IMPATIENT)
         self._fake = loop
 
     async def _launch(self, theirs: socket.socket) -> ThreadProcess:
@@ -88,8 +88,8 @@ def serving(
 ) -> Iterator[str]:
     """The base URL of a server in a thread of its own."""
     loop.store = JobStore(database, busy_timeout=0.5)
-    dispatcher = Dispatcher(loop.store, MANIFEST, limits, loras=LORAS)
-    supervisor = dispatcher.link = ThreadSupervisor(loop, dispatcher)
+    dispatcher = JobService(loop.store, MANIFEST, limits, loras=LORAS)
+    supervisor = dispatcher.worker_queue.link = ThreadSupervisor(loop, dispatcher.worker_queue)
 
     async def run(sock: socket.socket) -> None:
         await supervisor.start()

@@ -21,11 +21,11 @@ class Hearer:
     def __init__(self) -> None:
         self.lost: asyncio.Queue[str] = asyncio.Queue()
 
-    def hear(self, message: FromWorker) -> None: ...
+    def on_message(self, message: FromWorker) -> None: ...
 
-    def worker_ready(self) -> None: ...
+    def on_worker_ready(self) -> None: ...
 
-    def worker_lost(self, reason: str) -> None:
+    def on_worker_lost(self, reason: str) -> None:
         self.lost.put_nowait(reason)
 
 
