@@ -22,7 +22,7 @@ from engine.scheduler.events import Denoised, Event, Failed, Passed, Started, St
 from engine.scheduler.prompt_cache import PromptCache
 from engine.size import Size
 from engine.stages import StageTimes
-from server.worker.process import Worker
+from server.worker.worker import Worker
 
 MODEL = "Tongyi-MAI/Z-Image-Nano"
 WORDS = 20  # what the fake's context holds

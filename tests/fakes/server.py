@@ -25,9 +25,8 @@ from server.jobs.admission import Limits
 from server.jobs.service import JobService
 from server.jobs.store import JobStore
 from server.serving import Serving, serve
-from server.worker.messages import Stop
-from server.worker.process import Worker
 from server.worker.supervisor import Supervisor, WorkerListener, WorkerTimeouts
+from server.worker.worker import Worker
 
 if TYPE_CHECKING:
     import openai
@@ -45,7 +44,7 @@ class ThreadProcess:
     def __init__(self, loop: FakeLoop, theirs: socket.socket) -> None:
         self.returncode: int | None = None
         self._sock = theirs.dup()
-        self._worker = Worker(loop, MANIFEST, self._sock, abandon=lambda: self._worker._inbox.put(Stop()))
+        self._worker = Worker(loop, MANIFEST, self._sock, abandon=lambda: self._worker.stop())
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -67,7 +66,7 @@ class ThreadProcess:
         return self.returncode
 
     def kill(self) -> None:
-        self._worker._inbox.put(Stop())
+        self._worker.stop()
 
 
 class ThreadSupervisor(Supervisor):

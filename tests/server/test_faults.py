@@ -68,8 +68,8 @@ def wait_for(url: str, path: str, status: int) -> float:
 
 LOADING = """
 import socket, sys, threading, time
-from server.worker.process import _leave_with
-threading.Thread(target=_leave_with, args=[socket.socket(fileno=int(sys.argv[1]))], daemon=True).start()
+from server.worker.process import _exit_with_server
+threading.Thread(target=_exit_with_server, args=[socket.socket(fileno=int(sys.argv[1]))], daemon=True).start()
 time.sleep(60)
 """
 SERVING = """

@@ -19,7 +19,7 @@ from PIL import Image
 
 from server.api.body import MAX_BODY
 from server.api.openai_schemas import MAX_PROMPT
-from server.worker import process as worker
+from server.worker import finisher
 
 JSON = {"content-type": "application/json; charset=utf-8"}
 
@@ -162,7 +162,7 @@ def test_a_stream_shows_the_image_before_it_is_done(client: openai.OpenAI) -> No
 def test_a_preview_that_cannot_be_made_costs_nobody_the_image(
     client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker.preview, "project", None)
+    monkeypatch.setattr(finisher.preview, "project", None)
     events = list(client.images.generate(prompt="a cat", stream=True, partial_images=2))
     assert [event.type for event in events] == ["image_generation.completed"]
 

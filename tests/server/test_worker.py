@@ -6,7 +6,7 @@ from fakes.loop import MANIFEST, FakeLoop
 
 from engine.request import ImageFormat, ImageRequest
 from server.worker.messages import Cancel, Generate
-from server.worker.process import Worker
+from server.worker.worker import Worker
 
 
 def test_what_was_called_off_before_it_was_read_is_not_begun() -> None:
@@ -20,6 +20,6 @@ def test_what_was_called_off_before_it_was_read_is_not_begun() -> None:
     with ours, theirs:
         worker = Worker(Watched(), MANIFEST, theirs)
         for message in (*(Generate(key, ImageRequest("a cat"), ImageFormat()) for key in "ab"), Cancel("a")):
-            worker._inbox.put(message)
-        assert worker._take_in()
+            worker._connection.put(message)
+        assert worker._handle_messages()
     assert begun == ["b"]
