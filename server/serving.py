@@ -53,7 +53,7 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, servin
         worker: command that starts one, to which its socket's descriptor is added.
 
     Raises:
-        WorkerRefused: what the worker says of its plans.
+        WorkerStartFailed: what the worker says of its plans.
         StoreUnavailable, OSError: the database cannot be opened, or another server has it.
     """
     with contextlib.suppress(KeyboardInterrupt), _owned(serving.database):

@@ -17,11 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
-from engine.errors import InvalidRequest
-from server.jobs.admission import Refusal
+from engine.errors import InvalidRequest, ZImageError
+from server.errors import IdempotencyKeyReused, JobNotFound, JobRefused, StoreUnavailable
 from server.jobs.job import Job, JobState
-from server.jobs.service import JobGone
-from server.jobs.store import IdempotencyMismatch, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +51,7 @@ OVERLOAD = ("queue_full", "deadline_unreachable")  # of a refusal: 429; others a
 STORE_SECONDS = 5  # until a store may take jobs again
 
 
-class ApiError(Exception):
+class ApiError(ZImageError):
     """An answer that is not an image."""
 
     def __init__(
@@ -97,10 +95,10 @@ def install(app: FastAPI) -> None:
         ApiError,
         RequestValidationError,
         InvalidRequest,
-        JobGone,
-        Refusal,
+        JobNotFound,
+        JobRefused,
         StoreUnavailable,
-        IdempotencyMismatch,
+        IdempotencyKeyReused,
         HTTPException,
         ClientDisconnect,
     ):
@@ -177,17 +175,17 @@ def translate(request: Request, error: Exception) -> ApiError:
         case RequestValidationError():  # of a query: ("query", its name)
             first = error.errors()[0]
             return _invalid(first | {"loc": first["loc"][1:]})
-        case JobGone():
+        case JobNotFound():
             return task_not_found()
         case InvalidRequest():
             return ApiError(400, str(error), code="invalid_value", param=error.param)
-        case Refusal(code=code, retry_after=seconds):
+        case JobRefused(code=code, retry_after=seconds):
             headers = {"retry-after": str(max(1, math.ceil(seconds)))}
             return ApiError(429 if code in OVERLOAD else 503, str(error), code=code, headers=headers)
         case StoreUnavailable():
             message = "The server cannot write down new jobs; its log says why. Try again later."
             return ApiError(503, message, code="store_unavailable", headers={"retry-after": str(STORE_SECONDS)})
-        case IdempotencyMismatch():
+        case IdempotencyKeyReused():
             message = "The idempotency key came before, with another body."
             return ApiError(422, message, code="idempotency_key_reused", param="Idempotency-Key")
         case ClientDisconnect():

@@ -18,8 +18,9 @@ from engine.request import PNG, ImageFormat, ImageRequest
 from server.api import errors
 from server.api.access import Authenticator
 from server.api.body import while_connected
+from server.errors import JobNotFound
 from server.jobs.job import Job, JobState, StoredImage, new_id
-from server.jobs.service import JobGone, JobService
+from server.jobs.service import JobService
 
 MAX_KEY = 255  # characters of an Idempotency-Key
 
@@ -78,7 +79,7 @@ async def place(jobs: JobService, owner: str | None, order: Submission, key: str
 
     Raises:
         InvalidRequest: the plans do not generate it.
-        Refusal, IdempotencyMismatch, StoreUnavailable: as the dispatcher says.
+        JobRefused, IdempotencyKeyReused, StoreUnavailable: as the dispatcher says.
     """
     now = time.time()
     if key is not None and not 0 < len(key) <= MAX_KEY:
@@ -106,14 +107,14 @@ async def wait_for_images(request: Request, jobs: JobService, job: Job) -> tuple
     """The job as it ended, and its images.
 
     Raises:
-        ApiError, JobGone: why there are none.
+        ApiError, JobNotFound: why there are none.
         ClientDisconnect: there is nobody left to answer.
     """
     ended, images = await while_connected(request, _end(jobs, job))
     if ended.state is not JobState.DONE:
         raise errors.of_job(ended)
     if len(images) < len(ended.requests):
-        raise JobGone
+        raise JobNotFound(f"there is no job {job.id}, or it was deleted")
     return ended, images
 
 

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
-from server.jobs.store import JobStore, StoreUnavailable
+from server.errors import StoreUnavailable
+from server.jobs.store import JobStore
 
 log = logging.getLogger(__name__)
 

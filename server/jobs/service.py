@@ -13,14 +13,15 @@ from typing import Literal
 
 from engine.images.metadata import ImageMetadata
 from engine.plan.manifest import Manifest
-from server.jobs.admission import Admission, Limits, Refusal
+from server.errors import JobNotFound, JobRefused, ServerShuttingDown, StoreUnavailable, WorkerUnavailable
+from server.jobs.admission import Admission, Limits
 from server.jobs.archive import Archive, Archivist
 from server.jobs.async_store import AsyncStore
 from server.jobs.job import Job, StoredImage
 from server.jobs.live_job import JobEvent, LiveJob, Progress
 from server.jobs.metrics import Metrics
 from server.jobs.recovery import recover
-from server.jobs.store import JobStore, StoreUnavailable
+from server.jobs.store import JobStore
 from server.jobs.tracker import JobTracker
 from server.jobs.worker_queue import WorkerQueue
 
@@ -30,10 +31,6 @@ STORE_SECONDS = 2.0  # that the store has at the end, even if the grace of the i
 POLL_SECONDS = 0.02  # between two looks at the jobs that are left at the end
 
 ServiceStatus = Literal["ok", "starting", "draining", "failing"]
-
-
-class JobGone(Exception):
-    """A job that was deleted, or forgotten, while somebody asked for it."""
 
 
 class JobService:
@@ -128,8 +125,8 @@ class JobService:
             previews: of each image.
 
         Raises:
-            Refusal: the queue is full, the deadline cannot be met, or there is no worker.
-            IdempotencyMismatch: the key was used for another request.
+            JobRefused: the queue is full, the deadline cannot be met, or there is no worker.
+            IdempotencyKeyReused: the key was used for another request.
             StoreUnavailable: the job cannot be stored now.
         """
         known = None
@@ -139,7 +136,7 @@ class JobService:
                 return known
         try:
             self._admit(job)
-        except Refusal as refusal:
+        except JobRefused as refusal:
             self.metrics.refused(refusal.code)
             raise
         self._admitting += 1
@@ -148,9 +145,9 @@ class JobService:
 
     def _admit(self, job: Job) -> None:
         if self._drain_started is not None:
-            raise Refusal("server_shutting_down", "The server is shutting down; send the request again.", 1.0)
+            raise ServerShuttingDown("The server is shutting down; send the request again.", 1.0)
         if self.worker_queue.is_hopeless:
-            raise Refusal("worker_unavailable", "No worker can be started; the server's log says why.", 30.0)
+            raise WorkerUnavailable("No worker can be started; the server's log says why.", 30.0)
         self._admission.check(job, list(self._tracker.unfinished), self._admitting)
 
     async def _add(self, job: Job, previews: int, *, has_failed_before: bool) -> Job:
@@ -211,7 +208,7 @@ class JobService:
         """Return the job and its images when it has ended.
 
         Raises:
-            JobGone: it was deleted.
+            JobNotFound: it was deleted.
         """
         live = self._tracker.get(job.id)
         if live is not None:
@@ -220,14 +217,14 @@ class JobService:
         images = await self._async_store.call(self._store.images, job.id)
         ended = await self._async_store.call(self._store.get, job.id)
         if ended is None:
-            raise JobGone
+            raise JobNotFound(f"there is no job {job.id}, or it was deleted")
         return ended, images
 
     async def follow(self, job: Job) -> AsyncIterator[JobEvent]:
         """Yield progress and images so far, then each event. The last is the ended job, unless it was deleted."""
         live = self._tracker.get(job.id)
         if live is None:
-            with suppress(JobGone):
+            with suppress(JobNotFound):
                 ended, images = await self.wait(job)
                 for image in images:
                     yield image

@@ -6,82 +6,26 @@ Knows rows and transactions; not who generates, not HTTP.
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import fields, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from engine.images.metadata import ImageMetadata
+from server.errors import IdempotencyKeyReused
+from server.jobs.database import connect, explained
 from server.jobs.job import Job, JobError, JobState, StoredImage
-
-VERSION = 2  # of the schema
-SCHEMA = (
-    """CREATE TABLE jobs (
-        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
-        id TEXT NOT NULL UNIQUE,
-        requests TEXT NOT NULL,
-        format TEXT NOT NULL,
-        api TEXT NOT NULL,
-        owner TEXT,
-        durable INTEGER NOT NULL,
-        idempotency_key TEXT,
-        fingerprint TEXT NOT NULL,
-        created REAL NOT NULL,
-        deadline REAL,
-        state TEXT NOT NULL,
-        started REAL,
-        finished REAL,
-        attempts INTEGER NOT NULL,
-        error TEXT NOT NULL,
-        CHECK ((finished IS NULL) = (state IN ('queued', 'running')))
-    )""",
-    # to UNIQUE every NULL is another one, but those without an owner share their keys
-    """CREATE UNIQUE INDEX jobs_by_key ON jobs (idempotency_key, ifnull(owner, ''))
-        WHERE idempotency_key IS NOT NULL""",
-    "CREATE INDEX jobs_by_owner ON jobs (owner, sequence)",
-    "CREATE INDEX jobs_unfinished ON jobs (sequence) WHERE finished IS NULL",
-    """CREATE TABLE images (
-        job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
-        number INTEGER NOT NULL,
-        media_type TEXT NOT NULL,
-        metadata TEXT NOT NULL,
-        data BLOB NOT NULL,
-        PRIMARY KEY (job, number)
-    )""",
-    f"PRAGMA user_version = {VERSION}",
-)
-SQLiteValue = str | bytes | int | float | None
-COLUMNS = tuple(field.name for field in fields(Job) if field.name != "sequence")
-JSON_COLUMNS = ("requests", "format", "error")
+from server.jobs.rows import COLUMNS, SQLiteValue, image_of_row, job_of_row, row_of_job, to_json
 
 SERVER_RESTARTED = JobError(
     "server_restarted", "The server was restarted before the images were generated; send the request again."
 )
 MAX_SEQUENCE = 2**63 - 1
-WAL_BYTES = 16 << 20  # what the log may keep on disk after a burst
 PRUNED = 20  # jobs that one `prune` deletes at most
 ROW_BYTES = 1 << 10  # of a job that ended, besides its requests and images
 VACUUM_PAGES = 4096  # that one `prune` gives back; of 4 KiB
 SIZE = f"(length(CAST(requests AS BLOB)) + {ROW_BYTES})"  # as `size_of`
-
-ADVICE = {
-    sqlite3.SQLITE_BUSY: "another process is writing to it; a store belongs to one server",
-    sqlite3.SQLITE_FULL: "free disk space, or keep fewer images",
-    sqlite3.SQLITE_READONLY: "the file and its directory must be writable",
-    sqlite3.SQLITE_IOERR: "the disk fails or is full; the kernel's log says more",
-    sqlite3.SQLITE_CANTOPEN: "its directory must exist and be writable",
-    sqlite3.SQLITE_CORRUPT: "put a copy in its place, or move it away to begin with an empty store",
-    sqlite3.SQLITE_NOTADB: "name another file, or move it away to begin with an empty store",
-}
-
-
-class StoreUnavailable(Exception):
-    """The jobs cannot be read or written now; when the cause is gone, the same call works."""
-
-
-class IdempotencyMismatch(Exception):
-    """An idempotency key came again with another request."""
 
 
 class JobStore:
@@ -108,14 +52,14 @@ class JobStore:
         self.is_in_memory = path is None
         self._name = f"the job store {path or 'in memory'}"
         self._clock = clock
-        with _explained(self._name):
-            self._connection = _connect(path, busy_timeout, self._name)
+        with explained(self._name):
+            self._connection = connect(path, busy_timeout, self._name)
 
     def add(self, job: Job) -> Job:
         """Takes a job into the queue and gives it its `sequence`; a known idempotency key gives the job that has it.
 
         Raises:
-            IdempotencyMismatch: the key is known with another fingerprint.
+            IdempotencyKeyReused: the key is known with another fingerprint.
         """
         assert job.state is JobState.QUEUED and job.requests and job.owner != ""
         with self._writing() as connection:
@@ -123,17 +67,17 @@ class JobStore:
             if known is None:
                 names = ", ".join(COLUMNS)
                 values = ", ".join(f":{name}" for name in COLUMNS)
-                cursor = connection.execute(f"INSERT INTO jobs ({names}) VALUES ({values})", _row(job))
+                cursor = connection.execute(f"INSERT INTO jobs ({names}) VALUES ({values})", row_of_job(job))
                 assert cursor.lastrowid is not None
                 return replace(job, sequence=cursor.lastrowid)
         return known
 
     def known(self, job: Job) -> Job | None:
-        """The job that an earlier request with this one's idempotency key has made. Raises IdempotencyMismatch."""
+        """The job that an earlier request with this one's idempotency key has made. Raises IdempotencyKeyReused."""
         where = "WHERE idempotency_key = ? AND ifnull(owner, '') = ifnull(?, '')"  # a key of None equals none
         known = next(iter(self._jobs(where, job.idempotency_key, job.owner)), None)
         if known is not None and known.fingerprint != job.fingerprint:
-            raise IdempotencyMismatch(
+            raise IdempotencyKeyReused(
                 f"the idempotency key {job.idempotency_key!r} was used for another request; use a new key for each"
             )
         return known
@@ -198,7 +142,7 @@ class JobStore:
             connection.execute(
                 "INSERT INTO images (job, number, media_type, metadata, data) VALUES (?, ?, ?, ?, ?)"
                 " ON CONFLICT (job, number) DO NOTHING",
-                (id, image.index, image.media_type, _json(image.metadata), image.data),
+                (id, image.index, image.media_type, to_json(image.metadata), image.data),
             )
             return True
 
@@ -254,7 +198,7 @@ class JobStore:
         with self._writing() as connection:
             connection.execute(
                 "UPDATE jobs SET state = 'failed', finished = ?, error = ? WHERE finished IS NULL AND NOT durable",
-                (self._clock(), _json(SERVER_RESTARTED)),
+                (self._clock(), to_json(SERVER_RESTARTED)),
             )
             connection.execute("UPDATE jobs SET state = 'queued' WHERE finished IS NULL")
             return self.unfinished()
@@ -273,21 +217,21 @@ class JobStore:
             f"UPDATE jobs SET state = ?, finished = ?, error = ?, idempotency_key = {key}"
             " WHERE id = ? AND finished IS NULL"
         )
-        return self._change(sql, state, self._clock(), _json(error), id)
+        return self._change(sql, state, self._clock(), to_json(error), id)
 
     def _shrink(self) -> None:
-        with _explained(self._name):
+        with explained(self._name):
             # it stops after every page, from where `execute` does not go on
             self._connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
 
     def _jobs(self, which: str, *values: SQLiteValue) -> list[Job]:
-        return [_job(row) for row in self._rows(f"SELECT * FROM jobs {which}", *values)]
+        return [job_of_row(row) for row in self._rows(f"SELECT * FROM jobs {which}", *values)]
 
     def _images(self, which: str, *values: SQLiteValue) -> list[StoredImage]:
-        return [_image(row) for row in self._rows(f"SELECT * FROM images {which}", *values)]
+        return [image_of_row(row) for row in self._rows(f"SELECT * FROM images {which}", *values)]
 
     def _rows(self, sql: str, *values: SQLiteValue) -> list[sqlite3.Row]:
-        with _explained(self._name):
+        with explained(self._name):
             return self._connection.execute(sql, values).fetchall()
 
     def _change(self, sql: str, *values: SQLiteValue) -> bool:
@@ -298,77 +242,11 @@ class JobStore:
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction that is the only writer from its first read on; undone when the block raises."""
-        with _explained(self._name), self._connection as connection:
+        with explained(self._name), self._connection as connection:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
 
 
 def size_of(job: Job) -> int:
     """About how many bytes a job takes without its images."""
-    return len(_json(job.requests).encode()) + ROW_BYTES
-
-
-def _connect(path: Path | None, busy_timeout: float, name: str) -> sqlite3.Connection:
-    with ExitStack() as undo:
-        connection = sqlite3.connect(
-            path or ":memory:", timeout=busy_timeout, isolation_level=None, check_same_thread=False
-        )
-        undo.callback(connection.close)
-        connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # first: it cannot be changed once there is a page
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
-        _create_schema(connection, name)
-        undo.pop_all()
-        return connection
-
-
-def _create_schema(connection: sqlite3.Connection, name: str) -> None:
-    """Makes the tables of a new file; refuses a file with others."""
-    with connection:
-        connection.execute("BEGIN IMMEDIATE")  # of two that open a new file one makes the tables
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if version > VERSION:
-            raise StoreUnavailable(
-                f"{name} has schema {version}, but this zimage-trt knows only up to {VERSION};"
-                " start the newer zimage-trt, or name another file"
-            )
-        if version == 0 and tables:
-            raise StoreUnavailable(f"{name} is a database of something else; name another file")
-        if version == 0:
-            for statement in SCHEMA:
-                connection.execute(statement)
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """What file, disk or another process refuses becomes StoreUnavailable; our own mistakes stay as they are."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF  # the higher bits are details
-        if primary not in ADVICE:
-            raise
-        raise StoreUnavailable(f"{name}: {error}; {ADVICE[primary]}") from error
-
-
-def _row(job: Job) -> dict[str, SQLiteValue]:
-    values: dict[str, SQLiteValue] = msgspec.to_builtins(job)
-    return values | {name: _json(getattr(job, name)) for name in JSON_COLUMNS}
-
-
-def _job(row: sqlite3.Row) -> Job:
-    values = {**row, "durable": bool(row["durable"])} | {name: msgspec.json.decode(row[name]) for name in JSON_COLUMNS}
-    return msgspec.convert(values, Job)
-
-
-def _image(row: sqlite3.Row) -> StoredImage:
-    metadata = msgspec.json.decode(row["metadata"], type=ImageMetadata)
-    return StoredImage(row["number"], row["media_type"], row["data"], metadata)
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
+    return len(to_json(job.requests).encode()) + ROW_BYTES

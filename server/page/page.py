@@ -19,11 +19,10 @@ from engine.request import ImageRequest
 from server.api import errors
 from server.api.access import Authenticator
 from server.api.submit import Submission, place
-from server.jobs.admission import Refusal
+from server.errors import JobRefused, StoreUnavailable
 from server.jobs.job import Job, JobState
 from server.jobs.live_job import PreviewReady, Progress
 from server.jobs.service import JobService
-from server.jobs.store import StoreUnavailable
 from server.page.form import Form
 from server.page.gallery import Gallery, image, progress_of, show_image, summary
 
@@ -151,7 +150,7 @@ class Visit:
         self._button.disable()
         try:
             job = await self._ordered()
-        except (ValidationError, InvalidRequest, Refusal, StoreUnavailable, errors.ApiError) as error:
+        except (ValidationError, InvalidRequest, JobRefused, StoreUnavailable, errors.ApiError) as error:
             self._say(_words(self._request, error))
             return
         finally:

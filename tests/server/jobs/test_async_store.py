@@ -5,9 +5,10 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from server.errors import StoreUnavailable
 from server.jobs import async_store as ledger
 from server.jobs.async_store import AsyncStore
-from server.jobs.store import JobStore, StoreUnavailable
+from server.jobs.store import JobStore
 
 Story = Callable[[AsyncStore], Awaitable[None]]
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from engine.request import MAX_SEED, ImageRequest
+from server.errors import IdempotencyKeyReused, StoreUnavailable
 from server.jobs.job import ImageFormat, Job, JobError, JobState, StoredImage, new_id
-from server.jobs.store import PRUNED, VACUUM_PAGES, IdempotencyMismatch, JobStore, StoreUnavailable, size_of
+from server.jobs.store import PRUNED, VACUUM_PAGES, JobStore, size_of
 
 ROOM = 1 << 60  # bytes; never reached
 WAIT_FOR_THREADS = 20  # seconds
@@ -120,7 +121,7 @@ class StoreMachine(RuleBasedStateMachine):
         if same[0].fingerprint == fingerprint:
             assert self.store.add(new) == same[0]
         else:
-            with pytest.raises(IdempotencyMismatch):
+            with pytest.raises(IdempotencyKeyReused):
                 self.store.add(new)
         return multiple()
 
@@ -367,7 +368,7 @@ def test_whenever_another_store_adds_the_same_key_there_is_one_job(store: JobSto
 
 def test_a_key_of_another_request_is_refused_by_name(store: JobStore) -> None:
     store.add(job(idempotency_key="key", fingerprint="one"))
-    with pytest.raises(IdempotencyMismatch, match="'key' was used for another request"):
+    with pytest.raises(IdempotencyKeyReused, match="'key' was used for another request"):
         store.add(job(idempotency_key="key", fingerprint="another"))
     store.add(job(idempotency_key="key", fingerprint="another", owner="somebody else"))
     assert len(store.unfinished()) == 2

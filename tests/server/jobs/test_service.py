@@ -16,12 +16,13 @@ from fakes.loop import MANIFEST
 
 from engine.request import ImageFormat, ImageRequest
 from engine.stages import StageTimes
-from server.jobs.admission import Limits, Refusal
+from server.errors import JobNotFound, JobRefused, QueueFull
+from server.jobs.admission import Limits
 from server.jobs.archive import Archive
 from server.jobs.job import Job, JobState, StoredImage, new_id
 from server.jobs.live_job import Progress
 from server.jobs.recovery import MAX_TOTAL_ATTEMPTS
-from server.jobs.service import JobGone, JobService
+from server.jobs.service import JobService
 from server.jobs.store import JobStore
 from server.jobs.worker_queue import HOPELESS_STARTS
 from server.worker import messages
@@ -180,7 +181,7 @@ def test_when_no_worker_starts_everybody_is_told_and_later_ones_are_served_again
         link.failed_starts = HOPELESS_STARTS
         jobs.worker_queue.on_worker_lost("no device")
         assert (await jobs.get("a")).error.code == "worker_unavailable"
-        with pytest.raises(Refusal) as refusal:
+        with pytest.raises(JobRefused) as refusal:
             await jobs.submit(job("b"))
         assert refusal.value.code == "worker_unavailable"
         link.failed_starts = 0
@@ -217,7 +218,7 @@ def test_a_full_queue_says_when_to_come_back_and_still_finds_known_keys() -> Non
         jobs.worker_queue.on_message(finished("first"))  # a second of the engine's time
         for number in range(8):
             await jobs.submit(job(f"{number}", key=f"key {number}"))
-        with pytest.raises(Refusal) as refusal:
+        with pytest.raises(JobRefused) as refusal:
             await jobs.submit(job("late"))
         assert refusal.value.code == "queue_full"
         assert refusal.value.retry_after == pytest.approx(2.0, rel=0.01)  # a fourth of eight
@@ -233,7 +234,7 @@ def test_those_who_come_at_once_do_not_get_past_the_limit_together() -> None:
     async def story(jobs: JobService, _link: FakeLink) -> None:
         asked = (jobs.submit(job(f"{number}")) for number in range(5))
         answers = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(answer) for answer in answers] == [Job, Job, Refusal, Refusal, Refusal]
+        assert [type(answer) for answer in answers] == [Job, Job, QueueFull, QueueFull, QueueFull]
 
     play(story, limits=Limits(queue=2))
 
@@ -248,7 +249,7 @@ def test_who_waited_has_the_images_though_they_are_kept_no_longer() -> None:
             await asyncio.sleep(0.001)  # until it was pruned
         ended, images = await waiting
         assert ended.state is JobState.DONE and len(images) == 1
-        with pytest.raises(JobGone):
+        with pytest.raises(JobNotFound):
             await jobs.wait(accepted)
         assert [event async for event in jobs.follow(accepted)] == []
 
@@ -296,7 +297,7 @@ def test_deadlines() -> None:
         jobs.worker_queue.on_message(finished("first"))
         for number in range(3):
             await jobs.submit(job(f"{number}"))
-        with pytest.raises(Refusal, match=r"about 4\.0 s, and the deadline is in 3\.0 s") as refusal:
+        with pytest.raises(JobRefused, match=r"about 4\.0 s, and the deadline is in 3\.0 s") as refusal:
             await jobs.submit(job("hopeless", deadline=time.time() + 3))
         assert refusal.value.code == "deadline_unreachable"
         await jobs.submit(job("possible", deadline=time.time() + 4.05))
