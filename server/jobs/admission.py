@@ -5,13 +5,14 @@ Knows the jobs that wait; not what becomes of them.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from server.errors import DeadlineUnreachable, MemoryShort, QueueFull
 from server.jobs.estimates import Estimates
 from server.jobs.free_memory import FreeMemory
 from server.jobs.job import Job
 from server.jobs.live_job import LiveJob
+from server.jobs.retention import Retention
 
 RETRY_SHARE = 4  # a refused client may come again when a fourth of the queue has been generated
 MEMORY_RETRY_SECONDS = 10.0
@@ -23,14 +24,12 @@ class Limits:
 
     Attributes:
         queue: jobs that may be unfinished at once.
-        history: seconds for which finished jobs and their images are kept.
-        history_bytes: of those jobs, images included.
+        history: of finished jobs, images included.
         free_bytes: memory of the machine that must be free.
     """
 
     queue: int = 256
-    history: float = 7 * 86400.0
-    history_bytes: int = 1 << 30
+    history: Retention = field(default_factory=lambda: Retention(max_bytes=1 << 30))
     free_bytes: int = 256 << 20
 
 

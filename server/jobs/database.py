@@ -46,6 +46,7 @@ SCHEMA = (
     )""",
     f"PRAGMA user_version = {VERSION}",
 )
+SQLiteValue = str | bytes | int | float | None
 WAL_BYTES = 16 << 20  # size of the log on disk after a burst
 
 ADVICE = {
@@ -59,14 +60,50 @@ ADVICE = {
 }
 
 
-def connect(path: Path | None, busy_timeout: float, name: str) -> sqlite3.Connection:
-    """Open a database, with its tables.
+class Database:
+    """One connection, which any thread may use, but only one at a time.
 
     Args:
         path: the file, created if it does not exist; None for memory.
         busy_timeout: seconds to wait for another process.
-        name: of the store, for error messages.
+
+    Raises:
+        StoreUnavailable: there is no such directory, or the file is damaged, of a newer version or no store at all.
     """
+
+    def __init__(self, path: Path | None, busy_timeout: float) -> None:
+        self.is_in_memory = path is None
+        self._name = f"the job store {path or 'in memory'}"
+        with _explained(self._name):
+            self.connection = _connect(path, busy_timeout, self._name)
+
+    def rows(self, sql: str, *values: SQLiteValue) -> list[sqlite3.Row]:
+        with _explained(self._name):
+            return self.connection.execute(sql, values).fetchall()
+
+    def change(self, sql: str, *values: SQLiteValue) -> bool:
+        """Change at most one row, in a transaction. False: there was none to change."""
+        with self.transaction() as connection:
+            return connection.execute(sql, values).rowcount == 1
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Exclude other writers from the first read on; undo everything if the block raises."""
+        with _explained(self._name), self.connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+
+    def shrink(self, pages: int) -> None:
+        """Give free pages back to the file system."""
+        with _explained(self._name):
+            # not `execute`, which stops after one page
+            self.connection.executescript(f"PRAGMA incremental_vacuum({pages})")
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+def _connect(path: Path | None, busy_timeout: float, name: str) -> sqlite3.Connection:
     with ExitStack() as undo:
         connection = sqlite3.connect(
             path or ":memory:", timeout=busy_timeout, isolation_level=None, check_same_thread=False
@@ -102,7 +139,7 @@ def _create_schema(connection: sqlite3.Connection, name: str) -> None:
 
 
 @contextmanager
-def explained(name: str) -> Iterator[None]:
+def _explained(name: str) -> Iterator[None]:
     """Raise StoreUnavailable, with advice, for errors of the file, the disk or another process; leave other errors."""
     try:
         yield

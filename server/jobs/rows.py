@@ -6,9 +6,9 @@ from dataclasses import fields
 import msgspec
 
 from engine.images.metadata import ImageMetadata
+from server.jobs.database import SQLiteValue
 from server.jobs.job import Job, StoredImage
 
-SQLiteValue = str | bytes | int | float | None
 COLUMNS = tuple(field.name for field in fields(Job) if field.name != "sequence")
 JSON_COLUMNS = ("requests", "format", "error")
 

@@ -15,7 +15,8 @@ from engine.images.metadata import ImageMetadata
 from engine.plan.manifest import Manifest
 from server.errors import JobNotFound, JobRefused, ServerShuttingDown, StoreUnavailable, WorkerUnavailable
 from server.jobs.admission import Admission, Limits
-from server.jobs.archive import Archive, Archivist
+from server.jobs.archive import Archive
+from server.jobs.archive_writer import ArchiveWriter
 from server.jobs.async_store import AsyncStore
 from server.jobs.job import Job, StoredImage
 from server.jobs.live_job import JobEvent, LiveJob, Progress
@@ -53,9 +54,9 @@ class JobService:
         limits = limits or Limits()
         self.manifest, self.loras = manifest, loras
         self.metrics = Metrics(lambda: self.worker_queue.pid)
-        self._store, self._async_store = store, AsyncStore(store, limits.history, limits.history_bytes)
-        self._archivist = Archivist(archive) if archive else None
-        self._tracker = JobTracker(self._async_store, manifest, self.metrics, self._archivist)
+        self._store, self._async_store = store, AsyncStore(store, limits.history)
+        self._archive = ArchiveWriter(archive) if archive else None
+        self._tracker = JobTracker(self._async_store, manifest, self.metrics, self._archive)
         self.worker_queue = WorkerQueue(self._tracker, self.metrics)
         self._admission = Admission(limits, self._tracker.estimates)
         self._admitting = 0  # admitted jobs that are not in the store yet
@@ -64,8 +65,8 @@ class JobService:
     async def start(self) -> None:
         """Start writing to the store and the archive, and resume what an earlier server has left unfinished."""
         self._async_store.start()
-        if self._archivist is not None:
-            self._archivist.start()
+        if self._archive is not None:
+            self._archive.start()
         await recover(self._async_store, self._tracker, self.worker_queue)
 
     def drain(self) -> None:
@@ -88,11 +89,11 @@ class JobService:
                     await asyncio.sleep(POLL_SECONDS)
                 for live in self._tracker.unfinished:
                     if live.is_started:  # this end is not the job's fault
-                        self._async_store.later(partial(self._store.requeue, live.job.id, forgive=True))
-                await self._async_store.written()
+                        self._async_store.write_later(partial(self._store.requeue, live.job.id, refund_attempt=True))
+                await self._async_store.flush()
         self._async_store.close()
-        if self._archivist is not None:
-            await asyncio.to_thread(self._archivist.close, STORE_SECONDS)
+        if self._archive is not None:
+            await asyncio.to_thread(self._archive.close, STORE_SECONDS)
 
     def fail_connected(self, reason: str) -> None:
         """Fail the jobs whose clients wait, since no worker starts. Durable jobs stay for the next server."""
@@ -130,7 +131,7 @@ class JobService:
             StoreUnavailable: the job cannot be stored now.
         """
         known = None
-        if job.idempotency_key is not None and (known := await self._async_store.call(self._store.known, job)):
+        if job.idempotency_key is not None and (known := await self._async_store.call(self._store.find_by_key, job)):
             live = self._tracker.get(known.id)
             if live is None or live.job.error is None or not live.job.error.is_transient:
                 return known
@@ -154,7 +155,7 @@ class JobService:
         """Store an admitted job. `has_failed_before`: its key is free once that failure is in the store."""
         try:
             if has_failed_before:
-                await self._async_store.written()
+                await self._async_store.flush()
             stored = await self._async_store.call(self._store.add, job)
         finally:
             self._admitting -= 1
@@ -190,7 +191,7 @@ class JobService:
     async def delete(self, job_id: str) -> bool:
         """Delete a job that has ended, with its images. False: it has not ended, or is unknown."""
         if self._tracker.get(job_id) is not None:
-            await self._async_store.written()  # its end may not be stored yet
+            await self._async_store.flush()  # its end may not be stored yet
         return await self._async_store.call(self._store.delete, job_id)
 
     def cancel(self, job_id: str) -> bool:

@@ -12,13 +12,12 @@ from dataclasses import replace
 from functools import partial
 
 from engine.plan.manifest import Manifest
-from server.jobs.archive import Archivist
+from server.jobs.archive_writer import ArchiveWriter
 from server.jobs.async_store import AsyncStore
 from server.jobs.estimates import Estimates
 from server.jobs.job import Job, JobError, JobState, StoredImage
 from server.jobs.live_job import LiveJob, PreviewReady, Progress
 from server.jobs.metrics import Metrics
-from server.jobs.store import size_of
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +31,11 @@ class JobTracker:
     """
 
     def __init__(
-        self, store: AsyncStore, manifest: Manifest, metrics: Metrics, archivist: Archivist | None = None
+        self, store: AsyncStore, manifest: Manifest, metrics: Metrics, archive: ArchiveWriter | None = None
     ) -> None:
         self.estimates = Estimates(manifest)
         self.on_ended: Callable[[LiveJob], None] = lambda _: None
-        self._store, self._manifest, self._metrics, self._archivist = store, manifest, metrics, archivist
+        self._store, self._manifest, self._metrics, self._archive = store, manifest, metrics, archive
         self._live: dict[str, LiveJob] = {}
         self._unfinished: dict[str, LiveJob] = {}  # a part of `_live`
         metrics.watch(self._gauges)
@@ -74,14 +73,14 @@ class JobTracker:
         live.job = replace(live.job, state=JobState.RUNNING, attempts=live.job.attempts + 1, started=started)
         if is_first:
             self._metrics.begun(live.job)
-        self._store.later(partial(self._store.store.begin, live.job.id))
+        self._store.write_later(partial(self._store.store.start, live.job.id))
 
     def requeue(self, live: LiveJob) -> None:
         """Put a job whose worker died back into the queue. Its images so far stay, its steps do not."""
         live.steps_done.clear()
         if live.job.state is JobState.RUNNING:
             live.job = replace(live.job, state=JobState.QUEUED)
-            self._store.later(partial(self._store.store.requeue, live.job.id))
+            self._store.write_later(partial(self._store.store.requeue, live.job.id))
 
     def set_steps_done(self, live: LiveJob, index: int, done: int) -> None:
         live.steps_done[index] = done
@@ -95,15 +94,14 @@ class JobTracker:
 
     def add_image(self, live: LiveJob, image: StoredImage) -> None:
         """Store a finished image. The job ends with its last one."""
-        metadata, size = image.metadata, len(image.data)
+        metadata = image.metadata
         self.estimates.learn(metadata.size, metadata.forwards, metadata.seconds)
         live.images[image.index] = image
         self._metrics.generated(metadata)
         live.notify_followers(image)
-        kept = partial(self._store.kept, size)
-        self._store.later(partial(self._store.store.add_image, live.job.id, image), then=kept)
-        if self._archivist is not None:
-            self._archivist.keep(live.job, image)
+        self._store.write_later(partial(self._store.store.add_image, live.job.id, image))
+        if self._archive is not None:
+            self._archive.put(live.job, image)
         if not live.missing():
             self.finish(live)
 
@@ -133,12 +131,8 @@ class JobTracker:
         _log_end(job)
         live.notify_followers(job)
         live.ended.set()
-        self._store.later(write, then=partial(self._forget, live))
+        self._store.write_later(write, then=partial(self._live.pop, job.id, None))
         self.on_ended(live)
-
-    def _forget(self, live: LiveJob) -> None:
-        self._live.pop(live.job.id, None)
-        self._store.kept(size_of(live.job))
 
     def _gauges(self) -> dict[str, float]:
         running = sum(live.job.state is JobState.RUNNING for live in self.unfinished)
@@ -146,7 +140,7 @@ class JobTracker:
             "zimage_jobs_running": running,
             "zimage_jobs_waiting": len(self.unfinished) - running,
             "zimage_queue_estimated_seconds": sum(map(self.estimates.remaining, self.unfinished)),
-            "zimage_store_writes_pending": self._store.pending,
+            "zimage_store_writes_pending": self._store.pending_writes,
         }
 
 

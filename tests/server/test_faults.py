@@ -252,7 +252,7 @@ def test_a_full_disk_refuses_new_jobs_and_answers_accepted_ones(tmp_path: Path) 
 @contextmanager
 def full_disk(fake: FakeLoop) -> Iterator[None]:
     """As SQLite knows it: no page more."""
-    connection = fake.store._connection
+    connection = fake.store.database.connection
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages}")
     try:

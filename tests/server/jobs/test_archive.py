@@ -1,5 +1,6 @@
 """The archive: names, whole files or none, what is swept, and above all what is not."""
 
+import math
 import os
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from threading import Event, Thread
 import pytest
 from fakes.jobs import image, job
 
-from server.jobs.archive import BACKLOG, DAY, Archive, Archivist
+from server.jobs.archive import Archive
+from server.jobs.archive_writer import MAX_QUEUED, ArchiveWriter
+from server.jobs.retention import DAY, Retention
 
 NOON = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 ID = "0123abcd"
@@ -56,7 +59,7 @@ def test_the_name_tells_the_time_in_utc(folder: Path) -> None:
     ],
 )
 def test_an_id_is_eight_digits_of_hex(folder: Path, short_id: str) -> None:
-    with pytest.raises(ValueError, match="id must be 8 digits"):
+    with pytest.raises(ValueError, match="id must be 8 lower-case hex digits"):
         Archive(folder).save(b"", ".png", NOON, short_id)
     assert not folder.exists()
 
@@ -188,52 +191,52 @@ def test_a_full_disk_and_a_folder_that_is_not_ours_are_the_callers_to_know(
 
 
 def test_sweeping_removes_what_is_too_old(folder: Path) -> None:
-    archive = Archive(folder, max_age=100)
+    archive = Archive(folder, Retention(max_age=100))
     old, edge, new = (save(archive, age=age) for age in (101, 100, 0))
-    assert archive.sweep(NOON) == 1
+    assert archive.prune(NOON) == 1
     assert names(folder) == {edge.name, new.name}
     assert not old.exists()
-    assert archive.sweep(NOON) == 0
+    assert archive.prune(NOON) == 0
 
 
 def test_a_week_is_kept_unless_told_otherwise(folder: Path) -> None:
     save(Archive(folder), age=7 * DAY + 1)
     kept = save(Archive(folder), age=7 * DAY - 1)
-    assert Archive(folder, max_age=None).sweep(NOON) == 0
-    assert Archive(folder).sweep(NOON) == 1
+    assert Archive(folder, Retention(max_age=math.inf)).prune(NOON) == 0
+    assert Archive(folder).prune(NOON) == 1
     assert names(folder) == {kept.name}
 
 
 def test_age_is_what_the_name_says(folder: Path) -> None:
-    archive = Archive(folder, max_age=100)
+    archive = Archive(folder, Retention(max_age=100))
     copied, touched = save(archive, age=200), save(archive)
     os.utime(copied, (NOON.timestamp(), NOON.timestamp()))
     os.utime(touched, (0, 0))
-    assert archive.sweep(NOON) == 1
+    assert archive.prune(NOON) == 1
     assert names(folder) == {touched.name}
 
 
 def test_then_the_oldest_go_until_the_rest_fits(folder: Path) -> None:
-    archive = Archive(folder, max_age=100, max_bytes=25)
+    archive = Archive(folder, Retention(max_age=100, max_bytes=25))
     save(archive, age=1000, size=1000)  # goes by its age, and counts no more
     paths = [save(archive, age=age, size=10) for age in (50, 10, 40, 20)]
-    assert archive.sweep(NOON) == 3
+    assert archive.prune(NOON) == 3
     assert names(folder) == {paths[1].name, paths[3].name}
-    assert archive.sweep(NOON) == 0
+    assert archive.prune(NOON) == 0
 
 
 def test_a_limit_that_nothing_fits_in_empties_the_folder(folder: Path) -> None:
-    archive = Archive(folder, max_bytes=9)
+    archive = Archive(folder, Retention(max_bytes=9))
     save(archive, number=1)
-    assert archive.sweep(NOON) == 1
+    assert archive.prune(NOON) == 1
     assert names(folder) == set()
 
 
 def test_bytes_that_just_fit_stay(folder: Path) -> None:
-    archive = Archive(folder, max_bytes=20)
+    archive = Archive(folder, Retention(max_bytes=20))
     save(archive, number=1)
     save(archive, number=2)
-    assert archive.sweep(NOON) == 0
+    assert archive.prune(NOON) == 0
 
 
 FOREIGN = [
@@ -252,7 +255,7 @@ FOREIGN = [
 
 
 def test_what_is_not_the_archives_stays(folder: Path, tmp_path: Path) -> None:
-    archive = Archive(folder, max_age=0, max_bytes=0)
+    archive = Archive(folder, Retention(max_age=0, max_bytes=0))
     save(archive, age=10)
     for name in FOREIGN:
         (folder / name).write_bytes(b"precious")
@@ -265,44 +268,44 @@ def test_what_is_not_the_archives_stays(folder: Path, tmp_path: Path) -> None:
     below.mkdir()
     (below / target.name).write_bytes(b"precious")
     before = names(folder)
-    assert archive.sweep(NOON) == 1
+    assert archive.prune(NOON) == 1
     assert names(folder) == before - {"generated_20261122_115950_00000000.png"}
     assert target.read_bytes() == (below / target.name).read_bytes() == b"precious"
     assert (folder / target.name).is_symlink()
 
 
 def test_foreign_bytes_do_not_count(folder: Path, tmp_path: Path) -> None:
-    archive = Archive(folder, max_bytes=10)
+    archive = Archive(folder, Retention(max_bytes=10))
     kept = save(archive)
     (folder / "huge.bin").write_bytes(bytes(10_000))
     (tmp_path / "huge.bin").write_bytes(bytes(10_000))
     (folder / "generated_20200101_000000_00000002.png").symlink_to(tmp_path / "huge.bin")
-    assert archive.sweep(NOON) == 0
+    assert archive.prune(NOON) == 0
     assert kept.exists()
 
 
 def test_what_a_crash_left_goes_and_what_is_being_written_stays(folder: Path) -> None:
-    archive = Archive(folder, max_age=None, max_bytes=0)
+    archive = Archive(folder, Retention(max_age=math.inf, max_bytes=0))
     folder.mkdir()
     stale = folder / ".generated_20261122_105959_0123abcd.png.part"
     running = folder / ".generated_20261122_115959_0123abcd.png.part"
     stale.write_bytes(b"half")
     running.write_bytes(b"half")
-    assert archive.sweep(NOON) == 1
+    assert archive.prune(NOON) == 1
     assert names(folder) == {running.name}
 
 
 def test_a_clock_set_back_removes_nothing_new(folder: Path) -> None:
-    archive = Archive(folder, max_age=100, max_bytes=20)
+    archive = Archive(folder, Retention(max_age=100, max_bytes=20))
     paths = [save(archive, age=age) for age in (-5000, -10, 0, 50)]
-    assert archive.sweep(NOON) == 2
+    assert archive.prune(NOON) == 2
     assert names(folder) == {paths[0].name, paths[1].name}, "the oldest go, as ever"
-    assert archive.sweep(NOON - timedelta(days=400)) == 0
-    assert archive.sweep(NOON + timedelta(days=400)) == 2
+    assert archive.prune(NOON - timedelta(days=400)) == 0
+    assert archive.prune(NOON + timedelta(days=400)) == 2
 
 
 def test_a_file_that_vanishes_while_sweeping_is_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = Archive(folder, max_age=0)
+    archive = Archive(folder, Retention(max_age=0))
     save(archive, age=10)
     unlink = Path.unlink
 
@@ -311,12 +314,12 @@ def test_a_file_that_vanishes_while_sweeping_is_no_error(folder: Path, monkeypat
         unlink(path, missing_ok=missing_ok)
 
     monkeypatch.setattr(Path, "unlink", by_two)
-    archive.sweep(NOON)
+    archive.prune(NOON)
     assert names(folder) == set()
 
 
 def test_a_folder_that_is_not_there_yet_is_empty(folder: Path) -> None:
-    assert Archive(folder).sweep(NOON) == 0
+    assert Archive(folder).prune(NOON) == 0
     assert not folder.exists()
 
 
@@ -328,21 +331,21 @@ def test_an_archive_that_cannot_be_written_holds_up_nobody(folder: Path) -> None
             hung.wait()
             raise OSError("the disk is gone")
 
-    archivist = Archivist(Hanging(folder))
-    archivist.close(0.1)  # never started
-    archivist.start()
-    for index in range(BACKLOG + 2):
-        archivist.keep(job(), image(index % 2))
+    writer = ArchiveWriter(Hanging(folder))
+    writer.close(0.1)  # never started
+    writer.start()
+    for index in range(MAX_QUEUED + 2):
+        writer.put(job(), image(index % 2))
     started = time.monotonic()
-    archivist.close(0.1)
+    writer.close(0.1)
     assert time.monotonic() - started < 1
     hung.set()
 
 
 def test_much_that_is_new_is_swept_at_once(folder: Path) -> None:
-    archivist = Archivist(Archive(folder, max_bytes=1000))
-    archivist.start()
+    writer = ArchiveWriter(Archive(folder, Retention(max_bytes=1000)))
+    writer.start()
     for index in range(20):
-        archivist.keep(replace(job(), id=f"job_{index:032x}"), image(0, bytes(100)))
-    archivist.close(5)
+        writer.put(replace(job(), id=f"job_{index:032x}"), image(0, bytes(100)))
+    writer.close(5)
     assert len(names(folder)) <= 12

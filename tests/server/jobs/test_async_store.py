@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from server.errors import StoreUnavailable
-from server.jobs import async_store as ledger
-from server.jobs.async_store import AsyncStore
+from server.jobs.async_store import FLUSH_TIMEOUT, AsyncStore
+from server.jobs.retention import Retention
 from server.jobs.store import JobStore
 
 Story = Callable[[AsyncStore], Awaitable[None]]
@@ -15,7 +15,7 @@ Story = Callable[[AsyncStore], Awaitable[None]]
 
 def play(store: JobStore, story: Story) -> None:
     async def run() -> None:
-        kept = AsyncStore(store, 1e9, 1 << 30)
+        kept = AsyncStore(store, Retention(max_bytes=1 << 30))
         kept.start()
         try:
             await story(kept)
@@ -29,14 +29,14 @@ def test_who_waits_for_earlier_writes_does_not_wait_for_later_ones(tmp_path: Pat
     async def story(kept: AsyncStore) -> None:
         async def busy() -> None:
             while True:
-                kept.later(lambda: time.sleep(0.004))
+                kept.write_later(lambda: time.sleep(0.004))
                 await asyncio.sleep(0.005)
 
         load = asyncio.create_task(busy())
         await asyncio.sleep(0.1)
         started = time.monotonic()
-        await kept.written()
-        assert time.monotonic() - started < ledger.PATIENCE / 2
+        await kept.flush()
+        assert time.monotonic() - started < FLUSH_TIMEOUT / 2
         load.cancel()
 
     play(JobStore(tmp_path / "jobs.db"), story)
@@ -53,12 +53,12 @@ def test_a_write_that_is_tried_again_is_pending() -> None:
 
     async def story(kept: AsyncStore) -> None:
         for _ in range(3):
-            kept.later(write)
-        assert kept.pending == 3
+            kept.write_later(write)
+        assert kept.pending_writes == 3
         await asyncio.sleep(0.1)
-        assert kept.pending == 3
-        await kept.written()
-        assert kept.pending == 0
+        assert kept.pending_writes == 3
+        await kept.flush()
+        assert kept.pending_writes == 0
 
     play(JobStore(None), story)
 
@@ -67,7 +67,7 @@ def test_what_nobody_expected_of_a_store_does_not_end_its_pruning() -> None:
     class Odd(JobStore):
         calls = 0
 
-        def prune(self, *_: float) -> int:
+        def prune(self, _: Retention) -> int:
             self.calls += 1
             if self.calls == 1:
                 raise RuntimeError("odd")
@@ -77,7 +77,8 @@ def test_what_nobody_expected_of_a_store_does_not_end_its_pruning() -> None:
 
     async def story(kept: AsyncStore) -> None:
         await asyncio.sleep(0.05)
-        kept.kept(1 << 30)
+        store.bytes_since_prune = 1 << 30
+        kept.write_later(lambda: None)
         await asyncio.sleep(0.05)
         assert store.calls == 2
 

@@ -1,5 +1,6 @@
 """The job store: what was accepted is there when the file is opened again, and a job ends once."""
 
+import math
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes.jobs import ERROR, MB, Clock, generated, image, job
+from fakes.jobs import ERROR, MB, Clock, generated, image, job, stored_size
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
@@ -17,9 +18,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from engine.request import MAX_SEED, ImageRequest
 from server.errors import IdempotencyKeyReused, StoreUnavailable
 from server.jobs.job import ImageFormat, Job, JobError, JobState, StoredImage, new_id
-from server.jobs.store import PRUNED, VACUUM_PAGES, JobStore, size_of
+from server.jobs.retention import Retention
+from server.jobs.store import PRUNE_BATCH, VACUUM_PAGES, JobStore
 
-ROOM = 1 << 60  # bytes; never reached
 WAIT_FOR_THREADS = 20  # seconds
 
 
@@ -60,8 +61,8 @@ def test_what_is_put_in_comes_out(path: Path, in_memory: bool) -> None:
 
 def test_a_power_cut_damages_nothing(store: JobStore) -> None:
     """As far as can be seen without one: what SQLite promises it for is set."""
-    assert store._connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-    assert store._connection.execute("PRAGMA synchronous").fetchone()[0] == 1  # NORMAL
+    assert store.database.connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    assert store.database.connection.execute("PRAGMA synchronous").fetchone()[0] == 1  # NORMAL
 
 
 def test_what_is_unknown_is_said_to_be(store: JobStore) -> None:
@@ -69,13 +70,13 @@ def test_what_is_unknown_is_said_to_be(store: JobStore) -> None:
     assert store.image("job_x", 0) is None
     assert store.images("job_x") == store.metadata("job_x") == []
     assert not store.add_image("job_x", image())
-    for change in (store.begin, store.requeue, store.finish, store.cancel, store.delete):
+    for change in (store.start, store.requeue, store.finish, store.cancel, store.delete):
         assert not change("job_x")
 
 
 def test_a_job_from_an_older_version_gets_the_defaults_of_new_fields(store: JobStore) -> None:
     id = store.add(job()).id
-    store._connection.execute("""UPDATE jobs SET requests = '[{"prompt": "old", "gone": 1}]', format = '{}'""")
+    store.database.connection.execute("""UPDATE jobs SET requests = '[{"prompt": "old", "gone": 1}]', format = '{}'""")
     assert store.get(id).requests == (ImageRequest("old"),)
 
 
@@ -126,11 +127,11 @@ class StoreMachine(RuleBasedStateMachine):
         return multiple()
 
     @rule(id=ids)
-    def begin(self, id: str) -> None:
+    def start(self, id: str) -> None:
         now = self.tick()
         old = self.jobs.get(id)
         queued = old is not None and old.state == "queued"
-        assert self.store.begin(id) == queued
+        assert self.store.start(id) == queued
         if queued:
             self.update(id, state=JobState.RUNNING, attempts=old.attempts + 1, started=old.started or now)
 
@@ -183,7 +184,7 @@ class StoreMachine(RuleBasedStateMachine):
             if not ended:
                 break
             self.forget(min(ended, key=lambda id: (self.jobs[id].finished, self.jobs[id].sequence)))
-        assert self.store.prune(older_than, max_bytes) == before - len(self.jobs)
+        assert self.store.prune(Retention(age, max_bytes)) == before - len(self.jobs)
 
     @rule()
     def recover(self) -> None:
@@ -224,7 +225,7 @@ class StoreMachine(RuleBasedStateMachine):
         return id in self.jobs and not self.jobs[id].state.is_final
 
     def bytes_of(self, id: str) -> int:
-        ended = 0 if self.is_open(id) else size_of(self.jobs[id])
+        ended = 0 if self.is_open(id) else stored_size(self.jobs[id])
         return ended + sum(len(p.data) for p in self.generated[id].values())
 
     def update(self, id: str, **changes: object) -> None:
@@ -283,7 +284,7 @@ def test_a_job_ends_once(path: Path, first: str) -> None:
     clock = Clock()
     with closing(JobStore(path, clock=clock)) as store:
         id = store.add(job()).id
-        store.begin(id)
+        store.start(id)
         store.add_image(id, image())
         assert ENDS[first](store, id)
         ended = store.get(id)
@@ -291,7 +292,7 @@ def test_a_job_ends_once(path: Path, first: str) -> None:
         clock.now += 1
         for later in ENDS.values():
             assert not later(store, id)
-        assert not store.begin(id)
+        assert not store.start(id)
         assert not store.requeue(id)
         assert not store.add_image(id, image())
         assert store.get(id) == ended
@@ -313,9 +314,9 @@ def test_started_is_the_first_time_and_attempts_count(path: Path) -> None:
     clock = Clock()
     with closing(JobStore(path, clock=clock)) as store:
         id = store.add(job()).id
-        assert store.begin(id) and not store.begin(id)
+        assert store.start(id) and not store.start(id)
         clock.now += 5
-        assert store.requeue(id) and store.begin(id)
+        assert store.requeue(id) and store.start(id)
         assert (store.get(id).started, store.get(id).attempts) == (1000.0, 2)
 
 
@@ -359,7 +360,7 @@ def test_whenever_another_store_adds_the_same_key_there_is_one_job(store: JobSto
                 other.add(job(idempotency_key="key"))
 
     with closing(JobStore(path, busy_timeout=0)) as other:
-        store._connection.set_trace_callback(intrude)
+        store.database.connection.set_trace_callback(intrude)
         added = store.add(job(idempotency_key="key"))
         assert attempts
         assert other.add(job(idempotency_key="key")) == added
@@ -378,14 +379,18 @@ def test_recovery_goes_on_with_durable_jobs_only(path: Path) -> None:
     with closing(JobStore(path)) as store:
         queued, running = store.add(job(images=2)).id, store.add(job(images=2)).id
         waiting, pending = store.add(job(durable=False)).id, store.add(job(durable=False)).id
-        store.begin(running)
+        store.start(running)
         store.add_image(running, image(1))
-        store.begin(pending)
+        store.start(pending)
     with closing(JobStore(path)) as store:
         assert [(j.id, j.state, j.attempts) for j in store.recover()] == [(queued, "queued", 0), (running, "queued", 1)]
         assert store.images(running) == [image(1)]
         for id in (waiting, pending):
             assert (store.get(id).state, store.get(id).error.code) == ("failed", "server_restarted")
+
+
+def by_size(max_bytes: float) -> Retention:
+    return Retention(math.inf, max_bytes)
 
 
 def test_jobs_go_by_age(path: Path) -> None:
@@ -396,7 +401,7 @@ def test_jobs_go_by_age(path: Path) -> None:
             ids.append(generated(store))
             clock.now += 10
         unfinished = store.add(job(created=0.0)).id
-        assert store.prune(1010.0, ROOM) == 1
+        assert store.prune(Retention(max_age=20)) == 1
         assert [j.id for j in store.history(9)] == [unfinished, ids[2], ids[1]]
         assert store.images(ids[0]) == []
 
@@ -410,9 +415,9 @@ def test_the_first_that_ended_goes_first(path: Path) -> None:
             store.add_image(id, image(data=bytes(10)))
             store.finish(id)
         for gone in (ids[1], ids[2]):
-            held = sum(10 + size_of(kept) for kept in store.history(9))
-            assert store.prune(0, held) == 0
-            assert store.prune(0, held - 1) == 1
+            held = sum(10 + stored_size(kept) for kept in store.history(9))
+            assert store.prune(by_size(held)) == 0
+            assert store.prune(by_size(held - 1)) == 1
             assert store.get(gone) is None
 
 
@@ -423,13 +428,13 @@ def test_jobs_go_by_bytes_and_the_file_shrinks(store: JobStore, path: Path) -> N
     ids = [generated(store, bytes(size)) for _ in range(40)]
     unfinished = store.add(job()).id
     store.add_image(unfinished, image(data=bytes(size)))
-    assert store.prune(0, 42 * size) == 0
+    assert store.prune(by_size(42 * size)) == 0
     full = path.stat().st_size
-    assert [store.prune(0, 3 * size + size // 2) for _ in range(2)] == [PRUNED, 39 - PRUNED]
+    assert [store.prune(by_size(3.5 * size)) for _ in range(2)] == [PRUNE_BATCH, 39 - PRUNE_BATCH]
     assert [j.id for j in store.history(99)] == [unfinished, ids[39], ids[38]]
     assert full - 3 * VACUUM_PAGES * 4096 < path.stat().st_size < full - VACUUM_PAGES * 4096 / 2  # a part at a time
     for _ in range(3):
-        assert store.prune(0, 3 * size + size // 2) == 0
+        assert store.prune(by_size(3.5 * size)) == 0
     assert path.stat().st_size < 5 * size
-    assert store.prune(0, 0) == 2
+    assert store.prune(by_size(0)) == 2
     assert len(store.images(unfinished)) == 1  # more than allowed, but still wanted

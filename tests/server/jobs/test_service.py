@@ -22,6 +22,7 @@ from server.jobs.archive import Archive
 from server.jobs.job import Job, JobState, StoredImage, new_id
 from server.jobs.live_job import Progress
 from server.jobs.recovery import MAX_TOTAL_ATTEMPTS
+from server.jobs.retention import Retention
 from server.jobs.service import JobService
 from server.jobs.store import JobStore
 from server.jobs.worker_queue import HOPELESS_STARTS
@@ -112,11 +113,11 @@ def test_one_at_a_time_uses_a_store_in_memory() -> None:
         is_pruned = False
         threads: ClassVar[list[threading.Thread]] = []
 
-        def prune(self, older_than: float, max_bytes: int) -> int:
+        def prune(self, retention: Retention) -> int:
             self.is_pruned = True
             time.sleep(0.3)
             self.is_pruned = False
-            return super().prune(older_than, max_bytes)
+            return super().prune(retention)
 
         def add(self, added: Job) -> Job:
             assert not self.is_pruned
@@ -196,10 +197,10 @@ def test_a_job_whose_images_were_all_stored_when_the_server_was_killed_is_done(t
     store = JobStore(tmp_path / "jobs.db")
     for name in "abc":
         store.add(job(name))
-        store.begin(name)
+        store.start(name)
     for _ in range(MAX_TOTAL_ATTEMPTS - 1):  # a job that ends servers
         store.requeue("c")
-        store.begin("c")
+        store.start("c")
     store.add_image("a", StoredImage(0, "image/png", b"image", METADATA))
 
     async def story(jobs: JobService, link: FakeLink) -> None:
@@ -253,7 +254,7 @@ def test_who_waited_has_the_images_though_they_are_kept_no_longer() -> None:
             await jobs.wait(accepted)
         assert [event async for event in jobs.follow(accepted)] == []
 
-    play(story, limits=Limits(history_bytes=0))
+    play(story, limits=Limits(history=Retention(max_bytes=0)))
 
 
 def test_jobs_without_images_are_kept_up_to_the_limit_too() -> None:
@@ -265,7 +266,7 @@ def test_jobs_without_images_are_kept_up_to_the_limit_too() -> None:
         await asyncio.sleep(0.1)
         assert 1 < len(await jobs.history(99, None, None)) < 20
 
-    play(story, limits=Limits(history_bytes=16 << 10))
+    play(story, limits=Limits(history=Retention(max_bytes=16 << 10)))
 
 
 def test_a_server_that_is_stopped_in_order_costs_a_job_no_attempt(tmp_path: Path) -> None:

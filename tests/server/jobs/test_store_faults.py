@@ -62,7 +62,7 @@ def test_what_was_accepted_survives_kill_9(path: Path) -> None:
             promised += child.stdout.readlines()
         assert child.returncode == -signal.SIGKILL
     with closing(JobStore(path)) as store:
-        assert store._connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        assert store.database.connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         found = {j.id for j in store.recover()}
         for line in promised:
             id, what = line.split()
@@ -75,24 +75,24 @@ def test_while_another_process_writes_the_store_is_unavailable(store: JobStore, 
     id = store.add(job()).id
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        for write in (store.recover, lambda: store.add(job()), lambda: store.begin(id), lambda: JobStore(path, WAIT)):
+        for write in (store.recover, lambda: store.add(job()), lambda: store.start(id), lambda: JobStore(path, WAIT)):
             started = time.perf_counter()
             with pytest.raises(StoreUnavailable, match=r"jobs.sqlite: database is locked; another process"):
                 write()
             assert WAIT / 2 < time.perf_counter() - started < WAIT + 2
         assert store.get(id).state == "queued"  # who only reads does not wait
         other.execute("ROLLBACK")
-    assert store.begin(id)
+    assert store.start(id)
     assert len(store.recover()) == 1
 
 
 @contextmanager
 def small_database(store: JobStore) -> Iterator[None]:
     """No room for one more page."""
-    (unlimited,) = store._connection.execute("PRAGMA max_page_count").fetchone()
-    store._connection.execute("PRAGMA max_page_count = 1")  # as small as it can be, which is as it is
+    (unlimited,) = store.database.connection.execute("PRAGMA max_page_count").fetchone()
+    store.database.connection.execute("PRAGMA max_page_count = 1")  # as small as it can be, which is as it is
     yield
-    store._connection.execute(f"PRAGMA max_page_count = {unlimited}")
+    store.database.connection.execute(f"PRAGMA max_page_count = {unlimited}")
 
 
 @contextmanager
@@ -108,9 +108,9 @@ def small_files(_: JobStore) -> Iterator[None]:
 
 @contextmanager
 def read_only(store: JobStore) -> Iterator[None]:
-    store._connection.execute("PRAGMA query_only = ON")
+    store.database.connection.execute("PRAGMA query_only = ON")
     yield
-    store._connection.execute("PRAGMA query_only = OFF")
+    store.database.connection.execute("PRAGMA query_only = OFF")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_what_the_disk_refuses_leaves_nothing_half_written(
             store.add(job(requests=(ImageRequest("long" * MB),), idempotency_key="key"))
         with pytest.raises(StoreUnavailable, match=words):
             store.add_image(id, image(data=bytes(MB)))
-        assert not store._connection.in_transaction
+        assert not store.database.connection.in_transaction
         assert store.history(9) == [before]
         assert store.images(id) == []
     assert store.add_image(id, image(data=bytes(MB)))
@@ -139,22 +139,22 @@ def test_what_the_disk_refuses_leaves_nothing_half_written(
     assert store.add(job(idempotency_key="key")).state == "queued"
     store.close()
     with closing(JobStore(path)) as reopened:
-        assert reopened._connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        assert reopened.database.connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         assert len(reopened.history(9)) == 2
 
 
 def test_a_transaction_is_done_whole_or_not_at_all(store: JobStore) -> None:
     """`recover` has several statements; here the second is refused."""
     running, waiting = store.add(job()).id, store.add(job(durable=False)).id
-    store.begin(running)
-    store._connection.execute(
+    store.start(running)
+    store.database.connection.execute(
         "CREATE TEMP TRIGGER refuse BEFORE UPDATE ON jobs WHEN NEW.state = 'queued'"
         " BEGIN SELECT RAISE(ABORT, 'no'); END"
     )
     with pytest.raises(sqlite3.IntegrityError, match="no"):
         store.recover()
     assert [store.get(id).state for id in (running, waiting)] == ["running", "queued"]
-    store._connection.execute("DROP TRIGGER refuse")
+    store.database.connection.execute("DROP TRIGGER refuse")
     assert [j.id for j in store.recover()] == [running]
 
 
