@@ -138,7 +138,7 @@ class JobService:
         try:
             self._admit(job)
         except JobRefused as refusal:
-            self.metrics.refused(refusal.code)
+            self.metrics.job_refused(refusal.code)
             raise
         self._admitting += 1
         # shielded: a job that is in the store must be queued, even if the client disconnects meanwhile
@@ -160,7 +160,7 @@ class JobService:
         finally:
             self._admitting -= 1
         if stored.id == job.id:
-            self.metrics.accepted(job)
+            self.metrics.job_accepted(job)
             log.info("%s accepted", job.id, extra={"job": job.id, "api": job.api, "images": len(job.requests)})
             self._tracker.add(LiveJob(stored, previews))
             self.worker_queue.send_pending()

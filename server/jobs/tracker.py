@@ -38,7 +38,7 @@ class JobTracker:
         self._store, self._manifest, self._metrics, self._archive = store, manifest, metrics, archive
         self._live: dict[str, LiveJob] = {}
         self._unfinished: dict[str, LiveJob] = {}  # a part of `_live`
-        metrics.watch(self._gauges)
+        metrics.add_gauges(self._gauges)
 
     @property
     def unfinished(self) -> Collection[LiveJob]:
@@ -72,7 +72,7 @@ class JobTracker:
         is_first, started = live.job.started is None, live.job.started or time.time()
         live.job = replace(live.job, state=JobState.RUNNING, attempts=live.job.attempts + 1, started=started)
         if is_first:
-            self._metrics.begun(live.job)
+            self._metrics.job_started(live.job)
         self._store.write_later(partial(self._store.store.start, live.job.id))
 
     def requeue(self, live: LiveJob) -> None:
@@ -97,7 +97,7 @@ class JobTracker:
         metadata = image.metadata
         self.estimates.learn(metadata.size, metadata.forwards, metadata.seconds)
         live.images[image.index] = image
-        self._metrics.generated(metadata)
+        self._metrics.image_finished(metadata)
         live.notify_followers(image)
         self._store.write_later(partial(self._store.store.add_image, live.job.id, image))
         if self._archive is not None:
@@ -127,7 +127,7 @@ class JobTracker:
         del self._unfinished[job.id]
         if live.deadline_timer is not None:
             live.deadline_timer.cancel()
-        self._metrics.ended(job)
+        self._metrics.job_ended(job)
         _log_end(job)
         live.notify_followers(job)
         live.ended.set()

@@ -60,7 +60,7 @@ class WorkerQueue:
         self._suspects: deque[LiveJob] = deque()
         self._device_memory: messages.DeviceMemory | None = None
         tracker.on_ended = self._on_job_ended
-        metrics.watch(self._gauges)
+        metrics.add_gauges(self._gauges)
 
     @property
     def is_ready(self) -> bool:
@@ -105,11 +105,11 @@ class WorkerQueue:
                     found[0].is_started = True
                     self._tracker.start(found[0])
             case messages.Heartbeat():
-                self._metrics.passed(message)
-                for key, done in message.done.items():
+                self._metrics.heartbeat(message)
+                for key, done in message.steps_done.items():
                     if found := self._find(key):
                         self._tracker.set_steps_done(*found, done)
-            case messages.Preview(key, done, data):
+            case messages.PreviewReady(key, done, data):
                 if found := self._find(key):
                     self._tracker.show_preview(found[0], PreviewReady(found[1], done, data))
             case messages.Finished(key, data, metadata):
@@ -121,8 +121,8 @@ class WorkerQueue:
                     self._tracker.fail(found[0], code, text)
             case messages.DeviceMemory():
                 self._device_memory = message
-            case messages.Switched(seconds):
-                self._metrics.switched(seconds)
+            case messages.LoraSwitched(seconds):
+                self._metrics.lora_switched(seconds)
 
     def on_worker_ready(self) -> None:
         self.send_pending()
@@ -159,7 +159,7 @@ class WorkerQueue:
             "zimage_worker_starts_total": float(0 if self.link is None else self.link.starts),
         }
         if (memory := self._device_memory) is not None:
-            gauges["zimage_device_memory_used_bytes"] = memory.taken
+            gauges["zimage_device_memory_used_bytes"] = memory.used
             gauges["zimage_device_memory_total_bytes"] = memory.total
         return gauges
 

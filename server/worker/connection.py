@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 
 from server.worker import messages
-from server.worker.messages import FromWorker, ToWorker, frame, to_worker
+from server.worker.messages import FromWorker, ToWorker, decode_to_worker, encode_frame
 
 FLUSH_TIMEOUT = 5.0  # seconds, for a server that does not read
 
@@ -65,7 +65,7 @@ class ServerConnection:
             with self._sock.makefile("rb") as stream:
                 while header := stream.read(messages.LENGTH.size):
                     (length,) = messages.LENGTH.unpack(header)
-                    self.put(to_worker(stream.read(length)))
+                    self.put(decode_to_worker(stream.read(length)))
         finally:  # also in the middle of a frame
             self._on_close()
 
@@ -75,6 +75,6 @@ class ServerConnection:
                 message.set()
                 continue
             try:
-                self._sock.sendall(frame(message))
+                self._sock.sendall(encode_frame(message))
             except OSError:
                 return  # the reader sees it too

@@ -69,7 +69,7 @@ class ImageFinisher:
         try:
             pixels = preview.project(self._manifest.preview, estimate)
             large = images.enlarge(pixels, self._manifest.model.vae_scale)
-            self._send(messages.Preview(key, done, images.encode(large, image_format)))
+            self._send(messages.PreviewReady(key, done, images.encode(large, image_format)))
         except Exception:  # the image itself may still be right
             log.exception("a preview of %s could not be made", key)
 
@@ -81,7 +81,7 @@ class ImageFinisher:
             metadata = ImageMetadata.of(self._manifest, request, image)
             data = images.encode(image.pixels, generate.format, file_metadata(request, metadata))
         except DeviceError as error:  # the loop meets it too, if it has another step
-            self._send(messages.Lost(str(error)))
+            self._send(messages.Fatal(str(error)))
         except ZImageError as error:
             self._send(failed(key, error))
         except Exception:

@@ -26,7 +26,7 @@ from engine.scheduler.loop import EngineLoop
 from engine.scheduler.lora_registry import LoraRegistry
 from server import logs
 from server.worker import messages
-from server.worker.messages import frame
+from server.worker.messages import encode_frame
 from server.worker.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
             loop = EngineLoop(pipeline, table, loras)
             warm_up(loop)
         except (ZImageError, OSError) as error:
-            sock.sendall(frame(messages.Refused(str(error))))
+            sock.sendall(encode_frame(messages.StartFailed(str(error))))
             return
         try:
             Worker(loop, pipeline.manifest, sock).run(time.perf_counter() - started, unusable)

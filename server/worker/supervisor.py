@@ -14,7 +14,16 @@ from typing import Protocol
 
 from server.errors import WorkerStartFailed
 from server.worker import messages
-from server.worker.messages import FromWorker, Lost, Ready, Refused, Stop, ToWorker, frame, from_worker
+from server.worker.messages import (
+    Fatal,
+    FromWorker,
+    Ready,
+    StartFailed,
+    Stop,
+    ToWorker,
+    decode_from_worker,
+    encode_frame,
+)
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +125,7 @@ class Supervisor:
     def send(self, message: ToWorker) -> None:
         """Send a message if there is a worker. What it does not read before it dies is lost."""
         if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(frame(message))
+            self._writer.write(encode_frame(message))
 
     def expect_messages(self, is_busy: bool) -> None:
         """Say if the worker has work, so that a long silence means that it hangs."""
@@ -179,17 +188,17 @@ class Supervisor:
         """
         while True:
             (length,) = messages.LENGTH.unpack(await reader.readexactly(messages.LENGTH.size))
-            message = from_worker(await reader.readexactly(length))
+            message = decode_from_worker(await reader.readexactly(length))
             self._last_message = time.monotonic()
             match message:
-                case Refused(text):
+                case StartFailed(text):
                     raise WorkerStartFailed(text)
-                case Lost(text):
+                case Fatal(text):
                     return text
-                case Ready(unusable=[why, *_]) if not ready.done():
+                case Ready(unusable_loras=[why, *_]) if not ready.done():
                     raise WorkerStartFailed(why)
-                case Ready(unusable=unusable):
-                    for why in unusable:  # changed since the first start; images with these LoRAs fail by name
+                case Ready(unusable_loras=reasons):
+                    for why in reasons:  # changed since the first start; images with these LoRAs fail by name
                         log.error("%s", why)
                     self.is_ready, self.failed_starts = True, 0
                     self._listener.on_worker_ready()

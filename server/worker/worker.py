@@ -62,25 +62,25 @@ class Worker:
         self._heartbeat_due = 0.0
         self._memory_due = 0.0
 
-    def run(self, seconds: float, unusable: tuple[str, ...] = ()) -> None:
+    def run(self, seconds: float, unusable_loras: tuple[str, ...] = ()) -> None:
         """Serve until Stop comes.
 
         Args:
             seconds: duration of the start.
-            unusable: LoRAs that do not fit the plans, each with the reason.
+            unusable_loras: a sentence for each LoRA that does not fit the plans.
 
         Raises:
             DeviceError: the device failed.
             PlanCorrupt: files of the plans have changed, which a change of LoRAs finds.
         """
-        self._connection.send(messages.Ready(seconds, unusable))
+        self._connection.send(messages.Ready(seconds, unusable_loras))
         self._connection.start()
         try:
             while self._handle_messages():
                 self._handle_events(self._loop.step())
                 self._send_device_memory()
         except (DeviceError, PlanCorrupt) as error:
-            self._connection.send(messages.Lost(str(error)))
+            self._connection.send(messages.Fatal(str(error)))
             raise
         finally:
             self._finisher.close()
@@ -138,7 +138,7 @@ class Worker:
                     self._forget(key)
                     self._connection.send(failed(key, error))
                 case Switched(seconds):
-                    self._connection.send(messages.Switched(seconds))
+                    self._connection.send(messages.LoraSwitched(seconds))
         if self._passes and (has_ended or time.monotonic() >= self._heartbeat_due):
             self._send_heartbeat()
         if has_started:  # before the first pass: the server must know which jobs may have killed this process

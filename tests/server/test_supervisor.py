@@ -8,9 +8,9 @@ from server.worker.supervisor import MAX_BACKOFF, Supervisor, WorkerTimeouts
 
 LEAVES = """
 import socket, sys, time
-from server.worker.messages import Ready, frame
+from server.worker.messages import Ready, encode_frame
 sock = socket.socket(fileno=int(sys.argv[1]))
-sock.sendall(frame(Ready(0.0)))
+sock.sendall(encode_frame(Ready(0.0)))
 sock.close()
 time.sleep(0.1)  # as the rest of an interpreter's end takes
 sys.exit(7)
