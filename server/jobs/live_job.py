@@ -1,4 +1,4 @@
-"""A job that is on its way, in memory, and what its followers are told of it. Knows neither store nor worker."""
+"""Unfinished jobs in memory and the events for their followers. Knows neither store nor worker."""
 
 import asyncio
 from collections.abc import Iterator
@@ -10,46 +10,62 @@ from server.jobs.job import Job, JobState, StoredImage
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a job is. `position`: jobs accepted before it that are unfinished; `eta`: estimated seconds to its end."""
+    """Place of a job in the queue, and its steps.
+
+    Attributes:
+        position: unfinished jobs that were accepted before it.
+        eta: estimated seconds until its end.
+        done: steps done, of all its images.
+        steps: steps in total.
+    """
 
     state: JobState
     position: int
     eta: float
-    done: int  # steps of all its images
+    done: int
     steps: int
 
 
 @dataclass(frozen=True, slots=True)
 class PreviewReady:
-    """What an image will be like after `done` of its steps: an image file."""
+    """An approximation of an image after `done` of its steps, as an image file."""
 
     index: int
     done: int
     data: bytes
 
 
-JobEvent = Progress | PreviewReady | StoredImage | Job  # a Job is the last: it has ended
+JobEvent = Progress | PreviewReady | StoredImage | Job  # the last is a Job, which has ended
 
 
 @dataclass(slots=True, eq=False)
 class LiveJob:
-    """A job that has not ended, or whose end the store has not taken yet."""
+    """A job that has not ended, or whose end is not stored yet.
+
+    Attributes:
+        previews: of each image.
+        images: finished ones, by index.
+        steps_done: by index.
+        is_sent, is_started: to and by the worker that is running.
+        ended: set when the state is final.
+    """
 
     job: Job
     previews: int = 0
     images: dict[int, StoredImage] = field(default_factory=dict)
-    steps_done: dict[int, int] = field(default_factory=dict)  # by image
-    is_sent: bool = False  # to the running worker
-    is_started: bool = False  # by the running worker
+    steps_done: dict[int, int] = field(default_factory=dict)
+    is_sent: bool = False
+    is_started: bool = False
     followers: set["asyncio.Queue[JobEvent]"] = field(default_factory=set)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     deadline_timer: asyncio.TimerHandle | None = None
 
     def missing(self) -> list[int]:
+        """Return the indices of the images that are not finished."""
         return [index for index in range(len(self.job.requests)) if index not in self.images]
 
     def finished_images(self) -> list[StoredImage]:
-        """The images that there are, by index."""
+        """Return the finished images in the order of their indices."""
         return [self.images[index] for index in sorted(self.images)]
 
     @contextmanager

@@ -197,10 +197,7 @@ class JobService:
     def cancel(self, job_id: str) -> bool:
         """End a job now; its images stop at their next step. False: it had ended, or is unknown."""
         live = self._tracker.get(job_id)
-        if live is None or live.job.state.is_final:
-            return False
-        self._tracker.cancel(live)
-        return True
+        return live is not None and self._tracker.cancel(live)
 
     def progress(self, job: Job) -> Progress:
         return self._tracker.progress(job)

@@ -109,8 +109,9 @@ class JobTracker:
         """End a job that has all its images."""
         self._end(live, JobState.DONE, partial(self._store.store.finish, live.job.id))
 
-    def cancel(self, live: LiveJob) -> None:
-        self._end(live, JobState.CANCELLED, partial(self._store.store.cancel, live.job.id))
+    def cancel(self, live: LiveJob) -> bool:
+        """End a job that nobody wants. False: it had ended."""
+        return self._end(live, JobState.CANCELLED, partial(self._store.store.cancel, live.job.id))
 
     def fail(self, live: LiveJob, code: str, message: str) -> None:
         error = JobError(code, message)
@@ -119,10 +120,10 @@ class JobTracker:
     def _expire(self, live: LiveJob) -> None:
         self.fail(live, "deadline_exceeded", "The deadline passed before the images were generated.")
 
-    def _end(self, live: LiveJob, state: JobState, write: Callable[[], object], error: JobError | None = None) -> None:
+    def _end(self, live: LiveJob, state: JobState, write: Callable[[], object], error: JobError | None = None) -> bool:
         """End a job, unless it has ended. It stays in memory until the store has its end."""
         if live.job.state.is_final:
-            return
+            return False
         live.job = job = replace(live.job, state=state, error=error, finished=time.time())
         del self._unfinished[job.id]
         if live.deadline_timer is not None:
@@ -133,6 +134,7 @@ class JobTracker:
         live.ended.set()
         self._store.write_later(write, then=partial(self._live.pop, job.id, None))
         self.on_ended(live)
+        return True
 
     def _gauges(self) -> dict[str, float]:
         running = sum(live.job.state is JobState.RUNNING for live in self.unfinished)

@@ -83,7 +83,7 @@ class ImageFinisher:
         except DeviceError as error:  # the loop meets it too, if it has another step
             self._send(messages.Fatal(str(error)))
         except ZImageError as error:
-            self._send(failed(key, error))
+            self._send(failure(key, error))
         except Exception:
             log.exception("%s could not be encoded", key)
             self._send(messages.Failed(key, "internal_error", "the image could not be encoded"))
@@ -91,7 +91,7 @@ class ImageFinisher:
             self._send(messages.Finished(key, data, metadata.with_encoding(time.perf_counter() - started)))
 
 
-def failed(key: str, error: ZImageError) -> messages.Failed:
+def failure(key: str, error: ZImageError) -> messages.Failed:
     """Return the message that an image failed with an error of the engine."""
     match error:
         case NonFiniteOutput():

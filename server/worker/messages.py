@@ -51,7 +51,7 @@ class StartFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Started(msgspec.Struct, frozen=True, tag=True):
-    """From the worker: an image's first step is next."""
+    """From the worker: it is about to load an image's LoRA, or to enqueue the image's first step."""
 
     key: str
 

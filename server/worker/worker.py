@@ -17,7 +17,7 @@ from engine.scheduler.events import Denoised, Event, Failed, Passed, Started, St
 from engine.scheduler.prompt_cache import PromptCache
 from server.worker import messages
 from server.worker.connection import ServerConnection
-from server.worker.finisher import ImageFinisher, failed
+from server.worker.finisher import ImageFinisher, failure
 from server.worker.messages import Cancel, Generate, Stop
 
 # Seconds. A message for each pass of 10 ms slowed the next pass by 0.7 ms, where engine and server share two cores.
@@ -136,7 +136,7 @@ class Worker:
                     self._finisher.finish(self._generating.pop(key), pending)
                 case Failed(key, error):
                     self._forget(key)
-                    self._connection.send(failed(key, error))
+                    self._connection.send(failure(key, error))
                 case Switched(seconds):
                     self._connection.send(messages.LoraSwitched(seconds))
         if self._passes and (has_ended or time.monotonic() >= self._heartbeat_due):

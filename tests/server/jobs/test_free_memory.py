@@ -8,7 +8,7 @@ from fakes.loop import FakeLoop
 from fakes.server import IMAGES, serving
 
 from server.jobs.admission import Limits
-from server.jobs.free_memory import FRESH, FreeMemory, free_memory
+from server.jobs.free_memory import MAX_AGE, FreeMemory, free_memory
 
 MIB = 1 << 20
 
@@ -35,7 +35,7 @@ def test_a_reading_is_believed_for_a_moment(tmp_path: Path) -> None:
     assert read() == 30 * MIB
     cgroup(tmp_path, str(40 * MIB))
     assert read() == 30 * MIB
-    read._due -= FRESH
+    read._due -= MAX_AGE
     assert read() == 20 * MIB
 
 

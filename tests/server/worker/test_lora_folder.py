@@ -37,7 +37,7 @@ def test_a_name_that_cannot_be_asked_for(tmp_path: Path, name: str) -> None:
 def test_two_files_of_one_name(tmp_path: Path) -> None:
     (tmp_path / "a.lora").touch()
     save_file({"a": np.zeros(1)}, tmp_path / "a.safetensors", {"format": FORMAT})
-    with pytest.raises(LoraMismatch, match="one name"):
+    with pytest.raises(LoraMismatch, match="the same name"):
         find(tmp_path)
 
 
