@@ -17,6 +17,7 @@ from server.api.body import MAX_BODY
 from server.app import create_app
 from server.http.protocol import HttpProtocol
 from server.http.sockets import bracketed
+from server.http.timeouts import TimeoutServer
 from server.http.websocket import WebSocketProtocol
 from server.jobs.dispatcher import Dispatcher
 
@@ -36,7 +37,7 @@ def config(app: FastAPI, grace: float) -> uvicorn.Config:
     )
 
 
-class HttpServer(uvicorn.Server):
+class HttpServer(TimeoutServer):
     """Serves a dispatcher's application until SIGTERM or SIGINT.
 
     Args:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import uvicorn
 from fakes.loop import LORAS, MANIFEST, FakeLoop
 from PIL import Image
 
@@ -21,6 +20,7 @@ from server.api.access import Access
 from server.app import create_app
 from server.http.server import config
 from server.http.sockets import listen
+from server.http.timeouts import TimeoutServer
 from server.jobs.admission import Limits
 from server.jobs.dispatcher import Dispatcher
 from server.jobs.store import JobStore
@@ -100,7 +100,7 @@ def serving(
             await dispatcher.stop(grace=5)
             await supervisor.stop()
 
-    server = uvicorn.Server(config(create_app(dispatcher, access or Access()), grace=5))
+    server = TimeoutServer(config(create_app(dispatcher, access or Access()), grace=5))
     with listen("127.0.0.1", 0) as sock:
         sock.listen()  # who comes before the worker is ready waits
         thread = threading.Thread(target=lambda: asyncio.run(run(sock)))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,7 +17,7 @@ from fakes.chromium import Browser, browsing, needs_chromium
 from fakes.loop import MANIFEST, NAN_PROMPT, FakeLoop
 from fakes.manifest import BANNER
 from fakes.manifest import MANIFEST as TWO_PROFILES
-from fakes.prefix_proxy import behind_prefix
+from fakes.nginx import behind_nginx, needs_nginx
 from fakes.processes import FAKE_SERVER, process, ready_url
 from fakes.server import serving
 from websockets.exceptions import InvalidStatus
@@ -280,12 +281,13 @@ def test_a_prompt_is_text_whatever_it_holds(url: str, browser: Browser) -> None:
 
 @pytest.mark.slow
 @needs_chromium
-def test_it_works_behind_a_proxy_with_a_prefix(url: str, browser: Browser) -> None:
-    with behind_prefix(url) as proxied:
-        browser.visit(proxied)
+@needs_nginx
+def test_page_works_behind_nginx_with_a_prefix(url: str, browser: Browser, tmp_path: Path) -> None:
+    with behind_nginx(url, tmp_path, prefix="/generate") as proxied:
+        browser.visit(f"{proxied}/")
         browser.generate("through a proxy")
         browser.find(".z-stage .z-facts", "Seed")
-        assert on_stage(browser).startswith(f"{proxied}v1/images/")
+        assert on_stage(browser).startswith(f"{proxied}/v1/images/")
         browser.until(lambda: width_on_stage(browser) == 128, "the image")
         browser.driver.get("about:blank")
 
