@@ -16,7 +16,7 @@ import numpy as np
 from fakes.loop import LORAS, MANIFEST, FakeLoop
 from PIL import Image
 
-from server.api.access import Access
+from server.api.access import AccessPolicy
 from server.app import create_app
 from server.http.server import config
 from server.http.sockets import listen
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from openai.types import ImagesResponse
 
 IMAGES = "/v1/images/generations"
-IMPATIENT = WorkerTimeouts(load=20, silence=1.0, stop=2, backoff=0.01)
+SHORT_TIMEOUTS = WorkerTimeouts(load=20, silence=1.0, stop=2, backoff=0.01)
 
 
 class ThreadProcess:
@@ -74,7 +74,7 @@ class ThreadSupervisor(Supervisor):
     """Workers in threads, so that tests see what they generate."""
 
     def __init__(self, loop: FakeLoop, dispatcher: Dispatcher) -> None:
-        super().__init__([], dispatcher, IMPATIENT)
+        super().__init__([], dispatcher, SHORT_TIMEOUTS)
         self._fake = loop
 
     async def _launch(self, theirs: socket.socket) -> ThreadProcess:
@@ -84,7 +84,7 @@ class ThreadSupervisor(Supervisor):
 
 @contextmanager
 def serving(
-    loop: FakeLoop, limits: Limits | None = None, database: Path | None = None, access: Access | None = None
+    loop: FakeLoop, limits: Limits | None = None, database: Path | None = None, policy: AccessPolicy | None = None
 ) -> Iterator[str]:
     """The base URL of a server in a thread of its own."""
     loop.store = JobStore(database, busy_timeout=0.5)
@@ -100,7 +100,7 @@ def serving(
             await dispatcher.stop(grace=5)
             await supervisor.stop()
 
-    server = TimeoutServer(config(create_app(dispatcher, access or Access()), grace=5))
+    server = TimeoutServer(config(create_app(dispatcher, policy or AccessPolicy()), grace=5))
     with listen("127.0.0.1", 0) as sock:
         sock.listen()  # who comes before the worker is ready waits
         thread = threading.Thread(target=lambda: asyncio.run(run(sock)))
@@ -148,7 +148,7 @@ def main(
         keys=tuple(keys.split()),
         rate=rate or None,
         limits=Limits(queue=int(queue or 256)),
-        timeouts=IMPATIENT,
+        timeouts=SHORT_TIMEOUTS,
     )
     worker = [sys.executable, "-m", "fakes.loop", seconds_per_step]
     with listen("127.0.0.1", 0) as sock:

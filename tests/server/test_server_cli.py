@@ -16,8 +16,8 @@ import pytest
 from fakes.processes import FAKE_SERVER, process, ready_url
 
 from server.cli import main
-from server.http.sockets import NO_ROOM, throttle_accept_errors
-from server.serving import _owned
+from server.http.sockets import ACCEPT_FAILED, throttle_accept_errors
+from server.serving import _lock
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
@@ -111,7 +111,7 @@ def test_an_empty_host_is_not_every_interface(host: str, capsys: pytest.CaptureF
 
 def test_two_names_of_a_database_are_one(tmp_path: Path) -> None:
     (tmp_path / "other").symlink_to(tmp_path / "jobs")
-    with _owned(tmp_path / "jobs"), pytest.raises(OSError, match="belongs to another"), _owned(tmp_path / "other"):
+    with _lock(tmp_path / "jobs"), pytest.raises(OSError, match="is in use by another"), _lock(tmp_path / "other"):
         pass
 
 
@@ -119,7 +119,7 @@ def test_that_descriptors_are_used_up_is_told_now_and_then(caplog: pytest.LogCap
     loop = asyncio.new_event_loop()
     throttle_accept_errors(loop)
     for _ in range(1000):
-        loop.call_exception_handler({"message": NO_ROOM, "exception": OSError(24, "Too many open files")})
+        loop.call_exception_handler({"message": ACCEPT_FAILED, "exception": OSError(24, "Too many open files")})
     loop.call_exception_handler({"message": "something else"})
     loop.close()
     room, other = (record.getMessage() for record in caplog.records)
@@ -127,4 +127,4 @@ def test_that_descriptors_are_used_up_is_told_now_and_then(caplog: pytest.LogCap
 
 
 def test_asyncio_says_so_in_these_words() -> None:
-    assert NO_ROOM in inspect.getsource(selector_events)
+    assert ACCEPT_FAILED in inspect.getsource(selector_events)

@@ -53,7 +53,7 @@ def test_lists_are_words_and_profiles_may_hold_commas(monkeypatch: pytest.Monkey
 
 def test_nothing_set_is_the_defaults_of_what_is_set() -> None:
     given = settings.read(ENGINES)
-    assert given.runtime() == RuntimeOptions(slots=settings.SEATS)
+    assert given.runtime() == RuntimeOptions(slots=settings.SLOTS)
     assert given.serving() == Serving()
 
 
@@ -71,10 +71,10 @@ def test_units() -> None:
         (["--port", "70000"], "--port: "),
         (["--host", " "], "--host: must not be empty"),
         (["--rate", "often"], "--rate: must be a number per second, minute, hour or day"),
-        (["--keys", "schlüssel"], "--keys: a key must be of visible ASCII"),
+        (["--keys", "schlüssel"], "--keys: a key must consist of 1 to 255 visible ASCII"),
         (["--warm-up", "64xbig"], "--warm-up: size must be WIDTHxHEIGHT"),
         (["--offload", "--warm-up", "64"], "--offload gives up what --warm-up prepares"),
-        (["--settings", "nowhere.env"], "--settings: there is no file nowhere.env"),
+        (["--settings", "nowhere.env"], "--settings: nowhere.env is not a file"),
         (["--prot", "1"], "unrecognized arguments: --prot"),
     ],
 )
@@ -87,7 +87,7 @@ def test_a_file_with_an_unknown_name_is_refused_and_the_environment_warned_of(
 ) -> None:
     file = tmp_path / "settings.env"
     file.write_text("ZIMAGE_PROT=1\n")
-    assert "ZIMAGE_PROT in the file is no setting" in mistake(capsys, *ENGINES, "--settings", str(file))
+    assert "ZIMAGE_PROT in the file is not a setting" in mistake(capsys, *ENGINES, "--settings", str(file))
     file.write_text("ZIMAGE_QUEUE=1\nRATE=1/day\nexport port = 2\nMAIL=me\n")
     told = mistake(capsys, *ENGINES, "--settings", str(file))
     assert "--settings: RATE, port in " in told and "names begin with ZIMAGE_" in told

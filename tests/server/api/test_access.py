@@ -8,7 +8,7 @@ import pytest
 from fakes.loop import FakeLoop
 from fakes.server import IMAGES, serving
 
-from server.api.access import Access
+from server.api.access import AccessPolicy
 
 KEYS = ("first-key", "second-key")
 BODY = {"prompt": "a cat", "num_inference_steps": 1}
@@ -16,7 +16,7 @@ BODY = {"prompt": "a cat", "num_inference_steps": 1}
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with serving(FakeLoop(), access=Access(KEYS)) as url:
+    with serving(FakeLoop(), policy=AccessPolicy(KEYS)) as url:
         yield url
 
 
@@ -77,8 +77,8 @@ def test_owners_do_not_see_or_touch_each_other_s_tasks(http: httpx.Client) -> No
 
 
 def test_who_asks_too_often_is_told_when_to_come_back() -> None:
-    access = Access(KEYS, "2/minute")
-    with serving(FakeLoop(), access=access) as url, httpx.Client(base_url=url) as http:
+    policy = AccessPolicy(KEYS, "2/minute")
+    with serving(FakeLoop(), policy=policy) as url, httpx.Client(base_url=url) as http:
         first, second = ({"authorization": f"Bearer {key}"} for key in KEYS)
         answers = [http.post(IMAGES, json=BODY, headers=first) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [200, 200, 429]
@@ -86,7 +86,7 @@ def test_who_asks_too_often_is_told_when_to_come_back() -> None:
         assert 1 <= int(answers[2].headers["retry-after"]) <= 60
         assert http.post(IMAGES, json=BODY, headers=second).status_code == 200
         assert http.get("/v1/tasks", headers=first).status_code == 200  # only images are counted
-    with serving(FakeLoop(), access=Access(rate="1/hour")) as url:
+    with serving(FakeLoop(), policy=AccessPolicy(rate="1/hour")) as url:
         assert [httpx.post(url + IMAGES, json=BODY).status_code for _ in range(2)] == [200, 429]  # by address
 
 
@@ -95,5 +95,5 @@ def test_who_asks_too_often_is_told_when_to_come_back() -> None:
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError):
-        Access(**wrong)
-    assert "secret" not in repr(Access(("secret",)))
+        AccessPolicy(**wrong)
+    assert "secret" not in repr(AccessPolicy(("secret",)))

@@ -12,7 +12,7 @@ from fakes.loop import FakeLoop
 from fakes.processes import PYTHONPATH, TESTS
 from fakes.server import IMAGES, serving
 
-from server.api.access import Access
+from server.api.access import AccessPolicy
 
 CONFIG = TESTS / "schemathesis.toml"
 KEY = "a-key"
@@ -33,7 +33,7 @@ def document(url: str) -> dict[str, Any]:
 @pytest.mark.slow
 def test_schemathesis_finds_no_difference() -> None:
     environment = os.environ | {"PYTHONPATH": PYTHONPATH, "PYTHONHASHSEED": "0"}
-    with serving(FakeLoop(), access=Access((KEY,))) as url:
+    with serving(FakeLoop(), policy=AccessPolicy((KEY,))) as url:
         command = [sys.executable, "-m", "schemathesis.cli", f"--config-file={CONFIG}", "run", f"{url}/openapi.json"]
         command += ["--no-color", "--max-examples=3", "--header", f"Authorization: Bearer {KEY}"]
         command += ["--exclude-path=/api/v1/generate_async"]  # which is /v1/generate
@@ -81,7 +81,7 @@ def test_streams_images_and_metrics_have_their_media_types(document: dict[str, A
 def test_keys_are_asked_for_where_there_are_some(document: dict[str, Any]) -> None:
     assert "securitySchemes" not in document["components"]
     assert not any("401" in one["responses"] for paths in document["paths"].values() for one in paths.values())
-    with serving(FakeLoop(), access=Access((KEY,))) as url:
+    with serving(FakeLoop(), policy=AccessPolicy((KEY,))) as url:
         guarded = httpx.get(f"{url}/openapi.json").json()
     schemes = guarded["components"]["securitySchemes"]
     for path, method in ((IMAGES, "post"), ("/v1/tasks", "get"), ("/v1/task/{task_id}", "delete")):

@@ -13,7 +13,7 @@ from fakes.server import decoded, serving
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
-from server.api.tasks import CALLED_OFF
+from server.api.tasks import TASK_NOT_FOUND
 from server.jobs.admission import Limits
 
 
@@ -146,7 +146,7 @@ def test_unknown_tasks(http: httpx.Client) -> None:
         assert response.json()["error"]["code"] == "task_not_found"
     with pytest.raises(ConnectionClosedError) as closed:
         list_events(http, "x")
-    assert closed.value.rcvd.code == CALLED_OFF
+    assert closed.value.rcvd.code == TASK_NOT_FOUND
 
 
 def test_history_is_newest_first_and_pages(http: httpx.Client) -> None:

@@ -17,7 +17,7 @@ from fakes.raw_client import checked_status, connected, read_to_end, send
 from fakes.server import IMAGES, decoded, serving
 from websockets.sync.client import connect
 
-from server.api.access import Access
+from server.api.access import AccessPolicy
 from server.api.body import MAX_BODY
 
 pytestmark = needs_nginx
@@ -87,7 +87,7 @@ def test_image_urls_have_the_host_that_the_client_asked_and_nginx_s_scheme(url: 
 
 
 def test_rate_counts_by_the_client_s_address_whatever_it_claims(tmp_path: Path) -> None:
-    with serving(FakeLoop(), access=Access(rate="1/hour")) as direct, behind_nginx(direct, tmp_path) as url:
+    with serving(FakeLoop(), policy=AccessPolicy(rate="1/hour")) as direct, behind_nginx(direct, tmp_path) as url:
         claims = ({"x-forwarded-for": f"192.0.2.{number}"} for number in range(2))
         assert [httpx.post(url + IMAGES, json=BODY, headers=claim).status_code for claim in claims] == [200, 429]
 

@@ -198,7 +198,7 @@ def test_an_image_is_generated_in_view_and_again_with_its_seed(url: str, browser
     metadata = task["result"]["metadata"][0]
     assert task["prompt"] == "a cat on a mat" and shown["Seed"] == str(metadata["seed"]) and shown["Steps"] == "8"
     assert browser.field("Seed").get_attribute("value") == ""
-    browser.click(".z-stage button", "Again with this seed")
+    browser.click(".z-stage button", "Reuse this seed")
     browser.until(lambda: browser.field("Seed").get_attribute("value") == shown["Seed"], "the seed in the form")
     browser.write("Steps", "3")
     browser.click(".z-generate", "Generate")
@@ -221,7 +221,7 @@ def test_closing_a_tab_leaves_its_tasks_alone_and_cancel_ends_one(url: str, brow
     browser.generate("one")
     browser.find(".z-stage .z-progress", "step ")
     browser.generate("two")
-    browser.find(".z-stage .z-progress", "1 before this one")
+    browser.find(".z-stage .z-progress", "1 ahead in the queue")
     first = browser.driver.current_window_handle
     browser.driver.switch_to.new_window("tab")
     second = browser.driver.current_window_handle
@@ -229,7 +229,7 @@ def test_closing_a_tab_leaves_its_tasks_alone_and_cancel_ends_one(url: str, brow
     browser.find(".z-tile", "two")
     assert not browser.all(".z-stage .z-generating") and not browser.all(".z-progress")
     browser.generate("three")
-    browser.find(".z-stage .z-progress", " before this one")
+    browser.find(".z-stage .z-progress", " ahead in the queue")
     browser.driver.switch_to.window(first)
     assert "three" not in browser.find(".z-stage").text
     browser.driver.close()
@@ -300,7 +300,7 @@ def test_the_page_asks_for_a_key_and_counts_for_it(browser: Browser) -> None:
         browser.visit(url)
         assert not browser.all("textarea")
         enter(browser, "wrong")
-        browser.find(".z-error", "no key of this server")
+        browser.find(".z-error", "not valid")
         enter(browser, FIRST)
         browser.write("Steps", str(SLOW))
         browser.generate("mine")
@@ -321,10 +321,10 @@ def test_the_page_asks_for_a_key_and_counts_for_it(browser: Browser) -> None:
         browser.visit(url)
         browser.find("textarea")  # the browser remembers
         browser.find(".z-tile", "mine")
-        browser.click("button", "Forget the key")
+        browser.click("button", "Forget key")
         browser.until(lambda: not browser.all("textarea"), "the question for a key")
         enter(browser, SECOND)
-        browser.find(".z-right", "Your images will be here.")
+        browser.find(".z-right", "Your images will appear here.")
         assert not browser.all(".z-tile")
 
 
