@@ -33,11 +33,11 @@ TEMP_PATHS = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 def behind_nginx(
     url: str, folder: Path, *, prefix: str = "", changes: Mapping[str, str] | None = None
 ) -> Iterator[str]:
-    """The URL of nginx in front of the server at `url`.
+    """Run nginx in front of the server at `url`, and yield the URL of nginx.
 
     Args:
         prefix: path that nginx serves the server under, such as "/generate".
-        changes: texts of deploy/nginx.conf and their replacements.
+        changes: replacements of texts in deploy/nginx.conf.
     """
     port = _free_port()
     changes = {

@@ -10,7 +10,7 @@ from contextlib import suppress
 import httpx
 
 AT_ONCE = 64  # connections
-PATIENCE = 0.5  # seconds without a byte: the server waits for more of the request
+SILENCE = 0.5  # seconds without a byte after which the server is taken to wait for more
 NGINX_REFUSALS = (501, 505)  # of transfer codings and versions of HTTP that it does not know
 MEGABYTE = 1 << 20
 HANDSHAKE = (
@@ -20,25 +20,25 @@ HANDSHAKE = (
 
 
 def send(url: str, data: bytes) -> bytes:
-    """The answer to some bytes, as `send_one`."""
+    """Return the answer to some bytes; see `send_one`."""
     return asyncio.run(send_one(url, data))
 
 
 async def send_one(url: str, data: bytes) -> bytes:
-    """The answer on a new connection until the server closes the connection or falls silent."""
+    """Send bytes on a new connection, and return what arrives until the server closes it or falls silent."""
     host, _, port = url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     answer = b""
     with suppress(ConnectionError, TimeoutError):  # the server may hang up before all of a flood is written
         writer.write(data)
-        while chunk := await asyncio.wait_for(reader.read(MEGABYTE), PATIENCE):
+        while chunk := await asyncio.wait_for(reader.read(MEGABYTE), SILENCE):
             answer += chunk
     writer.close()
     return answer
 
 
 async def send_all(url: str, requests: Iterable[bytes]) -> Counter[int]:
-    """The number of answers by status; 0 for connections that were closed or waited for more."""
+    """Count the answers by status; 0 for connections that were closed or waited for more."""
     free = asyncio.Semaphore(AT_ONCE)
     statuses: Counter[int] = Counter()
 
@@ -51,7 +51,7 @@ async def send_all(url: str, requests: Iterable[bytes]) -> Counter[int]:
 
 
 def checked_status(data: bytes, answer: bytes) -> int:
-    """The status of an answer whose shape is right; 0 for no answer."""
+    """Check the shape of an answer and return its status; 0 for no answer."""
     if not answer:
         return 0
     if not answer.startswith(b"HTTP/1.1 "):  # nginx answers HTTP/0.9, which has no head
@@ -73,7 +73,7 @@ def checked_status(data: bytes, answer: bytes) -> int:
 
 
 def connected(url: str, receive_buffer: int = 4096) -> socket.socket:
-    """A connection whose system takes so many bytes before the client reads them."""
+    """Connect with a receive buffer of a given size in bytes."""
     found = socket.socket()
     found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     found.settimeout(30)
@@ -82,7 +82,7 @@ def connected(url: str, receive_buffer: int = 4096) -> socket.socket:
 
 
 def upgraded(url: str, path: str) -> socket.socket:
-    """A connection after the handshake of a WebSocket."""
+    """Connect a WebSocket."""
     found = connected(url)
     found.sendall(HANDSHAKE % path.encode())
     assert found.recv(1024).startswith(b"HTTP/1.1 101 ")
@@ -90,7 +90,7 @@ def upgraded(url: str, path: str) -> socket.socket:
 
 
 def read_to_end(client: socket.socket) -> bytes:
-    """All bytes until the other end closes the connection."""
+    """Return all bytes until the server closes the connection."""
     found = b""
     with suppress(ConnectionError):
         while chunk := client.recv(1 << 16):

@@ -1,4 +1,4 @@
-"""Servers for an engine that generates plain colours. Run as a script it is one, with workers in processes."""
+"""Servers of an engine that generates plain colours. As a script: such a server, with workers in processes."""
 
 import asyncio
 import base64
@@ -10,8 +10,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import httpx
 import numpy as np
 from fakes.loop import LORAS, MANIFEST, FakeLoop
 from PIL import Image
@@ -38,7 +39,7 @@ SHORT_TIMEOUTS = WorkerTimeouts(load=20, silence=1.0, stop=2, backoff=0.01)
 
 
 class ThreadProcess:
-    """A worker in a thread, with the face of a process. What it raises ends it, as it would end a process."""
+    """A worker in a thread with the interface of a process. An exception ends it, as it would end a process."""
 
     pid = os.getpid()
 
@@ -57,7 +58,7 @@ class ThreadProcess:
         except Exception as error:  # noqa: BLE001
             print(f"the worker died: {error!r}", file=sys.stderr)
         self.returncode = status
-        with suppress(OSError):  # the server's end may be closed already
+        with suppress(OSError):  # the server may have closed its end
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
 
@@ -71,7 +72,7 @@ class ThreadProcess:
 
 
 class ThreadSupervisor(Supervisor):
-    """Workers in threads, so that tests see what they generate."""
+    """Supervisor of workers in threads, so that tests see what they generate."""
 
     def __init__(self, loop: FakeLoop, dispatcher: Dispatcher) -> None:
         super().__init__([], dispatcher, SHORT_TIMEOUTS)
@@ -86,7 +87,7 @@ class ThreadSupervisor(Supervisor):
 def serving(
     loop: FakeLoop, limits: Limits | None = None, database: Path | None = None, policy: AccessPolicy | None = None
 ) -> Iterator[str]:
-    """The base URL of a server in a thread of its own."""
+    """Run a server in a thread, and yield its base URL."""
     loop.store = JobStore(database, busy_timeout=0.5)
     dispatcher = Dispatcher(loop.store, MANIFEST, limits, loras=LORAS)
     supervisor = dispatcher.link = ThreadSupervisor(loop, dispatcher)
@@ -102,7 +103,7 @@ def serving(
 
     server = TimeoutServer(config(create_app(dispatcher, policy or AccessPolicy()), grace=5))
     with listen("127.0.0.1", 0) as sock:
-        sock.listen()  # who comes before the worker is ready waits
+        sock.listen()  # clients wait for the worker to be ready
         thread = threading.Thread(target=lambda: asyncio.run(run(sock)))
         thread.start()
         try:
@@ -114,9 +115,21 @@ def serving(
 
 
 def official_client(url: str) -> "openai.OpenAI":
-    import openai  # two seconds, which servers in processes do not need
+    import openai  # takes two seconds, which servers in processes need not spend
 
     return openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=10)
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error of a response, which has OpenAI's shape and an id."""
+    assert response.headers["x-request-id"]
+    body = response.json()
+    assert body.keys() == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["message"] and error["code"]
+    assert error["type"] == ("server_error" if response.status_code >= 500 else "invalid_request_error")
+    return error
 
 
 def pixels(response: "ImagesResponse", index: int = 0) -> np.ndarray:

@@ -30,7 +30,7 @@ INVALID_TEXT_TRACEBACK = re.compile(
 
 
 def generated(url: str) -> list[int]:
-    """A correct image's colour: seed, steps, length of the prompt."""
+    """Generate an image and return its colour: seed, steps, length of the prompt."""
     response = httpx.post(url + IMAGES, json=BODY, timeout=30)
     assert response.status_code == 200, response.text
     return decoded(base64.b64decode(response.json()["data"][0]["b64_json"]))[0, 0].tolist()
@@ -38,7 +38,7 @@ def generated(url: str) -> list[int]:
 
 @contextmanager
 def server(log: Path) -> Iterator[tuple[str, int]]:
-    """The URL and process id of a server in a process of its own."""
+    """Run a server in a process, and yield its URL and process id."""
     command = [sys.executable, *FAKE_SERVER, "0", "5"]
     with (
         log.open("w") as stderr,
@@ -53,26 +53,26 @@ def server(log: Path) -> Iterator[tuple[str, int]]:
             child.terminate()
 
 
-def held(pid: int) -> tuple[int, int]:
-    """Open descriptors and resident bytes of a process."""
+def resources(pid: int) -> tuple[int, int]:
+    """Return the open descriptors and the resident bytes of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return len(os.listdir(f"/proc/{pid}/fd")), pages * os.sysconf("SC_PAGESIZE")  # noqa: PTH208
 
 
 def endure(url: str, pid: int, seed: int, count: int) -> Counter[int]:
-    """The statuses of `count` messages, after which the server is what it was in the middle of them."""
+    """Send `count` messages and count the statuses; check that the server keeps nothing of the second half."""
     assert generated(url) == [3, 2, 5]
     httpx.get(url)  # the first visit loads the page's toolkit, which keeps some descriptors
-    descriptors = held(pid)[0]
+    descriptors = resources(pid)[0]
     statuses = asyncio.run(send_all(url, messages(seed, count // 2)))
-    memory = held(pid)[1]
+    memory = resources(pid)[1]
     statuses += asyncio.run(send_all(url, messages(seed + 1, count - count // 2)))
     assert generated(url) == [3, 2, 5]
     deadline = time.monotonic() + 30  # longer than a request may take to arrive
-    while held(pid)[0] > descriptors + 2:
-        assert time.monotonic() < deadline, f"{held(pid)[0]} descriptors are open, {descriptors} were before"
+    while resources(pid)[0] > descriptors + 2:
+        assert time.monotonic() < deadline, f"{resources(pid)[0]} descriptors are open, {descriptors} were before"
         time.sleep(0.05)
-    assert held(pid)[1] - memory < 48 * MEGABYTE
+    assert resources(pid)[1] - memory < 48 * MEGABYTE
     return statuses
 
 

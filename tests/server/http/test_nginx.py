@@ -1,4 +1,4 @@
-"""deploy/nginx.conf in a real nginx: what it passes on, and what it keeps from the server."""
+"""deploy/nginx.conf in a real nginx: features that pass through it, and clients that it limits."""
 
 import base64
 import json
@@ -82,11 +82,11 @@ def test_websocket_gets_the_events_of_a_task(url: str) -> None:
 def test_image_urls_have_the_host_that_the_client_asked_and_nginx_s_scheme(url: str, direct: str) -> None:
     body, headers = BODY | {"response_format": "url"}, {"host": "images.test", "x-forwarded-proto": "https"}
     through, past = (httpx.post(base + IMAGES, json=body, headers=headers).json()["data"] for base in (url, direct))
-    assert through[0]["url"].startswith("http://images.test/v1/images/")  # what the client says of itself is replaced
-    assert past[0]["url"].startswith("https://images.test/v1/images/")  # the server believes its neighbour
+    assert through[0]["url"].startswith("http://images.test/v1/images/")  # nginx replaces the client's header
+    assert past[0]["url"].startswith("https://images.test/v1/images/")  # the server trusts 127.0.0.1
 
 
-def test_rate_counts_by_the_client_s_address_whatever_it_claims(tmp_path: Path) -> None:
+def test_rate_counts_by_the_address_that_nginx_sees(tmp_path: Path) -> None:
     with serving(FakeLoop(), policy=AccessPolicy(rate="1/hour")) as direct, behind_nginx(direct, tmp_path) as url:
         claims = ({"x-forwarded-for": f"192.0.2.{number}"} for number in range(2))
         assert [httpx.post(url + IMAGES, json=BODY, headers=claim).status_code for claim in claims] == [200, 429]
