@@ -14,14 +14,14 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-HEAD_SECONDS = 20.0  # for a request's head to arrive
-WRITE_SECONDS = 60.0  # without the client taking a byte of what waits for it; nginx's default, too
-TICKS = 10  # between two checks; uvicorn has ten a second
+HEAD_SECONDS = 20.0  # for the head of a request to arrive
+WRITE_SECONDS = 60.0  # without a byte being taken of an answer; as nginx's send_timeout
+TICKS = 10  # between two checks; uvicorn ticks ten times a second
 BYTES_ACKED = 120  # offset of tcpi_bytes_acked in Linux's struct tcp_info
 
 
 class TimeoutServer(uvicorn.Server):
-    """uvicorn that checks its connections once a second."""
+    """uvicorn server that checks its connections once a second."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -34,7 +34,7 @@ class TimeoutServer(uvicorn.Server):
 
 
 class ConnectionTimeouts:
-    """Connections that wait for their clients, and since when."""
+    """Connections that wait for their clients, with the time of each client's last progress."""
 
     def __init__(self) -> None:
         self._waits: dict[asyncio.Protocol, tuple[object, float]] = {}

@@ -1,4 +1,4 @@
-"""uvicorn's WebSockets, without pongs that nobody reads. Knows frames; no routes."""
+"""uvicorn's WebSockets, without unread pongs in memory. Knows frames; no routes."""
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 

@@ -66,12 +66,13 @@ def test_official_client_is_let_in_with_a_valid_key_only(url: str) -> None:
 def test_tasks_of_other_owners_are_neither_listed_nor_deleted(http: httpx.Client) -> None:
     mine, other = ({"authorization": f"Bearer {key}"} for key in KEYS)
     task = http.post("/v1/generate", json=BODY | {"prompt": "mine"}, headers=mine).json()["task_id"]
-    listed = [[task["prompt"] for task in http.get("/v1/tasks", headers=who).json()["tasks"]] for who in (mine, other)]
+    tasks = [http.get("/v1/tasks", headers=owner).json()["tasks"] for owner in (mine, other)]
+    listed = [[task["prompt"] for task in found] for found in tasks]
     assert "mine" in listed[0] and "mine" not in listed[1]
     assert http.delete(f"/v1/task/{task}", headers=other).status_code == 404
     assert http.get(f"/v1/task/{task}").status_code == 200  # its id is enough
     key = {"idempotency-key": "same"}
-    answers = [http.post(IMAGES, json=BODY, headers=who | key) for who in (mine, other, mine)]
+    answers = [http.post(IMAGES, json=BODY, headers=owner | key) for owner in (mine, other, mine)]
     jobs = [answer.headers["x-job-id"] for answer in answers]
     assert jobs[0] == jobs[2] != jobs[1]
 
