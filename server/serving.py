@@ -86,9 +86,10 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
 
 
 def _interrupt(*_: object) -> None:
-    """Handle SIGTERM and SIGINT, of which uvicorn raises the one that stopped it once more after its shutdown.
+    """Handle SIGTERM and SIGINT quietly; uvicorn raises the one that stopped it again after its shutdown.
 
-    In the place of `signal.default_int_handler`, asyncio would cancel `_serve` and with it the orderly end of jobs.
+    asyncio would replace `signal.default_int_handler` by a handler that cancels `_serve`, and with it the orderly end
+    of the jobs.
     """
     raise KeyboardInterrupt
 

@@ -25,7 +25,7 @@ from server.serving import Serving
 from server.worker.supervisor import WorkerTimeouts
 
 PREFIX = "ZIMAGE_"
-SLOTS = 12  # images that are generated at the same time: three batches of four
+SLOTS = 12  # images in progress at the same time: three batches of four
 MIB = 1 << 20
 MAX_DAYS = 36_500
 NAME = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)  # in a line of a settings file

@@ -29,7 +29,7 @@ async def send_one(url: str, data: bytes) -> bytes:
     host, _, port = url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     answer = b""
-    with suppress(ConnectionError, TimeoutError):  # the server may hang up before all of a flood is written
+    with suppress(ConnectionError, TimeoutError):  # the server may close before it has read all
         writer.write(data)
         while chunk := await asyncio.wait_for(reader.read(MEGABYTE), SILENCE):
             answer += chunk

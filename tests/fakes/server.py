@@ -121,7 +121,7 @@ def official_client(url: str) -> "openai.OpenAI":
 
 
 def error_of(response: httpx.Response) -> dict[str, Any]:
-    """The error of a response, which has OpenAI's shape and an id."""
+    """Check that a response is an error in OpenAI's shape with an id, and return the error."""
     assert response.headers["x-request-id"]
     body = response.json()
     assert body.keys() == {"error"}

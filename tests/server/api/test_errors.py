@@ -107,7 +107,9 @@ def test_image_with_nan_is_an_error_that_clients_do_not_retry(client: openai.Ope
 def test_job_that_kills_its_workers_fails_as_worker_lost_after_two_attempts(
     http: httpx.Client, fake: FakeLoop, prompt: str
 ) -> None:
-    response = http.post(IMAGES, json={"prompt": prompt}, headers={"x-request-id": "mine"})  # within its timeout
+    response = http.post(
+        IMAGES, json={"prompt": prompt}, headers={"x-request-id": "mine"}
+    )  # the client's timeout bounds the time
     assert response.status_code == 500
     assert error_of(response)["code"] == "worker_lost"
     assert response.headers["x-should-retry"] == "false"

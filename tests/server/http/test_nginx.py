@@ -25,7 +25,7 @@ pytestmark = needs_nginx
 BODY = {"prompt": "a cat", "seed": 3, "num_inference_steps": 2}
 TASKS = 200
 LONG = "a" * 30_000  # a prompt; TASKS of them are more than the system keeps for a connection
-SHORT_TIMEOUTS = {"client_header_timeout 20s;": "client_header_timeout 1s;", "send_timeout 60s;": "send_timeout 1s;"}
+SHORT_TIMEOUTS = {"client_header_timeout 20s;": "client_header_timeout 1s;", "send_timeout 60s;": "send_timeout 3s;"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def url(direct: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def hasty(direct: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """nginx with timeouts of a second."""
+    """nginx with short timeouts."""
     with behind_nginx(direct, tmp_path_factory.mktemp("hasty"), changes=SHORT_TIMEOUTS) as url:
         yield url
 
