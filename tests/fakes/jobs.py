@@ -25,6 +25,15 @@ def image(index: int = 0, data: bytes = b"data") -> StoredImage:
     return StoredImage(index, "image/png", data, METADATA)
 
 
+def pages(store: JobStore, limit: int, owner: str | None = None) -> list[Job]:
+    """The whole history, page by page."""
+    found: list[Job] = []
+    while page := store.history(limit, found[-1].sequence if found else None, owner):
+        assert len(page) <= limit and page[0] not in found
+        found += page
+    return found
+
+
 def stored_size(job: Job) -> int:
     """Bytes that an ended job counts for in the store, without its images."""
     return len(msgspec.json.encode(job.requests)) + ROW_BYTES

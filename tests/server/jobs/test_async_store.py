@@ -15,34 +15,34 @@ Story = Callable[[AsyncStore], Awaitable[None]]
 
 def play(store: JobStore, story: Story) -> None:
     async def run() -> None:
-        kept = AsyncStore(store, Retention(max_bytes=1 << 30))
-        kept.start()
+        store_ = AsyncStore(store, Retention(max_bytes=1 << 30))
+        store_.start()
         try:
-            await story(kept)
+            await story(store_)
         finally:
-            kept.close()
+            store_.close()
 
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
-def test_who_waits_for_earlier_writes_does_not_wait_for_later_ones(tmp_path: Path) -> None:
-    async def story(kept: AsyncStore) -> None:
+def test_flush_does_not_wait_for_later_writes(tmp_path: Path) -> None:
+    async def story(store_: AsyncStore) -> None:
         async def busy() -> None:
             while True:
-                kept.write_later(lambda: time.sleep(0.004))
+                store_.write_later(lambda: time.sleep(0.004))
                 await asyncio.sleep(0.005)
 
         load = asyncio.create_task(busy())
         await asyncio.sleep(0.1)
         started = time.monotonic()
-        await kept.flush()
+        await store_.flush()
         assert time.monotonic() - started < FLUSH_TIMEOUT / 2
         load.cancel()
 
     play(JobStore(tmp_path / "jobs.db"), story)
 
 
-def test_a_write_that_is_tried_again_is_pending() -> None:
+def test_refused_write_is_pending_until_it_succeeds() -> None:
     refusals = 1
 
     def write() -> None:
@@ -51,19 +51,19 @@ def test_a_write_that_is_tried_again_is_pending() -> None:
         if refusals >= 0:
             raise StoreUnavailable("the disk is full")
 
-    async def story(kept: AsyncStore) -> None:
+    async def story(store_: AsyncStore) -> None:
         for _ in range(3):
-            kept.write_later(write)
-        assert kept.pending_writes == 3
+            store_.write_later(write)
+        assert store_.pending_writes == 3
         await asyncio.sleep(0.1)
-        assert kept.pending_writes == 3
-        await kept.flush()
-        assert kept.pending_writes == 0
+        assert store_.pending_writes == 3
+        await store_.flush()
+        assert store_.pending_writes == 0
 
     play(JobStore(None), story)
 
 
-def test_what_nobody_expected_of_a_store_does_not_end_its_pruning() -> None:
+def test_unexpected_error_while_pruning_does_not_end_pruning() -> None:
     class Odd(JobStore):
         calls = 0
 
@@ -75,10 +75,10 @@ def test_what_nobody_expected_of_a_store_does_not_end_its_pruning() -> None:
 
     store = Odd(None)
 
-    async def story(kept: AsyncStore) -> None:
+    async def story(store_: AsyncStore) -> None:
         await asyncio.sleep(0.05)
         store.bytes_since_prune = 1 << 30
-        kept.write_later(lambda: None)
+        store_.write_later(lambda: None)
         await asyncio.sleep(0.05)
         assert store.calls == 2
 

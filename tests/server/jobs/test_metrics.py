@@ -26,7 +26,7 @@ def samples(http: httpx.Client) -> dict[tuple[str, ...], float]:
     return {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
 
 
-def test_everything_that_happens_is_counted(http: httpx.Client) -> None:
+def test_jobs_images_and_workers_are_counted(http: httpx.Client) -> None:
     for prompt in ("a cat", NAN_PROMPT):
         http.post(IMAGES, json={"prompt": prompt, "size": "128x64", "n": 2, "lora": "outlines"})
     tasks = [http.post("/v1/generate", json={"prompt": "a cat", "num_inference_steps": 100}).json() for _ in range(3)]
@@ -61,7 +61,7 @@ def test_everything_that_happens_is_counted(http: httpx.Client) -> None:
     assert KILL_PROMPT not in http.get("/metrics").text
 
 
-def test_the_dashboard_asks_for_what_there_is(http: httpx.Client) -> None:
+def test_dashboard_uses_existing_metrics(http: httpx.Client) -> None:
     http.post(IMAGES, json={"prompt": "a cat"})
     http.post(IMAGES, json={"prompt": NAN_PROMPT})
     dashboard = json.loads((Path(__file__).parents[3] / "deploy" / "grafana-dashboard.json").read_text())

@@ -1,92 +1,28 @@
-"""Jobs between clients and a worker that is nothing but a list of messages."""
+"""Submission, queries and events of jobs, without a worker."""
 
 import asyncio
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from fakes.jobs import METADATA
-from fakes.loop import MANIFEST
+from fakes.worker_link import FakeLink, finished, follow, job, play
 
-from engine.request import ImageFormat, ImageRequest
-from engine.stages import StageTimes
-from server.errors import JobNotFound, JobRefused, QueueFull
+from server.errors import JobNotFound
 from server.jobs.admission import Limits
 from server.jobs.archive import Archive
-from server.jobs.job import Job, JobState, StoredImage, new_id
+from server.jobs.job import Job, JobState, StoredImage
 from server.jobs.live_job import Progress
-from server.jobs.recovery import MAX_TOTAL_ATTEMPTS
 from server.jobs.retention import Retention
 from server.jobs.service import JobService
 from server.jobs.store import JobStore
-from server.jobs.worker_queue import HOPELESS_STARTS
 from server.worker import messages
-from server.worker.messages import Cancel, Generate, ToWorker
 
 
-class FakeLink:
-    def __init__(self) -> None:
-        self.is_ready, self.failed_starts, self.last_failure, self.starts = True, 0, None, 1
-        self.sent: list[ToWorker] = []
-        self.pid = None
-        self.is_busy = False
-
-    def send(self, message: ToWorker) -> None:
-        self.sent.append(message)
-
-    def expect_messages(self, is_busy: bool) -> None:
-        self.is_busy = is_busy
-
-    def generated(self) -> list[str]:
-        """Jobs that were sent since the last call."""
-        found = [message.key.partition(":")[0] for message in self.sent if isinstance(message, Generate)]
-        self.sent.clear()
-        return found
-
-
-def job(name: str, *, key: str | None = None, deadline: float | None = None, n: int = 1) -> Job:
-    return Job(
-        id=name,
-        requests=tuple(ImageRequest("a cat", 64, 64, seed) for seed in range(n)),
-        format=ImageFormat(),
-        api="test",
-        durable=True,
-        idempotency_key=key,
-        fingerprint="f",
-        created=time.time(),
-        deadline=deadline,
-    )
-
-
-def finished(name: str, index: int = 0) -> messages.Finished:
-    seconds = StageTimes(prompt_encoder=0.1, passes=0.8, vae_decoder=0.1)
-    return messages.Finished(f"{name}:{index}", b"image", replace(METADATA, width=64, height=64, seconds=seconds))
-
-
-Story = Callable[[JobService, FakeLink], Awaitable[None]]
-
-
-def play(
-    story: Story, store: JobStore | None = None, limits: Limits | None = None, archive: Archive | None = None
-) -> None:
-    async def run() -> None:
-        link = FakeLink()
-        jobs = JobService(store or JobStore(None), MANIFEST, limits, archive)
-        jobs.worker_queue.link = link
-        await jobs.start()
-        await story(jobs, link)
-        await jobs.stop(grace=1)
-
-    asyncio.run(asyncio.wait_for(run(), 20))
-
-
-def test_a_job_ends_with_its_last_image() -> None:
+def test_job_ends_with_its_last_image() -> None:
     async def story(jobs: JobService, link: FakeLink) -> None:
         accepted = await jobs.submit(job("a", n=2))
         assert link.generated() == ["a", "a"] and link.is_busy
@@ -108,7 +44,7 @@ def test_a_job_ends_with_its_last_image() -> None:
     play(story)
 
 
-def test_one_at_a_time_uses_a_store_in_memory() -> None:
+def test_calls_to_a_store_in_memory_do_not_overlap() -> None:
     class Watched(JobStore):
         is_pruned = False
         threads: ClassVar[list[threading.Thread]] = []
@@ -140,107 +76,7 @@ def test_one_at_a_time_uses_a_store_in_memory() -> None:
     play(story, store)
 
 
-async def follow(jobs: JobService, accepted: Job) -> list[object]:
-    return [event async for event in jobs.follow(accepted)]
-
-
-def test_suspects_are_generated_one_at_a_time_and_outlast_a_worker_that_does_not_start() -> None:
-    async def story(jobs: JobService, link: FakeLink) -> None:
-        for name in "abcd":
-            await jobs.submit(job(name))
-        assert link.generated() == ["a", "b", "c", "d"]
-        for name in "abc":
-            jobs.worker_queue.on_message(messages.Started(f"{name}:0"))
-        link.is_ready = False
-        jobs.worker_queue.on_worker_lost("it died")
-        link.failed_starts = 1
-        jobs.worker_queue.on_worker_lost("it did not start")
-        assert link.generated() == []
-        link.is_ready = True
-        jobs.worker_queue.on_worker_ready()
-        assert link.generated() == ["a"]
-        jobs.worker_queue.on_message(messages.Started("a:0"))
-        link.is_ready = False
-        jobs.worker_queue.on_worker_lost("it died again")
-        assert (await jobs.get("a")).error.code == "worker_lost"
-        link.is_ready = True
-        jobs.worker_queue.on_worker_ready()
-        for name in "bc":
-            assert link.generated() == [name]
-            jobs.worker_queue.on_message(messages.Started(f"{name}:0"))
-            jobs.worker_queue.on_message(finished(name))
-        assert link.generated() == ["d"]
-        jobs.worker_queue.on_message(finished("d"))
-        assert [(await jobs.get(name)).state for name in "bcd"] == [JobState.DONE] * 3
-
-    play(story)
-
-
-def test_when_no_worker_starts_everybody_is_told_and_later_ones_are_served_again() -> None:
-    async def story(jobs: JobService, link: FakeLink) -> None:
-        await jobs.submit(job("a", key="my key"))
-        link.failed_starts = HOPELESS_STARTS
-        jobs.worker_queue.on_worker_lost("no device")
-        assert (await jobs.get("a")).error.code == "worker_unavailable"
-        with pytest.raises(JobRefused) as refusal:
-            await jobs.submit(job("b"))
-        assert refusal.value.code == "worker_unavailable"
-        link.failed_starts = 0
-        jobs.worker_queue.on_worker_ready()
-        await jobs.submit(job("c", key="my key"))  # which is not held to a failure that was ours
-        assert link.generated()[-1] == "c"
-
-    play(story)
-
-
-def test_a_job_whose_images_were_all_stored_when_the_server_was_killed_is_done(tmp_path: Path) -> None:
-    store = JobStore(tmp_path / "jobs.db")
-    for name in "abc":
-        store.add(job(name))
-        store.start(name)
-    for _ in range(MAX_TOTAL_ATTEMPTS - 1):  # a job that ends servers
-        store.requeue("c")
-        store.start("c")
-    store.add_image("a", StoredImage(0, "image/png", b"image", METADATA))
-
-    async def story(jobs: JobService, link: FakeLink) -> None:
-        assert (await jobs.get("a")).state is JobState.DONE
-        assert (await jobs.get("c")).error.code == "worker_lost"
-        assert link.generated() == ["b"]  # alone: it may be what ended that server
-        jobs.worker_queue.on_message(finished("b"))
-        assert not link.is_busy
-
-    play(story, store)
-
-
-def test_a_full_queue_says_when_to_come_back_and_still_finds_known_keys() -> None:
-    async def story(jobs: JobService, link: FakeLink) -> None:
-        await jobs.submit(job("first"))
-        jobs.worker_queue.on_message(finished("first"))  # a second of the engine's time
-        for number in range(8):
-            await jobs.submit(job(f"{number}", key=f"key {number}"))
-        with pytest.raises(JobRefused) as refusal:
-            await jobs.submit(job("late"))
-        assert refusal.value.code == "queue_full"
-        assert refusal.value.retry_after == pytest.approx(2.0, rel=0.01)  # a fourth of eight
-        assert (await jobs.submit(job("again", key="key 3"))).id == "3"
-        jobs.cancel("5")
-        assert Cancel("5:0") in link.sent
-        await jobs.submit(job("late"))
-
-    play(story, limits=Limits(queue=8))
-
-
-def test_those_who_come_at_once_do_not_get_past_the_limit_together() -> None:
-    async def story(jobs: JobService, _link: FakeLink) -> None:
-        asked = (jobs.submit(job(f"{number}")) for number in range(5))
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(answer) for answer in answers] == [Job, Job, QueueFull, QueueFull, QueueFull]
-
-    play(story, limits=Limits(queue=2))
-
-
-def test_who_waited_has_the_images_though_they_are_kept_no_longer() -> None:
+def test_waiting_client_gets_images_that_are_pruned_at_once() -> None:
     async def story(jobs: JobService, _link: FakeLink) -> None:
         accepted = await jobs.submit(job("a"))
         waiting = asyncio.create_task(jobs.wait(accepted))
@@ -257,7 +93,7 @@ def test_who_waited_has_the_images_though_they_are_kept_no_longer() -> None:
     play(story, limits=Limits(history=Retention(max_bytes=0)))
 
 
-def test_jobs_without_images_are_kept_up_to_the_limit_too() -> None:
+def test_jobs_without_images_count_against_the_history_limit() -> None:
     async def story(jobs: JobService, _link: FakeLink) -> None:
         for number in range(40):
             await jobs.submit(job(f"{number}"))
@@ -269,19 +105,7 @@ def test_jobs_without_images_are_kept_up_to_the_limit_too() -> None:
     play(story, limits=Limits(history=Retention(max_bytes=16 << 10)))
 
 
-def test_a_server_that_is_stopped_in_order_costs_a_job_no_attempt(tmp_path: Path) -> None:
-    async def story(jobs: JobService, _link: FakeLink) -> None:
-        await jobs.submit(job("a"))
-        jobs.worker_queue.on_message(messages.Started("a:0"))
-
-    path = tmp_path / "jobs.db"
-    play(story, JobStore(path))
-    with closing(JobStore(path)) as store:
-        kept = store.get("a")
-        assert kept is not None and (kept.state, kept.attempts) == (JobState.QUEUED, 0)
-
-
-def test_without_a_worker_those_who_are_connected_are_told() -> None:
+def test_without_a_worker_connected_jobs_fail_and_durable_ones_stay() -> None:
     async def story(jobs: JobService, _link: FakeLink) -> None:
         await jobs.submit(replace(job("connected"), durable=False))
         await jobs.submit(job("durable"))
@@ -292,25 +116,7 @@ def test_without_a_worker_those_who_are_connected_are_told() -> None:
     play(story)
 
 
-def test_deadlines() -> None:
-    async def story(jobs: JobService, _link: FakeLink) -> None:
-        await jobs.submit(job("first"))
-        jobs.worker_queue.on_message(finished("first"))
-        for number in range(3):
-            await jobs.submit(job(f"{number}"))
-        with pytest.raises(JobRefused, match=r"about 4\.0 s, and the deadline is in 3\.0 s") as refusal:
-            await jobs.submit(job("hopeless", deadline=time.time() + 3))
-        assert refusal.value.code == "deadline_unreachable"
-        await jobs.submit(job("possible", deadline=time.time() + 4.05))
-        live = jobs._tracker.get("possible")
-        jobs._tracker._expire(live)
-        assert (await jobs.get("possible")).error.code == "deadline_exceeded"
-        assert await jobs.get(new_id()) is None
-
-    play(story)
-
-
-def test_a_job_whose_client_leaves_while_it_is_written_down_is_generated() -> None:
+def test_job_is_generated_though_its_client_disconnects_during_submission() -> None:
     async def story(jobs: JobService, link: FakeLink) -> None:
         asking = asyncio.create_task(jobs.submit(job("a")))
         await asyncio.sleep(0)  # it waits for the store
@@ -324,7 +130,7 @@ def test_a_job_whose_client_leaves_while_it_is_written_down_is_generated() -> No
     play(story)
 
 
-def test_images_are_archived_and_a_full_disk_costs_nobody_a_job(tmp_path: Path) -> None:
+def test_images_are_archived_and_an_unusable_archive_fails_no_job(tmp_path: Path) -> None:
     folder = tmp_path / "archive"
 
     async def story(jobs: JobService, _link: FakeLink) -> None:
@@ -345,7 +151,7 @@ def test_images_are_archived_and_a_full_disk_costs_nobody_a_job(tmp_path: Path) 
     play(unlucky, archive=Archive(tmp_path / "file"))
 
 
-def test_position_and_eta_count_those_before() -> None:
+def test_position_and_eta_count_earlier_jobs() -> None:
     async def story(jobs: JobService, _link: FakeLink) -> None:
         await jobs.submit(job("first"))
         jobs.worker_queue.on_message(finished("first"))

@@ -23,11 +23,6 @@ WAIT = 0.2  # seconds that a store waits for a lock
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "jobs.sqlite"
-
-
-@pytest.fixture
 def store(path: Path) -> Iterator[JobStore]:
     with closing(JobStore(path, WAIT)) as opened:
         yield opened
@@ -52,7 +47,7 @@ while True:
 """
 
 
-def test_what_was_accepted_survives_kill_9(path: Path) -> None:
+def test_accepted_jobs_survive_kill_9(path: Path) -> None:
     promised = []
     for _ in range(5):
         with subprocess.Popen([sys.executable, "-c", ADDING, str(path)], stdout=subprocess.PIPE, text=True) as child:
@@ -71,7 +66,7 @@ def test_what_was_accepted_survives_kill_9(path: Path) -> None:
         assert len(found) - sum("accepted" in line for line in promised) <= 5  # those that nobody could print any more
 
 
-def test_while_another_process_writes_the_store_is_unavailable(store: JobStore, path: Path) -> None:
+def test_locked_database_raises_store_unavailable_after_the_timeout(store: JobStore, path: Path) -> None:
     id = store.add(job()).id
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
@@ -121,9 +116,7 @@ def read_only(store: JobStore) -> Iterator[None]:
         (read_only, "attempt to write a readonly database; the file and its directory must be writable"),
     ],
 )
-def test_what_the_disk_refuses_leaves_nothing_half_written(
-    store: JobStore, path: Path, refusal: Callable, words: str
-) -> None:
+def test_write_refused_by_the_disk_changes_nothing(store: JobStore, path: Path, refusal: Callable, words: str) -> None:
     id = store.add(job()).id
     before = store.get(id)
     with refusal(store):
@@ -143,7 +136,7 @@ def test_what_the_disk_refuses_leaves_nothing_half_written(
         assert len(reopened.history(9)) == 2
 
 
-def test_a_transaction_is_done_whole_or_not_at_all(store: JobStore) -> None:
+def test_failed_recovery_is_rolled_back(store: JobStore) -> None:
     """`recover` has several statements; here the second is refused."""
     running, waiting = store.add(job()).id, store.add(job(durable=False)).id
     store.start(running)
@@ -171,7 +164,7 @@ def overwritten(content: bytes, start: int, length: int) -> bytes:
         (lambda content: content[:5000], "malformed; put a copy"),
     ],
 )
-def test_a_damaged_file_is_refused_by_name(path: Path, damage: Callable[[bytes], bytes], words: str) -> None:
+def test_damaged_file_is_refused_and_left_as_it_is(path: Path, damage: Callable[[bytes], bytes], words: str) -> None:
     with closing(JobStore(path)) as store:
         generated(store)
     content = damage(path.read_bytes())
@@ -181,7 +174,7 @@ def test_a_damaged_file_is_refused_by_name(path: Path, damage: Callable[[bytes],
     assert path.read_bytes() == content
 
 
-def test_damage_that_is_met_later_is_named_too(path: Path) -> None:
+def test_damage_found_while_reading_is_reported(path: Path) -> None:
     with closing(JobStore(path)) as store:
         ids = [generated(store, bytes(100_000)) for _ in range(10)]
     content = path.read_bytes()
@@ -193,12 +186,12 @@ def test_damage_that_is_met_later_is_named_too(path: Path) -> None:
             store.images(id)
 
 
-def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+def test_missing_directory_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match=r"no/jobs.sqlite: unable to open database file; its directory"):
         JobStore(tmp_path / "no" / "jobs.sqlite")
 
 
-def test_a_newer_schema_and_a_foreign_file_are_refused(path: Path) -> None:
+def test_newer_schema_and_foreign_database_are_refused(path: Path) -> None:
     JobStore(path).close()
     with closing(sqlite3.connect(path)) as newer:
         newer.execute(f"PRAGMA user_version = {VERSION + 1}")

@@ -6,7 +6,7 @@ import sys
 from server.worker.messages import FromWorker
 from server.worker.supervisor import MAX_BACKOFF, Supervisor, WorkerTimeouts
 
-LEAVES = """
+EXITING = """
 import socket, sys, time
 from server.worker.messages import Ready, encode_frame
 sock = socket.socket(fileno=int(sys.argv[1]))
@@ -17,7 +17,7 @@ sys.exit(7)
 """
 
 
-class Hearer:
+class FakeListener:
     def __init__(self) -> None:
         self.lost: asyncio.Queue[str] = asyncio.Queue()
 
@@ -29,18 +29,18 @@ class Hearer:
         self.lost.put_nowait(reason)
 
 
-def test_a_worker_that_fails_all_night_is_started_again_in_the_morning() -> None:
+def test_backoff_doubles_up_to_its_maximum_for_any_number_of_failures() -> None:
     pauses = [WorkerTimeouts(backoff=0.5).pause(failed) for failed in range(5000)]
     assert pauses[:3] == [0.5, 1.0, 2.0]
     assert pauses[10:] == [MAX_BACKOFF] * 4990
 
 
-def test_a_worker_that_ends_by_itself_has_its_own_status() -> None:
+def test_worker_that_exits_by_itself_reports_its_status() -> None:
     async def story() -> None:
-        hearer = Hearer()
-        supervisor = Supervisor([sys.executable, "-c", LEAVES], hearer, WorkerTimeouts(backoff=20.0))
+        listener = FakeListener()
+        supervisor = Supervisor([sys.executable, "-c", EXITING], listener, WorkerTimeouts(backoff=20.0))
         await supervisor.start()
-        assert await asyncio.wait_for(hearer.lost.get(), 20) == "it ended with status 7"
+        assert await asyncio.wait_for(listener.lost.get(), 20) == "it ended with status 7"
         await supervisor.stop()
 
     asyncio.run(story())
