@@ -1,4 +1,4 @@
-"""A moment and a look into the folder, for the archive's tests."""
+"""A time and a listing, for tests of the archive."""
 
 from datetime import UTC, datetime
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Servers of fake workers to be killed and stopped: their processes, requests and probes."""
+"""Servers with fake workers that tests kill and stop: processes, requests and probes."""
 
 import base64
 import sqlite3
@@ -18,7 +18,7 @@ STEP = 0.05  # seconds; an image has eight
 
 @contextmanager
 def server(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A server of fake workers: its URL and its process."""
+    """Run a server with fake workers; yield its URL and its process."""
     command = [sys.executable, *FAKE_SERVER, str(STEP), "20", *arguments]
     with subprocess.Popen(
         command, cwd=ROOT, env={"PYTHONPATH": PYTHONPATH}, stdout=subprocess.PIPE, text=True
@@ -40,21 +40,20 @@ def ask(url: str, prompt: str, seed: int = 1, **headers: str) -> httpx.Response:
 
 
 def colour(response: httpx.Response) -> list[int]:
-    """What the fake generates: seed, steps, length of the prompt."""
+    """Return the seed, the steps and the length of the prompt, which the fake shows as a colour."""
     assert response.status_code == 200, response.text
     return decoded(base64.b64decode(response.json()["data"][0]["b64_json"]))[0, 0].tolist()
 
 
-def wait_for(url: str, path: str, status: int) -> float:
-    """Seconds until a probe answers so."""
+def wait_for(url: str, path: str, status: int) -> None:
+    """Wait until a path answers with a status."""
     started = time.monotonic()
     while True:
-        with suppress(httpx.ConnectError):  # it does not listen yet
+        with suppress(httpx.ConnectError):  # the server does not listen yet
             if httpx.get(url + path, timeout=5).status_code == status:
                 break
         assert time.monotonic() - started < 20, f"{path} never answered {status}"
         time.sleep(0.01)
-    return time.monotonic() - started
 
 
 def wait_until_accepted(database: Path, count: int) -> None:

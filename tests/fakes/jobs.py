@@ -1,4 +1,4 @@
-"""Jobs and images to put into a store, and a clock that stands still."""
+"""Jobs and images for a store, and a clock that tests set."""
 
 import msgspec
 
@@ -26,7 +26,7 @@ def image(index: int = 0, data: bytes = b"data") -> StoredImage:
 
 
 def pages(store: JobStore, limit: int, owner: str | None = None) -> list[Job]:
-    """The whole history, page by page."""
+    """Read the whole history, page by page."""
     found: list[Job] = []
     while page := store.history(limit, found[-1].sequence if found else None, owner):
         assert len(page) <= limit and page[0] not in found
@@ -35,12 +35,12 @@ def pages(store: JobStore, limit: int, owner: str | None = None) -> list[Job]:
 
 
 def stored_size(job: Job) -> int:
-    """Bytes that an ended job counts for in the store, without its images."""
+    """Return the bytes that an ended job counts for in the store, without its images."""
     return len(msgspec.json.encode(job.requests)) + ROW_BYTES
 
 
 class Clock:
-    """Unix seconds that pass when told to."""
+    """Unix seconds that pass when a test adds to them."""
 
     now = 1000.0
 
@@ -49,7 +49,7 @@ class Clock:
 
 
 def generated(store: JobStore, data: bytes = b"data") -> str:
-    """The id of a finished job of one image."""
+    """Add a finished job of one image and return its id."""
     id = store.add(job()).id
     assert store.start(id) and store.add_image(id, image(data=data)) and store.finish(id)
     return id

@@ -1,4 +1,4 @@
-"""A job service whose worker is a list of messages, and jobs and messages for it."""
+"""A job service with a fake worker, and jobs and messages for it."""
 
 import asyncio
 import time
@@ -20,6 +20,8 @@ from server.worker.messages import Generate, ToWorker
 
 
 class FakeLink:
+    """A `WorkerLink` that keeps what is sent."""
+
     def __init__(self) -> None:
         self.is_ready, self.failed_starts, self.last_failure, self.starts = True, 0, None, 1
         self.sent: list[ToWorker] = []
@@ -32,8 +34,8 @@ class FakeLink:
     def expect_messages(self, is_busy: bool) -> None:
         self.is_busy = is_busy
 
-    def generated(self) -> list[str]:
-        """Jobs that were sent since the last call."""
+    def take_generated(self) -> list[str]:
+        """Return the job of each image that was sent since the last call."""
         found = [message.key.partition(":")[0] for message in self.sent if isinstance(message, Generate)]
         self.sent.clear()
         return found
@@ -64,6 +66,8 @@ Story = Callable[[JobService, FakeLink], Awaitable[None]]
 def play(
     story: Story, store: JobStore | None = None, limits: Limits | None = None, archive: Archive | None = None
 ) -> None:
+    """Run a story with a started job service, and stop the service."""
+
     async def run() -> None:
         link = FakeLink()
         jobs = JobService(store or JobStore(None), MANIFEST, limits, archive)

@@ -1,4 +1,4 @@
-"""Workers that are killed, stopped or lost: accepted images are still answered. Real processes."""
+"""Workers that are killed or hang, as real processes: accepted images are still generated."""
 
 import os
 import signal
@@ -58,7 +58,7 @@ def test_probes_answer_while_the_first_worker_loads_and_it_exits_with_its_server
 
 @pytest.mark.slow
 def test_worker_killed_at_any_moment_loses_no_image() -> None:
-    """Three images under way or waiting; the kill comes before, during and after the first."""
+    """Kill the worker before, during and after the first of three images."""
     with server() as (url, child), ThreadPoolExecutor() as pool:
         for delay in (0.0, 0.02, 0.12, 0.25, 0.41, 0.6):
             answers = [pool.submit(ask, url, "a cat", seed) for seed in range(3)]
@@ -87,7 +87,7 @@ def test_job_that_kills_its_worker_fails_alone(prompt: str) -> None:
 
 @pytest.mark.slow
 def test_stopped_worker_is_replaced() -> None:
-    """SIGSTOP: the process lives and does nothing, as with a driver that hangs."""
+    """SIGSTOP leaves a process that does nothing, like a driver that hangs."""
     with server() as (url, child), ThreadPoolExecutor() as pool:
         answer = pool.submit(ask, url, "a cat")
         time.sleep(0.1)

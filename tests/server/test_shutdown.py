@@ -1,4 +1,4 @@
-"""Servers that are killed, or stopped by a signal, with jobs under way. Real processes."""
+"""Servers that are killed or stopped with unfinished jobs, as real processes."""
 
 import json
 import signal
@@ -26,8 +26,8 @@ def test_jobs_of_a_killed_server_are_finished_by_the_next(tmp_path: Path, delay:
         time.sleep(delay)
         orphans = workers(child)
         child.kill()
-        gone = [answer.exception() for answer in answers]
-    assert any(isinstance(error, httpx.TransportError) for error in gone) or delay
+        errors = [answer.exception() for answer in answers]
+    assert any(isinstance(error, httpx.TransportError) for error in errors) or delay
     for orphan in orphans:
         wait_until_gone(orphan)
     with server(database) as (url, child):
@@ -64,8 +64,8 @@ def test_orderly_stop_costs_the_running_task_no_attempt(tmp_path: Path, kind: si
         child.send_signal(kind)
         assert child.wait(20) == 0
     store = JobStore(database)
-    kept = store.get(task)
-    assert kept is not None and (kept.state, kept.attempts) == ("queued", 0)
+    stored = store.get(task)
+    assert stored is not None and (stored.state, stored.attempts) == ("queued", 0)
     store.close()
 
 
@@ -78,7 +78,7 @@ def test_disconnected_websocket_does_not_delay_the_shutdown() -> None:
             socket.send("anything")
             assert json.loads(socket.recv())["queue_position"] == 1
         child.terminate()
-        assert child.wait(10) == 0  # of the 20 s that it had
+        assert child.wait(10) == 0  # of its grace period of 20 s
 
 
 @pytest.mark.slow

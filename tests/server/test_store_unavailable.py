@@ -29,8 +29,8 @@ def test_locked_database_refuses_new_jobs_and_finishes_accepted_ones(
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "store_unavailable"
         assert int(refused.headers["retry-after"]) > 0
-        (told,) = [record.getMessage() for record in caplog.records if record.name == "server.api.errors"]
-        assert "jobs.db: database is locked" in told and "jobs.db" not in refused.text
+        (logged,) = [record.getMessage() for record in caplog.records if record.name == "server.api.errors"]
+        assert "jobs.db: database is locked" in logged and "jobs.db" not in refused.text
         assert colour(accepted.result()) == [1, 8, 5]
         assert httpx.get(url + "/health").status_code == 200
         other.execute("ROLLBACK")
@@ -56,7 +56,7 @@ def test_full_disk_refuses_new_jobs_and_finishes_accepted_ones(tmp_path: Path) -
 
 @contextmanager
 def full_disk(fake: FakeLoop) -> Iterator[None]:
-    """As SQLite knows it: no page more."""
+    """Let SQLite add no page."""
     connection = fake.store.database.connection
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages}")

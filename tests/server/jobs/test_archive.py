@@ -1,4 +1,4 @@
-"""The archive: names, and whole files or none."""
+"""The archive: names of files, and complete files or none."""
 
 import os
 import subprocess
@@ -128,7 +128,7 @@ def test_failed_save_leaves_no_file(folder: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(type(error)):
             Archive(folder).save(b"data", ".png", NOON, ID)
     assert names(folder) == set()
-    assert Archive(folder).save(b"data", ".png", NOON, ID).exists()  # nor does it stand in the way of a second try
+    assert Archive(folder).save(b"data", ".png", NOON, ID).exists()  # a second attempt succeeds
 
 
 CHILD = """
@@ -140,7 +140,7 @@ from server.jobs.archive import Archive
 case, folder = sys.argv[1], Path(sys.argv[2])
 if case == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-elif os.geteuid() == 0:  # whom no permission holds back
+elif os.geteuid() == 0:  # root ignores permissions
     os.setuid(65534)
 try:
     Archive(folder).save(bytes(5000), ".png", datetime.now(UTC), "0123abcd")
@@ -151,7 +151,7 @@ except OSError as error:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """Not below tmp_path, which is closed to other users."""
+    """Make a read-only folder, outside tmp_path, which other users cannot enter."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o555)
         yield Path(name)
@@ -160,7 +160,7 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.mark.parametrize(("case", "said"), [("full", "OSError 27"), ("read-only", "PermissionError 13")])
 def test_full_disk_and_read_only_folder_raise_and_leave_no_file(open_folder: Path, case: str, said: str) -> None:
-    """EFBIG, the limit of a file's size, stands for ENOSPC: both come from write, after some bytes are written."""
+    """EFBIG stands for ENOSPC: both are raised by a write after some bytes are written."""
     if case == "full":
         open_folder.chmod(0o755)
     command = [sys.executable, "-c", CHILD, case, str(open_folder)]

@@ -44,7 +44,7 @@ def test_age_is_taken_from_the_name_not_from_the_file(folder: Path) -> None:
 
 def test_oldest_images_are_deleted_until_the_rest_fits(folder: Path) -> None:
     archive = Archive(folder, Retention(max_age=100, max_bytes=25))
-    save(archive, age=1000, size=1000)  # goes by its age, and counts no more
+    save(archive, age=1000, size=1000)  # expired, so its bytes do not count
     paths = [save(archive, age=age, size=10) for age in (50, 10, 40, 20)]
     assert archive.prune(NOON) == 3
     assert names(folder) == {paths[1].name, paths[3].name}

@@ -1,4 +1,4 @@
-"""The store as the event loop uses it, when writes are slow or fail."""
+"""The asynchronous store when writes are slow or fail."""
 
 import asyncio
 import time
@@ -15,27 +15,27 @@ Story = Callable[[AsyncStore], Awaitable[None]]
 
 def play(store: JobStore, story: Story) -> None:
     async def run() -> None:
-        store_ = AsyncStore(store, Retention(max_bytes=1 << 30))
-        store_.start()
+        async_store = AsyncStore(store, Retention(max_bytes=1 << 30))
+        async_store.start()
         try:
-            await story(store_)
+            await story(async_store)
         finally:
-            store_.close()
+            async_store.close()
 
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
 def test_flush_does_not_wait_for_later_writes(tmp_path: Path) -> None:
-    async def story(store_: AsyncStore) -> None:
+    async def story(async_store: AsyncStore) -> None:
         async def busy() -> None:
             while True:
-                store_.write_later(lambda: time.sleep(0.004))
+                async_store.write_later(lambda: time.sleep(0.004))
                 await asyncio.sleep(0.005)
 
         load = asyncio.create_task(busy())
         await asyncio.sleep(0.1)
         started = time.monotonic()
-        await store_.flush()
+        await async_store.flush()
         assert time.monotonic() - started < FLUSH_TIMEOUT / 2
         load.cancel()
 
@@ -51,14 +51,14 @@ def test_refused_write_is_pending_until_it_succeeds() -> None:
         if refusals >= 0:
             raise StoreUnavailable("the disk is full")
 
-    async def story(store_: AsyncStore) -> None:
+    async def story(async_store: AsyncStore) -> None:
         for _ in range(3):
-            store_.write_later(write)
-        assert store_.pending_writes == 3
+            async_store.write_later(write)
+        assert async_store.pending_writes == 3
         await asyncio.sleep(0.1)
-        assert store_.pending_writes == 3
-        await store_.flush()
-        assert store_.pending_writes == 0
+        assert async_store.pending_writes == 3
+        await async_store.flush()
+        assert async_store.pending_writes == 0
 
     play(JobStore(None), story)
 
@@ -75,10 +75,10 @@ def test_unexpected_error_while_pruning_does_not_end_pruning() -> None:
 
     store = Odd(None)
 
-    async def story(store_: AsyncStore) -> None:
+    async def story(async_store: AsyncStore) -> None:
         await asyncio.sleep(0.05)
         store.bytes_since_prune = 1 << 30
-        store_.write_later(lambda: None)
+        async_store.write_later(lambda: None)
         await asyncio.sleep(0.05)
         assert store.calls == 2
 

@@ -1,4 +1,4 @@
-"""How long jobs take, from images that were generated."""
+"""Estimates of the time that jobs take."""
 
 import pytest
 from fakes.jobs import job

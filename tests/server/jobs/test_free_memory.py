@@ -1,4 +1,4 @@
-"""What memory is left, in a container and without one, and that nobody is accepted when it is short."""
+"""Free memory with and without a container, and refusals when it is low."""
 
 from pathlib import Path
 

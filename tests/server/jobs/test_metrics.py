@@ -1,4 +1,4 @@
-"""`/metrics`, as Prometheus' own parser reads it."""
+"""`/metrics`, read by Prometheus' own parser."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def http() -> Iterator[httpx.Client]:
 
 
 def samples(http: httpx.Client) -> dict[tuple[str, ...], float]:
-    """Values by name and the values of labels, in the order of the labels' names."""
+    """Return values by name and label values, in the order of the labels' names."""
     families = text_string_to_metric_families(http.get("/metrics").text)
     return {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
 
@@ -66,6 +66,6 @@ def test_dashboard_uses_existing_metrics(http: httpx.Client) -> None:
     http.post(IMAGES, json={"prompt": NAN_PROMPT})
     dashboard = json.loads((Path(__file__).parents[3] / "deploy" / "grafana-dashboard.json").read_text())
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    asked = {name for text in expressions for name in re.findall(r"\b(?:zimage|process)_\w+", text)}
-    there = {name for name, *_ in samples(http)} | {"zimage_jobs_refused_total"}  # nobody has been refused
-    assert asked <= there and len(asked) > 12
+    used = {name for text in expressions for name in re.findall(r"\b(?:zimage|process)_\w+", text)}
+    existing = {name for name, *_ in samples(http)} | {"zimage_jobs_refused_total"}  # no job was refused
+    assert used <= existing and len(used) > 12

@@ -1,4 +1,4 @@
-"""Submission, queries and events of jobs, without a worker."""
+"""Submission, queries and events of jobs, with a fake worker."""
 
 import asyncio
 import re
@@ -14,8 +14,8 @@ from fakes.worker_link import FakeLink, finished, follow, job, play
 from server.errors import JobNotFound
 from server.jobs.admission import Limits
 from server.jobs.archive import Archive
-from server.jobs.job import Job, JobState, StoredImage
-from server.jobs.live_job import Progress
+from server.jobs.job import Job, JobState, StoredImage, new_id
+from server.jobs.live_job import PreviewReady, Progress
 from server.jobs.retention import Retention
 from server.jobs.service import JobService
 from server.jobs.store import JobStore
@@ -25,8 +25,8 @@ from server.worker import messages
 def test_job_ends_with_its_last_image() -> None:
     async def story(jobs: JobService, link: FakeLink) -> None:
         accepted = await jobs.submit(job("a", n=2))
-        assert link.generated() == ["a", "a"] and link.is_busy
-        heard = asyncio.create_task(follow(jobs, accepted))
+        assert link.take_generated() == ["a", "a"] and link.is_busy
+        events = asyncio.create_task(follow(jobs, accepted))
         await asyncio.sleep(0)
         jobs.worker_queue.on_message(messages.Started("a:0"))
         jobs.worker_queue.on_message(messages.Heartbeat([(1, 0.0)], 0, 0, {"a:0": 4}))
@@ -34,12 +34,13 @@ def test_job_ends_with_its_last_image() -> None:
         for index in (1, 0):
             assert (await jobs.get("a")).state is JobState.RUNNING
             jobs.worker_queue.on_message(finished("a", index))
-        kinds = [type(event) for event in await heard]
+        kinds = [type(event) for event in await events]
         assert kinds == [Progress, Progress, StoredImage, StoredImage, Job]
         assert not link.is_busy
         assert [image.index for image in (await jobs.wait(accepted))[1]] == [0, 1]
-        jobs.worker_queue.on_message(finished("a", 0))  # late, from nowhere
+        jobs.worker_queue.on_message(finished("a", 0))  # too late
         assert (await jobs.get("a")).state is JobState.DONE
+        assert await jobs.get(new_id()) is None
 
     play(story)
 
@@ -67,7 +68,7 @@ def test_calls_to_a_store_in_memory_do_not_overlap() -> None:
         assert store.is_pruned
         given_up = asyncio.create_task(jobs.submit(job("a")))
         await asyncio.sleep(0.05)
-        given_up.cancel()  # which its call does not notice
+        given_up.cancel()  # the call goes on
         await jobs.submit(job("b"))
         await jobs.submit(job("c"))
         main = threading.main_thread()
@@ -119,13 +120,13 @@ def test_without_a_worker_connected_jobs_fail_and_durable_ones_stay() -> None:
 def test_job_is_generated_though_its_client_disconnects_during_submission() -> None:
     async def story(jobs: JobService, link: FakeLink) -> None:
         asking = asyncio.create_task(jobs.submit(job("a")))
-        await asyncio.sleep(0)  # it waits for the store
+        await asyncio.sleep(0)  # it awaits the store
         asking.cancel()
         for _ in range(100):
             await asyncio.sleep(0.01)
             if link.sent:
                 break
-        assert link.generated() == ["a"]
+        assert link.take_generated() == ["a"]
 
     play(story)
 
@@ -142,13 +143,30 @@ def test_images_are_archived_and_an_unusable_archive_fails_no_job(tmp_path: Path
     assert sorted(path.name[26:] for path in folder.iterdir()) == ["abcdef00.png", "abcdef01.png"]
     assert all(re.fullmatch(r"generated_[0-9]{8}_[0-9]{6}_abcdef0[01]\.png", path.name) for path in folder.iterdir())
 
-    async def unlucky(jobs: JobService, _link: FakeLink) -> None:
+    async def unusable(jobs: JobService, _link: FakeLink) -> None:
         accepted = await jobs.submit(job("job_0123456789abcdef"))
         jobs.worker_queue.on_message(finished(accepted.id))
         assert (await jobs.get(accepted.id)).state is JobState.DONE
 
     (tmp_path / "file").write_text("not a folder")
-    play(unlucky, archive=Archive(tmp_path / "file"))
+    play(unusable, archive=Archive(tmp_path / "file"))
+
+
+def test_previews_reach_followers_until_the_image_is_finished() -> None:
+    async def story(jobs: JobService, _link: FakeLink) -> None:
+        accepted = await jobs.submit(job("a", n=2))
+        events = asyncio.create_task(follow(jobs, accepted))
+        await asyncio.sleep(0)
+        for message in (
+            messages.PreviewReady("a:0", 4, b"preview"),
+            finished("a", 0),
+            messages.PreviewReady("a:0", 6, b"late"),
+            finished("a", 1),
+        ):
+            jobs.worker_queue.on_message(message)
+        assert [event for event in await events if isinstance(event, PreviewReady)] == [PreviewReady(0, 4, b"preview")]
+
+    play(story)
 
 
 def test_position_and_eta_count_earlier_jobs() -> None:

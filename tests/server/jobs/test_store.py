@@ -38,7 +38,7 @@ def test_stored_job_and_images_are_read_back_unchanged(path: Path, in_memory: bo
 
 
 def test_database_uses_wal_and_normal_synchronous(store: JobStore) -> None:
-    """As far as can be seen without one: what SQLite promises it for is set."""
+    """With these settings, SQLite promises that a power cut damages nothing."""
     assert store.database.connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
     assert store.database.connection.execute("PRAGMA synchronous").fetchone()[0] == 1  # NORMAL
 
@@ -96,7 +96,7 @@ def test_ended_job_takes_no_further_change(path: Path, first: str) -> None:
 
 
 def test_concurrent_ends_of_a_job_succeed_once(path: Path) -> None:
-    """Two connections, as a server and one that still shuts down, end the same jobs in opposite ways."""
+    """Two connections, like a server and one that still shuts down, end the same jobs differently."""
     with closing(JobStore(path)) as one, closing(JobStore(path)) as other, ThreadPoolExecutor(2) as threads:
         ids = [one.add(job()).id for _ in range(50)]
         cancelled = threads.submit(lambda: [one.cancel(id) for id in ids])

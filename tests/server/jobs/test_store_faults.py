@@ -63,7 +63,7 @@ def test_accepted_jobs_survive_kill_9(path: Path) -> None:
             id, what = line.split()
             assert id in found
             assert what == "accepted" or len(store.image(id, 0).data) == 100_000
-        assert len(found) - sum("accepted" in line for line in promised) <= 5  # those that nobody could print any more
+        assert len(found) - sum("accepted" in line for line in promised) <= 5  # added, but killed before the print
 
 
 def test_locked_database_raises_store_unavailable_after_the_timeout(store: JobStore, path: Path) -> None:
@@ -75,7 +75,7 @@ def test_locked_database_raises_store_unavailable_after_the_timeout(store: JobSt
             with pytest.raises(StoreUnavailable, match=r"jobs.sqlite: database is locked; another process"):
                 write()
             assert WAIT / 2 < time.perf_counter() - started < WAIT + 2
-        assert store.get(id).state == "queued"  # who only reads does not wait
+        assert store.get(id).state == "queued"  # reads do not wait
         other.execute("ROLLBACK")
     assert store.start(id)
     assert len(store.recover()) == 1
@@ -83,16 +83,16 @@ def test_locked_database_raises_store_unavailable_after_the_timeout(store: JobSt
 
 @contextmanager
 def small_database(store: JobStore) -> Iterator[None]:
-    """No room for one more page."""
+    """Leave no room for one more page."""
     (unlimited,) = store.database.connection.execute("PRAGMA max_page_count").fetchone()
-    store.database.connection.execute("PRAGMA max_page_count = 1")  # as small as it can be, which is as it is
+    store.database.connection.execute("PRAGMA max_page_count = 1")  # SQLite takes the present size instead
     yield
     store.database.connection.execute(f"PRAGMA max_page_count = {unlimited}")
 
 
 @contextmanager
 def small_files(_: JobStore) -> Iterator[None]:
-    """The system lets this process write no file beyond 64 KiB."""
+    """Limit the size of this process' files to 64 KiB."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, hard))
     try:
@@ -137,7 +137,7 @@ def test_write_refused_by_the_disk_changes_nothing(store: JobStore, path: Path, 
 
 
 def test_failed_recovery_is_rolled_back(store: JobStore) -> None:
-    """`recover` has several statements; here the second is refused."""
+    """The second of the statements of `recover` is refused."""
     running, waiting = store.add(job()).id, store.add(job(durable=False)).id
     store.start(running)
     store.database.connection.execute(
@@ -178,7 +178,7 @@ def test_damage_found_while_reading_is_reported(path: Path) -> None:
     with closing(JobStore(path)) as store:
         ids = [generated(store, bytes(100_000)) for _ in range(10)]
     content = path.read_bytes()
-    tables = 12 * 4096  # the first pages, which are read at opening; what follows is images
+    tables = 12 * 4096  # the pages that are read at opening; images follow
     path.write_bytes(overwritten(content, tables, len(content) - tables))
     with closing(JobStore(path)) as store, pytest.raises(StoreUnavailable, match="malformed; put a copy"):
         for id in ids:

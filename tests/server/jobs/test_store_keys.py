@@ -1,4 +1,4 @@
-"""Idempotency keys: one job per key, however many requests and stores add it."""
+"""Idempotency keys: one job per key, however many requests and stores add the job."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

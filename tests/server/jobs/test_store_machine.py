@@ -18,7 +18,7 @@ from server.jobs.store import JobStore
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """A store on a file against a dict."""
+    """A store on a file, and a dictionary that must agree with it."""
 
     ids = Bundle("ids")
 
@@ -48,7 +48,7 @@ class StoreMachine(RuleBasedStateMachine):
         durable=st.booleans(),
     )
     def add(self, images: int, owner: str | None, key: str | None, fingerprint: str, durable: bool) -> object:
-        id = f"job_{999 - self.accepted}"  # sorted they are not in the order of acceptance
+        id = f"job_{999 - self.accepted}"  # so that sorted ids are not in the order of acceptance
         new = job(images, id=id, owner=owner, idempotency_key=key, fingerprint=fingerprint, durable=durable)
         same = [j for j in self.jobs.values() if key and (j.owner, j.idempotency_key) == (owner, key)]
         if not same:
@@ -178,7 +178,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.update(id, state=state, finished=now, error=error)
 
     def take_over_messages(self) -> None:
-        """Of "server_restarted" only the code is promised."""
+        """Take the messages of "server_restarted" from the store, since only the code is fixed."""
         for id, expected in self.jobs.items():
             if expected.error == JobError("server_restarted", ""):
                 found = self.store.get(id)

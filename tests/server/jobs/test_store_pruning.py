@@ -53,9 +53,9 @@ def test_pruning_by_size_shrinks_the_file_in_parts(store: JobStore, path: Path) 
     full = path.stat().st_size
     assert [store.prune(by_size(3.5 * size)) for _ in range(2)] == [PRUNE_BATCH, 39 - PRUNE_BATCH]
     assert [j.id for j in store.history(99)] == [unfinished, ids[39], ids[38]]
-    assert full - 3 * VACUUM_PAGES * 4096 < path.stat().st_size < full - VACUUM_PAGES * 4096 / 2  # a part at a time
+    assert full - 3 * VACUUM_PAGES * 4096 < path.stat().st_size < full - VACUUM_PAGES * 4096 / 2  # in parts
     for _ in range(3):
         assert store.prune(by_size(3.5 * size)) == 0
     assert path.stat().st_size < 5 * size
     assert store.prune(by_size(0)) == 2
-    assert len(store.images(unfinished)) == 1  # more than allowed, but still wanted
+    assert len(store.images(unfinished)) == 1  # over the limit, but the job is unfinished

@@ -1,4 +1,4 @@
-"""Jobs on their way to a worker that dies, or does not start."""
+"""Jobs of a worker that dies or does not start."""
 
 import pytest
 from fakes.worker_link import FakeLink, finished, job, play
@@ -14,17 +14,17 @@ def test_jobs_of_a_dead_worker_are_replayed_one_at_a_time_even_after_a_failed_st
     async def story(jobs: JobService, link: FakeLink) -> None:
         for name in "abcd":
             await jobs.submit(job(name))
-        assert link.generated() == ["a", "b", "c", "d"]
+        assert link.take_generated() == ["a", "b", "c", "d"]
         for name in "abc":
             jobs.worker_queue.on_message(messages.Started(f"{name}:0"))
         link.is_ready = False
         jobs.worker_queue.on_worker_lost("it died")
         link.failed_starts = 1
         jobs.worker_queue.on_worker_lost("it did not start")
-        assert link.generated() == []
+        assert link.take_generated() == []
         link.is_ready = True
         jobs.worker_queue.on_worker_ready()
-        assert link.generated() == ["a"]
+        assert link.take_generated() == ["a"]
         jobs.worker_queue.on_message(messages.Started("a:0"))
         link.is_ready = False
         jobs.worker_queue.on_worker_lost("it died again")
@@ -32,10 +32,10 @@ def test_jobs_of_a_dead_worker_are_replayed_one_at_a_time_even_after_a_failed_st
         link.is_ready = True
         jobs.worker_queue.on_worker_ready()
         for name in "bc":
-            assert link.generated() == [name]
+            assert link.take_generated() == [name]
             jobs.worker_queue.on_message(messages.Started(f"{name}:0"))
             jobs.worker_queue.on_message(finished(name))
-        assert link.generated() == ["d"]
+        assert link.take_generated() == ["d"]
         jobs.worker_queue.on_message(finished("d"))
         assert [(await jobs.get(name)).state for name in "bcd"] == [JobState.DONE] * 3
 
@@ -53,7 +53,7 @@ def test_jobs_fail_while_no_worker_starts_and_are_accepted_once_one_does() -> No
         assert refusal.value.code == "worker_unavailable"
         link.failed_starts = 0
         jobs.worker_queue.on_worker_ready()
-        await jobs.submit(job("c", key="my key"))  # which is not held to a failure that was ours
-        assert link.generated()[-1] == "c"
+        await jobs.submit(job("c", key="my key"))  # its earlier failure was the server's
+        assert link.take_generated()[-1] == "c"
 
     play(story)

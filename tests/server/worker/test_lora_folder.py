@@ -1,4 +1,4 @@
-"""Which files of a folder are offered, and under which names."""
+"""LoRA files that are found in a folder, and their names."""
 
 from pathlib import Path
 

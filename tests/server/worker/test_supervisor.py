@@ -1,4 +1,4 @@
-"""How the server starts workers, and what it learns from their ends."""
+"""Restarts of workers, and the reasons for their ends."""
 
 import asyncio
 import sys
@@ -12,7 +12,7 @@ from server.worker.messages import Ready, encode_frame
 sock = socket.socket(fileno=int(sys.argv[1]))
 sock.sendall(encode_frame(Ready(0.0)))
 sock.close()
-time.sleep(0.1)  # as the rest of an interpreter's end takes
+time.sleep(0.1)  # an interpreter takes some time to exit
 sys.exit(7)
 """
 

@@ -1,4 +1,4 @@
-"""The process that generates, without a process."""
+"""The worker, in this process."""
 
 import socket
 
