@@ -59,3 +59,14 @@ def test_pruning_by_size_shrinks_the_file_in_parts(store: JobStore, path: Path) 
     assert path.stat().st_size < 5 * size
     assert store.prune(by_size(0)) == 2
     assert len(store.images(unfinished)) == 1  # over the limit, but the job is unfinished
+
+
+def test_bytes_of_images_and_ended_jobs_are_counted_until_the_next_pruning(store: JobStore) -> None:
+    added = store.add(job())
+    assert store.bytes_since_prune == 0
+    store.add_image(added.id, image(data=bytes(100)))
+    assert store.bytes_since_prune == 100
+    store.finish(added.id)
+    assert store.bytes_since_prune == 100 + stored_size(added)
+    store.prune(Retention())
+    assert store.bytes_since_prune == 0
