@@ -16,9 +16,9 @@ from pathlib import Path
 from engine.plan.manifest import Manifest
 from server.http.sockets import throttle_accept_errors
 from server.jobs.admission import Limits
-from server.jobs.archive import Archive
 from server.jobs.service import JobService
-from server.jobs.store import JobStore
+from server.jobs.storage.archive import Archive
+from server.jobs.storage.store import JobStore
 from server.worker.supervisor import Supervisor, WorkerTimeouts
 
 

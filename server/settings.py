@@ -20,8 +20,8 @@ from engine.errors import InvalidRequest, ZImageError
 from engine.options import ABOUT, MAX_THREADS, CudaGraphs, RuntimeOptions
 from engine.size import Size
 from server.jobs.admission import Limits
-from server.jobs.archive import Archive
-from server.jobs.retention import DAY, Retention
+from server.jobs.storage.archive import Archive
+from server.jobs.storage.retention import DAY, Retention
 from server.logs import LogFormat
 from server.serving import Serving
 from server.worker.supervisor import WorkerTimeouts

@@ -20,7 +20,7 @@ from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, Ta
 from server.jobs.job import Job, JobState, StoredImage
 from server.jobs.live_job import JobEvent, PreviewReady, Progress
 from server.jobs.service import JobService
-from server.jobs.store import MAX_SEQUENCE
+from server.jobs.storage.store import MAX_SEQUENCE
 
 STATES = {JobState.QUEUED: "pending"}  # other states keep their names
 MAX_PAGE = 200  # tasks

@@ -1,1 +1,1 @@
-"""Jobs: submission, order, storage, workers and metrics."""
+"""Jobs: submission, order, admission, progress and metrics."""

@@ -12,7 +12,7 @@ from server.jobs.estimates import Estimates
 from server.jobs.free_memory import FreeMemory
 from server.jobs.job import Job
 from server.jobs.live_job import LiveJob
-from server.jobs.retention import Retention
+from server.jobs.storage.retention import Retention
 
 RETRY_SHARE = 4  # a refused client may come again when a fourth of the queue has been generated
 MEMORY_RETRY_SECONDS = 10.0

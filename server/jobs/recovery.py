@@ -1,7 +1,7 @@
 """Jobs that an earlier server left unfinished, and their way back into the queue."""
 
-from server.jobs.async_store import AsyncStore
 from server.jobs.live_job import LiveJob
+from server.jobs.storage.async_store import AsyncStore
 from server.jobs.tracker import JobTracker
 from server.jobs.worker_queue import WorkerQueue
 

@@ -15,14 +15,14 @@ from engine.images.metadata import ImageMetadata
 from engine.plan.manifest import Manifest
 from server.errors import JobNotFound, JobRefused, ServerShuttingDown, StoreUnavailable, WorkerUnavailable
 from server.jobs.admission import Admission, Limits
-from server.jobs.archive import Archive
-from server.jobs.archive_writer import ArchiveWriter
-from server.jobs.async_store import AsyncStore
 from server.jobs.job import Job, StoredImage
 from server.jobs.live_job import JobEvent, LiveJob, Progress
 from server.jobs.metrics import Metrics
 from server.jobs.recovery import recover
-from server.jobs.store import JobStore
+from server.jobs.storage.archive import Archive
+from server.jobs.storage.archive_writer import ArchiveWriter
+from server.jobs.storage.async_store import AsyncStore
+from server.jobs.storage.store import JobStore
 from server.jobs.tracker import JobTracker
 from server.jobs.worker_queue import WorkerQueue
 

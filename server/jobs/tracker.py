@@ -12,12 +12,12 @@ from dataclasses import replace
 from functools import partial
 
 from engine.plan.manifest import Manifest
-from server.jobs.archive_writer import ArchiveWriter
-from server.jobs.async_store import AsyncStore
 from server.jobs.estimates import Estimates
 from server.jobs.job import Job, JobError, JobState, StoredImage
 from server.jobs.live_job import LiveJob, PreviewReady, Progress
 from server.jobs.metrics import Metrics
+from server.jobs.storage.archive_writer import ArchiveWriter
+from server.jobs.storage.async_store import AsyncStore
 
 log = logging.getLogger(__name__)
 

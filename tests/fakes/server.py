@@ -24,7 +24,7 @@ from server.http.sockets import listen
 from server.http.timeouts import TimeoutServer
 from server.jobs.admission import Limits
 from server.jobs.service import JobService
-from server.jobs.store import JobStore
+from server.jobs.storage.store import JobStore
 from server.serving import Serving, serve
 from server.worker.supervisor import Supervisor, WorkerListener, WorkerTimeouts
 from server.worker.worker import Worker

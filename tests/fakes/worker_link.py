@@ -11,10 +11,10 @@ from fakes.loop import MANIFEST
 from engine.request import ImageFormat, ImageRequest
 from engine.stages import StageTimes
 from server.jobs.admission import Limits
-from server.jobs.archive import Archive
 from server.jobs.job import Job
 from server.jobs.service import JobService
-from server.jobs.store import JobStore
+from server.jobs.storage.archive import Archive
+from server.jobs.storage.store import JobStore
 from server.worker import messages
 from server.worker.messages import Generate, ToWorker
 

@@ -6,8 +6,8 @@ import pytest
 
 from engine.options import RuntimeOptions
 from server import settings
-from server.jobs.archive import Archive
-from server.jobs.retention import DAY, Retention
+from server.jobs.storage.archive import Archive
+from server.jobs.storage.retention import DAY, Retention
 from server.serving import Serving
 
 ENGINES = ["--engines", "plans"]

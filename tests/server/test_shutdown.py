@@ -12,7 +12,7 @@ from fakes.faults import ask, colour, server, wait_until_accepted, wait_until_go
 from fakes.server import IMAGES
 from websockets.sync.client import connect
 
-from server.jobs.store import JobStore
+from server.jobs.storage.store import JobStore
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from fakes.faults import STEP, ask, colour
 from fakes.loop import FakeLoop
 from fakes.server import serving
 
-from server.jobs.store import JobStore
+from server.jobs.storage.store import JobStore
 
 
 def test_locked_database_refuses_new_jobs_and_finishes_accepted_ones(

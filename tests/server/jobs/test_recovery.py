@@ -9,7 +9,7 @@ from fakes.worker_link import FakeLink, finished, job, play
 from server.jobs.job import JobState, StoredImage
 from server.jobs.recovery import MAX_TOTAL_ATTEMPTS
 from server.jobs.service import JobService
-from server.jobs.store import JobStore
+from server.jobs.storage.store import JobStore
 from server.worker import messages
 
 

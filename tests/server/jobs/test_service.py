@@ -13,12 +13,12 @@ from fakes.worker_link import FakeLink, finished, follow, job, play
 
 from server.errors import JobNotFound
 from server.jobs.admission import Limits
-from server.jobs.archive import Archive
 from server.jobs.job import Job, JobState, StoredImage, new_id
 from server.jobs.live_job import PreviewReady, Progress
-from server.jobs.retention import Retention
 from server.jobs.service import JobService
-from server.jobs.store import JobStore
+from server.jobs.storage.archive import Archive
+from server.jobs.storage.retention import Retention
+from server.jobs.storage.store import JobStore
 from server.worker import messages
 
 

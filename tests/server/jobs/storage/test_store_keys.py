@@ -10,7 +10,7 @@ from fakes.jobs import job
 
 from server.errors import IdempotencyKeyReused, StoreUnavailable
 from server.jobs.job import Job
-from server.jobs.store import JobStore
+from server.jobs.storage.store import JobStore
 
 WAIT_FOR_THREADS = 20  # seconds
 

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from server.errors import StoreUnavailable
-from server.jobs.async_store import FLUSH_TIMEOUT, AsyncStore
-from server.jobs.retention import Retention
-from server.jobs.store import JobStore
+from server.jobs.storage.async_store import FLUSH_TIMEOUT, AsyncStore
+from server.jobs.storage.retention import Retention
+from server.jobs.storage.store import JobStore
 
 Story = Callable[[AsyncStore], Awaitable[None]]
 

@@ -12,8 +12,8 @@ from contextlib import suppress
 from typing import TypeVar
 
 from server.errors import StoreUnavailable
-from server.jobs.retention import PRUNE_EVERY, Retention
-from server.jobs.store import JobStore
+from server.jobs.storage.retention import PRUNE_EVERY, Retention
+from server.jobs.storage.store import JobStore
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from server.jobs.archive import Archive
 from server.jobs.job import Job, StoredImage
-from server.jobs.retention import PRUNE_EVERY
+from server.jobs.storage.archive import Archive
+from server.jobs.storage.retention import PRUNE_EVERY
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 from fakes.archive import NOON, names
 
-from server.jobs.archive import Archive
+from server.jobs.storage.archive import Archive
 
 ID = "0123abcd"
 
@@ -135,7 +135,7 @@ CHILD = """
 import os, resource, sys
 from datetime import UTC, datetime
 from pathlib import Path
-from server.jobs.archive import Archive
+from server.jobs.storage.archive import Archive
 
 case, folder = sys.argv[1], Path(sys.argv[2])
 if case == "full":

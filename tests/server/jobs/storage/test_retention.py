@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from server.jobs.retention import Retention
+from server.jobs.storage.retention import Retention
 
 
 @dataclass(frozen=True)

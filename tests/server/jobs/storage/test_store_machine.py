@@ -13,8 +13,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from server.errors import IdempotencyKeyReused
 from server.jobs.job import Job, JobError, JobState, StoredImage
-from server.jobs.retention import Retention
-from server.jobs.store import JobStore
+from server.jobs.storage.retention import Retention
+from server.jobs.storage.store import JobStore
 
 
 class StoreMachine(RuleBasedStateMachine):

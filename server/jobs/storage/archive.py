@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from server.jobs.retention import Retention
+from server.jobs.storage.retention import Retention
 
 PARTIAL = Retention(max_age=3600.0)  # of half-written files; older ones are left from a crash
 TIME = "%Y%m%d_%H%M%S"

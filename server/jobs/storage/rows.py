@@ -6,8 +6,8 @@ from dataclasses import fields
 import msgspec
 
 from engine.images.metadata import ImageMetadata
-from server.jobs.database import SQLiteValue
 from server.jobs.job import Job, StoredImage
+from server.jobs.storage.database import SQLiteValue
 
 COLUMNS = tuple(field.name for field in fields(Job) if field.name != "sequence")
 JSON_COLUMNS = ("requests", "format", "error")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.jobs.store import JobStore
+from server.jobs.storage.store import JobStore
 
 
 @pytest.fixture

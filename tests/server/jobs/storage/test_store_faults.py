@@ -16,8 +16,8 @@ from fakes.jobs import MB, generated, image, job
 
 from engine.request import ImageRequest
 from server.errors import StoreUnavailable
-from server.jobs.database import VERSION
-from server.jobs.store import JobStore
+from server.jobs.storage.database import VERSION
+from server.jobs.storage.store import JobStore
 
 WAIT = 0.2  # seconds that a store waits for a lock
 
@@ -35,7 +35,7 @@ from engine.request import ImageRequest
 from engine.images.metadata import ImageMetadata
 from engine.stages import StageTimes
 from server.jobs.job import Job, ImageFormat, StoredImage, new_id
-from server.jobs.store import JobStore
+from server.jobs.storage.store import JobStore
 metadata = ImageMetadata(7, 8, 8, 8, 8, 0.0, "", "fp32", "onnx", "", None, 1, StageTimes())
 store = JobStore(Path(sys.argv[1]))
 while True:

@@ -12,10 +12,10 @@ import msgspec
 
 from engine.images.metadata import ImageMetadata
 from server.errors import IdempotencyKeyReused
-from server.jobs.database import Database, SQLiteValue
 from server.jobs.job import Job, JobError, JobState, StoredImage
-from server.jobs.retention import Retention
-from server.jobs.rows import COLUMNS, image_of_row, job_of_row, row_of_job, to_json
+from server.jobs.storage.database import Database, SQLiteValue
+from server.jobs.storage.retention import Retention
+from server.jobs.storage.rows import COLUMNS, image_of_row, job_of_row, row_of_job, to_json
 
 SERVER_RESTARTED = JobError(
     "server_restarted", "The server was restarted before the images were generated; send the request again."

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from fakes.archive import NOON, names
 
-from server.jobs.archive import Archive
-from server.jobs.retention import DAY, Retention
+from server.jobs.storage.archive import Archive
+from server.jobs.storage.retention import DAY, Retention
 
 
 def save(archive: Archive, *, age: float = 0, size: int = 10, number: int = 0) -> Path:

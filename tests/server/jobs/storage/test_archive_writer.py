@@ -8,9 +8,9 @@ from threading import Event
 from fakes.archive import names
 from fakes.jobs import image, job
 
-from server.jobs.archive import Archive
-from server.jobs.archive_writer import MAX_QUEUED, ArchiveWriter
-from server.jobs.retention import Retention
+from server.jobs.storage.archive import Archive
+from server.jobs.storage.archive_writer import MAX_QUEUED, ArchiveWriter
+from server.jobs.storage.retention import Retention
 
 
 def test_hanging_disk_blocks_neither_put_nor_close(folder: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from fakes.jobs import ERROR, MB, Clock, generated, image, job, stored_size
 
-from server.jobs.retention import Retention
-from server.jobs.store import PRUNE_BATCH, VACUUM_PAGES, JobStore
+from server.jobs.storage.retention import Retention
+from server.jobs.storage.store import PRUNE_BATCH, VACUUM_PAGES, JobStore
 
 
 def by_size(max_bytes: float) -> Retention:

@@ -10,7 +10,7 @@ from fakes.jobs import ERROR, Clock, image, job
 
 from engine.request import MAX_SEED, ImageRequest
 from server.jobs.job import ImageFormat, new_id
-from server.jobs.store import JobStore
+from server.jobs.storage.store import JobStore
 
 
 def test_ids_are_long_and_unique() -> None:
