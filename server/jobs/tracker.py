@@ -110,7 +110,7 @@ class JobTracker:
         self._end(live, JobState.DONE, partial(self._store.store.finish, live.job.id))
 
     def cancel(self, live: LiveJob) -> bool:
-        """End a job that nobody wants. False: it had ended."""
+        """End a job that is no longer wanted. False: it had ended."""
         return self._end(live, JobState.CANCELLED, partial(self._store.store.cancel, live.job.id))
 
     def fail(self, live: LiveJob, code: str, message: str) -> None:

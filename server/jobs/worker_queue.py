@@ -1,6 +1,6 @@
-"""The way of jobs to a worker: sending them, following its messages, and replaying jobs when it dies.
+"""Delivery of jobs to a worker: sending them, handling its messages, and replays after its death.
 
-Knows messages, not processes and not who submits jobs.
+Knows messages; neither processes nor clients.
 """
 
 from collections import deque
@@ -40,15 +40,15 @@ class WorkerLink(Protocol):
     def send(self, message: ToWorker) -> None: ...
 
     def expect_messages(self, is_busy: bool) -> None:
-        """Say if the worker has work, so that a long silence means that it hangs."""
+        """Set if the worker has work, so that a long silence means that it hangs."""
         ...
 
 
 class WorkerQueue:
-    """Unfinished jobs as one worker gets them: all at once, but after its death one suspect at a time.
+    """Sends unfinished jobs to one worker: all at once, or one suspect at a time after a worker has died.
 
     Suspects are the jobs that a worker was generating when it died. One of them may have caused that, so each is
-    replayed alone and takes no other job along if the next worker dies too.
+    replayed alone: if it kills the next worker too, no other job loses an attempt.
 
     Attributes:
         link: connection to the worker; None until `server.serving` has set it.
@@ -128,7 +128,7 @@ class WorkerQueue:
         self.send_pending()
 
     def on_worker_lost(self, reason: str) -> None:
-        """Queue all its jobs again; fail those that have used up their attempts, or all if no worker starts."""
+        """Requeue all jobs of the worker. Fail those without attempts left, or all if no worker starts."""
         unfinished = list(self._tracker.unfinished)
         started = [live for live in unfinished if live.is_started]
         self._suspects = deque(dict.fromkeys([*started, *self._suspects]))

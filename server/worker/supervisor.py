@@ -128,7 +128,7 @@ class Supervisor:
             self._writer.write(encode_frame(message))
 
     def expect_messages(self, is_busy: bool) -> None:
-        """Say if the worker has work, so that a long silence means that it hangs."""
+        """Set if the worker has work, so that a long silence means that it hangs."""
         if is_busy and not self._is_busy:
             self._last_message = time.monotonic()
         self._is_busy = is_busy
