@@ -14,11 +14,11 @@ from server.api import openai as openai_api
 from server.api import tasks as tasks_api
 from server.api.access import AccessPolicy, Authenticator
 from server.api.body import AmbiguousLengthMiddleware
-from server.api.openai_schemas import Health, ImagesRequest, Status, StreamedImage
+from server.api.openai_schemas import Health, ImagesRequest, StreamedImage
 from server.api.request_id import RequestIdMiddleware
 from server.api.submit import Jobs
 from server.api.task_schemas import GenerateRequest, TaskEvent
-from server.jobs.dispatcher import HOPELESS_STARTS, Dispatcher
+from server.jobs.service import JobService
 from server.page.mount import PageMount
 
 probes = APIRouter()
@@ -28,7 +28,7 @@ NOT_OK: openapi.Responses = {
 }
 
 
-def create_app(dispatcher: Dispatcher, policy: AccessPolicy, page: bool = False) -> FastAPI:
+def create_app(dispatcher: JobService, policy: AccessPolicy, page: bool = False) -> FastAPI:
     """Create the application of a dispatcher.
 
     Args:
@@ -75,19 +75,12 @@ async def metrics(jobs: Jobs) -> Response:
     return Response(jobs.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _report(jobs: Dispatcher) -> Health:
-    manifest, link = jobs.manifest, jobs.link
-    assert link is not None
-    if link.failed_starts >= HOPELESS_STARTS:
-        status: Status = "failing"
-    elif jobs.is_draining:
-        status = "draining"
-    else:
-        status = "ok" if link.is_ready else "starting"
+def _report(jobs: JobService) -> Health:
+    manifest, status = jobs.manifest, jobs.status
     return Health(
         status=status,
         model=manifest.model.name,
         precision=manifest.precision,
         flavor=manifest.target.flavor,
-        detail=None if status == "ok" else link.last_failure,
+        detail=None if status == "ok" else jobs.last_failure,
     )

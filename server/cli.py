@@ -9,7 +9,6 @@ from engine.errors import ZImageError
 from engine.plan.manifest import read, resolve
 from server import logs, settings
 from server.http.sockets import listen
-from server.jobs.store import StoreUnavailable
 from server.serving import serve
 from server.worker import lora_folder
 
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 given.log_level,
             ]
             serve(sock, worker, manifest, given.serving(loras))
-    except (ZImageError, StoreUnavailable, OSError) as error:
+    except (ZImageError, OSError) as error:
         sys.exit(f"zimage-serve: {error}")
 
 

@@ -17,7 +17,7 @@ from engine.plan.manifest import Manifest
 from server.http.sockets import throttle_accept_errors
 from server.jobs.admission import Limits
 from server.jobs.archive import Archive
-from server.jobs.dispatcher import Dispatcher
+from server.jobs.service import JobService
 from server.jobs.store import JobStore
 from server.worker.supervisor import Supervisor, WorkerTimeouts
 
@@ -54,7 +54,7 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, servin
         worker: command that starts a worker; the descriptor of the worker's socket is appended.
 
     Raises:
-        WorkerRefused: the worker cannot serve the plans.
+        WorkerStartFailed: the worker cannot serve the plans.
         StoreUnavailable, OSError: the database cannot be opened, or another server uses it.
     """
     with contextlib.suppress(KeyboardInterrupt), _lock(serving.database):
@@ -65,8 +65,8 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, servin
 
 async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, serving: Serving) -> None:
     throttle_accept_errors(asyncio.get_running_loop())
-    dispatcher = Dispatcher(JobStore(serving.database), manifest, serving.limits, serving.archive, serving.loras)
-    supervisor = dispatcher.link = Supervisor(worker, dispatcher, serving.timeouts)
+    dispatcher = JobService(JobStore(serving.database), manifest, serving.limits, serving.archive, serving.loras)
+    supervisor = dispatcher.worker_queue.link = Supervisor(worker, dispatcher.worker_queue, serving.timeouts)
     starting = asyncio.create_task(supervisor.start())
     try:
         launched = asyncio.create_task(supervisor.launched.wait())

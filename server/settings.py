@@ -4,6 +4,7 @@ Knows names, units and limits; not what the settings do. Defaults come from the 
 """
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -19,7 +20,8 @@ from engine.errors import InvalidRequest, ZImageError
 from engine.options import ABOUT, MAX_THREADS, CudaGraphs, RuntimeOptions
 from engine.size import Size
 from server.jobs.admission import Limits
-from server.jobs.archive import DAY, Archive
+from server.jobs.archive import Archive
+from server.jobs.retention import DAY, Retention
 from server.logs import LogFormat
 from server.serving import Serving
 from server.worker.supervisor import WorkerTimeouts
@@ -33,6 +35,7 @@ NAME = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)  # in a line of 
 FoundLoras = tuple[tuple[str, Path], ...]  # name and file of each LoRA
 
 RUNTIME, SERVING, LIMITS, TIMEOUTS = RuntimeOptions(), Serving(), Limits(), WorkerTimeouts()
+ARCHIVED = Retention()
 
 
 def _words(value: object) -> object:
@@ -102,9 +105,11 @@ class Settings(BaseSettings):
         description="SQLite file for jobs and images (default: memory, which is lost at a restart)",
         title="FILE",
     )
-    history_days: float = Field(LIMITS.history / DAY, ge=0, le=MAX_DAYS, description="Days to keep finished jobs")
+    history_days: float = Field(
+        LIMITS.history.max_age / DAY, ge=0, le=MAX_DAYS, description="Days to keep finished jobs"
+    )
     history_mb: int = Field(
-        LIMITS.history_bytes // MIB,
+        int(LIMITS.history.max_bytes) // MIB,
         ge=0,
         title="MIB",
         description="Maximum size of the job history in MiB, images included",
@@ -113,7 +118,7 @@ class Settings(BaseSettings):
         None, description="Folder for a copy of every image, named generated_YYYYMMDD_HHMMSS_ID.png", title="DIR"
     )
     archive_days: float = Field(
-        7.0, ge=0, le=MAX_DAYS, description="Days to keep archived images; 0 keeps them forever"
+        ARCHIVED.max_age / DAY, ge=0, le=MAX_DAYS, description="Days to keep archived images; 0 keeps them forever"
     )
     archive_mb: int | None = Field(
         None,
@@ -184,16 +189,19 @@ class Settings(BaseSettings):
 
     def serving(self, loras: FoundLoras = ()) -> Serving:
         """Return the options of the server."""
-        archive_bytes = None if self.archive_mb is None else self.archive_mb * MIB
+        archive_bytes = math.inf if self.archive_mb is None else self.archive_mb * MIB
+        archived = Retention(self.archive_days * DAY or math.inf, archive_bytes)
         return Serving(
             grace=self.grace,
             database=self.database,
-            archive=Archive(self.archive, self.archive_days * DAY or None, archive_bytes) if self.archive else None,
+            archive=Archive(self.archive, archived) if self.archive else None,
             keys=self.keys,
             rate=self.rate,
             page=self.page,
             loras=tuple(name for name, _ in loras),
-            limits=Limits(self.queue, self.history_days * DAY, self.history_mb * MIB, self.min_free_mb * MIB),
+            limits=Limits(
+                self.queue, Retention(self.history_days * DAY, self.history_mb * MIB), self.min_free_mb * MIB
+            ),
             timeouts=WorkerTimeouts(load=self.load_seconds, silence=self.hang_seconds),
         )
 

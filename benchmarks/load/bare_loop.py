@@ -23,7 +23,8 @@ from engine.scheduler.events import Denoised, Failed
 from engine.scheduler.loop import EngineLoop
 from engine.scheduler.pending_image import PendingImage
 from server.settings import SLOTS
-from server.worker.process import FINISHERS, warm_up
+from server.worker.finisher import FINISHERS
+from server.worker.process import warm_up
 
 
 class BareLoop:

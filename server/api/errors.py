@@ -18,10 +18,8 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from engine.errors import InvalidRequest, ZImageError
-from server.jobs.admission import Refusal
-from server.jobs.dispatcher import JobGone
+from server.errors import IdempotencyKeyReused, JobNotFound, JobRefused, StoreUnavailable
 from server.jobs.job import Job, JobState
-from server.jobs.store import IdempotencyMismatch, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -98,10 +96,10 @@ def install(app: FastAPI) -> None:
         ApiError,
         RequestValidationError,
         InvalidRequest,
-        JobGone,
-        Refusal,
+        JobNotFound,
+        JobRefused,
         StoreUnavailable,
-        IdempotencyMismatch,
+        IdempotencyKeyReused,
         HTTPException,
         ClientDisconnect,
     ):
@@ -176,17 +174,17 @@ def translate(request: Request, error: Exception) -> ApiError:
         case RequestValidationError():  # of a query; its location is ("query", name)
             first = error.errors()[0]
             return _invalid(first | {"loc": first["loc"][1:]})
-        case JobGone():
+        case JobNotFound():
             return task_not_found()
         case InvalidRequest():
             return ApiError(400, str(error), code="invalid_value", param=error.param)
-        case Refusal(code=code, retry_after=seconds):
+        case JobRefused(code=code, retry_after=seconds):
             headers = {"retry-after": str(max(1, math.ceil(seconds)))}
             return ApiError(429 if code in OVERLOAD else 503, str(error), code=code, headers=headers)
         case StoreUnavailable():
             message = "The server cannot store new jobs; see its log for the reason. Try again later."
             return ApiError(503, message, code="store_unavailable", headers={"retry-after": str(STORE_SECONDS)})
-        case IdempotencyMismatch():
+        case IdempotencyKeyReused():
             message = "The idempotency key was already used with another body."
             return ApiError(422, message, code="idempotency_key_reused", param="Idempotency-Key")
         case ClientDisconnect():

@@ -27,9 +27,9 @@ from server.api.openai_schemas import (
     Usage,
 )
 from server.api.submit import Jobs, Owner, Submission, image_path, submit_request, timing, wait_for_images
-from server.jobs.dispatcher import Dispatcher
 from server.jobs.job import Job, JobState, StoredImage
 from server.jobs.live_job import PreviewReady
+from server.jobs.service import JobService
 
 INLINE_BYTES = 1 << 18  # of images that are encoded in the event loop; a thread would take longer
 SEND_SECONDS = 60  # for a client to read one event of a stream
@@ -133,7 +133,7 @@ def _check(body: ImagesRequest, card: ModelCard, *, has_previews: bool) -> None:
         raise InvalidRequest("response_format must be b64_json in a stream", "response_format")
 
 
-async def _stream(jobs: Dispatcher, job: Job, body: ImagesRequest) -> AsyncIterator[ServerSentEvent]:
+async def _stream(jobs: JobService, job: Job, body: ImagesRequest) -> AsyncIterator[ServerSentEvent]:
     """Yield previews and images as they arrive, or an error as OpenAI's clients raise it."""
     sent = 0
     try:
@@ -157,7 +157,7 @@ def _event(image: StreamedImage) -> ServerSentEvent:
 
 
 def _partial_image(
-    jobs: Dispatcher, job: Job, body: ImagesRequest, index: int, data: bytes, number: int
+    jobs: JobService, job: Job, body: ImagesRequest, index: int, data: bytes, number: int
 ) -> StreamedImage:
     return StreamedImage(
         type="image_generation.partial_image",
@@ -171,7 +171,7 @@ def _partial_image(
     )
 
 
-def _completed_image(jobs: Dispatcher, body: ImagesRequest, image: StoredImage) -> StreamedImage:
+def _completed_image(jobs: JobService, body: ImagesRequest, image: StoredImage) -> StreamedImage:
     metadata = image.metadata
     return StreamedImage(
         type="image_generation.completed",

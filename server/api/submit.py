@@ -18,18 +18,19 @@ from engine.request import PNG, ImageFormat, ImageRequest
 from server.api import errors
 from server.api.access import Authenticator
 from server.api.body import while_connected
-from server.jobs.dispatcher import Dispatcher, JobGone
+from server.errors import JobNotFound
 from server.jobs.job import Job, JobState, StoredImage, new_id
+from server.jobs.service import JobService
 
 MAX_KEY = 255  # characters of an Idempotency-Key
 
 
-async def _dispatcher(connection: HTTPConnection) -> Dispatcher:
-    dispatcher: Dispatcher = connection.app.state.dispatcher
+async def _dispatcher(connection: HTTPConnection) -> JobService:
+    dispatcher: JobService = connection.app.state.dispatcher
     return dispatcher
 
 
-Jobs = Annotated[Dispatcher, Depends(_dispatcher)]
+Jobs = Annotated[JobService, Depends(_dispatcher)]
 
 
 async def _owner(request: Request) -> str | None:
@@ -65,24 +66,24 @@ class Submission:
     names: Mapping[str, str] = field(default_factory=dict)
 
 
-async def submit_request(request: Request, jobs: Dispatcher, owner: str | None, submission: Submission) -> Job:
+async def submit_request(request: Request, jobs: JobService, owner: str | None, submission: Submission) -> Job:
     """Count a request and queue its job; return the earlier job if the Idempotency-Key is repeated.
 
     Raises:
         ApiError: the owner exceeds the rate limit.
-        InvalidRequest, Refusal, IdempotencyMismatch, StoreUnavailable: see `enqueue`.
+        InvalidRequest, JobRefused, IdempotencyKeyReused, StoreUnavailable: see `enqueue`.
     """
     request.app.state.authenticator.count(request, owner)
     return await enqueue(jobs, owner, submission, request.headers.get("idempotency-key"))
 
 
-async def enqueue(jobs: Dispatcher, owner: str | None, submission: Submission, key: str | None = None) -> Job:
+async def enqueue(jobs: JobService, owner: str | None, submission: Submission, key: str | None = None) -> Job:
     """Queue a job, without counting it; return the earlier job if the idempotency key is repeated.
 
     Raises:
         InvalidRequest: the plans cannot generate the images, or the key is too long.
-        Refusal: the server takes no more jobs now, or cannot finish this one before its deadline.
-        IdempotencyMismatch: the key was used with another body.
+        JobRefused: the server takes no more jobs now, or cannot finish this one before its deadline.
+        IdempotencyKeyReused: the key was used with another body.
         StoreUnavailable: the job cannot be stored.
     """
     now = time.time()
@@ -104,29 +105,29 @@ async def enqueue(jobs: Dispatcher, owner: str | None, submission: Submission, k
         created=now,
         deadline=None if submission.timeout is None else now + submission.timeout,
     )
-    return await jobs.accept(job, submission.previews)
+    return await jobs.submit(job, submission.previews)
 
 
-async def wait_for_images(request: Request, jobs: Dispatcher, job: Job) -> tuple[Job, Sequence[StoredImage]]:
+async def wait_for_images(request: Request, jobs: JobService, job: Job) -> tuple[Job, Sequence[StoredImage]]:
     """Return the finished job and its images.
 
     Raises:
         ApiError: the job failed or was cancelled.
-        JobGone: the job was deleted.
+        JobNotFound: the job was deleted.
         ClientDisconnect: the client disconnected first.
     """
     ended, images = await while_connected(request, _end(jobs, job))
     if ended.state is not JobState.DONE:
         raise errors.from_job(ended)
     if len(images) < len(ended.requests):
-        raise JobGone
+        raise JobNotFound(f"there is no job {job.id}, or it was deleted")
     return ended, images
 
 
-async def _end(jobs: Dispatcher, job: Job) -> tuple[Job, list[StoredImage]]:
+async def _end(jobs: JobService, job: Job) -> tuple[Job, list[StoredImage]]:
     """Wait for a job; cancel it with the waiting client unless it is durable."""
     try:
-        return await jobs.end(job)
+        return await jobs.wait(job)
     finally:
         if not job.durable:
             jobs.cancel(job.id)

@@ -17,9 +17,9 @@ from server.api import errors, openapi
 from server.api.body import read_body, while_connected
 from server.api.submit import Jobs, Owner, Submission, image_path, submit_request, timing, wait_for_images
 from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList, TaskResult
-from server.jobs.dispatcher import Dispatcher
 from server.jobs.job import Job, JobState, StoredImage
 from server.jobs.live_job import JobEvent, PreviewReady, Progress
+from server.jobs.service import JobService
 from server.jobs.store import MAX_SEQUENCE
 
 STATES = {JobState.QUEUED: "pending"}  # other states keep their names
@@ -98,7 +98,7 @@ async def events_by_websocket(task_id: str, socket: WebSocket, jobs: Jobs) -> No
         await while_connected(socket, _send_events(socket, jobs, job))
 
 
-async def _send_events(socket: WebSocket, jobs: Dispatcher, job: Job) -> None:
+async def _send_events(socket: WebSocket, jobs: JobService, job: Job) -> None:
     async for event in jobs.follow(job):
         await socket.send_text((await _event(socket, jobs, event)).model_dump_json(exclude_unset=True))
     await socket.close()
@@ -117,20 +117,20 @@ async def history(
     return TaskList(tasks=[await _task(request, jobs, job) for job in found])
 
 
-async def _submit(request: Request, jobs: Dispatcher, owner: str | None, *, is_awaited: bool) -> Job:
+async def _submit(request: Request, jobs: JobService, owner: str | None, *, is_awaited: bool) -> Job:
     body = await read_body(request, GenerateRequest)
     submission = Submission("tasks", body, body.images(), is_awaited, timeout=body.timeout, previews=body.previews)
     return await submit_request(request, jobs, owner, submission)
 
 
-async def _find(jobs: Dispatcher, task_id: str) -> Job:
+async def _find(jobs: JobService, task_id: str) -> Job:
     job = await jobs.get(task_id)
     if job is None:
         raise errors.task_not_found()
     return job
 
 
-async def _task(request: Request | WebSocket, jobs: Dispatcher, job: Job) -> Task:
+async def _task(request: Request | WebSocket, jobs: JobService, job: Job) -> Task:
     progress = jobs.progress(job)
     all_metadata = await jobs.metadata(job.id) if job.state is JobState.DONE else []
     share = 1.0 if job.state is JobState.DONE else progress.done / progress.steps if progress.steps else 0.0
@@ -159,7 +159,7 @@ def _result(request: Request | WebSocket, job: Job, all_metadata: list[ImageMeta
     )
 
 
-async def _event(request: Request | WebSocket, jobs: Dispatcher, event: JobEvent) -> TaskEvent:
+async def _event(request: Request | WebSocket, jobs: JobService, event: JobEvent) -> TaskEvent:
     match event:
         case Progress():
             return TaskEvent(

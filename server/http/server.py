@@ -19,7 +19,7 @@ from server.http.protocol import HttpProtocol
 from server.http.sockets import bracketed
 from server.http.timeouts import TimeoutServer
 from server.http.websocket import WebSocketProtocol
-from server.jobs.dispatcher import Dispatcher
+from server.jobs.service import JobService
 
 MAX_MESSAGE = MAX_BODY  # bytes of a WebSocket message; the page sends prompts in them
 
@@ -51,7 +51,7 @@ class HttpServer(TimeoutServer):
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, policy: AccessPolicy, grace: float, page: bool, starting: "asyncio.Task[None]"
+        self, dispatcher: JobService, policy: AccessPolicy, grace: float, page: bool, starting: "asyncio.Task[None]"
     ) -> None:
         super().__init__(config(create_app(dispatcher, policy, page), grace))
         self._dispatcher, self._starting = dispatcher, starting
@@ -72,7 +72,7 @@ class HttpServer(TimeoutServer):
         """Print that the server is ready once the first worker is, or stop if the worker cannot start."""
         await asyncio.wait([self._starting])
         if (error := self._starting.exception()) is not None:
-            self._dispatcher.give_up(str(error))
+            self._dispatcher.fail_connected(str(error))
             self.should_exit = True
             return
         seconds = time.time() - psutil.Process().create_time()

@@ -1,1 +1,1 @@
-"""Jobs: admission, order, storage and metrics."""
+"""Jobs: submission, order, storage, workers and metrics."""

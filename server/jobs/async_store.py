@@ -1,138 +1,137 @@
-"""The job store as the event loop uses it: reads are waited for, writes follow in order. Knows no jobs' meaning."""
+"""The job store for an event loop: reads are awaited, writes follow in the background, in order.
+
+Knows calls; not what jobs mean.
+"""
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TypeVar
 
-from server.jobs.store import JobStore, StoreUnavailable
+from server.errors import StoreUnavailable
+from server.jobs.retention import PRUNE_EVERY, Retention
+from server.jobs.store import JobStore
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Write = tuple[Callable[[], object], Callable[[], object]]  # what is written, and what follows once it is
+Write = tuple[Callable[[], object], Callable[[], object]]  # the write, and a callback for when it is done
 
-PRUNE_EVERY = 600.0  # seconds
-PATIENCE = 2.0  # seconds that somebody may wait for earlier writes
-GATHER = 0.002  # seconds that writes wait for others, while answers go out before them
-RETRY = 1.0  # seconds between two attempts to write what the disk did not take
+FLUSH_TIMEOUT = 2.0  # seconds
+BATCH_DELAY = 0.002  # seconds in which writes gather, so that one trip to the thread does for all
+RETRY_DELAY = 1.0  # seconds between two attempts at a write that the disk refuses
 
 
 class AsyncStore:
-    """One store, from one event loop.
+    """One store, used from one event loop.
 
     Args:
-        keep: seconds for which jobs that ended are kept.
-        keep_bytes: of them and their images.
+        retention: of jobs that have ended, with their images.
+
+    Attributes:
+        store: for its methods, which go through `call` and `write_later`.
     """
 
-    def __init__(self, store: JobStore, keep: float, keep_bytes: int) -> None:
+    def __init__(self, store: JobStore, retention: Retention) -> None:
         self.store = store
-        self._keep, self._keep_bytes = keep, keep_bytes
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")  # whose order is that of the calls
-        self._away = 0  # calls that are in the thread, which has the store to itself meanwhile
+        self._retention = retention
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")  # keeps the order of the calls
+        self._calls_in_thread = 0  # while there are any, no other thread may use the store
         self._writes: asyncio.Queue[Write] = asyncio.Queue()
-        self._pending = 0
+        self._pending_writes = 0
         self._tasks: list[asyncio.Task[None]] = []
-        self._unpruned = 0  # bytes
-        self._much_was_kept = asyncio.Event()
+        self._prune_due = asyncio.Event()
 
     @property
-    def pending(self) -> int:
+    def pending_writes(self) -> int:
         """Writes that the store has not taken yet."""
-        return self._pending
+        return self._pending_writes
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._prune())]
 
     def close(self) -> None:
-        """What is not written by now is not written."""
+        """Drop the pending writes and close the store."""
         for task in self._tasks:
             task.cancel()
         self._thread.shutdown()
         self.store.close()
 
-    async def call(self, function: Callable[..., T], *args: object) -> T:
-        """The result of a method of the store. Raises what it raises."""
-        if self.store.is_in_memory and not self._away:  # no disk to wait for: to a thread and back takes longer
-            return function(*args)
-        return await self._in_thread(function, *args)
+    async def call(self, method: Callable[..., T], *args: object) -> T:
+        """Return the result of a method of the store; raise what it raises."""
+        if self.store.database.is_in_memory and not self._calls_in_thread:  # faster than a trip to the thread
+            return method(*args)
+        return await self._call_in_thread(method, *args)
 
-    def later(self, write: Callable[[], object], then: Callable[[], object] = lambda: None) -> None:
-        """Writes in the background, in order, again and again until the disk takes it."""
-        self._pending += 1
+    def write_later(self, write: Callable[[], object], then: Callable[[], object] = lambda: None) -> None:
+        """Write in the background, after earlier writes, and again and again until the disk takes it."""
+        self._pending_writes += 1
         self._writes.put_nowait((write, then))
 
-    async def written(self) -> None:
-        """Waits until all writes so far are done. Raises StoreUnavailable if that takes too long."""
-        if not self._pending:
+    async def flush(self) -> None:
+        """Wait until all writes so far are done. Raises StoreUnavailable after FLUSH_TIMEOUT."""
+        if not self._pending_writes:
             return
         done = asyncio.Event()
-        self.later(lambda: None, then=done.set)
+        self.write_later(lambda: None, then=done.set)
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(FLUSH_TIMEOUT):
                 await done.wait()
         except TimeoutError as error:
-            raise StoreUnavailable("the job store has not taken what was to be written before") from error
+            raise StoreUnavailable(f"earlier writes were not done in {FLUSH_TIMEOUT:.0f} s; try again later") from error
 
-    def kept(self, size: int) -> None:
-        """So many bytes are new: when they are many, old ones go before their time."""
-        self._unpruned += size
-        if self._unpruned > self._keep_bytes // 8:
-            self._much_was_kept.set()
+    async def _call_in_thread(self, method: Callable[..., T], *args: object) -> T:
+        call = asyncio.get_running_loop().run_in_executor(self._thread, method, *args)
+        self._calls_in_thread += 1
+        call.add_done_callback(self._on_call_done)
+        return await asyncio.shield(call)  # a cancelled caller leaves the call running
 
-    async def _in_thread(self, function: Callable[..., T], *args: object) -> T:
-        call = asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
-        self._away += 1
-        call.add_done_callback(self._back)
-        return await asyncio.shield(call)  # whoever is cancelled leaves it running
-
-    def _back(self, _: "asyncio.Future[T]") -> None:
-        self._away -= 1
+    def _on_call_done(self, _: "asyncio.Future[T]") -> None:
+        self._calls_in_thread -= 1
 
     async def _write(self) -> None:
         while True:
             writes = deque([await self._writes.get()])
-            await asyncio.sleep(GATHER)
-            while not self._writes.empty():  # together: the way to the thread and back costs more than a write
+            await asyncio.sleep(BATCH_DELAY)
+            while not self._writes.empty():
                 writes.append(self._writes.get_nowait())
             while writes:
-                written: list[Write] = []
+                done: list[Write] = []
                 try:
-                    await self.call(_run, writes, written)
+                    await self.call(_run, writes, done)
                 except StoreUnavailable as error:
-                    log.error("%s; it is tried again, and meanwhile kept in memory", error)
-                    await asyncio.sleep(RETRY)
+                    log.error("%s; the write is kept in memory and tried again", error)
+                    await asyncio.sleep(RETRY_DELAY)
                 except Exception:
-                    log.exception("a write to the store was given up")
-                    written.append(writes.popleft())
-                for _, then in written:
+                    log.exception("a write to the job store failed and is dropped")
+                    done.append(writes.popleft())
+                for _, then in done:
                     then()
-                    self._pending -= 1
+                    self._pending_writes -= 1
+            if self._retention.is_due(self.store.bytes_since_prune):
+                self._prune_due.set()
 
     async def _prune(self) -> None:
-        """Forgets what has been kept long enough."""
+        """Delete expired jobs, every PRUNE_EVERY seconds and when much is new."""
         while True:
-            self._unpruned = 0
             try:
-                while await self._in_thread(self.store.prune, time.time() - self._keep, self._keep_bytes):
-                    pass  # a few at a time, so that others have the store in between
+                while await self._call_in_thread(self.store.prune, self._retention):
+                    pass  # few jobs at a time, so that other calls come in between
             except StoreUnavailable as error:
-                log.error("%s; old jobs are kept for now", error)
+                log.error("%s; expired jobs are kept for now", error)
             except Exception:
-                log.exception("old jobs are kept for now")
+                log.exception("pruning the job store failed; expired jobs are kept for now")
             with suppress(TimeoutError):
                 async with asyncio.timeout(PRUNE_EVERY):
-                    await self._much_was_kept.wait()
-            self._much_was_kept.clear()
+                    await self._prune_due.wait()
+            self._prune_due.clear()
 
 
-def _run(writes: deque[Write], written: list[Write]) -> None:
-    """Moves what the store has taken from one to the other, up to the first that it does not take."""
+def _run(writes: deque[Write], done: list[Write]) -> None:
+    """Move the writes that the store takes from `writes` to `done`, up to the first that it refuses."""
     while writes:
         writes[0][0]()
-        written.append(writes.popleft())
+        done.append(writes.popleft())

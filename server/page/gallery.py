@@ -13,8 +13,8 @@ from engine.images.metadata import ImageMetadata
 from engine.request import ImageRequest
 from engine.size import Size
 from server.api.submit import image_path
-from server.jobs.dispatcher import Dispatcher
 from server.jobs.job import Job, JobState
+from server.jobs.service import JobService
 
 PAGE = 24  # jobs
 CONFIRM = "Really delete?"
@@ -31,7 +31,7 @@ class Gallery:
         is_elsewhere: returns True if a job, by its id, is shown in another place.
     """
 
-    def __init__(self, jobs: Dispatcher, owner: str | None, reuse: Reuse, is_elsewhere: Callable[[str], bool]) -> None:
+    def __init__(self, jobs: JobService, owner: str | None, reuse: Reuse, is_elsewhere: Callable[[str], bool]) -> None:
         self._jobs, self._owner, self._reuse, self._is_elsewhere = jobs, owner, reuse, is_elsewhere
         self._limit = PAGE
         self._tiles: dict[str, _Tile] = {}
@@ -96,7 +96,7 @@ class _Tile:
     """A job in the grid: its images, its error, or a note that it is running."""
 
     def __init__(
-        self, jobs: Dispatcher, job: Job, open_: Callable[[Job, int], Awaitable[None]], delete: Delete
+        self, jobs: JobService, job: Job, open_: Callable[[Job, int], Awaitable[None]], delete: Delete
     ) -> None:
         self.is_final = job.state.is_final
         with ui.element("div").classes("z-job") as self.element:
@@ -127,17 +127,17 @@ def image(source: str, prompt: str, size: Size) -> ui.element:
     return element
 
 
-def summary(jobs: Dispatcher, request: ImageRequest) -> str:
+def summary(jobs: JobService, request: ImageRequest) -> str:
     """Return size, steps and seed in words."""
     width, height = request.size(jobs.manifest)
     return f"{width} × {height} · {request.steps(jobs.manifest)} steps · seed {request.seed}"
 
 
-def progress_of(jobs: Dispatcher, job: Job) -> tuple[float, str]:
+def progress_of(jobs: JobService, job: Job) -> tuple[float, str]:
     """Return the progress between 0 and 1, and in words."""
     now = jobs.progress(job)
     left = f", about {now.eta:.0f} s" if now.eta >= 1 else ""
-    if jobs.link is not None and not jobs.link.is_ready:
+    if not jobs.is_ready:
         return 0.0, "waiting for the worker to start"
     if now.done:
         return now.done / now.steps, f"step {now.done} of {now.steps}{left}"

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.access import Authenticator
 from server.api.errors import ApiError
-from server.jobs.dispatcher import Dispatcher
+from server.jobs.service import JobService
 
 PATH = "/"
 MAX_PATH = 255  # bytes, the limit for names of files
@@ -37,7 +37,7 @@ CROWDED = ApiError(
 class PageMount:
     """Answers requests for the page and passes on all others. One per process: the toolkit keeps state in modules."""
 
-    def __init__(self, app: ASGIApp, jobs: Dispatcher, authenticator: Authenticator) -> None:
+    def __init__(self, app: ASGIApp, jobs: JobService, authenticator: Authenticator) -> None:
         self._app, self._jobs, self._authenticator = app, jobs, authenticator
         self._page: FastAPI | None = None
         self._is_crowded: Callable[[], bool] = lambda: False

@@ -19,11 +19,10 @@ from engine.request import ImageRequest
 from server.api import errors
 from server.api.access import Authenticator
 from server.api.submit import Submission, enqueue
-from server.jobs.admission import Refusal
-from server.jobs.dispatcher import Dispatcher
+from server.errors import JobRefused, StoreUnavailable
 from server.jobs.job import Job, JobState
 from server.jobs.live_job import PreviewReady, Progress
-from server.jobs.store import StoreUnavailable
+from server.jobs.service import JobService
 from server.page.form import Form
 from server.page.gallery import Gallery, image, progress_of, show_image, summary
 
@@ -41,7 +40,7 @@ MAX_WAITING = 256  # pages without a connection, of 0.2 MB each
 RECONNECT = 30.0  # seconds to keep a page that lost its connection
 
 
-def create(jobs: Dispatcher, authenticator: Authenticator) -> FastAPI:
+def create(jobs: JobService, authenticator: Authenticator) -> FastAPI:
     """Create the page as an application. Once per process: the toolkit keeps its routes in a module."""
     style = STYLE.read_text()
 
@@ -87,7 +86,7 @@ def is_crowded() -> bool:
 class PageSession:
     """One visitor's page."""
 
-    def __init__(self, jobs: Dispatcher, authenticator: Authenticator, request: Request) -> None:
+    def __init__(self, jobs: JobService, authenticator: Authenticator, request: Request) -> None:
         self._jobs, self._authenticator, self._request = jobs, authenticator, request
         self._client = ui.context.client
         self._owner: str | None = None
@@ -151,7 +150,7 @@ class PageSession:
         self._button.disable()
         try:
             job = await self._submit()
-        except (ValidationError, InvalidRequest, Refusal, StoreUnavailable, errors.ApiError) as error:
+        except (ValidationError, InvalidRequest, JobRefused, StoreUnavailable, errors.ApiError) as error:
             self._show_error(_error_text(self._request, error))
             return
         finally:
@@ -229,7 +228,7 @@ class PageSession:
 class _PendingImage:
     """A job of this page that is in progress."""
 
-    def __init__(self, jobs: Dispatcher, job: Job) -> None:
+    def __init__(self, jobs: JobService, job: Job) -> None:
         self._jobs, self.job, self.has_ended = jobs, job, False
         request = job.requests[0]
         with ui.element("div").classes("z-card z-generating") as self.element:

@@ -23,12 +23,11 @@ from server.http.server import config
 from server.http.sockets import listen
 from server.http.timeouts import TimeoutServer
 from server.jobs.admission import Limits
-from server.jobs.dispatcher import Dispatcher
+from server.jobs.service import JobService
 from server.jobs.store import JobStore
 from server.serving import Serving, serve
-from server.worker.messages import Stop
-from server.worker.process import Worker
-from server.worker.supervisor import Supervisor, WorkerTimeouts
+from server.worker.supervisor import Supervisor, WorkerListener, WorkerTimeouts
+from server.worker.worker import Worker
 
 if TYPE_CHECKING:
     import openai
@@ -46,7 +45,7 @@ class ThreadProcess:
     def __init__(self, loop: FakeLoop, theirs: socket.socket) -> None:
         self.returncode: int | None = None
         self._sock = theirs.dup()
-        self._worker = Worker(loop, MANIFEST, self._sock, abandon=lambda: self._worker._inbox.put(Stop()))
+        self._worker = Worker(loop, MANIFEST, self._sock, abandon=lambda: self._worker.stop())
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -68,14 +67,14 @@ class ThreadProcess:
         return self.returncode
 
     def kill(self) -> None:
-        self._worker._inbox.put(Stop())
+        self._worker.stop()
 
 
 class ThreadSupervisor(Supervisor):
     """Supervisor of workers in threads, so that tests see what they generate."""
 
-    def __init__(self, loop: FakeLoop, dispatcher: Dispatcher) -> None:
-        super().__init__([], dispatcher, SHORT_TIMEOUTS)
+    def __init__(self, loop: FakeLoop, listener: WorkerListener) -> None:
+        super().__init__([], listener, SHORT_TIMEOUTS)
         self._fake = loop
 
     async def _launch(self, theirs: socket.socket) -> ThreadProcess:
@@ -89,8 +88,8 @@ def serving(
 ) -> Iterator[str]:
     """Run a server in a thread, and yield its base URL."""
     loop.store = JobStore(database, busy_timeout=0.5)
-    dispatcher = Dispatcher(loop.store, MANIFEST, limits, loras=LORAS)
-    supervisor = dispatcher.link = ThreadSupervisor(loop, dispatcher)
+    dispatcher = JobService(loop.store, MANIFEST, limits, loras=LORAS)
+    supervisor = dispatcher.worker_queue.link = ThreadSupervisor(loop, dispatcher.worker_queue)
 
     async def run(sock: socket.socket) -> None:
         await supervisor.start()

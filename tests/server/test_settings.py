@@ -6,7 +6,8 @@ import pytest
 
 from engine.options import RuntimeOptions
 from server import settings
-from server.jobs.archive import DAY, Archive
+from server.jobs.archive import Archive
+from server.jobs.retention import DAY, Retention
 from server.serving import Serving
 
 ENGINES = ["--engines", "plans"]
@@ -58,8 +59,8 @@ def test_defaults_are_those_of_the_options_classes() -> None:
 def test_days_and_mebibytes_become_seconds_and_bytes() -> None:
     days_and_mb = "--archive a --archive-days 2 --archive-mb 3 --history-days 0.5 --history-mb 4 --min-free-mb 5"
     serving = settings.read([*ENGINES, *days_and_mb.split(), "--hang-seconds", "6"]).serving()
-    assert serving.archive == Archive(Path("a"), 2 * DAY, 3 << 20)
-    assert (serving.limits.history, serving.limits.history_bytes) == (DAY / 2, 4 << 20)
+    assert serving.archive == Archive(Path("a"), Retention(2 * DAY, 3 << 20))
+    assert serving.limits.history == Retention(DAY / 2, 4 << 20)
     assert (serving.limits.free_bytes, serving.timeouts.silence) == (5 << 20, 6)
 
 

@@ -10,7 +10,7 @@ import pytest
 from fakes.loop import MODEL, NAN_PROMPT, WORDS, FakeLoop
 from fakes.server import IMAGES, decoded, error_of, pixels
 
-from server.worker import process as worker
+from server.worker import finisher
 
 
 def test_image_has_the_requested_size_seed_and_steps(client: openai.OpenAI) -> None:
@@ -111,7 +111,7 @@ def test_stream_sends_previews_before_the_image(client: openai.OpenAI) -> None:
 
 
 def test_failing_preview_does_not_fail_the_image(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker.preview, "project", None)
+    monkeypatch.setattr(finisher.preview, "project", None)
     events = list(client.images.generate(prompt="a cat", stream=True, partial_images=2))
     assert [event.type for event in events] == ["image_generation.completed"]
 

@@ -1,47 +1,48 @@
-"""The store as the event loop uses it, when writes are slow or fail."""
+"""The asynchronous store when writes are slow or fail."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from server.jobs import async_store as ledger
-from server.jobs.async_store import AsyncStore
-from server.jobs.store import JobStore, StoreUnavailable
+from server.errors import StoreUnavailable
+from server.jobs.async_store import FLUSH_TIMEOUT, AsyncStore
+from server.jobs.retention import Retention
+from server.jobs.store import JobStore
 
 Story = Callable[[AsyncStore], Awaitable[None]]
 
 
 def play(store: JobStore, story: Story) -> None:
     async def run() -> None:
-        kept = AsyncStore(store, 1e9, 1 << 30)
-        kept.start()
+        async_store = AsyncStore(store, Retention(max_bytes=1 << 30))
+        async_store.start()
         try:
-            await story(kept)
+            await story(async_store)
         finally:
-            kept.close()
+            async_store.close()
 
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
-def test_who_waits_for_earlier_writes_does_not_wait_for_later_ones(tmp_path: Path) -> None:
-    async def story(kept: AsyncStore) -> None:
+def test_flush_does_not_wait_for_later_writes(tmp_path: Path) -> None:
+    async def story(async_store: AsyncStore) -> None:
         async def busy() -> None:
             while True:
-                kept.later(lambda: time.sleep(0.004))
+                async_store.write_later(lambda: time.sleep(0.004))
                 await asyncio.sleep(0.005)
 
         load = asyncio.create_task(busy())
         await asyncio.sleep(0.1)
         started = time.monotonic()
-        await kept.written()
-        assert time.monotonic() - started < ledger.PATIENCE / 2
+        await async_store.flush()
+        assert time.monotonic() - started < FLUSH_TIMEOUT / 2
         load.cancel()
 
     play(JobStore(tmp_path / "jobs.db"), story)
 
 
-def test_a_write_that_is_tried_again_is_pending() -> None:
+def test_refused_write_is_pending_until_it_succeeds() -> None:
     refusals = 1
 
     def write() -> None:
@@ -50,23 +51,23 @@ def test_a_write_that_is_tried_again_is_pending() -> None:
         if refusals >= 0:
             raise StoreUnavailable("the disk is full")
 
-    async def story(kept: AsyncStore) -> None:
+    async def story(async_store: AsyncStore) -> None:
         for _ in range(3):
-            kept.later(write)
-        assert kept.pending == 3
+            async_store.write_later(write)
+        assert async_store.pending_writes == 3
         await asyncio.sleep(0.1)
-        assert kept.pending == 3
-        await kept.written()
-        assert kept.pending == 0
+        assert async_store.pending_writes == 3
+        await async_store.flush()
+        assert async_store.pending_writes == 0
 
     play(JobStore(None), story)
 
 
-def test_what_nobody_expected_of_a_store_does_not_end_its_pruning() -> None:
+def test_unexpected_error_while_pruning_does_not_end_pruning() -> None:
     class Odd(JobStore):
         calls = 0
 
-        def prune(self, *_: float) -> int:
+        def prune(self, _: Retention) -> int:
             self.calls += 1
             if self.calls == 1:
                 raise RuntimeError("odd")
@@ -74,9 +75,10 @@ def test_what_nobody_expected_of_a_store_does_not_end_its_pruning() -> None:
 
     store = Odd(None)
 
-    async def story(kept: AsyncStore) -> None:
+    async def story(async_store: AsyncStore) -> None:
         await asyncio.sleep(0.05)
-        kept.kept(1 << 30)
+        store.bytes_since_prune = 1 << 30
+        async_store.write_later(lambda: None)
         await asyncio.sleep(0.05)
         assert store.calls == 2
 

@@ -306,7 +306,7 @@ def test_page_requires_a_key_and_counts_its_requests(browser: Browser) -> None:
         browser.generate("mine")
         browser.find(".z-progress", "step ")
         browser.click(".z-generate", "Generate")
-        browser.find(".z-error", "1 jobs are unfinished, which is as many as this server takes")
+        browser.find(".z-error", "The queue is full, with 1 unfinished jobs")
         assert " s." in browser.find(".z-error").text
         browser.click(".z-stage button", "Cancel")
         browser.until(lambda: not browser.all(".z-stage .z-generating"), "its end")
