@@ -28,8 +28,8 @@ NOT_OK: openapi.Responses = {
 }
 
 
-def create_app(dispatcher: JobService, policy: AccessPolicy, page: bool = False) -> FastAPI:
-    """Create the application of a dispatcher.
+def create_app(jobs: JobService, policy: AccessPolicy, page: bool = False) -> FastAPI:
+    """Create the application of a job service.
 
     Args:
         page: True to serve the web page at `/`; at most one application per process can.
@@ -37,13 +37,13 @@ def create_app(dispatcher: JobService, policy: AccessPolicy, page: bool = False)
     # sse-starlette would cut streams off at once; uvicorn lets them end within its grace period
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     app = FastAPI(title="zimage-trt", docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.dispatcher, app.state.authenticator = dispatcher, Authenticator(policy)
+    app.state.jobs, app.state.authenticator = jobs, Authenticator(policy)
     app.state.started = int(time.time())
     app.include_router(probes)
     app.include_router(openai_api.router)
     app.include_router(tasks_api.router)
     if page:
-        app.add_middleware(PageMount, jobs=dispatcher, authenticator=app.state.authenticator)
+        app.add_middleware(PageMount, jobs=jobs, authenticator=app.state.authenticator)
     app.add_middleware(AmbiguousLengthMiddleware)
     app.add_middleware(RequestIdMiddleware)  # the last one added is the outermost
     errors.install(app)

@@ -1,4 +1,4 @@
-"""Start and stop of a server: worker, dispatcher and HTTP.
+"""Start and stop of a server: worker, job service and HTTP.
 
 Most of a start is imports. This module imports little before the worker process starts, so that the imports of both
 processes run in parallel.
@@ -65,8 +65,8 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, servin
 
 async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, serving: Serving) -> None:
     throttle_accept_errors(asyncio.get_running_loop())
-    dispatcher = JobService(JobStore(serving.database), manifest, serving.limits, serving.archive, serving.loras)
-    supervisor = dispatcher.worker_queue.link = Supervisor(worker, dispatcher.worker_queue, serving.timeouts)
+    jobs = JobService(JobStore(serving.database), manifest, serving.limits, serving.archive, serving.loras)
+    supervisor = jobs.worker_queue.link = Supervisor(worker, jobs.worker_queue, serving.timeouts)
     starting = asyncio.create_task(supervisor.start())
     try:
         launched = asyncio.create_task(supervisor.launched.wait())
@@ -74,14 +74,14 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
         from server.api.access import AccessPolicy  # while the worker loads
         from server.http.server import HttpServer
 
-        await dispatcher.start()
+        await jobs.start()
         policy = AccessPolicy(serving.keys, serving.rate)
-        await HttpServer(dispatcher, policy, serving.grace, serving.page, starting).serve(sockets=[sock])
+        await HttpServer(jobs, policy, serving.grace, serving.page, starting).serve(sockets=[sock])
         if starting.done():
             starting.result()  # raises the reason if the worker could not start
     finally:
         starting.cancel()
-        await dispatcher.stop(serving.grace)
+        await jobs.stop(serving.grace)
         await supervisor.stop()
 
 

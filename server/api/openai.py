@@ -1,4 +1,4 @@
-"""OpenAI's endpoints for images and models. Knows bodies and events; jobs are the dispatcher's."""
+"""OpenAI's endpoints for images and models. Knows bodies and events; jobs are those of `JobService`."""
 
 import base64
 import json
@@ -40,7 +40,7 @@ router = APIRouter()
 
 async def _card(request: Request) -> ModelCard:
     state = request.app.state
-    return ModelCard(id=state.dispatcher.manifest.model.name, created=state.started)
+    return ModelCard(id=state.jobs.manifest.model.name, created=state.started)
 
 
 Card = Annotated[ModelCard, Depends(_card)]

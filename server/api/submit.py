@@ -25,12 +25,12 @@ from server.jobs.service import JobService
 MAX_KEY = 255  # characters of an Idempotency-Key
 
 
-async def _dispatcher(connection: HTTPConnection) -> JobService:
-    dispatcher: JobService = connection.app.state.dispatcher
-    return dispatcher
+async def _jobs(connection: HTTPConnection) -> JobService:
+    jobs: JobService = connection.app.state.jobs
+    return jobs
 
 
-Jobs = Annotated[JobService, Depends(_dispatcher)]
+Jobs = Annotated[JobService, Depends(_jobs)]
 
 
 async def _owner(request: Request) -> str | None:

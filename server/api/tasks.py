@@ -1,6 +1,6 @@
 """Endpoints of existing Z-Image-Turbo deployments: wait for images, or submit a task and ask for it later.
 
-A task is a job. Knows bodies and events; jobs are the dispatcher's.
+A task is a job. Knows bodies and events; jobs are those of `JobService`.
 """
 
 import base64

@@ -42,7 +42,7 @@ def config(app: FastAPI, grace: float) -> uvicorn.Config:
 
 
 class HttpServer(TimeoutServer):
-    """HTTP server of a dispatcher.
+    """HTTP server of a job service.
 
     Args:
         grace: seconds to finish requests after SIGTERM or SIGINT.
@@ -51,10 +51,10 @@ class HttpServer(TimeoutServer):
     """
 
     def __init__(
-        self, dispatcher: JobService, policy: AccessPolicy, grace: float, page: bool, starting: "asyncio.Task[None]"
+        self, jobs: JobService, policy: AccessPolicy, grace: float, page: bool, starting: "asyncio.Task[None]"
     ) -> None:
-        super().__init__(config(create_app(dispatcher, policy, page), grace))
-        self._dispatcher, self._starting = dispatcher, starting
+        super().__init__(config(create_app(jobs, policy, page), grace))
+        self._jobs, self._starting = jobs, starting
         self._announcement: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -65,14 +65,14 @@ class HttpServer(TimeoutServer):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._announcement is not None:
             self._announcement.cancel()
-        self._dispatcher.drain()
+        self._jobs.drain()
         await super().shutdown(sockets=sockets)
 
     async def _announce(self, host: str, port: int) -> None:
         """Print that the server is ready once the first worker is, or stop if the worker cannot start."""
         await asyncio.wait([self._starting])
         if (error := self._starting.exception()) is not None:
-            self._dispatcher.fail_connected(str(error))
+            self._jobs.fail_connected(str(error))
             self.should_exit = True
             return
         seconds = time.time() - psutil.Process().create_time()

@@ -67,6 +67,7 @@ def _wait(connection: H11Protocol | WebSocketsSansIOProtocol) -> tuple[float, ob
 
 
 def _acknowledged(transport: asyncio.Transport) -> int:
-    """Return the number of bytes that the client's system has acknowledged."""
-    info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_ACKED + 8)
-    return int(struct.unpack_from("Q", info, BYTES_ACKED)[0])
+    """Return the number of bytes that the client's system has acknowledged; 0 where the kernel does not count them."""
+    size = BYTES_ACKED + 8
+    info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
+    return int(struct.unpack_from("Q", info.ljust(size, b"\0"), BYTES_ACKED)[0])

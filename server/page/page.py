@@ -1,6 +1,6 @@
 """The page at `/`: a form, the images in progress and the gallery.
 
-Knows NiceGUI; jobs are the dispatcher's, as for every endpoint. A request from the page is a durable task, which
+Knows NiceGUI; jobs are those of `JobService`, as for every endpoint. A request from the page is a durable task, which
 goes on when the page is closed. Each visitor has a session of its own.
 """
 

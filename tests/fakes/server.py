@@ -88,19 +88,19 @@ def serving(
 ) -> Iterator[str]:
     """Run a server in a thread, and yield its base URL."""
     loop.store = JobStore(database, busy_timeout=0.5)
-    dispatcher = JobService(loop.store, MANIFEST, limits, loras=LORAS)
-    supervisor = dispatcher.worker_queue.link = ThreadSupervisor(loop, dispatcher.worker_queue)
+    jobs = JobService(loop.store, MANIFEST, limits, loras=LORAS)
+    supervisor = jobs.worker_queue.link = ThreadSupervisor(loop, jobs.worker_queue)
 
     async def run(sock: socket.socket) -> None:
         await supervisor.start()
         try:
-            await dispatcher.start()
+            await jobs.start()
             await server.serve(sockets=[sock])
         finally:
-            await dispatcher.stop(grace=5)
+            await jobs.stop(grace=5)
             await supervisor.stop()
 
-    server = TimeoutServer(config(create_app(dispatcher, policy or AccessPolicy()), grace=5))
+    server = TimeoutServer(config(create_app(jobs, policy or AccessPolicy()), grace=5))
     with listen("127.0.0.1", 0) as sock:
         sock.listen()  # clients wait for the worker to be ready
         thread = threading.Thread(target=lambda: asyncio.run(run(sock)))
