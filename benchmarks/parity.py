@@ -27,9 +27,10 @@ from engine.pipeline import Pipeline
 from engine.plan.manifest import GraphName, Precision, read, resolve
 from engine.request import ImageRequest
 from engine.sampling.tokenizer import PromptTokenizer
-from export.build import export_graphs, make_graphs
 from export.checkpoint.files import Checkpoint, open_checkpoint
+from export.compile.graphs_to_onnx import export_graphs
 from export.compile.parity import relative_l2
+from export.graphs.make import make_graphs
 from export.precision.dtypes import graph_precisions
 from export.progress import BuildProgress
 
@@ -154,7 +155,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="DIR", help="the checkpoint's folder")
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans built from it")
     parser.add_argument(
-        "--KEEPCAPTIONS",
+        "--captions",
         type=int,
         default=0,
         metavar="N",
@@ -175,8 +176,8 @@ def run(args: argparse.Namespace) -> None:
             title = f"{request.width}x{request.height}"
             images[title] = variants.compare(request)
             console.print(table(title, images[title]))
-        for precision in PRECISIONS if args.KEEPCAPTIONS else ():
-            shares = score(variants[precision].pipeline, 128, 128, args.KEEPCAPTIONS)["all"]
+        for precision in PRECISIONS if args.captions else ():
+            shares = score(variants[precision].pipeline, 128, 128, args.captions)["all"]
             figures.setdefault("judge", {})[precision] = shares
             console.print(f"{precision}:", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     if args.plot:

@@ -32,17 +32,13 @@ from export.checkpoint import models
 from export.checkpoint.files import Checkpoint, open_checkpoint, positive
 from export.checkpoint.lora import Lora, merge
 from export.checkpoint.prompt_format import read_prompt_format
-from export.checkpoint.weights import Fp16RangeError
 from export.compile import onnx_export, parity, preview
+from export.compile.graphs_to_onnx import export_graphs
 from export.compile.profiles import default_profiles, parse_profile
 from export.compile.target import choose_flavor, compute_capabilities, require_refit
 from export.compile.tensorrt_build import TensorRtBuilder
-from export.graphs.denoiser import Denoiser
-from export.graphs.graph_module import GraphModule
-from export.graphs.prompt_encoder import PromptEncoder
-from export.graphs.vae_decoder import VaeDecoder
+from export.graphs.make import make_graphs
 from export.precision.dtypes import graph_precisions
-from export.precision.fp16 import Measured
 from export.progress import BuildProgress
 
 DEFAULT_STEPS = 8  # forward passes that Z-Image-Turbo is distilled for
@@ -111,50 +107,6 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
     return finished
 
 
-def make_graphs(checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision]) -> dict[GraphName, GraphModule]:
-    """The three graphs. Each gets modules of its own: precisions differ, and meta tensors cost nothing."""
-    transformer, text_encoder = checkpoint.transformer, checkpoint.text_encoder
-    models.require_match(transformer, text_encoder, checkpoint.vae)
-    return {
-        "prompt_encoder": _prompt_encoder(checkpoint, precisions["prompt_encoder"]),
-        "denoiser": Denoiser(models.transformer(transformer), precisions["denoiser"]),
-        "vae_decoder": VaeDecoder(models.vae_decoder(checkpoint.vae), precisions["vae_decoder"]),
-    }
-
-
-def export_graphs(
-    graphs: Mapping[GraphName, GraphModule],
-    checkpoint: Checkpoint,
-    precisions: Mapping[GraphName, Precision],
-    directory: Path,
-    progress: BuildProgress,
-    *,
-    refittable: bool = False,
-) -> dict[GraphName, Graph]:
-    """Writes the ONNX files of graphs that `make_graphs` made.
-
-    Args:
-        refittable: keep book of the transformer's weights, so that they can be swapped in the plans.
-    """
-    exported: dict[GraphName, Graph] = {}
-    for name, (module, measured) in _measure(graphs, checkpoint, precisions["vae_decoder"], progress).items():
-        path = directory / f"{name}.onnx"
-        with progress.stage(f"{name}: tracing"):
-            onnx = onnx_export.trace(module)
-        with progress.stage(f"{name}: writing weights as {module.precision}"):
-            attached = onnx_export.attach_weights(onnx, measured.weights)
-            swapped = {n: w for n, w in attached.items() if n.startswith("transformer.")} if refittable else {}
-            phase = progress.start("tensors", onnx_export.weight_count(onnx))
-            onnx_export.write(onnx, path, phase.advance, swappable=swapped)
-            phase.finish()
-        graph = Graph(path.name, module.precision, module.inputs, module.outputs, products=measured.products)
-        if swapped:
-            weights = onnx_export.refittable(onnx, swapped)
-            graph = replace(graph, refittable=weights, weights_file=f"{path.name}.swappable")
-        exported[name] = graph
-    return exported
-
-
 def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> Preview | None:
     """What shows images while they are generated; None, and a line that says so, where it cannot be fitted."""
     encoder = models.vae_encoder(checkpoint.vae)
@@ -182,29 +134,6 @@ def _draft(options: BuildOptions, model: Model, target: Target, profiles: tuple[
         refittable=options.refittable,
     )
     return replace(draft, plan_id=plan_directory.plan_id(encode(draft)))
-
-
-def _prompt_encoder(checkpoint: Checkpoint, precision: Precision) -> PromptEncoder:
-    text_encoder, transformer = models.text_encoder(checkpoint.text_encoder), models.transformer(checkpoint.transformer)
-    return PromptEncoder(text_encoder, transformer, precision)
-
-
-def _measure(
-    graphs: Mapping[GraphName, GraphModule], checkpoint: Checkpoint, wide: Precision, progress: BuildProgress
-) -> dict[GraphName, tuple[GraphModule, Measured]]:
-    """The graphs and what bounds their weights give. A prompt encoder that FP16 does not hold becomes a `wide` one."""
-    measured: dict[GraphName, tuple[GraphModule, Measured]] = {}
-    for name, graph in graphs.items():
-        try:
-            with progress.stage(f"{name}: bounding its products"):
-                measured[name] = graph, graph.measure()
-        except Fp16RangeError as error:
-            if name != "prompt_encoder":
-                raise Fp16RangeError(f"{checkpoint.name}: {error}; use --bf16") from error
-            progress.console.print(f"{name}: in {wide}, since FP16 does not hold it: {error}", highlight=False)
-            graph = _prompt_encoder(checkpoint, wide)
-            measured[name] = graph, graph.measure()
-    return measured
 
 
 def _describe(checkpoint: Checkpoint, loras: tuple[Lora, ...]) -> Model:

@@ -26,8 +26,8 @@ from engine.plan.manifest import Graph, GraphName, Manifest, Model, read
 from engine.request import ImageRequest
 from export.checkpoint.files import open_checkpoint
 from export.checkpoint.lora import Lora
-from export.checkpoint.refit import prepare
 from export.compile.parity import Reference, relative_l2, sample_inputs
+from export.prepare_lora import prepare
 from nano.layout import Z_IMAGE_NANO, Z_IMAGE_TURBO
 from nano.miniature import write_miniature
 

@@ -8,18 +8,15 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import torch
-
 from engine.errors import CheckpointError
 from engine.plan.manifest import sha256
+from export.checkpoint.comfyui import official_weights
+from export.checkpoint.stored_weights import stored_weights
 from export.checkpoint.weights import Weight
 
 COMPONENTS = ("transformer", "text_encoder", "vae")
@@ -27,28 +24,6 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 FOLDERS = (*COMPONENTS, "tokenizer", "scheduler")
 
 Config = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredWeight:
-    """One tensor of a safetensors file, or some of its rows; read only when asked for."""
-
-    file: Path
-    key: str
-    shape: tuple[int, ...]
-    rows: tuple[int, int] | None = None
-
-    @property
-    def source(self) -> str:
-        """For messages."""
-        return f"{self.key} in {self.file}"
-
-    def load(self) -> torch.Tensor:
-        file = _open(self.file)
-        tensor: torch.Tensor = (
-            file.get_tensor(self.key) if self.rows is None else file.get_slice(self.key)[slice(*self.rows)]
-        )
-        return tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +96,7 @@ def open_checkpoint(model: str, transformer_file: Path | None = None) -> Checkpo
             raise CheckpointError(f"{directory / 'tokenizer'} has no {name}")
     transformer, text_encoder, vae = (_component(directory, name) for name in COMPONENTS)
     if transformer_file is not None:
-        transformer = _single_file(transformer, transformer_file)
+        transformer = replace(transformer, weights=official_weights(transformer_file), files=(transformer_file,))
     scheduler = read_json(directory / "scheduler" / "scheduler_config.json")
     name = directory.resolve().name if local else model
     return Checkpoint(name, directory, transformer, text_encoder, vae, scheduler)
@@ -198,64 +173,3 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
         if not file.is_file():
             raise CheckpointError(f"{indices[0].name} names the shard {file.name}, which is not in {folder}")
     return tuple(files)
-
-
-def stored_weights(files: Iterable[Path]) -> Iterator[tuple[str, StoredWeight]]:
-    """Every tensor of safetensors files, with its key."""
-    for file in files:
-        opened = _open(file)
-        for key in opened.keys():  # noqa: SIM118  not a dict
-            yield key, StoredWeight(file, key, tuple(opened.get_slice(key).get_shape()))
-
-
-def read_metadata(file: Path) -> dict[str, str]:
-    """What a safetensors file says about itself beside its tensors."""
-    return _open(file).metadata() or {}
-
-
-@lru_cache(maxsize=64)
-def _open(file: Path) -> Any:
-    if not file.is_file():
-        raise CheckpointError(f"there is no file {file}")
-    try:
-        return safetensors.safe_open(file, framework="pt")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is truncated or not a safetensors file: {error}; fetch it again") from error
-
-
-# ComfyUI's names for what the official layout calls otherwise (453 tensors instead of 521).
-COMFYUI_NAMES = (
-    ("x_embedder.", "all_x_embedder.2-1."),
-    ("final_layer.", "all_final_layer.2-1."),
-    (".attention.out.", ".attention.to_out.0."),
-    (".attention.q_norm.", ".attention.norm_q."),
-    (".attention.k_norm.", ".attention.norm_k."),
-)
-COMFYUI_PREFIX = "model.diffusion_model."
-COMFYUI_UNUSED = {"norm_final.weight"}
-
-
-def _single_file(transformer: Component, file: Path) -> Component:
-    weights = dict(stored_weights([file]))
-    named = {key.removeprefix(COMFYUI_PREFIX): weight for key, weight in weights.items()}
-    official: dict[str, Weight] = {}
-    for key, weight in named.items():
-        if key not in COMFYUI_UNUSED:
-            official |= _official(key, weight)
-    return Component(transformer.name, transformer.config, official, (file,))
-
-
-def _official(key: str, weight: StoredWeight) -> dict[str, Weight]:
-    """A tensor of a single file under the official name or, for a fused qkv, names."""
-    for comfy, name in COMFYUI_NAMES:
-        if key.startswith(comfy) or (comfy.startswith(".") and comfy in key):
-            key = key.replace(comfy, name, 1)
-    if ".attention.qkv." not in key:
-        return {key: weight}
-    third = weight.shape[0] // 3
-    return {
-        key.replace(".qkv.", f".to_{part}."): StoredWeight(
-            weight.file, weight.key, (third, *weight.shape[1:]), (i * third, (i + 1) * third)
-        )
-        for i, part in enumerate("qkv")
-    }

@@ -16,7 +16,9 @@ from torch import Tensor
 from engine.errors import CheckpointError
 from engine.plan.lora import FORMAT
 from engine.plan.manifest import sha256
-from export.checkpoint.files import COMFYUI_NAMES, Checkpoint, StoredWeight, read_metadata, stored_weights
+from export.checkpoint.comfyui import COMFYUI_NAMES
+from export.checkpoint.files import Checkpoint
+from export.checkpoint.stored_weights import StoredWeight, read_metadata, stored_weights
 from export.checkpoint.weights import Weight, load_finite
 
 KEY = re.compile(

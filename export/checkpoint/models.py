@@ -8,25 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffsynth.models.flux_vae import (
-    DownSampler,
-    FluxVAEDecoder,
-    FluxVAEEncoder,
-    ResnetBlock,
-    UpSampler,
-    VAEAttentionBlock,
-)
 from diffsynth.models.z_image_dit import ZImageDiT
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
 from transformers import Qwen3Config, Qwen3Model
 
 from engine.errors import CheckpointError
 from export.checkpoint.files import Component, Config, positive
+from export.checkpoint.vae_modules import (
+    ConfiguredVaeDecoder,
+    ConfiguredVaeEncoder,
+    decoder_names,
+    encoder_names,
+)
 from export.checkpoint.weights import Weight
 
 META = torch.device("meta")
-VAE_MID_BLOCK = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
 NAMES_SHOWN = 5  # of missing or extra tensors in a message
 
 
@@ -97,9 +93,7 @@ def vae_decoder(component: Component) -> Model:
         positive(config, key)
     with META:
         module = _construct("vae", ConfiguredVaeDecoder, {"config": config})
-    levels = _vae_levels("up_blocks", "upsamplers", len(config["block_out_channels"]), config["layers_per_block"] + 1)
-    blocks = [*VAE_MID_BLOCK, *levels]
-    names = {name: f"decoder.{_vae_name(name, blocks)}" for name, _ in module.named_parameters()}
+    names = decoder_names((name for name, _ in module.named_parameters()), config)
     return _model(component, module, names, ("encoder.", "quant_conv."))
 
 
@@ -111,9 +105,7 @@ def vae_encoder(component: Component) -> Model | None:
     _require(config, "vae", use_quant_conv=False, latent_channels=16)  # as DiffSynth's forward pass has it
     with META:
         module = _construct("vae", ConfiguredVaeEncoder, {"config": config})
-    levels = _vae_levels("down_blocks", "downsamplers", len(config["block_out_channels"]), config["layers_per_block"])
-    blocks = [*levels, *VAE_MID_BLOCK]
-    names = {name: f"encoder.{_vae_name(name, blocks)}" for name, _ in module.named_parameters()}
+    names = encoder_names((name for name, _ in module.named_parameters()), config)
     return _model(component, module, names, ("decoder.", "quant_conv."))
 
 
@@ -128,80 +120,6 @@ def require_match(transformer: Component, text_encoder: Component, vae: Componen
                 f"{model.name}/config.json: {key} {model.config[key]} must be the transformer's {expected} "
                 f"{transformer.config[expected]}"
             )
-
-
-class ConfiguredVaeDecoder(FluxVAEDecoder):  # type: ignore[misc]
-    """DiffSynth's decoder with the sizes of a config; DiffSynth writes the real model's into its constructor."""
-
-    def __init__(self, config: Config) -> None:
-        nn.Module.__init__(self)
-        self.scaling_factor, self.shift_factor = config["scaling_factor"], config["shift_factor"]
-        *_, deepest = widths = list(config["block_out_channels"])
-        groups = config["norm_num_groups"]
-        blocks = _mid_block(deepest, groups)
-        width = deepest
-        for level, outer in enumerate(reversed(widths)):
-            for _ in range(config["layers_per_block"] + 1):
-                blocks.append(_resnet(width, outer, groups))
-                width = outer
-            if level < len(widths) - 1:
-                blocks.append(UpSampler(width))
-        self.conv_in = nn.Conv2d(config["latent_channels"], deepest, kernel_size=3, padding=1)
-        self.blocks = nn.ModuleList(blocks)
-        self.conv_norm_out = nn.GroupNorm(num_channels=width, num_groups=groups, eps=1e-6)
-        self.conv_act = nn.SiLU()
-        self.conv_out = nn.Conv2d(width, config["out_channels"], kernel_size=3, padding=1)
-
-
-class ConfiguredVaeEncoder(FluxVAEEncoder):  # type: ignore[misc]
-    """DiffSynth's encoder with the sizes of a config. Of mean and log-variance its forward pass gives the mean."""
-
-    def __init__(self, config: Config) -> None:
-        nn.Module.__init__(self)
-        self.scaling_factor, self.shift_factor = config["scaling_factor"], config["shift_factor"]
-        first, *_ = widths = list(config["block_out_channels"])
-        groups = config["norm_num_groups"]
-        blocks: list[Any] = []
-        width = first
-        for level, outer in enumerate(widths):
-            for _ in range(config["layers_per_block"]):
-                blocks.append(_resnet(width, outer, groups))
-                width = outer
-            if level < len(widths) - 1:
-                blocks.append(DownSampler(width, padding=0, extra_padding=True))
-        self.conv_in = nn.Conv2d(config["in_channels"], first, kernel_size=3, padding=1)
-        self.blocks = nn.ModuleList([*blocks, *_mid_block(width, groups)])
-        self.conv_norm_out = nn.GroupNorm(num_channels=width, num_groups=groups, eps=1e-6)
-        self.conv_act = nn.SiLU()
-        self.conv_out = nn.Conv2d(width, 2 * config["latent_channels"], kernel_size=3, padding=1)
-
-
-def _mid_block(width: int, groups: int) -> list[Any]:
-    attention = VAEAttentionBlock(1, width, width, norm_num_groups=groups, eps=1e-6, use_conv_attention=False)
-    return [_resnet(width, width, groups), attention, _resnet(width, width, groups)]
-
-
-def _resnet(inner: int, outer: int, groups: int) -> Any:
-    return ResnetBlock(inner, outer, groups=groups, eps=1e-6)
-
-
-def _vae_levels(level_name: str, sampler: str, levels: int, layers: int) -> list[str]:
-    """The official name of each of DiffSynth's `blocks`, which are numbered through, but for the mid block's."""
-    blocks = []
-    for level in range(levels):
-        blocks += [f"{level_name}.{level}.resnets.{i}" for i in range(layers)]
-        blocks += [f"{level_name}.{level}.{sampler}.0"] if level < levels - 1 else []
-    return blocks
-
-
-def _vae_name(name: str, blocks: list[str]) -> str:
-    if not name.startswith("blocks."):
-        return name
-    _, index, rest = name.split(".", 2)
-    if ".attentions." in blocks[int(index)]:
-        rest = rest.replace("transformer_blocks.0.", "").replace("to_out.", "to_out.0.")
-        rest = rest.replace("norm.", "group_norm.")
-    return f"{blocks[int(index)]}.{rest}"
 
 
 def _construct(folder: str, build: Any, arguments: dict[str, Any]) -> Any:

@@ -36,10 +36,10 @@ from engine.scheduler.lora_registry import LoraRegistry
 from export.build import BuildOptions, build_engines
 from export.checkpoint.files import open_checkpoint
 from export.checkpoint.lora import Lora
-from export.checkpoint.refit import prepare
 from export.cli import main as build_engines_command
 from export.lora_cli import main
 from export.precision.bounds import LIMIT
+from export.prepare_lora import prepare
 from export.progress import BuildProgress
 from nano.layout import Z_IMAGE_NANO
 

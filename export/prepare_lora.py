@@ -11,10 +11,10 @@ import torch
 from engine.errors import LoraMismatch
 from engine.plan.lora import About, Array, PreparedLora, require_swappable
 from engine.plan.manifest import Manifest
-from export.build import make_graphs
 from export.checkpoint.files import Checkpoint
 from export.checkpoint.lora import Lora, Merged, merge
 from export.checkpoint.weights import exponent, load_as
+from export.graphs.make import make_graphs
 
 
 def prepare(checkpoint: Checkpoint, loras: Sequence[Lora], manifest: Manifest) -> PreparedLora:
