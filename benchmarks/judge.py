@@ -1,4 +1,4 @@
-"""Does it draw what it is told? Captions that were not trained on, drawn by plans of z-image-nano, and judged."""
+"""Scores of z-image-nano: plans generate images of held-out captions, and `nano.judge` scores the images."""
 
 import argparse
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ SEED = 2026
 SIZES = ("128", "256x192", "256")
 SHEET_COLUMNS = 6
 SHEET_SIZES = ((192, 192), (128, 256), (192, 256), (256, 256), (256, 192), (128, 128))
-CELL = 256  # pixels of the sheet that one image is centred in
+CELL = 256  # side in pixels of a cell of the sheet; images are centred in their cells
 PAPER = (246, 246, 246)
 
 
 def held_out(count: int) -> Iterator[tuple[Scene, str]]:
-    """`count` scenes that training never sees and a caption of each, English and Chinese in turn."""
+    """Yield `count` scenes that training never uses, each with a caption, alternately English and Chinese."""
     rng = Random(SEED)
     for number in range(count):
         scene = held_out_scene(rng)
@@ -33,20 +33,20 @@ def held_out(count: int) -> Iterator[tuple[Scene, str]]:
 
 
 def score(pipeline: Pipeline, height: int, width: int, count: int) -> dict[str, dict[str, float]]:
-    """Share of each attribute that holds over `count` captions at one size, in all and per language.
+    """Return the share of correct statements per attribute over `count` captions at one size, overall and by language.
 
-    The seed is the caption's number.
+    The seed of an image is the number of its caption.
     """
-    drawings = track(enumerate(held_out(count)), f"{width}x{height}", total=count)
+    captions = track(enumerate(held_out(count)), f"{width}x{height}", total=count)
     verdicts = [
         judge(pipeline.generate(ImageRequest(text, height, width, seed)).pixels, scene)
-        for seed, (scene, text) in drawings
+        for seed, (scene, text) in captions
     ]
     return {"all": shares(verdicts), "en": shares(verdicts[0::2]), "zh": shares(verdicts[1::2])}
 
 
 def contact_sheet(pipeline: Pipeline, count: int) -> tuple[Pixels, list[str]]:
-    """Images of the first held-out captions in several sizes, row by row, and the captions in the same order."""
+    """Return a sheet of images of the first held-out captions in several sizes, row by row, and the captions."""
     rows = -(-count // SHEET_COLUMNS)
     sheet = np.full((rows * CELL, SHEET_COLUMNS * CELL, 3), PAPER, np.uint8)
     captions = []
@@ -62,9 +62,13 @@ def contact_sheet(pipeline: Pipeline, count: int) -> tuple[Pixels, list[str]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans of z-image-nano")
-    parser.add_argument("--captions", type=int, default=200, metavar="N", help="per size; default: %(default)s")
-    parser.add_argument("--size", action="append", metavar="WxH", help=f"repeat it; default: {', '.join(SIZES)}")
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="write a contact sheet of 18 images as well")
+    parser.add_argument(
+        "--captions", type=int, default=200, metavar="N", help="captions per size; default: %(default)s"
+    )
+    parser.add_argument(
+        "--size", action="append", metavar="WxH", help=f"image size, repeatable; default: {', '.join(SIZES)}"
+    )
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet of 18 images")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
-"""What a precision costs: FP32, FP16 and BF16 of one checkpoint against float64, per graph, per step and in images.
+"""Errors of FP32, FP16 and BF16 against float64 for one checkpoint, per graph, per step and in images.
 
-Every graph is run by an evaluator that rounds and overflows as a GPU does, which ONNX Runtime on a CPU does not.
+An evaluator that rounds and overflows as a GPU does runs every graph; ONNX Runtime on a CPU does not do that.
 """
 
 import argparse
@@ -55,7 +55,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Recorder(Engine):
-    """An engine that keeps what it is given and what it answers."""
+    """An engine that keeps the inputs and the output of every call."""
 
     engine: StrictEvaluator
     calls: list[tuple[dict[str, Array], Array]]
@@ -69,11 +69,11 @@ class Recorder(Engine):
 
 
 class Variants:
-    """A checkpoint at every precision, as plans for a GPU would have it, and in float64.
+    """A checkpoint at every precision, exported as for a GPU, and in float64.
 
     Args:
-        directory: a plan directory of the checkpoint; its tokenizer and model facts are used.
-        folder: where ONNX files are written; they must stay as long as the variants are used.
+        directory: plan directory of the checkpoint, for its tokenizer and its model facts.
+        folder: folder for ONNX files; they must exist as long as the variants are used.
     """
 
     def __init__(self, checkpoint: Checkpoint, directory: Path, folder: Path) -> None:
@@ -92,11 +92,11 @@ class Variants:
         return self._by_precision[precision]
 
     def compare(self, request: ImageRequest) -> dict[Precision, Figures]:
-        """An image at every precision against float64's.
+        """Generate an image at every precision and compare it with float64's.
 
         Returns:
-            Relative L2 of each graph, with float64's inputs, and of each step's velocity; PSNR in dB and SSIM of the
-            whole image.
+            Relative L2 of each graph on float64's inputs, and of each step's velocity; PSNR in dB and SSIM of the
+            image.
         """
         recorders = {name: Recorder(engine, []) for name, engine in self._exact.items()}
         exact = self._pipeline(recorders).generate(request).pixels
@@ -113,12 +113,12 @@ class Variants:
 def _errors(variant: Variant, recorders: Mapping[GraphName, Recorder]) -> Figures:
     found: Figures = {}
     for name, recorder in recorders.items():
-        answers = [(inputs, variant.engines[name].run(inputs)[0], exact) for inputs, exact in recorder.calls]
+        outputs = [(inputs, variant.engines[name].run(inputs)[0], exact) for inputs, exact in recorder.calls]
         if name == "denoiser":
-            found["steps"] = [relative_l2(got - x["latents"], exact - x["latents"]) for x, got, exact in answers]
+            found["steps"] = [relative_l2(got - x["latents"], exact - x["latents"]) for x, got, exact in outputs]
             found[name] = max(found["steps"])
         else:
-            [(_, got, exact)] = answers
+            [(_, got, exact)] = outputs
             found[name] = relative_l2(got, exact)
     return found
 
@@ -129,7 +129,7 @@ def _distances(pixels: Array, exact: Array) -> Figures:
 
 
 def plot(figures: Mapping[str, Mapping[Precision, Figures]], file: Path) -> None:
-    """The error of each step's velocity, on a logarithmic axis; a line per precision, a panel per image."""
+    """Plot the error of each step's velocity on a logarithmic axis, a line per precision and a panel per image."""
     figure, panels = plt.subplots(1, len(figures), sharey=True, squeeze=False, figsize=(4.5 * len(figures), 3.5))
     for axes, (title, found) in zip(panels[0], figures.items(), strict=True):
         for name, own in found.items():
@@ -144,7 +144,7 @@ def plot(figures: Mapping[str, Mapping[Precision, Figures]], file: Path) -> None
 
 
 def table(title: str, found: Mapping[Precision, Figures]) -> Table:
-    """One row per precision; the denoiser's figure is that of its worst step."""
+    """Return a table with a row per precision. The denoiser's figure is that of its worst step."""
     rows = Table("precision", *GRAPHS, "PSNR", "SSIM", title=f"{title}: against float64")
     for name, own in found.items():
         rows.add_row(name, *(f"{own[graph]:.1e}" for graph in GRAPHS), f"{own['psnr_db']} dB", f"{own['ssim']:.5f}")
@@ -159,7 +159,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="z-image-nano: judge every precision on N captions as well",
+        help="with z-image-nano: also score every precision on N captions; default: %(default)s",
     )
     parser.add_argument("--plot", type=Path, metavar="PNG", help="write a plot of the error at each step")
 

@@ -1,4 +1,4 @@
-"""How long until zimage-serve can serve, and until its first image: real processes, real requests."""
+"""Time until zimage-serve is ready, and time of its first image, with real processes and real requests."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from benchmarks.harness.report import Stopwatch, finish
 
 
 def measure(engines: Path, prompt: str) -> tuple[float, float]:
-    """Seconds from the start of one server process to its ready line, and from a request to its answer."""
+    """Measure one server process: seconds until its ready line, and seconds of the first request."""
     command = [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0"]
     watch = Stopwatch()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
@@ -22,7 +22,7 @@ def measure(engines: Path, prompt: str) -> tuple[float, float]:
             line = server.stdout.readline()
             ready = watch.seconds
             if "ready on " not in line:
-                raise RuntimeError(f"zimage-serve did not start: {' '.join(command)}")
+                raise RuntimeError(f"zimage-serve did not start; run it by hand to see why: {' '.join(command)}")
             url = line.split("ready on ")[1].split()[0]
             watch = Stopwatch()
             _generate(url, prompt)
@@ -39,8 +39,8 @@ def _generate(url: str, prompt: str) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="what build-engines --output wrote")
-    parser.add_argument("--runs", type=int, default=20, help="after a first that does not count; default: %(default)s")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plan directory of build-engines")
+    parser.add_argument("--runs", type=int, default=20, help="runs after one warm-up; default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The whole line of `build-engines`: checkpoint -> ONNX -> plans -> plan directory."""
+"""The steps of `build-engines`: checkpoint -> ONNX -> plans -> plan directory."""
 
 import shutil
 from collections.abc import Mapping
@@ -42,12 +42,12 @@ from export.precision.dtypes import graph_precisions
 from export.progress import BuildProgress
 
 DEFAULT_STEPS = 8  # forward passes that Z-Image-Turbo is distilled for
-VERIFY_COPIES = 3  # FP32 copies of the weights held while a graph is compared: DiffSynth's, ONNX Runtime's two
+VERIFY_COPIES = 3  # FP32 copies of the weights in memory during verification: one of DiffSynth, two of ONNX Runtime
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What `build-engines` was asked for."""
+    """Options of a build, as on the command line of `build-engines`."""
 
     model: str
     output: Path
@@ -62,13 +62,15 @@ class BuildOptions:
 
 
 def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
-    """Builds a plan directory, or finds it.
+    """Build a plan directory, or find the one that an earlier build with the same inputs left.
 
     Returns:
-        The finished directory, which `<output>/current` now points to.
+        The finished directory. `<output>/current` points to it.
 
     Raises:
-        CheckpointError, BuildError, BackendUnavailable: nothing that looks finished is left behind.
+        CheckpointError: the checkpoint or a LoRA is missing files, damaged or not supported.
+        BuildError: the options contradict each other, or the build failed. No partial directory is left behind.
+        BackendUnavailable: this machine lacks a package or a GPU that the flavor needs.
     """
     flavor = choose_flavor(options.flavor, bool(options.compute_capabilities), progress)
     capabilities = compute_capabilities(flavor, options.precision, options.compute_capabilities)
@@ -87,7 +89,7 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
     with plan_directory.exclusive(options.output, name):
         known = plan_directory.find_finished(finished)
         if known is not None and (options.verify != "always" or known.is_verified):
-            progress.console.print(f"found {finished}, built from the same inputs")
+            progress.console.print(f"found {finished}, which was built from the same inputs")
             plan_directory.make_current(finished)
             return finished
         plan_directory.require_space(
@@ -108,19 +110,19 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
 
 
 def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> Preview | None:
-    """What shows images while they are generated; None, and a line that says so, where it cannot be fitted."""
+    """Fit the projection for previews of unfinished images; None, with a printed line, if the VAE has no encoder."""
     encoder = models.vae_encoder(checkpoint.vae)
     if encoder is None:
-        progress.console.print(f"no previews of {checkpoint.name}: its vae/ has no encoder to fit them with")
+        progress.console.print(f"{checkpoint.name} will have no previews: its vae/ has no encoder to fit them with")
         return None
     with progress.stage("fitting the preview"):
         fitted = preview.fit(encoder)
-    progress.console.print(f"preview: R2 {fitted.r2:.3f} on images held out", highlight=False)
+    progress.console.print(f"preview: R2 {fitted.r2:.3f} on held-out images", highlight=False)
     return fitted
 
 
 def _draft(options: BuildOptions, model: Model, target: Target, profiles: tuple[Profile, ...]) -> Manifest:
-    """The manifest as far as it is known before anything is built, which is what names the directory."""
+    """Make the part of the manifest that is known before the build. Its hash names the directory."""
     draft = Manifest(
         schema_version=SCHEMA_VERSION,
         plan_id="",
@@ -172,14 +174,14 @@ def _verify(
     verify: Literal["auto", "always", "never"],
     progress: BuildProgress,
 ) -> dict[GraphName, Graph]:
-    """Compares each ONNX file with DiffSynth's own forward pass, and notes how far apart they are."""
+    """Compare each ONNX file with DiffSynth's forward pass and add the errors to the graphs."""
     if verify == "never":
         return dict(graphs)
     needed, free = VERIFY_COPIES * 4 * checkpoint.parameters, psutil.virtual_memory().available
     if verify == "auto" and needed > free:
         progress.console.print(
-            f"parity with DiffSynth is not checked: it needs about {needed / 1e9:.0f} GB of memory, "
-            f"{free / 1e9:.0f} GB are free (--verify always does it all the same)"
+            f"skipping the comparison with DiffSynth: it needs about {needed / 1e9:.0f} GB of memory, "
+            f"{free / 1e9:.0f} GB are free (--verify always compares anyway)"
         )
         return dict(graphs)
     with progress.stage("loading DiffSynth's modules"):
@@ -194,14 +196,14 @@ def _verify(
 
 
 def _disk_bytes(checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision], copies: int) -> int:
-    """What a build takes at its peak: the ONNX files and, with TensorRT, the plans beside them."""
+    """Return the peak disk space of a build: the ONNX files and, with TensorRT, the plans beside them."""
     components = {
         "prompt_encoder": checkpoint.text_encoder,
         "denoiser": checkpoint.transformer,
         "vae_decoder": checkpoint.vae,
     }
     sizes = {name: components[name].parameters * (4 if own == "fp32" else 2) for name, own in precisions.items()}
-    widened = [2 * sizes[name] for name, own in precisions.items() if own == "bf16"]  # a twin, while it is compared
+    widened = [2 * sizes[name] for name, own in precisions.items() if own == "bf16"]  # FP32 copy for the comparison
     return copies * sum(sizes.values()) + max(widened, default=0)
 
 
@@ -212,7 +214,7 @@ def _build_plans(
     draft: Manifest,
     progress: BuildProgress,
 ) -> dict[GraphName, Graph]:
-    """Builds each ONNX file into a plan and removes it."""
+    """Build a plan from each ONNX file, and remove the file."""
     built: dict[GraphName, Graph] = {}
     for name, graph in onnx.items():
         path, plan = directory / graph.file, directory / f"{name}.plan"

@@ -1,8 +1,8 @@
-"""Runs an ONNX graph as strictly as a GPU does: every result is rounded to its type, and overflows like it.
+"""An evaluator for ONNX graphs that rounds every result to its type and overflows as a GPU does.
 
-ONNX Runtime on a CPU is no judge of FP16: it computes FP16 graphs in FP32 and drops the casts between nodes, so an
-overflow that turns an image black on a GPU goes unseen. This is onnx's own reference evaluator, whose products and
-convolutions are replaced by fast ones. It is an `Engine`, so that a pipeline can generate with it.
+ONNX Runtime on a CPU cannot test FP16: it computes FP16 graphs in FP32 and drops the casts between nodes, so it misses
+overflows that turn an image black on a GPU. This module extends onnx's reference evaluator with fast products and
+convolutions. The evaluator is an `Engine`, so a pipeline can generate with it.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def widened(array: Array) -> torch.Tensor:
-    """The same numbers in FP32, float64 as it is. By torch: numpy takes minutes for what it takes seconds for."""
+    """Convert to FP32; float64 stays. torch does in seconds the conversion that takes numpy minutes."""
     writable = np.require(array, requirements=["C", "W"])
     if array.dtype == BFLOAT16:
         return torch.from_numpy(writable.view(np.int16)).view(torch.bfloat16).float()
@@ -35,7 +35,7 @@ def widened(array: Array) -> torch.Tensor:
 
 
 def rounded(tensor: torch.Tensor, dtype: np.dtype[Any]) -> Array:
-    """To a narrower type, to Inf what is beyond it."""
+    """Round to a narrower type; values beyond its range become Inf."""
     array: Array
     if dtype == BFLOAT16:
         array = tensor.bfloat16().view(torch.int16).numpy().view(BFLOAT16)
@@ -44,15 +44,15 @@ def rounded(tensor: torch.Tensor, dtype: np.dtype[Any]) -> Array:
     return array
 
 
-class MatMul(OpRun):  # the operator's name in ONNX
-    """Accumulates in FP32, as tensor cores do, and rounds once."""
+class MatMul(OpRun):  # named as the ONNX operator
+    """Matrix product that accumulates in FP32, as tensor cores do, and rounds once."""
 
     def _run(self, a: Array, b: Array) -> tuple[Array]:
         return (rounded(widened(a) @ widened(b), a.dtype),)
 
 
 class Conv(OpRun):
-    """Likewise."""
+    """Convolution that accumulates in FP32 and rounds once."""
 
     def _run(self, x: Array, weight: Array, bias: Array | None = None, **attributes: Any) -> tuple[Array]:
         assert attributes["group"] in (None, 1) and set(attributes["dilations"] or [1]) == {1}
@@ -64,7 +64,7 @@ class Conv(OpRun):
 
 
 class Resize(OpRun):
-    """To a multiple of the size, by the nearest neighbour, which is all that the graphs have of it."""
+    """Nearest-neighbour upsampling by 2, the only resize in the graphs."""
 
     def _run(self, x: Array, _roi: Array | None, scales: Array, *_: Any, **attributes: Any) -> tuple[Array]:
         assert attributes["mode"] == "nearest" and scales.tolist() == [1, 1, 2, 2]
@@ -75,10 +75,10 @@ class StrictEvaluator(Engine):
     """An ONNX graph in memory.
 
     Args:
-        float64: compute everything in float64, whatever types the graph names; weights keep their values.
+        float64: compute in float64 regardless of the graph's types; weights keep their values.
 
     Attributes:
-        inputs, outputs: names of the graph's tensors, in their order.
+        inputs, outputs: names of the graph's tensors, in order.
     """
 
     def __init__(self, path: Path, *, float64: bool = False) -> None:
@@ -90,31 +90,17 @@ class StrictEvaluator(Engine):
         self._evaluator = ReferenceEvaluator(
             ir.to_proto(ir.external_data.load_to_model(model)), new_ops=[MatMul, Conv, Resize]
         )
-        self._products = {
-            node.outputs[0].name: (factor.name, node.inputs[0].name)
-            for node in model.graph
-            if node.op_type == "MatMul" and (factor := node.inputs[1]) is not None
-        }
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """The graph's outputs, in their order."""
+        """Return the graph's outputs, in order."""
         with np.errstate(over="ignore", invalid="ignore"):
             return list(self._evaluator.run(None, self._feeds(inputs)))
 
     def enqueue(self, stream: int, bindings: Bindings) -> None:
-        """As an engine of a pipeline: reads and writes the caller's arrays."""
+        """Run the graph over the caller's arrays and write its outputs to them."""
         assert stream == 0, "a CPU has no streams"
         for name, output in zip(self.outputs, self.run({k: bindings[k] for k in self.inputs}), strict=True):
             bindings[name][:] = output
-
-    def peaks(self, inputs: Mapping[str, Array]) -> dict[str, tuple[float, float]]:
-        """Largest magnitudes of what goes into and comes out of each product, by the name of its second factor."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            found = self._evaluator.run(None, self._feeds(inputs), intermediate=True)
-        return {
-            weight: (float(np.abs(found[entering]).max()), float(np.abs(found[leaving]).max()))
-            for leaving, (weight, entering) in self._products.items()
-        }
 
     def _feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         if not self._float64:

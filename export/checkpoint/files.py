@@ -1,6 +1,6 @@
 """A checkpoint in the official Hugging Face layout, as configs and as tensors that are read one at a time.
 
-Knows files and names. What the tensors mean, and which there must be, is the business of `models`.
+The module knows files and names. `models` knows the meaning of tensors, and which of them a model needs.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """A folder of the checkpoint that holds weights."""
+    """A folder of the checkpoint with a config and weights."""
 
     name: str
     config: Config
@@ -37,13 +37,18 @@ class Component:
 
     @property
     def parameters(self) -> int:
-        """Elements of all weights, those that no graph uses included."""
+        """Number of elements of all weights, including weights that no graph uses."""
         return sum(math.prod(weight.shape) for weight in self.weights.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The five folders, opened; nothing of the weights is read yet. `name` is the hub id or the folder's name."""
+    """An open checkpoint. Its weights are not read yet.
+
+    Attributes:
+        name: hub id, or the folder's name.
+        directory: folder of the checkpoint on disk.
+    """
 
     name: str
     directory: Path
@@ -54,7 +59,7 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file that has a say in the plans, in a fixed order."""
+        """Every file that the plans depend on, in a fixed order."""
         configs = [self.directory / folder / "config.json" for folder in COMPONENTS]
         tokenizer = [self.directory / "tokenizer" / name for name in TOKENIZER_FILES]
         template = self.directory / "tokenizer" / "chat_template.jinja"
@@ -64,25 +69,25 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """Elements of all weights."""
+        """Number of elements of all weights."""
         return sum(component.parameters for component in (self.transformer, self.text_encoder, self.vae))
 
     def fingerprint(self) -> str:
-        """Hex sha256 over the contents of all files, wherever they lie."""
+        """Return the hex sha256 over the contents of all files, independent of their location."""
         return hashlib.sha256("".join(map(sha256, self.files)).encode()).hexdigest()
 
 
 def open_checkpoint(model: str, transformer_file: Path | None = None) -> Checkpoint:
-    """Opens a checkpoint.
+    """Open a checkpoint, and download it first if needed.
 
     Args:
-        model: a folder in the official layout, or a hub / ModelScope id such as Tongyi-MAI/Z-Image-Turbo, which
-            DiffSynth downloads (its environment variables say from where and where to).
-        transformer_file: a single-file safetensors of the transformer in ComfyUI's or the official key layout,
-            used in place of the folder's weights.
+        model: folder in the official layout, or a hub / ModelScope id such as Tongyi-MAI/Z-Image-Turbo, which
+            DiffSynth downloads (its environment variables set the source and the target).
+        transformer_file: single safetensors file of the transformer, in ComfyUI's or the official key layout, to use
+            in place of the folder's weights.
 
     Raises:
-        CheckpointError: names what is missing or damaged.
+        CheckpointError: a file is missing or damaged, or the download failed.
     """
     local = Path(model).is_dir()
     directory = Path(model) if local else _download(model)
@@ -103,7 +108,11 @@ def open_checkpoint(model: str, transformer_file: Path | None = None) -> Checkpo
 
 
 def read_json(path: Path) -> Config:
-    """A JSON object from a file, or CheckpointError."""
+    """Read a JSON object from a file.
+
+    Raises:
+        CheckpointError: the file is missing, or holds no JSON object.
+    """
     try:
         value = json.loads(path.read_bytes())
     except OSError as error:
@@ -116,7 +125,7 @@ def read_json(path: Path) -> Config:
 
 
 def positive(config: Config, key: str) -> float:
-    """A number of a config that divides or scales; CheckpointError if it is not finite and above zero."""
+    """Return a number of a config that must be finite and above zero, else raise CheckpointError."""
     value = config[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         where = f"{config.path.parent.name}/{config.path.name}: " if isinstance(config, _Object) else ""
@@ -125,7 +134,7 @@ def positive(config: Config, key: str) -> float:
 
 
 class _Object(Config):
-    """A JSON object that knows its file: to look up a key that it lacks is a CheckpointError."""
+    """A JSON object that raises a CheckpointError naming its file when a key is missing."""
 
     def __init__(self, content: Config, path: Path) -> None:
         super().__init__(content)
@@ -137,8 +146,8 @@ class _Object(Config):
 
 def _download(model: str) -> Path:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
-        raise CheckpointError(f"no folder at {model}, and it does not read as a hub id (owner/name)")
-    from diffsynth.core import ModelConfig  # imports much; a local folder needs none of it
+        raise CheckpointError(f"there is no folder at {model}, and it is not a hub id (owner/name) either")
+    from diffsynth.core import ModelConfig  # a slow import that a local folder does not need
 
     try:
         parts = [ModelConfig(model_id=model, origin_file_pattern=f"{folder}/") for folder in FOLDERS]
@@ -147,7 +156,7 @@ def _download(model: str) -> Path:
                 part.download_if_necessary()
     except Exception as error:
         raise CheckpointError(
-            f"could not download {model}: {error}. Fetch it where there is a network and pass the folder"
+            f"could not download {model}: {error}. Download it on a machine with a network and pass the folder"
         ) from error
     return Path(parts[0].local_model_path) / model
 
@@ -159,7 +168,7 @@ def _component(directory: Path, name: str) -> Component:
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
-    """The shards that the folder's index names, or its only safetensors file."""
+    """Return the shards that the folder's index lists, or its only safetensors file."""
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if indices:
         names = set(read_json(indices[0])["weight_map"].values())

@@ -1,6 +1,6 @@
-"""DiffSynth's modules in the sizes that a checkpoint's configs give, without weights, and who their weights are.
+"""DiffSynth's modules in the sizes of a checkpoint's configs, and the checkpoint tensor of each parameter.
 
-Modules live on torch's meta device: a 6 B-parameter model costs no memory until `load` is called.
+Modules are on torch's meta device: a model with 6 B parameters uses no memory until `load` is called.
 """
 
 from collections.abc import Mapping
@@ -23,26 +23,30 @@ from export.checkpoint.vae_modules import (
 from export.checkpoint.weights import Weight
 
 META = torch.device("meta")
-NAMES_SHOWN = 5  # of missing or extra tensors in a message
+NAMES_SHOWN = 5  # names of missing or extra tensors in a message
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A module on the meta device and the tensor of the checkpoint behind each of its parameters."""
+    """A module on the meta device, its config, and the checkpoint tensor of each of its parameters."""
 
     module: Any  # DiffSynth's and transformers' modules are untyped
     config: Config
     weights: Mapping[str, Weight]
 
     def load(self) -> Any:
-        """The module with its weights in FP32 on the CPU; this is the only place that reads them all."""
+        """Load all weights into the module in FP32 on the CPU, and return it."""
         state = {name: weight.load().float() for name, weight in self.weights.items()}
         self.module.load_state_dict(state, strict=True, assign=True)
         return self.module
 
 
 def transformer(component: Component) -> Model:
-    """The single-stream DiT. Raises CheckpointError for a variant that is not Z-Image(-Turbo)."""
+    """Make the single-stream DiT.
+
+    Raises:
+        CheckpointError: the config is not of Z-Image or Z-Image-Turbo, or the weights do not match it.
+    """
     config = component.config
     _require(config, "transformer", qk_norm=True, all_patch_size=[2], all_f_patch_size=[1])
     if config.get("siglip_feat_dim") is not None:
@@ -60,32 +64,40 @@ def transformer(component: Component) -> Model:
 
 
 def text_encoder(component: Component) -> Model:
-    """Qwen3 without its head."""
+    """Make Qwen3 without its head.
+
+    Raises:
+        CheckpointError: the config is not supported, or the weights do not match it.
+    """
     config = component.config
     _require(
         config, "text_encoder", model_type="qwen3", hidden_act="silu", attention_bias=False, use_sliding_window=False
     )
     with META:
         module = _construct("text_encoder", lambda **sizes: Qwen3Model(Qwen3Config(**sizes)), config)
-    ignored = ("lm_head.",)  # tied to the embedding, and of no use here
+    ignored = ("lm_head.",)  # the head, which is tied to the embedding
     return _model(component, module, {name: f"model.{name}" for name, _ in module.named_parameters()}, ignored)
 
 
 def load_text_encoder(component: Component) -> Any:
-    """Qwen3 with its weights in FP32; its rotary buffers are computed, not loaded, so `load` leaves them on meta."""
+    """Load Qwen3 in FP32 and make its rotary buffers, which are not weights, so that `load` leaves them on meta."""
     module = text_encoder(component).load()
     module.rotary_emb = type(module.rotary_emb)(config=module.config)
     return module
 
 
 def embed_timesteps_in_fp32(dit: Any) -> None:
-    """Mends DiffSynth's timestep embedder, whose hard cast to BF16 makes FP32 weights fail."""
+    """Replace the forward pass of DiffSynth's timestep embedder, whose cast to BF16 fails with FP32 weights."""
     embedder = dit.t_embedder
     embedder.forward = lambda t: embedder.mlp(embedder.timestep_embedding(t, embedder.frequency_embedding_size))
 
 
 def vae_decoder(component: Component) -> Model:
-    """The decoder half of the FLUX-style VAE; the encoder's tensors are ignored."""
+    """Make the decoder of the FLUX-style VAE; the encoder's tensors are ignored.
+
+    Raises:
+        CheckpointError: the config is not supported, or the weights do not match it.
+    """
     config = component.config
     if config.get("use_post_quant_conv", True):
         raise CheckpointError("vae/config.json: use_post_quant_conv must be false, as in Z-Image-Turbo's VAE")
@@ -98,11 +110,15 @@ def vae_decoder(component: Component) -> Model:
 
 
 def vae_encoder(component: Component) -> Model | None:
-    """The other half, from images [B, 3, H, W] in -1..1 to the denoiser's latents; None where it was trimmed away."""
+    """Make the encoder of the VAE, from images [B, 3, H, W] in -1..1 to latents; None if the checkpoint has none.
+
+    Raises:
+        CheckpointError: the config is not supported, or the weights do not match it.
+    """
     config = component.config
     if not any(key.startswith("encoder.") for key in component.weights):
         return None
-    _require(config, "vae", use_quant_conv=False, latent_channels=16)  # as DiffSynth's forward pass has it
+    _require(config, "vae", use_quant_conv=False, latent_channels=16)  # assumed by DiffSynth's forward pass
     with META:
         module = _construct("vae", ConfiguredVaeEncoder, {"config": config})
     names = encoder_names((name for name, _ in module.named_parameters()), config)
@@ -110,7 +126,7 @@ def vae_encoder(component: Component) -> Model | None:
 
 
 def require_match(transformer: Component, text_encoder: Component, vae: Component) -> None:
-    """Raises CheckpointError where the models were not made for each other."""
+    """Raise CheckpointError if the sizes of the models do not match each other."""
     for model, key, expected in (
         (text_encoder, "hidden_size", "cap_feat_dim"),
         (vae, "latent_channels", "in_channels"),
@@ -134,7 +150,7 @@ def _construct(folder: str, build: Any, arguments: dict[str, Any]) -> Any:
         RuntimeError,
         StrictDataclassError,
     ) as error:
-        reason = str(error) or "its sizes contradict each other"  # ZImageDiT's assertions have no words
+        reason = str(error) or "its sizes contradict each other"  # ZImageDiT's assertions have no message
         raise CheckpointError(
             f"{folder}/config.json does not describe a model: {type(error).__name__}: {reason}"
         ) from error
@@ -147,7 +163,7 @@ def _require(config: Config, folder: str, **expected: Any) -> None:
 
 
 def _model(component: Component, module: Any, names: Mapping[str, str], ignored: tuple[str, ...] = ()) -> Model:
-    """Pairs parameters with tensors, strictly: a missing, extra or mis-shaped tensor is an error that names it."""
+    """Pair parameters with tensors; a missing, extra or misshaped tensor is an error that names it."""
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     known = {name: component.weights[key] for name, key in names.items() if name in shapes and key in component.weights}
     missing = sorted(names.get(name, name) for name in shapes.keys() - known.keys())

@@ -14,7 +14,11 @@ from engine.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """One tensor of a safetensors file, or some of its rows; read only when asked for."""
+    """A tensor of a safetensors file, or a range of its rows.
+
+    Attributes:
+        rows: first row and the row after the last; None for all.
+    """
 
     file: Path
     key: str
@@ -23,7 +27,7 @@ class StoredWeight:
 
     @property
     def source(self) -> str:
-        """For messages."""
+        """Key and file, for messages."""
         return f"{self.key} in {self.file}"
 
     def load(self) -> torch.Tensor:
@@ -35,7 +39,7 @@ class StoredWeight:
 
 
 def stored_weights(files: Iterable[Path]) -> Iterator[tuple[str, StoredWeight]]:
-    """Every tensor of safetensors files, with its key."""
+    """Yield the key and the tensor of every entry in safetensors files."""
     for file in files:
         opened = _open(file)
         for key in opened.keys():  # noqa: SIM118  not a dict
@@ -43,7 +47,7 @@ def stored_weights(files: Iterable[Path]) -> Iterator[tuple[str, StoredWeight]]:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """What a safetensors file says about itself beside its tensors."""
+    """Return the metadata of a safetensors file, empty if it has none."""
     return _open(file).metadata() or {}
 
 

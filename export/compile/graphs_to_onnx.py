@@ -1,4 +1,4 @@
-"""The three graphs of a checkpoint become ONNX files."""
+"""ONNX files of a checkpoint's graphs, with weights at their precisions."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,10 +23,14 @@ def export_graphs(
     *,
     refittable: bool = False,
 ) -> dict[GraphName, Graph]:
-    """Writes the ONNX files of graphs that `make_graphs` made.
+    """Write the ONNX files of graphs that `make_graphs` made.
 
     Args:
-        refittable: keep book of the transformer's weights, so that they can be swapped in the plans.
+        precisions: precision of each graph; the VAE decoder's is also the fallback of the prompt encoder.
+        refittable: record the places of the transformer's weights, so that plans can swap them.
+
+    Raises:
+        Fp16RangeError: FP16 cannot hold the denoiser's or the VAE decoder's products at any scale.
     """
     exported: dict[GraphName, Graph] = {}
     for name, (module, measured) in _measure(graphs, checkpoint, precisions["vae_decoder"], progress).items():
@@ -50,7 +54,7 @@ def export_graphs(
 def _measure(
     graphs: Mapping[GraphName, GraphModule], checkpoint: Checkpoint, wide: Precision, progress: BuildProgress
 ) -> dict[GraphName, tuple[GraphModule, Measured]]:
-    """The graphs and what bounds their weights give. A prompt encoder that FP16 does not hold becomes a `wide` one."""
+    """Measure the bounds of each graph. A prompt encoder that leaves the range of FP16 is made again in `wide`."""
     measured: dict[GraphName, tuple[GraphModule, Measured]] = {}
     for name, graph in graphs.items():
         try:
@@ -59,7 +63,7 @@ def _measure(
         except Fp16RangeError as error:
             if name != "prompt_encoder":
                 raise Fp16RangeError(f"{checkpoint.name}: {error}; use --bf16") from error
-            progress.console.print(f"{name}: in {wide}, since FP16 does not hold it: {error}", highlight=False)
+            progress.console.print(f"{name}: using {wide}, since FP16 cannot hold it: {error}", highlight=False)
             graph = make_prompt_encoder(checkpoint, wide)
             measured[name] = graph, graph.measure()
     return measured

@@ -1,4 +1,4 @@
-"""Which shapes the plans take: `--profile` and its defaults."""
+"""Profiles, the ranges of shapes that plans support: `--profile` and its defaults."""
 
 import re
 
@@ -9,13 +9,13 @@ Size = tuple[int, int]  # height, width in pixels
 
 
 def parse_profile(text: str, model: Model) -> Profile:
-    """`SIZE[,SIZE...][:BATCH]` to the box around the sizes, tuned for the first of them.
+    """Parse `SIZE[,SIZE...][:BATCH]` into the range that spans the sizes, tuned for the first of them.
 
-    A SIZE is a square's side or WIDTHxHEIGHT, in pixels. "512,1024x1536:2": images of 512..1024 wide and 512..1536
-    high, at most two at a time, tuned for 512x512.
+    A SIZE is WIDTHxHEIGHT or the side of a square, in pixels. "512,1024x1536:2" gives widths of 512..1024, heights of
+    512..1536 and batches of 1 or 2, tuned for 512x512.
 
     Raises:
-        BuildError: says what was got and what is expected.
+        BuildError: the text has another form, or a size or the batch is out of range.
     """
     match = re.fullmatch(r"(\d{1,5}(?:x\d{1,5})?(?:,\d{1,5}(?:x\d{1,5})?)*)(?::(\d{1,5}))?", text, re.ASCII)
     if match is None:
@@ -25,7 +25,7 @@ def parse_profile(text: str, model: Model) -> Profile:
 
 
 def default_profiles(sample_size: int, model: Model) -> tuple[Profile, ...]:
-    """Two boxes around the size that the VAE was trained for: one for everyday sizes in batches, one up to double.
+    """Return two profiles around the model's default side: one for usual sizes in batches, one up to twice the side.
 
     For Z-Image-Turbo (1024): 256..1024 tuned for 1024, batch 4, and 256..2048 tuned for 1536, batch 1.
     """

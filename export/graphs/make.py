@@ -1,4 +1,4 @@
-"""The three graphs of a checkpoint, at the precision of each."""
+"""The three graphs of a checkpoint, each at its precision."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,11 @@ from export.graphs.vae_decoder import VaeDecoder
 
 
 def make_graphs(checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision]) -> dict[GraphName, GraphModule]:
-    """The three graphs. Each gets modules of its own: precisions differ, and meta tensors cost nothing."""
+    """Make the three graphs. Each has its own modules, since precisions differ and meta tensors use no memory.
+
+    Raises:
+        CheckpointError: the models' sizes do not match each other, or a config is not supported.
+    """
     transformer, text_encoder = checkpoint.transformer, checkpoint.text_encoder
     models.require_match(transformer, text_encoder, checkpoint.vae)
     return {

@@ -235,7 +235,7 @@ def test_what_is_prepared_is_not_prepared_again(
     plans: Path, prepared: PreparedLora, checkpoint: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "a.lora").write_bytes(prepared.encode())
-    with pytest.raises(SystemExit, match="is what zimage-lora wrote"):
+    with pytest.raises(SystemExit, match="is an output of zimage-lora"):
         convert(Lora(tmp_path / "a.lora"), checkpoint, plans, tmp_path / "b.lora")
 
 
