@@ -39,6 +39,28 @@ STRATEGIES = {"filtered": zlib.Z_FILTERED, "huffman": zlib.Z_HUFFMAN_ONLY, "rle"
 REPEATED = 5  # measurements of how long an encoder holds the GIL
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", type=int, default=15, metavar="N", help="runs per image; default: %(default)s")
+    parser.add_argument(
+        "--size",
+        type=int,
+        action="append",
+        metavar="PIXELS",
+        help=f"side of the square images, repeatable; default: {', '.join(map(str, SIZES))}",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    found = encoders()
+    sizes: dict[str, dict[str, Figures]] = {}
+    for size in args.size or SIZES:
+        generated = photographs(size)
+        require_lossless(found, generated)
+        sizes[f"{size}x{size}"] = measure(found, generated, args.runs)
+        _print_size(size, sizes[f"{size}x{size}"])
+    finish("encode", {"runs": args.runs, "sizes": sizes})
+
+
 def photographs(size: int) -> dict[str, Pixels]:
     """Return the test images by name, [size, size, 3] each. The contact sheet is tiled instead of scaled."""
     found = {name: _photograph(name, size) for name in PHOTOGRAPHS}
@@ -183,25 +205,3 @@ def require_lossless(found: Mapping[str, Encoder], generated: Mapping[str, Pixel
             exact = np.array_equal(decoded, pixels)
             if decoded.shape != pixels.shape or not (exact or name.startswith(("JPEG", "WebP"))):
                 raise RuntimeError(f"{name} has changed the image {title}")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=int, default=15, metavar="N", help="runs per image; default: %(default)s")
-    parser.add_argument(
-        "--size",
-        type=int,
-        action="append",
-        metavar="PIXELS",
-        help=f"side of the square images, repeatable; default: {', '.join(map(str, SIZES))}",
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    found = encoders()
-    sizes: dict[str, dict[str, Figures]] = {}
-    for size in args.size or SIZES:
-        generated = photographs(size)
-        require_lossless(found, generated)
-        sizes[f"{size}x{size}"] = measure(found, generated, args.runs)
-        _print_size(size, sizes[f"{size}x{size}"])
-    finish("encode", {"runs": args.runs, "sizes": sizes})

@@ -27,6 +27,19 @@ from export.progress import BuildProgress
 from nano.layout import Z_IMAGE_TURBO, CheckpointSizes
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("graph", choices=("prompt_encoder", "denoiser", "vae_decoder"), help="graph to trace or build")
+    parser.add_argument("--build", action="store_true", help="build an RTX plan of some layers instead of tracing all")
+    parser.add_argument("--layers", type=int, default=4, help="transformer layers of the plan; default: %(default)s")
+    parser.add_argument("--profile", default="1024,512,1536:4", help="as in build-engines; default: %(default)s")
+    parser.add_argument("--compute-capability", default="8.9", help="GPU to build for; default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> None:
+    figures = build(args.graph, args.layers, args.profile, args.compute_capability) if args.build else trace(args.graph)
+    finish("full-size", figures)
+
+
 def trace(graph: GraphName) -> dict[str, Any]:
     """Trace one complete graph of Z-Image-Turbo.
 
@@ -99,16 +112,3 @@ def model_facts(sizes: CheckpointSizes) -> Model:
     """Return the model entry of a manifest, with the facts that profiles need, for a model without files."""
     rope = Rope(256.0, sizes.axes_dims, sizes.axes_lens)
     return Model("full-size", "", 16, 8, 2, sizes.dim, rope, PromptFormat("", "", 512, 0), 3.0, 8)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("graph", choices=("prompt_encoder", "denoiser", "vae_decoder"), help="graph to trace or build")
-    parser.add_argument("--build", action="store_true", help="build an RTX plan of some layers instead of tracing all")
-    parser.add_argument("--layers", type=int, default=4, help="transformer layers of the plan; default: %(default)s")
-    parser.add_argument("--profile", default="1024,512,1536:4", help="as in build-engines; default: %(default)s")
-    parser.add_argument("--compute-capability", default="8.9", help="GPU to build for; default: %(default)s")
-
-
-def run(args: argparse.Namespace) -> None:
-    figures = build(args.graph, args.layers, args.profile, args.compute_capability) if args.build else trace(args.graph)
-    finish("full-size", figures)

@@ -82,7 +82,12 @@ PARTS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder for plans, report.md and report.json")
-    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="default: %(default)s")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cuda", "cpu"),
+        default="auto",
+        help="device to check; auto: a GPU if there is one (default)",
+    )
     parser.add_argument(
         "--size",
         choices=("nano", "full"),

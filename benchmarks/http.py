@@ -23,7 +23,7 @@ WARM = 1.0  # warm-up seconds of each round
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plan directory of build-engines")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="output folder of build-engines")
     parser.add_argument(
         "--sizes",
         type=_square_sizes,

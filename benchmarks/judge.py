@@ -24,6 +24,35 @@ CELL = 256  # side in pixels of a cell of the sheet; images are centred in their
 PAPER = (246, 246, 246)
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans of z-image-nano")
+    parser.add_argument(
+        "--captions", type=int, default=200, metavar="N", help="captions per size; default: %(default)s"
+    )
+    parser.add_argument(
+        "--size", action="append", metavar="WxH", help=f"image size, repeatable; default: {', '.join(SIZES)}"
+    )
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet of 18 images")
+
+
+def run(args: argparse.Namespace) -> None:
+    pipeline = Pipeline.load(args.engines)
+    figures: dict[str, object] = {"captions": args.captions}
+    if args.sheet:
+        sheet, captions = contact_sheet(pipeline, 18)
+        Image.fromarray(sheet).save(args.sheet, optimize=True)
+        print("\n".join(f"{number}. {text}" for number, text in enumerate(captions, 1)))
+    for size in args.size or SIZES:
+        height, width = parse_size(size)
+        scores = score(pipeline, height, width, args.captions)
+        for language, found in scores.items():
+            print(f"{width}x{height}, {language}:", ", ".join(f"{name} {share:.1%}" for name, share in found.items()))
+        figures[f"{width}x{height}"] = {
+            language: {name: round(share, 4) for name, share in found.items()} for language, found in scores.items()
+        }
+    finish("judge", figures)
+
+
 def held_out(count: int) -> Iterator[tuple[Scene, str]]:
     """Yield `count` scenes that training never uses, each with a caption, alternately English and Chinese."""
     rng = Random(SEED)
@@ -58,32 +87,3 @@ def contact_sheet(pipeline: Pipeline, count: int) -> tuple[Pixels, list[str]]:
         sheet[top : top + height, left : left + width] = image
         captions.append(text)
     return sheet, captions
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans of z-image-nano")
-    parser.add_argument(
-        "--captions", type=int, default=200, metavar="N", help="captions per size; default: %(default)s"
-    )
-    parser.add_argument(
-        "--size", action="append", metavar="WxH", help=f"image size, repeatable; default: {', '.join(SIZES)}"
-    )
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet of 18 images")
-
-
-def run(args: argparse.Namespace) -> None:
-    pipeline = Pipeline.load(args.engines)
-    figures: dict[str, object] = {"captions": args.captions}
-    if args.sheet:
-        sheet, captions = contact_sheet(pipeline, 18)
-        Image.fromarray(sheet).save(args.sheet, optimize=True)
-        print("\n".join(f"{number}. {text}" for number, text in enumerate(captions, 1)))
-    for size in args.size or SIZES:
-        height, width = parse_size(size)
-        scores = score(pipeline, height, width, args.captions)
-        for language, found in scores.items():
-            print(f"{width}x{height}, {language}:", ", ".join(f"{name} {share:.1%}" for name, share in found.items()))
-        figures[f"{width}x{height}"] = {
-            language: {name: round(share, 4) for name, share in found.items()} for language, found in scores.items()
-        }
-    finish("judge", figures)

@@ -88,12 +88,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds per runner at each size and batch; default: %(default)s",
     )
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="default: the GPU if there is one and the plans run on it"
+        "--device",
+        choices=("cpu", "cuda"),
+        help="device of all runners; default: the GPU if there is one and the plans run on it",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of the peers; default: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of every runner; default: one per core")
     parser.add_argument(
-        "--cuda-graphs", choices=get_args(CudaGraphs), default="auto", help="of zimage-trt; default: %(default)s"
+        "--cuda-graphs",
+        choices=get_args(CudaGraphs),
+        default="auto",
+        help="CUDA graphs of zimage-trt; default: %(default)s",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the JSON report here, after each case")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="write a plot of the end-to-end medians")

@@ -28,9 +28,9 @@ from engine.plan.manifest import GraphName, Precision, read, resolve
 from engine.request import ImageRequest
 from engine.sampling.tokenizer import PromptTokenizer
 from export.checkpoint.files import Checkpoint, open_checkpoint
-from export.compile.graphs_to_onnx import export_graphs
+from export.compile.onnx_files import export_graphs
 from export.compile.parity import relative_l2
-from export.graphs.make import make_graphs
+from export.graphs.checkpoint_graphs import make_graphs
 from export.precision.dtypes import graph_precisions
 from export.progress import BuildProgress
 
@@ -43,6 +43,40 @@ REQUESTS = (
     ImageRequest("a small red circle to the left of a large blue square on a yellow background", 128, 128, seed=7),
     ImageRequest("黄色背景，左上角有一个蓝色星星", 192, 256, seed=7),
 )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="DIR", help="the checkpoint's folder")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans built from it")
+    parser.add_argument(
+        "--captions",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with z-image-nano: also score every precision on N captions; default: %(default)s",
+    )
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="write a plot of the error at each step")
+
+
+def run(args: argparse.Namespace) -> None:
+    directory, checkpoint = resolve(args.engines), open_checkpoint(args.model)
+    require_same_weights(checkpoint, read(directory, verify=False))
+    console = Console()
+    images: dict[str, dict[Precision, Figures]] = {}
+    figures: Figures = {"images": images}
+    with TemporaryDirectory() as folder:
+        variants = Variants(checkpoint, directory, Path(folder))
+        for request in REQUESTS:
+            title = f"{request.width}x{request.height}"
+            images[title] = variants.compare(request)
+            console.print(table(title, images[title]))
+        for precision in PRECISIONS if args.captions else ():
+            shares = score(variants[precision].pipeline, 128, 128, args.captions)["all"]
+            figures.setdefault("judge", {})[precision] = shares
+            console.print(f"{precision}:", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+    if args.plot:
+        plot(images, args.plot)
+    finish("parity", figures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,37 +183,3 @@ def table(title: str, found: Mapping[Precision, Figures]) -> Table:
     for name, own in found.items():
         rows.add_row(name, *(f"{own[graph]:.1e}" for graph in GRAPHS), f"{own['psnr_db']} dB", f"{own['ssim']:.5f}")
     return rows
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="DIR", help="the checkpoint's folder")
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans built from it")
-    parser.add_argument(
-        "--captions",
-        type=int,
-        default=0,
-        metavar="N",
-        help="with z-image-nano: also score every precision on N captions; default: %(default)s",
-    )
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="write a plot of the error at each step")
-
-
-def run(args: argparse.Namespace) -> None:
-    directory, checkpoint = resolve(args.engines), open_checkpoint(args.model)
-    require_same_weights(checkpoint, read(directory, verify=False))
-    console = Console()
-    images: dict[str, dict[Precision, Figures]] = {}
-    figures: Figures = {"images": images}
-    with TemporaryDirectory() as folder:
-        variants = Variants(checkpoint, directory, Path(folder))
-        for request in REQUESTS:
-            title = f"{request.width}x{request.height}"
-            images[title] = variants.compare(request)
-            console.print(table(title, images[title]))
-        for precision in PRECISIONS if args.captions else ():
-            shares = score(variants[precision].pipeline, 128, 128, args.captions)["all"]
-            figures.setdefault("judge", {})[precision] = shares
-            console.print(f"{precision}:", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
-    if args.plot:
-        plot(images, args.plot)
-    finish("parity", figures)

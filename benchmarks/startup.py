@@ -12,6 +12,25 @@ from pathlib import Path
 from benchmarks.harness.report import Stopwatch, finish
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="output folder of build-engines")
+    parser.add_argument("--runs", type=int, default=20, help="runs after one warm-up; default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> None:
+    measure(args.engines, "warm-up")
+    runs = [measure(args.engines, "a red circle") for _ in range(args.runs)]
+    ready, first = (sorted(column) for column in zip(*runs, strict=True))
+    figures = {
+        "runs": args.runs,
+        "ready_median_s": round(statistics.median(ready), 2),
+        "ready_p95_s": round(ready[math.ceil(0.95 * len(ready)) - 1], 2),
+        "first_image_median_s": round(statistics.median(first), 2),
+    }
+    print(f"ready after {figures['ready_median_s']} s (median of {args.runs}), p95 {figures['ready_p95_s']} s")
+    finish("startup", figures)
+
+
 def measure(engines: Path, prompt: str) -> tuple[float, float]:
     """Measure one server process: seconds until its ready line, and seconds of the first request."""
     command = [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0"]
@@ -36,22 +55,3 @@ def _generate(url: str, prompt: str) -> None:
     request = urllib.request.Request(f"{url}/v1/images/generations", body, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=600) as response:
         assert json.load(response)["data"][0]["b64_json"]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plan directory of build-engines")
-    parser.add_argument("--runs", type=int, default=20, help="runs after one warm-up; default: %(default)s")
-
-
-def run(args: argparse.Namespace) -> None:
-    measure(args.engines, "warm-up")
-    runs = [measure(args.engines, "a red circle") for _ in range(args.runs)]
-    ready, first = (sorted(column) for column in zip(*runs, strict=True))
-    figures = {
-        "runs": args.runs,
-        "ready_median_s": round(statistics.median(ready), 2),
-        "ready_p95_s": round(ready[math.ceil(0.95 * len(ready)) - 1], 2),
-        "first_image_median_s": round(statistics.median(first), 2),
-    }
-    print(f"ready after {figures['ready_median_s']} s (median of {args.runs}), p95 {figures['ready_p95_s']} s")
-    finish("startup", figures)

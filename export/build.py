@@ -33,11 +33,11 @@ from export.checkpoint.files import Checkpoint, open_checkpoint, positive
 from export.checkpoint.lora import Lora, merge
 from export.checkpoint.prompt_format import read_prompt_format
 from export.compile import onnx_export, parity, preview
-from export.compile.graphs_to_onnx import export_graphs
+from export.compile.onnx_files import export_graphs
 from export.compile.profiles import default_profiles, parse_profile
 from export.compile.target import choose_flavor, compute_capabilities, require_refit
 from export.compile.tensorrt_build import TensorRtBuilder
-from export.graphs.make import make_graphs
+from export.graphs.checkpoint_graphs import make_graphs
 from export.precision.dtypes import graph_precisions
 from export.progress import BuildProgress
 

@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
 
         from export.checkpoint.files import open_checkpoint  # takes seconds; argument errors come first
         from export.checkpoint.lora import Lora
-        from export.prepare_lora import prepare
+        from export.prepared_lora import prepare
 
         checkpoint = open_checkpoint(args.model, args.transformer_file)
         loras = [Lora.parse(text) for text in args.lora]

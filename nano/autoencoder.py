@@ -102,16 +102,16 @@ def train_autoencoder(crops: Stage, whole: Stage, sizes: CheckpointSizes, folder
     return model.fold_statistics().eval()
 
 
+def to_tensor(images: Sequence[Pixels]) -> Tensor:
+    """Stack images [H, W, 3] uint8 to [B, 3, H, W] float32 in -1..1, contiguous because GroupNorm is slow otherwise."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
 def _start_as_identity(vae: Any) -> None:
     """Zero the last weights of every residual branch, so that each starts with no more than a bias."""
     for name, parameter in vae.named_parameters():
         if name.endswith(("conv2.weight", "to_out.0.weight")):
             nn.init.zeros_(parameter)
-
-
-def to_tensor(images: Sequence[Pixels]) -> Tensor:
-    """Stack images [H, W, 3] uint8 to [B, 3, H, W] float32 in -1..1, contiguous because GroupNorm is slow otherwise."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
 def _random_images(rng: Random, count: int, height: int, width: int) -> Tensor:

@@ -24,7 +24,7 @@ from engine.plan.manifest import Manifest, read
 from engine.request import ImageRequest
 from export.checkpoint.files import open_checkpoint
 from export.checkpoint.lora import Lora
-from export.prepare_lora import prepare
+from export.prepared_lora import prepare
 from nano.layout import Z_IMAGE_NANO
 
 Figures = dict[str, Any]

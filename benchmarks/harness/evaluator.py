@@ -25,6 +25,43 @@ Array = np.ndarray[Any, Any]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
+class StrictEvaluator(Engine):
+    """An ONNX graph in memory.
+
+    Args:
+        float64: compute in float64 regardless of the graph's types; weights keep their values.
+
+    Attributes:
+        inputs, outputs: names of the graph's tensors, in order.
+    """
+
+    def __init__(self, path: Path, *, float64: bool = False) -> None:
+        model = ir.load(path)
+        if float64:
+            widen(model, ir.DataType.DOUBLE)
+        self._float64 = float64
+        self.inputs, self.outputs = ([str(v.name) for v in side] for side in (model.graph.inputs, model.graph.outputs))
+        self._evaluator = ReferenceEvaluator(
+            ir.to_proto(ir.external_data.load_to_model(model)), new_ops=[MatMul, Conv, Resize]
+        )
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """Return the graph's outputs, in order."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return list(self._evaluator.run(None, self._feeds(inputs)))
+
+    def enqueue(self, stream: int, bindings: Bindings) -> None:
+        """Run the graph over the caller's arrays and write its outputs to them."""
+        assert stream == 0, "a CPU has no streams"
+        for name, output in zip(self.outputs, self.run({k: bindings[k] for k in self.inputs}), strict=True):
+            bindings[name][:] = output
+
+    def _feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if not self._float64:
+            return dict(inputs)
+        return {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in inputs.items()}
+
+
 def widened(array: Array) -> torch.Tensor:
     """Convert to FP32; float64 stays. torch does in seconds the conversion that takes numpy minutes."""
     writable = np.require(array, requirements=["C", "W"])
@@ -69,40 +106,3 @@ class Resize(OpRun):
     def _run(self, x: Array, _roi: Array | None, scales: Array, *_: Any, **attributes: Any) -> tuple[Array]:
         assert attributes["mode"] == "nearest" and scales.tolist() == [1, 1, 2, 2]
         return (x.repeat(2, axis=2).repeat(2, axis=3),)
-
-
-class StrictEvaluator(Engine):
-    """An ONNX graph in memory.
-
-    Args:
-        float64: compute in float64 regardless of the graph's types; weights keep their values.
-
-    Attributes:
-        inputs, outputs: names of the graph's tensors, in order.
-    """
-
-    def __init__(self, path: Path, *, float64: bool = False) -> None:
-        model = ir.load(path)
-        if float64:
-            widen(model, ir.DataType.DOUBLE)
-        self._float64 = float64
-        self.inputs, self.outputs = ([str(v.name) for v in side] for side in (model.graph.inputs, model.graph.outputs))
-        self._evaluator = ReferenceEvaluator(
-            ir.to_proto(ir.external_data.load_to_model(model)), new_ops=[MatMul, Conv, Resize]
-        )
-
-    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """Return the graph's outputs, in order."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            return list(self._evaluator.run(None, self._feeds(inputs)))
-
-    def enqueue(self, stream: int, bindings: Bindings) -> None:
-        """Run the graph over the caller's arrays and write its outputs to them."""
-        assert stream == 0, "a CPU has no streams"
-        for name, output in zip(self.outputs, self.run({k: bindings[k] for k in self.inputs}), strict=True):
-            bindings[name][:] = output
-
-    def _feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        if not self._float64:
-            return dict(inputs)
-        return {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in inputs.items()}

@@ -98,6 +98,10 @@ class Scalar:
         return torch.tensor(self.value, dtype=torch.float32)
 
 
+class Fp16RangeError(CheckpointError):
+    """Weights too large, too small or too uneven for FP16 at any scale."""
+
+
 def load_finite(weight: Weight) -> Tensor:
     """Load a weight in FP32.
 
@@ -108,10 +112,6 @@ def load_finite(weight: Weight) -> Tensor:
     if not tensor.isfinite().all():
         raise CheckpointError(f"{weight.source} holds NaN or Inf")
     return tensor
-
-
-class Fp16RangeError(CheckpointError):
-    """Weights too large, too small or too uneven for FP16 at any scale."""
 
 
 def load_as(weight: Weight, dtype: torch.dtype) -> Tensor:

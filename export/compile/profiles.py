@@ -5,7 +5,7 @@ import re
 from engine.errors import BuildError
 from engine.plan.manifest import Model, Profile, Range, padded
 
-Size = tuple[int, int]  # height, width in pixels
+Size = tuple[int, int]  # width, height in pixels
 
 
 def parse_profile(text: str, model: Model) -> Profile:
@@ -37,21 +37,21 @@ def default_profiles(sample_size: int, model: Model) -> tuple[Profile, ...]:
 
 def _size(text: str) -> Size:
     width, _, height = text.partition("x")
-    return int(height or width), int(width)
+    return int(width), int(height or width)
 
 
 def _profile(name: str, sizes: list[Size], batch: int, model: Model) -> Profile:
     multiple = model.size_multiple
-    longest = [length * multiple for length in model.rope.axes_lens[1:]]
+    _, rows, columns = model.rope.axes_lens
     for size in sizes:
-        for value, limit in zip(size, longest, strict=True):
+        for value, limit in zip(size, (columns * multiple, rows * multiple), strict=True):
             if value % multiple or not 4 * multiple <= value <= limit:
                 raise BuildError(
                     f"--profile {name}: got {value}; sizes are multiples of {multiple} from {4 * multiple} to {limit}"
                 )
     if not 1 <= batch <= 64:
         raise BuildError(f"--profile {name}: the batch must be between 1 and 64, got {batch}")
-    heights, widths = zip(*sizes, strict=True)
+    widths, heights = zip(*sizes, strict=True)
     return Profile(
         name,
         Range(min(heights), heights[0], max(heights)),

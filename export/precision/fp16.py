@@ -193,6 +193,22 @@ class Fp16Block:
         )
 
 
+def measure_blocks(
+    blocks: Sequence[Fp16Block],
+    weights: Mapping[str, Weight],
+    modulation: Callable[[], Modulation] | None = None,
+) -> Measured:
+    """Measure all blocks of a graph; other weights of the graph stay as they are."""
+    found = modulation() if modulation is not None and blocks else None
+    products: list[ProductBound] = []
+    changed = dict(weights)
+    for block in blocks:
+        measured = block.measure(weights, found)
+        products += measured.products
+        changed |= measured.weights
+    return Measured(tuple(products), changed)
+
+
 def _load(weights: Mapping[str, Weight], block: str, layer: str, kind: str = "weight") -> Tensor:
     return load_finite(weights[f"{block}.{layer}.{kind}"])
 
@@ -214,19 +230,3 @@ def _make_eps_a_parameter(norm: Any) -> tuple[str, float]:
     eps: float = getattr(norm, name)
     setattr(norm, name, _parameter())
     return name, eps
-
-
-def measure_blocks(
-    blocks: Sequence[Fp16Block],
-    weights: Mapping[str, Weight],
-    modulation: Callable[[], Modulation] | None = None,
-) -> Measured:
-    """Measure all blocks of a graph; other weights of the graph stay as they are."""
-    found = modulation() if modulation is not None and blocks else None
-    products: list[ProductBound] = []
-    changed = dict(weights)
-    for block in blocks:
-        measured = block.measure(weights, found)
-        products += measured.products
-        changed |= measured.weights
-    return Measured(tuple(products), changed)

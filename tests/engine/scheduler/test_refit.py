@@ -39,7 +39,7 @@ from export.checkpoint.lora import Lora
 from export.cli import main as build_engines_command
 from export.lora_cli import main
 from export.precision.bounds import LIMIT
-from export.prepare_lora import prepare
+from export.prepared_lora import prepare
 from export.progress import BuildProgress
 from nano.layout import Z_IMAGE_NANO
 

@@ -13,8 +13,8 @@ from engine.errors import BuildError, CheckpointError
 from export.checkpoint.files import open_checkpoint
 from export.checkpoint.weights import Fp16RangeError
 from export.cli import main
-from export.compile.graphs_to_onnx import export_graphs
-from export.graphs.make import make_graphs
+from export.compile.onnx_files import export_graphs
+from export.graphs.checkpoint_graphs import make_graphs
 from export.precision.bounds import LIMIT
 from export.precision.dtypes import graph_precisions
 from export.progress import BuildProgress

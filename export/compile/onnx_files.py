@@ -8,8 +8,8 @@ from engine.plan.manifest import Graph, GraphName, Precision
 from export.checkpoint.files import Checkpoint
 from export.checkpoint.weights import Fp16RangeError
 from export.compile import onnx_export
+from export.graphs.checkpoint_graphs import make_prompt_encoder
 from export.graphs.graph_module import GraphModule
-from export.graphs.make import make_prompt_encoder
 from export.precision.fp16 import Measured
 from export.progress import BuildProgress
 

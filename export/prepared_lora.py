@@ -14,7 +14,7 @@ from engine.plan.manifest import Manifest
 from export.checkpoint.files import Checkpoint
 from export.checkpoint.lora import Lora, Merged, merge
 from export.checkpoint.weights import exponent, load_as
-from export.graphs.make import make_graphs
+from export.graphs.checkpoint_graphs import make_graphs
 
 
 def prepare(checkpoint: Checkpoint, loras: Sequence[Lora], manifest: Manifest) -> PreparedLora:
