@@ -26,7 +26,7 @@ from PIL import Image
 from benchmarks.harness.distribution import Distribution
 from benchmarks.harness.pixels import Pixels
 from benchmarks.harness.subprocess_client import Answer, SubprocessClient
-from benchmarks.load.served import Sampler, Served
+from benchmarks.load.server_process import Sampler, ServerProcess
 from benchmarks.load.traffic import PROMPTS, Case, rate
 from engine.pipeline import Pipeline
 
@@ -83,7 +83,7 @@ def soak(
     """Run the soak test; return its figures, with every wrong or missing answer in "errors"."""
     expected = expected_images(engines, workload)
     before = engine_rates(bare, workload)
-    with tempfile.TemporaryDirectory() as folder, Served(engines, threads, Path(folder) / "jobs.db") as served:
+    with tempfile.TemporaryDirectory() as folder, ServerProcess(engines, threads, Path(folder) / "jobs.db") as served:
         seen = run_users(served, clients, workload)
     after = engine_rates(bare, workload)
     per_second = {size: statistics.mean((before[size], after[size])) for size in workload.sizes}
@@ -126,7 +126,7 @@ def engine_rates(bare: SubprocessClient, workload: Workload) -> dict[int, float]
     return rates
 
 
-def run_users(served: Served, clients: SubprocessClient, workload: Workload) -> Answer:
+def run_users(served: ServerProcess, clients: SubprocessClient, workload: Workload) -> Answer:
     """Run the users; return their answers, the server's counters, memory and CPU time.
 
     Afterwards some requests are repeated with their idempotency keys, which must not generate anything.

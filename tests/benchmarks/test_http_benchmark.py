@@ -14,7 +14,7 @@ from fakes.processes import FAKE_SERVER
 from benchmarks.cli import main
 from benchmarks.harness.subprocess_client import SubprocessClient
 from benchmarks.http import overhead, throughput
-from benchmarks.load.served import Served
+from benchmarks.load.server_process import ServerProcess
 from benchmarks.load.soak import Workload, memory_growth, response_times, run_users, wrong_images
 from benchmarks.load.traffic import Case, rate
 
@@ -35,7 +35,7 @@ class FakeEngine:
 class Miscounting:
     """A server that generates everything twice, to go by what it says."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: ServerProcess) -> None:
         self._served = served
 
     def __getattr__(self, name: str) -> Any:
@@ -47,8 +47,8 @@ class Miscounting:
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    with Served(Path("none"), command=SERVER) as found:
+def served() -> Iterator[ServerProcess]:
+    with ServerProcess(Path("none"), command=SERVER) as found:
         yield found
 
 
@@ -58,7 +58,7 @@ def clients() -> Iterator[SubprocessClient]:
         yield found
 
 
-def test_one_at_a_time_and_kept_full(served: Served, clients: SubprocessClient) -> None:
+def test_one_at_a_time_and_kept_full(served: ServerProcess, clients: SubprocessClient) -> None:
     alone = overhead(served, FakeEngine(), clients, 64, pairs=3)
     assert alone["against_alone_p50_s"] == pytest.approx(alone["http_s"]["p50"] - 0.01)
     assert alone["overhead_p50_s"] == pytest.approx(alone["http_s"]["p50"] - 0.008)  # eight steps of a millisecond
@@ -72,7 +72,7 @@ def test_one_at_a_time_and_kept_full(served: Served, clients: SubprocessClient) 
     assert all(seconds > 0 for seconds in full["cpu_s_per_image"].values())
 
 
-def test_a_crowd_is_answered_once_and_rightly(served: Served, clients: SubprocessClient) -> None:
+def test_a_crowd_is_answered_once_and_rightly(served: ServerProcess, clients: SubprocessClient) -> None:
     seen = run_users(served, clients, WORKLOAD)
     assert seen["errors"] == [] and len(seen["answers"]) >= 8
     assert {answer["body"]["size"] for answer in seen["answers"]} == {"64x64", "128x128"}
@@ -91,12 +91,12 @@ def flat(case: Case) -> np.ndarray:
     return np.full((case.size, case.size, 3), (case.seed, 8, len(case.prompt)), np.uint8)
 
 
-def test_what_the_server_counts_must_be_what_the_users_saw(served: Served, clients: SubprocessClient) -> None:
+def test_what_the_server_counts_must_be_what_the_users_saw(served: ServerProcess, clients: SubprocessClient) -> None:
     errors = run_users(Miscounting(served), clients, Workload((64,), users=2, seconds=0.3))["errors"]
     assert len(errors) == 1 and errors[0].startswith("zimage_images_total is ")
 
 
-def test_a_refusal_ends_the_measurement(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_refusal_ends_the_measurement(served: ServerProcess, capfd: pytest.CaptureFixture[str]) -> None:
     with (
         SubprocessClient("benchmarks.load.http_clients") as own,
         pytest.raises(RuntimeError, match="its error output is above"),

@@ -16,7 +16,7 @@ READY = re.compile(r"ready on (\S+)")
 SAMPLE = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
-class Served:
+class ServerProcess:
     """A server of a plan directory, on a free port."""
 
     def __init__(
