@@ -30,7 +30,7 @@ def part(name: str) -> gpu_check.Part:
         ),
         (
             CompletedProcess([], -11, "", ""),
-            {"failed": "killed by signal 11; no word", "output": ""},
+            {"failed": "killed by signal 11; no error output", "output": ""},
         ),
     ],
 )
@@ -40,8 +40,8 @@ def test_how_a_part_ended(done: "CompletedProcess[str]", found: dict[str, object
 
 def test_a_part_that_hangs_is_given_up(tmp_path: Path) -> None:
     args = Namespace(folder=tmp_path, device="cpu", size="nano", layers=1, quick=True)
-    found = gpu_check._ask(replace(part("onnx"), seconds=1), args)
-    assert found["failed"] == "given up after 1 s"
+    found = gpu_check._run_part(replace(part("onnx"), seconds=1), args)
+    assert found["failed"] == "timed out after 1 s"
 
 
 def test_the_report_says_what_failed_and_why(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_on_a_cpu_plans_are_found_and_compared(
     main(["gpu-check", str(tmp_path), "--device", "cpu", "--quick", "--only", "onnx,plans,parity"])
     out = capsys.readouterr().out
     figures = json.loads(out.splitlines()[-1])["figures"]
-    assert figures["plans"]["way"] == "onnx"
+    assert figures["plans"]["variant"] == "onnx"
     assert figures["onnx"]["worst"] < 1e-5
     assert figures["parity"]["relative_l2"].keys() == {"prompt_encoder", "denoiser", "vae_decoder"}
     assert "parity: each graph against PyTorch" in (tmp_path / "report.md").read_text()

@@ -22,11 +22,11 @@ from benchmarks.harness.device import CPU, Device
 from benchmarks.harness.distribution import Distribution
 from benchmarks.harness.eager import DiffSynth, Diffusers
 from benchmarks.harness.latency_report import plot, print_case, print_setup
-from benchmarks.harness.measurement import Case, Trial
+from benchmarks.harness.measurement import Case, Measurement
 from benchmarks.harness.pixels import Pixels, decibels, psnr
 from benchmarks.harness.power import PowerMeter
 from benchmarks.harness.roofline import Arithmetic, Rates
-from benchmarks.harness.runner import OFF, STAGES, Laps, Ours, Runner
+from benchmarks.harness.runner import NO_TIMER, STAGES, PlanRunner, Runner, StageTimer
 from engine.errors import InvalidRequest, OutOfDeviceMemory, PlanMismatch
 from engine.options import RuntimeOptions
 from engine.request import ImageRequest
@@ -60,14 +60,14 @@ class Fake:
     def tokens(self, prompt: str) -> int:
         return len(prompt.split())
 
-    def generate(self, requests: Sequence[ImageRequest], laps: Laps = OFF) -> list[Pixels]:
+    def generate(self, requests: Sequence[ImageRequest], timer: StageTimer = NO_TIMER) -> list[Pixels]:
         self.fails()
         self.log.append(self.name)
         self.prompts += [request.prompt for request in requests]
         for _ in [requests] if self.batches else requests:
             for stage in ("tokenize", "prompt_encoder", *["step"] * 4, "decode", "copy"):
                 self.late = True
-                laps(stage)
+                timer.record(stage)
         return [np.full((r.height or 0, r.width or 0, 3), self.shade, np.uint8) for r in requests]
 
     def synchronize(self) -> None:
@@ -145,9 +145,9 @@ def test_percentiles_that_would_be_the_slowest_run_are_left_out() -> None:
 
 @pytest.mark.parametrize("batches", [True, False])
 def test_stages_end_when_the_device_is_done(batches: bool) -> None:
-    trial = Trial(Fake("fake", [], batches=batches), CASE, CPU)
-    trial.generate_first()
-    trial.take_turn(0)
+    trial = Measurement(Fake("fake", [], batches=batches), CASE, CPU)
+    trial.measure_first()
+    trial.measure_round(0)
     with PowerMeter(CPU) as power:
         figures = trial.figures(power)
     stages, generated = figures["stages_s"], 1 if batches else 2
@@ -162,15 +162,15 @@ def test_stages_end_when_the_device_is_done(batches: bool) -> None:
 
 
 def test_another_number_of_forward_passes_is_not_compared() -> None:
-    trial = Trial(Fake("fake", []), replace(CASE, steps=5), CPU)
-    trial.take_turn(0)
+    trial = Measurement(Fake("fake", []), replace(CASE, steps=5), CPU)
+    trial.measure_round(0)
     with PowerMeter(CPU) as power, pytest.raises(AssertionError, match="4 forward passes for 5 steps"):
         trial.figures(power)
 
 
 def test_no_prompt_is_asked_for_twice_in_a_row() -> None:
     fake = Fake("fake", [])
-    Trial(fake, replace(CASE, batch=1), CPU).take_turn(0)
+    Measurement(fake, replace(CASE, batch=1), CPU).measure_round(0)
     assert fake.prompts == ["a red circle", "a blue square"] * 2 + ["a red circle"]
 
 
@@ -182,7 +182,7 @@ def test_equal_images_are_far_from_different_but_not_infinitely() -> None:
 def comparison(*fakes: Fake) -> Comparison:
     found = Comparison(CPU, arithmetic(NANO), SLOW)
     for fake in fakes:
-        found.enter(fake.name, lambda fake=fake: fake)  # type: ignore[misc]
+        found.add(fake.name, lambda fake=fake: fake)  # type: ignore[misc]
     return found
 
 
@@ -222,7 +222,7 @@ def test_who_fails_leaves_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     fails, stays = Fake("fails", log), Fake("stays", log)
     fails.fails = run_out_of_memory
     found = comparison(fails, stays)
-    found.enter("rivals", find_nothing)
+    found.add("rivals", find_nothing)
     rows = measure(found)
     assert rows["fails"] == {"error": "OutOfDeviceMemory: the GPU is full"}
     assert rows["rivals"] == {"error": "not installed: rivals"}
@@ -248,8 +248,8 @@ def test_memory_is_what_loading_and_generating_leave_taken() -> None:
 
     fake.fails = generate
     found = Comparison(gpu, arithmetic(NANO), RATES)
-    found.enter("fake", load)
-    found.enter("other", lambda: other, weights_of="fake")
+    found.add("fake", load)
+    found.add("other", lambda: other, weights_of="fake")
     rows = measure(found)
     assert found.entries["fake"]["loaded_bytes"] == 100
     assert rows["fake"]["memory_bytes"] == 107
@@ -288,7 +288,7 @@ def test_prompts_fill_their_padded_length() -> None:
     first, second = latency.write_prompts(64, lambda prompt: 3 + len(prompt.split()))
     assert first != second
     assert {3 + len(prompt.split()) for prompt in (first, second)} == {64}
-    with pytest.raises(InvalidRequest, match="64 padded tokens at least, asked for were 32"):
+    with pytest.raises(InvalidRequest, match="at least 64 padded tokens, got --prompt-tokens 32"):
         latency.write_prompts(32, lambda prompt: 33 + len(prompt.split()))
 
 
@@ -351,10 +351,10 @@ def test_peers_generate_the_same_image_from_random_weights(tmp_path: Path) -> No
 
 def test_ours_generates_the_peers_images_in_batches(checkpoint: Path, engines: Path) -> None:
     """In FP32, where the peers' images are 50 dB and more from ours."""
-    ours = Ours(engines, RuntimeOptions())
-    laps = Laps(ours.synchronize)
-    images = ours.generate(REQUESTS, laps)
-    assert {stage: len(seconds) for stage, seconds in laps.seconds.items()} == {
+    ours = PlanRunner(engines, RuntimeOptions())
+    timer = StageTimer(ours.synchronize)
+    images = ours.generate(REQUESTS, timer)
+    assert {stage: len(seconds) for stage, seconds in timer.seconds.items()} == {
         "tokenize": 1,
         "prompt_encoder": 1,
         "step": 2,
@@ -365,10 +365,10 @@ def test_ours_generates_the_peers_images_in_batches(checkpoint: Path, engines: P
         DiffSynth(open_checkpoint(str(checkpoint)), torch.float32),
         Diffusers(open_checkpoint(str(checkpoint))),
     ):
-        laps = Laps(peer.synchronize)
-        assert min(map(psnr, images, peer.generate(REQUESTS, laps))) > 45, peer.name
-        assert set(laps.seconds) == set(STAGES) - {"encode"}
-        assert len(laps.seconds["step"]) % 2 == 0
+        timer = StageTimer(peer.synchronize)
+        assert min(map(psnr, images, peer.generate(REQUESTS, timer))) > 45, peer.name
+        assert set(timer.seconds) == set(STAGES) - {"encode"}
+        assert len(timer.seconds["step"]) % 2 == 0
         assert peer.tokens(REQUESTS[0].prompt) == ours.tokens(REQUESTS[0].prompt)
     ours.close()
 
@@ -433,7 +433,7 @@ def test_on_a_cpu_it_is_faster_than_eager_pytorch(checkpoint: Path, engines: Pat
 def test_compiled_diffsynth_generates_the_same_image(checkpoint: Path) -> None:
     eager = DiffSynth(open_checkpoint(str(checkpoint)), torch.float32)
     compiled = eager.compiled()
-    laps = Laps(compiled.synchronize)
-    assert min(map(psnr, eager.generate(REQUESTS), compiled.generate(REQUESTS, laps))) > 60
-    assert len(laps.seconds["step"]) == 4
+    timer = StageTimer(compiled.synchronize)
+    assert min(map(psnr, eager.generate(REQUESTS), compiled.generate(REQUESTS, timer))) > 60
+    assert len(timer.seconds["step"]) == 4
     assert compiled._pipeline.dit.layers[0]._orig_mod is eager._pipeline.dit.layers[0]

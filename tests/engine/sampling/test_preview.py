@@ -24,7 +24,7 @@ from engine.size import Size
 from export.build import fit_preview
 from export.checkpoint import models
 from export.checkpoint.files import Checkpoint, open_checkpoint
-from export.compile.preview import average, encode, fit, generate
+from export.compile.preview import average, draw, encode, fit
 from export.progress import BuildProgress
 from nano import scenes
 
@@ -78,7 +78,7 @@ def test_latents_are_the_mode_that_diffusers_encodes_as_the_denoiser_takes_it(
 ) -> None:
     """Relative L2, measured 0: the same operations in FP32. Latents without the shift would be 4.5e-2 away."""
     vae = AutoencoderKL.from_pretrained(checkpoint / "vae", torch_dtype=torch.float32)
-    image = generate(64, 96, np.random.default_rng(1))
+    image = draw(64, 96, np.random.default_rng(1))
     with torch.no_grad():
         mode = vae.encode(torch.from_numpy(image).float().permute(2, 0, 1)[None] / 127.5 - 1).latent_dist.mode()
     expected = ((mode - vae.config.shift_factor) * vae.config.scaling_factor).numpy()
@@ -102,7 +102,7 @@ def test_what_is_affine_is_fitted_exactly() -> None:
     expected[5:8] = np.eye(3) * 127.5 / 2
     assert np.allclose(preview.weights, expected, atol=1e-3)
     assert np.allclose(preview.bias, 127.5 - 3 * 127.5 / 2, atol=1e-3)
-    image = generate(64, 96, np.random.default_rng(2))
+    image = draw(64, 96, np.random.default_rng(2))
     shown = project(preview, encode(encoder, [image])[0].astype(np.float32))
     assert np.abs(shown - average(image, 8)).max() < 0.51
 
@@ -110,14 +110,14 @@ def test_what_is_affine_is_fitted_exactly() -> None:
 def test_the_program_generates_many_colours() -> None:
     """A fit on grey or on plain images would say nothing of the others."""
     rng = np.random.default_rng(0)
-    images = np.stack([generate(64, 96, rng) for _ in range(16)])
+    images = np.stack([draw(64, 96, rng) for _ in range(16)])
     assert images.shape == (16, 64, 96, 3)
     assert images.min() >= 0 and images.max() <= 255
     means = images.mean((1, 2))
     assert means.std(0).min() > 20
     assert np.linalg.matrix_rank(means - means.mean(0), tol=50) == 3
     assert np.median(images.std((1, 2))) > 30
-    assert np.array_equal(generate(64, 64, np.random.default_rng(3)), generate(64, 64, np.random.default_rng(3)))
+    assert np.array_equal(draw(64, 64, np.random.default_rng(3)), draw(64, 64, np.random.default_rng(3)))
 
 
 def test_the_projection_is_the_affine_map_clipped_and_rounded() -> None:
@@ -205,7 +205,7 @@ def test_a_checkpoint_without_an_encoder_has_no_previews_and_the_build_says_so(o
     decoder = {name: weight for name, weight in opened.vae.weights.items() if name.startswith("decoder.")}
     trimmed = replace(opened, vae=replace(opened.vae, weights=decoder))
     assert fit_preview(trimmed, BuildProgress(Console(file=said, width=200))) is None
-    assert said.getvalue() == "no previews of z-image-nano: its vae/ has no encoder to fit them with\n"
+    assert said.getvalue() == "z-image-nano will have no previews: its vae/ has no encoder to fit them with\n"
     models.vae_decoder(trimmed.vae)
 
 
@@ -232,5 +232,5 @@ def test_an_encoder_of_nan_is_refused(opened: Checkpoint) -> None:
     weights = dict(opened.vae.weights) | {"encoder.conv_in.bias": Broken()}
     encoder = models.vae_encoder(replace(opened.vae, weights=weights))
     assert encoder is not None
-    with pytest.raises(CheckpointError, match="makes NaN or Inf of images"):
+    with pytest.raises(CheckpointError, match="output for an image has NaN or Inf"):
         fit(encoder)

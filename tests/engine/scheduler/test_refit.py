@@ -37,10 +37,10 @@ from engine.size import Size
 from export.build import BuildOptions, build_engines
 from export.checkpoint.files import open_checkpoint
 from export.checkpoint.lora import Lora
-from export.checkpoint.refit import prepare
 from export.cli import main as build_engines_command
 from export.lora_cli import main
 from export.precision.bounds import LIMIT
+from export.prepared_lora import prepare
 from export.progress import BuildProgress
 from nano.layout import Z_IMAGE_NANO
 
@@ -236,7 +236,7 @@ def test_what_is_prepared_is_not_prepared_again(
     plans: Path, prepared: PreparedLora, checkpoint: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "a.lora").write_bytes(prepared.encode())
-    with pytest.raises(SystemExit, match="is what zimage-lora wrote"):
+    with pytest.raises(SystemExit, match="is an output of zimage-lora"):
         convert(Lora(tmp_path / "a.lora"), checkpoint, plans, tmp_path / "b.lora")
 
 

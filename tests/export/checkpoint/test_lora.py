@@ -196,7 +196,7 @@ def test_a_key_without_a_place_is_named(
     file = write(plain(pairs) | {key: torch.zeros(shape)}, tmp_path)
     with pytest.raises(CheckpointError) as caught:
         merge(opened, [Lora(file)])
-    assert f"{file}: 1 of its keys have no place in this transformer: {key}" in str(caught.value)
+    assert f"{file}: 1 of its keys match no layer of this transformer: {key}" in str(caught.value)
 
 
 def test_half_a_pair(opened: Checkpoint, pairs: Pairs, tmp_path: Path) -> None:

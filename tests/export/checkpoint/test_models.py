@@ -17,7 +17,9 @@ from diffsynth.utils.state_dict_converters.flux_vae import (
 
 from engine.errors import CheckpointError
 from export.checkpoint import models
-from export.checkpoint.files import Checkpoint, Component, StoredWeight, open_checkpoint
+from export.checkpoint.files import Checkpoint, Component, open_checkpoint
+from export.checkpoint.stored_weights import StoredWeight
+from export.checkpoint.vae_modules import ConfiguredVaeDecoder, ConfiguredVaeEncoder
 from export.graphs.prompt_encoder import rope_theta
 from nano.layout import Z_IMAGE_TURBO, text_encoder_config, vae_config
 from nano.miniature import tensor_shapes
@@ -195,7 +197,7 @@ CONVERTERS = {
 
 @pytest.mark.parametrize(
     ("configured", "original"),
-    [(models.ConfiguredVaeDecoder, FluxVAEDecoder), (models.ConfiguredVaeEncoder, FluxVAEEncoder)],
+    [(ConfiguredVaeDecoder, FluxVAEDecoder), (ConfiguredVaeEncoder, FluxVAEEncoder)],
     ids=["decoder", "encoder"],
 )
 def test_a_half_of_the_vae_of_official_size_is_diffsynths(configured: Any, original: Any) -> None:

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.errors import BuildError, CheckpointError
-from export.build import export_graphs, make_graphs
 from export.checkpoint.files import open_checkpoint
 from export.checkpoint.weights import Fp16RangeError
 from export.cli import main
+from export.compile.onnx_files import export_graphs
+from export.graphs.checkpoint_graphs import make_graphs
 from export.precision.bounds import LIMIT
 from export.precision.dtypes import graph_precisions
 from export.progress import BuildProgress
@@ -71,12 +72,12 @@ def build(checkpoint: Path, folder: Path, *arguments: str) -> None:
         (
             "layers.2.attention.to_v.weight",
             one_row,
-            r"model: transformer\.layers\.2: FP16 holds the attention at no scale.*use --bf16",
+            r"model: transformer\.layers\.2: FP16 cannot hold the attention at any scale.*use --bf16",
         ),
         (
             "noise_refiner.1.feed_forward.w3.weight",
             one_row,
-            r"model: transformer\.noise_refiner\.1: FP16 holds the feed-forward part at no scale.*use --bf16",
+            r"model: transformer\.noise_refiner\.1: FP16 cannot hold the feed-forward part at any scale.*use --bf16",
         ),
         (
             "layers.0.attention.norm_q.weight",
@@ -109,7 +110,7 @@ def test_a_prompt_encoder_that_fp16_does_not_hold_is_wider(
     exported = export_graphs(graphs, opened, precisions, tmp_path, BuildProgress())["prompt_encoder"]
     assert (exported.precision, exported.products) == ("fp32", ())
     said = " ".join(capsys.readouterr().err.split())
-    assert "prompt_encoder: in fp32, since FP16 does not hold it: text_encoder.layers.0: FP16 holds" in said
+    assert "prompt_encoder: using fp32, since FP16 cannot hold it: text_encoder.layers.0: FP16 cannot hold" in said
 
 
 def tiny(tensor: torch.Tensor) -> torch.Tensor:
@@ -119,7 +120,7 @@ def tiny(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("tensor", "change", "message"),
     [
-        ("layers.0.attention.to_v.weight", lambda t: t * 1e25, "FP16 holds the attention at no scale"),
+        ("layers.0.attention.to_v.weight", lambda t: t * 1e25, "FP16 cannot hold the attention at any scale"),
         ("t_embedder.mlp.0.bias", one_infinity, r"t_embedder.* holds NaN or Inf"),
         ("layers.1.feed_forward.w2.weight", tiny, r"w2\.weight in .* is too small for FP16, which loses 6.9%"),
     ],
