@@ -14,13 +14,13 @@ MAX_THREADS = 256
 
 CudaGraphs = Literal["auto", "on", "off"]
 
-ABOUT = {  # for whoever sets them
-    "threads": "CPU threads, 0 for one per core",
-    "profiles": "serve this profile, named as it was built; repeat it for more",
-    "warm_up": "sizes whose first image is to be as fast as the next ones",
-    "cuda_graphs": "TensorRT: auto keeps those that measurably gain, for TensorRT-RTX all",
-    "offload": "TensorRT: prompt encoder and denoiser take turns in GPU memory; each new prompt costs seconds",
-    "runtime_cache": "TensorRT-RTX: where it keeps kernels compiled for this GPU, else in the user's cache folder",
+ABOUT = {  # help texts of the options
+    "threads": "CPU threads per graph; 0 uses one per core",
+    "profiles": "Profile to serve, by the name it was built with; repeat for more",
+    "warm_up": "Sizes to prepare before serving, so that their first image is as fast as the next",
+    "cuda_graphs": "TensorRT: use of CUDA graphs; auto keeps those that are measurably faster (TensorRT-RTX: all)",
+    "offload": "TensorRT: keep only one of prompt encoder and denoiser in GPU memory; each new prompt costs seconds",
+    "runtime_cache": "TensorRT-RTX: folder for kernels compiled for this GPU (default: the user's cache folder)",
 }
 
 

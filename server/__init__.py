@@ -1,1 +1,1 @@
-"""Images over HTTP: validation, admission and encoding around `engine`. Knows no tensor library."""
+"""Images over HTTP: validation, a queue of jobs, and workers that run `engine`. Knows no tensor library."""

@@ -1,6 +1,6 @@
-"""The HTTP application: routes, errors and probes around a dispatcher.
+"""The HTTP application: routes, middleware, errors, health checks and metrics.
 
-Knows what is mounted where; OpenAI's endpoints are in `openai_api`, the shape of errors in `errors`.
+Knows what is mounted where; endpoints and the shape of errors are in `server.api`.
 """
 
 import time
@@ -12,47 +12,49 @@ from sse_starlette.sse import AppStatus
 from server.api import errors, openapi
 from server.api import openai as openai_api
 from server.api import tasks as tasks_api
-from server.api.access import Access, Authenticator
-from server.api.body import OneLengthMiddleware
-from server.api.openai_schemas import Health, ImagesRequest, Status, StreamedImage
+from server.api.access import AccessPolicy, Authenticator
+from server.api.body import AmbiguousLengthMiddleware
+from server.api.openai_schemas import Health, ImagesRequest, StreamedImage
 from server.api.request_id import RequestIdMiddleware
 from server.api.submit import Jobs
 from server.api.task_schemas import GenerateRequest, TaskEvent
-from server.jobs.dispatcher import HOPELESS_STARTS, Dispatcher
+from server.jobs.service import JobService
 from server.page.mount import PageMount
 
 probes = APIRouter()
 
-NOT_OK: openapi.Responses = {503: {"model": Health, "description": "It is not; the body says why"}}
+NOT_OK: openapi.Responses = {
+    503: {"model": Health, "description": "Not healthy or not ready; the body gives the reason"}
+}
 
 
-def create_app(dispatcher: Dispatcher, access: Access, page: bool = False) -> FastAPI:
-    """The application of a dispatcher that has been started.
+def create_app(jobs: JobService, policy: AccessPolicy, page: bool = False) -> FastAPI:
+    """Create the application of a job service.
 
     Args:
-        page: whether there is one at `/`; of one application per process.
+        page: True to serve the web page at `/`; at most one application per process can.
     """
-    # it would cut streams off at once; uvicorn gives them its grace
+    # sse-starlette would cut streams off at once; uvicorn lets them end within its grace period
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     app = FastAPI(title="zimage-trt", docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.dispatcher, app.state.authenticator = dispatcher, Authenticator(access)
+    app.state.jobs, app.state.authenticator = jobs, Authenticator(policy)
     app.state.started = int(time.time())
     app.include_router(probes)
     app.include_router(openai_api.router)
     app.include_router(tasks_api.router)
     if page:
-        app.add_middleware(PageMount, jobs=dispatcher, authenticator=app.state.authenticator)
-    app.add_middleware(OneLengthMiddleware)
-    app.add_middleware(RequestIdMiddleware)  # the last one is the outermost
+        app.add_middleware(PageMount, jobs=jobs, authenticator=app.state.authenticator)
+    app.add_middleware(AmbiguousLengthMiddleware)
+    app.add_middleware(RequestIdMiddleware)  # the last one added is the outermost
     errors.install(app)
-    openapi.install(app, access, ImagesRequest, StreamedImage, GenerateRequest, TaskEvent)
+    openapi.install(app, policy, ImagesRequest, StreamedImage, GenerateRequest, TaskEvent)
     return app
 
 
 @probes.get("/health", responses=NOT_OK)
 @probes.head("/health", responses=NOT_OK)
 async def health(jobs: Jobs, response: Response) -> Health:
-    """Alive: 503 only when no worker can be started any more, so that whoever watches replaces the container."""
+    """Liveness: 503 once workers repeatedly fail to start, so that an orchestrator replaces the container."""
     report = _report(jobs)
     response.status_code = 503 if report.status == "failing" else 200
     return report
@@ -61,7 +63,7 @@ async def health(jobs: Jobs, response: Response) -> Health:
 @probes.get("/ready", responses=NOT_OK)
 @probes.head("/ready", responses=NOT_OK)
 async def ready(jobs: Jobs, response: Response) -> Health:
-    """Able to serve now: 503 while a worker starts, and while the server shuts down."""
+    """Readiness: 503 while a worker starts and while the server shuts down."""
     report = _report(jobs)
     response.status_code = 200 if report.status == "ok" else 503
     return report
@@ -69,23 +71,16 @@ async def ready(jobs: Jobs, response: Response) -> Health:
 
 @probes.get("/metrics", response_class=PlainTextResponse)
 async def metrics(jobs: Jobs) -> Response:
-    """For Prometheus."""
+    """Metrics in Prometheus' text format."""
     return Response(jobs.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _report(jobs: Dispatcher) -> Health:
-    manifest, link = jobs.manifest, jobs.link
-    assert link is not None
-    if link.failed_starts >= HOPELESS_STARTS:
-        status: Status = "failing"
-    elif jobs.is_draining:
-        status = "draining"
-    else:
-        status = "ok" if link.is_ready else "starting"
+def _report(jobs: JobService) -> Health:
+    manifest, status = jobs.manifest, jobs.status
     return Health(
         status=status,
         model=manifest.model.name,
         precision=manifest.precision,
         flavor=manifest.target.flavor,
-        detail=None if status == "ok" else link.last_failure,
+        detail=None if status == "ok" else jobs.last_failure,
     )

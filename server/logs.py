@@ -1,4 +1,4 @@
-"""What a log line looks like, and which request it belongs to. Knows nothing of what is logged."""
+"""Format of log lines, with the id of the request that they belong to. Knows nothing of what is logged."""
 
 import logging
 from contextvars import ContextVar
@@ -6,23 +6,23 @@ from typing import Literal
 
 LogFormat = Literal["text", "json"]
 
-request_id: ContextVar[str | None] = ContextVar("request_id", default=None)  # of the request that is being served
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)  # of the current request
 
 
-def configure(form: LogFormat, level: str, *, process: str) -> None:
-    """Everything from now on goes to stderr in this form.
+def configure(log_format: LogFormat, level: str, *, process: str) -> None:
+    """Send all further log lines to stderr in a format.
 
     Args:
-        process: "server" or "worker".
+        process: "server" or "worker"; part of each line.
     """
     handler = logging.StreamHandler()
     handler.addFilter(_with_request_id)
-    handler.setFormatter(_formatter(form, process))
+    handler.setFormatter(_formatter(log_format, process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
-def _formatter(form: LogFormat, process: str) -> logging.Formatter:
-    if form == "text":
+def _formatter(log_format: LogFormat, process: str) -> logging.Formatter:
+    if log_format == "text":
         return _Text(f"%(asctime)s %(levelname)s {process} %(name)s: %(message)s")
     from pythonjsonlogger.json import JsonFormatter
 
@@ -37,10 +37,10 @@ def _formatter(form: LogFormat, process: str) -> logging.Formatter:
 
 class _Text(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The id last, where there is one."""
+        """Append the request id, if there is one."""
         line = super().formatMessage(record)
-        found = getattr(record, "request_id", None)
-        return line if found is None else f"{line} [{found}]"
+        record_id = getattr(record, "request_id", None)
+        return line if record_id is None else f"{line} [{record_id}]"
 
 
 def _with_request_id(record: logging.LogRecord) -> bool:

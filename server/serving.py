@@ -1,6 +1,7 @@
-"""From plans to a process that serves them: worker, jobs, HTTP, and the end of them.
+"""Start and stop of a server: worker, job service and HTTP.
 
-Imports next to nothing before the worker has been started: most of a start is imports, theirs and ours, side by side.
+Most of a start is imports. This module imports little before the worker process starts, so that the imports of both
+processes run in parallel.
 """
 
 import asyncio
@@ -15,23 +16,23 @@ from pathlib import Path
 from engine.plan.manifest import Manifest
 from server.http.sockets import throttle_accept_errors
 from server.jobs.admission import Limits
-from server.jobs.archive import Archive
-from server.jobs.dispatcher import Dispatcher
-from server.jobs.store import JobStore
+from server.jobs.service import JobService
+from server.jobs.storage.archive import Archive
+from server.jobs.storage.store import JobStore
 from server.worker.supervisor import Supervisor, WorkerTimeouts
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How a server runs.
+    """Options of a server.
 
     Attributes:
-        grace: seconds for images being generated when it is told to stop; Kubernetes kills after 30.
-        keys, rate: see `server.api.access.Access`.
-        database: where jobs are kept; None for memory, which no restart survives.
-        archive: where images are kept besides.
-        page: whether there is one at /.
-        loras: names that requests may ask for; the worker has their files.
+        grace: seconds to finish running images after SIGTERM or SIGINT; Kubernetes kills after 30 by default.
+        database: SQLite file of jobs and images; None keeps them in memory.
+        archive: folder for copies of images; None for no copies.
+        page: True to serve the web page at /.
+        keys, rate: fields of `server.api.access.AccessPolicy`.
+        loras: names of the LoRAs that requests may ask for; the worker has their files.
     """
 
     grace: float = 20.0
@@ -46,55 +47,56 @@ class Serving:
 
 
 def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, serving: Serving) -> None:
-    """Serves until SIGTERM or SIGINT.
+    """Serve until SIGTERM or SIGINT.
 
     Args:
-        sock: bound to the address.
-        worker: command that starts one, to which its socket's descriptor is added.
+        sock: socket bound to the address.
+        worker: command that starts a worker; the descriptor of the worker's socket is appended.
 
     Raises:
-        WorkerRefused: what the worker says of its plans.
-        StoreUnavailable, OSError: the database cannot be opened, or another server has it.
+        WorkerStartFailed: the worker cannot serve the plans.
+        StoreUnavailable, OSError: the database cannot be opened, or another server uses it.
     """
-    with contextlib.suppress(KeyboardInterrupt), _owned(serving.database):
-        for kind in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(kind, _end)
+    with contextlib.suppress(KeyboardInterrupt), _lock(serving.database):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _interrupt)
         asyncio.run(_serve(sock, worker, manifest, serving))
 
 
 async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, serving: Serving) -> None:
     throttle_accept_errors(asyncio.get_running_loop())
-    dispatcher = Dispatcher(JobStore(serving.database), manifest, serving.limits, serving.archive, serving.loras)
-    supervisor = dispatcher.link = Supervisor(worker, dispatcher, serving.timeouts)
+    jobs = JobService(JobStore(serving.database), manifest, serving.limits, serving.archive, serving.loras)
+    supervisor = jobs.worker_queue.link = Supervisor(worker, jobs.worker_queue, serving.timeouts)
     starting = asyncio.create_task(supervisor.start())
     try:
         launched = asyncio.create_task(supervisor.launched.wait())
         await asyncio.wait((starting, launched), return_when=asyncio.FIRST_COMPLETED)
-        from server.api.access import Access  # while the worker loads
+        from server.api.access import AccessPolicy  # while the worker loads
         from server.http.server import HttpServer
 
-        await dispatcher.start()
-        access = Access(serving.keys, serving.rate)
-        await HttpServer(dispatcher, access, serving.grace, serving.page, starting).serve(sockets=[sock])
+        await jobs.start()
+        policy = AccessPolicy(serving.keys, serving.rate)
+        await HttpServer(jobs, policy, serving.grace, serving.page, starting).serve(sockets=[sock])
         if starting.done():
-            starting.result()  # or why it could not serve
+            starting.result()  # raises the reason if the worker could not start
     finally:
         starting.cancel()
-        await dispatcher.stop(serving.grace)
+        await jobs.stop(serving.grace)
         await supervisor.stop()
 
 
-def _end(*_: object) -> None:
-    """Ends both signals quietly: uvicorn raises the one that ended it once more when it is done.
+def _interrupt(*_: object) -> None:
+    """Handle SIGTERM and SIGINT quietly; uvicorn raises the one that stopped it again after its shutdown.
 
-    Not `signal.default_int_handler`: in its place asyncio would cancel `_serve`, and with it the end of the jobs.
+    asyncio would replace `signal.default_int_handler` by a handler that cancels `_serve`, and with it the orderly end
+    of the jobs.
     """
     raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def _owned(database: Path | None) -> Iterator[None]:
-    """Holds a lock beside the database: two servers would generate the same jobs."""
+def _lock(database: Path | None) -> Iterator[None]:
+    """Lock a file beside the database: two servers with one database would run the same jobs."""
     if database is None:
         yield
         return
@@ -102,5 +104,7 @@ def _owned(database: Path | None) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OSError(f"{database} belongs to another zimage-serve that is running; give each its own") from error
+            raise OSError(
+                f"{database} is in use by another zimage-serve; give each server a database of its own"
+            ) from error
         yield

@@ -1,9 +1,10 @@
-"""What can be set of a server: by flag, by environment (ZIMAGE_*), by file, in this order of precedence.
+"""Settings of a server, from flags, environment variables (ZIMAGE_*) and a file, in this order of precedence.
 
-Knows names, units and limits; not what is done with them. Defaults are those of the classes that use them.
+Knows names, units and limits; not what the settings do. Defaults come from the classes that use them.
 """
 
 import argparse
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -19,30 +20,32 @@ from engine.errors import InvalidRequest, ZImageError
 from engine.options import ABOUT, MAX_THREADS, CudaGraphs, RuntimeOptions
 from engine.size import Size
 from server.jobs.admission import Limits
-from server.jobs.archive import DAY, Archive
+from server.jobs.storage.archive import Archive
+from server.jobs.storage.retention import DAY, Retention
 from server.logs import LogFormat
 from server.serving import Serving
 from server.worker.supervisor import WorkerTimeouts
 
 PREFIX = "ZIMAGE_"
-SEATS = 12  # images between two of their steps: three batches of four
+SLOTS = 12  # images in progress at the same time: three batches of four
 MIB = 1 << 20
 MAX_DAYS = 36_500
-NAME = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)  # of a line of a settings file
+NAME = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)  # in a line of a settings file
 
-FoundLoras = tuple[tuple[str, Path], ...]  # name and file of each
+FoundLoras = tuple[tuple[str, Path], ...]  # name and file of each LoRA
 
-RUNTIME, SERVING, LIMITS, PATIENCE = RuntimeOptions(), Serving(), Limits(), WorkerTimeouts()
+RUNTIME, SERVING, LIMITS, TIMEOUTS = RuntimeOptions(), Serving(), Limits(), WorkerTimeouts()
+ARCHIVED = Retention()
 
 
 def _words(value: object) -> object:
-    """ "a b" and ["a", "b c"] to their words; profiles' names hold commas."""
+    """Split "a b" and ["a", "b c"] at spaces; names of profiles contain commas."""
     parts = [value] if isinstance(value, str) else value
     return [word for part in parts for word in str(part).split()] if isinstance(parts, (list, tuple)) else value
 
 
 def _sizes(value: object) -> object:
-    """Read sizes from "WxH,WxH" or from words."""
+    """Read the sizes in "WxH,WxH" or in a list of words."""
     words = _words(value)
     try:
         return [Size.parse(size) for word in words for size in word.split(",")] if isinstance(words, list) else value
@@ -52,19 +55,19 @@ def _sizes(value: object) -> object:
 
 def _key(value: str) -> str:
     if not re.fullmatch(r"[!-~]{1,255}", value):
-        raise ValueError("a key must be of visible ASCII characters: others do not come through headers")
+        raise ValueError("a key must consist of 1 to 255 visible ASCII characters; HTTP headers do not carry others")
     return value
 
 
 def _rate(value: str) -> str:
     if not re.fullmatch(r"[1-9][0-9]*/(second|minute|hour|day)", value):
-        raise ValueError(f"must be a number per second, minute, hour or day, such as 30/minute, got {value!r}")
+        raise ValueError(f"must be a number per second, minute, hour or day, such as 30/minute; got {value!r}")
     return value
 
 
 def _host(value: str) -> str:
-    if not value.strip():  # an unset variable; to the socket it would mean every interface
-        raise ValueError("must not be empty; 0.0.0.0 listens on every interface")
+    if not value.strip():  # such as an unset variable; a socket would listen on every interface
+        raise ValueError("must not be empty; use 0.0.0.0 to listen on every interface")
     return value.strip("[]")
 
 
@@ -74,61 +77,90 @@ Sizes = Annotated[tuple[Size, ...], NoDecode, BeforeValidator(_sizes)]
 
 
 class Settings(BaseSettings):
-    """Everything that can be set. Lists are words with spaces between them."""
+    """All settings. Lists are words separated by spaces."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, validate_default=False)
 
-    engines: Path = Field(description="what build-engines --output wrote", title="DIR")
-    host: Annotated[str, AfterValidator(_host)] = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="0 for a free one")
-    page: bool = Field(SERVING.page, description="a page at / to generate from in a browser")
+    engines: Path = Field(description="Folder written by build-engines --output", title="DIR")
+    host: Annotated[str, AfterValidator(_host)] = Field(
+        "127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface"
+    )
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
+    page: bool = Field(SERVING.page, description="Serve a web page at /")
 
     threads: int = Field(RUNTIME.threads, ge=0, le=MAX_THREADS, description=ABOUT["threads"])
-    profile: Words = Field(RUNTIME.profiles, description=f"{ABOUT['profiles']}; default: all", title="NAME")
+    profile: Words = Field(RUNTIME.profiles, description=f"{ABOUT['profiles']} (default: all)", title="NAME")
     warm_up: Sizes = Field(RUNTIME.warm_up, description=ABOUT["warm_up"], title="WxH,...")
     cuda_graphs: CudaGraphs = Field(RUNTIME.cuda_graphs, description=ABOUT["cuda_graphs"])
     offload: bool = Field(RUNTIME.offload, description=ABOUT["offload"])
     runtime_cache: Path | None = Field(RUNTIME.runtime_cache, description=ABOUT["runtime_cache"], title="DIR")
-
     loras: Path | None = Field(
-        None, description="folder of LoRAs by zimage-lora, which requests ask for by the files' names", title="DIR"
+        None,
+        description="Folder of LoRAs made by zimage-lora; requests name them by file name without the suffix",
+        title="DIR",
     )
+
     database: Path | None = Field(
-        SERVING.database, description="keeps jobs and images, so that they survive a restart", title="FILE"
+        SERVING.database,
+        description="SQLite file for jobs and images (default: memory, which is lost at a restart)",
+        title="FILE",
     )
     history_days: float = Field(
-        LIMITS.history / DAY, ge=0, le=MAX_DAYS, description="for which jobs that ended are kept"
+        LIMITS.history.max_age / DAY, ge=0, le=MAX_DAYS, description="Days to keep finished jobs"
     )
-    history_mb: int = Field(LIMITS.history_bytes // MIB, ge=0, description="of those jobs, images included")
+    history_mb: int = Field(
+        int(LIMITS.history.max_bytes) // MIB,
+        ge=0,
+        title="MIB",
+        description="Maximum size of the job history in MiB, images included",
+    )
     archive: Path | None = Field(
-        None, description="folder that keeps every image as generated_YYYYMMDD_HHMMSS_ID.png", title="DIR"
+        None, description="Folder for a copy of every image, named generated_YYYYMMDD_HHMMSS_ID.png", title="DIR"
     )
-    archive_days: float = Field(7.0, ge=0, le=MAX_DAYS, description="after which an image leaves it; 0 for never")
-    archive_mb: int | None = Field(None, gt=0, description="of the archive, from where on its oldest images leave")
+    archive_days: float = Field(
+        ARCHIVED.max_age / DAY, ge=0, le=MAX_DAYS, description="Days to keep archived images; 0 keeps them forever"
+    )
+    archive_mb: int | None = Field(
+        None,
+        gt=0,
+        title="MIB",
+        description="Maximum size of the archive in MiB; the oldest images are deleted first (default: no limit)",
+    )
 
     keys: Keys = Field(
         SERVING.keys,
-        description="API keys, one of which a request must bring; better not as a flag, which ps shows",
+        description="API keys that clients may use, separated by spaces; prefer the environment, since ps shows flags "
+        "(default: no key is needed)",
         repr=False,
     )
     rate: Annotated[str, AfterValidator(_rate)] | None = Field(
-        SERVING.rate, description="requests per key, or else per address, such as 30/minute"
+        SERVING.rate,
+        description="Maximum rate of image requests per API key, or per address without keys, such as 30/minute "
+        "(default: no limit)",
     )
-    queue: int = Field(LIMITS.queue, ge=1, description="jobs that may be unfinished at once")
+    queue: int = Field(LIMITS.queue, ge=1, description="Maximum number of unfinished jobs; more are refused with 429")
     min_free_mb: int = Field(
-        LIMITS.free_bytes // MIB, ge=0, description="of the machine's memory, below which no job is accepted"
+        LIMITS.free_bytes // MIB,
+        ge=0,
+        title="MIB",
+        description="Free system memory in MiB below which new jobs are refused",
     )
-    grace: float = Field(SERVING.grace, ge=0, le=3600, description="seconds that images have left after SIGTERM")
+    grace: float = Field(
+        SERVING.grace, ge=0, le=3600, description="Seconds to finish running images after SIGTERM or SIGINT"
+    )
     hang_seconds: float = Field(
-        PATIENCE.silence,
+        TIMEOUTS.silence,
         gt=0,
         le=86400,
-        description="after which a silent worker is replaced; longer than the longest step",
+        description="Seconds without a message after which a busy worker is restarted; "
+        "must be longer than the longest step",
     )
-    load_seconds: float = Field(PATIENCE.load, gt=0, le=86400, description="that a worker may take to load the plans")
+    load_seconds: float = Field(
+        TIMEOUTS.load, gt=0, le=86400, description="Maximum time for a worker to load the plans, in seconds"
+    )
 
-    log_format: LogFormat = Field("text", description="json writes an object a line")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged at least")
+    log_format: LogFormat = Field("text", description="Format of log lines; json writes one object per line")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level to log")
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -139,7 +171,11 @@ class Settings(BaseSettings):
         return self
 
     def runtime(self, loras: FoundLoras = ()) -> RuntimeOptions:
-        """How plans are run. Raises ZImageError for options that exclude each other."""
+        """Return the options of the runtime.
+
+        Raises:
+            ZImageError: two options exclude each other.
+        """
         return RuntimeOptions(
             threads=self.threads,
             profiles=self.profile,
@@ -147,62 +183,65 @@ class Settings(BaseSettings):
             cuda_graphs=self.cuda_graphs,
             offload=self.offload,
             runtime_cache=self.runtime_cache,
-            slots=SEATS,
+            slots=SLOTS,
             loras=loras,
         )
 
     def serving(self, loras: FoundLoras = ()) -> Serving:
-        """How the server runs."""
-        archive_bytes = None if self.archive_mb is None else self.archive_mb * MIB
+        """Return the options of the server."""
+        archive_bytes = math.inf if self.archive_mb is None else self.archive_mb * MIB
+        archived = Retention(self.archive_days * DAY or math.inf, archive_bytes)
         return Serving(
             grace=self.grace,
             database=self.database,
-            archive=Archive(self.archive, self.archive_days * DAY or None, archive_bytes) if self.archive else None,
+            archive=Archive(self.archive, archived) if self.archive else None,
             keys=self.keys,
             rate=self.rate,
             page=self.page,
             loras=tuple(name for name, _ in loras),
-            limits=Limits(self.queue, self.history_days * DAY, self.history_mb * MIB, self.min_free_mb * MIB),
+            limits=Limits(
+                self.queue, Retention(self.history_days * DAY, self.history_mb * MIB), self.min_free_mb * MIB
+            ),
             timeouts=WorkerTimeouts(load=self.load_seconds, silence=self.hang_seconds),
         )
 
 
 def read(argv: Sequence[str] | None = None) -> Settings:
-    """Settings from flags, environment and file; like argparse it ends the process with 2 if they are none."""
+    """Read settings from flags, environment and file; like argparse, exit with status 2 if they are wrong."""
     parser = _parser()
     given = vars(parser.parse_args(argv))
     file = given.pop("settings", None) or os.environ.get(f"{PREFIX}SETTINGS")
     if file is not None and not Path(file).is_file():
-        parser.error(f"--settings: there is no file {file}")
-    if file is not None and (lost := _unprefixed(Path(file))):
-        parser.error(f"--settings: {', '.join(lost)} in {file}: names begin with {PREFIX}")
+        parser.error(f"--settings: {file} is not a file")
+    if file is not None and (lost := _names_without_prefix(Path(file))):
+        parser.error(f"--settings: {', '.join(lost)} in {file}: names must begin with {PREFIX}")
     try:
         return Settings(_env_file=file, **given)  # type: ignore[call-arg]  # its signature is that of the fields
     except ValidationError as error:
-        parser.error("; ".join(map(_explained, error.errors())))
+        parser.error("; ".join(map(_message, error.errors())))
 
 
 def unknown(environment: Iterable[str]) -> list[str]:
-    """Variables that look like settings and are none."""
+    """Return the environment variables that look like settings but are not."""
     known = {PREFIX + name.upper() for name in (*Settings.model_fields, "settings")}
     return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
 
 
-def _unprefixed(file: Path) -> list[str]:
-    """Names of a file's lines that would be settings if they began as those do."""
+def _names_without_prefix(file: Path) -> list[str]:
+    """Return the names in a file that would be settings if they began with the prefix."""
     return [name for name in NAME.findall(file.read_text(errors="replace")) if name.lower() in Settings.model_fields]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "zimage-serve",
-        description="Serves a plan directory over HTTP.",
-        epilog=f"Each can be set in the environment too, as {PREFIX}PORT, or in a file of such lines (--settings, "
-        f"{PREFIX}SETTINGS); a flag goes before the environment, and that before the file.",
+        description="Serve the plans of Z-Image-Turbo over HTTP.",
+        epilog=f"Every option can also be set by an environment variable ({PREFIX}PORT=8000) or in a file of such "
+        f"lines (--settings or {PREFIX}SETTINGS). Flags override the environment, which overrides the file.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument("--settings", metavar="FILE", help=f"lines of the form {PREFIX}PORT=8000")
+    parser.add_argument("--settings", metavar="FILE", help=f"File of settings, as lines such as {PREFIX}PORT=8000")
     for name, field in Settings.model_fields.items():
         parser.add_argument(f"--{name.replace('_', '-')}", help=_help(field), **_kind(name, field))
     return parser
@@ -211,14 +250,14 @@ def _parser() -> argparse.ArgumentParser:
 def _help(field: FieldInfo) -> str:
     match field.default:
         case _ if field.is_required():
-            told = "; required"
+            default = " (required)"
         case None | ():  # not set
-            told = ""
+            default = ""
         case bool(value):
-            told = f"; default: {'yes' if value else 'no'}"
+            default = f" (default: {'yes' if value else 'no'})"
         case value:
-            told = f"; default: {value:g}" if isinstance(value, float) else f"; default: {value}"
-    return f"{field.description}{told}".replace("%", "%%")
+            default = f" (default: {value:g})" if isinstance(value, float) else f" (default: {value})"
+    return f"{field.description}{default}".replace("%", "%%")
 
 
 def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
@@ -229,9 +268,9 @@ def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
     return {"metavar": metavar, "action": "append" if NoDecode in field.metadata else "store"}
 
 
-def _explained(error: ErrorDetails) -> str:
+def _message(error: ErrorDetails) -> str:
     name = str(error["loc"][0]).lower().removeprefix(PREFIX.lower()) if error["loc"] else ""
-    if error["type"] == "extra_forbidden":  # flags that are none do not come so far
-        return f"{PREFIX}{name.upper()} in the file is no setting"
+    if error["type"] == "extra_forbidden":  # in the file; argparse refuses unknown flags
+        return f"{PREFIX}{name.upper()} in the file is not a setting"
     message = error["msg"].removeprefix("Value error, ")
     return f"--{name.replace('_', '-')}: {message}" if name else message

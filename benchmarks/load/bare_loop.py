@@ -22,8 +22,9 @@ from engine.scheduler.batch_table import BatchTable
 from engine.scheduler.events import Denoised, Failed
 from engine.scheduler.loop import EngineLoop
 from engine.scheduler.pending_image import PendingImage
-from server.settings import SEATS
-from server.worker.process import FINISHERS, warm_up
+from server.settings import SLOTS
+from server.worker.finisher import FINISHERS
+from server.worker.process import warm_up
 
 
 class BareLoop:
@@ -87,7 +88,7 @@ class BareLoop:
 def main(plans: str, threads: str) -> None:
     logging.disable(logging.INFO)
     directory = resolve(Path(plans))
-    with Pipeline.load(directory, RuntimeOptions(threads=int(threads), slots=SEATS)) as pipeline:
+    with Pipeline.load(directory, RuntimeOptions(threads=int(threads), slots=SLOTS)) as pipeline:
         loop = EngineLoop(pipeline, BatchTable.read(directory))
         warm_up(loop)
         bare = BareLoop(loop)

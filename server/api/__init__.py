@@ -1,1 +1,1 @@
-"""HTTP dialects: OpenAI's images, tasks, their schemas, errors and access."""
+"""HTTP dialects (OpenAI's images API, tasks) with their schemas, errors and access control."""

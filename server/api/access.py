@@ -1,4 +1,4 @@
-"""Who may ask, and how often. Knows keys and addresses; not what is asked for."""
+"""API keys and rate limits. Knows keys and addresses; not what a request asks for."""
 
 import hashlib
 import math
@@ -18,12 +18,14 @@ KEY = re.compile(r"[!-~]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
-class Access:
-    """Who may make, list and delete jobs. Whoever knows a job's id, which cannot be guessed, may read it.
+class AccessPolicy:
+    """Permissions to create, list and delete jobs. A job can be read by its id alone, which cannot be guessed.
 
     Attributes:
-        keys: one of them must come as `Authorization: Bearer KEY` or `x-api-key: KEY`; none lets everybody in.
-        rate: requests for images per key, or without keys per address, as in "30/minute"; None for any number.
+        keys: API keys; a request must send one of them as `Authorization: Bearer KEY` or `x-api-key: KEY`. Without
+            keys, every request is allowed.
+        rate: maximum rate of image requests per key, or per address without keys, such as "30/minute"; None for no
+            limit.
     """
 
     keys: tuple[str, ...] = field(default=(), repr=False)
@@ -31,32 +33,35 @@ class Access:
 
     def __post_init__(self) -> None:
         if not all(KEY.fullmatch(key) for key in self.keys):
-            raise ValueError("an API key must be of visible ASCII characters: others do not come through headers")
+            raise ValueError(
+                "an API key must consist of 1 to 255 visible ASCII characters; HTTP headers do not carry others"
+            )
         if self.rate is not None:
             parse(self.rate)  # raises ValueError
 
 
 class Authenticator:
-    """Lets requests in."""
+    """Checks the API key and the rate of requests."""
 
-    def __init__(self, access: Access) -> None:
-        self._owners = {_digest(key) for key in access.keys}
-        self._rate: RateLimitItem | None = parse(access.rate) if access.rate else None
+    def __init__(self, policy: AccessPolicy) -> None:
+        self._owners = {_digest(key) for key in policy.keys}
+        self._rate: RateLimitItem | None = parse(policy.rate) if policy.rate else None
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
     @property
     def needs_key(self) -> bool:
+        """True if requests must send an API key."""
         return bool(self._owners)
 
     def owner(self, request: Request) -> str | None:
-        """`owner_of` the key that a request brings."""
+        """Return the owner of a request's jobs; see `owner_of`."""
         return self.owner_of(_key(request))
 
     def owner_of(self, key: str) -> str | None:
-        """Hash of a key; None where none is needed.
+        """Return the hash of a key, or None if no key is needed.
 
         Raises:
-            ApiError: 401.
+            ApiError: 401, the key is not valid.
         """
         if not self._owners:
             return None
@@ -64,22 +69,22 @@ class Authenticator:
         if owner not in self._owners:
             raise errors.ApiError(
                 401,
-                "A valid API key is needed, as Authorization: Bearer KEY.",
+                "A valid API key is required; send it as Authorization: Bearer KEY.",
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
         return owner
 
     def count(self, request: Request, owner: str | None) -> None:
-        """Counts a request for images.
+        """Count a request for images.
 
         Raises:
-            ApiError: 429, with when to come back.
+            ApiError: 429, the rate is exceeded; retry-after is in seconds.
         """
-        who = owner or (request.client.host if request.client else "")
-        if self._rate is None or self._limiter.hit(self._rate, who):
+        client = owner or (request.client.host if request.client else "")
+        if self._rate is None or self._limiter.hit(self._rate, client):
             return
-        reset = self._limiter.get_window_stats(self._rate, who).reset_time
+        reset = self._limiter.get_window_stats(self._rate, client).reset_time
         seconds = max(1, math.ceil(reset - time.time()))
         raise errors.ApiError(
             429,
@@ -97,5 +102,5 @@ def _key(request: Request) -> str:
 
 
 def _digest(key: str) -> str:
-    """What is compared and kept instead of the key; comparing digests tells an attacker nothing by its time."""
+    """Return what is compared and stored instead of the key. Digests can be compared without a timing attack."""
     return hashlib.sha256(key.encode()).hexdigest()

@@ -1,6 +1,7 @@
-"""What a request's connection brings: a body of one bounded length, and its end.
+"""Bodies of requests, and the end of their connections. Knows ASGI; not the meaning of bodies.
 
-Knows ASGI; not what bodies mean.
+FastAPI's own bodies are not used: they are read before the API key is checked and without a time limit, and their
+errors (too large, not declared as JSON, not UTF-8) are not in OpenAI's shape.
 """
 
 import asyncio
@@ -20,14 +21,14 @@ T = TypeVar("T")
 Body = TypeVar("Body", bound=BaseModel)
 
 MAX_BODY = 1 << 20  # bytes
-BODY_SECONDS = 30.0  # for a body to arrive; a client that dribbles is not waited for
+BODY_SECONDS = 30.0  # for the whole body to arrive
 
 
-class OneLengthMiddleware:
-    """Refuses a request that tells its length twice.
+class AmbiguousLengthMiddleware:
+    """Refuses requests with both Content-Length and Transfer-Encoding.
 
-    A proxy in front may have believed the other one, and have taken for a body what this server would take for the next
-    request (RFC 9112, 6.3).
+    A proxy in front may believe the one and this server the other. A second request could then be hidden in the body of
+    the first (request smuggling; RFC 9112, 6.3).
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -37,7 +38,7 @@ class OneLengthMiddleware:
         if scope["type"] == "http" and {"content-length", "transfer-encoding"} <= set(Headers(scope=scope)):
             error = errors.ApiError(
                 400,
-                "A request has a Content-Length or a Transfer-Encoding, not both.",
+                "A request must not have both Content-Length and Transfer-Encoding.",
                 code="invalid_http",
                 headers={"connection": "close"},
             )
@@ -46,11 +47,13 @@ class OneLengthMiddleware:
             await self._app(scope, receive, send)
 
 
-async def read(request: Request, kind: type[Body]) -> Body:
-    """The body: JSON of a bounded length, declared as such, which a foreign web page cannot send unasked.
+async def read_body(request: Request, model: type[Body]) -> Body:
+    """Read and validate a JSON body of at most MAX_BODY bytes.
+
+    The content type must be application/json: other sites' pages cannot send that without asking first (CORS).
 
     Raises:
-        ApiError: names what is wrong with it.
+        ApiError: the body is not what it must be; the message names the field.
     """
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise errors.ApiError(415, "The content type must be application/json.", code="unsupported_media_type")
@@ -58,9 +61,11 @@ async def read(request: Request, kind: type[Body]) -> Body:
         async with asyncio.timeout(BODY_SECONDS):
             body = await _bytes(request)
     except TimeoutError as error:
-        raise errors.ApiError(408, "The body took too long to arrive.", code="request_timeout") from error
+        raise errors.ApiError(
+            408, f"The body did not arrive within {BODY_SECONDS:.0f} s.", code="request_timeout"
+        ) from error
     try:
-        return kind.model_validate_json(body)
+        return model.model_validate_json(body)
     except ValidationError as error:
         raise errors.invalid_body(error) from error
 
@@ -75,26 +80,26 @@ async def _bytes(request: Request) -> bytes:
 
 
 async def while_connected(request: Request | WebSocket, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client hangs up.
+    """Return the result of `work`, or cancel it when the client disconnects.
 
     Args:
-        request: its body has been read; what else comes before the client's leaving is not wanted.
+        request: request whose body has been read; further messages of the client are dropped.
 
     Raises:
-        ClientDisconnect: there is nobody left to answer.
+        ClientDisconnect: the client disconnected first.
     """
     task = asyncio.create_task(work)
-    hung_up = asyncio.create_task(_hung_up(request))
+    disconnect = asyncio.create_task(_wait_for_disconnect(request))
     try:
-        await asyncio.wait((task, hung_up), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return task.result()
     finally:
         task.cancel()
-        hung_up.cancel()
+        disconnect.cancel()
 
 
-async def _hung_up(request: Request | WebSocket) -> None:
+async def _wait_for_disconnect(request: Request | WebSocket) -> None:
     while (await request.receive())["type"] not in ("http.disconnect", "websocket.disconnect"):
         pass

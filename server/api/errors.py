@@ -1,6 +1,6 @@
-"""Errors in the one shape that OpenAI's clients read: {"error": {"message", "type", "param", "code"}}.
+"""Errors in the shape that OpenAI's clients read: {"error": {"message", "type", "param", "code"}}.
 
-Knows which exception becomes which status; not what raised it.
+Knows the status of each exception; not what raised it.
 """
 
 import logging
@@ -17,15 +17,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
-from engine.errors import InvalidRequest
-from server.jobs.admission import Refusal
-from server.jobs.dispatcher import JobGone
+from engine.errors import InvalidRequest, ZImageError
+from server.errors import IdempotencyKeyReused, JobNotFound, JobRefused, StoreUnavailable
 from server.jobs.job import Job, JobState
-from server.jobs.store import IdempotencyMismatch, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-# pydantic's error types by the codes that OpenAI's API gives for the same mistakes
+# codes of OpenAI's API by pydantic's types of the same errors
 CODES = {
     "extra_forbidden": "unknown_parameter",
     "missing": "missing_required_parameter",
@@ -42,19 +40,18 @@ CODES = {
     "unsupported_value": "unsupported_value",
 }
 ECHO = 64  # characters of an unknown key that an error repeats
-METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")  # that a route may have
-CLIENT_CLOSED_REQUEST = 499  # nginx's; seen in no response, since nobody is left to read it
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+CLIENT_CLOSED_REQUEST = 499  # nginx's status; only logged, since the client has left
 
-
-NO_RETRY = {"x-should-retry": "false"}  # for OpenAI's client, which otherwise retries 409 and 5xx by itself
-# of a job's error; others 500
+NO_RETRY = {"x-should-retry": "false"}  # OpenAI's client retries 409 and 5xx otherwise
+# statuses by the code of a job's error; 500 for others
 STATUS = {"invalid_value": 400, "deadline_exceeded": 504, "worker_unavailable": 503, "lora_unavailable": 503}
-OVERLOAD = ("queue_full", "deadline_unreachable")  # of a refusal: 429; others are 503
-STORE_SECONDS = 5  # until a store may take jobs again
+OVERLOAD = ("queue_full", "deadline_unreachable")  # codes of refusals that are 429; others are 503
+STORE_SECONDS = 5  # to wait before a retry when jobs cannot be stored
 
 
-class ApiError(Exception):
-    """An answer that is not an image."""
+class ApiError(ZImageError):
+    """An HTTP error: status, OpenAI's fields, and headers."""
 
     def __init__(
         self,
@@ -73,12 +70,13 @@ class ApiError(Exception):
 
     @property
     def type(self) -> str:
+        """OpenAI's type of error."""
         if self.status == 429:
             return "rate_limit_error"
         return "invalid_request_error" if self.status < 500 else "server_error"
 
     def body(self) -> dict[str, dict[str, str | None]]:
-        """OpenAI's shape."""
+        """Return the error in OpenAI's shape."""
         error = {
             "message": str(self),
             "type": self.type,
@@ -88,49 +86,48 @@ class ApiError(Exception):
         return {"error": error}
 
     def response(self) -> JSONResponse:
+        """Return the error as an HTTP response."""
         return JSONResponse(self.body(), self.status, self.headers)
 
 
 def install(app: FastAPI) -> None:
-    """Answers the expected exceptions of `app`; the unexpected ones pass on to `RequestIdMiddleware`."""
+    """Add a handler for the expected exceptions; `RequestIdMiddleware` answers unexpected ones."""
     for kind in (
         ApiError,
         RequestValidationError,
         InvalidRequest,
-        JobGone,
-        Refusal,
+        JobNotFound,
+        JobRefused,
         StoreUnavailable,
-        IdempotencyMismatch,
+        IdempotencyKeyReused,
         HTTPException,
         ClientDisconnect,
     ):
-        app.add_exception_handler(kind, _answer)
+        app.add_exception_handler(kind, _respond)
 
 
-def of_job(job: Job) -> ApiError:
-    """Why a job has no images."""
+def from_job(job: Job) -> ApiError:
+    """Return the error of a job that was cancelled or failed."""
     if job.state is JobState.CANCELLED:
         return ApiError(409, "The job was cancelled.", code="job_cancelled", headers=NO_RETRY)
     assert job.error is not None
     status = STATUS.get(job.error.code, 500)
-    headers = {"retry-after": "30"} if status == 503 else NO_RETRY  # generated again it comes out the same
+    headers = {"retry-after": "30"} if status == 503 else NO_RETRY  # a retry would give the same
     return ApiError(status, job.error.message, code=job.error.code, headers=headers)
 
 
 def model_not_found(name: str, served: str) -> ApiError:
-    message = f"The model {name[:ECHO]!r} does not exist; this server has {served!r}."
+    message = f"The model {name[:ECHO]!r} does not exist; this server serves {served!r}."
     return ApiError(404, message, code="model_not_found", param="model")
 
 
 def task_not_found() -> ApiError:
-    return ApiError(404, "There is no such task, or it has been removed.", code="task_not_found")
+    return ApiError(404, "The task does not exist or has been deleted.", code="task_not_found")
 
 
 def internal_error() -> ApiError:
-    """For what nobody expected: says nothing about the inside."""
-    return ApiError(
-        500, "The server had an error while processing the request; its log has the details.", code="internal_error"
-    )
+    """Return the answer to an unexpected exception, without its details."""
+    return ApiError(500, "Internal error; see the server's log for details.", code="internal_error")
 
 
 def shutting_down() -> ApiError:
@@ -138,12 +135,12 @@ def shutting_down() -> ApiError:
 
 
 def invalid_body(error: ValidationError) -> ApiError:
-    """The first thing that is wrong with a request's body."""
+    """Return the first error of a request's body."""
     return _invalid(error.errors(include_url=False, include_input=False)[0])
 
 
 def _invalid(first: Mapping[str, Any]) -> ApiError:
-    """What pydantic says of a value."""
+    """Convert an error of pydantic."""
     code = CODES.get(first["type"], "invalid_value")
     name = ".".join(str(part) for part in first["loc"])[:ECHO]
     param = name or None
@@ -161,50 +158,49 @@ def _invalid(first: Mapping[str, Any]) -> ApiError:
     return ApiError(400, message, code=code, param=param)
 
 
-async def _answer(request: Request, error: Exception) -> JSONResponse:
+async def _respond(request: Request, error: Exception) -> JSONResponse:
     answer = translate(request, error)
     level = logging.ERROR if answer.status >= 500 else logging.INFO
-    cause = error if isinstance(error, StoreUnavailable) else answer  # which is not for everybody to know
+    cause = error if isinstance(error, StoreUnavailable) else answer  # names files, which clients must not see
     log.log(level, "%d %s: %s", answer.status, answer.code, cause)
     return answer.response()
 
 
 def translate(request: Request, error: Exception) -> ApiError:
-    """The answer to an exception that `install` knows."""
+    """Convert an exception that `install` handles to an HTTP error."""
     match error:
         case ApiError():
             return error
-        case RequestValidationError():  # of a query: ("query", its name)
+        case RequestValidationError():  # of a query; its location is ("query", name)
             first = error.errors()[0]
             return _invalid(first | {"loc": first["loc"][1:]})
-        case JobGone():
+        case JobNotFound():
             return task_not_found()
         case InvalidRequest():
             return ApiError(400, str(error), code="invalid_value", param=error.param)
-        case Refusal(code=code, retry_after=seconds):
+        case JobRefused(code=code, retry_after=seconds):
             headers = {"retry-after": str(max(1, math.ceil(seconds)))}
             return ApiError(429 if code in OVERLOAD else 503, str(error), code=code, headers=headers)
         case StoreUnavailable():
-            message = "The server cannot write down new jobs; its log says why. Try again later."
+            message = "The server cannot store new jobs; see its log for the reason. Try again later."
             return ApiError(503, message, code="store_unavailable", headers={"retry-after": str(STORE_SECONDS)})
-        case IdempotencyMismatch():
-            message = "The idempotency key came before, with another body."
+        case IdempotencyKeyReused():
+            message = "The idempotency key was already used with another body."
             return ApiError(422, message, code="idempotency_key_reused", param="Idempotency-Key")
         case ClientDisconnect():
-            return ApiError(
-                CLIENT_CLOSED_REQUEST, "The client hung up; generating was stopped.", code="client_closed_request"
-            )
+            message = "The client disconnected; the request was cancelled."
+            return ApiError(CLIENT_CLOSED_REQUEST, message, code="client_closed_request")
         case HTTPException():
             phrase = HTTPStatus(error.status_code).phrase
             message = f"{phrase}: {request.method} {request.scope['path'][:ECHO]!r}"
             code = phrase.lower().replace(" ", "_")
             allowed = {"allow": _allowed(request)} if error.status_code == 405 else None
             return ApiError(error.status_code, message, code=code, headers=allowed)
-    raise AssertionError(f"no translation of {type(error).__name__}")
+    raise AssertionError(f"no HTTP error for {type(error).__name__}")
 
 
 def _allowed(request: Request) -> str:
-    """The methods of a path, which may be those of several routes."""
+    """Return the methods of a path, which several routes may serve."""
 
     def serves(method: str) -> bool:
         scope = dict(request.scope) | {"method": method}

@@ -1,7 +1,4 @@
-"""OpenAI's images and models endpoints.
-
-Knows bodies and events; what becomes of a job is the dispatcher's.
-"""
+"""OpenAI's endpoints for images and models. Knows bodies and events; jobs are those of `JobService`."""
 
 import base64
 import json
@@ -18,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from engine.errors import InvalidRequest
 from engine.plan.manifest import Manifest
 from server.api import errors, openapi
-from server.api.body import read
+from server.api.body import read_body
 from server.api.openai_schemas import (
     Image,
     ImagesRequest,
@@ -29,13 +26,13 @@ from server.api.openai_schemas import (
     StreamedImage,
     Usage,
 )
-from server.api.submit import Jobs, Owner, Submission, accept, image_path, timing, wait_for_images
-from server.jobs.dispatcher import Dispatcher
+from server.api.submit import Jobs, Owner, Submission, image_path, submit_request, timing, wait_for_images
 from server.jobs.job import Job, JobState, StoredImage
 from server.jobs.live_job import PreviewReady
+from server.jobs.service import JobService
 
-INLINE = 1 << 18  # bytes of images that are encoded at once: a thread takes longer than they do
-SEND_SECONDS = 60  # that a client of a stream may take to read an event
+INLINE_BYTES = 1 << 18  # of images that are encoded in the event loop; a thread would take longer
+SEND_SECONDS = 60  # for a client to read one event of a stream
 IMAGE_NAME = re.compile(r"([0-9]{1,2})\.(?:png|jpg|webp)")
 
 router = APIRouter()
@@ -43,7 +40,7 @@ router = APIRouter()
 
 async def _card(request: Request) -> ModelCard:
     state = request.app.state
-    return ModelCard(id=state.dispatcher.manifest.model.name, created=state.started)
+    return ModelCard(id=state.jobs.manifest.model.name, created=state.started)
 
 
 Card = Annotated[ModelCard, Depends(_card)]
@@ -52,59 +49,57 @@ Card = Annotated[ModelCard, Depends(_card)]
 @router.post(
     "/v1/images/generations",
     response_model=ImagesResponse,
-    openapi_extra=openapi.takes(ImagesRequest),
-    responses=openapi.generates(StreamedImage) | openapi.fails(404),
+    openapi_extra=openapi.request_body(ImagesRequest),
+    responses=openapi.generation_responses(StreamedImage) | openapi.error_responses(404),
 )
 async def generate_images(request: Request, jobs: Jobs, owner: Owner, card: Card) -> Response:
-    """Generates `n` images, of which everything is checked before the first; as a stream if that is asked for."""
-    wanted = await read(request, ImagesRequest)
-    if wanted.model not in (None, card.id):
-        raise errors.model_not_found(wanted.model, card.id)
-    if wanted.partial_images and not (wanted.stream and jobs.manifest.preview):
-        reason = "needs stream: true" if jobs.manifest.preview else "is not served: these plans hold no preview"
-        raise InvalidRequest(f"partial_images {reason}", "partial_images")
-    if wanted.negative_prompt and not wanted.guidance_scale:
-        raise InvalidRequest("negative_prompt needs a guidance_scale above 0", "negative_prompt")
-    if wanted.stream and wanted.response_format == "url":
-        raise InvalidRequest("response_format must be b64_json in a stream", "response_format")
-    order = Submission(
+    """Generate `n` images; with `stream`, answer with server-sent events."""
+    body = await read_body(request, ImagesRequest)
+    _check(body, card, has_previews=jobs.manifest.preview is not None)
+    submission = Submission(
         "openai",
-        wanted,
-        wanted.images(),
+        body,
+        body.images(),
         is_awaited=True,
-        format=wanted.format(),
-        timeout=wanted.timeout,
-        previews=wanted.partial_images,
+        format=body.format(),
+        timeout=body.timeout,
+        previews=body.partial_images,
         names={"height": "size", "width": "size"},
     )
-    job = await accept(request, jobs, owner, order)
-    if wanted.stream:
-        events = _stream(jobs, job, wanted)
+    job = await submit_request(request, jobs, owner, submission)
+    if body.stream:
+        events = _stream(jobs, job, body)
         return EventSourceResponse(events, headers={"x-job-id": job.id}, send_timeout=SEND_SECONDS)
     ended, images = await wait_for_images(request, jobs, job)
-    work = partial(_answer, request, ended, images, jobs.manifest, wanted)
-    is_large = sum(len(image.data) for image in images) > INLINE
-    body = await run_in_threadpool(work) if is_large else work()
-    return Response(body, media_type="application/json", headers=timing(ended, images))
+    work = partial(_images_response, request, ended, images, jobs.manifest, body)
+    is_large = sum(len(image.data) for image in images) > INLINE_BYTES
+    content = await run_in_threadpool(work) if is_large else work()
+    return Response(content, media_type="application/json", headers=timing(ended, images))
 
 
-@router.get("/v1/images/{job_id}/{name}", response_class=Response, responses=openapi.images() | openapi.fails(404, 503))
-async def image(job_id: str, name: Annotated[str, openapi.matching(IMAGE_NAME)], jobs: Jobs) -> Response:
-    """An image by its URL, which nobody can guess."""
+@router.get(
+    "/v1/images/{job_id}/{name}",
+    response_class=Response,
+    responses=openapi.image_responses() | openapi.error_responses(404, 503),
+)
+async def image(job_id: str, name: Annotated[str, openapi.path_parameter(IMAGE_NAME)], jobs: Jobs) -> Response:
+    """Return an image by its URL, which cannot be guessed."""
     match = IMAGE_NAME.fullmatch(name)
     found = await jobs.image(job_id, int(match[1])) if match else None
     if found is None:
-        raise errors.ApiError(404, "There is no such image, or it has been removed.", code="image_not_found")
+        raise errors.ApiError(404, "The image does not exist or has been deleted.", code="image_not_found")
     return Response(found.data, media_type=found.media_type, headers={"cache-control": "private, max-age=604800"})
 
 
 @router.get("/v1/models")
 async def list_models(card: Card) -> ModelList:
+    """List the models: the one that is served."""
     return ModelList(data=[card])
 
 
-@router.get("/v1/models/{model:path}", responses=openapi.fails(404))  # names may hold a slash
+@router.get("/v1/models/{model:path}", responses=openapi.error_responses(404))  # names may hold a slash
 async def retrieve_model(model: str, card: Card) -> ModelCard:
+    """Return a model by its name."""
     if model != card.id:
         raise errors.model_not_found(model, card.id)
     return card
@@ -112,6 +107,7 @@ async def retrieve_model(model: str, card: Card) -> ModelCard:
 
 @router.get("/v1/model_info")
 async def model_info(jobs: Jobs) -> ModelInfo:
+    """Return the properties of the served plans."""
     manifest = jobs.manifest
     return ModelInfo(
         model_path=manifest.model.name,
@@ -125,19 +121,31 @@ async def model_info(jobs: Jobs) -> ModelInfo:
     )
 
 
-async def _stream(jobs: Dispatcher, job: Job, wanted: ImagesRequest) -> AsyncIterator[ServerSentEvent]:
-    """Previews and images as they come; an error as OpenAI's clients raise it."""
+def _check(body: ImagesRequest, card: ModelCard, *, has_previews: bool) -> None:
+    if body.model not in (None, card.id):
+        raise errors.model_not_found(body.model, card.id)
+    if body.partial_images and not (body.stream and has_previews):
+        reason = "needs stream: true" if has_previews else "is not supported: the plans have no preview"
+        raise InvalidRequest(f"partial_images {reason}", "partial_images")
+    if body.negative_prompt and not body.guidance_scale:
+        raise InvalidRequest("negative_prompt needs a guidance_scale above 0", "negative_prompt")
+    if body.stream and body.response_format == "url":
+        raise InvalidRequest("response_format must be b64_json in a stream", "response_format")
+
+
+async def _stream(jobs: JobService, job: Job, body: ImagesRequest) -> AsyncIterator[ServerSentEvent]:
+    """Yield previews and images as they arrive, or an error as OpenAI's clients raise it."""
     sent = 0
     try:
         async for event in jobs.follow(job):
             match event:
-                case PreviewReady(index, _, data) if sent < wanted.partial_images * wanted.n:
-                    yield _event(_shown(jobs, job, wanted, index, data, sent))
+                case PreviewReady(index, _, data) if sent < body.partial_images * body.n:
+                    yield _event(_partial_image(jobs, job, body, index, data, sent))
                     sent += 1
                 case StoredImage():
-                    yield _event(_completed(jobs, wanted, event))
+                    yield _event(_completed_image(jobs, body, event))
                 case Job() if event.state is not JobState.DONE:
-                    error = errors.of_job(event)
+                    error = errors.from_job(event)
                     yield ServerSentEvent(json.dumps(error.body()), event="error")
     finally:
         if not job.durable:
@@ -148,7 +156,9 @@ def _event(image: StreamedImage) -> ServerSentEvent:
     return ServerSentEvent(image.model_dump_json(exclude_none=True), event=image.type)
 
 
-def _shown(jobs: Dispatcher, job: Job, wanted: ImagesRequest, index: int, data: bytes, number: int) -> StreamedImage:
+def _partial_image(
+    jobs: JobService, job: Job, body: ImagesRequest, index: int, data: bytes, number: int
+) -> StreamedImage:
     return StreamedImage(
         type="image_generation.partial_image",
         index=index,
@@ -156,12 +166,12 @@ def _shown(jobs: Dispatcher, job: Job, wanted: ImagesRequest, index: int, data: 
         partial_image_index=number,
         created_at=int(time.time()),
         size=str(job.requests[index].size(jobs.manifest)),
-        quality=wanted.quality,
-        output_format=wanted.output_format,
+        quality=body.quality,
+        output_format=body.output_format,
     )
 
 
-def _completed(jobs: Dispatcher, wanted: ImagesRequest, image: StoredImage) -> StreamedImage:
+def _completed_image(jobs: JobService, body: ImagesRequest, image: StoredImage) -> StreamedImage:
     metadata = image.metadata
     return StreamedImage(
         type="image_generation.completed",
@@ -169,24 +179,24 @@ def _completed(jobs: Dispatcher, wanted: ImagesRequest, image: StoredImage) -> S
         b64_json=base64.b64encode(image.data).decode(),
         created_at=int(time.time()),
         size=str(metadata.size),
-        quality=wanted.quality,
-        output_format=wanted.output_format,
+        quality=body.quality,
+        output_format=body.output_format,
         seed=metadata.seed,
         revised_prompt=metadata.revised_prompt,
         usage=Usage.of([image], jobs.manifest.model.size_multiple),
     )
 
 
-def _answer(
-    request: Request, job: Job, images: Sequence[StoredImage], manifest: Manifest, wanted: ImagesRequest
+def _images_response(
+    request: Request, job: Job, images: Sequence[StoredImage], manifest: Manifest, body: ImagesRequest
 ) -> str:
     metadata = images[0].metadata
-    base = str(request.base_url) if wanted.response_format == "url" else None
+    base = str(request.base_url) if body.response_format == "url" else None
     answer = ImagesResponse(
         created=int(job.created),
         data=[Image.of(image, base and base + image_path(job, image.index)) for image in images],
-        output_format=wanted.output_format,
-        quality=wanted.quality,
+        output_format=body.output_format,
+        quality=body.quality,
         size=str(metadata.size),
         usage=Usage.of(images, manifest.model.size_multiple),
     )

@@ -1,6 +1,6 @@
-"""The bodies of OpenAI's Images API as this server takes and gives them.
+"""Bodies of OpenAI's Images API.
 
-What the model cannot do is refused by name; what changes nothing is accepted. Knows no routes and no threads.
+Parameters that the model cannot serve are refused by name; those without an effect are accepted. Knows no routes.
 """
 
 import base64
@@ -22,14 +22,14 @@ from engine.request import (
 from engine.size import Size
 from server.jobs.job import StoredImage
 
-MAX_PROMPT = 32_000  # characters, the limit that OpenAI documents; the model itself reads far less
+MAX_PROMPT = 32_000  # characters; the limit that OpenAI documents. The model reads far less
 MAX_SIZE = 32  # characters of "WIDTHxHEIGHT"
 MAX_PARTIAL = 3
-SIZE = r"^(auto|[0-9]{1,6}([xX][0-9]{1,6})?)$"  # as `Size.parse` reads it, which says more than a pattern can
+SIZE = r"^(auto|[0-9]{1,6}([xX][0-9]{1,6})?)$"  # for the document; `Size.parse` gives better errors
 
 
 def _only(*accepted: Hashable, reason: str) -> AfterValidator:
-    """Refuses all other values by name."""
+    """Accept some values and refuse others with a reason."""
 
     def check(value: Hashable) -> Hashable:
         if value not in accepted:
@@ -39,11 +39,11 @@ def _only(*accepted: Hashable, reason: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Prompt = Annotated[str, Field(max_length=MAX_PROMPT, json_schema_extra={"pattern": r"\S"})]  # some of it visible
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT, json_schema_extra={"pattern": r"\S"})]  # not only spaces
 
 
 def _with_nulls(schema: dict[str, Any]) -> None:
-    """Says that null is as good as nothing in every field that may be absent."""
+    """Allow null in the schema of every optional field."""
     for name, field in schema["properties"].items():
         if name not in schema["required"] and "anyOf" not in field:
             about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
@@ -51,7 +51,7 @@ def _with_nulls(schema: dict[str, Any]) -> None:
 
 
 class ImagesRequest(BaseModel):
-    """The body of `POST /v1/images/generations`; null counts as absent."""
+    """Body of `POST /v1/images/generations`. A field that is null counts as absent."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra=_with_nulls)
 
@@ -64,9 +64,13 @@ class ImagesRequest(BaseModel):
     ] = "auto"
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
-    guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE, description="diffusers' scale; 0 for none")] = 0.0
-    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT, description="needs a guidance_scale")] = ""
-    lora: Annotated[str, Field(max_length=MAX_LORA, description="one of /v1/model_info's loras")] | None = None
+    guidance_scale: Annotated[
+        float, Field(ge=0, le=MAX_GUIDANCE, description="guidance as in diffusers; 0 for none")
+    ] = 0.0
+    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT, description="needs a guidance_scale above 0")] = ""
+    lora: (
+        Annotated[str, Field(max_length=MAX_LORA, description="name of a LoRA, from loras in /v1/model_info")] | None
+    ) = None
     response_format: Literal["b64_json", "url"] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] = 100
@@ -77,8 +81,10 @@ class ImagesRequest(BaseModel):
     ] = "auto"
     stream: bool = False
     partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL)] = 0
-    timeout: Annotated[float, Field(gt=0, le=86400, description="seconds until the answer is of no use")] | None = None
-    # these change nothing here
+    timeout: (
+        Annotated[float, Field(gt=0, le=86400, description="seconds until the images are no longer wanted")] | None
+    ) = None
+    # these have no effect
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] = "auto"
     moderation: Literal["auto", "low"] = "auto"
     style: Literal["vivid", "natural"] | None = None
@@ -93,7 +99,7 @@ class ImagesRequest(BaseModel):
         return {key: value for key, value in body.items() if value is not None or key not in cls.model_fields}
 
     def images(self) -> tuple[ImageRequest, ...]:
-        """One request per image, with the seeds seed, seed + 1, ... (after the last comes 0).
+        """Return one request per image, with the seeds seed, seed + 1, ...; 0 follows the largest seed.
 
         Raises:
             InvalidRequest: size is not WIDTHxHEIGHT.
@@ -107,12 +113,16 @@ class ImagesRequest(BaseModel):
         )
 
     def format(self) -> ImageFormat:
-        """Raises InvalidRequest."""
+        """Return the file format of the images.
+
+        Raises:
+            InvalidRequest: the format has no compression to set.
+        """
         return ImageFormat(self.output_format, self.output_compression)
 
 
 class Image(BaseModel):
-    """One image. `revised_prompt` is there when the prompt was too long: the part that was generated."""
+    """One image. `revised_prompt` is the part of the prompt that was used, if the prompt was too long."""
 
     b64_json: str | None = None
     url: str | None = None
@@ -121,18 +131,20 @@ class Image(BaseModel):
 
     @classmethod
     def of(cls, image: StoredImage, url: str | None) -> Self:
-        """The image itself, or where it is."""
+        """Return the image as base64, or its URL."""
         data = None if url else base64.b64encode(image.data).decode()
         return cls(b64_json=data, url=url, seed=image.metadata.seed, revised_prompt=image.metadata.revised_prompt)
 
 
 class InputTokensDetails(BaseModel):
+    """Tokens of the prompt by kind."""
+
     text_tokens: int
     image_tokens: int = 0
 
 
 class Usage(BaseModel):
-    """Tokens as the transformer sees them: the prompt's once, the image's for every image."""
+    """Tokens of the transformer: those of the prompt once, those of every image."""
 
     input_tokens: int
     input_tokens_details: InputTokensDetails
@@ -141,10 +153,10 @@ class Usage(BaseModel):
 
     @classmethod
     def of(cls, images: Sequence[StoredImage], token_pixels: int) -> Self:
-        """Of images of one size and prompt.
+        """Return the usage of images of one size and prompt.
 
         Args:
-            token_pixels: edge of the square that one image token stands for.
+            token_pixels: edge of the square of one image token, in pixels.
         """
         one = images[0].metadata
         image = len(images) * (one.height // token_pixels) * (one.width // token_pixels)
@@ -157,7 +169,7 @@ class Usage(BaseModel):
 
 
 class ImagesResponse(BaseModel):
-    """The answer to `POST /v1/images/generations`."""
+    """Response of `POST /v1/images/generations`."""
 
     created: int
     data: list[Image]
@@ -169,7 +181,7 @@ class ImagesResponse(BaseModel):
 
 
 class StreamedImage(BaseModel):
-    """An event of a stream: an image, or with an index what it will be like."""
+    """Event of a stream: an image, or a preview of one, which has a `partial_image_index`."""
 
     type: Literal["image_generation.partial_image", "image_generation.completed"]
     b64_json: str
@@ -186,7 +198,7 @@ class StreamedImage(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """The answer to `GET /v1/models/{id}`."""
+    """Response of `GET /v1/models/{id}`."""
 
     id: str
     object: Literal["model"] = "model"
@@ -195,14 +207,14 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The answer to `GET /v1/models`."""
+    """Response of `GET /v1/models`."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
 class ModelInfo(BaseModel):
-    """The answer to `GET /v1/model_info`, which load generators ask."""
+    """Response of `GET /v1/model_info`, which load generators read."""
 
     model_path: str
     precision: str
@@ -215,7 +227,7 @@ class ModelInfo(BaseModel):
 
 
 class Error(BaseModel):
-    """What went wrong. `param` names the field that is at fault, `code` is for programs, `message` for people."""
+    """An error. `param` is the name of the wrong field, `code` is for programs, `message` for people."""
 
     message: str
     type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
@@ -224,7 +236,7 @@ class Error(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """The answer that is not what was asked for."""
+    """Response of a request that failed."""
 
     error: Error
 
@@ -233,7 +245,7 @@ Status = Literal["ok", "starting", "failing", "draining"]
 
 
 class Health(BaseModel):
-    """The answer to `GET /health` and `GET /ready`."""
+    """Response of `GET /health` and `GET /ready`. `detail` is the last failure of the worker, unless all is well."""
 
     status: Status
     model: str

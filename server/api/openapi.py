@@ -1,7 +1,7 @@
-"""The OpenAPI document: what FastAPI cannot see of the routes.
+"""The OpenAPI document, completed with what FastAPI does not see: bodies, errors, headers and API keys.
 
-Bodies are read by hand (`connection.read`), errors are raised far from the routes, headers are added by middleware.
-Routes name what concerns them (`takes`, `fails`, ...); `install` adds what concerns all. Knows no jobs.
+Bodies are read by `body.read_body`, errors are raised below the routes, headers are added by middleware. Routes declare
+their own parts (`request_body`, `error_responses`, ...); `install` adds what is common to all. Knows no jobs.
 """
 
 import re
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from engine.request import ImageKind
-from server.api.access import Access
+from server.api.access import AccessPolicy
 from server.api.openai_schemas import ErrorAnswer
 from server.api.submit import MAX_KEY
 
@@ -23,99 +23,99 @@ Responses = dict[int | str, Content]
 
 SCHEMAS = "#/components/schemas/"
 ERRORS = {
-    400: "A parameter is wrong, unknown, or asks for what the plans do not generate",
-    401: "No valid API key came",
-    404: "There is no such thing, or there is none any more",
+    400: "A parameter is invalid or unknown, or the plans cannot generate the image",
+    401: "The API key is missing or invalid",
+    404: "The resource does not exist or has been deleted",
     408: "The body took too long to arrive",
     409: "The job was cancelled",
     413: "The body is too large",
-    415: "The body is not declared as application/json",
-    422: "The Idempotency-Key came before, with another body",
+    415: "The content type is not application/json",
+    422: "The Idempotency-Key was already used with another body",
     429: "Too many requests, a full queue, or a deadline that cannot be met",
-    500: "The server or its worker failed; a code other than internal_error will come again",
-    503: "The server cannot do this now",
+    500: "The server or its worker failed; a retry helps only if the code is internal_error",
+    503: "The server cannot do this now; try again later",
     504: "The deadline passed",
 }
 SUBMITTING = (400, 401, 408, 413, 415, 422, 429, 500, 503)
-GENERATEING = (*SUBMITTING, 409, 504)
+GENERATING = (*SUBMITTING, 409, 504)
 
 
 def _header(about: str, *, required: bool = True, **schema: Any) -> Content:
     return {"description": about, "required": required, "schema": {"type": "string"} | schema}
 
 
-REQUEST_ID = {"x-request-id": _header("stands in the server's log; one that came with the request is kept")}
-HEADERS = {name: {"$ref": f"#/components/headers/{name}"} for name in REQUEST_ID}  # of every answer
-JOB_ID = {"x-job-id": _header("of the job that generated, or generates")}
-TIMING = {"server-timing": _header("milliseconds by stage", required=False)}  # a stream begins before they are known
+REQUEST_ID = {"x-request-id": _header("id of the request in the server's log; the client's own is kept")}
+HEADERS = {name: {"$ref": f"#/components/headers/{name}"} for name in REQUEST_ID}  # of every response
+JOB_ID = {"x-job-id": _header("id of the job")}
+TIMING = {"server-timing": _header("milliseconds per stage", required=False)}  # not known when a stream begins
 ERROR_HEADERS = {
-    401: {"www-authenticate": _header("the scheme", const="Bearer")},
-    429: {"retry-after": _header("seconds", pattern="^[0-9]+$")},
-    503: {"retry-after": _header("seconds", required=False, pattern="^[0-9]+$")},
+    401: {"www-authenticate": _header("authentication scheme", const="Bearer")},
+    429: {"retry-after": _header("seconds to wait", pattern="^[0-9]+$")},
+    503: {"retry-after": _header("seconds to wait", required=False, pattern="^[0-9]+$")},
 }
 PARAMETERS = [
     {
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "A request that comes again with the same key and body finds the first one's images",
+        "description": "Key for safe retries; a request with the same key and body gets the images of the first",
         "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY},
     }
 ]
 KEYS = {"bearer": {"type": "http", "scheme": "bearer"}, "key": {"type": "apiKey", "in": "header", "name": "x-api-key"}}
 
 
-def takes(body: type[BaseModel]) -> Content:
-    """For `openapi_extra`: the body that `connection.read` reads, and what `intake.accept` reads of the headers."""
+def request_body(body: type[BaseModel]) -> Content:
+    """Return `openapi_extra` of a route that submits jobs: its body, and the header Idempotency-Key."""
     content = {"application/json": {"schema": {"$ref": SCHEMAS + body.__name__}}}
     return {"requestBody": {"required": True, "content": content}, "parameters": PARAMETERS}
 
 
-def fails(*statuses: int) -> Responses:
-    """For `responses`, as all that follows: errors, in OpenAI's shape."""
+def error_responses(*statuses: int) -> Responses:
+    """Return `responses` with errors in OpenAI's shape."""
     return {status: {"description": ERRORS[status]} for status in statuses}
 
 
-def submits(links: Content) -> Responses:
-    """Takes a task."""
-    return fails(*SUBMITTING) | {200: {"links": links}}
+def submission_responses(links: Content) -> Responses:
+    """Return `responses` of a route that queues a task."""
+    return error_responses(*SUBMITTING) | {200: {"links": links}}
 
 
-def generates(stream: type[BaseModel] | None = None) -> Responses:
-    """Answers when images are generated; with `stream`, also as a stream of these events."""
+def generation_responses(stream: type[BaseModel] | None = None) -> Responses:
+    """Return `responses` of a route that waits for images; with `stream`, also as a stream of these events."""
     content = {} if stream is None else _events(stream)
-    return fails(*GENERATEING) | {200: {"headers": JOB_ID | TIMING, "content": content}}
+    return error_responses(*GENERATING) | {200: {"headers": JOB_ID | TIMING, "content": content}}
 
 
-def streams(event: type[BaseModel]) -> Responses:
-    """Answers with server-sent events, whose data are one model's."""
+def event_responses(event: type[BaseModel]) -> Responses:
+    """Return `responses` of a route that sends server-sent events with data of one model."""
     return {200: {"content": _events(event)}}
 
 
-def leads_to(name: str, path: str, *methods: str) -> Content:
-    """Links from a field of an answer to the operations of a path that has a parameter of this name."""
+def links_to(path: str, name: str, *methods: str) -> Content:
+    """Return links from a field of a response to the operations of a path with a parameter of this name."""
     pointer = "#/paths/" + path.replace("/", "~1")
     parameters = {name: f"$response.body#/{name}"}
     return {method: {"operationRef": f"{pointer}/{method}", "parameters": parameters} for method in methods}
 
 
-def matching(pattern: re.Pattern[str]) -> Any:
-    """A path parameter of which only this matches anything; said in the document, told by a 404."""
+def path_parameter(pattern: re.Pattern[str]) -> Any:
+    """Return a path parameter with a documented pattern; the route answers other values with 404."""
     return Path(json_schema_extra={"pattern": f"^({pattern.pattern})$"})
 
 
-def images() -> Responses:
-    """Answers with an image."""
+def image_responses() -> Responses:
+    """Return `responses` of a route that sends an image."""
     kinds = (f"image/{kind}" for kind in get_args(ImageKind))
     content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in kinds}
-    return {200: {"content": content, "headers": {"cache-control": _header("it does not change")}}}
+    return {200: {"content": content, "headers": {"cache-control": _header("images do not change")}}}
 
 
-def install(app: FastAPI, access: Access, *models: type[BaseModel]) -> None:
-    """Makes `/openapi.json` tell of errors, headers and keys, and of `models`, which routes only name."""
+def install(app: FastAPI, policy: AccessPolicy, *models: type[BaseModel]) -> None:
+    """Complete `/openapi.json` with errors, headers, API keys and the schemas of `models`."""
 
     def document() -> Content:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app, access, models)
+            app.openapi_schema = _document(app, policy, models)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
@@ -128,35 +128,35 @@ def _events(event: type[BaseModel]) -> Content:
     return {"text/event-stream": {"itemSchema": item}}
 
 
-def _document(app: FastAPI, access: Access, models: tuple[type[BaseModel], ...]) -> Content:
+def _document(app: FastAPI, policy: AccessPolicy, models: tuple[type[BaseModel], ...]) -> Content:
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     components = document["components"]
     components["schemas"] |= _schemas(*models, ErrorAnswer)
-    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own shape of errors
+    for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's shape of errors
         components["schemas"].pop(name, None)
     components["headers"] = REQUEST_ID
-    components["responses"] = {_name(status): _error(status) for status in ERRORS if status != 401 or access.keys}
-    if access.keys:
+    components["responses"] = {_name(status): _error(status) for status in ERRORS if status != 401 or policy.keys}
+    if policy.keys:
         components["securitySchemes"] = KEYS
     for operations in document["paths"].values():
         for method, operation in operations.items():
-            _complete(operation, access, has_content=method != "head")
+            _complete(operation, policy, has_content=method != "head")
     return document
 
 
 def _schemas(*models: type[BaseModel]) -> Content:
-    """Their JSON schemas and those of what is in them, by name."""
+    """Return the JSON schemas of models and of the models in their fields, by name."""
     _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=SCHEMAS + "{model}")
     named: Content = schemas["$defs"]
     return named
 
 
-def _complete(operation: Content, access: Access, *, has_content: bool) -> None:
+def _complete(operation: Content, policy: AccessPolicy, *, has_content: bool) -> None:
     answers = operation["responses"]
-    if "content" in answers.get("422", {}):  # FastAPI's own, which is a 400 here
+    if "content" in answers.get("422", {}):  # FastAPI's validation error, which is a 400 here
         del answers["422"]
         answers["400"] = {"description": ERRORS[400]}
-    if "401" in answers and access.keys:
+    if "401" in answers and policy.keys:
         operation["security"] = [{name: []} for name in KEYS]
     elif "401" in answers:
         del answers["401"]

@@ -1,6 +1,6 @@
-"""The id that every response carries, so that a user's report finds its line in the log.
+"""Request ids, which connect a response with its lines in the log, and the access log. Knows no routes.
 
-Knows no routes. The outermost layer of ours, so what nobody caught ends here, in OpenAI's shape.
+This is the outermost middleware of the server, so it also answers unexpected exceptions.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 
 HEADER = "x-request-id"
 PROBES = ("/health", "/ready", "/metrics")
-SANE = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # what may stand in a log line and a header as it came
+SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # safe in log lines and headers
 
 
 class RequestIdMiddleware:
-    """Echoes a sane `x-request-id` or makes one; `logs.request_id` for those inside, and logs every answer."""
+    """Sets `x-request-id` (the client's, if it is safe, or a new one) and `logs.request_id`; logs every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -51,25 +51,25 @@ class RequestIdMiddleware:
                 raise
             log.exception("%s %r failed", scope["method"], scope["path"])
             await internal_error().response()(scope, receive, send_with_id)
-        except asyncio.CancelledError:  # the server's grace is over; this is the end of its task
+        except asyncio.CancelledError:  # the grace period of a shutdown is over
             if started:
                 raise
-            log.warning("%s %r was cut off", scope["method"], scope["path"])
+            log.warning("%s %r was cut off by the shutdown", scope["method"], scope["path"])
             await shutting_down().response()(scope, receive, send_with_id)
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:
-    """A line for each answer; probes, which come every few seconds, only where somebody debugs."""
+    """Log a response; those to probes, which come every few seconds, at debug level only."""
     method, path = scope["method"], scope["path"]
-    told = {"method": method, "path": path, "status": status, "seconds": round(seconds, 4)}
+    fields = {"method": method, "path": path, "status": status, "seconds": round(seconds, 4)}
     level = logging.DEBUG if path in PROBES else logging.INFO
-    log.log(level, "%s %r %d in %.3f s", method, path, status, seconds, extra=told)
+    log.log(level, "%s %r %d in %.3f s", method, path, status, seconds, extra=fields)
 
 
 def _request_id(scope: Scope) -> str:
-    given = Headers(scope=scope).get(HEADER, "")
-    return given if SANE.fullmatch(given) else new_id()
+    request_id = Headers(scope=scope).get(HEADER, "")
+    return request_id if SAFE_ID.fullmatch(request_id) else _new_id()
 
 
-def new_id() -> str:
+def _new_id() -> str:
     return f"req_{uuid.uuid4().hex}"

@@ -1,6 +1,6 @@
-"""From a body that was understood to a job that is accepted, and to its end: what all endpoints share.
+"""Submission of jobs, shared by all endpoints: from a validated body to a queued job, and to its images.
 
-Knows headers and jobs; not what bodies look like.
+Knows headers and jobs; not the shape of bodies.
 """
 
 import hashlib
@@ -18,18 +18,19 @@ from engine.request import PNG, ImageFormat, ImageRequest
 from server.api import errors
 from server.api.access import Authenticator
 from server.api.body import while_connected
-from server.jobs.dispatcher import Dispatcher, JobGone
+from server.errors import JobNotFound
 from server.jobs.job import Job, JobState, StoredImage, new_id
+from server.jobs.service import JobService
 
 MAX_KEY = 255  # characters of an Idempotency-Key
 
 
-async def _dispatcher(connection: HTTPConnection) -> Dispatcher:
-    dispatcher: Dispatcher = connection.app.state.dispatcher
-    return dispatcher
+async def _jobs(connection: HTTPConnection) -> JobService:
+    jobs: JobService = connection.app.state.jobs
+    return jobs
 
 
-Jobs = Annotated[Dispatcher, Depends(_dispatcher)]
+Jobs = Annotated[JobService, Depends(_jobs)]
 
 
 async def _owner(request: Request) -> str | None:
@@ -42,14 +43,17 @@ Owner = Annotated[str | None, Depends(_owner)]
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What an endpoint made of a body.
+    """A request for images, as an endpoint passes it on.
 
     Attributes:
-        body: as it was understood; tells a repeated request from another one with the same key.
-        is_awaited: the client waits on its connection, and when that ends, so does the job.
-        timeout: seconds until the images are of no use.
-        previews: of each image on its way.
-        names: of the body's fields where they differ from `ImageRequest`'s.
+        api: name of the endpoint's API, such as "openai".
+        body: the validated body; a repeated Idempotency-Key must come with an equal one.
+        images: one request per image; they differ only in their seeds.
+        is_awaited: True if the client waits for the images; the job is then cancelled when the client disconnects.
+        format: file format of the images.
+        timeout: seconds until the images are no longer wanted; None for no limit.
+        previews: number of previews per image.
+        names: the body's names of the fields of `ImageRequest`, where they differ.
     """
 
     api: str
@@ -62,72 +66,75 @@ class Submission:
     names: Mapping[str, str] = field(default_factory=dict)
 
 
-async def accept(request: Request, jobs: Dispatcher, owner: str | None, order: Submission) -> Job:
-    """The job that was made of a request's order, or that the same Idempotency-Key has made before.
+async def submit_request(request: Request, jobs: JobService, owner: str | None, submission: Submission) -> Job:
+    """Count a request and queue its job; return the earlier job if the Idempotency-Key is repeated.
 
     Raises:
-        ApiError: too many requests of this owner.
-        all that `place` raises.
+        ApiError: the owner exceeds the rate limit.
+        InvalidRequest, JobRefused, IdempotencyKeyReused, StoreUnavailable: see `enqueue`.
     """
     request.app.state.authenticator.count(request, owner)
-    return await place(jobs, owner, order, request.headers.get("idempotency-key"))
+    return await enqueue(jobs, owner, submission, request.headers.get("idempotency-key"))
 
 
-async def place(jobs: Dispatcher, owner: str | None, order: Submission, key: str | None = None) -> Job:
-    """The job that was made of an order that has been counted, or that the same key has made before.
+async def enqueue(jobs: JobService, owner: str | None, submission: Submission, key: str | None = None) -> Job:
+    """Queue a job, without counting it; return the earlier job if the idempotency key is repeated.
 
     Raises:
-        InvalidRequest: the plans do not generate it.
-        Refusal, IdempotencyMismatch, StoreUnavailable: as the dispatcher says.
+        InvalidRequest: the plans cannot generate the images, or the key is too long.
+        JobRefused: the server takes no more jobs now, or cannot finish this one before its deadline.
+        IdempotencyKeyReused: the key was used with another body.
+        StoreUnavailable: the job cannot be stored.
     """
     now = time.time()
     if key is not None and not 0 < len(key) <= MAX_KEY:
-        raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY} characters", "Idempotency-Key")
+        raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY} characters, got {len(key)}", "Idempotency-Key")
     try:
-        order.images[0].check(jobs.manifest, jobs.loras)  # the others differ only in their seeds
+        submission.images[0].check(jobs.manifest, jobs.loras)
     except InvalidRequest as error:
-        raise InvalidRequest(str(error), order.names.get(error.param, error.param)) from error
+        raise InvalidRequest(str(error), submission.names.get(error.param, error.param)) from error
     job = Job(
         id=new_id(),
-        requests=order.images,
-        format=order.format,
-        api=order.api,
+        requests=submission.images,
+        format=submission.format,
+        api=submission.api,
         owner=owner,
-        durable=not order.is_awaited or key is not None,  # a client with a key may come again for it
+        durable=not submission.is_awaited or key is not None,  # a client with a key may reconnect
         idempotency_key=key,
-        fingerprint=hashlib.sha256(f"{order.api} {order.body.model_dump_json()}".encode()).hexdigest(),
+        fingerprint=hashlib.sha256(f"{submission.api} {submission.body.model_dump_json()}".encode()).hexdigest(),
         created=now,
-        deadline=None if order.timeout is None else now + order.timeout,
+        deadline=None if submission.timeout is None else now + submission.timeout,
     )
-    return await jobs.accept(job, order.previews)
+    return await jobs.submit(job, submission.previews)
 
 
-async def wait_for_images(request: Request, jobs: Dispatcher, job: Job) -> tuple[Job, Sequence[StoredImage]]:
-    """The job as it ended, and its images.
+async def wait_for_images(request: Request, jobs: JobService, job: Job) -> tuple[Job, Sequence[StoredImage]]:
+    """Return the finished job and its images.
 
     Raises:
-        ApiError, JobGone: why there are none.
-        ClientDisconnect: there is nobody left to answer.
+        ApiError: the job failed or was cancelled.
+        JobNotFound: the job was deleted.
+        ClientDisconnect: the client disconnected first.
     """
     ended, images = await while_connected(request, _end(jobs, job))
     if ended.state is not JobState.DONE:
-        raise errors.of_job(ended)
+        raise errors.from_job(ended)
     if len(images) < len(ended.requests):
-        raise JobGone
+        raise JobNotFound(f"there is no job {job.id}, or it was deleted")
     return ended, images
 
 
-async def _end(jobs: Dispatcher, job: Job) -> tuple[Job, list[StoredImage]]:
-    """The job when it has ended; cancelled with whoever waits, unless it is durable."""
+async def _end(jobs: JobService, job: Job) -> tuple[Job, list[StoredImage]]:
+    """Wait for a job; cancel it with the waiting client unless it is durable."""
     try:
-        return await jobs.end(job)
+        return await jobs.wait(job)
     finally:
         if not job.durable:
             jobs.cancel(job.id)
 
 
 def timing(job: Job, images: Sequence[StoredImage]) -> dict[str, str]:
-    """Headers: where the time went, as browsers and proxies read it (Server-Timing, milliseconds)."""
+    """Return the headers Server-Timing (milliseconds per stage, summed over the images) and X-Job-Id."""
     assert job.started is not None
     seconds = {"queue": max(job.started - job.created, 0.0)}
     for image in images:
@@ -138,5 +145,5 @@ def timing(job: Job, images: Sequence[StoredImage]) -> dict[str, str]:
 
 
 def image_path(job: Job, index: int) -> str:
-    """Where an image is, for whoever was told; relative to the server's root."""
+    """Return the path of an image, relative to the server's root."""
     return f"v1/images/{job.id}/{index}{job.format.suffix}"

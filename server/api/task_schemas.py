@@ -1,4 +1,4 @@
-"""The bodies of the task endpoints, as deployments of Z-Image-Turbo send and read them. Knows no routes."""
+"""Bodies of the task endpoints, compatible with existing deployments of Z-Image-Turbo. Knows no routes."""
 
 from typing import Annotated, Literal
 
@@ -8,11 +8,11 @@ from engine.images.metadata import ImageMetadata
 from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_SEED, MAX_STEPS, ImageRequest, random_seed
 from server.api.openai_schemas import MAX_PROMPT, Prompt
 
-UNGUIDED = 1.0  # of cfg_scale: negative + scale * (positive - negative) is then the positive one
+UNGUIDED = 1.0  # cfg_scale at which negative + scale * (positive - negative) is the positive prediction
 
 
 class GenerateRequest(BaseModel):
-    """What to generate. `seed` -1 is a random one; `cfg_scale` up to 1 generates without guidance."""
+    """Body of requests for images. `seed` -1 picks a random seed; `cfg_scale` up to 1 means no guidance."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,7 +29,7 @@ class GenerateRequest(BaseModel):
     previews: Annotated[int, Field(ge=0, le=100, strict=True)] = 0
 
     def images(self) -> tuple[ImageRequest, ...]:
-        """One request per image, with the seeds seed, seed + 1, ..."""
+        """Return one request per image, with the seeds seed, seed + 1, ..."""
         first = random_seed() if self.seed == -1 else self.seed
         guidance = max(self.cfg_scale - UNGUIDED, 0.0)
         return tuple(
@@ -48,7 +48,7 @@ class GenerateRequest(BaseModel):
 
 
 class Images(BaseModel):
-    """Images as base64."""
+    """Images as base64, and their seeds."""
 
     images: list[str]
     seeds: list[int]
@@ -62,7 +62,7 @@ class Submitted(BaseModel):
 
 
 class TaskResult(BaseModel):
-    """`paths` are URLs; `time` in seconds since it began."""
+    """Images of a task. `paths` are URLs; `time` is in seconds since the first image was started."""
 
     paths: list[str]
     time: float
@@ -70,7 +70,7 @@ class TaskResult(BaseModel):
 
 
 class Task(BaseModel):
-    """Where a task is. `progress` in per cent, `eta` in seconds, `created` in unix seconds."""
+    """State of a task. `progress` is in percent, `eta` in seconds, `created` in Unix seconds."""
 
     task_id: str
     status: str
@@ -86,11 +86,13 @@ class Task(BaseModel):
 
 
 class TaskList(BaseModel):
+    """Tasks, newest first."""
+
     tasks: list[Task]
 
 
 class TaskEvent(BaseModel):
-    """Something that happened to a task; `image` is base64, `step` the number of steps that a preview has behind it."""
+    """Event of a task. `image` is base64; `step` is the number of steps before a preview."""
 
     type: Literal["progress", "preview", "image", "end"]
     status: str | None = None

@@ -1,6 +1,6 @@
-"""The endpoints that deployments of Z-Image-Turbo already call: wait for images, or leave a task and ask for it.
+"""Endpoints of existing Z-Image-Turbo deployments: wait for images, or submit a task and ask for it later.
 
-Knows bodies; what becomes of a task, which is a job by another name, is the dispatcher's.
+A task is a job. Knows bodies and events; jobs are those of `JobService`.
 """
 
 import base64
@@ -14,50 +14,50 @@ from starlette.requests import ClientDisconnect
 
 from engine.images.metadata import ImageMetadata
 from server.api import errors, openapi
-from server.api.body import read, while_connected
-from server.api.submit import Jobs, Owner, Submission, accept, image_path, timing, wait_for_images
+from server.api.body import read_body, while_connected
+from server.api.submit import Jobs, Owner, Submission, image_path, submit_request, timing, wait_for_images
 from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList, TaskResult
-from server.jobs.dispatcher import Dispatcher
 from server.jobs.job import Job, JobState, StoredImage
 from server.jobs.live_job import JobEvent, PreviewReady, Progress
-from server.jobs.store import MAX_SEQUENCE
+from server.jobs.service import JobService
+from server.jobs.storage.store import MAX_SEQUENCE
 
-STATES = {JobState.QUEUED: "pending"}  # others are called as they are
+STATES = {JobState.QUEUED: "pending"}  # other states keep their names
 MAX_PAGE = 200  # tasks
-CALLED_OFF = 4404  # WebSocket close code: there is no such task
+TASK_NOT_FOUND = 4404  # close code of WebSockets
 
 router = APIRouter()
 
-BODY = openapi.takes(GenerateRequest)
-LINKS = openapi.leads_to("task_id", "/v1/task/{task_id}", "get", "delete")
+BODY = openapi.request_body(GenerateRequest)
+LINKS = openapi.links_to("/v1/task/{task_id}", "task_id", "get", "delete")
 
 
-@router.post("/api/v1/generate", response_model=Images, openapi_extra=BODY, responses=openapi.generates())
+@router.post("/api/v1/generate", response_model=Images, openapi_extra=BODY, responses=openapi.generation_responses())
 async def generate(request: Request, jobs: Jobs, owner: Owner) -> Response:
-    """Generates, and answers with the images."""
-    job = await _accept(request, jobs, owner, is_awaited=True)
+    """Generate images and answer with them."""
+    job = await _submit(request, jobs, owner, is_awaited=True)
     ended, images = await wait_for_images(request, jobs, job)
     seeds = [image.metadata.seed for image in images]
     answer = Images(images=[base64.b64encode(image.data).decode() for image in images], seeds=seeds)
     return Response(answer.model_dump_json(), media_type="application/json", headers=timing(ended, images))
 
 
-@router.post("/api/v1/generate_async", openapi_extra=BODY, responses=openapi.submits(LINKS))
-@router.post("/v1/generate", openapi_extra=BODY, responses=openapi.submits(LINKS))
+@router.post("/api/v1/generate_async", openapi_extra=BODY, responses=openapi.submission_responses(LINKS))
+@router.post("/v1/generate", openapi_extra=BODY, responses=openapi.submission_responses(LINKS))
 async def submit(request: Request, jobs: Jobs, owner: Owner) -> Submitted:
-    """Takes a task, which is generated whether or not anybody waits for it."""
-    return Submitted(task_id=(await _accept(request, jobs, owner, is_awaited=False)).id)
+    """Submit a task. It runs whether or not a client waits for it."""
+    return Submitted(task_id=(await _submit(request, jobs, owner, is_awaited=False)).id)
 
 
-@router.get("/v1/task/{task_id}", responses=openapi.fails(404, 503))
+@router.get("/v1/task/{task_id}", responses=openapi.error_responses(404, 503))
 async def task(task_id: str, request: Request, jobs: Jobs) -> Task:
-    """Where a task is, and when it is done, where its images are."""
+    """Return the state of a task, with the URLs of its images once it is done."""
     return await _task(request, jobs, await _find(jobs, task_id))
 
 
-@router.delete("/v1/task/{task_id}", responses=openapi.fails(401, 404, 503))
+@router.delete("/v1/task/{task_id}", responses=openapi.error_responses(401, 404, 503))
 async def cancel(task_id: str, request: Request, jobs: Jobs, owner: Owner) -> Task:
-    """Ends a task at its next step; one that has ended is forgotten, images and all."""
+    """Cancel a task at its next step, or delete a finished task with its images."""
     job = await _find(jobs, task_id)
     if job.owner != owner:
         raise errors.task_not_found()
@@ -72,39 +72,39 @@ async def cancel(task_id: str, request: Request, jobs: Jobs, owner: Owner) -> Ta
 @router.get(
     "/v1/task/{task_id}/events",
     response_class=EventSourceResponse,
-    responses=openapi.streams(TaskEvent) | openapi.fails(404, 503),
+    responses=openapi.event_responses(TaskEvent) | openapi.error_responses(404, 503),
 )
 async def events(task_id: str, request: Request, jobs: Jobs) -> EventSourceResponse:
-    """What happens to a task, as server-sent events: progress, previews, images, its end."""
+    """Send the events of a task as server-sent events: progress, previews, images, end."""
     job = await _find(jobs, task_id)
 
     async def stream() -> AsyncIterator[ServerSentEvent]:
         async for event in jobs.follow(job):
-            told = await _event(request, jobs, event)
-            yield ServerSentEvent(told.model_dump_json(exclude_unset=True), event=told.type)
+            sent = await _event(request, jobs, event)
+            yield ServerSentEvent(sent.model_dump_json(exclude_unset=True), event=sent.type)
 
     return EventSourceResponse(stream(), send_timeout=60)
 
 
 @router.websocket("/v1/task/{task_id}/ws")
 async def events_by_websocket(task_id: str, socket: WebSocket, jobs: Jobs) -> None:
-    """The same events as JSON messages."""
+    """Send the events of a task as JSON messages."""
     job = await jobs.get(task_id)
     await socket.accept()
     if job is None:
-        await socket.close(CALLED_OFF, "no such task")
+        await socket.close(TASK_NOT_FOUND, "no such task")
         return
     with suppress(WebSocketDisconnect, ClientDisconnect):
-        await while_connected(socket, _tell(socket, jobs, job))
+        await while_connected(socket, _send_events(socket, jobs, job))
 
 
-async def _tell(socket: WebSocket, jobs: Dispatcher, job: Job) -> None:
+async def _send_events(socket: WebSocket, jobs: JobService, job: Job) -> None:
     async for event in jobs.follow(job):
         await socket.send_text((await _event(socket, jobs, event)).model_dump_json(exclude_unset=True))
     await socket.close()
 
 
-@router.get("/v1/tasks", responses=openapi.fails(401, 503))
+@router.get("/v1/tasks", responses=openapi.error_responses(401, 503))
 async def history(
     request: Request,
     jobs: Jobs,
@@ -112,25 +112,25 @@ async def history(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
     before: Annotated[int, Query(ge=1, le=MAX_SEQUENCE)] | None = None,
 ) -> TaskList:
-    """One's own tasks, newest first; `before` is the last one's `sequence`."""
+    """List the owner's tasks, newest first; `before` is the `sequence` of the last task of the previous page."""
     found = await jobs.history(limit, before, owner)
     return TaskList(tasks=[await _task(request, jobs, job) for job in found])
 
 
-async def _accept(request: Request, jobs: Dispatcher, owner: str | None, *, is_awaited: bool) -> Job:
-    wanted = await read(request, GenerateRequest)
-    order = Submission("tasks", wanted, wanted.images(), is_awaited, timeout=wanted.timeout, previews=wanted.previews)
-    return await accept(request, jobs, owner, order)
+async def _submit(request: Request, jobs: JobService, owner: str | None, *, is_awaited: bool) -> Job:
+    body = await read_body(request, GenerateRequest)
+    submission = Submission("tasks", body, body.images(), is_awaited, timeout=body.timeout, previews=body.previews)
+    return await submit_request(request, jobs, owner, submission)
 
 
-async def _find(jobs: Dispatcher, task_id: str) -> Job:
+async def _find(jobs: JobService, task_id: str) -> Job:
     job = await jobs.get(task_id)
     if job is None:
         raise errors.task_not_found()
     return job
 
 
-async def _task(request: Request | WebSocket, jobs: Dispatcher, job: Job) -> Task:
+async def _task(request: Request | WebSocket, jobs: JobService, job: Job) -> Task:
     progress = jobs.progress(job)
     all_metadata = await jobs.metadata(job.id) if job.state is JobState.DONE else []
     share = 1.0 if job.state is JobState.DONE else progress.done / progress.steps if progress.steps else 0.0
@@ -159,7 +159,7 @@ def _result(request: Request | WebSocket, job: Job, all_metadata: list[ImageMeta
     )
 
 
-async def _event(request: Request | WebSocket, jobs: Dispatcher, event: JobEvent) -> TaskEvent:
+async def _event(request: Request | WebSocket, jobs: JobService, event: JobEvent) -> TaskEvent:
     match event:
         case Progress():
             return TaskEvent(

@@ -1,1 +1,1 @@
-"""Sockets and protocols under the application."""
+"""Sockets, protocols and timeouts below the application."""

@@ -1,6 +1,6 @@
-"""uvicorn around the application: answers probes from the first moment, says when it can generate, and what ends when.
+"""uvicorn with the application: answers probes while the worker starts, and reports when the worker is ready.
 
-Knows sockets and signals; nothing of jobs but that there are some.
+Knows sockets and shutdown; of jobs it knows only that they drain.
 """
 
 import asyncio
@@ -12,62 +12,67 @@ import psutil
 import uvicorn
 from fastapi import FastAPI
 
-from server.api.access import Access
+from server.api.access import AccessPolicy
 from server.api.body import MAX_BODY
 from server.app import create_app
 from server.http.protocol import HttpProtocol
 from server.http.sockets import bracketed
+from server.http.timeouts import TimeoutServer
 from server.http.websocket import WebSocketProtocol
-from server.jobs.dispatcher import Dispatcher
+from server.jobs.service import JobService
 
-MAX_MESSAGE = MAX_BODY  # bytes of a WebSocket's message, which may hold what is typed into the page
+MAX_MESSAGE = MAX_BODY  # bytes of a WebSocket message; the page sends prompts in them
 
 
 def config(app: FastAPI, grace: float) -> uvicorn.Config:
-    """How uvicorn runs the application."""
+    """Return uvicorn's configuration.
+
+    Args:
+        grace: seconds to finish requests after SIGTERM or SIGINT.
+    """
     return uvicorn.Config(
         app,
         http=HttpProtocol,
         ws=WebSocketProtocol,
         ws_max_size=MAX_MESSAGE,
         log_config=None,
-        access_log=False,  # `request_id` has one
+        access_log=False,  # `RequestIdMiddleware` writes one
         timeout_graceful_shutdown=math.ceil(grace),
     )
 
 
-class HttpServer(uvicorn.Server):
-    """Serves a dispatcher's application until SIGTERM or SIGINT.
+class HttpServer(TimeoutServer):
+    """HTTP server of a job service.
 
     Args:
-        grace: seconds for images being generated when it is told to stop.
-        page: whether there is one at `/`.
-        starting: the first worker's start; if it fails, the server ends.
+        grace: seconds to finish requests after SIGTERM or SIGINT.
+        page: True to serve the web page at `/`.
+        starting: start of the first worker; the server stops if it fails.
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, access: Access, grace: float, page: bool, starting: "asyncio.Task[None]"
+        self, jobs: JobService, policy: AccessPolicy, grace: float, page: bool, starting: "asyncio.Task[None]"
     ) -> None:
-        super().__init__(config(create_app(dispatcher, access, page), grace))
-        self._dispatcher, self._starting = dispatcher, starting
-        self._announcing: asyncio.Task[None] | None = None
+        super().__init__(config(create_app(jobs, policy, page), grace))
+        self._jobs, self._starting = jobs, starting
+        self._announcement: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         assert sockets is not None
-        self._announcing = asyncio.create_task(self._announce(*sockets[0].getsockname()[:2]))
+        self._announcement = asyncio.create_task(self._announce(*sockets[0].getsockname()[:2]))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._announcing is not None:
-            self._announcing.cancel()
-        self._dispatcher.drain()
+        if self._announcement is not None:
+            self._announcement.cancel()
+        self._jobs.drain()
         await super().shutdown(sockets=sockets)
 
     async def _announce(self, host: str, port: int) -> None:
-        """Says when the first worker is ready."""
+        """Print that the server is ready once the first worker is, or stop if the worker cannot start."""
         await asyncio.wait([self._starting])
         if (error := self._starting.exception()) is not None:
-            self._dispatcher.give_up(str(error))
+            self._jobs.fail_connected(str(error))
             self.should_exit = True
             return
         seconds = time.time() - psutil.Process().create_time()

@@ -1,4 +1,4 @@
-"""The socket that a server listens on."""
+"""Listening socket, and the handling of accept errors."""
 
 import asyncio
 import logging
@@ -8,17 +8,21 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-NO_ROOM = "socket.accept() out of system resource"  # as asyncio says it
-TELL_EVERY = 10.0  # seconds
+ACCEPT_FAILED = "socket.accept() out of system resource"  # asyncio's message
+LOG_INTERVAL = 10.0  # seconds
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket on an address; port 0 is a free one. Raises OSError if it is taken or not ours."""
+    """Bind a socket to an address; port 0 picks a free port.
+
+    Raises:
+        OSError: the address is in use, or is not an address of this machine.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio sets TCP_NODELAY only where the protocol is named; without it a kept connection waits 40 ms per answer
+    # asyncio sets TCP_NODELAY only if the protocol is named; without it, kept connections wait 40 ms for each answer
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a restart need not wait for TIME_WAIT
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # restart without waiting for TIME_WAIT
         sock.bind((host, port))
     except OSError as error:
         sock.close()
@@ -27,20 +31,23 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def bracketed(host: str) -> str:
-    """A host as it stands in a URL."""
+    """Return a host as it is written in a URL."""
     return f"[{host}]" if ":" in host else host
 
 
 def throttle_accept_errors(loop: asyncio.AbstractEventLoop) -> None:
-    """Logs now and then that no descriptor is left for a connection: asyncio does so thousands of times a second."""
-    told = -math.inf
+    """Log failures to accept connections every 10 s at most.
+
+    asyncio logs thousands a second while no file descriptor is left.
+    """
+    last_logged = -math.inf
 
     def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        nonlocal told
-        if context["message"] != NO_ROOM:
+        nonlocal last_logged
+        if context["message"] != ACCEPT_FAILED:
             loop.default_exception_handler(context)
-        elif loop.time() - told >= TELL_EVERY:
-            told = loop.time()
-            log.error("connections have to wait: %s; ulimit -n allows more", context["exception"])
+        elif loop.time() - last_logged >= LOG_INTERVAL:
+            last_logged = loop.time()
+            log.error("Cannot accept connections: %s; raise the limit with ulimit -n", context["exception"])
 
     loop.set_exception_handler(handle)

@@ -1,1 +1,1 @@
-"""Jobs: admission, order, storage and metrics."""
+"""Jobs: submission, order, admission, progress and metrics."""

@@ -1,4 +1,4 @@
-"""How long jobs take, from images that were generated.
+"""Estimates of the time that jobs take, learned from finished images.
 
 Knows sizes and passes; not queues.
 """
@@ -10,15 +10,15 @@ from engine.size import Size
 from engine.stages import StageTimes
 from server.jobs.live_job import LiveJob
 
-WEIGHT = 0.2  # of the newest image, in the moving averages
+WEIGHT = 0.2  # of the newest image in the moving averages
 
 
 @dataclass(slots=True)
 class _Average:
-    """Seconds of the engine's time."""
+    """Moving averages of the engine's seconds for an image."""
 
     per_pass: float
-    once: float  # prompt and VAE
+    once: float  # prompt encoder and VAE
 
     def learn(self, per_pass: float, once: float) -> None:
         self.per_pass += WEIGHT * (per_pass - self.per_pass)
@@ -26,14 +26,14 @@ class _Average:
 
 
 class Estimates:
-    """Moving averages by size. A size not seen yet is guessed from the nearest one, in proportion to its area."""
+    """Moving averages by size. An unknown size is estimated from the nearest one, in proportion to the area."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self._averages: dict[Size, _Average] = {}
 
     def learn(self, size: Size, passes: int, seconds: StageTimes) -> None:
-        """Takes in an image's stages, as `messages.Finished` tells them."""
+        """Learn from a finished image, by its size, its forward passes and the seconds of its stages."""
         per_pass = seconds.passes / passes
         once = seconds.prompt_encoder + seconds.vae_decoder
         if size in self._averages:
@@ -42,20 +42,20 @@ class Estimates:
             self._averages[size] = _Average(per_pass, once)
 
     def remaining(self, live: LiveJob) -> float:
-        """What the rest of a job keeps the engine busy."""
+        """Return the seconds of the engine's time that a job still needs; 0 before the first image is finished."""
         seconds = 0.0
         for index in live.missing():
             request = live.job.requests[index]
-            share = 1 - live.done.get(index, 0) / request.steps(self._manifest)
-            seconds += self._seconds(request.size(self._manifest), request.forwards(self._manifest), share)
+            left = 1 - live.steps_done.get(index, 0) / request.steps(self._manifest)
+            seconds += self._seconds(request.size(self._manifest), request.forwards(self._manifest), left)
         return seconds
 
-    def _seconds(self, size: Size, passes: int, share: float) -> float:
-        """What an image keeps the engine busy, 0 while nothing is known; `share`: of its passes that are to come."""
+    def _seconds(self, size: Size, passes: int, left: float) -> float:
+        """Return the seconds that an image needs. `left`: share of its passes that are not done."""
         if not self._averages:
             return 0.0
         nearest = size
         if size not in self._averages:
             nearest = min(self._averages, key=lambda known: abs(known.area - size.area))
         average = self._averages[nearest]
-        return size.area / nearest.area * (average.per_pass * passes * share + average.once)
+        return size.area / nearest.area * (average.per_pass * passes * left + average.once)

@@ -1,6 +1,6 @@
-"""What a job is: the images that one request asked for, and how far they are.
+"""A job: the images that one request asked for, and their state.
 
-Knows neither where jobs are kept nor HTTP.
+Knows neither the store nor HTTP.
 """
 
 import uuid
@@ -12,7 +12,7 @@ from engine.request import ImageFormat, ImageRequest
 
 
 class JobState(StrEnum):
-    """queued and running may alternate; the others are for ever."""
+    """State of a job. Queued and running may alternate; the others are final."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -27,43 +27,43 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobError:
-    """Why a job failed: a code for programs, a message for people."""
+    """Reason for a job's failure: a code for programs and a message for people."""
 
     code: str
     message: str
 
     @property
     def is_transient(self) -> bool:
-        """Whether the same request may come again, idempotency key and all, and be generated."""
+        """True if the same request, with its idempotency key, may be sent again and succeed."""
         return self.code == "worker_unavailable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What was asked for, and how far it is. Times in unix seconds."""
+    """A request for images and its state. Times are unix seconds."""
 
     id: str
     requests: tuple[ImageRequest, ...]  # one per image
     format: ImageFormat
-    api: str  # which endpoint made it
-    owner: str | None = None  # hash of an API key; None where the server asks for none
-    durable: bool  # False: it lives only as long as the connection that asked
+    api: str  # dialect of the request, such as "openai"
+    owner: str | None = None  # hash of an API key; None if the server has no keys
+    durable: bool  # False: it is cancelled when its client disconnects
     idempotency_key: str | None = None  # unique per owner
-    fingerprint: str  # hash of the body: tells a repeated request from another one with the same key
+    fingerprint: str  # hash of the body: must be equal if the key is
     created: float
     deadline: float | None = None
-    # the store's
+    # set by the store
     state: JobState = JobState.QUEUED
-    started: float | None = None  # the first time
-    finished: float | None = None  # when the state became final
-    attempts: int = 0  # how often a worker began to generate it
+    started: float | None = None  # time of the first attempt
+    finished: float | None = None  # time of the final state
+    attempts: int = 0  # number of workers that started to generate it
     error: JobError | None = None
     sequence: int = 0  # order of acceptance, from 1
 
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An encoded image of a job, and how it was generated."""
+    """An encoded image of a job, with its metadata."""
 
     index: int  # into the job's requests
     media_type: str
@@ -72,5 +72,5 @@ class StoredImage:
 
 
 def new_id() -> str:
-    """An id that cannot be guessed: who knows it may ask for the job."""
+    """Return an id that cannot be guessed, since it is all that a client needs to read the job."""
     return f"job_{uuid.uuid4().hex}"

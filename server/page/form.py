@@ -1,7 +1,4 @@
-"""The page's form: what to generate, and in which size.
-
-Knows inputs and the plans' sizes; not what becomes of an order.
-"""
+"""The page's form. Knows inputs and the sizes of the plans; not what happens to a request."""
 
 from math import sqrt
 from typing import Any
@@ -15,18 +12,18 @@ from engine.size import Size
 from server.api.task_schemas import UNGUIDED, GenerateRequest
 
 RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))  # width : height
-PREVIEWS = 4  # of each image; at 1024x1024 one takes about a megabyte
+PREVIEWS = 4  # per image; about 1 MB each at 1024x1024
 OTHER = "other"
 
 
 class Form:
-    """Inputs in the element that is open."""
+    """Inputs of a request, in the current element."""
 
     def __init__(self, manifest: Manifest, loras: tuple[str, ...]) -> None:
         self._manifest = manifest
         default = manifest.default_size
-        self.prompt = ui.textarea("Prompt", placeholder="What is to be seen?").props("outlined autogrow autofocus")
-        offered = {str(size): _named(size) for size in sizes(manifest)}
+        self.prompt = ui.textarea("Prompt", placeholder="Describe the image").props("outlined autogrow autofocus")
+        offered = {str(size): _label(size) for size in sizes(manifest)}
         self._size = ui.select(
             offered | {OTHER: "Other size"}, label="Size", value=str(default), on_change=self._choose_size
         ).props("outlined dense")
@@ -47,13 +44,13 @@ class Form:
         with ui.expansion("Advanced"):
             self._negative = ui.textarea("Negative prompt").props("outlined dense autogrow")
             self._guidance = ui.number("Guidance", value=0, min=0, max=MAX_GUIDANCE, step=0.5).props("outlined dense")
-            ui.label("0 generates without. Above it every step takes twice as long.").classes("z-quiet")
+            ui.label("0 is off. Above 0, every step takes twice as long.").classes("z-quiet")
 
-    def wanted(self) -> GenerateRequest:
-        """What the inputs say.
+    def request(self) -> GenerateRequest:
+        """Return the request in the inputs.
 
         Raises:
-            ValidationError: names the field that is wrong.
+            ValidationError: a field is wrong.
             InvalidRequest: the negative prompt would be ignored.
         """
         negative, guidance = self._negative.value or "", self._guidance.value or 0.0
@@ -74,7 +71,7 @@ class Form:
         return GenerateRequest.model_validate(fields)
 
     def take_over(self, request: ImageRequest) -> None:
-        """Sets the inputs to what an image was generated with."""
+        """Set the inputs to those of an image."""
         size = request.size(self._manifest)
         self.prompt.value = request.prompt
         self._size.value = str(size) if str(size) in self._size.options else OTHER
@@ -91,13 +88,13 @@ class Form:
 
 
 def sizes(manifest: Manifest) -> list[Size]:
-    """Sizes to offer: for each profile usual ratios at the area that it is tuned for, and its largest square."""
+    """Return the sizes to offer: per profile, common ratios at the area it is tuned for and its largest square."""
     found = [manifest.default_size]
     for profile in manifest.profiles:
         area, edge = profile.height.opt * profile.width.opt, min(profile.height.max, profile.width.max)
         found += [_near(area, ratio, manifest.model.size_multiple) for ratio in RATIOS]
         found.append(Size(edge, edge))
-    return [size for size in dict.fromkeys(found) if _is_generated(manifest, size)]
+    return [size for size in dict.fromkeys(found) if _is_supported(manifest, size)]
 
 
 def _near(area: int, ratio: tuple[int, int], multiple: int) -> Size:
@@ -106,7 +103,7 @@ def _near(area: int, ratio: tuple[int, int], multiple: int) -> Size:
     return Size(width, height)
 
 
-def _is_generated(manifest: Manifest, size: Size) -> bool:
+def _is_supported(manifest: Manifest, size: Size) -> bool:
     try:
         manifest.profile_for(size)
     except UnsupportedShape:
@@ -114,13 +111,13 @@ def _is_generated(manifest: Manifest, size: Size) -> bool:
     return True
 
 
-def _named(size: Size) -> str:
-    """The size, and its shape in words."""
+def _label(size: Size) -> str:
+    """Return a size and its shape in words."""
     width, height = size
     shape = "square" if width == height else "landscape" if width > height else "portrait"
     return f"{width} × {height}, {shape}"
 
 
 def _whole(value: Any) -> Any:
-    """A browser's number as an integer, if it is one; what else it may be is for the schema to refuse."""
+    """Return a browser's number as an integer if it is whole; the schema refuses other values."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

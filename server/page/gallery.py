@@ -1,4 +1,4 @@
-"""The page's gallery: what has been generated and what is being generated, whoever asked for it, page or endpoint.
+"""The page's gallery: an owner's finished and running jobs, from the page and from endpoints.
 
 Knows jobs and images; not the form.
 """
@@ -13,36 +13,36 @@ from engine.images.metadata import ImageMetadata
 from engine.request import ImageRequest
 from engine.size import Size
 from server.api.submit import image_path
-from server.jobs.dispatcher import Dispatcher
 from server.jobs.job import Job, JobState
+from server.jobs.service import JobService
 
 PAGE = 24  # jobs
-SURE = "Delete for good?"
+CONFIRM = "Really delete?"
 
-Again = Callable[[ImageRequest], None]
+Reuse = Callable[[ImageRequest], None]
 Delete = Callable[[Job], Awaitable[None]]
 
 
 class Gallery:
-    """An owner's jobs, newest first, in the element that is open.
+    """An owner's jobs, newest first, in the current element.
 
     Args:
-        again: is told what to generate once more.
-        is_elsewhere: whether a job, by its id, is shown in another place.
+        reuse: called with a request to put into the form.
+        is_elsewhere: returns True if a job, by its id, is shown in another place.
     """
 
-    def __init__(self, jobs: Dispatcher, owner: str | None, again: Again, is_elsewhere: Callable[[str], bool]) -> None:
-        self._jobs, self._owner, self._again, self._is_elsewhere = jobs, owner, again, is_elsewhere
+    def __init__(self, jobs: JobService, owner: str | None, reuse: Reuse, is_elsewhere: Callable[[str], bool]) -> None:
+        self._jobs, self._owner, self._reuse, self._is_elsewhere = jobs, owner, reuse, is_elsewhere
         self._limit = PAGE
         self._tiles: dict[str, _Tile] = {}
         self._refreshing = asyncio.Lock()
         self._grid = ui.element("div").classes("z-gallery")
-        self._empty = ui.label("Your images will be here.").classes("z-quiet")
+        self._empty = ui.label("Your images will appear here.").classes("z-quiet")
         self._more = ui.button("Older images", on_click=self._show_more).props("outline no-caps")
         self._viewer = ui.dialog()
 
     async def refresh(self) -> None:
-        """Shows what there is now."""
+        """Show the current jobs."""
         async with self._refreshing:
             found = await self._jobs.history(self._limit + 1, None, self._owner)
             self._more.visible = len(found) > self._limit
@@ -57,7 +57,7 @@ class Gallery:
         return job.state is not JobState.CANCELLED and not self._is_elsewhere(job.id)
 
     def _place(self, job: Job, index: int) -> None:
-        """The tile of a job at a place in the grid; made anew when the job has ended."""
+        """Put the tile of a job at a place in the grid; replace the tile when the job has ended."""
         tile = self._tiles.get(job.id)
         if tile is not None and tile.is_final == job.state.is_final:
             return
@@ -73,7 +73,7 @@ class Gallery:
 
     async def _open(self, job: Job, index: int) -> None:
         all_metadata = await self._jobs.metadata(job.id)
-        if index >= len(all_metadata):  # removed meanwhile
+        if index >= len(all_metadata):  # deleted in the meantime
             return
         self._viewer.clear()
         with self._viewer, ui.card().classes("z-card z-generating z-viewer"):
@@ -82,10 +82,10 @@ class Gallery:
 
     def _take_over(self, request: ImageRequest) -> None:
         self._viewer.close()
-        self._again(request)
+        self._reuse(request)
 
     async def delete(self, job: Job) -> None:
-        """Forgets a job, images and all."""
+        """Delete a job with its images."""
         self._viewer.close()
         await self._jobs.delete(job.id)
         if tile := self._tiles.pop(job.id, None):
@@ -93,10 +93,10 @@ class Gallery:
 
 
 class _Tile:
-    """A job in the grid: its images, or why there are none. How far it is, the page that asked for it says."""
+    """A job in the grid: its images, its error, or a note that it is running."""
 
     def __init__(
-        self, jobs: Dispatcher, job: Job, open_: Callable[[Job, int], Awaitable[None]], delete: Delete
+        self, jobs: JobService, job: Job, open_: Callable[[Job, int], Awaitable[None]], delete: Delete
     ) -> None:
         self.is_final = job.state.is_final
         with ui.element("div").classes("z-job") as self.element:
@@ -116,45 +116,46 @@ class _Tile:
                     ui.label(job.error.message).classes("z-error")
                     ui.button("Remove", on_click=partial(delete, job)).props("flat dense no-caps")
                 else:
-                    ui.label("on its way").classes("z-quiet")
+                    ui.label("in progress").classes("z-quiet")
                     ui.button("Cancel", on_click=partial(jobs.cancel, job.id)).props("flat dense no-caps")
 
 
 def image(source: str, prompt: str, size: Size) -> ui.element:
-    """An image with its space kept while it loads."""
+    """Add an image whose space is reserved while it loads."""
     element = ui.element("img").style(f"--h: {size.height}; --w: {size.width}")
     element.props["src"], element.props["alt"], element.props["loading"] = source, prompt, "lazy"
     return element
 
 
-def summary(jobs: Dispatcher, request: ImageRequest) -> str:
+def summary(jobs: JobService, request: ImageRequest) -> str:
+    """Return size, steps and seed in words."""
     width, height = request.size(jobs.manifest)
     return f"{width} × {height} · {request.steps(jobs.manifest)} steps · seed {request.seed}"
 
 
-def progress_of(jobs: Dispatcher, job: Job) -> tuple[float, str]:
-    """Between 0 and 1, and in words."""
+def progress_of(jobs: JobService, job: Job) -> tuple[float, str]:
+    """Return the progress between 0 and 1, and in words."""
     now = jobs.progress(job)
     left = f", about {now.eta:.0f} s" if now.eta >= 1 else ""
-    if jobs.link is not None and not jobs.link.is_ready:
-        return 0.0, "waits for the worker to start"
+    if not jobs.is_ready:
+        return 0.0, "waiting for the worker to start"
     if now.done:
         return now.done / now.steps, f"step {now.done} of {now.steps}{left}"
     if now.state.is_final:
         return 1.0, "done"
     if now.position:
-        return 0.0, f"{now.position} before this one{left}"
-    return 0.0, f"begins{left}"
+        return 0.0, f"{now.position} ahead in the queue{left}"
+    return 0.0, f"starting{left}"
 
 
-def show_image(job: Job, index: int, metadata: ImageMetadata, again: Again, delete: Delete) -> None:
-    """An image, what it was generated with, and what can be done with it, in the element that is open."""
+def show_image(job: Job, index: int, metadata: ImageMetadata, reuse: Reuse, delete: Delete) -> None:
+    """Show an image with its parameters and buttons, in the current element."""
     request, source = job.requests[index], image_path(job, index)
 
-    async def delete_when_sure() -> None:
-        if is_sure := deletes.text == SURE:
+    async def delete_when_confirmed() -> None:
+        if is_confirmed := deletes.text == CONFIRM:
             await delete(job)
-        deletes.text = deletes.text if is_sure else SURE
+        deletes.text = deletes.text if is_confirmed else CONFIRM
 
     with ui.element("div").classes("z-frame"):
         image(source, request.prompt, metadata.size)
@@ -165,14 +166,14 @@ def show_image(job: Job, index: int, metadata: ImageMetadata, again: Again, dele
                 ui.label(name)
                 ui.label(value)
         with ui.element("div").classes("z-buttons"):
-            ui.button("Again with this seed", on_click=lambda: again(request)).props("unelevated no-caps")
+            ui.button("Reuse this seed", on_click=lambda: reuse(request)).props("unelevated no-caps")
             saves = ui.button("Save").props("outline no-caps")
             saves.props["href"], saves.props["download"] = source, source.replace("/", "-")
-            deletes = ui.button("Delete", on_click=delete_when_sure).props("flat no-caps color=negative")
+            deletes = ui.button("Delete", on_click=delete_when_confirmed).props("flat no-caps color=negative")
 
 
 def _facts(request: ImageRequest, metadata: ImageMetadata) -> dict[str, str]:
-    """What an image was generated with, by name."""
+    """Return the parameters of an image by name."""
     found = {
         "Size": f"{metadata.width} × {metadata.height}",
         "Steps": str(metadata.num_inference_steps),
@@ -182,6 +183,6 @@ def _facts(request: ImageRequest, metadata: ImageMetadata) -> dict[str, str]:
         "Negative": request.negative_prompt,
         "Model": f"{metadata.model}, {metadata.precision}",
         "Generated in": f"{metadata.seconds.total:.2f} s",
-        "Cut to": metadata.revised_prompt or "",
+        "Prompt cut to": metadata.revised_prompt or "",
     }
     return {name: value for name, value in found.items() if value}

@@ -1,7 +1,7 @@
-"""The page at `/` beside the endpoints: which requests are for it, and who may send them.
+"""Middleware that serves the page at `/` beside the endpoints.
 
-Knows paths, origins and headers; not what is on the page. Its toolkit, NiceGUI, takes half a second to import: the
-first visitor waits for that, the server's start does not.
+Knows paths, origins and headers; not the page. NiceGUI, the page's toolkit, takes half a second to import: the first
+visitor waits for it, the start of the server does not.
 """
 
 import asyncio
@@ -18,28 +18,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.access import Authenticator
 from server.api.errors import ApiError
-from server.jobs.dispatcher import Dispatcher
+from server.jobs.service import JobService
 
 PATH = "/"
-MAX_PATH = 255  # bytes, as many as a file's name may have
+MAX_PATH = 255  # bytes, the limit for names of files
 PARTS = ("/_nicegui/", "/_nicegui_ws/")  # the page's scripts and styles, and its socket
-HEADERS = {  # the toolkit evaluates scripts of its own; whatever they do, nothing comes from or leaves for another host
+HEADERS = {  # the toolkit needs eval for its scripts; the policy keeps them from reaching other hosts
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval';"
     " style-src 'self' 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'self'",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
-
-
 CROWDED = ApiError(
-    503, "Too many pages are being opened; try again in a minute.", code="page_crowded", headers={"retry-after": "60"}
+    503, "Too many pages are being opened; try again in 60 s.", code="page_crowded", headers={"retry-after": "60"}
 )
 
 
 class PageMount:
-    """Answers what is for the page, and passes on all else. One per process: the toolkit keeps its state in modules."""
+    """Answers requests for the page and passes on all others. One per process: the toolkit keeps state in modules."""
 
-    def __init__(self, app: ASGIApp, jobs: Dispatcher, authenticator: Authenticator) -> None:
+    def __init__(self, app: ASGIApp, jobs: JobService, authenticator: Authenticator) -> None:
         self._app, self._jobs, self._authenticator = app, jobs, authenticator
         self._page: FastAPI | None = None
         self._is_crowded: Callable[[], bool] = lambda: False
@@ -58,8 +56,8 @@ class PageMount:
             case "http" | "websocket" if scope["path"].startswith(PARTS):
                 if _is_foreign(Headers(scope=scope)):
                     await _refuse(scope, receive, send)
-                elif _names_no_file(scope["path"]):
-                    await self._app(scope, receive, send)  # which has no such path
+                elif _is_unopenable(scope["path"]):
+                    await self._app(scope, receive, send)  # which answers with 404
                 else:
                     await (await self._loaded())(scope, receive, send)
             case _:
@@ -86,15 +84,15 @@ def _with_headers(send: Send) -> Send:
 
 
 def _is_foreign(headers: Headers) -> bool:
-    """Whether another site's page sent it: what the browser says, or where it says nothing, `Origin` against `Host`.
+    """Return True if a page of another site sent a request, as Go's `http.CrossOriginProtection` does.
 
-    As Go's `http.CrossOriginProtection`. Browsers leave `Sec-Fetch-Site` out where there is no TLS, and on WebSockets.
+    Browsers send `Sec-Fetch-Site` only with TLS and not for WebSockets; otherwise `Origin` is compared with `Host`.
     """
     site = headers.get("sec-fetch-site")
     if site is not None:
         return site not in ("same-origin", "none")
     origin = headers.get("origin")
-    if origin is None:  # no browser
+    if origin is None:  # not a browser
         return False
     try:
         host = urlsplit(origin).netloc
@@ -103,8 +101,8 @@ def _is_foreign(headers: Headers) -> bool:
     return host not in (headers.get("host"), headers.get("x-forwarded-host"))
 
 
-def _names_no_file(path: str) -> bool:
-    """Whether the system would refuse to look for it: the toolkit asks for what it is sent."""
+def _is_unopenable(path: str) -> bool:
+    """Return True if the system would refuse to open a path; the toolkit opens every path that it gets."""
     return "\0" in path or len(path.encode()) > MAX_PATH
 
 
@@ -113,5 +111,5 @@ async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
         closing: Message = {"type": "websocket.close", "code": 1008}
         await send(closing)
         return
-    error = ApiError(403, "The page of this server is not for other sites to use.", code="foreign_origin")
+    error = ApiError(403, "Other sites must not use the page of this server.", code="foreign_origin")
     await error.response()(scope, receive, send)

@@ -1,7 +1,7 @@
-"""The page at `/`: generates, shows the image on its way, and keeps the gallery beside it.
+"""The page at `/`: a form, the images in progress and the gallery.
 
-Knows NiceGUI and orders; jobs are the dispatcher's, as for every endpoint. A visitor's order is a durable task: closing
-the page leaves it alone. Each visit has a key, a form and a stage of its own.
+Knows NiceGUI; jobs are those of `JobService`, as for every endpoint. A request from the page is a durable task, which
+goes on when the page is closed. Each visitor has a session of its own.
 """
 
 import base64
@@ -18,12 +18,11 @@ from engine.errors import InvalidRequest
 from engine.request import ImageRequest
 from server.api import errors
 from server.api.access import Authenticator
-from server.api.submit import Submission, place
-from server.jobs.admission import Refusal
-from server.jobs.dispatcher import Dispatcher
+from server.api.submit import Submission, enqueue
+from server.errors import JobRefused, StoreUnavailable
 from server.jobs.job import Job, JobState
 from server.jobs.live_job import PreviewReady, Progress
-from server.jobs.store import StoreUnavailable
+from server.jobs.service import JobService
 from server.page.form import Form
 from server.page.gallery import Gallery, image, progress_of, show_image, summary
 
@@ -32,37 +31,37 @@ ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8">'
     '<rect width="8" height="8" rx="2" fill="#3f6fd8"/><path d="M2 2h4v1L3.4 5H6v1H2V5l2.6-2H2z" fill="#fff"/></svg>'
 )
-NOTHING = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="  # a transparent pixel
+EMPTY_IMAGE = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="  # a transparent pixel
 BLUE = "#3f6fd8"
 KEY = "zimage-api-key"  # in the browser's storage
-TICK = 0.5  # seconds between two looks at progress
-RESTFUL = 6  # ticks between two looks at the gallery
-MAX_WAITING = 256  # pages, of 0.2 MB each
-RECONNECT = 30.0  # seconds for which a page that lost its connection is kept
+TICK = 0.5  # seconds between two updates of the progress
+GALLERY_TICKS = 6  # between two updates of the gallery
+MAX_WAITING = 256  # pages without a connection, of 0.2 MB each
+RECONNECT = 30.0  # seconds to keep a page that lost its connection
 
 
-def create(jobs: Dispatcher, authenticator: Authenticator) -> FastAPI:
-    """The page as an application of its own. Once per process: the toolkit keeps its routes in a module."""
+def create(jobs: JobService, authenticator: Authenticator) -> FastAPI:
+    """Create the page as an application. Once per process: the toolkit keeps its routes in a module."""
     style = STYLE.read_text()
 
     @ui.page("/")
     async def home(request: Request) -> None:
         ui.add_css(style)
         ui.colors(primary=BLUE)
-        visit = Visit(jobs, authenticator, request)
+        session = PageSession(jobs, authenticator, request)
         if authenticator.needs_key:
-            await visit.ask_for_key()
+            await session.ask_for_key()
         else:
-            visit.open(None)
+            session.open(None)
 
-    toolkit.add_exception_handler(404, _not_found)  # its own makes a page for each, which is kept for a minute
-    core.sio.on("log", _unlogged)
+    toolkit.add_exception_handler(404, _not_found)  # the toolkit's handler keeps a page for each in memory
+    core.sio.on("log", _ignore_log)
     app = FastAPI(openapi_url=None)
     ui.run_with(
         app,
         title=jobs.manifest.model.name,
         favicon=ICON,
-        dark=None,  # as the browser likes it
+        dark=None,  # as the browser prefers
         language="en-US",
         tailwind=False,
         show_welcome_message=False,
@@ -75,30 +74,30 @@ async def _not_found(request: Request, error: Exception) -> JSONResponse:
     return errors.translate(request, error).response()
 
 
-def _unlogged(*_: object) -> None:
-    """In the place of the toolkit's own, which writes what any visitor sends to the log."""
+def _ignore_log(*_: object) -> None:
+    """Replace the toolkit's handler, which logs whatever a visitor sends."""
 
 
 def is_crowded() -> bool:
-    """Whether too many pages were sent to whoever then opened no connection, which costs memory for a minute each."""
+    """Return True if too many pages wait for their connections, each of which stays in memory for a minute."""
     return sum(not client.has_socket_connection for client in Client.instances.values()) > MAX_WAITING
 
 
-class Visit:
-    """What one visitor sees."""
+class PageSession:
+    """One visitor's page."""
 
-    def __init__(self, jobs: Dispatcher, authenticator: Authenticator, request: Request) -> None:
+    def __init__(self, jobs: JobService, authenticator: Authenticator, request: Request) -> None:
         self._jobs, self._authenticator, self._request = jobs, authenticator, request
         self._client = ui.context.client
         self._owner: str | None = None
-        self._stage: dict[str, _PendingImage] = {}  # by job
+        self._pending: dict[str, _PendingImage] = {}  # by job
         self._ticks = 0
 
     async def ask_for_key(self) -> None:
-        """Opens the page to whoever has a key: what the browser remembers, or what is typed."""
+        """Open the page for a valid API key, from the browser's storage or typed in."""
         with ui.card().classes("z-card z-door") as door:
             ui.label(self._jobs.manifest.model.name).classes("z-name")
-            ui.label("This server asks for an API key.").classes("z-quiet")
+            ui.label("This server requires an API key.").classes("z-quiet")
             typed = ui.input("API key", password=True).props("outlined autofocus autocomplete=current-password")
             enters = ui.button("Enter").props("unelevated no-caps").classes("z-generate")
             refusal = ui.label().classes("z-error")
@@ -107,7 +106,7 @@ class Visit:
             try:
                 owner = self._authenticator.owner_of(key)
             except errors.ApiError:
-                refusal.text = "That is no key of this server."
+                refusal.text = "This key is not valid."
                 return
             ui.run_javascript(f"localStorage.setItem({json.dumps(KEY)}, {json.dumps(key)})")
             door.delete()
@@ -122,14 +121,14 @@ class Visit:
             enter(str(remembered))
 
     def open(self, owner: str | None) -> None:
-        """The page itself, for the owner of a key, or for everybody."""
+        """Show the page of an owner; None without keys."""
         self._owner, manifest = owner, self._jobs.manifest
-        ui.on_exception(lambda: self._say(str(errors.internal_error())))  # the toolkit logs it
+        ui.on_exception(lambda: self._show_error(str(errors.internal_error())))  # the toolkit logs it
         with ui.element("header").classes("z-bar"):
             ui.label(manifest.model.name).classes("z-name")
             ui.label(f"{manifest.precision}, {manifest.target.flavor}").classes("z-quiet z-grow")
             if owner is not None:
-                ui.button("Forget the key", on_click=_forget_key).props("flat dense no-caps")
+                ui.button("Forget key", on_click=_forget_key).props("flat dense no-caps")
         with ui.element("main").classes("z-columns"):
             with ui.element("div").classes("z-card z-form"):
                 self._form = Form(manifest, self._jobs.loras)
@@ -137,44 +136,44 @@ class Visit:
                 self._button = (
                     ui.button("Generate", on_click=self._generate).props("unelevated no-caps").classes("z-generate")
                 )
-                self._words = ui.label().classes("z-error").props("role=alert")
+                self._error = ui.label().classes("z-error").props("role=alert")
             with ui.element("div").classes("z-right"):
                 self._shown = ui.element("div").classes("z-stage")
-                self._gallery = Gallery(self._jobs, owner, self._again, self._is_under_way)
+                self._gallery = Gallery(self._jobs, owner, self._reuse, self._is_pending)
         ui.timer(TICK, self._tick)
 
-    def _say(self, words: str) -> None:
-        self._words.text = words
+    def _show_error(self, text: str) -> None:
+        self._error.text = text
 
     async def _generate(self) -> None:
-        self._say("")
+        self._show_error("")
         self._button.disable()
         try:
-            job = await self._ordered()
-        except (ValidationError, InvalidRequest, Refusal, StoreUnavailable, errors.ApiError) as error:
-            self._say(_words(self._request, error))
+            job = await self._submit()
+        except (ValidationError, InvalidRequest, JobRefused, StoreUnavailable, errors.ApiError) as error:
+            self._show_error(_error_text(self._request, error))
             return
         finally:
             self._button.enable()
         self._drop_ended()
         with self._shown:
-            pending = self._stage[job.id] = _PendingImage(self._jobs, job)
-        _into_view(pending.element)
+            pending = self._pending[job.id] = _PendingImage(self._jobs, job)
+        _scroll_to(pending.element)
         following = background_tasks.create(self._follow(pending), name=f"follow {job.id}")
         self._client.on_delete(lambda: following.cancel())
 
-    async def _ordered(self) -> Job:
-        wanted = self._form.wanted()
-        images = wanted.images()
+    async def _submit(self) -> Job:
+        body = self._form.request()
+        images = body.images()
         self._authenticator.count(self._request, self._owner)
-        order = Submission("page", wanted, images, is_awaited=False, previews=wanted.previews)
-        return await place(self._jobs, self._owner, order)
+        submission = Submission("page", body, images, is_awaited=False, previews=body.previews)
+        return await enqueue(self._jobs, self._owner, submission)
 
     async def _follow(self, pending: "_PendingImage") -> None:
         async for event in self._jobs.follow(pending.job):
             match event:
                 case Progress():
-                    pending.tell()
+                    pending.update()
                 case PreviewReady():
                     pending.preview(event)
                 case Job(state=JobState.DONE):
@@ -183,11 +182,11 @@ class Visit:
                 case Job():
                     self._drop(pending)
                     if event.error is not None:
-                        self._say(event.error.message)
+                        self._show_error(event.error.message)
         await self._gallery.refresh()
 
     async def _show(self, pending: "_PendingImage", job: Job) -> None:
-        """The image in the place of its previews."""
+        """Show a finished image in the place of its previews."""
         all_metadata = await self._jobs.metadata(job.id)
         if not all_metadata:  # deleted in another tab
             self._drop(pending)
@@ -195,74 +194,74 @@ class Visit:
         pending.has_ended = True
         pending.element.clear()
         with pending.element:
-            show_image(job, 0, all_metadata[0], self._again, self._delete)
+            show_image(job, 0, all_metadata[0], self._reuse, self._delete)
 
     async def _tick(self) -> None:
-        for pending in self._stage.values():
-            pending.tell()
-        if self._ticks % RESTFUL == 0:
+        for pending in self._pending.values():
+            pending.update()
+        if self._ticks % GALLERY_TICKS == 0:
             await self._gallery.refresh()
         self._ticks += 1
 
-    def _again(self, request: ImageRequest) -> None:
+    def _reuse(self, request: ImageRequest) -> None:
         self._form.take_over(request)
-        _into_view(self._form.prompt)
+        _scroll_to(self._form.prompt)
 
     async def _delete(self, job: Job) -> None:
-        if pending := self._stage.get(job.id):
+        if pending := self._pending.get(job.id):
             self._drop(pending)
         await self._gallery.delete(job)
 
     def _drop_ended(self) -> None:
-        for pending in [pending for pending in self._stage.values() if pending.has_ended]:
+        for pending in [pending for pending in self._pending.values() if pending.has_ended]:
             self._drop(pending)
 
     def _drop(self, pending: "_PendingImage") -> None:
-        del self._stage[pending.job.id]
+        del self._pending[pending.job.id]
         pending.element.delete()
 
-    def _is_under_way(self, job_id: str) -> bool:
-        """Whether this page shows the job on its stage."""
-        return job_id in self._stage and not self._stage[job_id].has_ended
+    def _is_pending(self, job_id: str) -> bool:
+        """Return True if this page shows the job as in progress."""
+        return job_id in self._pending and not self._pending[job_id].has_ended
 
 
 class _PendingImage:
-    """A job of this page on its way, on the stage."""
+    """A job of this page that is in progress."""
 
-    def __init__(self, jobs: Dispatcher, job: Job) -> None:
+    def __init__(self, jobs: JobService, job: Job) -> None:
         self._jobs, self.job, self.has_ended = jobs, job, False
         request = job.requests[0]
         with ui.element("div").classes("z-card z-generating") as self.element:
             with ui.element("div").classes("z-frame"):
-                self._image = image(NOTHING, request.prompt, request.size(jobs.manifest))
+                self._image = image(EMPTY_IMAGE, request.prompt, request.size(jobs.manifest))
             with ui.element("div").classes("z-side"):
                 ui.label(request.prompt).classes("z-prompt")
                 ui.label(summary(jobs, request)).classes("z-quiet")
                 self._bar = ui.linear_progress(0, show_value=False)
-                self._words = ui.label().classes("z-progress")
+                self._status = ui.label().classes("z-progress")
                 ui.button("Cancel", on_click=lambda: jobs.cancel(job.id)).props("outline no-caps")
-        self.tell()
+        self.update()
 
-    def preview(self, shown: PreviewReady) -> None:
-        kind, data = self.job.format.media_type, base64.b64encode(shown.data).decode()
+    def preview(self, event: PreviewReady) -> None:
+        kind, data = self.job.format.media_type, base64.b64encode(event.data).decode()
         self._image.props["src"] = f"data:{kind};base64,{data}"
 
-    def tell(self) -> None:
+    def update(self) -> None:
         if not self.has_ended:
-            self._bar.value, self._words.text = progress_of(self._jobs, self.job)
+            self._bar.value, self._status.text = progress_of(self._jobs, self.job)
 
 
-def _words(request: Request, error: Exception) -> str:
-    """Why an order was not taken, and when it may be."""
+def _error_text(request: Request, error: Exception) -> str:
+    """Return why a request was refused, and when to retry."""
     answer = errors.invalid_body(error) if isinstance(error, ValidationError) else errors.translate(request, error)
     seconds = (answer.headers or {}).get("retry-after")
-    if seconds is None or answer.code == "rate_limit_exceeded":  # which says when
+    if seconds is None or answer.code == "rate_limit_exceeded":  # its message has the time
         return str(answer)
-    return f"{answer} It may have room in about {seconds} s."
+    return f"{answer} There may be room in about {seconds} s."
 
 
-def _into_view(element: ui.element) -> None:
-    """On a narrow screen form and images do not stand side by side."""
+def _scroll_to(element: ui.element) -> None:
+    """Scroll to an element; on narrow screens, form and images are not side by side."""
     ui.run_javascript(f"getHtmlElement({element.id}).scrollIntoView({{block: 'nearest', behavior: 'smooth'}})")
 
 

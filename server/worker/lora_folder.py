@@ -1,4 +1,4 @@
-"""The LoRAs that requests may ask for: a folder's, by their files' names. Knows no weights; the worker reads those."""
+"""The LoRA files of a folder, by the names that requests use. Knows no weights; the worker reads those."""
 
 import re
 from pathlib import Path
@@ -10,31 +10,31 @@ NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_LORA}}}")
 
 
 def find(folder: Path) -> tuple[tuple[str, Path], ...]:
-    """Name and file of each: *.lora, and what `zimage-lora` wrote of *.safetensors; links are followed.
+    """Return (name, file) of each *.lora, and of each *.safetensors that `zimage-lora` wrote. Links are followed.
 
-    Requests are compared with these names and nothing else, so no path of theirs reaches the file system.
+    A request can only name one of these, so no path in a request reaches the file system.
 
     Raises:
-        LoraMismatch: a file whose name cannot be asked for, or is another's too.
+        LoraMismatch: a request cannot contain the name of a file, or two files have one name.
         OSError: there is no such folder.
     """
     found: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
-        if file.is_dir() or not _is_one(file):
+        if file.is_dir() or not _is_prepared(file):
             continue
         if not NAME.fullmatch(file.stem):
             raise LoraMismatch(
-                f"{file}: the name of a LoRA has up to {MAX_LORA} letters, digits, dots, - and _; rename it"
+                f"{file}: a LoRA's name must be 1 to {MAX_LORA} letters, digits, dots, - and _; rename it"
             )
         if file.stem in found:
-            raise LoraMismatch(f"{found[file.stem]} and {file} have one name; rename or remove one")
+            raise LoraMismatch(f"{found[file.stem]} and {file} have the same name; rename or remove one")
         found[file.stem] = file.absolute()
     return tuple(found.items())
 
 
-def _is_one(file: Path) -> bool:
+def _is_prepared(file: Path) -> bool:
     if file.suffix != ".safetensors":
         return file.suffix == ".lora"
-    from engine.plan.lora import is_prepared  # a third of a second, which no start without such files waits for
+    from engine.plan.lora import is_prepared  # takes a third of a second, so only for such files
 
     return is_prepared(file)

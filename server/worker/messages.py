@@ -1,4 +1,7 @@
-"""What server and worker say to each other: msgpack frames over a socket pair, each with its length in front."""
+"""Messages between server and worker: msgpack over a socket pair, each after its length.
+
+`key` names one image of a job.
+"""
 
 import struct
 
@@ -11,7 +14,7 @@ LENGTH = struct.Struct(">I")
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
-    """To the worker: one image. `previews`: how many to show on the way."""
+    """To the worker: generate an image and show `previews` of it before."""
 
     key: str
     request: ImageRequest
@@ -20,34 +23,45 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """To the worker: nobody wants it any more."""
+    """To the worker: stop generating an image."""
 
     key: str
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
-    """To the worker: end in order."""
+    """To the worker: end the process in order."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """From the worker: plans are loaded and have generated. `unusable`: LoRAs that they do not take, and why."""
+    """From the worker: the plans are loaded and have generated an image.
+
+    Attributes:
+        seconds: duration of the start.
+        unusable_loras: a sentence for each LoRA that does not fit the plans.
+    """
 
     seconds: float
-    unusable: tuple[str, ...] = ()
+    unusable_loras: tuple[str, ...] = ()
 
 
-class Refused(msgspec.Struct, frozen=True, tag=True):
-    """From the worker: these plans cannot be served, and why."""
+class StartFailed(msgspec.Struct, frozen=True, tag=True):
+    """From the worker: it cannot serve these plans. Its last message."""
 
     message: str
 
 
 class Started(msgspec.Struct, frozen=True, tag=True):
+    """From the worker: it is about to load an image's LoRA, or to enqueue the image's first step."""
+
     key: str
 
 
-class Preview(msgspec.Struct, frozen=True, tag=True):
-    """A small image of what it will be: an image file of `format`, as large as the image."""
+class PreviewReady(msgspec.Struct, frozen=True, tag=True):
+    """From the worker: an approximation of an image, as an image file of its size and format.
+
+    Attributes:
+        done: steps that it shows.
+    """
 
     key: str
     done: int
@@ -55,7 +69,7 @@ class Preview(msgspec.Struct, frozen=True, tag=True):
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
-    """From the worker: an image, as the bytes of its file."""
+    """From the worker: an image file."""
 
     key: str
     data: bytes
@@ -63,65 +77,68 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
-    """An image that will not be, and why."""
+    """From the worker: an image cannot be generated."""
 
     key: str
     code: str
     message: str
 
 
-class Lost(msgspec.Struct, frozen=True, tag=True):
-    """From the worker, its last word: the device or the plans failed and the process must be replaced."""
+class Fatal(msgspec.Struct, frozen=True, tag=True):
+    """From the worker: the device or the plans failed, so the process must be replaced. Its last message."""
 
     message: str
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
-    """From the worker, after passes: that it is alive, how far images are, and what metrics count.
+    """From the worker, after passes: it is alive.
 
     Attributes:
-        passes: images in each, and seconds.
-        done: steps, by image.
+        passes: (images, seconds) of each pass since the last heartbeat.
+        prompt_cache_hits, prompt_cache_misses: since the worker's start.
+        steps_done: by key, where it has changed.
     """
 
     passes: list[tuple[int, float]]
     prompt_cache_hits: int
     prompt_cache_misses: int
-    done: dict[str, int]
+    steps_done: dict[str, int]
 
 
 class DeviceMemory(msgspec.Struct, frozen=True, tag=True):
-    """From the worker now and then: bytes of the GPU's memory that are taken, by whomever, and all there are."""
+    """From the worker, now and then: bytes of the GPU's memory, used by any process, and in total."""
 
-    taken: int
+    used: int
     total: int
 
 
-class Switched(msgspec.Struct, frozen=True, tag=True):
-    """From the worker: another LoRA, or none, is in the plans."""
+class LoraSwitched(msgspec.Struct, frozen=True, tag=True):
+    """From the worker: another LoRA, or none, is in the plans now. `seconds`: duration of the change."""
 
     seconds: float
 
 
 ToWorker = Generate | Cancel | Stop
-FromWorker = Ready | Refused | Started | Preview | Finished | Failed | Lost | Heartbeat | DeviceMemory | Switched
+FromWorker = (
+    Ready | StartFailed | Started | PreviewReady | Finished | Failed | Fatal | Heartbeat | DeviceMemory | LoraSwitched
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 
 
-def frame(message: ToWorker | FromWorker) -> bytes:
-    """The message as it goes over the socket."""
+def encode_frame(message: ToWorker | FromWorker) -> bytes:
+    """Return a message with its length in front, as the socket carries it."""
     body = _encoder.encode(message)
     return LENGTH.pack(len(body)) + body
 
 
-def to_worker(body: bytes) -> ToWorker:
-    """A frame's body, without its length."""
+def decode_to_worker(body: bytes) -> ToWorker:
+    """Return the message of a frame, whose length was read before."""
     return _to_worker.decode(body)
 
 
-def from_worker(body: bytes) -> FromWorker:
-    """A frame's body, without its length."""
+def decode_from_worker(body: bytes) -> FromWorker:
+    """Return the message of a frame, whose length was read before."""
     return _from_worker.decode(body)

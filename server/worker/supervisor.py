@@ -1,6 +1,6 @@
-"""Keeps a worker process alive, and carries messages to it and from it.
+"""Keeps one worker process running and carries messages to it and from it.
 
-Knows processes, sockets and patience; not jobs. Whoever listens hears every message of the worker, and when it is gone.
+Knows processes, sockets and timeouts; not jobs.
 """
 
 import asyncio
@@ -12,26 +12,35 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from engine.errors import ZImageError
+from server.errors import WorkerStartFailed
 from server.worker import messages
-from server.worker.messages import FromWorker, Lost, Ready, Refused, Stop, ToWorker, frame, from_worker
+from server.worker.messages import (
+    Fatal,
+    FromWorker,
+    Ready,
+    StartFailed,
+    Stop,
+    ToWorker,
+    decode_from_worker,
+    encode_frame,
+)
 
 log = logging.getLogger(__name__)
 
 MAX_BACKOFF = 30.0  # seconds between two starts of a worker that keeps dying
 MAX_DOUBLINGS = 32
-LAST_BREATH = 0.5  # seconds in which a worker that has closed its end is to be gone
+EXIT_SECONDS = 0.5  # from the end of the connection to the worker's own exit
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerTimeouts:
-    """How long, in seconds, until a worker counts as hung.
+    """Seconds after which a worker counts as hung.
 
     Attributes:
-        load: to read, check and load plans; weights of 20 GB from a slow disk take minutes.
-        silence: between two messages while it has something to generate; the longest step must fit in.
-        stop: to end in order.
-        backoff: before it is started again; doubled at each start that fails, up to MAX_BACKOFF.
+        load: for reading, checking and loading plans; weights of 20 GB from a slow disk take minutes.
+        silence: between two messages while it has something to generate; longer than the longest step.
+        stop: for its exit after Stop.
+        backoff: before the next start; doubled at each start that fails, up to MAX_BACKOFF.
     """
 
     load: float = 900.0
@@ -40,181 +49,184 @@ class WorkerTimeouts:
     backoff: float = 0.5
 
     def pause(self, failed_starts: int) -> float:
-        """Before the next start."""
+        """Return the seconds to wait before the next start."""
         doublings = min(failed_starts, MAX_DOUBLINGS)  # 2.0**1024, after a night without a GPU, is no float
         return min(self.backoff * 2.0**doublings, MAX_BACKOFF)
 
 
-class Listener(Protocol):
-    """Who uses the worker. Calls come in the event loop, one after the other."""
+class WorkerListener(Protocol):
+    """Receiver of a worker's messages. Calls come in the event loop, one after the other."""
 
-    def hear(self, message: FromWorker) -> None: ...
+    def on_message(self, message: FromWorker) -> None: ...
 
-    def worker_ready(self) -> None:
-        """A worker, the first or a new one, takes messages."""
+    def on_worker_ready(self) -> None:
+        """Handle that a worker, the first or a new one, takes messages."""
         ...
 
-    def worker_lost(self, reason: str) -> None:
-        """It is gone, and with it whatever it was generating."""
+    def on_worker_lost(self, reason: str) -> None:
+        """Handle that the worker is gone, and with it all that it was generating."""
         ...
-
-
-class WorkerRefused(ZImageError):
-    """A worker that cannot serve its plans, in its own words."""
 
 
 class Supervisor:
-    """One worker, replaced when it dies or hangs.
+    """One worker, replaced when it dies or hangs. A `WorkerLink` of `server.jobs.worker_queue`.
 
     Args:
-        command: that starts a worker, to which the descriptor of its socket is added.
+        command: starts a worker; the descriptor of its socket is appended.
+
+    Attributes:
+        launched: set when the first process runs, before it has loaded the plans.
     """
 
-    def __init__(self, command: Sequence[str], listener: Listener, timeouts: WorkerTimeouts | None = None) -> None:
-        self.starts = 0
-        self.launched = asyncio.Event()  # the first process runs, if only just
+    def __init__(
+        self, command: Sequence[str], listener: WorkerListener, timeouts: WorkerTimeouts | None = None
+    ) -> None:
+        self.launched = asyncio.Event()
         self.is_ready = False
+        self.starts = 0
         self.failed_starts = 0  # in a row
         self.last_failure: str | None = None
         self._command, self._listener, self._timeouts = list(command), listener, timeouts or WorkerTimeouts()
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._heard, self._hung = 0.0, ""  # when it last said something; what it is ended for
+        self._last_message = 0.0  # by the monotonic clock
+        self._timeout_reason = ""  # set when a worker is ended for its silence
         self._is_busy = False
-        self._stopping = False
-        self._keeping: asyncio.Task[None] | None = None
+        self._is_stopping = False
+        self._task: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
-        """Starts the first worker and waits until it is ready.
+        """Start the first worker and wait until it is ready.
 
         Raises:
-            WorkerRefused: why it cannot serve.
+            WorkerStartFailed: the worker could not start, with the reason.
         """
         ready = asyncio.get_running_loop().create_future()
-        self._keeping = asyncio.create_task(self._keep(ready), name="supervisor")
+        self._task = asyncio.create_task(self._keep_running(ready), name="supervisor")
         await ready
 
     async def stop(self) -> None:
-        """Ends the worker, in order if it lets itself be ended."""
-        self._stopping = True
+        """Ask the worker to stop; kill it if it does not."""
+        self._is_stopping = True
         if self._process is not None and self.is_ready:
             self.send(Stop())
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._process.wait(), self._timeouts.stop)
         self._kill()
-        if self._keeping is not None:
-            self._keeping.cancel()
+        if self._task is not None:
+            self._task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._keeping
+                await self._task
 
     def send(self, message: ToWorker) -> None:
-        """To the worker, if there is one; what one that dies did not read is lost."""
+        """Send a message if there is a worker. What it does not read before it dies is lost."""
         if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(frame(message))
+            self._writer.write(encode_frame(message))
 
-    def expect(self, is_busy: bool) -> None:
-        """Whether the worker has something to generate, so that its silence is suspicious."""
+    def expect_messages(self, is_busy: bool) -> None:
+        """Set if the worker has work, so that a long silence means that it hangs."""
         if is_busy and not self._is_busy:
-            self._heard = time.monotonic()
+            self._last_message = time.monotonic()
         self._is_busy = is_busy
 
-    async def _keep(self, ready: "asyncio.Future[None]") -> None:
-        """Starts workers until it is told to stop; the first one's refusal is the caller's to handle."""
-        while not self._stopping:
+    async def _keep_running(self, ready: "asyncio.Future[None]") -> None:
+        """Start workers until `stop`. The first start's failure goes to `ready`, and is the last."""
+        while not self._is_stopping:
             try:
                 reason = await self._run(ready)
-            except WorkerRefused as error:
-                if not ready.done():
-                    ready.set_exception(error)
-                    return
-                self.failed_starts += 1
-                reason = str(error)
             except Exception as error:
-                log.exception("a worker could not be started or understood")
+                if not isinstance(error, WorkerStartFailed):
+                    log.exception("starting a worker or reading its messages failed")
                 if not ready.done():
                     ready.set_exception(error)
                     return
                 self.failed_starts += 1
-                reason = f"{type(error).__name__}: {error}"
-            if self._stopping:
+                reason = str(error) if isinstance(error, WorkerStartFailed) else f"{type(error).__name__}: {error}"
+            if self._is_stopping:
                 return
             self.last_failure = reason
             log.error("the worker is gone: %s; starting another", reason)
-            self._listener.worker_lost(reason)
+            self._listener.on_worker_lost(reason)
             await asyncio.sleep(self._timeouts.pause(self.failed_starts))
 
     async def _run(self, ready: "asyncio.Future[None]") -> str:
-        """One worker's life; why it ended. Raises WorkerRefused if it never was ready."""
+        """Run one worker and return the reason for its end. Raises WorkerStartFailed if it was never ready."""
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await self._launch(theirs)
         self.starts += 1
         self.launched.set()
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
-        self._heard, self._hung = time.monotonic(), ""
+        self._last_message, self._timeout_reason = time.monotonic(), ""
         watching = asyncio.create_task(self._watch(self._writer))
-        was_ready, reason = False, ""
         try:
-            while True:
-                (length,) = messages.LENGTH.unpack(await reader.readexactly(messages.LENGTH.size))
-                message = from_worker(await reader.readexactly(length))
-                self._heard = time.monotonic()
-                match message:
-                    case Refused(text):
-                        raise WorkerRefused(text)
-                    case Lost(text):
-                        reason = text
-                        break
-                    case Ready(unusable=[why, *_]) if not ready.done():
-                        raise WorkerRefused(why)
-                    case Ready(unusable=unusable):
-                        for why in unusable:  # since the first start; images that ask for them fail by name
-                            log.error("%s", why)
-                        was_ready = self.is_ready = True
-                        self.failed_starts = 0
-                        self._listener.worker_ready()
-                        if not ready.done():
-                            ready.set_result(None)
-                self._listener.hear(message)
+            reason = await self._read_messages(reader, ready)
         except (asyncio.IncompleteReadError, ConnectionError):
-            reason = self._hung
+            reason = self._timeout_reason
         finally:
             watching.cancel()
-            self.is_ready = False
+            was_ready, self.is_ready = self.is_ready, False
             self._writer.close()
             self._writer = None
-            status = await self._ended(self._process)
+            status = await self._wait_for_exit(self._process)
             self._process = None
         reason = reason or f"it ended with status {status}"
         if not was_ready:
-            raise WorkerRefused(reason)
+            raise WorkerStartFailed(reason)
         return reason
 
+    async def _read_messages(self, reader: asyncio.StreamReader, ready: "asyncio.Future[None]") -> str:
+        """Pass messages on until the worker gives up, and return its reason.
+
+        Raises:
+            WorkerStartFailed: the plans cannot be served, or one of the LoRAs at the first start.
+            IncompleteReadError, ConnectionError: the connection ended.
+        """
+        while True:
+            (length,) = messages.LENGTH.unpack(await reader.readexactly(messages.LENGTH.size))
+            message = decode_from_worker(await reader.readexactly(length))
+            self._last_message = time.monotonic()
+            match message:
+                case StartFailed(text):
+                    raise WorkerStartFailed(text)
+                case Fatal(text):
+                    return text
+                case Ready(unusable_loras=[why, *_]) if not ready.done():
+                    raise WorkerStartFailed(why)
+                case Ready(unusable_loras=reasons):
+                    for why in reasons:  # changed since the first start; images with these LoRAs fail by name
+                        log.error("%s", why)
+                    self.is_ready, self.failed_starts = True, 0
+                    self._listener.on_worker_ready()
+                    if not ready.done():
+                        ready.set_result(None)
+            self._listener.on_message(message)
+
     async def _launch(self, theirs: socket.socket) -> asyncio.subprocess.Process:
-        """A process that has its end of the socket pair."""
+        """Start a process that inherits its end of the socket pair."""
         command = [*self._command, str(theirs.fileno())]
         return await asyncio.create_subprocess_exec(*command, pass_fds=[theirs.fileno()])
 
     async def _watch(self, writer: asyncio.StreamWriter) -> None:
-        """Ends the connection of a worker that is silent though it has something to do."""
+        """Abort the connection of a worker that loads, or says nothing while it has work, for too long."""
         while True:
             allowed = self._timeouts.silence if self.is_ready else self._timeouts.load
-            left = allowed - (time.monotonic() - self._heard)
+            left = allowed - (time.monotonic() - self._last_message)
             if left <= 0 and (self._is_busy or not self.is_ready):
-                self._hung = f"it said nothing for {allowed:.0f} s"
+                self._timeout_reason = f"it sent nothing for {allowed:.0f} s"
                 writer.transport.abort()
                 return
             await asyncio.sleep(min(max(left, 0.05), 1.0))
 
-    async def _ended(self, process: asyncio.subprocess.Process) -> int | None:
-        """Its status; None if even SIGKILL does not end it, as with a driver that hangs."""
-        if not self._hung:  # it is on its way out; `kill` polls it, and then asyncio has no status to tell
+    async def _wait_for_exit(self, process: asyncio.subprocess.Process) -> int | None:
+        """Return its exit status; None if even SIGKILL does not end it, as with a driver that hangs."""
+        if not self._timeout_reason:  # wait first: `kill` polls the process, and then asyncio has no status
             with suppress(TimeoutError):
-                return await asyncio.wait_for(process.wait(), LAST_BREATH)
+                return await asyncio.wait_for(process.wait(), EXIT_SECONDS)
         self._kill()
         try:
             return await asyncio.wait_for(process.wait(), self._timeouts.stop)

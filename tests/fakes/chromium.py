@@ -1,4 +1,4 @@
-"""A real browser for the page: Debian's Chromium, driven by Selenium."""
+"""A real browser for the tests of the page: Debian's Chromium, driven by Selenium."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ QUIET = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --window-size=1280,900"
 )
-PATIENCE = 20.0  # seconds
+WAIT_SECONDS = 20.0
 FIND = """
 return [...document.querySelectorAll(arguments[0])].find(
     element => element.checkVisibility() && element.innerText.includes(arguments[1]))
@@ -30,7 +30,7 @@ return [...document.querySelectorAll(arguments[0])].find(
 
 
 class Browser:
-    """What the tests do in a tab."""
+    """Actions in a tab."""
 
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
@@ -39,27 +39,26 @@ class Browser:
         self.driver.get(url)
         self.find(".z-generate")
 
-    def until(self, condition: Callable[[], object], what: str) -> object:
+    def until(self, condition: Callable[[], object], description: str) -> object:
         def met(_: object) -> object:
             try:
                 return condition()
             except StaleElementReferenceException:  # the page has just replaced it
                 return False
 
-        return WebDriverWait(self.driver, PATIENCE, poll_frequency=0.02).until(met, what)
+        return WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.02).until(met, description)
 
     def all(self, selector: str) -> list[WebElement]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def find(self, selector: str, text: str = "") -> WebElement:
-        """Waits for a visible element that holds a text."""
-
+        """Wait for a visible element that contains a text."""
         element = self.until(lambda: self.driver.execute_script(FIND, selector, text), f"{selector} with {text!r}")
         assert isinstance(element, WebElement)
         return element
 
     def read(self, script: str) -> Any:
-        """What JavaScript returns: all of it of one moment."""
+        """Return the result of a script, which reads the page at one moment."""
         return self.driver.execute_script(script)
 
     def click(self, selector: str, text: str = "") -> None:
@@ -85,7 +84,7 @@ class Browser:
 
 @contextmanager
 def browsing(folder: Path) -> Iterator[Browser]:
-    """A browser with a fresh profile."""
+    """Run a browser with a fresh profile."""
     options = webdriver.ChromeOptions()
     assert CHROMIUM is not None and DRIVER is not None
     options.binary_location = CHROMIUM

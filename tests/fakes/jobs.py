@@ -1,10 +1,12 @@
-"""Jobs and images to put into a store, and a clock that stands still."""
+"""Jobs and images for a store, and a clock that tests set."""
+
+import msgspec
 
 from engine.images.metadata import ImageMetadata
 from engine.request import ImageRequest
 from engine.stages import StageTimes
 from server.jobs.job import ImageFormat, Job, JobError, StoredImage, new_id
-from server.jobs.store import JobStore
+from server.jobs.storage.store import ROW_BYTES, JobStore
 
 METADATA = ImageMetadata(
     7, 640, 512, 8, 8, 0.0, "plan", "fp16", "onnx", "nano", "a cut prompt", 12, StageTimes(denoiser=0.25)
@@ -23,8 +25,22 @@ def image(index: int = 0, data: bytes = b"data") -> StoredImage:
     return StoredImage(index, "image/png", data, METADATA)
 
 
+def pages(store: JobStore, limit: int, owner: str | None = None) -> list[Job]:
+    """Read the whole history, page by page."""
+    found: list[Job] = []
+    while page := store.history(limit, found[-1].sequence if found else None, owner):
+        assert len(page) <= limit and page[0] not in found
+        found += page
+    return found
+
+
+def stored_size(job: Job) -> int:
+    """Return the bytes that an ended job counts for in the store, without its images."""
+    return len(msgspec.json.encode(job.requests)) + ROW_BYTES
+
+
 class Clock:
-    """Unix seconds that pass when told to."""
+    """Unix seconds that pass when a test adds to them."""
 
     now = 1000.0
 
@@ -33,7 +49,7 @@ class Clock:
 
 
 def generated(store: JobStore, data: bytes = b"data") -> str:
-    """The id of a finished job of one image."""
+    """Add a finished job of one image and return its id."""
     id = store.add(job()).id
-    assert store.begin(id) and store.add_image(id, image(data=data)) and store.finish(id)
+    assert store.start(id) and store.add_image(id, image(data=data)) and store.finish(id)
     return id

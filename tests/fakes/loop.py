@@ -1,4 +1,4 @@
-"""An engine that generates plain colours. Run as a script it is a worker process of it."""
+"""A fake engine that generates plain colours. Run as a script, a worker process with this engine."""
 
 import os
 import signal
@@ -22,17 +22,17 @@ from engine.scheduler.events import Denoised, Event, Failed, Passed, Started, St
 from engine.scheduler.prompt_cache import PromptCache
 from engine.size import Size
 from engine.stages import StageTimes
-from server.worker.process import Worker
+from server.worker.worker import Worker
 
 MODEL = "Tongyi-MAI/Z-Image-Nano"
-WORDS = 20  # what the fake's context holds
+WORDS = 20  # of a prompt that the fake uses
 NAN_PROMPT = "overflow"
 BROKEN_PROMPT = "crash"
 LOST_PROMPT = "the GPU falls off the bus"
 HANG_PROMPT = "hang"
 KILL_PROMPT = "kill -9"
 LORAS = ("outlines", "damaged")
-SWITCH = 0.25  # seconds that a change of LoRAs is said to take
+SWITCH = 0.25  # seconds that a change of LoRAs seems to take
 SECRET = "a detail of the inside"
 
 MANIFEST = replace(
@@ -53,19 +53,19 @@ class Finished(NamedTuple):
 
 @dataclass
 class FakeLoop:
-    """Colours tell what was asked: red is the seed, green the steps, blue the prompt's length.
+    """Generates one image after the other, a step at a time.
 
-    Generates one image after the other, a step at a time.
+    Red is the seed, green the number of steps, blue the length of the prompt.
     """
 
     seconds_per_step: float = 0.0
     may_kill: bool = False
 
     def __post_init__(self) -> None:
-        self.log: list[tuple[str, int]] = []  # (prompt, step), in the order generated
+        self.log: list[tuple[str, int]] = []  # (prompt, step) of each pass
         self.pending = threading.Event()
         self.prompt_cache = PromptCache()
-        self.store: Any = None  # of the server that serves it
+        self.store: Any = None  # of its server
         self._lora: str | None = None
         self._queue: dict[str, tuple[ImageRequest, int]] = {}
         self._done: dict[str, int] = {}

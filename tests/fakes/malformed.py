@@ -1,6 +1,6 @@
-"""Malformed HTTP messages: valid ones for every route, broken at one of the levels from bytes to ranges.
+"""Malformed HTTP messages: valid ones for every route, broken at one level, from bytes to ranges of values.
 
-Knows what is sent; not what must come back.
+Knows requests; not the right answers.
 """
 
 import gzip
@@ -195,7 +195,7 @@ BAD_HANDSHAKE = (
 
 @dataclass(frozen=True)
 class Message:
-    """An HTTP request in parts. `tail`: what follows on the same connection."""
+    """An HTTP request in parts. `tail` is sent after it on the same connection."""
 
     method: bytes
     target: bytes
@@ -219,7 +219,7 @@ Break = Callable[[random.Random, Message], Message]
 
 
 def messages(seed: int, count: int) -> Iterator[bytes]:
-    """`count` broken requests, the same ones for the same seed."""
+    """Yield `count` broken requests, the same for the same seed."""
     chance = random.Random(seed)
     breaks: tuple[Break, ...] = (_value, _value, _syntax, _header, _headers, _target, _line, _chunked, _websocket)
     for number in range(count):
@@ -318,7 +318,7 @@ def _websocket(chance: random.Random, message: Message) -> Message:
 
 
 def _flip(chance: random.Random, data: bytes) -> bytes:
-    """A byte changed, lost or doubled, or the end lost."""
+    """Change, drop or double a byte, or drop the end."""
     place = chance.randrange(len(data))
     match chance.randrange(4):
         case 0:

@@ -1,4 +1,4 @@
-"""Servers of fake workers in processes of their own."""
+"""Servers with fake workers, in processes of their own."""
 
 import os
 import re
@@ -17,6 +17,7 @@ READY = re.compile(r"zimage-serve: ready on (http://127\.0\.0\.1:\d+) in \d+\.\d
 
 @contextmanager
 def process(*command: str) -> Iterator[subprocess.Popen[str]]:
+    """Run Python with some arguments until the end of the block."""
     with subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
@@ -32,6 +33,7 @@ def process(*command: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def ready_url(child: subprocess.Popen[str]) -> str:
+    """Wait for a server and return its base URL."""
     line = child.stdout.readline()
     match = READY.fullmatch(line)
     assert match, line or child.stderr.read()

@@ -1,4 +1,4 @@
-"""Servers for an engine that generates plain colours. Run as a script it is one, with workers in processes."""
+"""Servers of an engine that generates plain colours. As a script: such a server, with workers in processes."""
 
 import asyncio
 import base64
@@ -10,42 +10,42 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import httpx
 import numpy as np
-import uvicorn
 from fakes.loop import LORAS, MANIFEST, FakeLoop
 from PIL import Image
 
-from server.api.access import Access
+from server.api.access import AccessPolicy
 from server.app import create_app
 from server.http.server import config
 from server.http.sockets import listen
+from server.http.timeouts import TimeoutServer
 from server.jobs.admission import Limits
-from server.jobs.dispatcher import Dispatcher
-from server.jobs.store import JobStore
+from server.jobs.service import JobService
+from server.jobs.storage.store import JobStore
 from server.serving import Serving, serve
-from server.worker.messages import Stop
-from server.worker.process import Worker
-from server.worker.supervisor import Supervisor, WorkerTimeouts
+from server.worker.supervisor import Supervisor, WorkerListener, WorkerTimeouts
+from server.worker.worker import Worker
 
 if TYPE_CHECKING:
     import openai
     from openai.types import ImagesResponse
 
 IMAGES = "/v1/images/generations"
-IMPATIENT = WorkerTimeouts(load=20, silence=1.0, stop=2, backoff=0.01)
+SHORT_TIMEOUTS = WorkerTimeouts(load=20, silence=1.0, stop=2, backoff=0.01)
 
 
 class ThreadProcess:
-    """A worker in a thread, with the face of a process. What it raises ends it, as it would end a process."""
+    """A worker in a thread with the interface of a process. An exception ends it, as it would end a process."""
 
     pid = os.getpid()
 
     def __init__(self, loop: FakeLoop, theirs: socket.socket) -> None:
         self.returncode: int | None = None
         self._sock = theirs.dup()
-        self._worker = Worker(loop, MANIFEST, self._sock, abandon=lambda: self._worker._inbox.put(Stop()))
+        self._worker = Worker(loop, MANIFEST, self._sock, abandon=lambda: self._worker.stop())
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -57,7 +57,7 @@ class ThreadProcess:
         except Exception as error:  # noqa: BLE001
             print(f"the worker died: {error!r}", file=sys.stderr)
         self.returncode = status
-        with suppress(OSError):  # the server's end may be closed already
+        with suppress(OSError):  # the server may have closed its end
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
 
@@ -67,14 +67,14 @@ class ThreadProcess:
         return self.returncode
 
     def kill(self) -> None:
-        self._worker._inbox.put(Stop())
+        self._worker.stop()
 
 
 class ThreadSupervisor(Supervisor):
-    """Workers in threads, so that tests see what they generate."""
+    """Supervisor of workers in threads, so that tests see what they generate."""
 
-    def __init__(self, loop: FakeLoop, dispatcher: Dispatcher) -> None:
-        super().__init__([], dispatcher, IMPATIENT)
+    def __init__(self, loop: FakeLoop, listener: WorkerListener) -> None:
+        super().__init__([], listener, SHORT_TIMEOUTS)
         self._fake = loop
 
     async def _launch(self, theirs: socket.socket) -> ThreadProcess:
@@ -84,25 +84,25 @@ class ThreadSupervisor(Supervisor):
 
 @contextmanager
 def serving(
-    loop: FakeLoop, limits: Limits | None = None, database: Path | None = None, access: Access | None = None
+    loop: FakeLoop, limits: Limits | None = None, database: Path | None = None, policy: AccessPolicy | None = None
 ) -> Iterator[str]:
-    """The base URL of a server in a thread of its own."""
+    """Run a server in a thread, and yield its base URL."""
     loop.store = JobStore(database, busy_timeout=0.5)
-    dispatcher = Dispatcher(loop.store, MANIFEST, limits, loras=LORAS)
-    supervisor = dispatcher.link = ThreadSupervisor(loop, dispatcher)
+    jobs = JobService(loop.store, MANIFEST, limits, loras=LORAS)
+    supervisor = jobs.worker_queue.link = ThreadSupervisor(loop, jobs.worker_queue)
 
     async def run(sock: socket.socket) -> None:
         await supervisor.start()
         try:
-            await dispatcher.start()
+            await jobs.start()
             await server.serve(sockets=[sock])
         finally:
-            await dispatcher.stop(grace=5)
+            await jobs.stop(grace=5)
             await supervisor.stop()
 
-    server = uvicorn.Server(config(create_app(dispatcher, access or Access()), grace=5))
+    server = TimeoutServer(config(create_app(jobs, policy or AccessPolicy()), grace=5))
     with listen("127.0.0.1", 0) as sock:
-        sock.listen()  # who comes before the worker is ready waits
+        sock.listen()  # clients wait for the worker to be ready
         thread = threading.Thread(target=lambda: asyncio.run(run(sock)))
         thread.start()
         try:
@@ -114,9 +114,21 @@ def serving(
 
 
 def official_client(url: str) -> "openai.OpenAI":
-    import openai  # two seconds, which servers in processes do not need
+    import openai  # takes two seconds, which servers in processes need not spend
 
     return openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=10)
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """Check that a response is an error in OpenAI's shape with an id, and return the error."""
+    assert response.headers["x-request-id"]
+    body = response.json()
+    assert body.keys() == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["message"] and error["code"]
+    assert error["type"] == ("server_error" if response.status_code >= 500 else "invalid_request_error")
+    return error
 
 
 def pixels(response: "ImagesResponse", index: int = 0) -> np.ndarray:
@@ -148,7 +160,7 @@ def main(
         keys=tuple(keys.split()),
         rate=rate or None,
         limits=Limits(queue=int(queue or 256)),
-        timeouts=IMPATIENT,
+        timeouts=SHORT_TIMEOUTS,
     )
     worker = [sys.executable, "-m", "fakes.loop", seconds_per_step]
     with listen("127.0.0.1", 0) as sock:

@@ -1,4 +1,4 @@
-"""Log lines: each belongs to its request, as text and as JSON."""
+"""Log lines as text and as JSON, with the ids of their requests."""
 
 import json
 import logging
@@ -24,11 +24,11 @@ def written(form: str) -> str:
     return subprocess.run([sys.executable, "-c", LINE, form], capture_output=True, text=True, check=True).stderr
 
 
-def test_json_is_an_object_a_line() -> None:
+def test_json_format_writes_one_object_per_line() -> None:
     (line,) = written("json").splitlines()
-    told = json.loads(line)
-    assert told.pop("time").endswith("+00:00")
-    assert told == {
+    fields = json.loads(line)
+    assert fields.pop("time").endswith("+00:00")
+    assert fields == {
         "level": "INFO",
         "logger": "server.x",
         "message": "job_1 done",
@@ -39,12 +39,12 @@ def test_json_is_an_object_a_line() -> None:
     }
 
 
-def test_text_ends_with_the_request() -> None:
+def test_text_format_ends_with_the_request_id() -> None:
     (line,) = written("text").splitlines()
     assert line.endswith(" INFO worker server.x: job_1 done [req_1]")
 
 
-def test_a_request_finds_its_job_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_lines_of_a_request_have_its_id_and_its_job(caplog: pytest.LogCaptureFixture) -> None:
     from server import logs
 
     caplog.set_level(logging.INFO)

@@ -1,6 +1,5 @@
-"""Several clients at one pipeline, over real HTTP."""
+"""Several clients of one server, over real HTTP."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -9,21 +8,19 @@ from fakes.loop import FakeLoop
 from fakes.server import IMAGES, official_client, pixels, serving
 
 
-def test_health_answers_while_an_image_is_generated() -> None:
+def test_health_and_refusals_do_not_wait_for_a_running_image() -> None:
     fake = FakeLoop(seconds_per_step=0.2)
     with serving(fake) as url, ThreadPoolExecutor() as pool, httpx.Client(base_url=url) as http:
         image = pool.submit(httpx.post, url + IMAGES, json={"prompt": "a cat"}, timeout=10)
         assert fake.pending.wait(5)
-        started = time.perf_counter()
         assert http.get("/health").status_code == 200
         refused = http.post(IMAGES, json={"prompt": "a cat", "size": "1x1"})
-        assert refused.status_code == 400  # nor does a refusal wait for somebody else's image
-        assert time.perf_counter() - started < 0.5
+        assert refused.status_code == 400
         assert not image.done()
         assert image.result().status_code == 200
 
 
-def test_two_at_once_are_both_right_and_generated_one_after_the_other() -> None:
+def test_concurrent_requests_get_their_own_images_one_after_the_other() -> None:
     fake = FakeLoop(seconds_per_step=0.02)
     with serving(fake) as url, official_client(url) as client, ThreadPoolExecutor() as pool:
         prompts = ["a cat", "two dogs"]
@@ -38,15 +35,15 @@ def test_two_at_once_are_both_right_and_generated_one_after_the_other() -> None:
     assert len(images) == 4
 
 
-def test_who_hangs_up_is_not_generated_for() -> None:
+def test_disconnected_client_cancels_its_request() -> None:
     fake = FakeLoop(seconds_per_step=0.1)
     with serving(fake) as url, ThreadPoolExecutor() as pool:
         first = pool.submit(httpx.post, url + IMAGES, json={"prompt": "first", "num_inference_steps": 100}, timeout=0.5)
         assert fake.pending.wait(5)
         second = pool.submit(httpx.post, url + IMAGES, json={"prompt": "second"}, timeout=0.2)  # leaves the queue
-        for hung_up in (first, second):
+        for disconnected in (first, second):
             with pytest.raises(httpx.ReadTimeout):
-                hung_up.result()
+                disconnected.result()
         third = httpx.post(url + IMAGES, json={"prompt": "third", "num_inference_steps": 1}, timeout=5)
         assert third.status_code == 200
     generated = [prompt for prompt, _ in fake.log]

@@ -1,4 +1,4 @@
-"""What can be set of a server, from where, and what is said of mistakes."""
+"""Settings of a server: their sources, units, help and error messages."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import pytest
 
 from engine.options import RuntimeOptions
 from server import settings
-from server.jobs.archive import DAY, Archive
+from server.jobs.storage.archive import Archive
+from server.jobs.storage.retention import DAY, Retention
 from server.serving import Serving
 
 ENGINES = ["--engines", "plans"]
@@ -18,28 +19,26 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(settings.PREFIX + name.upper(), raising=False)
 
 
-def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def error_message(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as end:
         settings.read(arguments)
     assert end.value.code == 2
     return capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_flag_goes_before_the_environment_and_that_before_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flags_override_the_environment_and_that_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "settings.env"
     file.write_text("ZIMAGE_ENGINES=from-file\nZIMAGE_PORT=1\nZIMAGE_QUEUE=1\nZIMAGE_GRACE=1\n")
     monkeypatch.setenv("ZIMAGE_SETTINGS", str(file))
     monkeypatch.setenv("ZIMAGE_QUEUE", "2")
     monkeypatch.setenv("ZIMAGE_GRACE", "2")
-    monkeypatch.setenv("ZIMAGE_HOST", "")  # unset, by those who can only set to nothing
+    monkeypatch.setenv("ZIMAGE_HOST", "")  # counts as unset
     given = settings.read(["--grace", "3"])
     assert (given.engines, given.port, given.queue, given.grace) == (Path("from-file"), 1, 2, 3)
     assert given.host == "127.0.0.1"
 
 
-def test_lists_are_words_and_profiles_may_hold_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_are_split_at_spaces_not_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZIMAGE_PROFILE", "512,1024x1536:2 256")
     monkeypatch.setenv("ZIMAGE_WARM_UP", "64x32,128")
     given = settings.read(ENGINES)
@@ -51,53 +50,55 @@ def test_lists_are_words_and_profiles_may_hold_commas(monkeypatch: pytest.Monkey
     assert "first-key" not in repr(given) + repr(given.serving())
 
 
-def test_nothing_set_is_the_defaults_of_what_is_set() -> None:
+def test_defaults_are_those_of_the_options_classes() -> None:
     given = settings.read(ENGINES)
-    assert given.runtime() == RuntimeOptions(slots=settings.SEATS)
+    assert given.runtime() == RuntimeOptions(slots=settings.SLOTS)
     assert given.serving() == Serving()
 
 
-def test_units() -> None:
+def test_days_and_mebibytes_become_seconds_and_bytes() -> None:
     days_and_mb = "--archive a --archive-days 2 --archive-mb 3 --history-days 0.5 --history-mb 4 --min-free-mb 5"
     serving = settings.read([*ENGINES, *days_and_mb.split(), "--hang-seconds", "6"]).serving()
-    assert serving.archive == Archive(Path("a"), 2 * DAY, 3 << 20)
-    assert (serving.limits.history, serving.limits.history_bytes) == (DAY / 2, 4 << 20)
+    assert serving.archive == Archive(Path("a"), Retention(2 * DAY, 3 << 20))
+    assert serving.limits.history == Retention(DAY / 2, 4 << 20)
     assert (serving.limits.free_bytes, serving.timeouts.silence) == (5 << 20, 6)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--port", "70000"], "--port: "),
         (["--host", " "], "--host: must not be empty"),
         (["--rate", "often"], "--rate: must be a number per second, minute, hour or day"),
-        (["--keys", "schlüssel"], "--keys: a key must be of visible ASCII"),
+        (["--keys", "schlüssel"], "--keys: a key must consist of 1 to 255 visible ASCII"),
         (["--warm-up", "64xbig"], "--warm-up: size must be WIDTHxHEIGHT"),
         (["--offload", "--warm-up", "64"], "--offload gives up what --warm-up prepares"),
-        (["--settings", "nowhere.env"], "--settings: there is no file nowhere.env"),
+        (["--settings", "nowhere.env"], "--settings: nowhere.env is not a file"),
         (["--prot", "1"], "unrecognized arguments: --prot"),
     ],
 )
-def test_mistakes_are_told_by_the_flag(capsys: pytest.CaptureFixture[str], arguments: list[str], told: str) -> None:
-    assert told in mistake(capsys, *ENGINES, *arguments)
+def test_invalid_setting_is_reported_by_its_flag(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert message in error_message(capsys, *ENGINES, *arguments)
 
 
-def test_a_file_with_an_unknown_name_is_refused_and_the_environment_warned_of(
+def test_unknown_names_are_errors_in_a_file_and_listed_from_the_environment(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "settings.env"
     file.write_text("ZIMAGE_PROT=1\n")
-    assert "ZIMAGE_PROT in the file is no setting" in mistake(capsys, *ENGINES, "--settings", str(file))
+    assert "ZIMAGE_PROT in the file is not a setting" in error_message(capsys, *ENGINES, "--settings", str(file))
     file.write_text("ZIMAGE_QUEUE=1\nRATE=1/day\nexport port = 2\nMAIL=me\n")
-    told = mistake(capsys, *ENGINES, "--settings", str(file))
-    assert "--settings: RATE, port in " in told and "names begin with ZIMAGE_" in told
+    message = error_message(capsys, *ENGINES, "--settings", str(file))
+    assert "--settings: RATE, port in " in message and "names must begin with ZIMAGE_" in message
     assert settings.unknown(["ZIMAGE_PROT", "ZIMAGE_PORT", "ZIMAGE_SETTINGS", "HOME"]) == ["ZIMAGE_PROT"]
 
 
-def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_describes_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         settings.read(["--help"])
-    told = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.split())
     for name, field in settings.Settings.model_fields.items():
-        assert f"--{name.replace('_', '-')}" in told
-        assert field.description is not None and field.description.replace("\n", " ") in told.replace("- ", "-")
+        assert f"--{name.replace('_', '-')}" in text
+        assert field.description is not None and field.description.replace("\n", " ") in text.replace("- ", "-")

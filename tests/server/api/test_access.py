@@ -1,4 +1,4 @@
-"""API keys and rates."""
+"""API keys and rate limits."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ import pytest
 from fakes.loop import FakeLoop
 from fakes.server import IMAGES, serving
 
-from server.api.access import Access
+from server.api.access import AccessPolicy
 
 KEYS = ("first-key", "second-key")
 BODY = {"prompt": "a cat", "num_inference_steps": 1}
@@ -16,7 +16,7 @@ BODY = {"prompt": "a cat", "num_inference_steps": 1}
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with serving(FakeLoop(), access=Access(KEYS)) as url:
+    with serving(FakeLoop(), policy=AccessPolicy(KEYS)) as url:
         yield url
 
 
@@ -38,7 +38,7 @@ def http(url: str) -> Iterator[httpx.Client]:
         {"authorization": b"Bearer \xff\xfe"},
     ],
 )
-def test_nobody_without_a_key_asks_lists_or_deletes(http: httpx.Client, headers: dict[str, str]) -> None:
+def test_missing_or_wrong_key_is_401_except_for_probes_and_models(http: httpx.Client, headers: dict[str, str]) -> None:
     for method, path in (
         ("POST", IMAGES),
         ("POST", "/v1/generate"),
@@ -54,7 +54,7 @@ def test_nobody_without_a_key_asks_lists_or_deletes(http: httpx.Client, headers:
         assert http.get(path).status_code == 200
 
 
-def test_the_official_client_brings_its_key(url: str) -> None:
+def test_official_client_is_let_in_with_a_valid_key_only(url: str) -> None:
     with openai.OpenAI(base_url=f"{url}/v1", api_key=KEYS[0], max_retries=0) as client:
         assert client.images.generate(prompt="a cat").data
     stranger = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
@@ -63,22 +63,23 @@ def test_the_official_client_brings_its_key(url: str) -> None:
     assert httpx.post(url + IMAGES, json=BODY, headers={"x-api-key": KEYS[0]}).status_code == 200
 
 
-def test_owners_do_not_see_or_touch_each_other_s_tasks(http: httpx.Client) -> None:
+def test_tasks_of_other_owners_are_neither_listed_nor_deleted(http: httpx.Client) -> None:
     mine, other = ({"authorization": f"Bearer {key}"} for key in KEYS)
     task = http.post("/v1/generate", json=BODY | {"prompt": "mine"}, headers=mine).json()["task_id"]
-    listed = [[task["prompt"] for task in http.get("/v1/tasks", headers=who).json()["tasks"]] for who in (mine, other)]
+    tasks = [http.get("/v1/tasks", headers=owner).json()["tasks"] for owner in (mine, other)]
+    listed = [[task["prompt"] for task in found] for found in tasks]
     assert "mine" in listed[0] and "mine" not in listed[1]
     assert http.delete(f"/v1/task/{task}", headers=other).status_code == 404
-    assert http.get(f"/v1/task/{task}").status_code == 200  # whoever was told its id
+    assert http.get(f"/v1/task/{task}").status_code == 200  # its id is enough
     key = {"idempotency-key": "same"}
-    answers = [http.post(IMAGES, json=BODY, headers=who | key) for who in (mine, other, mine)]
+    answers = [http.post(IMAGES, json=BODY, headers=owner | key) for owner in (mine, other, mine)]
     jobs = [answer.headers["x-job-id"] for answer in answers]
     assert jobs[0] == jobs[2] != jobs[1]
 
 
-def test_who_asks_too_often_is_told_when_to_come_back() -> None:
-    access = Access(KEYS, "2/minute")
-    with serving(FakeLoop(), access=access) as url, httpx.Client(base_url=url) as http:
+def test_exceeded_rate_is_429_with_retry_after() -> None:
+    policy = AccessPolicy(KEYS, "2/minute")
+    with serving(FakeLoop(), policy=policy) as url, httpx.Client(base_url=url) as http:
         first, second = ({"authorization": f"Bearer {key}"} for key in KEYS)
         answers = [http.post(IMAGES, json=BODY, headers=first) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [200, 200, 429]
@@ -86,14 +87,14 @@ def test_who_asks_too_often_is_told_when_to_come_back() -> None:
         assert 1 <= int(answers[2].headers["retry-after"]) <= 60
         assert http.post(IMAGES, json=BODY, headers=second).status_code == 200
         assert http.get("/v1/tasks", headers=first).status_code == 200  # only images are counted
-    with serving(FakeLoop(), access=Access(rate="1/hour")) as url:
+    with serving(FakeLoop(), policy=AccessPolicy(rate="1/hour")) as url:
         assert [httpx.post(url + IMAGES, json=BODY).status_code for _ in range(2)] == [200, 429]  # by address
 
 
 @pytest.mark.parametrize(
     "wrong", [{"keys": ("",)}, {"keys": (" ",)}, {"keys": ("schlüssel",)}, {"rate": "often"}, {"rate": "3 per"}]
 )
-def test_settings_that_make_no_sense_are_refused(wrong: dict[str, object]) -> None:
+def test_invalid_policy_is_refused_and_keys_are_not_in_its_repr(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError):
-        Access(**wrong)
-    assert "secret" not in repr(Access(("secret",)))
+        AccessPolicy(**wrong)
+    assert "secret" not in repr(AccessPolicy(("secret",)))

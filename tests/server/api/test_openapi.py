@@ -1,4 +1,4 @@
-"""What `/openapi.json` says is what the server does."""
+"""`/openapi.json` describes what the server does."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from fakes.loop import FakeLoop
 from fakes.processes import PYTHONPATH, TESTS
 from fakes.server import IMAGES, serving
 
-from server.api.access import Access
+from server.api.access import AccessPolicy
 
 CONFIG = TESTS / "schemathesis.toml"
 KEY = "a-key"
@@ -31,9 +31,9 @@ def document(url: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_schemathesis_finds_no_difference() -> None:
+def test_schemathesis_finds_no_violation_of_the_document() -> None:
     environment = os.environ | {"PYTHONPATH": PYTHONPATH, "PYTHONHASHSEED": "0"}
-    with serving(FakeLoop(), access=Access((KEY,))) as url:
+    with serving(FakeLoop(), policy=AccessPolicy((KEY,))) as url:
         command = [sys.executable, "-m", "schemathesis.cli", f"--config-file={CONFIG}", "run", f"{url}/openapi.json"]
         command += ["--no-color", "--max-examples=3", "--header", f"Authorization: Bearer {KEY}"]
         command += ["--exclude-path=/api/v1/generate_async"]  # which is /v1/generate
@@ -56,7 +56,7 @@ def test_all_references_resolve(document: dict[str, Any]) -> None:
     check(document)
 
 
-def test_every_error_has_openai_s_shape_and_every_answer_an_id(document: dict[str, Any]) -> None:
+def test_all_errors_have_openai_s_shape_and_all_responses_an_id(document: dict[str, Any]) -> None:
     assert "HTTPValidationError" not in document["components"]["schemas"]
     answers = document["components"]["responses"]
     schemas = [answer["content"]["application/json"]["schema"] for answer in answers.values()]
@@ -78,10 +78,10 @@ def test_streams_images_and_metrics_have_their_media_types(document: dict[str, A
     assert kinds("/metrics") == {"text/plain"}
 
 
-def test_keys_are_asked_for_where_there_are_some(document: dict[str, Any]) -> None:
+def test_security_schemes_are_documented_only_with_keys(document: dict[str, Any]) -> None:
     assert "securitySchemes" not in document["components"]
     assert not any("401" in one["responses"] for paths in document["paths"].values() for one in paths.values())
-    with serving(FakeLoop(), access=Access((KEY,))) as url:
+    with serving(FakeLoop(), policy=AccessPolicy((KEY,))) as url:
         guarded = httpx.get(f"{url}/openapi.json").json()
     schemes = guarded["components"]["securitySchemes"]
     for path, method in ((IMAGES, "post"), ("/v1/tasks", "get"), ("/v1/task/{task_id}", "delete")):
@@ -105,7 +105,7 @@ def test_keys_are_asked_for_where_there_are_some(document: dict[str, Any]) -> No
         ("before=", "before", "invalid_type"),
     ],
 )
-def test_a_query_that_makes_no_sense_is_refused_by_name(url: str, query: str, param: str, code: str) -> None:
+def test_invalid_query_is_400_with_its_name(url: str, query: str, param: str, code: str) -> None:
     response = httpx.get(f"{url}/v1/tasks?{query}")
     assert response.status_code == 400
     error = response.json()["error"]
@@ -116,7 +116,7 @@ def test_a_query_that_makes_no_sense_is_refused_by_name(url: str, query: str, pa
 @pytest.mark.parametrize(
     ("path", "methods"), [("/v1/task/job_0", "DELETE, GET"), ("/health", "GET, HEAD"), (IMAGES, "POST")]
 )
-def test_allow_names_all_methods_of_a_path(url: str, path: str, methods: str) -> None:
+def test_405_allows_all_methods_of_a_path(url: str, path: str, methods: str) -> None:
     response = httpx.request("OPTIONS", url + path)
     assert response.status_code == 405
     assert response.headers["allow"] == methods

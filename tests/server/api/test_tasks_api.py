@@ -1,4 +1,4 @@
-"""The endpoints that deployments of Z-Image-Turbo call, over real HTTP and WebSockets."""
+"""The task endpoints of existing Z-Image-Turbo deployments, over real HTTP and WebSockets."""
 
 import base64
 import json
@@ -13,7 +13,7 @@ from fakes.server import decoded, serving
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
-from server.api.tasks import CALLED_OFF
+from server.api.tasks import TASK_NOT_FOUND
 from server.jobs.admission import Limits
 
 
@@ -46,7 +46,7 @@ def ended(http: httpx.Client, task_id: str) -> dict[str, Any]:
     return found
 
 
-def test_waiting_for_images(http: httpx.Client) -> None:
+def test_waiting_request_gets_images_and_seeds(http: httpx.Client) -> None:
     body = {"prompt": "a cat", "negative_prompt": "", "width": 128, "height": 64, "num_inference_steps": 3, "seed": 7}
     answer = http.post("/api/v1/generate", json=body | {"num_images": 2, "cfg_scale": 1.0}).json()
     assert answer["seeds"] == [7, 8]
@@ -61,7 +61,7 @@ def test_a_seed_of_minus_one_is_random(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/generate", "/api/v1/generate_async"])
-def test_a_task_is_generated_though_nobody_waits(http: httpx.Client, path: str) -> None:
+def test_submitted_task_runs_without_a_waiting_client(http: httpx.Client, path: str) -> None:
     task_id = http.post(path, json={"prompt": "a cat", "seed": 9, "num_images": 2}).json()["task_id"]
     task = ended(http, task_id)
     assert (task["status"], task["progress"], task["error"]) == ("done", 100, None)
@@ -80,19 +80,19 @@ def test_task_metadata_names_the_lora(http: httpx.Client) -> None:
         assert metadata["lora"] == change.get("lora")
 
 
-def test_guidance_as_cfg_scale_means_it(http: httpx.Client) -> None:
+def test_cfg_scale_is_guidance_plus_one(http: httpx.Client) -> None:
     for scale, guidance, forwards in ((0, 0, 8), (1, 0, 8), (1.5, 0.5, 16), (4, 3, 16)):
         (metadata,) = ended(http, submit(http, cfg_scale=scale))["result"]["metadata"]
         assert (metadata["guidance_scale"], metadata["forwards"]) == (guidance, forwards)
 
 
-def test_a_task_that_fails_says_why(http: httpx.Client) -> None:
+def test_failed_task_has_an_error_and_a_code(http: httpx.Client) -> None:
     task = ended(http, submit(http, prompt=NAN_PROMPT))
     assert (task["status"], task["error_code"], task["result"]) == ("failed", "non_finite_output", None)
     assert "NaN" in task["error"]
 
 
-def test_positions_and_estimates_count_down(http: httpx.Client) -> None:
+def test_queued_tasks_have_positions_and_estimates(http: httpx.Client) -> None:
     ended(http, submit(http))
     first, second = (submit(http, num_inference_steps=40) for _ in range(2))
     tasks = [http.get(f"/v1/task/{task_id}").json() for task_id in (first, second)]
@@ -102,19 +102,19 @@ def test_positions_and_estimates_count_down(http: httpx.Client) -> None:
         assert http.delete(f"/v1/task/{task_id}").json()["status"] == "cancelled"
 
 
-def test_cancelling_stops_at_the_next_step(http: httpx.Client, fake: FakeLoop) -> None:
+def test_cancelled_task_stops_at_its_next_step_and_is_then_deleted(http: httpx.Client, fake: FakeLoop) -> None:
     fake.pending.clear()
     task_id = submit(http, prompt="cancelled", num_inference_steps=100)
     assert fake.pending.wait(5)
     assert http.delete(f"/v1/task/{task_id}").json()["status"] == "cancelled"
     assert ended(http, submit(http))["status"] == "done"
     assert sum(prompt == "cancelled" for prompt, _ in fake.log) < 20
-    assert http.delete(f"/v1/task/{task_id}").json()["status"] == "cancelled"  # forgets it
+    assert http.delete(f"/v1/task/{task_id}").json()["status"] == "cancelled"  # deletes it
     assert http.get(f"/v1/task/{task_id}").status_code == 404
 
 
-def test_events_tell_the_story(http: httpx.Client) -> None:
-    task_id = submit(http, num_inference_steps=90, previews=2, seed=3)  # time enough to connect
+def test_events_are_the_same_by_websocket_and_by_server_sent_events(http: httpx.Client) -> None:
+    task_id = submit(http, num_inference_steps=90, previews=2, seed=3)  # enough time to connect
     by_socket = list_events(http, task_id)
     with http.stream("GET", f"/v1/task/{task_id}/events") as response:
         by_sse = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: ")]
@@ -132,24 +132,24 @@ def list_events(http: httpx.Client, task_id: str) -> list[dict[str, Any]]:
         return [json.loads(message) for message in socket]
 
 
-def test_a_websocket_that_leaves_disturbs_nobody(http: httpx.Client) -> None:
+def test_closed_websocket_leaves_its_task_running(http: httpx.Client) -> None:
     task_id = submit(http, num_inference_steps=30)
     with connect(str(http.base_url.copy_with(scheme="ws")).rstrip("/") + f"/v1/task/{task_id}/ws") as socket:
         socket.recv()
     assert ended(http, task_id)["status"] == "done"
 
 
-def test_unknown_tasks(http: httpx.Client) -> None:
+def test_unknown_task_is_404_or_closes_the_websocket(http: httpx.Client) -> None:
     for method, path in (("GET", "/v1/task/x"), ("DELETE", "/v1/task/x"), ("GET", "/v1/task/x/events")):
         response = http.request(method, path)
         assert response.status_code == 404
         assert response.json()["error"]["code"] == "task_not_found"
     with pytest.raises(ConnectionClosedError) as closed:
         list_events(http, "x")
-    assert closed.value.rcvd.code == CALLED_OFF
+    assert closed.value.rcvd.code == TASK_NOT_FOUND
 
 
-def test_history_is_newest_first_and_pages(http: httpx.Client) -> None:
+def test_history_is_newest_first_in_pages(http: httpx.Client) -> None:
     tasks = [submit(http, prompt=f"number {number}") for number in range(5)]
     for task_id in tasks:
         ended(http, task_id)
@@ -174,14 +174,14 @@ def test_history_is_newest_first_and_pages(http: httpx.Client) -> None:
         ({"lora": "another"}, "lora"),
     ],
 )
-def test_what_cannot_be_served_is_refused_by_name(http: httpx.Client, change: dict[str, Any], param: str) -> None:
+def test_invalid_parameter_is_400_with_its_name(http: httpx.Client, change: dict[str, Any], param: str) -> None:
     for path in ("/v1/generate", "/api/v1/generate", "/api/v1/generate_async"):
         response = http.post(path, json={"prompt": "a cat"} | change)
         assert response.status_code == 400
         assert response.json()["error"]["param"] == param
 
 
-def test_a_full_queue_is_429_with_a_time_to_come_back() -> None:
+def test_full_queue_is_429_with_retry_after() -> None:
     with serving(FakeLoop(0.05), Limits(queue=2)) as url, httpx.Client(base_url=url, timeout=10) as http:
         ended(http, submit(http))
         tasks = [submit(http) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""How long jobs take, from images that were generated."""
+"""Estimates of the time that jobs take."""
 
 import pytest
 from fakes.jobs import job
@@ -13,7 +13,7 @@ from server.jobs.live_job import LiveJob
 WIDE, TALL = Size(128, 64), Size(64, 128)
 
 
-def test_a_size_that_was_seen_is_not_guessed_from_another_of_its_area() -> None:
+def test_known_size_is_not_estimated_from_another_of_equal_area() -> None:
     estimates = Estimates(MANIFEST)
     estimates.learn(WIDE, 8, StageTimes(passes=8.0))
     estimates.learn(TALL, 8, StageTimes(passes=24.0))

@@ -1,4 +1,4 @@
-"""What memory is left, in a container and without one, and that nobody is accepted when it is short."""
+"""Free memory with and without a container, and refusals when it is low."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from fakes.loop import FakeLoop
 from fakes.server import IMAGES, serving
 
 from server.jobs.admission import Limits
-from server.jobs.free_memory import FRESH, FreeMemory, free_memory
+from server.jobs.free_memory import MAX_AGE, FreeMemory, free_memory
 
 MIB = 1 << 20
 
@@ -20,26 +20,26 @@ def cgroup(folder: Path, limit: str) -> Path:
     return folder
 
 
-def test_of_a_container_it_is_what_it_may_still_take(tmp_path: Path) -> None:
+def test_in_a_container_the_rest_of_its_limit_is_free(tmp_path: Path) -> None:
     assert free_memory(cgroup(tmp_path, str(50 * MIB))) == 30 * MIB
 
 
-def test_without_a_limit_it_is_the_machines(tmp_path: Path) -> None:
+def test_without_a_limit_the_machines_memory_is_free(tmp_path: Path) -> None:
     machine = free_memory(tmp_path / "none")
     assert machine > 100 * MIB
     assert free_memory(cgroup(tmp_path, "max")) == pytest.approx(machine, rel=0.2)
 
 
-def test_a_reading_is_believed_for_a_moment(tmp_path: Path) -> None:
+def test_reading_is_reused_for_max_age(tmp_path: Path) -> None:
     read = FreeMemory(cgroup(tmp_path, str(50 * MIB)))
     assert read() == 30 * MIB
     cgroup(tmp_path, str(40 * MIB))
     assert read() == 30 * MIB
-    read._due -= FRESH
+    read._due -= MAX_AGE
     assert read() == 20 * MIB
 
 
-def test_a_machine_that_is_short_of_memory_accepts_nothing() -> None:
+def test_low_memory_refuses_jobs_and_leaves_the_server_ready() -> None:
     with serving(FakeLoop(), Limits(free_bytes=1 << 60)) as url:
         answer = httpx.post(url + IMAGES, json={"prompt": "a cat"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "out_of_memory")

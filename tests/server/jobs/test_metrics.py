@@ -1,4 +1,4 @@
-"""`/metrics`, as Prometheus' own parser reads it."""
+"""`/metrics`, read by Prometheus' own parser."""
 
 import json
 import re
@@ -21,12 +21,12 @@ def http() -> Iterator[httpx.Client]:
 
 
 def samples(http: httpx.Client) -> dict[tuple[str, ...], float]:
-    """Values by name and the values of labels, in the order of the labels' names."""
+    """Return values by name and label values, in the order of the labels' names."""
     families = text_string_to_metric_families(http.get("/metrics").text)
     return {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
 
 
-def test_everything_that_happens_is_counted(http: httpx.Client) -> None:
+def test_jobs_images_and_workers_are_counted(http: httpx.Client) -> None:
     for prompt in ("a cat", NAN_PROMPT):
         http.post(IMAGES, json={"prompt": prompt, "size": "128x64", "n": 2, "lora": "outlines"})
     tasks = [http.post("/v1/generate", json={"prompt": "a cat", "num_inference_steps": 100}).json() for _ in range(3)]
@@ -61,11 +61,11 @@ def test_everything_that_happens_is_counted(http: httpx.Client) -> None:
     assert KILL_PROMPT not in http.get("/metrics").text
 
 
-def test_the_dashboard_asks_for_what_there_is(http: httpx.Client) -> None:
+def test_dashboard_uses_existing_metrics(http: httpx.Client) -> None:
     http.post(IMAGES, json={"prompt": "a cat"})
     http.post(IMAGES, json={"prompt": NAN_PROMPT})
     dashboard = json.loads((Path(__file__).parents[3] / "deploy" / "grafana-dashboard.json").read_text())
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    asked = {name for text in expressions for name in re.findall(r"\b(?:zimage|process)_\w+", text)}
-    there = {name for name, *_ in samples(http)} | {"zimage_jobs_refused_total"}  # nobody has been refused
-    assert asked <= there and len(asked) > 12
+    used = {name for text in expressions for name in re.findall(r"\b(?:zimage|process)_\w+", text)}
+    existing = {name for name, *_ in samples(http)} | {"zimage_jobs_refused_total"}  # no job was refused
+    assert used <= existing and len(used) > 12

@@ -1,4 +1,4 @@
-"""The page at `/`, in a real browser where there is one, on servers in processes: its toolkit knows one per process."""
+"""The page at `/`, partly in a real browser. Servers are processes, since NiceGUI serves one page per process."""
 
 import json
 import re
@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,14 +17,14 @@ from fakes.chromium import Browser, browsing, needs_chromium
 from fakes.loop import MANIFEST, NAN_PROMPT, FakeLoop
 from fakes.manifest import BANNER
 from fakes.manifest import MANIFEST as TWO_PROFILES
-from fakes.prefix_proxy import behind_prefix
+from fakes.nginx import behind_nginx, needs_nginx
 from fakes.processes import FAKE_SERVER, process, ready_url
 from fakes.server import serving
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-RECONNECT = 1.0  # seconds after which a closed tab is forgotten
-SLOW = 100  # steps of an image that is still being generated when the test is done with it
+RECONNECT = 1.0  # seconds after which a closed tab is dropped
+SLOW = 100  # steps of an image that is still running when its test ends
 FIRST, SECOND = "first-key", "second-key"
 SOCKET = "/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
 
@@ -46,7 +47,7 @@ def tasks(url: str, **headers: str) -> list[dict[str, Any]]:
 
 
 def facts(browser: Browser) -> dict[str, str]:
-    """What the page says of the image on its stage, once there is one."""
+    """The parameters that the page shows beside its image, once there is one."""
 
     def read() -> dict[str, str]:
         texts = browser.read("return [...document.querySelectorAll('.z-stage .z-facts > *')].map(e => e.innerText)")
@@ -57,24 +58,24 @@ def facts(browser: Browser) -> dict[str, str]:
 
 
 def on_stage(browser: Browser) -> str:
-    """Where the image on the stage is from."""
+    """The source of the image on the stage."""
     return str(browser.read("return document.querySelector('.z-stage img')?.src"))
 
 
 def width_on_stage(browser: Browser) -> int:
-    """Pixels of the file, 0 before it is loaded."""
+    """Width of the image's file in pixels; 0 before it is loaded."""
     return int(browser.read("return document.querySelector('.z-stage img')?.naturalWidth ?? 0"))
 
 
 # around the page
 
 
-def test_nothing_of_the_page_is_imported_before_somebody_visits_it() -> None:
+def test_nicegui_is_not_imported_before_the_first_visit() -> None:
     program = "import sys, server.cli, server.http.server; sys.exit('nicegui' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def test_the_page_leaves_the_endpoints_as_they_are(url: str) -> None:
+def test_endpoints_are_the_same_with_the_page(url: str) -> None:
     with httpx.Client(base_url=url) as http:
         page = http.get("/")
         assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
@@ -86,7 +87,7 @@ def test_the_page_leaves_the_endpoints_as_they_are(url: str) -> None:
         assert "/v1/tasks" in paths and "/" not in paths and not any("nicegui" in path for path in paths)
 
 
-def test_an_application_without_the_page_has_none() -> None:
+def test_application_without_the_page_answers_404() -> None:
     with serving(FakeLoop()) as url:
         assert httpx.get(url).json()["error"]["code"] == "not_found"
 
@@ -105,7 +106,7 @@ def test_an_application_without_the_page_has_none() -> None:
         ({"origin": "https://generate.example", "x-forwarded-host": "generate.example"}, 200),
     ],
 )
-def test_other_sites_do_not_reach_the_page_s_socket(url: str, headers: dict[str, str], status: int) -> None:
+def test_requests_of_other_sites_to_the_page_s_socket_are_403(url: str, headers: dict[str, str], status: int) -> None:
     polled = httpx.get(url + SOCKET.replace("websocket", "polling"), headers=headers)
     assert polled.status_code == status
     if status == 403:
@@ -113,7 +114,7 @@ def test_other_sites_do_not_reach_the_page_s_socket(url: str, headers: dict[str,
         assert "access-control-allow-origin" not in polled.headers
 
 
-def test_browsers_tell_a_socket_s_origin_and_a_foreign_one_is_refused(url: str) -> None:
+def test_websocket_from_a_foreign_origin_is_refused(url: str) -> None:
     with connect(url.replace("http", "ws") + SOCKET, origin=url) as socket:
         assert str(socket.recv()).startswith("0")
     with (
@@ -126,15 +127,15 @@ def test_browsers_tell_a_socket_s_origin_and_a_foreign_one_is_refused(url: str) 
 
 @pytest.mark.parametrize("folder", ["static", "resources/x", "components"])
 @pytest.mark.parametrize("up", ["../", "..%2f", "%2e%2e/"])
-def test_no_path_leaves_the_toolkit_s_own_files(url: str, folder: str, up: str) -> None:
+def test_path_outside_the_toolkit_s_files_is_404(url: str, folder: str, up: str) -> None:
     httpx.get(url)
     target = httpx.URL(url).copy_with(raw_path=f"/_nicegui/{version('nicegui')}/{folder}/{up * 12}etc/passwd".encode())
     answer = httpx.get(target)
     assert answer.status_code in (403, 404) and "root:" not in answer.text
 
 
-def test_what_is_not_there_is_told_without_a_page_being_made_for_it() -> None:
-    """Each would be kept for a minute, and visitors be refused meanwhile."""
+def test_404_of_the_toolkit_creates_no_page() -> None:
+    """Each page would stay in memory for a minute, and visitors would be refused in the meantime."""
     with process(*FAKE_SERVER, "0.1", "1", "", "", "", "", str(RECONNECT)) as child, httpx.Client() as http:
         url = ready_url(child)
         folder = f"/_nicegui/{version('nicegui')}/esm/"
@@ -146,7 +147,7 @@ def test_what_is_not_there_is_told_without_a_page_being_made_for_it() -> None:
         assert http.get(url).status_code == 200
 
 
-def test_a_visitor_writes_no_lines_of_the_log() -> None:
+def test_log_messages_of_visitors_are_not_logged() -> None:
     with process(*FAKE_SERVER, "0.1", "1") as child:
         url = ready_url(child)
         client = re.search(r"client_id\W+([0-9a-f-]{36})", httpx.get(url).text)
@@ -160,7 +161,7 @@ def test_a_visitor_writes_no_lines_of_the_log() -> None:
         assert "forged" not in child.communicate()[1]
 
 
-def test_pages_that_nobody_looks_at_do_not_fill_the_memory() -> None:
+def test_too_many_pages_without_a_connection_are_503() -> None:
     with process(*FAKE_SERVER, "0.1", "1", "", "", "", "", str(RECONNECT)) as child:
         url = ready_url(child)
         answers = [httpx.get(url) for _ in range(30)]
@@ -169,7 +170,7 @@ def test_pages_that_nobody_looks_at_do_not_fill_the_memory() -> None:
         assert httpx.get(f"{url}/health").status_code == 200
 
 
-def test_the_sizes_offered_are_generated() -> None:
+def test_offered_sizes_are_supported_by_the_plans() -> None:
     from server.page.form import sizes
 
     for manifest in (MANIFEST, TWO_PROFILES):
@@ -186,7 +187,7 @@ def test_the_sizes_offered_are_generated() -> None:
 
 @pytest.mark.slow
 @needs_chromium
-def test_an_image_is_generated_in_view_and_again_with_its_seed(url: str, browser: Browser) -> None:
+def test_image_is_generated_with_previews_and_again_with_its_seed(url: str, browser: Browser) -> None:
     browser.visit(url)
     browser.generate("a cat on a mat")
     browser.until(lambda: on_stage(browser).startswith("data:image/png"), "a preview of it")
@@ -197,7 +198,7 @@ def test_an_image_is_generated_in_view_and_again_with_its_seed(url: str, browser
     metadata = task["result"]["metadata"][0]
     assert task["prompt"] == "a cat on a mat" and shown["Seed"] == str(metadata["seed"]) and shown["Steps"] == "8"
     assert browser.field("Seed").get_attribute("value") == ""
-    browser.click(".z-stage button", "Again with this seed")
+    browser.click(".z-stage button", "Reuse this seed")
     browser.until(lambda: browser.field("Seed").get_attribute("value") == shown["Seed"], "the seed in the form")
     browser.write("Steps", "3")
     browser.click(".z-generate", "Generate")
@@ -211,7 +212,7 @@ def test_an_image_is_generated_in_view_and_again_with_its_seed(url: str, browser
 
 @pytest.mark.slow
 @needs_chromium
-def test_closing_a_tab_leaves_its_tasks_alone_and_cancel_ends_one(url: str, browser: Browser) -> None:
+def test_closed_tab_leaves_its_tasks_running_and_cancel_ends_one(url: str, browser: Browser) -> None:
     def status() -> dict[str, str]:
         return {task["prompt"]: task["status"] for task in tasks(url)[:3]}
 
@@ -220,7 +221,7 @@ def test_closing_a_tab_leaves_its_tasks_alone_and_cancel_ends_one(url: str, brow
     browser.generate("one")
     browser.find(".z-stage .z-progress", "step ")
     browser.generate("two")
-    browser.find(".z-stage .z-progress", "1 before this one")
+    browser.find(".z-stage .z-progress", "1 ahead in the queue")
     first = browser.driver.current_window_handle
     browser.driver.switch_to.new_window("tab")
     second = browser.driver.current_window_handle
@@ -228,7 +229,7 @@ def test_closing_a_tab_leaves_its_tasks_alone_and_cancel_ends_one(url: str, brow
     browser.find(".z-tile", "two")
     assert not browser.all(".z-stage .z-generating") and not browser.all(".z-progress")
     browser.generate("three")
-    browser.find(".z-stage .z-progress", " before this one")
+    browser.find(".z-stage .z-progress", " ahead in the queue")
     browser.driver.switch_to.window(first)
     assert "three" not in browser.find(".z-stage").text
     browser.driver.close()
@@ -239,13 +240,13 @@ def test_closing_a_tab_leaves_its_tasks_alone_and_cancel_ends_one(url: str, brow
     assert status()["three"] == "cancelled"
     assert status()["two"] in ("pending", "running") and status()["one"] != "cancelled"
     browser.find(".z-tile", "two").find_element("tag name", "button").click()
-    browser.until(lambda: status()["two"] == "cancelled", "the end of the other tab's")
-    httpx.delete(f"{url}/v1/task/{tasks(url)[2]['task_id']}")  # or the next test would wait for it
+    browser.until(lambda: status()["two"] == "cancelled", "the end of the other tab's task")
+    httpx.delete(f"{url}/v1/task/{tasks(url)[2]['task_id']}")  # the next test would wait for it
 
 
 @pytest.mark.slow
 @needs_chromium
-def test_what_goes_wrong_is_said_in_words(url: str, browser: Browser) -> None:
+def test_errors_are_shown_beside_the_form(url: str, browser: Browser) -> None:
     browser.visit(url)
     browser.click(".q-select")
     browser.click(".q-menu .q-item", "Other size")
@@ -265,7 +266,7 @@ def test_what_goes_wrong_is_said_in_words(url: str, browser: Browser) -> None:
 
 @pytest.mark.slow
 @needs_chromium
-def test_a_prompt_is_text_whatever_it_holds(url: str, browser: Browser) -> None:
+def test_prompt_with_markup_is_shown_as_text(url: str, browser: Browser) -> None:
     prompt = "<img src=x onerror=\"document.title='taken'\">${document.title='taken'}`</script>{{1+1}}"
     browser.visit(url)
     browser.generate(prompt)
@@ -280,31 +281,32 @@ def test_a_prompt_is_text_whatever_it_holds(url: str, browser: Browser) -> None:
 
 @pytest.mark.slow
 @needs_chromium
-def test_it_works_behind_a_proxy_with_a_prefix(url: str, browser: Browser) -> None:
-    with behind_prefix(url) as proxied:
-        browser.visit(proxied)
+@needs_nginx
+def test_page_works_behind_nginx_with_a_prefix(url: str, browser: Browser, tmp_path: Path) -> None:
+    with behind_nginx(url, tmp_path, prefix="/generate") as proxied:
+        browser.visit(f"{proxied}/")
         browser.generate("through a proxy")
         browser.find(".z-stage .z-facts", "Seed")
-        assert on_stage(browser).startswith(f"{proxied}v1/images/")
+        assert on_stage(browser).startswith(f"{proxied}/v1/images/")
         browser.until(lambda: width_on_stage(browser) == 128, "the image")
         browser.driver.get("about:blank")
 
 
 @pytest.mark.slow
 @needs_chromium
-def test_the_page_asks_for_a_key_and_counts_for_it(browser: Browser) -> None:
+def test_page_requires_a_key_and_counts_its_requests(browser: Browser) -> None:
     with process(*FAKE_SERVER, "0.05", "1", "", f"{FIRST} {SECOND}", "3/hour", "1") as child:
         url = ready_url(child)
         browser.visit(url)
         assert not browser.all("textarea")
         enter(browser, "wrong")
-        browser.find(".z-error", "no key of this server")
+        browser.find(".z-error", "not valid")
         enter(browser, FIRST)
         browser.write("Steps", str(SLOW))
         browser.generate("mine")
         browser.find(".z-progress", "step ")
         browser.click(".z-generate", "Generate")
-        browser.find(".z-error", "1 jobs are unfinished, which is as many as this server takes")
+        browser.find(".z-error", "The queue is full, with 1 unfinished jobs")
         assert " s." in browser.find(".z-error").text
         browser.click(".z-stage button", "Cancel")
         browser.until(lambda: not browser.all(".z-stage .z-generating"), "its end")
@@ -319,10 +321,10 @@ def test_the_page_asks_for_a_key_and_counts_for_it(browser: Browser) -> None:
         browser.visit(url)
         browser.find("textarea")  # the browser remembers
         browser.find(".z-tile", "mine")
-        browser.click("button", "Forget the key")
+        browser.click("button", "Forget key")
         browser.until(lambda: not browser.all("textarea"), "the question for a key")
         enter(browser, SECOND)
-        browser.find(".z-right", "Your images will be here.")
+        browser.find(".z-right", "Your images will appear here.")
         assert not browser.all(".z-tile")
 
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are offered, and under which names."""
+"""LoRA files that are found in a folder, and their names."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from engine.plan.lora import FORMAT
 from server.worker.lora_folder import find
 
 
-def test_files_are_offered_under_their_stems(tmp_path: Path) -> None:
+def test_prepared_files_are_found_by_their_stems(tmp_path: Path) -> None:
     save_file({"a": np.zeros(1)}, tmp_path / "prepared.safetensors", {"format": FORMAT})
     save_file({"a": np.zeros(1)}, tmp_path / "as it was trained.safetensors", {"format": "pt"})
     save_file({"a": np.zeros(1)}, tmp_path / "plain.safetensors")
@@ -28,19 +28,19 @@ def test_files_are_offered_under_their_stems(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["with space", "ä", "a\nb", "x" * 65, "a,b"])
-def test_a_name_that_cannot_be_asked_for(tmp_path: Path, name: str) -> None:
+def test_invalid_name_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / f"{name}.lora").touch()
     with pytest.raises(LoraMismatch, match="rename it"):
         find(tmp_path)
 
 
-def test_two_files_of_one_name(tmp_path: Path) -> None:
+def test_two_files_with_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.lora").touch()
     save_file({"a": np.zeros(1)}, tmp_path / "a.safetensors", {"format": FORMAT})
-    with pytest.raises(LoraMismatch, match="one name"):
+    with pytest.raises(LoraMismatch, match="the same name"):
         find(tmp_path)
 
 
-def test_no_such_folder(tmp_path: Path) -> None:
+def test_missing_folder_raises_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="nowhere"):
         find(tmp_path / "nowhere")

@@ -15,14 +15,11 @@ import pytest
 from fakes.jobs import MB, generated, image, job
 
 from engine.request import ImageRequest
-from server.jobs.store import VERSION, JobStore, StoreUnavailable
+from server.errors import StoreUnavailable
+from server.jobs.storage.database import VERSION
+from server.jobs.storage.store import JobStore
 
 WAIT = 0.2  # seconds that a store waits for a lock
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "jobs.sqlite"
 
 
 @pytest.fixture
@@ -38,7 +35,7 @@ from engine.request import ImageRequest
 from engine.images.metadata import ImageMetadata
 from engine.stages import StageTimes
 from server.jobs.job import Job, ImageFormat, StoredImage, new_id
-from server.jobs.store import JobStore
+from server.jobs.storage.store import JobStore
 metadata = ImageMetadata(7, 8, 8, 8, 8, 0.0, "", "fp32", "onnx", "", None, 1, StageTimes())
 store = JobStore(Path(sys.argv[1]))
 while True:
@@ -50,7 +47,7 @@ while True:
 """
 
 
-def test_what_was_accepted_survives_kill_9(path: Path) -> None:
+def test_accepted_jobs_survive_kill_9(path: Path) -> None:
     promised = []
     for _ in range(5):
         with subprocess.Popen([sys.executable, "-c", ADDING, str(path)], stdout=subprocess.PIPE, text=True) as child:
@@ -60,42 +57,42 @@ def test_what_was_accepted_survives_kill_9(path: Path) -> None:
             promised += child.stdout.readlines()
         assert child.returncode == -signal.SIGKILL
     with closing(JobStore(path)) as store:
-        assert store._connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        assert store.database.connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         found = {j.id for j in store.recover()}
         for line in promised:
             id, what = line.split()
             assert id in found
             assert what == "accepted" or len(store.image(id, 0).data) == 100_000
-        assert len(found) - sum("accepted" in line for line in promised) <= 5  # those that nobody could print any more
+        assert len(found) - sum("accepted" in line for line in promised) <= 5  # added, but killed before the print
 
 
-def test_while_another_process_writes_the_store_is_unavailable(store: JobStore, path: Path) -> None:
+def test_locked_database_raises_store_unavailable_after_the_timeout(store: JobStore, path: Path) -> None:
     id = store.add(job()).id
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        for write in (store.recover, lambda: store.add(job()), lambda: store.begin(id), lambda: JobStore(path, WAIT)):
+        for write in (store.recover, lambda: store.add(job()), lambda: store.start(id), lambda: JobStore(path, WAIT)):
             started = time.perf_counter()
             with pytest.raises(StoreUnavailable, match=r"jobs.sqlite: database is locked; another process"):
                 write()
             assert WAIT / 2 < time.perf_counter() - started < WAIT + 2
-        assert store.get(id).state == "queued"  # who only reads does not wait
+        assert store.get(id).state == "queued"  # reads do not wait
         other.execute("ROLLBACK")
-    assert store.begin(id)
+    assert store.start(id)
     assert len(store.recover()) == 1
 
 
 @contextmanager
 def small_database(store: JobStore) -> Iterator[None]:
-    """No room for one more page."""
-    (unlimited,) = store._connection.execute("PRAGMA max_page_count").fetchone()
-    store._connection.execute("PRAGMA max_page_count = 1")  # as small as it can be, which is as it is
+    """Leave no room for one more page."""
+    (unlimited,) = store.database.connection.execute("PRAGMA max_page_count").fetchone()
+    store.database.connection.execute("PRAGMA max_page_count = 1")  # SQLite takes the present size instead
     yield
-    store._connection.execute(f"PRAGMA max_page_count = {unlimited}")
+    store.database.connection.execute(f"PRAGMA max_page_count = {unlimited}")
 
 
 @contextmanager
 def small_files(_: JobStore) -> Iterator[None]:
-    """The system lets this process write no file beyond 64 KiB."""
+    """Limit the size of this process' files to 64 KiB."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, hard))
     try:
@@ -106,9 +103,9 @@ def small_files(_: JobStore) -> Iterator[None]:
 
 @contextmanager
 def read_only(store: JobStore) -> Iterator[None]:
-    store._connection.execute("PRAGMA query_only = ON")
+    store.database.connection.execute("PRAGMA query_only = ON")
     yield
-    store._connection.execute("PRAGMA query_only = OFF")
+    store.database.connection.execute("PRAGMA query_only = OFF")
 
 
 @pytest.mark.parametrize(
@@ -119,9 +116,7 @@ def read_only(store: JobStore) -> Iterator[None]:
         (read_only, "attempt to write a readonly database; the file and its directory must be writable"),
     ],
 )
-def test_what_the_disk_refuses_leaves_nothing_half_written(
-    store: JobStore, path: Path, refusal: Callable, words: str
-) -> None:
+def test_write_refused_by_the_disk_changes_nothing(store: JobStore, path: Path, refusal: Callable, words: str) -> None:
     id = store.add(job()).id
     before = store.get(id)
     with refusal(store):
@@ -129,7 +124,7 @@ def test_what_the_disk_refuses_leaves_nothing_half_written(
             store.add(job(requests=(ImageRequest("long" * MB),), idempotency_key="key"))
         with pytest.raises(StoreUnavailable, match=words):
             store.add_image(id, image(data=bytes(MB)))
-        assert not store._connection.in_transaction
+        assert not store.database.connection.in_transaction
         assert store.history(9) == [before]
         assert store.images(id) == []
     assert store.add_image(id, image(data=bytes(MB)))
@@ -137,22 +132,22 @@ def test_what_the_disk_refuses_leaves_nothing_half_written(
     assert store.add(job(idempotency_key="key")).state == "queued"
     store.close()
     with closing(JobStore(path)) as reopened:
-        assert reopened._connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        assert reopened.database.connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         assert len(reopened.history(9)) == 2
 
 
-def test_a_transaction_is_done_whole_or_not_at_all(store: JobStore) -> None:
-    """`recover` has several statements; here the second is refused."""
+def test_failed_recovery_is_rolled_back(store: JobStore) -> None:
+    """The second of the statements of `recover` is refused."""
     running, waiting = store.add(job()).id, store.add(job(durable=False)).id
-    store.begin(running)
-    store._connection.execute(
+    store.start(running)
+    store.database.connection.execute(
         "CREATE TEMP TRIGGER refuse BEFORE UPDATE ON jobs WHEN NEW.state = 'queued'"
         " BEGIN SELECT RAISE(ABORT, 'no'); END"
     )
     with pytest.raises(sqlite3.IntegrityError, match="no"):
         store.recover()
     assert [store.get(id).state for id in (running, waiting)] == ["running", "queued"]
-    store._connection.execute("DROP TRIGGER refuse")
+    store.database.connection.execute("DROP TRIGGER refuse")
     assert [j.id for j in store.recover()] == [running]
 
 
@@ -169,7 +164,7 @@ def overwritten(content: bytes, start: int, length: int) -> bytes:
         (lambda content: content[:5000], "malformed; put a copy"),
     ],
 )
-def test_a_damaged_file_is_refused_by_name(path: Path, damage: Callable[[bytes], bytes], words: str) -> None:
+def test_damaged_file_is_refused_and_left_as_it_is(path: Path, damage: Callable[[bytes], bytes], words: str) -> None:
     with closing(JobStore(path)) as store:
         generated(store)
     content = damage(path.read_bytes())
@@ -179,11 +174,11 @@ def test_a_damaged_file_is_refused_by_name(path: Path, damage: Callable[[bytes],
     assert path.read_bytes() == content
 
 
-def test_damage_that_is_met_later_is_named_too(path: Path) -> None:
+def test_damage_found_while_reading_is_reported(path: Path) -> None:
     with closing(JobStore(path)) as store:
         ids = [generated(store, bytes(100_000)) for _ in range(10)]
     content = path.read_bytes()
-    tables = 12 * 4096  # the first pages, which are read at opening; what follows is images
+    tables = 12 * 4096  # the pages that are read at opening; images follow
     path.write_bytes(overwritten(content, tables, len(content) - tables))
     with closing(JobStore(path)) as store, pytest.raises(StoreUnavailable, match="malformed; put a copy"):
         for id in ids:
@@ -191,18 +186,18 @@ def test_damage_that_is_met_later_is_named_too(path: Path) -> None:
             store.images(id)
 
 
-def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+def test_missing_directory_is_reported(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match=r"no/jobs.sqlite: unable to open database file; its directory"):
         JobStore(tmp_path / "no" / "jobs.sqlite")
 
 
-def test_a_newer_schema_and_a_foreign_file_are_refused(path: Path) -> None:
+def test_newer_schema_and_foreign_database_are_refused(path: Path) -> None:
     JobStore(path).close()
     with closing(sqlite3.connect(path)) as newer:
         newer.execute(f"PRAGMA user_version = {VERSION + 1}")
-    with pytest.raises(StoreUnavailable, match=f"schema {VERSION + 1}, but this zimage-trt knows only up to {VERSION}"):
+    with pytest.raises(StoreUnavailable, match=f"schema {VERSION + 1}, but this .* up to {VERSION};"):
         JobStore(path)
     with closing(sqlite3.connect(path.with_name("mail"))) as foreign:
         foreign.execute("CREATE TABLE mail (x)")
-    with pytest.raises(StoreUnavailable, match="mail is a database of something else"):
+    with pytest.raises(StoreUnavailable, match="mail is a database of another program"):
         JobStore(path.with_name("mail"))

@@ -1,0 +1,26 @@
+"""Jobs that an earlier server left unfinished, and their way back into the queue."""
+
+from server.jobs.live_job import LiveJob
+from server.jobs.storage.async_store import AsyncStore
+from server.jobs.tracker import JobTracker
+from server.jobs.worker_queue import WorkerQueue
+
+MAX_TOTAL_ATTEMPTS = 4  # of a job over several servers; a job that kills servers must not do so for ever
+
+
+async def recover(store: AsyncStore, tracker: JobTracker, worker_queue: WorkerQueue) -> None:
+    """Resume the unfinished jobs of the store; those that may have killed a server run one at a time."""
+    found = []
+    for job in await store.call(store.store.recover):
+        images = await store.call(store.store.images, job.id)
+        found.append(LiveJob(job, images={image.index: image for image in images}))
+    for live in found:
+        tracker.add(live)
+    worker_queue.add_suspects(live for live in found if live.missing() and 0 < live.job.attempts < MAX_TOTAL_ATTEMPTS)
+    for live in found:
+        attempts = live.job.attempts
+        if not live.missing():
+            tracker.finish(live)
+        elif attempts >= MAX_TOTAL_ATTEMPTS:
+            tracker.fail(live, "worker_lost", f"Generating this was started {attempts} times and never ended.")
+    worker_queue.send_pending()

@@ -1,0 +1,236 @@
+"""Jobs as the HTTP layer uses them: submission, queries, events and the end of the server.
+
+Knows jobs; neither HTTP nor how workers get them. A job is in the store before its submission is answered, and every
+accepted job ends once: done, failed with an error, or cancelled.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from functools import partial
+from typing import Literal
+
+from engine.images.metadata import ImageMetadata
+from engine.plan.manifest import Manifest
+from server.errors import JobNotFound, JobRefused, ServerShuttingDown, StoreUnavailable, WorkerUnavailable
+from server.jobs.admission import Admission, Limits
+from server.jobs.job import Job, StoredImage
+from server.jobs.live_job import JobEvent, LiveJob, Progress
+from server.jobs.metrics import Metrics
+from server.jobs.recovery import recover
+from server.jobs.storage.archive import Archive
+from server.jobs.storage.archive_writer import ArchiveWriter
+from server.jobs.storage.async_store import AsyncStore
+from server.jobs.storage.store import JobStore
+from server.jobs.tracker import JobTracker
+from server.jobs.worker_queue import WorkerQueue
+
+log = logging.getLogger(__name__)
+
+STORE_SECONDS = 2.0  # that the store has at the end, even if the grace of the images is over
+POLL_SECONDS = 0.02  # between two looks at the jobs that are left at the end
+
+ServiceStatus = Literal["ok", "starting", "draining", "failing"]
+
+
+class JobService:
+    """All jobs of one server. Used from one event loop.
+
+    Attributes:
+        manifest: of the plans that generate the images.
+        loras: names that requests may ask for.
+        worker_queue: sends the jobs to a worker; `server.serving` connects it.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        manifest: Manifest,
+        limits: Limits | None = None,
+        archive: Archive | None = None,
+        loras: tuple[str, ...] = (),
+    ) -> None:
+        limits = limits or Limits()
+        self.manifest, self.loras = manifest, loras
+        self.metrics = Metrics(lambda: self.worker_queue.pid)
+        self._store, self._async_store = store, AsyncStore(store, limits.history)
+        self._archive = ArchiveWriter(archive) if archive else None
+        self._tracker = JobTracker(self._async_store, manifest, self.metrics, self._archive)
+        self.worker_queue = WorkerQueue(self._tracker, self.metrics)
+        self._admission = Admission(limits, self._tracker.estimates)
+        self._admitting = 0  # admitted jobs that are not in the store yet
+        self._drain_started: float | None = None  # by the event loop's clock
+
+    async def start(self) -> None:
+        """Start writing to the store and the archive, and resume what an earlier server has left unfinished."""
+        self._async_store.start()
+        if self._archive is not None:
+            self._archive.start()
+        await recover(self._async_store, self._tracker, self.worker_queue)
+
+    def drain(self) -> None:
+        """Accept no more jobs."""
+        if self._drain_started is None:
+            self._drain_started = asyncio.get_running_loop().time()
+
+    async def stop(self, grace: float) -> None:
+        """Wait until no client waits for a job, then for the store.
+
+        Args:
+            grace: seconds since `drain` for the jobs; the store has at least STORE_SECONDS from now.
+        """
+        self.drain()
+        assert self._drain_started is not None
+        until = max(self._drain_started + grace, asyncio.get_running_loop().time() + STORE_SECONDS)
+        with suppress(TimeoutError, StoreUnavailable):
+            async with asyncio.timeout_at(until):
+                while any(not live.job.durable for live in self._tracker.unfinished):
+                    await asyncio.sleep(POLL_SECONDS)
+                for live in self._tracker.unfinished:
+                    if live.is_started:  # this end is not the job's fault
+                        self._async_store.write_later(partial(self._store.requeue, live.job.id, refund_attempt=True))
+                await self._async_store.flush()
+        self._async_store.close()
+        if self._archive is not None:
+            await asyncio.to_thread(self._archive.close, STORE_SECONDS)
+
+    def fail_connected(self, reason: str) -> None:
+        """Fail the jobs whose clients wait, since no worker starts. Durable jobs stay for the next server."""
+        for live in list(self._tracker.unfinished):
+            if not live.job.durable:
+                self._tracker.fail(live, "worker_unavailable", f"No worker can be started: {reason}")
+
+    @property
+    def is_ready(self) -> bool:
+        """True if a worker takes jobs now."""
+        return self.worker_queue.is_ready
+
+    @property
+    def last_failure(self) -> str | None:
+        """Reason for the end of the last worker."""
+        return self.worker_queue.last_failure
+
+    @property
+    def status(self) -> ServiceStatus:
+        if self.worker_queue.is_hopeless:
+            return "failing"
+        if self._drain_started is not None:
+            return "draining"
+        return "ok" if self.is_ready else "starting"
+
+    async def submit(self, job: Job, previews: int = 0) -> Job:
+        """Store and queue a job, or return the one that the same idempotency key has made.
+
+        Args:
+            previews: of each image.
+
+        Raises:
+            JobRefused: the queue is full, the deadline cannot be met, or there is no worker.
+            IdempotencyKeyReused: the key was used for another request.
+            StoreUnavailable: the job cannot be stored now.
+        """
+        known = None
+        if job.idempotency_key is not None and (known := await self._async_store.call(self._store.find_by_key, job)):
+            live = self._tracker.get(known.id)
+            if live is None or live.job.error is None or not live.job.error.is_transient:
+                return known
+        try:
+            self._admit(job)
+        except JobRefused as refusal:
+            self.metrics.job_refused(refusal.code)
+            raise
+        self._admitting += 1
+        # shielded: a job that is in the store must be queued, even if the client disconnects meanwhile
+        return await asyncio.shield(self._add(job, previews, has_failed_before=known is not None))
+
+    def _admit(self, job: Job) -> None:
+        if self._drain_started is not None:
+            raise ServerShuttingDown("The server is shutting down; send the request again.", 1.0)
+        if self.worker_queue.is_hopeless:
+            raise WorkerUnavailable("No worker can be started; the server's log says why.", 30.0)
+        self._admission.check(job, list(self._tracker.unfinished), self._admitting)
+
+    async def _add(self, job: Job, previews: int, *, has_failed_before: bool) -> Job:
+        """Store an admitted job. `has_failed_before`: its key is free once that failure is in the store."""
+        try:
+            if has_failed_before:
+                await self._async_store.flush()
+            stored = await self._async_store.call(self._store.add, job)
+        finally:
+            self._admitting -= 1
+        if stored.id == job.id:
+            self.metrics.job_accepted(job)
+            log.info("%s accepted", job.id, extra={"job": job.id, "api": job.api, "images": len(job.requests)})
+            self._tracker.add(LiveJob(stored, previews))
+            self.worker_queue.send_pending()
+        return stored
+
+    async def get(self, job_id: str) -> Job | None:
+        live = self._tracker.get(job_id)
+        return live.job if live is not None else await self._async_store.call(self._store.get, job_id)
+
+    async def image(self, job_id: str, index: int) -> StoredImage | None:
+        live = self._tracker.get(job_id)
+        if live is None:
+            return await self._async_store.call(self._store.image, job_id, index)
+        return live.images.get(index)
+
+    async def metadata(self, job_id: str) -> list[ImageMetadata]:
+        """Return the metadata of a job's images, without reading the images."""
+        live = self._tracker.get(job_id)
+        if live is None:
+            return await self._async_store.call(self._store.metadata, job_id)
+        return [image.metadata for image in live.finished_images()]
+
+    async def history(self, limit: int, before: int | None, owner: str | None) -> list[Job]:
+        """Return an owner's jobs, newest first; see `JobStore.history`."""
+        found = await self._async_store.call(self._store.history, limit, before, owner)
+        return [live.job if (live := self._tracker.get(job.id)) else job for job in found]
+
+    async def delete(self, job_id: str) -> bool:
+        """Delete a job that has ended, with its images. False: it has not ended, or is unknown."""
+        if self._tracker.get(job_id) is not None:
+            await self._async_store.flush()  # its end may not be stored yet
+        return await self._async_store.call(self._store.delete, job_id)
+
+    def cancel(self, job_id: str) -> bool:
+        """End a job now; its images stop at their next step. False: it had ended, or is unknown."""
+        live = self._tracker.get(job_id)
+        return live is not None and self._tracker.cancel(live)
+
+    def progress(self, job: Job) -> Progress:
+        return self._tracker.progress(job)
+
+    async def wait(self, job: Job) -> tuple[Job, list[StoredImage]]:
+        """Return the job and its images when it has ended.
+
+        Raises:
+            JobNotFound: it was deleted.
+        """
+        live = self._tracker.get(job.id)
+        if live is not None:
+            await live.ended.wait()
+            return live.job, live.finished_images()
+        images = await self._async_store.call(self._store.images, job.id)
+        ended = await self._async_store.call(self._store.get, job.id)
+        if ended is None:
+            raise JobNotFound(f"there is no job {job.id}, or it was deleted")
+        return ended, images
+
+    async def follow(self, job: Job) -> AsyncIterator[JobEvent]:
+        """Yield progress and images so far, then each event. The last is the ended job, unless it was deleted."""
+        live = self._tracker.get(job.id)
+        if live is None:
+            with suppress(JobNotFound):
+                ended, images = await self.wait(job)
+                for image in images:
+                    yield image
+                yield ended
+            return
+        with live.subscribe(self.progress(live.job)) as events:
+            while True:
+                event = await events.get()
+                yield event
+                if isinstance(event, Job):
+                    return

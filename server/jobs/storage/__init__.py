@@ -1,0 +1,1 @@
+"""Storage of jobs and images: the database, the archive, and how long both keep them."""

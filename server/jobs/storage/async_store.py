@@ -1,0 +1,137 @@
+"""The job store for an event loop: reads are awaited, writes follow in the background, in order.
+
+Knows calls; not what jobs mean.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import TypeVar
+
+from server.errors import StoreUnavailable
+from server.jobs.storage.retention import PRUNE_EVERY, Retention
+from server.jobs.storage.store import JobStore
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Write = tuple[Callable[[], object], Callable[[], object]]  # the write, and a callback for when it is done
+
+FLUSH_TIMEOUT = 2.0  # seconds
+BATCH_DELAY = 0.002  # seconds in which writes gather, so that one trip to the thread does for all
+RETRY_DELAY = 1.0  # seconds between two attempts at a write that the disk refuses
+
+
+class AsyncStore:
+    """One store, used from one event loop.
+
+    Args:
+        retention: of jobs that have ended, with their images.
+
+    Attributes:
+        store: for its methods, which go through `call` and `write_later`.
+    """
+
+    def __init__(self, store: JobStore, retention: Retention) -> None:
+        self.store = store
+        self._retention = retention
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")  # keeps the order of the calls
+        self._calls_in_thread = 0  # while there are any, no other thread may use the store
+        self._writes: asyncio.Queue[Write] = asyncio.Queue()
+        self._pending_writes = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._prune_due = asyncio.Event()
+
+    @property
+    def pending_writes(self) -> int:
+        """Writes that the store has not taken yet."""
+        return self._pending_writes
+
+    def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._prune())]
+
+    def close(self) -> None:
+        """Drop the pending writes and close the store."""
+        for task in self._tasks:
+            task.cancel()
+        self._thread.shutdown()
+        self.store.close()
+
+    async def call(self, method: Callable[..., T], *args: object) -> T:
+        """Return the result of a method of the store; raise what it raises."""
+        if self.store.database.is_in_memory and not self._calls_in_thread:  # faster than a trip to the thread
+            return method(*args)
+        return await self._call_in_thread(method, *args)
+
+    def write_later(self, write: Callable[[], object], then: Callable[[], object] = lambda: None) -> None:
+        """Write in the background, after earlier writes, and again and again until the disk takes it."""
+        self._pending_writes += 1
+        self._writes.put_nowait((write, then))
+
+    async def flush(self) -> None:
+        """Wait until all writes so far are done. Raises StoreUnavailable after FLUSH_TIMEOUT."""
+        if not self._pending_writes:
+            return
+        done = asyncio.Event()
+        self.write_later(lambda: None, then=done.set)
+        try:
+            async with asyncio.timeout(FLUSH_TIMEOUT):
+                await done.wait()
+        except TimeoutError as error:
+            raise StoreUnavailable(f"earlier writes were not done in {FLUSH_TIMEOUT:.0f} s; try again later") from error
+
+    async def _call_in_thread(self, method: Callable[..., T], *args: object) -> T:
+        call = asyncio.get_running_loop().run_in_executor(self._thread, method, *args)
+        self._calls_in_thread += 1
+        call.add_done_callback(self._on_call_done)
+        return await asyncio.shield(call)  # a cancelled caller leaves the call running
+
+    def _on_call_done(self, _: "asyncio.Future[T]") -> None:
+        self._calls_in_thread -= 1
+
+    async def _write(self) -> None:
+        while True:
+            writes = deque([await self._writes.get()])
+            await asyncio.sleep(BATCH_DELAY)
+            while not self._writes.empty():
+                writes.append(self._writes.get_nowait())
+            while writes:
+                done: list[Write] = []
+                try:
+                    await self.call(_run, writes, done)
+                except StoreUnavailable as error:
+                    log.error("%s; the write is kept in memory and tried again", error)
+                    await asyncio.sleep(RETRY_DELAY)
+                except Exception:
+                    log.exception("a write to the job store failed and is dropped")
+                    done.append(writes.popleft())
+                for _, then in done:
+                    then()
+                    self._pending_writes -= 1
+            if self._retention.is_due(self.store.bytes_since_prune):
+                self._prune_due.set()
+
+    async def _prune(self) -> None:
+        """Delete expired jobs, every PRUNE_EVERY seconds and when much is new."""
+        while True:
+            try:
+                while await self._call_in_thread(self.store.prune, self._retention):
+                    pass  # few jobs at a time, so that other calls come in between
+            except StoreUnavailable as error:
+                log.error("%s; expired jobs are kept for now", error)
+            except Exception:
+                log.exception("pruning the job store failed; expired jobs are kept for now")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PRUNE_EVERY):
+                    await self._prune_due.wait()
+            self._prune_due.clear()
+
+
+def _run(writes: deque[Write], done: list[Write]) -> None:
+    """Move the writes that the store takes from `writes` to `done`, up to the first that it refuses."""
+    while writes:
+        writes[0][0]()
+        done.append(writes.popleft())

@@ -1,0 +1,150 @@
+"""The SQLite file of a job store: its schema, how it is opened, and its errors with advice.
+
+Knows no jobs.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from server.errors import StoreUnavailable
+
+VERSION = 2  # of the schema
+SCHEMA = (
+    """CREATE TABLE jobs (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT,
+        id TEXT NOT NULL UNIQUE,
+        requests TEXT NOT NULL,
+        format TEXT NOT NULL,
+        api TEXT NOT NULL,
+        owner TEXT,
+        durable INTEGER NOT NULL,
+        idempotency_key TEXT,
+        fingerprint TEXT NOT NULL,
+        created REAL NOT NULL,
+        deadline REAL,
+        state TEXT NOT NULL,
+        started REAL,
+        finished REAL,
+        attempts INTEGER NOT NULL,
+        error TEXT NOT NULL,
+        CHECK ((finished IS NULL) = (state IN ('queued', 'running')))
+    )""",
+    # to UNIQUE every NULL is another one, but those without an owner share their keys
+    """CREATE UNIQUE INDEX jobs_by_key ON jobs (idempotency_key, ifnull(owner, ''))
+        WHERE idempotency_key IS NOT NULL""",
+    "CREATE INDEX jobs_by_owner ON jobs (owner, sequence)",
+    "CREATE INDEX jobs_unfinished ON jobs (sequence) WHERE finished IS NULL",
+    """CREATE TABLE images (
+        job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+        number INTEGER NOT NULL,
+        media_type TEXT NOT NULL,
+        metadata TEXT NOT NULL,
+        data BLOB NOT NULL,
+        PRIMARY KEY (job, number)
+    )""",
+    f"PRAGMA user_version = {VERSION}",
+)
+SQLiteValue = str | bytes | int | float | None
+WAL_BYTES = 16 << 20  # size of the log on disk after a burst
+
+ADVICE = {
+    sqlite3.SQLITE_BUSY: "another process is writing to it; a store belongs to one server",
+    sqlite3.SQLITE_FULL: "free disk space, or keep fewer images",
+    sqlite3.SQLITE_READONLY: "the file and its directory must be writable",
+    sqlite3.SQLITE_IOERR: "the disk fails or is full; the kernel's log says more",
+    sqlite3.SQLITE_CANTOPEN: "its directory must exist and be writable",
+    sqlite3.SQLITE_CORRUPT: "put a copy in its place, or move it away to begin with an empty store",
+    sqlite3.SQLITE_NOTADB: "name another file, or move it away to begin with an empty store",
+}
+
+
+class Database:
+    """One connection, which any thread may use, but only one at a time.
+
+    Args:
+        path: the file, created if it does not exist; None for memory.
+        busy_timeout: seconds to wait for another process.
+
+    Raises:
+        StoreUnavailable: there is no such directory, or the file is damaged, of a newer version or no store at all.
+    """
+
+    def __init__(self, path: Path | None, busy_timeout: float) -> None:
+        self.is_in_memory = path is None
+        self._name = f"the job store {path or 'in memory'}"
+        with _explained(self._name):
+            self.connection = _connect(path, busy_timeout, self._name)
+
+    def rows(self, sql: str, *values: SQLiteValue) -> list[sqlite3.Row]:
+        with _explained(self._name):
+            return self.connection.execute(sql, values).fetchall()
+
+    def change(self, sql: str, *values: SQLiteValue) -> bool:
+        """Change at most one row, in a transaction. False: there was none to change."""
+        with self.transaction() as connection:
+            return connection.execute(sql, values).rowcount == 1
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Exclude other writers from the first read on; undo everything if the block raises."""
+        with _explained(self._name), self.connection as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+
+    def shrink(self, pages: int) -> None:
+        """Give free pages back to the file system."""
+        with _explained(self._name):
+            # not `execute`, which stops after one page
+            self.connection.executescript(f"PRAGMA incremental_vacuum({pages})")
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+def _connect(path: Path | None, busy_timeout: float, name: str) -> sqlite3.Connection:
+    with ExitStack() as undo:
+        connection = sqlite3.connect(
+            path or ":memory:", timeout=busy_timeout, isolation_level=None, check_same_thread=False
+        )
+        undo.callback(connection.close)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # first: it cannot be changed once there is a page
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES}")
+        _create_schema(connection, name)
+        undo.pop_all()
+        return connection
+
+
+def _create_schema(connection: sqlite3.Connection, name: str) -> None:
+    """Create the tables of a new file; refuse a file with other tables."""
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")  # of two processes that open a new file, one creates the tables
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if version > VERSION:
+            raise StoreUnavailable(
+                f"{name} has schema {version}, but this zimage-trt reads schemas up to {VERSION};"
+                " start the newer zimage-trt, or name another file"
+            )
+        if version == 0 and tables:
+            raise StoreUnavailable(f"{name} is a database of another program; name another file")
+        if version == 0:
+            for statement in SCHEMA:
+                connection.execute(statement)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Raise StoreUnavailable, with advice, for errors of the file, the disk or another process; leave other errors."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF  # the higher bits are details
+        if primary not in ADVICE:
+            raise
+        raise StoreUnavailable(f"{name}: {error}; {ADVICE[primary]}") from error

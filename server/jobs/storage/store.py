@@ -1,0 +1,234 @@
+"""Jobs and their images in an SQLite file, so that neither a crash nor a restart loses an accepted job.
+
+Knows rows and transactions; neither workers nor HTTP.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from engine.images.metadata import ImageMetadata
+from server.errors import IdempotencyKeyReused
+from server.jobs.job import Job, JobError, JobState, StoredImage
+from server.jobs.storage.database import Database, SQLiteValue
+from server.jobs.storage.retention import Retention
+from server.jobs.storage.rows import COLUMNS, image_of_row, job_of_row, row_of_job, to_json
+
+SERVER_RESTARTED = JobError(
+    "server_restarted", "The server was restarted before the images were generated; send the request again."
+)
+MAX_SEQUENCE = 2**63 - 1
+PRUNE_BATCH = 20  # jobs that one `prune` deletes at most
+VACUUM_PAGES = 4096  # of 4 KiB, that one `prune` gives back at most
+ROW_BYTES = 1 << 10  # estimate of a job's row without its requests
+SIZE = f"(length(CAST(requests AS BLOB)) + {ROW_BYTES})"  # bytes of an ended job without its images
+
+
+class JobStore:
+    """Jobs in the order of their acceptance, each with its images so far.
+
+    For any thread, but only one at a time: callers hold a lock. Every method may wait up to `busy_timeout` for another
+    process and may raise StoreUnavailable; then nothing has changed (`prune` has deleted whole jobs or none).
+
+    What a method has written survives any end of the process, kill -9 too. The log is not forced to the disk at every
+    commit (WAL, synchronous=NORMAL): a power cut may lose the last moments, but damages nothing.
+
+    Attributes:
+        bytes_since_prune: bytes that the last `prune` has not considered.
+    """
+
+    def __init__(self, path: Path | None, busy_timeout: float = 5.0, *, clock: Callable[[], float] = time.time) -> None:
+        """
+        Args:
+            path: the file, created if it does not exist; None keeps the jobs in memory.
+            busy_timeout: seconds.
+            clock: returns unix seconds.
+
+        Raises:
+            StoreUnavailable: there is no such directory, or the file is damaged, of a newer version or no store at all.
+        """
+        self.database = Database(path, busy_timeout)
+        self.bytes_since_prune = 0
+        self._clock = clock
+
+    def add(self, job: Job) -> Job:
+        """Queue a job and return it with its `sequence`, or return the job with the same idempotency key.
+
+        Raises:
+            IdempotencyKeyReused: the key is known with another fingerprint.
+        """
+        assert job.state is JobState.QUEUED and job.requests and job.owner != ""
+        with self.database.transaction() as connection:
+            known = self.find_by_key(job)
+            if known is None:
+                names = ", ".join(COLUMNS)
+                values = ", ".join(f":{name}" for name in COLUMNS)
+                cursor = connection.execute(f"INSERT INTO jobs ({names}) VALUES ({values})", row_of_job(job))
+                assert cursor.lastrowid is not None
+                return replace(job, sequence=cursor.lastrowid)
+        return known
+
+    def find_by_key(self, job: Job) -> Job | None:
+        """Return the stored job with this job's idempotency key. Raises IdempotencyKeyReused."""
+        where = "WHERE idempotency_key = ? AND ifnull(owner, '') = ifnull(?, '')"  # no key equals NULL
+        known = next(iter(self._jobs(where, job.idempotency_key, job.owner)), None)
+        if known is not None and known.fingerprint != job.fingerprint:
+            raise IdempotencyKeyReused(
+                f"the idempotency key {job.idempotency_key!r} was used for another request; use a new key for each"
+            )
+        return known
+
+    def get(self, id: str) -> Job | None:
+        return next(iter(self._jobs("WHERE id = ?", id)), None)
+
+    def unfinished(self) -> list[Job]:
+        """Return queued and running jobs in the order of their acceptance."""
+        return self._jobs("WHERE finished IS NULL ORDER BY sequence")
+
+    def history(self, limit: int, before: int | None = None, owner: str | None = None) -> list[Job]:
+        """Return an owner's jobs in any state, newest first.
+
+        Args:
+            limit: number of jobs at most.
+            before: `sequence` of the last job of the previous page; None for the first page.
+            owner: None for the jobs without an owner.
+        """
+        end = MAX_SEQUENCE if before is None else before
+        return self._jobs("WHERE owner IS ? AND sequence < ? ORDER BY sequence DESC LIMIT ?", owner, end, limit)
+
+    def start(self, id: str) -> bool:
+        """Set a queued job to running and count an attempt. False: it is not queued, so do not generate it."""
+        return self.database.change(
+            "UPDATE jobs SET state = 'running', attempts = attempts + 1, started = ifnull(started, ?)"
+            " WHERE id = ? AND state = 'queued'",
+            self._clock(),
+            id,
+        )
+
+    def requeue(self, id: str, *, refund_attempt: bool = False) -> bool:
+        """Set a running job to queued. False: it is not running.
+
+        Args:
+            refund_attempt: True if the worker was stopped in order; False if it died.
+        """
+        sql = "UPDATE jobs SET state = 'queued', attempts = attempts - ? WHERE id = ? AND state = 'running'"
+        return self.database.change(sql, int(refund_attempt), id)
+
+    def finish(self, id: str) -> bool:
+        """End a job that has all its images. False, as for `fail` and `cancel`: it had ended, or is unknown."""
+        expected = self._image_count(id)
+        if expected is None:
+            return False
+        ((stored,),) = self.database.rows("SELECT count(*) FROM images WHERE job = ?", id)
+        assert stored == expected, f"{id} has {stored} of {expected} images"
+        return self._end(id, JobState.DONE)
+
+    def fail(self, id: str, error: JobError) -> bool:
+        return self._end(id, JobState.FAILED, error)
+
+    def cancel(self, id: str) -> bool:
+        return self._end(id, JobState.CANCELLED)
+
+    def add_image(self, id: str, image: StoredImage) -> bool:
+        """Store an image, unless there is one with its index. False: the job has ended or is unknown."""
+        with self.database.transaction() as connection:
+            expected = self._image_count(id)
+            if expected is None:
+                return False
+            assert 0 <= image.index < expected
+            connection.execute(
+                "INSERT INTO images (job, number, media_type, metadata, data) VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT (job, number) DO NOTHING",
+                (id, image.index, image.media_type, to_json(image.metadata), image.data),
+            )
+        self.bytes_since_prune += len(image.data)
+        return True
+
+    def images(self, id: str) -> list[StoredImage]:
+        """Return the images so far, by index."""
+        return self._images("WHERE job = ? ORDER BY number", id)
+
+    def image(self, id: str, index: int) -> StoredImage | None:
+        return next(iter(self._images("WHERE job = ? AND number = ?", id, index)), None)
+
+    def metadata(self, id: str) -> list[ImageMetadata]:
+        """Return the metadata of the images so far, by index, without reading the images."""
+        rows = self.database.rows("SELECT metadata FROM images WHERE job = ? ORDER BY number", id)
+        return [msgspec.json.decode(metadata, type=ImageMetadata) for (metadata,) in rows]
+
+    def delete(self, id: str) -> bool:
+        """Delete a job that has ended, with its images. False: it has not ended, or is unknown."""
+        return self.database.change("DELETE FROM jobs WHERE id = ? AND finished IS NOT NULL", id)
+
+    def prune(self, retention: Retention) -> int:
+        """Delete up to PRUNE_BATCH expired jobs and give some disk space back. Call it until it returns 0.
+
+        Args:
+            retention: age since the job's end; bytes of all images, and of all jobs that have ended.
+
+        Returns:
+            The number of deleted jobs.
+        """
+        self.bytes_since_prune = 0
+        ((images,),) = self.database.rows("SELECT ifnull(sum(length(data)), 0) FROM images")
+        ((jobs,),) = self.database.rows(f"SELECT ifnull(sum({SIZE}), 0) FROM jobs WHERE finished IS NOT NULL")
+        oldest = self.database.rows(
+            f"SELECT id, finished, {SIZE} + (SELECT ifnull(sum(length(data)), 0) FROM images WHERE job = id) FROM"
+            f" (SELECT * FROM jobs WHERE finished IS NOT NULL ORDER BY finished, sequence LIMIT {PRUNE_BATCH})"
+        )
+        deleted = 0
+        for ended in retention.expired((_EndedJob(*row) for row in oldest), self._clock(), images + jobs):
+            deleted += self.delete(ended.id)  # each in a short transaction of its own
+        self.database.shrink(VACUUM_PAGES)
+        return deleted
+
+    def recover(self) -> list[Job]:
+        """Repair the states that an ended server left. Call it once at the start, before a worker generates.
+
+        Jobs that are not durable fail, since their clients are gone; running ones are queued again.
+
+        Returns:
+            The unfinished jobs, in the order of their acceptance.
+        """
+        with self.database.transaction() as connection:
+            connection.execute(
+                "UPDATE jobs SET state = 'failed', finished = ?, error = ? WHERE finished IS NULL AND NOT durable",
+                (self._clock(), to_json(SERVER_RESTARTED)),
+            )
+            connection.execute("UPDATE jobs SET state = 'queued' WHERE finished IS NULL")
+            return self.unfinished()
+
+    def close(self) -> None:
+        self.database.close()
+
+    def _image_count(self, id: str) -> int | None:
+        """Return the number of images that an unfinished job asks for; None for other jobs."""
+        rows = self.database.rows("SELECT json_array_length(requests) FROM jobs WHERE id = ? AND finished IS NULL", id)
+        return rows[0][0] if rows else None
+
+    def _end(self, id: str, state: JobState, error: JobError | None = None) -> bool:
+        key = "NULL" if error is not None and error.is_transient else "idempotency_key"
+        has_ended = self.database.change(
+            f"UPDATE jobs SET state = ?, finished = ?, error = ?, idempotency_key = {key}"
+            " WHERE id = ? AND finished IS NULL",
+            *(state, self._clock(), to_json(error), id),
+        )
+        if has_ended:
+            self.bytes_since_prune += self.database.rows(f"SELECT {SIZE} FROM jobs WHERE id = ?", id)[0][0]
+        return has_ended
+
+    def _jobs(self, which: str, *values: SQLiteValue) -> list[Job]:
+        return [job_of_row(row) for row in self.database.rows(f"SELECT * FROM jobs {which}", *values)]
+
+    def _images(self, which: str, *values: SQLiteValue) -> list[StoredImage]:
+        return [image_of_row(row) for row in self.database.rows(f"SELECT * FROM images {which}", *values)]
+
+
+@dataclass(frozen=True, slots=True)
+class _EndedJob:
+    id: str
+    time: float  # of its end
+    size: int  # bytes, with its images

@@ -1,0 +1,153 @@
+"""Unfinished jobs and every change of their state: in memory, in the store and for their followers.
+
+Knows neither workers nor HTTP. A change is visible at once and reaches the store in the background. Every job ends
+once: done, failed with an error, or cancelled.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import partial
+
+from engine.plan.manifest import Manifest
+from server.jobs.estimates import Estimates
+from server.jobs.job import Job, JobError, JobState, StoredImage
+from server.jobs.live_job import LiveJob, PreviewReady, Progress
+from server.jobs.metrics import Metrics
+from server.jobs.storage.archive_writer import ArchiveWriter
+from server.jobs.storage.async_store import AsyncStore
+
+log = logging.getLogger(__name__)
+
+
+class JobTracker:
+    """Jobs that have not ended, or whose end is not stored yet.
+
+    Attributes:
+        estimates: learned from the images that are added.
+        on_ended: called with each job that has ended.
+    """
+
+    def __init__(
+        self, store: AsyncStore, manifest: Manifest, metrics: Metrics, archive: ArchiveWriter | None = None
+    ) -> None:
+        self.estimates = Estimates(manifest)
+        self.on_ended: Callable[[LiveJob], None] = lambda _: None
+        self._store, self._manifest, self._metrics, self._archive = store, manifest, metrics, archive
+        self._live: dict[str, LiveJob] = {}
+        self._unfinished: dict[str, LiveJob] = {}  # a part of `_live`
+        metrics.add_gauges(self._gauges)
+
+    @property
+    def unfinished(self) -> Collection[LiveJob]:
+        """Jobs that have not ended, in the order of their acceptance."""
+        return self._unfinished.values()
+
+    def get(self, job_id: str) -> LiveJob | None:
+        """Return a job that is still in memory."""
+        return self._live.get(job_id)
+
+    def add(self, live: LiveJob) -> None:
+        """Track a job that is stored, and fail it at its deadline."""
+        job = live.job
+        self._live[job.id] = self._unfinished[job.id] = live
+        if job.deadline is not None:
+            left = max(job.deadline - time.time(), 0.0)
+            live.deadline_timer = asyncio.get_running_loop().call_later(left, self._expire, live)
+
+    def progress(self, job: Job) -> Progress:
+        """Return the place of a job in the queue, its steps and the estimated time until its end."""
+        live = self._unfinished.get(job.id)
+        if live is None:
+            return Progress(job.state, 0, 0.0, 0, 0)
+        ahead = [other for other in self.unfinished if other.job.sequence < job.sequence]
+        eta = sum(map(self.estimates.remaining, [*ahead, live]))
+        steps = sum(request.steps(self._manifest) for request in live.job.requests)
+        return Progress(live.job.state, len(ahead), eta, sum(live.steps_done.values()), steps)
+
+    def start(self, live: LiveJob) -> None:
+        """Count an attempt: a worker has started to generate the job."""
+        is_first, started = live.job.started is None, live.job.started or time.time()
+        live.job = replace(live.job, state=JobState.RUNNING, attempts=live.job.attempts + 1, started=started)
+        if is_first:
+            self._metrics.job_started(live.job)
+        self._store.write_later(partial(self._store.store.start, live.job.id))
+
+    def requeue(self, live: LiveJob) -> None:
+        """Put a job whose worker died back into the queue. Its images so far stay, its steps do not."""
+        live.steps_done.clear()
+        if live.job.state is JobState.RUNNING:
+            live.job = replace(live.job, state=JobState.QUEUED)
+            self._store.write_later(partial(self._store.store.requeue, live.job.id))
+
+    def set_steps_done(self, live: LiveJob, index: int, done: int) -> None:
+        live.steps_done[index] = done
+        if live.followers:
+            live.notify_followers(self.progress(live.job))
+
+    def show_preview(self, live: LiveJob, preview: PreviewReady) -> None:
+        """Send a preview to the followers, unless the image is finished. Previews are not stored."""
+        if preview.index not in live.images:
+            live.notify_followers(preview)
+
+    def add_image(self, live: LiveJob, image: StoredImage) -> None:
+        """Store a finished image. The job ends with its last one."""
+        metadata = image.metadata
+        self.estimates.learn(metadata.size, metadata.forwards, metadata.seconds)
+        live.images[image.index] = image
+        self._metrics.image_finished(metadata)
+        live.notify_followers(image)
+        self._store.write_later(partial(self._store.store.add_image, live.job.id, image))
+        if self._archive is not None:
+            self._archive.put(live.job, image)
+        if not live.missing():
+            self.finish(live)
+
+    def finish(self, live: LiveJob) -> None:
+        """End a job that has all its images."""
+        self._end(live, JobState.DONE, partial(self._store.store.finish, live.job.id))
+
+    def cancel(self, live: LiveJob) -> bool:
+        """End a job that is no longer wanted. False: it had ended."""
+        return self._end(live, JobState.CANCELLED, partial(self._store.store.cancel, live.job.id))
+
+    def fail(self, live: LiveJob, code: str, message: str) -> None:
+        error = JobError(code, message)
+        self._end(live, JobState.FAILED, partial(self._store.store.fail, live.job.id, error), error)
+
+    def _expire(self, live: LiveJob) -> None:
+        self.fail(live, "deadline_exceeded", "The deadline passed before the images were generated.")
+
+    def _end(self, live: LiveJob, state: JobState, write: Callable[[], object], error: JobError | None = None) -> bool:
+        """End a job, unless it has ended. It stays in memory until the store has its end."""
+        if live.job.state.is_final:
+            return False
+        live.job = job = replace(live.job, state=state, error=error, finished=time.time())
+        del self._unfinished[job.id]
+        if live.deadline_timer is not None:
+            live.deadline_timer.cancel()
+        self._metrics.job_ended(job)
+        _log_end(job)
+        live.notify_followers(job)
+        live.ended.set()
+        self._store.write_later(write, then=partial(self._live.pop, job.id, None))
+        self.on_ended(live)
+        return True
+
+    def _gauges(self) -> dict[str, float]:
+        running = sum(live.job.state is JobState.RUNNING for live in self.unfinished)
+        return {
+            "zimage_jobs_running": running,
+            "zimage_jobs_waiting": len(self.unfinished) - running,
+            "zimage_queue_estimated_seconds": sum(map(self.estimates.remaining, self.unfinished)),
+            "zimage_store_writes_pending": self._store.pending_writes,
+        }
+
+
+def _log_end(job: Job) -> None:
+    assert job.finished is not None
+    seconds, code = job.finished - job.created, job.error.code if job.error else ""
+    fields = {"job": job.id, "state": job.state.value, "code": code, "seconds": round(seconds, 3)}
+    log.info("%s %s in %.3f s", job.id, code or job.state.value, seconds, extra=fields)

@@ -1,0 +1,169 @@
+"""Delivery of jobs to a worker: sending them, handling its messages, and replays after its death.
+
+Knows messages; neither processes nor clients.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Protocol
+
+from server.jobs.job import Job, StoredImage
+from server.jobs.live_job import LiveJob, PreviewReady
+from server.jobs.metrics import Metrics
+from server.jobs.tracker import JobTracker
+from server.worker import messages
+from server.worker.messages import FromWorker, ToWorker
+
+MAX_ATTEMPTS = 2  # of a job whose worker dies: the first, and one replay
+HOPELESS_STARTS = 5  # failed starts of a worker in a row, after which jobs fail instead of waiting
+
+
+class WorkerLink(Protocol):
+    """The connection to a worker: `server.worker.supervisor.Supervisor`, or a fake.
+
+    Attributes:
+        is_ready: True if a worker takes messages.
+        starts: worker processes started so far.
+        failed_starts: starts in a row after which the worker was never ready.
+        last_failure: reason for the end of the last worker.
+        pid: process id of the worker, while there is one.
+    """
+
+    is_ready: bool
+    starts: int
+    failed_starts: int
+    last_failure: str | None
+
+    @property
+    def pid(self) -> int | None: ...
+
+    def send(self, message: ToWorker) -> None: ...
+
+    def expect_messages(self, is_busy: bool) -> None:
+        """Set if the worker has work, so that a long silence means that it hangs."""
+        ...
+
+
+class WorkerQueue:
+    """Sends unfinished jobs to one worker: all at once, or one suspect at a time after a worker has died.
+
+    Suspects are the jobs that a worker was generating when it died. One of them may have caused that, so each is
+    replayed alone: if it kills the next worker too, no other job loses an attempt.
+
+    Attributes:
+        link: connection to the worker; None until `server.serving` has set it.
+    """
+
+    def __init__(self, tracker: JobTracker, metrics: Metrics) -> None:
+        self.link: WorkerLink | None = None
+        self._tracker, self._metrics = tracker, metrics
+        self._suspects: deque[LiveJob] = deque()
+        self._device_memory: messages.DeviceMemory | None = None
+        tracker.on_ended = self._on_job_ended
+        metrics.add_gauges(self._gauges)
+
+    @property
+    def is_ready(self) -> bool:
+        """True if a worker takes jobs now."""
+        return self.link is not None and self.link.is_ready
+
+    @property
+    def is_hopeless(self) -> bool:
+        """True if starting a worker failed too often in a row."""
+        return self.link is not None and self.link.failed_starts >= HOPELESS_STARTS
+
+    @property
+    def last_failure(self) -> str | None:
+        return None if self.link is None else self.link.last_failure
+
+    @property
+    def pid(self) -> int | None:
+        return None if self.link is None else self.link.pid
+
+    def add_suspects(self, jobs: Iterable[LiveJob]) -> None:
+        """Replay these jobs one at a time, before all others."""
+        self._suspects.extend(jobs)
+
+    def send_pending(self) -> None:
+        """Send what the worker does not have yet: the first suspect, or else all unfinished jobs."""
+        if self.link is None or not self.link.is_ready:
+            return
+        while self._suspects and self._suspects[0].job.state.is_final:
+            self._suspects.popleft()
+        for live in list(self._suspects)[:1] or self._tracker.unfinished:
+            if not live.is_sent:
+                live.is_sent = True
+                for index in live.missing():
+                    request, image_format = live.job.requests[index], live.job.format
+                    self.link.send(messages.Generate(_key(live.job, index), request, image_format, live.previews))
+        self.link.expect_messages(bool(self._tracker.unfinished))
+
+    def on_message(self, message: FromWorker) -> None:
+        match message:
+            case messages.Started(key):
+                if (found := self._find(key)) and not found[0].is_started:
+                    found[0].is_started = True
+                    self._tracker.start(found[0])
+            case messages.Heartbeat():
+                self._metrics.heartbeat(message)
+                for key, done in message.steps_done.items():
+                    if found := self._find(key):
+                        self._tracker.set_steps_done(*found, done)
+            case messages.PreviewReady(key, done, data):
+                if found := self._find(key):
+                    self._tracker.show_preview(found[0], PreviewReady(found[1], done, data))
+            case messages.Finished(key, data, metadata):
+                if found := self._find(key):
+                    live, index = found
+                    self._tracker.add_image(live, StoredImage(index, live.job.format.media_type, data, metadata))
+            case messages.Failed(key, code, text):
+                if found := self._find(key):
+                    self._tracker.fail(found[0], code, text)
+            case messages.DeviceMemory():
+                self._device_memory = message
+            case messages.LoraSwitched(seconds):
+                self._metrics.lora_switched(seconds)
+
+    def on_worker_ready(self) -> None:
+        self.send_pending()
+
+    def on_worker_lost(self, reason: str) -> None:
+        """Requeue all jobs of the worker. Fail those without attempts left, or all if no worker starts."""
+        unfinished = list(self._tracker.unfinished)
+        started = [live for live in unfinished if live.is_started]
+        self._suspects = deque(dict.fromkeys([*started, *self._suspects]))
+        for live in unfinished:
+            live.is_sent = live.is_started = False
+            self._tracker.requeue(live)
+            if self.is_hopeless:
+                self._tracker.fail(live, "worker_unavailable", f"No worker can be started: {reason}.")
+            elif live in started and live.job.attempts >= MAX_ATTEMPTS:
+                self._tracker.fail(live, "worker_lost", f"The worker died twice while generating this: {reason}.")
+
+    def _on_job_ended(self, live: LiveJob) -> None:
+        """Stop generating what is left of a job, and send the next suspect."""
+        if self.link is not None and live.is_sent:
+            for index in live.missing():
+                self.link.send(messages.Cancel(_key(live.job, index)))
+        self.send_pending()
+
+    def _find(self, key: str) -> tuple[LiveJob, int] | None:
+        """Return the job and the image's index that a message is about, unless the job has ended."""
+        job_id, _, index = key.rpartition(":")
+        live = self._tracker.get(job_id)
+        return None if live is None or live.job.state.is_final else (live, int(index))
+
+    def _gauges(self) -> dict[str, float]:
+        gauges = {
+            "zimage_worker_ready": float(self.is_ready),
+            "zimage_worker_starts_total": float(0 if self.link is None else self.link.starts),
+        }
+        if (memory := self._device_memory) is not None:
+            gauges["zimage_device_memory_used_bytes"] = memory.used
+            gauges["zimage_device_memory_total_bytes"] = memory.total
+        return gauges
+
+
+def _key(job: Job, index: int) -> str:
+    """Return the name of an image in messages."""
+    return f"{job.id}:{index}"

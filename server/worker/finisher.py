@@ -1,0 +1,103 @@
+"""From latents to image files, beside the steps of other images.
+
+Knows pixels and files; not the loop.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
+
+from engine.backends.memory import Array
+from engine.errors import DeviceError, LoraMismatch, NonFiniteOutput, ZImageError
+from engine.images import encode as images
+from engine.images.metadata import ImageMetadata, file_metadata
+from engine.plan.manifest import Manifest
+from engine.request import ImageFormat
+from engine.sampling import preview
+from engine.scheduler.pending_image import PendingImage
+from server.worker import messages
+from server.worker.messages import FromWorker, Generate
+
+log = logging.getLogger(__name__)
+
+FINISHERS = 2  # threads for pixels and encoding
+
+
+class ImageFinisher:
+    """Finishes and encodes images in threads, and sends them. An image's previews come before the image.
+
+    Args:
+        send: takes a message to the server, from any thread.
+    """
+
+    def __init__(self, manifest: Manifest, send: Callable[[FromWorker], None]) -> None:
+        self._manifest, self._send = manifest, send
+        self._threads = ThreadPoolExecutor(FINISHERS, thread_name_prefix="finisher")
+        self._last: dict[str, Future[None]] = {}  # what was last submitted for an image
+
+    def show_preview(self, key: str, done: int, estimate: Array, image_format: ImageFormat) -> None:
+        """Send a preview after `done` steps. `estimate`: latents [16, h, w]."""
+        self._submit(key, partial(self._preview, key, done, estimate, image_format))
+
+    def finish(self, generate: Generate, pending: PendingImage) -> None:
+        """Send an image, or why there is none."""
+        self._submit(generate.key, partial(self._finish, generate, pending))
+        self.forget(generate.key)
+
+    def forget(self, key: str) -> None:
+        """Release what keeps the order of an image that gets no more previews."""
+        self._last.pop(key, None)
+
+    def close(self) -> None:
+        """Finish what has started, and nothing else."""
+        self._threads.shutdown(cancel_futures=True)
+
+    def _submit(self, key: str, work: Callable[[], None]) -> None:
+        before = self._last.get(key)
+
+        def run() -> None:
+            if before is not None:
+                wait([before])  # no deadlock: it was submitted earlier, so it runs already
+            work()
+
+        self._last[key] = self._threads.submit(run)
+
+    def _preview(self, key: str, done: int, estimate: Array, image_format: ImageFormat) -> None:
+        assert self._manifest.preview is not None
+        try:
+            pixels = preview.project(self._manifest.preview, estimate)
+            large = images.enlarge(pixels, self._manifest.model.vae_scale)
+            self._send(messages.PreviewReady(key, done, images.encode(large, image_format)))
+        except Exception:  # the image itself may still be right
+            log.exception("a preview of %s could not be made", key)
+
+    def _finish(self, generate: Generate, pending: PendingImage) -> None:
+        key, request = generate.key, generate.request
+        try:
+            image = pending.finish()
+            started = time.perf_counter()
+            metadata = ImageMetadata.of(self._manifest, request, image)
+            data = images.encode(image.pixels, generate.format, file_metadata(request, metadata))
+        except DeviceError as error:  # the loop meets it too, if it has another step
+            self._send(messages.Fatal(str(error)))
+        except ZImageError as error:
+            self._send(failure(key, error))
+        except Exception:
+            log.exception("%s could not be encoded", key)
+            self._send(messages.Failed(key, "internal_error", "the image could not be encoded"))
+        else:
+            self._send(messages.Finished(key, data, metadata.with_encoding(time.perf_counter() - started)))
+
+
+def failure(key: str, error: ZImageError) -> messages.Failed:
+    """Return the message that an image failed with an error of the engine."""
+    match error:
+        case NonFiniteOutput():
+            code = "non_finite_output"
+        case LoraMismatch():
+            code = "lora_unavailable"
+        case _:
+            code = "device_error"
+    return messages.Failed(key, code, str(error))

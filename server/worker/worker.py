@@ -1,0 +1,159 @@
+"""The worker: steps an `EngineLoop` and carries messages between it and the server.
+
+Knows messages and threads; neither jobs nor HTTP. One thread steps, one reads, one writes and some finish images, so
+that neither pixels nor a slow server hold up a step.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from engine.errors import DeviceError, InvalidRequest, PlanCorrupt
+from engine.plan.manifest import Manifest
+from engine.request import ImageRequest
+from engine.scheduler.events import Denoised, Event, Failed, Passed, Started, Stepped, Switched
+from engine.scheduler.prompt_cache import PromptCache
+from server.worker import messages
+from server.worker.connection import ServerConnection
+from server.worker.finisher import ImageFinisher, failure
+from server.worker.messages import Cancel, Generate, Stop
+
+# Seconds. A message for each pass of 10 ms slowed the next pass by 0.7 ms, where engine and server share two cores.
+HEARTBEAT_EVERY = 0.05
+MEMORY_EVERY = 10.0  # seconds
+
+
+class Loop(Protocol):
+    """`engine.scheduler.loop.EngineLoop`, or a fake."""
+
+    prompt_cache: PromptCache
+
+    @property
+    def is_idle(self) -> bool: ...
+
+    def device_memory(self) -> tuple[int, int] | None: ...
+
+    def submit(self, key: str, request: ImageRequest, previews: int = 0) -> None: ...
+
+    def cancel(self, key: str) -> bool: ...
+
+    def step(self) -> list[Event]: ...
+
+
+class Worker:
+    """Generates what comes over a socket until the server asks it to stop.
+
+    Args:
+        abandon: called when the server is gone; by default it ends the process, so that no step that hangs keeps the
+            GPU.
+    """
+
+    def __init__(
+        self, loop: Loop, manifest: Manifest, sock: socket.socket, abandon: Callable[[], object] = lambda: os._exit(0)
+    ) -> None:
+        self._loop = loop
+        self._connection = ServerConnection(sock, abandon)
+        self._finisher = ImageFinisher(manifest, self._connection.send)
+        self._generating: dict[str, Generate] = {}  # by key
+        self._passes: list[tuple[int, float]] = []  # since the last heartbeat
+        self._steps_done: dict[str, int] = {}  # by key, since the last heartbeat
+        self._heartbeat_due = 0.0
+        self._memory_due = 0.0
+
+    def run(self, seconds: float, unusable_loras: tuple[str, ...] = ()) -> None:
+        """Serve until Stop comes.
+
+        Args:
+            seconds: duration of the start.
+            unusable_loras: a sentence for each LoRA that does not fit the plans.
+
+        Raises:
+            DeviceError: the device failed.
+            PlanCorrupt: files of the plans have changed, which a change of LoRAs finds.
+        """
+        self._connection.send(messages.Ready(seconds, unusable_loras))
+        self._connection.start()
+        try:
+            while self._handle_messages():
+                self._handle_events(self._loop.step())
+                self._send_device_memory()
+        except (DeviceError, PlanCorrupt) as error:
+            self._connection.send(messages.Fatal(str(error)))
+            raise
+        finally:
+            self._finisher.close()
+            self._connection.close()
+
+    def stop(self) -> None:
+        """Return from `run` before the next step. For any thread."""
+        self._connection.put(Stop())
+
+    def _handle_messages(self) -> bool:
+        """Handle what has come since the last step; wait if there is nothing to generate. False: Stop has come."""
+        while self._loop.is_idle or self._connection.has_messages:
+            received = self._connection.receive()
+            cancelled = {message.key for message in received if isinstance(message, Cancel)}
+            for message in received:
+                match message:
+                    case Generate(key) as generate if key not in cancelled:  # tokenizing a long prompt takes long
+                        self._submit(generate)
+                    case Cancel(key):
+                        self._loop.cancel(key)
+                        self._forget(key)
+                    case Stop():
+                        return False
+        return True
+
+    def _submit(self, generate: Generate) -> None:
+        try:
+            self._loop.submit(generate.key, generate.request, generate.previews)
+        except InvalidRequest as error:
+            self._connection.send(messages.Failed(generate.key, "invalid_value", str(error)))
+        else:
+            self._generating[generate.key] = generate
+
+    def _forget(self, key: str) -> None:
+        self._generating.pop(key, None)
+        self._finisher.forget(key)
+
+    def _handle_events(self, events: Sequence[Event]) -> None:
+        has_started = has_ended = False
+        for event in events:
+            match event:
+                case Started(key):
+                    self._connection.send(messages.Started(key))
+                    has_started = True
+                case Passed(batch, seconds):
+                    self._passes.append((batch, seconds))
+                case Stepped(key, done, _, estimate):
+                    self._steps_done[key] = done
+                    if estimate is not None:
+                        self._finisher.show_preview(key, done, estimate, self._generating[key].format)
+                case Denoised(key, pending):
+                    has_ended = True
+                    self._finisher.finish(self._generating.pop(key), pending)
+                case Failed(key, error):
+                    self._forget(key)
+                    self._connection.send(failure(key, error))
+                case Switched(seconds):
+                    self._connection.send(messages.LoraSwitched(seconds))
+        if self._passes and (has_ended or time.monotonic() >= self._heartbeat_due):
+            self._send_heartbeat()
+        if has_started:  # before the first pass: the server must know which jobs may have killed this process
+            self._connection.flush()
+
+    def _send_heartbeat(self) -> None:
+        self._heartbeat_due = time.monotonic() + HEARTBEAT_EVERY
+        cache = self._loop.prompt_cache
+        self._connection.send(messages.Heartbeat(self._passes, cache.hits, cache.misses, self._steps_done))
+        self._passes, self._steps_done = [], {}
+
+    def _send_device_memory(self) -> None:
+        now = time.monotonic()
+        if now < self._memory_due:
+            return
+        self._memory_due = now + MEMORY_EVERY
+        if (usage := self._loop.device_memory()) is not None:
+            self._connection.send(messages.DeviceMemory(*usage))

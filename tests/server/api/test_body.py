@@ -1,0 +1,84 @@
+"""Bodies of requests: malformed, too large, of the wrong type, and random ones."""
+
+import json
+
+import httpx
+import pytest
+from fakes.server import IMAGES, error_of
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from server.api.body import MAX_BODY
+
+JSON = {"content-type": "application/json; charset=utf-8"}
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "invalid_json"),
+        (b"{", "invalid_json"),
+        (b'{"prompt": "\xff"}', "invalid_json"),
+        (b'{"prompt": "\\ud800"}', "invalid_json"),
+        (b"[" * 100_000, "invalid_json"),
+        (b"[]", "invalid_type"),
+        (b'"a cat"', "invalid_type"),
+        (b'{"prompt": "a cat", "n": ' + b"9" * 10_000 + b"}", "invalid_json"),
+        (b'{"prompt": "a cat", "n": ' + b"9" * 4_000 + b"}", "integer_above_max_value"),
+        (json.dumps({"k" * 100_000: 1, "prompt": "a cat"}).encode(), "unknown_parameter"),
+    ],
+)
+def test_malformed_body_is_400_with_a_short_message(http: httpx.Client, body: bytes, code: str) -> None:
+    response = http.post(IMAGES, content=body, headers=JSON)
+    assert response.status_code == 400
+    assert error_of(response)["code"] == code
+    assert len(response.content) < 1000
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None])
+def test_content_type_that_browsers_send_across_origins_is_415(http: httpx.Client, kind: str | None) -> None:
+    """Browsers ask before they send application/json across origins, and need not ask for these."""
+    headers = {} if kind is None else {"content-type": kind}
+    response = http.post(IMAGES, content=b'{"prompt": "a cat"}', headers=headers)
+    assert response.status_code == 415
+    assert error_of(response)["code"] == "unsupported_media_type"
+
+
+def test_empty_parameter_name_is_unknown(http: httpx.Client) -> None:
+    response = http.post(IMAGES, content=b'{"prompt": "a cat", "": 1}', headers=JSON)
+    assert error_of(response)["message"] == "Unknown parameter: ''."
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_body_over_the_limit_is_413(http: httpx.Client, chunked: bool) -> None:
+    body = json.dumps({"prompt": "x" * 8 * MAX_BODY}).encode()
+    response = http.post(IMAGES, content=iter([body]) if chunked else body, headers=JSON)
+    assert response.status_code == 413
+    assert error_of(response)["code"] == "request_too_large"
+    within = json.dumps({"prompt": "a cat"}).encode().ljust(MAX_BODY)
+    assert http.post(IMAGES, content=within, headers=JSON).status_code == 200
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+KEYS = st.sampled_from(["prompt", "model", "n", "size", "seed", "stream", "num_inference_steps", "guidance_scale"])
+REQUESTS = st.dictionaries(KEYS | st.text(max_size=8), JSON_VALUES | st.text("0123456789x", max_size=9), max_size=6)
+WITH_PROMPT = REQUESTS.map(lambda request: {"prompt": "a cat"} | request)
+BODIES = st.binary(max_size=200) | (WITH_PROMPT | REQUESTS | JSON_VALUES).map(lambda value: json.dumps(value).encode())
+CUT_BODIES = st.tuples(BODIES, st.integers(0, 200)).map(lambda cut: cut[0][: cut[1]])
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=BODIES | CUT_BODIES)
+def test_arbitrary_body_is_never_a_server_error(http: httpx.Client, body: bytes) -> None:
+    response = http.post(IMAGES, content=body, headers=JSON)
+    if response.status_code != 200:
+        assert response.status_code in (400, 404, 504)
+        error_of(response)
+    elif "json" in response.headers["content-type"]:
+        assert response.json()["data"]
+    else:
+        assert "image_generation.completed" in response.text

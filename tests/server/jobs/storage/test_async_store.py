@@ -1,0 +1,85 @@
+"""The asynchronous store when writes are slow or fail."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from server.errors import StoreUnavailable
+from server.jobs.storage.async_store import FLUSH_TIMEOUT, AsyncStore
+from server.jobs.storage.retention import Retention
+from server.jobs.storage.store import JobStore
+
+Story = Callable[[AsyncStore], Awaitable[None]]
+
+
+def play(store: JobStore, story: Story) -> None:
+    async def run() -> None:
+        async_store = AsyncStore(store, Retention(max_bytes=1 << 30))
+        async_store.start()
+        try:
+            await story(async_store)
+        finally:
+            async_store.close()
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+
+
+def test_flush_does_not_wait_for_later_writes(tmp_path: Path) -> None:
+    async def story(async_store: AsyncStore) -> None:
+        async def busy() -> None:
+            while True:
+                async_store.write_later(lambda: time.sleep(0.004))
+                await asyncio.sleep(0.005)
+
+        load = asyncio.create_task(busy())
+        await asyncio.sleep(0.1)
+        started = time.monotonic()
+        await async_store.flush()
+        assert time.monotonic() - started < FLUSH_TIMEOUT / 2
+        load.cancel()
+
+    play(JobStore(tmp_path / "jobs.db"), story)
+
+
+def test_refused_write_is_pending_until_it_succeeds() -> None:
+    refusals = 1
+
+    def write() -> None:
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            raise StoreUnavailable("the disk is full")
+
+    async def story(async_store: AsyncStore) -> None:
+        for _ in range(3):
+            async_store.write_later(write)
+        assert async_store.pending_writes == 3
+        await asyncio.sleep(0.1)
+        assert async_store.pending_writes == 3
+        await async_store.flush()
+        assert async_store.pending_writes == 0
+
+    play(JobStore(None), story)
+
+
+def test_unexpected_error_while_pruning_does_not_end_pruning() -> None:
+    class Odd(JobStore):
+        calls = 0
+
+        def prune(self, _: Retention) -> int:
+            self.calls += 1
+            if self.calls == 1:
+                raise RuntimeError("odd")
+            return 0
+
+    store = Odd(None)
+
+    async def story(async_store: AsyncStore) -> None:
+        await asyncio.sleep(0.05)
+        store.bytes_since_prune = 1 << 30
+        async_store.write_later(lambda: None)
+        await asyncio.sleep(0.05)
+        assert store.calls == 2
+
+    play(store, story)

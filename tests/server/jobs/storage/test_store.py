@@ -1,0 +1,130 @@
+"""The job store: states, images, history and recovery."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fakes.jobs import ERROR, Clock, image, job
+
+from engine.request import MAX_SEED, ImageRequest
+from server.jobs.job import ImageFormat, new_id
+from server.jobs.storage.store import JobStore
+
+
+def test_ids_are_long_and_unique() -> None:
+    ids = {new_id() for _ in range(100)}
+    assert len(ids) == 100
+    assert all(id.startswith("job_") and len(id) == 36 for id in ids)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_stored_job_and_images_are_read_back_unchanged(path: Path, in_memory: bool) -> None:
+    requests = (
+        ImageRequest('"quotes", \0 and 红色的圆\U0001f534', 640, 512, MAX_SEED, 9),
+        ImageRequest("", None, None, 0, None),
+    )
+    wanted = job(
+        requests=requests, format=ImageFormat("webp", 80), owner="null", idempotency_key="1", deadline=1e9 + 0.1
+    )
+    with closing(JobStore(None if in_memory else path)) as store:
+        assert store.add(wanted) == replace(wanted, sequence=1)
+        assert store.get(wanted.id) == replace(wanted, sequence=1)
+        for index in (1, 0):
+            store.add_image(wanted.id, image(index, bytes(range(256))))
+        assert store.images(wanted.id) == [image(index, bytes(range(256))) for index in (0, 1)]
+        assert store.image(wanted.id, 1) == image(1, bytes(range(256)))
+
+
+def test_database_uses_wal_and_normal_synchronous(store: JobStore) -> None:
+    """With these settings, SQLite promises that a power cut damages nothing."""
+    assert store.database.connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    assert store.database.connection.execute("PRAGMA synchronous").fetchone()[0] == 1  # NORMAL
+
+
+def test_unknown_id_returns_nothing_and_changes_nothing(store: JobStore) -> None:
+    assert store.get("job_x") is None
+    assert store.image("job_x", 0) is None
+    assert store.images("job_x") == store.metadata("job_x") == []
+    assert not store.add_image("job_x", image())
+    for change in (store.start, store.requeue, store.finish, store.cancel, store.delete):
+        assert not change("job_x")
+
+
+def test_job_of_an_older_version_gets_the_defaults_of_new_fields(store: JobStore) -> None:
+    id = store.add(job()).id
+    store.database.connection.execute("""UPDATE jobs SET requests = '[{"prompt": "old", "gone": 1}]', format = '{}'""")
+    assert store.get(id).requests == (ImageRequest("old"),)
+
+
+def test_history_pages_do_not_shift_when_jobs_are_added_or_deleted(store: JobStore) -> None:
+    ids = [store.add(job()).id for _ in range(6)]
+    first = store.history(2)
+    store.add(job())
+    store.cancel(ids[5])
+    store.delete(ids[5])
+    second = store.history(2, first[-1].sequence)
+    assert [j.id for j in (*first, *second)] == ids[:1:-1]
+
+
+ENDS = {
+    "finish": JobStore.finish,
+    "fail": lambda store, id: store.fail(id, ERROR),
+    "cancel": JobStore.cancel,
+}
+
+
+@pytest.mark.parametrize("first", ENDS)
+def test_ended_job_takes_no_further_change(path: Path, first: str) -> None:
+    clock = Clock()
+    with closing(JobStore(path, clock=clock)) as store:
+        id = store.add(job()).id
+        store.start(id)
+        store.add_image(id, image())
+        assert ENDS[first](store, id)
+        ended = store.get(id)
+        assert ended.state.is_final and ended.finished == clock.now
+        clock.now += 1
+        for later in ENDS.values():
+            assert not later(store, id)
+        assert not store.start(id)
+        assert not store.requeue(id)
+        assert not store.add_image(id, image())
+        assert store.get(id) == ended
+        assert store.recover() == []
+
+
+def test_concurrent_ends_of_a_job_succeed_once(path: Path) -> None:
+    """Two connections, like a server and one that still shuts down, end the same jobs differently."""
+    with closing(JobStore(path)) as one, closing(JobStore(path)) as other, ThreadPoolExecutor(2) as threads:
+        ids = [one.add(job()).id for _ in range(50)]
+        cancelled = threads.submit(lambda: [one.cancel(id) for id in ids])
+        failed = threads.submit(lambda: [other.fail(id, ERROR) for id in ids])
+        assert all(a != b for a, b in zip(cancelled.result(), failed.result(), strict=True))
+        expected = ["cancelled" if won else "failed" for won in cancelled.result()]
+        assert [one.get(id).state for id in ids] == expected
+
+
+def test_replay_keeps_the_first_start_and_counts_attempts(path: Path) -> None:
+    clock = Clock()
+    with closing(JobStore(path, clock=clock)) as store:
+        id = store.add(job()).id
+        assert store.start(id) and not store.start(id)
+        clock.now += 5
+        assert store.requeue(id) and store.start(id)
+        assert (store.get(id).started, store.get(id).attempts) == (1000.0, 2)
+
+
+def test_recovery_requeues_durable_jobs_and_fails_the_others(path: Path) -> None:
+    with closing(JobStore(path)) as store:
+        queued, running = store.add(job(images=2)).id, store.add(job(images=2)).id
+        waiting, pending = store.add(job(durable=False)).id, store.add(job(durable=False)).id
+        store.start(running)
+        store.add_image(running, image(1))
+        store.start(pending)
+    with closing(JobStore(path)) as store:
+        assert [(j.id, j.state, j.attempts) for j in store.recover()] == [(queued, "queued", 0), (running, "queued", 1)]
+        assert store.images(running) == [image(1)]
+        for id in (waiting, pending):
+            assert (store.get(id).state, store.get(id).error.code) == ("failed", "server_restarted")

@@ -1,0 +1,192 @@
+"""Random sequences of calls to a job store on a file, compared with a dictionary."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fakes.jobs import ERROR, Clock, image, job, pages, stored_size
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+
+from server.errors import IdempotencyKeyReused
+from server.jobs.job import Job, JobError, JobState, StoredImage
+from server.jobs.storage.retention import Retention
+from server.jobs.storage.store import JobStore
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """A store on a file, and a dictionary that must agree with it."""
+
+    ids = Bundle("ids")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = tempfile.TemporaryDirectory()
+        self.clock = Clock()
+        self.jobs: dict[str, Job] = {}  # in the order of acceptance
+        self.generated: dict[str, dict[int, StoredImage]] = {}
+        self.accepted = 0
+
+    @initialize()
+    def open(self) -> None:
+        self.store = JobStore(Path(self.directory.name) / "jobs.sqlite", clock=self.clock)
+
+    @rule()
+    def reopen(self) -> None:
+        self.store.close()
+        self.open()
+
+    @rule(
+        target=ids,
+        images=st.integers(1, 3),
+        owner=st.sampled_from([None, "alice", "bob"]),
+        key=st.sampled_from([None, "first", "second"]),
+        fingerprint=st.sampled_from("xy"),
+        durable=st.booleans(),
+    )
+    def add(self, images: int, owner: str | None, key: str | None, fingerprint: str, durable: bool) -> object:
+        id = f"job_{999 - self.accepted}"  # so that sorted ids are not in the order of acceptance
+        new = job(images, id=id, owner=owner, idempotency_key=key, fingerprint=fingerprint, durable=durable)
+        same = [j for j in self.jobs.values() if key and (j.owner, j.idempotency_key) == (owner, key)]
+        if not same:
+            self.accepted += 1
+            self.jobs[new.id], self.generated[new.id] = replace(new, sequence=self.accepted), {}
+            assert self.store.add(new) == self.jobs[new.id]
+            return new.id
+        if same[0].fingerprint == fingerprint:
+            assert self.store.add(new) == same[0]
+        else:
+            with pytest.raises(IdempotencyKeyReused):
+                self.store.add(new)
+        return multiple()
+
+    @rule(id=ids)
+    def start(self, id: str) -> None:
+        now = self.tick()
+        old = self.jobs.get(id)
+        queued = old is not None and old.state == "queued"
+        assert self.store.start(id) == queued
+        if queued:
+            self.update(id, state=JobState.RUNNING, attempts=old.attempts + 1, started=old.started or now)
+
+    @rule(id=ids)
+    def requeue(self, id: str) -> None:
+        running = id in self.jobs and self.jobs[id].state == "running"
+        assert self.store.requeue(id) == running
+        if running:
+            self.update(id, state=JobState.QUEUED)
+
+    @rule(id=ids, index=st.integers(0, 2), size=st.integers(0, 1000))
+    def add_image(self, id: str, index: int, size: int) -> None:
+        if id in self.jobs and index >= len(self.jobs[id].requests):
+            return
+        new = image(index, bytes(size))
+        assert self.store.add_image(id, new) == self.is_open(id)
+        if self.is_open(id):
+            self.generated[id].setdefault(index, new)
+
+    @rule(id=ids)
+    def finish(self, id: str) -> None:
+        if self.is_open(id) and len(self.generated[id]) < len(self.jobs[id].requests):
+            with pytest.raises(AssertionError):
+                self.store.finish(id)
+        else:
+            self.end(id, self.store.finish, JobState.DONE)
+
+    @rule(id=ids)
+    def fail(self, id: str) -> None:
+        self.end(id, lambda id: self.store.fail(id, ERROR), JobState.FAILED, ERROR)
+
+    @rule(id=ids)
+    def cancel(self, id: str) -> None:
+        self.end(id, self.store.cancel, JobState.CANCELLED)
+
+    @rule(id=consumes(ids))
+    def delete(self, id: str) -> None:
+        deletable = id in self.jobs and not self.is_open(id)
+        assert self.store.delete(id) == deletable
+        if deletable:
+            self.forget(id)
+
+    @rule(age=st.integers(0, 20), max_bytes=st.integers(0, 9000))
+    def prune(self, age: int, max_bytes: int) -> None:
+        older_than, before = self.tick() - age, len(self.jobs)
+        for id in [id for id in self.jobs if not self.is_open(id) and self.jobs[id].finished < older_than]:
+            self.forget(id)
+        while sum(map(self.bytes_of, self.jobs)) > max_bytes:
+            ended = [id for id in self.jobs if not self.is_open(id)]
+            if not ended:
+                break
+            self.forget(min(ended, key=lambda id: (self.jobs[id].finished, self.jobs[id].sequence)))
+        assert self.store.prune(Retention(age, max_bytes)) == before - len(self.jobs)
+
+    @rule()
+    def recover(self) -> None:
+        now = self.tick()
+        for id in filter(self.is_open, list(self.jobs)):
+            if self.jobs[id].durable:
+                self.update(id, state=JobState.QUEUED)
+            else:
+                error = JobError("server_restarted", "")
+                self.update(id, state=JobState.FAILED, finished=now, error=error)
+        recovered = self.store.recover()
+        self.take_over_messages()
+        assert recovered == [j for j in self.jobs.values() if self.is_open(j.id)]
+
+    @invariant()
+    def everything_is_there(self) -> None:
+        for id, expected in self.jobs.items():
+            assert self.store.get(id) == expected
+            there = self.generated[id]
+            assert self.store.images(id) == [there[index] for index in sorted(there)]
+        assert self.store.unfinished() == [j for j in self.jobs.values() if self.is_open(j.id)]
+
+    @invariant()
+    def history_has_every_job_once(self) -> None:
+        for owner in (None, "alice", "bob"):
+            expected = [j for j in reversed(self.jobs.values()) if j.owner == owner]
+            assert pages(self.store, 2, owner) == expected
+
+    def teardown(self) -> None:
+        self.store.close()
+        self.directory.cleanup()
+
+    def tick(self) -> float:
+        self.clock.now += 1
+        return self.clock.now
+
+    def is_open(self, id: str) -> bool:
+        return id in self.jobs and not self.jobs[id].state.is_final
+
+    def bytes_of(self, id: str) -> int:
+        ended = 0 if self.is_open(id) else stored_size(self.jobs[id])
+        return ended + sum(len(p.data) for p in self.generated[id].values())
+
+    def update(self, id: str, **changes: object) -> None:
+        self.jobs[id] = replace(self.jobs[id], **changes)
+
+    def forget(self, id: str) -> None:
+        del self.jobs[id], self.generated[id]
+
+    def end(self, id: str, change: Callable[[str], bool], state: JobState, error: JobError | None = None) -> None:
+        now = self.tick()
+        assert change(id) == self.is_open(id)
+        if self.is_open(id):
+            self.update(id, state=state, finished=now, error=error)
+
+    def take_over_messages(self) -> None:
+        """Take the messages of "server_restarted" from the store, since only the code is fixed."""
+        for id, expected in self.jobs.items():
+            if expected.error == JobError("server_restarted", ""):
+                found = self.store.get(id)
+                assert found.error.code == "server_restarted" and found.error.message
+                self.update(id, error=found.error)
+
+
+TestStore = StoreMachine.TestCase
+
+
+TestStore.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

@@ -1,0 +1,64 @@
+"""Refusals: a full queue and deadlines."""
+
+import asyncio
+import time
+
+import pytest
+from fakes.worker_link import FakeLink, finished, job, play
+
+from server.errors import JobRefused, QueueFull
+from server.jobs.admission import Limits
+from server.jobs.job import Job
+from server.jobs.service import JobService
+from server.worker.messages import Cancel
+
+
+def test_full_queue_refuses_with_a_retry_time_and_still_returns_known_keys() -> None:
+    async def story(jobs: JobService, link: FakeLink) -> None:
+        await jobs.submit(job("first"))
+        jobs.worker_queue.on_message(finished("first"))  # which took one second
+        for number in range(8):
+            await jobs.submit(job(f"{number}", key=f"key {number}"))
+        with pytest.raises(JobRefused) as refusal:
+            await jobs.submit(job("late"))
+        assert refusal.value.code == "queue_full"
+        assert refusal.value.retry_after == pytest.approx(2.0, rel=0.01)  # seconds of a fourth of the queue
+        assert (await jobs.submit(job("again", key="key 3"))).id == "3"
+        jobs.cancel("5")
+        assert Cancel("5:0") in link.sent
+        await jobs.submit(job("late"))
+
+    play(story, limits=Limits(queue=8))
+
+
+def test_concurrent_submissions_cannot_exceed_the_queue_limit() -> None:
+    async def story(jobs: JobService, _link: FakeLink) -> None:
+        submissions = (jobs.submit(job(f"{number}")) for number in range(5))
+        answers = await asyncio.gather(*submissions, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [Job, Job, QueueFull, QueueFull, QueueFull]
+
+    play(story, limits=Limits(queue=2))
+
+
+def test_missed_deadline_fails_the_job_and_stops_its_images() -> None:
+    async def story(jobs: JobService, link: FakeLink) -> None:
+        accepted = await jobs.submit(job("late", deadline=time.time() + 0.5))
+        ended, _ = await jobs.wait(accepted)
+        assert ended.error.code == "deadline_exceeded"
+        assert Cancel("late:0") in link.sent
+
+    play(story)
+
+
+def test_unreachable_deadline_is_refused() -> None:
+    async def story(jobs: JobService, _link: FakeLink) -> None:
+        await jobs.submit(job("first"))
+        jobs.worker_queue.on_message(finished("first"))
+        for number in range(3):
+            await jobs.submit(job(f"{number}"))
+        with pytest.raises(JobRefused, match=r"about 4\.0 s, and the deadline is in 3\.0 s") as refusal:
+            await jobs.submit(job("hopeless", deadline=time.time() + 3))
+        assert refusal.value.code == "deadline_unreachable"
+        await jobs.submit(job("possible", deadline=time.time() + 4.05))
+
+    play(story)

@@ -1,0 +1,45 @@
+"""Jobs that one server leaves and the next one resumes."""
+
+from contextlib import closing
+from pathlib import Path
+
+from fakes.jobs import METADATA
+from fakes.worker_link import FakeLink, finished, job, play
+
+from server.jobs.job import JobState, StoredImage
+from server.jobs.recovery import MAX_TOTAL_ATTEMPTS
+from server.jobs.service import JobService
+from server.jobs.storage.store import JobStore
+from server.worker import messages
+
+
+def test_jobs_of_a_killed_server_are_finished_replayed_or_failed_by_their_attempts(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "jobs.db")
+    for name in "abc":
+        store.add(job(name))
+        store.start(name)
+    for _ in range(MAX_TOTAL_ATTEMPTS - 1):  # a job that kills servers
+        store.requeue("c")
+        store.start("c")
+    store.add_image("a", StoredImage(0, "image/png", b"image", METADATA))
+
+    async def story(jobs: JobService, link: FakeLink) -> None:
+        assert (await jobs.get("a")).state is JobState.DONE
+        assert (await jobs.get("c")).error.code == "worker_lost"
+        assert link.take_generated() == ["b"]  # alone, since it may have killed that server
+        jobs.worker_queue.on_message(finished("b"))
+        assert not link.is_busy
+
+    play(story, store)
+
+
+def test_orderly_stop_costs_a_running_job_no_attempt(tmp_path: Path) -> None:
+    async def story(jobs: JobService, _link: FakeLink) -> None:
+        await jobs.submit(job("a"))
+        jobs.worker_queue.on_message(messages.Started("a:0"))
+
+    path = tmp_path / "jobs.db"
+    play(story, JobStore(path))
+    with closing(JobStore(path)) as store:
+        stored = store.get("a")
+        assert stored is not None and (stored.state, stored.attempts) == (JobState.QUEUED, 0)

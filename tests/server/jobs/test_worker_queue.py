@@ -1,0 +1,59 @@
+"""Jobs of a worker that dies or does not start."""
+
+import pytest
+from fakes.worker_link import FakeLink, finished, job, play
+
+from server.errors import JobRefused
+from server.jobs.job import JobState
+from server.jobs.service import JobService
+from server.jobs.worker_queue import HOPELESS_STARTS
+from server.worker import messages
+
+
+def test_jobs_of_a_dead_worker_are_replayed_one_at_a_time_even_after_a_failed_start() -> None:
+    async def story(jobs: JobService, link: FakeLink) -> None:
+        for name in "abcd":
+            await jobs.submit(job(name))
+        assert link.take_generated() == ["a", "b", "c", "d"]
+        for name in "abc":
+            jobs.worker_queue.on_message(messages.Started(f"{name}:0"))
+        link.is_ready = False
+        jobs.worker_queue.on_worker_lost("it died")
+        link.failed_starts = 1
+        jobs.worker_queue.on_worker_lost("it did not start")
+        assert link.take_generated() == []
+        link.is_ready = True
+        jobs.worker_queue.on_worker_ready()
+        assert link.take_generated() == ["a"]
+        jobs.worker_queue.on_message(messages.Started("a:0"))
+        link.is_ready = False
+        jobs.worker_queue.on_worker_lost("it died again")
+        assert (await jobs.get("a")).error.code == "worker_lost"
+        link.is_ready = True
+        jobs.worker_queue.on_worker_ready()
+        for name in "bc":
+            assert link.take_generated() == [name]
+            jobs.worker_queue.on_message(messages.Started(f"{name}:0"))
+            jobs.worker_queue.on_message(finished(name))
+        assert link.take_generated() == ["d"]
+        jobs.worker_queue.on_message(finished("d"))
+        assert [(await jobs.get(name)).state for name in "bcd"] == [JobState.DONE] * 3
+
+    play(story)
+
+
+def test_jobs_fail_while_no_worker_starts_and_are_accepted_once_one_does() -> None:
+    async def story(jobs: JobService, link: FakeLink) -> None:
+        await jobs.submit(job("a", key="my key"))
+        link.failed_starts = HOPELESS_STARTS
+        jobs.worker_queue.on_worker_lost("no device")
+        assert (await jobs.get("a")).error.code == "worker_unavailable"
+        with pytest.raises(JobRefused) as refusal:
+            await jobs.submit(job("b"))
+        assert refusal.value.code == "worker_unavailable"
+        link.failed_starts = 0
+        jobs.worker_queue.on_worker_ready()
+        await jobs.submit(job("c", key="my key"))  # its earlier failure was the server's
+        assert link.take_generated()[-1] == "c"
+
+    play(story)
