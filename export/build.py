@@ -19,7 +19,7 @@ from engine.plan.manifest import (
     MergedLora,
     Model,
     Precision,
-    Preview,
+    PreviewProjection,
     Profile,
     Rope,
     Target,
@@ -155,7 +155,7 @@ def export_graphs(
     return exported
 
 
-def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> Preview | None:
+def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> PreviewProjection | None:
     """What shows images while they are generated; None, and a line that says so, where it cannot be fitted."""
     encoder = models.vae_encoder(checkpoint.vae)
     if encoder is None:

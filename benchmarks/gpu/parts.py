@@ -14,10 +14,10 @@ import torch
 
 from benchmarks.gpu.plans import build, builder_for, convert, plans_of
 from benchmarks.harness.report import Stopwatch
+from engine.array import Array
 from engine.backends import load as backend
 from engine.backends.base import Backend
 from engine.backends.cuda import CudaRuntime
-from engine.backends.memory import Array
 from engine.backends.vram import VramPlan
 from engine.errors import PlanNotFound
 from engine.options import CudaGraphs, RuntimeOptions
@@ -202,7 +202,7 @@ def _run(loaded: Backend, manifest: Manifest, name: GraphName, inputs: Mapping[s
     bindings = {key: memory.write(key, array) for key, array in inputs.items()}
     [output] = graph.outputs
     bindings[output.name] = memory.view(output.name, _output_shape(graph, manifest.model, inputs))
-    memory.claim(bindings[output.name])
+    memory.prepare_write(bindings[output.name])
     loaded.engines[name].enqueue(memory.stream, bindings)
     return memory.read(bindings[output.name]).wait().copy()
 

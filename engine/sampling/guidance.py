@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from engine.sampling.noise import Array
+from engine.array import Array
 
 
 def guide(positive: Array, negative: Array, scale: float) -> Array:

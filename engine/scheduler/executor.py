@@ -15,9 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.backends.memory import Array, Reading, Tensor, TimingEvent
+from engine.array import Array
+from engine.backends.memory import Readback, Tensor, TimingEvent
 from engine.errors import NonFiniteOutput
-from engine.pipeline import Pipeline, require_finite
+from engine.pipeline import Pipeline
+from engine.sampling.finite import require_finite
 from engine.sampling.guidance import guide
 from engine.scheduler.lora_registry import LoraRegistry
 from engine.scheduler.pending_image import PendingImage
@@ -63,7 +65,7 @@ class BatchResult:
 @dataclass(frozen=True, slots=True)
 class _RunningBatch:
     batch: Batch
-    latents: Reading  # [B, 16, h, w]
+    latents: Readback  # [B, 16, h, w]
     started: TimingEvent  # before the prompts that the batch needs
     encoded: TimingEvent  # before the forward pass
     done: TimingEvent
@@ -89,7 +91,7 @@ class Executor:
     @property
     def max_ahead(self) -> int:
         """Batches that may run while the next one is prepared."""
-        return self._memory.ahead
+        return self._memory.max_ahead
 
     def change_lora(self, name: str | None) -> float:
         """Apply a LoRA while nothing runs; None restores the plans.
@@ -101,7 +103,7 @@ class Executor:
             LoraMismatch: the LoRA cannot be used now; nothing was changed.
             PlanCorrupt: see `Pipeline.refit`.
         """
-        seconds = self._loras.put_in(name)
+        seconds = self._loras.apply(name)
         for pending in self._uncharged:  # charged to no size, but their timing events are about to be recorded anew
             pending.settle()
         self._uncharged.clear()
@@ -127,14 +129,14 @@ class Executor:
         batch, seconds = running.batch, running.encoded.seconds_until(running.done)
         charges = [(batch.size, running.started.seconds_until(running.done))]
         charges += [(pending.size, pending.decoding_seconds()) for pending in running.decoded]
-        self._encoder.keep()
+        self._encoder.cache_last()
         return BatchResult(batch, seconds, charges, self._step_results(batch, latents, seconds / len(batch)))
 
     def decode(self, sample: Sample) -> PendingImage:
         """Enqueue the decoding of a sample whose last step is over."""
         assert sample.first_pass_at is not None
         sample.record(denoiser=time.perf_counter() - sample.first_pass_at)
-        while len(self._pending_images) > self._memory.ahead:
+        while len(self._pending_images) > self._memory.max_ahead:
             self._pending_images.popleft().settle()  # this image needs its place in the buffers
         started = self._memory.record_event()
         source = self._slots.latents(sample)

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 
 from engine.errors import LoraMismatch
-from engine.pipeline import GeneratedImage, Pipeline
+from engine.images.generated import GeneratedImage
+from engine.pipeline import Pipeline
 from engine.request import ImageRequest
 from engine.scheduler.batch_table import BatchTable
 from engine.scheduler.events import Denoised, Event, Failed, Passed, Started, Stepped, Switched

@@ -1,6 +1,6 @@
 """Previews of images that are still being generated: after which steps, and of which latents."""
 
-from engine.sampling.noise import Array
+from engine.array import Array
 from engine.sampling.preview import estimate
 from engine.scheduler.sample import Sample
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from engine.array import Array
 from engine.plan.manifest import padded
 from engine.request import ImageRequest
-from engine.sampling.noise import Array
 from engine.sampling.tokenizer import TokenizedPrompt
 from engine.size import Size
 from engine.stages import StageTimes

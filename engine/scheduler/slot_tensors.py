@@ -3,7 +3,8 @@
 Knows where a slot's tensors are; not which sample runs when.
 """
 
-from engine.backends.memory import Array, Memory, Tensor, slot
+from engine.array import Array
+from engine.backends.memory import Memory, Tensor, slot_tensor
 from engine.plan.manifest import Model
 from engine.scheduler.sample import GuidanceBranch, Sample
 
@@ -28,4 +29,4 @@ class SlotTensors:
 
     def _view(self, name: str, branch: GuidanceBranch, shape: tuple[int, ...]) -> Tensor:
         assert branch.slot is not None
-        return self._memory.view(slot(name, branch.slot), shape)
+        return self._memory.view(slot_tensor(name, branch.slot), shape)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
+from engine.array import Array
 from engine.errors import LoraMismatch
-from engine.plan.lora import About, Array, PreparedLora, require_swappable
+from engine.plan.lora import About, PreparedLora, require_refittable
 from engine.plan.manifest import Manifest
 from export.build import make_graphs
 from export.checkpoint.files import Checkpoint
@@ -28,7 +29,7 @@ def prepare(checkpoint: Checkpoint, loras: Sequence[Lora], manifest: Manifest) -
         LoraMismatch: the plans cannot take any.
         CheckpointError: a key without a place, or weights that the plans' precisions do not hold.
     """
-    require_swappable(manifest)
+    require_refittable(manifest)
     if checkpoint.fingerprint() != manifest.model.weights_sha256:
         raise LoraMismatch(f"the plans of {manifest.model.name} were built from other weights than {checkpoint.name}'s")
     merged = merge(checkpoint, loras)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from engine.errors import CheckpointError
-from engine.plan.manifest import Preview
+from engine.plan.manifest import PreviewProjection
 from export.checkpoint.models import Model
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -25,7 +25,7 @@ ROUGHNESS = (1.0, 2.0)  # noise has the amplitude f^-roughness; of photographs i
 CONTRAST = 60.0  # of the strongest noise, its standard deviation in units of 0..255; most is far weaker
 
 
-def fit(encoder: Model) -> Preview:
+def fit(encoder: Model) -> PreviewProjection:
     """The projection of a checkpoint, and its R^2 on images that were not fitted.
 
     Raises:
@@ -41,7 +41,7 @@ def fit(encoder: Model) -> Preview:
     missed = np.square(np.concatenate(inputs[FITTED:]) @ found - held_out).sum()
     r2 = 1 - missed / np.square(held_out - held_out.mean(0)).sum()
     *weights, bias = found.tolist()
-    return Preview(tuple(map(tuple, weights)), tuple(bias), float(r2))
+    return PreviewProjection(tuple(map(tuple, weights)), tuple(bias), float(r2))
 
 
 @torch.no_grad()

@@ -22,10 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from engine.backends.memory import Array
+from engine.array import Array
 from engine.errors import DeviceError, InvalidRequest, LoraMismatch, NonFiniteOutput, PlanCorrupt, ZImageError
-from engine.images import encode as images
-from engine.images.metadata import ImageMetadata, file_metadata
+from engine.images.encode import encode, enlarge
+from engine.images.metadata import file_metadata
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.manifest import Manifest, resolve
@@ -215,8 +215,8 @@ class Worker:
         assert self._manifest.preview is not None
         try:
             pixels = preview.project(self._manifest.preview, estimate)
-            large = images.enlarge(pixels, self._manifest.model.vae_scale)
-            self.send(messages.Preview(key, done, images.encode(large, image_format)))
+            large = enlarge(pixels, self._manifest.model.vae_scale)
+            self.send(messages.Preview(key, done, encode(large, image_format)))
         except Exception:  # the image itself may be none the worse
             log.exception("a preview of %s could not be made", key)
 
@@ -225,8 +225,8 @@ class Worker:
         try:
             image = pending.finish()
             started = time.perf_counter()
-            metadata = ImageMetadata.of(self._manifest, request, image)
-            data = images.encode(image.pixels, generate.format, file_metadata(request, metadata))
+            metadata = image.metadata(self._manifest, request)
+            data = encode(image.pixels, generate.format, file_metadata(request, metadata))
         except DeviceError as error:  # the loop will meet it too, if it goes on
             self.send(messages.Lost(str(error)))
         except ZImageError as error:

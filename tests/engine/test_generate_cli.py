@@ -68,7 +68,7 @@ def test_what_is_left_out_of_a_long_prompt_is_said(
     generate(engines, tmp_path / "a.png", "--size", "64", "--steps", "1", prompt=prompt)
     assert json.loads(open_png(tmp_path / "a.png").info["zimage-trt"])["prompt"] == prompt
     captured = capsys.readouterr()
-    assert captured.err.startswith("the prompt is longer than 512 tokens; left out: ")
+    assert captured.err.startswith("the prompt is longer than 512 tokens; ignored: ")
     assert "red circle" in captured.err
     assert captured.err.count("\n") == 1
 

@@ -12,7 +12,8 @@ from fakes.manifest import MANIFEST
 from fakes.step_peak import STEP_BYTES, step_peak
 
 from engine.backends.base import Backend
-from engine.backends.memory import HostMemory, Memory, Tensor
+from engine.backends.host_memory import HostMemory
+from engine.backends.memory import Memory, Tensor
 from engine.errors import InvalidRequest, NonFiniteOutput, UnsupportedShape
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
@@ -196,7 +197,7 @@ def test_on_step_hears_of_every_step(fakes: Fakes) -> None:
     request = ImageRequest("a", 64, 64, num_inference_steps=3)
     fakes.pipeline.generate(request, lambda done, steps: heard.append((done, steps, len(fakes.of("denoiser")))))
     assert [(done, steps) for done, steps, _ in heard] == [(1, 3), (2, 3), (3, 3)]
-    assert all(done <= run <= min(done + fakes.memory.ahead, 3) for done, _, run in heard)
+    assert all(done <= run <= min(done + fakes.memory.max_ahead, 3) for done, _, run in heard)
 
 
 def test_what_on_step_raises_ends_the_image_and_no_other(fakes: Fakes) -> None:
@@ -213,7 +214,7 @@ def test_what_on_step_raises_ends_the_image_and_no_other(fakes: Fakes) -> None:
         fakes.pipeline.generate(REQUEST, cancel)
     fakes.pipeline.synchronize()
     run = [call.graph for call in fakes.calls]
-    assert run == ["prompt_encoder"] + ["denoiser"] * (2 + fakes.memory.ahead)
+    assert run == ["prompt_encoder"] + ["denoiser"] * (2 + fakes.memory.max_ahead)
     assert np.array_equal(fakes.pipeline.generate(REQUEST).pixels, expected)
 
 

@@ -13,10 +13,11 @@ from fakes.manifest import MANIFEST
 from hypothesis import strategies as st
 
 from engine.backends.base import Backend
-from engine.backends.memory import HostMemory
+from engine.backends.host_memory import HostMemory
 from engine.errors import LoraMismatch, ZImageError
+from engine.images.generated import GeneratedImage
 from engine.options import RuntimeOptions
-from engine.pipeline import GeneratedImage, Pipeline
+from engine.pipeline import Pipeline
 from engine.plan.manifest import GraphName
 from engine.request import ImageRequest
 from engine.sampling.schedule import sigmas
@@ -76,7 +77,7 @@ class FakeLoras:
 
     names = ("a", "b", "damaged")
 
-    def put_in(self, name: str | None) -> float:
+    def apply(self, name: str | None) -> float:
         if name == "damaged":
             raise LoraMismatch("a damaged file")
         self.applied.append(name)
@@ -100,7 +101,7 @@ class LoopBuilder:
         Args:
             min_slice: seconds of a LoRA's time slice while samples of other LoRAs wait.
         """
-        self.loras.put_in(None)
+        self.loras.apply(None)
         self.loras.applied.clear()
         return EngineLoop(self.pipeline, table, self.loras, LoraScheduler(min_slice))
 

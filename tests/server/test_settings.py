@@ -73,7 +73,7 @@ def test_units() -> None:
         (["--rate", "often"], "--rate: must be a number per second, minute, hour or day"),
         (["--keys", "schlüssel"], "--keys: a key must be of visible ASCII"),
         (["--warm-up", "64xbig"], "--warm-up: size must be WIDTHxHEIGHT"),
-        (["--offload", "--warm-up", "64"], "--offload gives up what --warm-up prepares"),
+        (["--offload", "--warm-up", "64"], "--offload unloads what --warm-up prepares"),
         (["--settings", "nowhere.env"], "--settings: there is no file nowhere.env"),
         (["--prot", "1"], "unrecognized arguments: --prot"),
     ],

@@ -59,8 +59,8 @@ def open_with(monkeypatch: pytest.MonkeyPatch, library: Library) -> CudaRuntime:
 @pytest.mark.parametrize(
     ("library", "message"),
     [
-        (Library(driver=0), "no NVIDIA driver is installed here"),
-        (Library(driver=12080), r"its driver is for CUDA 12\.8, .* CUDA 13\.5; install a newer .* or cuda-bindings 12"),
+        (Library(driver=0), "no NVIDIA driver is installed"),
+        (Library(driver=12080), r"the driver is for CUDA 12\.8, .* CUDA 13\.5; install a newer .* or cuda-bindings 12"),
         (Library(device=Status.cudaErrorNoDevice), "cudaSetDevice: cudaErrorNoDevice"),
     ],
 )
@@ -83,7 +83,7 @@ def test_without_cuda_bindings_it_says_what_to_install(monkeypatch: pytest.Monke
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_this_machine_has_no_driver_and_says_so() -> None:
-    with pytest.raises(BackendUnavailable, match="no NVIDIA driver is installed here"):
+    with pytest.raises(BackendUnavailable, match="no NVIDIA driver is installed"):
         CudaRuntime()
 
 

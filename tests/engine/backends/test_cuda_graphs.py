@@ -55,7 +55,7 @@ def test_what_cannot_be_captured_runs_as_before_and_is_said_once(caplog: pytest.
     assert ran == list(range(9))
     assert ways == [*["ordinary"] * 4, "captured", *["ordinary"] * 4]
     assert [record.message for record in caplog.records] == [
-        "runs without a CUDA graph, which cannot be captured: cudaStreamEndCapture: cudaErrorStreamCaptureInvalidated"
+        "running without a CUDA graph, which cannot be captured: cudaStreamEndCapture: cudaErrorStreamCaptureInvalidated"
     ]
     replay.clear()
     assert cuda.leaks.keys() == {"streams"}

@@ -13,6 +13,7 @@ import torch
 from fakes.manifest import LARGE, MANIFEST, USUAL
 from onnx import TensorProto, helper
 
+from engine.array import Array
 from engine.backends import load as backend
 from engine.backends.base import check_bindings
 from engine.backends.load import load
@@ -21,8 +22,6 @@ from engine.errors import BackendUnavailable, PlanCorrupt, PlanMismatch, ZImageE
 from engine.options import RuntimeOptions, add_pipeline_arguments
 from engine.plan.manifest import Flavor, Graph, Manifest, Target, TensorSpec
 from engine.size import Size
-
-Array = np.ndarray[Any, Any]
 
 GRAPH = Graph(
     "add.onnx",
@@ -91,7 +90,7 @@ def test_plans_of_another_builder_are_refused(flavor: Flavor, tmp_path: Path, mo
     monkeypatch.setitem(backend.PACKAGES, flavor, "numpy")  # a package that is there
     with pytest.raises(PlanMismatch) as refusal:
         load(tmp_path, manifest_of(flavor, "numpy 0.9"), RuntimeOptions())
-    assert f"built by numpy 0.9, installed is numpy {np.__version__}" in str(refusal.value)
+    assert f"built by numpy 0.9, but numpy {np.__version__} is installed" in str(refusal.value)
     assert "run build-engines again" in str(refusal.value)
 
 
@@ -142,7 +141,7 @@ def test_profiles_are_chosen_by_name() -> None:
 @pytest.mark.parametrize("content", [b"", b"not a model", None])
 def test_a_damaged_plan_is_refused(plan: Path, content: bytes | None) -> None:
     plan.write_bytes(plan.read_bytes()[:-20] if content is None else content)
-    with pytest.raises(PlanCorrupt, match=r"ONNX Runtime does not load .*add\.onnx: "):
+    with pytest.raises(PlanCorrupt, match=r"ONNX Runtime cannot load .*add\.onnx: "):
         OnnxRuntimeEngine(plan, GRAPH)
 
 
@@ -226,5 +225,5 @@ def test_options_that_make_no_sense_are_refused(words: str, capsys: pytest.Captu
 
 
 def test_what_is_prepared_and_given_up_again_is_refused() -> None:
-    with pytest.raises(ZImageError, match="--offload gives up what --warm-up prepares"):
+    with pytest.raises(ZImageError, match="--offload unloads what --warm-up prepares"):
         RuntimeOptions(offload=True, warm_up=(Size(64, 64),))

@@ -9,7 +9,9 @@ from fakes.manifest import BANNER, LARGE, MANIFEST, USUAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.backends.memory import ALIGNMENT, PINNED_COPIES, DeviceMemory, HostMemory, Memory, layout, tensor_bytes
+from engine.backends.device_memory import PINNED_COPIES, DeviceMemory
+from engine.backends.host_memory import HostMemory
+from engine.backends.memory import ALIGNMENT, Memory, layout, tensor_bytes
 from engine.errors import OutOfDeviceMemory
 from engine.plan.shapes import dimensions
 
@@ -110,7 +112,7 @@ def test_no_order_of_the_streams_shows(actions: list[tuple], seed: int, haste: f
         elif action == "pass":
             source, target = ("latents", "latents_next") if what else ("latents_next", "latents")
             views = [memory.view(name, SMALL) for name in (source, target)]
-            memory.claim(views[1])
+            memory.prepare_write(views[1])
             if cuda is None:
                 np.add(views[0], number, out=views[1])
             else:
@@ -137,7 +139,7 @@ def test_what_nobody_wrote_is_not_zero() -> None:
 
 def test_a_device_without_room_is_left_as_it_was() -> None:
     cuda = FakeCuda(memory=1 << 20)
-    with pytest.raises(OutOfDeviceMemory, match=r"cudaMalloc of .* GB failed: no GPU memory"):
+    with pytest.raises(OutOfDeviceMemory, match=r"cudaMalloc of .* GB failed: not enough GPU memory"):
         DeviceMemory(cuda, MANIFEST, (USUAL,))
     assert not cuda.leaks
 
@@ -149,6 +151,6 @@ def test_nothing_is_allocated_after_the_start() -> None:
     for _ in range(50):
         tensor = memory.write("latents", np.zeros(SMALL, np.float32))
         memory.record_event()
-        memory.claim(tensor)
+        memory.prepare_write(tensor)
         memory.read(tensor).wait()
     assert cuda.resources == before

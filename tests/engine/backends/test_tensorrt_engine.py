@@ -9,8 +9,9 @@ import pytest
 from fakes.cuda import FakeContext, FakeCuda, FakePlan, Misuse
 from fakes.manifest import LARGE, MANIFEST, USUAL
 
-from engine.backends.memory import DeviceMemory, DeviceTensor
-from engine.backends.tensorrt.engine import CONTEXTS, StreamResources, TensorRtEngine, _worth_contexts
+from engine.backends.device_memory import DeviceMemory
+from engine.backends.memory import DeviceTensor
+from engine.backends.tensorrt.engine import CONTEXTS, StreamResources, TensorRtEngine, _without_covered
 from engine.errors import DeviceError, PlanCorrupt
 from engine.options import CudaGraphs
 from engine.plan.lora import About, PreparedLora
@@ -121,7 +122,7 @@ def test_the_tightest_profile_is_taken(device: Device, height: int, batch: int, 
 
 
 def test_a_shape_without_a_profile_is_our_own_mistake(device: Device) -> None:
-    with pytest.raises(AssertionError, match="no profile holds"):
+    with pytest.raises(AssertionError, match="no profile covers"):
         device.run(512, 64, batch=2)
 
 
@@ -133,16 +134,16 @@ def test_another_engine_s_stream_is_our_own_mistake(device: Device) -> None:
 def test_a_profile_that_another_one_holds_gets_no_contexts(tmp_path: Path) -> None:
     """The text of a prompt knows no sizes: the large profile, of one prompt, has nothing that the usual one has not."""
     engine = make(tmp_path, FakeCuda()).engine
-    assert engine._turns.keys() == {0, 1}
+    assert engine._recent.keys() == {0, 1}
     graph = MANIFEST.graphs["prompt_encoder"]
     bounds = {i: dimensions("prompt_encoder", profile, MANIFEST.model) for i, profile in enumerate((USUAL, LARGE))}
-    assert _worth_contexts(graph, bounds).keys() == {0}
+    assert _without_covered(graph, bounds).keys() == {0}
 
 
 def test_what_is_kept_is_compiled_for_its_shape_and_never_gives_way(device: Device) -> None:
-    device.engine.keep(True)
+    device.engine.pin_bindings(True)
     device.run(64, 64)
-    device.engine.keep(False)
+    device.engine.pin_bindings(False)
     assert [context.specialized for context in used(device)] == [True]
     for size in range(1, 3 * CONTEXTS):
         device.run(64, 64 + 16 * (size % 12))
@@ -206,7 +207,7 @@ def test_an_engine_whose_refit_failed_runs_no_more_until_it_is_restored(device: 
     device.plan.fails_to_refit = True
     with pytest.raises(DeviceError, match="cudaErrorInvalidValue"):
         device.engine.refit(lora(q=1))
-    with pytest.raises(PlanCorrupt, match="in no known state; load the plans anew"):
+    with pytest.raises(PlanCorrupt, match="in no known state; load the plans again"):
         device.run(64, 64)
     device.plan.fails_to_refit = False
     device.engine.refit(None)
@@ -220,7 +221,7 @@ def test_closing_waits_for_what_is_running_and_frees_everything(replaying: Devic
         replaying.run(64, 64)
     replaying.engine.close()
     assert len(replaying.passes) == 8
-    replaying.cuda.free(replaying.engine._site.arena)
+    replaying.cuda.free(replaying.engine._resources.arena)
     replaying.memory.close()
     assert not replaying.cuda.leaks
 

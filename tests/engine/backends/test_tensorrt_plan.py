@@ -19,7 +19,7 @@ from engine.errors import DeviceError, OutOfDeviceMemory, PlanCorrupt
 def test_the_real_library_s_words_are_passed_on(tmp_path: Path) -> None:
     plan = tmp_path / "denoiser.plan"
     plan.write_bytes(b"not a plan " * 100)
-    with pytest.raises(PlanCorrupt, match=r"tensorrt_rtx does not load .*denoiser\.plan: .*magicTag"):
+    with pytest.raises(PlanCorrupt, match=r"tensorrt_rtx cannot load .*denoiser\.plan: .*magicTag"):
         TensorRtPlan(FakeCuda(), "tensorrt_rtx", plan, runtime_graphs=True, cache=None)
 
 
@@ -178,7 +178,7 @@ def test_weights_go_in_with_their_types(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ({"set_named_weights": False}, "refuses other values for q"),
+        ({"set_named_weights": False}, "refuses new values for q"),
         ({"get_missing_weights": ["v"]}, "refuses a refit without v"),
         ({"refit_cuda_engine_async": False}, "refuses to refit"),
     ],

@@ -60,8 +60,8 @@ def test_what_does_not_fit_is_refused_with_what_would_make_it_fit() -> None:
     message = str(refusal.value)
     assert "the plans need 25.11 GB of GPU memory, 24.00 GB are free" in message
     assert PLAN.table() in message
-    assert "take turns (--offload), which needs 17.11 GB" in message
-    assert "serve fewer profiles (--profile, of usual and large)" in message
+    assert "one at a time (--offload), which needs 17.11 GB" in message
+    assert "serve fewer profiles (--profile; loaded are usual and large)" in message
     assert "build for smaller sizes or batches (build-engines --profile)" in message
 
 
@@ -69,4 +69,4 @@ def test_what_is_done_already_is_not_advised() -> None:
     with pytest.raises(OutOfDeviceMemory) as refusal:
         replace(PLAN, offload=True).require_fit(16 * GB, ["usual"])
     assert "--offload" not in str(refusal.value)
-    assert "--profile," not in str(refusal.value)
+    assert "--profile;" not in str(refusal.value)

@@ -17,13 +17,12 @@ from hypothesis.extra.numpy import arrays
 from PIL import ExifTags, Image
 
 from benchmarks.harness.pixels import psnr
+from engine.array import Array
 from engine.errors import InvalidRequest
 from engine.images.encode import NAMESPACE, encode
 from engine.images.metadata import ImageMetadata, file_metadata
 from engine.request import ImageFormat, ImageRequest
 from engine.stages import StageTimes
-
-Array = np.ndarray[Any, Any]
 
 FORMATS = [ImageFormat("png"), ImageFormat("jpeg"), ImageFormat("webp")]
 PROMPT = '一个红色的圆, \N{ARTIST PALETTE} <b>&amp; "é"\nNegative prompt: none\n\n\x01end'

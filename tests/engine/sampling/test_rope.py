@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.plan.manifest import Rope, padded
-from engine.sampling.rope import head_frequencies, tables
+from engine.sampling.rope import tables
 from nano.layout import MINIATURE, transformer_config
 
 TURBO = Rope(256.0, (32, 48, 48), (1536, 512, 512))
@@ -31,7 +31,7 @@ def diffsynth_tables(rope: Rope, rows: int, columns: int, words: int) -> np.ndar
 
 def check(rope: Rope, rows: int, columns: int, words: int) -> None:
     cos, sin = tables(rope, rows, columns, padded(words))
-    assert cos.shape == sin.shape == (padded(rows * columns) + padded(words), head_frequencies(rope))
+    assert cos.shape == sin.shape == (padded(rows * columns) + padded(words), sum(rope.axes_dims) // 2)
     assert cos.dtype == sin.dtype == np.float32
     theirs = diffsynth_tables(rope, rows, columns, words)
     np.testing.assert_allclose(cos, theirs.real, rtol=0, atol=TOLERANCE)
