@@ -18,8 +18,8 @@ from typing import Any, Self
 import numpy as np
 
 from engine.array import Array
-from engine.backends import load as backend
 from engine.backends.base import Backend
+from engine.backends.load import load_backend
 from engine.backends.memory import Readback, Tensor, TimingEvent
 from engine.errors import InvalidRequest, ZImageError
 from engine.images.generated import GeneratedImage
@@ -50,7 +50,7 @@ class Decoded:
         self._image = image
         self.decoded = decoded  # after the decoder, before the copy to the host
 
-    def arrive(self) -> None:
+    def wait_for_copy(self) -> None:
         """Wait until the values are on the host."""
         self._image.wait()
 
@@ -94,7 +94,7 @@ class Pipeline:
         served = replace(manifest, profiles=tuple(manifest.choose_profiles(options.profiles).values()))
         for size in options.warm_up:
             served.profile_for(size)
-        loaded = backend.load(directory, manifest, options)
+        loaded = load_backend(directory, manifest, options)
         log.info(
             "loaded %s: %s plans of %s, %s",
             directory.name,
@@ -198,6 +198,10 @@ class Pipeline:
             pixels=waited,
         )
         return GeneratedImage(pixels, request.seed, len(schedule) - 1, prompt, seconds)
+
+    def schedule(self, request: ImageRequest) -> Array:
+        """Return [steps + 1] float32, the noise levels of a request's steps."""
+        return sigmas(request.steps(self.manifest), self.manifest.model.schedule_shift)
 
     def noise(self, seed: int, size: Size) -> Array:
         """Return the initial latents, [1, 16, height / 8, width / 8] float32, equal to torch's CPU generator's."""
@@ -306,7 +310,3 @@ class Pipeline:
             }
             self._rope_key = (h, w, length)
         return self._tables
-
-    def schedule(self, request: ImageRequest) -> Array:
-        """Return [steps + 1] float32, the noise levels of a request's steps."""
-        return sigmas(request.steps(self.manifest), self.manifest.model.schedule_shift)

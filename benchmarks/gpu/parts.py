@@ -15,9 +15,9 @@ import torch
 from benchmarks.gpu.plans import build, builder_for, convert, plans_of
 from benchmarks.harness.report import Stopwatch
 from engine.array import Array
-from engine.backends import load as backend
 from engine.backends.base import Backend
 from engine.backends.cuda import CudaRuntime
+from engine.backends.load import load_backend
 from engine.backends.vram import VramPlan
 from engine.errors import PlanNotFound
 from engine.options import CudaGraphs, RuntimeOptions
@@ -181,7 +181,7 @@ def _compare(directory: Path, checkpoint: Path, device: str) -> Figures:
     """Relative L2 of each graph against DiffSynth's modules in FP32 on the device; the worst of a few shapes."""
     manifest = read(directory, verify=False)
     reference = Reference(open_checkpoint(str(checkpoint)), device)
-    loaded = backend.load(directory, manifest, RuntimeOptions())
+    loaded = load_backend(directory, manifest, RuntimeOptions())
     try:
         errors: dict[str, float] = {}
         for name in manifest.graphs:

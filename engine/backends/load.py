@@ -21,7 +21,7 @@ INSTALL: dict[Flavor, str] = {
 }
 
 
-def load(directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backend:
+def load_backend(directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backend:
     """Load the backend of a plan directory.
 
     Raises:
@@ -57,7 +57,7 @@ def _load_onnx(directory: Path, manifest: Manifest, options: RuntimeOptions) -> 
 
 
 def _load_tensorrt(cuda: CudaRuntime, directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backend:
-    from engine.backends.tensorrt import load as tensorrt_backend
+    from engine.backends.tensorrt.load import load_plans
     from engine.backends.tensorrt.plan import TensorRtPlan
 
     is_rtx = manifest.target.flavor == "rtx"
@@ -73,7 +73,7 @@ def _load_tensorrt(cuda: CudaRuntime, directory: Path, manifest: Manifest, optio
         )
 
     engine_options = replace(options, cuda_graphs="off") if is_rtx else options  # RTX captures graphs by itself
-    return tensorrt_backend.load(cuda, open_plan, directory, manifest, engine_options)
+    return load_plans(cuda, open_plan, directory, manifest, engine_options)
 
 
 def _cache_folder() -> Path:

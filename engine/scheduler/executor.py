@@ -104,7 +104,7 @@ class Executor:
             PlanCorrupt: see `Pipeline.refit`.
         """
         seconds = self._loras.apply(name)
-        for pending in self._uncharged:  # charged to no size, but their timing events are about to be recorded anew
+        for pending in self._uncharged:  # charged to no size; settled before their timing events are reused
             pending.settle()
         self._uncharged.clear()
         return seconds

@@ -55,7 +55,7 @@ class PendingImage:
 
     def _image(self) -> GeneratedImage:
         sample = self._sample
-        self._decoded.arrive()
+        self._decoded.wait_for_copy()
         decoding = self.decoding_seconds()
         started = time.perf_counter()
         pixels = self._decoded.wait()

@@ -29,9 +29,9 @@ from engine.scheduler.lora_schedule import LoraScheduler
 from engine.scheduler.sample import GuidanceBranch, Sample
 from engine.size import Size
 
-Device = Literal["host", "device, late", "device, hasty"]
+Device = Literal["host", "device, late", "device, eager"]
 
-DEVICES: tuple[Device, ...] = ("host", "device, late", "device, hasty")
+DEVICES: tuple[Device, ...] = ("host", "device, late", "device, eager")
 SLOTS = 5
 BATCHING = BatchTable("a fake", (PassTimes(512, 512, (1.0, 1.1, 1.2, 1.3)),))
 RED = ImageRequest("a red circle", 96, 64, seed=7, num_inference_steps=4)
@@ -122,7 +122,7 @@ def loop_builder(folder: Path, device: Device, slots: int = SLOTS) -> LoopBuilde
         memory = HostMemory(MANIFEST, MANIFEST.profiles, slots)
         loaded = Backend(memory, {name: HostEngine(function) for name, function in functions.items()})
     else:
-        cuda = FakeCuda(haste=0.9 if device == "device, hasty" else 0)
+        cuda = FakeCuda(eagerness=0.9 if device == "device, eager" else 0)
         loaded = load_fakes(cuda, functions, folder, MANIFEST, RuntimeOptions(cuda_graphs="off", slots=slots))
     return LoopBuilder(Pipeline(MANIFEST, PromptTokenizer(folder, MANIFEST.model.prompt), loaded), graphs)
 

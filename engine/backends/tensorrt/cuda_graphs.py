@@ -79,7 +79,7 @@ class Replay:
         except DeviceError as error:
             if error.sticky:
                 raise
-            log.warning("running without a CUDA graph, which cannot be captured: %s", error)
+            log.warning("running without a CUDA graph, since capture failed: %s", error)
             self._drop_times()
             return None
 

@@ -26,7 +26,7 @@ from engine.plan.shapes import dimensions
 log = logging.getLogger(__name__)
 
 
-def load(
+def load_plans(
     cuda: Cuda, open_plan: Callable[[GraphName], Plan], directory: Path, manifest: Manifest, options: RuntimeOptions
 ) -> Backend:
     """Load the engines of a plan directory, and allocate the memory between them.

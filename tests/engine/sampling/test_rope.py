@@ -1,4 +1,4 @@
-"""The rotary tables are what DiffSynth's transformer computes from its position ids."""
+"""Rotary tables equal those that DiffSynth's transformer computes from its position ids."""
 
 from dataclasses import asdict
 
@@ -23,7 +23,7 @@ EMBEDDERS = {rope: RopeEmbedder(**asdict(rope)) for rope in (TURBO, SMALL)}
 
 
 def diffsynth_tables(rope: Rope, rows: int, columns: int, words: int) -> np.ndarray:
-    """[image padded + prompt padded, head_dim / 2] complex, in the order of the unified sequence."""
+    """Return [image padded + prompt padded, head_dim / 2] complex, in the order of the unified sequence."""
     image, prompt_embeds = torch.zeros(16, 1, 2 * rows, 2 * columns), torch.zeros(words, 8)
     _, _, positions = MODEL.patchify_and_embed([image], [prompt_embeds])
     return EMBEDDERS[rope](torch.cat([positions["x_pos_ids"][0], positions["cap_pos_ids"][0]])).numpy()
@@ -50,13 +50,13 @@ def check(rope: Rope, rows: int, columns: int, words: int) -> None:
         (1, 512, 31),  # the longest axis
     ],
 )
-def test_they_are_diffsynth_s(rope: Rope, rows: int, columns: int, words: int) -> None:
+def test_values_equal_diffsynths(rope: Rope, rows: int, columns: int, words: int) -> None:
     check(rope, rows, columns, words)
 
 
 @settings(deadline=None)
 @given(rows=st.integers(1, 48), columns=st.integers(1, 48), words=st.integers(1, 512))
-def test_any_size_and_prompt(rows: int, columns: int, words: int) -> None:
+def test_tables_of_any_size_and_prompt_equal_diffsynths(rows: int, columns: int, words: int) -> None:
     check(SMALL, rows, columns, words)
 
 

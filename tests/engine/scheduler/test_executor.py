@@ -146,7 +146,7 @@ def test_time_until_an_image_is_finished_is_not_decoding_time(fakes: LoopBuilder
     assert pending_images[0].finish().seconds.vae_decoder < 0.2
 
 
-@pytest.mark.parametrize("device", ["device, late", "device, hasty"])
+@pytest.mark.parametrize("device", ["device, late", "device, eager"])
 def test_device_time_is_charged_to_the_size_that_used_it(
     fake_plans: Path, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
