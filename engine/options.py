@@ -15,11 +15,11 @@ MAX_THREADS = 256
 CudaGraphs = Literal["auto", "on", "off"]
 
 ABOUT = {  # help texts of the command line and of the server's settings
-    "threads": "number of CPU threads; 0 uses one per core",
+    "threads": "number of CPU threads (0: one per core)",
     "profiles": "name of a profile to load; repeat the option for more",
     "warm_up": "sizes to prepare at start-up, so that their first image is as fast as later ones",
     "cuda_graphs": "CUDA graphs: auto keeps those that are measurably faster (TensorRT) or all (TensorRT-RTX)",
-    "offload": "save GPU memory: load prompt encoder and denoiser one at a time; a new prompt then costs seconds",
+    "offload": "save GPU memory: load prompt encoder and denoiser one at a time; a new prompt takes seconds longer",
     "runtime_cache": "folder for kernels that TensorRT-RTX compiles on this GPU, by default in the user's cache",
 }
 

@@ -40,7 +40,7 @@ class Readback(Protocol):
     """A tensor on its way to the host."""
 
     def wait(self) -> Array:
-        """Return the values. They are valid until the same tensor has been read PINNED_COPIES times more."""
+        """Return the values. They are valid until the tensor is written again."""
         ...
 
 

@@ -23,7 +23,7 @@ from engine.sampling.finite import require_finite
 from engine.sampling.guidance import guide
 from engine.scheduler.lora_registry import LoraRegistry
 from engine.scheduler.pending_image import PendingImage
-from engine.scheduler.previews import take_preview
+from engine.scheduler.previews import estimate_for_preview
 from engine.scheduler.prompt_cache import PromptCache
 from engine.scheduler.prompt_encoder import CachedPromptEncoder
 from engine.scheduler.sample import Pass, Sample
@@ -37,12 +37,12 @@ class StepResult:
     """A step of one sample that is over.
 
     Attributes:
-        preview: [16, h, w] estimate of the final latents, where one was wanted after this step.
+        estimate: [16, h, w] estimate of the final latents, if a preview is wanted after this step.
         error: the reason why the sample cannot go on.
     """
 
     sample: Sample
-    preview: Array | None = None
+    estimate: Array | None = None
     error: NonFiniteOutput | None = None
 
 
@@ -193,7 +193,7 @@ class Executor:
                 continue
             after = self._guided(one, row) if sample.is_guided else row
             if after is not None:
-                results[sample] = StepResult(sample, take_preview(sample, one.step + 1, after))
+                results[sample] = StepResult(sample, estimate_for_preview(sample, one.step + 1, after))
         return list(results.values())
 
     def _guided(self, one: Pass, output: Array) -> Array | None:

@@ -154,7 +154,7 @@ class EngineLoop:
                 events.append(Failed(sample.key, step.error))
                 self._scheduler.remove(sample)
                 continue
-            events.append(Stepped(sample.key, sample.done, sample.steps, step.preview))
+            events.append(Stepped(sample.key, sample.done, sample.steps, step.estimate))
             if sample.done == sample.steps:
                 events.append(Denoised(sample.key, self._executor.decode(sample)))
                 self._scheduler.remove(sample)

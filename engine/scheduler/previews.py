@@ -1,4 +1,4 @@
-"""Previews of images that are still being generated: after which steps, and of which latents."""
+"""Previews of a sample: the steps that get one, and the estimated latents that it shows."""
 
 from engine.array import Array
 from engine.sampling.preview import estimate
@@ -10,8 +10,8 @@ def preview_steps(count: int, steps: int) -> frozenset[int]:
     return frozenset(round(steps * (i + 1) / (count + 1)) for i in range(count)) - {0, steps}
 
 
-def take_preview(sample: Sample, step: int, latents: Array) -> Array | None:
-    """Return the estimate of a sample's final latents if a preview is wanted after this step.
+def estimate_for_preview(sample: Sample, step: int, latents: Array) -> Array | None:
+    """Return an estimate [16, h, w] of the final latents if a preview is wanted after this step.
 
     Args:
         step: the step that is over, counted from 1.

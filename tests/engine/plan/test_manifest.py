@@ -134,7 +134,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], type[PlanError], str]] = {
         PlanCorrupt,
         "manifest.json lists no file for the denoiser; build again",
     ),
-    "a graph's file that nobody hashed": (
+    "a graph's file without a hash": (
         lambda d: edit(d, '"file": "denoiser.onnx"', '"file": "../denoiser.onnx"'),
         PlanCorrupt,
         "manifest.json lists no file for the denoiser; build again",
