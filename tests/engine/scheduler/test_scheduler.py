@@ -105,6 +105,18 @@ def test_guided_branches_wait_for_each_other() -> None:
     assert [(guided.branches.index(one.branch), one.step) for one in passes] == [(0, 0), (1, 0), (0, 1), (1, 1)]
 
 
+def test_younger_samples_do_not_overtake_a_sample_that_waits_for_two_slots() -> None:
+    scheduler = Scheduler(MANIFEST, slots=2, table=BATCHING)
+    scheduler.add(sample("first", 64, steps=4))
+    batch = scheduler.next(0.0)
+    scheduler.start(batch, 0.0)
+    scheduler.complete(batch, [(batch.size, 1.0)])
+    scheduler.add(sample("guided", 64, steps=2, branches=2))
+    scheduler.add(sample("younger", 64, steps=2))
+    batches = [[one.key for one in work.samples] for _, work in run(scheduler, {64: 1.0})]
+    assert batches == [["first"]] * 3 + [["guided"]] * 2 + [["younger"]] * 2
+
+
 # a loop over fakes
 
 
