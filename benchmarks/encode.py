@@ -23,8 +23,7 @@ from PIL import Image
 
 from benchmarks.harness.pixels import Pixels
 from benchmarks.harness.report import finish
-from engine.images import encode as images
-from engine.images.encode import encode
+from engine.images.encode import Deflate, encode, png
 from engine.request import ImageFormat
 
 Encoder = Callable[[Pixels], bytes]
@@ -101,9 +100,9 @@ def _pillow(pixels: Pixels, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def _png(deflate: images.Deflate) -> Encoder:
+def _png(deflate: Deflate) -> Encoder:
     """Return zimage-trt's PNG encoder with another deflate implementation."""
-    return partial(images.png, text={}, deflate=deflate)
+    return partial(png, text={}, deflate=deflate)
 
 
 def _isal(level: int) -> Encoder:

@@ -22,7 +22,7 @@ from benchmarks.harness.report import finish
 from benchmarks.harness.source import require_same_weights
 from benchmarks.judge import score
 from engine.backends.base import Backend, Bindings, Engine
-from engine.backends.memory import HostMemory
+from engine.backends.host_memory import HostMemory
 from engine.pipeline import Pipeline
 from engine.plan.manifest import GraphName, Precision, read, resolve
 from engine.request import ImageRequest

@@ -19,7 +19,7 @@ from engine.plan.manifest import (
     MergedLora,
     Model,
     Precision,
-    Preview,
+    PreviewProjection,
     Profile,
     Rope,
     Target,
@@ -109,7 +109,7 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
     return finished
 
 
-def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> Preview | None:
+def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> PreviewProjection | None:
     """Fit the projection for previews of unfinished images; None, with a printed line, if the VAE has no encoder."""
     encoder = models.vae_encoder(checkpoint.vae)
     if encoder is None:

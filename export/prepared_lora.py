@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
+from engine.array import Array
 from engine.errors import LoraMismatch
-from engine.plan.lora import About, Array, PreparedLora, require_swappable
+from engine.plan.lora import About, PreparedLora, require_refittable
 from engine.plan.manifest import Manifest
 from export.checkpoint.files import Checkpoint
 from export.checkpoint.lora import Lora, Merged, merge
@@ -28,7 +29,7 @@ def prepare(checkpoint: Checkpoint, loras: Sequence[Lora], manifest: Manifest) -
         LoraMismatch: the plans are not refittable, or were built from another checkpoint.
         CheckpointError: a key matches no layer, or the merged weights leave the range of the plans' precision.
     """
-    require_swappable(manifest)
+    require_refittable(manifest)
     if checkpoint.fingerprint() != manifest.model.weights_sha256:
         raise LoraMismatch(f"the plans of {manifest.model.name} were built from other weights than {checkpoint.name}'s")
     merged = merge(checkpoint, loras)

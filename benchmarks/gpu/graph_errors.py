@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.backends import load as backend
+from engine.array import Array
 from engine.backends.base import Backend
-from engine.backends.memory import Array
+from engine.backends.load import load_backend
 from engine.options import RuntimeOptions
 from engine.plan.manifest import Graph, GraphName, Manifest, Model, read
 from export.checkpoint.files import open_checkpoint
@@ -27,7 +27,7 @@ def graph_errors(directory: Path, checkpoint: Path, device: str) -> dict[str, An
     """
     manifest = read(directory, verify=False)
     reference = Reference(open_checkpoint(str(checkpoint)), device)
-    loaded = backend.load(directory, manifest, RuntimeOptions())
+    loaded = load_backend(directory, manifest, RuntimeOptions())
     try:
         errors: dict[str, float] = {}
         for name in manifest.graphs:
@@ -48,7 +48,7 @@ def _run(loaded: Backend, manifest: Manifest, name: GraphName, inputs: Mapping[s
     bindings = {key: memory.write(key, array) for key, array in inputs.items()}
     [output] = graph.outputs
     bindings[output.name] = memory.view(output.name, _output_shape(graph, manifest.model, inputs))
-    memory.claim(bindings[output.name])
+    memory.prepare_write(bindings[output.name])
     loaded.engines[name].enqueue(memory.stream, bindings)
     return memory.read(bindings[output.name]).wait().copy()
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from benchmarks.harness.subprocess_client import Answer, serve
 from benchmarks.load.traffic import Case, cases
-from engine.images import encode as images
-from engine.images.metadata import ImageMetadata, file_metadata
+from engine.images.encode import encode
+from engine.images.generated import GeneratedImage
+from engine.images.metadata import file_metadata
 from engine.options import RuntimeOptions
-from engine.pipeline import GeneratedImage, Pipeline
+from engine.pipeline import Pipeline
 from engine.plan.manifest import resolve
 from engine.request import ImageRequest
 from engine.scheduler.batch_table import BatchTable
@@ -81,8 +82,8 @@ class BareLoop:
         return {"ended": [at for at in ended if at >= start], "images": len(ended)}
 
     def _encode(self, request: ImageRequest, image: GeneratedImage) -> None:
-        metadata = ImageMetadata.of(self._loop.pipeline.manifest, request, image)
-        images.encode(image.pixels, text=file_metadata(request, metadata))
+        metadata = image.metadata(self._loop.pipeline.manifest, request)
+        encode(image.pixels, text=file_metadata(request, metadata))
 
 
 def main(plans: str, threads: str) -> None:

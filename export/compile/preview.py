@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from engine.errors import CheckpointError
-from engine.plan.manifest import Preview
+from engine.plan.manifest import PreviewProjection
 from export.checkpoint.models import Model
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -24,7 +24,7 @@ ROUGHNESS = (1.0, 2.0)  # noise has the amplitude f^-roughness; photographs have
 CONTRAST = 60.0  # standard deviation of the strongest noise, in units of 0..255; most noise is far weaker
 
 
-def fit(encoder: Model) -> Preview:
+def fit(encoder: Model) -> PreviewProjection:
     """Fit the projection of a checkpoint, and compute its R^2 on held-out images.
 
     Raises:
@@ -40,7 +40,7 @@ def fit(encoder: Model) -> Preview:
     missed = np.square(np.concatenate(inputs[FITTED:]) @ found - held_out).sum()
     r2 = 1 - missed / np.square(held_out - held_out.mean(0)).sum()
     *weights, bias = found.tolist()
-    return Preview(tuple(map(tuple, weights)), tuple(bias), float(r2))
+    return PreviewProjection(tuple(map(tuple, weights)), tuple(bias), float(r2))
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from rich.console import Console
 from benchmarks.harness.pixels import psnr
 from engine.errors import CheckpointError
 from engine.pipeline import Pipeline
-from engine.plan.manifest import Preview
+from engine.plan.manifest import PreviewProjection
 from engine.sampling.noise import randn
 from engine.sampling.preview import estimate, project
 from engine.sampling.schedule import sigmas
@@ -36,7 +36,7 @@ PROMPTS = {
     "a white heart on a black background": 5,
     "a purple cross on a background that fades from orange to cyan": 1,
 }
-RAMP = Preview(tuple((float(c), -2.0 * c, 0.5) for c in range(16)), (100.0, 200.0, 30.0), 1.0)
+RAMP = PreviewProjection(tuple((float(c), -2.0 * c, 0.5) for c in range(16)), (100.0, 200.0, 30.0), 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def encoder(opened: Checkpoint) -> models.Model:
 
 
 @pytest.fixture(scope="module")
-def fitted(encoder: models.Model) -> Preview:
+def fitted(encoder: models.Model) -> PreviewProjection:
     return fit(encoder)
 
 
@@ -61,7 +61,7 @@ def r_squared(got: np.ndarray, expected: np.ndarray) -> float:
     return 1 - np.square(got - expected).sum() / np.square(expected - expected.mean((0, 1, 2))).sum()
 
 
-def test_the_fit_explains_images_that_it_has_not_seen(encoder: models.Model, fitted: Preview) -> None:
+def test_the_fit_explains_images_that_it_has_not_seen(encoder: models.Model, fitted: PreviewProjection) -> None:
     """0.915 of the images that `fit` held out, and 0.907 of scenes as the small model generates them."""
     assert 0.85 < fitted.r2 < 1
     rng = Random(1)
@@ -181,7 +181,7 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
 
 
-def test_previews_come_closer_to_the_image(plan_directory: Path, fitted: Preview) -> None:
+def test_previews_come_closer_to_the_image(plan_directory: Path, fitted: PreviewProjection) -> None:
     """Correlation with the finished image at an eighth of its size, mean of four images: 0.90 after step 1, 0.96
     after step 4 and after step 8; PSNR 19.0, 20.4 and 20.9 dB. Of the noisy latents after step 1: 0.01."""
     with Pipeline.load(plan_directory) as pipeline:

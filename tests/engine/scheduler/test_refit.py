@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.harness.pixels import psnr
 from engine.errors import LoraMismatch, PlanCorrupt
 from engine.pipeline import Pipeline
-from engine.plan.lora import PreparedLora, own_value
+from engine.plan.lora import PreparedLora, base_weight
 from engine.plan.manifest import MergedLora, read
 from engine.request import ImageRequest
 from engine.sampling.schedule import sigmas
@@ -164,7 +164,7 @@ def test_the_manifest_says_what_each_weight_is_made_of(plans: Path, checkpoint: 
     assert (joined.shape, joined.transposed, joined.dtype) == ((dim, 3 * dim), True, "float16")
     official = open_checkpoint(str(checkpoint)).transformer.weights
     expected = torch.cat([official[part.removeprefix("transformer.")].load() for part in joined.parts]).T
-    np.testing.assert_array_equal(own_value(graph, joined, plans), expected.half().numpy())
+    np.testing.assert_array_equal(base_weight(graph, joined, plans), expected.half().numpy())
 
 
 def test_tensorrt_finds_every_weight_by_its_name(plans: Path) -> None:
@@ -183,7 +183,7 @@ def test_plans_that_are_not_refittable(engines: Path, prepared: PreparedLora) ->
 
 
 def test_a_file_that_was_not_prepared(lora: Lora) -> None:
-    with pytest.raises(LoraMismatch, match="is not prepared for plans; do it with: zimage-lora"):
+    with pytest.raises(LoraMismatch, match="is not prepared for plans; prepare it with: zimage-lora"):
         PreparedLora.read(lora.file)
     halves = {name: tensor.bfloat16() for name, tensor in load_file(lora.file).items()}
     save_file(halves, file := lora.file.with_name("bf16.safetensors"))
@@ -263,7 +263,7 @@ def test_plans_that_change_while_they_are_used(plans: Path, prepared: PreparedLo
     swappable.write_bytes(b"shorter")
     with pytest.raises(PlanCorrupt, match="is not as it was built"):
         pipeline.refit(prepared)
-    with pytest.raises(PlanCorrupt, match="load the plans anew"):
+    with pytest.raises(PlanCorrupt, match="load the plans again"):
         pipeline.generate(REQUEST)
 
 
@@ -318,11 +318,11 @@ def test_a_lora_that_changes_or_goes_is_not_used(plans: Path, outlines: Path, tm
     pipeline = Pipeline.load(plans, verify=False)
     loras = LoraRegistry(pipeline, {"outlines": file})
     assert loras.check() == ()
-    assert loras.put_in("outlines") > 0
+    assert loras.apply("outlines") > 0
     os.utime(file, (0, 0))
     for _ in range(2):
         with pytest.raises(LoraMismatch, match="the LoRA 'outlines' cannot be used now") as caught:
-            loras.put_in("outlines")
+            loras.apply("outlines")
         assert str(tmp_path) not in str(caught.value), "which clients read"
         assert str(file) in str(caught.value.__cause__)
         file.unlink(missing_ok=True)
@@ -339,7 +339,7 @@ def test_loras_are_checked_by_name(engines: Path, plans: Path, prepared: Prepare
     assert other.startswith("LoRA other: the LoRA was prepared for other weights than these plans")
     assert gone.startswith("LoRA gone: cannot read")
     (said, _) = LoraRegistry(Pipeline.load(engines, verify=False), files).check()
-    assert said.startswith("LoRA other: the plans' weights cannot be swapped; build them with --refittable")
+    assert said.startswith("LoRA other: the plans' weights cannot be changed; build them with --refittable")
 
 
 def command(plans: Path, loras: Path) -> list[str]:
