@@ -33,7 +33,7 @@ def diffusers(checkpoint: Path) -> Diffusers:
 )
 def test_the_image_is_diffusers(pipeline: Pipeline, diffusers: Diffusers, prompt: str, height: int, width: int) -> None:
     """40 dB are asked for; 80 dB and more are measured, where single pixels round the other way."""
-    request = ImageRequest(prompt, height, width, seed=7)
+    request = ImageRequest(prompt, width, height, seed=7)
     assert psnr(pipeline.generate(request).pixels, diffusers.generate([request])[0]) > 60
 
 
@@ -45,7 +45,7 @@ def test_another_seed_is_another_image(pipeline: Pipeline) -> None:
 
 def test_sizes_in_turn_do_not_disturb_each_other(pipeline: Pipeline) -> None:
     """Buffers are shared between shapes: what a larger image left there must not show in a smaller one."""
-    small, large = ImageRequest("a red circle", 64, 80, 3), ImageRequest("a blue square " * 20, 256, 256, 3)
+    small, large = ImageRequest("a red circle", 80, 64, 3), ImageRequest("a blue square " * 20, 256, 256, 3)
     before = pipeline.generate(small).pixels
     pipeline.generate(large)
     assert np.array_equal(pipeline.generate(small).pixels, before)

@@ -15,6 +15,7 @@ from benchmarks.harness.eager import DiffSynth, Diffusers
 from benchmarks.harness.pixels import psnr
 from engine.pipeline import Pipeline
 from engine.request import ImageRequest
+from engine.size import Size
 from export.checkpoint.files import open_checkpoint
 from nano.judge import judge
 from nano.layout import NANO, Z_IMAGE_NANO, configs
@@ -63,7 +64,7 @@ def test_it_is_what_the_recipe_would_write(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (192, 256), (256, 256)])
 def test_it_draws_what_it_is_told(pipeline: Pipeline, height: int, width: int) -> None:
     """200 captions that were never trained on, 8 forwards through the exported graphs and the runtime."""
-    scores = bench.score(pipeline, height, width, 200)
+    scores = bench.score(pipeline, Size(width, height), 200)
     print(scores)
     assert all(found[attribute] >= least for found in scores.values() for attribute, least in LEAST.items()), scores
 
@@ -72,7 +73,7 @@ def test_it_draws_what_it_is_told(pipeline: Pipeline, height: int, width: int) -
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (192, 256), (256, 128)])
 def test_diffsynths_modules_draw_the_same_image(pipeline: Pipeline, height: int, width: int) -> None:
     """In FP32 51 dB, all of it DiffSynth's truncation to uint8; as shipped the figure is `zimage-bench peers`'."""
-    request = ImageRequest("a small red circle to the left of a large blue square", height, width, seed=7)
+    request = ImageRequest("a small red circle to the left of a large blue square", width, height, seed=7)
     [theirs] = DiffSynth(open_checkpoint(str(Z_IMAGE_NANO)), torch.float32).generate([request])
     assert psnr(pipeline.generate(request).pixels, theirs) > 45
 
