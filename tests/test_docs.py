@@ -141,6 +141,17 @@ def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
             assert part in said, message
 
 
+def test_architecture_names_what_is_in_the_files_that_it_links() -> None:
+    page = ROOT / "docs" / "architecture.md"
+    text = without_fences(page.read_text(encoding="utf-8"))
+    for block in re.split(r"\n(?=\||\d+\. |\n)", text):
+        linked = [page.parent / link for link in LINK.findall(block) if link.endswith(".py")]
+        sources = " ".join(path.read_text(encoding="utf-8") for path in linked)
+        for name in INLINE.findall(block) if linked else ():
+            if re.fullmatch(r"[A-Za-z_]\w*(\.[a-z_]\w*)?", name):
+                assert all(re.search(rf"\b{part}\b", sources) for part in name.split(".")), (name, block)
+
+
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= README_WORDS
 
