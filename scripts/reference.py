@@ -66,19 +66,19 @@ def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 
 def endpoints() -> Iterator[Sequence[str]]:
     """Method, path, whether a key is needed, and the first line of the documentation of each endpoint."""
-    app = FastAPI()
-    for router in (openai.router, tasks.router, probes):
+    app, routers = FastAPI(), (openai.router, tasks.router, probes)
+    for router in routers:
         app.include_router(router)
     openapi.install(app, Access(keys=("any",)), ImagesRequest, GenerateRequest)
     described: dict[str, Any] = app.openapi()["paths"]
     routes: dict[tuple[str, str], tuple[str, ...]] = {}
-    for route in app.routes:
+    for route in (route for router in routers for route in router.routes):
         if isinstance(route, APIRoute):
             methods = sorted(route.methods)
-            key = any("security" in described[route.path][method.lower()] for method in methods)
             path = route.path.replace(":path", "")
+            key = any("security" in described[path][method.lower()] for method in methods)
             known = routes.get((path, first_line(route.endpoint)), ("", ""))[0]
-            joined = ", ".join(filter(None, (known, *methods)))
+            joined = ", ".join(sorted({*filter(None, known.split(", ")), *methods}))
             routes[path, first_line(route.endpoint)] = (joined, "yes" if key else NONE)
         elif isinstance(route, APIWebSocketRoute):
             routes[route.path, first_line(route.endpoint)] = ("WebSocket", NONE)
@@ -89,7 +89,8 @@ def endpoints() -> Iterator[Sequence[str]]:
 
 
 def first_line(endpoint: Any) -> str:
-    return (inspect.getdoc(endpoint) or NONE).split("\n")[0]
+    """The first line of a function's documentation, or else its name."""
+    return (inspect.getdoc(endpoint) or f"{endpoint.__name__.replace('_', ' ').capitalize()}.").split("\n")[0]
 
 
 def fields(body: type[BaseModel]) -> Iterator[Sequence[str]]:

@@ -98,6 +98,7 @@ def test_serving_has_the_tables_that_follow_from_the_code() -> None:
     text = page.read_text(encoding="utf-8")
     assert reference().rewritten(text) == text, "run: .venv/bin/python scripts/reference.py"
     assert all(f"`--{name.replace('_', '-')}" in text for name in Settings.model_fields)
+    assert all(f"`{path}`" in text for path in ("/v1/images/generations", "/v1/task/{task_id}/ws", "/ready", "/"))
 
 
 @every_page
