@@ -4,7 +4,6 @@ import base64
 import io
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import httpx
 import numpy as np
 import onnx
 import onnx.numpy_helper
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -388,10 +388,8 @@ def test_server_generates_with_the_requested_lora(
         (tmp_path / "outlines.lora").unlink()
         for is_another in (False, True):
             if is_another:
-                (worker,) = subprocess.run(
-                    ["pgrep", "-P", str(server.pid)], capture_output=True, text=True
-                ).stdout.split()
-                os.kill(int(worker), signal.SIGKILL)
+                (worker,) = psutil.Process(server.pid).children()
+                worker.kill()
             assert np.array_equal(pixels_of(ask(http, None)), alone[None])
             gone = ask(http, "outlines")
             assert (gone.status_code, gone.json()["error"]["code"]) == (503, "lora_unavailable")
