@@ -18,6 +18,7 @@ from engine.pipeline import Pipeline
 from engine.plan.manifest import Manifest, resolve
 from engine.request import ImageRequest
 from engine.scheduler.batch_table import TABLE_FILE, BatchTable, PassTimes
+from engine.size import Size
 
 PROMPT = "a small red circle to the left of a large blue star on a yellow background"
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     directory = resolve(args.engines)
     with Pipeline.load(directory, RuntimeOptions.of(args)) as pipeline:
         chosen = args.sizes or usual_sizes(pipeline.manifest)
-        rows = tuple(measure(pipeline, height, width, args.rounds) for height, width in chosen)
+        rows = tuple(measure(pipeline, size, args.rounds) for size in chosen)
     machine = hardware()
     table = BatchTable(", ".join(gpu["name"] for gpu in machine.get("gpus", [])) or machine["cpu"], rows)
     with whole_file(directory / TABLE_FILE) as file:
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     finish("batching", {f"{row.width}x{row.height}": {"seconds": row.seconds, "best": row.best} for row in rows})
 
 
-def usual_sizes(manifest: Manifest) -> list[tuple[int, int]]:
+def usual_sizes(manifest: Manifest) -> list[Size]:
     """Squares: of each profile the smallest, the largest, and what lies between by doubling."""
     found = set()
     for profile in manifest.profiles:
@@ -55,32 +56,32 @@ def usual_sizes(manifest: Manifest) -> list[tuple[int, int]]:
             found.add(low)
             low *= 2
         found.add(high)
-    return [(side, side) for side in sorted(found)]
+    return [Size(side, side) for side in sorted(found)]
 
 
-def measure(pipeline: Pipeline, height: int, width: int, rounds: int) -> PassTimes:
-    """Median seconds of a pass of each batch that the plans take at a size (pixels)."""
-    batches = _batches(pipeline.manifest, height, width)
+def measure(pipeline: Pipeline, size: Size, rounds: int) -> PassTimes:
+    """Median seconds of a pass of each batch that the plans take at a size."""
+    batches = _batches(pipeline.manifest, size)
     for batch in batches:
-        _pass_seconds(pipeline, height, width, batch)  # kernels, arrays, CUDA graphs
-    found = [[_pass_seconds(pipeline, height, width, batch) for batch in batches] for _ in range(rounds)]
-    return PassTimes(height, width, tuple(statistics.median(column) for column in zip(*found, strict=True)))
+        _pass_seconds(pipeline, size, batch)  # kernels, arrays, CUDA graphs
+    found = [[_pass_seconds(pipeline, size, batch) for batch in batches] for _ in range(rounds)]
+    return PassTimes(*size, tuple(statistics.median(column) for column in zip(*found, strict=True)))
 
 
-def _batches(manifest: Manifest, height: int, width: int) -> range:
+def _batches(manifest: Manifest, size: Size) -> range:
     batch = 1
     while True:
         try:
-            manifest.profile_for(height, width, batch + 1)
+            manifest.profile_for(size, batch + 1)
         except UnsupportedShape:
             return range(1, batch + 1)
         batch += 1
 
 
-def _pass_seconds(pipeline: Pipeline, height: int, width: int, batch: int) -> float:
+def _pass_seconds(pipeline: Pipeline, size: Size, batch: int) -> float:
     """Of one pass, as the mean over those of an image."""
     schedule = pipeline.schedule(ImageRequest(PROMPT))
-    noise = np.concatenate([pipeline.noise(seed, height, width) for seed in range(batch)])
+    noise = np.concatenate([pipeline.noise(seed, size) for seed in range(batch)])
     prompt_embeds = pipeline.encode_prompt([pipeline.tokenize(PROMPT)] * batch)
     pipeline.synchronize()
     started = time.perf_counter()

@@ -11,7 +11,8 @@ from rich.progress import track
 
 from benchmarks.harness.report import finish
 from engine.pipeline import Pipeline
-from engine.request import ImageRequest, parse_size
+from engine.request import ImageRequest
+from engine.size import Size
 from nano.captions import caption
 from nano.judge import judge, shares
 from nano.scenes import Pixels, Scene, held_out_scene
@@ -19,7 +20,7 @@ from nano.scenes import Pixels, Scene, held_out_scene
 SEED = 2026
 SIZES = ("128", "256x192", "256")
 SHEET_COLUMNS = 6
-SHEET_SIZES = ((192, 192), (128, 256), (192, 256), (256, 256), (256, 192), (128, 128))
+SHEET_SIZES = tuple(Size(*size) for size in ((192, 192), (256, 128), (256, 192), (256, 256), (192, 256), (128, 128)))
 CELL = 256  # pixels of the sheet that one image is centred in
 PAPER = (246, 246, 246)
 
@@ -32,15 +33,14 @@ def held_out(count: int) -> Iterator[tuple[Scene, str]]:
         yield scene, caption(scene, "zh" if number % 2 else "en", rng)
 
 
-def score(pipeline: Pipeline, height: int, width: int, count: int) -> dict[str, dict[str, float]]:
+def score(pipeline: Pipeline, size: Size, count: int) -> dict[str, dict[str, float]]:
     """Share of each attribute that holds over `count` captions at one size, in all and per language.
 
     The seed is the caption's number.
     """
-    drawings = track(enumerate(held_out(count)), f"{width}x{height}", total=count)
+    drawings = track(enumerate(held_out(count)), str(size), total=count)
     verdicts = [
-        judge(pipeline.generate(ImageRequest(text, height, width, seed)).pixels, scene)
-        for seed, (scene, text) in drawings
+        judge(pipeline.generate(ImageRequest(text, *size, seed)).pixels, scene) for seed, (scene, text) in drawings
     ]
     return {"all": shares(verdicts), "en": shares(verdicts[0::2]), "zh": shares(verdicts[1::2])}
 
@@ -51,10 +51,10 @@ def contact_sheet(pipeline: Pipeline, count: int) -> tuple[Pixels, list[str]]:
     sheet = np.full((rows * CELL, SHEET_COLUMNS * CELL, 3), PAPER, np.uint8)
     captions = []
     for number, (_, text) in enumerate(held_out(count)):
-        height, width = SHEET_SIZES[(number + number // SHEET_COLUMNS) % len(SHEET_SIZES)]
+        width, height = SHEET_SIZES[(number + number // SHEET_COLUMNS) % len(SHEET_SIZES)]
         top = number // SHEET_COLUMNS * CELL + (CELL - height) // 2
         left = number % SHEET_COLUMNS * CELL + (CELL - width) // 2
-        image = pipeline.generate(ImageRequest(text, height, width, number)).pixels
+        image = pipeline.generate(ImageRequest(text, width, height, number)).pixels
         sheet[top : top + height, left : left + width] = image
         captions.append(text)
     return sheet, captions
@@ -75,11 +75,10 @@ def run(args: argparse.Namespace) -> None:
         Image.fromarray(sheet).save(args.sheet, optimize=True)
         print("\n".join(f"{number}. {text}" for number, text in enumerate(captions, 1)))
     for size in args.size or SIZES:
-        height, width = parse_size(size)
-        scores = score(pipeline, height, width, args.captions)
+        scores = score(pipeline, Size.parse(size), args.captions)
         for language, found in scores.items():
-            print(f"{width}x{height}, {language}:", ", ".join(f"{name} {share:.1%}" for name, share in found.items()))
-        figures[f"{width}x{height}"] = {
+            print(f"{size}, {language}:", ", ".join(f"{name} {share:.1%}" for name, share in found.items()))
+        figures[size] = {
             language: {name: round(share, 4) for name, share in found.items()} for language, found in scores.items()
         }
     finish("judge", figures)

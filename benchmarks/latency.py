@@ -37,6 +37,7 @@ from benchmarks.harness.source import Source
 from engine.errors import InvalidRequest, PlanMismatch, UnsupportedShape
 from engine.options import CudaGraphs, RuntimeOptions, sizes
 from engine.plan.manifest import SEQUENCE_MULTIPLE, Manifest, padded, read, resolve
+from engine.size import Size
 
 PHRASE = "a small red circle to the left of a large blue square on a yellow background and"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -171,12 +172,12 @@ def choose_cases(args: argparse.Namespace, setup: Setup, comparison: Comparison)
     prompt_tokens = args.prompt_tokens or PROMPT_TOKENS[side < SMALL]
     prompts = write_prompts(prompt_tokens, comparison.tokens) if comparison.runners else ("", "")
     cases, skipped = [], []
-    for height, width in args.sizes or [(int(share * side),) * 2 for share in SIZES]:
+    for size in args.sizes or [Size(int(share * side), int(share * side)) for share in SIZES]:
         for batch in args.batches:
-            case = Case(height, width, batch, STEPS, prompt_tokens, prompts)
+            case = Case(size, batch, STEPS, prompt_tokens, prompts)
             try:
                 if manifest is not None:
-                    manifest.profile_for(height, width, batch)
+                    manifest.profile_for(size, batch)
                 cases.append(case)
             except UnsupportedShape as error:
                 skipped.append(f"{case.title}: {error}")

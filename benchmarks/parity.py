@@ -27,6 +27,7 @@ from engine.pipeline import Pipeline
 from engine.plan.manifest import GraphName, Precision, read, resolve
 from engine.request import ImageRequest
 from engine.sampling.tokenizer import PromptTokenizer
+from engine.size import Size
 from export.build import export_graphs, make_graphs
 from export.checkpoint.files import Checkpoint, open_checkpoint
 from export.compile.parity import relative_l2
@@ -40,7 +41,7 @@ GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 REQUESTS = (
     ImageRequest("a small red circle to the left of a large blue square on a yellow background", 128, 128, seed=7),
-    ImageRequest("黄色背景，左上角有一个蓝色星星", 192, 256, seed=7),
+    ImageRequest("黄色背景，左上角有一个蓝色星星", 256, 192, seed=7),
 )
 
 
@@ -176,7 +177,7 @@ def run(args: argparse.Namespace) -> None:
             images[title] = variants.compare(request)
             console.print(table(title, images[title]))
         for precision in PRECISIONS if args.KEEPCAPTIONS else ():
-            shares = score(variants[precision].pipeline, 128, 128, args.KEEPCAPTIONS)["all"]
+            shares = score(variants[precision].pipeline, Size(128, 128), args.KEEPCAPTIONS)["all"]
             figures.setdefault("judge", {})[precision] = shares
             console.print(f"{precision}:", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     if args.plot:

@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> None:
         "DiffSynth BF16, as shipped": DiffSynth(checkpoint),
     }
     figures = []
-    for height, width in ((128, 128), (192, 256), (256, 128)):
-        request = ImageRequest(args.prompt, height, width, seed=7)
+    for width, height in ((128, 128), (256, 192), (128, 256)):
+        request = ImageRequest(args.prompt, width, height, seed=7)
         ours = pipeline.generate(request).pixels
         row = {name: decibels(ours, peer.generate([request])[0]) for name, peer in peers.items()}
         print(f"{width}x{height}:", ", ".join(f"{name} {db} dB" for name, db in row.items()))

@@ -4,19 +4,20 @@ import argparse
 import logging
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
 
 from engine.errors import InvalidRequest, ZImageError
 from engine.files import whole_file
 from engine.images.encode import encode
-from engine.images.metadata import ImageParameters, parameters
+from engine.images.metadata import ImageMetadata, file_metadata
 from engine.options import RuntimeOptions, add_pipeline_arguments
 from engine.pipeline import Pipeline
 from engine.plan.lora import PreparedLora
-from engine.request import MAX_SEED, ImageRequest, parse_size, random_seed
+from engine.request import MAX_SEED, ImageRequest, random_seed
 from engine.scheduler.loop import EngineLoop
+from engine.size import Size
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,12 +56,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> None:
-    height, width = (None, None) if args.size is None else parse_size(args.size)
+    width, height = (None, None) if args.size is None else Size.parse(args.size)
     seed = random_seed() if args.seed is None else args.seed
     if not 0 <= seed <= MAX_SEED:
         raise InvalidRequest(f"seed must be between 0 and {MAX_SEED}, got {seed}", "seed")
     with whole_file(args.output) as file:
-        request = ImageRequest(args.prompt, height, width, seed, args.steps, args.negative_prompt, args.guidance_scale)
+        request = ImageRequest(args.prompt, width, height, seed, args.steps, args.negative_prompt, args.guidance_scale)
         _generate(args, request, file)
 
 
@@ -78,10 +79,10 @@ def _generate(args: argparse.Namespace, request: ImageRequest, file: IO[bytes]) 
             file=sys.stderr,
         )
     generated = request if args.lora is None else replace(request, lora=args.lora.stem)
-    text = parameters(ImageParameters.of(pipeline.manifest, generated))
+    text = file_metadata(generated, ImageMetadata.of(pipeline.manifest, generated, image))
     file.write(encode(image.pixels, text=text))
-    stages = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in image.seconds.items())
-    print(f"{args.output}: {image.width}x{image.height}, seed {image.seed}, {image.num_inference_steps} forwards")
+    stages = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in asdict(image.seconds).items() if seconds)
+    print(f"{args.output}: {image.size}, seed {image.seed}, {image.num_inference_steps} forwards")
     print(f"load {loaded - started:.2f} s{swapped}, {stages}")
 
 

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import msgspec
 
 from engine.errors import InvalidRequest, ZImageError
-from engine.request import parse_size
+from engine.size import Size
 
 MAX_THREADS = 256
 
@@ -31,7 +31,7 @@ class RuntimeOptions:
     Attributes:
         threads: CPU threads per graph of ONNX Runtime; 0 for one per core.
         profiles: names of those to serve; none for all.
-        warm_up: sizes (height, width) that are prepared before anything is served.
+        warm_up: sizes that are prepared before anything is served.
         cuda_graphs: TensorRT's passes from CUDA graphs; "auto" keeps those that measurably gain.
         offload: the prompt encoder and the denoiser take turns in GPU memory.
         runtime_cache: folder for what TensorRT-RTX compiles on this GPU; None for the user's cache folder.
@@ -41,7 +41,7 @@ class RuntimeOptions:
 
     threads: int = 0
     profiles: tuple[str, ...] = ()
-    warm_up: tuple[tuple[int, int], ...] = ()
+    warm_up: tuple[Size, ...] = ()
     cuda_graphs: CudaGraphs = "auto"
     offload: bool = False
     runtime_cache: Path | None = None
@@ -102,9 +102,9 @@ def _threads(text: str) -> int:
     return threads
 
 
-def sizes(text: str) -> tuple[tuple[int, int], ...]:
-    """(height, width) of each of "WxH,...", for argparse."""
+def sizes(text: str) -> tuple[Size, ...]:
+    """Read "WxH,...", for argparse."""
     try:
-        return tuple(parse_size(size.strip()) for size in text.split(","))
+        return tuple(Size.parse(size.strip()) for size in text.split(","))
     except InvalidRequest as error:
         raise argparse.ArgumentTypeError(str(error)) from error

@@ -29,6 +29,8 @@ from engine.sampling import rope
 from engine.sampling.noise import randn
 from engine.sampling.schedule import sigmas
 from engine.sampling.tokenizer import PromptTokenizer, TokenizedPrompt
+from engine.size import Size
+from engine.stages import StageTimes
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +48,12 @@ class GeneratedImage:
     seed: int
     num_inference_steps: int
     prompt: TokenizedPrompt
-    seconds: dict[str, float] = field(default_factory=dict)  # per stage; on a GPU, of its own clock
+    seconds: StageTimes = field(default_factory=StageTimes)
 
     @property
-    def height(self) -> int:
-        return int(self.pixels.shape[0])
-
-    @property
-    def width(self) -> int:
-        return int(self.pixels.shape[1])
+    def size(self) -> Size:
+        height, width, _ = self.pixels.shape
+        return Size(width, height)
 
 
 class Decoded:
@@ -102,8 +101,8 @@ class Pipeline:
         directory = resolve(directory)
         manifest = read(directory, verify=verify)
         served = replace(manifest, profiles=tuple(manifest.choose_profiles(options.profiles).values()))
-        for height, width in options.warm_up:
-            served.profile_for(height, width)
+        for size in options.warm_up:
+            served.profile_for(size)
         loaded = backend.load(directory, manifest, options)
         log.info(
             "%s: %s plans of %s, %s",
@@ -154,17 +153,17 @@ class Pipeline:
             raise
         return time.perf_counter() - started
 
-    def warm_up(self, sizes: Sequence[tuple[int, int]]) -> None:
-        """Generates each size (height, width) with the usual prompt lengths and keeps what was prepared for them."""
+    def warm_up(self, sizes: Sequence[Size]) -> None:
+        """Generates each size with the usual prompt lengths and keeps what was prepared for them."""
         pad = self.manifest.model.prompt.pad_token_id
         for engine in self._engines.values():
             engine.keep(True)
         levels = sigmas(2 * WARM_PASSES, self.manifest.model.schedule_shift)  # latents take turns
-        for height, width in sizes:
+        for size in sizes:
             for length in range(SEQUENCE_MULTIPLE, (WARM_LENGTHS + 1) * SEQUENCE_MULTIPLE, SEQUENCE_MULTIPLE):
                 for _ in range(WARM_PASSES):
                     prompt_embeds = self.encode_prompt([TokenizedPrompt((pad,) * length, "", "")])
-                latents = self.denoise(prompt_embeds, self.noise(0, height, width), levels)
+                latents = self.denoise(prompt_embeds, self.noise(0, size), levels)
             for _ in range(WARM_PASSES):
                 self.decode(latents).wait()
         for engine in self._engines.values():
@@ -184,29 +183,34 @@ class Pipeline:
         if request.is_guided:
             raise InvalidRequest("guidance takes two prompts at once; EngineLoop holds them", "guidance_scale")
         request.check(self.manifest)
-        height, width = request.size(self.manifest)
         schedule = self.schedule(request)
         started = time.perf_counter()
         prompt = self.tokenize(request.prompt)
-        seconds = {"tokenize": time.perf_counter() - started}
-        marks = [self.memory.record_event()]
+        tokenized = time.perf_counter()
+        events = [self.memory.record_event()]
         prompt_embeds = self.encode_prompt([prompt])
-        marks.append(self.memory.record_event())
-        latents = self.denoise(prompt_embeds, self.noise(request.seed, height, width), schedule, on_step)
-        marks.append(self.memory.record_event())
+        events.append(self.memory.record_event())
+        latents = self.denoise(prompt_embeds, self.noise(request.seed, request.size(self.manifest)), schedule, on_step)
+        events.append(self.memory.record_event())
         decoded = self.decode(latents)
-        marks.append(decoded.decoded)
-        started = time.perf_counter()
+        events.append(decoded.decoded)
+        waiting = time.perf_counter()
         pixels = decoded.wait()
-        for stage, (start, end) in zip(("prompt_encoder", "denoiser", "vae_decoder"), pairwise(marks), strict=True):
-            seconds[stage] = start.seconds_until(end)
-        seconds["pixels"] = time.perf_counter() - started
+        waited = time.perf_counter() - waiting
+        encoder, denoiser, decoder = (start.seconds_until(end) for start, end in pairwise(events))
+        seconds = StageTimes(
+            tokenize=tokenized - started,
+            prompt_encoder=encoder,
+            passes=denoiser,
+            denoiser=denoiser,
+            vae_decoder=decoder,
+            pixels=waited,
+        )
         return GeneratedImage(pixels, request.seed, len(schedule) - 1, prompt, seconds)
 
-    def noise(self, seed: int, height: int, width: int) -> Array:
+    def noise(self, seed: int, size: Size) -> Array:
         """Where an image starts: [1, 16, height / 8, width / 8] float32, as torch's CPU generator generates it."""
-        model = self.manifest.model
-        return randn(seed, (1, model.latent_channels, height // model.vae_scale, width // model.vae_scale))
+        return randn(seed, self.manifest.model.latents_shape(size))
 
     def encode_prompt(self, prompts: Sequence[TokenizedPrompt]) -> Tensor:
         """Prompts as the denoiser takes them: [B, L, prompt_embeds_dim] float32, valid until the next call.

@@ -1,13 +1,13 @@
 """What can be asked for, and whether the plans can generate it; what they cover is in `manifest`."""
 
 import random
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
 from engine.errors import InvalidRequest
 from engine.plan.manifest import Manifest
+from engine.size import Size
 
 ImageKind = Literal["png", "jpeg", "webp"]
 
@@ -22,8 +22,8 @@ class ImageRequest:
     """What to generate. Sizes in pixels; None stands for what the plans are tuned for."""
 
     prompt: str
-    height: int | None = None
     width: int | None = None
+    height: int | None = None
     seed: int = 0  # 0..MAX_SEED
     num_inference_steps: int | None = None  # forward passes; None for the model's own number, 8
     negative_prompt: str = ""
@@ -35,10 +35,10 @@ class ImageRequest:
         """Each step then takes two forward passes, one for each prompt."""
         return self.guidance_scale > 0
 
-    def size(self, manifest: Manifest) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        height, width = manifest.default_size
-        return height if self.height is None else self.height, width if self.width is None else self.width
+    def size(self, manifest: Manifest) -> Size:
+        """The size to generate: as requested, or what the plans are tuned for."""
+        width, height = manifest.default_size
+        return Size(width if self.width is None else self.width, height if self.height is None else self.height)
 
     def steps(self, manifest: Manifest) -> int:
         """Steps from noise to image."""
@@ -50,7 +50,7 @@ class ImageRequest:
 
     def check(self, manifest: Manifest, loras: Collection[str] = ()) -> None:
         """Raises InvalidRequest for what these plans with these LoRAs do not generate, naming the field."""
-        manifest.profile_for(*self.size(manifest))
+        manifest.profile_for(self.size(manifest))
         if self.lora is not None and self.lora not in loras:
             wanted = f"one of {', '.join(loras)}" if loras else "absent, as none is offered here"
             raise InvalidRequest(f"lora must be {wanted}; got {self.lora[:MAX_LORA]!r}", "lora")
@@ -111,15 +111,3 @@ PNG = ImageFormat()
 def random_seed() -> int:
     """A seed for a request that names none."""
     return random.randint(0, MAX_SEED)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """ "WIDTHxHEIGHT" in pixels to (height, width); "512" is a square.
-
-    Raises:
-        InvalidRequest: names what was got.
-    """
-    match = re.fullmatch(r"([0-9]{1,6})(?:[xX]([0-9]{1,6}))?", text)
-    if match is None:
-        raise InvalidRequest(f"size must be WIDTHxHEIGHT in pixels, such as 1024x768, got {text[:40]!r}", "size")
-    return int(match[2] or match[1]), int(match[1])

@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.errors import InvalidRequest, ZImageError
 from engine.options import ABOUT, MAX_THREADS, CudaGraphs, RuntimeOptions
-from engine.request import parse_size
+from engine.size import Size
 from server.jobs.admission import Limits
 from server.jobs.archive import DAY, Archive
 from server.logs import LogFormat
@@ -42,10 +42,10 @@ def _words(value: object) -> object:
 
 
 def _sizes(value: object) -> object:
-    """ "WxH,WxH" or words to (height, width) of each."""
+    """Read sizes from "WxH,WxH" or from words."""
     words = _words(value)
     try:
-        return [parse_size(size) for word in words for size in word.split(",")] if isinstance(words, list) else value
+        return [Size.parse(size) for word in words for size in word.split(",")] if isinstance(words, list) else value
     except InvalidRequest as error:
         raise ValueError(str(error)) from error
 
@@ -70,7 +70,7 @@ def _host(value: str) -> str:
 
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Keys = Annotated[tuple[Annotated[str, AfterValidator(_key)], ...], NoDecode, BeforeValidator(_words)]
-Sizes = Annotated[tuple[tuple[int, int], ...], NoDecode, BeforeValidator(_sizes)]
+Sizes = Annotated[tuple[Size, ...], NoDecode, BeforeValidator(_sizes)]
 
 
 class Settings(BaseSettings):

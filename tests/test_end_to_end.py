@@ -36,7 +36,7 @@ def test_the_openai_client_gets_the_pipelines_image(engines: Path) -> None:
             server.terminate()
     assert answer.data is not None and long.data is not None
     png = base64.b64decode(answer.data[0].b64_json or "")
-    expected = Pipeline.load(engines).generate(ImageRequest("a red circle", 64, 96, seed=7))
+    expected = Pipeline.load(engines).generate(ImageRequest("a red circle", 96, 64, seed=7))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), expected.pixels)
     assert answer.data[0].revised_prompt is None
     generated = long.data[0].revised_prompt or ""

@@ -106,7 +106,7 @@ def memory(args: Args) -> Figures:
         loaded = cuda.memory_info()[0]
         largest = max(manifest.profiles, key=lambda profile: profile.area)
         for _ in range(3):
-            pipeline.generate(ImageRequest("a red circle", largest.height.max, largest.width.max))
+            pipeline.generate(ImageRequest("a red circle", largest.width.max, largest.height.max))
         generated = cuda.memory_info()[0]
     planned = VramPlan.of(directory, manifest, range(len(manifest.profiles)), offload=False)
     figures = {"planned": planned.needed, "loaded": before - loaded, "after_images": before - generated}
@@ -219,7 +219,7 @@ def _step_seconds(pipeline: Pipeline, side: int) -> float:
     """Median of a step on the device's own clock, after images that captured and decided."""
     request = ImageRequest("a red circle", side, side)
     images = [pipeline.generate(request) for _ in range(7)][2:]
-    return statistics.median(image.seconds["denoiser"] / image.num_inference_steps for image in images)
+    return statistics.median(image.seconds.denoiser / image.num_inference_steps for image in images)
 
 
 def _sides(args: Args, manifest: Manifest) -> list[int]:

@@ -76,8 +76,8 @@ class Comparison:
         _compare({name: trial for name, trial in trials.items() if trial.error is None}, rows)
         return {
             "title": case.title,
-            "height": case.height,
-            "width": case.width,
+            "height": case.size.height,
+            "width": case.size.width,
             "batch": case.batch,
             "steps": case.steps,
             "prompt_tokens": case.prompt_tokens,
@@ -96,8 +96,8 @@ class Comparison:
         work, floor = self._arithmetic, self._rates.floor
         floors = {
             "prompt_encoder": floor(work.prompt_encoder(case.prompt_tokens).batch(case.batch)),
-            "step": floor(work.step(case.height, case.width, case.prompt_tokens).batch(case.batch)),
-            "decode": floor(work.decode(case.height, case.width).batch(case.batch)),
+            "step": floor(work.step(case.size.height, case.size.width, case.prompt_tokens).batch(case.batch)),
+            "decode": floor(work.decode(case.size.height, case.size.width).batch(case.batch)),
         }
         return {"end_to_end": floors["prompt_encoder"] + case.steps * floors["step"] + floors["decode"], **floors}
 

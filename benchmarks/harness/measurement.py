@@ -17,6 +17,7 @@ from benchmarks.harness.power import PowerMeter
 from benchmarks.harness.runner import STAGES, Laps, Runner
 from engine.images.encode import encode
 from engine.request import ImageRequest
+from engine.size import Size
 
 Figures = dict[str, Any]
 
@@ -29,13 +30,11 @@ class Case:
     """What is generated.
 
     Attributes:
-        height, width: in pixels.
         prompt_tokens: padded tokens of each prompt.
         prompts: two that take turns, so that nobody has the last one's prompt ready.
     """
 
-    height: int
-    width: int
+    size: Size
     batch: int
     steps: int
     prompt_tokens: int
@@ -43,14 +42,11 @@ class Case:
 
     @property
     def title(self) -> str:
-        return f"{self.width}x{self.height}, batch {self.batch}"
+        return f"{self.size}, batch {self.batch}"
 
     def requests(self, run: int) -> list[ImageRequest]:
         """The images of a run; equal runs are equal for everybody."""
-        return [
-            ImageRequest(self.prompts[(run + i) % 2], self.height, self.width, SEED + i, self.steps)
-            for i in range(self.batch)
-        ]
+        return [ImageRequest(self.prompts[(run + i) % 2], *self.size, SEED + i, self.steps) for i in range(self.batch)]
 
 
 @dataclass(slots=True)

@@ -88,13 +88,12 @@ class Ours:
 
     def generate(self, requests: Sequence[ImageRequest], laps: Laps = OFF) -> list[Pixels]:
         model = self._pipeline.manifest.model
-        height, width = requests[0].height, requests[0].width
-        assert height is not None and width is not None, "sizes are given"
+        size = requests[0].size(self._pipeline.manifest)
         prompts = [self._pipeline.tokenize(request.prompt) for request in requests]
         laps("tokenize")
         prompt_embeds = self._pipeline.encode_prompt(prompts)
         laps("prompt_encoder")
-        noise = np.concatenate([self._pipeline.noise(request.seed, height, width) for request in requests])
+        noise = np.concatenate([self._pipeline.noise(request.seed, size) for request in requests])
         schedule = sigmas(requests[0].num_inference_steps or model.default_steps, model.schedule_shift)
         latents = self._pipeline.denoise(prompt_embeds, noise, schedule, lambda *_: laps("step", wait=False))
         pixels = []

@@ -13,9 +13,9 @@ from pathlib import Path
 from benchmarks.harness.subprocess_client import Answer, serve
 from benchmarks.load.traffic import Case, cases
 from engine.images import encode as images
-from engine.images.metadata import ImageParameters, parameters
+from engine.images.metadata import ImageMetadata, file_metadata
 from engine.options import RuntimeOptions
-from engine.pipeline import Pipeline
+from engine.pipeline import GeneratedImage, Pipeline
 from engine.plan.manifest import resolve
 from engine.request import ImageRequest
 from engine.scheduler.batch_table import BatchTable
@@ -39,7 +39,7 @@ class BareLoop:
         started = time.perf_counter()
         image = self._loop.generate(request)
         generated = time.perf_counter()
-        images.encode(image.pixels, text=self._text(request))
+        self._encode(request, image)
         return {"engine_s": generated - started, "encode_s": time.perf_counter() - generated}
 
     def fill(self, size: int, clients: int, warm: float, seconds: float) -> Answer:
@@ -54,7 +54,7 @@ class BareLoop:
             self._loop.submit(str(case.seed), case.request())
 
         def finish(pending: PendingImage, request: ImageRequest) -> None:
-            images.encode(pending.finish().pixels, text=self._text(request))
+            self._encode(request, pending.finish())
             ended.append(time.perf_counter())
 
         for _ in range(clients):
@@ -74,8 +74,9 @@ class BareLoop:
             self._loop.step()
         return {"ended": [at for at in ended if at >= start], "images": len(ended)}
 
-    def _text(self, request: ImageRequest) -> dict[str, str]:
-        return parameters(ImageParameters.of(self._loop.pipeline.manifest, request))
+    def _encode(self, request: ImageRequest, image: GeneratedImage) -> None:
+        metadata = ImageMetadata.of(self._loop.pipeline.manifest, request, image)
+        images.encode(image.pixels, text=file_metadata(request, metadata))
 
 
 def main(plans: str, threads: str) -> None:

@@ -1,74 +1,106 @@
-"""What an image was made of, as text for its file. Knows no file formats."""
+"""Facts of a generated image, and the text of them for its file. Knows no file formats."""
 
 import json
-from dataclasses import asdict, dataclass
-from typing import Self
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Self
 
-from engine.plan.manifest import Manifest, Precision
+from engine.plan.manifest import Flavor, Manifest, Precision
 from engine.request import ImageRequest
+from engine.size import Size
+from engine.stages import StageTimes
+
+if TYPE_CHECKING:
+    from engine.pipeline import GeneratedImage  # its imports take a third of a second, which a server need not wait for
 
 SPECIAL = frozenset(",:\n")
 
 
 @dataclass(frozen=True, slots=True)
-class ImageParameters:
-    """All that it takes to generate an image again. Sizes in pixels."""
+class ImageMetadata:
+    """How an image was generated and what it cost; with its prompts, all that it takes to generate it again.
 
-    prompt: str
+    Attributes:
+        width, height: pixels.
+        forwards: passes of the denoiser.
+        guidance_scale: diffusers' scale; the CFG scale of other tools is one more.
+        lora: name of the LoRA that was requested.
+        revised_prompt: the part of a prompt that was used, if it was too long.
+        text_tokens: of the prompt, without padding.
+        seconds: of each stage.
+    """
+
     seed: int
-    num_inference_steps: int
     width: int
     height: int
-    model: str
+    num_inference_steps: int
+    forwards: int
+    guidance_scale: float
     plan_id: str
     precision: Precision
-    negative_prompt: str = ""
-    guidance_scale: float = 0.0  # diffusers' scale; the CFG scale that others mean is one more
+    flavor: Flavor
+    model: str
+    revised_prompt: str | None
+    text_tokens: int
+    seconds: StageTimes
     lora: str | None = None
 
     @classmethod
-    def of(cls, manifest: Manifest, request: ImageRequest) -> Self:
-        """Of what these plans generated."""
-        height, width = request.size(manifest)
+    def of(cls, manifest: Manifest, request: ImageRequest, image: "GeneratedImage") -> Self:
+        """Return the facts of an image that these plans generated for a request."""
         return cls(
-            prompt=request.prompt,
-            seed=request.seed,
-            num_inference_steps=request.steps(manifest),
-            width=width,
-            height=height,
-            model=manifest.model.name,
+            seed=image.seed,
+            width=image.size.width,
+            height=image.size.height,
+            num_inference_steps=image.num_inference_steps,
+            forwards=request.forwards(manifest),
+            guidance_scale=request.guidance_scale,
             plan_id=manifest.plan_id,
             precision=manifest.precision,
-            negative_prompt=request.negative_prompt,
-            guidance_scale=request.guidance_scale,
+            flavor=manifest.target.flavor,
+            model=manifest.model.name,
+            revised_prompt=image.prompt.text if image.prompt.dropped else None,
+            text_tokens=len(image.prompt.ids),
+            seconds=image.seconds,
             lora=request.lora,
         )
 
+    @property
+    def size(self) -> Size:
+        return Size(self.width, self.height)
 
-def parameters(image: ImageParameters) -> dict[str, str]:
-    """Metadata by keyword.
+    def with_encoding(self, seconds: float) -> Self:
+        """Return a copy that also knows how long the file's encoding took."""
+        return replace(self, seconds=replace(self.seconds, encode=seconds))
+
+
+def file_metadata(request: ImageRequest, metadata: ImageMetadata) -> dict[str, str]:
+    """Return the text for an image file, by keyword.
 
     Returns:
         "parameters": the text that AUTOMATIC1111's web UI writes and other tools read. A prompt may imitate its
-            settings, so it is for people; "zimage-trt": JSON of every field, in ASCII, exact whatever is in the prompt.
+            settings, so it is for people; "zimage-trt": JSON of the prompts and of every field but the seconds, in
+            ASCII, exact whatever is in the prompt.
     """
-    return {"parameters": _infotext(image), "zimage-trt": json.dumps(asdict(image))}
+    facts = asdict(metadata)
+    del facts["seconds"]
+    prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+    return {"parameters": _infotext(request, metadata), "zimage-trt": json.dumps(prompts | facts)}
 
 
-def _infotext(image: ImageParameters) -> str:
+def _infotext(request: ImageRequest, metadata: ImageMetadata) -> str:
     settings = {
-        "Steps": image.num_inference_steps,
+        "Steps": metadata.num_inference_steps,
         "Sampler": "Euler",
-        "CFG scale": f"{1 + image.guidance_scale:g}",
-        "Seed": image.seed,
-        "Size": f"{image.width}x{image.height}",
-        "Model": _quoted(image.model),
+        "CFG scale": f"{1 + metadata.guidance_scale:g}",
+        "Seed": metadata.seed,
+        "Size": str(metadata.size),
+        "Model": _quoted(metadata.model),
     }
-    if image.lora is not None:
-        settings["LoRA"] = _quoted(image.lora)
-    lines = [image.prompt]
-    if image.negative_prompt:
-        lines.append(f"Negative prompt: {image.negative_prompt}")
+    if metadata.lora is not None:
+        settings["LoRA"] = _quoted(metadata.lora)
+    lines = [request.prompt]
+    if request.negative_prompt:
+        lines.append(f"Negative prompt: {request.negative_prompt}")
     lines.append(", ".join(f"{name}: {value}" for name, value in settings.items()))
     return "\n".join(lines)
 

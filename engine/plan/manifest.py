@@ -15,6 +15,7 @@ from typing import Literal, get_args
 import msgspec
 
 from engine.errors import PlanCorrupt, PlanMismatch, PlanNotFound, UnsupportedShape
+from engine.size import Size
 
 SCHEMA_VERSION = 5
 MANIFEST_FILE = "manifest.json"
@@ -102,8 +103,8 @@ class Profile:
     batch: Range
     prompt_length: Range
 
-    def covers(self, height: int, width: int, batch: int) -> bool:
-        return height in self.height and width in self.width and batch in self.batch
+    def covers(self, size: Size, batch: int) -> bool:
+        return size.height in self.height and size.width in self.width and batch in self.batch
 
     @property
     def area(self) -> int:
@@ -159,6 +160,10 @@ class Model:
         """Heights and widths are multiples of it, in pixels."""
         return self.vae_scale * self.patch_size
 
+    def latents_shape(self, size: Size) -> tuple[int, int, int, int]:
+        """[1, 16, height / 8, width / 8], the latents of one image."""
+        return 1, self.latent_channels, size.height // self.vae_scale, size.width // self.vae_scale
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -210,9 +215,9 @@ class Manifest:
         return all(graph.parity is not None for graph in self.graphs.values())
 
     @property
-    def default_size(self) -> tuple[int, int]:
-        """(height, width) in pixels for a request that names none: what the first profile is tuned for."""
-        return self.profiles[0].height.opt, self.profiles[0].width.opt
+    def default_size(self) -> Size:
+        """The size for a request that names none: what the first profile is tuned for."""
+        return Size(self.profiles[0].width.opt, self.profiles[0].height.opt)
 
     def choose_profiles(self, names: Sequence[str]) -> dict[int, Profile]:
         """Profiles by name, all if none is named, by TensorRT's profile index.
@@ -226,23 +231,23 @@ class Manifest:
                 raise PlanMismatch(f"the plans have no profile {name}; they have {', '.join(known)}")
         return {i: profile for i, profile in enumerate(self.profiles) if not names or profile.name in names}
 
-    def profile_for(self, height: int, width: int, batch: int = 1) -> Profile:
+    def profile_for(self, size: Size, batch: int = 1) -> Profile:
         """The tightest profile that covers the shape.
 
         Raises:
             UnsupportedShape: names the dimension that is at fault and what the plans cover.
         """
         multiple = self.model.size_multiple
-        for param, value in (("height", height), ("width", width)):
+        for param, value in (("height", size.height), ("width", size.width)):
             if value % multiple:
                 raise UnsupportedShape(f"{param} must be a multiple of {multiple}, got {value}", param)
-        covering = [p for p in self.profiles if p.covers(height, width, batch)]
+        covering = [p for p in self.profiles if p.covers(size, batch)]
         if not covering:
-            raise self._unsupported(height, width, batch)
+            raise self._unsupported(size, batch)
         return min(covering, key=lambda p: p.area)
 
-    def _unsupported(self, height: int, width: int, batch: int) -> UnsupportedShape:
-        for param, value in (("height", height), ("width", width), ("batch", batch)):
+    def _unsupported(self, size: Size, batch: int) -> UnsupportedShape:
+        for param, value in (("height", size.height), ("width", size.width), ("batch", batch)):
             ranges = [getattr(p, param) for p in self.profiles]
             low, high = min(r.min for r in ranges), max(r.max for r in ranges)
             if not low <= value <= high:
@@ -252,7 +257,9 @@ class Manifest:
             for p in self.profiles
         )
         return UnsupportedShape(
-            f"no profile covers {width} x {height} (width x height) at batch {batch}; the plans cover {boxes}", "size"
+            f"no profile covers {size.width} x {size.height} (width x height) at batch {batch}; "
+            f"the plans cover {boxes}",
+            "size",
         )
 
 

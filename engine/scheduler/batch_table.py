@@ -11,6 +11,7 @@ from typing import Self
 import msgspec
 
 from engine.errors import PlanCorrupt
+from engine.size import Size
 
 TABLE_FILE = "batching.json"
 GAIN = 1.05  # images per second that a larger batch must bring, over the best smaller one, to be worth its delay
@@ -20,8 +21,8 @@ GAIN = 1.05  # images per second that a larger batch must bring, over the best s
 class PassTimes:
     """What a forward pass takes at one size: `seconds[b - 1]` with b images."""
 
-    height: int  # pixels
-    width: int
+    width: int  # pixels
+    height: int
     seconds: tuple[float, ...]
 
     @property
@@ -45,9 +46,9 @@ class BatchTable:
     machine: str = ""
     rows: tuple[PassTimes, ...] = ()
 
-    def limit(self, height: int, width: int) -> int:
-        """Images of a size (pixels) to generate together: what the next larger measured size gains from."""
-        larger = [row for row in self.rows if row.area >= height * width]
+    def limit(self, size: Size) -> int:
+        """Images of a size to generate together: what the next larger measured size gains from."""
+        larger = [row for row in self.rows if row.area >= size.area]
         return min(larger, key=lambda row: row.area).best if larger else 1
 
     @classmethod

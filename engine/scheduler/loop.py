@@ -97,7 +97,7 @@ class EngineLoop:
         shown = _spread(previews, len(schedule) - 1)
         size = request.size(self.pipeline.manifest)
         sample = Sample(key, request, size, schedule, tuple(branches), shown, came=started)
-        sample.seconds["tokenize"] = time.perf_counter() - started
+        sample.took(tokenize=time.perf_counter() - started)
         self._samples[key] = sample
         self._turns.add(sample)
 
@@ -201,9 +201,9 @@ class EngineLoop:
 
     def _limit(self, sample: Sample) -> int:
         """How many passes of an image's size go together: what gains, and what the plans take."""
-        for batch in range(self._table.limit(*sample.size), 1, -1):
+        for batch in range(self._table.limit(sample.size), 1, -1):
             with suppress(UnsupportedShape):
-                self.pipeline.manifest.profile_for(*sample.size, batch)
+                self.pipeline.manifest.profile_for(sample.size, batch)
                 return batch
         return 1
 
@@ -215,8 +215,8 @@ class EngineLoop:
             prompt_embeds = self._encoder.encode(branch.prompt, self._turns.present)
             self._memory.copy(self._slots.prompt_embeds(branch), prompt_embeds)
         sample.joined = time.perf_counter()
-        sample.seconds["prompt_encoder"] = sample.joined - started
-        sample.latents = self.pipeline.noise(sample.request.seed, *sample.size)
+        sample.took(prompt_encoder=sample.joined - started)
+        sample.latents = self.pipeline.noise(sample.request.seed, sample.size)
         self._slots.put_latents(sample, sample.latents)
 
     def _enqueue(self, passes: Sequence[Pass]) -> _Running:
@@ -263,7 +263,7 @@ class EngineLoop:
         events.append(Passed(len(running.passes), seconds))
         for (sample, branch), latents in zip(running.passes, values, strict=True):
             if not sample.is_gone:
-                sample.seconds["passes"] = sample.seconds.get("passes", 0.0) + seconds / len(running.passes)
+                sample.took(passes=sample.seconds.passes + seconds / len(running.passes))
                 self._advance(sample, branch, latents, events)
 
     def _advance(self, sample: Sample, branch: GuidanceBranch, latents: Array, events: list[Event]) -> None:
@@ -282,7 +282,7 @@ class EngineLoop:
         events.append(Stepped(sample.key, sample.done + 1, sample.steps, self._estimate(sample, latents)))
         sample.done += 1
         if sample.done == sample.steps:
-            sample.seconds["denoiser"] = time.perf_counter() - sample.joined
+            sample.took(denoiser=time.perf_counter() - sample.joined)
             events.append(Denoised(sample.key, self._decode(sample)))
             self._leave(sample)
 

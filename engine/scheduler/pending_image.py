@@ -2,11 +2,13 @@
 
 import threading
 import time
+from dataclasses import replace
 
 from engine.backends.memory import TimingEvent
 from engine.errors import ZImageError
 from engine.pipeline import Decoded, GeneratedImage
-from engine.scheduler.sample import Sample, Size
+from engine.scheduler.sample import Sample
+from engine.size import Size
 
 
 class PendingImage:
@@ -15,6 +17,7 @@ class PendingImage:
     def __init__(self, sample: Sample, decoded: Decoded, started: TimingEvent) -> None:
         self._sample, self._decoded, self._started = sample, decoded, started
         self._outcome: GeneratedImage | ZImageError | None = None
+        self._decoding: float | None = None
         self._lock = threading.Lock()
 
     @property
@@ -23,10 +26,9 @@ class PendingImage:
 
     def decoding_seconds(self) -> float:
         """What the decoding kept the engine busy, whoever finishes the image when. It must be over."""
-        seconds = self._sample.seconds
-        if "vae_decoder" not in seconds:  # marks are used again
-            seconds["vae_decoder"] = self._started.seconds_until(self._decoded.decoded)
-        return seconds["vae_decoder"]
+        if self._decoding is None:  # events are recorded anew later, so the first answer is kept
+            self._decoding = self._started.seconds_until(self._decoded.decoded)
+        return self._decoding
 
     def settle(self) -> None:
         """Takes the pixels out of the buffers, if that has not been done."""
@@ -53,8 +55,8 @@ class PendingImage:
     def _image(self) -> GeneratedImage:
         sample = self._sample
         self._decoded.arrive()
-        self.decoding_seconds()
+        decoding = self.decoding_seconds()
         started = time.perf_counter()
         pixels = self._decoded.wait()
-        sample.seconds["pixels"] = time.perf_counter() - started
-        return GeneratedImage(pixels, sample.request.seed, sample.steps, sample.branches[0].prompt, sample.seconds)
+        seconds = replace(sample.seconds, vae_decoder=decoding, pixels=time.perf_counter() - started)
+        return GeneratedImage(pixels, sample.request.seed, sample.steps, sample.branches[0].prompt, seconds)

@@ -4,14 +4,14 @@ Knows sizes, steps and slots; not tensors' values, not time but for what it is t
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from engine.plan.manifest import padded
 from engine.request import ImageRequest
 from engine.sampling.noise import Array
 from engine.sampling.tokenizer import TokenizedPrompt
-
-Size = tuple[int, int]  # height, width in pixels
+from engine.size import Size
+from engine.stages import StageTimes
 
 
 @dataclass(slots=True, eq=False)
@@ -39,7 +39,7 @@ class Sample:
         came: time.perf_counter() when it was submitted.
         done: steps that are known to be over.
         latents: [16, h, w] after `done` steps, where a preview needs them.
-        seconds: per stage, and in "passes" its share of the time that its forward passes took.
+        seconds: of the stages that are over.
     """
 
     key: str
@@ -53,12 +53,16 @@ class Sample:
     done: int = 0
     latents: Array | None = None
     is_gone: bool = False  # cancelled or failed: what still runs for it is ignored
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: StageTimes = field(default_factory=StageTimes)
     joined: float = 0.0  # time.perf_counter() at its first step
 
     @property
     def steps(self) -> int:
         return len(self.schedule) - 1
+
+    def took(self, **seconds: float) -> None:
+        """Record seconds by the fields of `StageTimes`."""
+        self.seconds = replace(self.seconds, **seconds)
 
     @property
     def is_guided(self) -> bool:

@@ -34,9 +34,7 @@ class Slots:
 
     def latents(self, sample: Sample) -> Tensor:
         """[1, 16, h, w], in the slot of its first branch."""
-        height, width = sample.size
-        shape = (1, self._model.latent_channels, height // self._model.vae_scale, width // self._model.vae_scale)
-        return self._view("latents", sample.branches[0], shape)
+        return self._view("latents", sample.branches[0], self._model.latents_shape(sample.size))
 
     def put_latents(self, sample: Sample, values: Array) -> None:
         """[1, 16, h, w]."""

@@ -113,14 +113,13 @@ async def retrieve_model(model: str, card: Card) -> ModelCard:
 @router.get("/v1/model_info")
 async def model_info(jobs: Jobs) -> ModelInfo:
     manifest = jobs.manifest
-    height, width = manifest.default_size
     return ModelInfo(
         model_path=manifest.model.name,
         precision=manifest.precision,
         flavor=manifest.target.flavor,
         plan_id=manifest.plan_id,
         num_inference_steps=manifest.model.default_steps,
-        default_size=f"{width}x{height}",
+        default_size=str(manifest.default_size),
         loras=list(jobs.loras),
         sizes=[f"{p.width.min}x{p.height.min}..{p.width.max}x{p.height.max}" for p in manifest.profiles],
     )
@@ -150,31 +149,30 @@ def _event(image: StreamedImage) -> ServerSentEvent:
 
 
 def _shown(jobs: Dispatcher, job: Job, wanted: ImagesRequest, index: int, data: bytes, number: int) -> StreamedImage:
-    height, width = job.requests[index].size(jobs.manifest)
     return StreamedImage(
         type="image_generation.partial_image",
         index=index,
         b64_json=base64.b64encode(data).decode(),
         partial_image_index=number,
         created_at=int(time.time()),
-        size=f"{width}x{height}",
+        size=str(job.requests[index].size(jobs.manifest)),
         quality=wanted.quality,
         output_format=wanted.output_format,
     )
 
 
 def _completed(jobs: Dispatcher, wanted: ImagesRequest, image: StoredImage) -> StreamedImage:
-    receipt = image.receipt
+    metadata = image.metadata
     return StreamedImage(
         type="image_generation.completed",
         index=image.index,
         b64_json=base64.b64encode(image.data).decode(),
         created_at=int(time.time()),
-        size=f"{receipt.width}x{receipt.height}",
+        size=str(metadata.size),
         quality=wanted.quality,
         output_format=wanted.output_format,
-        seed=receipt.seed,
-        revised_prompt=receipt.revised_prompt,
+        seed=metadata.seed,
+        revised_prompt=metadata.revised_prompt,
         usage=Usage.of([image], jobs.manifest.model.size_multiple),
     )
 
@@ -182,14 +180,14 @@ def _completed(jobs: Dispatcher, wanted: ImagesRequest, image: StoredImage) -> S
 def _answer(
     request: Request, job: Job, images: Sequence[StoredImage], manifest: Manifest, wanted: ImagesRequest
 ) -> str:
-    receipt = images[0].receipt
+    metadata = images[0].metadata
     base = str(request.base_url) if wanted.response_format == "url" else None
     answer = ImagesResponse(
         created=int(job.created),
         data=[Image.of(image, base and base + image_path(job, image.index)) for image in images],
         output_format=wanted.output_format,
         quality=wanted.quality,
-        size=f"{receipt.width}x{receipt.height}",
+        size=str(metadata.size),
         usage=Usage.of(images, manifest.model.size_multiple),
     )
     return answer.model_dump_json(exclude_none=True)

@@ -17,15 +17,15 @@ from engine.request import (
     MAX_STEPS,
     ImageFormat,
     ImageRequest,
-    parse_size,
     random_seed,
 )
+from engine.size import Size
 from server.jobs.job import StoredImage
 
 MAX_PROMPT = 32_000  # characters, the limit that OpenAI documents; the model itself reads far less
 MAX_SIZE = 32  # characters of "WIDTHxHEIGHT"
 MAX_PARTIAL = 3
-SIZE = r"^(auto|[0-9]{1,6}([xX][0-9]{1,6})?)$"  # as `parse_size` reads it, which says more than a pattern can
+SIZE = r"^(auto|[0-9]{1,6}([xX][0-9]{1,6})?)$"  # as `Size.parse` reads it, which says more than a pattern can
 
 
 def _only(*accepted: Hashable, reason: str) -> AfterValidator:
@@ -98,12 +98,12 @@ class ImagesRequest(BaseModel):
         Raises:
             InvalidRequest: size is not WIDTHxHEIGHT.
         """
-        height, width = (None, None) if self.size == "auto" else parse_size(self.size)
+        width, height = (None, None) if self.size == "auto" else Size.parse(self.size)
         first = random_seed() if self.seed is None else self.seed
         seeds = [(first + i) % (MAX_SEED + 1) for i in range(self.n)]
         steps, negative, guidance = self.num_inference_steps, self.negative_prompt, self.guidance_scale
         return tuple(
-            ImageRequest(self.prompt, height, width, seed, steps, negative, guidance, self.lora) for seed in seeds
+            ImageRequest(self.prompt, width, height, seed, steps, negative, guidance, self.lora) for seed in seeds
         )
 
     def format(self) -> ImageFormat:
@@ -123,7 +123,7 @@ class Image(BaseModel):
     def of(cls, image: StoredImage, url: str | None) -> Self:
         """The image itself, or where it is."""
         data = None if url else base64.b64encode(image.data).decode()
-        return cls(b64_json=data, url=url, seed=image.receipt.seed, revised_prompt=image.receipt.revised_prompt)
+        return cls(b64_json=data, url=url, seed=image.metadata.seed, revised_prompt=image.metadata.revised_prompt)
 
 
 class InputTokensDetails(BaseModel):
@@ -146,7 +146,7 @@ class Usage(BaseModel):
         Args:
             token_pixels: edge of the square that one image token stands for.
         """
-        one = images[0].receipt
+        one = images[0].metadata
         image = len(images) * (one.height // token_pixels) * (one.width // token_pixels)
         return cls(
             input_tokens=one.text_tokens,

@@ -6,7 +6,7 @@ Knows headers and jobs; not what bodies look like.
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -131,7 +131,7 @@ def timing(job: Job, images: Sequence[StoredImage]) -> dict[str, str]:
     assert job.started is not None
     seconds = {"queue": max(job.started - job.created, 0.0)}
     for image in images:
-        for stage, spent in image.receipt.seconds.items():
+        for stage, spent in asdict(image.metadata.seconds).items():
             seconds[stage] = seconds.get(stage, 0.0) + spent
     stages = ", ".join(f"{stage};dur={spent * 1e3:.1f}" for stage, spent in seconds.items())
     return {"server-timing": stages, "x-job-id": job.id}

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from engine.images.metadata import ImageMetadata
 from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_SEED, MAX_STEPS, ImageRequest, random_seed
 from server.api.openai_schemas import MAX_PROMPT, Prompt
-from server.jobs.job import Receipt
 
 UNGUIDED = 1.0  # of cfg_scale: negative + scale * (positive - negative) is then the positive one
 
@@ -35,8 +35,8 @@ class GenerateRequest(BaseModel):
         return tuple(
             ImageRequest(
                 self.prompt,
-                self.height,
                 self.width,
+                self.height,
                 (first + i) % (MAX_SEED + 1),
                 self.num_inference_steps,
                 self.negative_prompt,
@@ -66,7 +66,7 @@ class TaskResult(BaseModel):
 
     paths: list[str]
     time: float
-    metadata: list[Receipt]
+    metadata: list[ImageMetadata]
 
 
 class Task(BaseModel):

@@ -12,12 +12,13 @@ from fastapi import APIRouter, Query, Request, Response, WebSocket, WebSocketDis
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import ClientDisconnect
 
+from engine.images.metadata import ImageMetadata
 from server.api import errors, openapi
 from server.api.body import read, while_connected
 from server.api.submit import Jobs, Owner, Submission, accept, image_path, timing, wait_for_images
 from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList, TaskResult
 from server.jobs.dispatcher import Dispatcher
-from server.jobs.job import Job, JobState, Receipt, StoredImage
+from server.jobs.job import Job, JobState, StoredImage
 from server.jobs.live_job import JobEvent, PreviewReady, Progress
 from server.jobs.store import MAX_SEQUENCE
 
@@ -36,7 +37,7 @@ async def generate(request: Request, jobs: Jobs, owner: Owner) -> Response:
     """Generates, and answers with the images."""
     job = await _accept(request, jobs, owner, is_awaited=True)
     ended, images = await wait_for_images(request, jobs, job)
-    seeds = [image.receipt.seed for image in images]
+    seeds = [image.metadata.seed for image in images]
     answer = Images(images=[base64.b64encode(image.data).decode() for image in images], seeds=seeds)
     return Response(answer.model_dump_json(), media_type="application/json", headers=timing(ended, images))
 
@@ -131,7 +132,7 @@ async def _find(jobs: Dispatcher, task_id: str) -> Job:
 
 async def _task(request: Request | WebSocket, jobs: Dispatcher, job: Job) -> Task:
     progress = jobs.progress(job)
-    receipts = await jobs.receipts(job.id) if job.state is JobState.DONE else []
+    all_metadata = await jobs.metadata(job.id) if job.state is JobState.DONE else []
     share = 1.0 if job.state is JobState.DONE else progress.done / progress.steps if progress.steps else 0.0
     return Task(
         task_id=job.id,
@@ -142,19 +143,19 @@ async def _task(request: Request | WebSocket, jobs: Dispatcher, job: Job) -> Tas
         created=job.created,
         sequence=job.sequence,
         prompt=job.requests[0].prompt,
-        result=_result(request, job, receipts) if receipts else None,
+        result=_result(request, job, all_metadata) if all_metadata else None,
         error=None if job.error is None else job.error.message,
         error_code=None if job.error is None else job.error.code,
     )
 
 
-def _result(request: Request | WebSocket, job: Job, receipts: list[Receipt]) -> TaskResult:
+def _result(request: Request | WebSocket, job: Job, all_metadata: list[ImageMetadata]) -> TaskResult:
     assert job.started is not None and job.finished is not None
     base = str(request.base_url)
     return TaskResult(
-        paths=[base + image_path(job, index) for index in range(len(receipts))],
+        paths=[base + image_path(job, index) for index in range(len(all_metadata))],
         time=round(job.finished - job.started, 3),
-        metadata=receipts,
+        metadata=all_metadata,
     )
 
 
@@ -171,7 +172,7 @@ async def _event(request: Request | WebSocket, jobs: Dispatcher, event: JobEvent
         case PreviewReady():
             return TaskEvent(type="preview", index=event.index, step=event.done, image=_base64(event.data))
         case StoredImage():
-            return TaskEvent(type="image", index=event.index, seed=event.receipt.seed, image=_base64(event.data))
+            return TaskEvent(type="image", index=event.index, seed=event.metadata.seed, image=_base64(event.data))
         case Job():
             return TaskEvent(type="end", task=await _task(request, jobs, event))
 

@@ -14,12 +14,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
+from engine.images.metadata import ImageMetadata
 from engine.plan.manifest import Manifest
 from server.jobs.admission import Admission, Limits, Refusal
 from server.jobs.archive import Archive, Archivist
 from server.jobs.async_store import AsyncStore
 from server.jobs.estimates import Estimates
-from server.jobs.job import Job, JobError, JobState, Receipt, StoredImage
+from server.jobs.job import Job, JobError, JobState, StoredImage
 from server.jobs.live_job import JobEvent, LiveJob, PreviewReady, Progress
 from server.jobs.metrics import Metrics
 from server.jobs.store import JobStore, StoreUnavailable, size_of
@@ -182,12 +183,12 @@ class Dispatcher:
             return await self._async_store.call(self._store.image, job_id, index)
         return live.images.get(index)
 
-    async def receipts(self, job_id: str) -> list[Receipt]:
+    async def metadata(self, job_id: str) -> list[ImageMetadata]:
         """Those of its images, without the images."""
         live = self._live.get(job_id)
         if live is None:
-            return await self._async_store.call(self._store.receipts, job_id)
-        return [image.receipt for image in live.finished_images()]
+            return await self._async_store.call(self._store.metadata, job_id)
+        return [image.metadata for image in live.finished_images()]
 
     async def history(self, limit: int, before: int | None, owner: str | None) -> list[Job]:
         """An owner's jobs, newest first; see `JobStore.history`."""
@@ -325,27 +326,11 @@ class Dispatcher:
         self._async_store.later(lambda: self._store.begin(live.job.id))
 
     def _generated(self, live: LiveJob, index: int, message: messages.Finished) -> None:
-        request, manifest = live.job.requests[index], self.manifest
-        self._estimates.learn((message.height, message.width), message.forwards, message.seconds)
-        receipt = Receipt(
-            seed=request.seed,
-            width=message.width,
-            height=message.height,
-            num_inference_steps=message.num_inference_steps,
-            forwards=message.forwards,
-            guidance_scale=request.guidance_scale,
-            plan_id=manifest.plan_id,
-            precision=manifest.precision,
-            flavor=manifest.target.flavor,
-            model=manifest.model.name,
-            revised_prompt=message.revised_prompt,
-            text_tokens=message.text_tokens,
-            seconds=message.seconds,
-            lora=request.lora,
-        )
-        image = StoredImage(index, live.job.format.media_type, message.data, receipt)
+        metadata = message.metadata
+        self._estimates.learn(metadata.size, metadata.forwards, metadata.seconds)
+        image = StoredImage(index, live.job.format.media_type, message.data, metadata)
         live.images[index] = image
-        self.metrics.generated(receipt)
+        self.metrics.generated(metadata)
         live.tell(image)
         kept = partial(self._async_store.kept, len(image.data))
         self._async_store.later(lambda: self._store.add_image(live.job.id, image), then=kept)

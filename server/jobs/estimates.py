@@ -6,11 +6,11 @@ Knows sizes and passes; not queues.
 from dataclasses import dataclass
 
 from engine.plan.manifest import Manifest
+from engine.size import Size
+from engine.stages import StageTimes
 from server.jobs.live_job import LiveJob
 
 WEIGHT = 0.2  # of the newest image, in the moving averages
-
-Size = tuple[int, int]  # height, width in pixels
 
 
 @dataclass(slots=True)
@@ -32,10 +32,10 @@ class Estimates:
         self._manifest = manifest
         self._averages: dict[Size, _Average] = {}
 
-    def learn(self, size: Size, passes: int, seconds: dict[str, float]) -> None:
+    def learn(self, size: Size, passes: int, seconds: StageTimes) -> None:
         """Takes in an image's stages, as `messages.Finished` tells them."""
-        per_pass = seconds.get("passes", 0.0) / passes
-        once = seconds.get("prompt_encoder", 0.0) + seconds.get("vae_decoder", 0.0)
+        per_pass = seconds.passes / passes
+        once = seconds.prompt_encoder + seconds.vae_decoder
         if size in self._averages:
             self._averages[size].learn(per_pass, once)
         else:
@@ -54,9 +54,8 @@ class Estimates:
         """What an image keeps the engine busy, 0 while nothing is known; `share`: of its passes that are to come."""
         if not self._averages:
             return 0.0
-        area = size[0] * size[1]
         nearest = size
         if size not in self._averages:
-            nearest = min(self._averages, key=lambda known: abs(known[0] * known[1] - area))
+            nearest = min(self._averages, key=lambda known: abs(known.area - size.area))
         average = self._averages[nearest]
-        return area / (nearest[0] * nearest[1]) * (average.per_pass * passes * share + average.once)
+        return size.area / nearest.area * (average.per_pass * passes * share + average.once)

@@ -7,6 +7,7 @@ import uuid
 from dataclasses import dataclass
 from enum import StrEnum
 
+from engine.images.metadata import ImageMetadata
 from engine.request import ImageFormat, ImageRequest
 
 
@@ -61,33 +62,13 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
-    """How an image came to be: what it takes to generate it again, and what it cost."""
-
-    seed: int
-    width: int  # pixels
-    height: int
-    num_inference_steps: int
-    forwards: int  # passes of the denoiser
-    guidance_scale: float
-    plan_id: str
-    precision: str
-    flavor: str
-    model: str
-    revised_prompt: str | None  # the part that was generated of a prompt that was too long
-    text_tokens: int
-    seconds: dict[str, float]  # per stage
-    lora: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class StoredImage:
-    """An encoded image of a job, and its receipt."""
+    """An encoded image of a job, and how it was generated."""
 
     index: int  # into the job's requests
     media_type: str
     data: bytes
-    receipt: Receipt
+    metadata: ImageMetadata
 
 
 def new_id() -> str:

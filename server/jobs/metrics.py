@@ -5,11 +5,13 @@ percentiles of several servers can be worked out together.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from server.jobs.job import Job, Receipt
+from engine.images.metadata import ImageMetadata
+from server.jobs.job import Job
 from server.worker.messages import Heartbeat
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
@@ -72,10 +74,10 @@ class Metrics:
         assert job.started is not None
         self._queue_seconds.observe(max(job.started - job.created, 0.0))
 
-    def generated(self, receipt: Receipt) -> None:
+    def generated(self, metadata: ImageMetadata) -> None:
         self._images.inc()
-        self._pixels.inc(receipt.width * receipt.height)
-        for stage, seconds in receipt.seconds.items():
+        self._pixels.inc(metadata.size.area)
+        for stage, seconds in asdict(metadata.seconds).items():
             self._stage_seconds.labels(stage).observe(seconds)
 
     def ended(self, job: Job) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from server.jobs.job import Job, JobError, JobState, Receipt, StoredImage
+from engine.images.metadata import ImageMetadata
+from server.jobs.job import Job, JobError, JobState, StoredImage
 
 VERSION = 2  # of the schema
 SCHEMA = (
@@ -44,7 +45,7 @@ SCHEMA = (
         job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
         number INTEGER NOT NULL,
         media_type TEXT NOT NULL,
-        receipt TEXT NOT NULL,
+        metadata TEXT NOT NULL,
         data BLOB NOT NULL,
         PRIMARY KEY (job, number)
     )""",
@@ -195,9 +196,9 @@ class JobStore:
                 return False
             assert 0 <= image.index < wanted
             connection.execute(
-                "INSERT INTO images (job, number, media_type, receipt, data) VALUES (?, ?, ?, ?, ?)"
+                "INSERT INTO images (job, number, media_type, metadata, data) VALUES (?, ?, ?, ?, ?)"
                 " ON CONFLICT (job, number) DO NOTHING",
-                (id, image.index, image.media_type, _json(image.receipt), image.data),
+                (id, image.index, image.media_type, _json(image.metadata), image.data),
             )
             return True
 
@@ -208,10 +209,10 @@ class JobStore:
     def image(self, id: str, index: int) -> StoredImage | None:
         return next(iter(self._images("WHERE job = ? AND number = ?", id, index)), None)
 
-    def receipts(self, id: str) -> list[Receipt]:
+    def metadata(self, id: str) -> list[ImageMetadata]:
         """Those of its images, by index, without reading the images."""
-        rows = self._rows("SELECT receipt FROM images WHERE job = ? ORDER BY number", id)
-        return [msgspec.json.decode(receipt, type=Receipt) for (receipt,) in rows]
+        rows = self._rows("SELECT metadata FROM images WHERE job = ? ORDER BY number", id)
+        return [msgspec.json.decode(metadata, type=ImageMetadata) for (metadata,) in rows]
 
     def delete(self, id: str) -> bool:
         """Deletes a job that has ended, with its images. False: it has not, or is unknown."""
@@ -365,8 +366,8 @@ def _job(row: sqlite3.Row) -> Job:
 
 
 def _image(row: sqlite3.Row) -> StoredImage:
-    receipt = msgspec.json.decode(row["receipt"], type=Receipt)
-    return StoredImage(row["number"], row["media_type"], row["data"], receipt)
+    metadata = msgspec.json.decode(row["metadata"], type=ImageMetadata)
+    return StoredImage(row["number"], row["media_type"], row["data"], metadata)
 
 
 def _json(value: object) -> str:

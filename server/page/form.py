@@ -11,13 +11,12 @@ from nicegui import ui
 from engine.errors import InvalidRequest, UnsupportedShape
 from engine.plan.manifest import Manifest
 from engine.request import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, ImageRequest
+from engine.size import Size
 from server.api.task_schemas import UNGUIDED, GenerateRequest
 
 RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))  # width : height
 PREVIEWS = 4  # of each image; at 1024x1024 one takes about a megabyte
 OTHER = "other"
-
-Size = tuple[int, int]  # width, height in pixels, as people say it
 
 
 class Form:
@@ -25,16 +24,16 @@ class Form:
 
     def __init__(self, manifest: Manifest, loras: tuple[str, ...]) -> None:
         self._manifest = manifest
-        height, width = manifest.default_size
+        default = manifest.default_size
         self.prompt = ui.textarea("Prompt", placeholder="What is to be seen?").props("outlined autogrow autofocus")
-        offered = {f"{w}x{h}": _named(w, h) for w, h in sizes(manifest)}
+        offered = {str(size): _named(size) for size in sizes(manifest)}
         self._size = ui.select(
-            offered | {OTHER: "Other size"}, label="Size", value=_key(width, height), on_change=self._choose_size
+            offered | {OTHER: "Other size"}, label="Size", value=str(default), on_change=self._choose_size
         ).props("outlined dense")
         with ui.element("div").classes("z-pair") as self._free:
             multiple = manifest.model.size_multiple
-            self._width = ui.number("Width", value=width, step=multiple).props("outlined dense")
-            self._height = ui.number("Height", value=height, step=multiple).props("outlined dense")
+            self._width = ui.number("Width", value=default.width, step=multiple).props("outlined dense")
+            self._height = ui.number("Height", value=default.height, step=multiple).props("outlined dense")
         self._free.bind_visibility_from(self._size, "value", value=OTHER)
         with ui.element("div").classes("z-pair"):
             steps = manifest.model.default_steps
@@ -76,11 +75,10 @@ class Form:
 
     def take_over(self, request: ImageRequest) -> None:
         """Sets the inputs to what an image was generated with."""
-        height, width = request.size(self._manifest)
-        key = _key(width, height)
+        size = request.size(self._manifest)
         self.prompt.value = request.prompt
-        self._size.value = key if key in self._size.options else OTHER
-        self._width.value, self._height.value = width, height
+        self._size.value = str(size) if str(size) in self._size.options else OTHER
+        self._width.value, self._height.value = size
         self._steps.value, self._seed.value = request.steps(self._manifest), request.seed
         self._negative.value, self._guidance.value = request.negative_prompt, request.guidance_scale
         if self._lora is not None:
@@ -89,42 +87,38 @@ class Form:
 
     def _choose_size(self) -> None:
         if self._size.value != OTHER:
-            self._width.value, self._height.value = (int(edge) for edge in self._size.value.split("x"))
+            self._width.value, self._height.value = Size.parse(self._size.value)
 
 
 def sizes(manifest: Manifest) -> list[Size]:
     """Sizes to offer: for each profile usual ratios at the area that it is tuned for, and its largest square."""
-    height, width = manifest.default_size
-    found = [(width, height)]
+    found = [manifest.default_size]
     for profile in manifest.profiles:
         area, edge = profile.height.opt * profile.width.opt, min(profile.height.max, profile.width.max)
         found += [_near(area, ratio, manifest.model.size_multiple) for ratio in RATIOS]
-        found.append((edge, edge))
+        found.append(Size(edge, edge))
     return [size for size in dict.fromkeys(found) if _is_generated(manifest, size)]
 
 
 def _near(area: int, ratio: tuple[int, int], multiple: int) -> Size:
     unit = sqrt(area / (ratio[0] * ratio[1]))
     width, height = (max(1, round(part * unit / multiple)) * multiple for part in ratio)
-    return width, height
+    return Size(width, height)
 
 
 def _is_generated(manifest: Manifest, size: Size) -> bool:
     try:
-        manifest.profile_for(size[1], size[0])
+        manifest.profile_for(size)
     except UnsupportedShape:
         return False
     return True
 
 
-def _named(width: int, height: int) -> str:
+def _named(size: Size) -> str:
     """The size, and its shape in words."""
+    width, height = size
     shape = "square" if width == height else "landscape" if width > height else "portrait"
     return f"{width} × {height}, {shape}"
-
-
-def _key(width: int, height: int) -> str:
-    return f"{width}x{height}"
 
 
 def _whole(value: Any) -> Any:

@@ -9,10 +9,12 @@ from functools import partial
 
 from nicegui import ui
 
+from engine.images.metadata import ImageMetadata
 from engine.request import ImageRequest
+from engine.size import Size
 from server.api.submit import image_path
 from server.jobs.dispatcher import Dispatcher
-from server.jobs.job import Job, JobState, Receipt
+from server.jobs.job import Job, JobState
 
 PAGE = 24  # jobs
 SURE = "Delete for good?"
@@ -70,12 +72,12 @@ class Gallery:
         await self.refresh()
 
     async def _open(self, job: Job, index: int) -> None:
-        receipts = await self._jobs.receipts(job.id)
-        if index >= len(receipts):  # removed meanwhile
+        all_metadata = await self._jobs.metadata(job.id)
+        if index >= len(all_metadata):  # removed meanwhile
             return
         self._viewer.clear()
         with self._viewer, ui.card().classes("z-card z-generating z-viewer"):
-            show_image(job, index, receipts[index], self._take_over, self.delete)
+            show_image(job, index, all_metadata[index], self._take_over, self.delete)
         self._viewer.open()
 
     def _take_over(self, request: ImageRequest) -> None:
@@ -118,15 +120,15 @@ class _Tile:
                     ui.button("Cancel", on_click=partial(jobs.cancel, job.id)).props("flat dense no-caps")
 
 
-def image(source: str, prompt: str, size: tuple[int, int]) -> ui.element:
-    """`size`: height, width in pixels."""
-    element = ui.element("img").style(f"--h: {size[0]}; --w: {size[1]}")
+def image(source: str, prompt: str, size: Size) -> ui.element:
+    """An image with its space kept while it loads."""
+    element = ui.element("img").style(f"--h: {size.height}; --w: {size.width}")
     element.props["src"], element.props["alt"], element.props["loading"] = source, prompt, "lazy"
     return element
 
 
 def summary(jobs: Dispatcher, request: ImageRequest) -> str:
-    height, width = request.size(jobs.manifest)
+    width, height = request.size(jobs.manifest)
     return f"{width} × {height} · {request.steps(jobs.manifest)} steps · seed {request.seed}"
 
 
@@ -145,7 +147,7 @@ def progress_of(jobs: Dispatcher, job: Job) -> tuple[float, str]:
     return 0.0, f"begins{left}"
 
 
-def show_image(job: Job, index: int, receipt: Receipt, again: Again, delete: Delete) -> None:
+def show_image(job: Job, index: int, metadata: ImageMetadata, again: Again, delete: Delete) -> None:
     """An image, what it was generated with, and what can be done with it, in the element that is open."""
     request, source = job.requests[index], image_path(job, index)
 
@@ -155,11 +157,11 @@ def show_image(job: Job, index: int, receipt: Receipt, again: Again, delete: Del
         deletes.text = deletes.text if is_sure else SURE
 
     with ui.element("div").classes("z-frame"):
-        image(source, request.prompt, (receipt.height, receipt.width))
+        image(source, request.prompt, metadata.size)
     with ui.element("div").classes("z-side"):
         ui.label(request.prompt).classes("z-prompt")
         with ui.element("div").classes("z-facts"):
-            for name, value in _facts(request, receipt).items():
+            for name, value in _facts(request, metadata).items():
                 ui.label(name)
                 ui.label(value)
         with ui.element("div").classes("z-buttons"):
@@ -169,17 +171,17 @@ def show_image(job: Job, index: int, receipt: Receipt, again: Again, delete: Del
             deletes = ui.button("Delete", on_click=delete_when_sure).props("flat no-caps color=negative")
 
 
-def _facts(request: ImageRequest, receipt: Receipt) -> dict[str, str]:
+def _facts(request: ImageRequest, metadata: ImageMetadata) -> dict[str, str]:
     """What an image was generated with, by name."""
     found = {
-        "Size": f"{receipt.width} × {receipt.height}",
-        "Steps": str(receipt.num_inference_steps),
-        "Seed": str(receipt.seed),
+        "Size": f"{metadata.width} × {metadata.height}",
+        "Steps": str(metadata.num_inference_steps),
+        "Seed": str(metadata.seed),
         "LoRA": request.lora or "",
-        "Guidance": f"{receipt.guidance_scale:g}" if receipt.guidance_scale else "",
+        "Guidance": f"{metadata.guidance_scale:g}" if metadata.guidance_scale else "",
         "Negative": request.negative_prompt,
-        "Model": f"{receipt.model}, {receipt.precision}",
-        "Generated in": f"{sum(spent for stage, spent in receipt.seconds.items() if stage != 'passes'):.2f} s",
-        "Cut to": receipt.revised_prompt or "",
+        "Model": f"{metadata.model}, {metadata.precision}",
+        "Generated in": f"{metadata.seconds.total:.2f} s",
+        "Cut to": metadata.revised_prompt or "",
     }
     return {name: value for name, value in found.items() if value}

@@ -188,14 +188,14 @@ class Visit:
 
     async def _show(self, pending: "_PendingImage", job: Job) -> None:
         """The image in the place of its previews."""
-        receipts = await self._jobs.receipts(job.id)
-        if not receipts:  # deleted in another tab
+        all_metadata = await self._jobs.metadata(job.id)
+        if not all_metadata:  # deleted in another tab
             self._drop(pending)
             return
         pending.has_ended = True
         pending.element.clear()
         with pending.element:
-            show_image(job, 0, receipts[0], self._again, self._delete)
+            show_image(job, 0, all_metadata[0], self._again, self._delete)
 
     async def _tick(self) -> None:
         for pending in self._stage.values():

@@ -4,6 +4,7 @@ import struct
 
 import msgspec
 
+from engine.images.metadata import ImageMetadata
 from engine.request import ImageFormat, ImageRequest
 
 LENGTH = struct.Struct(">I")
@@ -54,24 +55,11 @@ class Preview(msgspec.Struct, frozen=True, tag=True):
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
-    """An image.
-
-    Attributes:
-        data: an image file.
-        revised_prompt: what of a prompt that was too long was generated.
-        seconds: per stage. "denoiser" is from its first pass to its last, "passes" its share of what they took: with
-            "prompt_encoder" and "vae_decoder" what it kept the engine busy.
-    """
+    """From the worker: an image, as the bytes of its file."""
 
     key: str
     data: bytes
-    width: int
-    height: int
-    num_inference_steps: int
-    forwards: int
-    text_tokens: int
-    revised_prompt: str | None
-    seconds: dict[str, float]
+    metadata: ImageMetadata
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

@@ -25,7 +25,7 @@ from typing import Protocol
 from engine.backends.memory import Array
 from engine.errors import DeviceError, InvalidRequest, LoraMismatch, NonFiniteOutput, PlanCorrupt, ZImageError
 from engine.images import encode as images
-from engine.images.metadata import ImageParameters, parameters
+from engine.images.metadata import ImageMetadata, file_metadata
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.manifest import Manifest, resolve
@@ -225,8 +225,8 @@ class Worker:
         try:
             image = pending.finish()
             started = time.perf_counter()
-            text = parameters(ImageParameters.of(self._manifest, request))
-            data = images.encode(image.pixels, generate.format, text)
+            metadata = ImageMetadata.of(self._manifest, request, image)
+            data = images.encode(image.pixels, generate.format, file_metadata(request, metadata))
         except DeviceError as error:  # the loop will meet it too, if it goes on
             self.send(messages.Lost(str(error)))
         except ZImageError as error:
@@ -235,19 +235,7 @@ class Worker:
             log.exception("%s could not be encoded", key)
             self.send(messages.Failed(key, "internal_error", "the image could not be encoded"))
         else:
-            self.send(
-                messages.Finished(
-                    key=key,
-                    data=data,
-                    width=image.width,
-                    height=image.height,
-                    num_inference_steps=image.num_inference_steps,
-                    forwards=request.forwards(self._manifest),
-                    text_tokens=len(image.prompt.ids),
-                    revised_prompt=image.prompt.text if image.prompt.dropped else None,
-                    seconds=image.seconds | {"encode": time.perf_counter() - started},
-                )
-            )
+            self.send(messages.Finished(key, data, metadata.with_encoding(time.perf_counter() - started)))
 
     def _read(self) -> None:
         try:
@@ -281,7 +269,7 @@ def _code(error: ZImageError) -> str:
 def warm_up(loop: EngineLoop) -> None:
     """Generates the smallest image in one step: plans that cannot run fail here, before anything is served."""
     smallest = min(loop.pipeline.manifest.profiles, key=lambda p: p.height.min * p.width.min)
-    loop.generate(ImageRequest("warm-up", smallest.height.min, smallest.width.min, num_inference_steps=1))
+    loop.generate(ImageRequest("warm-up", smallest.width.min, smallest.height.min, num_inference_steps=1))
 
 
 def _leave_with(sock: socket.socket) -> None:

@@ -30,12 +30,13 @@ from benchmarks.harness.runner import OFF, STAGES, Laps, Ours, Runner
 from engine.errors import InvalidRequest, OutOfDeviceMemory, PlanMismatch
 from engine.options import RuntimeOptions
 from engine.request import ImageRequest
+from engine.size import Size
 from export.checkpoint.files import open_checkpoint
 from nano.layout import NANO, Z_IMAGE_TURBO, configs
 from nano.miniature import write_miniature
 
-CASE = Case(64, 96, batch=2, steps=4, prompt_tokens=32, prompts=("a red circle", "a blue square"))
-REQUESTS = [ImageRequest(prompt, 64, 96, seed, 2) for seed, prompt in enumerate(("a red circle", "a blue star"))]
+CASE = Case(Size(96, 64), batch=2, steps=4, prompt_tokens=32, prompts=("a red circle", "a blue square"))
+REQUESTS = [ImageRequest(prompt, 96, 64, seed, 2) for seed, prompt in enumerate(("a red circle", "a blue star"))]
 
 
 def arithmetic(sizes: Any) -> Arithmetic:
@@ -301,7 +302,7 @@ def test_case_without_a_profile_is_skipped_with_the_reason() -> None:
     setup = latency.Setup(CPU, torch.float32, 1, source.random("nano", CPU, Path()), MANIFEST)
     found = comparison(Fake("fake", []))
     cases, skipped = latency.choose_cases(parse("--batches", "1,4"), setup, found)
-    assert [(case.width, case.batch) for case in cases] == [
+    assert [(case.size.width, case.batch) for case in cases] == [
         *((side, batch) for side in (128, 192, 256) for batch in (1, 4)),
         (384, 1),
         (512, 1),
@@ -309,7 +310,7 @@ def test_case_without_a_profile_is_skipped_with_the_reason() -> None:
     assert [line.partition(":")[0] for line in skipped] == ["384x384, batch 4", "512x512, batch 4"]
     assert "no profile covers 512 x 512" in skipped[1]
     cases, skipped = latency.choose_cases(parse("--sizes", "2048,64x32"), replace(setup, manifest=None), found)
-    assert (len(cases), skipped, cases[-1].width, cases[-1].height) == (6, [], 64, 32)
+    assert (len(cases), skipped, cases[-1].size) == (6, [], (64, 32))
 
 
 @pytest.mark.parametrize("arguments", [["--sizes", "100"], ["--peers", "comfyui"], ["--prompt-tokens", "20"]])

@@ -13,11 +13,11 @@ from PIL import Image
 
 from engine.cli import main
 from engine.errors import InvalidRequest
-from engine.images.metadata import ImageParameters
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.manifest import read, resolve
-from engine.request import ImageRequest, parse_size
+from engine.request import ImageRequest
+from engine.size import Size
 
 COMMAND = Path(sys.executable).with_name("zimage-generate")  # what pip installs
 PROMPT = "a red circle, 一个红色的圆"
@@ -40,12 +40,12 @@ def test_it_writes_the_image_of_the_prompt(engines: Path, tmp_path: Path, capsys
     assert (image.size, image.mode) == ((96, 64), "RGB")
     assert image.info.keys() == {"parameters", "zimage-trt"}
     assert image.info["parameters"].startswith(f"{PROMPT}\nSteps: 2, ")
-    found = ImageParameters(**json.loads(image.info["zimage-trt"]))
-    assert (found.prompt, found.seed, found.num_inference_steps) == (PROMPT, 7, 2)
-    assert (found.width, found.height) == image.size
+    found = json.loads(image.info["zimage-trt"])
+    assert (found["prompt"], found["seed"], found["num_inference_steps"]) == (PROMPT, 7, 2)
+    assert (found["width"], found["height"]) == image.size
     manifest = read(resolve(engines), verify=False)
-    assert (found.model, found.plan_id) == (manifest.model.name, manifest.plan_id)
-    expected = Pipeline.load(engines, RuntimeOptions(threads=1)).generate(ImageRequest(PROMPT, 64, 96, 7, 2)).pixels
+    assert (found["model"], found["plan_id"]) == (manifest.model.name, manifest.plan_id)
+    expected = Pipeline.load(engines, RuntimeOptions(threads=1)).generate(ImageRequest(PROMPT, 96, 64, 7, 2)).pixels
     assert np.array_equal(np.asarray(image), expected)
     captured = capsys.readouterr()
     assert f"{tmp_path / 'a.png'}: 96x64, seed 7, 2 forwards" in captured.out
@@ -178,13 +178,13 @@ def run(*arguments: str | bytes | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_sizes_are_width_by_height() -> None:
-    assert parse_size("1024x768") == (768, 1024)  # (height, width)
-    assert parse_size("64X80") == (80, 64)
-    assert parse_size("512") == (512, 512)
+    assert Size.parse("1024x768") == Size(width=1024, height=768)
+    assert Size.parse("64X80") == (64, 80)
+    assert Size.parse("512") == (512, 512)
 
 
 @pytest.mark.parametrize("text", ["", "x", "x64", "64x", "1x2x3", "-64x64", "64 x 64", "6.4x64", "²x²", "0x40px"])
 def test_what_is_not_a_size_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="WIDTHxHEIGHT in pixels") as refusal:
-        parse_size(text)
+        Size.parse(text)
     assert refusal.value.param == "size"

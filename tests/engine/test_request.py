@@ -13,7 +13,7 @@ def test_what_is_left_out_is_the_model_s_own() -> None:
     request = ImageRequest("a")
     assert request.size(MANIFEST) == (256, 256)
     assert (request.steps(MANIFEST), request.forwards(MANIFEST)) == (8, 8)
-    assert ImageRequest("a", width=64).size(MANIFEST) == (256, 64)
+    assert ImageRequest("a", width=64).size(MANIFEST) == (64, 256)
     assert ImageRequest("a", guidance_scale=0.5, num_inference_steps=3).forwards(MANIFEST) == 6
 
 

@@ -31,7 +31,7 @@ from engine.options import RuntimeOptions
 from engine.request import ImageRequest
 
 pipeline = Pipeline.load(Path(sys.argv[1]), RuntimeOptions(threads=1))
-image = pipeline.generate(ImageRequest("a red circle", 64, 80, seed=7, num_inference_steps=1))
+image = pipeline.generate(ImageRequest("a red circle", 80, 64, seed=7, num_inference_steps=1))
 assert image.pixels.shape == (64, 80, 3)
 assert image.pixels.std() > 1
 

@@ -35,7 +35,7 @@ def test_image_equals_that_of_diffusers(
     pipeline: Pipeline, diffusers: Diffusers, prompt: str, height: int, width: int
 ) -> None:
     """40 dB is the goal; it measures 80 dB and more, where single pixels round the other way."""
-    request = ImageRequest(prompt, height, width, seed=7)
+    request = ImageRequest(prompt, width, height, seed=7)
     assert psnr(pipeline.generate(request).pixels, diffusers.generate([request])[0]) > 60
 
 
@@ -47,7 +47,7 @@ def test_different_seeds_give_different_images(pipeline: Pipeline) -> None:
 
 def test_larger_image_does_not_change_a_later_smaller_one(pipeline: Pipeline) -> None:
     """Shapes share buffers: a smaller image must not show what a larger one left there."""
-    small, large = ImageRequest("a red circle", 64, 80, 3), ImageRequest("a blue square " * 20, 256, 256, 3)
+    small, large = ImageRequest("a red circle", 80, 64, 3), ImageRequest("a blue square " * 20, 256, 256, 3)
     before = pipeline.generate(small).pixels
     pipeline.generate(large)
     assert np.array_equal(pipeline.generate(small).pixels, before)

@@ -1,10 +1,14 @@
 """Jobs and images to put into a store, and a clock that stands still."""
 
+from engine.images.metadata import ImageMetadata
 from engine.request import ImageRequest
-from server.jobs.job import ImageFormat, Job, JobError, Receipt, StoredImage, new_id
+from engine.stages import StageTimes
+from server.jobs.job import ImageFormat, Job, JobError, StoredImage, new_id
 from server.jobs.store import JobStore
 
-RECEIPT = Receipt(7, 640, 512, 8, 8, 0.0, "plan", "fp16", "onnx", "nano", "a cut prompt", 12, {"denoiser": 0.25})
+METADATA = ImageMetadata(
+    7, 640, 512, 8, 8, 0.0, "plan", "fp16", "onnx", "nano", "a cut prompt", 12, StageTimes(denoiser=0.25)
+)
 ERROR = JobError("device_lost", "the GPU fell off the bus")
 MB = 1 << 20
 
@@ -16,7 +20,7 @@ def job(images: int = 1, **fields: object) -> Job:
 
 
 def image(index: int = 0, data: bytes = b"data") -> StoredImage:
-    return StoredImage(index, "image/png", data, RECEIPT)
+    return StoredImage(index, "image/png", data, METADATA)
 
 
 class Clock:

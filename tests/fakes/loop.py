@@ -20,6 +20,8 @@ from engine.request import ImageRequest
 from engine.sampling.tokenizer import TokenizedPrompt
 from engine.scheduler.events import Denoised, Event, Failed, Passed, Started, Stepped, Switched
 from engine.scheduler.prompt_cache import PromptCache
+from engine.size import Size
+from engine.stages import StageTimes
 from server.worker.process import Worker
 
 MODEL = "Tongyi-MAI/Z-Image-Nano"
@@ -106,15 +108,17 @@ class FakeLoop:
         if request.lora != self._lora:
             self._lora = request.lora
             events.append(Switched(SWITCH))
-        height, width = request.size(MANIFEST)
-        estimate = np.full((16, height // 8, width // 8), 1.0, np.float32) if 0 < steps - done <= previews else None
+        size = request.size(MANIFEST)
+        estimate = (
+            np.full((16, size.height // 8, size.width // 8), 1.0, np.float32) if 0 < steps - done <= previews else None
+        )
         events += [Passed(1, self.seconds_per_step), Stepped(key, done, steps, estimate)]
         if done == steps:
             del self._queue[key]
             if request.prompt == NAN_PROMPT:
                 events[-1] = Failed(key, NonFiniteOutput("the latents hold NaN or Inf"))
             else:
-                events.append(Denoised(key, Finished(self._image(request, height, width, steps))))
+                events.append(Denoised(key, Finished(self._image(request, size, steps))))
         return events
 
     def _misbehave(self, prompt: str, done: int) -> None:
@@ -129,16 +133,14 @@ class FakeLoop:
         if prompt == HANG_PROMPT:
             time.sleep(3600 if self.may_kill else 2.5)
 
-    def _image(self, request: ImageRequest, height: int, width: int, steps: int) -> GeneratedImage:
+    def _image(self, request: ImageRequest, size: Size, steps: int) -> GeneratedImage:
         colour = np.array([request.seed % 256, steps, len(request.prompt) % 256], np.uint8)
-        pixels = np.broadcast_to(colour, (height, width, 3)).copy()
+        pixels = np.broadcast_to(colour, (size.height, size.width, 3)).copy()
         words = request.prompt.split(" ")
         kept, dropped = " ".join(words[:WORDS]), " ".join(words[WORDS:])
         prompt = TokenizedPrompt(tuple(range(len(words[:WORDS]))), kept, dropped)
         passes = self.seconds_per_step * steps
-        seconds = dict.fromkeys(("tokenize", "prompt_encoder", "vae_decoder", "pixels"), 0.0)
-        seconds |= {"passes": passes, "denoiser": passes}
-        return GeneratedImage(pixels, request.seed, steps, prompt, seconds)
+        return GeneratedImage(pixels, request.seed, steps, prompt, StageTimes(passes=passes, denoiser=passes))
 
 
 def main(seconds_per_step: str, descriptor: str) -> None:

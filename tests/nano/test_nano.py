@@ -15,6 +15,7 @@ from benchmarks.harness.eager import DiffSynth, Diffusers
 from benchmarks.harness.pixels import psnr
 from engine.pipeline import Pipeline
 from engine.request import ImageRequest
+from engine.size import Size
 from export.checkpoint.files import open_checkpoint
 from nano.judge import judge
 from nano.layout import NANO, Z_IMAGE_NANO, configs
@@ -66,7 +67,7 @@ def test_images_show_what_their_captions_say(pipeline: Pipeline, height: int, wi
 
     benchmarks/results has 200 captions at each size.
     """
-    scores = bench.score(pipeline, height, width, captions)
+    scores = bench.score(pipeline, Size(width, height), captions)
     print(scores)
     assert all(found[attribute] >= least for found in scores.values() for attribute, least in LEAST.items()), scores
 
@@ -75,7 +76,7 @@ def test_images_show_what_their_captions_say(pipeline: Pipeline, height: int, wi
 @pytest.mark.parametrize(("height", "width"), [(128, 128), (192, 256), (256, 128)])
 def test_diffsynth_generates_the_same_image(pipeline: Pipeline, height: int, width: int) -> None:
     """In FP32. It measures 51 dB, all of it DiffSynth's truncation to uint8."""
-    request = ImageRequest("a small red circle to the left of a large blue square", height, width, seed=7)
+    request = ImageRequest("a small red circle to the left of a large blue square", width, height, seed=7)
     [theirs] = DiffSynth(open_checkpoint(str(Z_IMAGE_NANO)), torch.float32).generate([request])
     assert psnr(pipeline.generate(request).pixels, theirs) > 45
 

@@ -44,7 +44,7 @@ def test_lists_are_words_and_profiles_may_hold_commas(monkeypatch: pytest.Monkey
     monkeypatch.setenv("ZIMAGE_WARM_UP", "64x32,128")
     given = settings.read(ENGINES)
     assert given.runtime().profiles == ("512,1024x1536:2", "256")
-    assert given.runtime().warm_up == ((32, 64), (128, 128))
+    assert given.runtime().warm_up == ((64, 32), (128, 128))
     given = settings.read([*ENGINES, "--profile", "512,1024x1536:2", "--profile", "256", "--keys", "first-key second"])
     assert given.profile == ("512,1024x1536:2", "256")
     assert given.serving().keys == ("first-key", "second")

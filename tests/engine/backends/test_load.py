@@ -20,6 +20,7 @@ from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.errors import BackendUnavailable, PlanCorrupt, PlanMismatch, ZImageError
 from engine.options import RuntimeOptions, add_pipeline_arguments
 from engine.plan.manifest import Flavor, Graph, Manifest, Target, TensorSpec
+from engine.size import Size
 
 Array = np.ndarray[Any, Any]
 
@@ -211,7 +212,7 @@ def test_options_are_those_of_the_command_line() -> None:
     assert RuntimeOptions.of(parser.parse_args(["--engines", "x"])) == RuntimeOptions()
     words = "--engines x --threads 2 --profile a,b --profile c --warm-up 64x96,128 --cuda-graphs off --runtime-cache y"
     assert RuntimeOptions.of(parser.parse_args(words.split())) == RuntimeOptions(
-        2, ("a,b", "c"), ((96, 64), (128, 128)), "off", False, Path("y")
+        2, ("a,b", "c"), (Size(64, 96), Size(128, 128)), "off", False, Path("y")
     )
 
 
@@ -226,4 +227,4 @@ def test_options_that_make_no_sense_are_refused(words: str, capsys: pytest.Captu
 
 def test_what_is_prepared_and_given_up_again_is_refused() -> None:
     with pytest.raises(ZImageError, match="--offload gives up what --warm-up prepares"):
-        RuntimeOptions(offload=True, warm_up=((64, 64),))
+        RuntimeOptions(offload=True, warm_up=(Size(64, 64),))

@@ -30,6 +30,7 @@ from engine.sampling.tokenizer import PromptTokenizer
 from engine.scheduler.events import Denoised
 from engine.scheduler.loop import EngineLoop
 from engine.scheduler.pending_image import PendingImage
+from engine.size import Size
 
 
 @dataclass
@@ -69,10 +70,10 @@ def host(plan_directory: Path) -> Pipeline:
 
 
 REQUESTS = [
-    ImageRequest("a red circle", 64, 96, seed=1, num_inference_steps=8),
-    ImageRequest("黄色背景,左上角有一个蓝色星星", 96, 64, seed=2, num_inference_steps=3),
-    ImageRequest("a red circle", 64, 96, seed=3, num_inference_steps=5),
-    ImageRequest("a green ring on a white background " * 5, 64, 96, seed=4, num_inference_steps=1),
+    ImageRequest("a red circle", 96, 64, seed=1, num_inference_steps=8),
+    ImageRequest("黄色背景,左上角有一个蓝色星星", 64, 96, seed=2, num_inference_steps=3),
+    ImageRequest("a red circle", 96, 64, seed=3, num_inference_steps=5),
+    ImageRequest("a green ring on a white background " * 5, 96, 64, seed=4, num_inference_steps=1),
 ]
 
 
@@ -118,7 +119,7 @@ def test_an_image_s_copy_does_not_hold_up_the_next_one_s_steps(nano: Nano) -> No
         assert held, "the copy is on another stream"
         steps = []
         prompt_embeds = pipeline.encode_prompt([pipeline.tokenize(REQUESTS[0].prompt)])
-        noise = pipeline.noise(5, 64, 96)
+        noise = pipeline.noise(5, Size(96, 64))
         schedule = pipeline.schedule(REQUESTS[0])
         pipeline.denoise(prompt_embeds, noise, schedule, lambda done, _: steps.append(done))
         assert steps == list(range(1, 9))
@@ -131,13 +132,13 @@ def test_two_prompts_share_a_batch(nano: Nano, host: Pipeline, seed: int | None)
     prompts = [REQUESTS[0].prompt, "a blue star"]
     with nano.on(None if seed is None else FakeCuda(haste=0, seed=seed)) as pipeline:
         schedule = pipeline.schedule(REQUESTS[0])
-        noise = np.concatenate([pipeline.noise(one, 64, 96) for one in (1, 9)])
+        noise = np.concatenate([pipeline.noise(one, Size(96, 64)) for one in (1, 9)])
         prompt_embeds = pipeline.encode_prompt([pipeline.tokenize(prompt) for prompt in prompts])
         latents = pipeline.denoise(prompt_embeds, noise, schedule)
         decoded = [pipeline.decode(latents, index) for index in range(2)]  # one buffer, and copies that may be late
         images = [each.wait() for each in decoded]
     for pixels, prompt, one in zip(images, prompts, (1, 9), strict=True):
-        alone = host.generate(ImageRequest(prompt, 64, 96, one)).pixels
+        alone = host.generate(ImageRequest(prompt, 96, 64, one)).pixels
         assert np.abs(pixels.astype(int) - alone).max() <= 1
 
 
@@ -157,10 +158,10 @@ def test_nothing_is_allocated_in_the_step_path(nano: Nano, cuda_graphs: CudaGrap
 def test_warmed_up_sizes_cost_nothing_afterwards(nano: Nano, cuda_graphs: CudaGraphs) -> None:
     cuda = FakeCuda()
     with nano.on(cuda, cuda_graphs=cuda_graphs) as pipeline:
-        pipeline.warm_up([(64, 96)])
+        pipeline.warm_up([Size(96, 64)])
         contexts, before = cuda.calls["context.enqueue"], cuda.resources
         for seed in range(3):
-            pipeline.generate(ImageRequest("a red circle", 64, 96, seed))
+            pipeline.generate(ImageRequest("a red circle", 96, 64, seed))
         assert cuda.resources == before
         assert (cuda.calls["context.enqueue"] == contexts) == (cuda_graphs == "auto")  # all of it was replayed
 
@@ -270,9 +271,9 @@ def test_only_chosen_profiles_are_served(plan_directory: Path, nano: Nano) -> No
     with Pipeline.load(plan_directory, RuntimeOptions(threads=1, profiles=(first.name,)), verify=False) as pipeline:
         assert pipeline.manifest.profiles == (first,)
         with pytest.raises(UnsupportedShape):
-            pipeline.generate(ImageRequest("a", first.height.max + 16, 64))
+            pipeline.generate(ImageRequest("a", 64, first.height.max + 16))
 
 
 def test_a_size_to_warm_up_that_no_profile_covers_is_refused_at_the_start(plan_directory: Path) -> None:
     with pytest.raises(UnsupportedShape, match="height"):
-        Pipeline.load(plan_directory, RuntimeOptions(warm_up=((8192, 64),)), verify=False)
+        Pipeline.load(plan_directory, RuntimeOptions(warm_up=(Size(64, 8192),)), verify=False)

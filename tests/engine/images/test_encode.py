@@ -19,14 +19,18 @@ from PIL import ExifTags, Image
 from benchmarks.harness.pixels import psnr
 from engine.errors import InvalidRequest
 from engine.images.encode import NAMESPACE, encode
-from engine.images.metadata import ImageParameters, parameters
-from engine.request import ImageFormat
+from engine.images.metadata import ImageMetadata, file_metadata
+from engine.request import ImageFormat, ImageRequest
+from engine.stages import StageTimes
 
 Array = np.ndarray[Any, Any]
 
 FORMATS = [ImageFormat("png"), ImageFormat("jpeg"), ImageFormat("webp")]
 PROMPT = '一个红色的圆, \N{ARTIST PALETTE} <b>&amp; "é"\nNegative prompt: none\n\n\x01end'
-PARAMETERS = ImageParameters(PROMPT, 7, 8, 256, 192, "Z-Image, Turbo", "0123456789ab", "fp16")
+REQUEST = ImageRequest(PROMPT)
+METADATA = ImageMetadata(
+    7, 256, 192, 8, 8, 0.0, "0123456789ab", "fp16", "onnx", "Z-Image, Turbo", None, 12, StageTimes(denoiser=0.25)
+)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=50)
 
 
@@ -152,13 +156,13 @@ def test_without_text_there_is_no_metadata() -> None:
 
 
 def test_metadata_of_png_is_read_back() -> None:
-    text = parameters(PARAMETERS)
+    text = file_metadata(REQUEST, METADATA)
     assert opened(encode(smooth(16, 16), text=text)).info == text
 
 
 @pytest.mark.parametrize("image_format", FORMATS[1:], ids=lambda image_format: image_format.kind)
 def test_metadata_of_lossy_formats_is_read_back(image_format: ImageFormat) -> None:
-    text = parameters(PARAMETERS)
+    text = file_metadata(REQUEST, METADATA)
     data = encode(smooth(16, 16), image_format, text)
     assert user_comment(data) == text["parameters"]
     assert xmp_properties(data) == {"zimage-trt": text["zimage-trt"]}
@@ -212,9 +216,9 @@ def web_ui_settings(infotext: str) -> Iterator[tuple[str, str]]:
         yield name, json.loads(value) if value.startswith('"') else value
 
 
-def test_parameters_are_what_other_tools_read() -> None:
-    image = ImageParameters("a cat\non a mat", 7, 8, 256, 192, "Z-Image: a, b", "0123456789ab", "fp16")
-    infotext = parameters(image)["parameters"]
+def test_infotext_is_what_other_tools_read() -> None:
+    metadata = replace(METADATA, model="Z-Image: a, b")
+    infotext = file_metadata(ImageRequest("a cat\non a mat"), metadata)["parameters"]
     assert infotext.startswith("a cat\non a mat\nSteps: 8, ")
     assert dict(web_ui_settings(infotext)) == {
         "Steps": "8",
@@ -226,20 +230,23 @@ def test_parameters_are_what_other_tools_read() -> None:
     }
 
 
-def test_a_negative_prompt_has_its_line() -> None:
-    image = ImageParameters("a cat", 7, 8, 64, 64, "m", "p", "fp32", negative_prompt="a dog", guidance_scale=3.5)
-    assert parameters(image)["parameters"] == (
+def test_infotext_has_a_line_for_the_negative_prompt() -> None:
+    request = ImageRequest("a cat", negative_prompt="a dog", guidance_scale=3.5)
+    metadata = replace(METADATA, width=64, height=64, model="m", guidance_scale=3.5)
+    assert file_metadata(request, metadata)["parameters"] == (
         "a cat\nNegative prompt: a dog\nSteps: 8, Sampler: Euler, CFG scale: 4.5, Seed: 7, Size: 64x64, Model: m"
     )
 
 
-def test_parameters_tell_the_lora() -> None:
-    text = parameters(replace(PARAMETERS, lora="outlines"))
+def test_file_metadata_names_the_lora() -> None:
+    text = file_metadata(REQUEST, replace(METADATA, lora="outlines"))
     assert dict(web_ui_settings(text["parameters"]))["LoRA"] == "outlines"
     assert json.loads(text["zimage-trt"])["lora"] == "outlines"
 
 
-def test_parameters_are_exact_for_programs() -> None:
-    found = json.loads(parameters(PARAMETERS)["zimage-trt"])
-    assert ImageParameters(**found) == PARAMETERS
-    assert parameters(PARAMETERS)["zimage-trt"].isascii()
+def test_json_metadata_is_exact_and_ascii() -> None:
+    text = file_metadata(REQUEST, METADATA)["zimage-trt"]
+    assert text.isascii()
+    found = json.loads(text)
+    assert (found.pop("prompt"), found.pop("negative_prompt")) == (PROMPT, "")
+    assert ImageMetadata(**found, seconds=METADATA.seconds) == METADATA

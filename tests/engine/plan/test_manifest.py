@@ -24,6 +24,7 @@ from engine.plan.manifest import (
     resolve,
     sha256,
 )
+from engine.size import Size
 
 
 @pytest.fixture
@@ -272,26 +273,27 @@ def test_where_there_are_no_plans(plans: Path, damage: Callable[[Path], object],
 )
 def test_shapes_outside_the_plans_are_refused(shape: tuple[int, int, int], param: str, message: str) -> None:
     with pytest.raises(UnsupportedShape, match=message) as refusal:
-        MANIFEST.profile_for(*shape)
+        height, width, batch = shape
+        MANIFEST.profile_for(Size(width, height), batch)
     assert refusal.value.param == param
 
 
 def test_a_size_between_the_profiles_is_not_said_to_be_out_of_range() -> None:
     manifest = replace(MANIFEST, profiles=(USUAL, BANNER))
     with pytest.raises(UnsupportedShape, match=r"no profile covers 512 x 64 .*64..256 x 64..256.*768..1024 x 64..128"):
-        manifest.profile_for(64, 512)
+        manifest.profile_for(Size(512, 64))
 
 
 def test_the_tightest_profile_is_chosen() -> None:
     manifest = replace(MANIFEST, profiles=(LARGE, USUAL))
-    assert manifest.profile_for(256, 256) == USUAL
-    assert manifest.profile_for(256, 272) == LARGE
-    assert manifest.profile_for(64, 64, 4) == USUAL
+    assert manifest.profile_for(Size(256, 256)) == USUAL
+    assert manifest.profile_for(Size(272, 256)) == LARGE
+    assert manifest.profile_for(Size(64, 64), 4) == USUAL
 
 
 def test_the_default_size_is_what_the_first_profile_is_tuned_for() -> None:
     assert MANIFEST.default_size == (256, 256)
-    assert replace(MANIFEST, profiles=(BANNER, USUAL)).default_size == (64, 1024)
+    assert replace(MANIFEST, profiles=(BANNER, USUAL)).default_size == (1024, 64)
 
 
 pixels = st.integers(-2, 70).map(lambda n: 16 * n) | st.integers(-10, 1100)
@@ -300,9 +302,9 @@ pixels = st.integers(-2, 70).map(lambda n: 16 * n) | st.integers(-10, 1100)
 @settings(deadline=None)
 @given(st.permutations([USUAL, LARGE, BANNER]), pixels, pixels, st.integers(-1, 6))
 def test_a_profile_covers_what_it_is_chosen_for(profiles: list[Profile], height: int, width: int, batch: int) -> None:
-    covers = [p for p in profiles if p.covers(height, width, batch)]
+    covers = [p for p in profiles if p.covers(Size(width, height), batch)]
     try:
-        chosen = replace(MANIFEST, profiles=tuple(profiles)).profile_for(height, width, batch)
+        chosen = replace(MANIFEST, profiles=tuple(profiles)).profile_for(Size(width, height), batch)
     except UnsupportedShape as refusal:
         assert not covers or height % 16 or width % 16
         assert refusal.param in ("height", "width", "batch", "size")

@@ -20,6 +20,7 @@ from engine.plan.manifest import Preview
 from engine.sampling.noise import randn
 from engine.sampling.preview import estimate, project
 from engine.sampling.schedule import sigmas
+from engine.size import Size
 from export.build import fit_preview
 from export.checkpoint import models
 from export.checkpoint.files import Checkpoint, open_checkpoint
@@ -166,7 +167,7 @@ def generated(pipeline: Pipeline, prompt: str, seed: int) -> tuple[list[np.ndarr
     assert preview is not None
     schedule = sigmas(STEPS, pipeline.manifest.model.schedule_shift)
     prompt_embeds = pipeline.encode_prompt([pipeline.tokenize(prompt)])
-    path = [pipeline.noise(seed, SIDE, SIDE)]
+    path = [pipeline.noise(seed, Size(SIDE, SIDE))]
     for step in range(STEPS):
         path.append(pipeline.denoise(prompt_embeds, path[-1], schedule[step : step + 2]).copy())
     previews = [project(preview, estimate(path[i], path[i + 1], schedule[i], schedule[i + 1])[0]) for i in range(STEPS)]

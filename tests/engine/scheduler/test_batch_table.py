@@ -11,6 +11,7 @@ from benchmarks.batching import usual_sizes
 from benchmarks.cli import main
 from engine.plan.manifest import read
 from engine.scheduler.batch_table import BatchTable
+from engine.size import Size
 
 
 def test_the_table_goes_beside_the_plans(
@@ -23,7 +24,7 @@ def test_the_table_goes_beside_the_plans(
     assert all(seconds > 0 for row in table.rows for seconds in row.seconds)
     assert table.machine
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
-    assert figures["64x64"]["best"] == table.limit(64, 64)
+    assert figures["64x64"]["best"] == table.limit(Size(64, 64))
     read(plans)  # the plans are still what their manifest says
 
 

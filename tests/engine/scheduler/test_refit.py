@@ -33,6 +33,7 @@ from engine.sampling.tokenizer import PromptTokenizer
 from engine.scheduler.events import Denoised, Failed
 from engine.scheduler.loop import EngineLoop
 from engine.scheduler.lora_registry import LoraRegistry
+from engine.size import Size
 from export.build import BuildOptions
 from export.checkpoint.files import open_checkpoint
 from export.checkpoint.lora import Lora
@@ -54,7 +55,7 @@ STRENGTH = {
     "layers.3.adaLN_modulation.0": 0.02,
     "context_refiner.0.attention.to_out.0": 300.0,
 }
-REQUEST = ImageRequest("a large red circle", 96, 128, seed=3)
+REQUEST = ImageRequest("a large red circle", 128, 96, seed=3)
 
 
 def options(checkpoint: Path, output: Path, *, refittable: bool = False, lora: Lora | None = None) -> BuildOptions:
@@ -96,7 +97,7 @@ def latents(pipeline: Pipeline, plans: Path) -> np.ndarray:
     """The denoiser's result, which the VAE decodes."""
     prompt = PromptTokenizer(plans, pipeline.manifest.model.prompt)(REQUEST.prompt)
     prompt_embeds = pipeline.encode_prompt([prompt])
-    noise = pipeline.noise(REQUEST.seed, 96, 128)
+    noise = pipeline.noise(REQUEST.seed, Size(128, 96))
     return pipeline.denoise(prompt_embeds, noise, sigmas(4, 3.0)).copy()
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from engine.errors import BuildError
 from engine.plan.manifest import Profile, Range, padded
 from engine.plan.shapes import dimensions
+from engine.size import Size
 from export.compile.profiles import default_profiles, parse_profile
 
 MODEL = MANIFEST.model
@@ -86,7 +87,7 @@ def test_any_text_is_a_profile_or_a_build_error(text: str) -> None:
 def test_every_named_size_is_covered(sides: list[int]) -> None:
     images = list(zip(sides[::2], sides[1::2], strict=True))
     profile = parse_profile(",".join(f"{16 * width}x{16 * height}" for height, width in images), MODEL)
-    assert all(profile.covers(16 * height, 16 * width, 1) for height, width in images)
+    assert all(profile.covers(Size(16 * width, 16 * height), 1) for height, width in images)
     assert (profile.height.opt, profile.width.opt) == (16 * images[0][0], 16 * images[0][1])
 
 

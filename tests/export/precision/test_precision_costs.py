@@ -7,6 +7,7 @@ import pytest
 from benchmarks import judge
 from benchmarks.parity import PRECISIONS, REQUESTS, Variants, plot
 from engine.pipeline import Pipeline
+from engine.size import Size
 from export.checkpoint.files import open_checkpoint
 
 CAPTIONS = 10  # benchmarks/results has 200
@@ -33,8 +34,8 @@ def test_fp16_is_ten_times_closer_than_bf16(variants: Variants, tmp_path: Path) 
 
 def test_judge_scores_fp16_as_high_as_fp32(variants: Variants, engines: Path) -> None:
     """At most one statement of an attribute differs, over captions that were never trained on."""
-    exact = judge.score(Pipeline.load(engines), 128, 128, CAPTIONS)["all"]
-    half = judge.score(variants["fp16"].pipeline, 128, 128, CAPTIONS)["all"]
+    exact = judge.score(Pipeline.load(engines), Size(128, 128), CAPTIONS)["all"]
+    half = judge.score(variants["fp16"].pipeline, Size(128, 128), CAPTIONS)["all"]
     print(exact, half)
     assert min(exact.values()) > 0.9
     assert all(abs(half[attribute] - exact[attribute]) <= 1 / CAPTIONS for attribute in exact)

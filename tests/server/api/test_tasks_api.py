@@ -67,23 +67,23 @@ def test_a_task_is_generated_though_nobody_waits(http: httpx.Client, path: str) 
     assert (task["status"], task["progress"], task["error"]) == ("done", 100, None)
     result = task["result"]
     assert result["time"] > 0
-    for number, (path, receipt) in enumerate(zip(result["paths"], result["metadata"], strict=True)):
+    for number, (path, metadata) in enumerate(zip(result["paths"], result["metadata"], strict=True)):
         assert decoded(http.get(path).content)[0, 0].tolist() == [9 + number, 8, 5]
-        assert (receipt["seed"], receipt["width"], receipt["height"]) == (9 + number, 128, 96)
-        assert (receipt["num_inference_steps"], receipt["forwards"], receipt["model"]) == (8, 8, MODEL)
-        assert receipt["plan_id"] and receipt["precision"] == "fp16"
+        assert (metadata["seed"], metadata["width"], metadata["height"]) == (9 + number, 128, 96)
+        assert (metadata["num_inference_steps"], metadata["forwards"], metadata["model"]) == (8, 8, MODEL)
+        assert metadata["plan_id"] and metadata["precision"] == "fp16"
 
 
-def test_the_receipt_tells_the_lora(http: httpx.Client) -> None:
+def test_task_metadata_names_the_lora(http: httpx.Client) -> None:
     for change in ({"lora": "outlines"}, {"lora": None}, {}):
-        (receipt,) = ended(http, submit(http, **change))["result"]["metadata"]
-        assert receipt["lora"] == change.get("lora")
+        (metadata,) = ended(http, submit(http, **change))["result"]["metadata"]
+        assert metadata["lora"] == change.get("lora")
 
 
 def test_guidance_as_cfg_scale_means_it(http: httpx.Client) -> None:
     for scale, guidance, forwards in ((0, 0, 8), (1, 0, 8), (1.5, 0.5, 16), (4, 3, 16)):
-        (receipt,) = ended(http, submit(http, cfg_scale=scale))["result"]["metadata"]
-        assert (receipt["guidance_scale"], receipt["forwards"]) == (guidance, forwards)
+        (metadata,) = ended(http, submit(http, cfg_scale=scale))["result"]["metadata"]
+        assert (metadata["guidance_scale"], metadata["forwards"]) == (guidance, forwards)
 
 
 def test_a_task_that_fails_says_why(http: httpx.Client) -> None:

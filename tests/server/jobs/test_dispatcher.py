@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from fakes.jobs import RECEIPT
+from fakes.jobs import METADATA
 from fakes.loop import MANIFEST
 
 from engine.request import ImageFormat, ImageRequest
+from engine.stages import StageTimes
 from server.jobs.admission import Limits, Refusal
 from server.jobs.archive import Archive
 from server.jobs.dispatcher import HOPELESS_STARTS, MAX_BEGUN, Dispatcher, JobGone
@@ -60,8 +61,8 @@ def job(name: str, *, key: str | None = None, deadline: float | None = None, n: 
 
 
 def finished(name: str, index: int = 0) -> messages.Finished:
-    seconds = {"prompt_encoder": 0.1, "passes": 0.8, "vae_decoder": 0.1}
-    return messages.Finished(f"{name}:{index}", b"image", 64, 64, 8, 8, 3, None, seconds)
+    seconds = StageTimes(prompt_encoder=0.1, passes=0.8, vae_decoder=0.1)
+    return messages.Finished(f"{name}:{index}", b"image", replace(METADATA, width=64, height=64, seconds=seconds))
 
 
 Story = Callable[[Dispatcher, FakeLink], Awaitable[None]]
@@ -196,7 +197,7 @@ def test_a_job_whose_images_were_all_stored_when_the_server_was_killed_is_done(t
     for _ in range(MAX_BEGUN - 1):  # a job that ends servers
         store.requeue("c")
         store.begin("c")
-    store.add_image("a", StoredImage(0, "image/png", b"image", RECEIPT))
+    store.add_image("a", StoredImage(0, "image/png", b"image", METADATA))
 
     async def story(jobs: Dispatcher, link: FakeLink) -> None:
         assert (await jobs.get("a")).state is JobState.DONE

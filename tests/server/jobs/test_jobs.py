@@ -42,7 +42,7 @@ def test_ids_cannot_be_guessed() -> None:
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_what_is_put_in_comes_out(path: Path, in_memory: bool) -> None:
     requests = (
-        ImageRequest('"quotes", \0 and 红色的圆\U0001f534', 512, 640, MAX_SEED, 9),
+        ImageRequest('"quotes", \0 and 红色的圆\U0001f534', 640, 512, MAX_SEED, 9),
         ImageRequest("", None, None, 0, None),
     )
     wanted = job(
@@ -66,7 +66,7 @@ def test_a_power_cut_damages_nothing(store: JobStore) -> None:
 def test_what_is_unknown_is_said_to_be(store: JobStore) -> None:
     assert store.get("job_x") is None
     assert store.image("job_x", 0) is None
-    assert store.images("job_x") == store.receipts("job_x") == []
+    assert store.images("job_x") == store.metadata("job_x") == []
     assert not store.add_image("job_x", image())
     for change in (store.begin, store.requeue, store.finish, store.cancel, store.delete):
         assert not change("job_x")

@@ -35,15 +35,17 @@ ADDING = """
 import os, sys, time
 from pathlib import Path
 from engine.request import ImageRequest
-from server.jobs.job import Job, ImageFormat, Receipt, StoredImage, new_id
+from engine.images.metadata import ImageMetadata
+from engine.stages import StageTimes
+from server.jobs.job import Job, ImageFormat, StoredImage, new_id
 from server.jobs.store import JobStore
-receipt = Receipt(7, 8, 8, 8, 8, 0.0, "", "", "", "", None, 1, {})
+metadata = ImageMetadata(7, 8, 8, 8, 8, 0.0, "", "fp32", "onnx", "", None, 1, StageTimes())
 store = JobStore(Path(sys.argv[1]))
 while True:
     job = Job(id=new_id(), requests=(ImageRequest("x"),), format=ImageFormat(), api="images", durable=True,
               fingerprint="", created=time.time())
     os.write(1, f"{store.add(job).id} accepted\\n".encode())
-    store.add_image(job.id, StoredImage(0, "image/png", bytes(100_000), receipt))
+    store.add_image(job.id, StoredImage(0, "image/png", bytes(100_000), metadata))
     os.write(1, f"{job.id} generated\\n".encode())
 """
 

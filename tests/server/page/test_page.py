@@ -174,9 +174,9 @@ def test_the_sizes_offered_are_generated() -> None:
 
     for manifest in (MANIFEST, TWO_PROFILES):
         offered = sizes(manifest)
-        assert manifest.default_size[::-1] in offered and len(offered) == len(set(offered)) > 3
-        for width, height in offered:
-            manifest.profile_for(height, width)
+        assert manifest.default_size in offered and len(offered) == len(set(offered)) > 3
+        for size in offered:
+            manifest.profile_for(size)
     assert {(512, 512), (256, 256), (288, 224), (224, 288)} <= set(offered)
     assert sizes(replace(TWO_PROFILES, profiles=(BANNER,))) == [(1024, 64)]
 
@@ -194,8 +194,8 @@ def test_an_image_is_generated_in_view_and_again_with_its_seed(url: str, browser
     assert "/v1/images/" in on_stage(browser)
     browser.until(lambda: width_on_stage(browser) == 128, "the image")
     task = tasks(url)[0]
-    receipt = task["result"]["metadata"][0]
-    assert task["prompt"] == "a cat on a mat" and shown["Seed"] == str(receipt["seed"]) and shown["Steps"] == "8"
+    metadata = task["result"]["metadata"][0]
+    assert task["prompt"] == "a cat on a mat" and shown["Seed"] == str(metadata["seed"]) and shown["Steps"] == "8"
     assert browser.field("Seed").get_attribute("value") == ""
     browser.click(".z-stage button", "Again with this seed")
     browser.until(lambda: browser.field("Seed").get_attribute("value") == shown["Seed"], "the seed in the form")

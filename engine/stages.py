@@ -1,0 +1,31 @@
+"""Stage times of one image."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    """Seconds of each stage of one image, in the order in which the stages run; 0 for a stage that did not run.
+
+    Attributes:
+        tokenize: prompts to token ids.
+        prompt_encoder: token ids to prompt_embeds; on a GPU by the device's clock.
+        passes: this image's share of the forward passes that it was part of.
+        denoiser: from the first forward pass to the last, the passes of other images between them included.
+        vae_decoder: latents to pixel values.
+        pixels: pixel values to uint8 on the host.
+        encode: pixels to an image file.
+    """
+
+    tokenize: float = 0.0
+    prompt_encoder: float = 0.0
+    passes: float = 0.0
+    denoiser: float = 0.0
+    vae_decoder: float = 0.0
+    pixels: float = 0.0
+    encode: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """Seconds from the prompt to the file; `passes` is part of `denoiser`."""
+        return self.tokenize + self.prompt_encoder + self.denoiser + self.vae_decoder + self.pixels + self.encode
