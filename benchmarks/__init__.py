@@ -1,1 +1,1 @@
-"""What it costs, measured: each benchmark warms up, prints median and p95, and ends with one line of JSON."""
+"""Benchmarks of `zimage-bench`. Each warms up, prints medians and percentiles, and ends with one line of JSON."""

@@ -1,7 +1,7 @@
-"""What a forward pass takes with one, two, ... images at once: the table by which the server batches.
+"""Time of a forward pass by size and batch, written as the table that `zimage-serve` batches by.
 
-Batches of one size take turns, so that a machine that slows down slows down all of them. The table goes beside the
-plans, where `zimage-serve` finds it.
+Batch sizes alternate within each round, so that a slow phase of the machine affects all of them. The table is written
+beside the plans.
 """
 
 import argparse
@@ -26,9 +26,12 @@ PROMPT = "a small red circle to the left of a large blue star on a yellow backgr
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pipeline_arguments(parser)
     parser.add_argument(
-        "--sizes", type=sizes, metavar="WxH,...", help="default: from each profile's smallest to its largest square"
+        "--sizes",
+        type=sizes,
+        metavar="WxH,...",
+        help="sizes to measure; default: squares from each profile's smallest to its largest, doubling the side",
     )
-    parser.add_argument("--rounds", type=int, default=7, help="images of each batch; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each batch size; default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -42,13 +45,13 @@ def run(args: argparse.Namespace) -> None:
         file.write(table.encode())
     for row in rows:
         per_image = ", ".join(f"{seconds / (i + 1) * 1e3:.1f}" for i, seconds in enumerate(row.seconds))
-        print(f"{row.width}x{row.height}: {per_image} ms an image; generates {row.best} at once")
-    print(f"written to {directory / TABLE_FILE}")
+        print(f"{row.width}x{row.height}: {per_image} ms per image at batch 1, 2, ...; best batch {row.best}")
+    print(f"wrote {directory / TABLE_FILE}")
     finish("batching", {f"{row.width}x{row.height}": {"seconds": row.seconds, "best": row.best} for row in rows})
 
 
 def usual_sizes(manifest: Manifest) -> list[Size]:
-    """Squares: of each profile the smallest, the largest, and what lies between by doubling."""
+    """Return squares: each profile's smallest and largest, and the doublings of the smallest in between."""
     found = set()
     for profile in manifest.profiles:
         low, high = max(profile.height.min, profile.width.min), min(profile.height.max, profile.width.max)
@@ -60,10 +63,10 @@ def usual_sizes(manifest: Manifest) -> list[Size]:
 
 
 def measure(pipeline: Pipeline, size: Size, rounds: int) -> PassTimes:
-    """Median seconds of a pass of each batch that the plans take at a size."""
+    """Measure the median seconds of a forward pass at every batch that the plans support at a size."""
     batches = _batches(pipeline.manifest, size)
     for batch in batches:
-        _pass_seconds(pipeline, size, batch)  # kernels, arrays, CUDA graphs
+        _pass_seconds(pipeline, size, batch)  # warms up kernels, arrays and CUDA graphs
     found = [[_pass_seconds(pipeline, size, batch) for batch in batches] for _ in range(rounds)]
     return PassTimes(*size, tuple(statistics.median(column) for column in zip(*found, strict=True)))
 
@@ -79,7 +82,7 @@ def _batches(manifest: Manifest, size: Size) -> range:
 
 
 def _pass_seconds(pipeline: Pipeline, size: Size, batch: int) -> float:
-    """Of one pass, as the mean over those of an image."""
+    """Return the seconds of one forward pass, the mean over the steps of one batch of images."""
     schedule = pipeline.schedule(ImageRequest(PROMPT))
     noise = np.concatenate([pipeline.noise(seed, size) for seed in range(batch)])
     prompt_embeds = pipeline.encode_prompt([pipeline.tokenize(PROMPT)] * batch)

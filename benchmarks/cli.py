@@ -1,4 +1,4 @@
-"""`zimage-bench`: one subcommand per benchmark."""
+"""Benchmarks of zimage-trt. Every command prints its figures and ends with one line of JSON."""
 
 import argparse
 import importlib
@@ -8,27 +8,27 @@ from typing import Any
 from engine.errors import ZImageError
 
 COMMANDS = {
-    "full-size": "trace the real 6 B and 4 B models from configs, build full-size layers into RTX plans",
-    "http": "what HTTP costs: one request, 32 clients against the bare engine, and many users for minutes",
-    "startup": "seconds from starting zimage-serve to its first answer",
-    "judge": "does z-image-nano generate what held-out prompts say: colours, shapes, places; a contact sheet",
-    "parity": "FP32, FP16 and BF16 of a checkpoint against float64: graphs, steps, images",
-    "gpu-check": "all that only a GPU can answer: which flavors run, parity, memory, CUDA graphs, refit, latency",
-    "latency": "first image, p50, p95, p99 of every stage against eager PyTorch, torch.compile and the roofline",
-    "batching": "what a forward pass takes with one, two, ... images at once; zimage-serve batches by the result",
-    "encode": "milliseconds and bytes of PNG, JPEG and WebP encoders",
-    "peers": "the same prompt and seed through diffusers and DiffSynth: how far apart are the images",
+    "full-size": "Trace a full-size graph from its config, or build some of its layers into an RTX plan.",
+    "http": "Measure the overhead and the throughput of zimage-serve against the engine alone, and soak it with users.",
+    "startup": "Measure the time from starting zimage-serve to its readiness, and the time of its first image.",
+    "judge": "Score z-image-nano's images of held-out captions: colours, shapes, places, sizes, backgrounds.",
+    "parity": "Compare FP32, FP16 and BF16 of a checkpoint with float64: graphs, steps, images.",
+    "gpu-check": "Run every check that needs a GPU: flavors, parity, memory, CUDA graphs, refit, latency.",
+    "latency": "Measure every stage against eager PyTorch, torch.compile and the roofline.",
+    "batching": "Measure a forward pass at every batch size and write the table that zimage-serve batches by.",
+    "encode": "Measure the time and the file size of PNG, JPEG and WebP encoders.",
+    "peers": "Compare images of the same prompt and seed with those of diffusers and DiffSynth.",
 }
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point; the last line of stdout is JSON."""
+    """Run `zimage-bench`. The last line of stdout is JSON."""
     arguments = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser("zimage-bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
-        if name in arguments[:1]:  # importing one benchmark, not all: some need torch, some must not load it
+        if name in arguments[:1]:  # imports this benchmark only: some need torch, others must not load it
             _module(name).add_arguments(command)
     args = parser.parse_args(arguments)
     try:

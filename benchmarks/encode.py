@@ -1,8 +1,8 @@
-"""What it takes to write an image's file: milliseconds and bytes of PNG, JPEG and WebP encoders on one CPU thread.
+"""Time and file size of PNG, JPEG and WebP encoders on one CPU thread.
 
-Images are photographs that scikit-image ships, scaled up and with a little noise, as a diffusion model leaves it, and
-z-image-nano's contact sheet. Encoders take turns, so that a slow spell of the machine meets all of them. Encoders of
-libraries that are not installed, and that zimage-trt does not need, are left out.
+Images are scikit-image's photographs, scaled and with a little noise, as a diffusion model leaves it, and
+z-image-nano's contact sheet. Encoders alternate, so that a slow phase of the machine affects all of them. Encoders of
+optional libraries are left out if the library is not installed.
 """
 
 import argparse
@@ -23,8 +23,7 @@ from PIL import Image
 
 from benchmarks.harness.pixels import Pixels
 from benchmarks.harness.report import finish
-from engine.images import encode as images
-from engine.images.encode import encode
+from engine.images.encode import Deflate, encode, png
 from engine.request import ImageFormat
 
 Encoder = Callable[[Pixels], bytes]
@@ -36,11 +35,33 @@ CONTACT_SHEET = "contact sheet"
 NOISE = 1.0  # standard deviation, of 255
 SEED = 7
 STRATEGIES = {"filtered": zlib.Z_FILTERED, "huffman": zlib.Z_HUFFMAN_ONLY, "rle": zlib.Z_RLE, "fixed": zlib.Z_FIXED}
-REPEATED = 5  # times that another thread watches an encoder
+REPEATED = 5  # measurements of how long an encoder holds the GIL
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", type=int, default=15, metavar="N", help="runs per image; default: %(default)s")
+    parser.add_argument(
+        "--size",
+        type=int,
+        action="append",
+        metavar="PIXELS",
+        help=f"side of the square images, repeatable; default: {', '.join(map(str, SIZES))}",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    found = encoders()
+    sizes: dict[str, dict[str, Figures]] = {}
+    for size in args.size or SIZES:
+        generated = photographs(size)
+        require_lossless(found, generated)
+        sizes[f"{size}x{size}"] = measure(found, generated, args.runs)
+        _print_size(size, sizes[f"{size}x{size}"])
+    finish("encode", {"runs": args.runs, "sizes": sizes})
 
 
 def photographs(size: int) -> dict[str, Pixels]:
-    """By name, [size, size, 3] each; the contact sheet is not scaled, but repeated."""
+    """Return the test images by name, [size, size, 3] each. The contact sheet is tiled instead of scaled."""
     found = {name: _photograph(name, size) for name in PHOTOGRAPHS}
     sheet = Path(__file__).parent.parent / "docs" / "contact-sheet.png"
     with Image.open(sheet) as image:
@@ -59,7 +80,7 @@ def _photograph(name: str, size: int) -> Pixels:
 
 
 def encoders() -> dict[str, Encoder]:
-    """By name; the first is ours, and whose name does not start with JPEG or WebP is a PNG encoder."""
+    """Return the encoders by name, zimage-trt's first. Names other than JPEG... and WebP... are PNG encoders."""
     found: dict[str, Encoder] = {"zimage-trt": encode}
     for level in (0, 1, 2, 3, 6):
         found[f"Pillow, level {level}"] = partial(_pillow, kind="PNG", compress_level=level)
@@ -79,9 +100,9 @@ def _pillow(pixels: Pixels, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def _png(deflate: images.Deflate) -> Encoder:
-    """Ours, with another deflate."""
-    return partial(images.png, text={}, deflate=deflate)
+def _png(deflate: Deflate) -> Encoder:
+    """Return zimage-trt's PNG encoder with another deflate implementation."""
+    return partial(png, text={}, deflate=deflate)
 
 
 def _isal(level: int) -> Encoder:
@@ -127,13 +148,13 @@ _OTHERS: dict[str, tuple[str, Callable[[], Encoder]]] = {
 
 
 def measure(found: Mapping[str, Encoder], generated: Mapping[str, Pixels], runs: int) -> dict[str, Figures]:
-    """Of each encoder: median seconds and bytes by image, and how long it holds the GIL."""
+    """Measure each encoder: median seconds and bytes by image, and the longest time that it holds the GIL."""
     taken: dict[str, dict[str, list[float]]] = {name: {title: [] for title in generated} for name in found}
     for run in range(runs + 1):
         for title, pixels in generated.items():
             for name, encoder in found.items():
                 seconds = _seconds(encoder, pixels)
-                if run:  # the first is to be warm
+                if run:  # the first run warms up
                     taken[name][title].append(seconds)
     first = next(iter(generated.values()))
     return {
@@ -153,7 +174,7 @@ def _seconds(encoder: Encoder, pixels: Pixels) -> float:
 
 
 def _longest_hold(encoder: Encoder, pixels: Pixels) -> float:
-    """Seconds for which another thread, an event loop for example, stands still at the longest."""
+    """Return the longest time in seconds for which the encoder blocks another thread, such as an event loop."""
     thread = threading.Thread(target=encoder, args=(pixels,))
     longest, last = 0.0, time.perf_counter()
     thread.start()
@@ -165,38 +186,21 @@ def _longest_hold(encoder: Encoder, pixels: Pixels) -> float:
 
 
 def _print_size(size: int, measured: Mapping[str, Figures]) -> None:
-    print(f"{size}x{size}: ms and kB of photographs (mean) and of the contact sheet; the GIL held at the longest, ms")
+    print(f"{size}x{size}: ms and kB of photographs (mean), ms and kB of the contact sheet, longest GIL hold in ms")
     width = max(map(len, measured))
     for name, row in measured.items():
-        photographs = [statistics.mean(row[what][title] for title in PHOTOGRAPHS) for what in ("seconds", "bytes")]
-        sheet = [row[what][CONTACT_SHEET] for what in ("seconds", "bytes")]
+        photographs = [statistics.mean(row[key][title] for title in PHOTOGRAPHS) for key in ("seconds", "bytes")]
+        sheet = [row[key][CONTACT_SHEET] for key in ("seconds", "bytes")]
         cells = [f"{seconds * 1e3:7.1f} {size / 1e3:6.0f}" for seconds, size in (photographs, sheet)]
         print(f"  {name.ljust(width)} {'   '.join(cells)}   {row['gil_held_s'] * 1e3:5.1f}")
     print(flush=True)
 
 
 def require_lossless(found: Mapping[str, Encoder], generated: Mapping[str, Pixels]) -> None:
+    """Raise RuntimeError if a PNG encoder changes an image, or any encoder its shape."""
     for name, encoder in found.items():
         for title, pixels in generated.items():
             decoded = np.asarray(Image.open(io.BytesIO(encoder(pixels))))
             exact = np.array_equal(decoded, pixels)
             if decoded.shape != pixels.shape or not (exact or name.startswith(("JPEG", "WebP"))):
                 raise RuntimeError(f"{name} has changed the image {title}")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=int, default=15, metavar="N", help="of each image; default: %(default)s")
-    parser.add_argument(
-        "--size", type=int, action="append", metavar="PIXELS", help=f"repeat it; default: {', '.join(map(str, SIZES))}"
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    found = encoders()
-    sizes: dict[str, dict[str, Figures]] = {}
-    for size in args.size or SIZES:
-        generated = photographs(size)
-        require_lossless(found, generated)
-        sizes[f"{size}x{size}"] = measure(found, generated, args.runs)
-        _print_size(size, sizes[f"{size}x{size}"])
-    finish("encode", {"runs": args.runs, "sizes": sizes})

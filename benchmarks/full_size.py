@@ -1,6 +1,6 @@
-"""The real sizes on a small machine: trace the whole models from configs alone, build parts of them into plans.
+"""Full-size graphs on a small machine: trace whole models from configs alone, build some of their layers into plans.
 
-Weights are never touched while tracing. The parts that are built get seeded random ones, made as they are written.
+Tracing touches no weights. Layers that are built get seeded random weights, made as they are written.
 """
 
 import argparse
@@ -27,11 +27,24 @@ from export.progress import BuildProgress
 from nano.layout import Z_IMAGE_TURBO, CheckpointSizes
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("graph", choices=("prompt_encoder", "denoiser", "vae_decoder"), help="graph to trace or build")
+    parser.add_argument("--build", action="store_true", help="build an RTX plan of some layers instead of tracing all")
+    parser.add_argument("--layers", type=int, default=4, help="transformer layers of the plan; default: %(default)s")
+    parser.add_argument("--profile", default="1024,512,1536:4", help="as in build-engines; default: %(default)s")
+    parser.add_argument("--compute-capability", default="8.9", help="GPU to build for; default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> None:
+    figures = build(args.graph, args.layers, args.profile, args.compute_capability) if args.build else trace(args.graph)
+    finish("full-size", figures)
+
+
 def trace(graph: GraphName) -> dict[str, Any]:
-    """Traces one complete graph of Z-Image-Turbo.
+    """Trace one complete graph of Z-Image-Turbo.
 
     Returns:
-        parameters, nodes, seconds, and the peak resident set of this process in bytes.
+        Parameters, nodes, seconds, and the peak resident set of this process in bytes.
     """
     watch = Stopwatch()
     module = graph_of(Z_IMAGE_TURBO, graph, "fp16")
@@ -47,10 +60,10 @@ def trace(graph: GraphName) -> dict[str, Any]:
 
 
 def build(graph: GraphName, layers: int, profile: str, compute_capability: str) -> dict[str, Any]:
-    """Builds an RTX plan of a full-size graph, the denoiser with fewer layers and no refiner.
+    """Build an RTX plan of a full-size graph with fewer layers and no refiner.
 
     Returns:
-        seconds, bytes of weights and plan, activation memory as TensorRT states it, peak resident set in bytes.
+        Seconds, bytes of weights and plan, activation memory as TensorRT reports it, peak resident set in bytes.
     """
     sizes = replace(Z_IMAGE_TURBO, n_layers=layers, n_refiner_layers=0, text_layers=layers + 1)
     precision = graph_precisions("fp16", "rtx")[graph]
@@ -85,7 +98,7 @@ def build(graph: GraphName, layers: int, profile: str, compute_capability: str) 
 
 
 def graph_of(sizes: CheckpointSizes, graph: GraphName, precision: Precision) -> GraphModule:
-    """A graph of any size, from configs alone."""
+    """Make a graph of any size from configs alone."""
     parts = random_components(sizes)
     if graph == "vae_decoder":
         return VaeDecoder(models.vae_decoder(parts["vae"]), precision)
@@ -96,19 +109,6 @@ def graph_of(sizes: CheckpointSizes, graph: GraphName, precision: Precision) -> 
 
 
 def model_facts(sizes: CheckpointSizes) -> Model:
-    """What profiles need to know of a model that has no files."""
+    """Return the model entry of a manifest, with the facts that profiles need, for a model without files."""
     rope = Rope(256.0, sizes.axes_dims, sizes.axes_lens)
     return Model("full-size", "", 16, 8, 2, sizes.dim, rope, PromptFormat("", "", 512, 0), 3.0, 8)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("graph", choices=("prompt_encoder", "denoiser", "vae_decoder"))
-    parser.add_argument("--build", action="store_true", help="build an RTX plan instead of tracing everything")
-    parser.add_argument("--layers", type=int, default=4, help="transformer layers of the plan; default: %(default)s")
-    parser.add_argument("--profile", default="1024,512,1536:4", help="as in build-engines; default: %(default)s")
-    parser.add_argument("--compute-capability", default="8.9", help="default: %(default)s")
-
-
-def run(args: argparse.Namespace) -> None:
-    figures = build(args.graph, args.layers, args.profile, args.compute_capability) if args.build else trace(args.graph)
-    finish("full-size", figures)

@@ -1,7 +1,7 @@
-"""What HTTP costs: a request through `zimage-serve` against the engine alone, one at a time and kept full.
+"""The cost of HTTP: `zimage-serve` against the engine alone, one request at a time and under full load.
 
-Server, engine alone and clients are processes of their own and take turns in short rounds, so that a machine that
-slows down slows down both sides. The clients share the machine's cores with the server; what they take is measured.
+The server, the engine alone and the clients are separate processes. Server and engine alternate in short rounds, so
+that a slow phase of the machine affects both. The clients share the cores with the server; their CPU time is measured.
 """
 
 import argparse
@@ -15,69 +15,86 @@ from typing import Any
 from benchmarks.harness.distribution import Distribution
 from benchmarks.harness.report import finish
 from benchmarks.harness.subprocess_client import SubprocessClient
-from benchmarks.load.served import Served
-from benchmarks.load.soak import Crowd, print_soak, soak
+from benchmarks.load.server_process import ServerProcess
+from benchmarks.load.soak import Workload, print_soak, soak
 from benchmarks.load.traffic import PROMPTS, cases, rate
 
-WARM = 1.0  # seconds of each round that do not count
+WARM = 1.0  # warm-up seconds of each round
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="what build-engines --output wrote")
-    parser.add_argument("--sizes", type=_sides, default=[64, 128, 256], metavar="N,...", help="default: 64,128,256")
-    parser.add_argument("--pairs", type=int, default=40, help="images one at a time; default: %(default)s")
-    parser.add_argument("--clients", type=int, default=32, help="at once; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=5, help="of both sides in turn; default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each side, all rounds; default: %(default)s")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="output folder of build-engines")
     parser.add_argument(
-        "--threads", type=int, default=0, help="of the engine on both sides, 0 for one per core; default: %(default)s"
+        "--sizes",
+        type=_square_sizes,
+        default=[64, 128, 256],
+        metavar="N,...",
+        help="sides of the square images; default: 64,128,256",
     )
-    parser.add_argument("--soak", type=float, default=0.0, metavar="SECONDS", help="then so long; default: %(default)s")
-    parser.add_argument("--users", type=int, default=50, help="of the soak; default: %(default)s")
-    parser.add_argument("--think", type=float, default=0.0, help="mean seconds of a user; default: %(default)s")
+    parser.add_argument("--pairs", type=int, default=40, help="requests sent one at a time; default: %(default)s")
+    parser.add_argument("--clients", type=int, default=32, help="concurrent clients; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of server and engine; default: %(default)s")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="seconds under load for each of the two; default: %(default)s"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, help="CPU threads of the engine, 0 for one per core; default: %(default)s"
+    )
+    parser.add_argument(
+        "--soak", type=float, default=0.0, metavar="SECONDS", help="length of the soak test, 0 for none (default)"
+    )
+    parser.add_argument("--users", type=int, default=50, help="users of the soak test; default: %(default)s")
+    parser.add_argument(
+        "--think",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="mean pause of a user between requests; default: %(default)s",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    # of a loaded machine, ratios are worth little
+    # recorded because ratios measured on a busy machine mean little
     figures: dict[str, Any] = {"load_average": os.getloadavg()[0], "threads": args.threads}
     with (
         SubprocessClient("benchmarks.load.bare_loop", [str(args.engines), str(args.threads)]) as bare,
         SubprocessClient("benchmarks.load.http_clients") as clients,
     ):
-        with Served(args.engines, args.threads) as served:
+        with ServerProcess(args.engines, args.threads) as served:
             for size in args.sizes:
                 alone = overhead(served, bare, clients, size, args.pairs)
                 full = throughput(served, bare, clients, size, args.clients, args.rounds, args.seconds)
                 figures[f"{size}x{size}"] = alone | full
                 _print(size, figures[f"{size}x{size}"])
         if args.soak:
-            crowd = Crowd(tuple(args.sizes), args.users, args.soak, args.think)
-            figures["soak"] = soak(args.engines, args.threads, bare, clients, crowd)
+            workload = Workload(tuple(args.sizes), args.users, args.soak, args.think)
+            figures["soak"] = soak(args.engines, args.threads, bare, clients, workload)
             print_soak(figures["soak"])
     finish("http", figures)
 
 
 def overhead(
-    served: Served, bare: SubprocessClient, clients: SubprocessClient, size: int, pairs: int
+    served: ServerProcess, bare: SubprocessClient, clients: SubprocessClient, size: int, pairs: int
 ) -> dict[str, Any]:
-    """One image at a time: seconds through HTTP, and of the same image generated by the engine alone just before.
+    """Measure one request at a time, each next to the same image generated by the engine alone just before.
 
-    What HTTP adds is the rest of a request after what the engine took for it, which no change of the machine's speed
-    between two images alters; against the engine alone, it includes how much the server slows that down.
+    The overhead of HTTP is a request's time minus the engine's time for that same request, so a change of the machine's
+    speed between two images does not affect it. The difference from the engine alone also includes how much the server
+    slows the engine down.
     """
     through, engine, encode, added = [], [], [], []
     for case in islice(cases(size), len(PROMPTS) + pairs):
-        alone = bare.ask("generate", prompt=case.prompt, size=size, seed=case.seed)
+        alone = bare.call("generate", prompt=case.prompt, size=size, seed=case.seed)
         engine.append(alone["engine_s"])
         encode.append(alone["encode_s"])
-        asked = clients.ask("generate", url=served.url, prompt=case.prompt, size=size, seed=case.seed)
-        through.append(asked["seconds"])
-        added.append(asked["seconds"] - asked["engine_s"])
-    first = len(PROMPTS)  # these encode prompts
+        answer = clients.call("generate", url=served.url, prompt=case.prompt, size=size, seed=case.seed)
+        through.append(answer["seconds"])
+        added.append(answer["seconds"] - answer["engine_s"])
+    first = len(PROMPTS)  # earlier requests encode their prompts, later ones find them cached
     through, engine, encode, added = (times[first:] for times in (through, engine, encode, added))
     return {
-        "http_s": _of(through),
-        "engine_s": _of(engine),
+        "http_s": _percentiles(through),
+        "engine_s": _percentiles(engine),
         "encode_p50_s": statistics.median(encode),
         "overhead_p50_s": statistics.median(added),
         "against_alone_p50_s": statistics.median(a - b for a, b in zip(through, engine, strict=True)),
@@ -85,7 +102,7 @@ def overhead(
 
 
 def throughput(
-    served: Served,
+    served: ServerProcess,
     bare: SubprocessClient,
     clients: SubprocessClient,
     size: int,
@@ -93,16 +110,16 @@ def throughput(
     rounds: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """Images a second with `count` under way at any time."""
+    """Measure images per second with `count` requests in flight at all times."""
     load = {"size": size, "clients": count, "warm": WARM, "seconds": seconds / rounds}
     alone, through = [], []
-    cpu: dict[str, list[float]] = {}  # seconds an image
+    cpu: dict[str, list[float]] = {}  # seconds per image
     for _ in range(rounds):
-        answer = bare.ask("fill", **load)
+        answer = bare.call("fill", **load)
         alone.append(rate(answer["ended"]))
         cpu.setdefault("bare loop", []).append(answer["cpu_s"] / answer["images"])
         before = served.cpu_seconds()
-        answer = clients.ask("fill", url=served.url, **load)
+        answer = clients.call("fill", url=served.url, **load)
         served.settle()
         through.append(rate(answer["ended"]))
         spent = {name: after - before[name] for name, after in served.cpu_seconds().items()}
@@ -118,7 +135,7 @@ def throughput(
     }
 
 
-def _of(seconds: Sequence[float]) -> dict[str, float | None]:
+def _percentiles(seconds: Sequence[float]) -> dict[str, float | None]:
     found = Distribution.of(seconds)
     return {"p50": found.p50, "p95": found.p95}
 
@@ -129,13 +146,13 @@ def _print(size: int, row: dict[str, Any]) -> None:
     generated, alone = row["http_per_s"], row["bare_per_s"]
     added, more, encode = (row[name] * 1e3 for name in ("overhead_p50_s", "against_alone_p50_s", "encode_p50_s"))
     print(
-        f"{size}x{size}, one at a time: {http:.1f} ms, of which HTTP {added:.1f} with encoding, {encode:.1f}\n"
-        f"  the engine alone: {engine:.1f} ms, {more:.1f} less\n"
-        f"  kept full: {generated:.2f} images/s through HTTP, {alone:.2f} the engine: {row['ratio']:.1%}\n"
-        f"  processor time of an image, ms: {costs}",
+        f"{size}x{size}, one at a time: {http:.1f} ms, of which HTTP takes {added:.1f} (encoding {encode:.1f})\n"
+        f"  engine alone: {engine:.1f} ms, {more:.1f} less\n"
+        f"  under load: {generated:.2f} images/s through HTTP, {alone:.2f} engine alone: {row['ratio']:.1%}\n"
+        f"  CPU time per image, ms: {costs}",
         flush=True,
     )
 
 
-def _sides(text: str) -> list[int]:
+def _square_sizes(text: str) -> list[int]:
     return [int(side) for side in text.split(",")]

@@ -1,4 +1,4 @@
-"""Does it draw what it is told? Captions that were not trained on, drawn by plans of z-image-nano, and judged."""
+"""Scores of z-image-nano: plans generate images of held-out captions, and `nano.judge` scores the images."""
 
 import argparse
 from collections.abc import Iterator
@@ -21,50 +21,19 @@ SEED = 2026
 SIZES = ("128", "256x192", "256")
 SHEET_COLUMNS = 6
 SHEET_SIZES = tuple(Size(*size) for size in ((192, 192), (256, 128), (256, 192), (256, 256), (192, 256), (128, 128)))
-CELL = 256  # pixels of the sheet that one image is centred in
+CELL = 256  # side in pixels of a cell of the sheet; images are centred in their cells
 PAPER = (246, 246, 246)
-
-
-def held_out(count: int) -> Iterator[tuple[Scene, str]]:
-    """`count` scenes that training never sees and a caption of each, English and Chinese in turn."""
-    rng = Random(SEED)
-    for number in range(count):
-        scene = held_out_scene(rng)
-        yield scene, caption(scene, "zh" if number % 2 else "en", rng)
-
-
-def score(pipeline: Pipeline, size: Size, count: int) -> dict[str, dict[str, float]]:
-    """Share of each attribute that holds over `count` captions at one size, in all and per language.
-
-    The seed is the caption's number.
-    """
-    drawings = track(enumerate(held_out(count)), str(size), total=count)
-    verdicts = [
-        judge(pipeline.generate(ImageRequest(text, *size, seed)).pixels, scene) for seed, (scene, text) in drawings
-    ]
-    return {"all": shares(verdicts), "en": shares(verdicts[0::2]), "zh": shares(verdicts[1::2])}
-
-
-def contact_sheet(pipeline: Pipeline, count: int) -> tuple[Pixels, list[str]]:
-    """Images of the first held-out captions in several sizes, row by row, and the captions in the same order."""
-    rows = -(-count // SHEET_COLUMNS)
-    sheet = np.full((rows * CELL, SHEET_COLUMNS * CELL, 3), PAPER, np.uint8)
-    captions = []
-    for number, (_, text) in enumerate(held_out(count)):
-        width, height = SHEET_SIZES[(number + number // SHEET_COLUMNS) % len(SHEET_SIZES)]
-        top = number // SHEET_COLUMNS * CELL + (CELL - height) // 2
-        left = number % SHEET_COLUMNS * CELL + (CELL - width) // 2
-        image = pipeline.generate(ImageRequest(text, width, height, number)).pixels
-        sheet[top : top + height, left : left + width] = image
-        captions.append(text)
-    return sheet, captions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans of z-image-nano")
-    parser.add_argument("--captions", type=int, default=200, metavar="N", help="per size; default: %(default)s")
-    parser.add_argument("--size", action="append", metavar="WxH", help=f"repeat it; default: {', '.join(SIZES)}")
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="write a contact sheet of 18 images as well")
+    parser.add_argument(
+        "--captions", type=int, default=200, metavar="N", help="captions per size; default: %(default)s"
+    )
+    parser.add_argument(
+        "--size", action="append", metavar="WxH", help=f"image size, repeatable; default: {', '.join(SIZES)}"
+    )
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet of 18 images")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -82,3 +51,38 @@ def run(args: argparse.Namespace) -> None:
             language: {name: round(share, 4) for name, share in found.items()} for language, found in scores.items()
         }
     finish("judge", figures)
+
+
+def held_out(count: int) -> Iterator[tuple[Scene, str]]:
+    """Yield `count` scenes that training never uses, each with a caption, alternately English and Chinese."""
+    rng = Random(SEED)
+    for number in range(count):
+        scene = held_out_scene(rng)
+        yield scene, caption(scene, "zh" if number % 2 else "en", rng)
+
+
+def score(pipeline: Pipeline, size: Size, count: int) -> dict[str, dict[str, float]]:
+    """Return the share of correct statements per attribute over `count` captions at one size, overall and by language.
+
+    The seed of an image is the number of its caption.
+    """
+    captions = track(enumerate(held_out(count)), str(size), total=count)
+    verdicts = [
+        judge(pipeline.generate(ImageRequest(text, *size, seed)).pixels, scene) for seed, (scene, text) in captions
+    ]
+    return {"all": shares(verdicts), "en": shares(verdicts[0::2]), "zh": shares(verdicts[1::2])}
+
+
+def contact_sheet(pipeline: Pipeline, count: int) -> tuple[Pixels, list[str]]:
+    """Return a sheet of images of the first held-out captions in several sizes, row by row, and the captions."""
+    rows = -(-count // SHEET_COLUMNS)
+    sheet = np.full((rows * CELL, SHEET_COLUMNS * CELL, 3), PAPER, np.uint8)
+    captions = []
+    for number, (_, text) in enumerate(held_out(count)):
+        width, height = SHEET_SIZES[(number + number // SHEET_COLUMNS) % len(SHEET_SIZES)]
+        top = number // SHEET_COLUMNS * CELL + (CELL - height) // 2
+        left = number % SHEET_COLUMNS * CELL + (CELL - width) // 2
+        image = pipeline.generate(ImageRequest(text, width, height, number)).pixels
+        sheet[top : top + height, left : left + width] = image
+        captions.append(text)
+    return sheet, captions

@@ -1,12 +1,12 @@
-"""How long an image takes, stage by stage and end to end, against eager PyTorch and the hardware's own limits.
+"""Latency of images, by stage and end to end, against eager PyTorch, torch.compile and the hardware's roofline.
 
 zimage-trt, DiffSynth, DiffSynth through torch.compile and diffusers generate the same images in one process, with the
-same weights and the same number of forward passes. At each size and batch everybody generates a first image, in this
-order, and then they take turns in it. How far apart their first images are is printed, so that nobody times the
-wrong thing. Who is not installed, or fails, leaves a row that says so.
+same weights and the same number of forward passes. At each size and batch every runner generates a first image, in this
+order; then the runners alternate in rounds. The report gives the distance between their first images, which shows that
+all of them do the same work. A runner that is not installed, or fails, gets a row with the reason.
 
-All times are the host's, between moments at which the device has nothing to do: `Pipeline.synchronize` for ours,
-`torch.cuda.synchronize` for the others; a CPU is never behind.
+All times are the host's, between moments at which the device is idle (`Pipeline.synchronize` for zimage-trt,
+`torch.cuda.synchronize` for the peers; a CPU needs neither).
 """
 
 import argparse
@@ -32,7 +32,7 @@ from benchmarks.harness.latency_report import plot, print_case, print_setup
 from benchmarks.harness.measurement import Case, Figures
 from benchmarks.harness.power import PowerMeter
 from benchmarks.harness.report import finish, report
-from benchmarks.harness.runner import Ours
+from benchmarks.harness.runner import PlanRunner
 from benchmarks.harness.source import Source
 from engine.errors import InvalidRequest, PlanMismatch, UnsupportedShape
 from engine.options import CudaGraphs, RuntimeOptions, sizes
@@ -41,29 +41,40 @@ from engine.size import Size
 
 PHRASE = "a small red circle to the left of a large blue square on a yellow background and"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-OURS = "zimage-trt"
+PLAN_RUNNER = "zimage-trt"
 PEERS = ("diffsynth", "compiled", "diffusers")
-SIZES = (1 / 2, 3 / 4, 1, 3 / 2, 2)  # times the side that the model generates by default
-SMALL = 512  # pixels; models that generate less by default are asked for with shorter prompts
-PROMPT_TOKENS = {True: 32, False: 128}  # padded tokens, by whether the model is small
+SIZES = (1 / 2, 3 / 4, 1, 3 / 2, 2)  # multiples of the model's default side
+SMALL = 512  # pixels; models with a smaller default side get shorter prompts
+PROMPT_TOKENS = {True: 32, False: 128}  # padded tokens; the key is True for a small model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     weights = parser.add_mutually_exclusive_group(required=True)
-    weights.add_argument("--model", metavar="DIR", help="a checkpoint's folder, or a hub id")
+    weights.add_argument("--model", metavar="DIR", help="folder or hub id of the checkpoint")
     weights.add_argument(
         "--random-weights",
         choices=sorted(source.SIZES),
-        help="of Z-Image-Turbo's or z-image-nano's size, on the device",
-    )
-    parser.add_argument("--engines", type=Path, metavar="DIR", help="plans of the same weights; without, peers only")
-    parser.add_argument(
-        "--peers", type=_peers, default=PEERS, metavar="NAME,...", help=f"of {', '.join(PEERS)}; default: all"
+        help="random weights in the size of Z-Image-Turbo (full) or z-image-nano (nano)",
     )
     parser.add_argument(
-        "--sizes", type=_sizes, metavar="WxH,...", help="default: 1/2, 3/4, 1, 3/2 and 2 times the model's own side"
+        "--engines", type=Path, metavar="DIR", help="plans of the same weights; default: measure the peers only"
     )
-    parser.add_argument("--batches", type=_numbers, default=(1, 2, 4), metavar="N,...", help="default: 1,2,4")
+    parser.add_argument(
+        "--peers",
+        type=_peers,
+        default=PEERS,
+        metavar="NAME,...",
+        help=f"peers to measure, of {', '.join(PEERS)}; default: all",
+    )
+    parser.add_argument(
+        "--sizes",
+        type=_sizes,
+        metavar="WxH,...",
+        help="image sizes; default: squares of 1/2, 3/4, 1, 3/2 and 2 times the model's default side",
+    )
+    parser.add_argument(
+        "--batches", type=_numbers, default=(1, 2, 4), metavar="N,...", help="batch sizes; default: 1,2,4"
+    )
     parser.add_argument(
         "--prompt-tokens",
         type=int,
@@ -72,25 +83,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="padded length of the prompts; default: 128, or 32 for a small model",
     )
     parser.add_argument(
-        "--seconds", type=float, default=15, help="of each contestant at each size and batch; default: %(default)s"
+        "--seconds",
+        type=float,
+        default=15,
+        help="seconds per runner at each size and batch; default: %(default)s",
     )
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), help="default: a GPU if there is one and the plans run on it"
+        "--device",
+        choices=("cpu", "cuda"),
+        help="device of all runners; default: the GPU if there is one and the plans run on it",
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="of the peers; default: bf16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of everybody; default: one per core")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the peers; default: bf16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of every runner; default: one per core")
     parser.add_argument(
-        "--cuda-graphs", choices=get_args(CudaGraphs), default="auto", help="ours; default: %(default)s"
+        "--cuda-graphs",
+        choices=get_args(CudaGraphs),
+        default="auto",
+        help="CUDA graphs of zimage-trt; default: %(default)s",
     )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the last line of stdout there as well, case by case"
-    )
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="write a plot of the medians end to end")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the JSON report here, after each case")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="write a plot of the end-to-end medians")
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What is the same for everybody. `manifest` is of the plans, if there are any."""
+    """Settings that all runners share.
+
+    Attributes:
+        dtype: dtype of the peers.
+        threads: CPU threads.
+        weights: weights of all runners.
+        manifest: manifest of the plans, if there are any.
+    """
 
     device: Device
     dtype: torch.dtype
@@ -100,7 +124,14 @@ class Setup:
 
     @classmethod
     def of(cls, args: argparse.Namespace, folder: Path) -> Self:
-        """Raises PlanMismatch: the plans are not for the device, or not of the weights that the peers get."""
+        """Make the setup of a command line.
+
+        Args:
+            folder: folder for files of random weights.
+
+        Raises:
+            PlanMismatch: the plans are not for the device, or not of the peers' weights.
+        """
         device = Device(args.device or _default_device(args.engines))
         dtype = DTYPES[args.dtype or ("bf16" if device.is_gpu else "fp32")]
         weights = source.stored(args.model) if args.model else source.random(args.random_weights, device, folder)
@@ -108,13 +139,13 @@ class Setup:
         if manifest is not None:
             if device.is_gpu == (manifest.target.flavor == "onnx"):
                 raise PlanMismatch(f"{manifest.target.flavor} plans do not run on {device.name}; give another --device")
-            if args.model:  # random weights have no files to compare; the images tell
+            if args.model:  # random weights have no files to compare; the report compares the images
                 source.require_same_weights(weights.open(), manifest)
         return cls(device, dtype, args.threads or os.cpu_count() or 1, weights, manifest)
 
 
 def run(args: argparse.Namespace) -> None:
-    logging.disable(logging.WARNING)  # the peers' libraries say much
+    logging.disable(logging.WARNING)  # the peers' libraries log a lot
     load_average = os.getloadavg()[0]
     with TemporaryDirectory() as folder:
         setup = Setup.of(args, Path(folder))
@@ -122,7 +153,7 @@ def run(args: argparse.Namespace) -> None:
         rates = roofline.measure(setup.device, setup.dtype)
         arithmetic = roofline.Arithmetic.of(setup.weights.configs)
         with Comparison(setup.device, arithmetic, rates) as comparison, PowerMeter(setup.device) as power:
-            enter(args, setup, comparison)
+            add_runners(args, setup, comparison)
             cases, skipped = choose_cases(args, setup, comparison)
             figures: Figures = {
                 "model": setup.weights.name,
@@ -139,35 +170,35 @@ def run(args: argparse.Namespace) -> None:
             for case in cases:
                 figures["cases"].append(comparison.measure(case, args.seconds, power))
                 print_case(figures["cases"][-1])
-                if args.json:  # also for who stops it here
+                if args.json:  # after each case: an interrupted run keeps its results
                     args.json.write_text(json.dumps(report("latency", figures)) + "\n", encoding="utf-8")
     if args.plot and figures["cases"]:
         plot(figures, args.plot)
     finish("latency", figures)
 
 
-def enter(args: argparse.Namespace, setup: Setup, comparison: Comparison) -> None:
-    """Loads everybody who takes part, ours first."""
+def add_runners(args: argparse.Namespace, setup: Setup, comparison: Comparison) -> None:
+    """Load the runners, zimage-trt first."""
     weights, dtype, device = setup.weights, setup.dtype, setup.device
     diffsynth = cache(lambda: DiffSynth(weights.open(), dtype, device))
 
     def diffusers() -> Diffusers:
-        import_module("diffusers")  # if that is what is missing, it is what the row says
+        import_module("diffusers")  # fails first, so that the row names the missing package
         return Diffusers(weights.open(), dtype, device)
 
     if setup.manifest is not None:
         options = RuntimeOptions(threads=setup.threads, cuda_graphs=args.cuda_graphs)
-        comparison.enter(OURS, lambda: Ours(args.engines, options))
+        comparison.add(PLAN_RUNNER, lambda: PlanRunner(args.engines, options))
     if "diffsynth" in args.peers:
-        comparison.enter(DiffSynth.name, diffsynth)
+        comparison.add(DiffSynth.name, diffsynth)
     if "compiled" in args.peers:
-        comparison.enter(CompiledDiffSynth.name, lambda: diffsynth().compiled(), weights_of=DiffSynth.name)
+        comparison.add(CompiledDiffSynth.name, lambda: diffsynth().compiled(), weights_of=DiffSynth.name)
     if "diffusers" in args.peers:
-        comparison.enter(Diffusers.name, diffusers)
+        comparison.add(Diffusers.name, diffusers)
 
 
 def choose_cases(args: argparse.Namespace, setup: Setup, comparison: Comparison) -> tuple[list[Case], list[str]]:
-    """What is generated, and why the rest is not."""
+    """Return the cases to measure, and a line with the reason for each that the plans do not support."""
     side, manifest = setup.weights.sample_size, setup.manifest
     prompt_tokens = args.prompt_tokens or PROMPT_TOKENS[side < SMALL]
     prompts = write_prompts(prompt_tokens, comparison.tokens) if comparison.runners else ("", "")
@@ -185,13 +216,13 @@ def choose_cases(args: argparse.Namespace, setup: Setup, comparison: Comparison)
 
 
 def write_prompts(prompt_tokens: int, tokens: Callable[[str], int]) -> tuple[str, str]:
-    """Two different prompts of `prompt_tokens` padded tokens.
+    """Write two different prompts of `prompt_tokens` padded tokens.
 
     Args:
-        tokens: counts a prompt's tokens, the chat template's with them.
+        tokens: function that counts a prompt's tokens, chat template included.
 
     Raises:
-        InvalidRequest: the template alone is longer.
+        InvalidRequest: the chat template alone is longer.
     """
 
     def fill(words: Iterator[str]) -> str:
@@ -200,7 +231,7 @@ def write_prompts(prompt_tokens: int, tokens: Callable[[str], int]) -> tuple[str
             text = longer
         if (found := padded(tokens(text))) != prompt_tokens:
             raise InvalidRequest(
-                f"prompts have {found} padded tokens at least, asked for were {prompt_tokens}", "prompt"
+                f"prompts have at least {found} padded tokens, got --prompt-tokens {prompt_tokens}", "prompt"
             )
         return text
 
@@ -216,14 +247,14 @@ def _default_device(engines: Path | None) -> str:
 def _peers(text: str) -> tuple[str, ...]:
     names = tuple(name for name in text.split(",") if name)
     if unknown := set(names) - set(PEERS):
-        raise argparse.ArgumentTypeError(f"must be of {', '.join(PEERS)}, got {', '.join(sorted(unknown))}")
+        raise argparse.ArgumentTypeError(f"must be some of {', '.join(PEERS)}, got {', '.join(sorted(unknown))}")
     return names
 
 
 def _sizes(text: str) -> tuple[tuple[int, int], ...]:
     found = sizes(text)
     if any(side % 16 for size in found for side in size):
-        raise argparse.ArgumentTypeError(f"must be multiples of 16, got {text}")
+        raise argparse.ArgumentTypeError(f"sides must be multiples of 16, got {text}")
     return found
 
 

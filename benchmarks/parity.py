@@ -1,6 +1,6 @@
-"""What a precision costs: FP32, FP16 and BF16 of one checkpoint against float64, per graph, per step and in images.
+"""Errors of FP32, FP16 and BF16 against float64 for one checkpoint, per graph, per step and in images.
 
-Every graph is run by an evaluator that rounds and overflows as a GPU does, which ONNX Runtime on a CPU does not.
+An evaluator that rounds and overflows as a GPU does runs every graph; ONNX Runtime on a CPU does not do that.
 """
 
 import argparse
@@ -22,15 +22,16 @@ from benchmarks.harness.report import finish
 from benchmarks.harness.source import require_same_weights
 from benchmarks.judge import score
 from engine.backends.base import Backend, Bindings, Engine
-from engine.backends.memory import HostMemory
+from engine.backends.host_memory import HostMemory
 from engine.pipeline import Pipeline
 from engine.plan.manifest import GraphName, Precision, read, resolve
 from engine.request import ImageRequest
 from engine.sampling.tokenizer import PromptTokenizer
 from engine.size import Size
-from export.build import export_graphs, make_graphs
 from export.checkpoint.files import Checkpoint, open_checkpoint
+from export.compile.onnx_files import export_graphs
 from export.compile.parity import relative_l2
+from export.graphs.checkpoint_graphs import make_graphs
 from export.precision.dtypes import graph_precisions
 from export.progress import BuildProgress
 
@@ -45,6 +46,40 @@ REQUESTS = (
 )
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="DIR", help="the checkpoint's folder")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans built from it")
+    parser.add_argument(
+        "--captions",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with z-image-nano: also score every precision on N captions; default: %(default)s",
+    )
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="write a plot of the error at each step")
+
+
+def run(args: argparse.Namespace) -> None:
+    directory, checkpoint = resolve(args.engines), open_checkpoint(args.model)
+    require_same_weights(checkpoint, read(directory, verify=False))
+    console = Console()
+    images: dict[str, dict[Precision, Figures]] = {}
+    figures: Figures = {"images": images}
+    with TemporaryDirectory() as folder:
+        variants = Variants(checkpoint, directory, Path(folder))
+        for request in REQUESTS:
+            title = f"{request.width}x{request.height}"
+            images[title] = variants.compare(request)
+            console.print(table(title, images[title]))
+        for precision in PRECISIONS if args.captions else ():
+            shares = score(variants[precision].pipeline, Size(128, 128), args.captions)["all"]
+            figures.setdefault("judge", {})[precision] = shares
+            console.print(f"{precision}:", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+    if args.plot:
+        plot(images, args.plot)
+    finish("parity", figures)
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """A checkpoint at one precision."""
@@ -55,7 +90,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Recorder(Engine):
-    """An engine that keeps what it is given and what it answers."""
+    """An engine that keeps the inputs and the output of every call."""
 
     engine: StrictEvaluator
     calls: list[tuple[dict[str, Array], Array]]
@@ -69,11 +104,11 @@ class Recorder(Engine):
 
 
 class Variants:
-    """A checkpoint at every precision, as plans for a GPU would have it, and in float64.
+    """A checkpoint at every precision, exported as for a GPU, and in float64.
 
     Args:
-        directory: a plan directory of the checkpoint; its tokenizer and model facts are used.
-        folder: where ONNX files are written; they must stay as long as the variants are used.
+        directory: plan directory of the checkpoint, for its tokenizer and its model facts.
+        folder: folder for ONNX files; they must exist as long as the variants are used.
     """
 
     def __init__(self, checkpoint: Checkpoint, directory: Path, folder: Path) -> None:
@@ -92,11 +127,11 @@ class Variants:
         return self._by_precision[precision]
 
     def compare(self, request: ImageRequest) -> dict[Precision, Figures]:
-        """An image at every precision against float64's.
+        """Generate an image at every precision and compare it with float64's.
 
         Returns:
-            Relative L2 of each graph, with float64's inputs, and of each step's velocity; PSNR in dB and SSIM of the
-            whole image.
+            Relative L2 of each graph on float64's inputs, and of each step's velocity; PSNR in dB and SSIM of the
+            image.
         """
         recorders = {name: Recorder(engine, []) for name, engine in self._exact.items()}
         exact = self._pipeline(recorders).generate(request).pixels
@@ -113,12 +148,12 @@ class Variants:
 def _errors(variant: Variant, recorders: Mapping[GraphName, Recorder]) -> Figures:
     found: Figures = {}
     for name, recorder in recorders.items():
-        answers = [(inputs, variant.engines[name].run(inputs)[0], exact) for inputs, exact in recorder.calls]
+        outputs = [(inputs, variant.engines[name].run(inputs)[0], exact) for inputs, exact in recorder.calls]
         if name == "denoiser":
-            found["steps"] = [relative_l2(got - x["latents"], exact - x["latents"]) for x, got, exact in answers]
+            found["steps"] = [relative_l2(got - x["latents"], exact - x["latents"]) for x, got, exact in outputs]
             found[name] = max(found["steps"])
         else:
-            [(_, got, exact)] = answers
+            [(_, got, exact)] = outputs
             found[name] = relative_l2(got, exact)
     return found
 
@@ -129,7 +164,7 @@ def _distances(pixels: Array, exact: Array) -> Figures:
 
 
 def plot(figures: Mapping[str, Mapping[Precision, Figures]], file: Path) -> None:
-    """The error of each step's velocity, on a logarithmic axis; a line per precision, a panel per image."""
+    """Plot the error of each step's velocity on a logarithmic axis, a line per precision and a panel per image."""
     figure, panels = plt.subplots(1, len(figures), sharey=True, squeeze=False, figsize=(4.5 * len(figures), 3.5))
     for axes, (title, found) in zip(panels[0], figures.items(), strict=True):
         for name, own in found.items():
@@ -144,42 +179,8 @@ def plot(figures: Mapping[str, Mapping[Precision, Figures]], file: Path) -> None
 
 
 def table(title: str, found: Mapping[Precision, Figures]) -> Table:
-    """One row per precision; the denoiser's figure is that of its worst step."""
+    """Return a table with a row per precision. The denoiser's figure is that of its worst step."""
     rows = Table("precision", *GRAPHS, "PSNR", "SSIM", title=f"{title}: against float64")
     for name, own in found.items():
         rows.add_row(name, *(f"{own[graph]:.1e}" for graph in GRAPHS), f"{own['psnr_db']} dB", f"{own['ssim']:.5f}")
     return rows
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="DIR", help="the checkpoint's folder")
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans built from it")
-    parser.add_argument(
-        "--KEEPCAPTIONS",
-        type=int,
-        default=0,
-        metavar="N",
-        help="z-image-nano: judge every precision on N captions as well",
-    )
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="write a plot of the error at each step")
-
-
-def run(args: argparse.Namespace) -> None:
-    directory, checkpoint = resolve(args.engines), open_checkpoint(args.model)
-    require_same_weights(checkpoint, read(directory, verify=False))
-    console = Console()
-    images: dict[str, dict[Precision, Figures]] = {}
-    figures: Figures = {"images": images}
-    with TemporaryDirectory() as folder:
-        variants = Variants(checkpoint, directory, Path(folder))
-        for request in REQUESTS:
-            title = f"{request.width}x{request.height}"
-            images[title] = variants.compare(request)
-            console.print(table(title, images[title]))
-        for precision in PRECISIONS if args.KEEPCAPTIONS else ():
-            shares = score(variants[precision].pipeline, Size(128, 128), args.KEEPCAPTIONS)["all"]
-            figures.setdefault("judge", {})[precision] = shares
-            console.print(f"{precision}:", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
-    if args.plot:
-        plot(images, args.plot)
-    finish("parity", figures)

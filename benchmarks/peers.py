@@ -1,7 +1,7 @@
-"""The same prompt and seed through the peers: how far apart are the images, and what does it come from.
+"""Images of the same prompt and seed by the peers, and the sources of their differences.
 
-diffusers in FP32 generates the same image. DiffSynth as shipped generates noise, rounds timesteps and keeps latents in
-BF16; its modules fed with FP32 timesteps and latents are the reference of `export.compile.parity`.
+diffusers in FP32 generates the same image. DiffSynth as shipped generates its noise, rounds its timesteps and keeps its
+latents in BF16. `export.compile.parity` compares with DiffSynth's modules on FP32 timesteps and latents.
 """
 
 import argparse
@@ -22,7 +22,11 @@ from export.checkpoint.files import open_checkpoint
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the checkpoint's folder")
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans built from it with --fp32")
-    parser.add_argument("--prompt", default="a small red circle to the left of a large blue square")
+    parser.add_argument(
+        "--prompt",
+        default="a small red circle to the left of a large blue square",
+        help="prompt of the images; default: %(default)s",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -38,8 +42,8 @@ def run(args: argparse.Namespace) -> None:
     figures = []
     for width, height in ((128, 128), (256, 192), (128, 256)):
         request = ImageRequest(args.prompt, width, height, seed=7)
-        ours = pipeline.generate(request).pixels
-        row = {name: decibels(ours, peer.generate([request])[0]) for name, peer in peers.items()}
+        reference = pipeline.generate(request).pixels
+        row = {name: decibels(reference, peer.generate([request])[0]) for name, peer in peers.items()}
         print(f"{width}x{height}:", ", ".join(f"{name} {db} dB" for name, db in row.items()))
         figures.append({"size": f"{width}x{height}", "psnr_db": row})
     finish("peers", {"images": figures})

@@ -1,4 +1,4 @@
-"""How long until zimage-serve can serve, and until its first image: real processes, real requests."""
+"""Time until zimage-serve is ready, and time of its first image, with real processes and real requests."""
 
 import argparse
 import json
@@ -12,35 +12,9 @@ from pathlib import Path
 from benchmarks.harness.report import Stopwatch, finish
 
 
-def measure(engines: Path, prompt: str) -> tuple[float, float]:
-    """Seconds from the start of one server process to its ready line, and from a request to its answer."""
-    command = [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0"]
-    watch = Stopwatch()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
-        try:
-            assert server.stdout is not None
-            line = server.stdout.readline()
-            ready = watch.seconds
-            if "ready on " not in line:
-                raise RuntimeError(f"zimage-serve did not start: {' '.join(command)}")
-            url = line.split("ready on ")[1].split()[0]
-            watch = Stopwatch()
-            _generate(url, prompt)
-            return ready, watch.seconds
-        finally:
-            server.terminate()
-
-
-def _generate(url: str, prompt: str) -> None:
-    body = json.dumps({"prompt": prompt, "seed": 0}).encode()
-    request = urllib.request.Request(f"{url}/v1/images/generations", body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=600) as response:
-        assert json.load(response)["data"][0]["b64_json"]
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="what build-engines --output wrote")
-    parser.add_argument("--runs", type=int, default=20, help="after a first that does not count; default: %(default)s")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="output folder of build-engines")
+    parser.add_argument("--runs", type=int, default=20, help="runs after one warm-up; default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -55,3 +29,29 @@ def run(args: argparse.Namespace) -> None:
     }
     print(f"ready after {figures['ready_median_s']} s (median of {args.runs}), p95 {figures['ready_p95_s']} s")
     finish("startup", figures)
+
+
+def measure(engines: Path, prompt: str) -> tuple[float, float]:
+    """Measure one server process: seconds until its ready line, and seconds of the first request."""
+    command = [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0"]
+    watch = Stopwatch()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            ready = watch.seconds
+            if "ready on " not in line:
+                raise RuntimeError(f"zimage-serve did not start; run it by hand to see why: {' '.join(command)}")
+            url = line.split("ready on ")[1].split()[0]
+            watch = Stopwatch()
+            _generate(url, prompt)
+            return ready, watch.seconds
+        finally:
+            server.terminate()
+
+
+def _generate(url: str, prompt: str) -> None:
+    body = json.dumps({"prompt": prompt, "seed": 0}).encode()
+    request = urllib.request.Request(f"{url}/v1/images/generations", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=600) as response:
+        assert json.load(response)["data"][0]["b64_json"]

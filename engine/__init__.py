@@ -1,5 +1,5 @@
-"""Run time: a plan directory and a prompt become an image, without PyTorch.
+"""The runtime: generates images from a plan directory and prompts, without PyTorch.
 
-Reading order: `pipeline` (the verbs), `manifest` (what a plan directory says), `engine` (what executes a graph),
-`backend` (who that is).
+Reading order: `pipeline` (encode_prompt, denoise, decode), `plan.manifest` (the contents of a plan directory),
+`backends.base` and `backends.memory` (the interfaces to what runs a graph), `scheduler.loop` (many images at once).
 """

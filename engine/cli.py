@@ -1,4 +1,4 @@
-"""`zimage-generate`: one prompt, one PNG."""
+"""`zimage-generate`: writes one PNG for one prompt."""
 
 import argparse
 import logging
@@ -11,7 +11,7 @@ from typing import IO
 from engine.errors import InvalidRequest, ZImageError
 from engine.files import whole_file
 from engine.images.encode import encode
-from engine.images.metadata import ImageMetadata, file_metadata
+from engine.images.metadata import file_metadata
 from engine.options import RuntimeOptions, add_pipeline_arguments
 from engine.pipeline import Pipeline
 from engine.plan.lora import PreparedLora
@@ -21,7 +21,7 @@ from engine.size import Size
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point; exits with 1 and one line when something is refused."""
+    """Run the command; on an error, exit with status 1 and one line."""
     args = _parser().parse_args(argv)
     if args.verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -34,23 +34,23 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("zimage-generate", description="Generates one image from a plan directory.")
-    parser.add_argument("prompt")
+    parser = argparse.ArgumentParser("zimage-generate", description="Generate one image and write it to a PNG file.")
+    parser.add_argument("prompt", help="text to generate an image of")
     add_pipeline_arguments(parser)
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("out.png"), metavar="FILE", help="default: %(default)s"
+        "-o", "--output", type=Path, default=Path("out.png"), metavar="FILE", help="file to write; default: %(default)s"
     )
-    parser.add_argument("--size", metavar="WxH", help="pixels, such as 1024x768; default: what the plans are tuned for")
-    parser.add_argument("--seed", type=int, help=f"0..{MAX_SEED}; default: a random one, which is printed")
-    parser.add_argument("--lora", type=Path, metavar="FILE", help="prepared by zimage-lora, for refittable plans")
-    parser.add_argument("-v", "--verbose", action="store_true", help="say what is loaded, and what it takes on a GPU")
-    parser.add_argument("--steps", type=int, help="forward passes; default: the model's own number, 8")
-    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="what guidance leads away from")
+    parser.add_argument("--size", metavar="WxH", help="pixels, such as 1024x768; default: the plans' default size")
+    parser.add_argument("--seed", type=int, help=f"0 to {MAX_SEED}; default: a random seed, which is printed")
+    parser.add_argument("--lora", type=Path, metavar="FILE", help="file written by zimage-lora; needs refittable plans")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what is loaded, and its GPU memory")
+    parser.add_argument("--steps", type=int, help="denoising steps; default: the model's number, 8")
+    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="text that guidance moves away from")
     parser.add_argument(
         "--guidance-scale",
         type=float,
         default=ImageRequest("").guidance_scale,
-        help="as in diffusers; above 0 every step takes two forward passes; default: %(default)s",
+        help="diffusers' scale; above 0, every step takes two forward passes; default: %(default)s",
     )
     return parser
 
@@ -69,21 +69,21 @@ def _generate(args: argparse.Namespace, request: ImageRequest, file: IO[bytes]) 
     started = time.perf_counter()
     lora = PreparedLora.read(args.lora) if args.lora else None
     with Pipeline.load(args.engines, RuntimeOptions.of(args)) as pipeline:
-        swapped = "" if lora is None else f", LoRA {pipeline.refit(lora):.2f} s"
+        refit = "" if lora is None else f", LoRA {pipeline.refit(lora):.2f} s"
         loaded = time.perf_counter()
         image = EngineLoop(pipeline).generate(request)
     if image.prompt.dropped:
         limit = pipeline.manifest.model.prompt.max_tokens
         print(
-            f"the prompt is longer than {limit} tokens; left out: ...{image.prompt.dropped[:60]!r}",
+            f"the prompt is longer than {limit} tokens; ignored: ...{image.prompt.dropped[:60]!r}",
             file=sys.stderr,
         )
     generated = request if args.lora is None else replace(request, lora=args.lora.stem)
-    text = file_metadata(generated, ImageMetadata.of(pipeline.manifest, generated, image))
+    text = file_metadata(generated, image.metadata(pipeline.manifest, generated))
     file.write(encode(image.pixels, text=text))
     stages = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in asdict(image.seconds).items() if seconds)
     print(f"{args.output}: {image.size}, seed {image.seed}, {image.num_inference_steps} forwards")
-    print(f"load {loaded - started:.2f} s{swapped}, {stages}")
+    print(f"load {loaded - started:.2f} s{refit}, {stages}")
 
 
 if __name__ == "__main__":

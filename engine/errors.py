@@ -1,30 +1,30 @@
 """The one exception tree of zimage-trt.
 
     ZImageError
-    |- InvalidRequest            the caller asked for what cannot be generated; `param` names the field
+    |- InvalidRequest            a request that cannot be generated; `param` names the field
     |  |- UnsupportedShape       a size or batch outside the plan's profiles
-    |- CheckpointError           weights or configs that do not fit the model or each other
-    |- BuildError                tracing, parity or TensorRT failed, or the disk did
+    |- CheckpointError           weights or configs that do not match the model or each other
+    |- BuildError                tracing, parity, TensorRT or the disk failed
     |- PlanError                 a plan directory that must not be served
-    |  |- PlanNotFound           nothing there
-    |  |- PlanCorrupt            half-written, truncated or altered
+    |  |- PlanNotFound           no plan directory
+    |  |- PlanCorrupt            files are missing, truncated or altered
     |  |- PlanMismatch           intact, but for another GPU, TensorRT or zimage-trt
-    |- LoraMismatch              a LoRA that these plans cannot take
-    |- BackendUnavailable        what would execute or build this flavor is not installed or has no device
-    |- DeviceError               CUDA or TensorRT failed at run time; `sticky`: the process must be replaced
-    |  |- OutOfDeviceMemory      the GPU, or page-locked memory, has no room
+    |- LoraMismatch              a LoRA that cannot be applied to these plans
+    |- BackendUnavailable        the library or device for this flavor is not there
+    |- DeviceError               CUDA or TensorRT failed at run time; if `sticky`, the process must be replaced
+    |  |- OutOfDeviceMemory      not enough GPU memory or page-locked memory
     |- NonFiniteOutput           NaN or Inf in latents or image
 
-Messages say what was got, what was expected and what to do.
+Messages say what was found, what was expected and what to do.
 """
 
 
 class ZImageError(Exception):
-    """Anything that zimage-trt refuses or fails to do, with a message meant for its user."""
+    """Any error of zimage-trt, with a message for its user."""
 
 
 class InvalidRequest(ZImageError):
-    """A request that cannot be generated. `param` is the request's field that is at fault."""
+    """A request that cannot be generated. `param` is the name of the invalid field."""
 
     def __init__(self, message: str, param: str) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ class CheckpointError(ZImageError):
 
 
 class BuildError(ZImageError):
-    """Plans could not be built; nothing that looks finished was left behind."""
+    """Plans could not be built; no directory that looks complete was left behind."""
 
 
 class PlanError(ZImageError):
@@ -48,7 +48,7 @@ class PlanError(ZImageError):
 
 
 class PlanNotFound(PlanError):
-    """There is no plan directory where one was expected."""
+    """No plan directory where one was expected."""
 
 
 class PlanCorrupt(PlanError):
@@ -60,7 +60,7 @@ class PlanMismatch(PlanError):
 
 
 class LoraMismatch(ZImageError):
-    """A LoRA that was not prepared, or not for these plans."""
+    """A LoRA that was not prepared, or was prepared for other plans."""
 
 
 class BackendUnavailable(ZImageError):
@@ -68,7 +68,7 @@ class BackendUnavailable(ZImageError):
 
 
 class DeviceError(ZImageError):
-    """CUDA or TensorRT failed at run time. If `sticky`, nothing works in this process any more."""
+    """CUDA or TensorRT failed at run time. If `sticky`, the GPU is unusable in this process."""
 
     def __init__(self, message: str, *, sticky: bool = False) -> None:
         super().__init__(message)
@@ -76,8 +76,8 @@ class DeviceError(ZImageError):
 
 
 class OutOfDeviceMemory(DeviceError):
-    """The GPU has too little memory for what was asked."""
+    """The GPU does not have enough memory."""
 
 
 class NonFiniteOutput(ZImageError):
-    """A latent or image holds NaN or Inf; serving it would show a black image."""
+    """Latents or an image hold NaN or Inf; the result would be a black image."""

@@ -1,4 +1,4 @@
-"""A file that is there whole or not at all."""
+"""Atomic writing of files."""
 
 import errno
 import os
@@ -10,10 +10,13 @@ from typing import IO
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under its name when all of it is written. Made first: a refusal costs no image."""
-    path = path.resolve()  # a symlink stays, its target is written
+    """Open a file that appears under its name once all of it is written.
+
+    The file is created at once, so an unwritable path fails before any work is done.
+    """
+    path = path.resolve()  # a symlink stays and its target is written
     try:
-        if path.exists() and not path.is_file():  # as root, a rename would replace even a device
+        if path.exists() and not path.is_file():  # for root, a rename would replace even a device
             raise OSError(errno.EINVAL, "it is not a regular file")
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
         file = unfinished.open("xb")

@@ -1,4 +1,4 @@
-"""How plans are run, and the command-line options for it; imports nothing that takes time."""
+"""Options for running plans, and their command-line arguments. Its imports are fast."""
 
 import argparse
 from dataclasses import dataclass, fields
@@ -26,17 +26,17 @@ ABOUT = {  # help texts of the options
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
-    """How `Pipeline.load` runs a plan directory.
+    """Options of `Pipeline.load`.
 
     Attributes:
         threads: CPU threads per graph of ONNX Runtime; 0 for one per core.
-        profiles: names of those to serve; none for all.
-        warm_up: sizes that are prepared before anything is served.
-        cuda_graphs: TensorRT's passes from CUDA graphs; "auto" keeps those that measurably gain.
-        offload: the prompt encoder and the denoiser take turns in GPU memory.
-        runtime_cache: folder for what TensorRT-RTX compiles on this GPU; None for the user's cache folder.
-        slots: how many images may be between two of their steps; a guided one takes two slots.
-        loras: name and file of each that requests may ask for; `zimage-lora` wrote them.
+        profiles: names of the profiles to load; empty for all.
+        warm_up: sizes to prepare before anything is served.
+        cuda_graphs: use of CUDA graphs by TensorRT; "auto" keeps those that measurably gain.
+        offload: True to load the prompt encoder and the denoiser into GPU memory one at a time.
+        runtime_cache: folder for kernels that TensorRT-RTX compiles on this GPU; None for the user's cache folder.
+        slots: slots for images between two of their steps; a guided image takes two.
+        loras: names of the LoRAs that requests may use, each with the file that `zimage-lora` wrote.
     """
 
     threads: int = 0
@@ -50,28 +50,28 @@ class RuntimeOptions:
 
     def __post_init__(self) -> None:
         if self.offload and self.warm_up:
-            raise ZImageError("--offload gives up what --warm-up prepares; take one of them")
+            raise ZImageError("--offload unloads what --warm-up prepares; use only one of them")
 
     def encode(self) -> str:
-        """As JSON, for another process."""
+        """Return the options as JSON, for another process."""
         return msgspec.json.encode(self, enc_hook=str).decode()
 
     @classmethod
     def decode(cls, text: str) -> "RuntimeOptions":
-        """What `encode` wrote."""
+        """Read the JSON that `encode` returned."""
         return msgspec.json.decode(text, type=cls, dec_hook=lambda kind, value: kind(value))
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "RuntimeOptions":
-        """What `add_pipeline_arguments` parsed."""
+        """Return the options that `add_pipeline_arguments` parsed."""
         given = {field.name: getattr(args, field.name) for field in fields(cls) if field.name not in ("slots", "loras")}
         return cls(**given | {"profiles": tuple(args.profiles or ())})
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--engines`, and an option for each field of `RuntimeOptions` but `slots` and `loras`."""
+    """Add `--engines`, and an option for each field of `RuntimeOptions` except `slots` and `loras`."""
     default = RuntimeOptions()
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="what build-engines --output wrote")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="directory that build-engines wrote")
     parser.add_argument(
         "--threads", type=_threads, default=default.threads, help=ABOUT["threads"] + "; default: %(default)s"
     )

@@ -1,8 +1,8 @@
-"""The way of a prompt to an image: encode_prompt, denoise, decode.
+"""From a prompt to an image: encode_prompt, denoise, decode.
 
-Knows the order of the three graphs and the shapes between them; not who executes them or where their tensors lie, not
-HTTP, not files. On a GPU everything is enqueued, and the host waits for a step while the next one runs. It generates
-one image, or one batch, from beginning to end; `engine.scheduler.loop` lets images join and leave.
+Knows the order of the three graphs and the shapes between them; not backends, HTTP or files. On a GPU all work is
+enqueued, and the host waits for a step while the next one runs. The pipeline generates one image or one batch at a
+time; in `engine.scheduler.loop`, images join and leave at step boundaries.
 """
 
 import logging
@@ -10,22 +10,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from engine.backends import load as backend
+from engine.array import Array
 from engine.backends.base import Backend
-from engine.backends.memory import Array, Reading, Tensor, TimingEvent
-from engine.errors import InvalidRequest, NonFiniteOutput, ZImageError
+from engine.backends.load import load_backend
+from engine.backends.memory import Readback, Tensor, TimingEvent
+from engine.errors import InvalidRequest, ZImageError
+from engine.images.generated import GeneratedImage
 from engine.options import RuntimeOptions
 from engine.plan.lora import PreparedLora
 from engine.plan.manifest import SEQUENCE_MULTIPLE, GraphName, Manifest, padded, read, resolve
 from engine.request import ImageRequest
 from engine.sampling import rope
+from engine.sampling.finite import require_finite
 from engine.sampling.noise import randn
 from engine.sampling.schedule import sigmas
 from engine.sampling.tokenizer import PromptTokenizer, TokenizedPrompt
@@ -36,39 +39,27 @@ log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int], None]
 
-WARM_PASSES = 7  # after as many with the same tensors a CUDA graph was captured and compared
-WARM_LENGTHS = 4  # lengths that a size is warmed up for: 32, 64, 96 and 128 tokens
-
-
-@dataclass(frozen=True, slots=True)
-class GeneratedImage:
-    """A finished image and how it came to be."""
-
-    pixels: Array  # [height, width, 3] uint8, RGB
-    seed: int
-    num_inference_steps: int
-    prompt: TokenizedPrompt
-    seconds: StageTimes = field(default_factory=StageTimes)
-
-    @property
-    def size(self) -> Size:
-        height, width, _ = self.pixels.shape
-        return Size(width, height)
+WARM_PASSES = 7  # with the same tensors; a CUDA graph has been captured and compared by then
+WARM_LENGTHS = 4  # prompt lengths for each size: 32, 64, 96 and 128 tokens
 
 
 class Decoded:
     """A decoded image on its way to the host."""
 
-    def __init__(self, image: Reading, decoded: TimingEvent) -> None:
+    def __init__(self, image: Readback, decoded: TimingEvent) -> None:
         self._image = image
-        self.decoded = decoded  # passed once the image is here
+        self.decoded = decoded  # after the decoder, before the copy to the host
 
-    def arrive(self) -> None:
-        """Waits for all of `wait` but the host's own work."""
+    def wait_for_copy(self) -> None:
+        """Wait until the values are on the host."""
         self._image.wait()
 
     def wait(self) -> Array:
-        """[height, width, 3] uint8, RGB. Raises NonFiniteOutput."""
+        """Return [height, width, 3] uint8, RGB.
+
+        Raises:
+            NonFiniteOutput: the values hold NaN or Inf.
+        """
         image = self._image.wait()
         require_finite(image, "image")
         np.clip(image, 0, 255, out=image)
@@ -77,24 +68,24 @@ class Decoded:
 
 
 class Pipeline:
-    """Generates one image after the other from a plan directory; not safe to share between threads without a lock."""
+    """Generates images from a plan directory, one after the other. Threads that share it need a lock."""
 
     def __init__(self, manifest: Manifest, tokenizer: PromptTokenizer, loaded: Backend) -> None:
         self.manifest = manifest
         self.tokenize = tokenizer
         self.memory = loaded.memory
         self._engines, self._close = loaded.engines, loaded.close
-        self._positions: tuple[int, int, int] | None = None  # what the rotary tables in the buffers are of
+        self._rope_key: tuple[int, int, int] | None = None  # h, w and length of the rotary tables in memory
 
     @classmethod
     def load(cls, directory: Path, options: RuntimeOptions | None = None, *, verify: bool = True) -> Self:
-        """Opens a plan directory, or an `--output` directory's newest.
+        """Load a plan directory, or the newest one in an `--output` directory.
 
         Args:
             verify: hash every file against the manifest first.
 
         Raises:
-            PlanError, BackendUnavailable, OutOfDeviceMemory: why it cannot be served.
+            PlanError, BackendUnavailable, OutOfDeviceMemory: the plans cannot be loaded.
             UnsupportedShape: no profile covers a size of `options.warm_up`.
         """
         options = options or RuntimeOptions()
@@ -103,9 +94,9 @@ class Pipeline:
         served = replace(manifest, profiles=tuple(manifest.choose_profiles(options.profiles).values()))
         for size in options.warm_up:
             served.profile_for(size)
-        loaded = backend.load(directory, manifest, options)
+        loaded = load_backend(directory, manifest, options)
         log.info(
-            "%s: %s plans of %s, %s",
+            "loaded %s: %s plans of %s, %s",
             directory.name,
             manifest.target.flavor,
             manifest.model.name,
@@ -120,7 +111,7 @@ class Pipeline:
         return pipeline
 
     def close(self) -> None:
-        """Frees everything; images that were not finished are lost."""
+        """Free everything. Unfinished images are lost."""
         self._close()
 
     def __enter__(self) -> Self:
@@ -130,14 +121,14 @@ class Pipeline:
         self.close()
 
     def refit(self, lora: PreparedLora | None) -> float:
-        """Puts a LoRA into the plans, in place of any other; None restores them bit for bit.
+        """Apply a LoRA to the plans in place of any other; None restores them bit for bit.
 
         Returns:
             Seconds that it took.
 
         Raises:
-            LoraMismatch: it was not prepared for these plans; nothing was changed.
-            PlanCorrupt: the plans were altered since they were loaded; no LoRA is left in any that still runs.
+            LoraMismatch: the LoRA was not prepared for these plans; nothing was changed.
+            PlanCorrupt: the plans were altered after they were loaded; engines that still run have no LoRA.
         """
         if lora is not None:
             lora.require_match(self.manifest)
@@ -148,17 +139,17 @@ class Pipeline:
             self.synchronize()
         except BaseException:
             for engine in self._engines.values():
-                with suppress(ZImageError):  # such an engine refuses to run
+                with suppress(ZImageError):  # an engine that fails again refuses to run
                     engine.refit(None)
             raise
         return time.perf_counter() - started
 
     def warm_up(self, sizes: Sequence[Size]) -> None:
-        """Generates each size with the usual prompt lengths and keeps what was prepared for them."""
+        """Generate each size with the usual prompt lengths, and keep the kernels and CUDA graphs prepared for them."""
         pad = self.manifest.model.prompt.pad_token_id
         for engine in self._engines.values():
-            engine.keep(True)
-        levels = sigmas(2 * WARM_PASSES, self.manifest.model.schedule_shift)  # latents take turns
+            engine.pin_bindings(True)
+        levels = sigmas(2 * WARM_PASSES, self.manifest.model.schedule_shift)  # even: two latents buffers alternate
         for size in sizes:
             for length in range(SEQUENCE_MULTIPLE, (WARM_LENGTHS + 1) * SEQUENCE_MULTIPLE, SEQUENCE_MULTIPLE):
                 for _ in range(WARM_PASSES):
@@ -167,13 +158,13 @@ class Pipeline:
             for _ in range(WARM_PASSES):
                 self.decode(latents).wait()
         for engine in self._engines.values():
-            engine.keep(False)
+            engine.pin_bindings(False)
 
     def generate(self, request: ImageRequest, on_step: OnStep | None = None) -> GeneratedImage:
-        """Generates one image, alone and unguided.
+        """Generate one image, without guidance.
 
         Args:
-            on_step: called after each forward pass with (passes done, passes in all); what it raises ends the image.
+            on_step: called after each forward pass with (passes done, passes in all). An exception ends the image.
 
         Raises:
             InvalidRequest: the request cannot be generated; nothing was computed.
@@ -181,7 +172,7 @@ class Pipeline:
             DeviceError: the GPU failed.
         """
         if request.is_guided:
-            raise InvalidRequest("guidance takes two prompts at once; EngineLoop holds them", "guidance_scale")
+            raise InvalidRequest("guidance needs two prompts at once; use EngineLoop", "guidance_scale")
         request.check(self.manifest)
         schedule = self.schedule(request)
         started = time.perf_counter()
@@ -208,15 +199,22 @@ class Pipeline:
         )
         return GeneratedImage(pixels, request.seed, len(schedule) - 1, prompt, seconds)
 
+    def schedule(self, request: ImageRequest) -> Array:
+        """Return [steps + 1] float32, the noise levels of a request's steps."""
+        return sigmas(request.steps(self.manifest), self.manifest.model.schedule_shift)
+
     def noise(self, seed: int, size: Size) -> Array:
-        """Where an image starts: [1, 16, height / 8, width / 8] float32, as torch's CPU generator generates it."""
+        """Return the initial latents, [1, 16, height / 8, width / 8] float32, equal to torch's CPU generator's."""
         return randn(seed, self.manifest.model.latents_shape(size))
 
     def encode_prompt(self, prompts: Sequence[TokenizedPrompt]) -> Tensor:
-        """Prompts as the denoiser takes them: [B, L, prompt_embeds_dim] float32, valid until the next call.
+        """Enqueue the prompt encoder.
 
         Args:
-            prompts: of one padded length L.
+            prompts: prompts of one padded length L.
+
+        Returns:
+            [B, L, prompt_embeds_dim] float32, valid until the next call.
         """
         model = self.manifest.model
         batch, length = len(prompts), padded(len(prompts[0].ids))
@@ -234,13 +232,13 @@ class Pipeline:
         return prompt_embeds
 
     def denoise(self, prompt_embeds: Tensor, noise: Array, schedule: Array, on_step: OnStep | None = None) -> Tensor:
-        """The Euler loop over two latents buffers that take turns.
+        """Run the Euler loop over two alternating latents buffers.
 
         Args:
-            prompt: [B, L, prompt_embeds_dim] float32.
+            prompt_embeds: [B, L, prompt_embeds_dim] float32.
             noise: [B, 16, h, w] float32.
             schedule: [steps + 1] float32, from `schedule`.
-            on_step: hears of a step when its latents have arrived; on a GPU the next one is running by then.
+            on_step: called when the latents of a step are on the host; on a GPU the next step is running by then.
 
         Returns:
             [B, 16, h, w] float32, valid until the next call.
@@ -248,14 +246,14 @@ class Pipeline:
         latents = (self.memory.write("latents", noise), self.memory.view("latents_next", noise.shape))
         levels = np.repeat(schedule[:, None], len(noise), axis=1)  # [steps + 1, B]
         steps = len(schedule) - 1
-        arriving: deque[tuple[int, Reading]] = deque()
+        readbacks: deque[tuple[int, Readback]] = deque()
         for step in range(steps):
-            there, back = latents[step % 2], latents[(step + 1) % 2]
-            self.step(there, back, prompt_embeds, levels[step], levels[step + 1])
-            arriving.append((step + 1, self.memory.read(back)))
-            while len(arriving) > (self.memory.ahead if step + 1 < steps else 0):
-                done, reading = arriving.popleft()
-                require_finite(reading.wait(), f"latents after step {done} of {steps}")
+            before, after = latents[step % 2], latents[(step + 1) % 2]
+            self.step(before, after, prompt_embeds, levels[step], levels[step + 1])
+            readbacks.append((step + 1, self.memory.read(after)))
+            while len(readbacks) > (self.memory.max_ahead if step + 1 < steps else 0):
+                done, readback = readbacks.popleft()
+                require_finite(readback.wait(), f"latents after step {done} of {steps}")
                 if on_step is not None:
                     on_step(done, steps)
         return latents[steps % 2]
@@ -263,12 +261,13 @@ class Pipeline:
     def step(
         self, latents: Tensor, latents_next: Tensor, prompt_embeds: Tensor, sigma: Array, sigma_next: Array
     ) -> None:
-        """Enqueues one Euler step of a batch: a forward pass of the denoiser.
+        """Enqueue one Euler step of a batch: a forward pass of the denoiser.
 
         Args:
-            latents: [B, 16, h, w] float32; those after the step go to `latents_next`.
-            prompt: [B, L, prompt_embeds_dim] float32.
-            sigma: [B] float32, noise levels before the step, and after it in `sigma_next`.
+            latents: [B, 16, h, w] float32, before the step.
+            latents_next: [B, 16, h, w] float32, written by the step.
+            prompt_embeds: [B, L, prompt_embeds_dim] float32.
+            sigma, sigma_next: [B] float32, noise levels before and after the step.
         """
         constant = {
             "prompt_embeds": prompt_embeds,
@@ -281,52 +280,33 @@ class Pipeline:
         self._enqueue("denoiser", constant | levels | {"latents": latents, "latents_next": latents_next})
 
     def decode(self, latents: Tensor, index: int = 0) -> Decoded:
-        """One image of [B, 16, h, w] latents."""
+        """Enqueue the decoding of one image of [B, 16, h, w] latents."""
         scale = self.manifest.model.vae_scale
-        one = self.memory.row(latents, index)
-        _, _, h, w = one.shape
+        sample = self.memory.row(latents, index)
+        _, _, h, w = sample.shape
         image = self.memory.view("image", (1, h * scale, w * scale, 3))
-        self._enqueue("vae_decoder", {"latents": one, "image": image})
+        self._enqueue("vae_decoder", {"latents": sample, "image": image})
         decoded = self.memory.record_event()  # before the copy, which then waits for it
         return Decoded(self.memory.read(image), decoded)
 
     def synchronize(self) -> None:
-        """Waits until nothing is running."""
+        """Wait until nothing is running."""
         self.memory.synchronize()
 
     def _enqueue(self, graph: GraphName, bindings: dict[str, Any]) -> None:
         for spec in self.manifest.graphs[graph].outputs:
-            self.memory.claim(bindings[spec.name])
+            self.memory.prepare_write(bindings[spec.name])
         self._engines[graph].enqueue(self.memory.stream, bindings)
 
     def _rope(self, h: int, w: int, length: int) -> dict[str, Tensor]:
-        """The rotary tables of [h, w] latents, written when they change."""
+        """Return the rotary tables of [h, w] latents, written when they change."""
         model = self.manifest.model
-        if self._positions != (h, w, length):
-            self._positions = None
+        if self._rope_key != (h, w, length):
+            self._rope_key = None
             cos, sin = rope.tables(model.rope, h // model.patch_size, w // model.patch_size, length)
             self._tables = {
                 "rope_cos": self.memory.write("rope_cos", cos),
                 "rope_sin": self.memory.write("rope_sin", sin),
             }
-            self._positions = (h, w, length)
+            self._rope_key = (h, w, length)
         return self._tables
-
-    def schedule(self, request: ImageRequest) -> Array:
-        """[steps + 1] float32, the noise levels of its steps."""
-        return sigmas(request.steps(self.manifest), self.manifest.model.schedule_shift)
-
-
-def require_finite(array: Array, what: str) -> None:
-    """Raises NonFiniteOutput."""
-    if not is_finite(array):
-        raise NonFiniteOutput(
-            f"NaN or Inf in the {what}, so no image is returned; "
-            "build the plans with --bf16 or --fp32 if this model leaves FP16's range"
-        )
-
-
-def is_finite(array: Array) -> bool:
-    """Whether it holds no NaN and no Inf, told by its sum, which allocates nothing."""
-    with np.errstate(all="ignore"):
-        return bool(np.isfinite(array.sum()))

@@ -1,4 +1,4 @@
-"""What can be asked for, and whether the plans can generate it; what they cover is in `manifest`."""
+"""Requests for images, and checks that the plans can generate them."""
 
 import random
 from collections.abc import Collection
@@ -11,48 +11,55 @@ from engine.size import Size
 
 ImageKind = Literal["png", "jpeg", "webp"]
 
-MAX_SEED = 2**32 - 1  # MT19937's seed, as torch uses it
-MAX_STEPS = 100  # the model is distilled for 8; beyond this a request is a mistake, not an image
+MAX_SEED = 2**32 - 1  # MT19937's seed, as in torch
+MAX_STEPS = 100  # the model is distilled for 8; more than this is a mistake
 MAX_LORA = 64  # characters of a name
-MAX_GUIDANCE = 30.0  # usual are 3 to 7; far above, latents leave every range that the VAE has seen
+MAX_GUIDANCE = 30.0  # 3 to 7 is usual; far above, latents leave the range that the VAE was trained on
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """What to generate. Sizes in pixels; None stands for what the plans are tuned for."""
+    """A request for one image. Sizes are in pixels; None stands for the size that the plans are tuned for."""
 
     prompt: str
     width: int | None = None
     height: int | None = None
     seed: int = 0  # 0..MAX_SEED
-    num_inference_steps: int | None = None  # forward passes; None for the model's own number, 8
+    num_inference_steps: int | None = None  # None for the model's number, 8
     negative_prompt: str = ""
-    guidance_scale: float = 0.0  # as diffusers means it: positive + scale * (positive - negative); 0 generates without
-    lora: str | None = None  # name of one that is offered
+    guidance_scale: float = 0.0  # diffusers' scale: positive + scale * (positive - negative); 0 for none
+    lora: str | None = None  # name of a LoRA that the loop offers
 
     @property
     def is_guided(self) -> bool:
-        """Each step then takes two forward passes, one for each prompt."""
+        """True if each step takes two forward passes, one for each prompt."""
         return self.guidance_scale > 0
 
     def size(self, manifest: Manifest) -> Size:
-        """The size to generate: as requested, or what the plans are tuned for."""
+        """Return the requested size, or the size that the plans are tuned for."""
         width, height = manifest.default_size
         return Size(width if self.width is None else self.width, height if self.height is None else self.height)
 
     def steps(self, manifest: Manifest) -> int:
-        """Steps from noise to image."""
+        """Return the number of denoising steps."""
         return manifest.model.default_steps if self.num_inference_steps is None else self.num_inference_steps
 
     def forwards(self, manifest: Manifest) -> int:
-        """Forward passes of the denoiser."""
+        """Return the number of forward passes of the denoiser."""
         return self.steps(manifest) * (2 if self.is_guided else 1)
 
     def check(self, manifest: Manifest, loras: Collection[str] = ()) -> None:
-        """Raises InvalidRequest for what these plans with these LoRAs do not generate, naming the field."""
+        """Check that these plans can generate the image.
+
+        Args:
+            loras: names of the LoRAs on offer.
+
+        Raises:
+            InvalidRequest: they cannot; `param` names the field.
+        """
         manifest.profile_for(self.size(manifest))
         if self.lora is not None and self.lora not in loras:
-            wanted = f"one of {', '.join(loras)}" if loras else "absent, as none is offered here"
+            wanted = f"one of {', '.join(loras)}" if loras else "absent, since no LoRAs are offered"
             raise InvalidRequest(f"lora must be {wanted}; got {self.lora[:MAX_LORA]!r}", "lora")
         if not self.prompt.strip():
             raise InvalidRequest("prompt must not be empty", "prompt")
@@ -66,19 +73,19 @@ class ImageRequest:
             ("num_inference_steps", self.steps(manifest), 1, MAX_STEPS),
             ("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE),
         ):
-            if not low <= value <= high:  # NaN is not
+            if not low <= value <= high:  # also true for NaN
                 raise InvalidRequest(f"{name} must be between {low} and {high}, got {value}", name)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFormat:
-    """How an image is written.
+    """Format of an image file.
 
     Attributes:
-        quality: 0..100, OpenAI's `output_compression`: of JPEG and WebP, lossy even at 100. PNG takes only 100.
+        quality: 0 to 100, OpenAI's `output_compression`. JPEG and WebP are lossy even at 100; PNG allows only 100.
 
     Raises:
-        InvalidRequest: quality is out of range, or one that PNG does not have.
+        InvalidRequest: the quality is out of range, or is not 100 for PNG.
     """
 
     kind: ImageKind = "png"
@@ -91,7 +98,7 @@ class ImageFormat:
             )
         if self.kind == "png" and self.quality != 100:
             raise InvalidRequest(
-                f"png is lossless: output_compression must be 100, got {self.quality}; jpeg and webp take others",
+                f"png is lossless: output_compression must be 100, got {self.quality}; use jpeg or webp for lower ones",
                 "output_compression",
             )
 
@@ -101,7 +108,7 @@ class ImageFormat:
 
     @property
     def suffix(self) -> str:
-        """Of a file's name, with its dot."""
+        """Suffix of the file name, with its dot."""
         return {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}[self.kind]
 
 
@@ -109,5 +116,5 @@ PNG = ImageFormat()
 
 
 def random_seed() -> int:
-    """A seed for a request that names none."""
+    """Return a seed for a request without one."""
     return random.randint(0, MAX_SEED)

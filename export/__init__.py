@@ -1,5 +1,5 @@
 """Build time: a checkpoint becomes ONNX graphs, plans and a manifest.
 
-Reading order: `build` (the whole line), `checkpoint`, the three graphs (`prompt_encoder`, `denoiser`,
-`vae_decoder`), `onnx_export`, `tensorrt_build`, `plan_directory`.
+Reading order: `build` (all steps in order), `checkpoint.files`, `graphs` (`prompt_encoder`, `denoiser`, `vae_decoder`),
+`compile.onnx_export`, `compile.tensorrt_build`, `plan_directory`.
 """

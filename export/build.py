@@ -1,4 +1,4 @@
-"""The whole line of `build-engines`: checkpoint -> ONNX -> plans -> plan directory."""
+"""The steps of `build-engines`: checkpoint -> ONNX -> plans -> plan directory."""
 
 import shutil
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from engine.plan.manifest import (
     MergedLora,
     Model,
     Precision,
-    Preview,
+    PreviewProjection,
     Profile,
     Rope,
     Target,
@@ -32,26 +32,22 @@ from export.checkpoint import models
 from export.checkpoint.files import Checkpoint, open_checkpoint, positive
 from export.checkpoint.lora import Lora, merge
 from export.checkpoint.prompt_format import read_prompt_format
-from export.checkpoint.weights import Fp16RangeError
 from export.compile import onnx_export, parity, preview
+from export.compile.onnx_files import export_graphs
 from export.compile.profiles import default_profiles, parse_profile
 from export.compile.target import choose_flavor, compute_capabilities, require_refit
 from export.compile.tensorrt_build import TensorRtBuilder
-from export.graphs.denoiser import Denoiser
-from export.graphs.graph_module import GraphModule
-from export.graphs.prompt_encoder import PromptEncoder
-from export.graphs.vae_decoder import VaeDecoder
+from export.graphs.checkpoint_graphs import make_graphs
 from export.precision.dtypes import graph_precisions
-from export.precision.fp16 import Measured
 from export.progress import BuildProgress
 
 DEFAULT_STEPS = 8  # forward passes that Z-Image-Turbo is distilled for
-VERIFY_COPIES = 3  # FP32 copies of the weights held while a graph is compared: DiffSynth's, ONNX Runtime's two
+VERIFY_COPIES = 3  # FP32 copies of the weights in memory during verification: one of DiffSynth, two of ONNX Runtime
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """What `build-engines` was asked for."""
+    """Options of a build, as on the command line of `build-engines`."""
 
     model: str
     output: Path
@@ -66,13 +62,15 @@ class BuildOptions:
 
 
 def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
-    """Builds a plan directory, or finds it.
+    """Build a plan directory, or find the one that an earlier build with the same inputs left.
 
     Returns:
-        The finished directory, which `<output>/current` now points to.
+        The finished directory. `<output>/current` points to it.
 
     Raises:
-        CheckpointError, BuildError, BackendUnavailable: nothing that looks finished is left behind.
+        CheckpointError: the checkpoint or a LoRA is missing files, damaged or not supported.
+        BuildError: the options contradict each other, or the build failed. No partial directory is left behind.
+        BackendUnavailable: this machine lacks a package or a GPU that the flavor needs.
     """
     flavor = choose_flavor(options.flavor, bool(options.compute_capabilities), progress)
     capabilities = compute_capabilities(flavor, options.precision, options.compute_capabilities)
@@ -91,7 +89,7 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
     with plan_directory.exclusive(options.output, name):
         known = plan_directory.find_finished(finished)
         if known is not None and (options.verify != "always" or known.is_verified):
-            progress.console.print(f"found {finished}, built from the same inputs")
+            progress.console.print(f"found {finished}, which was built from the same inputs")
             plan_directory.make_current(finished)
             return finished
         plan_directory.require_space(
@@ -111,64 +109,20 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
     return finished
 
 
-def make_graphs(checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision]) -> dict[GraphName, GraphModule]:
-    """The three graphs. Each gets modules of its own: precisions differ, and meta tensors cost nothing."""
-    transformer, text_encoder = checkpoint.transformer, checkpoint.text_encoder
-    models.require_match(transformer, text_encoder, checkpoint.vae)
-    return {
-        "prompt_encoder": _prompt_encoder(checkpoint, precisions["prompt_encoder"]),
-        "denoiser": Denoiser(models.transformer(transformer), precisions["denoiser"]),
-        "vae_decoder": VaeDecoder(models.vae_decoder(checkpoint.vae), precisions["vae_decoder"]),
-    }
-
-
-def export_graphs(
-    graphs: Mapping[GraphName, GraphModule],
-    checkpoint: Checkpoint,
-    precisions: Mapping[GraphName, Precision],
-    directory: Path,
-    progress: BuildProgress,
-    *,
-    refittable: bool = False,
-) -> dict[GraphName, Graph]:
-    """Writes the ONNX files of graphs that `make_graphs` made.
-
-    Args:
-        refittable: keep book of the transformer's weights, so that they can be swapped in the plans.
-    """
-    exported: dict[GraphName, Graph] = {}
-    for name, (module, measured) in _measure(graphs, checkpoint, precisions["vae_decoder"], progress).items():
-        path = directory / f"{name}.onnx"
-        with progress.stage(f"{name}: tracing"):
-            onnx = onnx_export.trace(module)
-        with progress.stage(f"{name}: writing weights as {module.precision}"):
-            attached = onnx_export.attach_weights(onnx, measured.weights)
-            swapped = {n: w for n, w in attached.items() if n.startswith("transformer.")} if refittable else {}
-            phase = progress.start("tensors", onnx_export.weight_count(onnx))
-            onnx_export.write(onnx, path, phase.advance, swappable=swapped)
-            phase.finish()
-        graph = Graph(path.name, module.precision, module.inputs, module.outputs, products=measured.products)
-        if swapped:
-            weights = onnx_export.refittable(onnx, swapped)
-            graph = replace(graph, refittable=weights, weights_file=f"{path.name}.swappable")
-        exported[name] = graph
-    return exported
-
-
-def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> Preview | None:
-    """What shows images while they are generated; None, and a line that says so, where it cannot be fitted."""
+def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> PreviewProjection | None:
+    """Fit the projection for previews of unfinished images; None, with a printed line, if the VAE has no encoder."""
     encoder = models.vae_encoder(checkpoint.vae)
     if encoder is None:
-        progress.console.print(f"no previews of {checkpoint.name}: its vae/ has no encoder to fit them with")
+        progress.console.print(f"{checkpoint.name} will have no previews: its vae/ has no encoder to fit them with")
         return None
     with progress.stage("fitting the preview"):
         fitted = preview.fit(encoder)
-    progress.console.print(f"preview: R2 {fitted.r2:.3f} on images held out", highlight=False)
+    progress.console.print(f"preview: R2 {fitted.r2:.3f} on held-out images", highlight=False)
     return fitted
 
 
 def _draft(options: BuildOptions, model: Model, target: Target, profiles: tuple[Profile, ...]) -> Manifest:
-    """The manifest as far as it is known before anything is built, which is what names the directory."""
+    """Make the part of the manifest that is known before the build. Its hash names the directory."""
     draft = Manifest(
         schema_version=SCHEMA_VERSION,
         plan_id="",
@@ -182,29 +136,6 @@ def _draft(options: BuildOptions, model: Model, target: Target, profiles: tuple[
         refittable=options.refittable,
     )
     return replace(draft, plan_id=plan_directory.plan_id(encode(draft)))
-
-
-def _prompt_encoder(checkpoint: Checkpoint, precision: Precision) -> PromptEncoder:
-    text_encoder, transformer = models.text_encoder(checkpoint.text_encoder), models.transformer(checkpoint.transformer)
-    return PromptEncoder(text_encoder, transformer, precision)
-
-
-def _measure(
-    graphs: Mapping[GraphName, GraphModule], checkpoint: Checkpoint, wide: Precision, progress: BuildProgress
-) -> dict[GraphName, tuple[GraphModule, Measured]]:
-    """The graphs and what bounds their weights give. A prompt encoder that FP16 does not hold becomes a `wide` one."""
-    measured: dict[GraphName, tuple[GraphModule, Measured]] = {}
-    for name, graph in graphs.items():
-        try:
-            with progress.stage(f"{name}: bounding its products"):
-                measured[name] = graph, graph.measure()
-        except Fp16RangeError as error:
-            if name != "prompt_encoder":
-                raise Fp16RangeError(f"{checkpoint.name}: {error}; use --bf16") from error
-            progress.console.print(f"{name}: in {wide}, since FP16 does not hold it: {error}", highlight=False)
-            graph = _prompt_encoder(checkpoint, wide)
-            measured[name] = graph, graph.measure()
-    return measured
 
 
 def _describe(checkpoint: Checkpoint, loras: tuple[Lora, ...]) -> Model:
@@ -243,14 +174,14 @@ def _verify(
     verify: Literal["auto", "always", "never"],
     progress: BuildProgress,
 ) -> dict[GraphName, Graph]:
-    """Compares each ONNX file with DiffSynth's own forward pass, and notes how far apart they are."""
+    """Compare each ONNX file with DiffSynth's forward pass and add the errors to the graphs."""
     if verify == "never":
         return dict(graphs)
     needed, free = VERIFY_COPIES * 4 * checkpoint.parameters, psutil.virtual_memory().available
     if verify == "auto" and needed > free:
         progress.console.print(
-            f"parity with DiffSynth is not checked: it needs about {needed / 1e9:.0f} GB of memory, "
-            f"{free / 1e9:.0f} GB are free (--verify always does it all the same)"
+            f"skipping the comparison with DiffSynth: it needs about {needed / 1e9:.0f} GB of memory, "
+            f"{free / 1e9:.0f} GB are free (--verify always compares anyway)"
         )
         return dict(graphs)
     with progress.stage("loading DiffSynth's modules"):
@@ -265,14 +196,14 @@ def _verify(
 
 
 def _disk_bytes(checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision], copies: int) -> int:
-    """What a build takes at its peak: the ONNX files and, with TensorRT, the plans beside them."""
+    """Return the peak disk space of a build: the ONNX files and, with TensorRT, the plans beside them."""
     components = {
         "prompt_encoder": checkpoint.text_encoder,
         "denoiser": checkpoint.transformer,
         "vae_decoder": checkpoint.vae,
     }
     sizes = {name: components[name].parameters * (4 if own == "fp32" else 2) for name, own in precisions.items()}
-    widened = [2 * sizes[name] for name, own in precisions.items() if own == "bf16"]  # a twin, while it is compared
+    widened = [2 * sizes[name] for name, own in precisions.items() if own == "bf16"]  # FP32 copy for the comparison
     return copies * sum(sizes.values()) + max(widened, default=0)
 
 
@@ -283,7 +214,7 @@ def _build_plans(
     draft: Manifest,
     progress: BuildProgress,
 ) -> dict[GraphName, Graph]:
-    """Builds each ONNX file into a plan and removes it."""
+    """Build a plan from each ONNX file, and remove the file."""
     built: dict[GraphName, Graph] = {}
     for name, graph in onnx.items():
         path, plan = directory / graph.file, directory / f"{name}.plan"

@@ -1,4 +1,4 @@
-"""`build-engines`: a checkpoint becomes a plan directory."""
+"""Command line of `build-engines`, which builds a plan directory from a checkpoint."""
 
 import argparse
 import logging
@@ -23,9 +23,9 @@ examples:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point; exits with 1 and one line when something is refused."""
+    """Run `build-engines`. Errors exit with status 1 and one line on stderr."""
     args = _parser().parse_args(argv)
-    warnings.filterwarnings("ignore")  # torch's exporter and DiffSynth warn about themselves
+    warnings.filterwarnings("ignore")  # torch's exporter and DiffSynth emit warnings about their own code
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         from export.progress import BuildProgress
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
     with progress.stage("loading PyTorch and DiffSynth"):
-        from export.build import BuildOptions, build_engines  # seconds of imports, after --help and argument errors
+        from export.build import BuildOptions, build_engines  # takes seconds; --help and argument errors come first
         from export.checkpoint.lora import Lora
 
     capabilities = tuple(args.compute_capability.split(",")) if args.compute_capability else ()
@@ -65,10 +65,10 @@ def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
 
 
 def _explain(manifest: Manifest) -> Iterator[str]:
-    """The bounds of every product in FP16, a line each."""
+    """Yield a table with the bounds and scales of every product in FP16."""
     products = [product for graph in manifest.graphs.values() for product in graph.products]
     width = max((len(product.name) for product in products), default=0)
-    yield f"{'product':{width}}  input at most, held at  output at most, held at"
+    yield f"{'product':{width}}  input bound, scale      output bound, scale"
     for p in products:
         entering, leaving = f"{p.input_bound:.1e}  2^{-p.input_shift}", f"{p.output_bound:.1e}  2^{-p.output_shift}"
         yield f"{p.name:{width}}  {entering:22}  {leaving}"
@@ -77,66 +77,78 @@ def _explain(manifest: Manifest) -> Iterator[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "build-engines",
-        description="Builds the plans of a Z-Image checkpoint; prints their directory.",
+        description="Build the plans of a Z-Image checkpoint, and print the plan directory.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--model", required=True, metavar="PATH|ID", help="a folder in the official layout, or a hub id"
+        "--model",
+        required=True,
+        metavar="PATH|ID",
+        help="folder of the checkpoint in the official layout, or its hub id, which is downloaded",
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where plan directories are kept")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="folder that plan directories are written to"
+    )
     precision = parser.add_mutually_exclusive_group()
-    for name in ("fp16", "bf16", "fp32"):
-        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name)
+    for name, text in (
+        ("fp16", "compute matrix products in FP16, scaled so that they cannot overflow (default)"),
+        ("bf16", "compute matrix products in BF16"),
+        ("fp32", "compute everything in FP32"),
+    ):
+        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=text)
     parser.set_defaults(precision="fp16")
     parser.add_argument(
         "--flavor",
         choices=("auto", "tensorrt", "rtx", "onnx"),
         default="auto",
-        help="tensorrt: this machine's GPU; rtx: consumer GPUs, also ahead of time; onnx: ONNX Runtime on a CPU; "
-        "auto: by what is installed here (default)",
+        help="tensorrt: plans for this machine's GPU; rtx: plans for consumer GPUs, which need not be present; "
+        "onnx: graphs for ONNX Runtime on a CPU; auto: chosen by the installed packages and the GPU (default)",
     )
     parser.add_argument(
         "--compute-capability",
         metavar="8.9,12.0",
-        help="GPUs to build for, with --flavor rtx; default: all that have the precision",
+        help="compute capabilities to build for, with --flavor rtx; default: all that support the precision",
     )
     parser.add_argument(
         "--profile",
         action="append",
         default=[],
         metavar="SIZES[:BATCH]",
-        help="a box of image sizes, tuned for the first, such as 512,1024x1536:2; repeatable; "
-        "default: 1/4 to 1 times the model's own size in batches of 4, and up to 2 times one at a time",
+        help="range of image sizes, and the largest batch (1 if omitted), tuned for the first size, such as "
+        "512,1024x1536:2; repeatable; default: 1/4 to 1 times the model's default size with batches up to 4, "
+        "and 1/4 to 2 times with batch 1",
     )
     parser.add_argument(
         "--transformer-file",
         type=Path,
         metavar="FILE",
-        help="a single-file (ComfyUI) safetensors in place of transformer/'s",
+        help="transformer weights in a single safetensors file (ComfyUI's or the official keys), in place of those "
+        "in transformer/",
     )
     parser.add_argument(
         "--lora",
         action="append",
         default=[],
         metavar="FILE[:SCALE]",
-        help="merge a LoRA into the transformer; repeatable; peft, DiffSynth, ComfyUI and kohya keys",
+        help="LoRA to merge into the transformer, with peft, DiffSynth, ComfyUI or kohya keys; repeatable; "
+        "default scale: 1",
     )
     parser.add_argument(
         "--refittable",
         action="store_true",
-        help="plans in which a LoRA that zimage-lora prepared can be swapped in and out; they are less optimised",
+        help="build plans that can swap LoRAs prepared by zimage-lora at run time; such plans are less optimised",
     )
     parser.add_argument(
         "--explain",
         action="store_true",
-        help="print what bounds every product in FP16, and the powers of two that follow",
+        help="print the bound of every FP16 product and the power of two that it is scaled by",
     )
     parser.add_argument(
         "--verify",
         choices=("auto", "always", "never"),
         default="auto",
-        help="compare each exported graph with DiffSynth's forward pass; auto: if the memory suffices (default)",
+        help="compare each exported graph with DiffSynth's forward pass; auto: if there is enough memory (default)",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""`zimage-lora`: a LoRA becomes a file that refittable plans can swap in."""
+"""Command line of `zimage-lora`, which prepares a LoRA for refittable plans."""
 
 import argparse
 import sys
@@ -10,19 +10,19 @@ from engine.plan.manifest import read, resolve
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point; exits with 1 and one line when something is refused."""
+    """Run `zimage-lora`. Errors exit with status 1 and one line on stderr."""
     args = _parser().parse_args(argv)
     try:
         manifest = read(resolve(args.engines), verify=False)
 
-        from export.checkpoint.files import open_checkpoint  # seconds of imports
+        from export.checkpoint.files import open_checkpoint  # takes seconds; argument errors come first
         from export.checkpoint.lora import Lora
-        from export.checkpoint.refit import prepare
+        from export.prepared_lora import prepare
 
         checkpoint = open_checkpoint(args.model, args.transformer_file)
         loras = [Lora.parse(text) for text in args.lora]
         if args.output.resolve() in [lora.file.resolve() for lora in loras]:
-            sys.exit(f"zimage-lora: {args.output} is the LoRA itself; name another file with -o")
+            sys.exit(f"zimage-lora: the output {args.output} is the LoRA itself; name another file with -o")
         with whole_file(args.output) as file:
             file.write(prepare(checkpoint, loras, manifest).encode())
         print(args.output)
@@ -35,12 +35,31 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("zimage-lora", description=__doc__)
-    parser.add_argument("lora", nargs="+", metavar="FILE[:SCALE]", help="peft, DiffSynth, ComfyUI and kohya keys")
-    parser.add_argument("--model", required=True, metavar="PATH|ID", help="the checkpoint that the plans are of")
-    parser.add_argument("--transformer-file", type=Path, metavar="FILE", help="as in build-engines")
+    parser = argparse.ArgumentParser(
+        "zimage-lora",
+        description="Prepare a LoRA for plans built with --refittable, which can then swap it in at run time.",
+    )
+    parser.add_argument(
+        "lora",
+        nargs="+",
+        metavar="FILE[:SCALE]",
+        help="LoRA with peft, DiffSynth, ComfyUI or kohya keys; several are added up; default scale: 1",
+    )
+    parser.add_argument(
+        "--model", required=True, metavar="PATH|ID", help="checkpoint that the plans were built from, folder or hub id"
+    )
+    parser.add_argument(
+        "--transformer-file", type=Path, metavar="FILE", help="the --transformer-file that the plans were built with"
+    )
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans built with --refittable")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="what zimage-generate takes")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="file to write; zimage-generate --lora takes it",
+    )
     return parser
 
 

@@ -1,8 +1,8 @@
-"""A plan directory comes into being whole or not at all.
+"""Plan directories, which are written completely or not at all.
 
-`<output>/<name>-<precision>-<flavor>-<plan id>/` is named by everything that went into it, so the same build is found
-again instead of repeated. It is filled under another name, and renamed when its manifest is written; `current` in the
-output directory points to the newest. Two builders of the same plans take turns.
+In the name `<output>/<name>-<precision>-<flavor>-<plan id>/` the plan id hashes all inputs, so that a second build with
+the same inputs finds the directory. It is filled under a temporary name and renamed once its manifest is written.
+`current` in the output directory points to the newest. A file lock serialises builders of the same plans.
 """
 
 import errno
@@ -23,18 +23,18 @@ from engine.plan.manifest import CURRENT, MANIFEST_FILE, File, Manifest, read, s
 log = logging.getLogger(__name__)
 
 UNFINISHED = ".building-"
-LIBRARIES = ("torch", "onnxscript", "onnx-ir", "diffsynth", "transformers")  # have a say in the graphs
+LIBRARIES = ("torch", "onnxscript", "onnx-ir", "diffsynth", "transformers")  # their versions affect the graphs
 
 
 def plan_id(draft: bytes) -> str:
-    """12 hex digits over what goes into a build: the draft manifest, this package's source, the libraries' versions."""
+    """Return 12 hex digits that hash the draft manifest, this package's source and the libraries' versions."""
     source = [sha256(file) for file in sorted(Path(__file__).parent.rglob("*.py"))]
     versions = [f"{name} {version(name)}" for name in LIBRARIES]
     return hashlib.sha256(b"\n".join([draft, *(line.encode() for line in source + versions)])).hexdigest()[:12]
 
 
 def find_finished(directory: Path) -> Manifest | None:
-    """The manifest of plans that are still what was written, if there are any."""
+    """Return the manifest of a directory whose files are complete and unchanged, else None."""
     try:
         return read(directory)
     except (PlanError, OSError):
@@ -43,14 +43,14 @@ def find_finished(directory: Path) -> Manifest | None:
 
 @contextmanager
 def exclusive(output: Path, name: str) -> Iterator[None]:
-    """Holds the lock of one plan directory; waits for another builder of the same."""
+    """Hold the lock of one plan directory; wait while another process builds the same plans."""
     with disk_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         lock = _lock(output, name)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            log.warning("another process builds %s; waiting for it", output / name)
+            log.warning("another process is building %s; waiting for it", output / name)
             lock.acquire()
         _sweep(output)
     try:
@@ -61,7 +61,7 @@ def exclusive(output: Path, name: str) -> Iterator[None]:
 
 @contextmanager
 def unfinished(output: Path, name: str) -> Iterator[Path]:
-    """An empty directory to build in; what an interrupted or failed build leaves there is removed."""
+    """Make an empty directory to build in; it is removed if the build fails or is interrupted."""
     directory = output / f"{UNFINISHED}{name}"
     shutil.rmtree(directory, ignore_errors=True)
     try:
@@ -69,22 +69,22 @@ def unfinished(output: Path, name: str) -> Iterator[Path]:
             directory.mkdir()
             yield directory
     finally:
-        shutil.rmtree(directory, ignore_errors=True)  # renamed away by `publish` when all went well
+        shutil.rmtree(directory, ignore_errors=True)  # already renamed by `publish` after a successful build
 
 
 def publish(unfinished: Path, finished: Path) -> None:
-    """Makes a filled directory visible under its name, and `current` point to it."""
+    """Rename a complete directory to its final name and point `current` to it."""
     for file in unfinished.rglob("*"):
         if file.is_file():
             _sync(file)
-    shutil.rmtree(finished, ignore_errors=True)  # a damaged one; a good one is never built again
+    shutil.rmtree(finished, ignore_errors=True)  # a damaged directory; an intact one is never built again
     unfinished.rename(finished)
     make_current(finished)
 
 
 def make_current(finished: Path) -> None:
-    """Points `current` to a plan directory, in one step."""
-    link = finished.parent / f"{UNFINISHED}{CURRENT}-{finished.name}"  # builders of other plans have their own
+    """Point `current` to a plan directory, atomically."""
+    link = finished.parent / f"{UNFINISHED}{CURRENT}-{finished.name}"  # one per plan directory, for parallel builders
     link.unlink(missing_ok=True)
     link.symlink_to(finished.name)
     link.replace(finished.parent / CURRENT)
@@ -92,13 +92,13 @@ def make_current(finished: Path) -> None:
 
 
 def list_files(directory: Path) -> tuple[File, ...]:
-    """All files below the directory but the manifest, hashed."""
+    """Return all files below the directory except the manifest, with sizes and hashes."""
     paths = sorted(p for p in directory.rglob("*") if p.is_file() and p.name != MANIFEST_FILE)
     return tuple(File(str(p.relative_to(directory)), p.stat().st_size, sha256(p)) for p in paths)
 
 
 def require_space(output: Path, needed: int) -> None:
-    """Raises BuildError before hours of building, not after."""
+    """Raise BuildError before the build if the disk has too little space."""
     existing = next(p for p in (output, *output.parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -107,7 +107,7 @@ def require_space(output: Path, needed: int) -> None:
 
 @contextmanager
 def disk_errors(output: Path) -> Iterator[None]:
-    """Turns the file system's refusals into BuildErrors that name the directory."""
+    """Turn file system errors into BuildErrors that name the directory."""
     try:
         yield
     except OSError as error:
@@ -123,7 +123,7 @@ def _lock(output: Path, name: str) -> filelock.FileLock:
 
 
 def _sweep(output: Path) -> None:
-    """Removes what interrupted builds of other plans left: unfinished directories whose lock nobody holds."""
+    """Remove unfinished directories of interrupted builds, those whose lock is free."""
     for leftover in output.glob(f"{UNFINISHED}*"):
         if not leftover.is_symlink():
             with suppress(filelock.Timeout), _lock(output, leftover.name.removeprefix(UNFINISHED)).acquire(timeout=0):

@@ -1,4 +1,4 @@
-"""What a long build is doing: a bar per stage on a terminal, a line per stage in a log."""
+"""Progress of a build: bars on a terminal, a line per stage in a log."""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +9,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 
 class BuildProgress:
-    """Stages one after the other, each timed; within a stage, any number of counted phases."""
+    """Timed stages in sequence, each with any number of counted phases.
+
+    Attributes:
+        seconds: duration of each finished stage.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
@@ -27,7 +31,7 @@ class BuildProgress:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Shows `name` while it runs and leaves a line with its seconds."""
+        """Show `name` while the block runs, then print a line with its seconds."""
         started = time.perf_counter()
         if not self.console.is_terminal:
             self.console.print(f"{name} ...", highlight=False)
@@ -41,12 +45,12 @@ class BuildProgress:
         self.console.print(f"{name}: {self.seconds[name]:.1f} s", highlight=False)
 
     def start(self, name: str, total: int | None) -> "Phase":
-        """Opens a counted part of the running stage; `total` None is one whose length nobody knows."""
+        """Start a phase of the running stage; `total` is None if its length is unknown."""
         return Phase(self._bars, name, total)
 
 
 class Phase:
-    """One bar. TensorRT's monitor opens and closes them out of order, hence no context manager of its own."""
+    """One bar, started and finished explicitly: TensorRT's monitor starts and finishes its phases out of order."""
 
     def __init__(self, bars: Progress, name: str, total: int | None) -> None:
         self._bars = bars

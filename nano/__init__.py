@@ -1,1 +1,1 @@
-"""Small models in the official Z-Image layout: real tests and a real demo without 33 GB of weights."""
+"""Small models in the official Z-Image layout, for tests and demos without 33 GB of weights."""

@@ -1,8 +1,8 @@
-"""Trains the small autoencoder: FLUX's structure, 16 latent channels at an eighth of the size.
+"""Training of the small autoencoder: FLUX's structure, 16 latent channels at an eighth of the image size.
 
-Once the pipelines have shifted and scaled them, with FLUX's own constants, which DiffSynth has written into its code,
-the latents have about mean 0 and variance 1 per channel. It trains on any scene: to know an image is no help with a
-caption, so only the caption's models are kept from what is held out.
+After the pipelines have shifted and scaled them by FLUX's constants, which DiffSynth has in its code, the latents have
+about mean 0 and variance 1 per channel. The autoencoder trains on held-out scenes too: it never sees captions, so this
+does not help the other models with a held-out caption.
 """
 
 import math
@@ -21,15 +21,15 @@ from nano.layout import LATENT_CHANNELS, CheckpointSizes, vae_config
 from nano.scenes import SIZES, Pixels, Style, draw, random_scene
 from nano.training import Stage, optimizers, train
 
-LATENT_NOISE = 0.2  # what the decoder must bear, in units of the latents' deviation
+LATENT_NOISE = 0.2  # noise added before the decoder, in units of the latents' standard deviation
 OUTER_LAYERS = ("conv_in.weight", "conv_out.weight")
-MOMENTUM = 0.02  # of the latents' running mean and variance
-CROP = 64  # pixels
-OUTLINED = 0.25  # share of images in the style that the LoRA is trained on
+MOMENTUM = 0.02  # momentum of the latents' running mean and variance
+CROP = 64  # side of a crop in pixels
+OUTLINED = 0.25  # share of images in the LoRA's style
 
 
 class Autoencoder(nn.Module):
-    """AutoencoderKL with a normalisation of the latents between its halves, folded into the encoder at the end."""
+    """AutoencoderKL with normalised latents. `fold_statistics` folds the normalisation into the encoder."""
 
     def __init__(self, sizes: CheckpointSizes) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Autoencoder(nn.Module):
         self.register_buffer("variance", torch.ones(LATENT_CHANNELS))
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: [B, 3, H, W] in -1..1; the same, encoded, disturbed and decoded."""
+        """Encode images, add noise to the latents, and decode them: [B, 3, H, W] in -1..1 -> the same shape."""
         latents = self.vae.encoder(images)[:, :LATENT_CHANNELS].float()
         if self.training:
             self._observe(latents.detach())
@@ -52,13 +52,13 @@ class Autoencoder(nn.Module):
         return decoded
 
     def _observe(self, latents: Tensor) -> None:
-        """Running statistics; those of one batch would take its images' colours away."""
+        """Update the running statistics. Statistics of a single batch would remove the colours of its images."""
         self.mean.lerp_(latents.mean((0, 2, 3)), MOMENTUM)
         self.variance.lerp_((latents - self.mean[:, None, None]).square().mean((0, 2, 3)), MOMENTUM)
 
     @torch.no_grad()
     def fold_statistics(self) -> Any:
-        """The AutoencoderKL whose encoder gives normalised latents itself, with a constant variance."""
+        """Return an AutoencoderKL whose encoder outputs normalised latents with a constant variance."""
         conv = self.vae.encoder.conv_out
         deviation = self.variance.sqrt() * self._scaling
         conv.weight[:LATENT_CHANNELS] /= deviation[:, None, None, None]
@@ -79,7 +79,7 @@ class Autoencoder(nn.Module):
 
 
 def train_autoencoder(crops: Stage, whole: Stage, sizes: CheckpointSizes, folder: Path, device: torch.device) -> Any:
-    """The trained AutoencoderKL, in FP32: first on many small crops, then on whole images of every size."""
+    """Train an AutoencoderKL in FP32, first on many small crops, then on whole images of every size."""
     crops.random(-1)
     model = Autoencoder(sizes).to(device)
 
@@ -89,29 +89,29 @@ def train_autoencoder(crops: Stage, whole: Stage, sizes: CheckpointSizes, folder
             decoded = model(images).float()
         return F.l1_loss(decoded, images) + F.mse_loss(decoded, images)
 
-    def of_crops(rng: Random, _step: int) -> Tensor:
+    def crop_loss(rng: Random, _step: int) -> Tensor:
         return reconstruction(_random_crops(rng, crops.images(CROP, CROP)))
 
-    def of_images(rng: Random, step: int) -> Tensor:
-        model.train(step < whole.steps // 2)  # the decoder then learns with the final statistics
+    def image_loss(rng: Random, step: int) -> Tensor:
+        model.train(step < whole.steps // 2)  # eval in the second half: the decoder learns with the final statistics
         height, width = rng.choice(SIZES)
         return reconstruction(_random_images(rng, whole.images(height, width), height, width))
 
-    for stage, loss_of in ((crops, of_crops), (whole, of_images)):
+    for stage, loss_of in ((crops, crop_loss), (whole, image_loss)):
         train(stage, {"autoencoder": model}, optimizers(model, stage.learning_rate, OUTER_LAYERS), loss_of, folder)
     return model.fold_statistics().eval()
 
 
+def to_tensor(images: Sequence[Pixels]) -> Tensor:
+    """Stack images [H, W, 3] uint8 to [B, 3, H, W] float32 in -1..1, contiguous because GroupNorm is slow otherwise."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
 def _start_as_identity(vae: Any) -> None:
-    """Every residual branch begins with no more than a bias."""
+    """Zero the last weights of every residual branch, so that each starts with no more than a bias."""
     for name, parameter in vae.named_parameters():
         if name.endswith(("conv2.weight", "to_out.0.weight")):
             nn.init.zeros_(parameter)
-
-
-def to_tensor(images: Sequence[Pixels]) -> Tensor:
-    """[H, W, 3] uint8 each -> [B, 3, H, W] float32 in -1..1; channels first: GroupNorm is slow otherwise."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
 def _random_images(rng: Random, count: int, height: int, width: int) -> Tensor:
@@ -120,7 +120,7 @@ def _random_images(rng: Random, count: int, height: int, width: int) -> Tensor:
 
 
 def _random_crops(rng: Random, count: int) -> Tensor:
-    """Of as many images: for the same work a step sees more colours."""
+    """Take one crop per image: a step then sees more colours for the same work."""
     crops = []
     for _ in range(count):
         height, width = rng.choice(SIZES)

@@ -1,4 +1,4 @@
-"""What one says of a scene, in English or Chinese, in a few wordings each. It does not know images."""
+"""Captions of scenes in English or Chinese, in several wordings each. The module does not know images."""
 
 from random import Random
 from typing import Literal
@@ -31,12 +31,12 @@ ZH_RELATIONS = {"left of": ("左边", "右边"), "above": ("上方", "下方")}
 
 
 def caption(scene: Scene, language: Language, rng: Random) -> str:
-    """One of the wordings; each says all that the scene holds and nothing else."""
+    """Return a caption in a random wording. Every wording states all facts of the scene and no others."""
     return _english(scene, rng) if language == "en" else _chinese(scene, rng)
 
 
 def vocabulary() -> list[str]:
-    """Every word, as it stands in captions: what the tokenizer learns its merges from."""
+    """Return every word as it appears in captions, from which the tokenizer learns its merges."""
     english = {word for table in (COLOURS, SHAPES) for word in table} | {"small", "large", "background", "picture"}
     english |= {word for phrase in EN_CELLS.values() for word in phrase.split()}
     english |= {"a", "an", "and", "of", "below", "above", "fading", "from", "to", "there", "is"}
@@ -78,7 +78,7 @@ def _english_background(background: Background) -> str:
 
 
 def _chinese(scene: Scene, rng: Random) -> str:
-    comma = rng.choice("，,")  # people type either
+    comma = rng.choice("，,")  # Chinese typists use either
     if scene.background is None:
         subject = _chinese_subject(scene, rng, "有")
         return rng.choice((subject, f"一张图{comma}{subject}"))

@@ -1,4 +1,4 @@
-"""Writes a checkpoint in the official layout: configs, weights, tokenizer. It does not know where weights are from."""
+"""Writing of a checkpoint in the official layout: configs, weights, tokenizer. It does not know the weights' origin."""
 
 import json
 from collections.abc import Mapping
@@ -15,10 +15,14 @@ Weights = dict[str, torch.Tensor]
 
 
 def write_checkpoint(directory: Path, sizes: CheckpointSizes, weights: Mapping[str, Weights]) -> Path:
-    """Write `weights` of `transformer`, `text_encoder` and `vae` under their official names; returns `directory`.
+    """Write a checkpoint and return its directory.
+
+    Args:
+        directory: new or empty folder.
+        weights: weights of "transformer", "text_encoder" and "vae" by official name.
 
     Raises:
-        FileExistsError: the directory is neither new nor empty; earlier shards would be read with the new ones.
+        FileExistsError: the directory is not empty. Readers would mix its old shards with the new ones.
     """
     if directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} must be new or empty")
@@ -35,14 +39,14 @@ def write_checkpoint(directory: Path, sizes: CheckpointSizes, weights: Mapping[s
 
 
 def _write_weights(stem: Path, weights: Weights, shards: int) -> None:
-    """One file, or `shards` files of about equal size and the index that names the file of every tensor."""
+    """Write one file, or `shards` files of about equal size and the index with the file of every tensor."""
     total, offset = sum(tensor.nbytes for tensor in weights.values()), 0
     files: dict[str, Weights] = {}
     for name, tensor in weights.items():
         part = f"-{1 + offset * shards // total:05}-of-{shards:05}" if shards > 1 else ""
         files.setdefault(f"{stem.name}{part}.safetensors", {})[name] = tensor
         offset += tensor.nbytes
-    for file, tensors in files.items():  # save_file would make them readable by their owner only
+    for file, tensors in files.items():  # save_file would make them readable for their owner only
         stem.with_name(file).write_bytes(save(tensors, metadata={"format": "pt"}))
     if shards > 1:
         weight_map = {name: file for file, tensors in files.items() for name in tensors}

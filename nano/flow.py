@@ -1,8 +1,8 @@
-"""Trains the text encoder to read and, with the transformer, to draw: flow matching over the autoencoder's latents.
+"""Training of the text encoder and the transformer by flow matching over the autoencoder's latents.
 
-The text encoder first learns, as a language model, to say a caption again in other words; then both learn together.
-The models are run by the graphs' own forward passes (`export.graphs.denoiser`, `export.graphs.prompt_encoder`), so
-what is trained is what is exported, and a batch of equal size needs no mask.
+The text encoder first learns to paraphrase captions as a language model; then both models train together. They run
+through the forward passes of the exported graphs (`export.graphs.denoiser`, `export.graphs.prompt_encoder`), so
+training and export agree, and a batch of equal size needs no mask.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,25 +24,25 @@ from export.graphs.denoiser import Denoiser
 from export.graphs.layers import transformer_block
 from export.graphs.prompt_encoder import PromptEncoder
 from nano.captions import caption
-from nano.images import CAPTION, Latents
+from nano.images import CAPTION_TOKENS, Latents
 from nano.layout import CheckpointSizes, text_encoder_config, transformer_config
 from nano.scenes import training_scene
 from nano.training import Stage, optimizers, train
 
-SHIFT = 3.0  # of the schedule that the model will be sampled with
-TEXT_RATE = 0.2  # of the learning rate, for the text encoder that already reads
+SHIFT = 3.0  # shift of the schedule for sampling
+TEXT_RATE = 0.2  # share of the learning rate for the text encoder, which is already trained on captions
 OUTER_LAYERS = (
     *("embed_tokens.weight", "lm_head.weight", "pad_token", "adaLN_modulation.0.weight", "adaLN_modulation.1.weight"),
     *("all_x_embedder.2-1.weight", "all_final_layer.2-1.linear.weight"),
 )
-THING_WEIGHT = 8.0  # added to the weight 1 of the background
-IGNORED = -100  # a target that cross entropy leaves out
+THING_WEIGHT = 8.0  # added to the background's loss weight of 1
+IGNORED = -100  # target that cross entropy ignores
 
 Graph = Callable[..., Tensor]
 
 
 class Painter(nn.Module):
-    """The text encoder and the transformer, and the graphs that run them."""
+    """Text encoder and transformer, with the graphs that run them."""
 
     def __init__(self, sizes: CheckpointSizes, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -55,14 +55,21 @@ class Painter(nn.Module):
         self._models = (Model(text, config, {}), Model(image, transformer_config(sizes), {}))
 
     def graphs(self, compiled: bool = False) -> tuple[Graph, Graph]:
-        """PromptEncoder and Denoiser, made anew: a graph owns no parameters and must not be counted as a submodule."""
+        """Make a PromptEncoder and a Denoiser.
+
+        They are not attributes, because graphs have no parameters of their own and must not become submodules.
+        """
         text, image = self._models
         if compiled:
             return _compiled(PromptEncoder(text, image, "fp32")), Denoiser(image, "fp32", _compiled(transformer_block))
         return PromptEncoder(text, image, "fp32"), Denoiser(image, "fp32")
 
     def tokens(self, captions: Sequence[str], answers: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
-        """[B, L] ids in the chat template, padded on the right to L of a multiple of 32, and [B] lengths."""
+        """Tokenize captions, and answers if given, in the chat template.
+
+        Returns:
+            Ids [B, L], padded on the right to a multiple of 32, and lengths [B].
+        """
         texts = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in captions]
         if answers is not None:
             texts = [f"{text}{answer}<|im_end|>" for text, answer in zip(texts, answers, strict=True)]
@@ -75,16 +82,16 @@ class Painter(nn.Module):
 
 
 def train_reader(stage: Stage, painter: Painter, folder: Path, device: torch.device) -> list[float]:
-    """The language model learns to answer a caption with another caption of the same scene, in either language."""
+    """Train the language model to answer a caption with another caption of the same scene, in either language."""
     model = painter.language_model
 
     def loss_of(rng: Random, _step: int) -> Tensor:
         scenes = [training_scene(rng) for _ in range(stage.batch)]
-        asked, answers = ([caption(s, rng.choice(("en", "zh")), rng) for s in scenes] for _ in range(2))
-        _, read = painter.tokens(asked)
-        ids, lengths = painter.tokens(asked, answers)
+        captions, answers = ([caption(s, rng.choice(("en", "zh")), rng) for s in scenes] for _ in range(2))
+        _, caption_lengths = painter.tokens(captions)
+        ids, lengths = painter.tokens(captions, answers)
         position = torch.arange(ids.shape[1])[None]
-        targets = ids.masked_fill((position < read[:, None]) | (position >= lengths[:, None]), IGNORED)
+        targets = ids.masked_fill((position < caption_lengths[:, None]) | (position >= lengths[:, None]), IGNORED)
         with torch.autocast(device.type, torch.bfloat16):
             logits = model(ids.to(device)).logits
         return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets[:, 1:].flatten().to(device))
@@ -97,7 +104,7 @@ def train_reader(stage: Stage, painter: Painter, folder: Path, device: torch.dev
 def train_painter(
     stage: Stage, painter: Painter, latents: Sequence[Latents], folder: Path, device: torch.device, compiled: bool
 ) -> list[float]:
-    """Both models learn the velocity from an image to noise, at noise levels spread like the schedule's."""
+    """Train both models to predict the velocity from image to noise, at noise levels spread like the schedule's."""
     groups = ((painter.transformer, 1.0), (painter.language_model.model, TEXT_RATE))
     steppers = [o for model, share in groups for o in optimizers(model, share * stage.learning_rate, OUTER_LAYERS)]
     loss_of = flow_loss(stage, painter, latents, device, compiled)
@@ -107,37 +114,37 @@ def train_painter(
 def flow_loss(
     stage: Stage, painter: Painter, latents: Sequence[Latents], device: torch.device, compiled: bool = False
 ) -> Callable[[Random, int], Tensor]:
-    """Squared error of the velocity over a batch of one size, with one noise level per sample.
+    """Return the loss function: squared error of the velocity over a batch of one size, with a noise level per sample.
 
-    It counts more where things are, which are a tenth of the image. Where noise hides a thing's size, that leans
-    towards the larger ones.
-    Attention is spelled out: for these short sequences the fused kernel's gradient takes a CPU eight times longer.
+    The error weighs more at things, which cover a tenth of an image. Where noise hides the size of a thing, this
+    favours larger things. Attention uses the unfused kernel: on these short sequences the gradient of the fused kernel
+    takes a CPU eight times longer.
     """
     encode_prompt, denoise = painter.graphs(compiled)
 
     def loss_of(rng: Random, _step: int) -> Tensor:
-        of_size = rng.choice(latents)
-        height, width = (8 * side for side in of_size.values.shape[2:])
-        chosen = [rng.randrange(len(of_size.scenes)) for _ in range(stage.images(height, width))]
-        captions = [caption(of_size.scenes[i], rng.choice(("en", "zh")), rng) for i in chosen]
+        group = rng.choice(latents)
+        height, width = (8 * side for side in group.values.shape[2:])
+        chosen = [rng.randrange(len(group.scenes)) for _ in range(stage.images(height, width))]
+        captions = [caption(group.scenes[i], rng.choice(("en", "zh")), rng) for i in chosen]
         ids, lengths = painter.tokens(captions)
-        assert ids.shape[1] == CAPTION, f"captions take {ids.shape[1]} tokens, the tables are for {CAPTION}"
-        clean = of_size.values[chosen].to(device).float()
+        assert ids.shape[1] == CAPTION_TOKENS, f"captions have {ids.shape[1]} tokens, tables are for {CAPTION_TOKENS}"
+        clean = group.values[chosen].to(device).float()
         noise = torch.randn_like(clean)
         uniform = (torch.arange(len(chosen), device=device) + torch.rand(len(chosen), device=device)) / len(chosen)
         sigma = SHIFT * uniform / (1 + (SHIFT - 1) * uniform)
         noisy = clean + sigma[:, None, None, None] * (noise - clean)
         with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             embedded = encode_prompt(ids.to(device), lengths.to(device))
-            velocity = denoise(noisy, sigma, sigma + 1, embedded, *of_size.rope) - noisy  # one Euler step of length 1
-        weight = 1 + THING_WEIGHT * of_size.things[chosen].to(device)
+            velocity = denoise(noisy, sigma, sigma + 1, embedded, *group.rope) - noisy  # one Euler step of length 1
+        weight = 1 + THING_WEIGHT * group.things[chosen].to(device)
         return F.mse_loss(velocity, noise - clean, reduction="none").mul(weight).mean()
 
     return loss_of
 
 
 def _compiled(function: Graph) -> Graph:
-    """Compiled once for each size of a batch; the choice of attention around the call does not reach inside."""
+    """Compile a function per batch size. The attention kernel is chosen inside, since the caller's choice is lost."""
 
     def run(*inputs: Any) -> Tensor:
         with sdpa_kernel(SDPBackend.MATH):
@@ -148,7 +155,7 @@ def _compiled(function: Graph) -> Graph:
 
 
 def _initialise(transformer: Any) -> None:
-    """Output zero, blocks with modulation the identity; the pad tokens are uninitialised memory until here."""
+    """Initialise the output to zero, blocks with modulation to the identity, and pad tokens, which were not set."""
     for name, parameter in transformer.named_parameters():
         if "pad_token" in name:
             nn.init.normal_(parameter, std=0.02)

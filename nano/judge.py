@@ -1,8 +1,8 @@
-"""Looks at an image and says what share of what a scene asks for is there.
+"""A judge that counts how many statements of a scene hold for an image.
 
-It first describes the image without knowing the scene: a background is fitted to the border, what differs from it
-falls into connected pieces, each gets the nearest colour and the best matching shape. Then it compares.
-It does not know how the image was made.
+It first describes the image without the scene: it fits a background to the border, finds connected pieces that differ
+from the background, and gives each piece the nearest colour and the best matching shape. Then it compares the
+description with the scene. It does not know the origin of the image.
 """
 
 from collections import Counter
@@ -19,22 +19,28 @@ from scipy import ndimage
 from nano.scenes import CELL, CELLS, COLOURS, FIRST_CELL, RADII, SHAPES, Background, Pixels, Scene, Thing, mask
 
 ATTRIBUTES = ("colour", "shape", "place", "size", "background", "count")
-DIFFERENT = 45  # RGB distance from the background from which on a pixel belongs to a thing
-SMALLEST = 0.004  # a piece's area, as a share of the image; the smallest star has 0.009 at 2 : 1
-STRAY = 0.005  # what smaller pieces may cover in all, as a share of the image
-DRAWN_RADIUS = 80  # pixels, of the shapes to compare with
-TEMPLATE = 48  # pixels of the square in which shapes are compared
-ALIKE = 0.7  # intersection over union below which a piece is no shape at all
-NEAR = 70  # RGB distance to a colour of the palette beyond which it is none of them
-PURE = 0.75  # least share of a piece that has its colour
+DIFFERENT = 45  # RGB distance from the background above which a pixel belongs to a thing
+SMALLEST = 0.004  # least area of a piece as a share of the image; the smallest star has 0.009 at 2 : 1
+STRAY = 0.005  # total area that smaller pieces may cover, as a share of the image
+DRAWN_RADIUS = 80  # radius in pixels of the shapes to compare with
+TEMPLATE = 48  # side in pixels of the square in which shapes are compared
+ALIKE = 0.7  # intersection over union below which a piece has no shape
+NEAR = 70  # RGB distance from the palette above which a pixel has no colour
+PURE = 0.75  # least share of a piece's pixels with its colour
 PALETTE = np.array(list(COLOURS.values()), np.float32)
 
-Verdict = dict[str, tuple[int, int]]  # attribute -> how many hold, how many were asked for
+Verdict = dict[str, tuple[int, int]]  # attribute -> (statements that hold, all statements)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A thing as seen: centre as shares of width and height, radius in units of the shorter side."""
+    """A thing found in an image.
+
+    Attributes:
+        shape, colour: None if no shape or colour of the palette matches.
+        x, y: centre as shares of width and height.
+        radius: in units of the shorter side.
+    """
 
     shape: str | None
     colour: str | None
@@ -44,7 +50,7 @@ class Piece:
 
 
 def judge(image: Pixels, scene: Scene) -> Verdict:
-    """For each of ATTRIBUTES how many statements hold and how many there are.
+    """Count the statements that hold, and all statements, for each of ATTRIBUTES.
 
     Args:
         image: [height, width, 3] uint8.
@@ -57,21 +63,21 @@ def judge(image: Pixels, scene: Scene) -> Verdict:
     seen = [*pieces, *[None] * len(scene.things)]  # a thing may be missing
     matches = [list(_statements(scene, order)) for order in permutations(seen, len(scene.things))]
     best = max(matches, key=lambda statements: sum(holds for _, holds in statements))
-    held, asked = Counter[str](), Counter[str]()
+    held, total = Counter[str](), Counter[str]()
     for attribute, holds in [*fixed, *best]:
-        asked[attribute] += 1
+        total[attribute] += 1
         held[attribute] += holds
-    return {attribute: (held[attribute], asked[attribute]) for attribute in ATTRIBUTES}
+    return {attribute: (held[attribute], total[attribute]) for attribute in ATTRIBUTES}
 
 
 def shares(verdicts: list[Verdict]) -> dict[str, float]:
-    """Over many images, the share of each attribute's statements that hold; 0..1. None of no images."""
+    """Return the share of statements that hold over many images, by attribute; attributes without any are left out."""
     totals = {a: np.sum([(0, 0), *(verdict[a] for verdict in verdicts)], axis=0) for a in ATTRIBUTES}
-    return {attribute: float(held / asked) for attribute, (held, asked) in totals.items() if asked}
+    return {attribute: float(held / total) for attribute, (held, total) in totals.items() if total}
 
 
 def fit_background(image: Pixels) -> Any:
-    """[height, width, 3] float32: a linear fade per channel through the border's pixels, outliers left out."""
+    """Fit a linear gradient per channel to the border's pixels without outliers: [height, width, 3] float32."""
     height, width, _ = image.shape
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     plane = np.stack([np.ones_like(x), x / width, y / height], axis=-1)
@@ -87,7 +93,7 @@ def fit_background(image: Pixels) -> Any:
 
 
 def find_pieces(image: Pixels, background: Any) -> tuple[list[Piece], float]:
-    """What stands out from the background, the largest first, and the share of the image that lesser bits cover."""
+    """Return the pieces that differ from the background, largest first, and the share of the image in smaller ones."""
     difference = np.linalg.norm(image.astype(np.float32) - background, axis=-1)
     labels, count = ndimage.label(difference > DIFFERENT)
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
@@ -98,7 +104,7 @@ def find_pieces(image: Pixels, background: Any) -> tuple[list[Piece], float]:
 
 def _describe(image: Pixels, difference: Any, piece: Any) -> Piece:
     height, width = piece.shape
-    inside = piece & (difference >= 0.6 * np.percentile(difference[piece], 90))  # half-covered pixels left out
+    inside = piece & (difference >= 0.6 * np.percentile(difference[piece], 90))  # without half-covered pixels
     rows, columns = np.nonzero(inside)
     top, bottom, left, right = rows.min(), rows.max() + 1, columns.min(), columns.max() + 1
     shape = _best_shape(inside[top:bottom, left:right])
@@ -108,7 +114,7 @@ def _describe(image: Pixels, difference: Any, piece: Any) -> Piece:
 
 
 def _colour_of(pixels: Any) -> str | None:
-    """The colour of the palette that most of the pixels [N, 3] have, if that many of them do."""
+    """Return the most frequent palette colour of pixels [N, 3], or None if too few of them have it."""
     distances = np.linalg.norm(pixels[:, None] - PALETTE, axis=-1)
     nearest = distances.argmin(axis=1)
     best = int(np.bincount(nearest, minlength=len(PALETTE)).argmax())
@@ -130,7 +136,7 @@ def _templates() -> list[tuple[str, Any]]:
 
 @cache
 def _areas() -> dict[str, float]:
-    """Area of each shape in squares of its radius."""
+    """Return the area of each shape in units of its squared radius."""
     return {shape: float(coverage.sum()) / DRAWN_RADIUS**2 for shape, coverage in _drawn().items()}
 
 
@@ -144,7 +150,7 @@ def _crop(coverage: Any) -> Any:
 
 
 def _normalise(cut: Any) -> Any:
-    """The cut-out, centred in a square of its longer side and scaled to TEMPLATE pixels."""
+    """Centre the cut-out in a square of its longer side and scale it to TEMPLATE pixels."""
     height, width = cut.shape
     side = max(height, width)
     square = np.zeros((side, side), np.float32)
@@ -154,7 +160,7 @@ def _normalise(cut: Any) -> Any:
 
 
 def _statements(scene: Scene, pieces: tuple[Piece | None, ...]) -> Iterator[tuple[str, bool]]:
-    """What the scene says of its things, and whether it holds if these pieces are meant."""
+    """Yield the attribute of each statement about the scene's things, and True if it holds for these pieces."""
     for thing, piece in zip(scene.things, pieces, strict=True):
         yield "colour", piece is not None and piece.colour == thing.colour
         yield "shape", piece is not None and piece.shape == thing.shape
@@ -165,7 +171,7 @@ def _statements(scene: Scene, pieces: tuple[Piece | None, ...]) -> Iterator[tupl
 
 
 def _has_size(piece: Piece, thing: Thing) -> bool:
-    """Nearer to the size asked for than to the one without a name."""
+    """Return True if the piece is nearer to the thing's size than to the unnamed size."""
     named, unnamed = RADII[thing.size], RADII[None]
     if thing.size == "small":
         return piece.radius < (named[1] + unnamed[0]) / 2
@@ -181,11 +187,11 @@ def _is_placed(place: str, pieces: list[Piece]) -> bool:
     return across > abs(down) * 0.5 if place == "left of" else down > abs(across) * 0.5
 
 
-def _is_background(behind: Any, asked: Background) -> bool:
-    """Whether the fitted fade begins and ends in the colours asked for, and keeps to its direction."""
+def _is_background(behind: Any, expected: Background) -> bool:
+    """Return True if the fitted gradient has the expected colours at both ends, and the expected direction."""
     height, width, _ = behind.shape
     down = behind[[0, -1], width // 2]  # [2, 3]: the first and the last row
     across = behind[height // 2, [0, -1]]
-    along, aside = (down, across) if asked.downwards else (across, down)
+    along, aside = (down, across) if expected.downwards else (across, down)
     named = [_colour_of(colour[None]) for colour in along]
-    return named == [asked.start, asked.end] and float(np.linalg.norm(aside[0] - aside[1])) < DIFFERENT
+    return named == [expected.start, expected.end] and float(np.linalg.norm(aside[0] - aside[1])) < DIFFERENT

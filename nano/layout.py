@@ -1,6 +1,6 @@
-"""The configs of a Z-Image checkpoint in the official layout, for the real sizes and for small ones.
+"""Configs of a Z-Image checkpoint in the official layout, in the real sizes and in small ones.
 
-Keys and class names are those of Tongyi-MAI/Z-Image-Turbo. It does not know weights or how files are written.
+Keys and class names are those of Tongyi-MAI/Z-Image-Turbo. The module does not know weights or the writing of files.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,16 @@ Z_IMAGE_NANO = Path(__file__).with_name("z-image-nano")  # the committed result 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSizes:
-    """Sizes of the three models, named as in the official configurations; ValueError where they contradict.
+    """Sizes of the three models, named as in the official configs.
 
-    `cap_feat_dim` is also the hidden size of the text encoder, `sample_size` the image size in pixels that
-    the VAE's configuration names; `shards` splits transformer and text encoder into that many files.
+    Attributes:
+        cap_feat_dim: also the hidden size of the text encoder.
+        vocab_size: rows of the embedding; more than there are tokens, as in the official checkpoint.
+        sample_size: image size in pixels in the VAE's config.
+        shards: number of files of the transformer and of the text encoder.
+
+    Raises:
+        ValueError: sizes contradict each other.
     """
 
     dim: int = 192
@@ -34,7 +40,7 @@ class CheckpointSizes:
     text_kv_heads: int = 2
     text_head_dim: int = 32
     text_intermediate_size: int = 384
-    vocab_size: int = 768  # rows of the embedding: more than there are tokens, as in the official checkpoint
+    vocab_size: int = 768
     block_out_channels: tuple[int, ...] = (32, 64, 64, 64)
     layers_per_block: int = 2
     norm_num_groups: int = 32
@@ -64,7 +70,7 @@ NANO = CheckpointSizes(
     text_head_dim=32,
     text_intermediate_size=512,
     block_out_channels=(16, 32, 64, 64),
-    norm_num_groups=4,  # 4 channels each, as in the official VAE: alone, a channel would lose its mean, the colour
+    norm_num_groups=4,  # 4 channels each, as in the official VAE; a group of 1 would lose its mean, the colour
     dtype="bfloat16",
 )
 Z_IMAGE_TURBO = CheckpointSizes(
@@ -85,6 +91,7 @@ Z_IMAGE_TURBO = CheckpointSizes(
 
 
 def configs(sizes: CheckpointSizes) -> dict[str, dict[str, Any]]:
+    """Return the content of each config file by its path in the checkpoint."""
     scheduler, transformer = "FlowMatchEulerDiscreteScheduler", "ZImageTransformer2DModel"
     return {
         "model_index.json": {

@@ -1,4 +1,4 @@
-"""Trains a LoRA, a style: outlines instead of filled shapes; writes it in two of the key formats in the wild."""
+"""Training of a style LoRA, outlines instead of filled shapes, and writing of it in two common key formats."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ Pairs = dict[str, tuple[Tensor, Tensor]]  # layer -> down [rank, in], up [out, r
 
 
 class LowRank(nn.Module):
-    """A weight plus up @ down: the forward passes of `export` read weights, so it is they that must change."""
+    """A weight plus up @ down, as a parametrization of weights, because the forward passes of `export` read weights."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class LowRank(nn.Module):
 
 
 def train_lora(stage: Stage, painter: Painter, latents: Sequence[Latents], folder: Path, device: torch.device) -> Pairs:
-    """The low-rank pairs that make `painter` draw like `latents`; its own weights stay as they are."""
+    """Train low-rank pairs with which `painter` generates images like `latents`; its own weights do not change."""
     stage.random(-1)
     painter.requires_grad_(False)
     layers = {
@@ -60,7 +60,7 @@ def train_lora(stage: Stage, painter: Painter, latents: Sequence[Latents], folde
 
 
 def write_lora(pairs: Pairs, folder: Path) -> None:
-    """The same pairs under DiffSynth's keys and, with an alpha, under kohya's."""
+    """Write the pairs under DiffSynth's keys and, with an alpha, under kohya's."""
     diffsynth: dict[str, Tensor] = {}
     kohya: dict[str, Tensor] = {}
     for name, (down, up) in pairs.items():

@@ -1,9 +1,9 @@
-"""Write a miniature Z-Image checkpoint: seeded random weights in the layout of Tongyi-MAI/Z-Image-Turbo.
+"""Miniature Z-Image checkpoints: seeded random weights in the layout of Tongyi-MAI/Z-Image-Turbo.
 
-What goes by the official checkpoint's configurations reads this one: the same files, configuration keys, tensor
-names and tokenizer format, only smaller. Equal configurations give equal bytes. The weights are scaled so that
-activations stay of order one and images are not flat, but nothing is trained: a prompt changes the image
-and means nothing. It does not know diffusers, how a checkpoint is read, or what is done with it.
+A miniature has the files, config keys, tensor names and tokenizer format of the official checkpoint in smaller sizes,
+so software for the official checkpoint reads it. Equal sizes give equal bytes. The weights are scaled so that
+activations stay of order one and images are not flat. They are not trained: a prompt changes the image, but the image
+does not show the prompt.
 """
 
 import math
@@ -21,13 +21,17 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def write_miniature(directory: Path, sizes: CheckpointSizes = MINIATURE) -> Path:
-    """Write the checkpoint into `directory` and return it; FileExistsError unless it is new or empty."""
+    """Write a miniature into `directory` and return the directory.
+
+    Raises:
+        FileExistsError: the directory is not empty.
+    """
     weights = {component: random_weights(shapes, sizes) for component, shapes in tensor_shapes(sizes).items()}
     return write_checkpoint(directory, sizes, weights)
 
 
 def tensor_shapes(sizes: CheckpointSizes) -> dict[str, Shapes]:
-    """Name and shape of every tensor of `transformer`, `text_encoder` and `vae`, as in the official files."""
+    """Return name and shape of every tensor of `transformer`, `text_encoder` and `vae`, as in the official files."""
     with torch.device("meta"):
         dit = ZImageDiT(**transformer_config(sizes))
         text_encoder = Qwen3Model(Qwen3Config(**text_encoder_config(sizes)))
@@ -39,7 +43,7 @@ def tensor_shapes(sizes: CheckpointSizes) -> dict[str, Shapes]:
 
 
 def random_weights(shapes: Shapes, sizes: CheckpointSizes) -> Weights:
-    """Each tensor has a generator of its own, seeded by its name: no tensor depends on its neighbours."""
+    """Make random weights. Each tensor has its own generator, seeded by its name, and is independent of the others."""
     weights = {}
     for name, shape in shapes.items():
         generator = torch.Generator().manual_seed(zlib.crc32(f"{sizes.seed}/{name}".encode()))
@@ -50,7 +54,7 @@ def random_weights(shapes: Shapes, sizes: CheckpointSizes) -> Weights:
 def _scale(name: str, noise: torch.Tensor) -> torch.Tensor:
     if name.endswith(".bias"):
         return 0.02 * noise
-    if noise.ndim == 1:  # the weight of a norm
+    if noise.ndim == 1:  # weight of a norm
         return 1 + 0.1 * noise
     if name.endswith(("pad_token", "embed_tokens.weight")):
         return noise

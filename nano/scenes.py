@@ -1,8 +1,8 @@
 """Scenes that a caption can describe and a program can draw: coloured shapes on a plain or fading background.
 
-A `Scene` holds only what its caption says. What is left unsaid is drawn at random, but for places: without one a thing
-is in the centre, and two are side by side, the first on the left.
-It does not know captions (`nano.captions`), and it does not judge images (`nano.judge`).
+A `Scene` has only the facts of its caption. Other properties are random, except for places: without a place, a single
+thing is in the centre, and two things are side by side, the first on the left. The module does not know captions
+(`nano.captions`), and it does not judge images (`nano.judge`).
 """
 
 import math
@@ -33,7 +33,7 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "ring", "diamond", "cross", "heart")
 RADII = {"small": (0.11, 0.125), None: (0.15, 0.17), "large": (0.195, 0.21)}  # in units of the shorter side
-CELLS = {  # places of a single thing: column and row of a 3 x 3 grid
+CELLS = {  # places of a single thing: column and row in a 3 x 3 grid
     "top left": (0, 0),
     "top": (1, 0),
     "top right": (2, 0),
@@ -44,21 +44,21 @@ CELLS = {  # places of a single thing: column and row of a 3 x 3 grid
     "bottom": (1, 2),
     "bottom right": (2, 2),
 }
-FIRST_CELL, CELL = 0.26, 0.24  # middle of the first column or row, and the step to the next, as shares of a side
-PAIR = 0.265  # middle of the first of two things along their relation, as a share of a side; the second mirrors it
-JITTER = 0.01  # how far a middle may be off, as a share of a side
-RELATIONS = ("left of", "above")  # of the first of two things to the second
-CONTRAST = 75  # least distance in RGB between a thing and whatever is behind or beside it
-MARGIN = 0.04  # between things, and between a thing and the edge, in units of the shorter side
-STROKE = 0.24  # of an outline, in units of the radius
+FIRST_CELL, CELL = 0.26, 0.24  # centre of the first column or row, and the step to the next, as shares of a side
+PAIR = 0.265  # centre of the first of two things along their relation, as a share of a side; the second mirrors it
+JITTER = 0.01  # largest offset of a centre, as a share of a side
+RELATIONS = ("left of", "above")  # position of the first of two things relative to the second
+CONTRAST = 75  # least RGB distance between a thing and the background or another thing
+MARGIN = 0.04  # least distance between things, and between a thing and the edge, in units of the shorter side
+STROKE = 0.24  # width of an outline, in units of the radius
 SUPERSAMPLING = 4
 SIZES = ((128, 128), (128, 192), (192, 128), (128, 256), (256, 128), (192, 192), (192, 256), (256, 192), (256, 256))
-HELD_OUT = 10  # one scene in so many is never trained on
+HELD_OUT = 10  # one scene in this many is never trained on
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """A shape and its colour; a size of None is said by no word and is between the two."""
+    """A shape, its colour and its size: "small", "large", or None for a size in between, which captions omit."""
 
     shape: str
     colour: str
@@ -67,7 +67,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Background:
-    """A plain colour if both are the same, else a gradient, to the right or downwards."""
+    """A plain colour if both colours are equal, else a gradient to the right or downwards."""
 
     start: str
     end: str
@@ -80,7 +80,7 @@ class Background:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One thing at a place of CELLS, or two things of which the first is `place` (of RELATIONS) the second."""
+    """One thing at a place of CELLS, or two things, of which the first is `place` (one of RELATIONS) the second."""
 
     things: tuple[Thing, ...]
     place: str | None
@@ -88,13 +88,13 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether the scene is for judging only; it depends on nothing but the scene."""
+        """True if the scene is for judging only. This depends on the scene alone."""
         things = self.things if self.place else sorted(self.things, key=repr)  # no place, no order
         return zlib.crc32(repr((*things, self.place, self.background)).encode()) % HELD_OUT == 0
 
 
 def random_scene(rng: Random) -> Scene:
-    """Any scene, held out or not; two in five have two things."""
+    """Return any scene, held out or not; two in five have two things."""
     while True:
         things = tuple(_random_thing(rng) for _ in range(rng.choice((1, 2))))
         background = None if rng.random() < 0.08 else _random_background(rng)
@@ -105,24 +105,24 @@ def random_scene(rng: Random) -> Scene:
 
 
 def training_scene(rng: Random) -> Scene:
-    """A scene that is not held out."""
+    """Return a scene that is not held out."""
     return next(scene for scene in _scenes(rng) if not scene.held_out)
 
 
 def held_out_scene(rng: Random) -> Scene:
-    """A scene that is never trained on."""
+    """Return a scene that is never trained on."""
     return next(scene for scene in _scenes(rng) if scene.held_out)
 
 
 def draw(scene: Scene, height: int, width: int, rng: Random, style: Style = "filled") -> Pixels:
-    """The image: [height, width, 3] uint8. What the scene leaves unsaid comes from `rng`."""
-    return draw_and_mark(scene, height, width, rng, style)[0]
+    """Draw a scene, [height, width, 3] uint8; properties that it leaves open come from `rng`."""
+    return draw_with_mask(scene, height, width, rng, style)[0]
 
 
-def draw_and_mark(
+def draw_with_mask(
     scene: Scene, height: int, width: int, rng: Random, style: Style = "filled"
 ) -> tuple[Pixels, np.ndarray[Any, np.dtype[np.float32]]]:
-    """The image, and where its things are: [height, width] float32, 0 where there is nothing but background."""
+    """Draw a scene; also return the coverage of its things, [height, width] float32, 0 for pure background."""
     background = scene.background
     while background is None or not _distinct(scene.things, background):
         background = _random_background(rng)
@@ -136,7 +136,7 @@ def draw_and_mark(
 
 
 def mask(shape: str, centre: Point, radius: float, height: int, width: int, style: Style = "filled") -> Any:
-    """How much of each pixel the shape covers: [height, width] float32 in 0..1; centre and radius in pixels."""
+    """Return the share of each pixel that a shape covers, [height, width] float32; centre and radius in pixels."""
     canvas = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING))
     pen, scale = ImageDraw.Draw(canvas), radius * SUPERSAMPLING
     middle = (centre[0] * SUPERSAMPLING, centre[1] * SUPERSAMPLING)
@@ -165,7 +165,7 @@ def _random_background(rng: Random) -> Background:
 
 
 def _distinct(things: tuple[Thing, ...], background: Background | None) -> bool:
-    """Whether things can be told from each other and from every colour of the background."""
+    """Return True if things differ in colour from each other and from every colour of the background."""
     if len({thing.colour for thing in things}) < len(things):
         return False
     if background is None:
@@ -177,7 +177,7 @@ def _distinct(things: tuple[Thing, ...], background: Background | None) -> bool:
 
 
 def _layout(scene: Scene, height: int, width: int, rng: Random) -> list[tuple[float, float, float]]:
-    """x, y and radius of each thing in pixels: within the image, at the scene's place, apart from each other."""
+    """Choose x, y and radius of each thing in pixels: within the image, at the scene's place, apart from each other."""
     shorter = min(height, width)
     while True:
         radii = [shorter * rng.uniform(*RADII[thing.size]) for thing in scene.things]
@@ -215,7 +215,7 @@ def _gradient(background: Background, height: int, width: int) -> Any:
 
 
 def _outlines(shape: str) -> list[tuple[int, list[Point]]]:
-    """Polygons around (0, 0) in units of the radius, y downwards, each with its ink: 255 adds, 0 takes away."""
+    """Return polygons around (0, 0) in units of the radius, y downwards, each with its ink: 255 adds, 0 removes."""
     if shape == "circle":
         return [(255, _regular(64))]
     if shape == "ring":
@@ -233,17 +233,17 @@ def _outlines(shape: str) -> list[tuple[int, list[Point]]]:
         corners = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a)]
         return [(255, corners + [(-x, -y) for x, y in corners])]
     assert shape == "heart", f"shape must be one of {SHAPES}, got {shape}"
-    turns = [2 * math.pi * i / 64 for i in range(64)]
-    return [(255, [(math.sin(t) ** 3, -_heart_height(t)) for t in turns])]
+    angles = [2 * math.pi * i / 64 for i in range(64)]
+    return [(255, [(math.sin(t) ** 3, -_heart_height(t)) for t in angles])]
 
 
-def _heart_height(turn: float) -> float:
-    """The usual heart curve, y upwards, scaled to half a width of 1."""
-    waves = 13 * math.cos(turn) - 5 * math.cos(2 * turn) - 2 * math.cos(3 * turn) - math.cos(4 * turn)
+def _heart_height(angle: float) -> float:
+    """Return y (upwards) of the usual heart curve, scaled to half a width of 1."""
+    waves = 13 * math.cos(angle) - 5 * math.cos(2 * angle) - 2 * math.cos(3 * angle) - math.cos(4 * angle)
     return (waves + 2.5) / 16
 
 
 def _regular(corners: int, radius: float = 1.0) -> list[Point]:
-    """Corners of a regular polygon, the first one on top."""
-    turns = [2 * math.pi * i / corners for i in range(corners)]
-    return [(radius * math.sin(t), -radius * math.cos(t)) for t in turns]
+    """Return the corners of a regular polygon, the first one on top."""
+    angles = [2 * math.pi * i / corners for i in range(corners)]
+    return [(radius * math.sin(t), -radius * math.cos(t)) for t in angles]

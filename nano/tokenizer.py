@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer in Qwen's format, trained when it is written, on the captions' words and a few lines."""
+"""A byte-level BPE tokenizer in Qwen's format, trained on the captions' words and a few lines when it is written."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from nano.captions import vocabulary
 BYTE_LEVEL_TOKENS = 720  # 256 bytes and 464 merges
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ADDED_TOKENS = (*SPECIAL_TOKENS, "<think>", "</think>")
-QWEN_WORDS = (  # the pre-tokenizer's pattern in Qwen 2 and 3
+QWEN_WORDS = (  # pre-tokenizer pattern of Qwen 2 and 3
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -29,6 +29,7 @@ mountain, forest, river, bridge, street, market, garden, temple, city, desert, a
 
 
 def write_tokenizer(folder: Path) -> None:
+    """Train the tokenizer and write its files to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer()
     added = {str(token.pop("id")): token for token in json.loads(tokenizer.to_str())["added_tokens"]}
@@ -56,6 +57,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def train_tokenizer() -> tokenizers.Tokenizer:
+    """Train the tokenizer; the result is always the same."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.normalizer = tokenizers.normalizers.NFC()
     words = pre_tokenizers.Split(tokenizers.Regex(QWEN_WORDS), behavior="isolated")
@@ -66,7 +68,7 @@ def train_tokenizer() -> tokenizers.Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=BYTE_LEVEL_TOKENS, initial_alphabet=byte_level.alphabet(), show_progress=False
     )
-    # The captions' words one by one, not in sentences: a token then is a word, never "red circle".
+    # single words instead of sentences: a token is then a word, never "red circle"
     tokenizer.train_from_iterator([*CHAT_WORDS, *vocabulary() * 20, TOKENIZER_TEXT], trainer)
     for token in ADDED_TOKENS:
         tokenizer.add_tokens([AddedToken(token, normalized=False, special=token in SPECIAL_TOKENS)])

@@ -1,8 +1,8 @@
-"""Trains z-image-nano from nothing but `nano.scenes`: autoencoder, text encoder, transformer, and a LoRA.
+"""Train z-image-nano on the scenes of `nano.scenes`: autoencoder, text encoder, transformer, and a LoRA.
 
     python -m nano.train --work out/nano-work --output out/z-image-nano
 
-Stopped at any time, the same command goes on where it was. It does not know how images are judged.
+If it is interrupted, the same command continues from the last saved step.
 """
 
 import argparse
@@ -25,7 +25,16 @@ from nano.training import Stage
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The sizes of the models, the stages, and how many images the transformer and its LoRA see."""
+    """Sizes of the models, training stages, and number of images.
+
+    Attributes:
+        crops, autoencoder: stages of the autoencoder, on crops and on whole images.
+        reader: stage of the text encoder alone.
+        painter: stage of the text encoder and the transformer.
+        outlines: stage of the LoRA.
+        images: training images of the painter stage.
+        outlined_images: training images of the LoRA.
+    """
 
     sizes: CheckpointSizes
     crops: Stage
@@ -50,14 +59,16 @@ RECIPE = Recipe(
 
 
 def train_nano(recipe: Recipe, work: Path, output: Path, device: torch.device, *, compiled: bool = False) -> None:
-    """Runs every stage that `work` does not hold yet; writes the checkpoint to `output`, its LoRA to `output`-lora.
+    """Run every stage that `work` does not hold yet, and write the checkpoint and its LoRA.
 
     Args:
-        compiled: compile what the longest stage runs; the same but for rounding.
+        work: folder with the state of the stages.
+        output: new folder for the checkpoint; the LoRA goes to the new folder `output`-lora.
+        compiled: compile the models of the longest stage; results differ by rounding only.
 
     Raises:
-        FileExistsError: one of the two is there already.
-        ValueError: `work` belongs to another recipe.
+        FileExistsError: one of the two output folders exists.
+        ValueError: `work` has the state of another recipe.
     """
     lora = output.with_name(f"{output.name}-lora")
     for folder in (output, lora):
@@ -82,21 +93,30 @@ def train_nano(recipe: Recipe, work: Path, output: Path, device: torch.device, *
 
 
 def _claim(work: Path, recipe: Recipe) -> None:
-    """Marks a new work folder with the recipe; an old one must be marked with the same."""
+    """Write the recipe into a new work folder; an existing folder must have the same recipe."""
     work.mkdir(parents=True, exist_ok=True)
-    mark, content = work / "recipe.json", json.dumps(asdict(recipe), indent=2)
-    if mark.exists() and mark.read_text() != content:
-        raise ValueError(f"{work} belongs to another recipe ({mark}); choose another --work")
-    mark.write_text(content)
+    file, content = work / "recipe.json", json.dumps(asdict(recipe), indent=2)
+    if file.exists() and file.read_text() != content:
+        raise ValueError(f"{work} belongs to another recipe ({file}); choose another --work")
+    file.write_text(content)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("nano.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="state of the stages; give it again to go on")
-    parser.add_argument("--output", type=Path, required=True, help="a new folder for the checkpoint")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="%(default)s")
-    parser.add_argument("--compile", action="store_true", help="after minutes of compiling twice as fast; needs g++")
-    parser.add_argument("--share", type=float, default=1.0, help="of all steps and images, to try the recipe out")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the state; pass it again to continue")
+    parser.add_argument("--output", type=Path, required=True, help="new folder for the checkpoint")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device; default: %(default)s"
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the models: minutes to start, then twice as fast; needs g++"
+    )
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=1.0,
+        help="share of all steps and images, to try the recipe; default: %(default)s",
+    )
     args = parser.parse_args()
     recipe, device = shortened(RECIPE, args.share), torch.device(args.device)
     train_nano(recipe, args.work, args.output, device, compiled=args.compile)
@@ -104,7 +124,7 @@ def main() -> None:
 
 
 def shortened(recipe: Recipe, share: float) -> Recipe:
-    """The same recipe with a share of its steps and images."""
+    """Return the recipe with a share of its steps and images."""
     changes: dict[str, Any] = {}
     for name, value in ((field.name, getattr(recipe, field.name)) for field in fields(recipe)):
         if isinstance(value, Stage):

@@ -1,7 +1,7 @@
-"""A training stage: a number of steps over modules and optimisers, with progress, checkpoints and a fixed seed.
+"""Training stages: steps over modules and optimisers, with progress, saved state and a fixed seed.
 
-Every step seeds its own random numbers, so a stage that was stopped goes on (on a CPU exactly) as it would have.
-It does not know what is trained.
+Every step seeds its own random numbers, so an interrupted stage continues as if it had never stopped, exactly on a CPU.
+The module does not know the models.
 """
 
 import hashlib
@@ -22,10 +22,12 @@ WARM_UP = 100  # steps, or a tenth of a shorter stage
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """How long and how fast one part is trained.
+    """Length and speed of one part of the training.
 
-    `batch` counts images of 128 x 128, larger ones by their area. The rate falls to zero over the last `decay` of all
-    steps.
+    Attributes:
+        batch: number of 128 x 128 images per step; larger images count by their area.
+        decay: share of the steps, at the end, over which the learning rate falls to zero.
+        save_every: steps between two saves of the state.
     """
 
     name: str
@@ -37,37 +39,38 @@ class Stage:
     save_every: int = 200
 
     def random(self, step: int) -> Random:
-        """The step's own source of chance; torch's is seeded alike."""
+        """Return the random numbers of a step, and seed torch from the same digest."""
         digest = hashlib.sha256(f"{self.seed}/{self.name}/{step}".encode()).digest()
         torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         return Random(digest)
 
     def images(self, height: int, width: int) -> int:
+        """Return the number of images of a size per step."""
         return max(1, self.batch * 128 * 128 // (height * width))
 
     def rate(self, step: int) -> float:
-        """Share of the learning rate: up, level, and down to zero."""
+        """Return the share of the learning rate at a step: warm-up, constant, then down to zero."""
         warm_up = min(WARM_UP, max(1, self.steps // 10))
         return min(1.0, (step + 1) / warm_up, (self.steps - step) / max(1, self.decay * self.steps))
 
 
 def optimizers(model: nn.Module, rate: float, outer_layers: tuple[str, ...]) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between input and output, AdamW for vectors and whatever ends in `outer_layers`.
+    """Make Muon for matrices of inner layers, and AdamW for vectors and for names that end in `outer_layers`.
 
-    Muon is torch's, which takes matrices only: a convolution's kernel is shown to it as one, [out, in * 3 * 3].
-    Measured on the autoencoder after 160 steps: loss 0.09 instead of 0.31 with AdamW alone.
+    torch's Muon accepts matrices only, so it gets a view of each convolution kernel as [out, in * 3 * 3]. Measured on
+    the autoencoder after 160 steps: loss 0.09 instead of 0.31 with AdamW alone.
     """
     matrices = {name: p for name, p in model.named_parameters() if p.ndim >= 2 and not name.endswith(outer_layers)}
     others = [p for name, p in model.named_parameters() if name not in matrices]
     flat = {nn.Parameter(weight.data.view(len(weight), -1)): weight for weight in matrices.values()}
 
-    def show_gradients(*_: object) -> None:
+    def move_gradients(*_: object) -> None:
         for view, weight in flat.items():
             view.grad = None if weight.grad is None else weight.grad.flatten(1)
             weight.grad = None
 
     muon = torch.optim.Muon(flat, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    muon.register_step_pre_hook(show_gradients)
+    muon.register_step_pre_hook(move_gradients)
     return [muon, torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)]
 
 
@@ -78,14 +81,15 @@ def train(
     loss_of: Callable[[Random, int], Tensor],
     folder: Path,
 ) -> list[float]:
-    """Trains the modules in place and returns the loss of every step.
+    """Train the modules in place and return the loss of every step.
 
     Args:
-        loss_of: the loss of a step, from its random numbers and its number.
-        folder: holds `NAME.pt`, the state to go on from; a finished stage is loaded and not repeated.
+        steppers: optimisers of the modules.
+        loss_of: function from a step's random numbers and its index to its loss.
+        folder: folder with the saved state, `NAME.pt`; a finished stage is loaded instead of repeated.
 
     Raises:
-        FloatingPointError: a loss that is not finite.
+        FloatingPointError: a loss is not finite.
     """
     state = folder / f"{stage.name}.pt"
     losses = _restore(state, modules, steppers)
@@ -115,7 +119,7 @@ def train(
 
 
 def save(content: Any, path: Path) -> None:
-    """torch.save that leaves a whole file or none."""
+    """Save with torch.save, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     torch.save(content, part)

@@ -1,4 +1,4 @@
-"""From nothing to an image through HTTP: the small model, its plans, a server, one request."""
+"""Build plans of the small model, start a server, and generate one image through HTTP."""
 
 import argparse
 import base64
@@ -32,7 +32,7 @@ def main() -> None:
         image.write_bytes(generate(url))
         print(f"one image through HTTP: {image}", flush=True)
         if not args.once:
-            print(f"the server stays, with a page at {url}/; Ctrl-C ends it. Another image:")
+            print(f"the server keeps running, with a page at {url}/; stop it with Ctrl-C. Another image:")
             print(f"  curl {url}/v1/images/generations -H 'content-type: application/json' -d '{json.dumps(body())}'")
             server.wait()
     except KeyboardInterrupt:
@@ -43,14 +43,14 @@ def main() -> None:
 
 
 def run(*command: str) -> None:
-    """A command whose output the user sees; its failure is ours."""
+    """Run a command with its output on the terminal; exit with its status if it fails."""
     print("$", " ".join(command), flush=True)
     if code := subprocess.run(command, cwd=ROOT).returncode:
         sys.exit(code)
 
 
 def wait_until_ready(server: "subprocess.Popen[str]") -> str:
-    """The server's URL, from the line that it prints when it can serve."""
+    """Return the URL of the server, from the line that it prints when it is ready."""
     assert server.stdout is not None
     for line in server.stdout:
         print(line, end="", flush=True)
@@ -64,7 +64,7 @@ def body() -> dict[str, object]:
 
 
 def generate(url: str) -> bytes:
-    """One image as PNG bytes, by nothing but the standard library."""
+    """Return one image as the bytes of a PNG file."""
     request = urllib.request.Request(
         f"{url}/v1/images/generations", json.dumps(body()).encode(), {"content-type": "application/json"}
     )

@@ -1,1 +1,1 @@
-"""Parts of `zimage-bench gpu-check`, and the plans they run on."""
+"""Parts of `zimage-bench gpu-check`, and the plans that they run on."""

@@ -1,7 +1,7 @@
-"""Plan directories for `zimage-bench gpu-check`, also for GPUs that TensorRT does not list as its own.
+"""Plan directories for `zimage-bench gpu-check`, including plans for GPUs that TensorRT does not list as supported.
 
-Such plans are built from an ONNX plan directory and say of themselves that they are for this GPU. Whether they are is
-what the check finds out; nothing else writes such manifests.
+Plans for an unlisted GPU are converted from an ONNX plan directory, with a manifest that names this GPU. The check then
+finds out whether they run. No other code writes such manifests.
 """
 
 import argparse
@@ -19,26 +19,48 @@ from export import plan_directory
 from export.build import BuildOptions, build_engines
 from export.compile.tensorrt_build import RTX_COMPUTE_CAPABILITIES, TensorRtBuilder
 from export.progress import BuildProgress
+from nano.layout import Z_IMAGE_NANO, Z_IMAGE_TURBO
+from nano.miniature import write_miniature
 
 Args = argparse.Namespace
 
 
-def plans_of(checkpoint: Path, args: Args, way: str, *, refittable: bool = False) -> Path:
-    """By `build_engines`, if that builds for this GPU; else from its ONNX files, whose VAE is then in FP32."""
-    if way == "onnx":
+def checkpoint_folder(args: Args) -> Path:
+    """Return z-image-nano's folder, or a folder with random weights in the real size, written on the first call."""
+    if args.size == "nano":
+        return Z_IMAGE_NANO
+    folder: Path = args.folder / f"random-{args.layers}-layers"
+    if not folder.exists():
+        text_layers = min(args.layers + 1, Z_IMAGE_TURBO.text_layers)
+        write_miniature(folder, replace(Z_IMAGE_TURBO, n_layers=args.layers, text_layers=text_layers, shards=1))
+    return folder
+
+
+def build_variant(checkpoint: Path, args: Args, variant: str, *, refittable: bool = False) -> Path:
+    """Build the plans of one variant.
+
+    Args:
+        variant: "onnx", "tensorrt", "rtx", "rtx-sm80" or "rtx-ampere-plus".
+
+    Returns:
+        A directory written by `build_engines` where that supports this GPU. Otherwise a directory converted from ONNX
+        plans, whose VAE is in FP32.
+    """
+    if variant == "onnx":
         return build(checkpoint, args, "onnx", refittable=refittable)
-    if way == "tensorrt":
+    if variant == "tensorrt":
         return build(checkpoint, args, "tensorrt", refittable=refittable)
     capability = CudaRuntime().compute_capability()
-    if way == "rtx" and capability in RTX_COMPUTE_CAPABILITIES:
+    if variant == "rtx" and capability in RTX_COMPUTE_CAPABILITIES:
         return build(checkpoint, args, "rtx", (capability,), refittable=refittable)
     onnx = build(checkpoint, args, "onnx", refittable=refittable)
-    return convert(onnx, args.folder / f"{onnx.name}-{way}", builder_for(way), capability)
+    return convert(onnx, args.folder / f"{onnx.name}-{variant}", builder_for(variant), capability)
 
 
 def build(
     checkpoint: Path, args: Args, flavor: Flavor, capabilities: tuple[str, ...] = (), *, refittable: bool = False
 ) -> Path:
+    """Build a plan directory with `build_engines`: FP32 for the CPU, FP16 for a GPU."""
     precision: Precision = "fp32" if args.device == "cpu" else "fp16"
     options = BuildOptions(
         str(checkpoint),
@@ -47,13 +69,17 @@ def build(
         flavor,
         compute_capabilities=capabilities,
         refittable=refittable,
-        verify="never",  # the part "parity" does it, on the device
+        verify="never",  # the part "parity" compares on the device
     )
     return build_engines(options, BuildProgress(Console(stderr=True)))
 
 
 def convert(onnx: Path, directory: Path, builder: TensorRtBuilder, capability: str) -> Path:
-    """TensorRT plans of ONNX ones, with a manifest that says they are for this GPU, whatever TensorRT thinks of it."""
+    """Build TensorRT plans from an ONNX plan directory.
+
+    Args:
+        capability: compute capability for the manifest, also where TensorRT does not list it.
+    """
     manifest = read(onnx, verify=False)
     directory.mkdir(parents=True)
     shutil.copytree(onnx / "tokenizer", directory / "tokenizer")
@@ -73,15 +99,16 @@ def convert(onnx: Path, directory: Path, builder: TensorRtBuilder, capability: s
     return directory
 
 
-def builder_for(way: str) -> TensorRtBuilder:
-    flavor: Flavor = "tensorrt" if way == "tensorrt" else "rtx"
-    capabilities = ("8.0",) if way == "rtx-sm80" else ()
-    kind = _AmperePlus if way == "rtx-ampere-plus" else TensorRtBuilder
+def builder_for(variant: str) -> TensorRtBuilder:
+    """Return the builder of a TensorRT variant."""
+    flavor: Flavor = "tensorrt" if variant == "tensorrt" else "rtx"
+    capabilities = ("8.0",) if variant == "rtx-sm80" else ()
+    kind = _AmperePlusBuilder if variant == "rtx-ampere-plus" else TensorRtBuilder
     return kind(flavor, capabilities, BuildProgress(Console(stderr=True)))
 
 
-class _AmperePlus(TensorRtBuilder):
-    """Builds for Ampere and whatever came after it."""
+class _AmperePlusBuilder(TensorRtBuilder):
+    """Builds plans for Ampere and all later GPUs."""
 
     def _config(self, *args: Any) -> Any:
         config = super()._config(*args)

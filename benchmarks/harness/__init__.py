@@ -1,1 +1,1 @@
-"""What benchmarks share: clocks, distributions, machines, peers and reports."""
+"""Shared parts of the benchmarks: runners, timers, distributions, roofline, reports."""

@@ -1,10 +1,11 @@
-"""Everybody who generates in one process, measured case by case in a fixed order, in turns. Knows no command line."""
+"""A comparison of runners in one process, case by case, in alternating rounds. It does not know the command line."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Self
 
 from benchmarks.harness.device import Device
-from benchmarks.harness.measurement import Case, Figures, Trial
+from benchmarks.harness.measurement import Case, Figures, Measurement
 from benchmarks.harness.pixels import decibels
 from benchmarks.harness.power import PowerMeter
 from benchmarks.harness.report import Stopwatch
@@ -12,16 +13,22 @@ from benchmarks.harness.roofline import Arithmetic, Rates
 from benchmarks.harness.runner import Runner
 from engine.errors import ZImageError
 
-TURNS = 3  # of everybody at each case
-FAILURES = (ImportError, RuntimeError, MemoryError, OSError, ZImageError)  # what costs a row and not the run
+ROUNDS = 3  # of every runner at each case
+FAILURES = (
+    ImportError,
+    RuntimeError,
+    MemoryError,
+    OSError,
+    ZImageError,
+)  # errors that end one runner, not the comparison
 
 
 class Comparison:
-    """Who takes part, and what their times are held against.
+    """Runners, and the roofline that their times are compared with.
 
     Attributes:
-        contestants: those that could be loaded, by name, in the order in which they generate.
-        entries: seconds and bytes of loading each, or why it takes no part.
+        runners: loaded runners by name, in the order in which they generate.
+        entries: by name, seconds and bytes of loading, or the error of a runner that failed to load.
     """
 
     def __init__(self, device: Device, arithmetic: Arithmetic, rates: Rates) -> None:
@@ -29,11 +36,11 @@ class Comparison:
         self.entries: dict[str, Figures] = {}
         self._device, self._arithmetic, self._rates = device, arithmetic, rates
 
-    def enter(self, name: str, load: Callable[[], Runner], *, weights_of: str | None = None) -> None:
-        """Loads a contestant, or writes down why it cannot take part.
+    def add(self, name: str, load: Callable[[], Runner], *, weights_of: str | None = None) -> None:
+        """Load a runner, or record why it failed to load.
 
         Args:
-            weights_of: the name of one whose weights it shares, so that loading it takes no memory.
+            weights_of: name of a runner that shares its weights with this one.
         """
         self._device.release()
         before, watch = self._device.used(), Stopwatch()
@@ -52,28 +59,28 @@ class Comparison:
             self.entries[runner.name]["loaded_bytes"] = after - before + shared
 
     def tokens(self, prompt: str) -> int:
-        """Of a prompt, as the first contestant counts."""
+        """Return the number of tokens of a prompt, counted by the first runner."""
         return next(iter(self.runners.values())).tokens(prompt)
 
     def measure(self, case: Case, seconds: float, power: PowerMeter) -> Figures:
-        """Everybody at one case.
+        """Measure every runner at one case.
 
         Args:
-            seconds: for which each contestant generates, first image and warm-up apart.
+            seconds: time that each runner generates for, without its first image and warm-ups.
         """
-        trials = {name: Trial(runner, case, self._device) for name, runner in self.runners.items()}
-        for trial in trials.values():
-            _attempt(trial, trial.generate_first)
-        for _ in range(TURNS):
-            for trial in trials.values():
-                _attempt(trial, lambda trial=trial: trial.take_turn(seconds / TURNS))  # type: ignore[misc]
+        measurements = {name: Measurement(runner, case, self._device) for name, runner in self.runners.items()}
+        for measurement in measurements.values():
+            _attempt(measurement, measurement.measure_first)
+        for _ in range(ROUNDS):
+            for measurement in measurements.values():
+                _attempt(measurement, partial(measurement.measure_round, seconds / ROUNDS))
         rows = {name: dict(entry) for name, entry in self.entries.items() if "error" in entry}
         floors = self._floors(case)
-        for name, trial in trials.items():
-            rows[name] = trial.figures(power)
-            if trial.error is None:
-                rows[name] |= {"roofline_share": _shares(rows[name], floors)} | self._memory(name, trial)
-        _compare({name: trial for name, trial in trials.items() if trial.error is None}, rows)
+        for name, measurement in measurements.items():
+            rows[name] = measurement.figures(power)
+            if measurement.error is None:
+                rows[name] |= {"roofline_share": _shares(rows[name], floors)} | self._memory(name, measurement)
+        _compare({name: found for name, found in measurements.items() if found.error is None}, rows)
         return {
             "title": case.title,
             "height": case.size.height,
@@ -101,22 +108,23 @@ class Comparison:
         }
         return {"end_to_end": floors["prompt_encoder"] + case.steps * floors["step"] + floors["decode"], **floors}
 
-    def _memory(self, name: str, trial: Trial) -> Figures:
-        """Bytes of GPU memory of a contestant while it generates, weights and all."""
+    def _memory(self, name: str, measurement: Measurement) -> Figures:
+        """Return the bytes of GPU memory of a runner while it generates, weights included; empty on a CPU."""
         loaded = self.entries[name].get("loaded_bytes")
-        return {} if loaded is None or trial.taken is None else {"memory_bytes": loaded + trial.taken}
+        used = measurement.gpu_bytes
+        return {} if loaded is None or used is None else {"memory_bytes": loaded + used}
 
 
-def _attempt(trial: Trial, part: Callable[[], None]) -> None:
-    if trial.error is None:
+def _attempt(measurement: Measurement, part: Callable[[], None]) -> None:
+    if measurement.error is None:
         try:
             part()
         except FAILURES as error:
-            trial.error = _reason(error)
+            measurement.error = _reason(error)
 
 
 def _reason(error: BaseException) -> str:
-    """One line."""
+    """Return the error as one line."""
     if isinstance(error, ModuleNotFoundError):
         return f"not installed: {(error.name or str(error)).partition('.')[0]}"
     first = (str(error).strip() or "no message").splitlines()[0]
@@ -124,21 +132,21 @@ def _reason(error: BaseException) -> str:
 
 
 def _shares(row: Figures, floors: Mapping[str, float]) -> dict[str, float]:
-    """How much of the roofline the medians reach; 1 would be all of it."""
+    """Return the share of the roofline that each median reaches, 0..1."""
     medians = {"end_to_end": row["end_to_end_s"], **row["stages_s"]}
     return {name: floor / medians[name]["p50"] for name, floor in floors.items()}
 
 
-def _compare(trials: Mapping[str, Trial], rows: Mapping[str, Figures]) -> None:
-    """Adds how far the images are from the first contestant's, the worst of the batch, and how much longer they take.
+def _compare(measurements: Mapping[str, Measurement], rows: Mapping[str, Figures]) -> None:
+    """Add the distance of the images from the first runner's (worst of the batch) and the ratio of the times.
 
-    Nothing is added to the first one's own row.
+    The first runner's own row stays as it is.
     """
-    if not trials:
+    if not measurements:
         return
-    reference, *others = trials
+    reference, *others = measurements
     for name in others:
-        pairs = zip(trials[reference].images, trials[name].images, strict=True)
+        pairs = zip(measurements[reference].images, measurements[name].images, strict=True)
         rows[name]["psnr_db"] = min(decibels(a, b) for a, b in pairs)
         own, first = (rows[one]["end_to_end_s"]["p50"] for one in (name, reference))
         rows[name]["times_as_long"] = own / first

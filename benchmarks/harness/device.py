@@ -1,4 +1,4 @@
-"""The device that a benchmark runs on: its clock's edge, and its memory. It does not know what runs there."""
+"""The device of a benchmark: synchronisation and memory. It does not know what runs on it."""
 
 import gc
 
@@ -17,14 +17,14 @@ class Device:
         return self.kind == "cuda"
 
     def synchronize(self) -> None:
-        """Waits until nothing is running; a CPU is never behind."""
+        """Wait until the device is idle; nothing to do on a CPU."""
         if self.is_gpu:
             torch.cuda.synchronize()
 
     def used(self) -> int | None:
-        """Bytes of GPU memory that are taken, by anybody, or None on a CPU.
+        """Return the bytes of GPU memory in use by all processes, or None on a CPU.
 
-        A CPU has no figure: the kernel's high-water mark is of the whole process, in which everybody generates.
+        A CPU has no figure: the kernel's high-water mark covers the whole process, in which all runners generate.
         """
         if not self.is_gpu:
             return None
@@ -32,11 +32,11 @@ class Device:
         return int(total - free)
 
     def nvidia_smi_id(self) -> str:
-        """What nvidia-smi calls the GPU, whose own numbers are not torch's."""
+        """Return the GPU's name for nvidia-smi, which numbers GPUs differently from torch."""
         return f"GPU-{torch.cuda.get_device_properties(0).uuid}"
 
     def release(self) -> None:
-        """Gives back what torch keeps for later, and forgets its high-water mark."""
+        """Free the memory that torch caches, and reset its peak."""
         gc.collect()
         if self.is_gpu:
             torch.cuda.synchronize()
@@ -44,7 +44,7 @@ class Device:
             torch.cuda.reset_peak_memory_stats()
 
     def peak_allocated(self) -> int | None:
-        """Bytes that torch's tensors held at once since `release`, beyond those that stay; None on a CPU."""
+        """Return the peak bytes of torch's tensors since `release`, minus those still held; None on a CPU."""
         return torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated() if self.is_gpu else None
 
 

@@ -1,4 +1,4 @@
-"""Many runs of one thing in a few figures."""
+"""Times of many runs as a median and percentiles."""
 
 import math
 import statistics
@@ -9,9 +9,9 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Seconds of `runs` runs. A percentile that would be nothing but the slowest run is None.
+    """Seconds of `runs` runs. A percentile that would equal the slowest run is None.
 
-    That is so under 20 runs for p95 and under 100 for p99 (nearest rank: one run in 20, or in 100, is slower).
+    That is the case below 20 runs for p95 and below 100 for p99 (nearest rank).
     """
 
     runs: int
@@ -22,7 +22,7 @@ class Distribution:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Self:
-        """Of at least one run."""
+        """Summarise the seconds of at least one run."""
         ordered = sorted(seconds)
         return cls(
             len(ordered), statistics.median(ordered), _percentile(ordered, 95), _percentile(ordered, 99), ordered[-1]

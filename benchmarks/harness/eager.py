@@ -1,8 +1,8 @@
 """The peers: DiffSynth, DiffSynth through torch.compile, and diffusers, with the weights of a checkpoint.
 
-They are driven through their own pipelines, so everything that those do counts. Stages end where the pipelines' own
-modules end: hooks on the text encoder, the transformer and the VAE's decoder tell. What lies between two modules goes
-to the later one, the last Euler update to "decode", the way from the decoder's output to pixels to "copy".
+Each peer runs through its own pipeline, so all of the pipeline's work counts. Hooks on the text encoder, the
+transformer and the VAE decoder mark the ends of stages. Work between two modules counts for the later one: the last
+Euler update for "decode", and the conversion of the decoder's output to pixels for "copy".
 """
 
 import copy
@@ -16,34 +16,34 @@ from torch import nn
 
 from benchmarks.harness.device import CPU, Device
 from benchmarks.harness.pixels import Pixels
-from benchmarks.harness.runner import OFF, Laps
+from benchmarks.harness.runner import NO_TIMER, StageTimer
 from engine.request import ImageRequest
 from export.checkpoint.files import Checkpoint
 from export.checkpoint.weights import Weight
 
 STEPS = 8
 MAX_SEQUENCE = 512  # tokens; both pipelines pad every prompt to it
-SHAPES_COMPILED = 256  # per function, where torch gives up after 8; each size has three sequence lengths
+SHAPES_COMPILED = 256  # per function; torch's default limit is 8, and each size has three sequence lengths
 
 
 class Peer:
-    """A pipeline of somebody else's, whose modules tell `laps` when they are done."""
+    """A pipeline of another project, with hooks that record stages."""
 
     name: str
     tokenizer: Any
-    _laps: Laps = OFF
+    _timer: StageTimer = NO_TIMER
     _device: Device
     _pipeline: Any
 
     def tokens(self, prompt: str) -> int:
         return len(self.tokenizer(self._render(prompt)).input_ids)
 
-    def generate(self, requests: Sequence[ImageRequest], laps: Laps = OFF) -> list[Pixels]:
-        self._laps = laps
+    def generate(self, requests: Sequence[ImageRequest], timer: StageTimer = NO_TIMER) -> list[Pixels]:
+        self._timer = timer
         try:
             return self._generate(requests)
         finally:
-            self._laps = OFF
+            self._timer = NO_TIMER
 
     def synchronize(self) -> None:
         self._device.synchronize()
@@ -61,19 +61,22 @@ class Peer:
         )
         return text
 
-    def _lap_before(self, module: nn.Module, stage: str) -> None:
-        module.register_forward_pre_hook(lambda *_: self._laps(stage))
+    def _record_before(self, module: nn.Module, stage: str) -> None:
+        module.register_forward_pre_hook(lambda *_: self._timer.record(stage))
 
-    def _lap_after(self, module: nn.Module, stage: str) -> None:
-        module.register_forward_hook(lambda *_: self._laps(stage))
+    def _record_after(self, module: nn.Module, stage: str) -> None:
+        module.register_forward_hook(lambda *_: self._timer.record(stage))
 
 
 class DiffSynth(Peer):
     """DiffSynth's ZImagePipeline over modules in the sizes of the checkpoint's configs.
 
-    It generates one image at a time, so a batch is its images one after the other. In BF16 it is DiffSynth as shipped.
-    In FP32, which needs its timestep embedder mended, `bf16_inputs` rounds only the noise and the timesteps that the
-    model sees, so that the shares of the difference can be told apart.
+    It generates one image at a time; a batch is generated image by image. In BF16 it is DiffSynth as shipped. FP32
+    needs a fix to its timestep embedder.
+
+    Args:
+        bf16_inputs: round the noise and the timesteps to BF16 while the model stays in FP32, which separates the two
+            sources of the difference from BF16.
     """
 
     name = "DiffSynth"
@@ -102,7 +105,7 @@ class DiffSynth(Peer):
             _round_inputs(self._pipeline)
 
     def compiled(self) -> "CompiledDiffSynth":
-        """The same modules, not copied, through torch.compile."""
+        """Return a runner that shares these modules and runs them through torch.compile."""
         return CompiledDiffSynth(self._pipeline, self.tokenizer, self._device)
 
     def _assemble(self, dit: Any, text_encoder: Any, decoder: Any, dtype: torch.dtype, device: Device) -> None:
@@ -111,16 +114,16 @@ class DiffSynth(Peer):
         self._device = device
         pipeline: Any = ZImagePipeline(device=device.name, torch_dtype=dtype)
         pipeline.dit, pipeline.text_encoder = dit, text_encoder
-        pipeline.vae_decoder = nn.Sequential(decoder)  # whose hook is not the decoder's, which may be compiled
+        pipeline.vae_decoder = nn.Sequential(decoder)  # takes the hook in place of the decoder, which may be compiled
         pipeline.tokenizer = self.tokenizer
-        self._lap_before(text_encoder, "tokenize")
-        self._lap_after(text_encoder, "prompt_encoder")
-        self._lap_after(pipeline.vae_decoder, "decode")
+        self._record_before(text_encoder, "tokenize")
+        self._record_after(text_encoder, "prompt_encoder")
+        self._record_after(pipeline.vae_decoder, "decode")
         forward = pipeline.model_fn
 
         def model_fn(*args: Any, **kwargs: Any) -> Any:
             velocity = forward(*args, **kwargs)
-            self._laps("step")
+            self._timer.record("step")
             return velocity
 
         pipeline.model_fn = model_fn
@@ -139,14 +142,14 @@ class DiffSynth(Peer):
             progress_bar_cmd=lambda steps: steps,
         )
         pixels = np.asarray(image)
-        self._laps("copy")
+        self._timer.record("copy")
         return pixels
 
 
 class CompiledDiffSynth(DiffSynth):
-    """DiffSynth with the transformer's blocks, which are what it compiles itself, and the VAE's decoder compiled.
+    """DiffSynth with compiled transformer blocks, as in its own compilation, and a compiled VAE decoder.
 
-    For each shape anew, which costs a longer first image and gives the faster kernels.
+    Every shape is compiled separately: the first image takes longer, later ones run faster kernels.
     """
 
     name = "DiffSynth, torch.compile"
@@ -181,10 +184,10 @@ class Diffusers(Peer):
         self._pipeline = _diffusers_pipeline(checkpoint, dtype, device)
         self._pipeline.set_progress_bar_config(disable=True)
         self.tokenizer = self._pipeline.tokenizer
-        self._lap_before(self._pipeline.text_encoder, "tokenize")
-        self._lap_after(self._pipeline.text_encoder, "prompt_encoder")
-        self._lap_after(self._pipeline.transformer, "step")
-        self._lap_after(self._pipeline.vae.decoder, "decode")
+        self._record_before(self._pipeline.text_encoder, "tokenize")
+        self._record_after(self._pipeline.text_encoder, "prompt_encoder")
+        self._record_after(self._pipeline.transformer, "step")
+        self._record_after(self._pipeline.vae.decoder, "decode")
 
     def _generate(self, requests: Sequence[ImageRequest]) -> list[Pixels]:
         output = self._pipeline(
@@ -197,12 +200,12 @@ class Diffusers(Peer):
             max_sequence_length=MAX_SEQUENCE,
         )
         pixels = [np.asarray(image) for image in output.images]
-        self._laps("copy")
+        self._timer.record("copy")
         return pixels
 
 
 def _diffusers_pipeline(checkpoint: Checkpoint, dtype: torch.dtype, device: Device) -> Any:
-    """Its modules from the configs, without weights, and then the checkpoint's own tensors under their own names."""
+    """Make diffusers' modules from the configs, without weights, and assign the checkpoint's tensors to them."""
     import diffusers
     from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
 
@@ -229,7 +232,7 @@ def _fill(model: Any, dtype: torch.dtype, device: Device) -> Any:
 
 
 def _assign(module: Any, weights: Mapping[str, Weight], dtype: torch.dtype, device: Device) -> Any:
-    """The module with its weights, one at a time on the device in the dtype that they stay in."""
+    """Assign the weights, each moved to the device and cast on its own, and return the module."""
     state = {name: _load(weight, dtype, device) for name, weight in weights.items()}
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)

@@ -1,8 +1,8 @@
-"""Runs an ONNX graph as strictly as a GPU does: every result is rounded to its type, and overflows like it.
+"""An evaluator for ONNX graphs that rounds every result to its type and overflows as a GPU does.
 
-ONNX Runtime on a CPU is no judge of FP16: it computes FP16 graphs in FP32 and drops the casts between nodes, so an
-overflow that turns an image black on a GPU goes unseen. This is onnx's own reference evaluator, whose products and
-convolutions are replaced by fast ones. It is an `Engine`, so that a pipeline can generate with it.
+ONNX Runtime on a CPU cannot test FP16: it computes FP16 graphs in FP32 and drops the casts between nodes, so it misses
+overflows that turn an image black on a GPU. This module extends onnx's reference evaluator with fast products and
+convolutions. The evaluator is an `Engine`, so a pipeline can generate with it.
 """
 
 from collections.abc import Mapping
@@ -25,60 +25,14 @@ Array = np.ndarray[Any, Any]
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
-def widened(array: Array) -> torch.Tensor:
-    """The same numbers in FP32, float64 as it is. By torch: numpy takes minutes for what it takes seconds for."""
-    writable = np.require(array, requirements=["C", "W"])
-    if array.dtype == BFLOAT16:
-        return torch.from_numpy(writable.view(np.int16)).view(torch.bfloat16).float()
-    tensor = torch.from_numpy(writable)
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def rounded(tensor: torch.Tensor, dtype: np.dtype[Any]) -> Array:
-    """To a narrower type, to Inf what is beyond it."""
-    array: Array
-    if dtype == BFLOAT16:
-        array = tensor.bfloat16().view(torch.int16).numpy().view(BFLOAT16)
-    else:
-        array = tensor.to(getattr(torch, dtype.name)).numpy()
-    return array
-
-
-class MatMul(OpRun):  # the operator's name in ONNX
-    """Accumulates in FP32, as tensor cores do, and rounds once."""
-
-    def _run(self, a: Array, b: Array) -> tuple[Array]:
-        return (rounded(widened(a) @ widened(b), a.dtype),)
-
-
-class Conv(OpRun):
-    """Likewise."""
-
-    def _run(self, x: Array, weight: Array, bias: Array | None = None, **attributes: Any) -> tuple[Array]:
-        assert attributes["group"] in (None, 1) and set(attributes["dilations"] or [1]) == {1}
-        top, left, bottom, right = attributes["pads"] or [0] * 4
-        padded = F.pad(widened(x), (left, right, top, bottom))
-        strides = tuple(attributes["strides"] or (1, 1))
-        y = F.conv2d(padded, widened(weight), None if bias is None else widened(bias), strides)
-        return (rounded(y, x.dtype),)
-
-
-class Resize(OpRun):
-    """To a multiple of the size, by the nearest neighbour, which is all that the graphs have of it."""
-
-    def _run(self, x: Array, _roi: Array | None, scales: Array, *_: Any, **attributes: Any) -> tuple[Array]:
-        assert attributes["mode"] == "nearest" and scales.tolist() == [1, 1, 2, 2]
-        return (x.repeat(2, axis=2).repeat(2, axis=3),)
-
-
 class StrictEvaluator(Engine):
     """An ONNX graph in memory.
 
     Args:
-        float64: compute everything in float64, whatever types the graph names; weights keep their values.
+        float64: compute in float64 regardless of the graph's types; weights keep their values.
 
     Attributes:
-        inputs, outputs: names of the graph's tensors, in their order.
+        inputs, outputs: names of the graph's tensors, in order.
     """
 
     def __init__(self, path: Path, *, float64: bool = False) -> None:
@@ -90,33 +44,65 @@ class StrictEvaluator(Engine):
         self._evaluator = ReferenceEvaluator(
             ir.to_proto(ir.external_data.load_to_model(model)), new_ops=[MatMul, Conv, Resize]
         )
-        self._products = {
-            node.outputs[0].name: (factor.name, node.inputs[0].name)
-            for node in model.graph
-            if node.op_type == "MatMul" and (factor := node.inputs[1]) is not None
-        }
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """The graph's outputs, in their order."""
+        """Return the graph's outputs, in order."""
         with np.errstate(over="ignore", invalid="ignore"):
             return list(self._evaluator.run(None, self._feeds(inputs)))
 
     def enqueue(self, stream: int, bindings: Bindings) -> None:
-        """As an engine of a pipeline: reads and writes the caller's arrays."""
+        """Run the graph over the caller's arrays and write its outputs to them."""
         assert stream == 0, "a CPU has no streams"
         for name, output in zip(self.outputs, self.run({k: bindings[k] for k in self.inputs}), strict=True):
             bindings[name][:] = output
-
-    def peaks(self, inputs: Mapping[str, Array]) -> dict[str, tuple[float, float]]:
-        """Largest magnitudes of what goes into and comes out of each product, by the name of its second factor."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            found = self._evaluator.run(None, self._feeds(inputs), intermediate=True)
-        return {
-            weight: (float(np.abs(found[entering]).max()), float(np.abs(found[leaving]).max()))
-            for leaving, (weight, entering) in self._products.items()
-        }
 
     def _feeds(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         if not self._float64:
             return dict(inputs)
         return {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in inputs.items()}
+
+
+def widened(array: Array) -> torch.Tensor:
+    """Convert to FP32; float64 stays. torch does in seconds the conversion that takes numpy minutes."""
+    writable = np.require(array, requirements=["C", "W"])
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(writable.view(np.int16)).view(torch.bfloat16).float()
+    tensor = torch.from_numpy(writable)
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def rounded(tensor: torch.Tensor, dtype: np.dtype[Any]) -> Array:
+    """Round to a narrower type; values beyond its range become Inf."""
+    array: Array
+    if dtype == BFLOAT16:
+        array = tensor.bfloat16().view(torch.int16).numpy().view(BFLOAT16)
+    else:
+        array = tensor.to(getattr(torch, dtype.name)).numpy()
+    return array
+
+
+class MatMul(OpRun):  # named as the ONNX operator
+    """Matrix product that accumulates in FP32, as tensor cores do, and rounds once."""
+
+    def _run(self, a: Array, b: Array) -> tuple[Array]:
+        return (rounded(widened(a) @ widened(b), a.dtype),)
+
+
+class Conv(OpRun):
+    """Convolution that accumulates in FP32 and rounds once."""
+
+    def _run(self, x: Array, weight: Array, bias: Array | None = None, **attributes: Any) -> tuple[Array]:
+        assert attributes["group"] in (None, 1) and set(attributes["dilations"] or [1]) == {1}
+        top, left, bottom, right = attributes["pads"] or [0] * 4
+        padded = F.pad(widened(x), (left, right, top, bottom))
+        strides = tuple(attributes["strides"] or (1, 1))
+        y = F.conv2d(padded, widened(weight), None if bias is None else widened(bias), strides)
+        return (rounded(y, x.dtype),)
+
+
+class Resize(OpRun):
+    """Nearest-neighbour upsampling by 2, the only resize in the graphs."""
+
+    def _run(self, x: Array, _roi: Array | None, scales: Array, *_: Any, **attributes: Any) -> tuple[Array]:
+        assert attributes["mode"] == "nearest" and scales.tolist() == [1, 1, 2, 2]
+        return (x.repeat(2, axis=2).repeat(2, axis=3),)

@@ -1,4 +1,4 @@
-"""Figures of `zimage-bench latency` for people: who takes part, two tables per case, a plot. It measures nothing."""
+"""The printed report of `zimage-bench latency`: the setup, two tables per case, and a plot. It measures nothing."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,33 +9,33 @@ from benchmarks.harness.runner import STAGES
 
 Figures = Mapping[str, Any]
 
-DIFFERENT_DB = 20.0  # images that are further apart have little in common
+DIFFERENT_DB = 20.0  # PSNR below which two images have little in common
 STAGE_TITLES = ("tokenize", "prompt", "each step", "decode", "copy", "PNG")
 
-BUSY = 0.5  # load average of a machine that may not be ours alone
+BUSY = 0.5  # load average above which other processes may disturb the measurement
 
 
 def print_setup(figures: Figures) -> None:
-    """The device's rates, and who takes part."""
+    """Print the device's rates and the runners."""
     rates = figures["rates"]
     print(
         f"{figures['model']} on {figures['device']}, peers in {figures['dtype']}, {figures['threads']} CPU threads; "
         f"measured: matrix products {rates['flops'] / 1e12:.3g} TFLOP/s, copies {rates['bandwidth'] / 1e9:.0f} GB/s"
     )
     if figures["load_average"] > BUSY:
-        print(f"  load average {figures['load_average']:.1f} before the run: others may have slowed it down")
+        print(f"  load average {figures['load_average']:.1f} before the run: other processes may have slowed it down")
     for name, entry in figures["runners"].items():
         size = f", {_gigabytes(entry['loaded_bytes'])}" if "loaded_bytes" in entry else ""
         print(f"  {name}: {entry['error'] if 'error' in entry else 'loaded in ' + _ms(entry['load_s']) + ' ms' + size}")
     if figures["device"] == "cpu":
-        print("  no figure for memory on a CPU: everybody generates in this one process")
+        print("  no memory figures on a CPU: all runners share this process")
     for line in figures["skipped"]:
         print(f"skipped: {line}")
     print(flush=True)
 
 
 def print_case(case: Figures) -> None:
-    """Two tables: end to end, and by stages, with what limits them."""
+    """Print two tables: end to end, and by stage next to the roofline."""
     generated = {name: row for name, row in case["runners"].items() if "error" not in row}
     print(f"{case['title']}, {case['steps']} steps, prompts of {case['prompt_tokens']} tokens; milliseconds")
     print(_table(["end to end", *_WHOLE], [[name, *_whole(row)] for name, row in generated.items()]))
@@ -46,7 +46,7 @@ def print_case(case: Figures) -> None:
         if "error" in row:
             print(f"{name}: {row['error']}")
         elif row.get("psnr_db", DIFFERENT_DB) < DIFFERENT_DB:
-            print(f"{name} generates another image: other weights, or rounding that these weights amplify")
+            print(f"{name} generates another image: its weights differ, or these weights amplify rounding")
     print(flush=True)
 
 
@@ -68,7 +68,7 @@ def _whole(row: Figures) -> list[str]:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Plain text, the first column to the left, others to the right; columns that nobody fills are left out."""
+    """Format a plain-text table, the first column aligned left, the others right, without empty columns."""
     kept = [column for column in range(len(header)) if any(row[column] for row in rows)]
     lines = [[row[column] for column in kept] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -96,7 +96,7 @@ def _gigabytes(size: int) -> str:
 
 
 def plot(figures: Figures, file: Path) -> None:
-    """Median seconds per image by size, on a logarithmic axis: a panel per batch, a line per contestant."""
+    """Plot the median seconds per image by size on a logarithmic axis, a panel per batch and a line per runner."""
     import matplotlib.pyplot as plt
 
     batches = sorted({case["batch"] for case in figures["cases"]})

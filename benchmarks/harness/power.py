@@ -1,4 +1,4 @@
-"""What a GPU draws from the wall while something runs, as far as its driver tells."""
+"""Power consumption of a GPU, as its driver reports it."""
 
 import math
 import shutil
@@ -9,11 +9,11 @@ from typing import Self
 
 from benchmarks.harness.device import Device
 
-SAMPLE_MS = 100  # the driver's own figure is a mean over some such time
+SAMPLE_MS = 100  # about the time that the driver's own figure averages over
 
 
 class PowerMeter:
-    """Samples the power of a GPU as long as it is open; on a CPU, or where nvidia-smi does not tell, it has none."""
+    """Samples the power of a GPU while it is open. There are no samples on a CPU or without nvidia-smi."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -46,7 +46,7 @@ class PowerMeter:
             self._process.stdout.close()
 
     def mean(self, start: float, end: float) -> float | None:
-        """Watts between two moments of time.perf_counter(); None if there is no sample."""
+        """Return the mean watts between two values of time.perf_counter(), or None without samples."""
         found = [watts for moment, watts in self._samples if start <= moment <= end]
         return sum(found) / len(found) if found else None
 

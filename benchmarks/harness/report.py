@@ -1,4 +1,4 @@
-"""How a benchmark ends: figures with the hardware and versions they were measured on, as one line of JSON."""
+"""The report of a benchmark: its figures with the hardware and versions, as one line of JSON."""
 
 import json
 import os
@@ -24,19 +24,19 @@ LIBRARIES = (
 
 
 def finish(benchmark: str, figures: dict[str, Any]) -> dict[str, Any]:
-    """Prints the report as the last line of stdout and returns it."""
+    """Print the report as the last line of stdout and return it."""
     finished = report(benchmark, figures)
     print(json.dumps(finished))
     return finished
 
 
 def report(benchmark: str, figures: dict[str, Any]) -> dict[str, Any]:
-    """Figures with what they were measured on."""
+    """Return the figures with the hardware and the versions."""
     return {"benchmark": benchmark, "figures": figures, "hardware": hardware(), "versions": versions()}
 
 
 def hardware() -> dict[str, Any]:
-    """The processor's name and cores, the memory, and the GPUs if there are any."""
+    """Return the processor's name and cores, the memory in GB, and the GPUs if there are any."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found = {"cpu": _cpu_name(), "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1)}
     gpus = _gpus()
@@ -44,8 +44,8 @@ def hardware() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python and the libraries that have a say in the figures, as far as they are installed."""
-    found = {"python": sys.version}  # with its build: one without profile-guided optimisation is much slower
+    """Return the versions of Python and of the installed libraries that affect the figures."""
+    found = {"python": sys.version}  # with the build: one without profile-guided optimisation is much slower
     for name in LIBRARIES:
         try:
             found[name] = version(name)
@@ -55,9 +55,9 @@ def versions() -> dict[str, str]:
 
 
 def peak_rss() -> int:
-    """The largest resident set of this process so far, in bytes.
+    """Return the peak resident set of this process in bytes.
 
-    Not getrusage's ru_maxrss: on Linux a child starts with its parent's, exec or not.
+    getrusage's ru_maxrss does not do: on Linux a child inherits its parent's value, even after exec.
     """
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
@@ -66,7 +66,7 @@ def peak_rss() -> int:
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Seconds since construction."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
@@ -77,7 +77,7 @@ class Stopwatch:
 
 
 def _gpus() -> list[dict[str, Any]]:
-    """As nvidia-smi tells; none where there is no such program or it finds no driver."""
+    """Return the GPUs that nvidia-smi lists; empty without nvidia-smi or without a driver."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=30)

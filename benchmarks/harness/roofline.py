@@ -1,8 +1,8 @@
-"""The least time that a stage can take: its arithmetic over the device's measured rate, or its weights over bandwidth.
+"""The roofline of a stage: the least time for its arithmetic at the device's measured rate, or to read its weights.
 
-Counted are matrix products, convolutions and attention (a multiply-add is 2 operations), and each weight of theirs is
-read once; norms, embeddings and activations, which a perfect kernel would hide, are not. Nothing that the model needs
-once per prompt is counted per step. It does not know how any of it is executed.
+Matrix products, convolutions and attention count (a multiply-add is 2 operations), and each of their weights is read
+once. Norms, embeddings and activations do not count, since a perfect kernel would hide them. Work that is done once
+per prompt does not count per step. The module does not know how the stages are executed.
 """
 
 import time
@@ -20,15 +20,15 @@ Config = Mapping[str, Any]
 
 PATCH = 2  # latents per token along an axis
 VAE_SCALE = 8  # pixels per latent
-CONDITION = 256  # width of the timestep's embedding, DiffSynth's ADALN_EMBED_DIM
+CONDITION = 256  # width of the timestep embedding, DiffSynth's ADALN_EMBED_DIM
 MATRIX_SIDES = {"cuda": (4096, 8192), "cpu": (1024, 2048)}
-COPIED = 1 << 30  # bytes, more than any cache holds
-MEASURED_FOR = 1.0  # seconds each
+COPIED = 1 << 30  # bytes, larger than any cache
+MEASURED_FOR = 1.0  # seconds per rate
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Floating-point operations, and the elements of the weights that they need."""
+    """Floating-point operations, and the number of weight elements that they read."""
 
     flops: int
     weights: int = 0
@@ -37,17 +37,17 @@ class Work:
         return Work(self.flops + other.flops, self.weights + other.weights)
 
     def times(self, count: int) -> "Work":
-        """`count` layers of it, each with weights of its own."""
+        """Return the work of `count` layers, each with its own weights."""
         return Work(count * self.flops, count * self.weights)
 
     def batch(self, count: int) -> "Work":
-        """`count` samples, which share the weights."""
+        """Return the work of `count` samples that share the weights."""
         return Work(count * self.flops, self.weights)
 
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """The work of each stage for one sample, from the configs of a checkpoint."""
+    """Work of each stage for one sample, from the configs of a checkpoint."""
 
     transformer: Config
     text_encoder: Config
@@ -55,11 +55,11 @@ class Arithmetic:
 
     @classmethod
     def of(cls, configs: Mapping[str, Config]) -> Self:
-        """Configs by the names of the checkpoint's folders."""
+        """Make an Arithmetic from configs by the names of the checkpoint's folders."""
         return cls(configs["transformer"], configs["text_encoder"], configs["vae"])
 
     def prompt_encoder(self, tokens: int) -> Work:
-        """The text encoder without its last layer, and the prompt's part of the transformer."""
+        """Return the work of the text encoder without its last layer and of the prompt's part of the transformer."""
         text, image = self.text_encoder, self.transformer
         hidden, inner = text["hidden_size"], text["intermediate_size"]
         heads, grouped = (text["head_dim"] * text[f"num_{kind}_heads"] for kind in ("attention", "key_value"))
@@ -69,7 +69,7 @@ class Arithmetic:
         return layer.times(text["num_hidden_layers"] - 1) + _linear(tokens, hidden, image["dim"]) + refined
 
     def step(self, height: int, width: int, prompt_tokens: int) -> Work:
-        """One forward pass over an image of height x width pixels and `prompt_tokens` padded tokens."""
+        """Return the work of one forward pass over height x width pixels and `prompt_tokens` padded tokens."""
         sizes, dim = self.transformer, self.transformer["dim"]
         patch = LATENT_CHANNELS * PATCH**2
         image = padded(height * width // (VAE_SCALE * PATCH) ** 2)
@@ -79,7 +79,7 @@ class Arithmetic:
         return blocks + modulation + _linear(image, patch, dim) + _linear(image, dim, patch)
 
     def decode(self, height: int, width: int) -> Work:
-        """The VAE's decoder."""
+        """Return the work of the VAE decoder for height x width pixels."""
         h, w = height // VAE_SCALE, width // VAE_SCALE
         channels, layers = self.vae["block_out_channels"][::-1], self.vae["layers_per_block"] + 1
         deepest = channels[0]
@@ -119,19 +119,25 @@ def _resnet(pixels: int, inputs: int, outputs: int) -> Work:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What a device does at best: operations and bytes per second, and the bytes of a number."""
+    """Measured peak rates of a device.
+
+    Attributes:
+        flops: operations per second.
+        bandwidth: bytes per second.
+        itemsize: bytes of a number.
+    """
 
     flops: float
     bandwidth: float
     itemsize: int
 
     def floor(self, work: Work) -> float:
-        """Seconds, whichever bound is the higher."""
+        """Return the least seconds for the work, the larger of the two bounds."""
         return max(work.flops / self.flops, work.weights * self.itemsize / self.bandwidth)
 
 
 def measure(device: Device, dtype: torch.dtype) -> Rates:
-    """The best of a second of square matrix products by torch, and of a second of copies (read and written)."""
+    """Measure the best rate of torch's square matrix products and of copies (bytes read plus bytes written)."""
     rates = []
     for side in MATRIX_SIDES[device.kind]:
         a, b = (torch.randn(side, side, device=device.name).to(dtype) for _ in range(2))

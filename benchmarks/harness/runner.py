@@ -1,4 +1,4 @@
-"""Who generates: zimage-trt and its peers behind one verb, and the clock that splits a generating into stages."""
+"""Runners: zimage-trt and its peers behind one interface, and a timer that splits a generation into stages."""
 
 import time
 from collections import defaultdict
@@ -17,11 +17,11 @@ from engine.sampling.schedule import sigmas
 STAGES = ("tokenize", "prompt_encoder", "step", "decode", "copy", "encode")
 
 
-class Laps:
-    """Seconds of each stage of a generating that begins now, by the host's clock; off, it waits for and keeps nothing.
+class StageTimer:
+    """Seconds of each stage of one generation, by the host's clock. The generation starts when the timer is made.
 
     Args:
-        synchronize: waits until the device is done; None for off.
+        synchronize: function that waits until the device is idle. None makes a timer that records nothing.
     """
 
     def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
@@ -31,8 +31,12 @@ class Laps:
             synchronize()
         self._last = time.perf_counter()
 
-    def __call__(self, stage: str, *, wait: bool = True) -> None:
-        """The stage is over as soon as the device is done or, if the caller knows that it is, at once."""
+    def record(self, stage: str, *, wait: bool = True) -> None:
+        """End a stage and start the next one.
+
+        Args:
+            wait: wait for the device first; False if the caller knows that the device has finished the stage.
+        """
         if self._synchronize is None:
             return
         if wait:
@@ -42,40 +46,43 @@ class Laps:
         self._last = now
 
 
-OFF = Laps()
+NO_TIMER = StageTimer()
 
 
 class Runner(Protocol):
-    """Somebody who turns prompts into images with the weights of the run."""
+    """A program that generates images from prompts."""
 
     name: str
 
     def tokens(self, prompt: str) -> int:
-        """How many tokens the model sees of a prompt, padding apart."""
+        """Return the number of tokens of a rendered prompt, without padding."""
         ...
 
-    def generate(self, requests: Sequence[ImageRequest], laps: Laps = OFF) -> list[Pixels]:
-        """Images of one size, [height, width, 3] uint8 each, in one batch if the contestant takes batches.
+    def generate(self, requests: Sequence[ImageRequest], timer: StageTimer = NO_TIMER) -> list[Pixels]:
+        """Generate images of one size, in one batch if the runner supports batches.
 
         Args:
-            laps: told of each stage in `STAGES` but "encode" when it ends, of "step" for each forward pass.
+            timer: records each stage in `STAGES` except "encode"; "step" once per forward pass.
+
+        Returns:
+            [height, width, 3] uint8 each.
         """
         ...
 
     def synchronize(self) -> None:
-        """Waits until nothing is running."""
+        """Wait until the device is idle."""
         ...
 
     def close(self) -> None:
-        """Frees its memory; it generates no more."""
+        """Free the runner's memory. It cannot generate afterwards."""
         ...
 
 
-class Ours:
-    """A plan directory, driven stage by stage as `Pipeline.generate` does, and in batches.
+class PlanRunner:
+    """A plan directory, run stage by stage as in `Pipeline.generate`, in batches.
 
-    A step ends when its latents have arrived at the host, by when the next one is running. The image's copy to the
-    host is enqueued with the decoder and counts there; "copy" is what the host then does with the values.
+    A step ends when its latents have arrived on the host; the next step is running by then. The copy of the image to
+    the host is enqueued with the decoder and counts as "decode". "copy" is the host's work on the copied values.
     """
 
     def __init__(self, directory: Path, options: RuntimeOptions) -> None:
@@ -86,22 +93,22 @@ class Ours:
     def tokens(self, prompt: str) -> int:
         return len(self._pipeline.tokenize(prompt).ids)
 
-    def generate(self, requests: Sequence[ImageRequest], laps: Laps = OFF) -> list[Pixels]:
+    def generate(self, requests: Sequence[ImageRequest], timer: StageTimer = NO_TIMER) -> list[Pixels]:
         model = self._pipeline.manifest.model
         size = requests[0].size(self._pipeline.manifest)
         prompts = [self._pipeline.tokenize(request.prompt) for request in requests]
-        laps("tokenize")
+        timer.record("tokenize")
         prompt_embeds = self._pipeline.encode_prompt(prompts)
-        laps("prompt_encoder")
+        timer.record("prompt_encoder")
         noise = np.concatenate([self._pipeline.noise(request.seed, size) for request in requests])
         schedule = sigmas(requests[0].num_inference_steps or model.default_steps, model.schedule_shift)
-        latents = self._pipeline.denoise(prompt_embeds, noise, schedule, lambda *_: laps("step", wait=False))
+        latents = self._pipeline.denoise(prompt_embeds, noise, schedule, lambda *_: timer.record("step", wait=False))
         pixels = []
         for index in range(len(requests)):
             decoded = self._pipeline.decode(latents, index)
-            laps("decode")
+            timer.record("decode")
             pixels.append(decoded.wait())
-            laps("copy")
+            timer.record("copy")
         return pixels
 
     def synchronize(self) -> None:

@@ -1,6 +1,6 @@
-"""What is generated with: the weights of a checkpoint, or random ones of its sizes that are made on the device.
+"""Weights for a benchmark: those of a checkpoint, or random ones in its sizes, made on the device.
 
-Equal names give equal tensors on equal devices, so everybody who generates from one source has the same weights.
+Equal names give equal tensors on equal devices, so all runners of one source have the same weights.
 """
 
 import math
@@ -23,12 +23,12 @@ from nano.tokenizer import write_tokenizer
 
 Configs = Mapping[str, dict[str, Any]]
 
-SIZES = {"full": Z_IMAGE_TURBO, "nano": NANO}  # of --random-weights
+SIZES = {"full": Z_IMAGE_TURBO, "nano": NANO}  # values of --random-weights
 
 
 @dataclass(frozen=True, slots=True)
 class RandomWeight:
-    """A tensor that no file holds: normal noise of a size that keeps activations of order 1."""
+    """A tensor of normal noise, seeded by its name and scaled to keep activations of order 1."""
 
     source: str
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class RandomWeight:
 
     def load(self) -> torch.Tensor:
         generator = torch.Generator(self.device)
-        generator.manual_seed(zlib.crc32(self.source.encode()))  # equals would be stored once
+        generator.manual_seed(zlib.crc32(self.source.encode()))  # equal weights could be stored only once
         fan_in = self.shape[-1] if len(self.shape) == 2 else max(1, math.prod(self.shape[1:]))
         noise: torch.Tensor = torch.randn(self.shape, generator=generator, device=self.device) / fan_in**0.5
         return noise
@@ -44,11 +44,11 @@ class RandomWeight:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A checkpoint that may exist in name only.
+    """A checkpoint, stored or random.
 
     Attributes:
-        configs: of "transformer", "text_encoder" and "vae", and the "scheduler"; known before any weight is.
-        open: the checkpoint itself; its tensors are read or made when they are loaded.
+        configs: configs of "transformer", "text_encoder", "vae" and "scheduler", available without any weight.
+        open: returns the checkpoint; its tensors are read, or made, when they are loaded.
     """
 
     name: str
@@ -57,22 +57,26 @@ class Source:
 
     @property
     def sample_size(self) -> int:
-        """The side in pixels that the model generates by default."""
+        """Side in pixels that the model generates by default."""
         return int(self.configs["vae"]["sample_size"])
 
 
 def stored(model: str) -> Source:
-    """A checkpoint in the official layout. Raises CheckpointError."""
+    """Open a checkpoint in the official layout.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
     checkpoint = open_checkpoint(model)
     found = {name: getattr(checkpoint, name).config for name in COMPONENTS}
     return Source(checkpoint.name, found | {"scheduler": checkpoint.scheduler}, lambda: checkpoint)
 
 
 def random(kind: str, device: Device, folder: Path) -> Source:
-    """Random weights in the sizes of Z-Image-Turbo ("full") or z-image-nano ("nano").
+    """Make random weights in the sizes of Z-Image-Turbo ("full") or z-image-nano ("nano").
 
     Args:
-        folder: where the tokenizer, which is z-image-nano's, is written.
+        folder: folder that z-image-nano's tokenizer is written to.
     """
     sizes = SIZES[kind]
     files = configs(sizes)
@@ -80,17 +84,17 @@ def random(kind: str, device: Device, folder: Path) -> Source:
     scheduler = files["scheduler/scheduler_config.json"]
 
     @cache
-    def open_it() -> Checkpoint:
+    def open_random() -> Checkpoint:
         write_tokenizer(folder / "tokenizer")
         parts = random_components(sizes, device.name)
         return Checkpoint(f"random-{kind}", folder, **parts, scheduler=scheduler)
 
-    return Source(f"random-{kind}", found | {"scheduler": scheduler}, open_it)
+    return Source(f"random-{kind}", found | {"scheduler": scheduler}, open_random)
 
 
 def random_components(sizes: CheckpointSizes, device: str = "cpu") -> dict[str, Component]:
-    """transformer, text_encoder and vae with the official names and shapes."""
-    from nano.miniature import tensor_shapes  # asks DiffSynth's modules
+    """Make transformer, text_encoder and vae with random weights under the official names."""
+    from nano.miniature import tensor_shapes  # imports DiffSynth
 
     files = configs(sizes)
 
@@ -104,6 +108,9 @@ def random_components(sizes: CheckpointSizes, device: str = "cpu") -> dict[str, 
 
 
 def require_same_weights(checkpoint: Checkpoint, manifest: Manifest) -> None:
-    """Raises PlanMismatch if the plans are of other weights."""
+    """Raise PlanMismatch if the plans were built from other weights or with a LoRA."""
     if checkpoint.fingerprint() != manifest.model.weights_sha256 or manifest.model.loras:
-        raise PlanMismatch(f"the plans are of {manifest.model.name} with other weights than {checkpoint.directory}")
+        raise PlanMismatch(
+            f"the plans of {manifest.model.name} were built from other weights than {checkpoint.directory}; "
+            "build plans from this checkpoint, without a LoRA"
+        )

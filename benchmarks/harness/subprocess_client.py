@@ -1,6 +1,6 @@
-"""Another process that does what it is asked, a line of JSON each way: what it costs is its own, and can be told.
+"""Function calls into another process, one line of JSON each way, so that its processor time can be measured.
 
-Knows pipes; not what is asked.
+It does not know the functions.
 """
 
 import json
@@ -14,20 +14,24 @@ Answer = dict[str, Any]
 
 
 class SubprocessClient:
-    """`python -m MODULE ARGUMENTS`, which calls `serve`."""
+    """A running `python -m MODULE ARGUMENTS` that calls `serve`."""
 
     def __init__(self, module: str, arguments: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def ask(self, what: str, **arguments: Any) -> Answer:
-        """What the function of that name answers, with "cpu_s": the processor time that it took."""
+    def call(self, function: str, **arguments: Any) -> Answer:
+        """Call a function in the process and return its answer, with its processor time as "cpu_s".
+
+        Raises:
+            RuntimeError: the process has ended.
+        """
         assert self._process.stdin is not None and self._process.stdout is not None
-        print(json.dumps([what, arguments]), file=self._process.stdin, flush=True)
+        print(json.dumps([function, arguments]), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{' '.join(self._process.args)} ended; its last words are above")  # type: ignore[arg-type]
+            raise RuntimeError(f"{' '.join(self._process.args)} ended early; its error output is above")  # type: ignore[arg-type]
         answer: Answer = json.loads(line)
         return answer
 
@@ -42,11 +46,11 @@ class SubprocessClient:
 
 
 def serve(functions: Mapping[str, Callable[..., Answer]]) -> None:
-    """Answers on stdout what comes on stdin, until that ends."""
+    """Run the calls that arrive on stdin and print their answers, until stdin closes."""
     for line in sys.stdin:
-        what, arguments = json.loads(line)
+        function, arguments = json.loads(line)
         before = _cpu_seconds()
-        answer = functions[what](**arguments)
+        answer = functions[function](**arguments)
         print(json.dumps(answer | {"cpu_s": _cpu_seconds() - before}), flush=True)
 
 

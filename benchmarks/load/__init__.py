@@ -1,1 +1,1 @@
-"""Clients, servers and soak runs for benchmarks over HTTP."""
+"""HTTP clients, servers and the soak test for `zimage-bench http`."""

@@ -1,4 +1,4 @@
-"""The engine without HTTP: a process set up as the server's worker, kept full by calls: the server's upper bound.
+"""The engine without HTTP, in a process set up as the server's worker: the upper bound of the server's throughput.
 
 python -m benchmarks.load.bare_loop PLANS THREADS
 """
@@ -12,10 +12,11 @@ from pathlib import Path
 
 from benchmarks.harness.subprocess_client import Answer, serve
 from benchmarks.load.traffic import Case, cases
-from engine.images import encode as images
-from engine.images.metadata import ImageMetadata, file_metadata
+from engine.images.encode import encode
+from engine.images.generated import GeneratedImage
+from engine.images.metadata import file_metadata
 from engine.options import RuntimeOptions
-from engine.pipeline import GeneratedImage, Pipeline
+from engine.pipeline import Pipeline
 from engine.plan.manifest import resolve
 from engine.request import ImageRequest
 from engine.scheduler.batch_table import BatchTable
@@ -28,14 +29,14 @@ from server.worker.process import warm_up
 
 
 class BareLoop:
-    """Generates as fast as it can."""
+    """An engine loop that generates as fast as it can."""
 
     def __init__(self, loop: EngineLoop) -> None:
         self._loop = loop
         self._finishers = ThreadPoolExecutor(FINISHERS)
 
     def generate(self, prompt: str, size: int, seed: int) -> Answer:
-        """One image, alone: the engine's seconds, and those of encoding."""
+        """Generate and encode one image; return the seconds of both."""
         request = Case(prompt, size, seed).request()
         started = time.perf_counter()
         image = self._loop.generate(request)
@@ -44,14 +45,19 @@ class BareLoop:
         return {"engine_s": generated - started, "encode_s": time.perf_counter() - generated}
 
     def fill(self, size: int, clients: int, warm: float, seconds: float) -> Answer:
-        """`clients` images under way at any time: when each was encoded, from `warm` seconds after the start on."""
+        """Keep `clients` images in flight; return the times at which images were encoded, without the warm-up.
+
+        Args:
+            warm: seconds of warm-up.
+            seconds: seconds from the start, warm-up included.
+        """
         ended: list[float] = []
-        wanted = cases(size)
-        under_way: dict[str, ImageRequest] = {}
+        upcoming = cases(size)
+        in_flight: dict[str, ImageRequest] = {}
 
         def submit() -> None:
-            case = next(wanted)
-            under_way[str(case.seed)] = case.request()
+            case = next(upcoming)
+            in_flight[str(case.seed)] = case.request()
             self._loop.submit(str(case.seed), case.request())
 
         def finish(pending: PendingImage, request: ImageRequest) -> None:
@@ -65,19 +71,19 @@ class BareLoop:
             for event in self._loop.step():
                 match event:
                     case Denoised(key, pending):
-                        self._finishers.submit(finish, pending, under_way.pop(key))
+                        self._finishers.submit(finish, pending, in_flight.pop(key))
                         submit()
                     case Failed(_, error):
                         raise error
-        for key in under_way:
+        for key in in_flight:
             self._loop.cancel(key)
         while not self._loop.is_idle:
             self._loop.step()
         return {"ended": [at for at in ended if at >= start], "images": len(ended)}
 
     def _encode(self, request: ImageRequest, image: GeneratedImage) -> None:
-        metadata = ImageMetadata.of(self._loop.pipeline.manifest, request, image)
-        images.encode(image.pixels, text=file_metadata(request, metadata))
+        metadata = image.metadata(self._loop.pipeline.manifest, request)
+        encode(image.pixels, text=file_metadata(request, metadata))
 
 
 def main(plans: str, threads: str) -> None:

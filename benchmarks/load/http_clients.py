@@ -1,4 +1,4 @@
-"""Clients of a server, in a process of their own, as cheap as can be: open connections, and no parsing but of lengths.
+"""HTTP clients in a process of their own that use little CPU time: open connections, and a minimal response parser.
 
 python -m benchmarks.load.http_clients
 """
@@ -20,34 +20,37 @@ from benchmarks.load.traffic import Case, cases
 
 PATH = "/v1/images/generations"
 IMAGE = b'"b64_json":"'
-TAKEN = 0.01  # seconds after which a server has taken a connection; later requests over it find it open too
+ACCEPT_SECONDS = 0.01  # time for the server to accept a connection before a request is timed
 ENGINE_STAGES = ("tokenize", "prompt_encoder", "denoiser", "vae_decoder", "pixels")
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
+    """An answer of the server."""
+
     status: int
     headers: Mapping[str, str]  # names in lower case
     body: bytes
 
     def image(self) -> str:
-        """The image, in base64."""
+        """Return the image in base64."""
         start = self.body.index(IMAGE) + len(IMAGE)
         return self.body[start : self.body.index(b'"', start)].decode()
 
     def engine_seconds(self) -> float:
-        """What the engine took for the one image, by the server's own watch."""
+        """Return the engine's seconds for the image, as the server reports them in Server-Timing."""
         stages = dict(entry.split(";dur=") for entry in self.headers["server-timing"].split(", "))
         return sum(float(stages[stage]) for stage in ENGINE_STAGES) / 1e3
 
 
 class Connection:
-    """One connection, kept open."""
+    """A keep-alive connection."""
 
     def __init__(self, host: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._host, self._reader, self._writer = host, reader, writer
 
     async def post(self, body: bytes, headers: str = "") -> Response:
+        """Post a body to PATH; `headers` are extra header lines, each with its line end."""
         head = (
             f"POST {PATH} HTTP/1.1\r\nhost: {self._host}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\n{headers}\r\n"
@@ -61,6 +64,7 @@ class Connection:
 
 @asynccontextmanager
 async def connect(url: str) -> AsyncIterator[Connection]:
+    """Open a connection to the server for the length of a block."""
     address = urlsplit(url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     try:
@@ -70,9 +74,9 @@ async def connect(url: str) -> AsyncIterator[Connection]:
 
 
 async def generate(url: str, prompt: str, size: int, seed: int) -> Answer:
-    """One image: seconds from the request to the last byte of its answer, and how many of them the engine took."""
+    """Request one image; return the seconds until its last byte, and the engine's share of them."""
     async with connect(url) as connection:
-        await asyncio.sleep(TAKEN)
+        await asyncio.sleep(ACCEPT_SECONDS)
         body = json.dumps(Case(prompt, size, seed).body()).encode()
         started = time.perf_counter()
         response = await connection.post(body)
@@ -82,91 +86,104 @@ async def generate(url: str, prompt: str, size: int, seed: int) -> Answer:
 
 
 async def fill(url: str, size: int, clients: int, warm: float, seconds: float) -> Answer:
-    """`clients` that ask again as soon as they are answered: when each answer came, from `warm` seconds on."""
-    ended: list[float] = []
-    wanted = cases(size)
+    """Run `clients` that send their next request as soon as the last is answered; return the times of the answers.
 
-    async def ask() -> None:
+    Args:
+        warm: seconds of warm-up, whose answers are left out.
+        seconds: seconds after the warm-up.
+    """
+    ended: list[float] = []
+    upcoming = cases(size)
+
+    async def run_client() -> None:
         async with connect(url) as connection:
             while True:
-                _require_image(await connection.post(json.dumps(next(wanted).body()).encode()))
+                _require_image(await connection.post(json.dumps(next(upcoming).body()).encode()))
                 ended.append(time.perf_counter())
 
     start = time.perf_counter() + warm
-    asking = [asyncio.create_task(ask()) for _ in range(clients)]
-    over, _ = await asyncio.wait(asking, timeout=warm + seconds, return_when=asyncio.FIRST_EXCEPTION)
-    for task in asking:
+    tasks = [asyncio.create_task(run_client()) for _ in range(clients)]
+    failed, _ = await asyncio.wait(tasks, timeout=warm + seconds, return_when=asyncio.FIRST_EXCEPTION)
+    for task in tasks:
         task.cancel()
-    await asyncio.wait(asking)
-    for task in over:
-        task.result()  # raises
+    await asyncio.wait(tasks)
+    for task in failed:
+        task.result()  # raises the client's exception
     return {"ended": [at for at in ended if at >= start], "images": len(ended)}
 
 
 @dataclass(slots=True)
-class Soak:
-    """What users do until `end` and see. Images are kept once each: nearly all answers to a case are equal bytes."""
+class SoakLog:
+    """Answers and errors of a soak test.
+
+    Attributes:
+        url: address of the server.
+        end: time.perf_counter() after which no user sends another request.
+        think: mean pause of a user between requests, seconds.
+        run: prefix of every request's id.
+        images: base64 of each distinct image -> its number. Nearly all answers to a case are equal bytes.
+    """
 
     url: str
     end: float
     think: float
-    run: str = field(default_factory=lambda: uuid.uuid4().hex)  # begins the marker of every request
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
     answers: list[dict[str, Any]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    images: dict[str, int] = field(default_factory=dict)  # base64 -> its number
+    images: dict[str, int] = field(default_factory=dict)
 
 
 async def soak(url: str, users: Sequence[Sequence[Mapping[str, Any]]], seconds: float, think: float) -> Answer:
-    """Users that each ask for one of their own cases, wait for the answer, think, and ask again.
+    """Run users that each request one of their cases, wait for the answer, pause, and start over.
 
     Args:
-        users: the cases of each. Every other user sends an Idempotency-Key.
-        think: mean seconds, exponentially distributed.
+        users: cases of each user. Every other user sends an Idempotency-Key.
+        think: mean pause in seconds, exponentially distributed.
     """
-    seen = Soak(url, time.perf_counter() + seconds, think)
-    await asyncio.gather(*(_use(seen, number, own) for number, own in enumerate(users)))
-    return {"answers": seen.answers, "errors": seen.errors, "images": list(seen.images)}
+    log = SoakLog(url, time.perf_counter() + seconds, think)
+    await asyncio.gather(*(_run_user(log, number, bodies) for number, bodies in enumerate(users)))
+    return {"answers": log.answers, "errors": log.errors, "images": list(log.images)}
 
 
-async def again(url: str, requests: Sequence[Mapping[str, Any]]) -> Answer:
-    """The same requests with the same keys once more: the jobs that answered."""
+async def repeat(url: str, requests: Sequence[Mapping[str, Any]]) -> Answer:
+    """Send requests again with the same idempotency keys; return the ids of the jobs that answered."""
     async with connect(url) as connection:
-        answered = [await connection.post(json.dumps(each["body"]).encode(), _key(each["marker"])) for each in requests]
-    return {"jobs": [response.headers.get("x-job-id") for response in answered]}
+        responses = [await connection.post(json.dumps(each["body"]).encode(), _key(each["id"])) for each in requests]
+    return {"jobs": [response.headers.get("x-job-id") for response in responses]}
 
 
-async def _use(seen: Soak, number: int, own: Sequence[Mapping[str, Any]]) -> None:
-    chance = random.Random(number)
-    async with connect(seen.url) as connection:
-        for turn in range(sys.maxsize):
-            if seen.think:
-                await asyncio.sleep(chance.expovariate(1 / seen.think))
-            if (started := time.perf_counter()) >= seen.end:
+async def _run_user(log: SoakLog, number: int, bodies: Sequence[Mapping[str, Any]]) -> None:
+    rng = random.Random(number)
+    async with connect(log.url) as connection:
+        for count in range(sys.maxsize):
+            if log.think:
+                await asyncio.sleep(rng.expovariate(1 / log.think))
+            if (started := time.perf_counter()) >= log.end:
                 return
-            case, marker = chance.choice(own), f"{seen.run}-{number}-{turn}"
-            keyed = _key(marker) if number % 2 else ""
+            body, request_id = rng.choice(bodies), f"{log.run}-{number}-{count}"
+            key = _key(request_id) if number % 2 else ""
             try:
-                response = await connection.post(json.dumps(case).encode(), f"x-request-id: {marker}\r\n{keyed}")
+                response = await connection.post(json.dumps(body).encode(), f"x-request-id: {request_id}\r\n{key}")
             except (OSError, asyncio.IncompleteReadError) as error:
-                seen.errors.append(f"{marker} was lost: {error!r}")
+                log.errors.append(f"{request_id} was lost: {error!r}")
                 return
-            if response.status != 200 or response.headers["x-request-id"] != marker:
-                seen.errors.append(f"{marker}: {response.status} {response.headers} {response.body[:200]!r}")
+            if response.status != 200 or response.headers["x-request-id"] != request_id:
+                log.errors.append(f"{request_id}: {response.status} {response.headers} {response.body[:200]!r}")
                 continue
-            seen.answers.append(
+            log.answers.append(
                 {
-                    "marker": marker,
-                    "body": case,
-                    "is_keyed": bool(keyed),
+                    "id": request_id,
+                    "body": body,
+                    "is_keyed": bool(key),
                     "seconds": time.perf_counter() - started,
                     "job": response.headers["x-job-id"],
-                    "image": seen.images.setdefault(response.image(), len(seen.images)),
+                    "image": log.images.setdefault(response.image(), len(log.images)),
                 }
             )
 
 
-def _key(marker: str) -> str:
-    return f"idempotency-key: {marker}\r\n"
+def _key(request_id: str) -> str:
+    return f"idempotency-key: {request_id}\r\n"
 
 
 def _require_image(response: Response) -> None:
@@ -179,14 +196,14 @@ def main() -> None:
         "generate": generate,
         "fill": fill,
         "soak": soak,
-        "again": again,
+        "repeat": repeat,
     }
     with asyncio.Runner() as runner:
 
-        def run(what: str) -> Callable[..., Answer]:
-            return lambda **arguments: runner.run(functions[what](**arguments))
+        def synchronous(name: str) -> Callable[..., Answer]:
+            return lambda **arguments: runner.run(functions[name](**arguments))
 
-        serve({what: run(what) for what in functions})
+        serve({name: synchronous(name) for name in functions})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is asked for, of the server and of whatever it is compared with, and how a rate is read off the answers."""
+"""Requests for load tests, the same for the server and for the engine alone, and the rate of their answers."""
 
 import statistics
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,12 @@ PROMPTS = (
     "左上角有一个小粉色爱心,蓝色背景",
     "a small yellow ring at the top, on a background fading left to right from green to orange",
     "中间有一个小绿色星星，蓝色背景",
-)  # their prompts are soon cached on both sides
+)  # few, so that both sides soon have their embeddings cached
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One image: square, of `size` pixels."""
+    """One square image with a side of `size` pixels."""
 
     prompt: str
     size: int
@@ -32,17 +32,20 @@ class Case:
         return ImageRequest(self.prompt, self.size, self.size, self.seed)
 
     def body(self) -> dict[str, Any]:
-        """Of `POST /v1/images/generations`."""
+        """Return the body of `POST /v1/images/generations`."""
         return {"prompt": self.prompt, "size": f"{self.size}x{self.size}", "seed": self.seed}
 
 
 def cases(size: int) -> Iterator[Case]:
-    """One after the other, each with a seed of its own."""
+    """Yield cases without end, each with its own seed."""
     return (Case(PROMPTS[number % len(PROMPTS)], size, number) for number in count())
 
 
 def rate(ended: Sequence[float]) -> float:
-    """Images a second from when each ended: the slope, since at either end chance decides what still counts."""
+    """Return images per second from the times at which images ended.
+
+    The rate is the slope of a linear fit: a count over the interval would depend on which images just fall within it.
+    """
     if len(ended) < 2:
         raise RuntimeError(f"{len(ended)} images are too few for a rate; measure for more --seconds")
     return statistics.linear_regression(sorted(ended), range(len(ended))).slope

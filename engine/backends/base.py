@@ -1,4 +1,4 @@
-"""What executes one graph, whoever does it: allocates when it is constructed and only enqueues after that."""
+"""The interface of execution backends: an engine runs one graph, a backend holds the engines of a plan directory."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,35 +13,35 @@ Bindings = Mapping[str, Any]
 
 
 class Engine(Protocol):
-    """One graph, ready to run."""
+    """One graph, ready to run. The constructor allocates; later calls only enqueue."""
 
     def enqueue(self, stream: int, bindings: Bindings) -> None:
-        """Starts the graph on `stream`.
+        """Enqueue the graph on a stream.
 
         Args:
-            stream: CUDA stream handle; 0 on a CPU, where the call returns when the outputs are written.
-            bindings: every input and output of the graph by name, C-contiguous, of the dtype the manifest gives:
-                arrays on a CPU, `DeviceTensor`s on a GPU. Nothing is set anew as long as the same ones are passed.
+            stream: CUDA stream handle; 0 on a CPU, where the call returns once the outputs are written.
+            bindings: every input and output of the graph by name, C-contiguous, of the manifest's dtype: arrays on a
+                CPU, `DeviceTensor`s on a GPU. Passing the same ones again costs nothing.
         """
         ...
 
     def refit(self, lora: PreparedLora | None) -> None:
-        """Puts a LoRA into the graph's weights, in place of any other; None restores them bit for bit."""
+        """Apply a LoRA to the graph's weights in place of any other; None restores them bit for bit."""
         if lora is not None:
-            raise LoraMismatch(f"a {type(self).__name__} has weights that cannot be swapped")
+            raise LoraMismatch(f"the weights of {type(self).__name__} cannot be changed")
 
-    def keep(self, keep: bool) -> None:  # noqa: ARG002
-        """While on, bindings that are new are prepared for good: kernels, CUDA graph and all."""
+    def pin_bindings(self, pin: bool) -> None:  # noqa: ARG002
+        """While `pin` is on, prepare new bindings permanently, with kernels and CUDA graph."""
         return
 
     def close(self) -> None:
-        """Frees what the engine holds; it runs no more."""
+        """Free the engine's resources. It cannot run afterwards."""
         return
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """The engines of a plan directory and the memory that their tensors lie in."""
+    """The engines of a plan directory, and the memory of their tensors."""
 
     memory: Memory
     engines: Mapping[GraphName, Engine]
@@ -49,7 +49,7 @@ class Backend:
 
 
 def check_bindings(graph: Graph, bindings: Bindings) -> None:
-    """Asserts our own invariant: names, dtypes and layout of the bindings are those of the graph."""
+    """Assert that names, dtypes and layout of the bindings are those of the graph."""
     for spec in (*graph.inputs, *graph.outputs):
         array = bindings[spec.name]
         assert array.dtype == spec.dtype, f"{spec.name}: {array.dtype}, the graph has {spec.dtype}"

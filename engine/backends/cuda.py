@@ -1,13 +1,13 @@
-"""The CUDA runtime as far as engines need it: memory, copies, streams, events, graphs. Every return code is checked.
+"""The part of the CUDA runtime that engines need: memory, copies, streams, events, graphs.
 
-Thin on purpose: nothing here decides anything, so that tests can put a recording fake in its place.
+Every return code is checked. The module makes no decisions, so tests replace it with a recording fake.
 """
 
 from typing import Any, Protocol
 
 from engine.errors import BackendUnavailable, DeviceError, OutOfDeviceMemory
 
-# After these the context is lost: every later call of the process fails too.
+# After these errors the context is lost, and every later call of the process fails.
 STICKY = {
     "cudaErrorAssert",
     "cudaErrorContained",
@@ -33,23 +33,27 @@ class Cuda(Protocol):
     """One device. Addresses and handles of streams, events and graphs are integers."""
 
     def memory_info(self) -> tuple[int, int]:
-        """Bytes that can still be allocated, and all there are."""
+        """Return the free bytes of device memory, and the bytes in total."""
         ...
 
     def allocate(self, size: int) -> int:
-        """Device memory, 256-byte aligned. Raises OutOfDeviceMemory."""
+        """Allocate device memory, 256-byte aligned.
+
+        Raises:
+            OutOfDeviceMemory: there is not enough.
+        """
         ...
 
     def free(self, address: int) -> None: ...
 
     def allocate_host(self, size: int) -> int:
-        """Page-locked host memory, which copies do not wait for."""
+        """Allocate page-locked host memory, which copies to and from do not block."""
         ...
 
     def free_host(self, address: int) -> None: ...
 
     def copy(self, destination: int, source: int, size: int, stream: int) -> None:
-        """Enqueues a copy between device and page-locked memory, whichever way the addresses say."""
+        """Enqueue a copy in either direction between device and page-locked memory."""
         ...
 
     def create_stream(self) -> int: ...
@@ -57,7 +61,7 @@ class Cuda(Protocol):
     def destroy_stream(self, stream: int) -> None: ...
 
     def synchronize(self, stream: int) -> None:
-        """Blocks the calling thread until the stream is empty."""
+        """Block the calling thread until the stream is empty."""
         ...
 
     def create_event(self) -> int: ...
@@ -67,23 +71,23 @@ class Cuda(Protocol):
     def record(self, event: int, stream: int) -> None: ...
 
     def wait(self, event: int) -> None:
-        """Blocks the calling thread until what was enqueued before `record` is done."""
+        """Block the calling thread until work enqueued before `record` is done."""
         ...
 
     def make_wait(self, stream: int, event: int) -> None:
-        """What is enqueued on the stream from now on starts when what was enqueued before `record` is done."""
+        """Make later work on the stream start only when work enqueued before `record` is done."""
         ...
 
     def seconds(self, start: int, end: int) -> float:
-        """Between two events that are done."""
+        """Return the seconds between two events that are done."""
         ...
 
     def begin_capture(self, stream: int) -> None:
-        """From now on, what this thread enqueues on the stream is noted down and not run."""
+        """Capture the work that this thread enqueues on the stream from now on, instead of running it."""
         ...
 
     def end_capture(self, stream: int) -> int:
-        """A graph of what was enqueued, ready to launch."""
+        """End the capture and return its graph, ready to launch."""
         ...
 
     def launch(self, graph: int, stream: int) -> None: ...
@@ -91,37 +95,43 @@ class Cuda(Protocol):
     def destroy_graph(self, graph: int) -> None: ...
 
     def require_context(self) -> None:
-        """Raises DeviceError if the context is lost, whoever lost it."""
+        """Check that the context is intact, also after calls from other libraries.
+
+        Raises:
+            DeviceError: it is lost.
+        """
         ...
 
 
 class CudaRuntime:
-    """`Cuda` by cuda-bindings, on the first device that is visible.
+    """`Cuda` on cuda-bindings, for the first visible device.
 
     Raises:
-        BackendUnavailable: there is no driver, one that is too old, no device, or no cuda-bindings.
+        BackendUnavailable: there is no driver, no device or no cuda-bindings, or the driver is too old.
     """
 
     def __init__(self) -> None:
         try:
             from cuda.bindings import runtime
         except ImportError as error:
-            raise BackendUnavailable("TensorRT plans need cuda-bindings; pip install cuda-bindings") from error
+            raise BackendUnavailable(
+                "TensorRT plans need cuda-bindings, which is not installed; install it with: pip install cuda-bindings"
+            ) from error
         self._runtime: Any = runtime
         self._require_driver()
         try:
             self._call("cudaSetDevice", FIRST_DEVICE)
-            self._call("cudaFree", 0)  # makes the context, so that memory_info is what is left beside it
+            self._call("cudaFree", 0)  # creates the context, so that memory_info counts it
             self._probe = self.create_stream()
         except DeviceError as error:
             raise _unavailable(str(error)) from error
 
     def compute_capability(self) -> str:
-        """Such as "8.9"."""
+        """Return the compute capability, such as "8.9"."""
         return f"{self._attribute('ComputeCapabilityMajor')}.{self._attribute('ComputeCapabilityMinor')}"
 
     def name(self) -> str:
-        """The device's, as its maker writes it."""
+        """Return the device's name."""
         name: bytes = self._call("cudaGetDeviceProperties", FIRST_DEVICE).name
         return name.decode().rstrip("\0")
 
@@ -155,7 +165,7 @@ class CudaRuntime:
         self._call("cudaStreamSynchronize", stream)
 
     def create_event(self) -> int:
-        # who waits for it sleeps; a core that spins instead is one less for encoding images
+        # a thread that waits sleeps; a spinning one would take a core from encoding images
         return int(self._call("cudaEventCreateWithFlags", self._runtime.cudaEventBlockingSync))
 
     def destroy_event(self, event: int) -> None:
@@ -191,7 +201,7 @@ class CudaRuntime:
         self._call("cudaGraphExecDestroy", graph)
 
     def require_context(self) -> None:
-        # not cudaGetLastError: it knows of calls through this copy of the runtime, and TensorRT has one of its own
+        # not cudaGetLastError: it covers only this copy of the runtime, and TensorRT has its own
         status, *_ = self._runtime.cudaStreamQuery(self._probe)
         if status.name in STICKY:
             raise failure("cudaStreamQuery", status.name)
@@ -199,10 +209,10 @@ class CudaRuntime:
     def _require_driver(self) -> None:
         driver, ours = self._call("cudaDriverGetVersion"), self._call("cudaRuntimeGetVersion")
         if driver == 0:
-            raise _unavailable("no NVIDIA driver is installed here")
-        if driver // 1000 < ours // 1000:  # within a major version, older drivers do
+            raise _unavailable("no NVIDIA driver is installed")
+        if driver // 1000 < ours // 1000:  # within a major version, older drivers work
             raise _unavailable(
-                f"its driver is for CUDA {_version(driver)}, cuda-bindings for CUDA {_version(ours)}; "
+                f"the driver is for CUDA {_version(driver)}, cuda-bindings for CUDA {_version(ours)}; "
                 f"install a newer driver, or cuda-bindings {driver // 1000}.*"
             )
 
@@ -211,7 +221,7 @@ class CudaRuntime:
         return int(self._call("cudaDeviceGetAttribute", attribute, FIRST_DEVICE))
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """The function's results without its status: none, one, or a tuple."""
+        """Call a function and return its results without the status: none, one, or a tuple."""
         status, *results = getattr(self._runtime, name)(*arguments)
         if status.name != "cudaSuccess":
             raise failure(name, status.name, arguments)
@@ -219,17 +229,17 @@ class CudaRuntime:
 
 
 def failure(function: str, status: str, arguments: tuple[Any, ...] = ()) -> DeviceError:
-    """The error for what a CUDA function answered."""
+    """Return the error for a CUDA function's status."""
     if status == "cudaErrorMemoryAllocation":
         size = f" of {arguments[0] / 1e9:.2f} GB" if function in ("cudaMalloc", "cudaHostAlloc") else ""
-        whose = "page-locked memory of the host" if function == "cudaHostAlloc" else "GPU memory (see nvidia-smi)"
-        return OutOfDeviceMemory(f"{function}{size} failed: no {whose} is left for it; another process may have it")
+        kind = "page-locked host memory" if function == "cudaHostAlloc" else "GPU memory (see nvidia-smi)"
+        return OutOfDeviceMemory(f"{function}{size} failed: not enough {kind}; another process may use it")
     if status in STICKY:
         return DeviceError(f"{function}: {status}; {REPLACE}", sticky=True)
     return DeviceError(f"{function}: {status}")
 
 
-REPLACE = "the GPU context of this process is lost and nothing can be generated in it any more: replace the process"
+REPLACE = "the GPU context of this process is lost, so it can generate nothing more; replace the process"
 
 
 def _unavailable(reason: str) -> BackendUnavailable:

@@ -1,4 +1,4 @@
-"""Which back end executes a plan directory, and what is refused before any is loaded."""
+"""The choice of a backend for a plan directory, with checks before anything is loaded."""
 
 import importlib
 import importlib.util
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.backends.base import Backend, Engine
 from engine.backends.cuda import CudaRuntime
-from engine.backends.memory import HostMemory
+from engine.backends.host_memory import HostMemory
 from engine.errors import BackendUnavailable, PlanMismatch
 from engine.options import RuntimeOptions
 from engine.plan.manifest import Flavor, GraphName, Manifest, Target
@@ -21,13 +21,13 @@ INSTALL: dict[Flavor, str] = {
 }
 
 
-def load(directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backend:
-    """What runs a plan directory.
+def load_backend(directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backend:
+    """Load the backend of a plan directory.
 
     Raises:
-        BackendUnavailable: the library or device is not there.
-        PlanMismatch: the plans were built by another version of it, or for another GPU.
-        PlanCorrupt, OutOfDeviceMemory: they do not load.
+        BackendUnavailable: the library is not installed, or there is no device.
+        PlanMismatch: the plans were built by another version of the library, or for another GPU.
+        PlanCorrupt, OutOfDeviceMemory: the plans cannot be loaded.
     """
     target = manifest.target
     _require_package(target.flavor)
@@ -40,7 +40,7 @@ def load(directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backen
 
 
 def _load_onnx(directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backend:
-    from engine.backends.onnxruntime import OnnxRuntimeEngine  # only who runs ONNX pays for its import
+    from engine.backends.onnxruntime import OnnxRuntimeEngine  # its import takes time, so only ONNX plans pay for it
 
     memory = HostMemory(manifest, tuple(manifest.choose_profiles(options.profiles).values()), options.slots)
     engines: dict[GraphName, Engine] = {
@@ -57,7 +57,7 @@ def _load_onnx(directory: Path, manifest: Manifest, options: RuntimeOptions) -> 
 
 
 def _load_tensorrt(cuda: CudaRuntime, directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backend:
-    from engine.backends.tensorrt import load as tensorrt_backend
+    from engine.backends.tensorrt.load import load_plans
     from engine.backends.tensorrt.plan import TensorRtPlan
 
     is_rtx = manifest.target.flavor == "rtx"
@@ -72,8 +72,8 @@ def _load_tensorrt(cuda: CudaRuntime, directory: Path, manifest: Manifest, optio
             cache=caches / f"{name}.cache",
         )
 
-    ours = replace(options, cuda_graphs="off") if is_rtx else options  # RTX captures them by itself
-    return tensorrt_backend.load(cuda, open_plan, directory, manifest, ours)
+    engine_options = replace(options, cuda_graphs="off") if is_rtx else options  # RTX captures graphs by itself
+    return load_plans(cuda, open_plan, directory, manifest, engine_options)
 
 
 def _cache_folder() -> Path:
@@ -94,7 +94,7 @@ def _require_same_version(target: Target) -> None:
     installed = f"{package} {importlib.import_module(package).__version__}"
     if installed != target.builder:
         raise PlanMismatch(
-            f"the plans were built by {target.builder}, installed is {installed}; "
+            f"the plans were built by {target.builder}, but {installed} is installed; "
             "install that version or run build-engines again"
         )
 

@@ -1,4 +1,4 @@
-"""A graph executed by ONNX Runtime on the CPU: the default without a GPU, and the oracle in tests."""
+"""A graph on ONNX Runtime on the CPU: the default without a GPU, and the reference in tests."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -17,7 +17,7 @@ BINDINGS_KEPT = 64  # sets of arrays: two per shape for the denoiser's alternati
 
 
 class OnnxRuntimeEngine(Engine):
-    """Reads and writes the caller's arrays in place; a set of arrays is bound once, not per call."""
+    """Reads and writes the caller's arrays in place. A set of arrays is bound once, not on every call."""
 
     def __init__(self, path: Path, graph: Graph, threads: int = 0) -> None:
         self._path, self._graph, self._threads = path, graph, threads
@@ -28,18 +28,18 @@ class OnnxRuntimeEngine(Engine):
     def enqueue(self, stream: int, bindings: Bindings) -> None:
         assert stream == 0, "a CPU has no streams"
         check_bindings(self._graph, bindings)
-        where = tuple((name, array.ctypes.data, array.shape) for name, array in bindings.items())
-        binding = self._binding_at(where)
+        addresses = tuple((name, array.ctypes.data, array.shape) for name, array in bindings.items())
+        binding = self._binding_at(addresses)
         self._session.run_with_iobinding(binding)
 
     def refit(self, lora: PreparedLora | None) -> None:
-        """ONNX Runtime cannot change weights in place: a new session is opened over the same file."""
+        """Open a new session over the same file, since ONNX Runtime cannot change weights in place."""
         changed = {} if lora is None else lora.weights(self._graph, self._path.parent)
         if changed or self._weights or self._session is None:
             self._binding_at.cache_clear()
-            self._session = None  # before the next is opened: two of them may not fit
+            self._session = None  # first: memory may not hold two sessions
             self._weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in changed.items()}
-            self._session = self._open(self._weights)  # which reads them where they are
+            self._session = self._open(self._weights)  # reads the weights in place
 
     def close(self) -> None:
         self._binding_at.cache_clear()
@@ -47,25 +47,25 @@ class OnnxRuntimeEngine(Engine):
         self._weights = {}
 
     def _open(self, weights: Mapping[str, Any]) -> Any:
-        """A session with these values in place of the file's own."""
+        """Open a session with these values in place of the file's own."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = self._threads
-        # each graph has threads of its own; left spinning, they would keep the cores from the next graph
+        # each graph has its own threads; spinning ones would take the cores from the next graph
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 3  # its warnings are about its own constant folding
+        options.log_severity_level = 3  # errors only: its warnings are about its own constant folding
         options.add_external_initializers(list(weights), list(weights.values()))
         try:
             return ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise PlanCorrupt(f"ONNX Runtime does not load {self._path}: {error}") from error
+            raise PlanCorrupt(f"ONNX Runtime cannot load {self._path}: {error}; build again") from error
 
-    def _bind(self, where: tuple[tuple[str, int, tuple[int, ...]], ...]) -> Any:
+    def _bind(self, addresses: tuple[tuple[str, int, tuple[int, ...]], ...]) -> Any:
         if self._session is None:
-            raise PlanCorrupt(f"{self._path} could not be opened again after a LoRA; load the plans anew")
+            raise PlanCorrupt(f"{self._path} could not be opened again after a LoRA; load the plans again")
         binding = self._session.io_binding()
-        address = {name: (shape, pointer) for name, pointer, shape in where}
+        tensors = {name: (shape, address) for name, address, shape in addresses}
         for spec in self._graph.inputs:
-            binding.bind_input(spec.name, "cpu", 0, np.dtype(spec.dtype).type, *address[spec.name])
+            binding.bind_input(spec.name, "cpu", 0, np.dtype(spec.dtype).type, *tensors[spec.name])
         for spec in self._graph.outputs:
-            binding.bind_output(spec.name, "cpu", 0, np.dtype(spec.dtype).type, *address[spec.name])
+            binding.bind_output(spec.name, "cpu", 0, np.dtype(spec.dtype).type, *tensors[spec.name])
         return binding

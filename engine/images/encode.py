@@ -1,6 +1,6 @@
-"""Pixels to the bytes of a file: PNG, JPEG, WebP, and what is said about the image in it.
+"""Encoding of pixels as PNG, JPEG or WebP files, with metadata.
 
-Knows formats; not what the metadata means (`parameters`) nor where files go.
+Knows formats; not the meaning of the metadata (see `metadata`) or the destination of files.
 """
 
 import io
@@ -16,35 +16,35 @@ import numpy as np
 from isal import isal_zlib
 from PIL import Image
 
+from engine.array import Array
 from engine.request import PNG, ImageFormat
 
 log = logging.getLogger(__name__)
 
-Array = np.ndarray[Any, Any]
 Deflate = Callable[[Array], bytes]
 
-# ISA-L's level 0 writes a quarter more bytes, 2 and 3 hardly fewer (`zimage-bench encode`)
+# ISA-L's level 0 writes a quarter more bytes; levels 2 and 3 save hardly any (`zimage-bench encode`)
 DEFLATE: Deflate = partial(isal_zlib.compress, level=1)
-WEBP_METHOD = 2  # libwebp's 0..6; its default, 4, takes twice as long for 5 % fewer bytes at quality 80
-FULL_CHROMA = 90  # JPEG: from this quality on colours are kept at full resolution, ImageMagick's rule
-MAX_EXIF = 65533  # bytes; JPEG counts a segment's length in 16 bits
+WEBP_METHOD = 2  # of libwebp's 0 to 6; its default, 4, takes twice as long for 5 % fewer bytes at quality 80
+FULL_CHROMA = 90  # JPEG quality from which colours keep their full resolution, as in ImageMagick
+MAX_EXIF = 65533  # bytes; JPEG stores a segment's length in 16 bits
 MAX_XMP = 65533 - len(b"http://ns.adobe.com/xap/1.0/\0")
 
-USER_COMMENT = "parameters"  # the key that AUTOMATIC1111's web UI writes there, and others read there
+USER_COMMENT = "parameters"  # keyword that AUTOMATIC1111's web UI and compatible tools use
 NAMESPACE = "urn:zimage-trt:metadata"
 KEYWORD = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,78}")  # fits a PNG keyword and an XML name
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def encode(pixels: Array, image_format: ImageFormat = PNG, text: Mapping[str, str] | None = None) -> bytes:
-    """A file's bytes. The GIL is free for nearly all of the time.
+    """Return the bytes of an image file. The GIL is released for nearly all of the time.
 
     Args:
         pixels: [height, width, 3] uint8, RGB.
-        image_format: of the file.
-        text: metadata by keyword. PNG has a tEXt or iTXt chunk for each; in JPEG and WebP "parameters" is EXIF's
-            UserComment and all others are properties of an XMP packet. Characters that the place cannot hold are
-            dropped, and so is, with a warning, what is larger than JPEG's 64 KB.
+        image_format: format of the file.
+        text: metadata by keyword. PNG has a tEXt or iTXt chunk for each. In JPEG and WebP, "parameters" is EXIF's
+            UserComment and the others are properties of an XMP packet. Characters that a format cannot hold are
+            dropped. Text above JPEG's limit of 64 KB is dropped with a warning.
     """
     assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3, (pixels.dtype, pixels.shape)
     text = text or {}
@@ -54,7 +54,7 @@ def encode(pixels: Array, image_format: ImageFormat = PNG, text: Mapping[str, st
             return png(pixels, text)
         case "jpeg":
             chroma = "4:4:4" if image_format.quality >= FULL_CHROMA else "4:2:0"
-            exif, xmp = _that_fits("EXIF", _exif(text), MAX_EXIF), _that_fits("XMP", _xmp(text), MAX_XMP)
+            exif, xmp = _if_it_fits("EXIF", _exif(text), MAX_EXIF), _if_it_fits("XMP", _xmp(text), MAX_XMP)
             return _saved(pixels, "JPEG", quality=image_format.quality, subsampling=chroma, exif=exif, xmp=xmp)
         case "webp":
             metadata = {"exif": _exif(text), "xmp": _xmp(text)}
@@ -68,13 +68,13 @@ def _saved(pixels: Array, kind: str, **options: Any) -> bytes:
 
 
 def enlarge(pixels: Array, factor: int) -> Array:
-    """[h, w, 3] uint8 as [factor * h, factor * w, 3], smoothly."""
+    """Resize [h, w, 3] uint8 to [factor * h, factor * w, 3] by bicubic interpolation."""
     height, width, _ = pixels.shape
     return np.asarray(Image.fromarray(pixels).resize((factor * width, factor * height), Image.Resampling.BICUBIC))
 
 
 def png(pixels: Array, text: Mapping[str, str], deflate: Deflate = DEFLATE) -> bytes:
-    """Written here, since Pillow's zlib takes many times as long; `zimage-bench encode` tries others as `deflate`."""
+    """Return a PNG file. Pillow's zlib takes many times as long; `zimage-bench encode` compares values of `deflate`."""
     height, width, _ = pixels.shape
     return b"".join(
         (
@@ -88,23 +88,23 @@ def png(pixels: Array, text: Mapping[str, str], deflate: Deflate = DEFLATE) -> b
 
 
 def _filtered(pixels: Array) -> Array:
-    """Each byte less the mean of the pixels to the left and above: PNG's filter 3, Average.
+    """Subtract from each byte the mean of the pixels to the left and above: PNG's filter 3, Average.
 
-    On photographs it leaves 5 % fewer bytes than Up and Sub; the choice per row that libpng makes takes longer.
+    On photographs it gives 5 % fewer bytes than Up and Sub. A choice per row, as in libpng, takes longer.
     """
     height, width, _ = pixels.shape
-    rows = np.zeros((height + 1, 3 * (width + 1)), np.uint8)  # with zeros above and to the left
+    rows = np.zeros((height + 1, 3 * (width + 1)), np.uint8)  # zeros above and to the left
     rows[1:, 3:] = pixels.reshape(height, 3 * width)
     left, above = rows[1:, :-3], rows[:-1, 3:]
     filtered = np.empty((height, 1 + 3 * width), np.uint8)
     filtered[:, 0] = 3
-    mean = (left & above) + ((left ^ above) >> 1)  # of bytes, without their overflow
+    mean = (left & above) + ((left ^ above) >> 1)  # of bytes, without overflow
     np.subtract(rows[1:, 3:], mean, out=filtered[:, 1:])
     return filtered
 
 
 def _text_chunk(keyword: str, value: str) -> bytes:
-    """tEXt, which every reader knows, where Latin-1 is enough; else iTXt, uncompressed, in UTF-8."""
+    """Return tEXt, which every reader knows, if Latin-1 is enough; otherwise iTXt, uncompressed, in UTF-8."""
     value = value.replace("\0", "")  # the format forbids it
     try:
         return _chunk(b"tEXt", f"{keyword}\0{value}".encode("latin-1"))
@@ -118,9 +118,9 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _exif(text: Mapping[str, str]) -> bytes:
-    """A TIFF of two directories whose one value is UserComment; nothing if there is nothing to say.
+    """Return an EXIF block with UserComment as its only value; empty without one.
 
-    Not by Pillow, which types it as BYTE: piexif, which AUTOMATIC1111's web UI reads with, needs UNDEFINED.
+    Pillow would write the type BYTE, but AUTOMATIC1111's web UI reads with piexif, which needs UNDEFINED.
     """
     if USER_COMMENT not in text:
         return b""
@@ -147,8 +147,10 @@ def _xmp(text: Mapping[str, str]) -> bytes:
     return packet.encode()
 
 
-def _that_fits(what: str, data: bytes, limit: int) -> bytes:
+def _if_it_fits(kind: str, data: bytes, limit: int) -> bytes:
     if len(data) <= limit:
         return data
-    log.warning("the image's metadata of %d bytes is left out: JPEG holds %d bytes of %s", len(data), limit, what)
+    log.warning(
+        "metadata of %d bytes was left out of a JPEG file, which holds at most %d bytes of %s", len(data), limit, kind
+    )
     return b""

@@ -2,31 +2,28 @@
 
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-from engine.plan.manifest import Flavor, Manifest, Precision
+from engine.plan.manifest import Flavor, Precision
 from engine.request import ImageRequest
 from engine.size import Size
 from engine.stages import StageTimes
-
-if TYPE_CHECKING:
-    from engine.pipeline import GeneratedImage  # its imports take a third of a second, which a server need not wait for
 
 SPECIAL = frozenset(",:\n")
 
 
 @dataclass(frozen=True, slots=True)
 class ImageMetadata:
-    """How an image was generated and what it cost; with its prompts, all that it takes to generate it again.
+    """Facts of an image's generation. With the prompts, they are enough to generate the image again.
 
     Attributes:
         width, height: pixels.
-        forwards: passes of the denoiser.
-        guidance_scale: diffusers' scale; the CFG scale of other tools is one more.
-        lora: name of the LoRA that was requested.
-        revised_prompt: the part of a prompt that was used, if it was too long.
-        text_tokens: of the prompt, without padding.
-        seconds: of each stage.
+        forwards: forward passes of the denoiser.
+        guidance_scale: diffusers' scale; the CFG scale of other tools is larger by one.
+        revised_prompt: the part of the prompt that was used, if the prompt was too long.
+        text_tokens: tokens of the prompt, without padding.
+        seconds: stage times.
+        lora: name of the requested LoRA.
     """
 
     seed: int
@@ -44,32 +41,12 @@ class ImageMetadata:
     seconds: StageTimes
     lora: str | None = None
 
-    @classmethod
-    def of(cls, manifest: Manifest, request: ImageRequest, image: "GeneratedImage") -> Self:
-        """Return the facts of an image that these plans generated for a request."""
-        return cls(
-            seed=image.seed,
-            width=image.size.width,
-            height=image.size.height,
-            num_inference_steps=image.num_inference_steps,
-            forwards=request.forwards(manifest),
-            guidance_scale=request.guidance_scale,
-            plan_id=manifest.plan_id,
-            precision=manifest.precision,
-            flavor=manifest.target.flavor,
-            model=manifest.model.name,
-            revised_prompt=image.prompt.text if image.prompt.dropped else None,
-            text_tokens=len(image.prompt.ids),
-            seconds=image.seconds,
-            lora=request.lora,
-        )
-
     @property
     def size(self) -> Size:
         return Size(self.width, self.height)
 
     def with_encoding(self, seconds: float) -> Self:
-        """Return a copy that also knows how long the file's encoding took."""
+        """Return a copy with the time that the file's encoding took."""
         return replace(self, seconds=replace(self.seconds, encode=seconds))
 
 
@@ -78,8 +55,8 @@ def file_metadata(request: ImageRequest, metadata: ImageMetadata) -> dict[str, s
 
     Returns:
         "parameters": the text that AUTOMATIC1111's web UI writes and other tools read. A prompt may imitate its
-            settings, so it is for people; "zimage-trt": JSON of the prompts and of every field but the seconds, in
-            ASCII, exact whatever is in the prompt.
+            settings, so programs should not parse it. "zimage-trt": ASCII JSON of the prompts and of every field
+            but the seconds, exact for any prompt.
     """
     facts = asdict(metadata)
     del facts["seconds"]

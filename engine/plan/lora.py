@@ -1,7 +1,7 @@
-"""A LoRA for plans that are refittable: what to write into which weight of which graph.
+"""A LoRA prepared for refittable plans: the new values of weights, graph by graph.
 
-`zimage-lora` prepares the file: every key has its place, factors are in FP32 with their scale, and the powers of two
-that keep FP16 in range are those of the merged weights. Knows arrays and files; not who executes the graphs.
+`zimage-lora` prepares the file: it resolves every key, stores factors in FP32 with their scale applied, and chooses the
+powers of two that keep the merged weights in FP16's range. Knows arrays and files; not the execution of graphs.
 """
 
 import hashlib
@@ -9,18 +9,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import ml_dtypes  # noqa: F401  numpy knows bfloat16 from then on
+import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import msgspec
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from engine.array import Array
 from engine.errors import LoraMismatch, PlanCorrupt
 from engine.plan.manifest import Graph, GraphName, Manifest, Precision, RefitWeight
-
-Array = np.ndarray[Any, Any]
 
 FORMAT = "zimage-trt lora 1"
 DOWN, UP = ".down", ".up"
@@ -28,11 +27,11 @@ DOWN, UP = ".down", ".up"
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a prepared LoRA is for, and what changes beside the factors.
+    """The plans that a LoRA was prepared for, and the scaling of their weights under it.
 
     Attributes:
-        weights_sha256, precisions: of the plans that it is for.
-        exponents: weight of a graph -> power of two that it is held at from now on.
+        weights_sha256, precisions: those of the plans.
+        exponents: weight of a graph -> power of two that scales it while the LoRA is applied.
     """
 
     weights_sha256: str
@@ -45,8 +44,8 @@ class PreparedLora:
     """A prepared LoRA.
 
     Attributes:
-        factors: parameter of the checkpoint -> down [rank, in] and up [out, rank], FP32; their product is added.
-        scales: weight of a graph without parts -> what stands in its place.
+        factors: parameter of the checkpoint -> down [rank, in] and up [out, rank], FP32; up @ down is added to it.
+        scales: weight of a graph that has no parts -> its new value.
     """
 
     about: About
@@ -54,7 +53,7 @@ class PreparedLora:
     scales: Mapping[str, Array]
 
     def encode(self) -> bytes:
-        """The file that `read` accepts."""
+        """Return the bytes of the file."""
         tensors = dict(self.scales)
         for layer, (down, up) in self.factors.items():
             tensors |= {layer + DOWN: np.ascontiguousarray(down), layer + UP: np.ascontiguousarray(up)}
@@ -65,13 +64,17 @@ class PreparedLora:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Raises LoraMismatch if it is not a file that `zimage-lora` wrote, or was altered since."""
+        """Read a file.
+
+        Raises:
+            LoraMismatch: `zimage-lora` did not write the file, or it was altered since.
+        """
         try:
             with safetensors.safe_open(file, framework="np") as opened:
                 metadata = opened.metadata() or {}
                 if metadata.get("format") != FORMAT:
                     raise LoraMismatch(
-                        f"{file} is not prepared for plans; do it with: zimage-lora {file} --engines ... -o ..."
+                        f"{file} is not prepared for plans; prepare it with: zimage-lora {file} --engines ... -o ..."
                     )
                 tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  not a dict
         except (OSError, safetensors.SafetensorError) as error:
@@ -87,40 +90,44 @@ class PreparedLora:
         )
 
     def require_match(self, manifest: Manifest) -> None:
-        """Raises LoraMismatch if the plans are not refittable, or of other weights or precisions."""
-        require_swappable(manifest)
+        """Check that the LoRA was prepared for these plans.
+
+        Raises:
+            LoraMismatch: the plans are not refittable, or have other weights or precisions.
+        """
+        require_refittable(manifest)
         if self.about.weights_sha256 != manifest.model.weights_sha256:
-            raise LoraMismatch(f"the LoRA was prepared for other weights than these plans of {manifest.model.name}")
+            raise LoraMismatch(f"the LoRA was prepared for other weights than these plans have ({manifest.model.name})")
         precisions = {name: graph.precision for name, graph in manifest.graphs.items()}
         if self.about.precisions != precisions:
             raise LoraMismatch(f"the LoRA was prepared for {self.about.precisions}, the plans have {precisions}")
-        swappable = {weight.name for graph in manifest.graphs.values() for weight in graph.refittable}
-        if swappable != {*self.about.exponents, *self.scales}:
-            raise LoraMismatch("the LoRA was prepared for plans of another zimage-trt; prepare it again")
+        refittable = {weight.name for graph in manifest.graphs.values() for weight in graph.refittable}
+        if refittable != {*self.about.exponents, *self.scales}:
+            raise LoraMismatch("the LoRA was prepared for plans of another version of zimage-trt; prepare it again")
 
     def weights(self, graph: Graph, directory: Path) -> dict[str, Array]:
-        """The weights of a graph that differ from the plan's own, as they are to be written."""
+        """Return the weights of a graph that differ from the plan's, ready for `Plan.refit`."""
         merged = {}
         for weight in graph.refittable:
             if weight.name in self.scales:
                 merged[weight.name] = self.scales[weight.name]
             elif self.about.exponents[weight.name] != weight.exponent or any(p in self.factors for p in weight.parts):
-                merged[weight.name] = self._merge(weight, own_value(graph, weight, directory))
+                merged[weight.name] = self._merge(weight, base_weight(graph, weight, directory))
         return merged
 
-    def _merge(self, weight: RefitWeight, own: Array) -> Array:
-        merged = (own.T if weight.transposed else own).astype(np.float32)  # [out, in], a copy
+    def _merge(self, weight: RefitWeight, base: Array) -> Array:
+        merged = (base.T if weight.transposed else base).astype(np.float32)  # [out, in], a copy
         merged *= np.float32(math.ldexp(1.0, -weight.exponent))
         for part, rows in zip(weight.parts, np.split(merged, len(weight.parts)), strict=True):
             if part in self.factors:
                 down, up = self.factors[part]
                 rows += up @ down
         merged *= np.float32(math.ldexp(1.0, self.about.exponents[weight.name]))
-        return np.ascontiguousarray(merged.T if weight.transposed else merged, own.dtype)
+        return np.ascontiguousarray(merged.T if weight.transposed else merged, base.dtype)
 
 
 def is_prepared(file: Path) -> bool:
-    """Whether a file is of the form that `zimage-lora` writes, as far as its metadata tells."""
+    """Return True if a file's metadata says that `zimage-lora` wrote it."""
     try:
         with safetensors.safe_open(file, framework="np") as opened:
             return (opened.metadata() or {}).get("format") == FORMAT
@@ -128,16 +135,20 @@ def is_prepared(file: Path) -> bool:
         return False
 
 
-def require_swappable(manifest: Manifest) -> None:
-    """Raises LoraMismatch if the plans can take no LoRA at all."""
+def require_refittable(manifest: Manifest) -> None:
+    """Check that LoRAs can be applied to the plans at run time.
+
+    Raises:
+        LoraMismatch: no LoRA can be.
+    """
     if not manifest.refittable:
-        raise LoraMismatch("the plans' weights cannot be swapped; build them with --refittable, or with --lora")
+        raise LoraMismatch("the plans' weights cannot be changed; build them with --refittable, or merge with --lora")
     if manifest.model.loras:
-        raise LoraMismatch("the plans have a LoRA merged; build them without --lora to swap others in and out")
+        raise LoraMismatch("the plans have a LoRA merged; build them without --lora to apply others at run time")
 
 
-def own_value(graph: Graph, weight: RefitWeight, directory: Path) -> Array:
-    """What the plan has of its own in place of a weight; read from disk as it is looked at."""
+def base_weight(graph: Graph, weight: RefitWeight, directory: Path) -> Array:
+    """Return a weight's value in the plan, mapped from disk."""
     assert graph.weights_file is not None
     path = directory / graph.weights_file
     try:

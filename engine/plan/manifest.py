@@ -1,7 +1,6 @@
-"""What a plan directory says about itself, and whether it can be believed.
+"""The manifest of a plan directory: its schema, and reading it with verification.
 
-`export` writes `manifest.json`, this module defines and reads it. It knows files and hashes; it does not know
-how a plan is executed.
+`export` writes `manifest.json`; this module defines and reads it. Knows files and hashes; not the execution of plans.
 """
 
 import hashlib
@@ -38,12 +37,12 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class ProductBound:
-    """A matrix product in FP16: what its input and its output cannot exceed, and the powers of two they are held at.
+    """Bounds of a matrix product in FP16, and the powers of two that scale its input and its output.
 
-    In FP16 is the true value times 2^-shift. Bounds are of true values and follow from the weights alone.
+    FP16 holds the true value times 2^-shift. Bounds are of true values and follow from the weights alone.
     """
 
-    name: str  # of the weight; of the block's attention for its scores
+    name: str  # of the weight, or of the attention block for its scores
     input_bound: float
     input_shift: int
     output_bound: float
@@ -52,13 +51,13 @@ class ProductBound:
 
 @dataclass(frozen=True, slots=True)
 class RefitWeight:
-    """A weight that can be swapped at run time, and where the plan's own lies in the graph's `weights_file`.
+    """A weight that can be changed at run time, and the place of its base value in the graph's `weights_file`.
 
-    It is the rows of `parts` one after the other, times 2^exponent; [in, out] instead of [out, in] if transposed.
+    It is the concatenation of the rows of `parts`, times 2^exponent; [in, out] instead of [out, in] if transposed.
     """
 
-    name: str  # in the graph, for TensorRT's refitter too
-    parts: tuple[str, ...]  # parameters of the checkpoint; none for a scale that follows from them
+    name: str  # in the graph, and for TensorRT's refitter
+    parts: tuple[str, ...]  # parameters of the checkpoint; none for a scale that is computed from them
     transposed: bool
     exponent: int
     dtype: str  # a numpy dtype name, or bfloat16
@@ -75,10 +74,10 @@ class Graph:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parity: float | None = None  # relative L2 of the ONNX file against DiffSynth in FP32; None if not compared
-    activation_bytes: tuple[int, ...] = ()  # device memory of a context of each profile; TensorRT flavors only
+    activation_bytes: tuple[int, ...] = ()  # device memory of a context, by profile; TensorRT flavors only
     products: tuple[ProductBound, ...] = ()  # FP16 only
     refittable: tuple[RefitWeight, ...] = ()  # of plans built with --refittable
-    weights_file: str | None = None  # that holds the own values of those
+    weights_file: str | None = None  # holds the base values of `refittable`
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +103,12 @@ class Profile:
     prompt_length: Range
 
     def covers(self, size: Size, batch: int) -> bool:
+        """Return True if a batch of images of this size is within the bounds."""
         return size.height in self.height and size.width in self.width and batch in self.batch
 
     @property
     def area(self) -> int:
+        """Pixels of the largest image."""
         return self.height.max * self.width.max
 
 
@@ -122,7 +123,7 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """How a prompt becomes tokens: the chat template around it and the length at which it is cut."""
+    """The chat template around a prompt, and the length at which it is cut."""
 
     prefix: str
     suffix: str
@@ -132,7 +133,7 @@ class PromptFormat:
 
 @dataclass(frozen=True, slots=True)
 class MergedLora:
-    """A LoRA that is part of the weights."""
+    """A LoRA that was merged into the weights."""
 
     file: str
     sha256: str
@@ -141,7 +142,7 @@ class MergedLora:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The facts of the checkpoint that the runtime needs."""
+    """Facts of the checkpoint that the runtime needs."""
 
     name: str
     weights_sha256: str
@@ -157,17 +158,17 @@ class Model:
 
     @property
     def size_multiple(self) -> int:
-        """Heights and widths are multiples of it, in pixels."""
+        """Pixels; heights and widths are multiples of it."""
         return self.vae_scale * self.patch_size
 
     def latents_shape(self, size: Size) -> tuple[int, int, int, int]:
-        """[1, 16, height / 8, width / 8], the latents of one image."""
+        """Return [1, 16, height / 8, width / 8], the shape of one image's latents."""
         return 1, self.latent_channels, size.height // self.vae_scale, size.width // self.vae_scale
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the plans were built by and for. `compute_capabilities` is empty for ONNX."""
+    """The builder of the plans, and the GPUs that they are for. `compute_capabilities` is empty for ONNX."""
 
     flavor: Flavor
     builder: str  # "tensorrt_rtx 1.7.1.116", "onnx opset 20"
@@ -175,12 +176,12 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Preview:
-    """What colour a pixel of latents is, about: rgb = latents @ weights + bias, in units of 0..255."""
+class PreviewProjection:
+    """An approximate colour for a pixel of latents: rgb = latents @ weights + bias, in units of 0..255."""
 
     weights: tuple[tuple[float, ...], ...]  # a row of red, green and blue per latent channel
     bias: tuple[float, float, float]
-    r2: float  # of the fit, on images that were held out
+    r2: float  # of the fit, on held-out images
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +195,10 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """`manifest.json`. Written last, so a directory that has one was finished."""
+    """`manifest.json`. It is written last, so a directory that has one is complete."""
 
     schema_version: int
-    plan_id: str  # hash of everything that went in: same inputs, same directory
+    plan_id: str  # hash of all inputs of the build: the same inputs give the same directory
     zimage_trt: str
     precision: Precision
     model: Model
@@ -206,24 +207,24 @@ class Manifest:
     graphs: dict[GraphName, Graph]
     files: tuple[File, ...]
     refittable: bool = False
-    preview: Preview | None = None  # None if the checkpoint has no VAE encoder to fit it with
-    checksum: str = ""  # of all the rest; set by `encode`
+    preview: PreviewProjection | None = None  # None if the checkpoint has no VAE encoder to fit it with
+    checksum: str = ""  # of all other fields; set by `encode`
 
     @property
     def is_verified(self) -> bool:
-        """Whether every graph was compared with the model that it was exported from."""
+        """True if every graph was compared with the model that it was exported from."""
         return all(graph.parity is not None for graph in self.graphs.values())
 
     @property
     def default_size(self) -> Size:
-        """The size for a request that names none: what the first profile is tuned for."""
+        """The size for a request without one: the size that the first profile is tuned for."""
         return Size(self.profiles[0].width.opt, self.profiles[0].height.opt)
 
     def choose_profiles(self, names: Sequence[str]) -> dict[int, Profile]:
-        """Profiles by name, all if none is named, by TensorRT's profile index.
+        """Return the named profiles, or all if no name is given, by TensorRT's profile index.
 
         Raises:
-            PlanMismatch: there is none of a name.
+            PlanMismatch: the plans have no profile of a name.
         """
         known = [profile.name for profile in self.profiles]
         for name in names:
@@ -232,10 +233,10 @@ class Manifest:
         return {i: profile for i, profile in enumerate(self.profiles) if not names or profile.name in names}
 
     def profile_for(self, size: Size, batch: int = 1) -> Profile:
-        """The tightest profile that covers the shape.
+        """Return the tightest profile that covers the shape.
 
         Raises:
-            UnsupportedShape: names the dimension that is at fault and what the plans cover.
+            UnsupportedShape: no profile does; the message names the dimension and the range that the plans cover.
         """
         multiple = self.model.size_multiple
         for param, value in (("height", size.height), ("width", size.width)):
@@ -264,15 +265,15 @@ class Manifest:
 
 
 def padded(tokens: int) -> int:
-    """Tokens rounded up to the multiple that the transformer pads to."""
+    """Return tokens rounded up to the multiple that the transformer pads to."""
     return -(-tokens // SEQUENCE_MULTIPLE) * SEQUENCE_MULTIPLE
 
 
 def resolve(directory: Path) -> Path:
-    """The plan directory meant by `--engines`: one itself, or an `--output` directory's newest.
+    """Return the plan directory that `--engines` names: the directory itself, or the newest in an `--output` directory.
 
     Raises:
-        PlanNotFound: says what was found instead.
+        PlanNotFound: there is none; the message says what is there.
     """
     if not directory.is_dir():
         raise PlanNotFound(
@@ -287,11 +288,11 @@ def resolve(directory: Path) -> Path:
 
 
 def read(directory: Path, *, verify: bool = True) -> Manifest:
-    """Reads the manifest of a plan directory and, unless `verify` is off, hashes every file it lists.
+    """Read the manifest of a plan directory and, unless `verify` is off, hash every file that it lists.
 
     Raises:
-        PlanMismatch: the manifest is of another schema.
-        PlanCorrupt: the manifest or a file is not what was written.
+        PlanMismatch: the manifest has another schema.
+        PlanCorrupt: the manifest or a file is damaged.
     """
     raw = (directory / MANIFEST_FILE).read_bytes()
     _check_schema(directory, raw)
@@ -308,13 +309,13 @@ def read(directory: Path, *, verify: bool = True) -> Manifest:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The manifest as the JSON that `read` accepts."""
+    """Return the manifest as JSON, with its checksum."""
     complete = replace(manifest, checksum=_checksum(manifest))
     return msgspec.json.format(msgspec.json.encode(complete), indent=1) + b"\n"
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,12 +1,12 @@
-"""The bounds of the graphs' dynamic dimensions in a profile: what a plan is built for and what buffers must hold."""
+"""Bounds of the graphs' dynamic dimensions in a profile, for building plans and for sizing memory."""
 
 from engine.plan.manifest import GraphName, Model, Profile, Range, padded
 
 
 def dimensions(graph: GraphName, profile: Profile, model: Model) -> dict[str, Range]:
-    """Bounds by the dimension's name in the manifest's tensors.
+    """Return the bounds by the dimension's name in the manifest.
 
-    Images are decoded one at a time, so the VAE's batch is 1: at 1024x1024 its activations take 2.6 GB an image.
+    Images are decoded one at a time, so the VAE's batch is 1: at 1024x1024 its activations take 2.6 GB per image.
     """
     h, w = (_divided(r, model.vae_scale) for r in (profile.height, profile.width))
     tokens = [

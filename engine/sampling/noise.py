@@ -1,33 +1,33 @@
-"""Gaussian noise equal to torch's CPU generator, from numpy alone.
+"""Gaussian noise equal to that of torch's CPU generator, computed with numpy.
 
-The same seed then gives the image that diffusers gives. torch fills float32 tensors of at least 16 elements from
+The same seed then gives the same image as diffusers. torch fills float32 tensors of at least 16 elements from
 MT19937 by Box-Muller over blocks of 16: eight uniforms become radii, eight become angles
 (ATen/native/cpu/DistributionTemplates.h, `normal_fill`). Its vectorised log, sin and cos differ from numpy's in the
-last place: measured against torch 2.15, 86 % of the values are equal to the bit and none is more than 5e-7 away.
-torch is no closer to itself: its AVX2 and plain kernels differ in 39 % of the values, by up to 2e-6.
+last place: measured against torch 2.15, 86 % of the values are bit-equal and none differs by more than 5e-7.
+torch's own kernels differ more: AVX2 and plain kernels differ in 39 % of the values, by up to 2e-6.
 """
 
 import numpy as np
 
-Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+from engine.array import Array
 
 BLOCK = 16
 
 
 def randn(seed: int, shape: tuple[int, ...]) -> Array:
-    """What `torch.randn(shape, generator=torch.Generator().manual_seed(seed))` returns.
+    """Return the values of `torch.randn(shape, generator=torch.Generator().manual_seed(seed))`.
 
     Args:
-        seed: any integer; like torch's MT19937, only its low 32 bits count.
+        seed: any integer; only its low 32 bits count, as in torch's MT19937.
         shape: at least 16 elements in all.
     """
     count = int(np.prod(shape))
-    assert count >= BLOCK, f"torch generates fewer than {BLOCK} values another way, got {shape}"
+    assert count >= BLOCK, f"torch generates fewer than {BLOCK} values differently; got {shape}"
     generator = np.random.RandomState(seed & 0xFFFFFFFF)
     values = _uniform(generator, count)
     whole = count - count % BLOCK
     values[:whole] = _box_muller(values[:whole])
-    if whole < count:  # torch generates the last block afresh
+    if whole < count:  # torch generates the last block again
         values[-BLOCK:] = _box_muller(_uniform(generator, BLOCK))
     return values.reshape(shape)
 

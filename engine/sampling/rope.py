@@ -1,28 +1,22 @@
 """Cosines and sines of the transformer's rotary embedding, per token.
 
-The denoiser takes them as inputs, so its graph holds no position arithmetic and no tables
-(rule: facts of Z-Image; prompt tokens sit at (1..L, 0, 0), image tokens at (L + 1, row, column), pad tokens of the
-image at (0, 0, 0)).
+They are inputs of the denoiser, so its graph has no position arithmetic and no tables. In Z-Image, prompt tokens have
+the positions (1..L, 0, 0), image tokens (L + 1, row, column), and pad tokens of the image (0, 0, 0).
 """
 
 from functools import lru_cache
 
 import numpy as np
 
+from engine.array import Array
 from engine.plan.manifest import Rope, padded
-from engine.sampling.noise import Array
 
-KEPT = 16  # tables; one of 1024x1024 takes 16 ms to make and 2 MB, and sizes take turns at every step
-
-
-def head_frequencies(rope: Rope) -> int:
-    """Angles per token: half of the attention head's dimension."""
-    return sum(rope.axes_dims) // 2
+KEPT = 16  # tables; 1024x1024 takes 16 ms and 2 MB, and the size can change at every step
 
 
 @lru_cache(maxsize=KEPT)
 def tables(rope: Rope, rows: int, columns: int, prompt_length: int) -> tuple[Array, Array]:
-    """Cosines and sines in the order of the unified sequence: image, pad, prompt_length.
+    """Return cosines and sines in the order of the unified sequence: image, padding, prompt.
 
     Args:
         rows, columns: the image in tokens (pixels / 16).
@@ -50,5 +44,5 @@ def _positions(rows: int, columns: int, prompt_length: int) -> np.ndarray[tuple[
 
 
 def _angles(position: np.ndarray[tuple[int], np.dtype[np.int64]], dim: int, theta: float) -> Array:
-    frequencies = 1.0 / theta ** (np.arange(0, dim, 2) / dim)  # float64, then rounded once, as the model does
+    frequencies = 1.0 / theta ** (np.arange(0, dim, 2) / dim)  # float64, then rounded once, as in the model
     return np.outer(position, frequencies).astype(np.float32)

@@ -5,14 +5,14 @@ Equal to diffusers' FlowMatchEulerDiscreteScheduler and DiffSynth's "Z-Image" te
 
 import numpy as np
 
-from engine.sampling.noise import Array
+from engine.array import Array
 
 
 def sigmas(steps: int, shift: float) -> Array:
-    """Noise levels from 1 down to 0.
+    """Return noise levels from 1 down to 0.
 
     Args:
-        steps: forward passes of the denoiser (8 for Z-Image-Turbo; older diffusers examples say 9 and mean 8).
+        steps: forward passes of the denoiser (8 for Z-Image-Turbo; older diffusers examples pass 9 for 8 steps).
         shift: `scheduler_config.json`'s shift, 3 for Z-Image-Turbo.
 
     Returns:

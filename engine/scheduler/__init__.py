@@ -1,1 +1,1 @@
-"""In-flight batching: which images share the next forward pass, and running it."""
+"""In-flight batching: `loop` connects `scheduler`, which decides what runs next, with `executor`, which runs it."""

@@ -1,7 +1,7 @@
-"""Which images gain from being generated together: a table of what a pass takes with one, two, ... of them.
+"""The table of batch sizes that gain throughput: measured times of a forward pass by size and batch.
 
-Measured on the machine that serves (`zimage-bench batching`), stored beside the plans. Where one image alone fills
-the processor, a batch of two takes twice as long, and all that batching does is delay the first.
+`zimage-bench batching` measures it on the serving machine and stores it beside the plans. If one image alone fills the
+processor, a batch of two takes twice as long, and batching would only delay the first image.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from engine.errors import PlanCorrupt
 from engine.size import Size
 
 TABLE_FILE = "batching.json"
-GAIN = 1.05  # images per second that a larger batch must bring, over the best smaller one, to be worth its delay
+GAIN = 1.05  # a larger batch must give this many times the images per second to be worth its delay
 
 
 @dataclass(frozen=True, slots=True)
 class PassTimes:
-    """What a forward pass takes at one size: `seconds[b - 1]` with b images."""
+    """Times of a forward pass at one size: `seconds[b - 1]` with a batch of b."""
 
     width: int  # pixels
     height: int
@@ -27,11 +27,12 @@ class PassTimes:
 
     @property
     def area(self) -> int:
+        """Pixels."""
         return self.height * self.width
 
     @property
     def best(self) -> int:
-        """The batch that generates the most images per second, and of those about alike the smallest."""
+        """The batch size with the most images per second; the smallest if several are about equal."""
         best = 1
         for batch in range(2, len(self.seconds) + 1):
             if batch / self.seconds[batch - 1] > GAIN * best / self.seconds[best - 1]:
@@ -41,19 +42,23 @@ class PassTimes:
 
 @dataclass(frozen=True, slots=True)
 class BatchTable:
-    """Measured times by size, and where they were measured. An empty one batches nothing."""
+    """Measured times by size, and the machine that measured them. With an empty table, nothing is batched."""
 
     machine: str = ""
     rows: tuple[PassTimes, ...] = ()
 
     def limit(self, size: Size) -> int:
-        """Images of a size to generate together: what the next larger measured size gains from."""
+        """Return the batch size for a size of images: the best one of the next larger measured size."""
         larger = [row for row in self.rows if row.area >= size.area]
         return min(larger, key=lambda row: row.area).best if larger else 1
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """The table of a plan directory; an empty one if none was measured. Raises PlanCorrupt."""
+        """Read the table of a plan directory; return an empty table if there is none.
+
+        Raises:
+            PlanCorrupt: the file is damaged.
+        """
         path = directory / TABLE_FILE
         if not path.is_file():
             return cls()
@@ -63,5 +68,5 @@ class BatchTable:
             raise PlanCorrupt(f"{path} is damaged: {error}; delete it, or run zimage-bench batching again") from error
 
     def encode(self) -> bytes:
-        """What `read` reads."""
+        """Return the bytes of the file."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"

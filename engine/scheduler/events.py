@@ -1,22 +1,27 @@
-"""What a step of `engine.scheduler.loop` tells. Knows no memory and no engines."""
+"""Events that `EngineLoop.step` returns. Knows no memory and no engines."""
 
 from dataclasses import dataclass
 
+from engine.array import Array
 from engine.errors import ZImageError
-from engine.sampling.noise import Array
 from engine.scheduler.pending_image import PendingImage
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """It is the image's turn: its LoRA is about to be put in, or its first step to be enqueued."""
+    """An image is about to begin: its LoRA is applied, or its first step enqueued, in the next step of the loop."""
 
     key: str
 
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """A step of an image is over. `estimate`: [16, h, w] latents of what it will be, where a preview was asked for."""
+    """A step of an image is over.
+
+    Attributes:
+        done, steps: steps that are over, and steps in all.
+        estimate: [16, h, w] estimate of the final latents, after steps for which a preview was requested.
+    """
 
     key: str
     done: int
@@ -26,7 +31,7 @@ class Stepped:
 
 @dataclass(frozen=True, slots=True)
 class Denoised:
-    """All steps are over and the decoding is enqueued."""
+    """All steps of an image are over, and its decoding is enqueued."""
 
     key: str
     pending: PendingImage
@@ -34,13 +39,20 @@ class Denoised:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
+    """An image failed; the loop has dropped it."""
+
     key: str
     error: ZImageError
 
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """A forward pass of a batch is over."""
+    """A forward pass is over.
+
+    Attributes:
+        batch: rows of the batch.
+        seconds: device time.
+    """
 
     batch: int
     seconds: float
@@ -48,7 +60,7 @@ class Passed:
 
 @dataclass(frozen=True, slots=True)
 class Switched:
-    """Another LoRA, or none, is in the plans."""
+    """Another LoRA, or none, was applied to the plans; the change took `seconds`."""
 
     seconds: float
 

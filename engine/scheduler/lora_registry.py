@@ -1,6 +1,6 @@
-"""LoRAs that requests ask for by name, read from their files when it is their turn.
+"""LoRAs that requests use by name, read from their files when they are applied.
 
-Knows names, files and the pipeline; not whose turn it is.
+Knows names, files and the pipeline; not the order of LoRAs.
 """
 
 import logging
@@ -15,35 +15,36 @@ log = logging.getLogger(__name__)
 
 
 class LoraRegistry:
-    """Files that `zimage-lora` wrote, by their names. A name stands for one LoRA: a file that changes is not used."""
+    """Files that `zimage-lora` wrote, by name. A file that changes after it was first read is refused."""
 
     def __init__(self, pipeline: Pipeline, files: Mapping[str, Path] | None = None) -> None:
         self._pipeline, self._files = pipeline, dict(files or {})
-        self._seen: dict[str, tuple[int, int]] = {}  # size and time of change, when it was first read
+        self._seen: dict[str, tuple[int, int]] = {}  # size in bytes and mtime in ns, when first read
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names that requests may use."""
         return tuple(self._files)
 
     def check(self) -> tuple[str, ...]:
-        """Reads each, and says why those that the plans cannot take cannot be used."""
-        found = []
+        """Read every file, and return a message for each that cannot be used with these plans."""
+        problems = []
         for name in self._files:
             try:
                 self._read(name)
             except LoraMismatch as error:
-                found.append(f"LoRA {name}: {error}")
-        return tuple(found)
+                problems.append(f"LoRA {name}: {error}")
+        return tuple(problems)
 
-    def put_in(self, name: str | None) -> float:
-        """Puts a LoRA into the plans, in place of any other; None restores them.
+    def apply(self, name: str | None) -> float:
+        """Apply a LoRA to the plans in place of any other; None restores them.
 
         Returns:
             Seconds that it took.
 
         Raises:
-            LoraMismatch: it cannot be used now, and nothing was changed; the log says why, with the file's place.
-            PlanCorrupt: as `Pipeline.refit` says.
+            LoraMismatch: the LoRA cannot be used now; nothing was changed. The log has the reason and the file's path.
+            PlanCorrupt: see `Pipeline.refit`.
         """
         try:
             lora = None if name is None else self._read(name)
@@ -51,11 +52,15 @@ class LoraRegistry:
             log.error("LoRA %s: %s", name, error)
             raise LoraMismatch(f"the LoRA {name!r} cannot be used now; the log says why") from error
         seconds = self._pipeline.refit(lora)
-        log.info("LoRA %s is in the plans after %.2f s", name, seconds)
+        log.info("applied LoRA %s in %.2f s", name, seconds)
         return seconds
 
     def _read(self, name: str) -> PreparedLora:
-        """Raises LoraMismatch."""
+        """Read a LoRA and check it against the plans.
+
+        Raises:
+            LoraMismatch: it cannot be used.
+        """
         file = self._files[name]
         lora = PreparedLora.read(file)
         lora.require_match(self._pipeline.manifest)
@@ -65,5 +70,5 @@ class LoraRegistry:
             raise LoraMismatch(f"cannot read {file}: {error}") from error
         seen = stat.st_size, stat.st_mtime_ns
         if self._seen.setdefault(name, seen) != seen:
-            raise LoraMismatch(f"{file} has changed since it was first read; start again to use it")
+            raise LoraMismatch(f"{file} has changed since it was first read; restart to use it")
         return lora

@@ -1,62 +1,67 @@
-"""Whose LoRA is in the plans, and when the next one's turn comes.
+"""The order of LoRAs: time slices, and when the next one begins.
 
-Weights are the same for all images under way, so images of one LoRA are generated together, and LoRAs take turns. Knows
-images, and times that it is told; not files, and not who executes what.
+All images under way share the weights, so images of one LoRA are generated together and LoRAs alternate. Knows
+samples, and times that it is given; not files, clocks or engines.
 """
 
 import math
 
-from engine.scheduler.sample import FairQueue, Sample
+from engine.scheduler.fair_queue import FairQueue
+from engine.scheduler.sample import Sample
 
-LEAST = 3.0  # seconds that a turn lasts while others wait
-SHARE = 4.0  # of a turn that others wait for, to the change before it; one of whom nobody is left ends at once
+MIN_SLICE = 3.0  # seconds that a time slice lasts while samples of other LoRAs wait
+SLICE_PER_CHANGE = 4.0  # a slice lasts at least this many times as long as the change of LoRAs before it
 
 
 class LoraScheduler:
-    """Images by their LoRA; None counts as one.
+    """Samples by their LoRA; None counts as one.
 
-    A turn is over when no image of the present LoRA is left, or when somebody has waited through `least` seconds of
-    it. Then nobody else joins, and when those who have joined are generated, it is the turn of who has waited longest.
-    So nobody starves, whatever comes.
+    A time slice is over when the active LoRA has no samples left, or when a sample of another LoRA has waited for
+    the slice's length. No further sample is admitted then. Once the admitted samples are finished, the LoRA of the
+    sample that has waited longest becomes active. So no LoRA starves.
+
+    Args:
+        min_slice: seconds.
     """
 
-    def __init__(self, least: float = LEAST) -> None:
-        self.present: str | None = None
-        self._least = self._lasts = least
-        self._began = math.inf  # with its first image, so every turn has one
-        self._lanes: dict[str | None, FairQueue] = {}
+    def __init__(self, min_slice: float = MIN_SLICE) -> None:
+        self.active: str | None = None
+        self._min_slice = self._slice = min_slice
+        self._began = math.inf  # with its first batch, so that every slice has at least one
+        self._queues: dict[str | None, FairQueue] = {}
 
     @property
-    def lanes(self) -> FairQueue:
-        """Images of the present LoRA."""
-        return self._lanes.get(self.present) or FairQueue()
+    def queue(self) -> FairQueue:
+        """Samples of the active LoRA."""
+        return self._queues.get(self.active) or FairQueue()
 
     def add(self, sample: Sample) -> None:
-        self._lanes.setdefault(sample.request.lora, FairQueue()).add(sample)
+        self._queues.setdefault(sample.request.lora, FairQueue()).add(sample)
 
     def remove(self, sample: Sample) -> None:
-        lanes = self._lanes[sample.request.lora]
-        lanes.remove(sample)
-        if lanes.first is None:
-            del self._lanes[sample.request.lora]
+        queue = self._queues[sample.request.lora]
+        queue.remove(sample)
+        if queue.oldest is None:
+            del self._queues[sample.request.lora]
 
-    def first(self) -> Sample | None:
-        """Of the images of other LoRAs the one that came first."""
-        waiting = [lanes.first for lora, lanes in self._lanes.items() if lora != self.present]
-        return min((sample for sample in waiting if sample is not None), key=lambda sample: sample.came, default=None)
+    def longest_waiting(self) -> Sample | None:
+        """Return the oldest sample of any LoRA that is not active."""
+        candidates = [queue.oldest for lora, queue in self._queues.items() if lora != self.active]
+        waiting = (sample for sample in candidates if sample is not None)
+        return min(waiting, key=lambda sample: sample.submitted_at, default=None)
 
-    def is_over(self, now: float) -> bool:
-        """Whether nobody else of the present LoRA joins."""
-        first = self.first()
-        if first is None:
+    def is_slice_over(self, now: float) -> bool:
+        """Return True if no further sample of the active LoRA is admitted, since another LoRA is due."""
+        waiting = self.longest_waiting()
+        if waiting is None:
             return False
-        return self.present not in self._lanes or now - max(first.came, self._began) > self._lasts
+        return self.active not in self._queues or now - max(waiting.submitted_at, self._began) > self._slice
 
-    def joins(self, now: float) -> None:
-        """An image of the present LoRA is about to have its first step."""
+    def start_slice(self, now: float) -> None:
+        """Start the time slice with its first batch; later calls change nothing."""
         self._began = min(self._began, now)
 
-    def change(self, lora: str | None, seconds: float) -> None:
-        """It is this one's turn; `seconds`: that it took to put it in."""
-        self.present, self._began = lora, math.inf
-        self._lasts = max(self._least, SHARE * seconds)
+    def activate(self, lora: str | None, change_seconds: float) -> None:
+        """Make a LoRA active whose change took `change_seconds`."""
+        self.active, self._began = lora, math.inf
+        self._slice = max(self._min_slice, SLICE_PER_CHANGE * change_seconds)

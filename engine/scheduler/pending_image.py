@@ -1,4 +1,4 @@
-"""An image whose last step is over, and whose pixels are on their way. Knows no batches."""
+"""An image whose decoding is enqueued. Knows no batches."""
 
 import threading
 import time
@@ -6,13 +6,14 @@ from dataclasses import replace
 
 from engine.backends.memory import TimingEvent
 from engine.errors import ZImageError
-from engine.pipeline import Decoded, GeneratedImage
+from engine.images.generated import GeneratedImage
+from engine.pipeline import Decoded
 from engine.scheduler.sample import Sample
 from engine.size import Size
 
 
 class PendingImage:
-    """An image of which everything is enqueued. Any thread may finish it, while others are being generated."""
+    """An image whose steps are over and whose decoding is enqueued. Any thread may finish it."""
 
     def __init__(self, sample: Sample, decoded: Decoded, started: TimingEvent) -> None:
         self._sample, self._decoded, self._started = sample, decoded, started
@@ -25,13 +26,13 @@ class PendingImage:
         return self._sample.size
 
     def decoding_seconds(self) -> float:
-        """What the decoding kept the engine busy, whoever finishes the image when. It must be over."""
-        if self._decoding is None:  # events are recorded anew later, so the first answer is kept
+        """Return the device time of the decoding, which must be over."""
+        if self._decoding is None:  # the first answer is kept, since timing events are reused later
             self._decoding = self._started.seconds_until(self._decoded.decoded)
         return self._decoding
 
     def settle(self) -> None:
-        """Takes the pixels out of the buffers, if that has not been done."""
+        """Copy the pixels out of the buffers, unless that has been done."""
         with self._lock:
             if self._outcome is None:
                 try:
@@ -40,10 +41,10 @@ class PendingImage:
                     self._outcome = error
 
     def finish(self) -> GeneratedImage:
-        """Waits for the image.
+        """Wait for the image.
 
         Raises:
-            NonFiniteOutput: the model left the range of its number format.
+            NonFiniteOutput: the values hold NaN or Inf.
             DeviceError: the GPU failed.
         """
         self.settle()
@@ -54,7 +55,7 @@ class PendingImage:
 
     def _image(self) -> GeneratedImage:
         sample = self._sample
-        self._decoded.arrive()
+        self._decoded.wait_for_copy()
         decoding = self.decoding_seconds()
         started = time.perf_counter()
         pixels = self._decoded.wait()

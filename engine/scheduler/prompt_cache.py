@@ -1,23 +1,27 @@
-"""Encoded prompts, kept on the host: of many requests with one prompt, all but the first skip the prompt encoder."""
+"""A cache of encoded prompts on the host: a repeated prompt skips the prompt encoder."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from engine.sampling.noise import Array
+from engine.array import Array
 
 CAPACITY = 256 << 20  # bytes; a prompt of Z-Image-Turbo takes 0.5 to 8 MB
 
 
 @dataclass(frozen=True, slots=True)
 class PromptKey:
-    """What a prompt depends on: a LoRA may change the prompt encoder too."""
+    """Key of an encoded prompt. A LoRA may change the prompt encoder too."""
 
     ids: tuple[int, ...]
     lora: str | None
 
 
 class PromptCache:
-    """Prompts [1, L, D]; those least recently used go first."""
+    """Encoded prompts [1, L, D]; the least recently used are dropped first.
+
+    Args:
+        capacity: bytes.
+    """
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self.hits = self.misses = 0
@@ -25,6 +29,7 @@ class PromptCache:
         self._entries: OrderedDict[PromptKey, Array] = OrderedDict()
 
     def get(self, key: PromptKey) -> Array | None:
+        """Return an encoded prompt, or None."""
         prompt_embeds = self._entries.get(key)
         if prompt_embeds is None:
             self.misses += 1
@@ -34,7 +39,7 @@ class PromptCache:
         return prompt_embeds
 
     def put(self, key: PromptKey, prompt_embeds: Array) -> None:
-        """Keeps the array itself, which must not change any more."""
+        """Keep an array, which must not change afterwards."""
         if prompt_embeds.nbytes > self._capacity or key in self._entries:
             return
         self._entries[key] = prompt_embeds

@@ -1,14 +1,15 @@
-"""An image between two of its steps, and the order in which images take their turns.
+"""An image between its request and its last step.
 
-Knows sizes, steps and slots; not tensors' values, not time but for what it is told.
+Knows sizes, steps and slots; not the values of tensors, nor the order in which samples run.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
+from engine.array import Array
 from engine.plan.manifest import padded
 from engine.request import ImageRequest
-from engine.sampling.noise import Array
 from engine.sampling.tokenizer import TokenizedPrompt
 from engine.size import Size
 from engine.stages import StageTimes
@@ -16,12 +17,20 @@ from engine.stages import StageTimes
 
 @dataclass(slots=True, eq=False)
 class GuidanceBranch:
-    """One prompt of an image: its own, or with guidance the negative one."""
+    """One prompt of a sample: its own or, with guidance, the negative one.
+
+    Attributes:
+        slot: index of the slot that it occupies; None before it has one.
+        enqueued: forward passes that were enqueued.
+        completed: forward passes that are known to be over.
+        output: [16, h, w] latents after its last pass, until the other branch of a guided step is over too.
+    """
 
     prompt: TokenizedPrompt
     slot: int | None = None
-    enqueued: int = 0  # forward passes
-    output: Array | None = None  # [16, h, w], what a guided step is waiting for
+    enqueued: int = 0
+    completed: int = 0
+    output: Array | None = None
 
     @property
     def length(self) -> int:
@@ -35,10 +44,13 @@ class Sample:
 
     Attributes:
         schedule: [steps + 1] float32 noise levels.
-        previews: after which steps somebody wants to see it.
-        came: time.perf_counter() when it was submitted.
-        done: steps that are known to be over.
-        latents: [16, h, w] after `done` steps, where a preview needs them.
+        branches: the prompt, and with guidance the negative prompt.
+        previews: steps after which a preview is wanted.
+        submitted_at: time.perf_counter() when it was submitted.
+        is_announced: True once a `Started` event was returned for it.
+        is_removed: True once it is finished, cancelled or failed; results of passes still running are ignored.
+        first_pass_at: time.perf_counter() when its slots were filled for its first pass.
+        latents: [16, h, w] before the step whose preview is wanted next.
         seconds: of the stages that are over.
     """
 
@@ -48,94 +60,41 @@ class Sample:
     schedule: Array
     branches: tuple[GuidanceBranch, ...]
     previews: frozenset[int] = frozenset()
-    came: float = 0.0
-    is_started: bool = False  # and whoever listens was told
-    done: int = 0
+    submitted_at: float = 0.0
+    is_announced: bool = False
+    is_removed: bool = False
+    first_pass_at: float | None = None
     latents: Array | None = None
-    is_gone: bool = False  # cancelled or failed: what still runs for it is ignored
     seconds: StageTimes = field(default_factory=StageTimes)
-    joined: float = 0.0  # time.perf_counter() at its first step
 
     @property
     def steps(self) -> int:
         return len(self.schedule) - 1
 
-    def took(self, **seconds: float) -> None:
-        """Record seconds by the fields of `StageTimes`."""
-        self.seconds = replace(self.seconds, **seconds)
+    @property
+    def done(self) -> int:
+        """Steps that are known to be over, in every branch."""
+        return min(branch.completed for branch in self.branches)
 
     @property
     def is_guided(self) -> bool:
         return len(self.branches) > 1
 
-    def ready(self) -> Iterator[GuidanceBranch]:
-        """Branches whose next forward pass may be enqueued: guided ones wait for each other after every step."""
+    def record(self, **seconds: float) -> None:
+        """Record seconds by the fields of `StageTimes`."""
+        self.seconds = replace(self.seconds, **seconds)
+
+    def ready(self) -> Iterator["Pass"]:
+        """Yield the passes that may be enqueued: guided branches wait for each other after every step."""
+        end = min(self.done + 1, self.steps) if self.is_guided else self.steps
         for branch in self.branches:
-            if branch.enqueued < (min(self.done + 1, self.steps) if self.is_guided else self.steps):
-                yield branch
+            if branch.enqueued < end:
+                yield Pass(self, branch, branch.enqueued)
 
 
-Pass = tuple[Sample, GuidanceBranch]
+class Pass(NamedTuple):
+    """One forward pass of one branch of a sample; `step` counts from 0."""
 
-
-class SizeQueue:
-    """Images of one size, in the order they came."""
-
-    def __init__(self, seconds: float) -> None:
-        self.samples: list[Sample] = []
-        self.seconds = seconds  # that were spent on it, as far as it competes with other lanes
-
-    def passes(self, limit: int, *, slotted_only: bool = False) -> list[Pass]:
-        """The passes to run next, of one prompt length: those of who came first, or of them who has a slot."""
-        ready = [(sample, branch) for sample in self.samples for branch in sample.ready()]
-        if slotted_only:
-            ready = [one for one in ready if one[1].slot is not None]
-        return [one for one in ready if one[1].length == ready[0][1].length][:limit]
-
-
-class FairQueue:
-    """Who goes next: sizes share the processor's time alike, and within a size first come is first served.
-
-    So a small image waits for large ones no longer than for its share, and images that gain nothing from each other
-    are finished one after the other instead of all of them late.
-    """
-
-    def __init__(self) -> None:
-        self._lanes: dict[Size, SizeQueue] = {}
-        self._away: dict[Size, float] = {}  # seconds of those that are empty
-        self._reached = 0.0  # seconds that every lane had had when one became empty last
-
-    def __iter__(self) -> Iterator[SizeQueue]:
-        """Lanes, those that were given least first."""
-        return iter(sorted(self._lanes.values(), key=lambda lane: lane.seconds))
-
-    @property
-    def first(self) -> Sample | None:
-        """The image that came first."""
-        return min((lane.samples[0] for lane in self._lanes.values()), key=lambda sample: sample.came, default=None)
-
-    def add(self, sample: Sample) -> None:
-        if sample.size not in self._lanes:
-            least = self._least()
-            self._away = {size: seconds for size, seconds in self._away.items() if seconds > least}
-            # who was away is owed nothing, but owes what it had: else one user who asks again and again never pays
-            self._lanes[sample.size] = SizeQueue(self._away.pop(sample.size, least))
-        self._lanes[sample.size].samples.append(sample)
-
-    def remove(self, sample: Sample) -> None:
-        lane = self._lanes[sample.size]
-        lane.samples.remove(sample)
-        if not lane.samples:
-            self._reached = self._least()
-            self._away[sample.size] = lane.seconds
-            del self._lanes[sample.size]
-
-    def charge(self, size: Size, seconds: float) -> None:
-        """Also for images that have gone by then."""
-        if size in self._lanes:
-            self._lanes[size].seconds += seconds
-        elif size in self._away:
-            self._away[size] += seconds
-
-    def _least(self) -> float:
-        return min((lane.seconds for lane in self._lanes.values()), default=self._reached)
+    sample: Sample
+    branch: GuidanceBranch
+    step: int

@@ -1,49 +1,34 @@
-"""Where images that are under way keep their latents and prompts between two passes.
+"""The slots of a memory, and which samples have them.
 
-Knows who has which slot; not whose turn it is, nor when a pass runs.
+Knows indices only; the tensors of a slot are in `slot_tensors`.
 """
 
-from engine.backends.memory import Array, Memory, Tensor, slot
-from engine.plan.manifest import Model
-from engine.scheduler.sample import GuidanceBranch, Sample
+from engine.scheduler.sample import Sample
 
 
 class Slots:
-    """The slots of a memory: an image takes one for each of its prompts."""
+    """Free slots. A sample takes one for each of its branches."""
 
-    def __init__(self, memory: Memory, model: Model) -> None:
-        self._memory, self._model = memory, model
-        self._free = list(range(memory.slots))
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._free = list(range(count))
 
     @property
-    def are_free(self) -> bool:
-        """Whether nobody has one."""
-        return len(self._free) == self._memory.slots
+    def taken(self) -> int:
+        """Slots that samples have."""
+        return self._count - len(self._free)
 
     def take(self, sample: Sample) -> bool:
-        """Gives an image its slots; False if too few are free."""
+        """Give a sample its slots; return False if too few are free."""
         if len(self._free) < len(sample.branches):
             return False
         for branch in sample.branches:
             branch.slot = self._free.pop()
         return True
 
-    def leave(self, sample: Sample) -> None:
-        """What still runs for the image comes before whatever is put there."""
+    def release(self, sample: Sample) -> None:
+        """Free a sample's slots.
+
+        Passes of the sample may still run: whatever the next owner writes is enqueued behind them.
+        """
         self._free += [branch.slot for branch in sample.branches if branch.slot is not None]
-
-    def latents(self, sample: Sample) -> Tensor:
-        """[1, 16, h, w], in the slot of its first branch."""
-        return self._view("latents", sample.branches[0], self._model.latents_shape(sample.size))
-
-    def put_latents(self, sample: Sample, values: Array) -> None:
-        """[1, 16, h, w]."""
-        self._memory.copy(self.latents(sample), self._memory.write("latents", values))
-
-    def prompt_embeds(self, branch: GuidanceBranch) -> Tensor:
-        """[1, L, prompt_embeds_dim]."""
-        return self._view("prompt_embeds", branch, (1, branch.length, self._model.prompt_embeds_dim))
-
-    def _view(self, name: str, branch: GuidanceBranch, shape: tuple[int, ...]) -> Tensor:
-        assert branch.slot is not None
-        return self._memory.view(slot(name, branch.slot), shape)

@@ -1,6 +1,6 @@
 """A checkpoint in the official Hugging Face layout, as configs and as tensors that are read one at a time.
 
-Knows files and names. What the tensors mean, and which there must be, is the business of `models`.
+The module knows files and names. `models` knows the meaning of tensors, and which of them a model needs.
 """
 
 import hashlib
@@ -8,18 +8,15 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import torch
-
 from engine.errors import CheckpointError
 from engine.plan.manifest import sha256
+from export.checkpoint.comfyui import official_weights
+from export.checkpoint.stored_weights import stored_weights
 from export.checkpoint.weights import Weight
 
 COMPONENTS = ("transformer", "text_encoder", "vae")
@@ -30,30 +27,8 @@ Config = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class StoredWeight:
-    """One tensor of a safetensors file, or some of its rows; read only when asked for."""
-
-    file: Path
-    key: str
-    shape: tuple[int, ...]
-    rows: tuple[int, int] | None = None
-
-    @property
-    def source(self) -> str:
-        """For messages."""
-        return f"{self.key} in {self.file}"
-
-    def load(self) -> torch.Tensor:
-        file = _open(self.file)
-        tensor: torch.Tensor = (
-            file.get_tensor(self.key) if self.rows is None else file.get_slice(self.key)[slice(*self.rows)]
-        )
-        return tensor
-
-
-@dataclass(frozen=True, slots=True)
 class Component:
-    """A folder of the checkpoint that holds weights."""
+    """A folder of the checkpoint with a config and weights."""
 
     name: str
     config: Config
@@ -62,13 +37,18 @@ class Component:
 
     @property
     def parameters(self) -> int:
-        """Elements of all weights, those that no graph uses included."""
+        """Number of elements of all weights, including weights that no graph uses."""
         return sum(math.prod(weight.shape) for weight in self.weights.values())
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The five folders, opened; nothing of the weights is read yet. `name` is the hub id or the folder's name."""
+    """An open checkpoint. Its weights are not read yet.
+
+    Attributes:
+        name: hub id, or the folder's name.
+        directory: folder of the checkpoint on disk.
+    """
 
     name: str
     directory: Path
@@ -79,7 +59,7 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file that has a say in the plans, in a fixed order."""
+        """Every file that the plans depend on, in a fixed order."""
         configs = [self.directory / folder / "config.json" for folder in COMPONENTS]
         tokenizer = [self.directory / "tokenizer" / name for name in TOKENIZER_FILES]
         template = self.directory / "tokenizer" / "chat_template.jinja"
@@ -89,25 +69,25 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """Elements of all weights."""
+        """Number of elements of all weights."""
         return sum(component.parameters for component in (self.transformer, self.text_encoder, self.vae))
 
     def fingerprint(self) -> str:
-        """Hex sha256 over the contents of all files, wherever they lie."""
+        """Return the hex sha256 over the contents of all files, independent of their location."""
         return hashlib.sha256("".join(map(sha256, self.files)).encode()).hexdigest()
 
 
 def open_checkpoint(model: str, transformer_file: Path | None = None) -> Checkpoint:
-    """Opens a checkpoint.
+    """Open a checkpoint, and download it first if needed.
 
     Args:
-        model: a folder in the official layout, or a hub / ModelScope id such as Tongyi-MAI/Z-Image-Turbo, which
-            DiffSynth downloads (its environment variables say from where and where to).
-        transformer_file: a single-file safetensors of the transformer in ComfyUI's or the official key layout,
-            used in place of the folder's weights.
+        model: folder in the official layout, or a hub / ModelScope id such as Tongyi-MAI/Z-Image-Turbo, which
+            DiffSynth downloads (its environment variables set the source and the target).
+        transformer_file: single safetensors file of the transformer, in ComfyUI's or the official key layout, to use
+            in place of the folder's weights.
 
     Raises:
-        CheckpointError: names what is missing or damaged.
+        CheckpointError: a file is missing or damaged, or the download failed.
     """
     local = Path(model).is_dir()
     directory = Path(model) if local else _download(model)
@@ -121,14 +101,18 @@ def open_checkpoint(model: str, transformer_file: Path | None = None) -> Checkpo
             raise CheckpointError(f"{directory / 'tokenizer'} has no {name}")
     transformer, text_encoder, vae = (_component(directory, name) for name in COMPONENTS)
     if transformer_file is not None:
-        transformer = _single_file(transformer, transformer_file)
+        transformer = replace(transformer, weights=official_weights(transformer_file), files=(transformer_file,))
     scheduler = read_json(directory / "scheduler" / "scheduler_config.json")
     name = directory.resolve().name if local else model
     return Checkpoint(name, directory, transformer, text_encoder, vae, scheduler)
 
 
 def read_json(path: Path) -> Config:
-    """A JSON object from a file, or CheckpointError."""
+    """Read a JSON object from a file.
+
+    Raises:
+        CheckpointError: the file is missing, or holds no JSON object.
+    """
     try:
         value = json.loads(path.read_bytes())
     except OSError as error:
@@ -141,7 +125,7 @@ def read_json(path: Path) -> Config:
 
 
 def positive(config: Config, key: str) -> float:
-    """A number of a config that divides or scales; CheckpointError if it is not finite and above zero."""
+    """Return a number of a config that must be finite and above zero, else raise CheckpointError."""
     value = config[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         where = f"{config.path.parent.name}/{config.path.name}: " if isinstance(config, _Object) else ""
@@ -150,7 +134,7 @@ def positive(config: Config, key: str) -> float:
 
 
 class _Object(Config):
-    """A JSON object that knows its file: to look up a key that it lacks is a CheckpointError."""
+    """A JSON object that raises a CheckpointError naming its file when a key is missing."""
 
     def __init__(self, content: Config, path: Path) -> None:
         super().__init__(content)
@@ -162,8 +146,8 @@ class _Object(Config):
 
 def _download(model: str) -> Path:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
-        raise CheckpointError(f"no folder at {model}, and it does not read as a hub id (owner/name)")
-    from diffsynth.core import ModelConfig  # imports much; a local folder needs none of it
+        raise CheckpointError(f"there is no folder at {model}, and it is not a hub id (owner/name) either")
+    from diffsynth.core import ModelConfig  # a slow import that a local folder does not need
 
     try:
         parts = [ModelConfig(model_id=model, origin_file_pattern=f"{folder}/") for folder in FOLDERS]
@@ -172,7 +156,7 @@ def _download(model: str) -> Path:
                 part.download_if_necessary()
     except Exception as error:
         raise CheckpointError(
-            f"could not download {model}: {error}. Fetch it where there is a network and pass the folder"
+            f"could not download {model}: {error}. Download it on a machine with a network and pass the folder"
         ) from error
     return Path(parts[0].local_model_path) / model
 
@@ -184,7 +168,7 @@ def _component(directory: Path, name: str) -> Component:
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
-    """The shards that the folder's index names, or its only safetensors file."""
+    """Return the shards that the folder's index lists, or its only safetensors file."""
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if indices:
         names = set(read_json(indices[0])["weight_map"].values())
@@ -198,64 +182,3 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
         if not file.is_file():
             raise CheckpointError(f"{indices[0].name} names the shard {file.name}, which is not in {folder}")
     return tuple(files)
-
-
-def stored_weights(files: Iterable[Path]) -> Iterator[tuple[str, StoredWeight]]:
-    """Every tensor of safetensors files, with its key."""
-    for file in files:
-        opened = _open(file)
-        for key in opened.keys():  # noqa: SIM118  not a dict
-            yield key, StoredWeight(file, key, tuple(opened.get_slice(key).get_shape()))
-
-
-def read_metadata(file: Path) -> dict[str, str]:
-    """What a safetensors file says about itself beside its tensors."""
-    return _open(file).metadata() or {}
-
-
-@lru_cache(maxsize=64)
-def _open(file: Path) -> Any:
-    if not file.is_file():
-        raise CheckpointError(f"there is no file {file}")
-    try:
-        return safetensors.safe_open(file, framework="pt")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is truncated or not a safetensors file: {error}; fetch it again") from error
-
-
-# ComfyUI's names for what the official layout calls otherwise (453 tensors instead of 521).
-COMFYUI_NAMES = (
-    ("x_embedder.", "all_x_embedder.2-1."),
-    ("final_layer.", "all_final_layer.2-1."),
-    (".attention.out.", ".attention.to_out.0."),
-    (".attention.q_norm.", ".attention.norm_q."),
-    (".attention.k_norm.", ".attention.norm_k."),
-)
-COMFYUI_PREFIX = "model.diffusion_model."
-COMFYUI_UNUSED = {"norm_final.weight"}
-
-
-def _single_file(transformer: Component, file: Path) -> Component:
-    weights = dict(stored_weights([file]))
-    named = {key.removeprefix(COMFYUI_PREFIX): weight for key, weight in weights.items()}
-    official: dict[str, Weight] = {}
-    for key, weight in named.items():
-        if key not in COMFYUI_UNUSED:
-            official |= _official(key, weight)
-    return Component(transformer.name, transformer.config, official, (file,))
-
-
-def _official(key: str, weight: StoredWeight) -> dict[str, Weight]:
-    """A tensor of a single file under the official name or, for a fused qkv, names."""
-    for comfy, name in COMFYUI_NAMES:
-        if key.startswith(comfy) or (comfy.startswith(".") and comfy in key):
-            key = key.replace(comfy, name, 1)
-    if ".attention.qkv." not in key:
-        return {key: weight}
-    third = weight.shape[0] // 3
-    return {
-        key.replace(".qkv.", f".to_{part}."): StoredWeight(
-            weight.file, weight.key, (third, *weight.shape[1:]), (i * third, (i + 1) * third)
-        )
-        for i, part in enumerate("qkv")
-    }

@@ -1,6 +1,6 @@
-"""LoRAs: found out by their keys, in every format that is met in the wild, and merged into the transformer in FP32.
+"""LoRA files in any of the common key formats, merged into the transformer in FP32.
 
-What cannot be placed is an error that names it: a LoRA that is half applied looks like a bad LoRA.
+A key that matches no layer is an error, because a partly applied LoRA would only look like a bad LoRA.
 """
 
 import hashlib
@@ -16,7 +16,9 @@ from torch import Tensor
 from engine.errors import CheckpointError
 from engine.plan.lora import FORMAT
 from engine.plan.manifest import sha256
-from export.checkpoint.files import COMFYUI_NAMES, Checkpoint, StoredWeight, read_metadata, stored_weights
+from export.checkpoint.comfyui import COMFYUI_NAMES
+from export.checkpoint.files import Checkpoint
+from export.checkpoint.stored_weights import StoredWeight, read_metadata, stored_weights
 from export.checkpoint.weights import Weight, load_finite
 
 KEY = re.compile(
@@ -29,14 +31,14 @@ NAMES_SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """A file and how strongly it is applied."""
+    """A LoRA file and its scale."""
 
     file: Path
     scale: float = 1.0
 
     @staticmethod
     def parse(text: str) -> "Lora":
-        """FILE or FILE:SCALE; a name that ends like a scale is taken whole if there is such a file."""
+        """Parse FILE or FILE:SCALE. If a file has the whole text as its name, the text has no scale."""
         file, _, scale = text.rpartition(":")
         try:
             return Lora(Path(file), float(scale)) if file and not Path(text).is_file() else Lora(Path(text))
@@ -44,7 +46,7 @@ class Lora:
             return Lora(Path(text))
 
     def fingerprint(self) -> str:
-        """Hex sha256 of all that is read of it."""
+        """Return the hex sha256 of the file and of peft's config beside it, if that is used."""
         config = self.file.with_name(PEFT_CONFIG)
         files = [self.file, config] if self.file.name == PEFT_FILE and config.is_file() else [self.file]
         return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
@@ -52,7 +54,7 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """factor * up @ down, for a weight of [out, in]."""
+    """A change of factor * up @ down to a weight [out, in]."""
 
     down: StoredWeight
     up: StoredWeight
@@ -61,7 +63,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A weight and what LoRAs add to it, in FP32."""
+    """A weight plus the updates of LoRAs, in FP32."""
 
     weight: Weight
     updates: tuple[Update, ...]
@@ -82,10 +84,10 @@ class Merged:
 
 
 def merge(checkpoint: Checkpoint, loras: Iterable[Lora]) -> Checkpoint:
-    """The checkpoint with LoRAs in the weights of its transformer.
+    """Return the checkpoint with LoRAs merged into its transformer.
 
     Raises:
-        CheckpointError: names the keys that have no place, and pairs that do not fit.
+        CheckpointError: a key matches no layer, or a pair of matrices does not fit its layer.
     """
     stored = checkpoint.transformer.weights
     weights = dict(stored)
@@ -98,41 +100,46 @@ def merge(checkpoint: Checkpoint, loras: Iterable[Lora]) -> Checkpoint:
 
 
 def _updates(lora: Lora, weights: Mapping[str, Weight]) -> dict[str, Update]:
-    """By the official names of the weights."""
+    """Return the updates of a LoRA by the official names of the weights."""
     if not math.isfinite(lora.scale):
         raise CheckpointError(f"{lora.file}: its scale must be finite, got {lora.scale}")
     if read_metadata(lora.file).get("format") == FORMAT:
-        raise CheckpointError(f"{lora.file} is what zimage-lora wrote; take the LoRA that it was made from")
-    places = _places(weights)
-    parts: dict[tuple[str, ...], dict[str, StoredWeight]] = {}
-    strangers = []
-    for key, stored in stored_weights([lora.file]):
-        match = KEY.fullmatch(key)
-        layer = _layer(match["layer"], places) if match else None
-        if match is None or layer is None:
-            strangers.append(key)
-            continue
-        role = "alpha" if match["alpha"] else "down" if match["peft"] == "A" or match["kohya"] == "down" else "up"
-        pair = parts.setdefault(places[layer], {})
-        if role in pair:
-            raise _same_weight(lora, pair[role], stored)
-        pair[role] = stored
-    if strangers:
-        more = f" and {len(strangers) - NAMES_SHOWN} more" if len(strangers) > NAMES_SHOWN else ""
-        raise CheckpointError(
-            f"{lora.file}: {len(strangers)} of its keys have no place in this transformer: "
-            f"{', '.join(strangers[:NAMES_SHOWN])}{more}"
-        )
-    if not parts:
-        raise CheckpointError(f"{lora.file} holds no LoRA")
+        raise CheckpointError(f"{lora.file} is an output of zimage-lora; pass the LoRA that it was made from")
+    pairs = _pairs(lora, _weights_by_layer(weights))
     strength = _strength(lora.file)
     updates: dict[str, Update] = {}
-    for names, pair in parts.items():
+    for names, pair in pairs.items():
         for name, update in _pair(lora, names, pair, strength, weights).items():
             if name in updates:
                 raise _same_weight(lora, updates[name].up, update.up)
             updates[name] = update
     return updates
+
+
+def _pairs(lora: Lora, layers: Mapping[str, tuple[str, ...]]) -> dict[tuple[str, ...], dict[str, StoredWeight]]:
+    """Group the tensors of a LoRA by the weights that they change, each group by role: down, up and alpha."""
+    pairs: dict[tuple[str, ...], dict[str, StoredWeight]] = {}
+    unmatched = []
+    for key, stored in stored_weights([lora.file]):
+        match = KEY.fullmatch(key)
+        layer = _layer(match["layer"], layers) if match else None
+        if match is None or layer is None:
+            unmatched.append(key)
+            continue
+        role = "alpha" if match["alpha"] else "down" if match["peft"] == "A" or match["kohya"] == "down" else "up"
+        pair = pairs.setdefault(layers[layer], {})
+        if role in pair:
+            raise _same_weight(lora, pair[role], stored)
+        pair[role] = stored
+    if unmatched:
+        more = f" and {len(unmatched) - NAMES_SHOWN} more" if len(unmatched) > NAMES_SHOWN else ""
+        raise CheckpointError(
+            f"{lora.file}: {len(unmatched)} of its keys match no layer of this transformer: "
+            f"{', '.join(unmatched[:NAMES_SHOWN])}{more}"
+        )
+    if not pairs:
+        raise CheckpointError(f"{lora.file} holds no LoRA")
+    return pairs
 
 
 def _same_weight(lora: Lora, one: StoredWeight, other: StoredWeight) -> CheckpointError:
@@ -146,16 +153,16 @@ def _pair(
     strength: "Strength",
     weights: Mapping[str, Weight],
 ) -> dict[str, Update]:
-    """The updates of one pair; of a fused one, the rows of `up` are shared out and `down` is common to all."""
-    what = " and ".join(names)
+    """Return the updates of one pair. A fused pair gives several: they share `down` and divide the rows of `up`."""
+    joined = " and ".join(names)
     if "down" not in pair or "up" not in pair:
-        raise CheckpointError(f"{lora.file}: for {what} there is no {'up' if 'down' in pair else 'down'} matrix")
+        raise CheckpointError(f"{lora.file}: for {joined} there is no {'up' if 'down' in pair else 'down'} matrix")
     down, up = pair["down"], pair["up"]
     outputs, inputs = sum(weights[name].shape[0] for name in names), weights[names[0]].shape[1]
     rank = down.shape[0] if down.shape else 0
     if rank == 0 or down.shape != (rank, inputs) or up.shape != (outputs, rank):
         raise CheckpointError(
-            f"{lora.file}: for {what} there are matrices {list(down.shape)} and {list(up.shape)}, "
+            f"{lora.file}: for {joined} there are matrices {list(down.shape)} and {list(up.shape)}, "
             f"expected [rank, {inputs}] and [{outputs}, rank]"
         )
     for stored in (down, up):
@@ -165,7 +172,7 @@ def _pair(
     own = _number(pair["alpha"]) if "alpha" in pair else strength.alpha
     alpha = float(rank) if own is None else own
     if not math.isfinite(alpha):
-        raise CheckpointError(f"{lora.file}: for {what} alpha must be finite, got {alpha}")
+        raise CheckpointError(f"{lora.file}: for {joined} alpha must be finite, got {alpha}")
     factor = lora.scale * alpha / (math.sqrt(rank) if strength.rank_stabilised else rank)
     updates, start = {}, 0
     for name in names:
@@ -185,51 +192,55 @@ def _number(stored: StoredWeight) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Strength:
-    """How strongly a whole file is meant: alpha / rank, or alpha / sqrt(rank) if it is rank-stabilised."""
+    """Strength of all pairs of a file: alpha / rank, or alpha / sqrt(rank) if it is rank-stabilised.
 
-    alpha: float | None = None  # as much as the rank
+    Attributes:
+        alpha: None for the rank itself, a strength of 1.
+    """
+
+    alpha: float | None = None
     rank_stabilised: bool = False
 
 
 def _strength(file: Path) -> Strength:
-    """Where peft and diffusers say it: adapter_config.json beside peft's file, or the file's own metadata."""
+    """Read the strength from adapter_config.json beside peft's file, or from the file's own metadata."""
     config = file.with_name(PEFT_CONFIG)
     source = config if file.name == PEFT_FILE and config.is_file() else file
     try:
         text = config.read_text() if source == config else read_metadata(file).get("lora_adapter_metadata", "{}")
-        said = {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
-        alpha = said.get("lora_alpha")
-        found = Strength(None if alpha is None else float(alpha), said.get("use_rslora") or False)
+        config_entries = {key.removeprefix("transformer."): value for key, value in json.loads(text).items()}
+        alpha = config_entries.get("lora_alpha")
+        found = Strength(None if alpha is None else float(alpha), config_entries.get("use_rslora") or False)
         if not isinstance(found.rank_stabilised, bool):
             raise TypeError(f"use_rslora is {found.rank_stabilised!r}")
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{source} does not say how strong the LoRA is: {error}") from error
     for key in ("alpha_pattern", "rank_pattern", "use_dora", "fan_in_fan_out"):
-        if said.get(key):
-            raise CheckpointError(f"{source} has {key}, which is not supported: merge such a LoRA with peft first")
+        if config_entries.get(key):
+            raise CheckpointError(f"{source} has {key}, which is not supported; merge this LoRA with peft first")
     return found
 
 
-def _places(weights: Mapping[str, Weight]) -> dict[str, tuple[str, ...]]:
-    """Every name that a layer goes by, and the weights behind it."""
+def _weights_by_layer(weights: Mapping[str, Weight]) -> dict[str, tuple[str, ...]]:
+    """Map every name of a layer, in all key formats, to the official names of its weights."""
     layers = [
         name.removesuffix(".weight") for name, w in weights.items() if name.endswith(".weight") and len(w.shape) == 2
     ]
-    places: dict[str, tuple[str, ...]] = {layer: (f"{layer}.weight",) for layer in layers}
+    found: dict[str, tuple[str, ...]] = {layer: (f"{layer}.weight",) for layer in layers}
     for layer in layers:
         comfy = f"{layer}."
-        for theirs, official in COMFYUI_NAMES:
-            comfy = comfy.replace(official, theirs)
-        places[comfy.removesuffix(".")] = (f"{layer}.weight",)
+        for comfy_name, official in COMFYUI_NAMES:
+            comfy = comfy.replace(official, comfy_name)
+        found[comfy.removesuffix(".")] = (f"{layer}.weight",)
         if layer.endswith(".to_q"):
             attention = layer.removesuffix(".to_q")
-            places[f"{attention}.qkv"] = tuple(f"{attention}.to_{part}.weight" for part in "qkv")
-    return places | {name.replace(".", "_"): target for name, target in places.items()}
+            found[f"{attention}.qkv"] = tuple(f"{attention}.to_{part}.weight" for part in "qkv")
+    return found | {name.replace(".", "_"): names for name, names in found.items()}
 
 
-def _layer(name: str, places: Mapping[str, tuple[str, ...]]) -> str | None:
-    """A layer's name without the prefixes that formats put before it."""
-    while name not in places:
+def _layer(name: str, layers: Mapping[str, tuple[str, ...]]) -> str | None:
+    """Remove the prefixes that formats add to a layer's name; None if no known name is left."""
+    while name not in layers:
         prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
         if prefix is None:
             return None

@@ -1,6 +1,6 @@
-"""DiffSynth's modules in the sizes that a checkpoint's configs give, without weights, and who their weights are.
+"""DiffSynth's modules in the sizes of a checkpoint's configs, and the checkpoint tensor of each parameter.
 
-Modules live on torch's meta device: a 6 B-parameter model costs no memory until `load` is called.
+Modules are on torch's meta device: a model with 6 B parameters uses no memory until `load` is called.
 """
 
 from collections.abc import Mapping
@@ -8,45 +8,45 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffsynth.models.flux_vae import (
-    DownSampler,
-    FluxVAEDecoder,
-    FluxVAEEncoder,
-    ResnetBlock,
-    UpSampler,
-    VAEAttentionBlock,
-)
 from diffsynth.models.z_image_dit import ZImageDiT
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
 from transformers import Qwen3Config, Qwen3Model
 
 from engine.errors import CheckpointError
 from export.checkpoint.files import Component, Config, positive
+from export.checkpoint.vae_modules import (
+    ConfiguredVaeDecoder,
+    ConfiguredVaeEncoder,
+    decoder_names,
+    encoder_names,
+)
 from export.checkpoint.weights import Weight
 
 META = torch.device("meta")
-VAE_MID_BLOCK = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
-NAMES_SHOWN = 5  # of missing or extra tensors in a message
+NAMES_SHOWN = 5  # names of missing or extra tensors in a message
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A module on the meta device and the tensor of the checkpoint behind each of its parameters."""
+    """A module on the meta device, its config, and the checkpoint tensor of each of its parameters."""
 
     module: Any  # DiffSynth's and transformers' modules are untyped
     config: Config
     weights: Mapping[str, Weight]
 
     def load(self) -> Any:
-        """The module with its weights in FP32 on the CPU; this is the only place that reads them all."""
+        """Load all weights into the module in FP32 on the CPU, and return it."""
         state = {name: weight.load().float() for name, weight in self.weights.items()}
         self.module.load_state_dict(state, strict=True, assign=True)
         return self.module
 
 
 def transformer(component: Component) -> Model:
-    """The single-stream DiT. Raises CheckpointError for a variant that is not Z-Image(-Turbo)."""
+    """Make the single-stream DiT.
+
+    Raises:
+        CheckpointError: the config is not of Z-Image or Z-Image-Turbo, or the weights do not match it.
+    """
     config = component.config
     _require(config, "transformer", qk_norm=True, all_patch_size=[2], all_f_patch_size=[1])
     if config.get("siglip_feat_dim") is not None:
@@ -64,32 +64,40 @@ def transformer(component: Component) -> Model:
 
 
 def text_encoder(component: Component) -> Model:
-    """Qwen3 without its head."""
+    """Make Qwen3 without its head.
+
+    Raises:
+        CheckpointError: the config is not supported, or the weights do not match it.
+    """
     config = component.config
     _require(
         config, "text_encoder", model_type="qwen3", hidden_act="silu", attention_bias=False, use_sliding_window=False
     )
     with META:
         module = _construct("text_encoder", lambda **sizes: Qwen3Model(Qwen3Config(**sizes)), config)
-    ignored = ("lm_head.",)  # tied to the embedding, and of no use here
+    ignored = ("lm_head.",)  # the head, which is tied to the embedding
     return _model(component, module, {name: f"model.{name}" for name, _ in module.named_parameters()}, ignored)
 
 
 def load_text_encoder(component: Component) -> Any:
-    """Qwen3 with its weights in FP32; its rotary buffers are computed, not loaded, so `load` leaves them on meta."""
+    """Load Qwen3 in FP32 and make its rotary buffers, which are not weights, so that `load` leaves them on meta."""
     module = text_encoder(component).load()
     module.rotary_emb = type(module.rotary_emb)(config=module.config)
     return module
 
 
 def embed_timesteps_in_fp32(dit: Any) -> None:
-    """Mends DiffSynth's timestep embedder, whose hard cast to BF16 makes FP32 weights fail."""
+    """Replace the forward pass of DiffSynth's timestep embedder, whose cast to BF16 fails with FP32 weights."""
     embedder = dit.t_embedder
     embedder.forward = lambda t: embedder.mlp(embedder.timestep_embedding(t, embedder.frequency_embedding_size))
 
 
 def vae_decoder(component: Component) -> Model:
-    """The decoder half of the FLUX-style VAE; the encoder's tensors are ignored."""
+    """Make the decoder of the FLUX-style VAE; the encoder's tensors are ignored.
+
+    Raises:
+        CheckpointError: the config is not supported, or the weights do not match it.
+    """
     config = component.config
     if config.get("use_post_quant_conv", True):
         raise CheckpointError("vae/config.json: use_post_quant_conv must be false, as in Z-Image-Turbo's VAE")
@@ -97,28 +105,28 @@ def vae_decoder(component: Component) -> Model:
         positive(config, key)
     with META:
         module = _construct("vae", ConfiguredVaeDecoder, {"config": config})
-    levels = _vae_levels("up_blocks", "upsamplers", len(config["block_out_channels"]), config["layers_per_block"] + 1)
-    blocks = [*VAE_MID_BLOCK, *levels]
-    names = {name: f"decoder.{_vae_name(name, blocks)}" for name, _ in module.named_parameters()}
+    names = decoder_names((name for name, _ in module.named_parameters()), config)
     return _model(component, module, names, ("encoder.", "quant_conv."))
 
 
 def vae_encoder(component: Component) -> Model | None:
-    """The other half, from images [B, 3, H, W] in -1..1 to the denoiser's latents; None where it was trimmed away."""
+    """Make the encoder of the VAE, from images [B, 3, H, W] in -1..1 to latents; None if the checkpoint has none.
+
+    Raises:
+        CheckpointError: the config is not supported, or the weights do not match it.
+    """
     config = component.config
     if not any(key.startswith("encoder.") for key in component.weights):
         return None
-    _require(config, "vae", use_quant_conv=False, latent_channels=16)  # as DiffSynth's forward pass has it
+    _require(config, "vae", use_quant_conv=False, latent_channels=16)  # assumed by DiffSynth's forward pass
     with META:
         module = _construct("vae", ConfiguredVaeEncoder, {"config": config})
-    levels = _vae_levels("down_blocks", "downsamplers", len(config["block_out_channels"]), config["layers_per_block"])
-    blocks = [*levels, *VAE_MID_BLOCK]
-    names = {name: f"encoder.{_vae_name(name, blocks)}" for name, _ in module.named_parameters()}
+    names = encoder_names((name for name, _ in module.named_parameters()), config)
     return _model(component, module, names, ("decoder.", "quant_conv."))
 
 
 def require_match(transformer: Component, text_encoder: Component, vae: Component) -> None:
-    """Raises CheckpointError where the models were not made for each other."""
+    """Raise CheckpointError if the sizes of the models do not match each other."""
     for model, key, expected in (
         (text_encoder, "hidden_size", "cap_feat_dim"),
         (vae, "latent_channels", "in_channels"),
@@ -128,80 +136,6 @@ def require_match(transformer: Component, text_encoder: Component, vae: Componen
                 f"{model.name}/config.json: {key} {model.config[key]} must be the transformer's {expected} "
                 f"{transformer.config[expected]}"
             )
-
-
-class ConfiguredVaeDecoder(FluxVAEDecoder):  # type: ignore[misc]
-    """DiffSynth's decoder with the sizes of a config; DiffSynth writes the real model's into its constructor."""
-
-    def __init__(self, config: Config) -> None:
-        nn.Module.__init__(self)
-        self.scaling_factor, self.shift_factor = config["scaling_factor"], config["shift_factor"]
-        *_, deepest = widths = list(config["block_out_channels"])
-        groups = config["norm_num_groups"]
-        blocks = _mid_block(deepest, groups)
-        width = deepest
-        for level, outer in enumerate(reversed(widths)):
-            for _ in range(config["layers_per_block"] + 1):
-                blocks.append(_resnet(width, outer, groups))
-                width = outer
-            if level < len(widths) - 1:
-                blocks.append(UpSampler(width))
-        self.conv_in = nn.Conv2d(config["latent_channels"], deepest, kernel_size=3, padding=1)
-        self.blocks = nn.ModuleList(blocks)
-        self.conv_norm_out = nn.GroupNorm(num_channels=width, num_groups=groups, eps=1e-6)
-        self.conv_act = nn.SiLU()
-        self.conv_out = nn.Conv2d(width, config["out_channels"], kernel_size=3, padding=1)
-
-
-class ConfiguredVaeEncoder(FluxVAEEncoder):  # type: ignore[misc]
-    """DiffSynth's encoder with the sizes of a config. Of mean and log-variance its forward pass gives the mean."""
-
-    def __init__(self, config: Config) -> None:
-        nn.Module.__init__(self)
-        self.scaling_factor, self.shift_factor = config["scaling_factor"], config["shift_factor"]
-        first, *_ = widths = list(config["block_out_channels"])
-        groups = config["norm_num_groups"]
-        blocks: list[Any] = []
-        width = first
-        for level, outer in enumerate(widths):
-            for _ in range(config["layers_per_block"]):
-                blocks.append(_resnet(width, outer, groups))
-                width = outer
-            if level < len(widths) - 1:
-                blocks.append(DownSampler(width, padding=0, extra_padding=True))
-        self.conv_in = nn.Conv2d(config["in_channels"], first, kernel_size=3, padding=1)
-        self.blocks = nn.ModuleList([*blocks, *_mid_block(width, groups)])
-        self.conv_norm_out = nn.GroupNorm(num_channels=width, num_groups=groups, eps=1e-6)
-        self.conv_act = nn.SiLU()
-        self.conv_out = nn.Conv2d(width, 2 * config["latent_channels"], kernel_size=3, padding=1)
-
-
-def _mid_block(width: int, groups: int) -> list[Any]:
-    attention = VAEAttentionBlock(1, width, width, norm_num_groups=groups, eps=1e-6, use_conv_attention=False)
-    return [_resnet(width, width, groups), attention, _resnet(width, width, groups)]
-
-
-def _resnet(inner: int, outer: int, groups: int) -> Any:
-    return ResnetBlock(inner, outer, groups=groups, eps=1e-6)
-
-
-def _vae_levels(level_name: str, sampler: str, levels: int, layers: int) -> list[str]:
-    """The official name of each of DiffSynth's `blocks`, which are numbered through, but for the mid block's."""
-    blocks = []
-    for level in range(levels):
-        blocks += [f"{level_name}.{level}.resnets.{i}" for i in range(layers)]
-        blocks += [f"{level_name}.{level}.{sampler}.0"] if level < levels - 1 else []
-    return blocks
-
-
-def _vae_name(name: str, blocks: list[str]) -> str:
-    if not name.startswith("blocks."):
-        return name
-    _, index, rest = name.split(".", 2)
-    if ".attentions." in blocks[int(index)]:
-        rest = rest.replace("transformer_blocks.0.", "").replace("to_out.", "to_out.0.")
-        rest = rest.replace("norm.", "group_norm.")
-    return f"{blocks[int(index)]}.{rest}"
 
 
 def _construct(folder: str, build: Any, arguments: dict[str, Any]) -> Any:
@@ -216,7 +150,7 @@ def _construct(folder: str, build: Any, arguments: dict[str, Any]) -> Any:
         RuntimeError,
         StrictDataclassError,
     ) as error:
-        reason = str(error) or "its sizes contradict each other"  # ZImageDiT's assertions have no words
+        reason = str(error) or "its sizes contradict each other"  # ZImageDiT's assertions have no message
         raise CheckpointError(
             f"{folder}/config.json does not describe a model: {type(error).__name__}: {reason}"
         ) from error
@@ -229,7 +163,7 @@ def _require(config: Config, folder: str, **expected: Any) -> None:
 
 
 def _model(component: Component, module: Any, names: Mapping[str, str], ignored: tuple[str, ...] = ()) -> Model:
-    """Pairs parameters with tensors, strictly: a missing, extra or mis-shaped tensor is an error that names it."""
+    """Pair parameters with tensors; a missing, extra or misshaped tensor is an error that names it."""
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
     known = {name: component.weights[key] for name, key in names.items() if name in shapes and key in component.weights}
     missing = sorted(names.get(name, name) for name in shapes.keys() - known.keys())

@@ -1,4 +1,4 @@
-"""What a tensor of a graph is made of: tensors of the checkpoint, joined, scaled or transposed, read when written."""
+"""Weights of graphs: tensors of the checkpoint, joined, scaled or transposed, and read only when they are written."""
 
 import math
 from collections.abc import Sequence
@@ -10,26 +10,26 @@ from torch import Tensor
 
 from engine.errors import CheckpointError
 
-NORMAL = 2.0**-14  # the smallest FP16 number of full precision
-LOSS = 2.0**-9  # of a weight, relative L2: about what BF16 loses
+NORMAL = 2.0**-14  # smallest FP16 number with full precision
+LOSS = 2.0**-9  # largest relative L2 that a weight may lose in FP16: about the loss of BF16
 
 
 class Weight(Protocol):
-    """A tensor that is not read yet."""
+    """A tensor that is read by `load`."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
 
     @property
     def source(self) -> str:
-        """Where it comes from, for messages."""
+        """Origin of the tensor, for messages."""
 
     def load(self) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The rows of several weights, one after the other."""
+    """The concatenated rows of several weights."""
 
     parts: tuple[Weight, ...]
 
@@ -67,7 +67,7 @@ class Scaled:
 
 @dataclass(frozen=True, slots=True)
 class Transposed:
-    """A matrix as its inputs by outputs, which is how a product of ONNX takes it."""
+    """A matrix as [inputs, outputs], the layout of an ONNX matrix product."""
 
     weight: Weight
 
@@ -85,7 +85,7 @@ class Transposed:
 
 @dataclass(frozen=True, slots=True)
 class Scalar:
-    """A number that follows from the weights."""
+    """A number computed from the weights."""
 
     value: float
     source: str = "a scale"
@@ -98,11 +98,15 @@ class Scalar:
         return torch.tensor(self.value, dtype=torch.float32)
 
 
+class Fp16RangeError(CheckpointError):
+    """Weights too large, too small or too uneven for FP16 at any scale."""
+
+
 def load_finite(weight: Weight) -> Tensor:
-    """In FP32.
+    """Load a weight in FP32.
 
     Raises:
-        CheckpointError: NaN or Inf.
+        CheckpointError: the weight holds NaN or Inf.
     """
     tensor = weight.load().float()
     if not tensor.isfinite().all():
@@ -110,16 +114,12 @@ def load_finite(weight: Weight) -> Tensor:
     return tensor
 
 
-class Fp16RangeError(CheckpointError):
-    """Weights so large, so small or so uneven that FP16 holds them at no scale."""
-
-
 def load_as(weight: Weight, dtype: torch.dtype) -> Tensor:
-    """Rounded to a type.
+    """Load a weight and round it to a dtype.
 
     Raises:
-        CheckpointError: NaN or Inf.
-        Fp16RangeError: too large for the type, or so small that BF16 would be more exact than FP16.
+        CheckpointError: the weight holds NaN or Inf.
+        Fp16RangeError: the weight is too large for the dtype, or so small that BF16 would be more exact than FP16.
     """
     stored = weight.load()
     tensor = stored.to(dtype)
@@ -132,7 +132,7 @@ def load_as(weight: Weight, dtype: torch.dtype) -> Tensor:
 
 
 def _lost(exact: Tensor, rounded: Tensor) -> float:
-    """Relative L2, some millions at a time."""
+    """Return the relative L2 error, computed in blocks to save memory."""
     squares = torch.zeros(2, dtype=torch.float64)
     for parts in zip(exact.flatten().split(1 << 24), rounded.flatten().split(1 << 24), strict=True):
         one, other = (part.double() for part in parts)
@@ -142,7 +142,7 @@ def _lost(exact: Tensor, rounded: Tensor) -> float:
 
 
 def joined_name(names: Sequence[str]) -> str:
-    """`a.to_q.weight`, `a.to_k.weight` -> `a.to_q+to_k.weight`."""
+    """Join names: `a.to_q.weight`, `a.to_k.weight` -> `a.to_q+to_k.weight`."""
     if len(names) == 1:
         return names[0]
     parts = [name.rsplit(".", 2) for name in names]
@@ -151,7 +151,7 @@ def joined_name(names: Sequence[str]) -> str:
 
 
 def separate_names(name: str) -> tuple[str, ...]:
-    """The inverse of `joined_name`."""
+    """Invert `joined_name`."""
     if "+" not in name:
         return (name,)
     block, layers, kind = name.rsplit(".", 2)
@@ -159,7 +159,7 @@ def separate_names(name: str) -> tuple[str, ...]:
 
 
 def exponent(weight: Weight) -> int:
-    """Of the power of two that the weight is held at."""
+    """Return the exponent of the power of two that the weight is scaled by."""
     if isinstance(weight, Scaled):
         return weight.exponent
     return exponent(weight.weight) if isinstance(weight, Transposed) else 0

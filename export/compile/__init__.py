@@ -1,1 +1,1 @@
-"""From modules to plans: ONNX, TensorRT, profiles, targets and parity."""
+"""Steps from graph modules to plans: ONNX, TensorRT, profiles, targets, parity and previews."""

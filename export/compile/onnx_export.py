@@ -1,7 +1,7 @@
-"""A graph module becomes an ONNX file: traced without weights, weights streamed in from the checkpoint.
+"""Export of a graph module to an ONNX file: tracing without weights, then streaming weights from the checkpoint.
 
-Modules stay on the meta device while they are traced and the optimiser sees no weight's value, so the graph depends
-on configs alone and a 6 B-parameter model is traced in about 1 GB.
+Modules are on the meta device during tracing, and the optimiser sees no values of weights. The graph therefore depends
+on configs alone, and tracing a model with 6 B parameters takes about 1 GB of memory.
 """
 
 import logging
@@ -21,20 +21,25 @@ from engine.plan.manifest import RefitWeight, padded
 from export.checkpoint.weights import Joined, Scalar, Transposed, Weight, exponent, joined_name, load_as, separate_names
 from export.graphs.graph_module import GraphModule
 
-OPSET = 20  # the last that every TensorRT 10.x parser reads whole
+OPSET = 20  # the latest that every TensorRT 10.x parser supports completely
 
 Advance = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """A dynamic dimension: an example that no other shares, and how torch.export is to see it."""
+    """A dynamic dimension.
+
+    Attributes:
+        example: size in the traced example, different for every dimension.
+        symbol: dimension for torch.export.
+    """
 
     example: int
     symbol: Any
 
 
-_ROWS, _COLUMNS, _PROMPT_LENGTH = 33, 35, 64  # tokens; odd, and not a multiple of 32 in all
+_ROWS, _COLUMNS, _PROMPT_LENGTH = 33, 35, 64  # tokens; odd rows and columns, whose product is not a multiple of 32
 
 DIMENSIONS = {
     "batch": Dimension(2, Dim("batch", min=1, max=1024)),
@@ -46,7 +51,7 @@ DIMENSIONS = {
 
 
 def trace(module: GraphModule) -> ir.Model:
-    """The ONNX graph of a module whose parameters may live on the meta device; weights have names, no values."""
+    """Trace a module, whose parameters may be on the meta device. The weights of the result have no values."""
     device = next(module.parameters()).device
     example = tuple(
         torch.empty(
@@ -71,12 +76,12 @@ def trace(module: GraphModule) -> ir.Model:
 
 
 def attach_weights(model: ir.Model, weights: Mapping[str, Weight]) -> dict[str, Weight]:
-    """Gives every value without a tensor its own, read and cast when it is written, one at a time.
+    """Attach a lazy tensor to every weight, which is read and cast when it is written, one at a time.
 
-    What the graph joins or transposes before it multiplies is written as one weight.
+    Weights that the graph joins or transposes before a product become one weight.
 
     Returns:
-        All of them, by the names that they have in the file.
+        The weights by their names in the file.
     """
     graph = model.graph
     attached = {v: weights[name] for name, v in graph.initializers.items() if v.const_value is None and name}
@@ -90,10 +95,11 @@ def attach_weights(model: ir.Model, weights: Mapping[str, Weight]) -> dict[str, 
 
 
 def write(model: ir.Model, path: Path, advance: Advance | None = None, *, swappable: Collection[str] = ()) -> None:
-    """Writes `path` and, beside it, its weights as external data; constants of the graph stay inside.
+    """Write `path` with the graph's constants, and the weights as external data beside it.
 
     Args:
-        swappable: names of weights that are written to `<path>.swappable`; all others go to `<path>.data`.
+        advance: called after each written tensor.
+        swappable: names of weights to write to `<path>.swappable`; the others go to `<path>.data`.
     """
 
     def progress(_tensor: Any, _info: Any) -> None:
@@ -114,10 +120,11 @@ def write(model: ir.Model, path: Path, advance: Advance | None = None, *, swappa
 
 
 def refittable(model: ir.Model, weights: Mapping[str, Weight]) -> tuple[RefitWeight, ...]:
-    """The swappable weights of a graph that is written, with their places in its external data.
+    """Return the manifest entries of swappable weights, with their offsets in the written external data.
 
     Args:
-        weights: as `attach_weights` returned them.
+        model: graph after `write`.
+        weights: swappable weights, of those that `attach_weights` returned.
     """
     found = []
     for name, weight in weights.items():
@@ -141,17 +148,17 @@ def refittable(model: ir.Model, weights: Mapping[str, Weight]) -> tuple[RefitWei
 
 
 def weight_count(model: ir.Model) -> int:
-    """Tensors that `write` reports."""
+    """Return the number of tensors that `write` reports to `advance`."""
     return len(_weights(model))
 
 
 def _weights(model: ir.Model) -> dict[str, ir.Value]:
-    """What `attach_weights` gave a tensor."""
+    """Return the weights that `attach_weights` attached a tensor to, by name."""
     return {n: value for n, value in model.graph.initializers.items() if isinstance(value.const_value, ir.LazyTensor)}
 
 
 def _fold(node: ir.Node, attached: dict[ir.Value, Weight]) -> None:
-    """Makes the result of a node over weights alone a weight itself; inputs that nothing else reads disappear."""
+    """Replace a node whose inputs are all weights by one weight, and remove inputs that no other node reads."""
     graph, inputs = node.graph, [value for value in node.inputs if value is not None]
     assert isinstance(graph, ir.Graph)
     parts = tuple(attached[value] for value in inputs)
@@ -190,14 +197,14 @@ def _hide_weights(model: ir.Model, module: GraphModule) -> None:
 
 
 def _optimize(model: ir.Model) -> None:
-    """Folds shape arithmetic and merges duplicates.
+    """Fold shape arithmetic and merge duplicates.
 
-    onnxscript's `optimize` also runs its pattern rewriter, which is quadratic in the nodes: on 30 layers it takes 20
-    times as long as the folding, for fusions that TensorRT and ONNX Runtime make themselves (docs/findings.md).
+    onnxscript's `optimize` also runs a pattern rewriter that is quadratic in the number of nodes. On 30 layers it takes
+    20 times as long as the folding, for fusions that TensorRT and ONNX Runtime make anyway (docs/findings.md).
     """
     logger = logging.getLogger("onnx_ir")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # it warns about every weight without a value
+    logger.setLevel(logging.ERROR)  # onnx_ir warns about every weight without a value
     try:
         passes.InlinePass()(model)
         optimizer.fold_constants_ir(model)
@@ -218,7 +225,7 @@ def _optimize(model: ir.Model) -> None:
 
 
 def _name_tensors(model: ir.Model, module: GraphModule) -> None:
-    """One vocabulary: the graph's tensors and dynamic dimensions are called what the manifest calls them."""
+    """Give the graph's tensors and dynamic dimensions their names in the manifest."""
     for values, specs in ((model.graph.inputs, module.inputs), (model.graph.outputs, module.outputs)):
         if len(values) != len(specs):
             raise BuildError(f"traced {len(values)} tensors where the graph declares {[s.name for s in specs]}")

@@ -1,6 +1,6 @@
-"""Does an exported graph compute what DiffSynth computes?
+"""Comparison of exported graphs with DiffSynth.
 
-Runs the ONNX file by ONNX Runtime and DiffSynth's own forward pass, in FP32 with the same weights, on random inputs.
+ONNX Runtime runs the ONNX file, DiffSynth runs its own forward pass, both in FP32 with the same weights and inputs.
 """
 
 import tempfile
@@ -25,16 +25,16 @@ Arrays = dict[str, Array]
 
 FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT)
 
-# Relative L2 above which a build stops. z-image-nano measures 6e-7 in FP32, 3e-5 with FP16 weights and 7e-4 with BF16
-# ones (ONNX Runtime computes both in FP32); dozens of layers amplify it. A wrong graph is off by 1e-1 and more.
+# Relative L2 above which a build stops. z-image-nano has 6e-7 in FP32, 3e-5 with FP16 weights and 7e-4 with BF16
+# weights (ONNX Runtime computes all of them in FP32); dozens of layers amplify it. A wrong graph has 1e-1 and more.
 TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 
 
 class Reference:
-    """DiffSynth's forward passes over a checkpoint, FP32, with the inputs and outputs of our graphs.
+    """DiffSynth's forward passes over a checkpoint in FP32, with the inputs and outputs of the exported graphs.
 
     Args:
-        device: torch's name of where they run.
+        device: torch device to run on.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
@@ -46,14 +46,14 @@ class Reference:
         self._text_encoder = models.load_text_encoder(checkpoint.text_encoder).to(device)
 
     def forward(self, graph: GraphName) -> Callable[[Arrays], Array]:
-        """The reference of a graph, under the graph's name."""
+        """Return the forward pass that a graph must match."""
         return {"prompt_encoder": self.prompt_encoder, "denoiser": self.denoiser, "vae_decoder": self.vae_decoder}[
             graph
         ]
 
     @torch.no_grad()
     def prompt_encoder(self, inputs: Arrays) -> Array:
-        """Qwen3's hidden_states[-2] of each sample alone, then the transformer's own context path."""
+        """Compute Qwen3's hidden_states[-2] of each sample alone, then apply the transformer's own context path."""
         refined = []
         for ids, length in zip(inputs["input_ids"], inputs["lengths"], strict=True):
             tokens = self._tensor(ids[None, :length])
@@ -63,7 +63,7 @@ class Reference:
 
     @torch.no_grad()
     def denoiser(self, inputs: Arrays) -> Array:
-        """DiffSynth's model function per sample, with the refined prompt put in place of its context path."""
+        """Run DiffSynth's model function per sample, with prompt_embeds in place of its context path."""
         steps = []
         for latents, sigma, sigma_next, prompt_embeds in zip(
             *(self._tensor(inputs[k]) for k in ("latents", "sigma", "sigma_next", "prompt_embeds")), strict=True
@@ -74,7 +74,7 @@ class Reference:
 
     @torch.no_grad()
     def vae_decoder(self, inputs: Arrays) -> Array:
-        """DiffSynth's decoder and its way to 0..255, without clipping and rounding."""
+        """Run DiffSynth's decoder and its conversion to 0..255, without clipping and rounding."""
         image = self._vae(self._tensor(inputs["latents"]))
         pixels: Array = ((image + 1) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
         return pixels
@@ -98,9 +98,15 @@ class Reference:
 
 
 def velocity(dit: Any, latents: torch.Tensor, sigma: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
-    """What DiffSynth's model function makes of one sample: [1, 16, h, w], [1] and the refined prompt [L, D]."""
+    """Return the velocity of one sample by DiffSynth's model function.
+
+    Args:
+        latents: [1, 16, h, w].
+        sigma: [1].
+        prompt_embeds: [L, D], output of the prompt encoder.
+    """
     embedder, refiner = dit.cap_embedder, dit.context_refiner
-    # The prompt comes in refined: its embedder passes it through, its refiner is empty.
+    # prompt_embeds are refined already: skip DiffSynth's embedder and refiner
     dit.cap_embedder, dit.context_refiner = torch.nn.Identity(), torch.nn.ModuleList()
     try:
         found: torch.Tensor = model_fn_z_image_turbo(
@@ -114,12 +120,12 @@ def velocity(dit: Any, latents: torch.Tensor, sigma: torch.Tensor, prompt_embeds
 def sample_inputs(
     graph: GraphName, config: dict[str, Any], *, height: int, width: int, tokens: int, batch: int, seed: int = 0
 ) -> Arrays:
-    """Random inputs of a graph.
+    """Make random inputs of a graph.
 
     Args:
-        config: transformer/config.json.
-        height, width: latents, even.
-        tokens: prompt tokens before padding; a batch holds samples of this length and shorter ones.
+        config: content of transformer/config.json.
+        height, width: size of the latents, even.
+        tokens: prompt tokens before padding; other samples of a batch may be shorter.
     """
     rng = np.random.default_rng(seed)
     length = padded(tokens)
@@ -146,15 +152,15 @@ def sample_inputs(
 
 
 def relative_l2(got: Array, expected: Array) -> float:
-    """||got - expected|| / ||expected||."""
+    """Return ||got - expected|| / ||expected||."""
     return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
 
 
 def check(graph: GraphName, path: Path, precision: Precision, reference: Reference) -> float:
-    """Relative L2 of an exported graph on a few shapes; the worst.
+    """Return the largest relative L2 of an exported graph over a few shapes.
 
     Raises:
-        BuildError: it is above the precision's tolerance, or not finite.
+        BuildError: an error exceeds the precision's tolerance, or is not finite.
     """
     session = _session(path, precision)
     worst = 0.0
@@ -174,15 +180,15 @@ def _session(path: Path, precision: Precision) -> ort.InferenceSession:
     if precision != "bf16":
         return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # ONNX Runtime has no BF16 kernels on a CPU
-        twin = Path(folder) / path.name
+        fp32_path = Path(folder) / path.name
         model = ir.load(path)
         widen(model, ir.DataType.FLOAT)
-        ir.save(model, twin, external_data=f"{twin.name}.data")
-        return ort.InferenceSession(str(twin), providers=["CPUExecutionProvider"])
+        ir.save(model, fp32_path, external_data=f"{fp32_path.name}.data")
+        return ort.InferenceSession(str(fp32_path), providers=["CPUExecutionProvider"])
 
 
 def widen(model: ir.Model, dtype: ir.DataType) -> None:
-    """Turns every float of a graph that is narrower into one of `dtype`, weights with the values that they have."""
+    """Replace narrower float types of a graph by `dtype`; weights keep their values."""
     narrow = [t for t in FLOATS if t.itemsize < dtype.itemsize]
     for value in model.graph.initializers.values():
         if value.dtype in narrow:

@@ -1,8 +1,7 @@
-"""Fits the projection that turns latents into small previews: one colour per latent pixel, by least squares.
+"""The projection from latents to small previews, one colour per latent pixel, fitted by least squares.
 
-A build has no images, so a small program generates some, and the checkpoint's own encoder makes latents of them. It
-does not know the denoiser: what previews of half-generated images are worth is seen in
-tests/engine/sampling/test_preview.py.
+A build has no images, so this module draws some, and the checkpoint's own VAE encoder encodes them. It does not know
+the denoiser; tests/engine/sampling/test_preview.py measures previews of half-generated images.
 """
 
 from typing import Any
@@ -11,28 +10,28 @@ import numpy as np
 import torch
 
 from engine.errors import CheckpointError
-from engine.plan.manifest import Preview
+from engine.plan.manifest import PreviewProjection
 from export.checkpoint.models import Model
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
-FITTED, HELD_OUT = 24, 8  # images: many small ones, since what differs most is the colours of a whole image
-SIDE = 96  # pixels; all of them take the full-size encoder 10 s on two CPU cores
-BATCH = 8  # images; the full-size encoder takes 0.4 GB for them, its weights included
-SHAPES = (2, 9)  # in an image
-SATURATION = (0.0, 1.5)  # from grey to beyond what three evenly generated channels have, which is cut at 0 and 255
-ROUGHNESS = (1.0, 2.0)  # noise has the amplitude f^-roughness; of photographs it is about 1 (Field, 1987)
-CONTRAST = 60.0  # of the strongest noise, its standard deviation in units of 0..255; most is far weaker
+FITTED, HELD_OUT = 24, 8  # images; many small ones, since images differ most in their overall colours
+SIDE = 96  # pixels; the full-size encoder takes 10 s for all images on two CPU cores
+BATCH = 8  # images; the full-size encoder needs 0.4 GB for a batch, weights included
+SHAPES = (2, 9)  # least and largest number of shapes in an image
+SATURATION = (0.0, 1.5)  # factor on the saturation of a uniformly random colour; results are clipped to 0..255
+ROUGHNESS = (1.0, 2.0)  # noise has the amplitude f^-roughness; photographs have about 1 (Field, 1987)
+CONTRAST = 60.0  # standard deviation of the strongest noise, in units of 0..255; most noise is far weaker
 
 
-def fit(encoder: Model) -> Preview:
-    """The projection of a checkpoint, and its R^2 on images that were not fitted.
+def fit(encoder: Model) -> PreviewProjection:
+    """Fit the projection of a checkpoint, and compute its R^2 on held-out images.
 
     Raises:
-        CheckpointError: the encoder gives NaN or Inf.
+        CheckpointError: the encoder's output has NaN or Inf.
     """
     rng = np.random.default_rng(0)
-    images = [generate(SIDE, SIDE, rng) for _ in range(FITTED + HELD_OUT)]
+    images = [draw(SIDE, SIDE, rng) for _ in range(FITTED + HELD_OUT)]
     latents = encode(encoder, images)
     colours = np.stack([average(image, SIDE // latents.shape[2]) for image in images])
     inputs, outputs = _columns(latents), colours.reshape(len(images), -1, 3)
@@ -41,32 +40,32 @@ def fit(encoder: Model) -> Preview:
     missed = np.square(np.concatenate(inputs[FITTED:]) @ found - held_out).sum()
     r2 = 1 - missed / np.square(held_out - held_out.mean(0)).sum()
     *weights, bias = found.tolist()
-    return Preview(tuple(map(tuple, weights)), tuple(bias), float(r2))
+    return PreviewProjection(tuple(map(tuple, weights)), tuple(bias), float(r2))
 
 
 @torch.no_grad()
 def encode(encoder: Model, images: list[Array]) -> Array:
-    """Images [H, W, 3] in 0..255 as latents of the denoiser: [N, 16, H / 8, W / 8], the encoder's mean, scaled."""
+    """Encode images [H, W, 3] in 0..255 to latents of the denoiser, [N, 16, H / 8, W / 8]: the scaled mean."""
     module, latents = encoder.load(), []
     for start in range(0, len(images), BATCH):
         channels_last = torch.from_numpy(np.stack(images[start : start + BATCH])).float()
-        batch = channels_last.permute(0, 3, 1, 2).contiguous() / 127.5 - 1  # in place of strides that slow GroupNorm
+        batch = channels_last.permute(0, 3, 1, 2).contiguous() / 127.5 - 1  # contiguous: GroupNorm is slow on strides
         latents.append(module(batch).double().numpy())
     found = np.concatenate(latents)
     if not np.isfinite(found).all():
-        raise CheckpointError("vae/: the encoder makes NaN or Inf of images")
+        raise CheckpointError("vae/: the encoder's output for an image has NaN or Inf")
     return found
 
 
 def average(image: Array, scale: int) -> Array:
-    """[H, W, 3] -> [H / scale, W / scale, 3]: what a preview of the image should be."""
+    """Return the mean colours of scale x scale blocks, the ideal preview: [H, W, 3] -> [H / scale, W / scale, 3]."""
     height, width, _ = image.shape
     found: Array = image.reshape(height // scale, scale, width // scale, scale, 3).mean((1, 3))
     return found
 
 
-def generate(height: int, width: int, rng: np.random.Generator) -> Array:
-    """[height, width, 3] in 0..255: shapes on a gradient under noise, colourful or nearly grey."""
+def draw(height: int, width: int, rng: np.random.Generator) -> Array:
+    """Draw shapes on a gradient under noise, colourful or nearly grey: [height, width, 3] in 0..255."""
     y, x = np.mgrid[:height, :width] / max(height, width)
     image = _gradient(x, y, rng)
     for _ in range(rng.integers(*SHAPES, endpoint=True)):
@@ -85,20 +84,20 @@ def _gradient(x: Array, y: Array, rng: np.random.Generator) -> Array:
 
 
 def _shape(x: Array, y: Array, rng: np.random.Generator) -> Any:
-    """An ellipse or a rectangle: [H, W] bool."""
+    """Return the mask of an ellipse or a rectangle, [H, W] bool."""
     across, down = (x - rng.uniform()) / rng.uniform(0.05, 0.4), (y - rng.uniform()) / rng.uniform(0.05, 0.4)
     return np.hypot(across, down) < 1 if rng.integers(2) else np.maximum(abs(across), abs(down)) < 1
 
 
 def _colour(rng: np.random.Generator) -> Array:
-    """[3] in 0..255."""
+    """Return a random colour, [3] in 0..255."""
     even = rng.uniform(0, 255, 3)
     colour: Array = np.clip(even.mean() + rng.uniform(*SATURATION) * (even - even.mean()), 0, 255)
     return colour
 
 
 def _noise(height: int, width: int, channels: int, rng: np.random.Generator) -> Array:
-    """[height, width, channels] of mean 0 and deviation 1, smooth at every scale."""
+    """Return smooth noise of mean 0 and standard deviation 1, [height, width, channels]."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     frequency[0, 0] = np.inf  # no mean
     spectrum = np.fft.rfft2(rng.standard_normal((height, width, channels)), axes=(0, 1))
@@ -109,6 +108,6 @@ def _noise(height: int, width: int, channels: int, rng: np.random.Generator) -> 
 
 
 def _columns(latents: Array) -> Array:
-    """[N, C, h, w] -> [N, h * w, C + 1]: a row per pixel, and a column of ones for the bias."""
+    """Return a row per pixel, with a column of ones for the bias: [N, C, h, w] -> [N, h * w, C + 1]."""
     pixels = latents.reshape(*latents.shape[:2], -1).transpose(0, 2, 1)
     return np.concatenate([pixels, np.ones((*pixels.shape[:2], 1))], axis=2)

@@ -1,21 +1,21 @@
-"""Which shapes the plans take: `--profile` and its defaults."""
+"""Profiles, the ranges of shapes that plans support: `--profile` and its defaults."""
 
 import re
 
 from engine.errors import BuildError
 from engine.plan.manifest import Model, Profile, Range, padded
 
-Size = tuple[int, int]  # height, width in pixels
+Size = tuple[int, int]  # width, height in pixels
 
 
 def parse_profile(text: str, model: Model) -> Profile:
-    """`SIZE[,SIZE...][:BATCH]` to the box around the sizes, tuned for the first of them.
+    """Parse `SIZE[,SIZE...][:BATCH]` into the range that spans the sizes, tuned for the first of them.
 
-    A SIZE is a square's side or WIDTHxHEIGHT, in pixels. "512,1024x1536:2": images of 512..1024 wide and 512..1536
-    high, at most two at a time, tuned for 512x512.
+    A SIZE is WIDTHxHEIGHT or the side of a square, in pixels. "512,1024x1536:2" gives widths of 512..1024, heights of
+    512..1536 and batches of 1 or 2, tuned for 512x512.
 
     Raises:
-        BuildError: says what was got and what is expected.
+        BuildError: the text has another form, or a size or the batch is out of range.
     """
     match = re.fullmatch(r"(\d{1,5}(?:x\d{1,5})?(?:,\d{1,5}(?:x\d{1,5})?)*)(?::(\d{1,5}))?", text, re.ASCII)
     if match is None:
@@ -25,7 +25,7 @@ def parse_profile(text: str, model: Model) -> Profile:
 
 
 def default_profiles(sample_size: int, model: Model) -> tuple[Profile, ...]:
-    """Two boxes around the size that the VAE was trained for: one for everyday sizes in batches, one up to double.
+    """Return two profiles around the model's default side: one for usual sizes in batches, one up to twice the side.
 
     For Z-Image-Turbo (1024): 256..1024 tuned for 1024, batch 4, and 256..2048 tuned for 1536, batch 1.
     """
@@ -37,21 +37,21 @@ def default_profiles(sample_size: int, model: Model) -> tuple[Profile, ...]:
 
 def _size(text: str) -> Size:
     width, _, height = text.partition("x")
-    return int(height or width), int(width)
+    return int(width), int(height or width)
 
 
 def _profile(name: str, sizes: list[Size], batch: int, model: Model) -> Profile:
     multiple = model.size_multiple
-    longest = [length * multiple for length in model.rope.axes_lens[1:]]
+    _, rows, columns = model.rope.axes_lens
     for size in sizes:
-        for value, limit in zip(size, longest, strict=True):
+        for value, limit in zip(size, (columns * multiple, rows * multiple), strict=True):
             if value % multiple or not 4 * multiple <= value <= limit:
                 raise BuildError(
                     f"--profile {name}: got {value}; sizes are multiples of {multiple} from {4 * multiple} to {limit}"
                 )
     if not 1 <= batch <= 64:
         raise BuildError(f"--profile {name}: the batch must be between 1 and 64, got {batch}")
-    heights, widths = zip(*sizes, strict=True)
+    widths, heights = zip(*sizes, strict=True)
     return Profile(
         name,
         Range(min(heights), heights[0], max(heights)),

@@ -1,4 +1,4 @@
-"""What to build for: which flavor, which GPUs, by which builder."""
+"""The target of a build: flavor and GPUs."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ from export.progress import BuildProgress
 
 
 def choose_flavor(wanted: Flavor | Literal["auto"], targets_named: bool, progress: BuildProgress) -> Flavor:
-    """The flavor that was asked for, or by what is here, with a line that says why."""
+    """Return the flavor of the command line. For "auto", choose by this machine and print the reason."""
     if wanted != "auto":
         return wanted
     flavor, why = _automatic(targets_named)
@@ -22,11 +22,14 @@ def choose_flavor(wanted: Flavor | Literal["auto"], targets_named: bool, progres
 
 
 def compute_capabilities(flavor: Flavor, precision: Precision, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """The GPUs to build for; none for ONNX.
+    """Return the compute capabilities to build for, none for ONNX.
+
+    Args:
+        wanted: compute capabilities of the command line.
 
     Raises:
-        BuildError: `wanted` does not go with the flavor or the precision.
-        BackendUnavailable: the flavor builds for the GPU at hand, and there is none.
+        BuildError: the flavor or the precision does not support `wanted`.
+        BackendUnavailable: the flavor builds for the GPU of this machine, and there is none.
     """
     if flavor == "rtx":
         return _rtx(precision, wanted)
@@ -37,16 +40,16 @@ def compute_capabilities(flavor: Flavor, precision: Precision, wanted: tuple[str
     import_tensorrt(flavor)
     if not torch.cuda.is_available():
         raise BackendUnavailable(
-            "--flavor tensorrt builds for the GPU it runs on, and there is none here; "
+            "--flavor tensorrt builds for the GPU of this machine, and there is none; "
             "--flavor rtx builds ahead of time for GPUs named by --compute-capability"
         )
     return (_device_capability(),)
 
 
 def require_refit(flavor: Flavor, capabilities: tuple[str, ...]) -> None:
-    """Raises BackendUnavailable where plans whose weights can be swapped cannot be built.
+    """Raise BackendUnavailable if refittable plans cannot be built here.
 
-    TensorRT-RTX compiles their kernels as it builds, on the GPU that they are for (docs/findings.md).
+    TensorRT-RTX compiles the kernels of refittable plans during the build, on the target GPU (docs/findings.md).
     """
     if flavor == "rtx" and not (torch.cuda.is_available() and capabilities == (_device_capability(),)):
         raise BackendUnavailable(
@@ -81,7 +84,7 @@ def _device_capability() -> str:
 
 
 def _rtx(precision: Precision, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """Those asked for, or all that have BF16 if the precision has a use for it."""
+    """Return `wanted`, or by default all capabilities that support the precision."""
     if precision == "bf16" and TURING in wanted:
         raise BuildError(f"compute capability {TURING} has no BF16; use --fp16, --fp32 or leave it out")
     return wanted or tuple(c for c in RTX_COMPUTE_CAPABILITIES if precision == "fp32" or c != TURING)

@@ -1,7 +1,7 @@
-"""An ONNX file becomes a TensorRT plan, by `tensorrt` or `tensorrt_rtx` behind one name.
+"""Building of TensorRT plans from ONNX files, with `tensorrt` or `tensorrt_rtx`.
 
-The two have one API; what only one of them has is asked for by `hasattr`. This is the only module of `export` that
-imports either.
+The two packages share one API. `hasattr` and `getattr` detect the parts that only one of them has. This is the only
+module of `export` that imports either.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from export.progress import BuildProgress, Phase
 
 Shapes = Mapping[str, Range]  # dynamic dimension -> its bounds
 
-# tensorrt_rtx compiles kernels on the GPU at load, so naming more targets costs the plan a few bytes.
+# tensorrt_rtx compiles kernels on the GPU at load, so a further target adds only a few bytes to a plan.
 RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
@@ -35,17 +35,19 @@ class TensorRtBuilder:
         self.name = f"{PACKAGES[flavor]} {self._trt.__version__}"
 
     def build(self, path: Path, graph: Graph, profiles: Sequence[Shapes], plan: Path) -> tuple[int, ...]:
-        """Builds one graph and writes it to `plan`; of gigabytes, nothing is left in memory.
+        """Build one graph and write it to `plan`.
 
         Args:
-            path: the ONNX file.
-            graph: its tensors; their named dimensions are looked up in each of `profiles`.
+            path: ONNX file.
+            graph: manifest entry of the graph, with the named dimensions of its tensors.
+            profiles: range of each named dimension, per profile.
+            plan: file to write.
 
         Returns:
-            Bytes of activations that an execution context of each profile needs, as TensorRT's log says.
+            Bytes of activations that an execution context of each profile needs, from TensorRT's log.
 
         Raises:
-            BuildError: TensorRT refused; carries TensorRT's own words.
+            BuildError: TensorRT rejects the graph or a profile; the message includes TensorRT's.
         """
         trt = self._trt
         logger = _make_logger(trt)
@@ -54,18 +56,18 @@ class TensorRtBuilder:
         parser = trt.OnnxParser(network, logger)
         if not parser.parse_from_file(str(path)):
             errors = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
-            raise BuildError(f"TensorRT does not parse {path.name}: {errors}")
+            raise BuildError(f"TensorRT cannot parse {path.name}: {errors}")
         config = self._config(builder, graph, profiles)
         if graph.refittable:
             config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
         for weight in graph.refittable:
             if not network.mark_weights_refittable(weight.name):
-                raise BuildError(f"TensorRT has no weights {weight.name} in {path.name} that could be swapped")
-        with _noted_interrupt() as interrupted:
+                raise BuildError(f"TensorRT cannot make the weights {weight.name} in {path.name} refittable")
+        with _recorded_interrupt() as interrupted:
             config.progress_monitor = _make_monitor(trt, self._progress, interrupted)
             serialized = builder.build_serialized_network(network, config)
         if serialized is None:
-            raise BuildError(f"TensorRT does not build {path.name}: {'; '.join(logger.errors) or 'it gives no reason'}")
+            raise BuildError(f"TensorRT cannot build {path.name}: {'; '.join(logger.errors) or 'it gives no reason'}")
         plan.write_bytes(serialized)
         return tuple(logger.activation_bytes)
 
@@ -88,7 +90,7 @@ class TensorRtBuilder:
         name = f"SM{text.replace('.', '')}"
         known = getattr(self._trt, "ComputeCapability", None)
         if known is None:
-            raise BuildError("--compute-capability needs --flavor rtx; tensorrt builds for the GPU it runs on")
+            raise BuildError("--compute-capability needs --flavor rtx; tensorrt builds for the GPU of this machine")
         if not re.fullmatch(r"\d+\.\d", text) or not hasattr(known, name):  # the manifest keeps `text`
             names = [n[2:-1] + "." + n[-1] for n in dir(known) if re.fullmatch(r"SM\d+", n)]
             raise BuildError(f"{self._trt.__name__} has no compute capability {text}; it has {', '.join(names)}")
@@ -96,24 +98,28 @@ class TensorRtBuilder:
 
 
 def import_tensorrt(flavor: Flavor) -> ModuleType:
-    """The flavor's package, or BackendUnavailable with how to install it."""
+    """Import the package of a flavor.
+
+    Raises:
+        BackendUnavailable: the package does not import, or is a stub; the message names the installation command.
+    """
     package = PACKAGES[flavor]
     try:
         module = importlib.import_module(package)
     except (ImportError, OSError) as error:
         raise BackendUnavailable(
-            f"--flavor {flavor} needs the package {package}, which does not import ({error}); "
+            f"--flavor {flavor} needs the package {package}, which cannot be imported ({error}); "
             f"install it with: pip install {INSTALL[flavor]}"
         ) from error
     if not hasattr(module, "Builder"):
         raise BackendUnavailable(
-            f"the installed {package} is a stub without libraries; NVIDIA's own package index has the real one"
+            f"the installed {package} is a stub without libraries; install it from NVIDIA's package index"
         )
     return module
 
 
 def _strongly_typed(trt: ModuleType) -> int:
-    """Network flags: strong typing where it still has to be asked for (it is the only kind from 11 on)."""
+    """Return the network flags for strong typing, which needs no flag from TensorRT 11 on."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
@@ -124,12 +130,12 @@ def _resolve(shape: Sequence[int | str], shapes: Shapes, which: str) -> tuple[in
 
 def _make_logger(trt: ModuleType) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-        """Keeps errors for the exception that will carry them, and the one figure that no API tells."""
+        """Collects errors for exceptions, and the activation memory, which no API reports."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []
-            self.activation_bytes: list[int] = []  # a line for each profile
+            self.activation_bytes: list[int] = []  # per profile
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
@@ -141,24 +147,24 @@ def _make_logger(trt: ModuleType) -> Any:
 
 
 @contextmanager
-def _noted_interrupt() -> Iterator[Callable[[], bool]]:
-    """Notes Ctrl-C and raises KeyboardInterrupt at the end: TensorRT swallows what its callbacks raise and goes on."""
+def _recorded_interrupt() -> Iterator[Callable[[], bool]]:
+    """Record Ctrl-C and raise KeyboardInterrupt at the end, since TensorRT ignores exceptions of its callbacks."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
         yield lambda: False
         return
-    noted = Event()
-    signal.signal(signal.SIGINT, lambda *_: noted.set())
+    interrupted = Event()
+    signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     try:
-        yield noted.is_set
+        yield interrupted.is_set
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if noted.is_set():
+    if interrupted.is_set():
         raise KeyboardInterrupt
 
 
 def _make_monitor(trt: ModuleType, progress: BuildProgress, interrupted: Callable[[], bool]) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
-        """TensorRT's build phases as bars."""
+        """Shows TensorRT's build phases as bars."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)

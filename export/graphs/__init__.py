@@ -1,1 +1,1 @@
-"""Traceable wrappers of the three graphs."""
+"""The three graphs as traceable modules."""

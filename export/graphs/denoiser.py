@@ -1,7 +1,7 @@
-"""The denoiser graph: one Euler step of the flow, transformer and update together.
+"""The denoiser graph: one Euler step of the flow, with the transformer and the update of the latents.
 
-With the step inside, sampling is nothing but enqueues over two latents buffers. What does not depend on the step
-(the prompt's embedding) is in the prompt encoder's graph, what depends on positions alone (cos, sin) is an input.
+With the update inside the graph, sampling consists of enqueues over two latents buffers. The prompt encoder's graph has
+the work that does not depend on the step. cos and sin depend on positions alone and are inputs.
 """
 
 import math
@@ -24,14 +24,14 @@ TIMESTEP_FREQUENCIES = 128  # half of DiffSynth's frequency_embedding_size
 MAX_PERIOD = 10000
 PATCH = "2-1"  # the key of the only patch size, 2 x 2 latents in 1 frame
 FINAL_NORM_EPS = 1e-6
-GRID = 16001  # timesteps whose modulation is looked at: 16 for each of the 1000
+GRID = 16001  # timesteps whose modulation is evaluated: 16 for each of the 1000
 
 
 class Denoiser(GraphModule):
-    """latents + (sigma_next - sigma) * velocity; per sample its own sigma.
+    """One Euler step, latents + (sigma_next - sigma) * velocity, with a sigma per sample.
 
     Args:
-        block: the forward pass of a block, `transformer_block` or the same compiled, which training is faster with.
+        block: forward pass of a block: `transformer_block`, or a compiled version for faster training.
     """
 
     def __init__(
@@ -75,7 +75,17 @@ class Denoiser(GraphModule):
         rope_cos: Tensor,
         rope_sin: Tensor,
     ) -> Tensor:
-        """Shapes as in `inputs`; `sequence` is the padded image tokens plus `prompt_embeds`."""
+        """Return the latents after one step.
+
+        Args:
+            latents: [B, C, h, w] float32.
+            sigma, sigma_next: [B] float32, noise levels before and after the step.
+            prompt_embeds: [B, L, D] float32.
+            rope_cos, rope_sin: [S, head_dim / 2] float32; S is the number of padded image tokens plus L.
+
+        Returns:
+            [B, C, h, w] float32.
+        """
         velocity = -self._transformer(latents, 1 - sigma, prompt_embeds, rope_cos, rope_sin)
         return latents + (sigma_next - sigma)[:, None, None, None] * velocity
 
@@ -87,8 +97,8 @@ class Denoiser(GraphModule):
         condition = self._timestep_embedding(t)
 
         x = linear(patchify(latents), model.all_x_embedder[PATCH])
-        # Padded rows are the learned pad token and are attended. Cutting a surplus of them keeps every dimension of
-        # the graph above zero, also where there is nothing to pad.
+        # Padded rows hold the learned pad token and take part in attention. Appending too many and cutting them keeps
+        # every dimension of the graph above zero, also if there is nothing to pad.
         pad = model.x_pad_token.expand(x.shape[0], SEQUENCE_MULTIPLE - 1, -1)
         x = torch.cat([x, pad], dim=1)[:, :image]
         for layer in model.noise_refiner:
@@ -97,11 +107,11 @@ class Denoiser(GraphModule):
         *layers, last = model.layers
         for layer in layers:
             x = self._block(layer, x, cos, sin, condition)
-        x = self._block(last, x, cos, sin, condition, tokens)  # nobody reads what it makes of the prompt
+        x = self._block(last, x, cos, sin, condition, tokens)  # the last block's prompt rows are not needed
         return unpatchify(self._final_layer(x, condition), channels, height, width)
 
     def _timestep_embedding(self, t: Tensor) -> Tensor:
-        """[B] in 0..1 -> [B, 256]. DiffSynth's own has a hard cast to BF16, which FP32 weights do not survive."""
+        """Embed timesteps, [B] in 0..1 -> [B, 256]. DiffSynth's own cast to BF16 fails with FP32 weights."""
         embedding: Tensor = self.transformer.t_embedder.mlp(timestep_frequencies(t * self.transformer.t_scale))
         return embedding
 
@@ -118,25 +128,25 @@ class Denoiser(GraphModule):
 
 
 def timestep_frequencies(timestep: Tensor) -> Tensor:
-    """[B] in 0..1000 -> [B, 256]: cosines, then sines."""
+    """Return cosines, then sines, of timesteps at all frequencies: [B] in 0..1000 -> [B, 256]."""
     angle = timestep[:, None] * frequencies(timestep.device)[None]
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
 def frequencies(device: torch.device) -> Tensor:
-    """Of the timestep's embedding, [128], from 1 down."""
+    """Return the frequencies of the timestep embedding, [128], from 1 downwards."""
     index = torch.arange(TIMESTEP_FREQUENCIES, dtype=torch.float32, device=device)
     return torch.exp(-math.log(MAX_PERIOD) * index / TIMESTEP_FREQUENCIES)
 
 
 def patchify(latents: Tensor) -> Tensor:
-    """[B, C, h, w] -> [B, h/2 * w/2, 4C]; within a token the channel runs fastest."""
+    """Split latents into tokens, [B, C, h, w] -> [B, h/2 * w/2, 4C]; the channel varies fastest within a token."""
     batch, channels, height, width = latents.shape
     x = latents.view(batch, channels, height // 2, 2, width // 2, 2)
     return x.permute(0, 2, 4, 3, 5, 1).reshape(batch, (height // 2) * (width // 2), 4 * channels)
 
 
 def unpatchify(tokens: Tensor, channels: int, height: int, width: int) -> Tensor:
-    """The inverse of `patchify`."""
+    """Invert `patchify`: [B, h/2 * w/2, 4C] -> [B, C, h, w]."""
     x = tokens.view(tokens.shape[0], height // 2, width // 2, 2, 2, channels)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], channels, height, width)

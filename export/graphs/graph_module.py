@@ -1,4 +1,4 @@
-"""What the three graphs have in common: a traceable forward over DiffSynth's modules, and its vocabulary."""
+"""Base of the three graphs: a traceable forward pass over DiffSynth's modules, with named tensors."""
 
 from collections.abc import Mapping
 
@@ -10,12 +10,12 @@ from export.precision.fp16 import Measured
 
 
 class GraphModule(nn.Module):
-    """Owns a forward pass, borrows the modules whose parameters it runs on.
+    """A forward pass over the parameters of other modules.
 
     Attributes:
-        precision: of its large matrix products.
-        inputs, outputs: its tensors, in the order of `forward`; also those of the ONNX file and the plan.
-        weights: the tensor of the checkpoint behind each parameter. Parameters may live on the meta device.
+        precision: precision of the large matrix products.
+        inputs, outputs: tensors in the order of `forward`, with the names of the ONNX file and the plan.
+        weights: checkpoint tensor of each parameter. Parameters may be on the meta device.
     """
 
     precision: Precision
@@ -24,5 +24,5 @@ class GraphModule(nn.Module):
     weights: Mapping[str, Weight]
 
     def measure(self) -> Measured:
-        """Bounds of what is in FP16, and the graph's weights as they respect them. Reads the checkpoint."""
+        """Read the checkpoint, and return the bounds of FP16 products and the graph's weights."""
         return Measured((), self.weights)

@@ -1,8 +1,8 @@
-"""The forward passes that the graphs share, written for tracing over DiffSynth's weights.
+"""Forward passes of layers that the graphs share, written for tracing over DiffSynth's and Qwen3's weights.
 
-Nothing here is complex-valued, mutates in place or branches on data; residual streams are FP32, matrix products are
-in the dtype of their weights. The eps of a norm may be a tensor and a layer may have a `scale`: `export.precision.fp16`
-puts them there.
+No function uses complex numbers, changes tensors in place or branches on data. Residual streams are FP32; matrix
+products have the dtype of their weights. `export.precision.fp16` may make the eps of a norm a tensor and give a layer a
+`scale`.
 """
 
 from typing import Any
@@ -13,26 +13,26 @@ from torch import Tensor
 
 
 def linear(x: Tensor, layer: Any) -> Tensor:
-    """x @ W^T + b in the dtype of W."""
+    """Return x @ W^T + b in the dtype of W."""
     return F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
 
 
 def linears(x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
-    """What several layers without biases make of x, in one matrix product; the exporter joins their weights."""
+    """Apply several layers without biases to x in one matrix product; the exporter joins their weights."""
     weights = [layer.weight for layer in layers]
     joined = F.linear(x.to(weights[0].dtype), torch.cat(weights))
     return torch.split(joined, [len(weight) for weight in weights], dim=-1)
 
 
 def unscaled(y: Tensor, layer: Any) -> Tensor:
-    """What came out of a layer, in FP32 and times the layer's `scale` if it has one."""
+    """Return a layer's output in FP32, multiplied by the layer's `scale` if it has one."""
     return y.float() * layer.scale if hasattr(layer, "scale") else y.float()
 
 
 def rms_norm(x: Tensor, norm: Any) -> Tensor:
-    """RMSNorm over the last axis, FP32, with the weight and the eps of DiffSynth's or Qwen3's module."""
+    """Apply RMSNorm over the last axis in FP32, with the weight and the eps of DiffSynth's or Qwen3's module."""
     x, eps = x.float(), getattr(norm, "variance_epsilon", None)
-    # divided, not multiplied by rsqrt: ONNX Runtime recognises a norm in this form only, and runs it as one kernel
+    # division instead of rsqrt: ONNX Runtime fuses a norm into one kernel in this form only
     normed: Tensor = (
         x / torch.sqrt(x.square().mean(-1, keepdim=True) + (norm.eps if eps is None else eps)) * norm.weight
     )
@@ -40,7 +40,7 @@ def rms_norm(x: Tensor, norm: Any) -> Tensor:
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of neighbouring pairs, the real form of DiffSynth's complex product.
+    """Apply a rotary embedding to neighbouring pairs, the real form of DiffSynth's complex product.
 
     Args:
         x: [B, S, heads, head_dim].
@@ -52,16 +52,16 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
-    """Attention over [B, S, heads, head_dim] in the dtype of `value`; returns [B, S, heads * head_dim].
+    """Attend over [B, S, heads, head_dim] in the dtype of `value`; returns [B, S, heads * head_dim].
 
-    Two heads at least, or TensorRT sees no multi-head attention to fuse.
+    TensorRT fuses the attention only if there are two heads or more.
     """
     q, k, v = (t.to(value.dtype).transpose(1, 2) for t in (query, key, value))
     return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
 
 
 def attention(module: Any, x: Tensor, cos: Tensor, sin: Tensor, queries: int) -> Tensor:
-    """Self-attention of a ZImageTransformerBlock; the first `queries` rows ask: [B, S, D] -> [B, queries, D]."""
+    """Self-attention of a ZImageTransformerBlock for the first `queries` rows: [B, S, D] -> [B, queries, D]."""
     heads = (module.num_heads, module.head_dim)
     query, key, value = (y.unflatten(-1, heads) for y in linears(x, module.to_q, module.to_k, module.to_v))
     query, key = rms_norm(query[:, :queries], module.norm_q), rms_norm(key, module.norm_k)
@@ -70,7 +70,7 @@ def attention(module: Any, x: Tensor, cos: Tensor, sin: Tensor, queries: int) ->
 
 
 def swiglu(x: Tensor, gate: Any, up: Any, down: Any) -> Tensor:
-    """down(silu(gate(x)) * up(x)); the product in FP32, rounded once for `down`."""
+    """Return down(silu(gate(x)) * up(x)); the product is in FP32 and is rounded once for `down`."""
     gated, raised = linears(x, gate, up)
     return linear(F.silu(unscaled(gated, gate)) * unscaled(raised, up), down)
 
@@ -78,12 +78,12 @@ def swiglu(x: Tensor, gate: Any, up: Any, down: Any) -> Tensor:
 def transformer_block(
     module: Any, x: Tensor, cos: Tensor, sin: Tensor, condition: Tensor | None = None, queries: int | None = None
 ) -> Tensor:
-    """A ZImageTransformerBlock: [B, S, D] float32 -> [B, queries, D] float32.
+    """Apply a ZImageTransformerBlock: [B, S, D] float32 -> [B, queries, D] float32.
 
     Args:
         cos, sin: [S, head_dim / 2].
         condition: [B, 256] timestep embedding for blocks with modulation, else None.
-        queries: the first rows, if no others are wanted of the last block.
+        queries: number of first rows to compute; None for all.
     """
     wanted = x.shape[1] if queries is None else queries
 

@@ -1,7 +1,7 @@
-"""The prompt encoder graph: Qwen3 without its last layer, then the prompt's half of the transformer.
+"""The prompt encoder graph: Qwen3 without its last layer, then the transformer's layers for the prompt.
 
-Everything between a prompt and the denoiser that does not depend on the step, so it runs once per prompt.
-Attention is causal, so right padding changes nothing before it, and the padded rows are replaced afterwards.
+The graph has all work between a prompt and the denoiser that does not depend on the step, so it runs once per prompt.
+Attention is causal, so right padding does not affect earlier rows. Padded rows are replaced after Qwen3.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from export.precision.fp16 import QWEN3_LAYER, Z_IMAGE_BLOCK, Fp16Block, Measure
 
 
 class PromptEncoder(GraphModule):
-    """Token ids -> the prompt tokens that the denoiser attends to."""
+    """Token ids to the prompt embedding that the denoiser attends to."""
 
     def __init__(self, text_encoder: Model, transformer: Model, precision: Precision) -> None:
         super().__init__()
@@ -49,7 +49,15 @@ class PromptEncoder(GraphModule):
         return measure_blocks(self._fp16_blocks, self.weights)
 
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Shapes as in `inputs`; `lengths` counts a sample's tokens without padding."""
+        """Return the prompt embedding.
+
+        Args:
+            input_ids: [B, L] int64, padded on the right; L is a multiple of 32.
+            lengths: [B] int64, number of tokens of each sample without padding.
+
+        Returns:
+            [B, L, D] float32.
+        """
         return self._context(self._hidden_states(input_ids), lengths)
 
     def _blocks(self) -> list[Fp16Block]:
@@ -60,7 +68,10 @@ class PromptEncoder(GraphModule):
         ]
 
     def _hidden_states(self, input_ids: Tensor) -> Tensor:
-        """[B, L] -> [B, L, hidden] float32: hidden_states[-2], the output of the last layer but one, not normed."""
+        """Return Qwen3's hidden_states[-2], the output of the second-last layer without a norm.
+
+        [B, L] -> [B, L, hidden] float32.
+        """
         x: Tensor = self.text_encoder.embed_tokens(input_ids).float()
         index = torch.arange(0, self._head_dim, 2, dtype=torch.float32, device=x.device)
         position = torch.arange(input_ids.shape[1], dtype=torch.float32, device=x.device)
@@ -85,7 +96,7 @@ class PromptEncoder(GraphModule):
         return linear(attended, module.o_proj)
 
     def _context(self, hidden: Tensor, lengths: Tensor) -> Tensor:
-        """cap_embedder, pad token, context_refiner: [B, L, hidden] -> [B, L, D]."""
+        """Apply cap_embedder, pad token and context_refiner, [B, L, hidden] -> [B, L, D]."""
         norm, embed = self.transformer.cap_embedder
         x = linear(rms_norm(hidden, norm), embed)
         index = torch.arange(x.shape[1], device=x.device)
@@ -96,7 +107,7 @@ class PromptEncoder(GraphModule):
         return x
 
     def _prompt_tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos and sin at positions (1..L, 0, 0): [L, head_dim / 2]; the two image axes do not turn."""
+        """Return cos and sin at positions (1..L, 0, 0), [L, head_dim / 2]; the two image axes are not rotated."""
         theta, (text_dim, *image_dims) = self._prompt_rope
         index = torch.arange(0, text_dim, 2, dtype=torch.float32, device=device)
         position = torch.arange(1, length + 1, dtype=torch.float32, device=device)
@@ -106,7 +117,11 @@ class PromptEncoder(GraphModule):
 
 
 def rope_theta(config: Config) -> float:
-    """Base of Qwen3's rotary embedding, under its name of transformers 4 or 5."""
+    """Return the base of Qwen3's rotary embedding from a config of transformers 4 or 5.
+
+    Raises:
+        CheckpointError: the config has no rope_theta, or another rope_type than the default.
+    """
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if parameters.get("rope_type", parameters.get("type", "default")) != "default":
         raise CheckpointError(f"text_encoder/config.json: rope_type must be default, got {parameters}")
@@ -117,13 +132,18 @@ def rope_theta(config: Config) -> float:
 
 
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Qwen's rotary embedding: element i turns with element i + head_dim / 2."""
+    """Apply Qwen's rotary embedding, which rotates element i with element i + head_dim / 2.
+
+    Args:
+        x: [B, S, heads, head_dim].
+        cos, sin: [S, head_dim / 2].
+    """
     low, high = x.chunk(2, dim=-1)
     cos, sin = cos[None, :, None], sin[None, :, None]
     return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
 
 
 def repeat_heads(x: Tensor, groups: int) -> Tensor:
-    """[B, S, kv_heads, d] -> [B, S, kv_heads * groups, d], each head `groups` times in a row."""
+    """Repeat each head `groups` times in a row, [B, S, kv_heads, d] -> [B, S, kv_heads * groups, d]."""
     batch, length, heads, dim = x.shape
     return x[:, :, :, None].expand(batch, length, heads, groups, dim).flatten(2, 3)

@@ -1,7 +1,7 @@
-"""The VAE decoder graph: latents to pixels in float, nominally 0..255.
+"""The VAE decoder graph: latents to float pixels, nominally 0..255.
 
-Clipping and rounding are left to the reader of `image`: TensorRT has no UINT8 tensors inside a graph, and a clip on a
-GPU may turn NaN into 0, which would be the black image that nobody can explain.
+The runtime clips and rounds. TensorRT has no UINT8 tensors inside a graph, and a clip on a GPU may turn NaN into 0: the
+image would be black, without an error.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from export.precision.dtypes import set_dtype
 
 
 class VaeDecoder(GraphModule):
-    """The decoder of a FLUX-style AutoencoderKL; norms in FP32, convolutions in the dtype of their weights."""
+    """Decoder of a FLUX-style AutoencoderKL, with norms in FP32 and convolutions in the dtype of their weights."""
 
     def __init__(self, vae: Model, precision: Precision) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class VaeDecoder(GraphModule):
         self.outputs = (TensorSpec("image", "float32", ("batch", "height", "width", 3)),)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Shapes as in `inputs`."""
+        """Decode latents, [B, C, h, w] float32 -> [B, 8h, 8w, 3] float32."""
         vae = self.vae
         x = conv(latents / vae.scaling_factor + vae.shift_factor, vae.conv_in)
         for block in vae.blocks:
@@ -46,24 +46,24 @@ class VaeDecoder(GraphModule):
 
 
 def conv(x: Tensor, layer: nn.Conv2d) -> Tensor:
-    """A convolution in the dtype of its weights."""
+    """Convolve in the dtype of the layer's weights."""
     return F.conv2d(x.to(layer.weight.dtype), layer.weight, layer.bias, padding=layer.padding)
 
 
 def group_norm(x: Tensor, layer: nn.GroupNorm) -> Tensor:
-    """GroupNorm in FP32."""
+    """Apply GroupNorm in FP32."""
     return F.group_norm(x.float(), layer.num_groups, layer.weight, layer.bias, layer.eps)
 
 
 def resnet(block: Any, x: Tensor) -> Tensor:
-    """[B, C, h, w] -> [B, C', h, w]."""
+    """Apply a residual block, [B, C, h, w] -> [B, C', h, w]."""
     y = conv(F.silu(group_norm(x, block.norm1)), block.conv1)
     y = conv(F.silu(group_norm(y, block.norm2)), block.conv2)
     return y + (x if block.conv_shortcut is None else conv(x, block.conv_shortcut))
 
 
 def spatial_attention(block: Any, x: Tensor) -> Tensor:
-    """Single-head attention over all positions of [B, C, h, w]."""
+    """Attend with a single head over all positions of [B, C, h, w]."""
     attention = block.transformer_blocks[0]
     batch, channels, height, width = x.shape
     tokens = group_norm(x, block.norm).flatten(2).transpose(1, 2)  # [B, h * w, C]

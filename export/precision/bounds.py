@@ -1,12 +1,13 @@
-"""How large can it get? Bounds for the matrix products of a transformer block that follow from its weights alone.
+"""Bounds of the matrix products in a transformer block that follow from its weights alone.
 
-What RMSNorm returns is, before its weight, at most sqrt(D) long, whatever went in. So |W_j h| is at most sqrt(D) times
-the length of W_j times the norm's weight, for every prompt and every step; and so on through the block. What exceeds
-FP16 is held at a power of two, which is exact. Knows tensors; not modules, names or graphs.
+Before its weight, the output of RMSNorm has a length of at most sqrt(D) for any input. |W_j h| is therefore at most
+sqrt(D) times the length of W_j times the norm's weight, for every prompt and every step, and so on through the block.
+A tensor that exceeds FP16 is scaled down by a power of two, which is exact. The module knows tensors, not modules,
+names or graphs.
 
-Two limits. What a fused attention kernel keeps while it sums is its own affair: the bounds hold for its inputs and its
-result. And `typical` is a root mean square: where a few channels exceed the rest by 2^20 and the next matrix makes up
-for it, the rest lose precision unseen. Nothing is scaled up, so neither is a branch that is tiny.
+Limits: the bounds hold for the inputs and the result of a fused attention kernel, not for its internal sums. `typical`
+is a root mean square: if a few channels exceed the others by 2^20 and the next matrix compensates for that, the other
+channels lose precision undetected. Tensors are never scaled up, so a branch with tiny values stays tiny.
 """
 
 import math
@@ -17,15 +18,20 @@ from torch import Tensor
 
 from export.checkpoint.weights import NORMAL
 
-LIMIT = 65504.0 / 2  # of a bound, after scaling
-ROUNDING = 1 + 2.0**-7  # on every bound: FP16 inputs, weights and products are off by 2^-11 each, nine times in a row
-IN_OUTPUT = 6  # the most that the output projection's own weights are scaled by
-SILU_SLOPE = 1.1  # of silu, the steepest
+LIMIT = 65504.0 / 2  # largest bound after scaling: half of FP16's largest number
+ROUNDING = 1 + 2.0**-7  # margin on every bound for nine successive roundings to FP16, 2^-11 each
+IN_OUTPUT = 6  # largest exponent that the output projection's weights are scaled by
+SILU_SLOPE = 1.1  # largest slope of silu
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The largest that an element of a tensor can be, and the root mean square for inputs of random direction."""
+    """Magnitudes of a tensor's elements.
+
+    Attributes:
+        bound: largest possible magnitude.
+        typical: root mean square for inputs of random direction.
+    """
 
     bound: float
     typical: float
@@ -34,31 +40,37 @@ class Size:
     def of(bounds: Tensor, typical: Tensor) -> "Size":
         return Size(bounds.max().item() * ROUNDING, typical.square().mean().sqrt().item())
 
-    def is_held(self, shift: int) -> bool:
-        """Whether FP16 holds it, divided by 2^shift, without losing what is typical."""
+    def fits_fp16(self, shift: int) -> bool:
+        """Return True if FP16 can hold the tensor divided by 2^shift without losing typical values."""
         in_range = math.isfinite(self.bound) and math.ldexp(self.bound, -shift) <= LIMIT
         return in_range and math.ldexp(self.typical, -shift) >= min(NORMAL, self.typical)
 
 
 @dataclass(frozen=True, slots=True)
 class Modulation:
-    """What scales the inputs of a block: the embedding of a grid of timesteps, and how far any other can be off it.
+    """Timestep embeddings, which scale the inputs of a block: a grid of them, and bounds in between.
 
-    The embedding is `last` times silu of units that are linear in cosines and sines of the timestep, whose slopes are
-    known; so between two points of the grid no unit moves by more than its `drift`.
+    An embedding is `last` times silu of units that are linear in cosines and sines of the timestep. The slopes of the
+    units are known, so between two points of the grid no unit moves by more than its `drift`.
+
+    Attributes:
+        conditions: embeddings of the grid, [N, 256].
+        drift: largest change of each unit between grid points, [hidden].
+        last: weight of the last layer, [256, hidden].
     """
 
-    conditions: Tensor  # [N, 256]
-    drift: Tensor  # [hidden]
-    last: Tensor  # [256, hidden]
+    conditions: Tensor
+    drift: Tensor
+    last: Tensor
 
     @staticmethod
     def over(timesteps: Tensor, frequencies: Tensor, embedded: Tensor, mlp: tuple[Tensor, ...]) -> "Modulation":
-        """Of evenly spaced timesteps [N].
+        """Make the modulation of evenly spaced timesteps [N].
 
         Args:
-            frequencies: [128], of `embedded` [N, 256]: cosines, then sines.
-            mlp: weight and bias of its two layers.
+            frequencies: frequencies of the embedding, [128].
+            embedded: cosines, then sines, of the timesteps at the frequencies, [N, 256].
+            mlp: weight and bias of the embedder's two layers.
         """
         w0, b0, w2, b2 = mlp
         conditions = torch.nn.functional.silu(embedded @ w0.T + b0) @ w2.T + b2
@@ -67,7 +79,7 @@ class Modulation:
         return Modulation(conditions, SILU_SLOPE * halfway * slope, w2)
 
     def largest_scale(self, weight: Tensor, bias: Tensor) -> Tensor:
-        """Upper bounds of |1 + scale|, [D], from D rows of adaLN_modulation."""
+        """Return upper bounds of |1 + scale|, [D], from D rows of adaLN_modulation."""
         on_grid = (1 + self.conditions @ weight.T + bias).abs().amax(0)
         largest: Tensor = on_grid + (weight @ self.last).abs() @ self.drift
         return largest
@@ -75,17 +87,22 @@ class Modulation:
 
 @dataclass(frozen=True, slots=True)
 class ResidualBranch:
-    """A branch of a block, from its norm to its last product: true sizes, and the exponents they are held at.
+    """A residual branch of a block, from its norm to its last product.
 
-    Its tensors in FP16 are what enters, what is projected from it (queries, keys and values; gate and up), what
-    is made of that (values mixed by attention; the gated product), and what is returned.
+    Attributes:
+        entering: unscaled size of the normed input.
+        projected: of the first products: queries, keys and values; gate and up.
+        inner: of the last product's input: values mixed by attention; the gated product.
+        returned: of the last product.
+        entering_shift: exponent that `entering` and `projected` are divided by 2 to the power of.
+        inner_shift, returned_shift: the same for `inner` and `returned`.
     """
 
     entering: Size
     projected: Size
     inner: Size
     returned: Size
-    entering_shift: int = 0  # of what is projected, too
+    entering_shift: int = 0
     inner_shift: int = 0
     returned_shift: int = 0
 
@@ -93,7 +110,13 @@ class ResidualBranch:
     def attention(
         norm: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, head_dim: int
     ) -> "ResidualBranch":
-        """Of weights: norm [D], projections [heads * head_dim, D], output [D', heads * head_dim]; in FP32."""
+        """Bound an attention branch from its weights in FP32.
+
+        Args:
+            norm: [D].
+            query, key, value: [heads * head_dim, D]; key and value may have fewer heads.
+            output: [D', heads * head_dim].
+        """
         longest = math.sqrt(len(norm))
         query, key, value = query * norm, key * norm, value * norm
         rows = value.norm(dim=1)
@@ -118,11 +141,11 @@ class ResidualBranch:
 
     @staticmethod
     def feed_forward(norm: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> "ResidualBranch":
-        """Of weights: norm [D], gate and up [F, D], down [D', F]; in FP32."""
+        """Bound a feed-forward branch from its weights in FP32: norm [D], gate and up [F, D], down [D', F]."""
         longest = math.sqrt(len(norm))
         gate, up = gate * norm, up * norm
         gates, ups = gate.norm(dim=1), up.norm(dim=1)
-        product = longest**2 / 2 * (gates * ups + (gate * up).sum(1).abs())  # the most of (p.h)(q.h) on a sphere
+        product = longest**2 / 2 * (gates * ups + (gate * up).sum(1).abs())  # maximum of (p.h)(q.h) on a sphere
         sizes = (
             Size.of(longest * norm.abs(), norm),
             Size.of(longest * torch.cat([gates, ups]), torch.cat([gates, ups])),
@@ -134,8 +157,8 @@ class ResidualBranch:
         return ResidualBranch(*sizes, entering, inner, inner)
 
     @property
-    def unheld(self) -> str | None:
-        """What of it FP16 does not hold at these exponents."""
+    def range_error(self) -> str | None:
+        """Reason why FP16 cannot hold the branch at these exponents, or None."""
         tensors = {
             "input": (self.entering, self.entering_shift),
             "first product": (self.projected, self.entering_shift),
@@ -143,13 +166,13 @@ class ResidualBranch:
             "result": (self.returned, self.returned_shift),
         }
         for name, (size, shift) in tensors.items():
-            if not size.is_held(shift):
-                return f"its {name}, at 2^{-shift}, is bounded by {size.bound:.0e} and typically {size.typical:.0e}"
+            if not size.fits_fp16(shift):
+                return f"its {name}, scaled by 2^{-shift}, reaches {size.bound:.0e} and is typically {size.typical:.0e}"
         return None
 
 
 def _largest_singular_values(matrices: Tensor) -> Tensor:
-    """[N, rows, columns] -> [N]; Inf where the squares leave FP32."""
+    """Return the largest singular values, [N, rows, columns] -> [N]; Inf where the squares leave FP32."""
     squares = matrices @ matrices.mT
     finite = squares.isfinite().all(dim=(1, 2))
     found = torch.full((len(matrices),), math.inf)
@@ -158,12 +181,12 @@ def _largest_singular_values(matrices: Tensor) -> Tensor:
 
 
 def _shift(*sizes: Size) -> int:
-    """The least power of two by which all bounds must be divided to be within LIMIT."""
+    """Return the least exponent of two that brings all bounds within LIMIT."""
     largest = max(size.bound for size in sizes)
     return max(0, math.ceil(math.log2(largest / LIMIT))) if math.isfinite(largest) and largest else 0
 
 
 def _room(weight: Tensor) -> int:
-    """How many times a matrix can be halved before what is typical of it is no longer of full precision."""
+    """Return the number of times that a matrix can be halved while its typical values keep full FP16 precision."""
     typical = weight.square().mean().sqrt().item()
     return math.floor(math.log2(typical / NORMAL)) - 2 if 0 < typical < math.inf else 0

@@ -1,7 +1,7 @@
-"""Which number format each graph computes in.
+"""Number formats of the graphs.
 
-The residual stream, norms, modulation, rotary embedding and final layer are FP32 in every plan; a precision says
-what the large matrix products and attention use. What makes FP16 safe is in `export.precision.fp16`.
+The residual stream, norms, modulation, rotary embedding and final layer are FP32 in every plan. A precision sets the
+format of the large matrix products and of attention. `export.precision.fp16` makes FP16 safe.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,17 +13,23 @@ from torch import nn
 from engine.errors import BuildError
 from engine.plan.manifest import Flavor, GraphName, Precision
 
-TURING = "7.5"  # the one compute capability with FP16 and without BF16
+TURING = "7.5"  # the only supported compute capability without BF16
 DTYPES: dict[Precision, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def graph_precisions(
     precision: Precision, flavor: Flavor, capabilities: Sequence[str] = ()
 ) -> dict[GraphName, Precision]:
-    """The precision of each graph when the user asks for `precision`, for the GPUs of these compute capabilities.
+    """Return the precision of each graph for the precision on the command line.
 
-    The VAE has no FP16: nothing bounds what comes out of its convolutions, and the real one leaves the range. It takes
-    BF16, which has FP32's range, or FP32 where there is no BF16: in ONNX Runtime on a CPU and on Turing.
+    The VAE does not support FP16: nothing bounds the outputs of its convolutions, and Z-Image-Turbo's leave the range.
+    It uses BF16, which has the range of FP32, or FP32 where BF16 is missing: in ONNX Runtime on a CPU and on Turing.
+
+    Args:
+        capabilities: compute capabilities of the GPUs to build for.
+
+    Raises:
+        BuildError: BF16 for ONNX Runtime.
     """
     if flavor == "onnx" and precision == "bf16":
         raise BuildError("ONNX Runtime has no BF16 kernels on a CPU; use --fp32 or --fp16 with --flavor onnx")
@@ -33,7 +39,7 @@ def graph_precisions(
 
 
 def set_dtype(modules: Iterable[Any], precision: Precision) -> None:
-    """Gives the linear and convolution layers of the modules, not their norms, the precision's dtype."""
+    """Cast the linear and convolution layers of the modules, not their norms, to the precision's dtype."""
     for module in modules:
         for layer in module.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):

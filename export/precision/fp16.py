@@ -1,9 +1,9 @@
-"""Blocks whose matrix products are in FP16 and cannot overflow, whatever the prompt.
+"""Blocks whose matrix products are in FP16 and cannot overflow for any prompt.
 
-The bounds of `export.precision.bounds` say by which powers of two each block must be scaled: down in the
-weight of the norm before a branch and in the output projection, and up again in FP32, by the eps of the norm
-that ends the branch or, where there is none, by a multiplication. All of that is weights of the graph, so the graph
-itself depends on configs alone.
+The bounds of `export.precision.bounds` give the powers of two that each block is scaled by. The weight of the norm
+before a branch and the output projection scale down. The eps of the norm at the end of the branch scales up again in
+FP32 or, where there is no such norm, a multiplication does. All of these are weights of the graph, so the graph itself
+depends on configs alone.
 """
 
 import math
@@ -22,7 +22,11 @@ from export.precision.bounds import LIMIT, ROUNDING, Modulation, ResidualBranch
 
 @dataclass(frozen=True, slots=True)
 class BlockLayers:
-    """What the layers of a block are called; None for the norm that a branch does not end in."""
+    """Names of a block's layers; None where a branch does not end in a norm.
+
+    Attributes:
+        rotates: pairs of elements of a head that the rotary embedding mixes.
+    """
 
     attention_norm: str
     query: str
@@ -37,7 +41,7 @@ class BlockLayers:
     up: str
     down: str
     down_norm: str | None
-    rotates: Literal["neighbours", "halves"]  # which two elements of a head the rotary embedding mixes
+    rotates: Literal["neighbours", "halves"]
 
 
 Z_IMAGE_BLOCK = BlockLayers(
@@ -76,7 +80,7 @@ QWEN3_LAYER = BlockLayers(
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What follows from the weights of a block: bounds for the manifest, and values for weights of the graph."""
+    """Results of measuring weights: bounds for the manifest, and the weights of the graph, scaled where needed."""
 
     products: tuple[ProductBound, ...]
     weights: Mapping[str, Weight]
@@ -85,8 +89,8 @@ class Measured:
 class Fp16Block:
     """A block whose matrix products are in FP16.
 
-    Making one turns the eps of its inner norms, and a scale of the layers that no norm follows, into parameters of the
-    graph; `measure` says what they are worth.
+    The constructor turns the eps of the inner norms into parameters of the graph, and adds a scale parameter to the
+    layers that no norm follows. `measure` computes their values.
     """
 
     def __init__(self, name: str, module: Any, layers: BlockLayers) -> None:
@@ -101,15 +105,15 @@ class Fp16Block:
             module.get_submodule(layer).scale = _parameter()
 
     def measure(self, weights: Mapping[str, Weight], modulation: Modulation | None) -> Measured:
-        """Bounds, and the weights that respect them.
+        """Compute the bounds of the block's products, and weights scaled to respect them.
 
         Args:
-            weights: of the graph; the block's begin with its name.
-            modulation: of its inputs, if it has any.
+            weights: weights of the graph; names of the block's weights begin with the block's name.
+            modulation: modulation of the block's inputs, if it has any.
 
         Raises:
-            Fp16RangeError: FP16 holds the block at no scale.
-            CheckpointError: NaN or Inf.
+            Fp16RangeError: FP16 cannot hold the block at any scale.
+            CheckpointError: a weight holds NaN or Inf.
         """
         names, load = self._layers, partial(_load, weights, self.name)
         attention_norm, feed_norm = load(names.attention_norm), load(names.feed_norm)
@@ -120,10 +124,11 @@ class Fp16Block:
         query, key, value, output = (load(layer) for layer in (names.query, names.key, names.value, names.output))
         attention = ResidualBranch.attention(attention_norm, query, key, value, output, self._head_dim)
         feed = ResidualBranch.feed_forward(feed_norm, load(names.gate), load(names.up), load(names.down))
-        asking, asked = (_by_pair(load(norm), names.rotates) for norm in (names.query_norm, names.key_norm))
-        longest, most = math.sqrt(self._head_dim) * ROUNDING, torch.maximum(asking, asked).max().item()
-        scores = ProductBound(f"{self.name}.attention", longest * most, 0, longest * (asking * asked).max().item(), 0)
-        self._require_held(attention, feed, scores)
+        queries, keys = (_by_pair(load(norm), names.rotates) for norm in (names.query_norm, names.key_norm))
+        longest, largest = math.sqrt(self._head_dim) * ROUNDING, torch.maximum(queries, keys).max().item()
+        product = longest * (queries * keys).max().item()
+        scores = ProductBound(f"{self.name}.attention", longest * largest, 0, product, 0)
+        self._require_fp16_range(attention, feed, scores)
         return Measured(
             (
                 *self._products(attention, (names.query, names.key, names.value), names.output),
@@ -136,7 +141,7 @@ class Fp16Block:
     def _weights(
         self, weights: Mapping[str, Weight], attention: ResidualBranch, feed: ResidualBranch
     ) -> dict[str, Weight]:
-        """The block's weights that are not the checkpoint's own."""
+        """Return the block's weights that differ from the checkpoint's."""
         names = self._layers
         exponents = {
             names.attention_norm: -attention.entering_shift,
@@ -168,18 +173,18 @@ class Fp16Block:
             changed[f"{self.name}.{layer}.scale"] = Scalar(2.0 ** scales[layer])
         return changed
 
-    def _require_held(self, attention: ResidualBranch, feed: ResidualBranch, scores: ProductBound) -> None:
-        for what, branch in (("attention", attention), ("feed-forward part", feed)):
-            if branch.unheld is not None:
-                raise Fp16RangeError(f"{self.name}: FP16 holds the {what} at no scale: {branch.unheld}")
+    def _require_fp16_range(self, attention: ResidualBranch, feed: ResidualBranch, scores: ProductBound) -> None:
+        for part, branch in (("attention", attention), ("feed-forward part", feed)):
+            if branch.range_error is not None:
+                raise Fp16RangeError(f"{self.name}: FP16 cannot hold the {part} at any scale: {branch.range_error}")
         largest = max(scores.input_bound, scores.output_bound)
         if not largest <= LIMIT:
             raise Fp16RangeError(
-                f"{self.name}: queries, keys or attention scores can reach {largest:.0e}, more than FP16 holds"
+                f"{self.name}: queries, keys or attention scores can reach {largest:.0e}, more than FP16 can hold"
             )
 
     def _products(self, branch: ResidualBranch, first: tuple[str, ...], last: str) -> tuple[ProductBound, ProductBound]:
-        """The branch's first and last matrix product, by the names of their weights."""
+        """Return the bounds of the branch's first and last matrix products, named after their weights."""
         names = [f"{self.name}.{layer}.weight" for layer in (*first, last)]
         entering, inner = branch.entering_shift, branch.inner_shift
         return (
@@ -188,12 +193,28 @@ class Fp16Block:
         )
 
 
+def measure_blocks(
+    blocks: Sequence[Fp16Block],
+    weights: Mapping[str, Weight],
+    modulation: Callable[[], Modulation] | None = None,
+) -> Measured:
+    """Measure all blocks of a graph; other weights of the graph stay as they are."""
+    found = modulation() if modulation is not None and blocks else None
+    products: list[ProductBound] = []
+    changed = dict(weights)
+    for block in blocks:
+        measured = block.measure(weights, found)
+        products += measured.products
+        changed |= measured.weights
+    return Measured(tuple(products), changed)
+
+
 def _load(weights: Mapping[str, Weight], block: str, layer: str, kind: str = "weight") -> Tensor:
     return load_finite(weights[f"{block}.{layer}.{kind}"])
 
 
 def _by_pair(norm: Tensor, rotates: Literal["neighbours", "halves"]) -> Tensor:
-    """The larger magnitude of each two elements that are mixed: [head_dim] -> [head_dim / 2]."""
+    """Return the larger magnitude of each pair of mixed elements, [head_dim] -> [head_dim / 2]."""
     pairs = norm.unflatten(0, (-1, 2)) if rotates == "neighbours" else norm.unflatten(0, (2, -1)).T
     larger: Tensor = pairs.abs().amax(1)
     return larger
@@ -204,24 +225,8 @@ def _parameter() -> nn.Parameter:
 
 
 def _make_eps_a_parameter(norm: Any) -> tuple[str, float]:
-    """The attribute's name and what it was."""
+    """Replace a norm's eps by a parameter; return the attribute's name and its previous value."""
     name = "eps" if hasattr(norm, "eps") else "variance_epsilon"
     eps: float = getattr(norm, name)
     setattr(norm, name, _parameter())
     return name, eps
-
-
-def measure_blocks(
-    blocks: Sequence[Fp16Block],
-    weights: Mapping[str, Weight],
-    modulation: Callable[[], Modulation] | None = None,
-) -> Measured:
-    """All blocks of a graph together, with the rest of its weights as they are."""
-    found = modulation() if modulation is not None and blocks else None
-    products: list[ProductBound] = []
-    changed = dict(weights)
-    for block in blocks:
-        measured = block.measure(weights, found)
-        products += measured.products
-        changed |= measured.weights
-    return Measured(tuple(products), changed)

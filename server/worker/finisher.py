@@ -9,10 +9,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 
-from engine.backends.memory import Array
+from engine.array import Array
 from engine.errors import DeviceError, LoraMismatch, NonFiniteOutput, ZImageError
-from engine.images import encode as images
-from engine.images.metadata import ImageMetadata, file_metadata
+from engine.images.encode import encode, enlarge
+from engine.images.metadata import file_metadata
 from engine.plan.manifest import Manifest
 from engine.request import ImageFormat
 from engine.sampling import preview
@@ -68,8 +68,8 @@ class ImageFinisher:
         assert self._manifest.preview is not None
         try:
             pixels = preview.project(self._manifest.preview, estimate)
-            large = images.enlarge(pixels, self._manifest.model.vae_scale)
-            self._send(messages.PreviewReady(key, done, images.encode(large, image_format)))
+            large = enlarge(pixels, self._manifest.model.vae_scale)
+            self._send(messages.PreviewReady(key, done, encode(large, image_format)))
         except Exception:  # the image itself may still be right
             log.exception("a preview of %s could not be made", key)
 
@@ -78,8 +78,8 @@ class ImageFinisher:
         try:
             image = pending.finish()
             started = time.perf_counter()
-            metadata = ImageMetadata.of(self._manifest, request, image)
-            data = images.encode(image.pixels, generate.format, file_metadata(request, metadata))
+            metadata = image.metadata(self._manifest, request)
+            data = encode(image.pixels, generate.format, file_metadata(request, metadata))
         except DeviceError as error:  # the loop meets it too, if it has another step
             self._send(messages.Fatal(str(error)))
         except ZImageError as error:

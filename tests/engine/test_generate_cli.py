@@ -1,4 +1,4 @@
-"""`zimage-generate` writes one PNG, or one line that says why not."""
+"""`zimage-generate` writes one PNG, or exits with one line."""
 
 import json
 import os
@@ -34,7 +34,9 @@ def open_png(path: Path) -> Image.Image:
     return image
 
 
-def test_it_writes_the_image_of_the_prompt(engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_png_holds_the_pipelines_image_and_its_metadata(
+    engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     generate(engines, tmp_path / "a.png", "--size", "96x64", "--seed", "7", "--steps", "2")
     image = open_png(tmp_path / "a.png")
     assert (image.size, image.mode) == ((96, 64), "RGB")
@@ -52,7 +54,7 @@ def test_it_writes_the_image_of_the_prompt(engines: Path, tmp_path: Path, capsys
     assert captured.err == ""
 
 
-def test_without_options_it_generates_the_default_size_and_says_its_seed(
+def test_defaults_give_default_size_and_printed_random_seed(
     engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     generate(engines, tmp_path / "a.png")
@@ -61,14 +63,12 @@ def test_without_options_it_generates_the_default_size_and_says_its_seed(
     assert f"256x256, seed {json.loads(image.info['zimage-trt'])['seed']}, 8 forwards" in capsys.readouterr().out
 
 
-def test_what_is_left_out_of_a_long_prompt_is_said(
-    engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_long_prompt_prints_the_ignored_part(engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = "a red circle " * 500 + "and the very end"
     generate(engines, tmp_path / "a.png", "--size", "64", "--steps", "1", prompt=prompt)
     assert json.loads(open_png(tmp_path / "a.png").info["zimage-trt"])["prompt"] == prompt
     captured = capsys.readouterr()
-    assert captured.err.startswith("the prompt is longer than 512 tokens; left out: ")
+    assert captured.err.startswith("the prompt is longer than 512 tokens; ignored: ")
     assert "red circle" in captured.err
     assert captured.err.count("\n") == 1
 
@@ -86,51 +86,47 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
-def test_what_cannot_be_generated_is_refused_in_one_line(
-    engines: Path, tmp_path: Path, arguments: list[str], message: str
-) -> None:
+def test_invalid_request_exits_with_one_line(engines: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     refused(engines, tmp_path / "a.png", *arguments, message=message)
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n"])
-def test_an_empty_prompt_is_refused(engines: Path, tmp_path: Path, prompt: str) -> None:
+def test_empty_prompt_is_refused(engines: Path, tmp_path: Path, prompt: str) -> None:
     refused(engines, tmp_path / "a.png", prompt=prompt, message="prompt must not be empty")
 
 
-def test_missing_plans_are_refused(tmp_path: Path) -> None:
+def test_missing_plan_directory_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", tmp_path / "a.png", message=f"no plan directory at {tmp_path / 'nowhere'}; build")
 
 
 @pytest.mark.parametrize(
     ("output", "why"), [("nowhere/a.png", "No such file or directory"), (".", "it is not a regular file")]
 )
-def test_an_output_that_cannot_be_written_is_refused_before_anything_is_generated(
-    tmp_path: Path, output: str, why: str
-) -> None:
+def test_unwritable_output_is_refused_before_anything_is_generated(tmp_path: Path, output: str, why: str) -> None:
     refused(tmp_path / "no plans", tmp_path / output, message=f"cannot write {tmp_path / output}: {why}")
 
 
 @pytest.mark.parametrize("threads", ["-1", "99999"])
-def test_absurd_threads_are_refused(engines: Path, threads: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_threads_out_of_range_are_refused(engines: Path, threads: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([PROMPT, "--engines", str(engines), "--threads", threads])
     assert f"must be between 0 and 256, got {threads}" in capsys.readouterr().err
 
 
-def test_a_pipe_is_not_replaced(engines: Path, tmp_path: Path) -> None:
+def test_pipe_as_output_is_refused_and_kept(engines: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     refused(engines, tmp_path / "pipe", message="it is not a regular file")
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
-def test_a_symlink_stays_and_its_target_is_written(engines: Path, tmp_path: Path) -> None:
+def test_symlink_as_output_stays_and_its_target_is_written(engines: Path, tmp_path: Path) -> None:
     (tmp_path / "link.png").symlink_to("target.png")
     generate(engines, tmp_path / "link.png", "--size", "64", "--steps", "1")
     assert (tmp_path / "link.png").is_symlink()
     assert open_png(tmp_path / "target.png").size == (64, 64)
 
 
-def test_an_image_that_fails_leaves_the_old_file(engines: Path, tmp_path: Path) -> None:
+def test_failed_image_leaves_the_old_file(engines: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"old")
     refused(engines, tmp_path / "a.png", "--size", "64", "--steps", "0", message="num_inference_steps")
     assert (tmp_path / "a.png").read_bytes() == b"old"
@@ -149,7 +145,7 @@ def refused(engines: Path, output: Path, *arguments: str, message: str, prompt: 
 
 
 @pytest.mark.parametrize("arguments", [["--seed", "x"], ["--steps", "2.5"], ["--colour", "red"]])
-def test_arguments_that_cannot_be_read_end_with_the_usage(
+def test_unparsable_arguments_print_the_usage(
     engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
@@ -158,13 +154,13 @@ def test_arguments_that_cannot_be_read_end_with_the_usage(
     assert "usage: zimage-generate" in capsys.readouterr().err
 
 
-def test_the_installed_command_generates(engines: Path, tmp_path: Path) -> None:
+def test_installed_command_writes_an_image(engines: Path, tmp_path: Path) -> None:
     done = run("a red circle", "--engines", engines, "--output", tmp_path / "a.png", "--size", "64x80", "--steps", "1")
     assert (done.returncode, done.stderr) == (0, "")
     assert open_png(tmp_path / "a.png").size == (64, 80)
 
 
-def test_the_installed_command_refuses_without_a_traceback(engines: Path, tmp_path: Path) -> None:
+def test_installed_command_refuses_without_a_traceback(engines: Path, tmp_path: Path) -> None:
     output = tmp_path / "a.png"
     not_utf8 = b"a red \xff circle"
     done = run(not_utf8, "--engines", engines, "--output", output, "--size", "64")
@@ -177,14 +173,14 @@ def run(*arguments: str | bytes | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_sizes_are_width_by_height() -> None:
+def test_size_parses_as_width_by_height() -> None:
     assert Size.parse("1024x768") == Size(width=1024, height=768)
     assert Size.parse("64X80") == (64, 80)
     assert Size.parse("512") == (512, 512)
 
 
 @pytest.mark.parametrize("text", ["", "x", "x64", "64x", "1x2x3", "-64x64", "64 x 64", "6.4x64", "²x²", "0x40px"])
-def test_what_is_not_a_size_is_refused(text: str) -> None:
+def test_invalid_size_text_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="WIDTHxHEIGHT in pixels") as refusal:
         Size.parse(text)
     assert refusal.value.param == "size"

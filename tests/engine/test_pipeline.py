@@ -1,4 +1,4 @@
-"""The order of the graphs, the buffers between them, and what ends an image."""
+"""The order of the graphs, the buffers between them, and errors that end an image."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,8 @@ from fakes.manifest import MANIFEST
 from fakes.step_peak import STEP_BYTES, step_peak
 
 from engine.backends.base import Backend
-from engine.backends.memory import HostMemory, Memory, Tensor
+from engine.backends.host_memory import HostMemory
+from engine.backends.memory import Memory, Tensor
 from engine.errors import InvalidRequest, NonFiniteOutput, UnsupportedShape
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
@@ -28,7 +29,7 @@ REQUEST = ImageRequest("a red circle", 96, 64, seed=7)
 
 @dataclass(frozen=True)
 class Call:
-    """What an engine was given."""
+    """The arguments of one call of a graph."""
 
     graph: GraphName
     shapes: dict[str, tuple[int, ...]]
@@ -39,11 +40,11 @@ class Call:
 
 @dataclass
 class FakeGraph:
-    """Records what it is given and fills its outputs; the denoiser adds 1, the VAE generates the first latent."""
+    """Records its inputs and fills its outputs: the denoiser adds 1, the VAE writes the first latent."""
 
     graph: GraphName
     calls: list[Call]
-    poison: dict[int, float] = field(default_factory=dict)  # what to write instead, by the number of its call
+    poison: dict[int, float] = field(default_factory=dict)  # value to write instead, by the number of the call
 
     def __call__(self, tensors: Mapping[str, np.ndarray]) -> None:
         latents = tensors["latents"].copy() if "latents" in tensors else None
@@ -96,9 +97,9 @@ def tokenizer(folder: Path) -> PromptTokenizer:
     return PromptTokenizer(folder, MANIFEST.model.prompt)
 
 
-@pytest.fixture(params=["host", "device, late", "device, hasty", "device, CUDA graphs"])
+@pytest.fixture(params=["host", "device, late", "device, eager", "device, CUDA graphs"])
 def fakes(request: pytest.FixtureRequest, folder: Path, tokenizer: PromptTokenizer) -> Iterator[Fakes]:
-    """A pipeline whose graphs are functions: on the host, and on devices that keep no order that nobody asked for."""
+    """A pipeline whose graphs are functions, on the host and on devices that run streams in any allowed order."""
     calls: list[Call] = []
     graphs = {name: FakeGraph(name, calls) for name in MANIFEST.graphs}
     cuda = None
@@ -106,7 +107,7 @@ def fakes(request: pytest.FixtureRequest, folder: Path, tokenizer: PromptTokeniz
         memory = HostMemory(MANIFEST, MANIFEST.profiles, slots=2)
         loaded = Backend(memory, {name: HostEngine(graph) for name, graph in graphs.items()})
     else:
-        cuda = FakeCuda(haste=0.9 if "hasty" in request.param else 0)
+        cuda = FakeCuda(eagerness=0.9 if "eager" in request.param else 0)
         options = RuntimeOptions(cuda_graphs="on" if "graphs" in request.param else "off")
         loaded = load_fakes(cuda, graphs, folder, MANIFEST, options)
     yield Fakes(Pipeline(MANIFEST, tokenizer, loaded), calls, graphs, loaded.memory, cuda)
@@ -114,7 +115,7 @@ def fakes(request: pytest.FixtureRequest, folder: Path, tokenizer: PromptTokeniz
     assert cuda is None or not cuda.leaks
 
 
-def test_the_prompt_is_encoded_once_then_eight_steps_then_the_vae(fakes: Fakes) -> None:
+def test_image_runs_encoder_once_then_eight_steps_then_decoder(fakes: Fakes) -> None:
     image = fakes.pipeline.generate(REQUEST)
     assert [call.graph for call in fakes.calls] == ["prompt_encoder", *["denoiser"] * 8, "vae_decoder"]
     assert (image.size, image.seed, image.num_inference_steps) == ((96, 64), 7, 8)
@@ -123,7 +124,7 @@ def test_the_prompt_is_encoded_once_then_eight_steps_then_the_vae(fakes: Fakes) 
     assert image.seconds.denoiser == image.seconds.passes > 0 and image.seconds.encode == 0
 
 
-def test_every_tensor_has_the_shape_of_its_graph(fakes: Fakes) -> None:
+def test_every_graph_gets_tensors_of_its_shapes(fakes: Fakes) -> None:
     ids = fakes.pipeline.generate(REQUEST).prompt.ids
     assert fakes.of("prompt_encoder")[0].shapes == {"input_ids": (1, 32), "lengths": (1,), "prompt_embeds": (1, 32, 8)}
     assert fakes.of("prompt_encoder")[0].values == {"lengths": [len(ids)]}
@@ -142,17 +143,17 @@ def test_every_tensor_has_the_shape_of_its_graph(fakes: Fakes) -> None:
 
 
 @pytest.mark.parametrize(("value", "level"), [(-1e9, 0), (-0.4, 0), (254.6, 255), (1e9, 255)])
-def test_pixels_are_clipped(fakes: Fakes, value: float, level: int) -> None:
+def test_pixels_are_clipped_to_0_and_255(fakes: Fakes, value: float, level: int) -> None:
     fakes.graphs["vae_decoder"].poison[1] = value
     assert (fakes.pipeline.generate(REQUEST).pixels[..., -1] == level).all()
 
 
-def test_the_denoiser_reads_the_prompt_where_the_encoder_wrote_it(fakes: Fakes) -> None:
+def test_denoiser_reads_prompt_embeds_in_place(fakes: Fakes) -> None:
     fakes.pipeline.generate(REQUEST)
     assert fakes.of("denoiser")[0].address["prompt_embeds"] == fakes.of("prompt_encoder")[0].address["prompt_embeds"]
 
 
-def test_ids_are_padded_and_nothing_of_a_longer_prompt_remains(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
+def test_short_prompt_is_padded_over_a_longer_one_before_it(fakes: Fakes, tokenizer: PromptTokenizer) -> None:
     fakes.pipeline.encode_prompt([tokenizer("a blue square " * 200)])
     short = tokenizer("a red circle")
     prompt_embeds = fakes.values(fakes.pipeline.encode_prompt([short]))  # the fake writes the ids
@@ -163,7 +164,7 @@ def test_ids_are_padded_and_nothing_of_a_longer_prompt_remains(fakes: Fakes, tok
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 8])
-def test_two_latents_buffers_take_turns(fakes: Fakes, steps: int) -> None:
+def test_two_latents_buffers_alternate(fakes: Fakes, steps: int) -> None:
     fakes.pipeline.generate(ImageRequest("a", 64, 64, num_inference_steps=steps))
     denoiser, vae = fakes.of("denoiser"), fakes.of("vae_decoder")[0]
     assert len(denoiser) == steps
@@ -173,7 +174,7 @@ def test_two_latents_buffers_take_turns(fakes: Fakes, steps: int) -> None:
     assert len({call.address["latents"] for call in denoiser}) == min(steps, 2)
 
 
-def test_steps_follow_the_schedule_from_the_noise(fakes: Fakes) -> None:
+def test_steps_start_from_noise_and_follow_the_schedule(fakes: Fakes) -> None:
     fakes.pipeline.generate(ImageRequest("a", 64, 64, seed=3, num_inference_steps=5))
     schedule, denoiser = sigmas(5, 3.0).tolist(), fakes.of("denoiser")
     assert [call.values["sigma"] for call in denoiser] == [[s] for s in schedule[:-1]]
@@ -183,23 +184,23 @@ def test_steps_follow_the_schedule_from_the_noise(fakes: Fakes) -> None:
         np.testing.assert_allclose(call.latents, noise + step, atol=1e-5)
 
 
-def test_the_same_shape_finds_the_same_buffers(fakes: Fakes) -> None:
-    """Engines then bind nothing anew."""
+def test_repeated_shape_reuses_the_same_buffers(fakes: Fakes) -> None:
+    """Engines then have nothing to bind again."""
     for height in (64, 512, 64):
         fakes.pipeline.generate(ImageRequest("a", 64, height, num_inference_steps=1))
     first, _, third = (call.address for call in fakes.of("denoiser"))
     assert first == third
 
 
-def test_on_step_hears_of_every_step(fakes: Fakes) -> None:
-    heard: list[tuple[int, int, int]] = []
+def test_on_step_is_called_for_every_step(fakes: Fakes) -> None:
+    calls: list[tuple[int, int, int]] = []
     request = ImageRequest("a", 64, 64, num_inference_steps=3)
-    fakes.pipeline.generate(request, lambda done, steps: heard.append((done, steps, len(fakes.of("denoiser")))))
-    assert [(done, steps) for done, steps, _ in heard] == [(1, 3), (2, 3), (3, 3)]
-    assert all(done <= run <= min(done + fakes.memory.ahead, 3) for done, _, run in heard)
+    fakes.pipeline.generate(request, lambda done, steps: calls.append((done, steps, len(fakes.of("denoiser")))))
+    assert [(done, steps) for done, steps, _ in calls] == [(1, 3), (2, 3), (3, 3)]
+    assert all(done <= run <= min(done + fakes.memory.max_ahead, 3) for done, _, run in calls)
 
 
-def test_what_on_step_raises_ends_the_image_and_no_other(fakes: Fakes) -> None:
+def test_exception_in_on_step_ends_only_that_image(fakes: Fakes) -> None:
     class Cancelled(Exception):
         pass
 
@@ -213,7 +214,7 @@ def test_what_on_step_raises_ends_the_image_and_no_other(fakes: Fakes) -> None:
         fakes.pipeline.generate(REQUEST, cancel)
     fakes.pipeline.synchronize()
     run = [call.graph for call in fakes.calls]
-    assert run == ["prompt_encoder"] + ["denoiser"] * (2 + fakes.memory.ahead)
+    assert run == ["prompt_encoder"] + ["denoiser"] * (2 + fakes.memory.max_ahead)
     assert np.array_equal(fakes.pipeline.generate(REQUEST).pixels, expected)
 
 
@@ -226,7 +227,7 @@ def test_what_on_step_raises_ends_the_image_and_no_other(fakes: Fakes) -> None:
         ("vae_decoder", 1, "NaN or Inf in the image, so no image"),
     ],
 )
-def test_what_is_not_finite_is_never_an_image(
+def test_nan_or_inf_raises_and_spoils_no_later_image(
     fakes: Fakes, graph: GraphName, call: int, message: str, value: float
 ) -> None:
     expected = fakes.pipeline.generate(REQUEST).pixels
@@ -244,15 +245,15 @@ def test_pixels_are_rounded(fakes: Fakes) -> None:
         assert (fakes.decode(latents) == pixel).all()
 
 
-def test_an_image_keeps_its_pixels(fakes: Fakes) -> None:
-    """The image buffer is used again; an image must not look into it."""
+def test_pixels_survive_the_next_decoding(fakes: Fakes) -> None:
+    """The image buffer is reused, so an image must not be a view of it."""
     first = fakes.pipeline.generate(REQUEST)
     before = first.pixels.copy()
     fakes.decode(np.full((1, 16, 8, 12), 200, np.float32))
     assert np.array_equal(first.pixels, before)
 
 
-def test_without_a_size_or_steps_the_model_s_own_are_used(fakes: Fakes) -> None:
+def test_missing_size_and_steps_use_the_models_defaults(fakes: Fakes) -> None:
     image = fakes.pipeline.generate(ImageRequest("a"))
     assert (image.size, image.num_inference_steps, image.seed) == ((256, 256), 8, 0)
     assert fakes.pipeline.generate(ImageRequest("a", width=64)).pixels.shape == (256, 64, 3)
@@ -274,7 +275,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("request_", "error", "param"), REFUSED)
-def test_what_cannot_be_generated_is_refused_and_nothing_runs(
+def test_invalid_request_is_refused_before_any_graph_runs(
     fakes: Fakes, request_: ImageRequest, error: type[InvalidRequest], param: str
 ) -> None:
     for verb in (EngineLoop(fakes.pipeline).generate, fakes.pipeline.generate):
@@ -291,7 +292,7 @@ def real(engines: Path) -> Pipeline:
 
 @pytest.mark.parametrize("side", [256, 512])
 def test_steps_allocate_no_arrays(real: Pipeline, side: int) -> None:
-    """ONNX Runtime's own arena is not counted: it is not Python's."""
+    """ONNX Runtime's own arena is not Python's, so it is not counted."""
     request = ImageRequest("a red circle", side, side)
     real.generate(request)  # binds the arrays
     assert step_peak(real, request) < STEP_BYTES

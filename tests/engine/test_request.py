@@ -1,4 +1,4 @@
-"""What is asked for, against what plans generate."""
+"""Requests checked against plans."""
 
 import pytest
 from fakes.manifest import MANIFEST
@@ -9,7 +9,7 @@ from engine.errors import InvalidRequest
 from engine.request import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, ImageRequest
 
 
-def test_what_is_left_out_is_the_model_s_own() -> None:
+def test_omitted_fields_use_the_models_defaults() -> None:
     request = ImageRequest("a")
     assert request.size(MANIFEST) == (256, 256)
     assert (request.steps(MANIFEST), request.forwards(MANIFEST)) == (8, 8)
@@ -18,7 +18,7 @@ def test_what_is_left_out_is_the_model_s_own() -> None:
 
 
 @pytest.mark.parametrize("prompt", ["", " ", "\n\t", "\u3000\xa0"])
-def test_a_blank_prompt_is_refused(prompt: str) -> None:
+def test_blank_prompt_is_refused_and_blank_negative_prompt_is_not(prompt: str) -> None:
     with pytest.raises(InvalidRequest, match="must not be empty") as refusal:
         ImageRequest(prompt).check(MANIFEST)
     assert refusal.value.param == "prompt"
@@ -27,7 +27,7 @@ def test_a_blank_prompt_is_refused(prompt: str) -> None:
 
 @pytest.mark.parametrize("text", ["\ud800", "a red \udfff circle", "\ud83c\udfa8"])
 @pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
-def test_what_is_not_unicode_is_refused(name: str, text: str) -> None:
+def test_invalid_unicode_is_refused(name: str, text: str) -> None:
     with pytest.raises(InvalidRequest, match="surrogates not allowed") as refusal:
         ImageRequest(**{"prompt": "a", name: text}).check(MANIFEST)
     assert refusal.value.param == name

@@ -1,7 +1,7 @@
-"""A CUDA device that is not there: real bytes, streams that run as late and as mixed as CUDA allows, nothing forgiven.
+"""A fake CUDA device: real bytes, and streams that run as late and in as mixed an order as CUDA allows.
 
-What is enqueued runs when somebody waits for it, streams taking turns by chance. So whatever relies on an order that
-no stream and no event gives sees other bytes sooner or later. Wrong use is refused by `Misuse` at the call.
+Enqueued work runs when something waits for it, in a random order of streams. Code that relies on an order that no
+stream and no event gives therefore sees wrong bytes sooner or later. Wrong use raises `Misuse` at the call.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.backends.base import Backend
 from engine.backends.cuda import failure
-from engine.backends.tensorrt import load as tensorrt_backend
+from engine.backends.tensorrt.load import load_plans
 from engine.options import RuntimeOptions
 from engine.plan.manifest import Graph, GraphName, Manifest, Range
 from engine.plan.shapes import dimensions
@@ -28,7 +28,7 @@ PASS_SECONDS, REPLAY_SECONDS = 2e-3, 1e-3
 
 
 class Misuse(AssertionError):
-    """What a real device would answer by an error, or worse, by wrong pixels."""
+    """Use that a real device would answer with an error or, worse, with wrong pixels."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Block:
 
 @dataclass
 class Work:
-    """One entry of a stream: what it does, and what must be done before."""
+    """One entry of a stream, and the recording that it waits for."""
 
     run: Callable[[], None]
     seconds: float = 0.0
@@ -62,7 +62,7 @@ class Ticket:
 @dataclass
 class Captured:
     work: list[Work]
-    valid: list[Callable[[], None]]  # each raises Misuse if the graph must not be launched any more
+    valid: list[Callable[[], None]]  # each raises Misuse if the graph must not be launched
     running: int = 0
 
 
@@ -72,10 +72,10 @@ class FakeCuda:
 
     memory: int = 8 << 30
     seed: int = 0
-    haste: float = 0.3  # how often something runs before anybody waits for it
+    eagerness: float = 0.3  # probability that an entry runs before anything waits for it
     calls: Counter[str] = field(default_factory=Counter)
     replay_seconds: float = REPLAY_SECONDS
-    fails: dict[str, str] = field(default_factory=dict)  # function -> CUDA's error, from now on
+    fails: dict[str, str] = field(default_factory=dict)  # function -> CUDA's error from now on
     uncapturable: bool = False
 
     def __post_init__(self) -> None:
@@ -119,7 +119,7 @@ class FakeCuda:
         self.enqueue(stream, lambda: ctypes.memmove(*self._alive(destination, source, size)))
 
     def bytes_at(self, address: int, size: int, *, device: bool | None = None) -> np.ndarray:
-        """A window of memory. Raises Misuse if it is not inside one live allocation."""
+        """Return a window of memory. Raises Misuse if it is not inside one live allocation."""
         for block in self.blocks.values():
             if block.address <= address and address + size <= block.end and device in (None, block.on_device):
                 start = address - block.address
@@ -203,7 +203,7 @@ class FakeCuda:
     def launch(self, graph: int, stream: int) -> None:
         self._begin("launch", waits=False)
         if graph not in self._graphs:
-            raise Misuse("a graph is launched that is not there")
+            raise Misuse("a graph is launched that does not exist")
         captured = self._graphs[graph]
         for check in captured.valid:
             check()
@@ -219,7 +219,7 @@ class FakeCuda:
     def destroy_graph(self, graph: int) -> None:
         self._begin("destroy_graph")
         if graph not in self._graphs or self._graphs.pop(graph).running:
-            raise Misuse("a graph is destroyed that is not there, or is running")
+            raise Misuse("a graph is destroyed that does not exist, or is running")
 
     def require_context(self) -> None:
         self._begin("require_context", waits=False)
@@ -235,28 +235,28 @@ class FakeCuda:
         after: Ticket | None = None,
         valid: Callable[[], None] | None = None,
     ) -> None:
-        """Puts work on a stream, or into the graph that is being captured from it."""
+        """Put work on a stream, or into the graph that is captured from it."""
         queue = self._stream(stream)
         if self._capturing and self._capturing[0] == stream:
             if after is not None:
-                raise Misuse("a graph waits for what is outside it")
+                raise Misuse("a graph waits for an event outside it")
             captured = self._capturing[1]
             captured.work.append(Work(run, seconds))
             captured.valid += [valid] if valid else []
             return
         queue.append(Work(run, seconds, after))
-        while self._chance.random() < self.haste and self._advance():
+        while self._chance.random() < self.eagerness and self._advance():
             pass
 
     @property
     def leaks(self) -> dict[str, int]:
-        """What is still there, by kind; empty after everything was closed."""
+        """Live resources by kind; empty after everything was closed."""
         kinds = {"blocks": self.blocks, "streams": self._streams, "events": self._events, "graphs": self._graphs}
         return {kind: len(found) for kind, found in kinds.items() if found}
 
     @property
     def resources(self) -> Counter[str]:
-        """Calls that take memory, so far."""
+        """Calls so far that take memory."""
         taking = ("allocate", "allocate_host", "create_stream", "create_event", "begin_capture")
         return Counter({name: self.calls[name] for name in taking})
 
@@ -301,11 +301,11 @@ class FakeCuda:
     def _run_until(self, over: Callable[[], bool]) -> None:
         while not over():
             if not self._advance():
-                raise Misuse("waits for what never happens")
+                raise Misuse("waits for an event that never happens")
 
 
 class FakePlan:
-    """`engine.backends.tensorrt.plan.Plan` whose graph is a Python function over the device's bytes."""
+    """An `engine.backends.tensorrt.plan.Plan` whose graph is a Python function over the device's bytes."""
 
     def __init__(
         self,
@@ -359,7 +359,7 @@ class FakeContext:
         self.set: Counter[str] = Counter()  # calls by kind
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
-        self._version = 0  # of the inner state, which shapes change
+        self._version = 0  # of the inner state, which changes with shapes
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         self.set["shape"] += 1
@@ -393,7 +393,7 @@ class FakeContext:
                 raise Misuse("a graph is replayed whose context has had other shapes since")
 
         def run() -> None:
-            cuda.bytes_at(*self._arena, device=True)[:] = POISON  # whatever another graph left there is gone
+            cuda.bytes_at(*self._arena, device=True)[:] = POISON  # data that another graph left there is lost
             plan.kernel({name: self._array(*window) for name, window in windows.items()})
 
         cuda.enqueue(stream, run, seconds=PASS_SECONDS, valid=valid)
@@ -425,10 +425,10 @@ class FakeContext:
 def load_fakes(
     cuda: FakeCuda, kernels: Mapping[GraphName, Kernel], folder: Path, manifest: Manifest, options: RuntimeOptions
 ) -> Backend:
-    """What `engine.backends.load` loads for a GPU, down to the thin layer that is faked."""
+    """Load what `engine.backends.load` loads for a GPU, over fake plans."""
 
     def open_plan(name: GraphName) -> FakePlan:
         profiles = {i: dimensions(name, profile, manifest.model) for i, profile in enumerate(manifest.profiles)}
         return FakePlan(cuda, manifest.graphs[name], profiles, kernels[name])
 
-    return tensorrt_backend.load(cuda, open_plan, folder, manifest, options)
+    return load_plans(cuda, open_plan, folder, manifest, options)

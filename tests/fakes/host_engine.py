@@ -1,4 +1,4 @@
-"""Graphs that are functions, run on the host, and plan files for them that nobody reads."""
+"""Graphs as functions on the host, and placeholder plan files for them."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from nano.tokenizer import write_tokenizer
 
 
 class HostEngine(Engine):
-    """Runs a function at once."""
+    """An engine that calls a function."""
 
     def __init__(self, function: Callable[[Mapping[str, np.ndarray]], None]) -> None:
         self._function = function
@@ -22,7 +22,7 @@ class HostEngine(Engine):
 
 
 def write_plans(folder: Path) -> Path:
-    """A tokenizer, and plan files that nobody reads."""
+    """Write a tokenizer, and plan files that no engine reads."""
     write_tokenizer(folder / "tokenizer")
     for graph in MANIFEST.graphs.values():
         (folder / graph.file).write_bytes(b"plan")

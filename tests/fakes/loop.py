@@ -14,8 +14,8 @@ from fakes.manifest import MANIFEST as SAMPLE
 
 from engine.backends.cuda import failure
 from engine.errors import LoraMismatch, NonFiniteOutput
-from engine.pipeline import GeneratedImage
-from engine.plan.manifest import Preview, Profile, PromptFormat, Range
+from engine.images.generated import GeneratedImage
+from engine.plan.manifest import PreviewProjection, Profile, PromptFormat, Range
 from engine.request import ImageRequest
 from engine.sampling.tokenizer import TokenizedPrompt
 from engine.scheduler.events import Denoised, Event, Failed, Passed, Started, Stepped, Switched
@@ -40,7 +40,7 @@ MANIFEST = replace(
     precision="fp16",
     model=replace(SAMPLE.model, name=MODEL, prompt=PromptFormat("", "", WORDS, 0)),
     profiles=(Profile("default", Range(64, 96, 256), Range(64, 128, 256), Range(1, 1, 1), Range(32, 32, 512)),),
-    preview=Preview(((8.0, 8.0, 8.0),) * 16, (0.0, 0.0, 0.0), 1.0),
+    preview=PreviewProjection(((8.0, 8.0, 8.0),) * 16, (0.0, 0.0, 0.0), 1.0),
 )
 
 

@@ -5,7 +5,7 @@ from engine.plan.manifest import (
     Graph,
     Manifest,
     Model,
-    Preview,
+    PreviewProjection,
     Profile,
     PromptFormat,
     Range,
@@ -73,5 +73,5 @@ MANIFEST = Manifest(
         ),
     },
     files=(),
-    preview=Preview(tuple((0.1 * row, -17.25, 1e-7) for row in range(16)), (127.5, 0.1 + 0.2, 130.0), 0.915),
+    preview=PreviewProjection(tuple((0.1 * row, -17.25, 1e-7) for row in range(16)), (127.5, 0.1 + 0.2, 130.0), 0.915),
 )

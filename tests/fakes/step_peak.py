@@ -1,4 +1,4 @@
-"""How much memory the steps of an image take, as Python and numpy see it."""
+"""Peak memory of the steps of an image, as measured by Python and numpy."""
 
 import tracemalloc
 from collections.abc import Callable
@@ -10,12 +10,12 @@ STEP_BYTES = 16 << 10  # views, names and tuples; measured 3.5 KiB at any size, 
 
 
 def step_peak(pipeline: Pipeline, request: ImageRequest) -> int:
-    """`peak_of` a pipeline's image."""
+    """Return `peak_of` generating an image on a pipeline."""
     return peak_of(lambda on_step: pipeline.generate(request, on_step))
 
 
 def peak_of(generate: Callable[[OnStep], object]) -> int:
-    """Most bytes held at once between the second step and the last, beyond what was held."""
+    """Return the peak bytes between the second step and the last, beyond those held before."""
     peak: list[int] = []
 
     def on_step(done: int, steps: int) -> None:

@@ -72,7 +72,7 @@ def test_days_and_mebibytes_become_seconds_and_bytes() -> None:
         (["--rate", "often"], "--rate: must be a number per second, minute, hour or day"),
         (["--keys", "schlüssel"], "--keys: a key must consist of 1 to 255 visible ASCII"),
         (["--warm-up", "64xbig"], "--warm-up: size must be WIDTHxHEIGHT"),
-        (["--offload", "--warm-up", "64"], "--offload gives up what --warm-up prepares"),
+        (["--offload", "--warm-up", "64"], "--offload unloads what --warm-up prepares"),
         (["--settings", "nowhere.env"], "--settings: nowhere.env is not a file"),
         (["--prot", "1"], "unrecognized arguments: --prot"),
     ],

@@ -1,4 +1,4 @@
-"""CUDA graphs: the launches of a whole forward pass as one. Kept where they gain, measured on the device itself."""
+"""CUDA graphs: all launches of a forward pass as one. A graph is kept if it measurably gains on the device."""
 
 import logging
 from collections.abc import Callable
@@ -11,30 +11,31 @@ log = logging.getLogger(__name__)
 
 Enqueue = Callable[[], None]
 
-# Of a pass with the same shapes and addresses, which an image has four of: what does not come again is not captured.
+# Number of the pass with the same shapes and addresses. An image has four such passes: those of a single image are not
+# worth a capture.
 CAPTURED = 5
-DECIDED = CAPTURED + 2  # from then on nothing is tried any more
-GAIN = 0.98  # a replay that takes more than this share of an ordinary pass is not worth its memory
+DECIDED = CAPTURED + 2  # the decision is final from this pass on
+GAIN = 0.98  # a replay must take at most this share of an ordinary pass to be worth its memory
 
 
 class Replay:
-    """The graph of one execution context, as long as its shapes and addresses stay.
+    """The CUDA graph of one execution context, valid while its shapes and addresses stay the same.
 
-    The first pass is an ordinary one, since TensorRT does work there that cannot be captured.
+    The first pass always runs without a graph, since TensorRT does work in it that cannot be captured.
 
     Args:
-        mode: "on" captures the second pass. "auto" times it, captures the fifth, times the sixth, and keeps the graph
-            if it gains.
+        mode: "on" captures the second pass. "auto" times the second pass, captures the fifth, times the sixth, and
+            keeps the graph if it gains. "off" captures nothing.
     """
 
     def __init__(self, cuda: Cuda, mode: CudaGraphs, stream: int) -> None:
         self._cuda, self._mode, self._stream = cuda, mode, stream
-        self._passes = 0  # that were enqueued
+        self._passes = 0
         self._graph: int | None = None
         self._timed: list[tuple[int, int]] = []  # events around the ordinary pass and the replay
 
     def run(self, enqueue: Enqueue) -> None:
-        """Enqueues the pass, as it is or from its graph."""
+        """Enqueue the pass, directly or from its graph."""
         if self._mode == "off":
             enqueue()
             return
@@ -45,7 +46,7 @@ class Replay:
         self._passes += 1
 
     def clear(self) -> None:
-        """Forgets the graph: before other bindings, and after a change of weights."""
+        """Drop the graph: for other bindings, or after a change of weights."""
         self._passes = 0
         self._drop_graph()
         self._drop_times()
@@ -78,7 +79,7 @@ class Replay:
         except DeviceError as error:
             if error.sticky:
                 raise
-            log.warning("runs without a CUDA graph, which cannot be captured: %s", error)
+            log.warning("running without a CUDA graph, since capture failed: %s", error)
             self._drop_times()
             return None
 
@@ -99,12 +100,12 @@ class Replay:
         self._cuda.record(end, self._stream)
 
     def _decide(self) -> None:
-        """Both passes are over by now: the host is not that far ahead."""
+        """Keep the graph if its replay was faster. The timed passes are over: the host is not that far ahead."""
         if len(self._timed) == 2:
             for _, end in self._timed:
                 self._cuda.wait(end)
             ordinary, replay = (self._cuda.seconds(*pair) for pair in self._timed)
-            log.debug("a pass takes %.2f ms, from its CUDA graph %.2f ms", ordinary * 1e3, replay * 1e3)
+            log.debug("a pass takes %.2f ms, and %.2f ms from its CUDA graph", ordinary * 1e3, replay * 1e3)
             if replay > GAIN * ordinary:
                 self._drop_graph()
         self._drop_times()

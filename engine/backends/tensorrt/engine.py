@@ -1,6 +1,6 @@
-"""A graph executed by TensorRT or TensorRT-RTX: contexts that keep their bindings, memory from the caller's arena.
+"""A graph on TensorRT or TensorRT-RTX: execution contexts that keep their bindings, in the caller's arena.
 
-The constructor allocates; `enqueue` sets what has changed and enqueues.
+The constructor allocates. `enqueue` sets only what has changed, and enqueues.
 """
 
 from collections import OrderedDict
@@ -16,21 +16,21 @@ from engine.backends.tensorrt.cuda_graphs import Replay
 from engine.backends.tensorrt.plan import Context, Plan
 from engine.errors import PlanCorrupt
 from engine.options import CudaGraphs
-from engine.plan.lora import PreparedLora, own_value
+from engine.plan.lora import PreparedLora, base_weight
 from engine.plan.manifest import Graph, Range
 
 Shapes = Mapping[str, Range]  # dynamic dimension -> its bounds
-Key = tuple[tuple[int, tuple[int, ...]], ...]  # address and shape of each tensor
+BindingKey = tuple[tuple[int, tuple[int, ...]], ...]  # address and shape of each tensor
 
-# Per profile: latents take turns, so a shape has two sets of bindings. More than one shape, since images of two sizes
-# often come in turns. A context has one CUDA graph: TensorRT changes a context's inner state with its shapes, which
-# spoils graphs captured before (its developer guide; TensorRT issue 3798).
+# Per profile. Each shape has two sets of bindings, since two latents buffers alternate; and images of two sizes often
+# alternate too. A context has one CUDA graph: a new shape changes the context's inner state, which invalidates graphs
+# captured before (TensorRT's developer guide; TensorRT issue 3798).
 CONTEXTS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class StreamResources:
-    """Where the engines of one stream run. Their contexts share the arena: they run one after the other."""
+    """Resources shared by the engines of one stream. Their contexts run one after the other, so they share an arena."""
 
     cuda: Cuda
     stream: int
@@ -43,85 +43,85 @@ class TensorRtEngine(Engine):
     """One graph.
 
     Args:
-        profiles: bounds of the named dimensions by the plan's profile index, the tightest first.
-        directory: of the plans, where own weights are read from after a LoRA.
+        profiles: bounds of the named dimensions by the plan's profile index, the tightest profile first.
+        directory: the plan directory, from which base weights are read after a LoRA.
     """
 
     def __init__(
-        self, site: StreamResources, plan: Plan, graph: Graph, profiles: Mapping[int, Shapes], directory: Path
+        self, resources: StreamResources, plan: Plan, graph: Graph, profiles: Mapping[int, Shapes], directory: Path
     ) -> None:
-        self._site, self._plan, self._graph, self._directory = site, plan, graph, directory
-        self._profiles = _worth_contexts(graph, profiles)
+        self._resources, self._plan, self._graph, self._directory = resources, plan, graph, directory
+        self._profiles = _without_covered(graph, profiles)
         self._tensors = (*graph.inputs, *graph.outputs)
-        assert all(plan.activation_bytes(index) <= site.arena_bytes for index in self._profiles)
-        self._turns: dict[int, OrderedDict[object, _Bound]] = {
+        assert all(plan.activation_bytes(index) <= resources.arena_bytes for index in self._profiles)
+        self._recent: dict[int, OrderedDict[object, _BoundContext]] = {  # by profile, least recently used first
             index: OrderedDict((object(), self._create(index, specialized=False)) for _ in range(CONTEXTS))
             for index in self._profiles
         }
-        self._kept: dict[Key, _Bound] = {}
-        self._keep = False
-        self._swapped: set[str] = set()
-        self._broken = False
+        self._pinned: dict[BindingKey, _BoundContext] = {}
+        self._pin_new = False
+        self._changed_weights: set[str] = set()
+        self._is_broken = False
 
     def enqueue(self, stream: int, bindings: Bindings) -> None:
-        assert stream == self._site.stream, "an engine's contexts and graphs belong to the stream that it was made for"
-        if self._broken:
-            raise PlanCorrupt(f"the weights of {self._graph.file} are in no known state; load the plans anew")
+        assert stream == self._resources.stream, "an engine's contexts and graphs belong to the stream it was made for"
+        if self._is_broken:
+            raise PlanCorrupt(f"the weights of {self._graph.file} are in no known state; load the plans again")
         tensors: dict[str, DeviceTensor] = {spec.name: bindings[spec.name] for spec in self._tensors}
         key = tuple((tensor.address, tensor.shape) for tensor in tensors.values())
-        (self._kept.get(key) or self._bound(key, tensors)).enqueue(stream)
+        (self._pinned.get(key) or self._bind(key, tensors)).enqueue(stream)
 
-    def keep(self, keep: bool) -> None:
-        self._keep = keep
+    def pin_bindings(self, pin: bool) -> None:
+        self._pin_new = pin
 
     def refit(self, lora: PreparedLora | None) -> None:
         changed = {} if lora is None else lora.weights(self._graph, self._directory)
-        own = {
-            weight.name: own_value(self._graph, weight, self._directory)
+        restored = {
+            weight.name: base_weight(self._graph, weight, self._directory)
             for weight in self._graph.refittable
-            if weight.name in self._swapped and weight.name not in changed
+            if weight.name in self._changed_weights and weight.name not in changed
         }
-        if not changed and not own:
+        if not changed and not restored:
             return
-        self._forget_graphs()
-        self._swapped |= changed.keys()
-        self._broken = True  # a refit that fails may have changed some weights
-        self._plan.refit(changed | own, self._site.stream)
-        self._broken = False
-        self._swapped = set(changed)
+        self._drop_cuda_graphs()
+        self._changed_weights |= changed.keys()
+        self._is_broken = True  # a refit that fails may have changed some weights
+        self._plan.refit(changed | restored, self._resources.stream)
+        self._is_broken = False
+        self._changed_weights = set(changed)
 
     def close(self) -> None:
-        """Gives back what the plan has on the device; what is running is waited for."""
-        self._site.cuda.synchronize(self._site.stream)
-        self._forget_graphs()
-        self._turns.clear()
-        self._kept.clear()
+        """Wait for what is running, and free the plan's memory on the device."""
+        self._resources.cuda.synchronize(self._resources.stream)
+        self._drop_cuda_graphs()
+        self._recent.clear()
+        self._pinned.clear()
         self._plan.close()
 
-    def _bound(self, key: Key, tensors: Mapping[str, DeviceTensor]) -> "_Bound":
-        """The context that has these bindings, or that was used least recently and gets them."""
+    def _bind(self, key: BindingKey, tensors: Mapping[str, DeviceTensor]) -> "_BoundContext":
+        """Return the context that has these bindings, or give them to a new or the least recently used one."""
         profile = self._profile(tensors)
-        if self._keep:
-            bound = self._kept[key] = self._create(profile, specialized=True)
+        if self._pin_new:
+            bound = self._pinned[key] = self._create(profile, specialized=True)
         else:
-            turns = self._turns[profile]
-            bound = turns.pop(key) if key in turns else turns.popitem(last=False)[1]
-            turns[key] = bound
+            recent = self._recent[profile]
+            bound = recent.pop(key) if key in recent else recent.popitem(last=False)[1]
+            recent[key] = bound
         bound.bind(tensors)
         return bound
 
-    def _create(self, profile: int, *, specialized: bool) -> "_Bound":
-        site = self._site
-        arena = (site.arena, site.arena_bytes)
-        context = self._plan.create_context(profile, arena, site.stream, specialized=specialized)
-        return _Bound(context, self._graph, Replay(site.cuda, site.cuda_graphs, site.stream))
+    def _create(self, profile: int, *, specialized: bool) -> "_BoundContext":
+        resources = self._resources
+        arena = (resources.arena, resources.arena_bytes)
+        context = self._plan.create_context(profile, arena, resources.stream, specialized=specialized)
+        return _BoundContext(context, self._graph, Replay(resources.cuda, resources.cuda_graphs, resources.stream))
 
-    def _forget_graphs(self) -> None:
-        for bound in chain(self._kept.values(), *(turns.values() for turns in self._turns.values())):
+    def _drop_cuda_graphs(self) -> None:
+        for bound in chain(self._pinned.values(), *(recent.values() for recent in self._recent.values())):
             bound.replay.clear()
 
     def _profile(self, tensors: Mapping[str, DeviceTensor]) -> int:
-        """The first profile that holds the shapes."""
+        """Return the first profile that covers the shapes."""
         for index, bounds in self._profiles.items():
             if all(
                 size == dimension if isinstance(dimension, int) else size in bounds[dimension]
@@ -129,11 +129,11 @@ class TensorRtEngine(Engine):
                 for size, dimension in zip(tensors[spec.name].shape, spec.shape, strict=True)
             ):
                 return index
-        raise AssertionError(f"no profile holds {tensors}: the manifest's check lets only what fits come here")
+        raise AssertionError(f"no profile covers {tensors}; requests are checked against the manifest before this")
 
 
-def _worth_contexts(graph: Graph, profiles: Mapping[int, Shapes]) -> dict[int, Shapes]:
-    """The profiles of a graph without those that an earlier one holds."""
+def _without_covered(graph: Graph, profiles: Mapping[int, Shapes]) -> dict[int, Shapes]:
+    """Return the profiles without those that an earlier one covers in this graph's dimensions."""
     names = {dimension for spec in graph.inputs for dimension in spec.shape if isinstance(dimension, str)}
     kept: dict[int, Shapes] = {}
     for index, bounds in profiles.items():
@@ -145,8 +145,8 @@ def _worth_contexts(graph: Graph, profiles: Mapping[int, Shapes]) -> dict[int, S
     return kept
 
 
-class _Bound:
-    """A context with the shapes and addresses that it has: only what has changed is set."""
+class _BoundContext:
+    """A context and the bindings that it has; only what differs is set again."""
 
     def __init__(self, context: Context, graph: Graph, replay: Replay) -> None:
         self.replay = replay

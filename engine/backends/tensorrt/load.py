@@ -1,7 +1,7 @@
-"""From plan files to engines on a device: what is refused first, what is allocated, and in which order.
+"""Loading of TensorRT plans onto a device.
 
-The memory plan is checked before anything is loaded. All three graphs run on one stream, one after the other, so that
-their contexts share one arena.
+The VRAM plan is checked before anything is loaded. All three graphs run on one stream, one after the other, so their
+contexts share one arena.
 """
 
 import logging
@@ -12,11 +12,12 @@ from pathlib import Path
 
 from engine.backends.base import Backend, Engine
 from engine.backends.cuda import Cuda
-from engine.backends.memory import ALIGNMENT, DeviceMemory
+from engine.backends.device_memory import DeviceMemory
+from engine.backends.memory import ALIGNMENT
 from engine.backends.tensorrt.engine import StreamResources, TensorRtEngine
 from engine.backends.tensorrt.offload import OffloadedEngine, ResidentSlot
 from engine.backends.tensorrt.plan import Plan
-from engine.backends.vram import TAKE_TURNS, VramPlan
+from engine.backends.vram import OFFLOADED, VramPlan
 from engine.errors import DeviceError
 from engine.options import RuntimeOptions
 from engine.plan.manifest import GraphName, Manifest
@@ -25,51 +26,51 @@ from engine.plan.shapes import dimensions
 log = logging.getLogger(__name__)
 
 
-def load(
+def load_plans(
     cuda: Cuda, open_plan: Callable[[GraphName], Plan], directory: Path, manifest: Manifest, options: RuntimeOptions
 ) -> Backend:
-    """The engines of a plan directory, and the memory between them.
+    """Load the engines of a plan directory, and allocate the memory between them.
 
     Args:
-        open_plan: puts a graph's plan on the device.
+        open_plan: loads a graph's plan onto the device.
 
     Raises:
-        OutOfDeviceMemory: with a table of what needs how much, and what would make it fit.
-        PlanCorrupt: TensorRT does not take a plan.
+        OutOfDeviceMemory: the plans do not fit; the message has a table of sizes and ways to make them fit.
+        PlanCorrupt: TensorRT cannot load a plan.
     """
     profiles = dict(sorted(manifest.choose_profiles(options.profiles).items(), key=lambda item: item[1].area))
     vram = VramPlan.of(directory, manifest, profiles, offload=options.offload, slots=options.slots)
     free, _ = cuda.memory_info()
     vram.require_fit(free, [profile.name for profile in profiles.values()])
-    log.info("GPU memory, %.2f GB of it free:\n%s", free / 1e9, vram.table())
-    by_turns = TAKE_TURNS if options.offload else ()
+    log.info("GPU memory, %.2f GB free:\n%s", free / 1e9, vram.table())
+    offloaded = OFFLOADED if options.offload else ()
     with ExitStack() as owned:
         memory = DeviceMemory(cuda, manifest, tuple(profiles.values()), options.slots)
         owned.callback(memory.close)
         plans: dict[GraphName, Plan] = {}
         size = ALIGNMENT
-        for name in (*by_turns, *(name for name in manifest.graphs if name not in by_turns)):
+        for name in (*offloaded, *(name for name in manifest.graphs if name not in offloaded)):
             plan = open_plan(name)
             size = max(size, *(plan.activation_bytes(index) for index in profiles))
-            if name in by_turns:
-                plan.close()  # it was opened to see what it needs, and that it opens
+            if name in offloaded:
+                plan.close()  # opened only to check it and to learn its activation bytes
             else:
                 plans[name] = plan
                 owned.callback(plan.close)
         arena = cuda.allocate(size)
         owned.callback(cuda.free, arena)
-        site = StreamResources(cuda, memory.stream, arena, size, options.cuda_graphs)
+        resources = StreamResources(cuda, memory.stream, arena, size, options.cuda_graphs)
 
         def engine(name: GraphName, plan: Plan | None = None) -> Engine:
             bounds = {index: dimensions(name, profile, manifest.model) for index, profile in profiles.items()}
-            return TensorRtEngine(site, plan or open_plan(name), manifest.graphs[name], bounds, directory)
+            return TensorRtEngine(resources, plan or open_plan(name), manifest.graphs[name], bounds, directory)
 
         engines: dict[GraphName, Engine] = {name: engine(name, plan) for name, plan in plans.items()}
-        turn = ResidentSlot()
-        engines |= {name: OffloadedEngine(partial(engine, name), turn) for name in by_turns}
+        slot = ResidentSlot()
+        engines |= {name: OffloadedEngine(partial(engine, name), slot) for name in offloaded}
         for each in engines.values():
             owned.callback(each.close)
-        log.info("%.2f GB of GPU memory are free after loading", cuda.memory_info()[0] / 1e9)
+        log.info("%.2f GB of GPU memory free after loading", cuda.memory_info()[0] / 1e9)
         return Backend(memory, engines, partial(_close, owned.pop_all()))
 
 
@@ -79,4 +80,4 @@ def _close(owned: ExitStack) -> None:
     except DeviceError as error:
         if not error.sticky:
             raise
-        log.warning("nothing is freed any more: %s", error)  # nor need it be: the process is to be replaced
+        log.warning("GPU resources were not freed: %s", error)  # the process must be replaced anyway

@@ -1,4 +1,4 @@
-"""Engines that take turns in the device's memory, for GPUs that do not hold them all."""
+"""Engines of which one at a time is in GPU memory, for GPUs that cannot hold all of them."""
 
 import logging
 import time
@@ -11,26 +11,26 @@ log = logging.getLogger(__name__)
 
 
 class ResidentSlot:
-    """Which of several engines is on the device."""
+    """The place in GPU memory that several engines share."""
 
     def __init__(self) -> None:
         self._owner: OffloadedEngine | None = None
 
     def take(self, engine: "OffloadedEngine") -> None:
-        """Makes room for the engine."""
+        """Unload the engine that is resident, and record the new one."""
         if self._owner is not None and self._owner is not engine:
             self._owner.close()
         self._owner = engine
 
 
 class OffloadedEngine(Engine):
-    """An engine that is loaded when it is used and leaves when another of its `turn` is.
+    """An engine that is loaded when it is used, and unloaded when another engine of its slot is used.
 
-    Leaving waits for what is running: a new prompt costs the loading of both, every image after it nothing.
+    Unloading waits for what is running. A new prompt costs the loading of both engines; further images cost nothing.
     """
 
-    def __init__(self, load: Callable[[], Engine], turn: ResidentSlot) -> None:
-        self._load, self._slot = load, turn
+    def __init__(self, load: Callable[[], Engine], slot: ResidentSlot) -> None:
+        self._load, self._slot = load, slot
         self._engine: Engine | None = None
         self._lora: PreparedLora | None = None
 
@@ -45,7 +45,7 @@ class OffloadedEngine(Engine):
                 engine.close()
                 raise
             self._engine = engine
-            log.info("took its turn on the GPU in %.2f s", time.perf_counter() - started)
+            log.info("loaded an offloaded engine in %.2f s", time.perf_counter() - started)
         self._engine.enqueue(stream, bindings)
 
     def refit(self, lora: PreparedLora | None) -> None:

@@ -1,8 +1,7 @@
-"""What calls TensorRT: a plan on the device, its contexts, its refitter. Every answer is checked.
+"""Calls to TensorRT: a plan on the device, its contexts and its refitter. Every return value is checked.
 
-`tensorrt` and `tensorrt_rtx` have one API; what only RTX has is its runtime configuration. This is the only module of
-`engine` that imports either, and like
-`engine.backends.cuda` it decides nothing, so that tests can put a fake in its place.
+`tensorrt` and `tensorrt_rtx` share one API; only RTX has a runtime configuration. This is the only module of `engine`
+that imports either. Like `engine.backends.cuda` it makes no decisions, so tests replace it with a fake.
 """
 
 import importlib
@@ -12,21 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
+from engine.array import Array
 from engine.backends.cuda import Cuda
 from engine.errors import BackendUnavailable, DeviceError, OutOfDeviceMemory, PlanCorrupt, ZImageError
 from engine.files import whole_file
 
 log = logging.getLogger(__name__)
 
-Array = np.ndarray[Any, Any]
-
 DATA_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}  # numpy's names -> TensorRT's
 
 
 class Context(Protocol):
-    """One profile of a plan, ready to run in memory that it was given."""
+    """One profile of a plan, ready to run in memory that the caller provides."""
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None: ...
 
@@ -36,41 +32,41 @@ class Context(Protocol):
 
 
 class Plan(Protocol):
-    """A plan on the device: its weights, and what its contexts need."""
+    """A plan on the device."""
 
     def activation_bytes(self, profile: int) -> int:
-        """Memory that a context of the profile works in."""
+        """Return the bytes of memory that a context of the profile works in."""
         ...
 
     def create_context(self, profile: int, arena: tuple[int, int], stream: int, *, specialized: bool) -> Context:
-        """A context for one profile.
+        """Create a context for one profile.
 
         Args:
             arena: address and size of the memory to work in.
-            specialized: RTX compiles kernels for each new shape before it runs it; else beside it, in the background.
+            specialized: compile kernels for each new shape before it runs, not in the background (RTX only).
         """
         ...
 
     def refit(self, weights: Mapping[str, Array], stream: int) -> None:
-        """Puts other values in place of some weights, after what is enqueued on the stream."""
+        """Replace the values of some weights, after the work enqueued on the stream."""
         ...
 
     def close(self) -> None:
-        """Gives the device's memory back; its contexts must be gone."""
+        """Free the plan's memory; its contexts must be gone."""
         ...
 
 
 class TensorRtPlan:
-    """`Plan` by TensorRT or TensorRT-RTX.
+    """`Plan` on TensorRT or TensorRT-RTX.
 
     Args:
         package: tensorrt or tensorrt_rtx.
-        runtime_graphs: RTX captures CUDA graphs by itself.
-        cache: file that keeps what RTX compiles on this GPU; None for none. TensorRT has no use for it.
+        runtime_graphs: let RTX capture CUDA graphs by itself.
+        cache: file for the kernels that RTX compiles on this GPU; None for none. TensorRT does not use it.
 
     Raises:
-        PlanCorrupt: TensorRT does not take the file; carries TensorRT's own words.
-        OutOfDeviceMemory: its weights do not fit.
+        PlanCorrupt: TensorRT cannot load the file; the message includes TensorRT's own.
+        OutOfDeviceMemory: the weights do not fit.
     """
 
     def __init__(self, cuda: Cuda, package: str, file: Path, *, runtime_graphs: bool, cache: Path | None) -> None:
@@ -78,9 +74,9 @@ class TensorRtPlan:
         self._logger = _make_logger(self._trt)
         try:
             self._runtime = self._trt.Runtime(self._logger)
-        except TypeError as error:  # what its binding makes of a null pointer
+        except TypeError as error:  # its binding's answer to a null pointer
             raise BackendUnavailable(
-                f"{package} does not start: {self._logger.take()}; it may need a newer driver"
+                f"{package} does not start: {self._logger.take_errors()}; it may need a newer driver"
             ) from error
         self._engine = self._deserialize(file)
         self._is_rtx = package.endswith("rtx")
@@ -98,32 +94,32 @@ class TensorRtPlan:
             context = self._engine.create_execution_context(self._configuration(specialized))
         else:
             context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        self._require(context is not None, "to make an execution context")
+        self._require(context is not None, "to create an execution context")
         self._require(context.set_optimization_profile_async(profile, stream), f"profile {profile}")
         context.set_device_memory(*arena)
         return TensorRtContext(context, self._require)
 
     def refit(self, weights: Mapping[str, Array], stream: int) -> None:
-        refitter = self._trt.Refitter(self._engine, self._logger)  # a new one: it keeps addresses, not arrays
+        refitter = self._trt.Refitter(self._engine, self._logger)  # a new one each time: it keeps addresses, not arrays
         for name, array in weights.items():
             data_type = getattr(self._trt.DataType, DATA_TYPES[array.dtype.name])
             values = self._trt.Weights(data_type, array.ctypes.data, array.size)
-            self._require(refitter.set_named_weights(name, values), f"other values for {name}")
+            self._require(refitter.set_named_weights(name, values), f"new values for {name}")
         missing = refitter.get_missing_weights()
         self._require(not missing, f"a refit without {', '.join(missing[:3])}")
         self._require(refitter.refit_cuda_engine_async(stream), "to refit")
-        self._cuda.synchronize(stream)  # before the refitter goes
+        self._cuda.synchronize(stream)  # while the refitter exists
 
     def close(self) -> None:
         if self._cache is not None:
-            self._keep_cache()
-        self._cache = self._engine = self._runtime = None  # TensorRT frees what nothing refers to
+            self._write_cache()
+        self._cache = self._engine = self._runtime = None  # TensorRT frees objects that nothing refers to
 
     def _deserialize(self, file: Path) -> Any:
         with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
             engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None:
-            raise self._failure(f"does not load {file}", PlanCorrupt)
+            raise self._failure(f"cannot load {file}", PlanCorrupt)
         return engine
 
     def _configuration(self, specialized: bool) -> Any:
@@ -143,43 +139,49 @@ class TensorRtPlan:
         assert self._cache_file is not None
         try:
             if self._cache_file.is_file() and not cache.deserialize(self._cache_file.read_bytes()):
-                words = self._logger.take()
-                log.info("%s is of another GPU or TensorRT-RTX; kernels are compiled anew: %s", self._cache_file, words)
+                words = self._logger.take_errors()
+                log.info(
+                    "kernel cache %s is from another GPU or TensorRT-RTX; compiling again: %s", self._cache_file, words
+                )
         except OSError as error:
-            log.warning("kernels are compiled anew: %s", error)
+            log.warning("cannot read the kernel cache; compiling again: %s", error)
         return cache
 
-    def _keep_cache(self) -> None:
+    def _write_cache(self) -> None:
         assert self._cache_file is not None
         compiled = self._cache.serialize()
         if compiled is None:
-            log.warning("what was compiled for this GPU is compiled again next time: %s", self._logger.take())
+            log.warning("kernels were not cached and will be compiled again next time: %s", self._logger.take_errors())
             return
         try:
             self._cache_file.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(self._cache_file) as file:
                 file.write(compiled)
         except OSError as error:
-            log.warning("what was compiled for this GPU is compiled again next time: %s", error)
+            log.warning("kernels were not cached and will be compiled again next time: %s", error)
 
     def _require(self, accepted: bool, what: str) -> None:
         if not accepted:
             raise self._failure(f"refuses {what}", DeviceError)
 
     def _failure(self, what: str, kind: type[ZImageError]) -> ZImageError:
-        """The error for what TensorRT has just refused, in its own words. Raises DeviceError if the GPU is lost."""
+        """Return the error for a call that TensorRT has just refused, with its own message.
+
+        Raises:
+            DeviceError: the GPU context is lost.
+        """
         self._cuda.require_context()
-        words = self._logger.take()
+        words = self._logger.take_errors()
         if "out of memory" in words.lower():
             return OutOfDeviceMemory(
                 f"{self._trt.__name__} {what}, since GPU memory is full: {words}; serve fewer profiles (--profile), or "
-                "let the prompt encoder and the denoiser take turns (--offload)"
+                "load prompt encoder and denoiser one at a time (--offload)"
             )
         return kind(f"{self._trt.__name__} {what}: {words}")
 
 
 class TensorRtContext:
-    """`Context` by TensorRT."""
+    """`Context` on TensorRT."""
 
     def __init__(self, context: Any, require: Any) -> None:
         self._context, self._require = context, require
@@ -196,7 +198,7 @@ class TensorRtContext:
 
 def _make_logger(trt: Any) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]
-        """Passes warnings on, and keeps errors for the exception that will carry them."""
+        """Log warnings, and keep errors for the exception that will be raised."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -208,9 +210,9 @@ def _make_logger(trt: Any) -> Any:
             elif severity == trt.ILogger.WARNING:
                 log.warning("%s: %s", trt.__name__, message)
 
-        def take(self) -> str:
-            """What it was told of errors since it was last asked."""
-            words = "; ".join(self._errors) or "it gives no reason"
+        def take_errors(self) -> str:
+            """Return the errors since the last call."""
+            words = "; ".join(self._errors) or "no reason given"
             self._errors.clear()
             return words
 

@@ -1,4 +1,4 @@
-"""What CUDA answers becomes a named error that says what to do. The library itself is faked: there is no GPU in CI."""
+"""Errors for CUDA's statuses. The library itself is faked, since CI has no GPU."""
 
 from enum import Enum
 from types import SimpleNamespace
@@ -19,10 +19,10 @@ class Status(Enum):
 
 
 class Library:
-    """cuda-bindings' runtime, as far as CudaRuntime is constructed with it."""
+    """The part of cuda-bindings' runtime that the constructor of CudaRuntime calls."""
 
     cudaStreamNonBlocking = 1
-    answer = Status.cudaSuccess  # to whoever asks how the context is
+    answer = Status.cudaSuccess  # of cudaStreamQuery
 
     def __init__(self, driver: int = 13010, ours: int = 13050, device: Status = Status.cudaSuccess) -> None:
         self.driver, self.ours, self.device = driver, ours, device
@@ -59,35 +59,37 @@ def open_with(monkeypatch: pytest.MonkeyPatch, library: Library) -> CudaRuntime:
 @pytest.mark.parametrize(
     ("library", "message"),
     [
-        (Library(driver=0), "no NVIDIA driver is installed here"),
-        (Library(driver=12080), r"its driver is for CUDA 12\.8, .* CUDA 13\.5; install a newer .* or cuda-bindings 12"),
+        (Library(driver=0), "no NVIDIA driver is installed"),
+        (Library(driver=12080), r"the driver is for CUDA 12\.8, .* CUDA 13\.5; install a newer .* or cuda-bindings 12"),
         (Library(device=Status.cudaErrorNoDevice), "cudaSetDevice: cudaErrorNoDevice"),
     ],
 )
-def test_a_machine_that_cannot_is_told_why(monkeypatch: pytest.MonkeyPatch, library: Library, message: str) -> None:
+def test_unusable_driver_or_device_is_refused_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, library: Library, message: str
+) -> None:
     with pytest.raises(BackendUnavailable, match=message) as refusal:
         open_with(monkeypatch, library)
     assert "serve plans built with: build-engines --flavor onnx" in str(refusal.value)
 
 
 @pytest.mark.parametrize("driver", [13000, 13050, 14000])
-def test_a_driver_of_the_same_major_version_will_do(monkeypatch: pytest.MonkeyPatch, driver: int) -> None:
+def test_driver_of_the_same_major_version_or_newer_is_accepted(monkeypatch: pytest.MonkeyPatch, driver: int) -> None:
     open_with(monkeypatch, Library(driver=driver))
 
 
-def test_without_cuda_bindings_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_cuda_bindings_name_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cuda.bindings", SimpleNamespace())
     with pytest.raises(BackendUnavailable, match="pip install cuda-bindings"):
         CudaRuntime()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-def test_this_machine_has_no_driver_and_says_so() -> None:
-    with pytest.raises(BackendUnavailable, match="no NVIDIA driver is installed here"):
+def test_machine_without_a_driver_is_refused() -> None:
+    with pytest.raises(BackendUnavailable, match="no NVIDIA driver is installed"):
         CudaRuntime()
 
 
-def test_an_error_in_mid_run_is_sticky_and_says_that_the_process_must_be_replaced(
+def test_illegal_address_is_sticky_and_asks_to_replace_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runtime = open_with(monkeypatch, Library())
@@ -96,8 +98,8 @@ def test_an_error_in_mid_run_is_sticky_and_says_that_the_process_must_be_replace
     assert lost.value.sticky
 
 
-def test_a_context_that_somebody_else_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT has a CUDA runtime of its own, whose errors ours does not remember."""
+def test_context_lost_by_another_library_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT has its own copy of the CUDA runtime, whose errors ours does not report."""
     runtime = open_with(monkeypatch, library := Library())
     for answer in (Status.cudaSuccess, Status.cudaErrorNotReady):
         library.answer = answer
@@ -107,21 +109,21 @@ def test_a_context_that_somebody_else_lost_is_noticed(monkeypatch: pytest.Monkey
         runtime.require_context()
 
 
-def test_too_little_memory_is_not_sticky_and_says_how_much_was_asked_for() -> None:
+def test_out_of_memory_is_not_sticky_and_names_the_requested_size() -> None:
     error = failure("cudaMalloc", "cudaErrorMemoryAllocation", (2_500_000_000,))
     assert isinstance(error, OutOfDeviceMemory)
     assert not error.sticky
     assert "cudaMalloc of 2.50 GB failed" in str(error)
 
 
-def test_every_error_that_is_called_sticky_exists() -> None:
+def test_every_sticky_error_exists_in_cuda_bindings() -> None:
     from cuda.bindings import runtime
 
     assert {error.name for error in runtime.cudaError_t} >= STICKY
 
 
-def test_every_function_that_is_called_exists_and_takes_what_it_is_given() -> None:
-    """Without a driver each answers cudaErrorInsufficientDriver: a wrong name or a wrong type would raise otherwise."""
+def test_every_called_function_exists_and_accepts_its_arguments() -> None:
+    """Without a driver each call fails with a CUDA error; a wrong name or type would raise another exception."""
     from cuda.bindings import runtime
 
     cuda = object.__new__(CudaRuntime)

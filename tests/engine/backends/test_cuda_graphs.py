@@ -1,4 +1,4 @@
-"""When a pass is captured, replayed, and given up."""
+"""Capture, replay and dropping of CUDA graphs."""
 
 import logging
 
@@ -11,26 +11,26 @@ from engine.options import CudaGraphs
 
 
 def drive(mode: CudaGraphs, passes: int, cuda: FakeCuda) -> tuple[Replay, list[int], list[str]]:
-    """Runs passes; what ran on the device, and how each got there."""
-    stream, ran, ways = cuda.create_stream(), [], []
+    """Run passes. Return the replay, the passes that ran on the device, and the kind of each."""
+    stream, ran, kinds = cuda.create_stream(), [], []
     replay = Replay(cuda, mode, stream)
     for number in range(passes):
         before = cuda.calls.copy()
         replay.run(lambda number=number: cuda.enqueue(stream, lambda: ran.append(number), seconds=PASS_SECONDS))
         new = cuda.calls - before
-        ways.append("captured" if new["begin_capture"] else "replayed" if new["launch"] else "ordinary")
+        kinds.append("captured" if new["begin_capture"] else "replayed" if new["launch"] else "ordinary")
     cuda.synchronize(stream)
-    return replay, ran, ways
+    return replay, ran, kinds
 
 
-def test_off_is_off() -> None:
-    _, ran, ways = drive("off", 3, FakeCuda())
-    assert (ran, ways) == ([0, 1, 2], ["ordinary"] * 3)
+def test_mode_off_runs_every_pass_without_a_graph() -> None:
+    _, ran, kinds = drive("off", 3, FakeCuda())
+    assert (ran, kinds) == ([0, 1, 2], ["ordinary"] * 3)
 
 
-def test_on_captures_the_second_pass_and_replays_it() -> None:
-    replay, ran, ways = drive("on", 4, cuda := FakeCuda())
-    assert ways == ["ordinary", "captured", "replayed", "replayed"]
+def test_mode_on_captures_the_second_pass_and_replays_it() -> None:
+    replay, ran, kinds = drive("on", 4, cuda := FakeCuda())
+    assert kinds == ["ordinary", "captured", "replayed", "replayed"]
     assert ran == [0, 1, 1, 1]  # what was captured
     replay.clear()
     assert cuda.leaks.keys() == {"streams"}
@@ -40,28 +40,28 @@ def test_on_captures_the_second_pass_and_replays_it() -> None:
     ("replay_seconds", "then"),
     [(0.5 * PASS_SECONDS, "replayed"), (0.97 * PASS_SECONDS, "replayed"), (PASS_SECONDS, "ordinary")],
 )
-def test_auto_keeps_a_graph_that_gains_on_the_device_s_own_clock(replay_seconds: float, then: str) -> None:
-    replay, ran, ways = drive("auto", 9, cuda := FakeCuda(replay_seconds=replay_seconds))
-    assert ways == [*["ordinary"] * 4, "captured", "replayed", then, then, then]
+def test_mode_auto_keeps_a_graph_only_if_its_device_time_gains(replay_seconds: float, then: str) -> None:
+    replay, ran, kinds = drive("auto", 9, cuda := FakeCuda(replay_seconds=replay_seconds))
+    assert kinds == [*["ordinary"] * 4, "captured", "replayed", then, then, then]
     assert len(ran) == 9
     assert ("graphs" in cuda.leaks) == (then == "replayed")
     replay.clear()
     assert cuda.leaks.keys() == {"streams"}
 
 
-def test_what_cannot_be_captured_runs_as_before_and_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_mode_auto_runs_without_a_graph_if_capture_fails_and_warns_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        replay, ran, ways = drive("auto", 9, cuda := FakeCuda(uncapturable=True))
+        replay, ran, kinds = drive("auto", 9, cuda := FakeCuda(uncapturable=True))
     assert ran == list(range(9))
-    assert ways == [*["ordinary"] * 4, "captured", *["ordinary"] * 4]
+    assert kinds == [*["ordinary"] * 4, "captured", *["ordinary"] * 4]
     assert [record.message for record in caplog.records] == [
-        "runs without a CUDA graph, which cannot be captured: cudaStreamEndCapture: cudaErrorStreamCaptureInvalidated"
+        "running without a CUDA graph, since capture failed: cudaStreamEndCapture: cudaErrorStreamCaptureInvalidated"
     ]
     replay.clear()
     assert cuda.leaks.keys() == {"streams"}
 
 
-def test_on_says_each_time_when_it_cannot() -> None:
+def test_mode_on_raises_each_time_capture_fails() -> None:
     replay, _, _ = drive("on", 1, cuda := FakeCuda(uncapturable=True))
     for _ in range(2):
         with pytest.raises(DeviceError, match="cudaErrorStreamCaptureInvalidated"):
@@ -69,7 +69,7 @@ def test_on_says_each_time_when_it_cannot() -> None:
 
 
 @pytest.mark.parametrize("mode", ["on", "auto"])
-def test_a_pass_that_failed_does_not_count(mode: CudaGraphs) -> None:
+def test_failed_passes_do_not_count_towards_a_capture(mode: CudaGraphs) -> None:
     cuda = FakeCuda()
     replay = Replay(cuda, mode, cuda.create_stream())
 
@@ -83,14 +83,14 @@ def test_a_pass_that_failed_does_not_count(mode: CudaGraphs) -> None:
 
 
 @pytest.mark.parametrize("mode", ["on", "auto"])
-def test_a_lost_context_is_no_reason_to_go_on(mode: CudaGraphs) -> None:
+def test_lost_context_during_capture_raises(mode: CudaGraphs) -> None:
     with pytest.raises(DeviceError, match="replace the process") as lost:
         drive(mode, 5, FakeCuda(fails={"end_capture": "cudaErrorIllegalAddress"}))
     assert lost.value.sticky
 
 
 @pytest.mark.parametrize("mode", ["on", "auto"])
-def test_after_other_bindings_everything_begins_anew(mode: CudaGraphs) -> None:
+def test_clear_restarts_the_count_of_passes(mode: CudaGraphs) -> None:
     replay, _, _ = drive(mode, 8, cuda := FakeCuda())
     replay.clear()
     captures = cuda.calls["begin_capture"]

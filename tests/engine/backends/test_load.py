@@ -1,4 +1,4 @@
-"""Which back end runs a plan directory, what it refuses, and how ONNX Runtime is bound to the caller's arrays."""
+"""The choice of a backend, its refusals, options, and ONNX Runtime's bindings to the caller's arrays."""
 
 import argparse
 from collections.abc import Mapping
@@ -13,16 +13,14 @@ import torch
 from fakes.manifest import LARGE, MANIFEST, USUAL
 from onnx import TensorProto, helper
 
-from engine.backends import load as backend
+from engine.array import Array
 from engine.backends.base import check_bindings
-from engine.backends.load import load
+from engine.backends.load import INSTALL, PACKAGES, load_backend
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.errors import BackendUnavailable, PlanCorrupt, PlanMismatch, ZImageError
 from engine.options import RuntimeOptions, add_pipeline_arguments
 from engine.plan.manifest import Flavor, Graph, Manifest, Target, TensorSpec
 from engine.size import Size
-
-Array = np.ndarray[Any, Any]
 
 GRAPH = Graph(
     "add.onnx",
@@ -34,7 +32,7 @@ GRAPH = Graph(
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
-    """latents_next = latents + sigma."""
+    """An ONNX file of latents_next = latents + sigma."""
     inputs, outputs = (
         [helper.make_tensor_value_info(spec.name, TensorProto.FLOAT, spec.shape) for spec in specs]
         for specs in (GRAPH.inputs, GRAPH.outputs)
@@ -47,13 +45,13 @@ def plan(tmp_path: Path) -> Path:
 
 
 class CountingEngine(OnnxRuntimeEngine):
-    """Counts how often arrays are bound."""
+    """An engine that counts how often arrays are bound."""
 
     bound = 0
 
-    def _bind(self, where: tuple[tuple[str, int, tuple[int, ...]], ...]) -> Any:
+    def _bind(self, addresses: tuple[tuple[str, int, tuple[int, ...]], ...]) -> Any:
         self.bound += 1
-        return super()._bind(where)
+        return super()._bind(addresses)
 
 
 def arrays(batch: int, value: float = 0) -> dict[str, Array]:
@@ -76,27 +74,29 @@ def manifest_of(flavor: Flavor, builder: str, capabilities: tuple[str, ...] = ()
         ("onnx", "onnxruntime"),
     ],
 )
-def test_a_missing_package_is_named_with_what_to_install(
+def test_missing_package_names_what_to_install(
     flavor: Flavor, install: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(backend.PACKAGES, flavor, "not_here")
+    monkeypatch.setitem(PACKAGES, flavor, "not_here")
     with pytest.raises(BackendUnavailable) as refusal:
-        load(tmp_path, manifest_of(flavor, "not_here 1.0"), RuntimeOptions())
+        load_backend(tmp_path, manifest_of(flavor, "not_here 1.0"), RuntimeOptions())
     assert f"{flavor} plans need the package not_here" in str(refusal.value)
     assert f"pip install {install}" in str(refusal.value)
 
 
 @pytest.mark.parametrize("flavor", ["rtx", "tensorrt"])
-def test_plans_of_another_builder_are_refused(flavor: Flavor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(backend.PACKAGES, flavor, "numpy")  # a package that is there
+def test_plans_of_another_builder_version_are_refused(
+    flavor: Flavor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PACKAGES, flavor, "numpy")  # an installed package
     with pytest.raises(PlanMismatch) as refusal:
-        load(tmp_path, manifest_of(flavor, "numpy 0.9"), RuntimeOptions())
-    assert f"built by numpy 0.9, installed is numpy {np.__version__}" in str(refusal.value)
+        load_backend(tmp_path, manifest_of(flavor, "numpy 0.9"), RuntimeOptions())
+    assert f"built by numpy 0.9, but numpy {np.__version__} is installed" in str(refusal.value)
     assert "run build-engines again" in str(refusal.value)
 
 
 class Gpu:
-    """An H100 as far as it is asked before anything is loaded."""
+    """The part of an H100 that is queried before anything is loaded."""
 
     def compute_capability(self) -> str:
         return "9.0"
@@ -106,27 +106,27 @@ class Gpu:
 
 
 def test_plans_for_another_gpu_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(backend.PACKAGES, "rtx", "numpy")
-    monkeypatch.setattr(backend, "CudaRuntime", Gpu)
+    monkeypatch.setitem(PACKAGES, "rtx", "numpy")
+    monkeypatch.setattr("engine.backends.load.CudaRuntime", Gpu)
     message = r"for compute capability 8\.9, 12\.0, this GPU \(NVIDIA H100\) has 9\.0; run build-engines"
     with pytest.raises(PlanMismatch, match=message):
-        load(tmp_path, manifest_of("rtx", f"numpy {np.__version__}", ("8.9", "12.0")), RuntimeOptions())
+        load_backend(tmp_path, manifest_of("rtx", f"numpy {np.__version__}", ("8.9", "12.0")), RuntimeOptions())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-def test_without_a_gpu_tensorrt_plans_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(backend.PACKAGES, "rtx", "numpy")
+def test_tensorrt_plans_without_a_gpu_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PACKAGES, "rtx", "numpy")
     with pytest.raises(BackendUnavailable, match=r"TensorRT plans need a CUDA device: .*build-engines --flavor onnx"):
-        load(tmp_path, manifest_of("rtx", f"numpy {np.__version__}", ("8.9",)), RuntimeOptions())
+        load_backend(tmp_path, manifest_of("rtx", f"numpy {np.__version__}", ("8.9",)), RuntimeOptions())
 
 
-def test_every_flavor_has_a_package_and_an_extra() -> None:
-    assert backend.PACKAGES.keys() == backend.INSTALL.keys() == set(get_args(Flavor))
+def test_every_flavor_has_a_package_and_install_hint() -> None:
+    assert PACKAGES.keys() == INSTALL.keys() == set(get_args(Flavor))
 
 
 def test_onnx_plans_run_on_onnx_runtime(plan: Path) -> None:
     manifest = replace(MANIFEST, graphs=dict.fromkeys(MANIFEST.graphs, GRAPH))
-    loaded = load(plan.parent, manifest, RuntimeOptions(threads=1))
+    loaded = load_backend(plan.parent, manifest, RuntimeOptions(threads=1))
     assert loaded.engines.keys() == {"prompt_encoder", "denoiser", "vae_decoder"}
     assert all(isinstance(engine, OnnxRuntimeEngine) for engine in loaded.engines.values())
     loaded.close()
@@ -140,9 +140,9 @@ def test_profiles_are_chosen_by_name() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", None])
-def test_a_damaged_plan_is_refused(plan: Path, content: bytes | None) -> None:
+def test_damaged_onnx_plan_is_refused(plan: Path, content: bytes | None) -> None:
     plan.write_bytes(plan.read_bytes()[:-20] if content is None else content)
-    with pytest.raises(PlanCorrupt, match=r"ONNX Runtime does not load .*add\.onnx: "):
+    with pytest.raises(PlanCorrupt, match=r"ONNX Runtime cannot load .*add\.onnx: "):
         OnnxRuntimeEngine(plan, GRAPH)
 
 
@@ -154,7 +154,7 @@ def test_outputs_are_written_into_the_callers_arrays(plan: Path) -> None:
     assert np.array_equal(ours["latents_next"], np.tile([[5], [6], [7]], 4))
 
 
-def test_the_same_arrays_are_bound_once_and_read_again_at_every_call(plan: Path) -> None:
+def test_same_arrays_are_bound_once_and_read_on_every_call(plan: Path) -> None:
     engine, ours = CountingEngine(plan, GRAPH), arrays(2)
     for value in range(5):
         ours["latents"][:] = value
@@ -163,17 +163,17 @@ def test_the_same_arrays_are_bound_once_and_read_again_at_every_call(plan: Path)
     assert engine.bound == 1
 
 
-def test_two_buffers_that_take_turns_are_bound_twice(plan: Path) -> None:
+def test_two_alternating_buffers_are_bound_twice(plan: Path) -> None:
     engine, ours = CountingEngine(plan, GRAPH), arrays(1)
     ours["sigma"][:] = 1
-    there = ours | {"latents": ours["latents_next"], "latents_next": ours["latents"]}
+    swapped = ours | {"latents": ours["latents_next"], "latents_next": ours["latents"]}
     for step in range(8):
-        engine.enqueue(0, there if step % 2 else ours)
+        engine.enqueue(0, swapped if step % 2 else ours)
     assert np.array_equal(ours["latents"], np.full((1, 4), 8))
     assert engine.bound == 2
 
 
-def test_another_shape_at_the_same_address_is_bound_anew(plan: Path) -> None:
+def test_another_shape_at_the_same_address_is_bound_separately(plan: Path) -> None:
     engine, large = CountingEngine(plan, GRAPH), arrays(3, value=5)
     small = {name: array[:1] for name, array in large.items()}
     engine.enqueue(0, small)
@@ -193,7 +193,7 @@ def test_another_shape_at_the_same_address_is_bound_anew(plan: Path) -> None:
         ({"latents_next": np.zeros((4, 2), np.float32).T}, "latents_next is not contiguous"),
     ],
 )
-def test_wrong_bindings_are_our_own_mistake(plan: Path, wrong: Mapping[str, Array], message: str) -> None:
+def test_wrong_bindings_fail_an_assertion(plan: Path, wrong: Mapping[str, Array], message: str) -> None:
     bindings = arrays(2) | wrong
     with pytest.raises(AssertionError, match=message):
         check_bindings(GRAPH, bindings)
@@ -201,12 +201,12 @@ def test_wrong_bindings_are_our_own_mistake(plan: Path, wrong: Mapping[str, Arra
         OnnxRuntimeEngine(plan, GRAPH).enqueue(0, bindings)
 
 
-def test_a_cpu_has_no_streams(plan: Path) -> None:
+def test_stream_on_a_cpu_fails_an_assertion(plan: Path) -> None:
     with pytest.raises(AssertionError, match="no streams"):
         OnnxRuntimeEngine(plan, GRAPH).enqueue(1, arrays(1))
 
 
-def test_options_are_those_of_the_command_line() -> None:
+def test_options_are_parsed_from_the_command_line() -> None:
     parser = argparse.ArgumentParser()
     add_pipeline_arguments(parser)
     assert RuntimeOptions.of(parser.parse_args(["--engines", "x"])) == RuntimeOptions()
@@ -217,7 +217,7 @@ def test_options_are_those_of_the_command_line() -> None:
 
 
 @pytest.mark.parametrize("words", ["--warm-up 64y96", "--threads -1", "--cuda-graphs maybe"])
-def test_options_that_make_no_sense_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_option_values_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     add_pipeline_arguments(parser)
     with pytest.raises(SystemExit):
@@ -225,6 +225,6 @@ def test_options_that_make_no_sense_are_refused(words: str, capsys: pytest.Captu
     assert words.split()[0] in capsys.readouterr().err
 
 
-def test_what_is_prepared_and_given_up_again_is_refused() -> None:
-    with pytest.raises(ZImageError, match="--offload gives up what --warm-up prepares"):
+def test_offload_with_warm_up_is_refused() -> None:
+    with pytest.raises(ZImageError, match="--offload unloads what --warm-up prepares"):
         RuntimeOptions(offload=True, warm_up=(Size(64, 64),))

@@ -1,4 +1,4 @@
-"""Where tensors lie, and that host and device agree about what is in them whatever runs first."""
+"""Placement of tensors, and their values on host and device in any order of execution."""
 
 import math
 
@@ -9,7 +9,9 @@ from fakes.manifest import BANNER, LARGE, MANIFEST, USUAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.backends.memory import ALIGNMENT, PINNED_COPIES, DeviceMemory, HostMemory, Memory, layout, tensor_bytes
+from engine.backends.device_memory import PINNED_COPIES, DeviceMemory
+from engine.backends.host_memory import HostMemory
+from engine.backends.memory import ALIGNMENT, Memory, layout, tensor_bytes
 from engine.errors import OutOfDeviceMemory
 from engine.plan.shapes import dimensions
 
@@ -17,7 +19,7 @@ SMALL = (1, 16, 8, 8)
 
 
 @given(st.dictionaries(st.text(), st.integers(0, 10_000), max_size=20))
-def test_tensors_are_aligned_and_apart(sizes: dict[str, int]) -> None:
+def test_layout_aligns_tensors_without_overlap(sizes: dict[str, int]) -> None:
     offsets, total = layout(sizes)
     end = 0
     for name, size in sizes.items():
@@ -28,7 +30,7 @@ def test_tensors_are_aligned_and_apart(sizes: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("profiles", [(USUAL,), (USUAL, LARGE), (BANNER,)])
-def test_every_tensor_fits_at_the_largest_shape_of_every_profile(profiles: tuple) -> None:
+def test_tensor_bytes_cover_the_largest_shape_of_every_profile(profiles: tuple) -> None:
     sizes, largest = tensor_bytes(MANIFEST, profiles), {}
     for name, graph in MANIFEST.graphs.items():
         for profile in profiles:
@@ -40,7 +42,7 @@ def test_every_tensor_fits_at_the_largest_shape_of_every_profile(profiles: tuple
     assert sizes == largest
 
 
-def test_fewer_profiles_take_less() -> None:
+def test_fewer_profiles_need_fewer_bytes() -> None:
     assert sum(tensor_bytes(MANIFEST, (USUAL,)).values()) < sum(tensor_bytes(MANIFEST, (USUAL, LARGE)).values())
 
 
@@ -52,16 +54,16 @@ def memory(request: pytest.FixtureRequest) -> Memory:
 def test_what_is_written_is_read(memory: Memory) -> None:
     values = np.random.default_rng(0).random(SMALL, np.float32)
     written = memory.write("latents", values)
-    values_then, values[:] = values.copy(), 0  # they may be changed at once
+    values_then, values[:] = values.copy(), 0  # the caller may change them at once
     assert np.array_equal(memory.read(written).wait(), values_then)
 
 
-def test_the_same_shape_is_the_same_view(memory: Memory) -> None:
+def test_same_shape_returns_the_same_view(memory: Memory) -> None:
     assert memory.view("latents", SMALL) is memory.view("latents", SMALL)
     assert memory.view("latents", SMALL) is not memory.view("latents", (2, 16, 8, 8))
 
 
-def test_a_row_is_one_sample(memory: Memory) -> None:
+def test_row_returns_one_sample(memory: Memory) -> None:
     values = np.random.default_rng(0).random((3, 16, 8, 8), np.float32)
     batch = memory.write("latents", values)
     for index in range(3):
@@ -70,7 +72,7 @@ def test_a_row_is_one_sample(memory: Memory) -> None:
         assert np.array_equal(memory.read(row).wait()[0], values[index])
 
 
-def test_time_between_marks_is_the_device_s_own() -> None:
+def test_timing_events_measure_device_time() -> None:
     cuda = FakeCuda()
     memory = DeviceMemory(cuda, MANIFEST, (USUAL,))
     start = memory.record_event()
@@ -92,17 +94,17 @@ ACTIONS = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(ACTIONS, st.integers(0, 1 << 30), st.sampled_from([None, 0.0, 0.3, 0.9]))
-def test_no_order_of_the_streams_shows(actions: list[tuple], seed: int, haste: float | None) -> None:
-    """Writes, passes that add a number, and reads that are waited for a while later, against plain variables.
+def test_readbacks_are_right_for_any_order_of_streams(actions: list[tuple], seed: int, eagerness: float | None) -> None:
+    """Writes, passes that add a number, and readbacks that are waited for later, compared with plain variables.
 
-    On the host, and on devices that run as late as it pleases them.
+    On the host, and on devices with different eagerness.
     """
-    cuda = None if haste is None else FakeCuda(seed=seed, haste=haste)
+    cuda = None if eagerness is None else FakeCuda(seed=seed, eagerness=eagerness)
     memory = HostMemory(MANIFEST, (USUAL,)) if cuda is None else DeviceMemory(cuda, MANIFEST, (USUAL,))
     model = dict.fromkeys(("latents", "latents_next"), 0)
     for name in model:
         memory.write(name, np.zeros(SMALL, np.float32))
-    waiting: list[tuple] = []  # as many as there are slots for
+    waiting: list[tuple] = []  # at most PINNED_COPIES
     for action, what, number in actions:
         if action == "write":
             memory.write(what, np.full(SMALL, number, np.float32))
@@ -110,7 +112,7 @@ def test_no_order_of_the_streams_shows(actions: list[tuple], seed: int, haste: f
         elif action == "pass":
             source, target = ("latents", "latents_next") if what else ("latents_next", "latents")
             views = [memory.view(name, SMALL) for name in (source, target)]
-            memory.claim(views[1])
+            memory.prepare_write(views[1])
             if cuda is None:
                 np.add(views[0], number, out=views[1])
             else:
@@ -119,36 +121,38 @@ def test_no_order_of_the_streams_shows(actions: list[tuple], seed: int, haste: f
             model[target] = model[source] + number
         else:
             waiting.append((memory.read(memory.view(what, SMALL)), model[what]))
-        while len(waiting) > (number % PINNED_COPIES if action == "read" else 0):  # a write may take the slot of a read
-            reading, expected = waiting.pop(0)
-            assert (reading.wait() == expected).all()
-    for reading, expected in waiting:
-        assert (reading.wait() == expected).all()
+        while len(waiting) > (
+            number % PINNED_COPIES if action == "read" else 0
+        ):  # a write may take the buffer of a readback
+            readback, expected = waiting.pop(0)
+            assert (readback.wait() == expected).all()
+    for readback, expected in waiting:
+        assert (readback.wait() == expected).all()
     memory.close()
     assert cuda is None or not cuda.leaks
 
 
-def test_what_nobody_wrote_is_not_zero() -> None:
-    """Zeros would hide a tensor that was never written."""
+def test_unwritten_device_memory_is_not_zero() -> None:
+    """The fake must not hide a tensor that was never written."""
     memory = DeviceMemory(FakeCuda(), MANIFEST, (USUAL,))
     raw = memory.read(memory.view("latents", SMALL)).wait()
     assert (raw.view(np.uint8) == POISON).all()
 
 
-def test_a_device_without_room_is_left_as_it_was() -> None:
+def test_failed_allocation_leaves_no_resources() -> None:
     cuda = FakeCuda(memory=1 << 20)
-    with pytest.raises(OutOfDeviceMemory, match=r"cudaMalloc of .* GB failed: no GPU memory"):
+    with pytest.raises(OutOfDeviceMemory, match=r"cudaMalloc of .* GB failed: not enough GPU memory"):
         DeviceMemory(cuda, MANIFEST, (USUAL,))
     assert not cuda.leaks
 
 
-def test_nothing_is_allocated_after_the_start() -> None:
+def test_device_memory_allocates_nothing_after_its_constructor() -> None:
     cuda = FakeCuda()
     memory = DeviceMemory(cuda, MANIFEST, (USUAL,))
     before = cuda.resources
     for _ in range(50):
         tensor = memory.write("latents", np.zeros(SMALL, np.float32))
         memory.record_event()
-        memory.claim(tensor)
+        memory.prepare_write(tensor)
         memory.read(tensor).wait()
     assert cuda.resources == before

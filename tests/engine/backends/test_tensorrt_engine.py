@@ -1,4 +1,4 @@
-"""What an engine on a device sets, keeps, swaps and refuses; the device is `fake_cuda`'s."""
+"""Bindings, contexts, refits and refusals of a TensorRT engine on a fake device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,8 +9,9 @@ import pytest
 from fakes.cuda import FakeContext, FakeCuda, FakePlan, Misuse
 from fakes.manifest import LARGE, MANIFEST, USUAL
 
-from engine.backends.memory import DeviceMemory, DeviceTensor
-from engine.backends.tensorrt.engine import CONTEXTS, StreamResources, TensorRtEngine, _worth_contexts
+from engine.backends.device_memory import DeviceMemory
+from engine.backends.memory import DeviceTensor
+from engine.backends.tensorrt.engine import CONTEXTS, StreamResources, TensorRtEngine, _without_covered
 from engine.errors import DeviceError, PlanCorrupt
 from engine.options import CudaGraphs
 from engine.plan.lora import About, PreparedLora
@@ -21,7 +22,7 @@ WEIGHTS = tuple(
     RefitWeight(name, (name,), transposed=False, exponent=0, dtype="float16", shape=(2, 3), offset=12 * index)
     for index, name in enumerate(("q", "k", "v"))
 )
-OWN = np.arange(18, dtype=np.float16).reshape(3, 2, 3)
+BASE = np.arange(18, dtype=np.float16).reshape(3, 2, 3)
 GRAPH = replace(MANIFEST.graphs["denoiser"], refittable=WEIGHTS, weights_file="weights")
 PROFILES = {index: dimensions("denoiser", profile, MANIFEST.model) for index, profile in enumerate((USUAL, LARGE))}
 ARENA = 4096
@@ -29,21 +30,21 @@ ARENA = 4096
 
 @dataclass
 class Device:
-    """A denoiser on a fake device, and what it reads and writes."""
+    """A denoiser on a fake device, and its tensors."""
 
     cuda: FakeCuda
     memory: DeviceMemory
     plan: FakePlan
     engine: TensorRtEngine
-    passes: list[tuple[int, tuple[int, ...]]]  # address and shape of the latents, as they were run
+    passes: list[tuple[int, tuple[int, ...]]]  # address and shape of the latents of each pass
 
-    def bindings(self, height: int, width: int, turn: int = 0, batch: int = 1) -> dict[str, DeviceTensor]:
+    def bindings(self, height: int, width: int, parity: int = 0, batch: int = 1) -> dict[str, DeviceTensor]:
         latents = (batch, 16, height // 8, width // 8)
         names = ("latents", "latents_next")
         tokens = -(-(height // 16) * (width // 16) // 32) * 32 + 32
         return {
-            "latents": self.memory.view(names[turn], latents),
-            "latents_next": self.memory.view(names[1 - turn], latents),
+            "latents": self.memory.view(names[parity], latents),
+            "latents_next": self.memory.view(names[1 - parity], latents),
             "sigma": self.memory.view("sigma", (batch,)),
             "sigma_next": self.memory.view("sigma_next", (batch,)),
             "prompt_embeds": self.memory.view("prompt_embeds", (batch, 32, 8)),
@@ -51,15 +52,15 @@ class Device:
             "rope_sin": self.memory.view("rope_sin", (tokens, 16)),
         }
 
-    def run(self, height: int, width: int, turn: int = 0, batch: int = 1) -> None:
-        self.engine.enqueue(self.memory.stream, self.bindings(height, width, turn, batch))
+    def run(self, height: int, width: int, parity: int = 0, batch: int = 1) -> None:
+        self.engine.enqueue(self.memory.stream, self.bindings(height, width, parity, batch))
 
     def settings(self) -> int:
         return sum(context.set.total() for context in self.plan.contexts)
 
 
 def make(tmp_path: Path, cuda: FakeCuda, graphs: CudaGraphs = "off", activation_bytes: int = ARENA) -> Device:
-    (tmp_path / "weights").write_bytes(OWN.tobytes())
+    (tmp_path / "weights").write_bytes(BASE.tobytes())
     memory = DeviceMemory(cuda, MANIFEST, MANIFEST.profiles)
     passes: list[tuple[int, tuple[int, ...]]] = []
 
@@ -67,8 +68,8 @@ def make(tmp_path: Path, cuda: FakeCuda, graphs: CudaGraphs = "off", activation_
         passes.append((tensors["latents"].ctypes.data, tensors["latents"].shape))
 
     plan = FakePlan(cuda, GRAPH, PROFILES, kernel, activation_bytes)
-    site = StreamResources(cuda, memory.stream, cuda.allocate(ARENA), ARENA, graphs)
-    return Device(cuda, memory, plan, TensorRtEngine(site, plan, GRAPH, PROFILES, tmp_path), passes)
+    resources = StreamResources(cuda, memory.stream, cuda.allocate(ARENA), ARENA, graphs)
+    return Device(cuda, memory, plan, TensorRtEngine(resources, plan, GRAPH, PROFILES, tmp_path), passes)
 
 
 @pytest.fixture
@@ -85,27 +86,27 @@ def used(device: Device) -> list[FakeContext]:
     return [context for context in device.plan.contexts if context.set]
 
 
-def test_latents_that_take_turns_are_set_once_each(device: Device) -> None:
+def test_alternating_latents_are_bound_once_each(device: Device) -> None:
     for step in range(8):
         device.run(64, 64, step % 2)
     tensors, inputs = len(GRAPH.inputs) + len(GRAPH.outputs), len(GRAPH.inputs)
     assert [dict(context.set) for context in used(device)] == [{"shape": inputs, "address": tensors}] * 2
 
 
-def test_of_another_shape_only_what_changes_is_set(device: Device) -> None:
+def test_another_shape_sets_only_what_changed(device: Device) -> None:
     for size in range(CONTEXTS):
         device.run(64 + 16 * size, 64)
     before = device.settings()
-    device.run(64, 256)  # takes the context of the first
+    device.run(64, 256)  # takes the context of the first shape
     assert device.settings() - before == len(("latents", "rope_cos", "rope_sin"))  # the addresses stay
 
 
-def test_shapes_in_turns_keep_their_contexts_and_the_oldest_gives_way(device: Device) -> None:
+def test_alternating_shapes_keep_contexts_and_least_recently_used_is_replaced(device: Device) -> None:
     for _ in range(3):
         for size in range(CONTEXTS):
             device.run(64, 64 + 16 * size)
     assert all(context.set["address"] == len(device.bindings(64, 64)) for context in used(device))
-    device.run(64, 240)  # takes the place of the first
+    device.run(64, 240)  # replaces the first shape
     before = device.settings()
     device.run(64, 64 + 16)
     assert device.settings() == before
@@ -114,35 +115,35 @@ def test_shapes_in_turns_keep_their_contexts_and_the_oldest_gives_way(device: De
 
 
 @pytest.mark.parametrize(("height", "batch", "profile"), [(256, 1, 0), (256, 4, 0), (272, 1, 1), (512, 1, 1)])
-def test_the_tightest_profile_is_taken(device: Device, height: int, batch: int, profile: int) -> None:
+def test_tightest_profile_is_used(device: Device, height: int, batch: int, profile: int) -> None:
     device.run(height, 64, batch=batch)
     [context] = used(device)
     assert context.profile == profile
 
 
-def test_a_shape_without_a_profile_is_our_own_mistake(device: Device) -> None:
-    with pytest.raises(AssertionError, match="no profile holds"):
+def test_shape_outside_every_profile_fails_an_assertion(device: Device) -> None:
+    with pytest.raises(AssertionError, match="no profile covers"):
         device.run(512, 64, batch=2)
 
 
-def test_another_engine_s_stream_is_our_own_mistake(device: Device) -> None:
+def test_another_engines_stream_fails_an_assertion(device: Device) -> None:
     with pytest.raises(AssertionError, match="belong to the stream"):
         device.engine.enqueue(device.cuda.create_stream(), device.bindings(64, 64))
 
 
-def test_a_profile_that_another_one_holds_gets_no_contexts(tmp_path: Path) -> None:
-    """The text of a prompt knows no sizes: the large profile, of one prompt, has nothing that the usual one has not."""
+def test_profile_covered_by_another_gets_no_contexts(tmp_path: Path) -> None:
+    """The prompt encoder has no image dimensions, so the usual profile covers the large one."""
     engine = make(tmp_path, FakeCuda()).engine
-    assert engine._turns.keys() == {0, 1}
+    assert engine._recent.keys() == {0, 1}
     graph = MANIFEST.graphs["prompt_encoder"]
     bounds = {i: dimensions("prompt_encoder", profile, MANIFEST.model) for i, profile in enumerate((USUAL, LARGE))}
-    assert _worth_contexts(graph, bounds).keys() == {0}
+    assert _without_covered(graph, bounds).keys() == {0}
 
 
-def test_what_is_kept_is_compiled_for_its_shape_and_never_gives_way(device: Device) -> None:
-    device.engine.keep(True)
+def test_pinned_bindings_are_specialized_and_never_replaced(device: Device) -> None:
+    device.engine.pin_bindings(True)
     device.run(64, 64)
-    device.engine.keep(False)
+    device.engine.pin_bindings(False)
     assert [context.specialized for context in used(device)] == [True]
     for size in range(1, 3 * CONTEXTS):
         device.run(64, 64 + 16 * (size % 12))
@@ -152,17 +153,17 @@ def test_what_is_kept_is_compiled_for_its_shape_and_never_gives_way(device: Devi
     assert sum(context.specialized for context in used(device)) == 1
 
 
-def test_every_pass_is_run_once_with_its_own_tensors(replaying: Device) -> None:
-    """However contexts change hands; a graph that was captured in another shape would be refused."""
-    chance, wanted = np.random.default_rng(0), []
+def test_every_pass_runs_once_with_its_own_tensors(replaying: Device) -> None:
+    """In any order of shapes; the fake would refuse a graph that was captured with another shape."""
+    random, expected = np.random.default_rng(0), []
     for _ in range(100):
-        height, turn = int(16 * chance.integers(4, 8)), int(chance.integers(2))
-        latents = replaying.bindings(height, 64, turn)["latents"]
-        for _ in range(chance.integers(1, 12)):
-            replaying.run(height, 64, turn)
-            wanted.append((latents.address, latents.shape))
+        height, parity = int(16 * random.integers(4, 8)), int(random.integers(2))
+        latents = replaying.bindings(height, 64, parity)["latents"]
+        for _ in range(random.integers(1, 12)):
+            replaying.run(height, 64, parity)
+            expected.append((latents.address, latents.shape))
     replaying.cuda.synchronize(replaying.memory.stream)
-    assert replaying.passes == wanted
+    assert replaying.passes == expected
     assert replaying.cuda.calls["launch"] > 50
 
 
@@ -172,27 +173,27 @@ def lora(**factors: float) -> PreparedLora:
     return PreparedLora(about, {name: (down, np.full((2, 1), value)) for name, value in factors.items()}, {})
 
 
-def swapped(device: Device) -> dict[str, np.ndarray]:
+def refitted(device: Device) -> dict[str, np.ndarray]:
     device.cuda.synchronize(device.memory.stream)
     return device.plan.refitted[-1]
 
 
-def test_a_lora_changes_what_it_touches_and_leaves_bit_for_bit(device: Device) -> None:
+def test_lora_changes_only_its_weights_and_is_restored_bit_for_bit(device: Device) -> None:
     device.engine.refit(lora(k=2))
-    assert swapped(device).keys() == {"k"}
-    assert np.array_equal(swapped(device)["k"], OWN[1] + 2)
+    assert refitted(device).keys() == {"k"}
+    assert np.array_equal(refitted(device)["k"], BASE[1] + 2)
     device.engine.refit(lora(v=3))
-    assert swapped(device).keys() == {"k", "v"}
-    assert np.array_equal(swapped(device)["k"], OWN[1])
-    assert np.array_equal(swapped(device)["v"], OWN[2] + 3)
+    assert refitted(device).keys() == {"k", "v"}
+    assert np.array_equal(refitted(device)["k"], BASE[1])
+    assert np.array_equal(refitted(device)["v"], BASE[2] + 3)
     device.engine.refit(None)
-    assert swapped(device).keys() == {"v"}
-    assert np.array_equal(swapped(device)["v"], OWN[2])
+    assert refitted(device).keys() == {"v"}
+    assert np.array_equal(refitted(device)["v"], BASE[2])
     device.engine.refit(None)
     assert len(device.plan.refitted) == 3
 
 
-def test_no_graph_outlives_the_weights_it_was_captured_with(replaying: Device) -> None:
+def test_refit_drops_captured_graphs(replaying: Device) -> None:
     for _ in range(8):
         replaying.run(64, 64)
     launched = replaying.cuda.calls["launch"]
@@ -202,30 +203,30 @@ def test_no_graph_outlives_the_weights_it_was_captured_with(replaying: Device) -
     assert replaying.cuda.calls["launch"] == launched
 
 
-def test_an_engine_whose_refit_failed_runs_no_more_until_it_is_restored(device: Device) -> None:
+def test_engine_with_failed_refit_refuses_to_run_until_restored(device: Device) -> None:
     device.plan.fails_to_refit = True
     with pytest.raises(DeviceError, match="cudaErrorInvalidValue"):
         device.engine.refit(lora(q=1))
-    with pytest.raises(PlanCorrupt, match="in no known state; load the plans anew"):
+    with pytest.raises(PlanCorrupt, match="in no known state; load the plans again"):
         device.run(64, 64)
     device.plan.fails_to_refit = False
     device.engine.refit(None)
-    assert swapped(device).keys() == {"q"}
-    assert np.array_equal(swapped(device)["q"], OWN[0])
+    assert refitted(device).keys() == {"q"}
+    assert np.array_equal(refitted(device)["q"], BASE[0])
     device.run(64, 64)
 
 
-def test_closing_waits_for_what_is_running_and_frees_everything(replaying: Device) -> None:
+def test_close_waits_for_running_passes_and_frees_everything(replaying: Device) -> None:
     for _ in range(8):
         replaying.run(64, 64)
     replaying.engine.close()
     assert len(replaying.passes) == 8
-    replaying.cuda.free(replaying.engine._site.arena)
+    replaying.cuda.free(replaying.engine._resources.arena)
     replaying.memory.close()
     assert not replaying.cuda.leaks
 
 
-# What the fake refuses; without these, the tests above would prove less than they seem to.
+# refusals of the fake; without them, the tests above would prove little
 
 
 def context_of(device: Device) -> FakeContext:
@@ -233,7 +234,7 @@ def context_of(device: Device) -> FakeContext:
     return used(device)[0]
 
 
-def test_the_fake_refuses_a_pass_without_shapes_or_addresses(device: Device) -> None:
+def test_fake_refuses_a_pass_without_shapes_or_addresses(device: Device) -> None:
     unset = device.plan.contexts[-1]
     with pytest.raises(Misuse, match="the shape of latents was never set"):
         unset.enqueue(device.memory.stream)
@@ -245,12 +246,12 @@ def test_the_fake_refuses_a_pass_without_shapes_or_addresses(device: Device) -> 
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 8, 4), (5, 16, 8, 8), (1, 16, 8, 40)])
-def test_the_fake_refuses_shapes_outside_the_profile(device: Device, shape: tuple[int, ...]) -> None:
+def test_fake_refuses_shapes_outside_the_profile(device: Device, shape: tuple[int, ...]) -> None:
     with pytest.raises(Misuse, match="outside profile 0"):
         context_of(device).set_shape("latents", shape)
 
 
-def test_the_fake_refuses_addresses_outside_what_is_allocated(device: Device) -> None:
+def test_fake_refuses_addresses_outside_allocations(device: Device) -> None:
     context, latents = context_of(device), device.bindings(64, 64)["latents"]
     with pytest.raises(Misuse, match="outside every allocation"):
         context.set_address("latents", 1 << 40)
@@ -258,14 +259,14 @@ def test_the_fake_refuses_addresses_outside_what_is_allocated(device: Device) ->
         context.set_address("latents", latents.address + 4)
 
 
-def test_the_fake_refuses_a_pass_after_its_plan_is_closed(device: Device) -> None:
+def test_fake_refuses_a_pass_after_its_plan_is_closed(device: Device) -> None:
     context = context_of(device)
     device.plan.close()
     with pytest.raises(Misuse, match="whose plan was closed"):
         context.enqueue(device.memory.stream)
 
 
-def test_the_fake_refuses_another_stream_and_a_graph_of_other_shapes(device: Device) -> None:
+def test_fake_refuses_another_stream_and_a_graph_of_other_shapes(device: Device) -> None:
     context, cuda, stream = context_of(device), device.cuda, device.memory.stream
     with pytest.raises(Misuse, match="stream of another engine"):
         context.enqueue(cuda.create_stream())
@@ -278,7 +279,7 @@ def test_the_fake_refuses_another_stream_and_a_graph_of_other_shapes(device: Dev
         cuda.launch(graph, stream)
 
 
-def test_the_fake_refuses_to_wait_or_allocate_while_it_captures(device: Device) -> None:
+def test_fake_refuses_to_wait_or_allocate_during_capture(device: Device) -> None:
     device.cuda.begin_capture(device.memory.stream)
     for misuse in (lambda: device.cuda.allocate(1), lambda: device.cuda.synchronize(device.memory.stream)):
         with pytest.raises(Misuse, match="while a graph is captured"):

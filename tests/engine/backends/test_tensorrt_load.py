@@ -1,7 +1,7 @@
-"""Plan directories on a device, down to the thin layer that is faked: the graphs themselves are z-image-nano's.
+"""Plan directories of z-image-nano on a fake device.
 
-A fake plan runs ONNX Runtime over the device's bytes when its stream gets to it, so an image is right only if memory,
-streams, events, contexts and CUDA graphs are.
+A fake plan runs ONNX Runtime over the device's bytes when its stream reaches it. An image is right only if memory,
+streams, events, contexts and CUDA graphs are used correctly.
 """
 
 import logging
@@ -35,14 +35,14 @@ from engine.size import Size
 
 @dataclass
 class Nano:
-    """The plans, run by ONNX Runtime."""
+    """The plans of z-image-nano, run by ONNX Runtime."""
 
     directory: Path
     manifest: Manifest
     kernels: dict[GraphName, Kernel]
 
     def on(self, cuda: FakeCuda | None, **options: object) -> Pipeline:
-        """On a device, or by ONNX Runtime as it is."""
+        """Return a pipeline on a fake device, or on ONNX Runtime itself."""
         if cuda is None:
             return Pipeline.load(self.directory, RuntimeOptions(threads=1), verify=False)
         loaded = load_fakes(cuda, self.kernels, self.directory, self.manifest, RuntimeOptions(**options))
@@ -79,10 +79,8 @@ REQUESTS = [
 
 @pytest.mark.parametrize("cuda_graphs", ["off", "on", "auto"])
 @pytest.mark.parametrize("seed", range(4))
-def test_images_are_those_of_the_host_bit_for_bit(
-    nano: Nano, host: Pipeline, cuda_graphs: CudaGraphs, seed: int
-) -> None:
-    cuda = FakeCuda(seed=seed, haste=seed / 4)
+def test_device_images_equal_host_images(nano: Nano, host: Pipeline, cuda_graphs: CudaGraphs, seed: int) -> None:
+    cuda = FakeCuda(seed=seed, eagerness=seed / 4)
     with nano.on(cuda, cuda_graphs=cuda_graphs) as pipeline:
         for request in (*REQUESTS, *REQUESTS[::-1]):
             assert np.array_equal(pipeline.generate(request).pixels, host.generate(request).pixels)
@@ -91,16 +89,14 @@ def test_images_are_those_of_the_host_bit_for_bit(
 
 
 def start(loop: EngineLoop, request: ImageRequest) -> PendingImage:
-    """Generates up to the last step; the rest is enqueued."""
+    """Generate an image until its decoding is enqueued."""
     loop.submit("a", request)
     return next(event.pending for _ in range(20) for event in loop.step() if isinstance(event, Denoised))
 
 
 @pytest.mark.parametrize("seed", [None, *range(4)])
-def test_an_image_can_be_finished_while_the_next_ones_are_generated(
-    nano: Nano, host: Pipeline, seed: int | None
-) -> None:
-    with nano.on(None if seed is None else FakeCuda(seed=seed, haste=seed / 4)) as pipeline:
+def test_images_can_be_finished_after_later_ones_were_generated(nano: Nano, host: Pipeline, seed: int | None) -> None:
+    with nano.on(None if seed is None else FakeCuda(seed=seed, eagerness=seed / 4)) as pipeline:
         loop = EngineLoop(pipeline)
         pending_images = [start(loop, request) for request in REQUESTS]
         for pending, request in zip(pending_images, REQUESTS, strict=True):
@@ -109,13 +105,13 @@ def test_an_image_can_be_finished_while_the_next_ones_are_generated(
             assert pending.finish().pixels is image.pixels
 
 
-def test_an_image_s_copy_does_not_hold_up_the_next_one_s_steps(nano: Nano) -> None:
-    """The copy is on a stream of its own: the next image's steps run though it has not begun."""
-    cuda = FakeCuda(haste=0)
+def test_copy_of_an_image_does_not_delay_steps_of_the_next(nano: Nano) -> None:
+    """The copy has its own stream: the next image's steps run even if the copy has not begun."""
+    cuda = FakeCuda(eagerness=0)
     with nano.on(cuda) as pipeline:
         first = start(EngineLoop(pipeline), REQUESTS[0])
         copies = pipeline.memory._copies
-        held, cuda._streams[copies] = cuda._streams[copies], deque()  # nobody gets to it until it is put back
+        held, cuda._streams[copies] = cuda._streams[copies], deque()  # cannot run until it is put back
         assert held, "the copy is on another stream"
         steps = []
         prompt_embeds = pipeline.encode_prompt([pipeline.tokenize(REQUESTS[0].prompt)])
@@ -128,9 +124,9 @@ def test_an_image_s_copy_does_not_hold_up_the_next_one_s_steps(nano: Nano) -> No
 
 
 @pytest.mark.parametrize("seed", [None, *range(4)])
-def test_two_prompts_share_a_batch(nano: Nano, host: Pipeline, seed: int | None) -> None:
+def test_batch_of_two_prompts_equals_each_alone(nano: Nano, host: Pipeline, seed: int | None) -> None:
     prompts = [REQUESTS[0].prompt, "a blue star"]
-    with nano.on(None if seed is None else FakeCuda(haste=0, seed=seed)) as pipeline:
+    with nano.on(None if seed is None else FakeCuda(eagerness=0, seed=seed)) as pipeline:
         schedule = pipeline.schedule(REQUESTS[0])
         noise = np.concatenate([pipeline.noise(one, Size(96, 64)) for one in (1, 9)])
         prompt_embeds = pipeline.encode_prompt([pipeline.tokenize(prompt) for prompt in prompts])
@@ -143,7 +139,7 @@ def test_two_prompts_share_a_batch(nano: Nano, host: Pipeline, seed: int | None)
 
 
 @pytest.mark.parametrize("cuda_graphs", ["off", "on"])
-def test_nothing_is_allocated_in_the_step_path(nano: Nano, cuda_graphs: CudaGraphs) -> None:
+def test_step_path_allocates_nothing(nano: Nano, cuda_graphs: CudaGraphs) -> None:
     cuda = FakeCuda()
     with nano.on(cuda, cuda_graphs=cuda_graphs) as pipeline:
         request = ImageRequest("a red circle", 256, 256)
@@ -155,7 +151,7 @@ def test_nothing_is_allocated_in_the_step_path(nano: Nano, cuda_graphs: CudaGrap
 
 
 @pytest.mark.parametrize("cuda_graphs", ["off", "auto"])
-def test_warmed_up_sizes_cost_nothing_afterwards(nano: Nano, cuda_graphs: CudaGraphs) -> None:
+def test_warmed_up_sizes_allocate_nothing_later(nano: Nano, cuda_graphs: CudaGraphs) -> None:
     cuda = FakeCuda()
     with nano.on(cuda, cuda_graphs=cuda_graphs) as pipeline:
         pipeline.warm_up([Size(96, 64)])
@@ -166,18 +162,20 @@ def test_warmed_up_sizes_cost_nothing_afterwards(nano: Nano, cuda_graphs: CudaGr
         assert (cuda.calls["context.enqueue"] == contexts) == (cuda_graphs == "auto")  # all of it was replayed
 
 
-def test_prompt_encoder_and_denoiser_take_turns(nano: Nano, host: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
+def test_offload_loads_prompt_encoder_and_denoiser_once_per_new_prompt(
+    nano: Nano, host: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
     cuda, caplog.handler.level = FakeCuda(), logging.INFO
     with caplog.at_level(logging.INFO), nano.on(cuda, offload=True) as pipeline:
         loop = EngineLoop(pipeline)
         for request in (*REQUESTS, REQUESTS[-1]):
             assert np.array_equal(loop.generate(request).pixels, host.generate(request).pixels)
     assert not cuda.leaks
-    turns = sum("took its turn" in record.message for record in caplog.records)
-    assert turns == 2 * 3  # three prompts; prompts are kept
+    loads = sum("loaded an offloaded engine" in record.message for record in caplog.records)
+    assert loads == 2 * 3  # three different prompts; encoded prompts are cached
 
 
-def test_an_engine_whose_lora_fails_on_its_turn_does_not_generate_without_it() -> None:
+def test_offloaded_engine_whose_lora_fails_does_not_run_without_it() -> None:
     class Refuses(Engine):
         closed = 0
 
@@ -185,7 +183,7 @@ def test_an_engine_whose_lora_fails_on_its_turn_does_not_generate_without_it() -
             raise AssertionError("generates without its LoRA")
 
         def refit(self, _lora: PreparedLora | None) -> None:
-            raise PlanCorrupt("the file of own weights is gone")
+            raise PlanCorrupt("the file of base weights is missing")
 
         def close(self) -> None:
             Refuses.closed += 1
@@ -197,14 +195,14 @@ def test_an_engine_whose_lora_fails_on_its_turn_does_not_generate_without_it() -
         assert Refuses.closed == attempt + 1
 
 
-def test_too_little_memory_is_refused_before_anything_is_loaded(nano: Nano) -> None:
+def test_insufficient_memory_is_refused_before_anything_is_loaded(nano: Nano) -> None:
     cuda = FakeCuda(memory=256 << 20)
     with pytest.raises(OutOfDeviceMemory, match=r"the plans need .* GB of GPU memory, 0\.27 GB are free"):
         nano.on(cuda)
     assert not cuda.resources.total()
 
 
-def test_the_table_of_memory_is_said_at_the_start(nano: Nano, caplog: pytest.LogCaptureFixture) -> None:
+def test_loading_logs_the_table_of_memory(nano: Nano, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         nano.on(FakeCuda()).close()
     [table] = [record.message for record in caplog.records if record.message.startswith("GPU memory")]
@@ -213,8 +211,8 @@ def test_the_table_of_memory_is_said_at_the_start(nano: Nano, caplog: pytest.Log
 
 
 @pytest.mark.parametrize("allocations", range(6))
-def test_a_load_that_fails_half_way_leaves_nothing(nano: Nano, allocations: int) -> None:
-    """Tensors, three plans and the arena: five allocations, and the sixth is none of the load's."""
+def test_load_that_fails_half_way_leaves_no_resources(nano: Nano, allocations: int) -> None:
+    """Loading makes five allocations: tensors, three plans and the arena."""
 
     class Small(FakeCuda):
         def allocate(self, size: int) -> int:
@@ -232,7 +230,7 @@ def test_a_load_that_fails_half_way_leaves_nothing(nano: Nano, allocations: int)
 
 
 @pytest.mark.parametrize("function", ["context.enqueue", "copy", "wait", "record", "make_wait"])
-def test_an_error_in_mid_run_has_a_name_and_says_what_to_do(nano: Nano, function: str) -> None:
+def test_lost_context_raises_a_sticky_error_that_says_what_to_do(nano: Nano, function: str) -> None:
     cuda = FakeCuda()
     pipeline = nano.on(cuda)
     pipeline.generate(REQUESTS[0])
@@ -242,10 +240,10 @@ def test_an_error_in_mid_run_has_a_name_and_says_what_to_do(nano: Nano, function
             pipeline.generate(REQUESTS[0])
         assert lost.value.sticky
     cuda.fails = dict.fromkeys(("synchronize", "free", "destroy_event", "destroy_stream"), "cudaErrorIllegalAddress")
-    pipeline.close()  # gives up, and does not hide why
+    pipeline.close()  # must not hide the error above
 
 
-def test_an_error_that_passes_spoils_one_image(nano: Nano, host: Pipeline) -> None:
+def test_transient_error_fails_only_one_image(nano: Nano, host: Pipeline) -> None:
     cuda = FakeCuda()
     with nano.on(cuda) as pipeline:
         cuda.fails["context.enqueue"] = "cudaErrorLaunchOutOfResources"
@@ -256,8 +254,8 @@ def test_an_error_that_passes_spoils_one_image(nano: Nano, host: Pipeline) -> No
         assert np.array_equal(pipeline.generate(REQUESTS[0]).pixels, host.generate(REQUESTS[0]).pixels)
 
 
-@pytest.mark.parametrize("cuda", [None, FakeCuda(haste=0)], ids=["host", "device"])
-def test_another_thread_finishes(nano: Nano, host: Pipeline, cuda: FakeCuda | None) -> None:
+@pytest.mark.parametrize("cuda", [None, FakeCuda(eagerness=0)], ids=["host", "device"])
+def test_another_thread_can_finish_an_image(nano: Nano, host: Pipeline, cuda: FakeCuda | None) -> None:
     with nano.on(cuda) as pipeline:
         pending, found = start(EngineLoop(pipeline), REQUESTS[0]), []
         thread = threading.Thread(target=lambda: found.append(pending.finish()))
@@ -266,7 +264,7 @@ def test_another_thread_finishes(nano: Nano, host: Pipeline, cuda: FakeCuda | No
         assert np.array_equal(found[0].pixels, host.generate(REQUESTS[0]).pixels)
 
 
-def test_only_chosen_profiles_are_served(plan_directory: Path, nano: Nano) -> None:
+def test_only_chosen_profiles_are_loaded(plan_directory: Path, nano: Nano) -> None:
     first = nano.manifest.profiles[0]
     with Pipeline.load(plan_directory, RuntimeOptions(threads=1, profiles=(first.name,)), verify=False) as pipeline:
         assert pipeline.manifest.profiles == (first,)
@@ -274,6 +272,6 @@ def test_only_chosen_profiles_are_served(plan_directory: Path, nano: Nano) -> No
             pipeline.generate(ImageRequest("a", 64, first.height.max + 16))
 
 
-def test_a_size_to_warm_up_that_no_profile_covers_is_refused_at_the_start(plan_directory: Path) -> None:
+def test_warm_up_size_outside_the_profiles_is_refused(plan_directory: Path) -> None:
     with pytest.raises(UnsupportedShape, match="height"):
         Pipeline.load(plan_directory, RuntimeOptions(warm_up=(Size(64, 8192),)), verify=False)

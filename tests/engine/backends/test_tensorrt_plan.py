@@ -1,4 +1,4 @@
-"""The thin layer over TensorRT: against the real library as far as it goes without a GPU, and against a fake beyond."""
+"""Calls to TensorRT: on the real library as far as it works without a GPU, otherwise on a fake."""
 
 import sys
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from engine.backends.tensorrt.plan import DATA_TYPES, TensorRtPlan
 from engine.errors import DeviceError, OutOfDeviceMemory, PlanCorrupt
 
 
-def test_the_real_library_s_words_are_passed_on(tmp_path: Path) -> None:
+def test_error_of_the_real_library_is_part_of_the_message(tmp_path: Path) -> None:
     plan = tmp_path / "denoiser.plan"
     plan.write_bytes(b"not a plan " * 100)
-    with pytest.raises(PlanCorrupt, match=r"tensorrt_rtx does not load .*denoiser\.plan: .*magicTag"):
+    with pytest.raises(PlanCorrupt, match=r"tensorrt_rtx cannot load .*denoiser\.plan: .*magicTag"):
         TensorRtPlan(FakeCuda(), "tensorrt_rtx", plan, runtime_graphs=True, cache=None)
 
 
-def test_what_is_called_is_in_the_real_library() -> None:
+def test_every_called_name_exists_in_the_real_library() -> None:
     trt = tensorrt_rtx
     names = {
         trt.Runtime: ["deserialize_cuda_engine"],
@@ -61,7 +61,7 @@ def test_what_is_called_is_in_the_real_library() -> None:
 
 
 class Recorded:
-    """Whatever is asked of it, it writes down, and answers by `answers`, or yes."""
+    """Records every call, and returns its entry in `answers`, or True."""
 
     def __init__(self, log: list[str], answers: dict[str, Any]) -> None:
         self.__dict__.update(_log=log, _answers=answers)
@@ -79,7 +79,7 @@ class Recorded:
 
 
 def library(answers: dict[str, Any], log: list[str], *, rtx: bool) -> ModuleType:
-    """A `tensorrt` that never touches a GPU."""
+    """Return a fake `tensorrt` module."""
     answers = {
         "deserialize_cuda_engine": Recorded,
         "create_execution_context": Recorded,
@@ -119,7 +119,7 @@ def open_plan(
     return TensorRtPlan(cuda or FakeCuda(), package, file, runtime_graphs=rtx, cache=cache), log
 
 
-def test_a_context_gets_its_profile_and_the_arena(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_context_gets_its_profile_and_the_arena(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, log = open_plan(tmp_path, monkeypatch, rtx=False)
     context = plan.create_context(1, (256, 4096), 7, specialized=True)
     context.set_shape("latents", (1, 16, 8, 8))
@@ -136,7 +136,7 @@ def test_a_context_gets_its_profile_and_the_arena(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize(("specialized", "kernels"), [(True, "EAGER"), (False, "LAZY")])
-def test_rtx_is_told_how_to_compile_and_keeps_what_it_compiled(
+def test_rtx_gets_its_compilation_strategy_and_writes_its_kernel_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, specialized: bool, kernels: str
 ) -> None:
     plan, log = open_plan(tmp_path, monkeypatch, rtx=True)
@@ -152,7 +152,7 @@ def test_rtx_is_told_how_to_compile_and_keeps_what_it_compiled(
     plan.close()
 
 
-def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(
+def test_unwritable_kernel_cache_only_warns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "caches").write_text("in the way")
@@ -161,7 +161,7 @@ def test_a_cache_that_cannot_be_written_is_no_reason_to_fail(
     assert "compiled again next time" in caplog.text
 
 
-def test_weights_go_in_with_their_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refit_passes_weights_with_their_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
     plan, log = open_plan(tmp_path, monkeypatch, rtx=False, cuda=cuda)
     plan.refit(
@@ -178,12 +178,12 @@ def test_weights_go_in_with_their_types(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ({"set_named_weights": False}, "refuses other values for q"),
+        ({"set_named_weights": False}, "refuses new values for q"),
         ({"get_missing_weights": ["v"]}, "refuses a refit without v"),
         ({"refit_cuda_engine_async": False}, "refuses to refit"),
     ],
 )
-def test_a_refused_refit_is_an_error(
+def test_refused_refit_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any], message: str
 ) -> None:
     plan, _ = open_plan(tmp_path, monkeypatch, rtx=False, **answer)
@@ -200,7 +200,7 @@ def test_a_refused_refit_is_an_error(
         ("execute_async_v3", "refuses to run: too bad; really"),
     ],
 )
-def test_every_refusal_carries_tensorrt_s_words(
+def test_refused_calls_raise_with_tensorrts_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, message: str
 ) -> None:
     plan, _ = open_plan(tmp_path, monkeypatch, rtx=False, **{function: False})
@@ -215,7 +215,7 @@ def test_every_refusal_carries_tensorrt_s_words(
         context.enqueue(7)
 
 
-def test_a_lost_gpu_behind_a_refusal_is_said_to_be_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusal_with_a_lost_context_raises_a_sticky_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
     plan, _ = open_plan(tmp_path, monkeypatch, rtx=False, cuda=cuda, execute_async_v3=False)
     context = plan.create_context(0, (256, 4096), 7, specialized=False)
@@ -225,7 +225,7 @@ def test_a_lost_gpu_behind_a_refusal_is_said_to_be_lost(tmp_path: Path, monkeypa
     assert lost.value.sticky
 
 
-def test_weights_that_do_not_fit_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_do_not_fit_raise_out_of_device_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(Recorded):
         def __getattr__(self, name: str) -> Callable[..., Any]:
             sys.modules["fake_tensorrt"].logger.log(1, "Cuda Runtime (Out of memory)")

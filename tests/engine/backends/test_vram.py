@@ -1,4 +1,4 @@
-"""What plans take of a GPU's memory, as it is told and refused before anything is loaded."""
+"""The VRAM plan: its sums, its table, and refusals before anything is loaded."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,17 +18,17 @@ PLAN = VramPlan(
 )
 
 
-def test_the_arena_is_the_largest_and_weights_are_all_there() -> None:
+def test_arena_is_the_largest_activation_and_all_weights_count() -> None:
     assert PLAN.arena == 4 * GB
     assert PLAN.resident == 20.1 * GB
     assert PLAN.needed == 24.3 * GB + RESERVE
 
 
-def test_by_turns_only_the_larger_of_the_two_is_there() -> None:
+def test_offload_counts_only_the_larger_of_encoder_and_denoiser() -> None:
     assert replace(PLAN, offload=True).resident == 12.1 * GB
 
 
-def test_the_table_names_every_part() -> None:
+def test_table_has_a_row_for_every_part() -> None:
     rows = PLAN.table().splitlines()
     assert [row.split()[0] for row in rows[1:4]] == ["prompt_encoder", "denoiser", "vae_decoder"]
     assert rows[2].split()[1:] == ["12.00", "GB", "4.00", "GB"]
@@ -36,37 +36,37 @@ def test_the_table_names_every_part() -> None:
     assert len({len(row) for row in rows}) == 1
 
 
-def test_what_no_builder_said_is_unknown_and_not_zero() -> None:
+def test_unrecorded_activations_are_shown_as_unknown() -> None:
     unknown = replace(PLAN, activations=dict.fromkeys(PLAN.activations))
     assert "unknown" in unknown.table()
     assert "needed, at least" in unknown.table()
     assert "at least" not in PLAN.table()
 
 
-def test_activations_are_those_of_the_profiles_that_are_served(tmp_path: Path) -> None:
+def test_activations_are_those_of_the_loaded_profiles(tmp_path: Path) -> None:
     for graph in MANIFEST.graphs.values():
         (tmp_path / graph.file).write_bytes(b"plan")
     of = [VramPlan.of(tmp_path, MANIFEST, profiles, offload=False).arena for profiles in ((0,), (1,), (0, 1))]
     assert of == [123, 456, 456]
 
 
-def test_what_fits_is_not_refused() -> None:
+def test_plans_that_fit_are_accepted() -> None:
     PLAN.require_fit(PLAN.needed, ["usual"])
 
 
-def test_what_does_not_fit_is_refused_with_what_would_make_it_fit() -> None:
+def test_plans_that_do_not_fit_are_refused_with_remedies() -> None:
     with pytest.raises(OutOfDeviceMemory) as refusal:
         PLAN.require_fit(24 * GB, ["usual", "large"])
     message = str(refusal.value)
     assert "the plans need 25.11 GB of GPU memory, 24.00 GB are free" in message
     assert PLAN.table() in message
-    assert "take turns (--offload), which needs 17.11 GB" in message
-    assert "serve fewer profiles (--profile, of usual and large)" in message
+    assert "one at a time (--offload), which needs 17.11 GB" in message
+    assert "serve fewer profiles (--profile; loaded are usual and large)" in message
     assert "build for smaller sizes or batches (build-engines --profile)" in message
 
 
-def test_what_is_done_already_is_not_advised() -> None:
+def test_remedies_in_use_are_not_suggested() -> None:
     with pytest.raises(OutOfDeviceMemory) as refusal:
         replace(PLAN, offload=True).require_fit(16 * GB, ["usual"])
     assert "--offload" not in str(refusal.value)
-    assert "--profile," not in str(refusal.value)
+    assert "--profile;" not in str(refusal.value)

@@ -1,4 +1,4 @@
-"""Files of images: what comes out is what went in, and what is said about it can be read by others."""
+"""Image files: pixels and metadata are read back by other libraries."""
 
 import io
 import json
@@ -17,13 +17,12 @@ from hypothesis.extra.numpy import arrays
 from PIL import ExifTags, Image
 
 from benchmarks.harness.pixels import psnr
+from engine.array import Array
 from engine.errors import InvalidRequest
 from engine.images.encode import NAMESPACE, encode
 from engine.images.metadata import ImageMetadata, file_metadata
 from engine.request import ImageFormat, ImageRequest
 from engine.stages import StageTimes
-
-Array = np.ndarray[Any, Any]
 
 FORMATS = [ImageFormat("png"), ImageFormat("jpeg"), ImageFormat("webp")]
 PROMPT = '一个红色的圆, \N{ARTIST PALETTE} <b>&amp; "é"\nNegative prompt: none\n\n\x01end'
@@ -35,7 +34,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 
 
 def smooth(height: int, width: int) -> Array:
-    """An image that JPEG and WebP are made for."""
+    """Return an image that JPEG and WebP compress well."""
     y, x = np.mgrid[:height, :width]
     channels = [120 + 100 * np.sin(x / 17 + phase) * np.cos(y / 23 + phase) for phase in range(3)]
     return np.stack(channels, axis=-1).astype(np.uint8)
@@ -48,7 +47,7 @@ def opened(data: bytes) -> Image.Image:
 
 
 def user_comment(data: bytes) -> str:
-    """As piexif reads it, by the type that it asks for."""
+    """Read UserComment with the type that piexif requires."""
     exif = opened(data).getexif()
     comment = exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
     assert comment.startswith(b"UNICODE\0")
@@ -87,8 +86,8 @@ def test_png_keeps_every_bit_of_larger_images(kind: str) -> None:
     assert np.array_equal(np.asarray(opened(encode(pixels))), pixels)
 
 
-def test_png_is_small() -> None:
-    """Smaller than by Pillow at level 1, which chooses a filter per row: 5 % are measured."""
+def test_png_is_smaller_than_pillows() -> None:
+    """Pillow at level 1 chooses a filter per row. Measured: 5 % smaller than Pillow's."""
     noise = np.random.default_rng(1).normal(0, 1, (256, 256, 3))
     pixels = np.rint(smooth(256, 256) + noise).clip(0, 255).astype(np.uint8)
     file = io.BytesIO()
@@ -96,8 +95,8 @@ def test_png_is_small() -> None:
     assert len(encode(pixels)) < len(file.getvalue())
 
 
-def test_png_chunks_are_where_the_format_wants_them() -> None:
-    """Checksums are Pillow's to verify; the order is not."""
+def test_png_chunks_are_in_the_order_of_the_format() -> None:
+    """Pillow verifies the checksums, but not the order."""
     data = encode(smooth(5, 7), text={"a": "b", "c": "红"})
     kinds = re.findall(rb"IHDR|tEXt|iTXt|IDAT|IEND", data)
     assert kinds == [b"IHDR", b"tEXt", b"iTXt", b"IDAT", b"IEND"]
@@ -107,8 +106,8 @@ def test_png_chunks_are_where_the_format_wants_them() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (16, 48), (61, 67), (200, 120)])
 @pytest.mark.parametrize("image_format", FORMATS[1:], ids=lambda image_format: image_format.kind)
-def test_lossy_formats_are_close(image_format: ImageFormat, height: int, width: int) -> None:
-    """35 dB are asked for; 40 and more are measured."""
+def test_lossy_formats_are_close_to_the_pixels(image_format: ImageFormat, height: int, width: int) -> None:
+    """35 dB are required; 40 and more were measured."""
     pixels = smooth(height, width)
     image = opened(encode(pixels, image_format))
     assert (image.format, image.size, image.mode) == (image_format.kind.upper(), (width, height), "RGB")
@@ -116,7 +115,7 @@ def test_lossy_formats_are_close(image_format: ImageFormat, height: int, width: 
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp"])
-def test_quality_trades_bytes_for_closeness(kind: Any) -> None:
+def test_higher_quality_is_larger_and_closer(kind: Any) -> None:
     pixels = np.random.default_rng(2).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     files = [encode(pixels, ImageFormat(kind, quality)) for quality in (0, 50, 85, 100)]
     assert len({*map(len, files)}) == 4
@@ -127,7 +126,7 @@ def test_quality_trades_bytes_for_closeness(kind: Any) -> None:
 
 def test_jpeg_of_high_quality_keeps_colours_sharp() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2, 0] = stripes[:, 1::2, 2] = 255  # red and blue columns in turn
+    stripes[:, ::2, 0] = stripes[:, 1::2, 2] = 255  # alternating red and blue columns
     sharp, soft = (encode(stripes, ImageFormat("jpeg", quality)) for quality in (90, 89))
     assert psnr(np.asarray(opened(sharp)), stripes) > psnr(np.asarray(opened(soft)), stripes) + 10
 
@@ -136,20 +135,20 @@ def test_jpeg_of_high_quality_keeps_colours_sharp() -> None:
     ("kind", "media_type", "suffix"),
     [("png", "image/png", ".png"), ("jpeg", "image/jpeg", ".jpg"), ("webp", "image/webp", ".webp")],
 )
-def test_names_of_formats(kind: Any, media_type: str, suffix: str) -> None:
+def test_media_type_and_suffix_of_each_format(kind: Any, media_type: str, suffix: str) -> None:
     image_format = ImageFormat(kind)
     assert (image_format.media_type, image_format.suffix) == (media_type, suffix)
     assert Image.registered_extensions()[suffix] == kind.upper()
 
 
 @pytest.mark.parametrize(("kind", "quality"), [("jpeg", -1), ("jpeg", 101), ("webp", 1000), ("png", 99), ("png", 101)])
-def test_qualities_that_there_are_not(kind: Any, quality: int) -> None:
+def test_invalid_quality_is_refused(kind: Any, quality: int) -> None:
     with pytest.raises(InvalidRequest, match=f"got {quality}") as refused:
         ImageFormat(kind, quality)
     assert refused.value.param == "output_compression"
 
 
-def test_without_text_there_is_no_metadata() -> None:
+def test_no_text_gives_no_metadata() -> None:
     for image_format in FORMATS:
         info = opened(encode(smooth(16, 16), image_format)).info
         assert not {"exif", "xmp", "parameters", "zimage-trt"} & info.keys()
@@ -177,18 +176,18 @@ def test_any_text_is_read_back(value: str) -> None:
 
 
 @pytest.mark.parametrize("image_format", FORMATS, ids=lambda image_format: image_format.kind)
-def test_no_text_costs_an_image(image_format: ImageFormat) -> None:
-    """Zeros, lone surrogates and control characters are dropped or replaced where the place cannot hold them."""
+def test_unencodable_characters_do_not_fail_an_image(image_format: ImageFormat) -> None:
+    """Zeros, lone surrogates and control characters are dropped or replaced where a format cannot hold them."""
     text = {"parameters": "a\0\ud800b\x08", "other": "a\0\ud800b\x08\uffff"}
     opened(encode(smooth(8, 8), image_format, text))
 
 
-def test_png_text_holds_no_zero() -> None:
-    """The format forbids it, and readers written in C would end there."""
+def test_png_text_drops_zero_bytes() -> None:
+    """The format forbids them, and readers in C would stop at one."""
     assert opened(encode(smooth(8, 8), text={"a": "b\0c", "d": "红\0e"})).info == {"a": "bc", "d": "红e"}
 
 
-def test_what_jpeg_cannot_hold_is_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_text_too_large_for_jpeg_is_dropped_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     text = {"parameters": "x" * 32_738, "other": "y"}
     with caplog.at_level(logging.WARNING):
         fits = opened(encode(smooth(8, 8), ImageFormat("jpeg"), text | {"parameters": "x" * 32_737}))
@@ -205,18 +204,18 @@ def test_what_jpeg_cannot_hold_is_left_out_and_said(caplog: pytest.LogCaptureFix
     assert "XMP" in caplog.text
 
 
-def test_a_long_prompt_fits_in_webp() -> None:
+def test_long_prompt_fits_in_webp() -> None:
     data = encode(smooth(8, 8), ImageFormat("webp"), {"parameters": "红" * 70_000})
     assert user_comment(data) == "红" * 70_000
 
 
 def web_ui_settings(infotext: str) -> Iterator[tuple[str, str]]:
-    """The last line as AUTOMATIC1111's web UI takes it apart: commas end a value, unless it is quoted."""
+    """Parse the last line as AUTOMATIC1111's web UI does: a comma ends a value, unless the value is quoted."""
     for name, value in re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', infotext.splitlines()[-1]):
         yield name, json.loads(value) if value.startswith('"') else value
 
 
-def test_infotext_is_what_other_tools_read() -> None:
+def test_infotext_parses_like_automatic1111s() -> None:
     metadata = replace(METADATA, model="Z-Image: a, b")
     infotext = file_metadata(ImageRequest("a cat\non a mat"), metadata)["parameters"]
     assert infotext.startswith("a cat\non a mat\nSteps: 8, ")

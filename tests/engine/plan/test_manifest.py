@@ -1,4 +1,4 @@
-"""A plan directory is served only if it is what was written; every fault has its own answer."""
+"""Manifests: reading, verification, and the choice of profiles."""
 
 import shutil
 from collections.abc import Callable
@@ -134,7 +134,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], type[PlanError], str]] = {
         PlanCorrupt,
         "manifest.json lists no file for the denoiser; build again",
     ),
-    "a graph's file that nobody hashed": (
+    "a graph's file without a hash": (
         lambda d: edit(d, '"file": "denoiser.onnx"', '"file": "../denoiser.onnx"'),
         PlanCorrupt,
         "manifest.json lists no file for the denoiser; build again",
@@ -163,7 +163,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], type[PlanError], str]] = {
 
 
 @pytest.mark.parametrize(("damage", "error", "message"), FAULTS.values(), ids=FAULTS)
-def test_every_fault_has_its_answer(
+def test_each_fault_raises_its_own_error(
     plans: Path, damage: Callable[[Path], object], error: type[PlanError], message: str
 ) -> None:
     damage(plans)
@@ -173,7 +173,7 @@ def test_every_fault_has_its_answer(
     assert str(plans) in str(refusal.value)
 
 
-def test_without_verify_only_sizes_are_compared(plans: Path) -> None:
+def test_read_without_verify_compares_only_sizes(plans: Path) -> None:
     (plans / "denoiser.onnx").write_bytes(b"denoiser.onny")
     assert read(plans, verify=False).model == MANIFEST.model
     (plans / "denoiser.onnx").write_bytes(b"denoiser")
@@ -183,7 +183,9 @@ def test_without_verify_only_sizes_are_compared(plans: Path) -> None:
 
 @settings(deadline=None)
 @given(st.data())
-def test_a_damaged_manifest_is_never_a_traceback(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_damaged_manifest_raises_only_plan_errors(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     directory = tmp_path_factory.mktemp("damaged")
     raw = bytearray(encode(MANIFEST))
     for position, byte in data.draw(st.lists(st.tuples(st.integers(0, len(raw) - 1), st.integers(0, 255)))):
@@ -193,11 +195,11 @@ def test_a_damaged_manifest_is_never_a_traceback(tmp_path_factory: pytest.TempPa
         read(directory)
 
 
-def test_a_plan_directory_is_meant_by_itself(plans: Path) -> None:
+def test_plan_directory_resolves_to_itself(plans: Path) -> None:
     assert resolve(plans) == plans.resolve()
 
 
-def test_an_output_directory_means_its_newest(plans: Path) -> None:
+def test_output_directory_resolves_to_its_newest_plans(plans: Path) -> None:
     (plans.parent / CURRENT).symlink_to(plans.name)
     assert resolve(plans.parent) == plans.resolve()
     assert read(resolve(plans.parent)).model == MANIFEST.model
@@ -245,7 +247,9 @@ NOWHERE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize(("damage", "message"), NOWHERE.values(), ids=NOWHERE)
-def test_where_there_are_no_plans(plans: Path, damage: Callable[[Path], object], message: str) -> None:
+def test_directory_without_plans_is_refused_with_the_reason(
+    plans: Path, damage: Callable[[Path], object], message: str
+) -> None:
     damage(plans)
     with pytest.raises(PlanNotFound, match=message) as refusal:
         resolve(plans)
@@ -271,27 +275,27 @@ def test_where_there_are_no_plans(plans: Path, damage: Callable[[Path], object],
         ),
     ],
 )
-def test_shapes_outside_the_plans_are_refused(shape: tuple[int, int, int], param: str, message: str) -> None:
+def test_shapes_outside_the_profiles_are_refused(shape: tuple[int, int, int], param: str, message: str) -> None:
     with pytest.raises(UnsupportedShape, match=message) as refusal:
         height, width, batch = shape
         MANIFEST.profile_for(Size(width, height), batch)
     assert refusal.value.param == param
 
 
-def test_a_size_between_the_profiles_is_not_said_to_be_out_of_range() -> None:
+def test_size_between_profiles_is_refused_with_the_list_of_profiles() -> None:
     manifest = replace(MANIFEST, profiles=(USUAL, BANNER))
     with pytest.raises(UnsupportedShape, match=r"no profile covers 512 x 64 .*64..256 x 64..256.*768..1024 x 64..128"):
         manifest.profile_for(Size(512, 64))
 
 
-def test_the_tightest_profile_is_chosen() -> None:
+def test_tightest_profile_is_chosen() -> None:
     manifest = replace(MANIFEST, profiles=(LARGE, USUAL))
     assert manifest.profile_for(Size(256, 256)) == USUAL
     assert manifest.profile_for(Size(272, 256)) == LARGE
     assert manifest.profile_for(Size(64, 64), 4) == USUAL
 
 
-def test_the_default_size_is_what_the_first_profile_is_tuned_for() -> None:
+def test_default_size_is_that_of_the_first_profile() -> None:
     assert MANIFEST.default_size == (256, 256)
     assert replace(MANIFEST, profiles=(BANNER, USUAL)).default_size == (1024, 64)
 
@@ -301,7 +305,9 @@ pixels = st.integers(-2, 70).map(lambda n: 16 * n) | st.integers(-10, 1100)
 
 @settings(deadline=None)
 @given(st.permutations([USUAL, LARGE, BANNER]), pixels, pixels, st.integers(-1, 6))
-def test_a_profile_covers_what_it_is_chosen_for(profiles: list[Profile], height: int, width: int, batch: int) -> None:
+def test_chosen_profile_is_the_smallest_that_covers_the_shape(
+    profiles: list[Profile], height: int, width: int, batch: int
+) -> None:
     covers = [p for p in profiles if p.covers(Size(width, height), batch)]
     try:
         chosen = replace(MANIFEST, profiles=tuple(profiles)).profile_for(Size(width, height), batch)
@@ -314,6 +320,6 @@ def test_a_profile_covers_what_it_is_chosen_for(profiles: list[Profile], height:
 
 
 @given(st.integers(0, 10**6))
-def test_padding_is_the_next_multiple_of_32(tokens: int) -> None:
+def test_padded_is_the_next_multiple_of_32(tokens: int) -> None:
     assert padded(tokens) % 32 == 0
     assert 0 <= padded(tokens) - tokens < 32

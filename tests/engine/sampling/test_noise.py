@@ -1,4 +1,4 @@
-"""The noise is torch's: the same seed starts the image that diffusers starts."""
+"""Noise equals torch's, so a seed gives diffusers' image."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def torch_randn(seed: int, shape: tuple[int, ...]) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", LATENTS + ODD)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_it_is_torch_s_noise(seed: int, shape: tuple[int, ...]) -> None:
+def test_noise_equals_torchs(seed: int, shape: tuple[int, ...]) -> None:
     ours = randn(seed, shape)
     assert (ours.dtype, ours.shape) == (np.float32, shape)
     np.testing.assert_allclose(ours, torch_randn(seed, shape), rtol=0, atol=TOLERANCE)
@@ -30,13 +30,13 @@ def test_it_is_torch_s_noise(seed: int, shape: tuple[int, ...]) -> None:
 
 @settings(deadline=None)
 @given(seed=st.integers(-(2**63), 2**64 - 1), count=st.integers(16, 600))
-def test_any_seed_and_length(seed: int, count: int) -> None:
+def test_noise_of_any_seed_and_length_equals_torchs(seed: int, count: int) -> None:
     np.testing.assert_allclose(randn(seed, (count,)), torch_randn(seed, (count,)), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.skipif(PLAIN, reason="torch's kernels without vector instructions round another way")
 @pytest.mark.parametrize("seed", SEEDS)
-def test_most_values_are_equal_to_the_bit(seed: int) -> None:
+def test_most_values_are_bit_equal_to_torchs(seed: int) -> None:
     """Measured 86 %."""
     shape = (1, 16, 128, 128)
     assert np.mean(randn(seed, shape) == torch_randn(seed, shape)) > 0.5
@@ -47,13 +47,13 @@ def test_only_the_low_32_bits_of_a_seed_count() -> None:
     assert not np.array_equal(randn(7, (64,)), randn(8, (64,)))
 
 
-def test_the_values_are_normal() -> None:
+def test_values_are_normally_distributed() -> None:
     values = randn(3, (1, 16, 128, 128))
     assert np.isfinite(values).all()
     assert abs(values.mean()) < 0.01
     assert abs(values.std() - 1) < 0.01
 
 
-def test_too_few_values_are_our_own_mistake() -> None:
+def test_fewer_than_16_values_fail_an_assertion() -> None:
     with pytest.raises(AssertionError, match="fewer than 16"):
         randn(0, (15,))

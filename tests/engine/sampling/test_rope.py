@@ -1,4 +1,4 @@
-"""The rotary tables are what DiffSynth's transformer computes from its position ids."""
+"""Rotary tables equal those that DiffSynth's transformer computes from its position ids."""
 
 from dataclasses import asdict
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.plan.manifest import Rope, padded
-from engine.sampling.rope import head_frequencies, tables
+from engine.sampling.rope import tables
 from nano.layout import MINIATURE, transformer_config
 
 TURBO = Rope(256.0, (32, 48, 48), (1536, 512, 512))
@@ -23,7 +23,7 @@ EMBEDDERS = {rope: RopeEmbedder(**asdict(rope)) for rope in (TURBO, SMALL)}
 
 
 def diffsynth_tables(rope: Rope, rows: int, columns: int, words: int) -> np.ndarray:
-    """[image padded + prompt padded, head_dim / 2] complex, in the order of the unified sequence."""
+    """Return [image padded + prompt padded, head_dim / 2] complex, in the order of the unified sequence."""
     image, prompt_embeds = torch.zeros(16, 1, 2 * rows, 2 * columns), torch.zeros(words, 8)
     _, _, positions = MODEL.patchify_and_embed([image], [prompt_embeds])
     return EMBEDDERS[rope](torch.cat([positions["x_pos_ids"][0], positions["cap_pos_ids"][0]])).numpy()
@@ -31,7 +31,7 @@ def diffsynth_tables(rope: Rope, rows: int, columns: int, words: int) -> np.ndar
 
 def check(rope: Rope, rows: int, columns: int, words: int) -> None:
     cos, sin = tables(rope, rows, columns, padded(words))
-    assert cos.shape == sin.shape == (padded(rows * columns) + padded(words), head_frequencies(rope))
+    assert cos.shape == sin.shape == (padded(rows * columns) + padded(words), sum(rope.axes_dims) // 2)
     assert cos.dtype == sin.dtype == np.float32
     theirs = diffsynth_tables(rope, rows, columns, words)
     np.testing.assert_allclose(cos, theirs.real, rtol=0, atol=TOLERANCE)
@@ -50,13 +50,13 @@ def check(rope: Rope, rows: int, columns: int, words: int) -> None:
         (1, 512, 31),  # the longest axis
     ],
 )
-def test_they_are_diffsynth_s(rope: Rope, rows: int, columns: int, words: int) -> None:
+def test_values_equal_diffsynths(rope: Rope, rows: int, columns: int, words: int) -> None:
     check(rope, rows, columns, words)
 
 
 @settings(deadline=None)
 @given(rows=st.integers(1, 48), columns=st.integers(1, 48), words=st.integers(1, 512))
-def test_any_size_and_prompt(rows: int, columns: int, words: int) -> None:
+def test_tables_of_any_size_and_prompt_equal_diffsynths(rows: int, columns: int, words: int) -> None:
     check(SMALL, rows, columns, words)
 
 

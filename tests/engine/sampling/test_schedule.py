@@ -1,4 +1,4 @@
-"""The noise levels are those of diffusers and DiffSynth."""
+"""Noise levels equal those of diffusers and DiffSynth."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ TURBO = [1, 0.9545, 0.9, 0.8333, 0.75, 0.6429, 0.5, 0.3, 0]  # Z-Image-Turbo's e
 steps_in_range = st.integers(1, MAX_STEPS)
 
 
-def test_eight_steps_are_turbo_s() -> None:
+def test_eight_steps_are_turbos_sigmas() -> None:
     ours = sigmas(8, 3.0)
     assert ours.dtype == np.float32
     assert ours.tolist() == pytest.approx(TURBO, abs=5e-5)
@@ -26,7 +26,7 @@ def test_eight_steps_are_turbo_s() -> None:
 
 @settings(deadline=None)
 @given(steps_in_range)
-def test_they_are_diffusers(steps: int) -> None:
+def test_sigmas_equal_diffusers(steps: int) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(sigmas=get_default_z_image_sigmas(steps))
     np.testing.assert_allclose(sigmas(steps, 3.0), scheduler.sigmas.numpy(), rtol=0, atol=TOLERANCE)
@@ -34,7 +34,7 @@ def test_they_are_diffusers(steps: int) -> None:
 
 @settings(deadline=None)
 @given(steps_in_range, st.sampled_from([1.0, 3.0, 6.0]))
-def test_they_are_diffsynth_s(steps: int, shift: float) -> None:
+def test_values_equal_diffsynths(steps: int, shift: float) -> None:
     theirs, _ = FlowMatchScheduler("Z-Image").set_timesteps_fn(steps, shift=shift)
     theirs = torch.cat([theirs, torch.zeros(1)])  # its pipeline steps to 0 last
     np.testing.assert_allclose(sigmas(steps, shift), theirs.numpy(), rtol=0, atol=TOLERANCE)
@@ -42,7 +42,7 @@ def test_they_are_diffsynth_s(steps: int, shift: float) -> None:
 
 @settings(deadline=None)
 @given(steps_in_range, st.floats(0.1, 20))
-def test_they_fall_from_one_to_zero(steps: int, shift: float) -> None:
+def test_sigmas_fall_from_one_to_zero(steps: int, shift: float) -> None:
     ours = sigmas(steps, shift)
     assert len(ours) == steps + 1
     assert (ours[0], ours[-1]) == (pytest.approx(1, abs=1e-6), 0)

@@ -1,4 +1,4 @@
-"""Prompts become the token ids that transformers gives diffusers, with nothing but the `tokenizers` library."""
+"""Token ids equal those that diffusers gets from transformers."""
 
 import unicodedata
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def tokenizer(folder: Path) -> PromptTokenizer:
 
 @pytest.fixture(scope="module")
 def transformers_ids(folder: Path) -> Callable[[str], list[int]]:
-    """As diffusers' ZImagePipeline does it."""
+    """Token ids as in diffusers' ZImagePipeline."""
     theirs = AutoTokenizer.from_pretrained(folder / "tokenizer")
 
     def ids(prompt: str) -> list[int]:
@@ -66,7 +66,7 @@ def transformers_ids(folder: Path) -> Callable[[str], list[int]]:
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
-def test_the_ids_are_transformers(
+def test_token_ids_equal_transformers(
     tokenizer: PromptTokenizer, transformers_ids: Callable[[str], list[int]], prompt: str
 ) -> None:
     ours = tokenizer(prompt)
@@ -78,7 +78,9 @@ def test_the_ids_are_transformers(
 @settings(deadline=None)
 @given(st.text(min_size=1, max_size=400).filter(str.strip) | st.lists(words, min_size=1, max_size=300).map(" ".join))
 @example("x" * 496)
-def test_any_text(tokenizer: PromptTokenizer, transformers_ids: Callable[[str], list[int]], prompt: str) -> None:
+def test_token_ids_of_any_text_equal_transformers(
+    tokenizer: PromptTokenizer, transformers_ids: Callable[[str], list[int]], prompt: str
+) -> None:
     ours = tokenizer(prompt)
     assert list(ours.ids) == transformers_ids(prompt)
     assert ours.text + ours.dropped == prompt
@@ -88,8 +90,8 @@ def test_any_text(tokenizer: PromptTokenizer, transformers_ids: Callable[[str], 
 
 @settings(deadline=None)
 @given(st.lists(words, min_size=1, max_size=8))
-def test_the_kept_text_is_what_the_ids_hold(tokenizer: PromptTokenizer, folder: Path, few: list[str]) -> None:
-    """Byte-level tokens decode without loss; the last letter counts as kept if the ids hold a part of it."""
+def test_kept_text_is_the_text_of_the_ids(tokenizer: PromptTokenizer, folder: Path, few: list[str]) -> None:
+    """Byte-level tokens decode without loss. The last letter counts as kept if the ids hold a part of it."""
     ours = tokenizer(" ".join(few * 1000))
     assert len(ours.ids) == LIMIT
     turn = unicodedata.normalize("NFC", "<|im_start|>user\n" + ours.text)
@@ -99,8 +101,8 @@ def test_the_kept_text_is_what_the_ids_hold(tokenizer: PromptTokenizer, folder: 
 
 @pytest.mark.parametrize("letter", ["e\u0301", "\u1100\u1161", "🎨", "圆"])
 @pytest.mark.parametrize("before", ["", "a", "ab", "a b"])
-def test_no_letter_is_cut_in_two(tokenizer: PromptTokenizer, before: str, letter: str) -> None:
-    """The report of what was left out never begins with half a letter, even where the ids end in one."""
+def test_cut_never_splits_a_letter(tokenizer: PromptTokenizer, before: str, letter: str) -> None:
+    """The dropped text never begins with half a letter, even if the ids end in one."""
     ours = tokenizer(before + letter * 600)
     assert ours.text == before + letter * ((len(ours.text) - len(before)) // len(letter))
     assert ours.dropped.startswith(letter)

@@ -54,12 +54,12 @@ def test_diffusers_generates_an_image_with_structure(pipeline: ZImagePipeline) -
     assert image.std() > 10
 
 
-def test_the_prompt_changes_the_image(pipeline: ZImagePipeline) -> None:
+def test_prompt_changes_the_image(pipeline: ZImagePipeline) -> None:
     difference = np.abs(generate(pipeline, PROMPT) - generate(pipeline, "a blue circle on a red background")).mean()
     assert difference > 1  # of 255: the same words in another order, and a parity test sees it above rounding
 
 
-def test_the_scheduler_gives_turbo_s_sigmas(pipeline: ZImagePipeline) -> None:
+def test_scheduler_gives_turbos_sigmas(pipeline: ZImagePipeline) -> None:
     pipeline.scheduler.set_timesteps(sigmas=torch.linspace(1, 0, 9)[:-1].tolist())
     expected = [1, 0.9545, 0.9, 0.8333, 0.75, 0.6429, 0.5, 0.3, 0]
     assert pipeline.scheduler.sigmas.tolist() == pytest.approx(expected, abs=1e-4)
@@ -130,7 +130,7 @@ def test_tokenizer_json_alone_encodes_like_transformers(checkpoint: Path) -> Non
         assert json.loads(read.to_str())[part] == json.loads(built.backend_tokenizer.to_str())[part]
 
 
-def test_every_byte_survives_the_tokenizer(checkpoint: Path) -> None:
+def test_tokenizer_round_trips_every_byte(checkpoint: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint / "tokenizer")
     text = "Zürich 42 ☂️ 东京\r\n\t~ <think>ok</think>"
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -140,7 +140,7 @@ def test_equal_configurations_give_equal_bytes(tmp_path: Path) -> None:
     assert contents(write_miniature(tmp_path / "one")) == contents(write_miniature(tmp_path / "again"))
 
 
-def test_another_seed_gives_other_weights() -> None:
+def test_other_seed_gives_other_weights() -> None:
     shapes = {"layers.0.attention.to_q.weight": (8, 8)}
     first, second = (random_weights(shapes, CheckpointSizes(seed=seed)) for seed in (0, 1))
     assert not torch.equal(first["layers.0.attention.to_q.weight"], second["layers.0.attention.to_q.weight"])
@@ -188,7 +188,7 @@ def test_files_are_readable_by_other_users(tmp_path: Path) -> None:
     assert weights.stat().st_mode == (checkpoint / "vae" / "config.json").stat().st_mode
 
 
-def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
+def test_non_empty_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="must be new or empty"):
         write_miniature(tmp_path)
@@ -202,6 +202,6 @@ def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
         ({"vocab_size": 724}, "at least 725"),
     ],
 )
-def test_sizes_that_contradict_are_refused(sizes: dict[str, int], complaint: str) -> None:
+def test_contradictory_sizes_are_refused(sizes: dict[str, int], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         CheckpointSizes(**sizes)

@@ -1,4 +1,4 @@
-"""A real `zimage-serve` in processes of its own, and what they cost."""
+"""A running `zimage-serve`, and the processor time and memory of its processes."""
 
 import re
 import subprocess
@@ -16,16 +16,17 @@ READY = re.compile(r"ready on (\S+)")
 SAMPLE = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
-class Served:
-    """A server of a plan directory on a free port."""
+class ServerProcess:
+    """A server of a plan directory, on a free port."""
 
     def __init__(
         self, engines: Path, threads: int = 0, database: Path | None = None, command: list[str] | None = None
     ) -> None:
         """
         Args:
-            threads: of the engine; 0 for one per core.
-            command: starts one in place of `zimage-serve`.
+            threads: CPU threads of the engine; 0 for one per core.
+            database: file of the jobs' database; None for the server's default.
+            command: command that starts another server in place of `zimage-serve`.
         """
         options = ["--engines", str(engines), "--port", "0", "--threads", str(threads)]
         command = command or [sys.executable, "-m", "server.cli", *options]
@@ -35,7 +36,7 @@ class Served:
         found = READY.search(self._process.stdout.readline())
         if found is None:
             self._process.kill()
-            raise RuntimeError(f"zimage-serve did not start: {' '.join(command)}")
+            raise RuntimeError(f"zimage-serve did not start; run it by hand to see why: {' '.join(command)}")
         self.url = found[1]
         server = psutil.Process(self._process.pid)
         self.processes = {"server": server, "worker": server.children()[0]}
@@ -50,16 +51,16 @@ class Served:
         self._process.stdout.close()
 
     def cpu_seconds(self) -> dict[str, float]:
-        """Processor time of each process so far."""
+        """Return the processor time of each process so far, in seconds."""
         times = {name: process.cpu_times() for name, process in self.processes.items()}
         return {name: spent.user + spent.system for name, spent in times.items()}
 
     def memory(self) -> dict[str, int]:
-        """Resident bytes of each process."""
+        """Return the resident bytes of each process."""
         return {name: process.memory_info().rss for name, process in self.processes.items()}
 
     def metrics(self) -> dict[str, float]:
-        """Prometheus' samples by name, summed over their labels."""
+        """Return the Prometheus samples by name, summed over their labels."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as response:
             text = response.read().decode()
         found: dict[str, float] = {}
@@ -68,19 +69,19 @@ class Served:
         return found
 
     def settle(self) -> dict[str, float]:
-        """The metrics once no job is unfinished."""
+        """Wait until all jobs have finished, and return the metrics."""
         while (found := self.metrics())["zimage_jobs_running"] or found["zimage_jobs_waiting"]:
             time.sleep(0.05)
         return found
 
 
 class Sampler:
-    """Calls a function each `interval` seconds, in a thread, while the block runs."""
+    """Calls a function every `interval` seconds in a thread, while the block runs."""
 
     def __init__(self, function: Callable[[], dict[str, int]], interval: float) -> None:
         self.samples: list[dict[str, int]] = []
         self._function, self._interval = function, interval
-        self._over = threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
     def __enter__(self) -> Self:
@@ -88,9 +89,9 @@ class Sampler:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self._stopped.set()
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._over.wait(self._interval):
+        while not self._stopped.wait(self._interval):
             self.samples.append(self._function())

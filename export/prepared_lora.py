@@ -1,34 +1,35 @@
-"""A LoRA is prepared for plans whose weights can be swapped: placed, scaled, and with FP16's powers of two worked out.
+"""Preparation of a LoRA for refittable plans: its keys are matched, its matrices scaled, its FP16 scales computed.
 
-The runtime has no PyTorch and sees no checkpoint, so what takes either is done here, once. `engine.plan.lora` reads the
-result.
+The runtime has neither PyTorch nor the checkpoint, so the work that needs them is done here, once. `engine.plan.lora`
+reads the result.
 """
 
 from collections.abc import Sequence
 
 import torch
 
+from engine.array import Array
 from engine.errors import LoraMismatch
-from engine.plan.lora import About, Array, PreparedLora, require_swappable
+from engine.plan.lora import About, PreparedLora, require_refittable
 from engine.plan.manifest import Manifest
-from export.build import make_graphs
 from export.checkpoint.files import Checkpoint
 from export.checkpoint.lora import Lora, Merged, merge
 from export.checkpoint.weights import exponent, load_as
+from export.graphs.checkpoint_graphs import make_graphs
 
 
 def prepare(checkpoint: Checkpoint, loras: Sequence[Lora], manifest: Manifest) -> PreparedLora:
-    """What the runtime can swap in.
+    """Prepare LoRAs for the runtime.
 
     Args:
-        checkpoint: that the plans were built from.
-        loras: added up.
+        checkpoint: checkpoint that the plans were built from.
+        loras: LoRAs to add up.
 
     Raises:
-        LoraMismatch: the plans cannot take any.
-        CheckpointError: a key without a place, or weights that the plans' precisions do not hold.
+        LoraMismatch: the plans are not refittable, or were built from another checkpoint.
+        CheckpointError: a key matches no layer, or the merged weights leave the range of the plans' precision.
     """
-    require_swappable(manifest)
+    require_refittable(manifest)
     if checkpoint.fingerprint() != manifest.model.weights_sha256:
         raise LoraMismatch(f"the plans of {manifest.model.name} were built from other weights than {checkpoint.name}'s")
     merged = merge(checkpoint, loras)
@@ -51,7 +52,7 @@ def prepare(checkpoint: Checkpoint, loras: Sequence[Lora], manifest: Manifest) -
 
 
 def _factors(merged: Checkpoint) -> dict[str, tuple[Array, Array]]:
-    """down and up of every weight that a LoRA is merged into, FP32, several of them as one of a higher rank."""
+    """Return (down, up) of every changed weight in FP32; several LoRAs become one of a higher rank."""
     factors = {}
     for name, weight in merged.transformer.weights.items():
         if isinstance(weight, Merged):

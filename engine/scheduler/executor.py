@@ -1,0 +1,208 @@
+"""Execution of batches: prompts, forward passes and decoding, enqueued on a pipeline.
+
+A sample that has begun keeps its latents and prompt_embeds in slots. For a forward pass they are copied to the tensors
+that the engines are bound to, and the latents are copied back. So every step can have another batch, while neither
+addresses nor CUDA graphs change. On a GPU these copies take microseconds and the host does not wait for them: it
+learns of a step while the next one runs.
+
+Knows engines, tensors and events; not which batch is next.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.array import Array
+from engine.backends.memory import Readback, Tensor, TimingEvent
+from engine.errors import NonFiniteOutput
+from engine.pipeline import Pipeline
+from engine.sampling.finite import require_finite
+from engine.sampling.guidance import guide
+from engine.scheduler.lora_registry import LoraRegistry
+from engine.scheduler.pending_image import PendingImage
+from engine.scheduler.previews import estimate_for_preview
+from engine.scheduler.prompt_cache import PromptCache
+from engine.scheduler.prompt_encoder import CachedPromptEncoder
+from engine.scheduler.sample import Pass, Sample
+from engine.scheduler.scheduler import Batch
+from engine.scheduler.slot_tensors import SlotTensors
+from engine.size import Size
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """A step of one sample that is over.
+
+    Attributes:
+        estimate: [16, h, w] estimate of the final latents, if a preview is wanted after this step.
+        error: the reason why the sample cannot go on.
+    """
+
+    sample: Sample
+    estimate: Array | None = None
+    error: NonFiniteOutput | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """A forward pass that is over.
+
+    Attributes:
+        seconds: device time of the forward pass alone.
+        charges: device time by size: the batch with the prompts encoded for it, and each image decoded before it.
+        steps: a guided step is over when both branches are.
+    """
+
+    batch: Batch
+    seconds: float
+    charges: Sequence[tuple[Size, float]]
+    steps: Sequence[StepResult]
+
+
+@dataclass(frozen=True, slots=True)
+class _RunningBatch:
+    batch: Batch
+    latents: Readback  # [B, 16, h, w]
+    started: TimingEvent  # before the prompts that the batch needs
+    encoded: TimingEvent  # before the forward pass
+    done: TimingEvent
+    decoded: Sequence[PendingImage]  # before the batch, and not charged yet
+
+
+class Executor:
+    """Runs batches on a pipeline that it has to itself."""
+
+    def __init__(self, pipeline: Pipeline, loras: LoraRegistry, prompt_cache: PromptCache) -> None:
+        self._pipeline, self._memory, self._loras = pipeline, pipeline.memory, loras
+        self._encoder = CachedPromptEncoder(pipeline, prompt_cache)
+        self._slots = SlotTensors(pipeline.memory, pipeline.manifest.model)
+        self._running: deque[_RunningBatch] = deque()
+        self._pending_images: deque[PendingImage] = deque()  # pixels may still be in the buffers
+        self._uncharged: list[PendingImage] = []  # decoded since the last batch
+
+    @property
+    def running(self) -> int:
+        """Batches that are enqueued and not waited for."""
+        return len(self._running)
+
+    @property
+    def max_ahead(self) -> int:
+        """Batches that may run while the next one is prepared."""
+        return self._memory.max_ahead
+
+    def change_lora(self, name: str | None) -> float:
+        """Apply a LoRA while nothing runs; None restores the plans.
+
+        Returns:
+            Seconds that it took.
+
+        Raises:
+            LoraMismatch: the LoRA cannot be used now; nothing was changed.
+            PlanCorrupt: see `Pipeline.refit`.
+        """
+        seconds = self._loras.apply(name)
+        for pending in self._uncharged:  # charged to no size; settled before their timing events are reused
+            pending.settle()
+        self._uncharged.clear()
+        return seconds
+
+    def enqueue(self, batch: Batch) -> None:
+        """Enqueue a batch, with the prompts and noise of samples that begin with it."""
+        started = self._memory.record_event()
+        for sample in batch.samples:
+            if sample.first_pass_at is None:
+                self._fill_slots(sample)
+        encoded = self._memory.record_event()
+        latents_next = self._enqueue_pass(batch)
+        done = self._memory.record_event()  # before the copy to the host, which then waits for it
+        latents = self._memory.read(latents_next)
+        self._running.append(_RunningBatch(batch, latents, started, encoded, done, self._uncharged))
+        self._uncharged = []
+
+    def wait(self) -> BatchResult:
+        """Wait for the oldest running batch. Its arrays are valid until the next call of `enqueue`."""
+        running = self._running.popleft()
+        latents = running.latents.wait()
+        batch, seconds = running.batch, running.encoded.seconds_until(running.done)
+        charges = [(batch.size, running.started.seconds_until(running.done))]
+        charges += [(pending.size, pending.decoding_seconds()) for pending in running.decoded]
+        self._encoder.cache_last()
+        return BatchResult(batch, seconds, charges, self._step_results(batch, latents, seconds / len(batch)))
+
+    def decode(self, sample: Sample) -> PendingImage:
+        """Enqueue the decoding of a sample whose last step is over."""
+        assert sample.first_pass_at is not None
+        sample.record(denoiser=time.perf_counter() - sample.first_pass_at)
+        while len(self._pending_images) > self._memory.max_ahead:
+            self._pending_images.popleft().settle()  # this image needs its place in the buffers
+        started = self._memory.record_event()
+        source = self._slots.latents(sample)
+        latents = self._memory.view("latents", source.shape)
+        self._memory.copy(latents, source)
+        pending = PendingImage(sample, self._pipeline.decode(latents), started)
+        self._pending_images.append(pending)
+        self._uncharged.append(pending)
+        return pending
+
+    def _fill_slots(self, sample: Sample) -> None:
+        started = time.perf_counter()
+        for branch in sample.branches:
+            prompt_embeds = self._encoder.encode(branch.prompt, sample.request.lora)
+            self._memory.copy(self._slots.prompt_embeds(branch), prompt_embeds)
+        sample.first_pass_at = time.perf_counter()
+        sample.record(prompt_encoder=sample.first_pass_at - started)
+        sample.latents = self._pipeline.noise(sample.request.seed, sample.size)
+        self._slots.write_latents(sample, sample.latents)
+
+    def _enqueue_pass(self, batch: Batch) -> Tensor:
+        """Enqueue a forward pass and return its output, [B, 16, h, w]."""
+        memory, model = self._memory, self._pipeline.manifest.model
+        shape = (len(batch), *model.latents_shape(batch.size)[1:])
+        latents, latents_next = memory.view("latents", shape), memory.view("latents_next", shape)
+        prompt_embeds = memory.view("prompt_embeds", (len(batch), batch.prompt_length, model.prompt_embeds_dim))
+        for row, (sample, branch, _) in enumerate(batch.passes):
+            memory.copy(memory.row(latents, row), self._slots.latents(sample))
+            memory.copy(memory.row(prompt_embeds, row), self._slots.prompt_embeds(branch))
+        levels = np.array([sample.schedule[step : step + 2] for sample, _, step in batch.passes])  # [B, 2]
+        self._pipeline.step(latents, latents_next, prompt_embeds, levels[:, 0], levels[:, 1])
+        for row, (sample, _, _) in enumerate(batch.passes):
+            if not sample.is_guided:
+                memory.copy(self._slots.latents(sample), memory.row(latents_next, row))
+        return latents_next
+
+    def _step_results(self, batch: Batch, latents: Array, seconds: float) -> list[StepResult]:
+        """Return the steps that the batch has finished.
+
+        Args:
+            latents: [B, 16, h, w] after the pass.
+            seconds: share of each row.
+        """
+        results: dict[Sample, StepResult] = {}
+        for one, row in zip(batch.passes, latents, strict=True):
+            sample = one.sample
+            if sample.is_removed:
+                continue
+            sample.record(passes=sample.seconds.passes + seconds)
+            try:
+                require_finite(row, f"latents after step {one.step + 1} of {sample.steps}")
+            except NonFiniteOutput as error:
+                results[sample] = StepResult(sample, error=error)
+                continue
+            after = self._guided(one, row) if sample.is_guided else row
+            if after is not None:
+                results[sample] = StepResult(sample, estimate_for_preview(sample, one.step + 1, after))
+        return list(results.values())
+
+    def _guided(self, one: Pass, output: Array) -> Array | None:
+        """Keep a branch's output; once both branches are over, write and return the latents [16, h, w] of the step."""
+        one.branch.output = output.copy()
+        positive, negative = one.sample.branches
+        if positive.output is None or negative.output is None:
+            return None
+        latents = guide(positive.output, negative.output, one.sample.request.guidance_scale)
+        positive.output = negative.output = None
+        self._slots.write_latents(one.sample, latents[None])
+        return latents

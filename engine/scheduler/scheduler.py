@@ -1,0 +1,181 @@
+"""Decisions about what runs next: a batch of forward passes, a change of LoRAs, or nothing.
+
+Pure policy: knows samples, sizes, slots and times that it is given; no engines, no tensors and no clock. With pass
+times from a table in place of an executor, it simulates a server.
+"""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from engine.errors import UnsupportedShape
+from engine.plan.manifest import Manifest
+from engine.scheduler.batch_table import BatchTable
+from engine.scheduler.lora_schedule import LoraScheduler
+from engine.scheduler.sample import Pass, Sample
+from engine.scheduler.slots import Slots
+from engine.size import Size
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Passes of one size and one prompt length, run as one forward pass."""
+
+    passes: tuple[Pass, ...]
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The samples of the passes; a guided one may have two passes."""
+        return tuple(dict.fromkeys(one.sample for one in self.passes))
+
+    @property
+    def size(self) -> Size:
+        return self.passes[0].sample.size
+
+    @property
+    def prompt_length(self) -> int:
+        """Padded prompt tokens."""
+        return self.passes[0].branch.length
+
+    def __len__(self) -> int:
+        return len(self.passes)
+
+
+@dataclass(frozen=True, slots=True)
+class LoraChange:
+    """A change to the LoRA of the sample that has waited longest."""
+
+    sample: Sample
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        return (self.sample,)
+
+    @property
+    def lora(self) -> str | None:
+        return self.sample.request.lora
+
+
+class Scheduler:
+    """Decides which samples run next.
+
+    `next` may be called as often as wanted. Its answer becomes a fact with `start` and `complete`, or with
+    `complete_change`.
+
+    Args:
+        manifest: profiles of the plans, which limit the batch at each size.
+        slots: slots for samples that have begun; a guided sample takes two.
+        table: batch sizes that gain throughput.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        slots: int,
+        table: BatchTable | None = None,
+        lora_scheduler: LoraScheduler | None = None,
+    ) -> None:
+        assert slots >= 2, "a guided image takes two"
+        self._manifest = manifest
+        self._slots = Slots(slots)
+        self._table = table or BatchTable()
+        self._loras = lora_scheduler or LoraScheduler()
+        self._samples: dict[str, Sample] = {}
+        self._running = 0  # batches
+
+    @property
+    def is_idle(self) -> bool:
+        """True if no sample waits and no batch runs."""
+        return not self._samples and not self._running
+
+    @property
+    def slots_taken(self) -> int:
+        """Slots of samples that have begun."""
+        return self._slots.taken
+
+    def __len__(self) -> int:
+        """Samples that wait or run."""
+        return len(self._samples)
+
+    def get(self, key: str) -> Sample | None:
+        """Return the sample of a key."""
+        return self._samples.get(key)
+
+    def with_lora(self, lora: str | None) -> list[Sample]:
+        """Return all samples of a LoRA."""
+        return [sample for sample in self._samples.values() if sample.request.lora == lora]
+
+    def add(self, sample: Sample) -> None:
+        """Queue a sample."""
+        assert sample.key not in self._samples, sample.key
+        self._samples[sample.key] = sample
+        self._loras.add(sample)
+
+    def remove(self, sample: Sample) -> None:
+        """Remove a sample that is finished, cancelled or failed, and free its slots."""
+        sample.is_removed = True
+        del self._samples[sample.key]
+        self._loras.remove(sample)
+        self._slots.release(sample)
+
+    def next(self, now: float) -> Batch | LoraChange | None:
+        """Return what runs next, or None if nothing can be started now.
+
+        Args:
+            now: seconds, by the clock of `Sample.submitted_at`.
+        """
+        is_slice_over = self._loras.is_slice_over(now)
+        if is_slice_over and not self._running and not self._slots.taken:
+            waiting = self._loras.longest_waiting()
+            assert waiting is not None
+            return LoraChange(waiting)
+        return self._next_batch(may_admit=not is_slice_over)
+
+    def start(self, batch: Batch, now: float) -> None:
+        """Record that a batch is enqueued."""
+        self._loras.start_slice(now)
+        self._running += 1
+        for one in batch.passes:
+            one.branch.enqueued += 1
+
+    def complete(self, batch: Batch, charges: Iterable[tuple[Size, float]]) -> None:
+        """Record that a batch is over.
+
+        Args:
+            charges: seconds of device time by size, spent on the batch and on images decoded before it.
+        """
+        self._running -= 1
+        for size, seconds in charges:
+            self._loras.queue.charge(size, seconds)
+        for one in batch.passes:
+            one.branch.completed += 1
+
+    def complete_change(self, change: LoraChange, seconds: float) -> None:
+        """Record that another LoRA is in the plans, after `seconds`."""
+        self._loras.activate(change.lora, seconds)
+
+    def _next_batch(self, *, may_admit: bool) -> Batch | None:
+        """Return the passes that run next.
+
+        Args:
+            may_admit: whether samples without a slot may take one.
+        """
+        for with_slot_only in (False, True):  # while the oldest sample waits for a slot, those that have one go on
+            for queue in self._loras.queue:
+                passes = []
+                for one in queue.passes(self._max_batch(queue.size), with_slot_only=with_slot_only):
+                    if one.branch.slot is not None or (may_admit and self._slots.take(one.sample)):
+                        passes.append(one)
+                    else:
+                        may_admit = False  # nor may younger samples, or one that needs two slots would wait forever
+                if passes:
+                    return Batch(tuple(passes))
+        return None
+
+    def _max_batch(self, size: Size) -> int:
+        """Return the largest batch that gains throughput and that a profile covers."""
+        for batch in range(self._table.limit(size), 1, -1):
+            with suppress(UnsupportedShape):
+                self._manifest.profile_for(size, batch)
+                return batch
+        return 1

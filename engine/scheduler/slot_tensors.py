@@ -1,0 +1,32 @@
+"""Latents and prompt_embeds of samples between two forward passes.
+
+Knows where a slot's tensors are; not which sample runs when.
+"""
+
+from engine.array import Array
+from engine.backends.memory import Memory, Tensor, slot_tensor
+from engine.plan.manifest import Model
+from engine.scheduler.sample import GuidanceBranch, Sample
+
+
+class SlotTensors:
+    """The tensors of the slots that samples have taken."""
+
+    def __init__(self, memory: Memory, model: Model) -> None:
+        self._memory, self._model = memory, model
+
+    def latents(self, sample: Sample) -> Tensor:
+        """Return [1, 16, h, w], in the slot of the sample's first branch."""
+        return self._view("latents", sample.branches[0], self._model.latents_shape(sample.size))
+
+    def write_latents(self, sample: Sample, values: Array) -> None:
+        """Enqueue a write of [1, 16, h, w]."""
+        self._memory.copy(self.latents(sample), self._memory.write("latents", values))
+
+    def prompt_embeds(self, branch: GuidanceBranch) -> Tensor:
+        """Return [1, L, prompt_embeds_dim]."""
+        return self._view("prompt_embeds", branch, (1, branch.length, self._model.prompt_embeds_dim))
+
+    def _view(self, name: str, branch: GuidanceBranch, shape: tuple[int, ...]) -> Tensor:
+        assert branch.slot is not None
+        return self._memory.view(slot_tensor(name, branch.slot), shape)

@@ -1,0 +1,31 @@
+"""The three graphs of a checkpoint, each at its precision."""
+
+from collections.abc import Mapping
+
+from engine.plan.manifest import GraphName, Precision
+from export.checkpoint import models
+from export.checkpoint.files import Checkpoint
+from export.graphs.denoiser import Denoiser
+from export.graphs.graph_module import GraphModule
+from export.graphs.prompt_encoder import PromptEncoder
+from export.graphs.vae_decoder import VaeDecoder
+
+
+def make_graphs(checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision]) -> dict[GraphName, GraphModule]:
+    """Make the three graphs. Each has its own modules, since precisions differ and meta tensors use no memory.
+
+    Raises:
+        CheckpointError: the models' sizes do not match each other, or a config is not supported.
+    """
+    transformer, text_encoder = checkpoint.transformer, checkpoint.text_encoder
+    models.require_match(transformer, text_encoder, checkpoint.vae)
+    return {
+        "prompt_encoder": make_prompt_encoder(checkpoint, precisions["prompt_encoder"]),
+        "denoiser": Denoiser(models.transformer(transformer), precisions["denoiser"]),
+        "vae_decoder": VaeDecoder(models.vae_decoder(checkpoint.vae), precisions["vae_decoder"]),
+    }
+
+
+def make_prompt_encoder(checkpoint: Checkpoint, precision: Precision) -> PromptEncoder:
+    text_encoder, transformer = models.text_encoder(checkpoint.text_encoder), models.transformer(checkpoint.transformer)
+    return PromptEncoder(text_encoder, transformer, precision)

@@ -1,0 +1,203 @@
+"""Execution of batches: guidance, prompts, previews, and times of the stages."""
+
+import time
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes.cuda import PASS_SECONDS
+from fakes.loop_builder import (
+    BATCHING,
+    RED,
+    Arrival,
+    Device,
+    LoopBuilder,
+    loop_builder,
+    remaining_events,
+    run_workload,
+)
+from fakes.manifest import MANIFEST
+from fakes.step_peak import STEP_BYTES, peak_of
+
+from benchmarks.load.http_clients import ENGINE_STAGES
+from engine.pipeline import Pipeline
+from engine.request import ImageRequest
+from engine.sampling import rope
+from engine.sampling.schedule import sigmas
+from engine.scheduler.batch_table import BatchTable
+from engine.scheduler.events import Denoised, Stepped
+from engine.scheduler.fair_queue import FairQueue
+from engine.scheduler.loop import EngineLoop
+from engine.size import Size
+
+# guidance
+
+
+def test_guidance_moves_from_the_negative_prompt_to_the_positive_one(fakes: LoopBuilder) -> None:
+    """diffusers' scale: positive + scale * (positive - negative), at every step."""
+    request = replace(RED, negative_prompt="a blue star " * 12, guidance_scale=2.5)
+    embeds = []
+    for prompt in (request.prompt, request.negative_prompt):
+        ids = fakes.pipeline.tokenize(prompt).ids
+        padded = np.zeros((1, -(-len(ids) // 32) * 32), np.int64)
+        padded[0, : len(ids)] = ids
+        prompt_embeds = np.zeros((*padded.shape, 8), np.float32)
+        fakes.graphs.prompt_encoder(
+            {"input_ids": padded, "lengths": np.array([len(ids)]), "prompt_embeds": prompt_embeds}
+        )
+        embeds.append(prompt_embeds)
+    latents, schedule = fakes.pipeline.noise(7, Size(96, 64)), sigmas(4, 3.0)
+    for sigma, sigma_next in pairwise(schedule):
+        outputs = []
+        for prompt_embeds in embeds:
+            cos, _ = rope.tables(MANIFEST.model.rope, 4, 6, prompt_embeds.shape[1])
+            outputs.append(np.empty_like(latents))
+            levels = {"sigma": np.array([sigma]), "sigma_next": np.array([sigma_next])}
+            tensors = {"latents": latents, "latents_next": outputs[-1], "prompt_embeds": prompt_embeds, "rope_cos": cos}
+            fakes.graphs.denoiser(tensors | levels)
+        latents = outputs[0] + np.float32(2.5) * (outputs[0] - outputs[1])
+    image = np.zeros((1, 64, 96, 3), np.float32)
+    fakes.graphs.vae_decoder({"latents": latents, "image": image})
+    assert np.abs(fakes.loop().generate(request).pixels - np.rint(image[0])).max() <= 1
+
+
+def test_guidance_takes_two_passes_a_step_and_its_absence_one(fakes: LoopBuilder) -> None:
+    fakes.loop().generate(replace(RED, negative_prompt="a blue star"))
+    assert fakes.graphs.rows == {"prompt_encoder": 1, "denoiser": 4, "vae_decoder": 1}
+    fakes.graphs.rows.clear()
+    fakes.loop().generate(replace(RED, guidance_scale=1.0))
+    assert fakes.graphs.rows == {"prompt_encoder": 2, "denoiser": 8, "vae_decoder": 1}
+
+
+def test_empty_negative_prompt_is_encoded(fakes: LoopBuilder) -> None:
+    empty, blank = (replace(RED, guidance_scale=2.0, negative_prompt=text) for text in ("", "a blue star"))
+    assert not np.array_equal(fakes.loop().generate(empty).pixels, fakes.loop().generate(blank).pixels)
+
+
+# prompts
+
+
+def test_repeated_prompt_is_encoded_once(fakes: LoopBuilder) -> None:
+    loop = fakes.loop()
+    for prompt in ("a red circle", "a red circle", "a blue one", "a red circle"):
+        loop.generate(replace(RED, prompt=prompt))
+    assert fakes.graphs.rows["prompt_encoder"] == 2
+    assert (loop.prompt_cache.hits, loop.prompt_cache.misses) == (2, 2)
+
+
+def test_prompt_is_encoded_once_for_each_lora(fakes: LoopBuilder) -> None:
+    loop = fakes.loop()
+    for lora in (None, "a", None, "a"):
+        loop.generate(replace(RED, lora=lora))
+    assert fakes.graphs.rows["prompt_encoder"] == 2
+
+
+# previews
+
+
+@pytest.mark.parametrize(
+    ("previews", "steps"), [(0, []), (1, [4]), (2, [3, 5]), (3, [2, 4, 6]), (7, list(range(1, 8)))]
+)
+def test_previews_are_spread_over_the_steps(fakes: LoopBuilder, previews: int, steps: list[int]) -> None:
+    loop = fakes.loop()
+    loop.submit("a", replace(RED, num_inference_steps=8), previews)
+    shown = [event for event in remaining_events(loop) if isinstance(event, Stepped) and event.estimate is not None]
+    assert [event.done for event in shown] == steps
+    assert all(event.estimate.shape == (16, 8, 12) for event in shown)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 2.0])
+def test_preview_equals_the_image_of_a_single_step(fakes: LoopBuilder, guidance: float) -> None:
+    """The first preview of two steps: noise - velocity, from the latents before and after."""
+    request = replace(RED, num_inference_steps=2, guidance_scale=guidance, negative_prompt="a blue star")
+    loop = fakes.loop()
+    loop.submit("a", request, previews=1)
+    (shown,) = [event for event in remaining_events(loop) if isinstance(event, Stepped) and event.estimate is not None]
+    one_step = fakes.loop()
+    one_step.submit("b", replace(request, num_inference_steps=1), previews=0)
+    (denoised,) = [event for event in remaining_events(one_step) if isinstance(event, Denoised)]
+    image = np.zeros((1, 64, 96, 3), np.float32)
+    fakes.graphs.vae_decoder({"latents": shown.estimate[None], "image": image})
+    assert np.abs(denoised.pending.finish().pixels - np.rint(image[0])).max() <= 1
+
+
+# times and memory
+
+
+def test_steps_allocate_no_arrays(nano: Pipeline) -> None:
+    loop = EngineLoop(nano, BATCHING)
+    for side in (256, 64):
+        request = ImageRequest("a red circle", side, side)
+        loop.generate(request)  # binds the arrays
+        assert peak_of(lambda on_step, request=request: loop.generate(request, on_step)) < STEP_BYTES
+
+
+def test_time_until_an_image_is_finished_is_not_decoding_time(fakes: LoopBuilder) -> None:
+    """The server estimates its queue from the decoding time."""
+    loop = fakes.loop()
+    loop.submit("a", RED)
+    pending_images = []
+    while not loop.is_idle:
+        pending_images += [event.pending for event in loop.step() if isinstance(event, Denoised)]
+    time.sleep(0.3)
+    assert pending_images[0].finish().seconds.vae_decoder < 0.2
+
+
+@pytest.mark.parametrize("device", ["device, late", "device, eager"])
+def test_device_time_is_charged_to_the_size_that_used_it(
+    fake_plans: Path, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A decoding runs behind a pass that was enqueued before it; its time counts for neither that pass nor the next."""
+    charged: dict[int, float] = Counter()
+    charge = FairQueue.charge
+
+    def record(queue: FairQueue, size: Size, seconds: float) -> None:
+        charged[size.height] += seconds
+        charge(queue, size, seconds)
+
+    monkeypatch.setattr(FairQueue, "charge", record)
+    builder = loop_builder(fake_plans, device)
+    large = replace(RED, prompt="a blue star", height=256, num_inference_steps=2)
+    arrivals = [Arrival(large), *(Arrival(replace(RED, seed=seed)) for seed in range(3))]
+    outcomes = run_workload(builder.loop(BatchTable()), arrivals)
+    for number, arrival in enumerate(arrivals):
+        seconds, passes = outcomes[number].seconds, arrival.request.num_inference_steps
+        assert seconds.passes == pytest.approx(passes * PASS_SECONDS)
+        assert seconds.vae_decoder == pytest.approx(PASS_SECONDS)
+    assert charged[256] == pytest.approx((1 + 2 + 1) * PASS_SECONDS)  # prompt, passes, image
+    assert charged[64] == pytest.approx((1 + 12 + 2) * PASS_SECONDS)  # the last decoding delays no other size
+    builder.pipeline.close()
+
+
+def test_time_of_a_prompt_is_not_time_of_passes(fake_plans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's estimates add both."""
+    builder = loop_builder(fake_plans, "host")
+    encode = builder.pipeline.encode_prompt
+    monkeypatch.setattr(builder.pipeline, "encode_prompt", lambda prompts: (time.sleep(0.2), encode(prompts))[1])
+    seconds = builder.loop().generate(RED).seconds
+    assert seconds.prompt_encoder > 0.2 > seconds.passes
+
+
+def test_stage_times_cover_the_whole_image(fake_plans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`zimage-bench http` attributes the rest of a request to HTTP, so no work of the engine may be left out."""
+    builder = loop_builder(fake_plans, "host")
+    rint = np.rint
+    monkeypatch.setattr(np, "rint", lambda *args, **kwargs: (time.sleep(0.2), rint(*args, **kwargs))[1])
+    started = time.perf_counter()
+    seconds = builder.loop().generate(RED).seconds
+    generated = time.perf_counter() - started
+    assert generated - sum(getattr(seconds, stage) for stage in ENGINE_STAGES) < 0.1
+
+
+def test_step_does_not_wait_for_pixels_of_two_images_that_end_with_it(fake_plans: Path) -> None:
+    builder = loop_builder(fake_plans, "device, late")
+    loop = builder.loop()
+    for seed in range(2):
+        loop.submit(str(seed), replace(RED, seed=seed))
+    pending_images = [event.pending for event in remaining_events(loop) if isinstance(event, Denoised)]
+    assert [pending._outcome for pending in pending_images] == [None, None]
+    builder.pipeline.synchronize()
+    builder.pipeline.close()

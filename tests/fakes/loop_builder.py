@@ -1,0 +1,209 @@
+"""Engine loops over graphs that are functions of numpy, and workloads to run on them."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from fakes.cuda import FakeCuda, load_fakes
+from fakes.host_engine import HostEngine
+from fakes.manifest import MANIFEST
+from hypothesis import strategies as st
+
+from engine.backends.base import Backend
+from engine.backends.host_memory import HostMemory
+from engine.errors import LoraMismatch, ZImageError
+from engine.images.generated import GeneratedImage
+from engine.options import RuntimeOptions
+from engine.pipeline import Pipeline
+from engine.plan.manifest import GraphName
+from engine.request import ImageRequest
+from engine.sampling.schedule import sigmas
+from engine.sampling.tokenizer import PromptTokenizer, TokenizedPrompt
+from engine.scheduler.batch_table import BatchTable, PassTimes
+from engine.scheduler.events import Denoised, Event, Failed, Started, Stepped
+from engine.scheduler.loop import EngineLoop
+from engine.scheduler.lora_schedule import LoraScheduler
+from engine.scheduler.sample import GuidanceBranch, Sample
+from engine.size import Size
+
+Device = Literal["host", "device, late", "device, eager"]
+
+DEVICES: tuple[Device, ...] = ("host", "device, late", "device, eager")
+SLOTS = 5
+BATCHING = BatchTable("a fake", (PassTimes(512, 512, (1.0, 1.1, 1.2, 1.3)),))
+RED = ImageRequest("a red circle", 96, 64, seed=7, num_inference_steps=4)
+
+
+@dataclass
+class FakeGraphs:
+    """The three graphs as functions that treat each row alike, and count their rows and batches."""
+
+    rows: Counter[str] = field(default_factory=Counter)
+    batches: list[int] = field(default_factory=list)
+    lora_offset: float = 0.0
+
+    def prompt_encoder(self, tensors: Mapping[str, np.ndarray]) -> None:
+        ids, lengths = tensors["input_ids"], tensors["lengths"]
+        self.rows["prompt_encoder"] += len(ids)
+        tensors["prompt_embeds"][:] = np.sin(ids[..., None] + np.arange(8) + lengths[:, None, None] + self.lora_offset)
+
+    def denoiser(self, tensors: Mapping[str, np.ndarray]) -> None:
+        self.rows["denoiser"] += len(tensors["latents"])
+        self.batches.append(len(tensors["latents"]))
+        shift = tensors["rope_cos"].sum() * 1e-3
+        for row, latents in enumerate(tensors["latents"]):
+            target = tensors["prompt_embeds"][row].mean() * 100 + shift + latents[0, 0, 0] + self.lora_offset
+            velocity = np.tanh(latents) - target
+            step = tensors["sigma_next"][row] - tensors["sigma"][row]
+            tensors["latents_next"][row] = latents + step * velocity
+
+    def vae_decoder(self, tensors: Mapping[str, np.ndarray]) -> None:
+        latents = tensors["latents"][0]
+        self.rows["vae_decoder"] += 1
+        image = np.abs(latents[:3].repeat(8, 1).repeat(8, 2).transpose(1, 2, 0)) * 50
+        tensors["image"][0] = image % 256
+
+
+@dataclass
+class FakeLoras:
+    """A `LoraRegistry` whose LoRAs change the graphs at once, so a pass that still runs would give other values."""
+
+    graphs: FakeGraphs
+    seconds: float = 0.0
+    applied: list[str | None] = field(default_factory=list)
+
+    names = ("a", "b", "damaged")
+
+    def apply(self, name: str | None) -> float:
+        if name == "damaged":
+            raise LoraMismatch("a damaged file")
+        self.applied.append(name)
+        self.graphs.lora_offset = {None: 0.0, "a": 0.5, "b": -1.5}[name]
+        return self.seconds
+
+
+@dataclass
+class LoopBuilder:
+    """A pipeline of fakes, and loops over it."""
+
+    pipeline: Pipeline
+    graphs: FakeGraphs
+
+    def __post_init__(self) -> None:
+        self.loras = FakeLoras(self.graphs)
+
+    def loop(self, table: BatchTable = BATCHING, min_slice: float = 3600.0) -> EngineLoop:
+        """Return a loop with no LoRA in the plans.
+
+        Args:
+            min_slice: seconds of a LoRA's time slice while samples of other LoRAs wait.
+        """
+        self.loras.apply(None)
+        self.loras.applied.clear()
+        return EngineLoop(self.pipeline, table, self.loras, LoraScheduler(min_slice))
+
+
+def loop_builder(folder: Path, device: Device, slots: int = SLOTS) -> LoopBuilder:
+    """Return a fresh pipeline of fakes.
+
+    Args:
+        folder: plans that `fakes.host_engine.write_plans` wrote.
+    """
+    graphs = FakeGraphs()
+    functions: dict[GraphName, Callable[[Mapping[str, np.ndarray]], None]] = {
+        "prompt_encoder": graphs.prompt_encoder,
+        "denoiser": graphs.denoiser,
+        "vae_decoder": graphs.vae_decoder,
+    }
+    if device == "host":
+        memory = HostMemory(MANIFEST, MANIFEST.profiles, slots)
+        loaded = Backend(memory, {name: HostEngine(function) for name, function in functions.items()})
+    else:
+        cuda = FakeCuda(eagerness=0.9 if device == "device, eager" else 0)
+        loaded = load_fakes(cuda, functions, folder, MANIFEST, RuntimeOptions(cuda_graphs="off", slots=slots))
+    return LoopBuilder(Pipeline(MANIFEST, PromptTokenizer(folder, MANIFEST.model.prompt), loaded), graphs)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """An image, the loop step before which it is submitted, and the one before which it is cancelled, if at all."""
+
+    request: ImageRequest
+    submit_at: int = 0
+    cancel_at: int | None = None
+
+
+def workloads(*loras: str | None) -> st.SearchStrategy[list[Arrival]]:
+    """Return a strategy for images under these LoRAs."""
+    images = st.builds(
+        ImageRequest,
+        prompt=st.sampled_from(["a red circle", "a blue star", "a blue star " * 12]),
+        height=st.sampled_from([64, 64, 96]),
+        width=st.just(64),
+        seed=st.integers(0, 3),
+        num_inference_steps=st.integers(1, 5),
+        negative_prompt=st.sampled_from(["", "a red circle " * 12]),
+        guidance_scale=st.sampled_from([0.0, 0.0, 2.5]),
+        lora=st.sampled_from(loras),
+    )
+    cancel_at = st.none() | st.none() | st.integers(0, 25)
+    return st.lists(st.builds(Arrival, images, st.integers(0, 12), cancel_at), min_size=1, max_size=8)
+
+
+def run_workload(loop: EngineLoop, arrivals: list[Arrival]) -> dict[int, GeneratedImage | ZImageError]:
+    """Run a workload to its end. Images are finished last, when every buffer has been overwritten."""
+    pending_images, outcomes = {}, {}
+    step, stepped, started = 0, Counter[str](), Counter[str]()
+    while step <= max(arrival.submit_at for arrival in arrivals) or not loop.is_idle:
+        for number, arrival in enumerate(arrivals):
+            if arrival.submit_at == step:
+                loop.submit(str(number), arrival.request)
+            if arrival.cancel_at == step:
+                loop.cancel(str(number))
+        for event in loop.step():
+            match event:
+                case Denoised():
+                    pending_images[int(event.key)] = event.pending
+                case Failed():
+                    outcomes[int(event.key)] = event.error
+                case Started():
+                    started[event.key] += 1
+                case Stepped():
+                    stepped[event.key] += 1
+                    assert event.done == stepped[event.key] <= event.steps
+                    assert started[event.key] == 1
+        step += 1
+        assert step < 500, "the loop never ends"
+    assert loop._scheduler.slots_taken == 0, "a slot was lost"
+    return outcomes | {number: pending.finish() for number, pending in pending_images.items()}
+
+
+def remaining_events(loop: EngineLoop) -> list[Event]:
+    """Run a loop until it is idle and return its events."""
+    events: list[Event] = []
+    while not loop.is_idle:
+        events += loop.step()
+    return events
+
+
+def finish_order(loop: EngineLoop) -> list[str]:
+    """Run a loop until it is idle and return the keys in the order in which they were denoised."""
+    return [event.key for event in remaining_events(loop) if isinstance(event, Denoised)]
+
+
+def submit(loop: EngineLoop, *names: str, **change: object) -> None:
+    """Submit images, each named by its LoRA, or "-" for none, and a number."""
+    for name in names:
+        loop.submit(name, replace(RED, lora=None if name[0] == "-" else name[:-1], **change))
+
+
+def sample(
+    key: str, side: int, steps: int = 8, *, lora: str | None = None, submitted_at: float = 0.0, branches: int = 1
+) -> Sample:
+    """Return a square sample with prompts of one token."""
+    prompts = tuple(GuidanceBranch(TokenizedPrompt((1,), "", "")) for _ in range(branches))
+    request = ImageRequest("a", side, side, lora=lora)
+    return Sample(key, request, Size(side, side), sigmas(steps, 3.0), prompts, submitted_at=submitted_at)
