@@ -196,7 +196,7 @@ def test_a_file_that_was_not_prepared(lora: Lora) -> None:
     [
         ({"weights_sha256": "0" * 64}, "prepared for other weights"),
         ({"precisions": {"denoiser": "bf16"}}, "prepared for .*, the plans have"),
-        ({"exponents": {}}, "prepared for plans of another zimage-trt"),
+        ({"exponents": {}}, "prepared for plans of another version of zimage-trt"),
     ],
 )
 def test_a_lora_for_other_plans(plans: Path, prepared: PreparedLora, change: dict[str, object], message: str) -> None:
