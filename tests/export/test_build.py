@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -222,12 +223,19 @@ def test_ctrl_c_ends_a_build_inside_tensorrt(checkpoint: Path, tmp_path: Path, t
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None and child.stderr is not None
         assert any("denoiser: building" in line for line in child.stderr)
-        time.sleep(1)  # of five
+        inside = cpu_seconds(child) + 1  # of five; on a busy machine a second of wall-clock time is too early
+        while cpu_seconds(child) < inside:
+            time.sleep(0.05)
         child.send_signal(signal.SIGINT)
         assert child.stderr.read().splitlines()[-1] == "build-engines: interrupted; nothing was kept"
         assert child.stdout.read() == ""
     assert child.returncode == 1
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+
+
+def cpu_seconds(child: subprocess.Popen[str]) -> float:
+    times = psutil.Process(child.pid).cpu_times()
+    return times.user + times.system
 
 
 def refusal(*arguments: str) -> str:
