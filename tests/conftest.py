@@ -1,6 +1,7 @@
-"""What many tests share: the trained small checkpoint, and its FP32 ONNX plans, made once per run."""
+"""Fixtures that many tests share: the trained small checkpoint and the plans built from it, once per test run."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,21 @@ from rich.console import Console
 from nano.layout import Z_IMAGE_NANO
 
 os.environ["PYTHONPATH"] = PYTHONPATH  # for processes that tests start
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: a worker per core is parallel enough
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Plans of the trained model take a minute to make, whoever needs them first."""
+    """Mark the tests that need plans, and put files with slow tests first.
+
+    Plans take a minute to build. pytest-xdist hands out whole files in this order, so that the last ones, which only
+    one worker runs, are short.
+    """
     for item in items:
-        if "engines" in getattr(item, "fixturenames", ()):
+        if {"engines", "build_plans"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
@@ -26,18 +35,47 @@ def checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def engines(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `build-engines --fp32 --flavor onnx --output` leaves; tests that change it copy it first."""
-    from export.build import BuildOptions, build_engines
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of a test run share; scripts/test names one for the passes that it makes."""
+    if named := os.environ.get("ZIMAGE_TEST_FILES"):
+        return Path(named)
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def traces(run_folder: Path) -> Path:
+    """The folder of the graphs that this test run has traced."""
+    return run_folder / "traces"
+
+
+@pytest.fixture(scope="session")
+def build_plans(traces: Path) -> Callable[..., Path]:
+    """`build_engines`; from here on, this process traces no graph that the test run has traced before."""
+    from fakes.shared import share_traces
+
+    from export.build import build_engines
+
+    share_traces(traces)
+    return build_engines
+
+
+@pytest.fixture(scope="session")
+def engines(checkpoint: Path, run_folder: Path, build_plans: Callable[..., Path]) -> Path:
+    """An output folder of `build-engines --fp32 --flavor onnx --verify always`; tests that change it copy it first."""
+    from fakes.shared import made_once
+
+    from export.build import BuildOptions
     from export.progress import BuildProgress
 
-    output = tmp_path_factory.mktemp("engines")
-    options = BuildOptions(str(checkpoint), output, precision="fp32", flavor="onnx", verify="always")
-    build_engines(options, BuildProgress(Console(quiet=True)))
-    return output
+    def build(output: Path) -> None:
+        options = BuildOptions(str(checkpoint), output, precision="fp32", flavor="onnx", verify="always")
+        build_plans(options, BuildProgress(Console(quiet=True)))
+
+    return made_once(run_folder / "engines", build)
 
 
 @pytest.fixture(scope="session")
 def plan_directory(engines: Path) -> Path:
-    """The plan directory itself."""
+    """The plan directory in `engines`."""
     return (engines / "current").resolve()

@@ -1,11 +1,13 @@
-"""The commands of the README in one run: a checkpoint becomes an image through HTTP."""
+"""The README's commands from end to end: a checkpoint becomes an image through HTTP."""
 
 import base64
 import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pytest
@@ -59,11 +61,21 @@ def test_the_demo_generates_one_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_start_up_is_measured(engines: Path) -> None:
-    """The goal is 1.5 s to ready on a quiet machine (measured 0.96 to 1.34 s); the bound leaves room for others."""
+@pytest.mark.timing
+def test_start_up_takes_a_few_times_as_long_as_the_imports_it_needs(engines: Path) -> None:
+    """`zimage-bench startup` measures the seconds."""
     bench = [sys.executable, "-m", "benchmarks.cli", "startup", "--engines", str(engines), "--runs", "3"]
     done = subprocess.run(bench, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     figures = json.loads(done.stdout.splitlines()[-1])["figures"]
-    print(figures)
-    assert 0 < figures["ready_median_s"] < 5
+    imports = [import_seconds() for _ in range(3)]
+    print(figures, imports)
+    assert figures["runs"] == 3
+    assert 0 < figures["ready_median_s"] < 6 * median(imports)
+
+
+def import_seconds() -> float:
+    """Seconds of a process that imports the libraries without which nothing is served."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import fastapi, onnxruntime, pydantic_settings, uvicorn"], check=True)
+    return time.perf_counter() - started

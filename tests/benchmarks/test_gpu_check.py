@@ -34,17 +34,17 @@ def part(name: str) -> gpu_check.Part:
         ),
     ],
 )
-def test_how_a_part_ended(done: "CompletedProcess[str]", found: dict[str, object]) -> None:
+def test_part_process_becomes_figures_or_a_failure(done: "CompletedProcess[str]", found: dict[str, object]) -> None:
     assert gpu_check._read(done) == found
 
 
-def test_a_part_that_hangs_is_given_up(tmp_path: Path) -> None:
+def test_part_that_hangs_is_ended(tmp_path: Path) -> None:
     args = Namespace(folder=tmp_path, device="cpu", size="nano", layers=1, quick=True)
     found = gpu_check._run_part(replace(part("onnx"), seconds=1), args)
     assert found["failed"] == "timed out after 1 s"
 
 
-def test_the_report_says_what_failed_and_why(tmp_path: Path) -> None:
+def test_report_names_failed_parts_and_reasons(tmp_path: Path) -> None:
     gpu_check._write(
         tmp_path,
         {
@@ -61,7 +61,7 @@ def test_the_report_says_what_failed_and_why(tmp_path: Path) -> None:
 
 @WITHOUT_GPU
 @pytest.mark.slow
-def test_without_a_gpu_the_rest_is_still_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_the_other_parts_still_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["gpu-check", str(tmp_path), "--device", "cuda", "--quick", "--only", "machine,memory"])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
     assert figures.keys() == {"machine", "memory"}

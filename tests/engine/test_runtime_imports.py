@@ -1,4 +1,4 @@
-"""What runs plans imports no training framework: an image is generated where none can be imported."""
+"""The runtime imports no training framework: it generates an image where none can be imported."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The whole line, from a prompt to pixels, against the implementations that it replaces."""
+"""Images, from prompt to pixels, against those of diffusers."""
 
 from pathlib import Path
 
@@ -31,20 +31,22 @@ def diffusers(checkpoint: Path) -> Diffusers:
         ("so many words " * 300, 96, 96),
     ],
 )
-def test_the_image_is_diffusers(pipeline: Pipeline, diffusers: Diffusers, prompt: str, height: int, width: int) -> None:
-    """40 dB are asked for; 80 dB and more are measured, where single pixels round the other way."""
+def test_image_equals_that_of_diffusers(
+    pipeline: Pipeline, diffusers: Diffusers, prompt: str, height: int, width: int
+) -> None:
+    """40 dB is the goal; it measures 80 dB and more, where single pixels round the other way."""
     request = ImageRequest(prompt, width, height, seed=7)
     assert psnr(pipeline.generate(request).pixels, diffusers.generate([request])[0]) > 60
 
 
-def test_another_seed_is_another_image(pipeline: Pipeline) -> None:
+def test_different_seeds_give_different_images(pipeline: Pipeline) -> None:
     images = [pipeline.generate(ImageRequest("a red circle", 64, 64, seed)).pixels for seed in (1, 2, 1)]
     assert psnr(images[0], images[1]) < 20
     assert np.array_equal(images[0], images[2])
 
 
-def test_sizes_in_turn_do_not_disturb_each_other(pipeline: Pipeline) -> None:
-    """Buffers are shared between shapes: what a larger image left there must not show in a smaller one."""
+def test_larger_image_does_not_change_a_later_smaller_one(pipeline: Pipeline) -> None:
+    """Shapes share buffers: a smaller image must not show what a larger one left there."""
     small, large = ImageRequest("a red circle", 80, 64, 3), ImageRequest("a blue square " * 20, 256, 256, 3)
     before = pipeline.generate(small).pixels
     pipeline.generate(large)

@@ -1,4 +1,4 @@
-"""What the program draws, what it says of it, and whether the judge can tell."""
+"""Scenes, their captions, and the judge that compares an image with a scene."""
 
 from dataclasses import replace
 from random import Random
@@ -26,7 +26,7 @@ def misses(verdict: Verdict) -> dict[str, tuple[int, int]]:
 
 @settings(max_examples=150, deadline=None)
 @given(seeds, sizes)
-def test_the_judge_gives_a_drawn_image_everything(seed: int, size: tuple[int, int]) -> None:
+def test_judge_finds_nothing_missing_in_a_drawn_scene(seed: int, size: tuple[int, int]) -> None:
     rng = Random(seed)
     scene = random_scene(rng)
     image = draw(scene, *size, rng)
@@ -34,7 +34,7 @@ def test_the_judge_gives_a_drawn_image_everything(seed: int, size: tuple[int, in
     assert misses(judge(image, scene)) == {}
 
 
-def test_the_judge_gives_swapped_captions_a_low_score() -> None:
+def test_judge_scores_swapped_captions_near_chance() -> None:
     """Chance level: one colour in ten, one shape in eight, one place in nine or one relation in two."""
     rng = Random(0)
     scenes = [random_scene(rng) for _ in range(201)]
@@ -63,7 +63,7 @@ def test_each_attribute_is_judged_by_itself(asked: Scene, missed: set[str]) -> N
 
 
 @pytest.mark.parametrize("value", [0, 127, 255])
-def test_a_flat_image_has_nothing_in_it(value: int) -> None:
+def test_flat_image_scores_zero(value: int) -> None:
     image = np.full((128, 128, 3), value, np.uint8)
     assert find_pieces(image, fit_background(image)) == ([], 0)
     assert max(shares([judge(image, PAIR)]).values()) == 0
@@ -74,7 +74,7 @@ def centre(shape: str, image: str = "white") -> tuple[Scene, np.ndarray]:
     return scene, draw(scene, 128, 128, Random(0))
 
 
-def test_a_neighbouring_place_does_not_hold() -> None:
+def test_neighbouring_place_is_judged_wrong() -> None:
     for place in CELLS:
         scene = Scene((Thing("circle", "red"),), place, Background("white", "white"))
         images = [draw(scene, 192, 128, Random(seed)) for seed in range(10)]
@@ -84,13 +84,13 @@ def test_a_neighbouring_place_does_not_hold() -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_without_a_place_one_thing_is_in_the_centre_and_two_are_side_by_side(seed: int) -> None:
+def test_scene_without_a_place_is_drawn_in_the_centre_or_side_by_side(seed: int) -> None:
     for scene, place in ((centre("circle")[0], "centre"), (PAIR, "left of")):
         image = draw(replace(scene, place=None), 192, 128, Random(seed))
         assert misses(judge(image, replace(scene, place=place))) == {}
 
 
-def test_specks_a_second_colour_and_a_colour_of_no_name_are_noticed() -> None:
+def test_specks_second_colours_and_unnamed_colours_are_judged_wrong() -> None:
     scene, clean = centre("circle")
     specks = clean.copy()
     specks[4:124:12, 2:22:4] = 0
@@ -106,7 +106,7 @@ def test_specks_a_second_colour_and_a_colour_of_no_name_are_noticed() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_what_an_autoencoder_does_to_an_image_is_forgiven(seed: int) -> None:
+def test_blur_and_noise_of_an_autoencoder_are_tolerated(seed: int) -> None:
     """A blur of a pixel and noise of 6 levels."""
     rng = Random(seed)
     scene = random_scene(rng)
@@ -116,14 +116,14 @@ def test_what_an_autoencoder_does_to_an_image_is_forgiven(seed: int) -> None:
     assert misses(judge(np.clip(np.rint(noisy), 0, 255).astype(np.uint8), scene)) == {}
 
 
-def test_noise_is_judged_and_found_wanting() -> None:
+def test_noise_scores_at_most_half() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
     assert max(shares([judge(noise, PAIR)]).values()) <= 0.5
 
 
 @settings(max_examples=50, deadline=None)
 @given(seeds)
-def test_an_unsaid_background_never_hides_a_thing(seed: int) -> None:
+def test_unspecified_background_never_hides_a_thing(seed: int) -> None:
     scene = Scene((Thing("star", "orange"),), "centre", None)
     assert misses(judge(draw(scene, 128, 128, Random(seed)), scene)) == {}
 
@@ -211,7 +211,7 @@ def test_captions_say_sizes_places_and_directions(scene: Scene, english: str, ch
     assert any(chinese in caption(scene, "zh", Random(seed)) for seed in range(20))
 
 
-def test_a_pair_is_told_from_both_sides() -> None:
+def test_pair_is_captioned_from_either_side() -> None:
     wordings = {caption(PAIR, "en", Random(seed)) for seed in range(50)}
     assert "a red circle to the left of a blue square on a yellow background" in wordings
     assert "on a yellow background, a blue square to the right of a red circle" in wordings
@@ -235,7 +235,7 @@ def test_every_caption_fits_into_one_block_of_32_tokens(tokenizer: Tokenizer, se
     assert len(tokenizer.encode(rendered).ids) <= 32
 
 
-def test_words_are_tokens(tokenizer: Tokenizer) -> None:
+def test_each_word_is_one_token(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("a red circle on a blue background").tokens == [
         *("a", "Ġred", "Ġcircle", "Ġon", "Ġa", "Ġblue", "Ġbackground"),
     ]

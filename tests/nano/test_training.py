@@ -1,4 +1,4 @@
-"""The recipe in a few steps: losses fall, a stopped stage goes on where it was, and what is written can be loaded."""
+"""The recipe in a few steps: losses fall, an interrupted stage resumes, and the written checkpoint loads."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def fit_a_line(stage: Stage, folder: Path, stop_at: int | None = None) -> tuple[
     return model, train(stage, {"line": model}, optimizers(model, stage.learning_rate, ()), loss_of, folder)
 
 
-def test_a_stopped_stage_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_interrupted_stage_resumes_with_the_same_result(tmp_path: Path) -> None:
     whole, losses = fit_a_line(line_stage(20), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         fit_a_line(line_stage(20), tmp_path / "stopped", stop_at=13)
@@ -67,19 +67,19 @@ def test_a_stopped_stage_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> N
     assert all(map(torch.equal, finished.parameters(), whole.parameters()))
 
 
-def test_another_recipe_does_not_go_on_from_this_one(tmp_path: Path) -> None:
+def test_work_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text(json.dumps(asdict(RECIPE)))
     with pytest.raises(ValueError, match="belongs to another recipe"):
         train_nano(shortened(RECIPE, 0.5), tmp_path, tmp_path / "nano", CPU)
 
 
-def test_a_loss_that_is_not_finite_stops_the_stage(tmp_path: Path) -> None:
+def test_nonfinite_loss_stops_the_stage(tmp_path: Path) -> None:
     model = nn.Linear(1, 1)
     with pytest.raises(FloatingPointError, match="line: loss nan at step 0"):
         train(line_stage(3), {}, [], lambda *_: model.weight.sum() * float("nan"), tmp_path)
 
 
-def test_the_rate_rises_stays_and_falls_to_nothing() -> None:
+def test_learning_rate_warms_up_and_decays_to_zero() -> None:
     stage = Stage("rates", steps=1000, learning_rate=1.0, batch=1)
     rates = [stage.rate(step) for step in range(1000)]
     assert rates[0] == pytest.approx(0.01)
@@ -108,7 +108,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "share"), [("crops", 0.9), ("reader", 0.7), ("painter", 0.9)])
-def test_the_losses_fall(trained: Path, stage: str, share: float) -> None:
+def test_losses_fall(trained: Path, stage: str, share: float) -> None:
     losses = json.loads((trained / "work" / f"{stage}.json").read_text())["losses"]
     first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
     print(stage, first, last)
@@ -136,7 +136,7 @@ def test_compiled_blocks_give_the_same_loss_and_gradient(trained: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_written_loads_in_diffusers_and_the_lora_fits(trained: Path) -> None:
+def test_written_checkpoint_loads_in_diffusers_and_its_lora_fits(trained: Path) -> None:
     pipeline = ZImagePipeline.from_pretrained(trained / "nano")
     for component in ("transformer", "vae", "text_encoder"):
         assert all(torch.isfinite(tensor).all() for tensor in getattr(pipeline, component).state_dict().values())
@@ -155,7 +155,7 @@ def test_what_is_written_loads_in_diffusers_and_the_lora_fits(trained: Path) -> 
     assert any(tensor.abs().sum() > 0 for name, tensor in diffsynth.items() if "lora_B" in name)
 
 
-def test_the_output_is_not_written_over(tmp_path: Path) -> None:
+def test_existing_output_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "nano-lora").mkdir()
     with pytest.raises(FileExistsError, match="nano-lora exists"):
         train_nano(RECIPE, tmp_path / "work", tmp_path / "nano", CPU)

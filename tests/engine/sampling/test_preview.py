@@ -1,4 +1,4 @@
-"""Previews of images being generated: the fitted projection, where a step leads, and both on real images."""
+"""Previews of unfinished images: the fitted projection, the estimate after a step, and both on real images."""
 
 import io
 from dataclasses import replace
@@ -61,7 +61,7 @@ def r_squared(got: np.ndarray, expected: np.ndarray) -> float:
     return 1 - np.square(got - expected).sum() / np.square(expected - expected.mean((0, 1, 2))).sum()
 
 
-def test_the_fit_explains_images_that_it_has_not_seen(encoder: models.Model, fitted: PreviewProjection) -> None:
+def test_fit_explains_unseen_images(encoder: models.Model, fitted: PreviewProjection) -> None:
     """0.915 of the images that `fit` held out, and 0.907 of scenes as the small model generates them."""
     assert 0.85 < fitted.r2 < 1
     rng = Random(1)
@@ -73,9 +73,7 @@ def test_the_fit_explains_images_that_it_has_not_seen(encoder: models.Model, fit
     assert found > 0.85
 
 
-def test_latents_are_the_mode_that_diffusers_encodes_as_the_denoiser_takes_it(
-    checkpoint: Path, encoder: models.Model
-) -> None:
+def test_latents_equal_the_mode_that_diffusers_encodes(checkpoint: Path, encoder: models.Model) -> None:
     """Relative L2, measured 0: the same operations in FP32. Latents without the shift would be 4.5e-2 away."""
     vae = AutoencoderKL.from_pretrained(checkpoint / "vae", torch_dtype=torch.float32)
     image = draw(64, 96, np.random.default_rng(1))
@@ -88,13 +86,13 @@ def test_latents_are_the_mode_that_diffusers_encodes_as_the_denoiser_takes_it(
 
 
 class AffineEncoder:
-    """Latents that hold the colours of 8x8 pixels in three of sixteen channels, and what the fit makes of them."""
+    """An encoder whose latents hold the mean colour of 8x8 pixels in three of sixteen channels."""
 
     def load(self) -> Any:
         return lambda images: F.pad(F.avg_pool2d(images, 8) * 2 + 3, (0, 0, 0, 0, 5, 8))
 
 
-def test_what_is_affine_is_fitted_exactly() -> None:
+def test_affine_encoder_is_fitted_exactly() -> None:
     encoder: Any = AffineEncoder()
     preview = fit(encoder)
     assert preview.r2 > 1 - 1e-9
@@ -107,8 +105,8 @@ def test_what_is_affine_is_fitted_exactly() -> None:
     assert np.abs(shown - average(image, 8)).max() < 0.51
 
 
-def test_the_program_generates_many_colours() -> None:
-    """A fit on grey or on plain images would say nothing of the others."""
+def test_generated_images_have_many_colours() -> None:
+    """A fit on grey or plain images would not hold for others."""
     rng = np.random.default_rng(0)
     images = np.stack([draw(64, 96, rng) for _ in range(16)])
     assert images.shape == (16, 64, 96, 3)
@@ -120,7 +118,7 @@ def test_the_program_generates_many_colours() -> None:
     assert np.array_equal(draw(64, 64, np.random.default_rng(3)), draw(64, 64, np.random.default_rng(3)))
 
 
-def test_the_projection_is_the_affine_map_clipped_and_rounded() -> None:
+def test_projection_is_the_affine_map_clipped_and_rounded() -> None:
     latents = np.random.default_rng(0).integers(-8, 9, (16, 3, 5)).astype(np.float32) / 8
     expected = np.zeros((3, 5, 3))
     for y in range(3):
@@ -136,8 +134,8 @@ def test_the_projection_is_the_affine_map_clipped_and_rounded() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
-def test_a_projection_of_what_is_not_finite_does_not_raise(value: float) -> None:
-    """The pipeline names such an image; the preview may not be what ends it."""
+def test_projection_of_nonfinite_latents_does_not_raise(value: float) -> None:
+    """The pipeline reports such an image; its preview must not raise first."""
     latents = np.zeros((16, 2, 2), np.float32)
     latents[:, 0, 1] = value
     shown = project(RAMP, estimate(latents, latents, 0.5, 0.25))
@@ -147,7 +145,7 @@ def test_a_projection_of_what_is_not_finite_does_not_raise(value: float) -> None
 
 
 @pytest.mark.parametrize(("sigma", "sigma_next"), [(1.0, 0.75), (0.75, 0.5), (0.5, 0.0)])
-def test_a_straight_path_is_followed_to_its_end(sigma: float, sigma_next: float) -> None:
+def test_estimate_follows_a_straight_path_to_its_end(sigma: float, sigma_next: float) -> None:
     """In eighths, which binary fractions hold: to the bit."""
     rng = np.random.default_rng(0)
     end, noise = (rng.integers(-32, 33, (1, 16, 4, 6)).astype(np.float32) / 8 for _ in range(2))
@@ -157,7 +155,7 @@ def test_a_straight_path_is_followed_to_its_end(sigma: float, sigma_next: float)
     assert np.array_equal(found, end)
 
 
-def test_the_last_step_s_estimate_is_what_is_decoded() -> None:
+def test_last_estimate_equals_the_decoded_latents() -> None:
     latents, latents_next = randn(0, (1, 16, 4, 4)), randn(1, (1, 16, 4, 4))
     *_, sigma, sigma_next = sigmas(STEPS, 3.0)
     assert np.array_equal(estimate(latents, latents_next, sigma, sigma_next), latents_next)
@@ -196,11 +194,11 @@ def test_previews_come_closer_to_the_image(plan_directory: Path, fitted: Preview
     assert closeness[0] > 0.8 and closeness[3] > 0.92 and closeness[7] > 0.93
     assert decibels[0] > 17 and decibels[3] > 18.5 and decibels[7] > 19
     assert closeness[7] > closeness[0] + 0.02 and decibels[7] > decibels[0] + 0.5
-    assert np.diff(closeness).min() > -0.01, "no step leads away"
+    assert np.diff(closeness).min() > -0.01, "a step leads away from the image"
     assert noisy < 0.3
 
 
-def test_a_checkpoint_without_an_encoder_has_no_previews_and_the_build_says_so(opened: Checkpoint) -> None:
+def test_checkpoint_without_an_encoder_builds_without_previews(opened: Checkpoint) -> None:
     said = io.StringIO()
     decoder = {name: weight for name, weight in opened.vae.weights.items() if name.startswith("decoder.")}
     trimmed = replace(opened, vae=replace(opened.vae, weights=decoder))
@@ -209,19 +207,19 @@ def test_a_checkpoint_without_an_encoder_has_no_previews_and_the_build_says_so(o
     models.vae_decoder(trimmed.vae)
 
 
-def test_an_encoder_that_lacks_a_tensor_is_refused(opened: Checkpoint) -> None:
+def test_encoder_without_a_tensor_is_refused(opened: Checkpoint) -> None:
     weights = dict(opened.vae.weights)
     del weights["encoder.down_blocks.1.downsamplers.0.conv.bias"]
     with pytest.raises(CheckpointError, match=r"missing: encoder\.down_blocks\.1\.downsamplers\.0\.conv\.bias"):
         models.vae_encoder(replace(opened.vae, weights=weights))
 
 
-def test_an_encoder_with_a_convolution_that_is_not_run_is_refused(opened: Checkpoint) -> None:
+def test_encoder_with_a_quant_convolution_is_refused(opened: Checkpoint) -> None:
     with pytest.raises(CheckpointError, match="use_quant_conv must be False"):
         models.vae_encoder(replace(opened.vae, config=dict(opened.vae.config) | {"use_quant_conv": True}))
 
 
-def test_an_encoder_of_nan_is_refused(opened: Checkpoint) -> None:
+def test_encoder_of_nan_is_refused(opened: Checkpoint) -> None:
     class Broken:
         shape = (16,)
         source = "a test"

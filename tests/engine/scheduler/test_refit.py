@@ -1,13 +1,12 @@
-"""A LoRA in and out of plans that are refittable, on ONNX Runtime."""
+"""LoRAs in and out of refittable plans, on ONNX Runtime."""
 
 import base64
 import io
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import httpx
 import numpy as np
 import onnx
 import onnx.numpy_helper
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -34,7 +34,7 @@ from engine.scheduler.events import Denoised, Failed
 from engine.scheduler.loop import EngineLoop
 from engine.scheduler.lora_registry import LoraRegistry
 from engine.size import Size
-from export.build import BuildOptions, build_engines
+from export.build import BuildOptions
 from export.checkpoint.files import open_checkpoint
 from export.checkpoint.lora import Lora
 from export.cli import main as build_engines_command
@@ -58,15 +58,15 @@ STRENGTH = {
 REQUEST = ImageRequest("a large red circle", 128, 96, seed=3)
 
 
-def build(checkpoint: Path, output: Path, *, refittable: bool = False, lora: Lora | None = None) -> Path:
+def options(checkpoint: Path, output: Path, *, refittable: bool = False, lora: Lora | None = None) -> BuildOptions:
     loras = () if lora is None else (lora,)
-    options = BuildOptions(str(checkpoint), output, flavor="onnx", refittable=refittable, loras=loras, verify="never")
-    return build_engines(options, BuildProgress(Console(stderr=True)))
+    return BuildOptions(str(checkpoint), output, flavor="onnx", refittable=refittable, loras=loras, verify="never")
 
 
 @pytest.fixture(scope="module")
-def plans(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(checkpoint, tmp_path_factory.mktemp("refittable"), refittable=True)
+def plans(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, build_plans: Callable[..., Path]) -> Path:
+    output = tmp_path_factory.mktemp("refittable")
+    return build_plans(options(checkpoint, output, refittable=True), BuildProgress(Console(stderr=True)))
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +94,15 @@ def convert(lora: Lora, checkpoint: Path, plans: Path, output: Path) -> None:
 
 
 def latents(pipeline: Pipeline, plans: Path) -> np.ndarray:
-    """What the denoiser leaves to the VAE."""
+    """The denoiser's result, which the VAE decodes."""
     prompt = PromptTokenizer(plans, pipeline.manifest.model.prompt)(REQUEST.prompt)
     prompt_embeds = pipeline.encode_prompt([prompt])
     noise = pipeline.noise(REQUEST.seed, Size(128, 96))
     return pipeline.denoise(prompt_embeds, noise, sigmas(4, 3.0)).copy()
 
 
-def test_explain_shows_every_bound(plans: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also of plans that were built before."""
+def test_explain_prints_every_bound(plans: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Plans that were built before are explained too."""
     arguments = ("--flavor", "onnx", "--refittable", "--verify", "never", "--explain")
     build_engines_command(["--model", str(checkpoint), "--output", str(plans.parent), *arguments])
     said = capsys.readouterr().err
@@ -114,16 +114,16 @@ def test_explain_shows_every_bound(plans: Path, checkpoint: Path, capsys: pytest
         assert product.output_bound * 2.0**-product.output_shift <= LIMIT
 
 
-def test_powers_of_two_change_with_it(plans: Path, prepared: PreparedLora) -> None:
-    """Of the norms before a branch by their exponents, of those that end it by their eps."""
+def test_strong_lora_changes_the_powers_of_two(plans: Path, prepared: PreparedLora) -> None:
+    """Exponents change for the norms before a branch, eps for those that end it."""
     own = {weight.name: weight.exponent for graph in read(plans).graphs.values() for weight in graph.refittable}
     changed = {name for name, exponent in prepared.about.exponents.items() if exponent != own[name]}
     assert {name.rsplit(".", 2)[-2] for name in changed} >= {"attention_norm1", "ffn_norm1"}
     eps = {name: value.item() for name, value in prepared.scales.items() if name.endswith(".eps")}
-    assert len(set(eps.values())) > 2, "too weak a LoRA to show anything"
+    assert len(set(eps.values())) > 2, "the LoRA is too weak to test this"
 
 
-def test_in_and_out_again_bit_for_bit(plans: Path, prepared: PreparedLora) -> None:
+def test_refit_and_undo_restore_images_bit_for_bit(plans: Path, prepared: PreparedLora) -> None:
     pipeline = Pipeline.load(plans)
     own, own_latents = pipeline.generate(REQUEST).pixels, latents(pipeline, plans)
     for _ in range(2):
@@ -137,13 +137,18 @@ def test_in_and_out_again_bit_for_bit(plans: Path, prepared: PreparedLora) -> No
         assert np.array_equal(pipeline.generate(REQUEST).pixels, own)
 
 
-def test_it_generates_what_plans_with_the_lora_merged_generate(
-    plans: Path, prepared: PreparedLora, lora: Lora, checkpoint: Path, tmp_path: Path
+def test_refitted_plans_generate_the_image_of_merged_plans(
+    plans: Path,
+    prepared: PreparedLora,
+    lora: Lora,
+    checkpoint: Path,
+    tmp_path: Path,
+    build_plans: Callable[..., Path],
 ) -> None:
     """Not bit for bit: merged in FP32 and rounded once there, added to rounded weights here."""
     pipeline = Pipeline.load(plans)
     pipeline.refit(prepared)
-    merged_plans = build(checkpoint, tmp_path, lora=lora)
+    merged_plans = build_plans(options(checkpoint, tmp_path, lora=lora), BuildProgress(Console(stderr=True)))
     merged = Pipeline.load(merged_plans)
     assert [entry.file for entry in merged.manifest.model.loras] == [lora.file.name]
     initializers = onnx.load(merged_plans / "denoiser.onnx").graph.initializer
@@ -155,7 +160,7 @@ def test_it_generates_what_plans_with_the_lora_merged_generate(
     assert ratio > 35
 
 
-def test_the_manifest_says_what_each_weight_is_made_of(plans: Path, checkpoint: Path) -> None:
+def test_manifest_names_the_parts_of_each_weight(plans: Path, checkpoint: Path) -> None:
     graph = read(plans).graphs["denoiser"]
     weights = {weight.name: weight for weight in graph.refittable}
     joined = weights["transformer.layers.0.attention.to_q+to_k+to_v.weight"]
@@ -177,12 +182,12 @@ def test_tensorrt_finds_every_weight_by_its_name(plans: Path) -> None:
         assert all(network.mark_weights_refittable(weight.name) for weight in graph.refittable)
 
 
-def test_plans_that_are_not_refittable(engines: Path, prepared: PreparedLora) -> None:
+def test_refit_of_plans_that_are_not_refittable_is_refused(engines: Path, prepared: PreparedLora) -> None:
     with pytest.raises(LoraMismatch, match="build them with --refittable"):
         Pipeline.load(engines).refit(prepared)
 
 
-def test_a_file_that_was_not_prepared(lora: Lora) -> None:
+def test_unprepared_lora_file_is_refused(lora: Lora) -> None:
     with pytest.raises(LoraMismatch, match="is not prepared for plans; prepare it with: zimage-lora"):
         PreparedLora.read(lora.file)
     halves = {name: tensor.bfloat16() for name, tensor in load_file(lora.file).items()}
@@ -199,7 +204,9 @@ def test_a_file_that_was_not_prepared(lora: Lora) -> None:
         ({"exponents": {}}, "prepared for plans of another zimage-trt"),
     ],
 )
-def test_a_lora_for_other_plans(plans: Path, prepared: PreparedLora, change: dict[str, object], message: str) -> None:
+def test_lora_prepared_for_other_plans_is_refused(
+    plans: Path, prepared: PreparedLora, change: dict[str, object], message: str
+) -> None:
     pipeline = Pipeline.load(plans)
     own = pipeline.generate(REQUEST).pixels
     with pytest.raises(LoraMismatch, match=message):
@@ -207,10 +214,10 @@ def test_a_lora_for_other_plans(plans: Path, prepared: PreparedLora, change: dic
     assert np.array_equal(pipeline.generate(REQUEST).pixels, own)
 
 
-def test_plans_with_a_lora_merged_take_no_other(
+def test_plans_with_a_merged_lora_refuse_another(
     plans: Path, prepared: PreparedLora, lora: Lora, checkpoint: Path
 ) -> None:
-    """Its powers of two would not be those of the sum."""
+    """The LoRA's powers of two would not fit the sum."""
     manifest = read(plans)
     both = replace(manifest, model=replace(manifest.model, loras=(MergedLora("lora", "", 1.0),)))
     with pytest.raises(LoraMismatch, match="have a LoRA merged"):
@@ -219,20 +226,20 @@ def test_plans_with_a_lora_merged_take_no_other(
         prepare(open_checkpoint(str(checkpoint)), [lora], both)
 
 
-def test_a_lora_that_fp16_does_not_hold(plans: Path, lora: Lora, checkpoint: Path, tmp_path: Path) -> None:
+def test_lora_beyond_fp16_is_refused(plans: Path, lora: Lora, checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="FP16"):
         convert(Lora(lora.file, 1e6), checkpoint, plans, tmp_path / "out.lora")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_lora_itself_is_not_overwritten(plans: Path, lora: Lora, checkpoint: Path) -> None:
+def test_output_that_is_the_lora_itself_is_refused(plans: Path, lora: Lora, checkpoint: Path) -> None:
     before = lora.file.read_bytes()
     with pytest.raises(SystemExit, match="is the LoRA itself"):
         convert(lora, checkpoint, plans, lora.file)
     assert lora.file.read_bytes() == before
 
 
-def test_what_is_prepared_is_not_prepared_again(
+def test_prepared_lora_is_not_prepared_again(
     plans: Path, prepared: PreparedLora, checkpoint: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "a.lora").write_bytes(prepared.encode())
@@ -241,7 +248,7 @@ def test_what_is_prepared_is_not_prepared_again(
 
 
 @pytest.mark.parametrize("damage", ["a factor", "a name", "the rest", "the end"])
-def test_a_prepared_file_that_was_altered(prepared: PreparedLora, tmp_path: Path, damage: str) -> None:
+def test_altered_prepared_file_is_refused(prepared: PreparedLora, tmp_path: Path, damage: str) -> None:
     encoded = prepared.encode()
     part = {"a factor": encoded[-4:], "a name": b"to_v.weight.down", "the rest": b"precisions", "the end": b""}[damage]
     place = encoded.rindex(part)
@@ -251,8 +258,8 @@ def test_a_prepared_file_that_was_altered(prepared: PreparedLora, tmp_path: Path
         PreparedLora.read(tmp_path / "a.lora")
 
 
-def test_plans_that_change_while_they_are_used(plans: Path, prepared: PreparedLora, tmp_path: Path) -> None:
-    """No image of half a LoRA: what cannot be given back its own weights refuses to run."""
+def test_plans_changed_on_disk_stop_generating(plans: Path, prepared: PreparedLora, tmp_path: Path) -> None:
+    """No image with half a LoRA: a graph whose own weights cannot be restored refuses to run."""
     copy = shutil.copytree(plans, tmp_path / "plans")
     pipeline = Pipeline.load(copy)
     own = pipeline.generate(REQUEST).pixels
@@ -293,10 +300,10 @@ def alone(plans: Path, prepared: PreparedLora, outlines: Path) -> dict[str | Non
     return found
 
 
-def test_images_under_loras_in_turn_are_what_they_are_alone(
+def test_alternating_loras_does_not_change_images(
     plans: Path, prepared: PreparedLora, outlines: Path, alone: dict[str | None, np.ndarray], tmp_path: Path
 ) -> None:
-    """Bit for bit, also of a prompt that is kept: the strong LoRA changes the prompt encoder."""
+    """Bit for bit, cached prompts included: the strong LoRA changes the prompt encoder."""
     (tmp_path / "strong.lora").write_bytes(prepared.encode())
     pipeline = Pipeline.load(plans, verify=False)
     files = {"outlines": outlines, "strong": tmp_path / "strong.lora"}
@@ -313,7 +320,7 @@ def test_images_under_loras_in_turn_are_what_they_are_alone(
     assert (loop.prompt_cache.hits, loop.prompt_cache.misses) == (2, 3)
 
 
-def test_a_lora_that_changes_or_goes_is_not_used(plans: Path, outlines: Path, tmp_path: Path) -> None:
+def test_changed_or_deleted_lora_is_not_used(plans: Path, outlines: Path, tmp_path: Path) -> None:
     file = Path(shutil.copy(outlines, tmp_path / "outlines.lora"))
     pipeline = Pipeline.load(plans, verify=False)
     loras = LoraRegistry(pipeline, {"outlines": file})
@@ -323,7 +330,7 @@ def test_a_lora_that_changes_or_goes_is_not_used(plans: Path, outlines: Path, tm
     for _ in range(2):
         with pytest.raises(LoraMismatch, match="the LoRA 'outlines' cannot be used now") as caught:
             loras.apply("outlines")
-        assert str(tmp_path) not in str(caught.value), "which clients read"
+        assert str(tmp_path) not in str(caught.value), "clients read this message"
         assert str(file) in str(caught.value.__cause__)
         file.unlink(missing_ok=True)
     loop = EngineLoop(pipeline, loras=loras)
@@ -370,10 +377,10 @@ def pixels_of(answer: httpx.Response) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))))
 
 
-def test_the_server_generates_under_the_lora_that_is_asked_for(
+def test_server_generates_with_the_requested_lora(
     plans: Path, outlines: Path, alone: dict[str | None, np.ndarray], tmp_path: Path
 ) -> None:
-    """A file that goes costs its images and no others, also when the worker is another one."""
+    """A deleted file fails its own images and no others, also after the worker restarts."""
     (tmp_path / "outlines.lora").symlink_to(outlines)
     with served(plans, tmp_path) as (http, server):
         assert http.get("/v1/model_info").json()["loras"] == ["outlines"]
@@ -382,17 +389,17 @@ def test_the_server_generates_under_the_lora_that_is_asked_for(
         (tmp_path / "outlines.lora").unlink()
         for is_another in (False, True):
             if is_another:
-                (worker,) = subprocess.run(
-                    ["pgrep", "-P", str(server.pid)], capture_output=True, text=True
-                ).stdout.split()
-                os.kill(int(worker), signal.SIGKILL)
+                (worker,) = psutil.Process(server.pid).children()
+                worker.kill()
             assert np.array_equal(pixels_of(ask(http, None)), alone[None])
             gone = ask(http, "outlines")
             assert (gone.status_code, gone.json()["error"]["code"]) == (503, "lora_unavailable")
         assert "zimage_worker_starts_total 2.0" in http.get("/metrics").text
 
 
-def test_a_start_with_a_lora_of_other_weights(plans: Path, prepared: PreparedLora, tmp_path: Path) -> None:
+def test_server_does_not_start_with_a_lora_of_other_weights(
+    plans: Path, prepared: PreparedLora, tmp_path: Path
+) -> None:
     about = replace(prepared.about, weights_sha256="0" * 64)
     (tmp_path / "other.safetensors").write_bytes(replace(prepared, about=about).encode())
     done = subprocess.run(command(plans, tmp_path), capture_output=True, text=True, timeout=60)

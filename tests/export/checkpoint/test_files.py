@@ -57,13 +57,13 @@ def test_nano_opens(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("shift", ["3", float("nan"), float("inf"), 0, -1, None, [], True])
-def test_a_number_that_is_none(tmp_path: Path, shift: object) -> None:
+def test_number_of_wrong_type_is_refused(tmp_path: Path, shift: object) -> None:
     (tmp_path / "scheduler_config.json").write_text(json.dumps({"shift": shift}))
     with pytest.raises(CheckpointError, match=r"scheduler_config\.json: shift must be a number above zero, got"):
         positive(read_json(tmp_path / "scheduler_config.json"), "shift")
 
 
-def test_a_hub_id_that_was_downloaded_before(
+def test_hub_id_that_was_downloaded_before_opens(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(checkpoint, tmp_path / HUB_ID)
@@ -77,7 +77,7 @@ def test_a_hub_id_that_was_downloaded_before(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["modelscope", "huggingface"])
-def test_a_hub_that_cannot_be_reached(source: str, tmp_path: Path) -> None:
+def test_unreachable_hub_ends_with_one_line(source: str, tmp_path: Path) -> None:
     """In a process of its own: the hub clients read where they are sent to when they are imported."""
     nowhere = "http://127.0.0.1:9"
     environment = os.environ | {
@@ -96,12 +96,12 @@ def test_a_hub_that_cannot_be_reached(source: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "no-such-folder", "a/b/c", "https://example.com/a/b", "~nobody"])
-def test_neither_a_folder_nor_a_hub_id(model: str) -> None:
+def test_neither_folder_nor_hub_id_is_refused(model: str) -> None:
     assert "no folder at" in refusal(model) and "owner/name" in refusal(model)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_a_missing_folder_is_named(copy: Path, folder: str) -> None:
+def test_missing_folder_is_named(copy: Path, folder: str) -> None:
     shutil.rmtree(copy / folder)
     assert f"no folder {folder}/" in refusal(copy)
 
@@ -118,7 +118,7 @@ def test_a_missing_folder_is_named(copy: Path, folder: str) -> None:
         TRANSFORMER,
     ],
 )
-def test_a_missing_file_is_named(copy: Path, file: str) -> None:
+def test_missing_file_is_named(copy: Path, file: str) -> None:
     (copy / file).unlink()
     message = refusal(copy)
     assert Path(file).parent.name in message
@@ -126,12 +126,12 @@ def test_a_missing_file_is_named(copy: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"dim": 192'])
-def test_a_config_that_is_no_json_object(copy: Path, content: bytes) -> None:
+def test_config_that_is_no_json_object_is_refused(copy: Path, content: bytes) -> None:
     (copy / "transformer/config.json").write_bytes(content)
     assert "transformer/config.json" in refusal(copy)
 
 
-def test_a_key_that_a_config_lacks_is_named(copy: Path) -> None:
+def test_missing_config_key_is_named(copy: Path) -> None:
     (copy / "vae/config.json").write_text('{"_class_name": "AutoencoderKL"}')
     opened = open_checkpoint(str(copy))
     with pytest.raises(CheckpointError, match=r"vae/config\.json has no sample_size"):
@@ -146,7 +146,7 @@ def whole_file(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @given(share=st.floats(0, 1, exclude_max=True))
 @settings(max_examples=30, deadline=None)
-def test_truncated_weights(whole_file: tuple[Path, bytes], share: float) -> None:
+def test_truncated_weights_are_refused(whole_file: tuple[Path, bytes], share: float) -> None:
     directory, content = whole_file
     file = directory / "transformer" / f"{share}.safetensors"  # `_open` keeps files by name
     for old in (directory / "transformer").glob("*.safetensors"):
@@ -157,13 +157,13 @@ def test_truncated_weights(whole_file: tuple[Path, bytes], share: float) -> None
 
 
 @pytest.mark.parametrize("cut", [1, 8, 1000])
-def test_weights_that_lack_their_last_bytes(copy: Path, cut: int) -> None:
+def test_weights_without_their_last_bytes_are_refused(copy: Path, cut: int) -> None:
     file = copy / TRANSFORMER
     os.truncate(file, file.stat().st_size - cut)
     assert "truncated" in refusal(copy)
 
 
-def test_two_files_without_an_index(copy: Path) -> None:
+def test_two_weight_files_without_an_index_are_refused(copy: Path) -> None:
     shutil.copyfile(copy / TRANSFORMER, copy / "transformer/other.safetensors")
     message = refusal(copy)
     assert WEIGHTS in message and "other.safetensors" in message
@@ -174,19 +174,19 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_miniature(tmp_path_factory.mktemp("sharded") / "miniature", CheckpointSizes(shards=3))
 
 
-def test_shards_hold_what_one_file_holds(sharded: Path, tmp_path: Path) -> None:
+def test_shards_open_as_one_file_does(sharded: Path, tmp_path: Path) -> None:
     opened = open_checkpoint(str(sharded))
     assert len(opened.transformer.files) == len(opened.text_encoder.files) == 3
     assert_same_weights(opened, open_checkpoint(str(write_miniature(tmp_path / "whole"))))
 
 
-def test_a_shard_that_only_the_index_knows(sharded: Path, tmp_path: Path) -> None:
+def test_missing_shard_is_refused(sharded: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(sharded, tmp_path / "copy")
     (shard := copy / "text_encoder/model-00002-of-00003.safetensors").unlink()
     assert shard.name in refusal(copy)
 
 
-def test_an_index_without_a_map(sharded: Path, tmp_path: Path) -> None:
+def test_index_without_a_weight_map_is_refused(sharded: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(sharded, tmp_path / "copy")
     (index := copy / f"transformer/{WEIGHTS}.index.json").write_text("{}")
     assert index.name in refusal(copy) and "weight_map" in refusal(copy)
@@ -210,7 +210,7 @@ def comfyui(official: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.T
 
 
 @pytest.mark.parametrize("prefix", ["model.diffusion_model.", ""])
-def test_a_comfyui_file_holds_the_same_transformer(checkpoint: Path, tmp_path: Path, prefix: str) -> None:
+def test_comfyui_file_opens_as_the_same_transformer(checkpoint: Path, tmp_path: Path, prefix: str) -> None:
     tensors = comfyui(load_file(checkpoint / TRANSFORMER), prefix)
     assert f"{prefix}layers.0.attention.qkv.weight" in tensors
     blocks = 6 + 2 + 2
@@ -222,17 +222,17 @@ def test_a_comfyui_file_holds_the_same_transformer(checkpoint: Path, tmp_path: P
     assert opened.fingerprint() != official.fingerprint()
 
 
-def test_the_official_key_layout_in_a_single_file(checkpoint: Path, tmp_path: Path) -> None:
+def test_single_file_in_the_official_key_layout_opens(checkpoint: Path, tmp_path: Path) -> None:
     shutil.copyfile(checkpoint / TRANSFORMER, tmp_path / "single.safetensors")
     opened = open_checkpoint(str(checkpoint), tmp_path / "single.safetensors")
     assert_same_weights(opened, open_checkpoint(str(checkpoint)))
 
 
-def test_a_transformer_file_that_is_not_there(checkpoint: Path, tmp_path: Path) -> None:
+def test_missing_transformer_file_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     assert f"no file {tmp_path / 'none.safetensors'}" in refusal(checkpoint, tmp_path / "none.safetensors")
 
 
-def test_the_fingerprint_does_not_depend_on_where_the_files_lie(checkpoint: Path, copy: Path) -> None:
+def test_fingerprint_does_not_depend_on_the_path(checkpoint: Path, copy: Path) -> None:
     assert open_checkpoint(str(copy)).fingerprint() == open_checkpoint(str(checkpoint)).fingerprint()
 
 
@@ -248,7 +248,7 @@ def test_one_byte_of_any_file_changes_the_fingerprint(copy: Path) -> None:
     assert len(fingerprints) == 1 + len(opened.files)
 
 
-def test_a_chat_template_in_a_file_of_its_own_counts(copy: Path) -> None:
+def test_chat_template_file_changes_the_fingerprint(copy: Path) -> None:
     before = open_checkpoint(str(copy)).fingerprint()
     config = json.loads((copy / "tokenizer/tokenizer_config.json").read_bytes())
     (copy / "tokenizer/chat_template.jinja").write_text(config["chat_template"])

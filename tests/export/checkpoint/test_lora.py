@@ -80,7 +80,7 @@ def write(tensors: Tensors, folder: Path, metadata: dict[str, str] | None = None
 
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("scale", [1.0, -0.5])
-def test_every_format_merges_to_the_same(
+def test_every_lora_format_merges_to_the_same_weights(
     opened: Checkpoint, pairs: Pairs, tmp_path: Path, name: str, scale: float
 ) -> None:
     merged = merge(opened, [Lora(write(FORMATS[name](pairs), tmp_path), scale)]).transformer.weights
@@ -92,7 +92,7 @@ def test_every_format_merges_to_the_same(
         torch.testing.assert_close(merged[key].load(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_two_add_up(opened: Checkpoint, pairs: Pairs, tmp_path: Path) -> None:
+def test_two_loras_add_up(opened: Checkpoint, pairs: Pairs, tmp_path: Path) -> None:
     file = write(plain(pairs), tmp_path)
     once, twice = (merge(opened, [Lora(file, 0.5)] * count).transformer.weights for count in (1, 2))
     key = f"{LAYERS[0]}.weight"
@@ -119,7 +119,7 @@ def said_of_the_whole(pairs: Pairs, folder: Path, where: str, settings: dict[str
         ({"r": RANK, "alpha_pattern": {}}, 1.0),
     ],
 )
-def test_an_alpha_for_the_whole_file(
+def test_alpha_in_the_metadata_scales_the_whole_file(
     opened: Checkpoint, pairs: Pairs, tmp_path: Path, where: str, settings: dict[str, object], factor: float
 ) -> None:
     file = said_of_the_whole(pairs, tmp_path, where, settings)
@@ -140,7 +140,7 @@ def test_an_alpha_for_the_whole_file(
         ({"use_rslora": "false"}, "does not say how strong the LoRA is: use_rslora is 'false'"),
     ],
 )
-def test_a_strength_that_is_not_understood_is_refused(
+def test_unknown_strength_is_refused(
     opened: Checkpoint, pairs: Pairs, tmp_path: Path, where: str, settings: dict[str, object], message: str
 ) -> None:
     file = said_of_the_whole(pairs, tmp_path, where, settings)
@@ -148,7 +148,7 @@ def test_a_strength_that_is_not_understood_is_refused(
         merge(opened, [Lora(file)])
 
 
-def test_a_strength_beside_the_file_is_part_of_its_fingerprint(pairs: Pairs, tmp_path: Path) -> None:
+def test_strength_beside_the_file_changes_the_fingerprint(pairs: Pairs, tmp_path: Path) -> None:
     prints = set()
     for alpha in (1, 2):
         file = said_of_the_whole(pairs, tmp_path, "adapter_config.json", {"lora_alpha": alpha})
@@ -165,14 +165,14 @@ def test_a_strength_beside_the_file_is_part_of_its_fingerprint(pairs: Pairs, tmp
         "lora_unet_layers_0_attention_to_out_0.lora_down.weight",
     ],
 )
-def test_two_keys_for_one_weight(opened: Checkpoint, pairs: Pairs, tmp_path: Path, second: str) -> None:
+def test_two_keys_for_one_weight_are_refused(opened: Checkpoint, pairs: Pairs, tmp_path: Path, second: str) -> None:
     tensors = plain(pairs)
     file = write(tensors | {second: tensors[f"{LAYERS[0]}.lora_A.weight"].clone()}, tmp_path)
     with pytest.raises(CheckpointError, match="are for the same weight"):
         merge(opened, [Lora(file)])
 
 
-def test_a_fused_pair_beside_one_of_its_parts(opened: Checkpoint, pairs: Pairs, tmp_path: Path) -> None:
+def test_fused_pair_beside_one_of_its_parts_is_refused(opened: Checkpoint, pairs: Pairs, tmp_path: Path) -> None:
     fused = {layer: pair for layer, pair in fuse(pairs).items() if layer.endswith("qkv")}
     file = write(plain(fused) | plain({FUSED[1]: pairs[FUSED[1]]}), tmp_path)
     with pytest.raises(CheckpointError, match="are for the same weight"):
@@ -190,7 +190,7 @@ def test_a_fused_pair_beside_one_of_its_parts(opened: Checkpoint, pairs: Pairs, 
         ("lora_unet_layers_0_attention_to_x.lora_down.weight", (3, 192)),
     ],
 )
-def test_a_key_without_a_place_is_named(
+def test_key_without_a_matching_layer_is_named(
     opened: Checkpoint, pairs: Pairs, tmp_path: Path, key: str, shape: tuple[int, ...]
 ) -> None:
     file = write(plain(pairs) | {key: torch.zeros(shape)}, tmp_path)
@@ -199,14 +199,14 @@ def test_a_key_without_a_place_is_named(
     assert f"{file}: 1 of its keys match no layer of this transformer: {key}" in str(caught.value)
 
 
-def test_half_a_pair(opened: Checkpoint, pairs: Pairs, tmp_path: Path) -> None:
+def test_half_a_pair_is_refused(opened: Checkpoint, pairs: Pairs, tmp_path: Path) -> None:
     tensors = plain(pairs)
     del tensors[f"{LAYERS[0]}.lora_B.weight"]
     with pytest.raises(CheckpointError, match=f"for {LAYERS[0]}.weight there is no up matrix"):
         merge(opened, [Lora(write(tensors, tmp_path))])
 
 
-def test_a_lora_of_another_model(opened: Checkpoint, pairs: Pairs, tmp_path: Path) -> None:
+def test_lora_of_another_model_is_refused(opened: Checkpoint, pairs: Pairs, tmp_path: Path) -> None:
     tensors = plain(pairs) | {f"{LAYERS[0]}.lora_A.weight": torch.zeros(RANK, 7)}
     with pytest.raises(CheckpointError, match=r"matrices \[3, 7\] and \[192, 3\], expected \[rank, 192\] and"):
         merge(opened, [Lora(write(tensors, tmp_path))])
@@ -223,7 +223,7 @@ def test_a_lora_of_another_model(opened: Checkpoint, pairs: Pairs, tmp_path: Pat
         ({"alpha": torch.tensor(torch.inf)}, "alpha must be finite, got inf"),
     ],
 )
-def test_matrices_that_are_none(
+def test_tensors_that_are_no_matrices_are_refused(
     opened: Checkpoint, pairs: Pairs, tmp_path: Path, changes: Tensors, message: str
 ) -> None:
     names = {part: f"{LAYERS[0]}.{part}" + ("" if part == "alpha" else ".weight") for part in changes}
@@ -232,13 +232,13 @@ def test_matrices_that_are_none(
         merge(opened, [Lora(write(tensors, tmp_path))])
 
 
-def test_a_file_without_a_lora(opened: Checkpoint, tmp_path: Path) -> None:
+def test_file_without_a_lora_is_refused(opened: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no LoRA"):
         merge(opened, [Lora(write({}, tmp_path))])
 
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf])
-def test_a_scale_that_is_none(opened: Checkpoint, pairs: Pairs, tmp_path: Path, scale: float) -> None:
+def test_bad_scale_is_refused(opened: Checkpoint, pairs: Pairs, tmp_path: Path, scale: float) -> None:
     with pytest.raises(CheckpointError, match="its scale must be finite"):
         merge(opened, [Lora(write(plain(pairs), tmp_path), scale)])
 
@@ -253,5 +253,5 @@ def test_a_scale_that_is_none(opened: Checkpoint, pairs: Pairs, tmp_path: Path, 
         (":0.5", Lora(Path(":0.5"))),
     ],
 )
-def test_file_and_scale(text: str, expected: Lora) -> None:
+def test_lora_argument_is_a_file_and_a_scale(text: str, expected: Lora) -> None:
     assert Lora.parse(text) == expected

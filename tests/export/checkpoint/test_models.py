@@ -57,7 +57,7 @@ def refusal(part: Component) -> str:
 
 
 @pytest.mark.parametrize("name", BUILD)
-def test_every_parameter_has_its_tensor(opened: Checkpoint, name: str) -> None:
+def test_every_parameter_gets_its_tensor(opened: Checkpoint, name: str) -> None:
     model = BUILD[name](component(opened, name))
     parameters = dict(model.module.named_parameters())
     assert model.weights.keys() == parameters.keys()
@@ -67,7 +67,7 @@ def test_every_parameter_has_its_tensor(opened: Checkpoint, name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "tensor"), ONE_TENSOR)
-def test_a_missing_tensor_is_named(opened: Checkpoint, name: str, tensor: str) -> None:
+def test_missing_tensor_is_named(opened: Checkpoint, name: str, tensor: str) -> None:
     part = component(opened, name)
     del part.weights[tensor]
     assert refusal(part) == f"{name}/ does not match its config.json: missing: {tensor}"
@@ -82,21 +82,21 @@ def test_a_missing_tensor_is_named(opened: Checkpoint, name: str, tensor: str) -
         ("vae", "post_quant_conv.weight"),
     ],
 )
-def test_an_extra_tensor_is_named(opened: Checkpoint, name: str, tensor: str) -> None:
+def test_extra_tensor_is_named(opened: Checkpoint, name: str, tensor: str) -> None:
     part = component(opened, name)
     part.weights[tensor] = StoredWeight(NONE, tensor, (8, 8))
     assert refusal(part) == f"{name}/ does not match its config.json: extra: {tensor}"
 
 
 @pytest.mark.parametrize(("name", "tensor"), [("text_encoder", "lm_head.weight"), ("vae", "quant_conv.weight")])
-def test_a_tensor_that_is_of_no_use_here_is_let_pass(opened: Checkpoint, name: str, tensor: str) -> None:
+def test_known_unused_tensor_is_accepted(opened: Checkpoint, name: str, tensor: str) -> None:
     part = component(opened, name)
     part.weights[tensor] = StoredWeight(NONE, tensor, (8, 8))
     BUILD[name](part)
 
 
 @pytest.mark.parametrize(("name", "tensor"), ONE_TENSOR)
-def test_a_misshaped_tensor_is_named_with_both_shapes(opened: Checkpoint, name: str, tensor: str) -> None:
+def test_misshaped_tensor_is_named_with_both_shapes(opened: Checkpoint, name: str, tensor: str) -> None:
     part = component(opened, name)
     weight = part.weights[tensor]
     part.weights[tensor] = dataclasses.replace(weight, shape=(7, *weight.shape))
@@ -125,7 +125,7 @@ def test_a_misshaped_tensor_is_named_with_both_shapes(opened: Checkpoint, name: 
         ("vae", {"norm_num_groups": 24}, "config.json does not describe a model: ValueError"),
     ],
 )
-def test_a_config_that_does_not_match_its_weights(
+def test_config_that_does_not_match_its_weights_is_refused(
     checkpoint: Path, tmp_path: Path, file: str, change: dict[str, Any], complaint: str
 ) -> None:
     copy = shutil.copytree(checkpoint, tmp_path / "copy")
@@ -150,7 +150,7 @@ def test_a_config_that_does_not_match_its_weights(
         ("vae", {"use_post_quant_conv": True}, "use_post_quant_conv must be false"),
     ],
 )
-def test_another_variant_is_refused_by_name(
+def test_model_variant_is_refused_by_name(
     opened: Checkpoint, name: str, change: dict[str, Any], complaint: str
 ) -> None:
     part = component(opened, name)
@@ -170,17 +170,17 @@ def test_scaled_rope_is_refused(key: str, kind: str) -> None:
 @pytest.mark.parametrize(
     "where", [{"rope_theta": 1e6}, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}]
 )
-def test_the_base_of_rope_in_either_place(where: dict[str, Any]) -> None:
+def test_rope_base_is_read_from_either_place(where: dict[str, Any]) -> None:
     assert rope_theta(where) == 1e6
 
 
-def test_no_base_of_rope() -> None:
+def test_missing_rope_base_is_refused() -> None:
     with pytest.raises(CheckpointError, match="no rope_theta"):
         rope_theta({"rope_scaling": None})
 
 
 @pytest.mark.parametrize(("name", "key"), [("text_encoder", "hidden_size"), ("vae", "latent_channels")])
-def test_models_that_were_not_made_for_each_other(opened: Checkpoint, name: str, key: str) -> None:
+def test_components_of_different_models_are_refused(opened: Checkpoint, name: str, key: str) -> None:
     parts = {each: component(opened, each) for each in BUILD}
     models.require_match(**parts)
     parts[name].config[key] = 8
@@ -200,7 +200,7 @@ CONVERTERS = {
     [(ConfiguredVaeDecoder, FluxVAEDecoder), (ConfiguredVaeEncoder, FluxVAEEncoder)],
     ids=["decoder", "encoder"],
 )
-def test_a_half_of_the_vae_of_official_size_is_diffsynths(configured: Any, original: Any) -> None:
+def test_half_of_the_official_vae_has_diffsynths_structure(configured: Any, original: Any) -> None:
     with torch.device("meta"):
         expected = original(use_conv_attention=False)
         ours = configured(vae_config(Z_IMAGE_TURBO))
@@ -211,7 +211,7 @@ def test_a_half_of_the_vae_of_official_size_is_diffsynths(configured: Any, origi
 
 
 @pytest.mark.parametrize("half", VAE_HALVES)
-def test_a_half_of_the_vae_takes_each_tensor_from_where_diffsynth_takes_it(half: str) -> None:
+def test_half_of_the_vae_maps_tensors_as_diffsynth_does(half: str) -> None:
     official = tensor_shapes(Z_IMAGE_TURBO)["vae"]
     weights = {name: StoredWeight(NONE, name, shape) for name, shape in official.items()}
     model = VAE_HALVES[half](Component("vae", vae_config(Z_IMAGE_TURBO), weights, (NONE,)))

@@ -57,14 +57,14 @@ def test_weights_are_cast_as_they_are_written(tmp_path: Path, dtype: str, value:
         ("FLOAT16", float("inf"), "holds NaN or Inf"),
     ],
 )
-def test_a_weight_that_the_format_cannot_hold_is_named(tmp_path: Path, dtype: str, value: float, why: str) -> None:
+def test_weight_beyond_its_format_is_named(tmp_path: Path, dtype: str, value: float, why: str) -> None:
     model = graph_with(ir.DataType[dtype])
     onnx_export.attach_weights(model, {"w": Held(torch.full((256,), value))})
     with pytest.raises(CheckpointError, match=f"layers.0.w in a.safetensors {why}"):
         onnx_export.write(model, tmp_path / "g.onnx")
 
 
-def test_what_is_joined_and_transposed_is_written_as_one_weight(tmp_path: Path) -> None:
+def test_joined_and_transposed_weights_are_written_as_one(tmp_path: Path) -> None:
     """x @ [wq; wk]^T, of two weights that have no values when the graph is made."""
     float32 = ir.TensorType(ir.DataType.FLOAT)
     x = ir.Value(name="x", type=float32, shape=ir.Shape(["rows", 300]))

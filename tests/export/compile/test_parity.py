@@ -58,7 +58,9 @@ def test_prompt_encoder(run: Run, reference: Reference, tokens: int, batch: int)
 
 
 @pytest.mark.parametrize("lengths", [[33, 34, 63, 64], [32, 1, 17]])
-def test_prompts_of_different_lengths_in_one_batch(run: Run, reference: Reference, lengths: list[int]) -> None:
+def test_batch_of_prompts_of_different_lengths_matches_diffsynth(
+    run: Run, reference: Reference, lengths: list[int]
+) -> None:
     ids = np.random.default_rng(0).integers(0, 256, (len(lengths), -(-max(lengths) // 32) * 32), np.int64)
     inputs = {"input_ids": ids, "lengths": np.array(lengths, np.int64)}
     assert relative_l2(run("prompt_encoder", inputs), reference.prompt_encoder(inputs)) <= TOLERANCE
@@ -94,7 +96,7 @@ def test_sizes(
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=10, deadline=None)
-def test_a_sample_alone_and_in_a_batch_agree(
+def test_batching_does_not_change_a_sample(
     run: Run, reference: Reference, graph: GraphName, rows: int, columns: int, tokens: int, batch: int, seed: int
 ) -> None:
     shape = {"height": 2 * rows, "width": 2 * columns, "tokens": tokens, "batch": batch}
@@ -106,7 +108,7 @@ def test_a_sample_alone_and_in_a_batch_agree(
 
 
 @pytest.mark.parametrize("tokens", [20, 32, 45])
-def test_the_two_halves_are_diffsynths_whole_model_function(
+def test_prompt_encoder_and_denoiser_equal_diffsynths_whole_model(
     run: Run, reference: Reference, opened: Checkpoint, tokens: int
 ) -> None:
     """The reference, and the graphs, split what DiffSynth does in one call; the split itself changes nothing."""
@@ -136,13 +138,13 @@ WEIGHT = {
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_an_intact_graph_passes(plan_directory: Path, reference: Reference, graph: GraphName) -> None:
+def test_intact_graph_passes_the_parity_check(plan_directory: Path, reference: Reference, graph: GraphName) -> None:
     assert parity.check(graph, plan_directory / f"{graph}.onnx", "fp32", reference) <= TOLERANCE
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("noise", [0.05, float("nan")])
-def test_an_altered_weight_stops_the_build(
+def test_altered_weight_fails_the_parity_check(
     plan_directory: Path, tmp_path: Path, reference: Reference, graph: GraphName, noise: float
 ) -> None:
     for file in plan_directory.glob(f"{graph}.onnx*"):

@@ -28,7 +28,7 @@ MODEL = MANIFEST.model
         ("256,64:64", Range(64, 256, 256), Range(64, 256, 256), 64),
     ],
 )
-def test_the_box_around_the_sizes(text: str, height: Range, width: Range, batch: int) -> None:
+def test_profile_covers_the_box_around_its_sizes(text: str, height: Range, width: Range, batch: int) -> None:
     assert parse_profile(text, MODEL) == Profile(text, height, width, Range(1, 1, batch), PROMPT_LENGTH)
 
 
@@ -56,7 +56,7 @@ def test_the_box_around_the_sizes(text: str, height: Range, width: Range, batch:
         ("512:65", "the batch must be between 1 and 64, got 65"),
     ],
 )
-def test_what_is_refused(text: str, complaint: str) -> None:
+def test_bad_profile_is_refused_with_the_reason(text: str, complaint: str) -> None:
     with pytest.raises(BuildError, match=re.escape(complaint)):
         parse_profile(text, MODEL)
 
@@ -98,7 +98,7 @@ def test_every_named_size_is_covered(sides: list[int]) -> None:
         (256, Range(64, 256, 256), Range(64, 384, 512)),  # z-image-nano
     ],
 )
-def test_the_defaults(sample_size: int, usual: Range, large: Range) -> None:
+def test_default_profiles_follow_the_sample_size(sample_size: int, usual: Range, large: Range) -> None:
     profiles = default_profiles(sample_size, MODEL)
     assert profiles == (
         Profile("usual", usual, usual, Range(1, 1, 4), PROMPT_LENGTH),
@@ -106,13 +106,13 @@ def test_the_defaults(sample_size: int, usual: Range, large: Range) -> None:
     )
 
 
-def test_the_prompt_follows_the_prompt_s_bound() -> None:
+def test_prompt_length_follows_the_models_maximum() -> None:
     model = replace(MODEL, prompt=replace(MODEL.prompt, max_tokens=1000))
     assert parse_profile("512", model).prompt_length == Range(32, 64, 1024)
 
 
 @given(st.lists(st.tuples(st.integers(4, 512), st.integers(4, 512)), min_size=1, max_size=4), st.integers(1, 64))
-def test_the_bounds_of_the_graphs_dimensions(tokens: list[tuple[int, int]], batch: int) -> None:
+def test_dimensions_cover_every_size_of_the_profile(tokens: list[tuple[int, int]], batch: int) -> None:
     text = ",".join(f"{16 * columns}x{16 * rows}" for rows, columns in tokens)
     profile = parse_profile(f"{text}:{batch}", MODEL)
     bounds = dimensions("denoiser", profile, MODEL)

@@ -32,7 +32,9 @@ Change = Callable[[torch.Tensor], torch.Tensor]
         (("fp32", "onnx"), ("fp32", "fp32", "fp32")),
     ],
 )
-def test_each_graph_has_a_precision_that_its_target_has(arguments: tuple[str, ...], expected: tuple[str, ...]) -> None:
+def test_each_graph_gets_a_precision_that_its_target_supports(
+    arguments: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
     assert tuple(graph_precisions(*arguments).values()) == expected
 
 
@@ -91,7 +93,7 @@ def build(checkpoint: Path, folder: Path, *arguments: str) -> None:
         ),
     ],
 )
-def test_weights_that_fp16_does_not_hold_are_refused_by_name(
+def test_weights_beyond_fp16_are_refused_by_name(
     checkpoint: Path, tmp_path: Path, tensor: str, change: Change, message: str
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -101,7 +103,8 @@ def test_weights_that_fp16_does_not_hold_are_refused_by_name(
 
 
 @pytest.mark.slow
-def test_a_prompt_encoder_that_fp16_does_not_hold_is_wider(
+@pytest.mark.usefixtures("build_plans")
+def test_prompt_encoder_beyond_fp16_is_exported_in_fp32(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outlier = changed(checkpoint, tmp_path, "text_encoder", "model.layers.0.mlp.up_proj.weight", one_row)
@@ -125,7 +128,7 @@ def tiny(tensor: torch.Tensor) -> torch.Tensor:
         ("layers.1.feed_forward.w2.weight", tiny, r"w2\.weight in .* is too small for FP16, which loses 6.9%"),
     ],
 )
-def test_other_weights_that_are_refused(
+def test_weights_that_lose_too_much_in_fp16_are_refused(
     checkpoint: Path, tmp_path: Path, tensor: str, change: Change, message: str
 ) -> None:
     opened = open_checkpoint(str(changed(checkpoint, tmp_path, "transformer", tensor, change)))
@@ -142,7 +145,7 @@ def test_other_weights_that_are_refused(
         ("model.layers.0.mlp.up_proj.weight", 1e6, r"up_proj.* has values that float16 cannot hold"),
     ],
 )
-def test_weights_of_the_prompt_encoder_that_make_it_wider(
+def test_prompt_encoder_weights_beyond_fp16_raise_a_range_error(
     checkpoint: Path, tmp_path: Path, tensor: str, factor: float, message: str
 ) -> None:
     opened = open_checkpoint(str(changed(checkpoint, tmp_path, "text_encoder", tensor, lambda t: t * factor)))
@@ -159,7 +162,7 @@ def outlier(channel: int) -> Change:
     return change
 
 
-def test_queries_and_keys_whose_outliers_never_meet(checkpoint: Path, tmp_path: Path) -> None:
+def test_outliers_in_different_channels_of_queries_and_keys_fit_fp16(checkpoint: Path, tmp_path: Path) -> None:
     """The product of their largest elements is beyond FP16, the largest product is not."""
     first = changed(checkpoint, tmp_path / "a", "transformer", "layers.0.attention.norm_q.weight", outlier(3))
     both = changed(first, tmp_path / "b", "transformer", "layers.0.attention.norm_k.weight", outlier(9))

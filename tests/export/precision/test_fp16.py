@@ -1,4 +1,4 @@
-"""FP16 graphs of weights as large as the real ones, and far larger: nothing overflows, and bounds are bounds.
+"""FP16 graphs with weights as large as the real ones, and far larger: nothing overflows, and every bound holds.
 
 Judged by an evaluator that rounds and overflows at every node, as a GPU does. The weights have the magnitudes that
 others measured on Z-Image-Turbo: 4e5 to 9e5 in front of the norms that end the branches.
@@ -44,7 +44,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A weight that is in memory."""
+    """A weight in memory."""
 
     tensor: torch.Tensor
     source: str
@@ -95,7 +95,7 @@ TRACED: dict[object, ir.Model] = {}
 
 
 def evaluator(graph: GraphModule, measured: Measured | None = None, *, float64: bool = False) -> StrictEvaluator:
-    """Of the graph's ONNX file; traced once for all weights, on which it does not depend."""
+    """An evaluator of the graph's ONNX file; the trace does not depend on weights and is made once."""
     kind = type(graph), *((name, parameter.dtype) for name, parameter in graph.named_parameters())
     if kind not in TRACED:
         TRACED[kind] = onnx_export.trace(graph)
@@ -107,13 +107,13 @@ def evaluator(graph: GraphModule, measured: Measured | None = None, *, float64: 
 
 
 def added(graph: Denoiser, inputs: Arrays, *, float64: bool = False) -> np.ndarray:
-    """What the denoiser adds to its latents."""
+    """The difference between the denoiser's output and its input latents."""
     latents: np.ndarray = evaluator(graph, float64=float64).run(inputs)[0]
     return latents.astype(np.float64) - inputs["latents"]
 
 
 def shipped_velocity(weights: Tensors, inputs: Arrays) -> np.ndarray:
-    """DiffSynth's own, all in BF16, as users run it; what it adds to the latents."""
+    """The same of DiffSynth's own model, all in BF16, as users run it."""
     held: dict[str, Weight] = {name: Held(tensor, name) for name, tensor in weights.items()}
     component = Component("transformer", CONFIG, held, ())
     dit = models.transformer(component).load().bfloat16()
@@ -142,7 +142,7 @@ def test_fp16_is_finite_and_ten_times_closer_than_bf16_where_naive_fp16_overflow
         for precision in ("fp16", "bf16"):
             found[precision] = relative_l2(added(denoiser(weights, precision), inputs), exact)
         naive = added(denoiser(weights, "fp16", naive=True), inputs)
-        assert not np.isfinite(naive).all(), "the weights are too small to show anything"
+        assert not np.isfinite(naive).all(), "the weights are too small to test this"
         print(boost, seed, found)
         for name, ratios in closer.items():
             ratios.append(found[name] / found["fp16"])
@@ -150,7 +150,7 @@ def test_fp16_is_finite_and_ten_times_closer_than_bf16_where_naive_fp16_overflow
 
 
 @pytest.mark.slow
-def test_a_prompt_encoder_of_large_weights(checkpoint: Path) -> None:
+def test_fp16_prompt_encoder_of_large_weights_is_closer_than_bf16(checkpoint: Path) -> None:
     """Qwen3's branches end in no norm, so its powers of two are taken back by a scale in FP32."""
     opened = open_checkpoint(str(checkpoint))
     larger = {"v_proj": 300.0, "o_proj": 300.0, "gate_proj": 40.0, "up_proj": 40.0}
@@ -176,8 +176,8 @@ def test_a_prompt_encoder_of_large_weights(checkpoint: Path) -> None:
 
 @given(seed=st.integers(0, 2**32), steep=st.sampled_from([0.1, 1.0, 10.0]))
 @settings(max_examples=12, deadline=None)
-def test_no_timestep_is_modulated_by_more_than_the_bound(seed: int, steep: float) -> None:
-    """On a grid so coarse that the bound between its points is needed."""
+def test_modulation_bound_holds_at_every_timestep(seed: int, steep: float) -> None:
+    """On a coarse grid, where the bound between the points matters."""
     generator = torch.Generator().manual_seed(seed)
     mlp = [torch.randn(shape, generator=generator) for shape in ((64, 256), (64,), (256, 64), (256,))]
     mlp[0] *= steep
@@ -192,7 +192,7 @@ def test_no_timestep_is_modulated_by_more_than_the_bound(seed: int, steep: float
 
 
 class BlockGraph(GraphModule):
-    """One block of the transformer; what its modulation is made of is an input."""
+    """One block of the transformer, with the condition of its modulation as an input."""
 
     def __init__(self, weights: Tensors, precision: Precision) -> None:
         super().__init__()
@@ -255,8 +255,8 @@ def block_inputs(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("boost", [1.0, 64.0])
-def test_tokens_along_the_worst_rows(boost: float) -> None:
-    """One block, half of whose tokens are the largest that there can be in front of a product."""
+def test_fp16_block_holds_tokens_along_its_largest_rows(boost: float) -> None:
+    """Half of the tokens are as large as a token can be in front of a product."""
     weights = large_weights(boost)
     inputs = block_inputs(weights, 0, (1.0, 30.0), tokens=8)
     answers: dict[str, np.ndarray] = {}
@@ -281,10 +281,8 @@ def test_tokens_along_the_worst_rows(boost: float) -> None:
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=12, deadline=None)
-def test_nothing_exceeds_the_bound_that_is_stated(
-    exponents: list[int], queries: int, outliers: float, seed: int
-) -> None:
-    """Over random weights, their magnitudes, and inputs of which some are the worst that there are."""
+def test_no_product_exceeds_its_stated_bound(exponents: list[int], queries: int, outliers: float, seed: int) -> None:
+    """Over random weights of many magnitudes, with some inputs that are the worst possible."""
     weights = large_weights(1.0, seed)
     names = ("attention.to_v", "attention.to_out.0", "feed_forward.w1", "feed_forward.w3", "feed_forward.w2")
     for name, exponent in zip((*names, "attention_norm1"), exponents, strict=True):
