@@ -94,8 +94,8 @@ class ResidualBranch:
         projected: of the first products: queries, keys and values; gate and up.
         inner: of the last product's input: values mixed by attention; the gated product.
         returned: of the last product.
-        entering_shift: exponent that `entering` and `projected` are divided by 2 to the power of.
-        inner_shift, returned_shift: the same for `inner` and `returned`.
+        entering_shift: exponent of the power of two that `entering` and `projected` are divided by.
+        inner_shift, returned_shift: the same for `inner` and for `returned`.
     """
 
     entering: Size

@@ -1,4 +1,4 @@
-"""From latents to image files, beside the steps of other images.
+"""Finishing of images in threads: from latents to image files, beside the steps of other images.
 
 Knows pixels and files; not the loop.
 """
@@ -35,19 +35,19 @@ class ImageFinisher:
     def __init__(self, manifest: Manifest, send: Callable[[FromWorker], None]) -> None:
         self._manifest, self._send = manifest, send
         self._threads = ThreadPoolExecutor(FINISHERS, thread_name_prefix="finisher")
-        self._last: dict[str, Future[None]] = {}  # what was last submitted for an image
+        self._last: dict[str, Future[None]] = {}  # task of each image
 
     def show_preview(self, key: str, done: int, estimate: Array, image_format: ImageFormat) -> None:
         """Send a preview after `done` steps. `estimate`: latents [16, h, w]."""
         self._submit(key, partial(self._preview, key, done, estimate, image_format))
 
     def finish(self, generate: Generate, pending: PendingImage) -> None:
-        """Send an image, or why there is none."""
+        """Send an image, or the reason for its failure."""
         self._submit(generate.key, partial(self._finish, generate, pending))
         self.forget(generate.key)
 
     def forget(self, key: str) -> None:
-        """Release what keeps the order of an image that gets no more previews."""
+        """Drop the record of the last task of an image that gets no more tasks."""
         self._last.pop(key, None)
 
     def close(self) -> None:

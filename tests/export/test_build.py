@@ -11,6 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -30,9 +31,10 @@ GRAPHS = ("prompt_encoder", "denoiser", "vae_decoder")
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 
 
-def command_line(traces: Path, *arguments: str | Path) -> list[str]:
-    """`build-engines`, which need not trace what this test run has traced; scripts/demo.py runs the command itself."""
-    return [sys.executable, "-m", "fakes.build_engines", str(traces), *map(str, arguments)]
+def command_line(*arguments: str | Path, traces: Path | None = None) -> list[str]:
+    """`build-engines`; with `traces` it need not trace what this test run has traced."""
+    module = ["export.cli"] if traces is None else ["fakes.build_engines", traces]
+    return [sys.executable, "-m", *map(str, (*module, *arguments))]
 
 
 class Recording(BuildProgress):
@@ -119,7 +121,9 @@ def test_loading_rtx_plans_without_a_gpu_is_refused(rtx: tuple[Path, Manifest, R
 @pytest.fixture(scope="module")
 def fp16(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, traces: Path) -> Pipeline:
     output = tmp_path_factory.mktemp("fp16")
-    command = command_line(traces, "--model", checkpoint, "--output", output, "--flavor", "onnx", "--verify", "always")
+    command = command_line(
+        "--model", checkpoint, "--output", output, "--flavor", "onnx", "--verify", "always", traces=traces
+    )
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()) == (output / "current").resolve()
@@ -182,21 +186,19 @@ done) &
 """
 
 
-def build_on(script: str, checkpoint: Path, output: Path, traces: Path) -> "subprocess.CompletedProcess[str]":
+def build_on(script: str, checkpoint: Path, output: Path) -> "subprocess.CompletedProcess[str]":
     """The build as `$@` of a shell script, in a mount namespace of its own, with the output's path as `$0`."""
     unshared = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     if subprocess.run([*unshared, "mount -t tmpfs tmpfs /mnt"], capture_output=True).returncode:
         pytest.skip("mounting is not permitted here")
     arguments = ("--model", checkpoint, "--output", output, "--fp32", "--flavor", "onnx", "--verify", "never")
-    return subprocess.run(
-        [*unshared, script, output, *command_line(traces, *arguments)], capture_output=True, text=True
-    )
+    return subprocess.run([*unshared, script, output, *command_line(*arguments)], capture_output=True, text=True)
 
 
 @pytest.mark.slow
-def test_disk_that_fills_up_during_a_build_keeps_nothing(checkpoint: Path, tmp_path: Path, traces: Path) -> None:
-    """A file system in memory, which another process fills once the build has begun."""
-    done = build_on(FULL_DISK, checkpoint, tmp_path, traces)
+def test_disk_that_fills_up_during_a_build_keeps_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    """A file system in memory, which another process fills while the build traces its first graph."""
+    done = build_on(FULL_DISK, checkpoint, tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         f"build-engines: no space left for the build in {tmp_path}; nothing was kept"
@@ -205,9 +207,9 @@ def test_disk_that_fills_up_during_a_build_keeps_nothing(checkpoint: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_disk_that_is_too_small_is_refused_before_tracing(checkpoint: Path, tmp_path: Path, traces: Path) -> None:
+def test_disk_that_is_too_small_is_refused_before_tracing(checkpoint: Path, tmp_path: Path) -> None:
     """20 MB, where nano's FP32 graphs take more than 30."""
-    done = build_on('mount -t tmpfs -o size=20m tmpfs "$0" && exec "$@"', checkpoint, tmp_path, traces)
+    done = build_on('mount -t tmpfs -o size=20m tmpfs "$0" && exec "$@"', checkpoint, tmp_path)
     assert done.returncode == 1
     assert re.search(r"has \d\d MB free, the build needs about \d\d MB$", done.stderr.splitlines()[-1])
     assert "tracing" not in done.stderr
@@ -217,16 +219,23 @@ def test_disk_that_is_too_small_is_refused_before_tracing(checkpoint: Path, tmp_
 def test_ctrl_c_ends_a_build_inside_tensorrt(checkpoint: Path, tmp_path: Path, traces: Path) -> None:
     """TensorRT swallows the KeyboardInterrupt that Python raises in its callbacks."""
     arguments = ("--model", checkpoint, "--output", tmp_path, "--flavor", "rtx", "--verify", "never")
-    command = command_line(traces, *arguments)
+    command = command_line(*arguments, traces=traces)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None and child.stderr is not None
         assert any("denoiser: building" in line for line in child.stderr)
-        time.sleep(1)  # of five
+        inside = cpu_seconds(child) + 1  # of five; on a busy machine a second of wall-clock time is too early
+        while cpu_seconds(child) < inside:
+            time.sleep(0.05)
         child.send_signal(signal.SIGINT)
         assert child.stderr.read().splitlines()[-1] == "build-engines: interrupted; nothing was kept"
         assert child.stdout.read() == ""
     assert child.returncode == 1
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+
+
+def cpu_seconds(child: subprocess.Popen[str]) -> float:
+    times = psutil.Process(child.pid).cpu_times()
+    return times.user + times.system
 
 
 def refusal(*arguments: str) -> str:

@@ -201,7 +201,7 @@ def test_unprepared_lora_file_is_refused(lora: Lora) -> None:
     [
         ({"weights_sha256": "0" * 64}, "prepared for other weights"),
         ({"precisions": {"denoiser": "bf16"}}, "prepared for .*, the plans have"),
-        ({"exponents": {}}, "prepared for plans of another zimage-trt"),
+        ({"exponents": {}}, "prepared for plans of another version of zimage-trt"),
     ],
 )
 def test_lora_prepared_for_other_plans_is_refused(

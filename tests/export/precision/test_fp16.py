@@ -35,7 +35,7 @@ from export.precision.fp16 import Z_IMAGE_BLOCK, Fp16Block, Measured
 from nano.layout import CheckpointSizes, transformer_config
 from nano.miniature import tensor_shapes
 
-SIZES = CheckpointSizes(dim=512, n_heads=4, n_layers=6, axes_dims=(32, 48, 48), cap_feat_dim=256)
+SIZES = CheckpointSizes(dim=512, n_heads=4, n_layers=3, axes_dims=(32, 48, 48), cap_feat_dim=256)
 CONFIG = transformer_config(SIZES)
 OUTLIERS = 6  # channels of the feed-forward part that dominate it, as in the real model
 
