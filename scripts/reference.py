@@ -19,7 +19,7 @@ from fastapi.routing import APIRoute, APIWebSocketRoute
 from pydantic import BaseModel
 
 from server.api import openai, openapi, tasks
-from server.api.access import Access
+from server.api.access import AccessPolicy
 from server.api.openai_schemas import ImagesRequest
 from server.api.task_schemas import GenerateRequest
 from server.app import probes
@@ -69,7 +69,7 @@ def endpoints() -> Iterator[Sequence[str]]:
     app, routers = FastAPI(), (openai.router, tasks.router, probes)
     for router in routers:
         app.include_router(router)
-    openapi.install(app, Access(keys=("any",)), ImagesRequest, GenerateRequest)
+    openapi.install(app, AccessPolicy(keys=("any",)), ImagesRequest, GenerateRequest)
     described: dict[str, Any] = app.openapi()["paths"]
     routes: dict[tuple[str, str], tuple[str, ...]] = {}
     for route in (route for router in routers for route in router.routes):

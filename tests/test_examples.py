@@ -3,15 +3,18 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from engine.pipeline import Pipeline
 from engine.request import ImageRequest
+from export.build import BuildOptions
+from export.progress import BuildProgress
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -44,7 +47,7 @@ def run(name: str, *arguments: object) -> str:
         [*command, EXAMPLES / name, *map(str, arguments)], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -82,13 +85,17 @@ def test_prompts_writes_an_image_for_every_line(url: str, tmp_path: Path) -> Non
     assert all(line in said for line in wanted)
 
 
-@pytest.mark.slow
-def test_lora_changes_the_image_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lora_changes_the_image_and_nothing_else(
+    build_plans: Callable[..., Path], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = BuildOptions(str(checkpoint), tmp_path / "refittable", flavor="onnx", refittable=True, verify="never")
+    build_plans(options, BuildProgress(Console(quiet=True)))  # with traces of other tests; lora.sh finds the plans
     monkeypatch.setenv("BIN", str(Path(sys.executable).parent))
     said = run("lora.sh", tmp_path)
     plain, outlines = pixels(tmp_path / "plain.png"), pixels(tmp_path / "outlines.png")
     assert plain.shape == outlines.shape and not np.array_equal(plain, outlines)
     assert (tmp_path / "loras" / "outlines.lora").is_file()
+    assert "built from the same inputs" in " ".join(said.split())  # the terminal wraps
     assert "zimage-serve --engines" in said
 
 
