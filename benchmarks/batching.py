@@ -15,7 +15,8 @@ from engine.errors import UnsupportedShape
 from engine.files import whole_file
 from engine.options import RuntimeOptions, add_pipeline_arguments, sizes
 from engine.pipeline import Pipeline
-from engine.plan.manifest import Manifest, resolve
+from engine.plan.directory import resolve
+from engine.plan.manifest import Manifest
 from engine.request import ImageRequest
 from engine.scheduler.batch_table import TABLE_FILE, BatchTable, PassTimes
 from engine.size import Size

@@ -36,7 +36,8 @@ from benchmarks.harness.runner import PlanRunner
 from benchmarks.harness.source import Source
 from engine.errors import InvalidRequest, PlanMismatch, UnsupportedShape
 from engine.options import CudaGraphs, RuntimeOptions, sizes
-from engine.plan.manifest import SEQUENCE_MULTIPLE, Manifest, padded, read, resolve
+from engine.plan.directory import read, resolve
+from engine.plan.manifest import SEQUENCE_MULTIPLE, Manifest, padded
 from engine.size import Size
 
 PHRASE = "a small red circle to the left of a large blue square on a yellow background and"

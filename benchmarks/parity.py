@@ -24,7 +24,8 @@ from benchmarks.judge import score
 from engine.backends.base import Backend, Bindings, Engine
 from engine.backends.host_memory import HostMemory
 from engine.pipeline import Pipeline
-from engine.plan.manifest import GraphName, Precision, read, resolve
+from engine.plan.directory import read, resolve
+from engine.plan.manifest import GraphName, Precision
 from engine.request import ImageRequest
 from engine.sampling.tokenizer import PromptTokenizer
 from engine.size import Size

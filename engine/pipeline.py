@@ -20,12 +20,13 @@ import numpy as np
 from engine.array import Array
 from engine.backends.base import Backend
 from engine.backends.load import load_backend
-from engine.backends.memory import Readback, Tensor, TimingEvent
+from engine.backends.memory import Memory, Readback, Tensor, TimingEvent
 from engine.errors import InvalidRequest, ZImageError
 from engine.images.generated import GeneratedImage
 from engine.options import RuntimeOptions
+from engine.plan.directory import read, resolve
 from engine.plan.lora import PreparedLora
-from engine.plan.manifest import SEQUENCE_MULTIPLE, GraphName, Manifest, padded, read, resolve
+from engine.plan.manifest import SEQUENCE_MULTIPLE, GraphName, Manifest, Model, padded
 from engine.request import ImageRequest
 from engine.sampling import rope
 from engine.sampling.finite import require_finite
@@ -75,7 +76,7 @@ class Pipeline:
         self.tokenize = tokenizer
         self.memory = loaded.memory
         self._engines, self._close = loaded.engines, loaded.close
-        self._rope_key: tuple[int, int, int] | None = None  # h, w and length of the rotary tables in memory
+        self._rope_tables = _RopeTables(manifest.model, loaded.memory)
 
     @classmethod
     def load(cls, directory: Path, options: RuntimeOptions | None = None, *, verify: bool = True) -> Self:
@@ -95,13 +96,8 @@ class Pipeline:
         for size in options.warm_up:
             served.profile_for(size)
         loaded = load_backend(directory, manifest, options)
-        log.info(
-            "loaded %s: %s plans of %s, %s",
-            directory.name,
-            manifest.target.flavor,
-            manifest.model.name,
-            manifest.precision,
-        )
+        facts = manifest.target.flavor, manifest.model.name, manifest.precision
+        log.info("loaded %s: %s plans of %s, %s", directory.name, *facts)
         try:
             pipeline = cls(served, PromptTokenizer(directory, manifest.model.prompt), loaded)
             pipeline.warm_up(options.warm_up)
@@ -269,15 +265,13 @@ class Pipeline:
             prompt_embeds: [B, L, prompt_embeds_dim] float32.
             sigma, sigma_next: [B] float32, noise levels before and after the step.
         """
-        constant = {
-            "prompt_embeds": prompt_embeds,
-            **self._rope(latents.shape[2], latents.shape[3], prompt_embeds.shape[1]),
-        }
+        tables = self._rope_tables.get(latents.shape[2], latents.shape[3], prompt_embeds.shape[1])
         levels = {
             "sigma": self.memory.write("sigma", sigma),
             "sigma_next": self.memory.write("sigma_next", sigma_next),
         }
-        self._enqueue("denoiser", constant | levels | {"latents": latents, "latents_next": latents_next})
+        tensors = {"latents": latents, "latents_next": latents_next, "prompt_embeds": prompt_embeds}
+        self._enqueue("denoiser", tensors | levels | tables)
 
     def decode(self, latents: Tensor, index: int = 0) -> Decoded:
         """Enqueue the decoding of one image of [B, 16, h, w] latents."""
@@ -298,15 +292,24 @@ class Pipeline:
             self.memory.prepare_write(bindings[spec.name])
         self._engines[graph].enqueue(self.memory.stream, bindings)
 
-    def _rope(self, h: int, w: int, length: int) -> dict[str, Tensor]:
-        """Return the rotary tables of [h, w] latents, written when they change."""
-        model = self.manifest.model
-        if self._rope_key != (h, w, length):
-            self._rope_key = None
+
+class _RopeTables:
+    """Rotary tables in memory, written only when the size or the prompt length changes."""
+
+    def __init__(self, model: Model, memory: Memory) -> None:
+        self._model, self._memory = model, memory
+        self._key: tuple[int, int, int] | None = None  # h, w and length of the tables in memory
+        self._tables: dict[str, Tensor] = {}
+
+    def get(self, h: int, w: int, length: int) -> dict[str, Tensor]:
+        """Return the tables of [h, w] latents with a padded prompt length."""
+        model = self._model
+        if self._key != (h, w, length):
+            self._key = None
             cos, sin = rope.tables(model.rope, h // model.patch_size, w // model.patch_size, length)
             self._tables = {
-                "rope_cos": self.memory.write("rope_cos", cos),
-                "rope_sin": self.memory.write("rope_sin", sin),
+                "rope_cos": self._memory.write("rope_cos", cos),
+                "rope_sin": self._memory.write("rope_sin", sin),
             }
-            self._rope_key = (h, w, length)
+            self._key = (h, w, length)
         return self._tables

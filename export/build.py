@@ -9,8 +9,8 @@ from typing import Literal
 
 import psutil
 
+from engine.plan.directory import MANIFEST_FILE, encode
 from engine.plan.manifest import (
-    MANIFEST_FILE,
     SCHEMA_VERSION,
     Flavor,
     Graph,
@@ -23,7 +23,6 @@ from engine.plan.manifest import (
     Profile,
     Rope,
     Target,
-    encode,
 )
 from engine.plan.shapes import dimensions
 from engine.sampling.tokenizer import TOKENIZER_FILE

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import ZImageError
-from engine.plan.manifest import Manifest, read
+from engine.plan.directory import read
+from engine.plan.manifest import Manifest
 
 if TYPE_CHECKING:
     from export.progress import BuildProgress

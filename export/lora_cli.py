@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine.errors import ZImageError
 from engine.files import whole_file
-from engine.plan.manifest import read, resolve
+from engine.plan.directory import read, resolve
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 import filelock
 
 from engine.errors import BuildError, PlanError
-from engine.plan.manifest import CURRENT, MANIFEST_FILE, File, Manifest, read, sha256
+from engine.plan.directory import CURRENT, MANIFEST_FILE, read, sha256
+from engine.plan.manifest import File, Manifest
 
 log = logging.getLogger(__name__)
 

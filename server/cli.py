@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from engine.errors import ZImageError
-from engine.plan.manifest import read, resolve
+from engine.plan.directory import read, resolve
 from server import logs, settings
 from server.http.sockets import listen
 from server.serving import serve

@@ -10,7 +10,8 @@ from engine.array import Array
 from engine.backends.base import Backend
 from engine.backends.load import load_backend
 from engine.options import RuntimeOptions
-from engine.plan.manifest import Graph, GraphName, Manifest, Model, read
+from engine.plan.directory import read
+from engine.plan.manifest import Graph, GraphName, Manifest, Model
 from export.checkpoint.files import open_checkpoint
 from export.compile.parity import Reference, relative_l2, sample_inputs
 

@@ -20,7 +20,8 @@ from engine.backends.vram import VramPlan
 from engine.errors import PlanNotFound
 from engine.options import CudaGraphs, RuntimeOptions
 from engine.pipeline import Pipeline
-from engine.plan.manifest import Manifest, read
+from engine.plan.directory import read
+from engine.plan.manifest import Manifest
 from engine.request import ImageRequest
 from export.checkpoint.files import open_checkpoint
 from export.checkpoint.lora import Lora

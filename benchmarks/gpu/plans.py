@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from engine.backends.cuda import CudaRuntime
-from engine.plan.manifest import MANIFEST_FILE, Flavor, Graph, GraphName, Precision, Target, encode, read
+from engine.plan.directory import MANIFEST_FILE, encode, read
+from engine.plan.manifest import Flavor, Graph, GraphName, Precision, Target
 from engine.plan.shapes import dimensions
 from export import plan_directory
 from export.build import BuildOptions, build_engines

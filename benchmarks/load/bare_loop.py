@@ -17,7 +17,7 @@ from engine.images.generated import GeneratedImage
 from engine.images.metadata import file_metadata
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
-from engine.plan.manifest import resolve
+from engine.plan.directory import resolve
 from engine.request import ImageRequest
 from engine.scheduler.batch_table import BatchTable
 from engine.scheduler.events import Denoised, Failed

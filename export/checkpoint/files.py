@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import CheckpointError
-from engine.plan.manifest import sha256
+from engine.plan.directory import sha256
 from export.checkpoint.comfyui import official_weights
 from export.checkpoint.stored_weights import stored_weights
 from export.checkpoint.weights import Weight

@@ -14,8 +14,8 @@ from pathlib import Path
 from torch import Tensor
 
 from engine.errors import CheckpointError
+from engine.plan.directory import sha256
 from engine.plan.lora import FORMAT
-from engine.plan.manifest import sha256
 from export.checkpoint.comfyui import COMFYUI_NAMES
 from export.checkpoint.files import Checkpoint
 from export.checkpoint.stored_weights import StoredWeight, read_metadata, stored_weights

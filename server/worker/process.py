@@ -19,7 +19,7 @@ from pathlib import Path
 from engine.errors import DeviceError, PlanCorrupt, ZImageError
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
-from engine.plan.manifest import resolve
+from engine.plan.directory import resolve
 from engine.request import ImageRequest
 from engine.scheduler.batch_table import BatchTable
 from engine.scheduler.loop import EngineLoop

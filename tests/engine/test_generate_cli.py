@@ -15,7 +15,7 @@ from engine.cli import main
 from engine.errors import InvalidRequest
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
-from engine.plan.manifest import read, resolve
+from engine.plan.directory import read, resolve
 from engine.request import ImageRequest
 from engine.size import Size
 

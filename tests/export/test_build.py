@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from benchmarks.harness.pixels import psnr
 from engine.errors import BackendUnavailable, BuildError
 from engine.pipeline import Pipeline
-from engine.plan.manifest import Manifest, Range, read
+from engine.plan.directory import read
+from engine.plan.manifest import Manifest, Range
 from engine.request import ImageRequest
 from export.build import BuildOptions, build_engines
 from export.cli import main

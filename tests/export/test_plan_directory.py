@@ -19,15 +19,8 @@ import pytest
 from fakes.manifest import MANIFEST as SAMPLE
 
 from engine.errors import BuildError, PlanNotFound
-from engine.plan.manifest import (
-    MANIFEST_FILE,
-    SCHEMA_VERSION,
-    Graph,
-    GraphName,
-    encode,
-    read,
-    resolve,
-)
+from engine.plan.directory import MANIFEST_FILE, encode, read, resolve
+from engine.plan.manifest import SCHEMA_VERSION, Graph, GraphName
 from export import plan_directory
 
 NAME = "miniature-fp32-onnx-0123456789ab"

@@ -23,8 +23,9 @@ from engine.backends.tensorrt.offload import OffloadedEngine, ResidentSlot
 from engine.errors import DeviceError, OutOfDeviceMemory, PlanCorrupt, UnsupportedShape
 from engine.options import CudaGraphs, RuntimeOptions
 from engine.pipeline import Pipeline
+from engine.plan.directory import read
 from engine.plan.lora import PreparedLora
-from engine.plan.manifest import GraphName, Manifest, read
+from engine.plan.manifest import GraphName, Manifest
 from engine.request import ImageRequest
 from engine.sampling.tokenizer import PromptTokenizer
 from engine.scheduler.events import Denoised

@@ -11,19 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import PlanCorrupt, PlanError, PlanMismatch, PlanNotFound, UnsupportedShape
-from engine.plan.manifest import (
-    CURRENT,
-    MANIFEST_FILE,
-    SCHEMA_VERSION,
-    File,
-    Manifest,
-    Profile,
-    encode,
-    padded,
-    read,
-    resolve,
-    sha256,
-)
+from engine.plan.directory import CURRENT, MANIFEST_FILE, encode, read, resolve, sha256
+from engine.plan.manifest import SCHEMA_VERSION, File, Manifest, Profile, padded
 from engine.size import Size
 
 

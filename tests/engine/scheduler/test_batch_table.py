@@ -10,7 +10,7 @@ from fakes.manifest import MANIFEST
 from benchmarks.batching import usual_sizes
 from benchmarks.cli import main
 from engine.errors import ZImageError
-from engine.plan.manifest import read
+from engine.plan.directory import read
 from engine.scheduler.batch_table import BatchTable, PassTimes
 from engine.size import Size
 

@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save_file
 from benchmarks.harness.pixels import psnr
 from engine.errors import LoraMismatch, PlanCorrupt
 from engine.pipeline import Pipeline
+from engine.plan.directory import read
 from engine.plan.lora import PreparedLora, base_weight
-from engine.plan.manifest import MergedLora, read
+from engine.plan.manifest import MergedLora
 from engine.request import ImageRequest
 from engine.sampling.schedule import sigmas
 from engine.sampling.tokenizer import PromptTokenizer

@@ -1,0 +1,104 @@
+"""Reading of a plan directory, with verification of every file against the manifest.
+
+Knows files and hashes; not the execution of plans.
+"""
+
+import hashlib
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+
+from engine.errors import PlanCorrupt, PlanMismatch, PlanNotFound
+from engine.plan.manifest import SCHEMA_VERSION, File, GraphName, Manifest
+
+MANIFEST_FILE = "manifest.json"
+CURRENT = "current"  # symlink in an --output directory: the plan directory built last
+
+
+def resolve(directory: Path) -> Path:
+    """Return the plan directory that `--engines` names: the directory itself, or the newest in an `--output` directory.
+
+    Raises:
+        PlanNotFound: there is none; the message says what is there.
+    """
+    if not directory.is_dir():
+        raise PlanNotFound(
+            f"no plan directory at {directory}; build one with: build-engines --model ... --output {directory}"
+        )
+    for candidate in (directory, directory / CURRENT):
+        if (candidate / MANIFEST_FILE).is_file():
+            return candidate.resolve()
+    interrupted = any(any(directory.glob(pattern)) for pattern in ("*.onnx*", "*.plan", ".building-*"))
+    what = "a build that was interrupted" if interrupted else "no finished build"
+    raise PlanNotFound(f"{directory} has no {MANIFEST_FILE}: {what}; run build-engines again")
+
+
+def read(directory: Path, *, verify: bool = True) -> Manifest:
+    """Read the manifest of a plan directory and, unless `verify` is off, hash every file that it lists.
+
+    Raises:
+        PlanMismatch: the manifest has another schema.
+        PlanCorrupt: the manifest or a file is damaged.
+    """
+    raw = (directory / MANIFEST_FILE).read_bytes()
+    _check_schema(directory, raw)
+    try:
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PlanCorrupt(f"{directory / MANIFEST_FILE} is damaged: {error}; build again") from error
+    _check_complete(directory, manifest)
+    if manifest.checksum != _checksum(manifest):
+        raise PlanCorrupt(f"{directory / MANIFEST_FILE} was altered after it was written; build again")
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda file: _check_file(directory, file, verify), manifest.files))
+    return manifest
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Return the manifest as JSON, with its checksum."""
+    complete = replace(manifest, checksum=_checksum(manifest))
+    return msgspec.json.format(msgspec.json.encode(complete), indent=1) + b"\n"
+
+
+def sha256(path: Path) -> str:
+    """Return the hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checksum(manifest: Manifest) -> str:
+    return hashlib.sha256(msgspec.json.encode(replace(manifest, checksum=""))).hexdigest()
+
+
+def _check_schema(directory: Path, raw: bytes) -> None:
+    match = re.search(rb'"schema_version":\s*(\d+)', raw)
+    version = int(match[1]) if match else None
+    if version is not None and version != SCHEMA_VERSION:
+        raise PlanMismatch(
+            f"{directory} has manifest schema {version}, this zimage-trt reads {SCHEMA_VERSION}; build again"
+        )
+
+
+def _check_complete(directory: Path, manifest: Manifest) -> None:
+    listed = {file.path for file in manifest.files}
+    for name in get_args(GraphName):
+        if name not in manifest.graphs or manifest.graphs[name].file not in listed:
+            raise PlanCorrupt(f"{directory / MANIFEST_FILE} lists no file for the {name}; build again")
+    if not manifest.profiles:
+        raise PlanCorrupt(f"{directory / MANIFEST_FILE} has no profiles; build again")
+
+
+def _check_file(directory: Path, file: File, verify: bool) -> None:
+    path = directory / file.path
+    if not path.resolve().is_relative_to(directory.resolve()):
+        raise PlanCorrupt(f"{directory / MANIFEST_FILE} names {file.path!r}, outside its directory; build again")
+    if not path.is_file():
+        raise PlanCorrupt(f"{path} is missing; build again")
+    if (size := path.stat().st_size) != file.size:
+        raise PlanCorrupt(f"{path} has {size} bytes, its manifest says {file.size}; build again")
+    if verify and (digest := sha256(path)) != file.sha256:
+        raise PlanCorrupt(f"{path} has sha256 {digest[:12]}, its manifest says {file.sha256[:12]}; build again")
