@@ -68,7 +68,7 @@ class Database:
         busy_timeout: seconds to wait for another process.
 
     Raises:
-        StoreUnavailable: there is no such directory, or the file is damaged, of a newer version or no store at all.
+        StoreUnavailable: there is no such directory, or the file is damaged, of another version or no store at all.
     """
 
     def __init__(self, path: Path | None, busy_timeout: float) -> None:
@@ -126,10 +126,10 @@ def _create_schema(connection: sqlite3.Connection, name: str) -> None:
         connection.execute("BEGIN IMMEDIATE")  # of two processes that open a new file, one creates the tables
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if version > VERSION:
+        if version not in (0, VERSION):
             raise StoreUnavailable(
-                f"{name} has schema {version}, but this zimage-trt reads schemas up to {VERSION};"
-                " start the newer zimage-trt, or name another file"
+                f"{name} has schema {version}, but this zimage-trt reads schema {VERSION};"
+                " start the zimage-trt that wrote it, or name another file"
             )
         if version == 0 and tables:
             raise StoreUnavailable(f"{name} is a database of another program; name another file")

@@ -97,7 +97,7 @@ def test_queued_tasks_have_positions_and_estimates(http: httpx.Client) -> None:
     first, second = (submit(http, num_inference_steps=40) for _ in range(2))
     tasks = [http.get(f"/v1/task/{task_id}").json() for task_id in (first, second)]
     assert [task["queue_position"] for task in tasks] == [0, 1]
-    assert 0 < tasks[0]["eta"] < tasks[1]["eta"] < 2
+    assert 0 < tasks[0]["eta"] < tasks[1]["eta"]
     for task_id in (first, second):
         assert http.delete(f"/v1/task/{task_id}").json()["status"] == "cancelled"
 
