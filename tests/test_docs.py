@@ -147,6 +147,21 @@ def test_architecture_names_what_is_in_the_files_that_it_links() -> None:
                 assert all(re.search(rf"\b{part}\b", sources) for part in name.split(".")), (name, block)
 
 
+def test_architecture_names_the_file_that_defines_each_name() -> None:
+    """`name` in [file](link), of [file](link) or ([file](link)): this file has a definition of the name."""
+    page = ROOT / "docs" / "architecture.md"
+    text = re.sub(r"\s+", " ", without_fences(page.read_text(encoding="utf-8")))
+    names = r"(`[\w.]+`(?:(?:, | and )`[\w.]+`)*)"
+    found = re.findall(rf"{names}(?: in | of | \(|, )\[[^\]]+\]\(([^)]+\.py)\)", text)
+    assert len(found) > 60
+    for group, link in found:
+        source = (page.parent / link).read_text(encoding="utf-8")
+        for name in INLINE.findall(group):
+            *_, last = name.split(".")
+            defined = rf"^ *(?:(?:async )?def|class) {last}\b|^ *(?:self\.)?{last}(?:: [^=]+)? = |^ +{last}: "
+            assert re.search(defined, source, re.MULTILINE), (name, link)
+
+
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= README_WORDS
 
