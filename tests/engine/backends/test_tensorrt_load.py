@@ -19,7 +19,7 @@ from fakes.step_peak import STEP_BYTES, step_peak
 from engine.backends.base import Bindings, Engine
 from engine.backends.cuda import failure
 from engine.backends.onnxruntime import OnnxRuntimeEngine
-from engine.backends.tensorrt.offload import OffloadedEngine, ResidentSlot
+from engine.backends.tensorrt.offload import OffloadedEngine, ResidentEngine
 from engine.errors import DeviceError, OutOfDeviceMemory, PlanCorrupt, UnsupportedShape
 from engine.options import CudaGraphs, RuntimeOptions
 from engine.pipeline import Pipeline
@@ -189,7 +189,7 @@ def test_offloaded_engine_whose_lora_fails_does_not_run_without_it() -> None:
         def close(self) -> None:
             Refuses.closed += 1
 
-    engine = OffloadedEngine(Refuses, ResidentSlot())
+    engine = OffloadedEngine(Refuses, ResidentEngine())
     for attempt in range(2):
         with pytest.raises(PlanCorrupt):
             engine.enqueue(0, {})
