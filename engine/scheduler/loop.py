@@ -11,12 +11,12 @@ from engine.errors import LoraMismatch
 from engine.images.generated import GeneratedImage
 from engine.pipeline import Pipeline
 from engine.request import ImageRequest
+from engine.sampling.preview import preview_steps
 from engine.scheduler.batch_table import BatchTable
 from engine.scheduler.events import Denoised, Event, Failed, Passed, Started, Stepped, Switched
 from engine.scheduler.executor import BatchResult, Executor
 from engine.scheduler.lora_registry import LoraRegistry
 from engine.scheduler.lora_schedule import LoraScheduler
-from engine.scheduler.previews import preview_steps
 from engine.scheduler.prompt_cache import PromptCache
 from engine.scheduler.sample import GuidanceBranch, Sample
 from engine.scheduler.scheduler import Batch, LoraChange, Scheduler

@@ -22,7 +22,7 @@ from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt.offload import OffloadedEngine, ResidentEngine
 from engine.errors import DeviceError, OutOfDeviceMemory, PlanCorrupt, UnsupportedShape
 from engine.options import CudaGraphs, RuntimeOptions
-from engine.pipeline import Pipeline
+from engine.pipeline import Pipeline, warm_up
 from engine.plan.directory import read
 from engine.plan.lora import PreparedLora
 from engine.plan.manifest import GraphName, Manifest
@@ -155,7 +155,7 @@ def test_step_path_allocates_nothing(nano: Nano, cuda_graphs: CudaGraphs) -> Non
 def test_warmed_up_sizes_allocate_nothing_later(nano: Nano, cuda_graphs: CudaGraphs) -> None:
     cuda = FakeCuda()
     with nano.on(cuda, cuda_graphs=cuda_graphs) as pipeline:
-        pipeline.warm_up([Size(96, 64)])
+        warm_up(pipeline, [Size(96, 64)])
         contexts, before = cuda.calls["context.enqueue"], cuda.resources
         for seed in range(3):
             pipeline.generate(ImageRequest("a red circle", 96, 64, seed))
