@@ -35,22 +35,33 @@ def main(argv: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("zimage-generate", description="Generate one image and write it to a PNG file.")
-    parser.add_argument("prompt", help="text to generate an image of")
+    parser.add_argument("prompt", help="Text to generate an image of")
     add_pipeline_arguments(parser)
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("out.png"), metavar="FILE", help="file to write; default: %(default)s"
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("out.png"),
+        metavar="FILE",
+        help="File to write (default: %(default)s)",
     )
-    parser.add_argument("--size", metavar="WxH", help="pixels, such as 1024x768; default: the plans' default size")
-    parser.add_argument("--seed", type=int, help=f"0 to {MAX_SEED}; default: a random seed, which is printed")
-    parser.add_argument("--lora", type=Path, metavar="FILE", help="file written by zimage-lora; needs refittable plans")
-    parser.add_argument("-v", "--verbose", action="store_true", help="log what is loaded, and its GPU memory")
-    parser.add_argument("--steps", type=int, help="denoising steps; default: the model's number, 8")
-    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="text that guidance moves away from")
+    parser.add_argument(
+        "--size",
+        metavar="WxH",
+        help="Size in pixels, such as 1024x768 (default: the size that the plans are tuned for)",
+    )
+    parser.add_argument(
+        "--seed", type=int, help=f"Seed, 0 to {MAX_SEED} (default: a random one, which the command prints)"
+    )
+    parser.add_argument("--lora", type=Path, metavar="FILE", help="File written by zimage-lora; needs refittable plans")
+    parser.add_argument("-v", "--verbose", action="store_true", help="Log what is loaded, and its GPU memory")
+    parser.add_argument("--steps", type=int, help="Denoising steps (default: the model's number, 8)")
+    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="Text that guidance moves away from")
     parser.add_argument(
         "--guidance-scale",
         type=float,
         default=ImageRequest("").guidance_scale,
-        help="diffusers' scale; above 0, every step takes two forward passes; default: %(default)s",
+        help="Guidance scale as in diffusers; above 0, every step takes two forward passes (default: %(default)s)",
     )
     return parser
 
@@ -79,10 +90,10 @@ def _generate(args: argparse.Namespace, request: ImageRequest, file: IO[bytes]) 
             file=sys.stderr,
         )
     generated = request if args.lora is None else replace(request, lora=args.lora.stem)
-    text = file_metadata(generated, image.metadata(pipeline.manifest, generated))
-    file.write(encode(image.pixels, text=text))
+    metadata = image.metadata(pipeline.manifest, generated)
+    file.write(encode(image.pixels, text=file_metadata(generated, metadata)))
     stages = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in asdict(image.seconds).items() if seconds)
-    print(f"{args.output}: {image.size}, seed {image.seed}, {image.num_inference_steps} forwards")
+    print(f"{args.output}: {metadata.size}, seed {metadata.seed}, {metadata.forwards} forwards")
     print(f"load {loaded - started:.2f} s{refit}, {stages}")
 
 

@@ -14,11 +14,11 @@ MAX_THREADS = 256
 
 CudaGraphs = Literal["auto", "on", "off"]
 
-ABOUT = {  # help texts of the options
+HELP = {  # help texts of the options, also for zimage-serve
     "threads": "CPU threads per graph; 0 uses one per core",
-    "profiles": "Profile to serve, by the name it was built with; repeat for more",
-    "warm_up": "Sizes to prepare before serving, so that their first image is as fast as the next",
-    "cuda_graphs": "TensorRT: use of CUDA graphs; auto keeps those that are measurably faster (TensorRT-RTX: all)",
+    "profiles": "Profile to load, by the name that it was built with; repeat for more",
+    "warm_up": "Sizes to prepare at the start, so that their first image is as fast as the next",
+    "cuda_graphs": "TensorRT: use of CUDA graphs; auto keeps those that are measurably faster, TensorRT-RTX keeps all",
     "offload": "TensorRT: keep only one of prompt encoder and denoiser in GPU memory; each new prompt costs seconds",
     "runtime_cache": "TensorRT-RTX: folder for kernels compiled for this GPU (default: the user's cache folder)",
 }
@@ -71,28 +71,30 @@ class RuntimeOptions:
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--engines`, and an option for each field of `RuntimeOptions` except `slots` and `loras`."""
     default = RuntimeOptions()
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="directory that build-engines wrote")
     parser.add_argument(
-        "--threads", type=_threads, default=default.threads, help=ABOUT["threads"] + "; default: %(default)s"
+        "--engines", type=Path, required=True, metavar="DIR", help="Folder written by build-engines --output"
     )
     parser.add_argument(
-        "--profile", dest="profiles", action="append", metavar="NAME", help=ABOUT["profiles"] + "; default: all"
+        "--threads", type=_threads, default=default.threads, help=HELP["threads"] + " (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--profile", dest="profiles", action="append", metavar="NAME", help=HELP["profiles"] + " (default: all)"
     )
     parser.add_argument(
         "--warm-up",
         type=sizes,
         default=default.warm_up,
         metavar="WxH,...",
-        help=ABOUT["warm_up"] + "; default: none",
+        help=HELP["warm_up"] + " (default: none)",
     )
     parser.add_argument(
         "--cuda-graphs",
         choices=get_args(CudaGraphs),
         default=default.cuda_graphs,
-        help=ABOUT["cuda_graphs"] + "; default: %(default)s",
+        help=HELP["cuda_graphs"] + " (default: %(default)s)",
     )
-    parser.add_argument("--offload", action="store_true", help=ABOUT["offload"])
-    parser.add_argument("--runtime-cache", type=Path, metavar="DIR", help=ABOUT["runtime_cache"])
+    parser.add_argument("--offload", action="store_true", help=HELP["offload"])
+    parser.add_argument("--runtime-cache", type=Path, metavar="DIR", help=HELP["runtime_cache"])
 
 
 def _threads(text: str) -> int:

@@ -9,11 +9,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from engine.array import Array
 from engine.backends.base import Backend
 from engine.backends.load import load_backend
 from engine.backends.memory import Memory, Readback, Tensor, TimingEvent
-from engine.errors import InvalidRequest, ZImageError
+from engine.errors import InvalidRequest
 from engine.images.generated import GeneratedImage
 from engine.options import RuntimeOptions
 from engine.plan.directory import read, resolve
@@ -44,16 +43,11 @@ WARM_PASSES = 7  # with the same tensors; a CUDA graph has been captured and com
 WARM_LENGTHS = 4  # prompt lengths for each size: 32, 64, 96 and 128 tokens
 
 
-class Decoded:
+class Decoded(NamedTuple):
     """A decoded image on its way to the host."""
 
-    def __init__(self, image: Readback, decoded: TimingEvent) -> None:
-        self._image = image
-        self.decoded = decoded  # after the decoder, before the copy to the host
-
-    def wait_for_copy(self) -> None:
-        """Wait until the values are on the host."""
-        self._image.wait()
+    image: Readback  # [1, height, width, 3] float32
+    done: TimingEvent  # after the decoder, before the copy to the host
 
     def wait(self) -> Array:
         """Return [height, width, 3] uint8, RGB.
@@ -61,7 +55,7 @@ class Decoded:
         Raises:
             NonFiniteOutput: the values hold NaN or Inf.
         """
-        image = self._image.wait()
+        image = self.image.wait()
         require_finite(image, "image")
         np.clip(image, 0, 255, out=image)
         pixels: Array = np.rint(image[0], out=image[0]).astype(np.uint8)
@@ -71,12 +65,11 @@ class Decoded:
 class Pipeline:
     """Generates images from a plan directory, one after the other. Threads that share it need a lock."""
 
-    def __init__(self, manifest: Manifest, tokenizer: PromptTokenizer, loaded: Backend) -> None:
+    def __init__(self, manifest: Manifest, tokenizer: PromptTokenizer, backend: Backend) -> None:
         self.manifest = manifest
         self.tokenize = tokenizer
-        self.memory = loaded.memory
-        self._engines, self._close = loaded.engines, loaded.close
-        self._rope_tables = _RopeTables(manifest.model, loaded.memory)
+        self.backend, self.memory = backend, backend.memory
+        self._rope_tables = _RopeTables(manifest.model, backend.memory)
 
     @classmethod
     def load(cls, directory: Path, options: RuntimeOptions | None = None, *, verify: bool = True) -> Self:
@@ -95,20 +88,20 @@ class Pipeline:
         served = replace(manifest, profiles=tuple(manifest.choose_profiles(options.profiles).values()))
         for size in options.warm_up:
             served.profile_for(size)
-        loaded = load_backend(directory, manifest, options)
+        backend = load_backend(directory, manifest, options)
         facts = manifest.target.flavor, manifest.model.name, manifest.precision
         log.info("loaded %s: %s plans of %s, %s", directory.name, *facts)
         try:
-            pipeline = cls(served, PromptTokenizer(directory, manifest.model.prompt), loaded)
-            pipeline.warm_up(options.warm_up)
+            pipeline = cls(served, PromptTokenizer(directory, manifest.model.prompt), backend)
+            warm_up(pipeline, options.warm_up)
         except BaseException:
-            loaded.close()
+            backend.close()
             raise
         return pipeline
 
     def close(self) -> None:
         """Free everything. Unfinished images are lost."""
-        self._close()
+        self.backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -129,32 +122,8 @@ class Pipeline:
         if lora is not None:
             lora.require_match(self.manifest)
         started = time.perf_counter()
-        try:
-            for engine in self._engines.values():
-                engine.refit(lora)
-            self.synchronize()
-        except BaseException:
-            for engine in self._engines.values():
-                with suppress(ZImageError):  # an engine that fails again refuses to run
-                    engine.refit(None)
-            raise
+        self.backend.refit(lora)
         return time.perf_counter() - started
-
-    def warm_up(self, sizes: Sequence[Size]) -> None:
-        """Generate each size with the usual prompt lengths, and keep the kernels and CUDA graphs prepared for them."""
-        pad = self.manifest.model.prompt.pad_token_id
-        for engine in self._engines.values():
-            engine.pin_bindings(True)
-        levels = sigmas(2 * WARM_PASSES, self.manifest.model.schedule_shift)  # even: two latents buffers alternate
-        for size in sizes:
-            for length in range(SEQUENCE_MULTIPLE, (WARM_LENGTHS + 1) * SEQUENCE_MULTIPLE, SEQUENCE_MULTIPLE):
-                for _ in range(WARM_PASSES):
-                    prompt_embeds = self.encode_prompt([TokenizedPrompt((pad,) * length, "", "")])
-                latents = self.denoise(prompt_embeds, self.noise(0, size), levels)
-            for _ in range(WARM_PASSES):
-                self.decode(latents).wait()
-        for engine in self._engines.values():
-            engine.pin_bindings(False)
 
     def generate(self, request: ImageRequest, on_step: OnStep | None = None) -> GeneratedImage:
         """Generate one image, without guidance.
@@ -180,7 +149,7 @@ class Pipeline:
         latents = self.denoise(prompt_embeds, self.noise(request.seed, request.size(self.manifest)), schedule, on_step)
         events.append(self.memory.record_event())
         decoded = self.decode(latents)
-        events.append(decoded.decoded)
+        events.append(decoded.done)
         waiting = time.perf_counter()
         pixels = decoded.wait()
         waited = time.perf_counter() - waiting
@@ -280,8 +249,8 @@ class Pipeline:
         _, _, h, w = sample.shape
         image = self.memory.view("image", (1, h * scale, w * scale, 3))
         self._enqueue("vae_decoder", {"latents": sample, "image": image})
-        decoded = self.memory.record_event()  # before the copy, which then waits for it
-        return Decoded(self.memory.read(image), decoded)
+        done = self.memory.record_event()  # before the copy, which then waits for it
+        return Decoded(self.memory.read(image), done)
 
     def synchronize(self) -> None:
         """Wait until nothing is running."""
@@ -290,7 +259,22 @@ class Pipeline:
     def _enqueue(self, graph: GraphName, bindings: dict[str, Any]) -> None:
         for spec in self.manifest.graphs[graph].outputs:
             self.memory.prepare_write(bindings[spec.name])
-        self._engines[graph].enqueue(self.memory.stream, bindings)
+        self.backend.engines[graph].enqueue(self.memory.stream, bindings)
+
+
+def warm_up(pipeline: Pipeline, sizes: Sequence[Size]) -> None:
+    """Generate each size with the usual prompt lengths, and keep the kernels and CUDA graphs prepared for them."""
+    model, backend = pipeline.manifest.model, pipeline.backend
+    levels = sigmas(2 * WARM_PASSES, model.schedule_shift)  # even: two latents buffers alternate
+    backend.pin_bindings(True)
+    for size in sizes:
+        for length in range(SEQUENCE_MULTIPLE, (WARM_LENGTHS + 1) * SEQUENCE_MULTIPLE, SEQUENCE_MULTIPLE):
+            for _ in range(WARM_PASSES):
+                prompt_embeds = pipeline.encode_prompt([TokenizedPrompt((model.prompt.pad_token_id,) * length, "", "")])
+            latents = pipeline.denoise(prompt_embeds, pipeline.noise(0, size), levels)
+        for _ in range(WARM_PASSES):
+            pipeline.decode(latents).wait()
+    backend.pin_bindings(False)
 
 
 class _RopeTables:

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.errors import InvalidRequest, ZImageError
-from engine.options import ABOUT, MAX_THREADS, CudaGraphs, RuntimeOptions
+from engine.options import HELP, MAX_THREADS, CudaGraphs, RuntimeOptions
 from engine.size import Size
 from server.jobs.admission import Limits
 from server.jobs.storage.archive import Archive
@@ -88,12 +88,12 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
     page: bool = Field(SERVING.page, description="Serve a web page at /")
 
-    threads: int = Field(RUNTIME.threads, ge=0, le=MAX_THREADS, description=ABOUT["threads"])
-    profile: Words = Field(RUNTIME.profiles, description=f"{ABOUT['profiles']} (default: all)", title="NAME")
-    warm_up: Sizes = Field(RUNTIME.warm_up, description=ABOUT["warm_up"], title="WxH,...")
-    cuda_graphs: CudaGraphs = Field(RUNTIME.cuda_graphs, description=ABOUT["cuda_graphs"])
-    offload: bool = Field(RUNTIME.offload, description=ABOUT["offload"])
-    runtime_cache: Path | None = Field(RUNTIME.runtime_cache, description=ABOUT["runtime_cache"], title="DIR")
+    threads: int = Field(RUNTIME.threads, ge=0, le=MAX_THREADS, description=HELP["threads"])
+    profile: Words = Field(RUNTIME.profiles, description=f"{HELP['profiles']} (default: all)", title="NAME")
+    warm_up: Sizes = Field(RUNTIME.warm_up, description=HELP["warm_up"], title="WxH,...")
+    cuda_graphs: CudaGraphs = Field(RUNTIME.cuda_graphs, description=HELP["cuda_graphs"])
+    offload: bool = Field(RUNTIME.offload, description=HELP["offload"])
+    runtime_cache: Path | None = Field(RUNTIME.runtime_cache, description=HELP["runtime_cache"], title="DIR")
     loras: Path | None = Field(
         None,
         description="Folder of LoRAs made by zimage-lora; requests name them by file name without the suffix",

@@ -1,11 +1,12 @@
 """The interface of execution backends: an engine runs one graph, a backend holds the engines of a plan directory."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from engine.backends.memory import Memory
-from engine.errors import LoraMismatch
+from engine.errors import LoraMismatch, ZImageError
 from engine.plan.lora import PreparedLora
 from engine.plan.manifest import Graph, GraphName
 
@@ -46,6 +47,27 @@ class Backend:
     memory: Memory
     engines: Mapping[GraphName, Engine]
     close: Callable[[], None] = lambda: None
+
+    def refit(self, lora: PreparedLora | None) -> None:
+        """Apply a LoRA to every graph in place of any other; None restores them bit for bit.
+
+        Raises:
+            PlanCorrupt: the plans were altered after they were loaded; engines that still run have no LoRA.
+        """
+        try:
+            for engine in self.engines.values():
+                engine.refit(lora)
+            self.memory.synchronize()
+        except BaseException:
+            for engine in self.engines.values():
+                with suppress(ZImageError):  # an engine that fails again refuses to run
+                    engine.refit(None)
+            raise
+
+    def pin_bindings(self, pin: bool) -> None:
+        """Call `Engine.pin_bindings` of every engine."""
+        for engine in self.engines.values():
+            engine.pin_bindings(pin)
 
 
 def check_bindings(graph: Graph, bindings: Bindings) -> None:

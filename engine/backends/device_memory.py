@@ -14,8 +14,8 @@ from engine.backends.cuda import Cuda
 from engine.backends.memory import VIEWS, DeviceTensor, capacities, capacity_bytes, layout, slot_capacities
 from engine.plan.manifest import Manifest, Profile
 
-PINNED_COPIES = 2  # page-locked buffers per tensor: the host is at most one step ahead of the device
-# Three batches need three each and two decodings two each; the rest is spare. Two more per row of a batch are added.
+STAGING_BUFFERS = 2  # per tensor, page-locked: the host is at most one step ahead of the device
+# Three events for each of 3 batches, two for each of 2 decodings, 3 spare; two more per row are added.
 TIMING_EVENTS = 16
 
 
@@ -37,24 +37,24 @@ class DeviceMemory:
         with ExitStack() as owned:
             self.stream, self._copies = (_own(owned, cuda.create_stream(), cuda.destroy_stream) for _ in range(2))
             device = _own(owned, cuda.allocate(size), cuda.free)
-            host = _own(owned, cuda.allocate_host(PINNED_COPIES * host_size), cuda.free_host)
+            host = _own(owned, cuda.allocate_host(STAGING_BUFFERS * host_size), cuda.free_host)
             timing_events = TIMING_EVENTS + 2 * max(profile.batch.max for profile in profiles)
             events = iter(
                 [
                     _own(owned, cuda.create_event(), cuda.destroy_event)
-                    for _ in range(PINNED_COPIES * len(host_offsets) + timing_events)
+                    for _ in range(STAGING_BUFFERS * len(host_offsets) + timing_events)
                 ]
             )
             self._owned = owned.pop_all()
         self._addresses = {name: device + offset for name, offset in offsets.items()}
-        self._pinned = {
+        self._staging = {
             name: cycle(
-                [_PinnedBuffer(cuda, host + index * host_size + at, next(events)) for index in range(PINNED_COPIES)]
+                [_StagingBuffer(cuda, host + index * host_size + at, next(events)) for index in range(STAGING_BUFFERS)]
             )
             for name, at in host_offsets.items()
         }
         self._timing_events = cycle([_CudaEvent(cuda, event) for event in events])
-        self._readbacks: dict[str, _PinnedBuffer] = {}  # by tensor: a copy to the host that may still be running
+        self._readbacks: dict[str, _StagingBuffer] = {}  # by tensor: a copy to the host that may still be running
         self.view = lru_cache(maxsize=VIEWS)(self._view)
 
     def row(self, tensor: DeviceTensor, index: int) -> DeviceTensor:
@@ -65,22 +65,22 @@ class DeviceMemory:
     def write(self, name: str, values: Array) -> DeviceTensor:
         tensor: DeviceTensor = self.view(name, values.shape)
         self.prepare_write(tensor)
-        pinned = next(self._pinned[name])
-        pinned.wait()  # for the copy that used this buffer last
-        pinned.array(tensor)[...] = values
-        self._cuda.copy(tensor.address, pinned.address, tensor.nbytes, self.stream)
-        pinned.record(self.stream)
+        staging = next(self._staging[name])
+        staging.wait()  # for the copy that used this buffer last
+        staging.array(tensor)[...] = values
+        self._cuda.copy(tensor.address, staging.address, tensor.nbytes, self.stream)
+        staging.record(self.stream)
         return tensor
 
     def read(self, tensor: DeviceTensor) -> "_DeviceReadback":
-        pinned = next(self._pinned[tensor.buffer])
-        pinned.wait()
-        self._cuda.record(pinned.done, self.stream)  # for now, the event means that the values are there
-        self._cuda.make_wait(self._copies, pinned.done)
-        self._cuda.copy(pinned.address, tensor.address, tensor.nbytes, self._copies)
-        pinned.record(self._copies)
-        self._readbacks[tensor.buffer] = pinned
-        return _DeviceReadback(pinned, tensor)
+        staging = next(self._staging[tensor.buffer])
+        staging.wait()
+        self._cuda.record(staging.done, self.stream)  # for now, the event means that the values are there
+        self._cuda.make_wait(self._copies, staging.done)
+        self._cuda.copy(staging.address, tensor.address, tensor.nbytes, self._copies)
+        staging.record(self._copies)
+        self._readbacks[tensor.buffer] = staging
+        return _DeviceReadback(staging, tensor)
 
     def copy(self, to: DeviceTensor, source: DeviceTensor) -> None:
         assert to.shape == source.shape and to.dtype == source.dtype
@@ -88,9 +88,9 @@ class DeviceMemory:
         self._cuda.copy(to.address, source.address, source.nbytes, self.stream)
 
     def prepare_write(self, tensor: DeviceTensor) -> None:
-        pinned = self._readbacks.pop(tensor.buffer, None)
-        if pinned is not None:
-            self._cuda.make_wait(self.stream, pinned.done)
+        staging = self._readbacks.pop(tensor.buffer, None)
+        if staging is not None:
+            self._cuda.make_wait(self.stream, staging.done)
 
     def record_event(self) -> "_CudaEvent":
         timing = next(self._timing_events)
@@ -114,7 +114,7 @@ class DeviceMemory:
         return DeviceTensor(name, self._addresses[name], shape, self._dtypes[name])
 
 
-class _PinnedBuffer:
+class _StagingBuffer:
     """A page-locked buffer, and the event after the copy that was enqueued on it last."""
 
     def __init__(self, cuda: Cuda, address: int, done: int) -> None:
@@ -135,12 +135,12 @@ class _PinnedBuffer:
 
 
 class _DeviceReadback(NamedTuple):
-    pinned: _PinnedBuffer
+    staging: _StagingBuffer
     tensor: DeviceTensor
 
     def wait(self) -> Array:
-        self.pinned.wait()
-        return self.pinned.array(self.tensor)
+        self.staging.wait()
+        return self.staging.array(self.tensor)
 
 
 class _CudaEvent(NamedTuple):

@@ -19,7 +19,7 @@ from engine.plan.shapes import dimensions
 Tensor = Any  # an Array on the host, a DeviceTensor on a device
 
 ALIGNMENT = 256  # bytes; TensorRT requires it of addresses
-VIEWS = 256  # kept: the same shape is then the same object, and engines rebind only new ones
+VIEWS = 256  # cached views; a repeated shape returns the same object, so engines need not rebind
 PER_SLOT = ("latents", "prompt_embeds")  # tensors that a sample keeps between its steps
 
 

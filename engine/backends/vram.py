@@ -92,7 +92,7 @@ class VramPlan:
                 "and adds seconds to each new prompt"
             )
         if len(names) > 1:
-            ways.append(f"serve fewer profiles (--profile; loaded are {' and '.join(names)})")
+            ways.append(f"serve fewer profiles with --profile (now: {' and '.join(names)})")
         ways += ["build for smaller sizes or batches (build-engines --profile)", "stop other programs that use the GPU"]
         raise OutOfDeviceMemory(
             f"the plans need {_gb(self.needed)} of GPU memory, {_gb(free)} are free.\n{self.table()}\n"

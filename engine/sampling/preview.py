@@ -26,6 +26,11 @@ def estimate(latents: Array, latents_next: Array, sigma: float, sigma_next: floa
     return finished
 
 
+def preview_steps(count: int, steps: int) -> frozenset[int]:
+    """Return up to `count` steps after which to show a preview, spread evenly, never the last step."""
+    return frozenset(round(steps * (i + 1) / (count + 1)) for i in range(count)) - {0, steps}
+
+
 def project(projection: PreviewProjection, latents: Array) -> Array:
     """Convert latents [16, h, w] to RGB [h, w, 3] uint8. NaN becomes black, since a preview must not fail."""
     with np.errstate(all="ignore"):

@@ -14,7 +14,7 @@ from engine.errors import PlanCorrupt
 from engine.size import Size
 
 TABLE_FILE = "batching.json"
-GAIN = 1.05  # a larger batch must give this many times the images per second to be worth its delay
+MIN_SPEEDUP = 1.05  # a larger batch must give this many times the images per second to be worth its delay
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class PassTimes:
         """The batch size with the most images per second; the smallest if several are about equal."""
         best = 1
         for batch in range(2, len(self.seconds) + 1):
-            if batch / self.seconds[batch - 1] > GAIN * best / self.seconds[best - 1]:
+            if batch / self.seconds[batch - 1] > MIN_SPEEDUP * best / self.seconds[best - 1]:
                 best = batch
         return best
 

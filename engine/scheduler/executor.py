@@ -21,11 +21,10 @@ from engine.errors import NonFiniteOutput
 from engine.pipeline import Pipeline
 from engine.sampling.finite import require_finite
 from engine.sampling.guidance import guide
+from engine.sampling.preview import estimate
 from engine.scheduler.lora_registry import LoraRegistry
 from engine.scheduler.pending_image import PendingImage
-from engine.scheduler.previews import estimate_for_preview
-from engine.scheduler.prompt_cache import PromptCache
-from engine.scheduler.prompt_encoder import CachedPromptEncoder
+from engine.scheduler.prompt_cache import CachedPromptEncoder, PromptCache
 from engine.scheduler.sample import Pass, Sample
 from engine.scheduler.scheduler import Batch
 from engine.scheduler.slot_tensors import SlotTensors
@@ -181,28 +180,42 @@ class Executor:
             seconds: share of each row.
         """
         results: dict[Sample, StepResult] = {}
-        for one, row in zip(batch.passes, latents, strict=True):
-            sample = one.sample
+        for forward, row in zip(batch.passes, latents, strict=True):
+            sample = forward.sample
             if sample.is_removed:
                 continue
             sample.record(passes=sample.seconds.passes + seconds)
             try:
-                require_finite(row, f"latents after step {one.step + 1} of {sample.steps}")
+                require_finite(row, f"latents after step {forward.step + 1} of {sample.steps}")
             except NonFiniteOutput as error:
                 results[sample] = StepResult(sample, error=error)
                 continue
-            after = self._guided(one, row) if sample.is_guided else row
+            after = self._guided(forward, row) if sample.is_guided else row
             if after is not None:
-                results[sample] = StepResult(sample, estimate_for_preview(sample, one.step + 1, after))
+                results[sample] = StepResult(sample, _estimate_for_preview(sample, forward.step + 1, after))
         return list(results.values())
 
-    def _guided(self, one: Pass, output: Array) -> Array | None:
+    def _guided(self, forward: Pass, output: Array) -> Array | None:
         """Keep a branch's output; once both branches are over, write and return the latents [16, h, w] of the step."""
-        one.branch.output = output.copy()
-        positive, negative = one.sample.branches
+        forward.branch.output = output.copy()
+        positive, negative = forward.sample.branches
         if positive.output is None or negative.output is None:
             return None
-        latents = guide(positive.output, negative.output, one.sample.request.guidance_scale)
+        latents = guide(positive.output, negative.output, forward.sample.request.guidance_scale)
         positive.output = negative.output = None
-        self._slots.write_latents(one.sample, latents[None])
+        self._slots.write_latents(forward.sample, latents[None])
         return latents
+
+
+def _estimate_for_preview(sample: Sample, step: int, latents: Array) -> Array | None:
+    """Return an estimate [16, h, w] of the final latents if a preview is wanted after this step.
+
+    Args:
+        step: the step that is over, counted from 1.
+        latents: [16, h, w] after it. They are copied if the next step's preview needs them.
+    """
+    before = sample.latents
+    sample.latents = latents.copy() if step + 1 in sample.previews else None
+    if before is None or step not in sample.previews:
+        return None
+    return estimate(before.reshape(latents.shape), latents, *sample.schedule[step - 1 : step + 1])

@@ -22,10 +22,10 @@ class SizeQueue:
 
     def passes(self, limit: int, *, with_slot_only: bool = False) -> list[Pass]:
         """Return up to `limit` passes of one prompt length, starting with the oldest sample that has a pass ready."""
-        ready = [one for sample in self.samples for one in sample.ready()]
+        ready = [forward for sample in self.samples for forward in sample.ready()]
         if with_slot_only:
-            ready = [one for one in ready if one.branch.slot is not None]
-        return [one for one in ready if one.branch.length == ready[0].branch.length][:limit]
+            ready = [forward for forward in ready if forward.branch.slot is not None]
+        return [forward for forward in ready if forward.branch.length == ready[0].branch.length][:limit]
 
 
 class FairQueue:

@@ -11,12 +11,12 @@ from engine.errors import LoraMismatch
 from engine.images.generated import GeneratedImage
 from engine.pipeline import Pipeline
 from engine.request import ImageRequest
+from engine.sampling.preview import preview_steps
 from engine.scheduler.batch_table import BatchTable
 from engine.scheduler.events import Denoised, Event, Failed, Passed, Started, Stepped, Switched
 from engine.scheduler.executor import BatchResult, Executor
 from engine.scheduler.lora_registry import LoraRegistry
 from engine.scheduler.lora_schedule import LoraScheduler
-from engine.scheduler.previews import preview_steps
 from engine.scheduler.prompt_cache import PromptCache
 from engine.scheduler.sample import GuidanceBranch, Sample
 from engine.scheduler.scheduler import Batch, LoraChange, Scheduler
@@ -48,7 +48,7 @@ class EngineLoop:
     @property
     def is_idle(self) -> bool:
         """True if `step` has nothing to do."""
-        return self._scheduler.is_idle
+        return self._scheduler.is_empty and not self._executor.running
 
     def device_memory(self) -> tuple[int, int] | None:
         """Return the bytes of device memory in use and in total; None on a CPU."""
@@ -96,7 +96,7 @@ class EngineLoop:
             PlanCorrupt: the plans were altered after they were loaded; their weights are in no known state.
         """
         now = time.perf_counter()
-        work = self._scheduler.next(now)
+        work = self._scheduler.next(now, is_running=self._executor.running > 0)
         if work and (announced := _announce(work)):
             return announced
         if isinstance(work, LoraChange):
@@ -118,7 +118,7 @@ class EngineLoop:
         Raises:
             InvalidRequest, NonFiniteOutput, DeviceError: the reason why there is no image.
         """
-        assert not len(self._scheduler)
+        assert self._scheduler.is_empty
         self.submit("", request)
         try:
             while True:

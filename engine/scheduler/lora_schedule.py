@@ -27,7 +27,7 @@ class LoraScheduler:
     def __init__(self, min_slice: float = MIN_SLICE) -> None:
         self.active: str | None = None
         self._min_slice = self._slice = min_slice
-        self._began = math.inf  # with its first batch, so that every slice has at least one
+        self._began = math.inf  # start of the slice: its first batch; inf before
         self._queues: dict[str | None, FairQueue] = {}
 
     @property

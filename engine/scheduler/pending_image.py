@@ -28,7 +28,7 @@ class PendingImage:
     def decoding_seconds(self) -> float:
         """Return the device time of the decoding, which must be over."""
         if self._decoding is None:  # the first answer is kept, since timing events are reused later
-            self._decoding = self._started.seconds_until(self._decoded.decoded)
+            self._decoding = self._started.seconds_until(self._decoded.done)
         return self._decoding
 
     def settle(self) -> None:
@@ -55,7 +55,7 @@ class PendingImage:
 
     def _image(self) -> GeneratedImage:
         sample = self._sample
-        self._decoded.wait_for_copy()
+        self._decoded.image.wait()
         decoding = self.decoding_seconds()
         started = time.perf_counter()
         pixels = self._decoded.wait()

@@ -26,7 +26,7 @@ class Batch:
     @property
     def samples(self) -> tuple[Sample, ...]:
         """The samples of the passes; a guided one may have two passes."""
-        return tuple(dict.fromkeys(one.sample for one in self.passes))
+        return tuple(dict.fromkeys(forward.sample for forward in self.passes))
 
     @property
     def size(self) -> Size:
@@ -60,7 +60,7 @@ class Scheduler:
     """Decides which samples run next.
 
     `next` may be called as often as wanted. Its answer becomes a fact with `start` and `complete`, or with
-    `complete_change`.
+    `complete_change`. The caller counts the batches that run.
 
     Args:
         manifest: profiles of the plans, which limit the batch at each size.
@@ -81,21 +81,16 @@ class Scheduler:
         self._table = table or BatchTable()
         self._loras = lora_scheduler or LoraScheduler()
         self._samples: dict[str, Sample] = {}
-        self._running = 0  # batches
 
     @property
-    def is_idle(self) -> bool:
-        """True if no sample waits and no batch runs."""
-        return not self._samples and not self._running
+    def is_empty(self) -> bool:
+        """True if no sample waits or runs."""
+        return not self._samples
 
     @property
     def slots_taken(self) -> int:
         """Slots of samples that have begun."""
         return self._slots.taken
-
-    def __len__(self) -> int:
-        """Samples that wait or run."""
-        return len(self._samples)
 
     def get(self, key: str) -> Sample | None:
         """Return the sample of a key."""
@@ -118,14 +113,15 @@ class Scheduler:
         self._loras.remove(sample)
         self._slots.release(sample)
 
-    def next(self, now: float) -> Batch | LoraChange | None:
+    def next(self, now: float, *, is_running: bool = False) -> Batch | LoraChange | None:
         """Return what runs next, or None if nothing can be started now.
 
         Args:
             now: seconds, by the clock of `Sample.submitted_at`.
+            is_running: True while a batch runs; LoRAs are not changed then.
         """
         is_slice_over = self._loras.is_slice_over(now)
-        if is_slice_over and not self._running and not self._slots.taken:
+        if is_slice_over and not is_running and not self.slots_taken:
             waiting = self._loras.longest_waiting()
             assert waiting is not None
             return LoraChange(waiting)
@@ -134,9 +130,8 @@ class Scheduler:
     def start(self, batch: Batch, now: float) -> None:
         """Record that a batch is enqueued."""
         self._loras.start_slice(now)
-        self._running += 1
-        for one in batch.passes:
-            one.branch.enqueued += 1
+        for forward in batch.passes:
+            forward.branch.enqueued += 1
 
     def complete(self, batch: Batch, charges: Iterable[tuple[Size, float]]) -> None:
         """Record that a batch is over.
@@ -144,11 +139,10 @@ class Scheduler:
         Args:
             charges: seconds of device time by size, spent on the batch and on images decoded before it.
         """
-        self._running -= 1
         for size, seconds in charges:
             self._loras.queue.charge(size, seconds)
-        for one in batch.passes:
-            one.branch.completed += 1
+        for forward in batch.passes:
+            forward.branch.completed += 1
 
     def complete_change(self, change: LoraChange, seconds: float) -> None:
         """Record that another LoRA is in the plans, after `seconds`."""
@@ -158,16 +152,16 @@ class Scheduler:
         """Return the passes that run next.
 
         Args:
-            may_admit: whether samples without a slot may take one.
+            may_admit: True if samples without a slot may take one.
         """
-        for with_slot_only in (False, True):  # while the oldest sample waits for a slot, those that have one go on
+        for with_slot_only in (False, True):  # second try: samples with slots go on while the oldest waits for one
             for queue in self._loras.queue:
                 passes = []
-                for one in queue.passes(self._max_batch(queue.size), with_slot_only=with_slot_only):
-                    if one.branch.slot is not None or (may_admit and self._slots.take(one.sample)):
-                        passes.append(one)
-                    else:
-                        may_admit = False  # nor may younger samples, or one that needs two slots would wait forever
+                for forward in queue.passes(self._max_batch(queue.size), with_slot_only=with_slot_only):
+                    if forward.branch.slot is not None or (may_admit and self._slots.take(forward.sample)):
+                        passes.append(forward)
+                    else:  # younger samples wait too; else a guided sample might never find two free slots
+                        may_admit = False
                 if passes:
                     return Batch(tuple(passes))
         return None

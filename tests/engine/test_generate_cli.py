@@ -63,6 +63,14 @@ def test_defaults_give_default_size_and_printed_random_seed(
     assert f"256x256, seed {json.loads(image.info['zimage-trt'])['seed']}, 8 forwards" in capsys.readouterr().out
 
 
+def test_guided_image_prints_two_forwards_a_step(
+    engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate(engines, tmp_path / "a.png", "--size", "64", "--seed", "7", "--steps", "2", "--guidance-scale", "1.5")
+    assert json.loads(open_png(tmp_path / "a.png").info["zimage-trt"])["forwards"] == 4
+    assert "64x64, seed 7, 4 forwards" in capsys.readouterr().out
+
+
 def test_long_prompt_prints_the_ignored_part(engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = "a red circle " * 500 + "and the very end"
     generate(engines, tmp_path / "a.png", "--size", "64", "--steps", "1", prompt=prompt)

@@ -11,11 +11,11 @@ log = logging.getLogger(__name__)
 
 Enqueue = Callable[[], None]
 
-# Number of the pass with the same shapes and addresses. An image has four such passes: those of a single image are not
-# worth a capture.
+# Capture at the fifth pass with the same bindings. An image of 8 steps has only four, so a single image captures
+# nothing.
 CAPTURED = 5
 DECIDED = CAPTURED + 2  # the decision is final from this pass on
-GAIN = 0.98  # a replay must take at most this share of an ordinary pass to be worth its memory
+MAX_REPLAY_RATIO = 0.98  # a replay must take at most this share of an ordinary pass to be worth its memory
 
 
 class Replay:
@@ -106,7 +106,7 @@ class Replay:
                 self._cuda.wait(end)
             ordinary, replay = (self._cuda.seconds(*pair) for pair in self._timed)
             log.debug("a pass takes %.2f ms, and %.2f ms from its CUDA graph", ordinary * 1e3, replay * 1e3)
-            if replay > GAIN * ordinary:
+            if replay > MAX_REPLAY_RATIO * ordinary:
                 self._drop_graph()
         self._drop_times()
 

@@ -10,33 +10,33 @@ from engine.plan.lora import PreparedLora
 log = logging.getLogger(__name__)
 
 
-class ResidentSlot:
-    """The place in GPU memory that several engines share."""
+class ResidentEngine:
+    """The one of several offloaded engines that is in GPU memory."""
 
     def __init__(self) -> None:
-        self._owner: OffloadedEngine | None = None
+        self._engine: OffloadedEngine | None = None
 
-    def take(self, engine: "OffloadedEngine") -> None:
-        """Unload the engine that is resident, and record the new one."""
-        if self._owner is not None and self._owner is not engine:
-            self._owner.close()
-        self._owner = engine
+    def replace(self, engine: "OffloadedEngine") -> None:
+        """Unload the resident engine, and make another one resident."""
+        if self._engine is not None and self._engine is not engine:
+            self._engine.close()
+        self._engine = engine
 
 
 class OffloadedEngine(Engine):
-    """An engine that is loaded when it is used, and unloaded when another engine of its slot is used.
+    """An engine that is loaded when it is used, and unloaded when another one becomes the resident engine.
 
     Unloading waits for what is running. A new prompt costs the loading of both engines; further images cost nothing.
     """
 
-    def __init__(self, load: Callable[[], Engine], slot: ResidentSlot) -> None:
-        self._load, self._slot = load, slot
+    def __init__(self, load: Callable[[], Engine], resident: ResidentEngine) -> None:
+        self._load, self._resident = load, resident
         self._engine: Engine | None = None
         self._lora: PreparedLora | None = None
 
     def enqueue(self, stream: int, bindings: Bindings) -> None:
         if self._engine is None:
-            self._slot.take(self)
+            self._resident.replace(self)
             started = time.perf_counter()
             engine = self._load()
             try:

@@ -9,7 +9,7 @@ from fakes.manifest import BANNER, LARGE, MANIFEST, USUAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.backends.device_memory import PINNED_COPIES, DeviceMemory
+from engine.backends.device_memory import STAGING_BUFFERS, DeviceMemory
 from engine.backends.host_memory import HostMemory
 from engine.backends.memory import ALIGNMENT, Memory, layout, tensor_bytes
 from engine.errors import OutOfDeviceMemory
@@ -104,7 +104,7 @@ def test_readbacks_are_right_for_any_order_of_streams(actions: list[tuple], seed
     model = dict.fromkeys(("latents", "latents_next"), 0)
     for name in model:
         memory.write(name, np.zeros(SMALL, np.float32))
-    waiting: list[tuple] = []  # at most PINNED_COPIES
+    waiting: list[tuple] = []  # at most STAGING_BUFFERS
     for action, what, number in actions:
         if action == "write":
             memory.write(what, np.full(SMALL, number, np.float32))
@@ -122,7 +122,7 @@ def test_readbacks_are_right_for_any_order_of_streams(actions: list[tuple], seed
         else:
             waiting.append((memory.read(memory.view(what, SMALL)), model[what]))
         while len(waiting) > (
-            number % PINNED_COPIES if action == "read" else 0
+            number % STAGING_BUFFERS if action == "read" else 0
         ):  # a write may take the buffer of a readback
             readback, expected = waiting.pop(0)
             assert (readback.wait() == expected).all()

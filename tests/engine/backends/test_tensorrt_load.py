@@ -19,10 +19,10 @@ from fakes.step_peak import STEP_BYTES, step_peak
 from engine.backends.base import Bindings, Engine
 from engine.backends.cuda import failure
 from engine.backends.onnxruntime import OnnxRuntimeEngine
-from engine.backends.tensorrt.offload import OffloadedEngine, ResidentSlot
+from engine.backends.tensorrt.offload import OffloadedEngine, ResidentEngine
 from engine.errors import DeviceError, OutOfDeviceMemory, PlanCorrupt, UnsupportedShape
 from engine.options import CudaGraphs, RuntimeOptions
-from engine.pipeline import Pipeline
+from engine.pipeline import Pipeline, warm_up
 from engine.plan.directory import read
 from engine.plan.lora import PreparedLora
 from engine.plan.manifest import GraphName, Manifest
@@ -155,7 +155,7 @@ def test_step_path_allocates_nothing(nano: Nano, cuda_graphs: CudaGraphs) -> Non
 def test_warmed_up_sizes_allocate_nothing_later(nano: Nano, cuda_graphs: CudaGraphs) -> None:
     cuda = FakeCuda()
     with nano.on(cuda, cuda_graphs=cuda_graphs) as pipeline:
-        pipeline.warm_up([Size(96, 64)])
+        warm_up(pipeline, [Size(96, 64)])
         contexts, before = cuda.calls["context.enqueue"], cuda.resources
         for seed in range(3):
             pipeline.generate(ImageRequest("a red circle", 96, 64, seed))
@@ -189,7 +189,7 @@ def test_offloaded_engine_whose_lora_fails_does_not_run_without_it() -> None:
         def close(self) -> None:
             Refuses.closed += 1
 
-    engine = OffloadedEngine(Refuses, ResidentSlot())
+    engine = OffloadedEngine(Refuses, ResidentEngine())
     for attempt in range(2):
         with pytest.raises(PlanCorrupt):
             engine.enqueue(0, {})

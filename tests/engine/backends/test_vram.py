@@ -61,7 +61,7 @@ def test_plans_that_do_not_fit_are_refused_with_remedies() -> None:
     assert "the plans need 25.11 GB of GPU memory, 24.00 GB are free" in message
     assert PLAN.table() in message
     assert "one at a time (--offload), which needs 17.11 GB" in message
-    assert "serve fewer profiles (--profile; loaded are usual and large)" in message
+    assert "serve fewer profiles with --profile (now: usual and large)" in message
     assert "build for smaller sizes or batches (build-engines --profile)" in message
 
 

@@ -31,15 +31,15 @@ def test_single_user_cannot_exceed_fair_share_by_resubmitting(steps: int) -> Non
         queue.add(sample(f"small {number}", 64, steps=100))
     queue.add(sample("large", 512, steps))
     while spent.total() < 1000:
-        one = next(iter(queue)).samples[0]
-        side, seconds = one.size[0], 10 if one.size[0] == 512 else 1
-        one.branches[0].completed += 1
-        if one.done == one.steps:
-            queue.remove(one)
-        queue.charge(one.size, seconds)
+        oldest = next(iter(queue)).samples[0]
+        side, seconds = oldest.size[0], 10 if oldest.size[0] == 512 else 1
+        oldest.branches[0].completed += 1
+        if oldest.done == oldest.steps:
+            queue.remove(oldest)
+        queue.charge(oldest.size, seconds)
         spent[side] += seconds
-        if one.done == one.steps:
-            queue.add(sample("again", side, one.steps))
+        if oldest.done == oldest.steps:
+            queue.add(sample("again", side, oldest.steps))
     assert abs(spent[512] - spent[64]) <= 10
 
 

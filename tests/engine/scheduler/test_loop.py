@@ -1,12 +1,14 @@
 """Submission, events, cancellation and failures of an engine loop."""
 
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pytest
 from fakes.loop_builder import RED, Arrival, LoopBuilder, finish_order, remaining_events, run_workload, submit
 
-from engine.errors import InvalidRequest, NonFiniteOutput
+from engine.array import Array
+from engine.errors import DeviceError, InvalidRequest, NonFiniteOutput
 from engine.scheduler.events import Denoised, Failed, Passed, Started, Stepped, Switched
 from engine.scheduler.loop import EngineLoop
 
@@ -94,6 +96,44 @@ def test_nan_in_both_branches_of_a_guided_image_is_one_failure(
     events = remaining_events(loop)
     assert [event.key for event in events if isinstance(event, Failed)] == ["a"]
     assert not any(isinstance(event, Stepped | Denoised) for event in events)
+
+
+@pytest.mark.parametrize("fails", ["enqueue", "wait"])
+def test_loop_generates_under_another_lora_after_a_pass_has_raised(
+    fakes: LoopBuilder, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    loop = fakes.loop()
+    pipeline, passes = fakes.pipeline, 0
+    enqueue, read = pipeline.step, pipeline.memory.read
+
+    def step(*tensors: Any) -> None:
+        nonlocal passes
+        passes += 1
+        if fails == "enqueue" and passes == 2:
+            raise DeviceError("the second pass")
+        enqueue(*tensors)
+
+    def read_pass(tensor: Any) -> Any:
+        return FailingReadback() if fails == "wait" and passes == 2 else read(tensor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "step", step)
+        patched.setattr(pipeline.memory, "read", read_pass)
+        with pytest.raises(DeviceError, match="the second pass"):
+            loop.generate(RED)
+    for _ in range(3):  # a pass may be running
+        loop.step()
+    assert loop.is_idle
+    image = loop.generate(replace(RED, lora="a"))
+    assert fakes.loras.applied == ["a"]
+    assert np.array_equal(image.pixels, fakes.loop().generate(replace(RED, lora="a")).pixels)
+
+
+class FailingReadback:
+    """A readback of a pass that failed on the device."""
+
+    def wait(self) -> Array:
+        raise DeviceError("the second pass")
 
 
 # cancellation

@@ -38,10 +38,10 @@ def run(scheduler: Scheduler, seconds: dict[int, float]) -> list[tuple[float, Ba
         scheduler.start(work, now)
         now += seconds[work.size.width]
         scheduler.complete(work, [(work.size, seconds[work.size.width])])
-        for one in work.samples:
-            if one.done == one.steps:
-                scheduler.remove(one)
-    assert scheduler.is_idle and len(scheduler) == 0 and scheduler.slots_taken == 0
+        for member in work.samples:
+            if member.done == member.steps:
+                scheduler.remove(member)
+    assert scheduler.is_empty and scheduler.slots_taken == 0
     return decisions
 
 
@@ -91,8 +91,8 @@ def test_removed_sample_frees_its_slots_and_its_running_pass_delays_a_change() -
     scheduler.start(batch, 0.0)
     scheduler.add(sample("a", 64, lora="a"))
     scheduler.remove(guided)
-    assert scheduler.slots_taken == 0 and not scheduler.is_idle
-    assert scheduler.next(0.0) is None
+    assert scheduler.slots_taken == 0
+    assert scheduler.next(0.0, is_running=True) is None
     scheduler.complete(batch, [(batch.size, 1.0)])
     assert isinstance(scheduler.next(1.0), LoraChange)
 
@@ -102,7 +102,8 @@ def test_guided_branches_wait_for_each_other() -> None:
     guided: Sample = sample("guided", 64, steps=2, branches=2)
     scheduler.add(guided)
     passes = [work.passes[0] for _, work in run(scheduler, {64: 1.0})]
-    assert [(guided.branches.index(one.branch), one.step) for one in passes] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    order = [(guided.branches.index(forward.branch), forward.step) for forward in passes]
+    assert order == [(0, 0), (1, 0), (0, 1), (1, 1)]
 
 
 def test_younger_samples_do_not_overtake_a_sample_that_waits_for_two_slots() -> None:
@@ -113,7 +114,7 @@ def test_younger_samples_do_not_overtake_a_sample_that_waits_for_two_slots() -> 
     scheduler.complete(batch, [(batch.size, 1.0)])
     scheduler.add(sample("guided", 64, steps=2, branches=2))
     scheduler.add(sample("younger", 64, steps=2))
-    batches = [[one.key for one in work.samples] for _, work in run(scheduler, {64: 1.0})]
+    batches = [[member.key for member in work.samples] for _, work in run(scheduler, {64: 1.0})]
     assert batches == [["first"]] * 3 + [["guided"]] * 2 + [["younger"]] * 2
 
 
