@@ -211,14 +211,15 @@ class JobStore:
 
     def _end(self, id: str, state: JobState, error: JobError | None = None) -> bool:
         key = "NULL" if error is not None and error.is_transient else "idempotency_key"
-        has_ended = self.database.change(
-            f"UPDATE jobs SET state = ?, finished = ?, error = ?, idempotency_key = {key}"
-            " WHERE id = ? AND finished IS NULL",
-            *(state, self._clock(), to_json(error), id),
-        )
-        if has_ended:
-            self.bytes_since_prune += self.database.rows(f"SELECT {SIZE} FROM jobs WHERE id = ?", id)[0][0]
-        return has_ended
+        with self.database.transaction() as connection:
+            sizes = connection.execute(
+                f"UPDATE jobs SET state = ?, finished = ?, error = ?, idempotency_key = {key}"
+                f" WHERE id = ? AND finished IS NULL RETURNING {SIZE}",
+                (state, self._clock(), to_json(error), id),
+            ).fetchall()
+        for (size,) in sizes:
+            self.bytes_since_prune += size
+        return bool(sizes)
 
     def _jobs(self, which: str, *values: SQLiteValue) -> list[Job]:
         return [job_of_row(row) for row in self.database.rows(f"SELECT * FROM jobs {which}", *values)]
