@@ -20,7 +20,7 @@ from PIL import Image
 from server.api.access import AccessPolicy
 from server.app import create_app
 from server.http.server import config
-from server.http.sockets import listen
+from server.http.sockets import bind_socket
 from server.http.timeouts import TimeoutServer
 from server.jobs.admission import Limits
 from server.jobs.service import JobService
@@ -101,7 +101,7 @@ def serving(
             await supervisor.stop()
 
     server = TimeoutServer(config(create_app(jobs, policy or AccessPolicy()), grace=5))
-    with listen("127.0.0.1", 0) as sock:
+    with bind_socket("127.0.0.1", 0) as sock:
         sock.listen()  # clients wait for the worker to be ready
         thread = threading.Thread(target=lambda: asyncio.run(run(sock)))
         thread.start()
@@ -163,8 +163,8 @@ def main(
         timeouts=SHORT_TIMEOUTS,
     )
     worker = [sys.executable, "-m", "fakes.loop", seconds_per_step]
-    with listen("127.0.0.1", 0) as sock:
-        serve(sock, worker, MANIFEST, serving)
+    with bind_socket("127.0.0.1", 0) as sock:
+        serve(sock, worker, MANIFEST, options)
 
 
 if __name__ == "__main__":
