@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 given.log_format,
                 given.log_level,
             ]
-            serve(sock, worker, manifest, given.serving(loras))
+            serve(sock, worker, manifest, given.server(loras))
     except (ZImageError, OSError) as error:
         sys.exit(f"zimage-serve: {error}")
 

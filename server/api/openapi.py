@@ -15,7 +15,7 @@ from pydantic.json_schema import models_json_schema
 
 from engine.request import ImageKind
 from server.api.access import AccessPolicy
-from server.api.openai_schemas import ErrorAnswer
+from server.api.schemas import ErrorAnswer
 from server.api.submit import MAX_KEY
 
 Content = dict[str, Any]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from server.jobs.job import Job, StoredImage
-from server.jobs.live_job import LiveJob, PreviewReady
+from server.jobs.live_job import JobPreview, LiveJob
 from server.jobs.metrics import Metrics
 from server.jobs.tracker import JobTracker
 from server.worker import messages
@@ -100,7 +100,7 @@ class WorkerQueue:
             case messages.Started(key):
                 if (found := self._find(key)) and not found[0].is_started:
                     found[0].is_started = True
-                    self._tracker.start(found[0])
+                    self._tracker.record_attempt(found[0])
             case messages.Heartbeat():
                 self._metrics.heartbeat(message)
                 for key, done in message.steps_done.items():
@@ -108,7 +108,7 @@ class WorkerQueue:
                         self._tracker.set_steps_done(*found, done)
             case messages.PreviewReady(key, done, data):
                 if found := self._find(key):
-                    self._tracker.show_preview(found[0], PreviewReady(found[1], done, data))
+                    self._tracker.show_preview(found[0], JobPreview(found[1], done, data))
             case messages.Finished(key, data, metadata):
                 if found := self._find(key):
                     live, index = found

@@ -25,7 +25,7 @@ from server.http.timeouts import TimeoutServer
 from server.jobs.admission import Limits
 from server.jobs.service import JobService
 from server.jobs.storage.store import JobStore
-from server.serving import Serving, serve
+from server.serving import ServerOptions, serve
 from server.worker.supervisor import Supervisor, WorkerListener, WorkerTimeouts
 from server.worker.worker import Worker
 
@@ -154,7 +154,7 @@ def main(
         import server.page.page
 
         server.page.page.RECONNECT, server.page.page.MAX_WAITING = float(reconnect), 20
-    serving = Serving(
+    options = ServerOptions(
         float(grace),
         Path(database) if database else None,
         keys=tuple(keys.split()),
