@@ -13,11 +13,12 @@ from server.api import errors, openapi
 from server.api import openai as openai_api
 from server.api import tasks as tasks_api
 from server.api.access import AccessPolicy, Authenticator
-from server.api.body import AmbiguousLengthMiddleware
-from server.api.openai_schemas import Health, ImagesRequest, StreamedImage
+from server.api.openai_schemas import ImagesRequest, StreamedImage
 from server.api.request_id import RequestIdMiddleware
+from server.api.schemas import Health
 from server.api.submit import Jobs
 from server.api.task_schemas import GenerateRequest, TaskEvent
+from server.http.ambiguous_length import AmbiguousLengthMiddleware
 from server.jobs.service import JobService
 from server.page.mount import PageMount
 

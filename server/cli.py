@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 from engine.errors import ZImageError
 from engine.plan.directory import read, resolve
-from server import logs, settings
-from server.http.sockets import listen
+from server import logs, lora_folder, settings
+from server.http.sockets import bind_socket
 from server.serving import serve
-from server.worker import lora_folder
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in settings.unknown(os.environ):
         log.warning("The environment variable %s is not a setting of zimage-serve; see zimage-serve --help", name)
     try:
-        with listen(given.host, given.port) as sock:
+        with bind_socket(given.host, given.port) as sock:
             loras = lora_folder.find(given.loras) if given.loras else ()
             directory = resolve(given.engines)
             manifest = read(directory, verify=False)  # the worker verifies
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 given.log_format,
                 given.log_level,
             ]
-            serve(sock, worker, manifest, given.serving(loras))
+            serve(sock, worker, manifest, given.server(loras))
     except (ZImageError, OSError) as error:
         sys.exit(f"zimage-serve: {error}")
 

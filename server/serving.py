@@ -23,7 +23,7 @@ from server.worker.supervisor import Supervisor, WorkerTimeouts
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class ServerOptions:
     """Options of a server.
 
     Attributes:
@@ -46,7 +46,7 @@ class Serving:
     timeouts: WorkerTimeouts = field(default_factory=WorkerTimeouts)
 
 
-def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, serving: Serving) -> None:
+def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, options: ServerOptions) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
@@ -57,31 +57,32 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, servin
         WorkerStartFailed: the worker cannot serve the plans.
         StoreUnavailable, OSError: the database cannot be opened, or another server uses it.
     """
-    with contextlib.suppress(KeyboardInterrupt), _lock(serving.database):
+    with contextlib.suppress(KeyboardInterrupt), _lock(options.database):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _interrupt)
-        asyncio.run(_serve(sock, worker, manifest, serving))
+        asyncio.run(_serve(sock, worker, manifest, options))
 
 
-async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, serving: Serving) -> None:
+async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, options: ServerOptions) -> None:
     throttle_accept_errors(asyncio.get_running_loop())
-    jobs = JobService(JobStore(serving.database), manifest, serving.limits, serving.archive, serving.loras)
-    supervisor = jobs.worker_queue.link = Supervisor(worker, jobs.worker_queue, serving.timeouts)
+    jobs = JobService(JobStore(options.database), manifest, options.limits, options.archive, options.loras)
+    supervisor = jobs.worker_queue.link = Supervisor(worker, jobs.worker_queue, options.timeouts)
     starting = asyncio.create_task(supervisor.start())
     try:
         launched = asyncio.create_task(supervisor.launched.wait())
         await asyncio.wait((starting, launched), return_when=asyncio.FIRST_COMPLETED)
         from server.api.access import AccessPolicy  # while the worker loads
+        from server.app import create_app
         from server.http.server import HttpServer
 
         await jobs.start()
-        policy = AccessPolicy(serving.keys, serving.rate)
-        await HttpServer(jobs, policy, serving.grace, serving.page, starting).serve(sockets=[sock])
+        app = create_app(jobs, AccessPolicy(options.keys, options.rate), options.page)
+        await HttpServer(app, jobs, options.grace, starting).serve(sockets=[sock])
         if starting.done():
             starting.result()  # raises the reason if the worker could not start
     finally:
         starting.cancel()
-        await jobs.stop(serving.grace)
+        await jobs.stop(options.grace)
         await supervisor.stop()
 
 

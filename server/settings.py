@@ -19,22 +19,23 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from engine.errors import InvalidRequest, ZImageError
 from engine.options import HELP, MAX_THREADS, CudaGraphs, RuntimeOptions
 from engine.size import Size
+from server.api.api_key import check_api_key
 from server.jobs.admission import Limits
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.retention import DAY, Retention
 from server.logs import LogFormat
-from server.serving import Serving
+from server.serving import ServerOptions
 from server.worker.supervisor import WorkerTimeouts
 
 PREFIX = "ZIMAGE_"
-SLOTS = 12  # images in progress at the same time: three batches of four
+SLOTS = 12  # slots; a guided image takes two. Enough for three batches of four
 MIB = 1 << 20
 MAX_DAYS = 36_500
 NAME = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)  # in a line of a settings file
 
 FoundLoras = tuple[tuple[str, Path], ...]  # name and file of each LoRA
 
-RUNTIME, SERVING, LIMITS, TIMEOUTS = RuntimeOptions(), Serving(), Limits(), WorkerTimeouts()
+RUNTIME, SERVER, LIMITS, TIMEOUTS = RuntimeOptions(), ServerOptions(), Limits(), WorkerTimeouts()
 ARCHIVED = Retention()
 
 
@@ -53,12 +54,6 @@ def _sizes(value: object) -> object:
         raise ValueError(str(error)) from error
 
 
-def _key(value: str) -> str:
-    if not re.fullmatch(r"[!-~]{1,255}", value):
-        raise ValueError("a key must consist of 1 to 255 visible ASCII characters; HTTP headers do not carry others")
-    return value
-
-
 def _rate(value: str) -> str:
     if not re.fullmatch(r"[1-9][0-9]*/(second|minute|hour|day)", value):
         raise ValueError(f"must be a number per second, minute, hour or day, such as 30/minute; got {value!r}")
@@ -72,7 +67,7 @@ def _host(value: str) -> str:
 
 
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
-Keys = Annotated[tuple[Annotated[str, AfterValidator(_key)], ...], NoDecode, BeforeValidator(_words)]
+Keys = Annotated[tuple[Annotated[str, AfterValidator(check_api_key)], ...], NoDecode, BeforeValidator(_words)]
 Sizes = Annotated[tuple[Size, ...], NoDecode, BeforeValidator(_sizes)]
 
 
@@ -86,7 +81,7 @@ class Settings(BaseSettings):
         "127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface"
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
-    page: bool = Field(SERVING.page, description="Serve a web page at /")
+    page: bool = Field(SERVER.page, description="Serve a web page at /")
 
     threads: int = Field(RUNTIME.threads, ge=0, le=MAX_THREADS, description=HELP["threads"])
     profile: Words = Field(RUNTIME.profiles, description=f"{HELP['profiles']} (default: all)", title="NAME")
@@ -101,12 +96,15 @@ class Settings(BaseSettings):
     )
 
     database: Path | None = Field(
-        SERVING.database,
+        SERVER.database,
         description="SQLite file for jobs and images (default: memory, which is lost at a restart)",
         title="FILE",
     )
     history_days: float = Field(
-        LIMITS.history.max_age / DAY, ge=0, le=MAX_DAYS, description="Days to keep finished jobs"
+        LIMITS.history.max_age / DAY,
+        ge=0,
+        le=MAX_DAYS,
+        description="Days to keep finished jobs with their images; 0 deletes them at the next cleanup",
     )
     history_mb: int = Field(
         int(LIMITS.history.max_bytes) // MIB,
@@ -118,7 +116,10 @@ class Settings(BaseSettings):
         None, description="Folder for a copy of every image, named generated_YYYYMMDD_HHMMSS_ID.png", title="DIR"
     )
     archive_days: float = Field(
-        ARCHIVED.max_age / DAY, ge=0, le=MAX_DAYS, description="Days to keep archived images; 0 keeps them forever"
+        ARCHIVED.max_age / DAY,
+        ge=0,
+        le=MAX_DAYS,
+        description="Days to keep archived images; 0 keeps them for ever, unlike --history-days 0",
     )
     archive_mb: int | None = Field(
         None,
@@ -128,13 +129,13 @@ class Settings(BaseSettings):
     )
 
     keys: Keys = Field(
-        SERVING.keys,
+        SERVER.keys,
         description="API keys that clients may use, separated by spaces; prefer the environment, since ps shows flags "
         "(default: no key is needed)",
         repr=False,
     )
     rate: Annotated[str, AfterValidator(_rate)] | None = Field(
-        SERVING.rate,
+        SERVER.rate,
         description="Maximum rate of image requests per API key, or per address without keys, such as 30/minute "
         "(default: no limit)",
     )
@@ -146,7 +147,7 @@ class Settings(BaseSettings):
         description="Free system memory in MiB below which new jobs are refused",
     )
     grace: float = Field(
-        SERVING.grace, ge=0, le=3600, description="Seconds to finish running images after SIGTERM or SIGINT"
+        SERVER.grace, ge=0, le=3600, description="Seconds to finish running images after SIGTERM or SIGINT"
     )
     hang_seconds: float = Field(
         TIMEOUTS.silence,
@@ -187,11 +188,11 @@ class Settings(BaseSettings):
             loras=loras,
         )
 
-    def serving(self, loras: FoundLoras = ()) -> Serving:
+    def server(self, loras: FoundLoras = ()) -> ServerOptions:
         """Return the options of the server."""
         archive_bytes = math.inf if self.archive_mb is None else self.archive_mb * MIB
         archived = Retention(self.archive_days * DAY or math.inf, archive_bytes)
-        return Serving(
+        return ServerOptions(
             grace=self.grace,
             database=self.database,
             archive=Archive(self.archive, archived) if self.archive else None,

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import re
 import time
 from dataclasses import dataclass, field
 
@@ -12,9 +11,9 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from server.api import errors
+from server.api.api_key import check_api_key
 
 BEARER = "bearer "
-KEY = re.compile(r"[!-~]{1,255}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +31,8 @@ class AccessPolicy:
     rate: str | None = None
 
     def __post_init__(self) -> None:
-        if not all(KEY.fullmatch(key) for key in self.keys):
-            raise ValueError(
-                "an API key must consist of 1 to 255 visible ASCII characters; HTTP headers do not carry others"
-            )
+        for key in self.keys:
+            check_api_key(key)
         if self.rate is not None:
             parse(self.rate)  # raises ValueError
 

@@ -1,4 +1,4 @@
-"""Bodies of requests, and the end of their connections. Knows ASGI; not the meaning of bodies.
+"""Bodies of requests, and the end of their connections. Knows requests; not the meaning of bodies.
 
 FastAPI's own bodies are not used: they are read before the API key is checked and without a time limit, and their
 errors (too large, not declared as JSON, not UTF-8) are not in OpenAI's shape.
@@ -10,9 +10,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from server.api import errors
@@ -22,29 +20,6 @@ Body = TypeVar("Body", bound=BaseModel)
 
 MAX_BODY = 1 << 20  # bytes
 BODY_SECONDS = 30.0  # for the whole body to arrive
-
-
-class AmbiguousLengthMiddleware:
-    """Refuses requests with both Content-Length and Transfer-Encoding.
-
-    A proxy in front may believe the one and this server the other. A second request could then be hidden in the body of
-    the first (request smuggling; RFC 9112, 6.3).
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and {"content-length", "transfer-encoding"} <= set(Headers(scope=scope)):
-            error = errors.ApiError(
-                400,
-                "A request must not have both Content-Length and Transfer-Encoding.",
-                code="invalid_http",
-                headers={"connection": "close"},
-            )
-            await error.response()(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
 
 
 async def read_body(request: Request, model: type[Body]) -> Body:

@@ -47,7 +47,7 @@ NO_RETRY = {"x-should-retry": "false"}  # OpenAI's client retries 409 and 5xx ot
 # statuses by the code of a job's error; 500 for others
 STATUS = {"invalid_value": 400, "deadline_exceeded": 504, "worker_unavailable": 503, "lora_unavailable": 503}
 OVERLOAD = ("queue_full", "deadline_unreachable")  # codes of refusals that are 429; others are 503
-STORE_SECONDS = 5  # to wait before a retry when jobs cannot be stored
+STORE_RETRY_AFTER = 5  # seconds
 
 
 class ApiError(ZImageError):
@@ -112,7 +112,7 @@ def from_job(job: Job) -> ApiError:
         return ApiError(409, "The job was cancelled.", code="job_cancelled", headers=NO_RETRY)
     assert job.error is not None
     status = STATUS.get(job.error.code, 500)
-    headers = {"retry-after": "30"} if status == 503 else NO_RETRY  # a retry would give the same
+    headers = {"retry-after": "30"} if status == 503 else NO_RETRY  # a retry helps only with 503
     return ApiError(status, job.error.message, code=job.error.code, headers=headers)
 
 
@@ -182,8 +182,8 @@ def translate(request: Request, error: Exception) -> ApiError:
             headers = {"retry-after": str(max(1, math.ceil(seconds)))}
             return ApiError(429 if code in OVERLOAD else 503, str(error), code=code, headers=headers)
         case StoreUnavailable():
-            message = "The server cannot store new jobs; see its log for the reason. Try again later."
-            return ApiError(503, message, code="store_unavailable", headers={"retry-after": str(STORE_SECONDS)})
+            message = "The job store is unavailable; see the server's log. Try again later."
+            return ApiError(503, message, code="store_unavailable", headers={"retry-after": str(STORE_RETRY_AFTER)})
         case IdempotencyKeyReused():
             message = "The idempotency key was already used with another body."
             return ApiError(422, message, code="idempotency_key_reused", param="Idempotency-Key")

@@ -21,14 +21,14 @@ from server.api.openai_schemas import (
     ImagesRequest,
     ImagesResponse,
     ModelCard,
-    ModelInfo,
     ModelList,
     StreamedImage,
     Usage,
 )
-from server.api.submit import Jobs, Owner, Submission, image_path, submit_request, timing, wait_for_images
+from server.api.schemas import ModelInfo
+from server.api.submit import Jobs, Owner, Submission, image_path, submit_request, timing_headers, wait_for_images
 from server.jobs.job import Job, JobState, StoredImage
-from server.jobs.live_job import PreviewReady
+from server.jobs.live_job import JobPreview
 from server.jobs.service import JobService
 
 INLINE_BYTES = 1 << 18  # of images that are encoded in the event loop; a thread would take longer
@@ -74,7 +74,7 @@ async def generate_images(request: Request, jobs: Jobs, owner: Owner, card: Card
     work = partial(_images_response, request, ended, images, jobs.manifest, body)
     is_large = sum(len(image.data) for image in images) > INLINE_BYTES
     content = await run_in_threadpool(work) if is_large else work()
-    return Response(content, media_type="application/json", headers=timing(ended, images))
+    return Response(content, media_type="application/json", headers=timing_headers(ended, images))
 
 
 @router.get(
@@ -139,7 +139,7 @@ async def _stream(jobs: JobService, job: Job, body: ImagesRequest) -> AsyncItera
     try:
         async for event in jobs.follow(job):
             match event:
-                case PreviewReady(index, _, data) if sent < body.partial_images * body.n:
+                case JobPreview(index, _, data) if sent < body.partial_images * body.n:
                     yield _event(_partial_image(jobs, job, body, index, data, sent))
                     sent += 1
                 case StoredImage():

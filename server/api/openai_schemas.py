@@ -20,9 +20,9 @@ from engine.request import (
     random_seed,
 )
 from engine.size import Size
+from server.api.schemas import MAX_PROMPT, Prompt
 from server.jobs.job import StoredImage
 
-MAX_PROMPT = 32_000  # characters; the limit that OpenAI documents. The model reads far less
 MAX_SIZE = 32  # characters of "WIDTHxHEIGHT"
 MAX_PARTIAL = 3
 SIZE = r"^(auto|[0-9]{1,6}([xX][0-9]{1,6})?)$"  # for the document; `Size.parse` gives better errors
@@ -37,9 +37,6 @@ def _only(*accepted: Hashable, reason: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
-
-
-Prompt = Annotated[str, Field(max_length=MAX_PROMPT, json_schema_extra={"pattern": r"\S"})]  # not only spaces
 
 
 def _with_nulls(schema: dict[str, Any]) -> None:
@@ -211,44 +208,3 @@ class ModelList(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
-
-
-class ModelInfo(BaseModel):
-    """Response of `GET /v1/model_info`, which load generators read."""
-
-    model_path: str
-    precision: str
-    flavor: str
-    plan_id: str
-    num_inference_steps: int
-    default_size: str
-    sizes: list[str]
-    loras: list[str]
-
-
-class Error(BaseModel):
-    """An error. `param` is the name of the wrong field, `code` is for programs, `message` for people."""
-
-    message: str
-    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
-    param: str | None
-    code: str
-
-
-class ErrorAnswer(BaseModel):
-    """Response of a request that failed."""
-
-    error: Error
-
-
-Status = Literal["ok", "starting", "failing", "draining"]
-
-
-class Health(BaseModel):
-    """Response of `GET /health` and `GET /ready`. `detail` is the last failure of the worker, unless all is well."""
-
-    status: Status
-    model: str
-    precision: str
-    flavor: str
-    detail: str | None = None

@@ -15,13 +15,14 @@ from pydantic.json_schema import models_json_schema
 
 from engine.request import ImageKind
 from server.api.access import AccessPolicy
-from server.api.openai_schemas import ErrorAnswer
+from server.api.schemas import ErrorAnswer
 from server.api.submit import MAX_KEY
 
 Content = dict[str, Any]
 Responses = dict[int | str, Content]
 
 SCHEMAS = "#/components/schemas/"
+SECTION = "\n\nAttributes:"  # of a class' docstring; not for readers of the document
 ERRORS = {
     400: "A parameter is invalid or unknown, or the plans cannot generate the image",
     401: "The API key is missing or invalid",
@@ -132,6 +133,9 @@ def _document(app: FastAPI, policy: AccessPolicy, models: tuple[type[BaseModel],
     document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     components = document["components"]
     components["schemas"] |= _schemas(*models, ErrorAnswer)
+    for schema in components["schemas"].values():
+        if "description" in schema:
+            schema["description"] = schema["description"].split(SECTION)[0]
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's shape of errors
         components["schemas"].pop(name, None)
     components["headers"] = REQUEST_ID

@@ -133,7 +133,7 @@ async def _end(jobs: JobService, job: Job) -> tuple[Job, list[StoredImage]]:
             jobs.cancel(job.id)
 
 
-def timing(job: Job, images: Sequence[StoredImage]) -> dict[str, str]:
+def timing_headers(job: Job, images: Sequence[StoredImage]) -> dict[str, str]:
     """Return the headers Server-Timing (milliseconds per stage, summed over the images) and X-Job-Id."""
     assert job.started is not None
     seconds = {"queue": max(job.started - job.created, 0.0)}

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine.images.metadata import ImageMetadata
 from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_SEED, MAX_STEPS, ImageRequest, random_seed
-from server.api.openai_schemas import MAX_PROMPT, Prompt
+from server.api.schemas import MAX_PROMPT, Prompt
 
 UNGUIDED = 1.0  # cfg_scale at which negative + scale * (positive - negative) is the positive prediction
 

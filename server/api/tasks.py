@@ -15,12 +15,11 @@ from starlette.requests import ClientDisconnect
 from engine.images.metadata import ImageMetadata
 from server.api import errors, openapi
 from server.api.body import read_body, while_connected
-from server.api.submit import Jobs, Owner, Submission, image_path, submit_request, timing, wait_for_images
+from server.api.submit import Jobs, Owner, Submission, image_path, submit_request, timing_headers, wait_for_images
 from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList, TaskResult
-from server.jobs.job import Job, JobState, StoredImage
-from server.jobs.live_job import JobEvent, PreviewReady, Progress
+from server.jobs.job import MAX_SEQUENCE, Job, JobState, StoredImage
+from server.jobs.live_job import JobEvent, JobPreview, Progress
 from server.jobs.service import JobService
-from server.jobs.storage.store import MAX_SEQUENCE
 
 STATES = {JobState.QUEUED: "pending"}  # other states keep their names
 MAX_PAGE = 200  # tasks
@@ -39,7 +38,7 @@ async def generate(request: Request, jobs: Jobs, owner: Owner) -> Response:
     ended, images = await wait_for_images(request, jobs, job)
     seeds = [image.metadata.seed for image in images]
     answer = Images(images=[base64.b64encode(image.data).decode() for image in images], seeds=seeds)
-    return Response(answer.model_dump_json(), media_type="application/json", headers=timing(ended, images))
+    return Response(answer.model_dump_json(), media_type="application/json", headers=timing_headers(ended, images))
 
 
 @router.post("/api/v1/generate_async", openapi_extra=BODY, responses=openapi.submission_responses(LINKS))
@@ -169,7 +168,7 @@ async def _event(request: Request | WebSocket, jobs: JobService, event: JobEvent
                 queue_position=event.position,
                 eta=round(event.eta, 3),
             )
-        case PreviewReady():
+        case JobPreview():
             return TaskEvent(type="preview", index=event.index, step=event.done, image=_base64(event.data))
         case StoredImage():
             return TaskEvent(type="image", index=event.index, seed=event.metadata.seed, image=_base64(event.data))

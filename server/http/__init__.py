@@ -1,1 +1,1 @@
-"""Sockets, protocols and timeouts below the application."""
+"""uvicorn: sockets, protocols, timeouts and checks of requests below the application."""

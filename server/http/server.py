@@ -1,6 +1,6 @@
-"""uvicorn with the application: answers probes while the worker starts, and reports when the worker is ready.
+"""uvicorn with an application: answers probes while the worker starts, and reports when the worker is ready.
 
-Knows sockets and shutdown; of jobs it knows only that they drain.
+Knows sockets and shutdown; no routes. Of jobs it knows only that they drain.
 """
 
 import asyncio
@@ -12,9 +12,7 @@ import psutil
 import uvicorn
 from fastapi import FastAPI
 
-from server.api.access import AccessPolicy
 from server.api.body import MAX_BODY
-from server.app import create_app
 from server.http.protocol import HttpProtocol
 from server.http.sockets import bracketed
 from server.http.timeouts import TimeoutServer
@@ -42,18 +40,16 @@ def config(app: FastAPI, grace: float) -> uvicorn.Config:
 
 
 class HttpServer(TimeoutServer):
-    """HTTP server of a job service.
+    """HTTP server of an application.
 
     Args:
+        jobs: the application's jobs, which drain when the server shuts down.
         grace: seconds to finish requests after SIGTERM or SIGINT.
-        page: True to serve the web page at `/`.
         starting: start of the first worker; the server stops if it fails.
     """
 
-    def __init__(
-        self, jobs: JobService, policy: AccessPolicy, grace: float, page: bool, starting: "asyncio.Task[None]"
-    ) -> None:
-        super().__init__(config(create_app(jobs, policy, page), grace))
+    def __init__(self, app: FastAPI, jobs: JobService, grace: float, starting: "asyncio.Task[None]") -> None:
+        super().__init__(config(app, grace))
         self._jobs, self._starting = jobs, starting
         self._announcement: asyncio.Task[None] | None = None
 

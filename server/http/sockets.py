@@ -1,4 +1,4 @@
-"""Listening socket, and the handling of accept errors."""
+"""The socket that the server listens on, and the handling of accept errors."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ ACCEPT_FAILED = "socket.accept() out of system resource"  # asyncio's message
 LOG_INTERVAL = 10.0  # seconds
 
 
-def listen(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int) -> socket.socket:
     """Bind a socket to an address; port 0 picks a free port.
 
     Raises:

@@ -15,22 +15,35 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 HEAD_SECONDS = 20.0  # for the head of a request to arrive
-WRITE_SECONDS = 60.0  # without a byte being taken of an answer; as nginx's send_timeout
-TICKS = 10  # between two checks; uvicorn ticks ten times a second
+WRITE_SECONDS = 60.0  # in which the client takes no byte of an answer; as nginx's send_timeout
+TICKS_PER_SECOND = 10  # of uvicorn
 BYTES_ACKED = 120  # offset of tcpi_bytes_acked in Linux's struct tcp_info
 
 
 class TimeoutServer(uvicorn.Server):
-    """uvicorn server that checks its connections once a second."""
+    """uvicorn server that checks its connections once a second, until the end of its shutdown."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._timeouts = ConnectionTimeouts()
 
     async def on_tick(self, counter: int) -> bool:
-        if counter % TICKS == 0:
-            self._timeouts.abort_stalled(self.server_state.connections, time.monotonic())
+        if counter % TICKS_PER_SECOND == 0:
+            self._check_connections()
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        checking = asyncio.create_task(self._check_until_cancelled())  # uvicorn does not tick any more
+        await super().shutdown(sockets=sockets)
+        checking.cancel()
+
+    async def _check_until_cancelled(self) -> None:
+        while True:
+            self._check_connections()
+            await asyncio.sleep(1.0)
+
+    def _check_connections(self) -> None:
+        self._timeouts.abort_stalled(self.server_state.connections, time.monotonic())
 
 
 class ConnectionTimeouts:

@@ -18,11 +18,11 @@ class _Average:
     """Moving averages of the engine's seconds for an image."""
 
     per_pass: float
-    once: float  # prompt encoder and VAE
+    fixed: float  # prompt encoder and VAE
 
-    def learn(self, per_pass: float, once: float) -> None:
+    def learn(self, per_pass: float, fixed: float) -> None:
         self.per_pass += WEIGHT * (per_pass - self.per_pass)
-        self.once += WEIGHT * (once - self.once)
+        self.fixed += WEIGHT * (fixed - self.fixed)
 
 
 class Estimates:
@@ -35,11 +35,11 @@ class Estimates:
     def learn(self, size: Size, passes: int, seconds: StageTimes) -> None:
         """Learn from a finished image, by its size, its forward passes and the seconds of its stages."""
         per_pass = seconds.passes / passes
-        once = seconds.prompt_encoder + seconds.vae_decoder
+        fixed = seconds.prompt_encoder + seconds.vae_decoder
         if size in self._averages:
-            self._averages[size].learn(per_pass, once)
+            self._averages[size].learn(per_pass, fixed)
         else:
-            self._averages[size] = _Average(per_pass, once)
+            self._averages[size] = _Average(per_pass, fixed)
 
     def remaining(self, live: LiveJob) -> float:
         """Return the seconds of the engine's time that a job still needs; 0 before the first image is finished."""
@@ -58,4 +58,4 @@ class Estimates:
         if size not in self._averages:
             nearest = min(self._averages, key=lambda known: abs(known.area - size.area))
         average = self._averages[nearest]
-        return size.area / nearest.area * (average.per_pass * passes * left + average.once)
+        return size.area / nearest.area * (average.per_pass * passes * left + average.fixed)

@@ -10,6 +10,8 @@ from enum import StrEnum
 from engine.images.metadata import ImageMetadata
 from engine.request import ImageFormat, ImageRequest
 
+MAX_SEQUENCE = 2**63 - 1  # signed, 64 bits
+
 
 class JobState(StrEnum):
     """State of a job. Queued and running may alternate; the others are final."""
@@ -49,7 +51,7 @@ class Job:
     owner: str | None = None  # hash of an API key; None if the server has no keys
     durable: bool  # False: it is cancelled when its client disconnects
     idempotency_key: str | None = None  # unique per owner
-    fingerprint: str  # hash of the body: must be equal if the key is
+    fingerprint: str  # hash of the body; a repeated key needs the same fingerprint
     created: float
     deadline: float | None = None
     # set by the store

@@ -27,7 +27,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class PreviewReady:
+class JobPreview:
     """An approximation of an image after `done` of its steps, as an image file."""
 
     index: int
@@ -35,7 +35,7 @@ class PreviewReady:
     data: bytes
 
 
-JobEvent = Progress | PreviewReady | StoredImage | Job  # the last is a Job, which has ended
+JobEvent = Progress | JobPreview | StoredImage | Job  # the final event is the ended Job
 
 
 @dataclass(slots=True, eq=False)

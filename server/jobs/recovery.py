@@ -22,5 +22,5 @@ async def recover(store: AsyncStore, tracker: JobTracker, worker_queue: WorkerQu
         if not live.missing():
             tracker.finish(live)
         elif attempts >= MAX_TOTAL_ATTEMPTS:
-            tracker.fail(live, "worker_lost", f"Generating this was started {attempts} times and never ended.")
+            tracker.fail(live, "worker_lost", f"The job was started {attempts} times and never finished.")
     worker_queue.send_pending()

@@ -28,8 +28,8 @@ from server.jobs.worker_queue import WorkerQueue
 
 log = logging.getLogger(__name__)
 
-STORE_SECONDS = 2.0  # that the store has at the end, even if the grace of the images is over
-POLL_SECONDS = 0.02  # between two looks at the jobs that are left at the end
+SHUTDOWN_STORE_SECONDS = 2.0  # minimum for the store at shutdown, even after the grace period
+POLL_SECONDS = 0.02  # between two checks for unfinished jobs at shutdown
 
 ServiceStatus = Literal["ok", "starting", "draining", "failing"]
 
@@ -78,11 +78,11 @@ class JobService:
         """Wait until no client waits for a job, then for the store.
 
         Args:
-            grace: seconds since `drain` for the jobs; the store has at least STORE_SECONDS from now.
+            grace: seconds since `drain` for the jobs; the store has at least SHUTDOWN_STORE_SECONDS from now.
         """
         self.drain()
         assert self._drain_started is not None
-        until = max(self._drain_started + grace, asyncio.get_running_loop().time() + STORE_SECONDS)
+        until = max(self._drain_started + grace, asyncio.get_running_loop().time() + SHUTDOWN_STORE_SECONDS)
         with suppress(TimeoutError, StoreUnavailable):
             async with asyncio.timeout_at(until):
                 while any(not live.job.durable for live in self._tracker.unfinished):
@@ -93,7 +93,7 @@ class JobService:
                 await self._async_store.flush()
         self._async_store.close()
         if self._archive is not None:
-            await asyncio.to_thread(self._archive.close, STORE_SECONDS)
+            await asyncio.to_thread(self._archive.close, SHUTDOWN_STORE_SECONDS)
 
     def fail_connected(self, reason: str) -> None:
         """Fail the jobs whose clients wait, since no worker starts. Durable jobs stay for the next server."""

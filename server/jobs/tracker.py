@@ -14,7 +14,7 @@ from functools import partial
 from engine.plan.manifest import Manifest
 from server.jobs.estimates import Estimates
 from server.jobs.job import Job, JobError, JobState, StoredImage
-from server.jobs.live_job import LiveJob, PreviewReady, Progress
+from server.jobs.live_job import JobPreview, LiveJob, Progress
 from server.jobs.metrics import Metrics
 from server.jobs.storage.archive_writer import ArchiveWriter
 from server.jobs.storage.async_store import AsyncStore
@@ -67,8 +67,8 @@ class JobTracker:
         steps = sum(request.steps(self._manifest) for request in live.job.requests)
         return Progress(live.job.state, len(ahead), eta, sum(live.steps_done.values()), steps)
 
-    def start(self, live: LiveJob) -> None:
-        """Count an attempt: a worker has started to generate the job."""
+    def record_attempt(self, live: LiveJob) -> None:
+        """Set a job to running, since a worker has started to generate it, and count the attempt."""
         is_first, started = live.job.started is None, live.job.started or time.time()
         live.job = replace(live.job, state=JobState.RUNNING, attempts=live.job.attempts + 1, started=started)
         if is_first:
@@ -87,7 +87,7 @@ class JobTracker:
         if live.followers:
             live.notify_followers(self.progress(live.job))
 
-    def show_preview(self, live: LiveJob, preview: PreviewReady) -> None:
+    def show_preview(self, live: LiveJob, preview: JobPreview) -> None:
         """Send a preview to the followers, unless the image is finished. Previews are not stored."""
         if preview.index not in live.images:
             live.notify_followers(preview)

@@ -3,12 +3,11 @@
 Knows messages; neither processes nor clients.
 """
 
-from collections import deque
 from collections.abc import Iterable
 from typing import Protocol
 
 from server.jobs.job import Job, StoredImage
-from server.jobs.live_job import LiveJob, PreviewReady
+from server.jobs.live_job import JobPreview, LiveJob
 from server.jobs.metrics import Metrics
 from server.jobs.tracker import JobTracker
 from server.worker import messages
@@ -57,7 +56,7 @@ class WorkerQueue:
     def __init__(self, tracker: JobTracker, metrics: Metrics) -> None:
         self.link: WorkerLink | None = None
         self._tracker, self._metrics = tracker, metrics
-        self._suspects: deque[LiveJob] = deque()
+        self._suspects: list[LiveJob] = []  # unfinished
         self._device_memory: messages.DeviceMemory | None = None
         tracker.on_ended = self._on_job_ended
         metrics.add_gauges(self._gauges)
@@ -88,9 +87,7 @@ class WorkerQueue:
         """Send what the worker does not have yet: the first suspect, or else all unfinished jobs."""
         if self.link is None or not self.link.is_ready:
             return
-        while self._suspects and self._suspects[0].job.state.is_final:
-            self._suspects.popleft()
-        for live in list(self._suspects)[:1] or self._tracker.unfinished:
+        for live in self._suspects[:1] or self._tracker.unfinished:
             if not live.is_sent:
                 live.is_sent = True
                 for index in live.missing():
@@ -103,7 +100,7 @@ class WorkerQueue:
             case messages.Started(key):
                 if (found := self._find(key)) and not found[0].is_started:
                     found[0].is_started = True
-                    self._tracker.start(found[0])
+                    self._tracker.record_attempt(found[0])
             case messages.Heartbeat():
                 self._metrics.heartbeat(message)
                 for key, done in message.steps_done.items():
@@ -111,7 +108,7 @@ class WorkerQueue:
                         self._tracker.set_steps_done(*found, done)
             case messages.PreviewReady(key, done, data):
                 if found := self._find(key):
-                    self._tracker.show_preview(found[0], PreviewReady(found[1], done, data))
+                    self._tracker.show_preview(found[0], JobPreview(found[1], done, data))
             case messages.Finished(key, data, metadata):
                 if found := self._find(key):
                     live, index = found
@@ -131,7 +128,7 @@ class WorkerQueue:
         """Requeue all jobs of the worker. Fail those without attempts left, or all if no worker starts."""
         unfinished = list(self._tracker.unfinished)
         started = [live for live in unfinished if live.is_started]
-        self._suspects = deque(dict.fromkeys([*started, *self._suspects]))
+        self._suspects = list(dict.fromkeys([*started, *self._suspects]))
         for live in unfinished:
             live.is_sent = live.is_started = False
             self._tracker.requeue(live)
@@ -142,6 +139,8 @@ class WorkerQueue:
 
     def _on_job_ended(self, live: LiveJob) -> None:
         """Stop generating what is left of a job, and send the next suspect."""
+        if live in self._suspects:
+            self._suspects.remove(live)
         if self.link is not None and live.is_sent:
             for index in live.missing():
                 self.link.send(messages.Cancel(_key(live.job, index)))

@@ -21,7 +21,7 @@ from server.api.access import Authenticator
 from server.api.submit import Submission, enqueue
 from server.errors import JobRefused, StoreUnavailable
 from server.jobs.job import Job, JobState
-from server.jobs.live_job import PreviewReady, Progress
+from server.jobs.live_job import JobPreview, Progress
 from server.jobs.service import JobService
 from server.page.form import Form
 from server.page.gallery import Gallery, image, progress_of, show_image, summary
@@ -90,7 +90,7 @@ class PageSession:
         self._jobs, self._authenticator, self._request = jobs, authenticator, request
         self._client = ui.context.client
         self._owner: str | None = None
-        self._pending: dict[str, _PendingImage] = {}  # by job
+        self._cards: dict[str, _JobCard] = {}  # by job
         self._ticks = 0
 
     async def ask_for_key(self) -> None:
@@ -157,9 +157,9 @@ class PageSession:
             self._button.enable()
         self._drop_ended()
         with self._shown:
-            pending = self._pending[job.id] = _PendingImage(self._jobs, job)
-        _scroll_to(pending.element)
-        following = background_tasks.create(self._follow(pending), name=f"follow {job.id}")
+            card = self._cards[job.id] = _JobCard(self._jobs, job)
+        _scroll_to(card.element)
+        following = background_tasks.create(self._follow(card), name=f"follow {job.id}")
         self._client.on_delete(lambda: following.cancel())
 
     async def _submit(self) -> Job:
@@ -169,36 +169,36 @@ class PageSession:
         submission = Submission("page", body, images, is_awaited=False, previews=body.previews)
         return await enqueue(self._jobs, self._owner, submission)
 
-    async def _follow(self, pending: "_PendingImage") -> None:
-        async for event in self._jobs.follow(pending.job):
+    async def _follow(self, card: "_JobCard") -> None:
+        async for event in self._jobs.follow(card.job):
             match event:
                 case Progress():
-                    pending.update()
-                case PreviewReady():
-                    pending.preview(event)
+                    card.update()
+                case JobPreview():
+                    card.preview(event)
                 case Job(state=JobState.DONE):
                     self._drop_ended()
-                    await self._show(pending, event)
+                    await self._show(card, event)
                 case Job():
-                    self._drop(pending)
+                    self._drop(card)
                     if event.error is not None:
                         self._show_error(event.error.message)
         await self._gallery.refresh()
 
-    async def _show(self, pending: "_PendingImage", job: Job) -> None:
+    async def _show(self, card: "_JobCard", job: Job) -> None:
         """Show a finished image in the place of its previews."""
         all_metadata = await self._jobs.metadata(job.id)
         if not all_metadata:  # deleted in another tab
-            self._drop(pending)
+            self._drop(card)
             return
-        pending.has_ended = True
-        pending.element.clear()
-        with pending.element:
+        card.has_ended = True
+        card.element.clear()
+        with card.element:
             show_image(job, 0, all_metadata[0], self._reuse, self._delete)
 
     async def _tick(self) -> None:
-        for pending in self._pending.values():
-            pending.update()
+        for card in self._cards.values():
+            card.update()
         if self._ticks % GALLERY_TICKS == 0:
             await self._gallery.refresh()
         self._ticks += 1
@@ -208,25 +208,25 @@ class PageSession:
         _scroll_to(self._form.prompt)
 
     async def _delete(self, job: Job) -> None:
-        if pending := self._pending.get(job.id):
-            self._drop(pending)
+        if card := self._cards.get(job.id):
+            self._drop(card)
         await self._gallery.delete(job)
 
     def _drop_ended(self) -> None:
-        for pending in [pending for pending in self._pending.values() if pending.has_ended]:
-            self._drop(pending)
+        for card in [card for card in self._cards.values() if card.has_ended]:
+            self._drop(card)
 
-    def _drop(self, pending: "_PendingImage") -> None:
-        del self._pending[pending.job.id]
-        pending.element.delete()
+    def _drop(self, card: "_JobCard") -> None:
+        del self._cards[card.job.id]
+        card.element.delete()
 
     def _is_pending(self, job_id: str) -> bool:
         """Return True if this page shows the job as in progress."""
-        return job_id in self._pending and not self._pending[job_id].has_ended
+        return job_id in self._cards and not self._cards[job_id].has_ended
 
 
-class _PendingImage:
-    """A job of this page that is in progress."""
+class _JobCard:
+    """A card with a job of this page: previews and progress, then the image."""
 
     def __init__(self, jobs: JobService, job: Job) -> None:
         self._jobs, self.job, self.has_ended = jobs, job, False
@@ -242,7 +242,7 @@ class _PendingImage:
                 ui.button("Cancel", on_click=lambda: jobs.cancel(job.id)).props("outline no-caps")
         self.update()
 
-    def preview(self, event: PreviewReady) -> None:
+    def preview(self, event: JobPreview) -> None:
         kind, data = self.job.format.media_type, base64.b64encode(event.data).decode()
         self._image.props["src"] = f"data:{kind};base64,{data}"
 

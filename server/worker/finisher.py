@@ -80,7 +80,7 @@ class ImageFinisher:
             started = time.perf_counter()
             metadata = image.metadata(self._manifest, request)
             data = encode(image.pixels, generate.format, file_metadata(request, metadata))
-        except DeviceError as error:  # the loop meets it too, if it has another step
+        except DeviceError as error:  # the next step fails too; report it now in case there is none
             self._send(messages.Fatal(str(error)))
         except ZImageError as error:
             self._send(failure(key, error))

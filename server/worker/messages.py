@@ -29,7 +29,7 @@ class Cancel(msgspec.Struct, frozen=True, tag=True):
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
-    """To the worker: end the process in order."""
+    """To the worker: finish and exit."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
@@ -45,7 +45,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag=True):
-    """From the worker: it cannot serve these plans. Its last message."""
+    """From the worker: the start failed. The worker's last message."""
 
     message: str
 
@@ -85,7 +85,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Fatal(msgspec.Struct, frozen=True, tag=True):
-    """From the worker: the device or the plans failed, so the process must be replaced. Its last message."""
+    """From the worker: the device or the plans failed, so the process must be replaced. The worker's last message."""
 
     message: str
 

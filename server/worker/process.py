@@ -1,7 +1,7 @@
 """Entry point of a worker process: loads the plans, warms up and generates for one server.
 
-When the server closes its end of the socket, the process ends at once. When the device fails, the process says so and
-ends; the server starts another.
+When the server closes its end of the socket, the process ends at once. When the device fails, the process reports that
+and ends; the server starts another.
 
     python -m server.worker.process PLANS OPTIONS LOG_FORMAT LOG_LEVEL DESCRIPTOR
 """

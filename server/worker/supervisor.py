@@ -50,7 +50,7 @@ class WorkerTimeouts:
 
     def pause(self, failed_starts: int) -> float:
         """Return the seconds to wait before the next start."""
-        doublings = min(failed_starts, MAX_DOUBLINGS)  # 2.0**1024, after a night without a GPU, is no float
+        doublings = min(failed_starts, MAX_DOUBLINGS)  # 2.0**1024 overflows; a night without a GPU gets there
         return min(self.backoff * 2.0**doublings, MAX_BACKOFF)
 
 

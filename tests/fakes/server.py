@@ -20,12 +20,12 @@ from PIL import Image
 from server.api.access import AccessPolicy
 from server.app import create_app
 from server.http.server import config
-from server.http.sockets import listen
+from server.http.sockets import bind_socket
 from server.http.timeouts import TimeoutServer
 from server.jobs.admission import Limits
 from server.jobs.service import JobService
 from server.jobs.storage.store import JobStore
-from server.serving import Serving, serve
+from server.serving import ServerOptions, serve
 from server.worker.supervisor import Supervisor, WorkerListener, WorkerTimeouts
 from server.worker.worker import Worker
 
@@ -101,7 +101,7 @@ def serving(
             await supervisor.stop()
 
     server = TimeoutServer(config(create_app(jobs, policy or AccessPolicy()), grace=5))
-    with listen("127.0.0.1", 0) as sock:
+    with bind_socket("127.0.0.1", 0) as sock:
         sock.listen()  # clients wait for the worker to be ready
         thread = threading.Thread(target=lambda: asyncio.run(run(sock)))
         thread.start()
@@ -154,7 +154,7 @@ def main(
         import server.page.page
 
         server.page.page.RECONNECT, server.page.page.MAX_WAITING = float(reconnect), 20
-    serving = Serving(
+    options = ServerOptions(
         float(grace),
         Path(database) if database else None,
         keys=tuple(keys.split()),
@@ -163,8 +163,8 @@ def main(
         timeouts=SHORT_TIMEOUTS,
     )
     worker = [sys.executable, "-m", "fakes.loop", seconds_per_step]
-    with listen("127.0.0.1", 0) as sock:
-        serve(sock, worker, MANIFEST, serving)
+    with bind_socket("127.0.0.1", 0) as sock:
+        serve(sock, worker, MANIFEST, options)
 
 
 if __name__ == "__main__":

@@ -26,11 +26,11 @@ time.sleep(60)
 SERVING = """
 import sys
 from fakes.loop import MANIFEST
-from server.serving import Serving, serve
-from server.http.sockets import listen
-sock = listen("127.0.0.1", 0)
+from server.serving import ServerOptions, serve
+from server.http.sockets import bind_socket
+sock = bind_socket("127.0.0.1", 0)
 print(f"http://127.0.0.1:{sock.getsockname()[1]}", flush=True)
-serve(sock, [sys.executable, "-c", sys.argv[1]], MANIFEST, Serving(page=False))
+serve(sock, [sys.executable, "-c", sys.argv[1]], MANIFEST, ServerOptions(page=False))
 """
 
 

@@ -15,7 +15,7 @@ import pytest
 from fakes.processes import FAKE_SERVER, process, ready_url
 
 from server.cli import main
-from server.http.sockets import ACCEPT_FAILED, listen, throttle_accept_errors
+from server.http.sockets import ACCEPT_FAILED, bind_socket, throttle_accept_errors
 from server.serving import _lock
 
 
@@ -40,7 +40,7 @@ def test_accepted_connections_have_tcp_nodelay() -> None:
             found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
             writer.close()
 
-        async with await asyncio.start_server(accept, sock=listen("127.0.0.1", 0)) as server:
+        async with await asyncio.start_server(accept, sock=bind_socket("127.0.0.1", 0)) as server:
             with socket.create_connection(server.sockets[0].getsockname()):
                 return await found
 

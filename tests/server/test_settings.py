@@ -8,7 +8,7 @@ from engine.options import RuntimeOptions
 from server import settings
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.retention import DAY, Retention
-from server.serving import Serving
+from server.serving import ServerOptions
 
 ENGINES = ["--engines", "plans"]
 
@@ -46,19 +46,19 @@ def test_lists_are_split_at_spaces_not_commas(monkeypatch: pytest.MonkeyPatch) -
     assert given.runtime().warm_up == ((64, 32), (128, 128))
     given = settings.read([*ENGINES, "--profile", "512,1024x1536:2", "--profile", "256", "--keys", "first-key second"])
     assert given.profile == ("512,1024x1536:2", "256")
-    assert given.serving().keys == ("first-key", "second")
-    assert "first-key" not in repr(given) + repr(given.serving())
+    assert given.server().keys == ("first-key", "second")
+    assert "first-key" not in repr(given) + repr(given.server())
 
 
 def test_defaults_are_those_of_the_options_classes() -> None:
     given = settings.read(ENGINES)
     assert given.runtime() == RuntimeOptions(slots=settings.SLOTS)
-    assert given.serving() == Serving()
+    assert given.server() == ServerOptions()
 
 
 def test_days_and_mebibytes_become_seconds_and_bytes() -> None:
     days_and_mb = "--archive a --archive-days 2 --archive-mb 3 --history-days 0.5 --history-mb 4 --min-free-mb 5"
-    serving = settings.read([*ENGINES, *days_and_mb.split(), "--hang-seconds", "6"]).serving()
+    serving = settings.read([*ENGINES, *days_and_mb.split(), "--hang-seconds", "6"]).server()
     assert serving.archive == Archive(Path("a"), Retention(2 * DAY, 3 << 20))
     assert serving.limits.history == Retention(DAY / 2, 4 << 20)
     assert (serving.limits.free_bytes, serving.timeouts.silence) == (5 << 20, 6)
@@ -70,7 +70,7 @@ def test_days_and_mebibytes_become_seconds_and_bytes() -> None:
         (["--port", "70000"], "--port: "),
         (["--host", " "], "--host: must not be empty"),
         (["--rate", "often"], "--rate: must be a number per second, minute, hour or day"),
-        (["--keys", "schlüssel"], "--keys: a key must consist of 1 to 255 visible ASCII"),
+        (["--keys", "schlüssel"], "--keys: an API key must consist of 1 to 255 visible ASCII"),
         (["--warm-up", "64xbig"], "--warm-up: size must be WIDTHxHEIGHT"),
         (["--offload", "--warm-up", "64"], "--offload unloads what --warm-up prepares"),
         (["--settings", "nowhere.env"], "--settings: nowhere.env is not a file"),

@@ -31,7 +31,7 @@ SCHEMA = (
         error TEXT NOT NULL,
         CHECK ((finished IS NULL) = (state IN ('queued', 'running')))
     )""",
-    # to UNIQUE every NULL is another one, but those without an owner share their keys
+    # UNIQUE treats NULLs as distinct; jobs without an owner must share their keys
     """CREATE UNIQUE INDEX jobs_by_key ON jobs (idempotency_key, ifnull(owner, ''))
         WHERE idempotency_key IS NOT NULL""",
     "CREATE INDEX jobs_by_owner ON jobs (owner, sequence)",

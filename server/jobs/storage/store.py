@@ -12,7 +12,7 @@ import msgspec
 
 from engine.images.metadata import ImageMetadata
 from server.errors import IdempotencyKeyReused
-from server.jobs.job import Job, JobError, JobState, StoredImage
+from server.jobs.job import MAX_SEQUENCE, Job, JobError, JobState, StoredImage
 from server.jobs.storage.database import Database, SQLiteValue
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.rows import COLUMNS, image_of_row, job_of_row, row_of_job, to_json
@@ -20,7 +20,6 @@ from server.jobs.storage.rows import COLUMNS, image_of_row, job_of_row, row_of_j
 SERVER_RESTARTED = JobError(
     "server_restarted", "The server was restarted before the images were generated; send the request again."
 )
-MAX_SEQUENCE = 2**63 - 1
 PRUNE_BATCH = 20  # jobs that one `prune` deletes at most
 VACUUM_PAGES = 4096  # of 4 KiB, that one `prune` gives back at most
 ROW_BYTES = 1 << 10  # estimate of a job's row without its requests
@@ -73,7 +72,7 @@ class JobStore:
 
     def find_by_key(self, job: Job) -> Job | None:
         """Return the stored job with this job's idempotency key. Raises IdempotencyKeyReused."""
-        where = "WHERE idempotency_key = ? AND ifnull(owner, '') = ifnull(?, '')"  # no key equals NULL
+        where = "WHERE idempotency_key = ? AND ifnull(owner, '') = ifnull(?, '')"  # a key of NULL matches nothing
         known = next(iter(self._jobs(where, job.idempotency_key, job.owner)), None)
         if known is not None and known.fingerprint != job.fingerprint:
             raise IdempotencyKeyReused(
@@ -211,14 +210,15 @@ class JobStore:
 
     def _end(self, id: str, state: JobState, error: JobError | None = None) -> bool:
         key = "NULL" if error is not None and error.is_transient else "idempotency_key"
-        has_ended = self.database.change(
-            f"UPDATE jobs SET state = ?, finished = ?, error = ?, idempotency_key = {key}"
-            " WHERE id = ? AND finished IS NULL",
-            *(state, self._clock(), to_json(error), id),
-        )
-        if has_ended:
-            self.bytes_since_prune += self.database.rows(f"SELECT {SIZE} FROM jobs WHERE id = ?", id)[0][0]
-        return has_ended
+        with self.database.transaction() as connection:
+            sizes = connection.execute(
+                f"UPDATE jobs SET state = ?, finished = ?, error = ?, idempotency_key = {key}"
+                f" WHERE id = ? AND finished IS NULL RETURNING {SIZE}",
+                (state, self._clock(), to_json(error), id),
+            ).fetchall()
+        for (size,) in sizes:
+            self.bytes_since_prune += size
+        return bool(sizes)
 
     def _jobs(self, which: str, *values: SQLiteValue) -> list[Job]:
         return [job_of_row(row) for row in self.database.rows(f"SELECT * FROM jobs {which}", *values)]

@@ -78,6 +78,19 @@ def test_streams_images_and_metrics_have_their_media_types(document: dict[str, A
     assert kinds("/metrics") == {"text/plain"}
 
 
+def test_no_description_has_sections_of_a_docstring(document: dict[str, Any]) -> None:
+    def check(node: Any) -> None:
+        if isinstance(node, dict):
+            description = str(node.get("description", ""))
+            assert "Attributes:" not in description and "Args:" not in description, description
+            node = list(node.values())
+        if isinstance(node, list):
+            for item in node:
+                check(item)
+
+    check(document)
+
+
 def test_security_schemes_are_documented_only_with_keys(document: dict[str, Any]) -> None:
     assert "securitySchemes" not in document["components"]
     assert not any("401" in one["responses"] for paths in document["paths"].values() for one in paths.values())

@@ -15,7 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from server.http import timeouts
 from server.http.server import config
-from server.http.timeouts import HEAD_SECONDS, WRITE_SECONDS, ConnectionTimeouts
+from server.http.sockets import bind_socket
+from server.http.timeouts import HEAD_SECONDS, WRITE_SECONDS, ConnectionTimeouts, TimeoutServer
 
 ANSWER = 32 << 20  # bytes; more than the system keeps for a connection
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -154,6 +155,7 @@ def test_unread_answer_is_dropped_after_the_write_timeout_and_a_slow_reader_is_n
                 server.check(now)
                 now += WRITE_SECONDS / 2
             assert await is_open(server) and server.unsent
+            await reader.readexactly(1 << 20)
             await server.settle()
             server.check(now)
             server.check(now + WRITE_SECONDS - 0.1)
@@ -191,3 +193,23 @@ def test_server_checks_its_connections_by_itself(monkeypatch: pytest.MonkeyPatch
                     time.sleep(0.02)
             assert read_to_end(silent) == b""
         assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_client_that_reads_nothing_does_not_hold_up_the_shutdown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timeouts, "WRITE_SECONDS", 0.2)
+
+    async def run() -> None:
+        with bind_socket("127.0.0.1", 0) as sock:
+            sock.listen()  # the client waits for the server
+            server = TimeoutServer(config(large_answer, grace=3600))
+            serving = asyncio.create_task(server.serve(sockets=[sock]))
+            reader, writer = await asyncio.open_connection(*sock.getsockname(), limit=1024)
+            writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+            await reader.readexactly(1)  # the answer has begun
+            server.should_exit = True
+            async with asyncio.timeout(30):
+                await serving
+            assert await is_closed(reader)
+            writer.close()
+
+    asyncio.run(run())

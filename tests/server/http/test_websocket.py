@@ -1,5 +1,7 @@
 """WebSocket clients that send pings without reading, or text that is not UTF-8, cost their connection and no more."""
 
+import logging
+
 import httpx
 import psutil
 import pytest
@@ -32,7 +34,7 @@ def test_pongs_for_a_client_that_does_not_read_are_not_kept(monkeypatch: pytest.
         assert psutil.Process().memory_info().rss - before < 30 * MEGABYTE
 
 
-def test_invalid_utf_8_closes_a_websocket_with_1007() -> None:
+def test_invalid_utf_8_closes_a_websocket_with_1007_and_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
     with (
         serving(FakeLoop(seconds_per_step=0.1)) as url,
         httpx.Client(base_url=url) as http,
@@ -42,3 +44,4 @@ def test_invalid_utf_8_closes_a_websocket_with_1007() -> None:
         client.sendall(b"\x81\x82\0\0\0\0\xff\xfe")
         assert b"\x88\x02\x03\xef" in read_to_end(client)
         assert http.get("/health").status_code == 200
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]

@@ -14,7 +14,7 @@ from fakes.worker_link import FakeLink, finished, follow, job, play
 from server.errors import JobNotFound
 from server.jobs.admission import Limits
 from server.jobs.job import Job, JobState, StoredImage, new_id
-from server.jobs.live_job import PreviewReady, Progress
+from server.jobs.live_job import JobPreview, Progress
 from server.jobs.service import JobService
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.retention import Retention
@@ -164,7 +164,7 @@ def test_previews_reach_followers_until_the_image_is_finished() -> None:
             finished("a", 1),
         ):
             jobs.worker_queue.on_message(message)
-        assert [event for event in await events if isinstance(event, PreviewReady)] == [PreviewReady(0, 4, b"preview")]
+        assert [event for event in await events if isinstance(event, JobPreview)] == [JobPreview(0, 4, b"preview")]
 
     play(story)
 

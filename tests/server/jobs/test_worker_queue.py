@@ -42,6 +42,19 @@ def test_jobs_of_a_dead_worker_are_replayed_one_at_a_time_even_after_a_failed_st
     play(story)
 
 
+def test_job_cancelled_while_no_worker_is_ready_is_not_kept_for_a_replay() -> None:
+    async def story(jobs: JobService, link: FakeLink) -> None:
+        for name in "ab":
+            await jobs.submit(job(name))
+            jobs.worker_queue.on_message(messages.Started(f"{name}:0"))
+        link.is_ready = False
+        jobs.worker_queue.on_worker_lost("it died")
+        assert jobs.cancel("b")
+        assert [live.job.id for live in jobs.worker_queue._suspects] == ["a"]
+
+    play(story)
+
+
 def test_jobs_fail_while_no_worker_starts_and_are_accepted_once_one_does() -> None:
     async def story(jobs: JobService, link: FakeLink) -> None:
         await jobs.submit(job("a", key="my key"))

@@ -19,6 +19,7 @@ from fakes.manifest import BANNER
 from fakes.manifest import MANIFEST as TWO_PROFILES
 from fakes.nginx import behind_nginx, needs_nginx
 from fakes.processes import FAKE_SERVER, process, ready_url
+from fakes.raw_client import read_to_end, upgraded
 from fakes.server import serving
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
@@ -159,6 +160,15 @@ def test_log_messages_of_visitors_are_not_logged() -> None:
             socket.ping().wait(5)
         child.terminate()
         assert "forged" not in child.communicate()[1]
+
+
+def test_invalid_utf_8_closes_the_page_s_socket_with_1007_and_without_a_traceback() -> None:
+    with process(*FAKE_SERVER, "0.1", "1") as child:
+        with upgraded(ready_url(child), SOCKET) as client:
+            client.sendall(b"\x81\x82\0\0\0\0\xff\xfe")
+            assert b"\x88\x02\x03\xef" in read_to_end(client)
+        child.terminate()
+        assert "Traceback" not in child.communicate()[1]
 
 
 def test_too_many_pages_without_a_connection_are_503() -> None:

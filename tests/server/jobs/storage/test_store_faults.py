@@ -136,6 +136,18 @@ def test_write_refused_by_the_disk_changes_nothing(store: JobStore, path: Path, 
         assert len(reopened.history(9)) == 2
 
 
+def test_end_of_a_job_needs_no_read_after_its_commit(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise StoreUnavailable("the disk fails")
+
+    id = store.add(job()).id
+    before = store.bytes_since_prune
+    monkeypatch.setattr(store.database, "rows", refuse)
+    assert store.cancel(id)
+    assert not store.cancel(id)
+    assert store.bytes_since_prune > before
+
+
 def test_failed_recovery_is_rolled_back(store: JobStore) -> None:
     """The second of the statements of `recover` is refused."""
     running, waiting = store.add(job()).id, store.add(job(durable=False)).id

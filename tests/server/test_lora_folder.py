@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from engine.errors import LoraMismatch
 from engine.plan.lora import FORMAT
-from server.worker.lora_folder import find
+from server.lora_folder import find
 
 
 def test_prepared_files_are_found_by_their_stems(tmp_path: Path) -> None:

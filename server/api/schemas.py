@@ -1,0 +1,49 @@
+"""Parts of bodies that all dialects share: prompts, errors, and the state of the server. Knows no routes."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from server.jobs.service import ServiceStatus
+
+MAX_PROMPT = 32_000  # characters; the limit that OpenAI documents. The model reads far less
+
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT, json_schema_extra={"pattern": r"\S"})]  # not only spaces
+
+
+class ModelInfo(BaseModel):
+    """Response of `GET /v1/model_info`, which load generators read."""
+
+    model_path: str
+    precision: str
+    flavor: str
+    plan_id: str
+    num_inference_steps: int
+    default_size: str
+    sizes: list[str]
+    loras: list[str]
+
+
+class Error(BaseModel):
+    """An error. `param` is the name of the wrong field, `code` is for programs, `message` for people."""
+
+    message: str
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(BaseModel):
+    """Response of a request that failed."""
+
+    error: Error
+
+
+class Health(BaseModel):
+    """Response of `GET /health` and `GET /ready`. `detail` is the last failure of the worker, unless all is well."""
+
+    status: ServiceStatus
+    model: str
+    precision: str
+    flavor: str
+    detail: str | None = None
