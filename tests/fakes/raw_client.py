@@ -11,6 +11,7 @@ import httpx
 
 AT_ONCE = 64  # connections
 SILENCE = 0.5  # seconds without a byte after which the server is taken to wait for more
+HANG = 20.0  # seconds without a byte after which a server that should answer and close is taken to hang
 NGINX_REFUSALS = (501, 505)  # of transfer codings and versions of HTTP that it does not know
 MEGABYTE = 1 << 20
 HANDSHAKE = (
@@ -20,18 +21,18 @@ HANDSHAKE = (
 
 
 def send(url: str, data: bytes) -> bytes:
-    """Return the answer to some bytes; see `send_one`."""
-    return asyncio.run(send_one(url, data))
+    """Send bytes on a new connection, and return what arrives until the server closes it."""
+    return asyncio.run(send_one(url, data, silence=HANG))
 
 
-async def send_one(url: str, data: bytes) -> bytes:
+async def send_one(url: str, data: bytes, silence: float = SILENCE) -> bytes:
     """Send bytes on a new connection, and return what arrives until the server closes it or falls silent."""
     host, _, port = url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     answer = b""
     with suppress(ConnectionError, TimeoutError):  # the server may close before it has read all
         writer.write(data)
-        while chunk := await asyncio.wait_for(reader.read(MEGABYTE), SILENCE):
+        while chunk := await asyncio.wait_for(reader.read(MEGABYTE), silence):
             answer += chunk
     writer.close()
     return answer

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import os
-import re
 import subprocess
 import sys
 import time
@@ -22,11 +21,6 @@ from fakes.raw_client import MEGABYTE, checked_status, send, send_all
 from fakes.server import IMAGES, decoded, serving
 
 BODY = {"prompt": "a cat", "seed": 3, "num_inference_steps": 2}
-# of WebSockets, which uvicorn logs as an exception
-INVALID_TEXT = "Invalid UTF-8 sequence received from client."
-INVALID_TEXT_TRACEBACK = re.compile(
-    re.escape(INVALID_TEXT) + r"\nTraceback.*?\nUnicodeDecodeError: [^\n]*\n", re.DOTALL
-)
 
 
 def generated(url: str) -> list[int]:
@@ -81,7 +75,7 @@ def test_some_malformed_requests_directly(caplog: pytest.LogCaptureFixture) -> N
         statuses = endure(url, os.getpid(), seed=100, count=300)
     assert {400, 404, 405} <= statuses.keys()
     errors = [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"]
-    assert all(record.getMessage() == INVALID_TEXT for record in errors)
+    assert not errors
 
 
 @needs_nginx
@@ -90,7 +84,7 @@ def test_some_malformed_requests_through_nginx(caplog: pytest.LogCaptureFixture,
         statuses = endure(url, os.getpid(), seed=100, count=300)
     assert {400, 404, 405} <= statuses.keys()
     errors = [record for record in caplog.records if record.exc_info or record.levelname == "ERROR"]
-    assert all(record.getMessage() == INVALID_TEXT for record in errors)
+    assert not errors
 
 
 @pytest.mark.slow
@@ -105,7 +99,7 @@ def test_ten_thousand_malformed_requests(tmp_path: Path, through_nginx: bool) ->
         else:
             statuses = endure(direct, pid, seed=1, count=12_800)
     assert sum(count for status, count in statuses.items() if not 100 <= status < 300) >= 10_000, statuses
-    text = INVALID_TEXT_TRACEBACK.sub("", log.read_text())
+    text = log.read_text()
     assert "Traceback" not in text and "ERROR" not in text, text[-4000:]
 
 

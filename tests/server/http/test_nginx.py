@@ -118,6 +118,7 @@ def test_slow_header_client_is_cut(hasty: str) -> None:
         assert b"HTTP/1.1 2" not in read_to_end(silent)
 
 
+@pytest.mark.timing
 def test_client_that_does_not_read_is_cut_and_a_slow_reader_is_not(hasty: str, direct: str) -> None:
     with httpx.Client(base_url=direct) as http:
         for _ in range(TASKS):

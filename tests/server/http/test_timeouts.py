@@ -142,6 +142,7 @@ def test_each_request_of_a_kept_connection_has_the_whole_head_timeout() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.timing
 def test_unread_answer_is_dropped_after_the_write_timeout_and_a_slow_reader_is_not() -> None:
     async def run() -> None:
         async with fake_server() as server:

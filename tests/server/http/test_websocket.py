@@ -20,6 +20,7 @@ def events_path(http: httpx.Client) -> str:
     return f"/v1/task/{answer.json()['task_id']}/ws"
 
 
+@pytest.mark.timing
 def test_pongs_for_a_client_that_does_not_read_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timeouts, "WRITE_SECONDS", 1.0)
     with (
