@@ -1,6 +1,6 @@
 """Generate one image with the Python API, without a server.
 
-.venv/bin/python examples/generate.py out/engines circle.png "a red circle on a blue background"
+.venv/bin/python examples/generate.py out/engines out/circle.png "a red circle on a blue background"
 """
 
 import argparse
