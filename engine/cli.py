@@ -69,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> None:
     width, height = (None, None) if args.size is None else Size.parse(args.size)
     seed = random_seed() if args.seed is None else args.seed
+    if args.negative_prompt and not args.guidance_scale:
+        raise InvalidRequest("--negative-prompt needs a --guidance-scale above 0", "negative_prompt")
     if not 0 <= seed <= MAX_SEED:
         raise InvalidRequest(f"seed must be between 0 and {MAX_SEED}, got {seed}", "seed")
     with whole_file(args.output) as file:

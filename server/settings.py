@@ -147,7 +147,10 @@ class Settings(BaseSettings):
         description="Free system memory in MiB below which new jobs are refused",
     )
     grace: float = Field(
-        SERVER.grace, ge=0, le=3600, description="Seconds to finish running images after SIGTERM or SIGINT"
+        SERVER.grace,
+        ge=0,
+        le=3600,
+        description="Seconds to finish the images that clients wait for, after SIGTERM or SIGINT",
     )
     hang_seconds: float = Field(
         TIMEOUTS.silence,

@@ -91,6 +91,8 @@ class JobService:
                     if live.is_started:  # this end is not the job's fault
                         self._async_store.write_later(partial(self._store.requeue, live.job.id, refund_attempt=True))
                 await self._async_store.flush()
+        if self._store.database.is_in_memory and self._tracker.unfinished:
+            log.warning("%d unfinished jobs are lost, since there is no --database", len(self._tracker.unfinished))
         self._async_store.close()
         if self._archive is not None:
             await asyncio.to_thread(self._archive.close, SHUTDOWN_STORE_SECONDS)

@@ -88,6 +88,7 @@ REFUSED = {
     "no size": (["--size", ""], "size must be WIDTHxHEIGHT in pixels, such as 1024x768, got ''"),
     "no steps": (["--steps", "0"], "num_inference_steps must be between 1 and 100, got 0"),
     "too many steps": (["--steps", "101"], "num_inference_steps must be between 1 and 100, got 101"),
+    "unused prompt": (["--negative-prompt", "a cat"], "--negative-prompt needs a --guidance-scale above 0"),
     "negative seed": (["--seed", "-1"], "seed must be between 0 and 4294967295, got -1"),
     "large seed": (["--seed", "4294967296"], "seed must be between 0 and 4294967295, got 4294967296"),
 }

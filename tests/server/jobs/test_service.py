@@ -117,6 +117,19 @@ def test_without_a_worker_connected_jobs_fail_and_durable_ones_stay() -> None:
     play(story)
 
 
+@pytest.mark.parametrize(
+    ("database", "lost"), [(None, ["1 unfinished jobs are lost, since there is no --database"]), ("a", [])]
+)
+def test_jobs_lost_without_a_database_are_logged_at_the_end(
+    database: str | None, lost: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(jobs: JobService, _link: FakeLink) -> None:
+        await jobs.submit(job("durable"))
+
+    play(story, JobStore(tmp_path / database if database else None))
+    assert [record.message for record in caplog.records if "lost" in record.message] == lost
+
+
 def test_job_is_generated_though_its_client_disconnects_during_submission() -> None:
     async def story(jobs: JobService, link: FakeLink) -> None:
         asking = asyncio.create_task(jobs.submit(job("a")))
