@@ -30,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sizes",
         type=sizes,
         metavar="WxH,...",
-        help="sizes to measure; default: squares from each profile's smallest to its largest, doubling the side",
+        help="Sizes to measure (default: squares from each profile's smallest to its largest, doubling the side)",
     )
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of each batch size; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=7, help="Measurements of each batch size (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -39,13 +39,13 @@ REPEATED = 5  # measurements of how long an encoder holds the GIL
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=int, default=15, metavar="N", help="runs per image; default: %(default)s")
+    parser.add_argument("--runs", type=int, default=15, metavar="N", help="Runs per image (default: %(default)s)")
     parser.add_argument(
         "--size",
         type=int,
         action="append",
         metavar="PIXELS",
-        help=f"side of the square images, repeatable; default: {', '.join(map(str, SIZES))}",
+        help=f"Side of the square images, repeatable (default: {', '.join(map(str, SIZES))})",
     )
 
 

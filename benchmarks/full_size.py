@@ -28,11 +28,11 @@ from nano.layout import Z_IMAGE_TURBO, CheckpointSizes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("graph", choices=("prompt_encoder", "denoiser", "vae_decoder"), help="graph to trace or build")
-    parser.add_argument("--build", action="store_true", help="build an RTX plan of some layers instead of tracing all")
-    parser.add_argument("--layers", type=int, default=4, help="transformer layers of the plan; default: %(default)s")
-    parser.add_argument("--profile", default="1024,512,1536:4", help="as in build-engines; default: %(default)s")
-    parser.add_argument("--compute-capability", default="8.9", help="GPU to build for; default: %(default)s")
+    parser.add_argument("graph", choices=("prompt_encoder", "denoiser", "vae_decoder"), help="Graph to trace or build")
+    parser.add_argument("--build", action="store_true", help="Build an RTX plan of some layers instead of tracing all")
+    parser.add_argument("--layers", type=int, default=4, help="Transformer layers of the plan (default: %(default)s)")
+    parser.add_argument("--profile", default="1024,512,1536:4", help="As in build-engines (default: %(default)s)")
+    parser.add_argument("--compute-capability", default="8.9", help="GPU to build for (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:

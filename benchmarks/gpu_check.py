@@ -81,26 +81,26 @@ PARTS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder for plans, report.md and report.json")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="Folder for plans, report.md and report.json")
     parser.add_argument(
         "--device",
         choices=("auto", "cuda", "cpu"),
         default="auto",
-        help="device to check; auto: a GPU if there is one (default)",
+        help="Device to check; auto: a GPU if there is one (default)",
     )
     parser.add_argument(
         "--size",
         choices=("nano", "full"),
         default="nano",
-        help="nano: z-image-nano; full: random weights in Z-Image-Turbo's size; default: %(default)s",
+        help="Weights: nano, those of z-image-nano; full, random ones in Z-Image-Turbo's size (default: %(default)s)",
     )
     parser.add_argument(
-        "--layers", type=int, default=30, help="transformer layers with --size full; default: %(default)s"
+        "--layers", type=int, default=30, help="Transformer layers with --size full (default: %(default)s)"
     )
     names = ", ".join(part.name for part in PARTS)
-    parser.add_argument("--only", default="", metavar="PART,...", help=f"run these parts only: {names}")
+    parser.add_argument("--only", default="", metavar="PART,...", help=f"Run these parts only: {names}")
     parser.add_argument(
-        "--quick", action="store_true", help="small images and few runs, to check that every part works"
+        "--quick", action="store_true", help="Small images and few runs, to check that every part works"
     )
     parser.add_argument("--part", help=argparse.SUPPRESS)  # run this part in this process
 

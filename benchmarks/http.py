@@ -23,33 +23,33 @@ WARM = 1.0  # warm-up seconds of each round
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="output folder of build-engines")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="Output folder of build-engines")
     parser.add_argument(
         "--sizes",
         type=_square_sizes,
         default=[64, 128, 256],
         metavar="N,...",
-        help="sides of the square images; default: 64,128,256",
+        help="Sides of the square images (default: 64,128,256)",
     )
-    parser.add_argument("--pairs", type=int, default=40, help="requests sent one at a time; default: %(default)s")
-    parser.add_argument("--clients", type=int, default=32, help="concurrent clients; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of server and engine; default: %(default)s")
+    parser.add_argument("--pairs", type=int, default=40, help="Requests sent one at a time (default: %(default)s)")
+    parser.add_argument("--clients", type=int, default=32, help="Concurrent clients (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="Rounds of server and engine (default: %(default)s)")
     parser.add_argument(
-        "--seconds", type=float, default=20.0, help="seconds under load for each of the two; default: %(default)s"
-    )
-    parser.add_argument(
-        "--threads", type=int, default=0, help="CPU threads of the engine, 0 for one per core; default: %(default)s"
+        "--seconds", type=float, default=20.0, help="Seconds under load for each of the two (default: %(default)s)"
     )
     parser.add_argument(
-        "--soak", type=float, default=0.0, metavar="SECONDS", help="length of the soak test, 0 for none (default)"
+        "--threads", type=int, default=0, help="CPU threads of the engine, 0 for one per core (default: %(default)s)"
     )
-    parser.add_argument("--users", type=int, default=50, help="users of the soak test; default: %(default)s")
+    parser.add_argument(
+        "--soak", type=float, default=0.0, metavar="SECONDS", help="Length of the soak test, 0 for none (default)"
+    )
+    parser.add_argument("--users", type=int, default=50, help="Users of the soak test (default: %(default)s)")
     parser.add_argument(
         "--think",
         type=float,
         default=0.0,
         metavar="SECONDS",
-        help="mean pause of a user between requests; default: %(default)s",
+        help="Mean pause of a user between requests (default: %(default)s)",
     )
 
 

@@ -26,14 +26,14 @@ PAPER = (246, 246, 246)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans of z-image-nano")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="Plans of z-image-nano")
     parser.add_argument(
-        "--captions", type=int, default=200, metavar="N", help="captions per size; default: %(default)s"
+        "--captions", type=int, default=200, metavar="N", help="Captions per size (default: %(default)s)"
     )
     parser.add_argument(
-        "--size", action="append", metavar="WxH", help=f"image size, repeatable; default: {', '.join(SIZES)}"
+        "--size", action="append", metavar="WxH", help=f"Image size, repeatable (default: {', '.join(SIZES)})"
     )
-    parser.add_argument("--sheet", type=Path, metavar="PNG", help="also write a contact sheet of 18 images")
+    parser.add_argument("--sheet", type=Path, metavar="PNG", help="Also write a contact sheet of 18 images")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -51,59 +51,59 @@ PROMPT_TOKENS = {True: 32, False: 128}  # padded tokens; the key is True for a s
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     weights = parser.add_mutually_exclusive_group(required=True)
-    weights.add_argument("--model", metavar="DIR", help="folder or hub id of the checkpoint")
+    weights.add_argument("--model", metavar="DIR", help="Folder or hub id of the checkpoint")
     weights.add_argument(
         "--random-weights",
         choices=sorted(source.SIZES),
-        help="random weights in the size of Z-Image-Turbo (full) or z-image-nano (nano)",
+        help="Random weights in the size of Z-Image-Turbo (full) or z-image-nano (nano)",
     )
     parser.add_argument(
-        "--engines", type=Path, metavar="DIR", help="plans of the same weights; default: measure the peers only"
+        "--engines", type=Path, metavar="DIR", help="Plans of the same weights (default: measure the peers only)"
     )
     parser.add_argument(
         "--peers",
         type=_peers,
         default=PEERS,
         metavar="NAME,...",
-        help=f"peers to measure, of {', '.join(PEERS)}; default: all",
+        help=f"Peers to measure, of {', '.join(PEERS)} (default: all)",
     )
     parser.add_argument(
         "--sizes",
         type=_sizes,
         metavar="WxH,...",
-        help="image sizes; default: squares of 1/2, 3/4, 1, 3/2 and 2 times the model's default side",
+        help="Image sizes (default: squares of 1/2, 3/4, 1, 3/2 and 2 times the model's default side)",
     )
     parser.add_argument(
-        "--batches", type=_numbers, default=(1, 2, 4), metavar="N,...", help="batch sizes; default: 1,2,4"
+        "--batches", type=_numbers, default=(1, 2, 4), metavar="N,...", help="Batch sizes (default: 1,2,4)"
     )
     parser.add_argument(
         "--prompt-tokens",
         type=int,
         choices=range(SEQUENCE_MULTIPLE, 513, SEQUENCE_MULTIPLE),
         metavar="N",
-        help="padded length of the prompts; default: 128, or 32 for a small model",
+        help="Padded length of the prompts (default: 128, or 32 for a small model)",
     )
     parser.add_argument(
         "--seconds",
         type=float,
         default=15,
-        help="seconds per runner at each size and batch; default: %(default)s",
+        help="Seconds per runner at each size and batch (default: %(default)s)",
     )
     parser.add_argument(
         "--device",
         choices=("cpu", "cuda"),
-        help="device of all runners; default: the GPU if there is one and the plans run on it",
+        help="Device of all runners (default: the GPU if there is one and the plans run on it)",
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the peers; default: bf16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of every runner; default: one per core")
+    parser.add_argument("--dtype", choices=DTYPES, help="Dtype of the peers (default: bf16 on a GPU, fp32 on a CPU)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of every runner (default: one per core)")
     parser.add_argument(
         "--cuda-graphs",
         choices=get_args(CudaGraphs),
         default="auto",
-        help="CUDA graphs of zimage-trt; default: %(default)s",
+        help="CUDA graphs of zimage-trt (default: %(default)s)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the JSON report here, after each case")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="write a plot of the end-to-end medians")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="Also write the JSON report here, after each case")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="Write a plot of the end-to-end medians")
 
 
 @dataclass(frozen=True, slots=True)

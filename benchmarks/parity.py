@@ -48,16 +48,16 @@ REQUESTS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, metavar="DIR", help="the checkpoint's folder")
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans built from it")
+    parser.add_argument("--model", required=True, metavar="DIR", help="The checkpoint's folder")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="Plans built from it")
     parser.add_argument(
         "--captions",
         type=int,
         default=0,
         metavar="N",
-        help="with z-image-nano: also score every precision on N captions; default: %(default)s",
+        help="With z-image-nano: also score every precision on N captions (default: %(default)s)",
     )
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="write a plot of the error at each step")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="Write a plot of the error at each step")
 
 
 def run(args: argparse.Namespace) -> None:

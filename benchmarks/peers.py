@@ -20,12 +20,12 @@ from export.checkpoint.files import open_checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the checkpoint's folder")
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans built from it with --fp32")
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="The checkpoint's folder")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="Plans built from it with --fp32")
     parser.add_argument(
         "--prompt",
         default="a small red circle to the left of a large blue square",
-        help="prompt of the images; default: %(default)s",
+        help="Prompt of the images (default: %(default)s)",
     )
 
 

@@ -86,16 +86,16 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         required=True,
         metavar="PATH|ID",
-        help="folder of the checkpoint in the official layout, or its hub id, which is downloaded",
+        help="Folder of the checkpoint in the official layout, or its hub id, which is downloaded",
     )
     parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="folder that plan directories are written to"
+        "--output", type=Path, required=True, metavar="DIR", help="Folder that plan directories are written to"
     )
     precision = parser.add_mutually_exclusive_group()
     for name, text in (
-        ("fp16", "compute matrix products in FP16, scaled so that they cannot overflow (default)"),
-        ("bf16", "compute matrix products in BF16"),
-        ("fp32", "compute everything in FP32"),
+        ("fp16", "Compute matrix products in FP16, scaled so that they cannot overflow (default)"),
+        ("bf16", "Compute matrix products in BF16"),
+        ("fp32", "Compute everything in FP32"),
     ):
         precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=text)
     parser.set_defaults(precision="fp16")
@@ -109,22 +109,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--compute-capability",
         metavar="8.9,12.0",
-        help="compute capabilities to build for, with --flavor rtx; default: all that support the precision",
+        help="Compute capabilities to build for, with --flavor rtx (default: all that support the precision)",
     )
     parser.add_argument(
         "--profile",
         action="append",
         default=[],
         metavar="SIZES[:BATCH]",
-        help="range of image sizes, and the largest batch (1 if omitted), tuned for the first size, such as "
-        "512,1024x1536:2; repeatable; default: 1/4 to 1 times the model's default size with batches up to 4, "
-        "and 1/4 to 2 times with batch 1",
+        help="Range of image sizes, and the largest batch (1 if omitted), tuned for the first size, such as "
+        "512,1024x1536:2; repeatable (default: 1/4 to 1 times the model's default size with batches up to 4, "
+        "and 1/4 to 2 times with batch 1)",
     )
     parser.add_argument(
         "--transformer-file",
         type=Path,
         metavar="FILE",
-        help="transformer weights in a single safetensors file (ComfyUI's or the official keys), in place of those "
+        help="Transformer weights in a single safetensors file (ComfyUI's or the official keys), in place of those "
         "in transformer/",
     )
     parser.add_argument(
@@ -132,24 +132,24 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FILE[:SCALE]",
-        help="LoRA to merge into the transformer, with peft, DiffSynth, ComfyUI or kohya keys; repeatable; "
-        "default scale: 1",
+        help="LoRA to merge into the transformer, with peft, DiffSynth, ComfyUI, ai-toolkit or kohya keys; repeatable "
+        "(default scale: 1)",
     )
     parser.add_argument(
         "--refittable",
         action="store_true",
-        help="build plans that can swap LoRAs prepared by zimage-lora at run time; such plans are less optimised",
+        help="Build plans that can swap LoRAs prepared by zimage-lora at run time; such plans are less optimised",
     )
     parser.add_argument(
         "--explain",
         action="store_true",
-        help="print the bound of every FP16 product and the power of two that it is scaled by",
+        help="Print the bound of every FP16 product and the power of two that it is scaled by",
     )
     parser.add_argument(
         "--verify",
         choices=("auto", "always", "never"),
         default="auto",
-        help="compare each exported graph with DiffSynth's forward pass; auto: if there is enough memory (default)",
+        help="Compare each exported graph with DiffSynth's forward pass; auto: if there is enough memory (default)",
     )
     return parser
 

@@ -43,22 +43,22 @@ def _parser() -> argparse.ArgumentParser:
         "lora",
         nargs="+",
         metavar="FILE[:SCALE]",
-        help="LoRA with peft, DiffSynth, ComfyUI or kohya keys; several are added up; default scale: 1",
+        help="LoRA with peft, DiffSynth, ComfyUI, ai-toolkit or kohya keys; several are added up (default scale: 1)",
     )
     parser.add_argument(
-        "--model", required=True, metavar="PATH|ID", help="checkpoint that the plans were built from, folder or hub id"
+        "--model", required=True, metavar="PATH|ID", help="Checkpoint that the plans were built from, folder or hub id"
     )
     parser.add_argument(
-        "--transformer-file", type=Path, metavar="FILE", help="the --transformer-file that the plans were built with"
+        "--transformer-file", type=Path, metavar="FILE", help="The --transformer-file that the plans were built with"
     )
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="plans built with --refittable")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="Plans built with --refittable")
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         required=True,
         metavar="FILE",
-        help="file to write; zimage-generate --lora takes it",
+        help="File to write; zimage-generate --lora takes it",
     )
     return parser
 
