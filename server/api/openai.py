@@ -59,7 +59,8 @@ async def generate_images(request: Request, jobs: Jobs, owner: Owner, card: Card
     submission = Submission(
         "openai",
         body,
-        body.images(),
+        body.image(),
+        body.n,
         is_awaited=True,
         format=body.format(),
         timeout=body.timeout,
@@ -165,7 +166,7 @@ def _partial_image(
         b64_json=base64.b64encode(data).decode(),
         partial_image_index=number,
         created_at=int(time.time()),
-        size=str(job.requests[index].size(jobs.manifest)),
+        size=str(job.request.size(jobs.manifest)),
         quality=body.quality,
         output_format=body.output_format,
     )

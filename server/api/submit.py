@@ -48,7 +48,8 @@ class Submission:
     Attributes:
         api: name of the endpoint's API, such as "openai".
         body: the validated body; a repeated Idempotency-Key must come with an equal one.
-        images: one request per image; they differ only in their seeds.
+        image: request for the first image.
+        image_count: number of images, which differ only in their seeds; see `ImageRequest.numbered`.
         is_awaited: True if the client waits for the images; the job is then cancelled when the client disconnects.
         format: file format of the images.
         timeout: seconds until the images are no longer wanted; None for no limit.
@@ -58,7 +59,8 @@ class Submission:
 
     api: str
     body: BaseModel
-    images: tuple[ImageRequest, ...]
+    image: ImageRequest
+    image_count: int
     is_awaited: bool
     format: ImageFormat = PNG
     timeout: float | None = None
@@ -90,12 +92,13 @@ async def enqueue(jobs: JobService, owner: str | None, submission: Submission, k
     if key is not None and not 0 < len(key) <= MAX_KEY:
         raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY} characters, got {len(key)}", "Idempotency-Key")
     try:
-        submission.images[0].check(jobs.manifest, jobs.loras)
+        submission.image.check(jobs.manifest, jobs.loras)
     except InvalidRequest as error:
         raise InvalidRequest(str(error), submission.names.get(error.param, error.param)) from error
     job = Job(
         id=new_id(),
-        requests=submission.images,
+        request=submission.image,
+        image_count=submission.image_count,
         format=submission.format,
         api=submission.api,
         owner=owner,
@@ -119,7 +122,7 @@ async def wait_for_images(request: Request, jobs: JobService, job: Job) -> tuple
     ended, images = await while_connected(request, _end(jobs, job))
     if ended.state is not JobState.DONE:
         raise errors.from_job(ended)
-    if len(images) < len(ended.requests):
+    if len(images) < ended.image_count:
         raise JobNotFound(f"there is no job {job.id}, or it was deleted")
     return ended, images
 

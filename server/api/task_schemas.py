@@ -28,22 +28,17 @@ class GenerateRequest(BaseModel):
     timeout: Annotated[float, Field(gt=0, le=86400, strict=True)] | None = None
     previews: Annotated[int, Field(ge=0, le=100, strict=True)] = 0
 
-    def images(self) -> tuple[ImageRequest, ...]:
-        """Return one request per image, with the seeds seed, seed + 1, ..."""
-        first = random_seed() if self.seed == -1 else self.seed
-        guidance = max(self.cfg_scale - UNGUIDED, 0.0)
-        return tuple(
-            ImageRequest(
-                self.prompt,
-                self.width,
-                self.height,
-                (first + i) % (MAX_SEED + 1),
-                self.num_inference_steps,
-                self.negative_prompt,
-                guidance,
-                self.lora,
-            )
-            for i in range(self.num_images)
+    def image(self) -> ImageRequest:
+        """Return the request for the first image; the seeds of the others follow."""
+        return ImageRequest(
+            self.prompt,
+            self.width,
+            self.height,
+            random_seed() if self.seed == -1 else self.seed,
+            self.num_inference_steps,
+            self.negative_prompt,
+            max(self.cfg_scale - UNGUIDED, 0.0),
+            self.lora,
         )
 
 

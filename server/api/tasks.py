@@ -118,7 +118,15 @@ async def history(
 
 async def _submit(request: Request, jobs: JobService, owner: str | None, *, is_awaited: bool) -> Job:
     body = await read_body(request, GenerateRequest)
-    submission = Submission("tasks", body, body.images(), is_awaited, timeout=body.timeout, previews=body.previews)
+    submission = Submission(
+        "tasks",
+        body,
+        body.image(),
+        body.num_images,
+        is_awaited,
+        timeout=body.timeout,
+        previews=body.previews,
+    )
     return await submit_request(request, jobs, owner, submission)
 
 
@@ -141,7 +149,7 @@ async def _task(request: Request | WebSocket, jobs: JobService, job: Job) -> Tas
         eta=None if job.state.is_final else round(progress.eta, 3),
         created=job.created,
         sequence=job.sequence,
-        prompt=job.requests[0].prompt,
+        prompt=job.request.prompt,
         result=_result(request, job, all_metadata) if all_metadata else None,
         error=None if job.error is None else job.error.message,
         error_code=None if job.error is None else job.error.code,

@@ -45,7 +45,7 @@ class Estimates:
         """Return the seconds of the engine's time that a job still needs; 0 before the first image is finished."""
         seconds = 0.0
         for index in live.missing():
-            request = live.job.requests[index]
+            request = live.job.request
             left = 1 - live.steps_done.get(index, 0) / request.steps(self._manifest)
             seconds += self._seconds(request.size(self._manifest), request.forwards(self._manifest), left)
         return seconds

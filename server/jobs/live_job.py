@@ -62,7 +62,7 @@ class LiveJob:
 
     def missing(self) -> list[int]:
         """Return the indices of the images that are not finished."""
-        return [index for index in range(len(self.job.requests)) if index not in self.images]
+        return [index for index in range(self.job.image_count) if index not in self.images]
 
     def finished_images(self) -> list[StoredImage]:
         """Return the finished images in the order of their indices."""

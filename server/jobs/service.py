@@ -163,7 +163,7 @@ class JobService:
             self._admitting -= 1
         if stored.id == job.id:
             self.metrics.job_accepted(job)
-            log.info("%s accepted", job.id, extra={"job": job.id, "api": job.api, "images": len(job.requests)})
+            log.info("%s accepted", job.id, extra={"job": job.id, "api": job.api, "images": job.image_count})
             self._tracker.add(LiveJob(stored, previews))
             self.worker_queue.send_pending()
         return stored

@@ -64,7 +64,7 @@ class JobTracker:
             return Progress(job.state, 0, 0.0, 0, 0)
         ahead = [other for other in self.unfinished if other.job.sequence < job.sequence]
         eta = sum(map(self.estimates.remaining, [*ahead, live]))
-        steps = sum(request.steps(self._manifest) for request in live.job.requests)
+        steps = live.job.image_count * live.job.request.steps(self._manifest)
         return Progress(live.job.state, len(ahead), eta, sum(live.steps_done.values()), steps)
 
     def record_attempt(self, live: LiveJob) -> None:

@@ -91,7 +91,7 @@ class WorkerQueue:
             if not live.is_sent:
                 live.is_sent = True
                 for index in live.missing():
-                    request, image_format = live.job.requests[index], live.job.format
+                    request, image_format = live.job.request.numbered(index), live.job.format
                     self.link.send(messages.Generate(_key(live.job, index), request, image_format, live.previews))
         self.link.expect_messages(bool(self._tracker.unfinished))
 

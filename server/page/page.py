@@ -164,9 +164,8 @@ class PageSession:
 
     async def _submit(self) -> Job:
         body = self._form.request()
-        images = body.images()
         self._authenticator.count(self._request, self._owner)
-        submission = Submission("page", body, images, is_awaited=False, previews=body.previews)
+        submission = Submission("page", body, body.image(), body.num_images, is_awaited=False, previews=body.previews)
         return await enqueue(self._jobs, self._owner, submission)
 
     async def _follow(self, card: "_JobCard") -> None:
@@ -230,7 +229,7 @@ class _JobCard:
 
     def __init__(self, jobs: JobService, job: Job) -> None:
         self._jobs, self.job, self.has_ended = jobs, job, False
-        request = job.requests[0]
+        request = job.request
         with ui.element("div").classes("z-card z-generating") as self.element:
             with ui.element("div").classes("z-frame"):
                 self._image = image(EMPTY_IMAGE, request.prompt, request.size(jobs.manifest))

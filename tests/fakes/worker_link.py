@@ -44,7 +44,8 @@ class FakeLink:
 def job(name: str, *, key: str | None = None, deadline: float | None = None, n: int = 1) -> Job:
     return Job(
         id=name,
-        requests=tuple(ImageRequest("a cat", 64, 64, seed) for seed in range(n)),
+        request=ImageRequest("a cat", 64, 64),
+        image_count=n,
         format=ImageFormat(),
         api="test",
         durable=True,

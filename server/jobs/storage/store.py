@@ -22,8 +22,8 @@ SERVER_RESTARTED = JobError(
 )
 PRUNE_BATCH = 20  # jobs that one `prune` deletes at most
 VACUUM_PAGES = 4096  # of 4 KiB, that one `prune` gives back at most
-ROW_BYTES = 1 << 10  # estimate of a job's row without its requests
-SIZE = f"(length(CAST(requests AS BLOB)) + {ROW_BYTES})"  # bytes of an ended job without its images
+ROW_BYTES = 1 << 10  # estimate of a job's row without its request
+SIZE = f"(length(CAST(request AS BLOB)) + {ROW_BYTES})"  # bytes of an ended job without its images
 
 
 class JobStore:
@@ -59,7 +59,7 @@ class JobStore:
         Raises:
             IdempotencyKeyReused: the key is known with another fingerprint.
         """
-        assert job.state is JobState.QUEUED and job.requests and job.owner != ""
+        assert job.state is JobState.QUEUED and job.image_count > 0 and job.owner != ""
         with self.database.transaction() as connection:
             known = self.find_by_key(job)
             if known is None:
@@ -205,7 +205,7 @@ class JobStore:
 
     def _image_count(self, id: str) -> int | None:
         """Return the number of images that an unfinished job asks for; None for other jobs."""
-        rows = self.database.rows("SELECT json_array_length(requests) FROM jobs WHERE id = ? AND finished IS NULL", id)
+        rows = self.database.rows("SELECT image_count FROM jobs WHERE id = ? AND finished IS NULL", id)
         return rows[0][0] if rows else None
 
     def _end(self, id: str, state: JobState, error: JobError | None = None) -> bool:
