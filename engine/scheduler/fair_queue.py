@@ -104,7 +104,8 @@ class FairQueue:
         if sample.size not in self._queues:
             least = self._least_charged()
             self._idle = {size: queue for size, queue in self._idle.items() if queue.charged > least}
-            self._queues[sample.size] = self._idle.pop(sample.size, None) or SizeQueue(sample.size, least)
+            idle = self._idle.pop(sample.size, None)
+            self._queues[sample.size] = idle or SizeQueue(sample.size, least)
         queue = self._queues[sample.size]
         self._sizes[sample.client] += sample.client not in queue.clients
         queue.add(sample, 1 / self._sizes[sample.client])
