@@ -17,6 +17,7 @@ from server.api.openai_schemas import ImagesRequest, StreamedImage
 from server.api.request_id import RequestIdMiddleware
 from server.api.schemas import Health
 from server.api.submit import Jobs
+from server.api.task_events import TaskEventEncoder
 from server.api.task_schemas import GenerateRequest, TaskEvent
 from server.http.ambiguous_length import AmbiguousLengthMiddleware
 from server.jobs.service import JobService
@@ -39,6 +40,7 @@ def create_app(jobs: JobService, policy: AccessPolicy, page: bool = False) -> Fa
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     app = FastAPI(title="zimage-trt", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.jobs, app.state.authenticator = jobs, Authenticator(policy)
+    app.state.task_events = TaskEventEncoder(jobs)
     app.state.started = int(time.time())
     app.include_router(probes)
     app.include_router(openai_api.router)
