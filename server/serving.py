@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.plan.manifest import Manifest
+from server.http.host_names import HostNames
 from server.http.sockets import throttle_accept_errors
 from server.jobs.admission import Limits
 from server.jobs.service import JobService
@@ -32,6 +33,8 @@ class ServerOptions:
         archive: folder for copies of images; None for no copies.
         page: True to serve the web page at /.
         keys, rate: fields of `server.api.access.AccessPolicy`.
+        hosts: public names of the server; see `server.http.host_names.HostNames`.
+        trusted_proxies: addresses and networks of proxies whose X-Forwarded-* headers are believed.
         loras: names of the LoRAs that requests may ask for; the worker has their files.
     """
 
@@ -41,6 +44,8 @@ class ServerOptions:
     page: bool = True
     keys: tuple[str, ...] = field(default=(), repr=False)
     rate: str | None = None
+    hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     loras: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     timeouts: WorkerTimeouts = field(default_factory=WorkerTimeouts)
@@ -76,7 +81,9 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
         from server.http.server import HttpServer
 
         await jobs.start()
-        app = create_app(jobs, AccessPolicy(options.keys, options.rate), options.page)
+        hosts = HostNames(sock.getsockname()[0], options.hosts)
+        policy = AccessPolicy(options.keys, options.rate)
+        app = create_app(jobs, policy, options.page, hosts, options.trusted_proxies)
         await HttpServer(app, jobs, options.grace, starting).serve(sockets=[sock])
         if starting.done():
             starting.result()  # raises the reason if the worker could not start

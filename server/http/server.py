@@ -35,6 +35,8 @@ def config(app: FastAPI, grace: float) -> uvicorn.Config:
         ws_max_size=MAX_MESSAGE,
         log_config=None,
         access_log=False,  # `RequestIdMiddleware` writes one
+        proxy_headers=False,  # `ProxyMiddleware` reads them
+        headers=[("x-content-type-options", "nosniff")],
         timeout_graceful_shutdown=math.ceil(grace),
     )
 
