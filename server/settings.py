@@ -124,6 +124,13 @@ class Settings(BaseSettings):
         "X-Forwarded-* headers of all others are ignored (default: nobody is trusted)",
         title="ADDRESSES",
     )
+    connections_per_address: int = Field(
+        SERVER.connections_per_address,
+        ge=1,
+        description="Maximum number of connections from one IPv4 address or IPv6 /64 network, but not from "
+        "trusted proxies",
+        title="NUMBER",
+    )
     page: bool = Field(SERVER.page, description="Serve a web page at /")
 
     threads: int = Field(RUNTIME.threads, ge=0, le=MAX_THREADS, description=HELP["threads"])
@@ -246,6 +253,7 @@ class Settings(BaseSettings):
             rate=self.rate,
             hosts=self.hosts,
             trusted_proxies=self.trusted_proxies,
+            connections_per_address=self.connections_per_address,
             page=self.page,
             loras=tuple(name for name, _ in loras),
             limits=Limits(

@@ -16,8 +16,8 @@ class TrustedProxies:
     def __init__(self, networks: Iterable[str] = ()) -> None:
         self._networks = [ip_network(network) for network in networks]
 
-    def __contains__(self, address: str) -> bool:
-        found = parsed(address)
+    def __contains__(self, address: object) -> bool:
+        found = parsed(str(address))
         return found is not None and any(found in network for network in self._networks)
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from server.api.access import AccessPolicy
 from server.app import create_app
+from server.http.connections import Connections
 from server.http.host_names import HostNames
 from server.http.server import config
 from server.http.sockets import bind_socket
@@ -92,6 +93,7 @@ def serving(
     policy: AccessPolicy | None = None,
     hosts: HostNames = HostNames(public=HOSTS),  # noqa: B008
     trusted_proxies: tuple[str, ...] = (),
+    connections: Connections | None = None,
 ) -> Iterator[str]:
     """Run a server in a thread, and yield its base URL."""
     loop.store = JobStore(database, busy_timeout=0.5)
@@ -108,7 +110,7 @@ def serving(
             await supervisor.stop()
 
     app = create_app(jobs, policy or AccessPolicy(), hosts=hosts, trusted_proxies=trusted_proxies)
-    server = TimeoutServer(config(app, grace=5))
+    server = TimeoutServer(config(app, grace=5, connections=connections))
     with bind_socket("127.0.0.1", 0) as sock:
         sock.listen()  # clients wait for the worker to be ready
         thread = threading.Thread(target=lambda: asyncio.run(run(sock)))
