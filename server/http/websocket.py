@@ -5,11 +5,18 @@ Knows frames; no routes.
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from server.http.connections import ConnectionConfig
+
 INVALID_TEXT = 1007  # close code
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """WebSocket connection that is safe from pings of a client which does not read, and from invalid text."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        assert isinstance(self.config, ConnectionConfig)
+        self.config.connections.remove(self.client[0] if self.client else "")
 
     def handle_ping(self) -> None:
         if self.writable.is_set():
