@@ -11,8 +11,10 @@ import time
 import psutil
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from server.api.body import MAX_BODY
+from server.http.pieces import PiecesMiddleware
 from server.http.protocol import HttpProtocol
 from server.http.sockets import bracketed
 from server.http.timeouts import TimeoutServer
@@ -22,17 +24,18 @@ from server.jobs.service import JobService
 MAX_MESSAGE = MAX_BODY  # bytes of a WebSocket message; the page sends prompts in them
 
 
-def config(app: FastAPI, grace: float) -> uvicorn.Config:
+def config(app: ASGIApp, grace: float) -> uvicorn.Config:
     """Return uvicorn's configuration.
 
     Args:
         grace: seconds to finish requests after SIGTERM or SIGINT.
     """
     return uvicorn.Config(
-        app,
+        PiecesMiddleware(app),
         http=HttpProtocol,
         ws=WebSocketProtocol,
         ws_max_size=MAX_MESSAGE,
+        ws_per_message_deflate=False,  # images do not compress; 2 MB would hold the event loop for 50 ms
         log_config=None,
         access_log=False,  # `RequestIdMiddleware` writes one
         timeout_graceful_shutdown=math.ceil(grace),
