@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.plan.manifest import Manifest
+from server.allocator import give_back_large_blocks
 from server.http.descriptors import max_connections, raise_limit
 from server.http.host_names import HostNames
 from server.http.sockets import throttle_accept_errors
@@ -65,6 +66,7 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, option
         WorkerStartFailed: the worker cannot serve the plans.
         StoreUnavailable, OSError: the database cannot be opened, or another server uses it.
     """
+    give_back_large_blocks()
     with contextlib.suppress(KeyboardInterrupt), _lock(options.database):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _interrupt)

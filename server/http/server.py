@@ -10,9 +10,11 @@ import time
 
 import psutil
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from server.api.body import MAX_BODY
 from server.http.connections import ConnectionConfig, Connections
+from server.http.pieces import PiecesMiddleware
 from server.http.protocol import HttpProtocol
 from server.http.sockets import bracketed
 from server.http.timeouts import TimeoutServer
@@ -24,7 +26,7 @@ ACCEPT_AT_ONCE = 32  # connections; uvicorn's backlog, which asyncio also takes 
 WAITING = 2048  # connections that the system keeps until they are accepted
 
 
-def config(app: FastAPI, grace: float, connections: Connections | None = None) -> ConnectionConfig:
+def config(app: ASGIApp, grace: float, connections: Connections | None = None) -> ConnectionConfig:
     """Return uvicorn's configuration.
 
     Args:
@@ -32,11 +34,12 @@ def config(app: FastAPI, grace: float, connections: Connections | None = None) -
         grace: seconds to finish requests after SIGTERM or SIGINT.
     """
     return ConnectionConfig(
-        app,
+        PiecesMiddleware(app),
         connections or Connections(1000),
         http=HttpProtocol,
         ws=WebSocketProtocol,
         ws_max_size=MAX_MESSAGE,
+        ws_per_message_deflate=False,  # images do not compress; 2 MB would hold the event loop for 50 ms
         log_config=None,
         access_log=False,  # `RequestIdMiddleware` writes one
         proxy_headers=False,  # `ProxyMiddleware` reads them
