@@ -35,6 +35,7 @@ SCHEMA = (
         finished REAL,
         attempts INTEGER NOT NULL,
         error TEXT NOT NULL,
+        bytes INTEGER NOT NULL DEFAULT 0, -- of an ended job, with its images
         CHECK ((finished IS NULL) = (state IN ('queued', 'running')))
     )""",
     # UNIQUE treats NULLs as distinct; jobs without an owner must share their keys
@@ -42,6 +43,10 @@ SCHEMA = (
         WHERE idempotency_key IS NOT NULL""",
     "CREATE INDEX jobs_by_owner ON jobs (owner, sequence)",
     "CREATE INDEX jobs_unfinished ON jobs (sequence) WHERE finished IS NULL",
+    # `JobStore.prune` reads nothing but these, so that it stays cheap with many jobs
+    "CREATE INDEX jobs_ended ON jobs (finished) WHERE finished IS NOT NULL",
+    "CREATE INDEX jobs_without_result ON jobs (finished, bytes, state) WHERE finished IS NOT NULL AND state <> 'done'",
+    "CREATE INDEX jobs_done ON jobs (owner, finished, bytes, state) WHERE state = 'done'",
     """CREATE TABLE images (
         job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
         number INTEGER NOT NULL,
