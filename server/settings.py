@@ -156,7 +156,7 @@ class Settings(BaseSettings):
         TIMEOUTS.silence,
         gt=0,
         le=86400,
-        description="Seconds without a message after which a busy worker is restarted; "
+        description="Seconds of silence, or of a single step, after which a worker is restarted; "
         "must be longer than the longest step",
     )
     load_seconds: float = Field(

@@ -44,6 +44,7 @@ class LiveJob:
 
     Attributes:
         previews: of each image.
+        client: name of the client that submitted it; clients get equal shares of the worker's time.
         images: finished ones, by index.
         steps_done: by index.
         is_sent, is_started: to and by the worker that is running.
@@ -52,6 +53,7 @@ class LiveJob:
 
     job: Job
     previews: int = 0
+    client: str = ""
     images: dict[int, StoredImage] = field(default_factory=dict)
     steps_done: dict[int, int] = field(default_factory=dict)
     is_sent: bool = False
