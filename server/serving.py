@@ -21,6 +21,7 @@ from server.http.sockets import throttle_accept_errors
 from server.jobs.admission import Limits
 from server.jobs.service import JobService
 from server.jobs.storage.archive import Archive
+from server.jobs.storage.database import open_private
 from server.jobs.storage.store import JobStore
 from server.worker.supervisor import Supervisor, WorkerTimeouts
 
@@ -117,7 +118,7 @@ def _lock(database: Path | None) -> Iterator[None]:
     if database is None:
         yield
         return
-    with Path(f"{database.resolve()}.lock").open("w") as file:
+    with open(f"{database.resolve()}.lock", "w", opener=open_private) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -3,6 +3,7 @@
 Knows rows and transactions; neither workers nor HTTP.
 """
 
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from engine.images.metadata import ImageMetadata
 from server.errors import IdempotencyKeyReused
 from server.jobs.job import MAX_SEQUENCE, Job, JobError, JobState, StoredImage
 from server.jobs.storage.database import Database, SQLiteValue
-from server.jobs.storage.retention import Retention
+from server.jobs.storage.retention import ClockGuard, Retention
 from server.jobs.storage.rows import COLUMNS, image_of_row, job_of_row, row_of_job, to_json
 
 SERVER_RESTARTED = JobError(
@@ -25,6 +26,10 @@ PRUNE_BATCH = 20  # jobs that one `prune` deletes at most
 VACUUM_PAGES = 4096  # of 4 KiB, that one `prune` gives back at most
 ROW_BYTES = 1 << 10  # estimate of a job's row without its request
 SIZE = f"(length(CAST(request AS BLOB)) + {ROW_BYTES})"  # bytes of an ended job without its images
+SIZE_WITH_IMAGES = f"{SIZE} + (SELECT ifnull(sum(length(data)), 0) FROM images WHERE job = id)"
+END = "max(?, created, ifnull(started, created))"  # not before the start, even if the clock was set back
+WITHOUT_RESULT = "jobs INDEXED BY jobs_without_result WHERE finished IS NOT NULL AND state <> 'done'"
+DONE = "jobs INDEXED BY jobs_done WHERE state = 'done'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +59,27 @@ class JobStore:
         bytes_since_prune: bytes that the last `prune` has not considered.
     """
 
-    def __init__(self, path: Path | None, busy_timeout: float = 5.0, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        busy_timeout: float = 5.0,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         """
         Args:
             path: the file, created if it does not exist; None keeps the jobs in memory.
             busy_timeout: seconds.
             clock: returns unix seconds.
+            monotonic: returns seconds that no one sets.
 
         Raises:
             StoreUnavailable: there is no such directory, or the file is damaged, of a newer version or no store at all.
         """
         self.database = Database(path, busy_timeout)
         self.bytes_since_prune = 0
-        self._clock = clock
+        self._clock, self._clock_guard = clock, ClockGuard("the job history", monotonic)
 
     def add(self, job: Job) -> Job:
         """Queue a job and return it with its `sequence`, or return the job with the same idempotency key.
@@ -186,22 +199,35 @@ class JobStore:
     def prune(self, retention: Retention) -> int:
         """Delete up to PRUNE_BATCH expired jobs and give some disk space back. Call it until it returns 0.
 
+        While there are more bytes than allowed, jobs that failed or were cancelled go first, then the oldest done job
+        of the owner who uses most. So no owner within an equal share loses a done job to another.
+
         Args:
-            retention: age since the job's end; bytes of all images, and of all jobs that have ended.
+            retention: age since the job's end; bytes of all jobs that have ended, with their images.
 
         Returns:
             The number of deleted jobs.
         """
         self.bytes_since_prune = 0
-        ((images,),) = self.database.rows("SELECT ifnull(sum(length(data)), 0) FROM images")
-        ((jobs,),) = self.database.rows(f"SELECT ifnull(sum({SIZE}), 0) FROM jobs WHERE finished IS NOT NULL")
-        oldest = self.database.rows(
-            f"SELECT id, finished, {SIZE} + (SELECT ifnull(sum(length(data)), 0) FROM images WHERE job = id) FROM"
-            f" (SELECT * FROM jobs WHERE finished IS NOT NULL ORDER BY finished, sequence LIMIT {PRUNE_BATCH})"
-        )
+        now = self._clock()
+        retention = self._clock_guard.apply(retention, now, self._newest())
+        rows = self.database.rows(f"SELECT owner, sum(bytes) AS bytes FROM {DONE} GROUP BY owner")
+        used = {row["owner"]: row["bytes"] for row in rows}
+        ((wasted,),) = self.database.rows(f"SELECT ifnull(sum(bytes), 0) FROM {WITHOUT_RESULT}")
+        excess = wasted + sum(used.values()) - retention.max_bytes
         deleted = 0
-        for ended in retention.expired((_EndedJob(*row) for row in oldest), self._clock(), images + jobs):
-            deleted += self.delete(ended.id)  # each in a short transaction of its own
+        while deleted < PRUNE_BATCH:
+            expired = self._oldest("jobs WHERE finished < ?", now - retention.max_age)
+            if expired is None and excess > 0:
+                expired = self._oldest(WITHOUT_RESULT)
+                if expired is None and used:
+                    expired = self._oldest(f"{DONE} AND owner IS ?", max(used, key=used.__getitem__))
+            if expired is None:
+                break
+            deleted += self.database.change("DELETE FROM jobs WHERE sequence = ?", expired["sequence"])
+            excess -= expired["bytes"]
+            if expired["state"] == JobState.DONE:
+                used[expired["owner"]] -= expired["bytes"]
         self.database.shrink(VACUUM_PAGES)
         return deleted
 
@@ -215,7 +241,8 @@ class JobStore:
         """
         with self.database.transaction() as connection:
             connection.execute(
-                "UPDATE jobs SET state = 'failed', finished = ?, error = ? WHERE finished IS NULL AND NOT durable",
+                f"UPDATE jobs SET state = 'failed', finished = {END}, error = ?, bytes = {SIZE_WITH_IMAGES}"
+                " WHERE finished IS NULL AND NOT durable",
                 (self._clock(), to_json(SERVER_RESTARTED)),
             )
             connection.execute("UPDATE jobs SET state = 'queued' WHERE finished IS NULL")
@@ -223,6 +250,16 @@ class JobStore:
 
     def close(self) -> None:
         self.database.close()
+
+    def _oldest(self, which: str, *values: SQLiteValue) -> sqlite3.Row | None:
+        """Return the job that ended first: its sequence, owner, state and bytes."""
+        sql = f"SELECT sequence, owner, state, bytes FROM {which} ORDER BY finished, sequence LIMIT 1"
+        return next(iter(self.database.rows(sql, *values)), None)
+
+    def _newest(self) -> float | None:
+        """Return the time at which the last job was accepted."""
+        rows = self.database.rows("SELECT created FROM jobs ORDER BY sequence DESC LIMIT 1")
+        return rows[0][0] if rows else None
 
     def _image_count(self, id: str) -> int | None:
         """Return the number of images that an unfinished job asks for; None for other jobs."""
@@ -233,8 +270,8 @@ class JobStore:
         key = "NULL" if error is not None and error.is_transient else "idempotency_key"
         with self.database.transaction() as connection:
             sizes = connection.execute(
-                f"UPDATE jobs SET state = ?, finished = ?, error = ?, idempotency_key = {key}"
-                f" WHERE id = ? AND finished IS NULL RETURNING {SIZE}",
+                f"UPDATE jobs SET state = ?, finished = {END}, error = ?, idempotency_key = {key},"
+                f" bytes = {SIZE_WITH_IMAGES} WHERE id = ? AND finished IS NULL RETURNING {SIZE}",
                 (state, self._clock(), to_json(error), id),
             ).fetchall()
         for (size,) in sizes:
@@ -246,10 +283,3 @@ class JobStore:
 
     def _images(self, which: str, *values: SQLiteValue) -> list[StoredImage]:
         return [image_of_row(row) for row in self.database.rows(f"SELECT * FROM images {which}", *values)]
-
-
-@dataclass(frozen=True, slots=True)
-class _EndedJob:
-    id: str
-    time: float  # of its end
-    size: int  # bytes, with its images
