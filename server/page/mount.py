@@ -19,10 +19,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.api.access import Authenticator
 from server.api.errors import ApiError
 from server.jobs.service import JobService
+from server.page.packets import checked
 
 PATH = "/"
 MAX_PATH = 255  # bytes, the limit for names of files
-PARTS = ("/_nicegui/", "/_nicegui_ws/")  # the page's scripts and styles, and its socket
+FILES = "/_nicegui/"  # the page's scripts and styles
+SOCKET = "/_nicegui_ws/socket.io/"
 HEADERS = {  # the toolkit needs eval for its scripts; the policy keeps them from reaching other hosts
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval';"
     " style-src 'self' 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'self'",
@@ -53,15 +55,18 @@ class PageMount:
                 page = await self._loaded()
                 answer = CROWDED.response() if self._is_crowded() else page
                 await answer(scope, receive, _with_headers(send))
-            case "http" | "websocket" if scope["path"].startswith(PARTS):
-                if _is_foreign(Headers(scope=scope)):
-                    await _refuse(scope, receive, send)
-                elif _is_unopenable(scope["path"]):
-                    await self._app(scope, receive, send)  # which answers with 404
-                else:
-                    await (await self._loaded())(scope, receive, send)
+            case "http" if scope["path"].startswith(FILES) and not _is_unopenable(scope["path"]):
+                await self._serve_part(scope, receive, send)
+            case "websocket" if scope["path"] == SOCKET:
+                await self._serve_part(scope, checked(receive), send)
             case _:
                 await self._app(scope, receive, send)
+
+    async def _serve_part(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if _is_foreign(Headers(scope=scope)):
+            await _refuse(scope, receive, send)
+        else:
+            await (await self._loaded())(scope, receive, send)
 
     async def _loaded(self) -> FastAPI:
         async with self._loading:

@@ -1,11 +1,13 @@
 """The page at `/`, partly in a real browser. Servers are processes, since NiceGUI serves one page per process."""
 
+import html
 import json
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,13 +23,43 @@ from fakes.nginx import behind_nginx, needs_nginx
 from fakes.processes import FAKE_SERVER, process, ready_url
 from fakes.raw_client import read_to_end, upgraded
 from fakes.server import serving
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 RECONNECT = 1.0  # seconds after which a closed tab is dropped
 SLOW = 100  # steps of an image that is still running when its test ends
 FIRST, SECOND = "first-key", "second-key"
 SOCKET = "/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
+FORGED = (  # CLIENT is the id of an open page
+    '42["event",{}]',
+    '42["event",{"client_id":1e400}]',
+    '42["event",{"client_id":"CLIENT","id":[]}]',
+    '42["ack",[]]',
+    '42["ack",{"client_id":"CLIENT","next_message_id":"x"}]',
+    '42["handshake",{"client_id":"CLIENT","tab_id":{}}]',
+    '42["handshake",{"client_id":"CLIENT","tab_id":"a","document_id":[]}]',
+    '42["javascript_response",{"client_id":[]}]',
+    '42["log",{"client_id":"CLIENT","level":"error","message":"\\nforged"}]',
+    '42["disconnect"]',
+    '42["nothing",{}]',
+    "42[]",
+    "42[1]",
+    "42{",
+    "42" + "[" * 100_000,
+    "4299999999999999999999[]",
+    '42/other,["event",{}]',
+    '451-["event",{}]',
+    "43",
+    "44",
+    "40",
+    "40/other,",
+    "41",
+    "5",
+    "9",
+    "x",
+    "",
+    b"\4binary",
+)
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +139,12 @@ def test_application_without_the_page_answers_404() -> None:
         ({"origin": "https://generate.example", "x-forwarded-host": "generate.example"}, 200),
     ],
 )
-def test_requests_of_other_sites_to_the_page_s_socket_are_403(url: str, headers: dict[str, str], status: int) -> None:
-    polled = httpx.get(url + SOCKET.replace("websocket", "polling"), headers=headers)
-    assert polled.status_code == status
+def test_requests_of_other_sites_for_the_page_s_files_are_403(url: str, headers: dict[str, str], status: int) -> None:
+    file = httpx.get(f"{url}/_nicegui/{version('nicegui')}/static/nicegui.js", headers=headers)
+    assert file.status_code == status
     if status == 403:
-        assert polled.json()["error"]["code"] == "foreign_origin"
-        assert "access-control-allow-origin" not in polled.headers
+        assert file.json()["error"]["code"] == "foreign_origin"
+        assert "access-control-allow-origin" not in file.headers
 
 
 def test_websocket_from_a_foreign_origin_is_refused(url: str) -> None:
@@ -148,18 +180,53 @@ def test_404_of_the_toolkit_creates_no_page() -> None:
         assert http.get(url).status_code == 200
 
 
-def test_log_messages_of_visitors_are_not_logged() -> None:
+def test_forged_packets_of_visitors_are_not_logged() -> None:
     with process(*FAKE_SERVER, "0.1", "1") as child:
         url = ready_url(child)
         client = re.search(r"client_id\W+([0-9a-f-]{36})", httpx.get(url).text)
         assert client
-        with connect(url.replace("http", "ws") + SOCKET) as socket:
-            socket.send("40")
-            socket.send("42" + json.dumps(["log", {"client_id": client[1], "level": "error", "message": "\nforged"}]))
-            socket.send("42" + json.dumps(["nothing", {}]))
-            socket.ping().wait(5)
+        for packet in FORGED:
+            with connect(url.replace("http", "ws") + SOCKET) as socket, suppress(ConnectionClosed):
+                socket.recv()
+                socket.send("40")
+                assert socket.recv().startswith("40")
+                for _ in range(3):
+                    socket.send(packet.replace("CLIENT", client[1]) if isinstance(packet, str) else packet)
+                socket.ping().wait(5)
+        assert httpx.get(url).status_code == 200
         child.terminate()
-        assert "forged" not in child.communicate()[1]
+        assert child.communicate()[1] == ""
+
+
+def test_forged_values_of_inputs_leave_a_line_each_and_no_traceback() -> None:
+    with process(*FAKE_SERVER, "0.1", "1") as child:
+        url = ready_url(child)
+        page = httpx.get(url).text
+        client = re.search(r"client_id\W+([0-9a-f-]{36})", page)
+        elements = re.search(r"parseElements\(String\.raw`(.*?)`\)", page, re.DOTALL)
+        assert client and elements
+        query = f"&client_id={client[1]}&implicit_handshake=true&tab_id=1&document_id=1&next_message_id=0"
+        count = 0
+        with connect(url.replace("http", "ws") + SOCKET + query) as socket:
+            socket.send("40")
+            for number, element in json.loads(html.unescape(elements[1])).items():
+                for event in element.get("events", []):
+                    names = {"client_id": client[1], "id": int(number), "listener_id": event["listener_id"]}
+                    socket.send("42" + json.dumps(["event", names | {"args": ['{"value": {}}', "[]"]}]))
+                    count += 1
+            socket.ping().wait(5)
+            time.sleep(0.5)
+        child.terminate()
+        lines = child.communicate()[1].splitlines()
+        assert count > 10 and 0 < len(lines) <= count
+        assert all(line.startswith("An event of the page failed with ") for line in lines)
+
+
+def test_socket_of_another_protocol_is_closed_and_polling_is_404(url: str) -> None:
+    assert httpx.get(url + SOCKET.replace("websocket", "polling")).status_code == 404
+    for path in ("/_nicegui_ws/other", "/_nicegui_ws/", "/_nicegui/other"):
+        with pytest.raises(InvalidStatus), connect(url.replace("http", "ws") + path):
+            pass
 
 
 def test_invalid_utf_8_closes_the_page_s_socket_with_1007_and_without_a_traceback() -> None:
