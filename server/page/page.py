@@ -54,6 +54,7 @@ def create(jobs: JobService, authenticator: Authenticator) -> FastAPI:
 
     @ui.page("/")
     async def home(request: Request) -> None:
+        _drop_waiting_pages()
         ui.add_css(style)
         ui.colors(primary=BLUE)
         session = PageSession(jobs, authenticator, request)
@@ -121,9 +122,14 @@ def _shorten_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
-def is_crowded() -> bool:
-    """Return True if too many pages wait for their connections, each of which stays in memory for a minute."""
-    return sum(not client.has_socket_connection for client in Client.instances.values()) > MAX_WAITING
+def _drop_waiting_pages() -> None:
+    """Delete the oldest pages without a connection if there are too many; a browser that comes late reloads its page.
+
+    Anybody can open pages and never connect them; newcomers must not be refused for that.
+    """
+    waiting = [client for client in Client.instances.values() if not client.has_socket_connection]
+    for client in waiting[:-MAX_WAITING]:
+        client.delete()
 
 
 class PageSession:

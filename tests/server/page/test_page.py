@@ -112,7 +112,9 @@ def test_endpoints_are_the_same_with_the_page(url: str) -> None:
     with httpx.Client(base_url=url) as http:
         page = http.get("/")
         assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
-        assert "default-src 'self'" in page.headers["content-security-policy"]
+        policy = page.headers["content-security-policy"]
+        for part in ("default-src 'self'", "object-src 'none'", "base-uri 'none'", "form-action 'self'"):
+            assert part in policy
         for path in ("/nothing", "/favicon.ico", "/_nicegui", "/v1"):
             assert http.get(path).json()["error"]["code"] == "not_found"
         assert http.get("/health").json()["status"] == "ok"
@@ -183,15 +185,14 @@ def test_404_of_the_toolkit_creates_no_page() -> None:
 def test_forged_packets_of_visitors_are_not_logged() -> None:
     with process(*FAKE_SERVER, "0.1", "1") as child:
         url = ready_url(child)
-        client = re.search(r"client_id\W+([0-9a-f-]{36})", httpx.get(url).text)
-        assert client
+        client = client_of(httpx.get(url))
         for packet in FORGED:
             with connect(url.replace("http", "ws") + SOCKET) as socket, suppress(ConnectionClosed):
                 socket.recv()
                 socket.send("40")
                 assert socket.recv().startswith("40")
                 for _ in range(3):
-                    socket.send(packet.replace("CLIENT", client[1]) if isinstance(packet, str) else packet)
+                    socket.send(packet.replace("CLIENT", client) if isinstance(packet, str) else packet)
                 socket.ping().wait(5)
         assert httpx.get(url).status_code == 200
         child.terminate()
@@ -201,17 +202,17 @@ def test_forged_packets_of_visitors_are_not_logged() -> None:
 def test_forged_values_of_inputs_leave_a_line_each_and_no_traceback() -> None:
     with process(*FAKE_SERVER, "0.1", "1") as child:
         url = ready_url(child)
-        page = httpx.get(url).text
-        client = re.search(r"client_id\W+([0-9a-f-]{36})", page)
-        elements = re.search(r"parseElements\(String\.raw`(.*?)`\)", page, re.DOTALL)
-        assert client and elements
-        query = f"&client_id={client[1]}&implicit_handshake=true&tab_id=1&document_id=1&next_message_id=0"
+        page = httpx.get(url)
+        client = client_of(page)
+        elements = re.search(r"parseElements\(String\.raw`(.*?)`\)", page.text, re.DOTALL)
+        assert elements
+        query = f"&client_id={client}&implicit_handshake=true&tab_id=1&document_id=1&next_message_id=0"
         count = 0
         with connect(url.replace("http", "ws") + SOCKET + query) as socket:
             socket.send("40")
             for number, element in json.loads(html.unescape(elements[1])).items():
                 for event in element.get("events", []):
-                    names = {"client_id": client[1], "id": int(number), "listener_id": event["listener_id"]}
+                    names = {"client_id": client, "id": int(number), "listener_id": event["listener_id"]}
                     socket.send("42" + json.dumps(["event", names | {"args": ['{"value": {}}', "[]"]}]))
                     count += 1
             socket.ping().wait(5)
@@ -238,13 +239,51 @@ def test_invalid_utf_8_closes_the_page_s_socket_with_1007_and_without_a_tracebac
         assert "Traceback" not in child.communicate()[1]
 
 
-def test_too_many_pages_without_a_connection_are_503() -> None:
+def client_of(page: httpx.Response) -> str:
+    """The toolkit's id of a page."""
+    found = re.search(r"client_id\W+([0-9a-f-]{36})", page.text)
+    assert found
+    return found[1]
+
+
+def can_connect(url: str, client: str) -> bool:
+    query = f"&client_id={client}&implicit_handshake=true&tab_id=1&document_id={client}&next_message_id=0"
+    with connect(url.replace("http", "ws") + SOCKET + query) as socket:
+        socket.recv()
+        socket.send("40")
+        return str(socket.recv()).startswith("40")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"sec-fetch-dest": "document", "sec-fetch-site": "cross-site"}, 200),  # a link
+        ({"sec-fetch-dest": "iframe", "sec-fetch-site": "same-origin"}, 200),
+        ({"sec-fetch-dest": "iframe", "sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-dest": "image", "sec-fetch-site": "same-origin"}, 403),
+        ({"sec-fetch-dest": "script"}, 403),
+        ({"sec-fetch-dest": "empty"}, 403),
+        ({"accept": "image/avif,image/webp,*/*;q=0.8"}, 403),
+        ({"accept": "text/html,application/xhtml+xml,image/avif,*/*;q=0.8"}, 200),
+    ],
+)
+def test_page_is_for_navigation_only(url: str, headers: dict[str, str], status: int) -> None:
+    answer = httpx.get(url, headers=headers)
+    assert answer.status_code == status
+    assert "frame-ancestors 'self'" in answer.headers["content-security-policy"]
+    if status == 403:
+        assert answer.json()["error"]["code"] == "not_a_navigation"
+
+
+def test_new_pages_replace_the_oldest_that_wait_for_their_connections() -> None:
     with process(*FAKE_SERVER, "0.1", "1", "", "", "", "", str(RECONNECT)) as child:
         url = ready_url(child)
-        answers = [httpx.get(url) for _ in range(30)]
-        assert [answer.status_code for answer in answers[:20]] == [200] * 20
-        assert (answers[-1].status_code, answers[-1].json()["error"]["code"]) == (503, "page_crowded")
-        assert httpx.get(f"{url}/health").status_code == 200
+        first = client_of(httpx.get(url))
+        for _ in range(300):
+            assert httpx.get(url, headers={"sec-fetch-dest": "image"}).status_code == 403
+        assert can_connect(url, first)  # requests that are no navigation have replaced nothing
+        opened = [client_of(httpx.get(url)) for _ in range(30)]
+        assert not can_connect(url, opened[0]) and can_connect(url, opened[-20]) and can_connect(url, opened[-1])
 
 
 def test_offered_sizes_are_supported_by_the_plans() -> None:
@@ -354,6 +393,25 @@ def test_prompt_with_markup_is_shown_as_text(url: str, browser: Browser) -> None
     browser.find(".z-viewer .z-prompt", prompt)
     assert browser.driver.title == MANIFEST.model.name
     assert not browser.all("img[src='x'], img[onerror]")
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_images_and_frames_of_another_site_do_not_lock_the_page(url: str, browser: Browser, tmp_path: Path) -> None:
+    frame = f'<iframe src="{url}"></iframe>'
+    images = "".join(f'<img src="{url}?{number}" onerror="failed++">' for number in range(300))
+    (tmp_path / "index.html").write_text(f"<script>failed = 0</script>{frame}{images}")
+    with process("-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(tmp_path)) as site:
+        port = site.stdout.readline().split("port ")[1].split()[0]
+        browser.driver.get(f"http://localhost:{port}")
+        browser.until(lambda: browser.read("return failed") == 300, "all images")
+        browser.driver.switch_to.frame(0)
+        assert not browser.all(".z-generate, textarea")
+        browser.driver.switch_to.default_content()
+    browser.driver.get_log("browser")  # the next test reads its own
+    browser.visit(url)
+    browser.generate("after the images")
+    browser.find(".z-stage .z-facts", "Seed")
 
 
 @pytest.mark.slow
