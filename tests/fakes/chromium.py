@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import ElementNotInteractableException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -43,7 +43,7 @@ class Browser:
         def met(_: object) -> object:
             try:
                 return condition()
-            except StaleElementReferenceException:  # the page has just replaced it
+            except (StaleElementReferenceException, ElementNotInteractableException):  # just replaced, or still moving
                 return False
 
         return WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.02).until(met, description)

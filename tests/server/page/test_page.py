@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from fakes.chromium import Browser, browsing, needs_chromium
+from fakes.hostile import HOSTILE_SERVER, LORA, TEXT
 from fakes.loop import MANIFEST, NAN_PROMPT, FakeLoop
 from fakes.manifest import BANNER
 from fakes.manifest import MANIFEST as TWO_PROFILES
@@ -382,17 +383,39 @@ def test_errors_are_shown_beside_the_form(url: str, browser: Browser) -> None:
 
 @pytest.mark.slow
 @needs_chromium
-def test_prompt_with_markup_is_shown_as_text(url: str, browser: Browser) -> None:
-    prompt = "<img src=x onerror=\"document.title='taken'\">${document.title='taken'}`</script>{{1+1}}"
-    browser.visit(url)
-    browser.generate(prompt)
-    browser.find(".z-stage .z-facts", "Seed")
-    browser.find(".z-tile", prompt)
-    browser.visit(url)
-    browser.click("button.z-tile", prompt)
-    browser.find(".z-viewer .z-prompt", prompt)
-    assert browser.driver.title == MANIFEST.model.name
-    assert not browser.all("img[src='x'], img[onerror]")
+def test_scripts_in_prompts_and_names_are_shown_as_text(browser: Browser) -> None:
+    def check() -> None:
+        assert browser.read("return [typeof ran, document.title]") == ["undefined", TEXT]
+        assert not browser.all("img[src='x'], svg[onload], .z-columns script, [onerror]")
+
+    with process(*HOSTILE_SERVER) as child:
+        url = ready_url(child)
+        browser.visit(url)
+        browser.find(".z-name", TEXT)
+        browser.click("[aria-label=LoRA]")
+        browser.click(".q-menu .q-item", LORA)
+        browser.click(".q-expansion-item", "Advanced")
+        browser.click("[aria-label='Negative prompt']")
+        browser.write("Negative prompt", TEXT)
+        browser.write("Guidance", "2")
+        browser.generate(TEXT + " and" * 30)
+        shown = facts(browser)
+        assert (shown["LoRA"], shown["Negative"]) == (LORA, TEXT)
+        assert shown["Model"].startswith(TEXT) and shown["Prompt cut to"].startswith(TEXT)
+        assert browser.find(".z-stage img").get_attribute("alt").startswith(TEXT)
+        check()
+        browser.visit(url)
+        browser.click("button.z-tile", TEXT)
+        browser.find(".z-viewer .z-prompt", TEXT)
+        saved = browser.find(".z-viewer a", "Save").get_attribute("download")
+        assert re.fullmatch(r"v1-images-job_\w+-0\.png", saved)
+        source = browser.find(".z-viewer img").get_attribute("src")
+        image = httpx.get(source)
+        assert image.headers["content-type"] == "image/png" and image.content.startswith(b"\x89PNG")
+        check()
+        browser.click(".z-viewer button", "Reuse this seed")
+        assert browser.field("Prompt").get_attribute("value").startswith(TEXT)
+        check()
 
 
 @pytest.mark.slow
