@@ -7,6 +7,7 @@ processes run in parallel.
 import asyncio
 import contextlib
 import fcntl
+import gc
 import signal
 import socket
 from collections.abc import Iterator, Sequence
@@ -79,6 +80,7 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
 
         await jobs.start()
         app = create_app(jobs, AccessPolicy(options.keys, options.rate), options.page)
+        gc.freeze()  # a full collection holds the event loop, and what the imports made stays anyway
         await HttpServer(app, jobs, options.grace, starting).serve(sockets=[sock])
         if starting.done():
             starting.result()  # raises the reason if the worker could not start

@@ -5,6 +5,7 @@ visitor waits for it, the start of the server does not.
 """
 
 import asyncio
+import gc
 from collections.abc import MutableMapping
 from contextlib import AsyncExitStack
 from importlib import import_module
@@ -73,6 +74,7 @@ class PageMount:
                 page: FastAPI = module.create(self._jobs, self._authenticator)
                 await self._running.enter_async_context(page.router.lifespan_context(page))
                 self._page = page
+                gc.freeze()  # as in `server.serving`
             return self._page
 
 

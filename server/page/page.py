@@ -4,6 +4,7 @@ Knows NiceGUI; jobs are those of `JobService`, as for every endpoint. A request 
 goes on when the page is closed. Each visitor has a session of its own.
 """
 
+import asyncio
 import base64
 import inspect
 import json
@@ -140,6 +141,7 @@ class PageSession:
         self._client = ui.context.client
         self._owner: str | None = None
         self._cards: dict[str, _JobCard] = {}  # by job
+        self._following: set[asyncio.Task[Any]] = set()
         self._ticks = 0
 
     async def ask_for_key(self) -> None:
@@ -189,7 +191,12 @@ class PageSession:
             with ui.element("div").classes("z-right"):
                 self._shown = ui.element("div").classes("z-stage")
                 self._gallery = Gallery(self._jobs, owner, self._reuse, self._is_pending)
+        self._client.on_delete(self._stop_following)
         ui.timer(TICK, self._tick)
+
+    def _stop_following(self) -> None:
+        for task in self._following:
+            task.cancel()
 
     def _show_error(self, text: str) -> None:
         self._error.text = text
@@ -209,7 +216,8 @@ class PageSession:
             card = self._cards[job.id] = _JobCard(self._jobs, job)
         _scroll_to(card.element)
         following = background_tasks.create(self._follow(card), name=f"follow {job.id}")
-        self._client.on_delete(lambda: following.cancel())
+        self._following.add(following)
+        following.add_done_callback(self._following.discard)
 
     async def _submit(self) -> Job:
         body = self._form.request()

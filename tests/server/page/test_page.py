@@ -27,6 +27,7 @@ from fakes.server import serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+PAGE = 24  # jobs in the gallery
 RECONNECT = 1.0  # seconds after which a closed tab is dropped
 SLOW = 100  # steps of an image that is still running when its test ends
 FIRST, SECOND = "first-key", "second-key"
@@ -379,6 +380,28 @@ def test_errors_are_shown_beside_the_form(url: str, browser: Browser) -> None:
     browser.generate("a cat")
     assert facts(browser)["Size"] == "128 × 96"
     assert "NaN" not in browser.find(".z-form").text
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_gallery_shows_one_page_of_jobs_at_a_time(browser: Browser) -> None:
+    def shown() -> list[str]:
+        prompts = browser.read("return [...document.querySelectorAll('.z-tile .z-two')].map(e => e.innerText)")
+        return [str(prompt) for prompt in prompts]
+
+    with process(*FAKE_SERVER, "0", "1") as child:
+        url = ready_url(child)
+        for number in range(PAGE + 3):
+            httpx.post(f"{url}/v1/generate", json={"prompt": f"image {number}"})
+        browser.visit(url)
+        newest = [f"image {number}" for number in reversed(range(3, PAGE + 3))]
+        oldest = ["image 2", "image 1", "image 0"]
+        browser.until(lambda: shown() == newest, "the newest jobs")
+        browser.click("button", "Older images")
+        browser.until(lambda: shown() == oldest, "the others")
+        httpx.post(f"{url}/v1/generate", json={"prompt": "one more"})
+        browser.click("button", "Newest images")
+        browser.until(lambda: shown() == ["one more", *newest[:-1]], "the newest jobs again")
 
 
 @pytest.mark.slow
