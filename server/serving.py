@@ -16,10 +16,13 @@ from pathlib import Path
 
 from engine.plan.manifest import Manifest
 from server.allocator import give_back_large_blocks
+from server.http.descriptors import max_connections, raise_limit
+from server.http.host_names import HostNames
 from server.http.sockets import throttle_accept_errors
 from server.jobs.admission import Limits
 from server.jobs.service import JobService
 from server.jobs.storage.archive import Archive
+from server.jobs.storage.database import open_private
 from server.jobs.storage.store import JobStore
 from server.worker.supervisor import Supervisor, WorkerTimeouts
 
@@ -34,6 +37,9 @@ class ServerOptions:
         archive: folder for copies of images; None for no copies.
         page: True to serve the web page at /.
         keys, rate: fields of `server.api.access.AccessPolicy`.
+        hosts: public names of the server; see `server.http.host_names.HostNames`.
+        trusted_proxies: addresses and networks of proxies whose X-Forwarded-* headers are believed.
+        connections_per_address: maximum number of connections from an IPv4 address or IPv6 /64 network.
         loras: names of the LoRAs that requests may ask for; the worker has their files.
     """
 
@@ -43,6 +49,9 @@ class ServerOptions:
     page: bool = True
     keys: tuple[str, ...] = field(default=(), repr=False)
     rate: str | None = None
+    hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    connections_per_address: int = 128
     loras: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     timeouts: WorkerTimeouts = field(default_factory=WorkerTimeouts)
@@ -68,6 +77,7 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, option
 
 async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, options: ServerOptions) -> None:
     throttle_accept_errors(asyncio.get_running_loop())
+    most = max_connections(raise_limit())
     jobs = JobService(JobStore(options.database), manifest, options.limits, options.archive, options.loras)
     supervisor = jobs.worker_queue.link = Supervisor(worker, jobs.worker_queue, options.timeouts)
     starting = asyncio.create_task(supervisor.start())
@@ -76,12 +86,17 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
         await asyncio.wait((starting, launched), return_when=asyncio.FIRST_COMPLETED)
         from server.api.access import AccessPolicy  # while the worker loads
         from server.app import create_app
+        from server.http.connections import Connections
+        from server.http.proxies import TrustedProxies
         from server.http.server import HttpServer
 
         await jobs.start()
-        app = create_app(jobs, AccessPolicy(options.keys, options.rate), options.page)
+        hosts = HostNames(sock.getsockname()[0], options.hosts)
+        policy = AccessPolicy(options.keys, options.rate)
+        app = create_app(jobs, policy, options.page, hosts, options.trusted_proxies)
         gc.freeze()  # a full collection holds the event loop, and what the imports made stays anyway
-        await HttpServer(app, jobs, options.grace, starting).serve(sockets=[sock])
+        connections = Connections(most, options.connections_per_address, TrustedProxies(options.trusted_proxies))
+        await HttpServer(app, jobs, options.grace, starting, connections).serve(sockets=[sock])
         if starting.done():
             starting.result()  # raises the reason if the worker could not start
     finally:
@@ -105,7 +120,7 @@ def _lock(database: Path | None) -> Iterator[None]:
     if database is None:
         yield
         return
-    with Path(f"{database.resolve()}.lock").open("w") as file:
+    with open(f"{database.resolve()}.lock", "w", opener=open_private) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -13,6 +13,7 @@ from uvicorn.server import ServerState
 from websockets.exceptions import InvalidState
 from websockets.protocol import State
 
+from server.http.connections import ConnectionConfig
 from server.http.pieces import PIECE
 
 INVALID_TEXT = 1007  # close code
@@ -61,6 +62,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         except asyncio.CancelledError:  # nothing can follow half a message
             self.transport.abort()
             raise
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        assert isinstance(self.config, ConnectionConfig)
+        self.config.connections.remove(self.client[0] if self.client else "")
 
     def handle_ping(self) -> None:
         if self.writable.is_set():

@@ -31,7 +31,6 @@ HEADERS = {  # the toolkit needs eval for its scripts; the policy keeps them fro
     " style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; base-uri 'none';"
     " form-action 'self'; frame-ancestors 'self'",
     "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
 }
 NO_NAVIGATION = ApiError(403, "This address is a page; open it in a tab of a browser.", code="not_a_navigation")
 

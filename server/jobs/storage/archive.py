@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from server.jobs.storage.retention import Retention
+from server.jobs.storage.retention import ClockGuard, Retention
 
 PARTIAL = Retention(max_age=3600.0)  # of half-written files; older ones are left from a crash
 TIME = "%Y%m%d_%H%M%S"
@@ -28,6 +28,7 @@ class Archive:
 
     folder: Path
     retention: Retention = field(default_factory=Retention)
+    clock_guard: ClockGuard = field(default_factory=lambda: ClockGuard("the archive"), compare=False)
 
     def save(self, data: bytes, suffix: str, when: datetime, short_id: str) -> Path:
         """Write generated_YYYYMMDD_HHMMSS_ID, in UTC: all of it or nothing. Other processes see only whole files.
@@ -70,7 +71,8 @@ class Archive:
         images = [file for file in files if not file.is_partial]
         partial = [file for file in files if file.is_partial]
         total, seconds = sum(file.size for file in images), now.timestamp()
-        expired = self.retention.expired(images, seconds, total) + PARTIAL.expired(partial, seconds, 0)
+        retention = self.clock_guard.apply(self.retention, seconds, images[-1].time if images else None)
+        expired = retention.expired(images, seconds, total) + PARTIAL.expired(partial, seconds, 0)
         for file in expired:
             file.path.unlink(missing_ok=True)  # another process may prune too
         return len(expired)

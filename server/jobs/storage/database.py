@@ -3,19 +3,25 @@
 Knows no jobs.
 """
 
+import logging
+import os
 import sqlite3
+import stat
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from server.errors import StoreUnavailable
 
-VERSION = 2  # of the schema
+log = logging.getLogger(__name__)
+
+VERSION = 3  # of the schema
 SCHEMA = (
     """CREATE TABLE jobs (
         sequence INTEGER PRIMARY KEY AUTOINCREMENT,
         id TEXT NOT NULL UNIQUE,
-        requests TEXT NOT NULL,
+        request TEXT NOT NULL,
+        image_count INTEGER NOT NULL,
         format TEXT NOT NULL,
         api TEXT NOT NULL,
         owner TEXT,
@@ -29,6 +35,7 @@ SCHEMA = (
         finished REAL,
         attempts INTEGER NOT NULL,
         error TEXT NOT NULL,
+        bytes INTEGER NOT NULL DEFAULT 0, -- of an ended job, with its images
         CHECK ((finished IS NULL) = (state IN ('queued', 'running')))
     )""",
     # UNIQUE treats NULLs as distinct; jobs without an owner must share their keys
@@ -36,6 +43,10 @@ SCHEMA = (
         WHERE idempotency_key IS NOT NULL""",
     "CREATE INDEX jobs_by_owner ON jobs (owner, sequence)",
     "CREATE INDEX jobs_unfinished ON jobs (sequence) WHERE finished IS NULL",
+    # `JobStore.prune` reads nothing but these, so that it stays cheap with many jobs
+    "CREATE INDEX jobs_ended ON jobs (finished) WHERE finished IS NOT NULL",
+    "CREATE INDEX jobs_without_result ON jobs (finished, bytes, state) WHERE finished IS NOT NULL AND state <> 'done'",
+    "CREATE INDEX jobs_done ON jobs (owner, finished, bytes, state) WHERE state = 'done'",
     """CREATE TABLE images (
         job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
         number INTEGER NOT NULL,
@@ -47,6 +58,7 @@ SCHEMA = (
     f"PRAGMA user_version = {VERSION}",
 )
 SQLiteValue = str | bytes | int | float | None
+PRIVATE = 0o600  # mode of a new file, since it holds prompts and images; SQLite copies it to the files beside it
 WAL_BYTES = 16 << 20  # size of the log on disk after a burst
 
 ADVICE = {
@@ -74,6 +86,8 @@ class Database:
     def __init__(self, path: Path | None, busy_timeout: float) -> None:
         self.is_in_memory = path is None
         self._name = f"the job store {path or 'in memory'}"
+        if path is not None:
+            _make_private(path)
         with _explained(self._name):
             self.connection = _connect(path, busy_timeout, self._name)
 
@@ -101,6 +115,21 @@ class Database:
 
     def close(self) -> None:
         self.connection.close()
+
+
+def open_private(path: str, flags: int) -> int:
+    """Open a file that only its owner may read if it is new. An opener for `open`."""
+    return os.open(path, flags, PRIVATE)
+
+
+def _make_private(path: Path) -> None:
+    """Create a file that only its owner may read; warn if there is one that others may read."""
+    with suppress(OSError):  # SQLite opens the file again, and its errors have advice
+        os.close(open_private(str(path.resolve()), os.O_CREAT | os.O_EXCL))
+    with suppress(OSError):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & (stat.S_IRGRP | stat.S_IROTH):
+            log.warning("%s has mode %o: other users can read the prompts and images in it; chmod 600 it", path, mode)
 
 
 def _connect(path: Path | None, busy_timeout: float, name: str) -> sqlite3.Connection:

@@ -3,6 +3,7 @@
 Knows rows and transactions; neither workers nor HTTP.
 """
 
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,16 +15,35 @@ from engine.images.metadata import ImageMetadata
 from server.errors import IdempotencyKeyReused
 from server.jobs.job import MAX_SEQUENCE, Job, JobError, JobState, StoredImage
 from server.jobs.storage.database import Database, SQLiteValue
-from server.jobs.storage.retention import Retention
+from server.jobs.storage.retention import ClockGuard, Retention
 from server.jobs.storage.rows import COLUMNS, image_of_row, job_of_row, row_of_job, to_json
 
 SERVER_RESTARTED = JobError(
     "server_restarted", "The server was restarted before the images were generated; send the request again."
 )
+PAGE_BYTES = 1 << 20  # of the requests of one page of the history
 PRUNE_BATCH = 20  # jobs that one `prune` deletes at most
 VACUUM_PAGES = 4096  # of 4 KiB, that one `prune` gives back at most
-ROW_BYTES = 1 << 10  # estimate of a job's row without its requests
-SIZE = f"(length(CAST(requests AS BLOB)) + {ROW_BYTES})"  # bytes of an ended job without its images
+ROW_BYTES = 1 << 10  # estimate of a job's row without its request
+SIZE = f"(length(CAST(request AS BLOB)) + {ROW_BYTES})"  # bytes of an ended job without its images
+SIZE_WITH_IMAGES = f"{SIZE} + (SELECT ifnull(sum(length(data)), 0) FROM images WHERE job = id)"
+END = "max(?, created, ifnull(started, created))"  # not before the start, even if the clock was set back
+WITHOUT_RESULT = "jobs INDEXED BY jobs_without_result WHERE finished IS NOT NULL AND state <> 'done'"
+DONE = "jobs INDEXED BY jobs_done WHERE state = 'done'"
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """Jobs of one owner, newest first.
+
+    Attributes:
+        metadata: of the images so far, by job.
+        has_more: True if there are older jobs.
+    """
+
+    jobs: list[Job]
+    metadata: dict[str, list[ImageMetadata]]
+    has_more: bool
 
 
 class JobStore:
@@ -39,19 +59,27 @@ class JobStore:
         bytes_since_prune: bytes that the last `prune` has not considered.
     """
 
-    def __init__(self, path: Path | None, busy_timeout: float = 5.0, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        busy_timeout: float = 5.0,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         """
         Args:
             path: the file, created if it does not exist; None keeps the jobs in memory.
             busy_timeout: seconds.
             clock: returns unix seconds.
+            monotonic: returns seconds that no one sets.
 
         Raises:
             StoreUnavailable: there is no such directory, or the file is damaged, of a newer version or no store at all.
         """
         self.database = Database(path, busy_timeout)
         self.bytes_since_prune = 0
-        self._clock = clock
+        self._clock, self._clock_guard = clock, ClockGuard("the job history", monotonic)
 
     def add(self, job: Job) -> Job:
         """Queue a job and return it with its `sequence`, or return the job with the same idempotency key.
@@ -59,7 +87,7 @@ class JobStore:
         Raises:
             IdempotencyKeyReused: the key is known with another fingerprint.
         """
-        assert job.state is JobState.QUEUED and job.requests and job.owner != ""
+        assert job.state is JobState.QUEUED and job.image_count > 0 and job.owner != ""
         with self.database.transaction() as connection:
             known = self.find_by_key(job)
             if known is None:
@@ -87,16 +115,22 @@ class JobStore:
         """Return queued and running jobs in the order of their acceptance."""
         return self._jobs("WHERE finished IS NULL ORDER BY sequence")
 
-    def history(self, limit: int, before: int | None = None, owner: str | None = None) -> list[Job]:
-        """Return an owner's jobs in any state, newest first.
+    def history(self, limit: int, before: int | None = None, owner: str | None = None) -> HistoryPage:
+        """Return an owner's jobs in any state, newest first, with the metadata of their images.
 
         Args:
-            limit: number of jobs at most.
+            limit: number of jobs at most; fewer, but one at least, if their requests have more than PAGE_BYTES.
             before: `sequence` of the last job of the previous page; None for the first page.
             owner: None for the jobs without an owner.
         """
         end = MAX_SEQUENCE if before is None else before
-        return self._jobs("WHERE owner IS ? AND sequence < ? ORDER BY sequence DESC LIMIT ?", owner, end, limit)
+        older = "FROM jobs WHERE owner IS ? AND sequence < ?"
+        newest = f"SELECT sequence, {SIZE} AS size {older} ORDER BY sequence DESC LIMIT ?"
+        up_to = f"SELECT sequence, sum(size) OVER (ORDER BY sequence DESC) - size AS newer FROM ({newest})"
+        which = f"WHERE sequence IN (SELECT sequence FROM ({up_to}) WHERE newer < {PAGE_BYTES}) ORDER BY sequence DESC"
+        jobs = self._jobs(which, owner, end, limit)
+        has_more = bool(jobs) and bool(self.database.rows(f"SELECT 1 {older} LIMIT 1", owner, jobs[-1].sequence))
+        return HistoryPage(jobs, {job.id: self.metadata(job.id) for job in jobs}, has_more)
 
     def start(self, id: str) -> bool:
         """Set a queued job to running and count an attempt. False: it is not queued, so do not generate it."""
@@ -165,22 +199,35 @@ class JobStore:
     def prune(self, retention: Retention) -> int:
         """Delete up to PRUNE_BATCH expired jobs and give some disk space back. Call it until it returns 0.
 
+        While there are more bytes than allowed, jobs that failed or were cancelled go first, then the oldest done job
+        of the owner who uses most. So no owner within an equal share loses a done job to another.
+
         Args:
-            retention: age since the job's end; bytes of all images, and of all jobs that have ended.
+            retention: age since the job's end; bytes of all jobs that have ended, with their images.
 
         Returns:
             The number of deleted jobs.
         """
         self.bytes_since_prune = 0
-        ((images,),) = self.database.rows("SELECT ifnull(sum(length(data)), 0) FROM images")
-        ((jobs,),) = self.database.rows(f"SELECT ifnull(sum({SIZE}), 0) FROM jobs WHERE finished IS NOT NULL")
-        oldest = self.database.rows(
-            f"SELECT id, finished, {SIZE} + (SELECT ifnull(sum(length(data)), 0) FROM images WHERE job = id) FROM"
-            f" (SELECT * FROM jobs WHERE finished IS NOT NULL ORDER BY finished, sequence LIMIT {PRUNE_BATCH})"
-        )
+        now = self._clock()
+        retention = self._clock_guard.apply(retention, now, self._newest())
+        rows = self.database.rows(f"SELECT owner, sum(bytes) AS bytes FROM {DONE} GROUP BY owner")
+        used = {row["owner"]: row["bytes"] for row in rows}
+        ((wasted,),) = self.database.rows(f"SELECT ifnull(sum(bytes), 0) FROM {WITHOUT_RESULT}")
+        excess = wasted + sum(used.values()) - retention.max_bytes
         deleted = 0
-        for ended in retention.expired((_EndedJob(*row) for row in oldest), self._clock(), images + jobs):
-            deleted += self.delete(ended.id)  # each in a short transaction of its own
+        while deleted < PRUNE_BATCH:
+            expired = self._oldest("jobs WHERE finished < ?", now - retention.max_age)
+            if expired is None and excess > 0:
+                expired = self._oldest(WITHOUT_RESULT)
+                if expired is None and used:
+                    expired = self._oldest(f"{DONE} AND owner IS ?", max(used, key=used.__getitem__))
+            if expired is None:
+                break
+            deleted += self.database.change("DELETE FROM jobs WHERE sequence = ?", expired["sequence"])
+            excess -= expired["bytes"]
+            if expired["state"] == JobState.DONE:
+                used[expired["owner"]] -= expired["bytes"]
         self.database.shrink(VACUUM_PAGES)
         return deleted
 
@@ -194,7 +241,8 @@ class JobStore:
         """
         with self.database.transaction() as connection:
             connection.execute(
-                "UPDATE jobs SET state = 'failed', finished = ?, error = ? WHERE finished IS NULL AND NOT durable",
+                f"UPDATE jobs SET state = 'failed', finished = {END}, error = ?, bytes = {SIZE_WITH_IMAGES}"
+                " WHERE finished IS NULL AND NOT durable",
                 (self._clock(), to_json(SERVER_RESTARTED)),
             )
             connection.execute("UPDATE jobs SET state = 'queued' WHERE finished IS NULL")
@@ -203,17 +251,27 @@ class JobStore:
     def close(self) -> None:
         self.database.close()
 
+    def _oldest(self, which: str, *values: SQLiteValue) -> sqlite3.Row | None:
+        """Return the job that ended first: its sequence, owner, state and bytes."""
+        sql = f"SELECT sequence, owner, state, bytes FROM {which} ORDER BY finished, sequence LIMIT 1"
+        return next(iter(self.database.rows(sql, *values)), None)
+
+    def _newest(self) -> float | None:
+        """Return the time at which the last job was accepted."""
+        rows = self.database.rows("SELECT created FROM jobs ORDER BY sequence DESC LIMIT 1")
+        return rows[0][0] if rows else None
+
     def _image_count(self, id: str) -> int | None:
         """Return the number of images that an unfinished job asks for; None for other jobs."""
-        rows = self.database.rows("SELECT json_array_length(requests) FROM jobs WHERE id = ? AND finished IS NULL", id)
+        rows = self.database.rows("SELECT image_count FROM jobs WHERE id = ? AND finished IS NULL", id)
         return rows[0][0] if rows else None
 
     def _end(self, id: str, state: JobState, error: JobError | None = None) -> bool:
         key = "NULL" if error is not None and error.is_transient else "idempotency_key"
         with self.database.transaction() as connection:
             sizes = connection.execute(
-                f"UPDATE jobs SET state = ?, finished = ?, error = ?, idempotency_key = {key}"
-                f" WHERE id = ? AND finished IS NULL RETURNING {SIZE}",
+                f"UPDATE jobs SET state = ?, finished = {END}, error = ?, idempotency_key = {key},"
+                f" bytes = {SIZE_WITH_IMAGES} WHERE id = ? AND finished IS NULL RETURNING {SIZE}",
                 (state, self._clock(), to_json(error), id),
             ).fetchall()
         for (size,) in sizes:
@@ -225,10 +283,3 @@ class JobStore:
 
     def _images(self, which: str, *values: SQLiteValue) -> list[StoredImage]:
         return [image_of_row(row) for row in self.database.rows(f"SELECT * FROM images {which}", *values)]
-
-
-@dataclass(frozen=True, slots=True)
-class _EndedJob:
-    id: str
-    time: float  # of its end
-    size: int  # bytes, with its images

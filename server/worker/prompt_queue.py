@@ -1,0 +1,109 @@
+"""Tokenizing of prompts in a thread, beside the steps. Knows jobs and their clients; neither tokens nor the loop."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine.fair_order import FairOrder
+from engine.request import ImageRequest
+from engine.sampling.tokenizer import TokenizedPrompts
+from server.worker.connection import ServerConnection
+from server.worker.life_signs import Activity
+from server.worker.messages import Generate, Tokenizing
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedJob:
+    """A job whose prompts are tokenized, or the error that this raised."""
+
+    generate: Generate
+    outcome: TokenizedPrompts | Exception
+
+
+class PromptQueue:
+    """Jobs that wait for the tokenizer. Clients get equal shares of its time.
+
+    Args:
+        tokenize: checks a request and tokenizes its prompts.
+        connection: to the server, which must know whose prompts may have ended this process.
+        deliver: takes each job afterwards, unless it was cancelled.
+        activity: is busy while a prompt is tokenized.
+    """
+
+    def __init__(
+        self,
+        tokenize: Callable[[ImageRequest], TokenizedPrompts],
+        connection: ServerConnection,
+        deliver: Callable[[TokenizedJob], None],
+        activity: Activity,
+    ) -> None:
+        self._tokenize, self._connection, self._deliver, self._activity = tokenize, connection, deliver, activity
+        self._order = FairOrder()
+        self._waiting: dict[str, _Waiting] = {}  # by job, in the order of arrival
+        self._current: str | None = None  # job whose prompts are tokenized now, unless it was cancelled
+        self._is_closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="tokenizer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Tokenize nothing more."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+
+    def put(self, generate: Generate) -> None:
+        """Queue a job."""
+        cost = len(generate.request.prompt) + len(generate.request.negative_prompt)
+        with self._changed:
+            self._waiting[generate.job] = _Waiting(generate, cost, self._order.add(generate.client, cost))
+            self._changed.notify()
+
+    def cancel(self, job: str) -> bool:
+        """Drop a job. Return False if it is not here, since it was delivered."""
+        with self._changed:
+            if (waiting := self._waiting.pop(job, None)) is not None:
+                self._order.remove(waiting.generate.client, waiting.cost)
+                return True
+            is_current = self._current == job
+            self._current = None if is_current else self._current
+            return is_current
+
+    def _run(self) -> None:
+        while (generate := self._next()) is not None:
+            self._connection.send(Tokenizing(generate.job))
+            self._connection.flush()
+            outcome: TokenizedPrompts | Exception
+            with self._activity:
+                try:
+                    outcome = self._tokenize(generate.request)
+                except Exception as error:  # noqa: BLE001 (raised again in the thread that steps)
+                    outcome = error
+            self._connection.send(Tokenizing(None))
+            with self._changed:
+                if self._current == generate.job:
+                    self._deliver(TokenizedJob(generate, outcome))
+                self._current = None
+
+    def _next(self) -> Generate | None:
+        """Wait for a job and return it; return None after `close`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_closed)
+            if self._is_closed:
+                return None
+            first = min(self._waiting.values(), key=lambda waiting: waiting.tag)
+            generate = first.generate
+            del self._waiting[generate.job]
+            self._order.advance(first.cost)
+            self._order.remove(generate.client)
+            self._current = generate.job
+            return generate
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    generate: Generate
+    cost: int  # characters
+    tag: float
