@@ -7,6 +7,7 @@ processes run in parallel.
 import asyncio
 import contextlib
 import fcntl
+import gc
 import signal
 import socket
 from collections.abc import Iterator, Sequence
@@ -93,6 +94,7 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
         hosts = HostNames(sock.getsockname()[0], options.hosts)
         policy = AccessPolicy(options.keys, options.rate)
         app = create_app(jobs, policy, options.page, hosts, options.trusted_proxies)
+        gc.freeze()  # a full collection holds the event loop, and what the imports made stays anyway
         connections = Connections(most, options.connections_per_address, TrustedProxies(options.trusted_proxies))
         await HttpServer(app, jobs, options.grace, starting, connections).serve(sockets=[sock])
         if starting.done():
