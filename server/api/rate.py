@@ -44,7 +44,9 @@ class RateLimiter:
         self._clock = clock
         self._window = rate.seconds * 10**9
         self._interval = self._window // rate.amount
-        self._due: OrderedDict[str, int] = OrderedDict()  # time at which a client has all its requests again; by its last request
+        self._due: OrderedDict[str, int] = (
+            OrderedDict()
+        )  # time at which a client has all its requests again; by its last request
 
     def hit(self, client: str) -> float:
         """Count a request and return 0; or return the seconds until the next one is allowed."""

@@ -9,6 +9,7 @@ import sqlite3
 import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from server.errors import StoreUnavailable
@@ -139,6 +140,8 @@ def _connect(path: Path | None, busy_timeout: float, name: str) -> sqlite3.Conne
         )
         undo.callback(connection.close)
         connection.row_factory = sqlite3.Row
+        # keeps bytes that are no UTF-8, since an error would be of the whole query, not of its damaged row
+        connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # first: it cannot be changed once there is a page
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")

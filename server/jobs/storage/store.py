@@ -3,20 +3,21 @@
 Knows rows and transactions; neither workers nor HTTP.
 """
 
+import logging
 import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import msgspec
-
 from engine.images.metadata import ImageMetadata
 from server.errors import IdempotencyKeyReused
 from server.jobs.job import MAX_SEQUENCE, Job, JobError, JobState, StoredImage
 from server.jobs.storage.database import Database, SQLiteValue
 from server.jobs.storage.retention import ClockGuard, Retention
-from server.jobs.storage.rows import COLUMNS, image_of_row, job_of_row, row_of_job, to_json
+from server.jobs.storage.rows import COLUMNS, STORED, image_of_row, job_of_row, metadata_of, row_of_job, to_json
+
+log = logging.getLogger(__name__)
 
 SERVER_RESTARTED = JobError(
     "server_restarted", "The server was restarted before the images were generated; send the request again."
@@ -24,9 +25,9 @@ SERVER_RESTARTED = JobError(
 PRUNE_BATCH = 20  # jobs that one `prune` deletes at most
 VACUUM_PAGES = 4096  # of 4 KiB, that one `prune` gives back at most
 ROW_BYTES = 1 << 10  # estimate of a job's row without its request
-SIZE = f"(length(CAST(request AS BLOB)) + {ROW_BYTES})"  # bytes of an ended job without its images
+SIZE = f"(ifnull(length(CAST(request AS BLOB)), 0) + {ROW_BYTES})"  # bytes of an ended job without its images
 SIZE_WITH_IMAGES = f"{SIZE} + (SELECT ifnull(sum(length(data)), 0) FROM images WHERE job = id)"
-END = "max(?, created, ifnull(started, created))"  # not before the start, even if the clock was set back
+END = "max(?, ifnull(created, 0), ifnull(started, 0))"  # not before the start, even if the clock was set back
 WITHOUT_RESULT = "jobs INDEXED BY jobs_without_result WHERE finished IS NOT NULL AND state <> 'done'"
 DONE = "jobs INDEXED BY jobs_done WHERE state = 'done'"
 
@@ -169,7 +170,7 @@ class JobStore:
     def metadata(self, id: str) -> list[ImageMetadata]:
         """Return the metadata of the images so far, by index, without reading the images."""
         rows = self.database.rows("SELECT metadata FROM images WHERE job = ? ORDER BY number", id)
-        return [msgspec.json.decode(metadata, type=ImageMetadata) for (metadata,) in rows]
+        return [metadata for row in rows if (metadata := metadata_of(row["metadata"]))]
 
     def delete(self, id: str) -> bool:
         """Delete a job that has ended, with its images. False: it has not ended, or is unknown."""
@@ -190,8 +191,8 @@ class JobStore:
         self.bytes_since_prune = 0
         now = self._clock()
         retention = self._clock_guard.apply(retention, now, self._newest())
-        rows = self.database.rows(f"SELECT owner, sum(bytes) AS bytes FROM {DONE} GROUP BY owner")
-        used = {row["owner"]: row["bytes"] for row in rows}
+        rows = self.database.rows(f"SELECT owner, ifnull(sum(bytes), 0) AS bytes FROM {DONE} GROUP BY owner")
+        used = {row["owner"]: row["bytes"] for row in rows if str(row["owner"]).isascii()}  # the others are damaged
         ((wasted,),) = self.database.rows(f"SELECT ifnull(sum(bytes), 0) FROM {WITHOUT_RESULT}")
         excess = wasted + sum(used.values()) - retention.max_bytes
         deleted = 0
@@ -213,12 +214,19 @@ class JobStore:
     def recover(self) -> list[Job]:
         """Repair the states that an ended server left. Call it once at the start, before a worker generates.
 
-        Jobs that are not durable fail, since their clients are gone; running ones are queued again.
+        Jobs that are not durable fail, since their clients are gone, and so do those whose rows are damaged; running
+        ones are queued again.
 
         Returns:
             The unfinished jobs, in the order of their acceptance.
         """
         with self.database.transaction() as connection:
+            for job in self._jobs("WHERE finished IS NULL"):
+                if job.error is not None:
+                    log.error("%s cannot be resumed: %s", job.id, job.error.message)
+                    self._end_damaged(job)
+                else:
+                    self._delete_damaged_images(job)
             connection.execute(
                 f"UPDATE jobs SET state = 'failed', finished = {END}, error = ?, bytes = {SIZE_WITH_IMAGES}"
                 " WHERE finished IS NULL AND NOT durable",
@@ -230,14 +238,33 @@ class JobStore:
     def close(self) -> None:
         self.database.close()
 
+    def _end_damaged(self, job: Job) -> None:
+        """Overwrite a damaged row by a failed job."""
+        columns = ", ".join(f"{name} = :{name}" for name in COLUMNS)
+        values = row_of_job(replace(job, finished=max(self._clock(), job.created)))
+        self.database.connection.execute(
+            f"UPDATE jobs SET {columns}, bytes = {SIZE_WITH_IMAGES} WHERE sequence = :sequence", values
+        )
+
+    def _delete_damaged_images(self, job: Job) -> None:
+        """Delete the images of an unfinished job that cannot be used, so that they are generated again."""
+        for row in self.database.rows("SELECT rowid, * FROM images WHERE job = ?", job.id):
+            image = image_of_row(row)
+            if image is None or image.index >= job.image_count:
+                log.error("an image of %s is damaged and will be generated again", job.id)
+                self.database.connection.execute("DELETE FROM images WHERE rowid = ?", (row["rowid"],))
+
     def _oldest(self, which: str, *values: SQLiteValue) -> sqlite3.Row | None:
         """Return the job that ended first: its sequence, owner, state and bytes."""
-        sql = f"SELECT sequence, owner, state, bytes FROM {which} ORDER BY finished, sequence LIMIT 1"
-        return next(iter(self.database.rows(sql, *values)), None)
+        columns = "sequence, owner, state, ifnull(CAST(bytes AS INTEGER), 0) AS bytes"
+        rows = self.database.rows(f"SELECT {columns} FROM {which} ORDER BY finished, sequence LIMIT 1", *values)
+        return next(iter(rows), None)
 
     def _newest(self) -> float | None:
         """Return the time at which the last job was accepted."""
-        rows = self.database.rows("SELECT created FROM jobs ORDER BY sequence DESC LIMIT 1")
+        rows = self.database.rows(
+            "SELECT created FROM jobs WHERE typeof(created) = 'real' ORDER BY sequence DESC LIMIT 1"
+        )
         return rows[0][0] if rows else None
 
     def _image_count(self, id: str) -> int | None:
@@ -258,7 +285,8 @@ class JobStore:
         return bool(sizes)
 
     def _jobs(self, which: str, *values: SQLiteValue) -> list[Job]:
-        return [job_of_row(row) for row in self.database.rows(f"SELECT * FROM jobs {which}", *values)]
+        return [job_of_row(row) for row in self.database.rows(f"SELECT *, {STORED} FROM jobs {which}", *values)]
 
     def _images(self, which: str, *values: SQLiteValue) -> list[StoredImage]:
-        return [image_of_row(row) for row in self.database.rows(f"SELECT * FROM images {which}", *values)]
+        rows = self.database.rows(f"SELECT * FROM images {which}", *values)
+        return [image for row in rows if (image := image_of_row(row))]

@@ -37,6 +37,7 @@ def test_first_ended_job_is_pruned_first(path: Path) -> None:
         ids = [store.add(job()).id for _ in range(3)]
         for id in (ids[1], ids[2], ids[0]):
             clock.now += 1
+            store.start(id)
             store.add_image(id, image(data=bytes(10)))
             store.finish(id)
         for gone in (ids[1], ids[2]):
