@@ -5,6 +5,7 @@ Knows calls; not what jobs mean.
 
 import asyncio
 import logging
+import sqlite3
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -51,7 +52,7 @@ class AsyncStore:
         return self._pending_writes
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._prune())]
+        self._tasks = [asyncio.create_task(call()) for call in (self._write, self._prune, self._check)]
 
     def close(self) -> None:
         """Drop the pending writes and close the store."""
@@ -113,6 +114,15 @@ class AsyncStore:
                     self._pending_writes -= 1
             if self._retention.is_due(self.store.bytes_since_prune):
                 self._prune_due.set()
+
+    async def _check(self) -> None:
+        """Log what is wrong with the file, once, while the server runs already."""
+        try:
+            problems = await asyncio.to_thread(self.store.database.check)
+        except (StoreUnavailable, sqlite3.Error) as error:
+            problems = [str(error)]
+        for problem in problems:
+            log.error("%s; stop the server and put a copy in its place, or save what `sqlite3 .recover` reads", problem)
 
     async def _prune(self) -> None:
         """Delete expired jobs, every PRUNE_EVERY seconds and when much is new."""

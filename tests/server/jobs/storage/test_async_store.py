@@ -3,7 +3,11 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
+
+import pytest
+from fakes.jobs import generated
 
 from server.errors import StoreUnavailable
 from server.jobs.storage.async_store import AsyncStore
@@ -79,3 +83,27 @@ def test_unexpected_error_while_pruning_does_not_end_pruning() -> None:
         assert store.calls == 2
 
     play(store, story)
+
+
+def test_damaged_file_is_found_while_the_server_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "jobs.db"
+    with closing(JobStore(path)) as store:
+        kept = [generated(store, bytes(100_000)) for _ in range(10)]
+    content = path.read_bytes()
+    start = len(content) // 2
+    path.write_bytes(content[:start] + bytes(8192) + content[start + 8192 :])
+
+    async def story(async_store: AsyncStore) -> None:
+        while not caplog.records:
+            await asyncio.sleep(0.01)
+        assert len(await async_store.call(async_store.store.history, 99)) == len(kept)
+
+    play(JobStore(path), story)
+    assert "jobs.db is damaged: " in caplog.text and "put a copy in its place" in caplog.text
+
+
+def test_intact_file_is_not_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = JobStore(tmp_path / "jobs.db")
+    generated(store)
+    play(store, lambda _: asyncio.sleep(0.1))
+    assert "damaged" not in caplog.text
