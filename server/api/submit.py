@@ -18,6 +18,7 @@ from engine.request import PNG, ImageFormat, ImageRequest
 from server.api import errors
 from server.api.access import Authenticator
 from server.api.body import while_connected
+from server.api.client import client_of
 from server.errors import JobNotFound
 from server.jobs.job import Job, JobState, StoredImage, new_id
 from server.jobs.service import JobService
@@ -76,10 +77,13 @@ async def submit_request(request: Request, jobs: JobService, owner: str | None, 
         InvalidRequest, JobRefused, IdempotencyKeyReused, StoreUnavailable: see `enqueue`.
     """
     request.app.state.authenticator.count(request, owner)
-    return await enqueue(jobs, owner, submission, request.headers.get("idempotency-key"))
+    key = request.headers.get("idempotency-key")
+    return await enqueue(jobs, owner, submission, client=client_of(request, owner), key=key)
 
 
-async def enqueue(jobs: JobService, owner: str | None, submission: Submission, key: str | None = None) -> Job:
+async def enqueue(
+    jobs: JobService, owner: str | None, submission: Submission, *, client: str, key: str | None = None
+) -> Job:
     """Queue a job, without counting it; return the earlier job if the idempotency key is repeated.
 
     Raises:
@@ -108,7 +112,7 @@ async def enqueue(jobs: JobService, owner: str | None, submission: Submission, k
         created=now,
         deadline=None if submission.timeout is None else now + submission.timeout,
     )
-    return await jobs.submit(job, submission.previews)
+    return await jobs.submit(job, submission.previews, client)
 
 
 async def wait_for_images(request: Request, jobs: JobService, job: Job) -> tuple[Job, Sequence[StoredImage]]:
@@ -145,8 +149,3 @@ def timing_headers(job: Job, images: Sequence[StoredImage]) -> dict[str, str]:
             seconds[stage] = seconds.get(stage, 0.0) + spent
     stages = ", ".join(f"{stage};dur={spent * 1e3:.1f}" for stage, spent in seconds.items())
     return {"server-timing": stages, "x-job-id": job.id}
-
-
-def image_path(job: Job, index: int) -> str:
-    """Return the path of an image, relative to the server's root."""
-    return f"v1/images/{job.id}/{index}{job.format.suffix}"

@@ -64,7 +64,7 @@ class Job:
     sequence: int = 0  # order of acceptance, from 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class StoredImage:
     """An encoded image of a job, with its metadata."""
 

@@ -6,8 +6,9 @@ Knows messages; neither processes nor clients.
 from collections.abc import Iterable
 from typing import Protocol
 
+from server.jobs.follower import JobPreview
 from server.jobs.job import StoredImage
-from server.jobs.live_job import JobPreview, LiveJob
+from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
 from server.jobs.tracker import JobTracker
 from server.worker import messages
@@ -100,9 +101,8 @@ class WorkerQueue:
                     self._tracker.record_attempt(found[0])
             case messages.Heartbeat():
                 self._metrics.heartbeat(message)
-                for key, done in message.steps_done.items():
-                    if found := self._find(key):
-                        self._tracker.set_steps_done(*found, done)
+                found_steps = ((self._find(key), done) for key, done in message.steps_done.items())
+                self._tracker.set_steps_done([(*found, done) for found, done in found_steps if found])
             case messages.PreviewReady(key, done, data):
                 if found := self._find(key):
                     self._tracker.show_preview(found[0], JobPreview(found[1], done, data))

@@ -12,7 +12,7 @@ from nicegui import ui
 from engine.images.metadata import ImageMetadata
 from engine.request import ImageRequest
 from engine.size import Size
-from server.api.submit import image_path
+from server.api.schemas import image_path
 from server.jobs.job import Job, JobState
 from server.jobs.service import JobService
 
@@ -44,9 +44,9 @@ class Gallery:
     async def refresh(self) -> None:
         """Show the current jobs."""
         async with self._refreshing:
-            found = await self._jobs.history(self._limit + 1, None, self._owner)
-            self._more.visible = len(found) > self._limit
-            shown = [job for job in found[: self._limit] if self._is_shown(job)]
+            page = await self._jobs.history(self._limit, None, self._owner)
+            self._more.visible = page.has_more
+            shown = [job for job in page.jobs if self._is_shown(job)]
             for job_id in self._tiles.keys() - {job.id for job in shown}:
                 self._tiles.pop(job_id).element.delete()
             for index, job in enumerate(shown):

@@ -18,10 +18,11 @@ from engine.errors import InvalidRequest
 from engine.request import ImageRequest
 from server.api import errors
 from server.api.access import Authenticator
+from server.api.client import client_of
 from server.api.submit import Submission, enqueue
 from server.errors import JobRefused, StoreUnavailable
+from server.jobs.follower import JobPreview, Progress
 from server.jobs.job import Job, JobState
-from server.jobs.live_job import JobPreview, Progress
 from server.jobs.service import JobService
 from server.page.form import Form
 from server.page.gallery import Gallery, image, progress_of, show_image, summary
@@ -166,7 +167,8 @@ class PageSession:
         body = self._form.request()
         self._authenticator.count(self._request, self._owner)
         submission = Submission("page", body, body.image(), body.num_images, is_awaited=False, previews=body.previews)
-        return await enqueue(self._jobs, self._owner, submission)
+        client = client_of(self._request, self._owner)
+        return await enqueue(self._jobs, self._owner, submission, client=client)
 
     async def _follow(self, card: "_JobCard") -> None:
         async for event in self._jobs.follow(card.job):

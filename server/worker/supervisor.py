@@ -4,6 +4,8 @@ Knows processes, sockets and timeouts; not jobs.
 """
 
 import asyncio
+import errno
+import itertools
 import logging
 import socket
 from collections.abc import Sequence
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 MAX_BACKOFF = 30.0  # seconds between two starts of a worker that keeps dying
 MAX_DOUBLINGS = 32
+SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)  # of the server, not of the worker
 EXIT_SECONDS = 0.5  # from the end of the connection to the worker's own exit
 
 
@@ -148,9 +151,7 @@ class Supervisor:
 
     async def _run(self, ready: "asyncio.Future[None]") -> str:
         """Run one worker and return the reason for its end. Raises WorkerStartFailed if it was never ready."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await self._launch(theirs)
+        ours, self._process = await self._launch_when_possible()
         self.starts += 1
         self.launched.set()
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
@@ -201,6 +202,33 @@ class Supervisor:
                     if not ready.done():
                         ready.set_result(None)
             self._listener.on_message(message)
+
+    async def _launch_when_possible(self) -> tuple[socket.socket, asyncio.subprocess.Process]:
+        """Launch a process and return our end of its socket pair; wait while the server has no descriptor or memory.
+
+        This is no failure of the worker: `failed_starts`, from which jobs fail, does not count it.
+        """
+        for attempt in itertools.count():
+            try:
+                ours, theirs = socket.socketpair()
+                with theirs:
+                    try:
+                        return ours, await self._launch(theirs)
+                    except BaseException:
+                        ours.close()
+                        raise
+            except OSError as error:
+                if error.errno not in SHORTAGES:
+                    raise
+                seconds = self._timeouts.pause(attempt)
+                log.error(
+                    "cannot start a worker: %s; trying again in %.1f s. Raise the limits of open files and processes "
+                    "(ulimit -n, ulimit -u), or free memory",
+                    error,
+                    seconds,
+                )
+                await asyncio.sleep(seconds)
+        raise AssertionError
 
     async def _launch(self, theirs: socket.socket) -> asyncio.subprocess.Process:
         """Start a process that inherits its end of the socket pair."""

@@ -35,7 +35,7 @@ def image(index: int = 0, data: bytes = b"data") -> StoredImage:
 def pages(store: JobStore, limit: int, owner: str | None = None) -> list[Job]:
     """Read the whole history, page by page."""
     found: list[Job] = []
-    while page := store.history(limit, found[-1].sequence if found else None, owner):
+    while page := store.history(limit, found[-1].sequence if found else None, owner).jobs:
         assert len(page) <= limit and page[0] not in found
         found += page
     return found

@@ -57,11 +57,11 @@ def test_job_of_an_older_version_gets_the_defaults_of_new_fields(store: JobStore
 
 def test_history_pages_do_not_shift_when_jobs_are_added_or_deleted(store: JobStore) -> None:
     ids = [store.add(job()).id for _ in range(6)]
-    first = store.history(2)
+    first = store.history(2).jobs
     store.add(job())
     store.cancel(ids[5])
     store.delete(ids[5])
-    second = store.history(2, first[-1].sequence)
+    second = store.history(2, first[-1].sequence).jobs
     assert [j.id for j in (*first, *second)] == ids[:1:-1]
 
 

@@ -125,7 +125,7 @@ def test_write_refused_by_the_disk_changes_nothing(store: JobStore, path: Path, 
         with pytest.raises(StoreUnavailable, match=words):
             store.add_image(id, image(data=bytes(MB)))
         assert not store.database.connection.in_transaction
-        assert store.history(9) == [before]
+        assert store.history(9).jobs == [before]
         assert store.images(id) == []
     assert store.add_image(id, image(data=bytes(MB)))
     assert store.finish(id)
@@ -133,7 +133,7 @@ def test_write_refused_by_the_disk_changes_nothing(store: JobStore, path: Path, 
     store.close()
     with closing(JobStore(path)) as reopened:
         assert reopened.database.connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
-        assert len(reopened.history(9)) == 2
+        assert len(reopened.history(9).jobs) == 2
 
 
 def test_end_of_a_job_needs_no_read_after_its_commit(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def test_jobs_older_than_max_age_are_pruned(path: Path) -> None:
             clock.now += 10
         unfinished = store.add(job(created=0.0)).id
         assert store.prune(Retention(max_age=20)) == 1
-        assert [j.id for j in store.history(9)] == [unfinished, ids[2], ids[1]]
+        assert [j.id for j in store.history(9).jobs] == [unfinished, ids[2], ids[1]]
         assert store.images(ids[0]) == []
 
 
@@ -41,7 +41,7 @@ def test_first_ended_job_is_pruned_first(path: Path) -> None:
             store.add_image(id, image(data=bytes(10)))
             store.finish(id)
         for gone in (ids[1], ids[2]):
-            held = sum(10 + stored_size(kept) for kept in store.history(9))
+            held = sum(10 + stored_size(kept) for kept in store.history(9).jobs)
             assert store.prune(by_size(held)) == 0
             assert store.prune(by_size(held - 1)) == 1
             assert store.get(gone) is None
@@ -57,7 +57,7 @@ def test_pruning_by_size_shrinks_the_file_in_parts(store: JobStore, path: Path) 
     assert store.prune(by_size(42 * size)) == 0
     full = path.stat().st_size
     assert [store.prune(by_size(2.5 * size)) for _ in range(2)] == [PRUNE_BATCH, 39 - PRUNE_BATCH]
-    assert [j.id for j in store.history(99)] == [unfinished, ids[39], ids[38]]
+    assert [j.id for j in store.history(99).jobs] == [unfinished, ids[39], ids[38]]
     assert full - 3 * VACUUM_PAGES * 4096 < path.stat().st_size < full - VACUUM_PAGES * 4096 / 2  # in parts
     for _ in range(3):
         assert store.prune(by_size(2.5 * size)) == 0
@@ -83,15 +83,15 @@ def test_cancelled_jobs_of_one_owner_push_out_no_image_of_another(store: JobStor
         store.cancel(store.add(job(owner="bob", request=ImageRequest("x" * MB))).id)
     while store.prune(by_size(64 * MB)):
         pass
-    assert [j.id for j in store.history(99, owner="alice")] == kept[::-1]
-    assert len(store.history(99, owner="bob")) == 23
+    assert [j.id for j in store.history(99, owner="alice").jobs] == kept[::-1]
+    assert len(store.history(99, owner="bob").jobs) == 23
 
 
 def test_owner_who_uses_most_loses_the_oldest_done_jobs(store: JobStore) -> None:
     kept = generated(store, bytes(MB), owner="alice")
     ids = [generated(store, bytes(MB), owner="bob") for _ in range(5)]
     assert store.prune(by_size(4.5 * MB)) == 2
-    assert store.get(kept) and [j.id for j in store.history(9, owner="bob")] == ids[:1:-1]
+    assert store.get(kept) and [j.id for j in store.history(9, owner="bob").jobs] == ids[:1:-1]
 
 
 @given(
