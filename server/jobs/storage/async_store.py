@@ -19,7 +19,7 @@ from server.jobs.storage.store import JobStore
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Write = tuple[Callable[[], object], Callable[[], object]]  # the write, and a callback for when it is done
+Write = tuple[Callable[[], object], Callable[[], object], "asyncio.Future[None]"]  # see `AsyncStore.write_later`
 
 FLUSH_TIMEOUT = 2.0  # seconds
 BATCH_DELAY = 0.002  # seconds in which writes gather, so that one trip to the thread does for all
@@ -67,20 +67,29 @@ class AsyncStore:
             return method(*args)
         return await self.call_in_thread(method, *args)
 
-    def write_later(self, write: Callable[[], object], then: Callable[[], object] = lambda: None) -> None:
-        """Write in the background, after earlier writes, and again and again until the disk takes it."""
+    def write_later(
+        self, write: Callable[[], object], then: Callable[[], object] = lambda: None
+    ) -> "asyncio.Future[None]":
+        """Write in the background, after earlier writes, and again and again until the disk takes it.
+
+        Args:
+            then: called when the write is done.
+
+        Returns:
+            A future that is done when the write is.
+        """
+        done = asyncio.get_running_loop().create_future()
         self._pending_writes += 1
-        self._writes.put_nowait((write, then))
+        self._writes.put_nowait((write, then, done))
+        return done
 
     async def flush(self) -> None:
         """Wait until all writes so far are done. Raises StoreUnavailable after FLUSH_TIMEOUT."""
         if not self._pending_writes:
             return
-        done = asyncio.Event()
-        self.write_later(lambda: None, then=done.set)
         try:
             async with asyncio.timeout(FLUSH_TIMEOUT):
-                await done.wait()
+                await asyncio.shield(self.write_later(lambda: None))
         except TimeoutError as error:
             raise StoreUnavailable(f"earlier writes were not done in {FLUSH_TIMEOUT:.0f} s; try again later") from error
 
@@ -110,8 +119,9 @@ class AsyncStore:
                 except Exception:
                     log.exception("a write to the job store failed and is dropped")
                     done.append(writes.popleft())
-                for _, then in done:
+                for _, then, future in done:
                     then()
+                    future.set_result(None)
                     self._pending_writes -= 1
             if self._retention.is_due(self.store.bytes_since_prune):
                 self._prune_due.set()

@@ -136,7 +136,7 @@ class JobStore:
     def start(self, id: str) -> bool:
         """Set a queued job to running and count an attempt. False: it is not queued, so do not generate it."""
         return self.database.change(
-            "UPDATE jobs SET state = 'running', attempts = attempts + 1, started = ifnull(started, ?)"
+            "UPDATE jobs SET state = 'running', attempts = attempts + 1, started = ifnull(started, max(?, created))"
             " WHERE id = ? AND state = 'queued'",
             self._clock(),
             id,

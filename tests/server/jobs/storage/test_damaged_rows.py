@@ -64,7 +64,7 @@ def test_unfinished_damaged_job_fails_by_name_and_the_others_are_generated(
         assert link.take_generated() == ["a", "c"]
         failed = await jobs.get("b")
         assert (failed.state, failed.error.code) == (JobState.FAILED, JOB_DAMAGED)
-        assert [j.id for j in await jobs.history(9, None, None)] == ["c", "b", "a"]
+        assert [j.id for j in (await jobs.history(9, None, None)).jobs] == ["c", "b", "a"]
         assert await jobs.delete("b")
 
     play(story, JobStore(path))
@@ -83,7 +83,7 @@ def test_damaged_id_and_owner_hide_no_other_job(path: Path, value: str) -> None:
 
     async def story(jobs: JobService, link: FakeLink) -> None:
         assert set(link.take_generated()) >= {"a", "d"}
-        assert {"a", "d", kept} <= {j.id for j in await jobs.history(9, None, None)}
+        assert {"a", "d", kept} <= {j.id for j in (await jobs.history(9, None, None)).jobs}
 
     play(story, JobStore(path))
 
@@ -183,7 +183,7 @@ def test_random_damage_stops_neither_the_start_nor_a_read(changes: list[tuple[st
             touched = set(range(1, 8))
 
         async def story(jobs: JobService, _: FakeLink) -> None:
-            found = await jobs.history(99, None, None)
+            found = (await jobs.history(99, None, None)).jobs
             assert set(range(1, 8)) - touched <= {j.sequence for j in found}
             for shown in found:
                 shown.id.encode()
@@ -201,7 +201,7 @@ def test_random_damage_stops_neither_the_start_nor_a_read(changes: list[tuple[st
             for live in list(jobs._tracker.unfinished):
                 jobs.cancel(live.job.id)
             await jobs._async_store.flush()
-            for shown in await jobs.history(99, None, None):
+            for shown in (await jobs.history(99, None, None)).jobs:
                 await jobs.delete(shown.id)
 
         store = JobStore(path)
