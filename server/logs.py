@@ -6,6 +6,8 @@ from typing import Literal
 
 LogFormat = Literal["text", "json"]
 
+MAX_MESSAGE = 1000  # characters; a client chooses parts of some messages
+
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)  # of the current request
 
 
@@ -17,6 +19,7 @@ def configure(log_format: LogFormat, level: str, *, process: str) -> None:
     """
     handler = logging.StreamHandler()
     handler.addFilter(_with_request_id)
+    handler.addFilter(_on_one_line)
     handler.setFormatter(_formatter(log_format, process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
@@ -45,4 +48,13 @@ class _Text(logging.Formatter):
 
 def _with_request_id(record: logging.LogRecord) -> bool:
     record.request_id = getattr(record, "request_id", None) or request_id.get()
+    return True
+
+
+def _on_one_line(record: logging.LogRecord) -> bool:
+    """Cut a long message, and escape what could look like another line; tracebacks are not part of the message."""
+    message = record.getMessage()
+    if len(message) > MAX_MESSAGE:
+        message = f"{message[:MAX_MESSAGE]}... ({len(message)} characters)"
+    record.msg, record.args = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message), ()
     return True

@@ -69,7 +69,6 @@ class JobTracker:
     def record_attempt(self, live: LiveJob) -> None:
         """Set a job to running, since a worker has started to generate it, and count the attempt."""
         is_first, started = live.job.started is None, live.job.started or _not_before(live.job)
-        self.unfinished.start(live)
         live.job = replace(live.job, state=JobState.RUNNING, attempts=live.job.attempts + 1, started=started)
         if is_first:
             self._metrics.job_started(live.job)
@@ -105,7 +104,7 @@ class JobTracker:
         self.estimates.learn(metadata.size, metadata.forwards, metadata.seconds)
         live.images[image.index] = image
         live.steps_done.pop(image.index, None)
-        self.unfinished.on_progress()
+        self.unfinished.on_image(live)
         self._metrics.image_finished(metadata)
         live.notify_followers(ImageFinished(image.index))
         self._store.write_later(partial(self._store.store.add_image, live.job.id, image))

@@ -84,7 +84,7 @@ def test_cancelled_jobs_of_one_owner_push_out_no_image_of_another(store: JobStor
     while store.prune(by_size(64 * MB)):
         pass
     assert [j.id for j in store.history(99, owner="alice").jobs] == kept[::-1]
-    assert len(pages(store, 99, "bob")) == 23
+    assert len(pages(store, 99, owner="bob")) == 23
 
 
 def test_owner_who_uses_most_loses_the_oldest_done_jobs(store: JobStore) -> None:
