@@ -179,7 +179,7 @@ class JobService:
         try:
             if has_failed_before:
                 await self._async_store.flush()
-            stored = await self._async_store.call(self._store.add, job)
+            stored = await self._async_store.add(job)
         finally:
             self._admitting[live.client] -= 1
             self._admitting += Counter()  # drops those at 0

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from server.errors import StoreUnavailable
+from server.jobs.job import Job
 from server.jobs.storage.retention import PRUNE_EVERY, Retention
 from server.jobs.storage.store import JobStore
 
@@ -23,6 +24,7 @@ Write = tuple[Callable[[], object], Callable[[], object], "asyncio.Future[None]"
 
 FLUSH_TIMEOUT = 2.0  # seconds
 BATCH_DELAY = 0.002  # seconds in which writes gather, so that one trip to the thread does for all
+MAX_REFUSED_WRITES = 512  # that wait in memory, each with one image at most, before new jobs are refused
 RETRY_DELAY = 1.0  # seconds between two attempts at a write that the disk refuses
 
 
@@ -43,6 +45,7 @@ class AsyncStore:
         self._calls_in_thread = 0  # while there are any, no other thread may use the store
         self._writes: asyncio.Queue[Write] = asyncio.Queue()
         self._pending_writes = 0
+        self._is_refused = False  # the last write
         self._tasks: list[asyncio.Task[None]] = []
         self._prune_due = asyncio.Event()
 
@@ -66,6 +69,16 @@ class AsyncStore:
         if self.store.database.is_in_memory and not self._calls_in_thread:  # faster than a trip to the thread
             return method(*args)
         return await self.call_in_thread(method, *args)
+
+    async def add(self, job: Job) -> Job:
+        """Store a job; see `JobStore.add`.
+
+        Raises:
+            StoreUnavailable: also if the disk takes small jobs but no images, which would fill the memory.
+        """
+        if self._is_refused and self._pending_writes > MAX_REFUSED_WRITES:
+            raise StoreUnavailable(f"{self._pending_writes} writes wait for the disk; free disk space")
+        return await self.call(self.store.add, job)
 
     def write_later(
         self, write: Callable[[], object], then: Callable[[], object] = lambda: None
@@ -113,7 +126,9 @@ class AsyncStore:
                 done: list[Write] = []
                 try:
                     await self.call(_run, writes, done)
+                    self._is_refused = False
                 except StoreUnavailable as error:
+                    self._is_refused = True
                     log.error("%s; the write is kept in memory and tried again", error)
                     await asyncio.sleep(RETRY_DELAY)
                 except Exception:

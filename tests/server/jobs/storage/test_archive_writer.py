@@ -98,3 +98,20 @@ def test_image_with_the_name_of_another_servers_image_is_archived_too(folder: Pa
     for writer in writers:
         writer.close(10)
     assert len(names(folder)) == 20
+
+
+def test_two_servers_that_prune_one_archive_keep_its_limit_and_fail_nothing(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    retention = Retention(max_bytes=2000)
+    writers = [ArchiveWriter(Archive(folder, retention)) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for index in range(60):
+        for number, writer in enumerate(writers):
+            writer.put(replace(job(), id=f"job_{number}{index:031x}"), image(0, bytes(100))).result(10)
+        assert len(names(folder)) <= 20 + 2 * 3, "each prunes after an eighth of the limit"
+    for writer in writers:
+        writer.close(10)
+    assert len(names(folder)) >= 17
+    assert not caplog.records

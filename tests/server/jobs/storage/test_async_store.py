@@ -7,10 +7,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from fakes.jobs import generated
+from fakes.jobs import generated, job
 
 from server.errors import StoreUnavailable
-from server.jobs.storage.async_store import AsyncStore
+from server.jobs.storage.async_store import MAX_REFUSED_WRITES, AsyncStore
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.store import JobStore
 
@@ -107,3 +107,26 @@ def test_intact_file_is_not_reported(tmp_path: Path, caplog: pytest.LogCaptureFi
     generated(store)
     play(store, lambda _: asyncio.sleep(0.1))
     assert "damaged" not in caplog.text
+
+
+def test_job_is_refused_while_too_many_images_wait_for_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.jobs.storage.async_store.RETRY_DELAY", 0.01)
+    is_full = True
+
+    def write() -> None:
+        if is_full:
+            raise StoreUnavailable("the disk is full")
+
+    async def story(async_store: AsyncStore) -> None:
+        nonlocal is_full
+        for _ in range(MAX_REFUSED_WRITES + 1):
+            await async_store.add(job())
+            async_store.write_later(write)
+        await asyncio.sleep(0.05)
+        with pytest.raises(StoreUnavailable, match=f"{MAX_REFUSED_WRITES + 1} writes wait for the disk"):
+            await async_store.add(job())
+        is_full = False
+        await async_store.flush()
+        assert await async_store.add(job())
+
+    play(JobStore(None), story)

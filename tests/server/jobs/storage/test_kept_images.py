@@ -4,14 +4,15 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 from fakes.archive import names
-from fakes.faults import ask, colour, server
+from fakes.faults import ask, colour, server, wait_until_accepted
 from fakes.processes import FAKE_SERVER, PYTHONPATH, ROOT
 
 from server.jobs.storage.store import JobStore
@@ -35,6 +36,52 @@ def test_answered_images_are_archived_and_done_after_kill_9(tmp_path: Path) -> N
     with closing(JobStore(tmp_path / "jobs.db")) as store:
         store.recover()
         assert [job.state for job in store.history(99).jobs] == ["done"] * IMAGES
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 4 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write a file until the disk is full."""
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1024))
+
+
+@pytest.mark.slow
+def test_full_disk_of_database_and_archive_delays_answers_and_names_its_errors(
+    small_disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with server(*places(small_disk)) as (url, _), ThreadPoolExecutor() as pool:
+        assert colour(ask(url, "a cat")) == [1, 8, 5]
+        accepted = pool.submit(ask, url, "a cat", 2)
+        wait_until_accepted(small_disk / "jobs.db", 2)
+        fill(small_disk / "filler")
+        assert colour(accepted.result()) == [2, 8, 5]
+        for seed in range(50):  # the log has some room left
+            refused = ask(url, "a dog " * 2000, seed)
+            if refused.status_code != 200:
+                break
+        assert refused.json()["error"]["code"] == "store_unavailable"
+        (small_disk / "filler").unlink()
+        assert colour(ask(url, "a cat", 3)) == [3, 8, 5]
+        archived = len(names(small_disk / "images"))
+        assert colour(ask(url, "a cat", 4)) == [4, 8, 5]
+        assert len(names(small_disk / "images")) == archived + 1
+        tasks = httpx.get(f"{url}/v1/tasks").json()["tasks"]
+        assert {task["status"] for task in tasks} == {"done"}
+    said = capfd.readouterr().err
+    assert "is not archived: [Errno 28] No space left on device" in said
+    assert "jobs.db: database or disk is full; free disk space" in said or "disk I/O error; the disk fails or" in said
 
 
 @pytest.mark.slow
