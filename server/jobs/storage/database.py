@@ -44,7 +44,7 @@ SCHEMA = (
         WHERE idempotency_key IS NOT NULL""",
     "CREATE INDEX jobs_by_owner ON jobs (owner, sequence)",
     "CREATE INDEX jobs_unfinished ON jobs (sequence) WHERE finished IS NULL",
-    # `JobStore.prune` reads nothing but these, so that it stays cheap with many jobs
+    # `Pruner` reads nothing but these, so that it stays cheap with many jobs
     "CREATE INDEX jobs_ended ON jobs (finished) WHERE finished IS NOT NULL",
     "CREATE INDEX jobs_without_result ON jobs (finished, bytes, state) WHERE finished IS NOT NULL AND state <> 'done'",
     "CREATE INDEX jobs_done ON jobs (owner, finished, bytes, state) WHERE state = 'done'",

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.request import ImageRequest
+from server.jobs.storage.pruning import PRUNE_BATCH, VACUUM_PAGES
 from server.jobs.storage.retention import DAY, Retention
-from server.jobs.storage.store import PRUNE_BATCH, VACUUM_PAGES, JobStore
+from server.jobs.storage.store import JobStore
 
 
 def by_size(max_bytes: float) -> Retention:
