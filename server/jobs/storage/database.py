@@ -46,8 +46,9 @@ SCHEMA = (
     "CREATE INDEX jobs_unfinished ON jobs (sequence) WHERE finished IS NULL",
     # `Pruner` reads nothing but these, so that it stays cheap with many jobs
     "CREATE INDEX jobs_ended ON jobs (finished) WHERE finished IS NOT NULL",
-    "CREATE INDEX jobs_without_result ON jobs (finished, bytes, state) WHERE finished IS NOT NULL AND state <> 'done'",
-    "CREATE INDEX jobs_done ON jobs (owner, finished, bytes, state) WHERE state = 'done'",
+    """CREATE INDEX jobs_without_result ON jobs (finished, sequence, bytes, state)
+        WHERE finished IS NOT NULL AND state <> 'done'""",
+    "CREATE INDEX jobs_done ON jobs (owner, finished, sequence, bytes, state) WHERE state = 'done'",
     """CREATE TABLE images (
         job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
         number INTEGER NOT NULL,

@@ -191,6 +191,7 @@ class JobStore:
 
     def delete(self, id: str) -> bool:
         """Delete a job that has ended, with its images. False: it has not ended, or is unknown."""
+        self._pruner.on_deleted()
         return self.database.change("DELETE FROM jobs WHERE id = ? AND finished IS NOT NULL", id)
 
     def prune(self, retention: Retention) -> int:
