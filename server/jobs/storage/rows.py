@@ -14,7 +14,6 @@ from server.jobs.storage.database import SQLiteValue
 
 COLUMNS = tuple(field.name for field in fields(Job) if field.name != "sequence")
 JSON_COLUMNS = ("request", "format", "error")
-JOB_DAMAGED = "job_damaged"
 MAX_IMAGES = 1000  # of a job; the endpoints allow far fewer
 MAX_TIME = 1 << 40  # unix seconds
 MEDIA_TYPE = re.compile("image/[a-z]+")
@@ -34,7 +33,7 @@ def row_of_job(job: Job) -> dict[str, SQLiteValue]:
 def job_of_row(row: sqlite3.Row) -> Job:
     """Return the job of a row with `STORED`. Fields that are new since it was written have their defaults.
 
-    A damaged row is a failed job with the error JOB_DAMAGED, so that it hides no other job.
+    A damaged row is a failed job with the error job_damaged, so that it hides no other job.
     """
     try:
         values = dict(row) | {name: msgspec.json.decode(row[name]) for name in JSON_COLUMNS}
@@ -83,7 +82,7 @@ def _failed(row: sqlite3.Row, message: str) -> Job:
         created=created,
         state=JobState.FAILED,
         finished=created,
-        error=JobError(JOB_DAMAGED, message),
+        error=JobError("job_damaged", message),
         sequence=row["sequence"],
     )
 

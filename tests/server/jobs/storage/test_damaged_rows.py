@@ -18,7 +18,7 @@ from server.errors import IdempotencyKeyReused, JobNotFound
 from server.jobs.job import JobState
 from server.jobs.service import JobService
 from server.jobs.storage.retention import Retention
-from server.jobs.storage.rows import COLUMNS, JOB_DAMAGED
+from server.jobs.storage.rows import COLUMNS
 from server.jobs.storage.store import JobStore
 
 IMAGE_COLUMNS = ("job", "number", "media_type", "metadata", "data")
@@ -63,7 +63,7 @@ def test_unfinished_damaged_job_fails_by_name_and_the_others_are_generated(
     async def story(jobs: JobService, link: FakeLink) -> None:
         assert link.take_generated() == ["a", "c"]
         failed = await jobs.get("b")
-        assert (failed.state, failed.error.code) == (JobState.FAILED, JOB_DAMAGED)
+        assert (failed.state, failed.error.code) == (JobState.FAILED, "job_damaged")
         assert [j.id for j in (await jobs.history(9, None, None)).jobs] == ["c", "b", "a"]
         assert await jobs.delete("b")
 
@@ -136,7 +136,7 @@ def test_history_with_damaged_rows_is_answered_and_they_are_failed(tmp_path: Pat
         assert [(task["status"], task["error_code"]) for task in tasks] == [
             ("done", None),
             ("done", None),
-            ("failed", JOB_DAMAGED),
+            ("failed", "job_damaged"),
             ("done", None),
         ]
         task = httpx.get(f"{url}/v1/task/{ids[1]}").json()
