@@ -66,9 +66,11 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, option
 
     Raises:
         WorkerStartFailed: the worker cannot serve the plans.
-        StoreUnavailable, OSError: the database cannot be opened, or another server uses it.
+        StoreUnavailable, OSError: the database or the archive cannot be opened, or another server uses the database.
     """
     give_back_large_blocks()
+    if options.archive is not None:
+        options.archive.require_usable()
     with contextlib.suppress(KeyboardInterrupt), _lock(options.database):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _interrupt)

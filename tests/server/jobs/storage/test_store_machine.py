@@ -92,6 +92,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(id=ids)
     def finish(self, id: str) -> None:
+        self.start(id)
         if self.is_open(id) and len(self.generated[id]) < self.jobs[id].image_count:
             with pytest.raises(AssertionError):
                 self.store.finish(id)

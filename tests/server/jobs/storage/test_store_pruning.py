@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.request import ImageRequest
+from server.jobs.storage.pruning import PRUNE_BATCH, VACUUM_PAGES
 from server.jobs.storage.retention import DAY, Retention
-from server.jobs.storage.store import PRUNE_BATCH, VACUUM_PAGES, JobStore
+from server.jobs.storage.store import JobStore
 
 
 def by_size(max_bytes: float) -> Retention:
@@ -37,6 +38,7 @@ def test_first_ended_job_is_pruned_first(path: Path) -> None:
         ids = [store.add(job()).id for _ in range(3)]
         for id in (ids[1], ids[2], ids[0]):
             clock.now += 1
+            store.start(id)
             store.add_image(id, image(data=bytes(10)))
             store.finish(id)
         for gone in (ids[1], ids[2]):
