@@ -218,7 +218,10 @@ class JobService:
     async def history(self, limit: int, before: int | None, owner: str | None) -> HistoryPage:
         """Return a page of an owner's jobs, newest first; see `JobStore.history`."""
         page = await self._async_store.call_in_thread(self._store.history, limit, before, owner)
-        return replace(page, jobs=[live.job if (live := self._tracker.get(job.id)) else job for job in page.jobs])
+        in_memory = [live for job in page.jobs if (live := self._tracker.get(job.id))]
+        jobs = {job.id: job for job in page.jobs} | {live.job.id: live.job for live in in_memory}
+        metadata = {live.job.id: [image.metadata for image in live.finished_images()] for live in in_memory}
+        return replace(page, jobs=list(jobs.values()), metadata=page.metadata | metadata)
 
     async def delete(self, job_id: str) -> bool:
         """Delete a job that has ended, with its images. False: it has not ended, or is unknown."""
