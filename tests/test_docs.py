@@ -136,6 +136,15 @@ def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
             assert part in said, message
 
 
+def test_every_bound_names_tests_that_exist() -> None:
+    rows = [line for line in (ROOT / "docs/security.md").read_text().splitlines() if line.startswith("| ")]
+    bounds = [row for row in rows if "---" not in row and not row.endswith("| Test |")]
+    defined = set(re.findall(r"^def (test_\w+)", "\n".join(source("tests").values()), re.MULTILINE))
+    named = [set(re.findall(r"`(test_\w+)`", row)) for row in bounds]
+    assert len(bounds) > 50 and all(named)
+    assert set().union(*named) <= defined, set().union(*named) - defined
+
+
 def test_architecture_names_what_is_in_the_files_that_it_links() -> None:
     page = ROOT / "docs" / "architecture.md"
     text = without_fences(page.read_text(encoding="utf-8"))

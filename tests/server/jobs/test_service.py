@@ -11,11 +11,11 @@ from typing import ClassVar
 import pytest
 from fakes.worker_link import FakeLink, finished, follow, job, play
 
-from server.errors import JobNotFound
+from server.errors import JobNotFound, TooManyFollowers
 from server.jobs.admission import Limits
 from server.jobs.follower import JobPreview, Progress
 from server.jobs.job import Job, JobState, StoredImage, new_id
-from server.jobs.service import JobService
+from server.jobs.service import MAX_FOLLOWERS, JobService
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.store import JobStore
@@ -205,5 +205,20 @@ def test_no_time_of_a_job_is_before_its_acceptance_after_the_clock_was_set_back(
         jobs.cancel("a")
         ended = [await jobs.get(name) for name in "ab"]
         assert [(found.started, found.finished) for found in ended] == [(accepted, accepted), (None, accepted)]
+
+    play(story)
+
+
+def test_followers_of_one_task_are_limited() -> None:
+    async def story(jobs: JobService, _link: FakeLink) -> None:
+        for name in ("a", "b"):
+            accepted = await jobs.submit(job(name))
+            following = [jobs.follow(accepted) for _ in range(MAX_FOLLOWERS)]
+            for events in following:
+                await anext(events)
+            with pytest.raises(TooManyFollowers):
+                jobs.follow(accepted)
+            await following[0].aclose()
+            await anext(jobs.follow(accepted))
 
     play(story)

@@ -40,6 +40,10 @@ class Server:
     def send(self, *sent: ToWorker) -> None:
         self._sock.sendall(b"".join(map(encode_frame, sent)))
 
+    def drain(self) -> None:
+        """Read and drop everything from now on."""
+        threading.Thread(target=self._stream.read, daemon=True).start()
+
     def receive(self, *kinds: type[FromWorker]) -> FromWorker:
         """Return the next message of these kinds."""
         while True:
@@ -156,3 +160,27 @@ def test_server_knows_what_is_tokenized_and_what_is_started() -> None:
         server.send(prompt("a"))
         told = [server.receive(Tokenizing, Started) for _ in range(3)]
     assert told == [Tokenizing("a"), Tokenizing(None), Started("a:0")]
+
+
+def test_worker_waits_for_a_server_that_does_not_read() -> None:
+    """A server that is stopped must not fill the worker's memory with images."""
+
+    class Endless(FakeLoop):
+        def submit(self, key: str, request: ImageRequest, previews: int = 0, **options: object) -> None:
+            super().submit(key, request, previews, **options)
+            self.is_submitted.set()
+
+        is_submitted = threading.Event()
+
+    loop = Endless()
+    with working(loop) as server:
+        large = ImageRequest("a cat", 256, 256, num_inference_steps=1)
+        server.send(Generate("a", large, ImageFormat("webp", 0), indices=tuple(range(1000))))
+        assert loop.is_submitted.wait(20)
+        before = -1
+        while before < (before := len(loop.log)):
+            time.sleep(0.5)
+        assert before < 900
+        server.send(Cancel("a", tuple(range(1000))))
+        assert isinstance(server.receive(Finished), Finished)
+        server.drain()
