@@ -17,6 +17,7 @@ from benchmarks.faults.client import FINAL, IMAGES, JSON, TASKS, Client
 
 Action = Callable[[Client], Awaitable[None]]
 LOST = (httpx.HTTPError, OSError, websockets.WebSocketException, asyncio.IncompleteReadError)
+MAX_SECONDS = 90.0  # of an action; longer than TIMEOUT
 PAGE_SOCKET = "/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
 
 MALFORMED: tuple[tuple[str, bytes], ...] = (
@@ -181,11 +182,12 @@ ACTIONS: tuple[Action, ...] = (
 
 
 async def act(client: Client, actions: tuple[Action, ...], until: float) -> None:
-    """Do one random action after the other."""
+    """Do one random action after the other; one that takes longer than MAX_SECONDS counts as not answered."""
     while time.monotonic() < until:
         action, started = client.rng.choice(actions), time.monotonic()
         try:
-            await action(client)
+            async with asyncio.timeout(MAX_SECONDS):
+                await action(client)
         except LOST as error:
             client.ledger.lose(action.__name__, started, error)
             await asyncio.sleep(0.5)
