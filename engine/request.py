@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from engine.errors import InvalidRequest
@@ -34,6 +34,10 @@ class ImageRequest:
     def is_guided(self) -> bool:
         """True if each step takes two forward passes, one for each prompt."""
         return self.guidance_scale > 0
+
+    def numbered(self, index: int) -> "ImageRequest":
+        """Return the request of the image at an index, whose seed is `seed + index`; 0 follows the largest seed."""
+        return replace(self, seed=(self.seed + index) % (MAX_SEED + 1)) if index else self
 
     def size(self, manifest: Manifest) -> Size:
         """Return the requested size, or the size that the plans are tuned for."""

@@ -17,8 +17,12 @@ from server.api.openai_schemas import ImagesRequest, StreamedImage
 from server.api.request_id import RequestIdMiddleware
 from server.api.schemas import Health
 from server.api.submit import Jobs
+from server.api.task_events import TaskEventEncoder
 from server.api.task_schemas import GenerateRequest, TaskEvent
 from server.http.ambiguous_length import AmbiguousLengthMiddleware
+from server.http.host_names import HostNames
+from server.http.proxies import ProxyMiddleware
+from server.http.valid_host import ValidHostMiddleware
 from server.jobs.service import JobService
 from server.page.mount import PageMount
 
@@ -29,16 +33,25 @@ NOT_OK: openapi.Responses = {
 }
 
 
-def create_app(jobs: JobService, policy: AccessPolicy, page: bool = False) -> FastAPI:
+def create_app(
+    jobs: JobService,
+    policy: AccessPolicy,
+    page: bool = False,
+    hosts: HostNames = HostNames(),  # noqa: B008
+    trusted_proxies: tuple[str, ...] = (),
+) -> FastAPI:
     """Create the application of a job service.
 
     Args:
         page: True to serve the web page at `/`; at most one application per process can.
+        hosts: names that requests may use.
+        trusted_proxies: addresses and networks whose X-Forwarded-* headers are believed.
     """
     # sse-starlette would cut streams off at once; uvicorn lets them end within its grace period
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     app = FastAPI(title="zimage-trt", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.jobs, app.state.authenticator = jobs, Authenticator(policy)
+    app.state.task_events = TaskEventEncoder(jobs)
     app.state.started = int(time.time())
     app.include_router(probes)
     app.include_router(openai_api.router)
@@ -46,6 +59,8 @@ def create_app(jobs: JobService, policy: AccessPolicy, page: bool = False) -> Fa
     if page:
         app.add_middleware(PageMount, jobs=jobs, authenticator=app.state.authenticator)
     app.add_middleware(AmbiguousLengthMiddleware)
+    app.add_middleware(ValidHostMiddleware, names=hosts)
+    app.add_middleware(ProxyMiddleware, networks=trusted_proxies)
     app.add_middleware(RequestIdMiddleware)  # the last one added is the outermost
     errors.install(app)
     openapi.install(app, policy, ImagesRequest, StreamedImage, GenerateRequest, TaskEvent)

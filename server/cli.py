@@ -3,13 +3,15 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from engine.errors import ZImageError
 from engine.plan.directory import read, resolve
 from server import logs, lora_folder, settings
-from server.http.sockets import bind_socket
+from server.http.host_names import HostNames
+from server.http.sockets import bind_socket, bracketed
 from server.serving import serve
+from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -18,10 +20,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the server; exit with 0 after SIGTERM or SIGINT, or with 1 and a line on stderr if it cannot serve."""
     given = settings.read(argv)
     logs.configure(given.log_format, given.log_level, process="server")
-    for name in settings.unknown(os.environ):
-        log.warning("The environment variable %s is not a setting of zimage-serve; see zimage-serve --help", name)
     try:
         with bind_socket(given.host, given.port) as sock:
+            for warning in _warnings(given, sock.getsockname()[0]):
+                log.warning("%s", warning)
             loras = lora_folder.find(given.loras) if given.loras else ()
             directory = resolve(given.engines)
             manifest = read(directory, verify=False)  # the worker verifies
@@ -37,6 +39,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             serve(sock, worker, manifest, given.server(loras))
     except (ZImageError, OSError) as error:
         sys.exit(f"zimage-serve: {error}")
+
+
+def _warnings(given: Settings, address: str) -> Iterator[str]:
+    """Yield what is probably not meant in the settings of a server that listens on an address."""
+    for name in settings.unknown(os.environ):
+        yield f"The environment variable {name} is not a setting of zimage-serve; see zimage-serve --help"
+    if "FORWARDED_ALLOW_IPS" in os.environ:
+        yield "The environment variable FORWARDED_ALLOW_IPS is not read; use --trusted-proxies instead"
+    if not given.keys and not HostNames(address).is_loopback:
+        yield (
+            f"Anybody who reaches {bracketed(address)} may generate images and see all tasks: there are no API keys; "
+            "set --keys, or listen on 127.0.0.1"
+        )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
     |  |- MemoryShort           the machine has too little free memory
     |  |- WorkerUnavailable     no worker can be started
     |  |- ServerShuttingDown    the server finishes its jobs and takes no new ones
+    |- TooManyFollowers         as many clients follow a job as may
     |- IdempotencyKeyReused     a known idempotency key with another request
     |- JobNotFound              a job that was deleted, or never was
     |- StoreUnavailable         the store of jobs cannot be read or written now
@@ -59,6 +60,10 @@ class ServerShuttingDown(JobRefused):
     """The server finishes its jobs and takes no new ones."""
 
     code = "server_shutting_down"
+
+
+class TooManyFollowers(ZImageError):
+    """As many clients follow a job as may."""
 
 
 class IdempotencyKeyReused(ZImageError):

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.plan.manifest import Manifest
+from server.allocator import give_back_large_blocks
+from server.http.descriptors import max_connections, raise_limit
+from server.http.host_names import HostNames
 from server.http.sockets import throttle_accept_errors
 from server.jobs.admission import Limits
 from server.jobs.service import JobService
@@ -32,6 +35,9 @@ class ServerOptions:
         archive: folder for copies of images; None for no copies.
         page: True to serve the web page at /.
         keys, rate: fields of `server.api.access.AccessPolicy`.
+        hosts: public names of the server; see `server.http.host_names.HostNames`.
+        trusted_proxies: addresses and networks of proxies whose X-Forwarded-* headers are believed.
+        connections_per_address: maximum number of connections from an IPv4 address or IPv6 /64 network.
         loras: names of the LoRAs that requests may ask for; the worker has their files.
     """
 
@@ -41,6 +47,9 @@ class ServerOptions:
     page: bool = True
     keys: tuple[str, ...] = field(default=(), repr=False)
     rate: str | None = None
+    hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    connections_per_address: int = 128
     loras: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     timeouts: WorkerTimeouts = field(default_factory=WorkerTimeouts)
@@ -57,6 +66,7 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, option
         WorkerStartFailed: the worker cannot serve the plans.
         StoreUnavailable, OSError: the database cannot be opened, or another server uses it.
     """
+    give_back_large_blocks()
     with contextlib.suppress(KeyboardInterrupt), _lock(options.database):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _interrupt)
@@ -65,6 +75,7 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, option
 
 async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, options: ServerOptions) -> None:
     throttle_accept_errors(asyncio.get_running_loop())
+    most = max_connections(raise_limit())
     jobs = JobService(JobStore(options.database), manifest, options.limits, options.archive, options.loras)
     supervisor = jobs.worker_queue.link = Supervisor(worker, jobs.worker_queue, options.timeouts)
     starting = asyncio.create_task(supervisor.start())
@@ -73,11 +84,16 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
         await asyncio.wait((starting, launched), return_when=asyncio.FIRST_COMPLETED)
         from server.api.access import AccessPolicy  # while the worker loads
         from server.app import create_app
+        from server.http.connections import Connections
+        from server.http.proxies import TrustedProxies
         from server.http.server import HttpServer
 
         await jobs.start()
-        app = create_app(jobs, AccessPolicy(options.keys, options.rate), options.page)
-        await HttpServer(app, jobs, options.grace, starting).serve(sockets=[sock])
+        hosts = HostNames(sock.getsockname()[0], options.hosts)
+        policy = AccessPolicy(options.keys, options.rate)
+        app = create_app(jobs, policy, options.page, hosts, options.trusted_proxies)
+        connections = Connections(most, options.connections_per_address, TrustedProxies(options.trusted_proxies))
+        await HttpServer(app, jobs, options.grace, starting, connections).serve(sockets=[sock])
         if starting.done():
             starting.result()  # raises the reason if the worker could not start
     finally:

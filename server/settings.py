@@ -8,9 +8,11 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
+from dotenv import dotenv_values
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -20,6 +22,8 @@ from engine.errors import InvalidRequest, ZImageError
 from engine.options import HELP, MAX_THREADS, CudaGraphs, RuntimeOptions
 from engine.size import Size
 from server.api.api_key import check_api_key
+from server.api.rate import Rate
+from server.http.host_names import parse_host
 from server.jobs.admission import Limits
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.retention import DAY, Retention
@@ -31,6 +35,8 @@ PREFIX = "ZIMAGE_"
 SLOTS = 12  # slots; a guided image takes two. Enough for three batches of four
 MIB = 1 << 20
 MAX_DAYS = 36_500
+PROTECTING = ("keys", "rate", "hosts", "trusted_proxies")  # settings that must not be lost by an empty variable
+EMPTY = "is empty, such as a variable of a secret that does not exist; set it, or unset it to do without on purpose"
 NAME = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)  # in a line of a settings file
 
 FoundLoras = tuple[tuple[str, Path], ...]  # name and file of each LoRA
@@ -55,8 +61,7 @@ def _sizes(value: object) -> object:
 
 
 def _rate(value: str) -> str:
-    if not re.fullmatch(r"[1-9][0-9]*/(second|minute|hour|day)", value):
-        raise ValueError(f"must be a number per second, minute, hour or day, such as 30/minute; got {value!r}")
+    Rate.parse(value)
     return value
 
 
@@ -66,8 +71,35 @@ def _host(value: str) -> str:
     return value.strip("[]")
 
 
+def _public_name(value: str) -> str:
+    if parse_host(value) is None:
+        raise ValueError(f"must be host names such as images.example.com, without http:// and paths; got {value!r}")
+    return value
+
+
+def _network(value: str) -> str:
+    try:
+        return str(ip_network(value))
+    except ValueError as error:
+        raise ValueError(f"must be addresses or networks such as 127.0.0.1 or 10.0.0.0/8; {error}") from error
+
+
+def _given(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value:
+        raise ValueError(EMPTY)
+    return value
+
+
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
-Keys = Annotated[tuple[Annotated[str, AfterValidator(check_api_key)], ...], NoDecode, BeforeValidator(_words)]
+Keys = Annotated[
+    tuple[Annotated[str, AfterValidator(check_api_key)], ...], NoDecode, BeforeValidator(_words), AfterValidator(_given)
+]
+Hosts = Annotated[
+    tuple[Annotated[str, AfterValidator(_public_name)], ...], NoDecode, BeforeValidator(_words), AfterValidator(_given)
+]
+Networks = Annotated[
+    tuple[Annotated[str, AfterValidator(_network)], ...], NoDecode, BeforeValidator(_words), AfterValidator(_given)
+]
 Sizes = Annotated[tuple[Size, ...], NoDecode, BeforeValidator(_sizes)]
 
 
@@ -81,6 +113,24 @@ class Settings(BaseSettings):
         "127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface"
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
+    hosts: Hosts = Field(
+        SERVER.hosts,
+        description="Public names of the server, such as images.example.com, separated by spaces; requests to other "
+        "names are refused (default: on a loopback address only localhost, 127.0.0.1 and [::1], elsewhere every name)",
+    )
+    trusted_proxies: Networks = Field(
+        SERVER.trusted_proxies,
+        description="Addresses or networks of reverse proxies, such as 127.0.0.1 or 10.0.0.0/8, separated by spaces; "
+        "X-Forwarded-* headers of all others are ignored (default: nobody is trusted)",
+        title="ADDRESSES",
+    )
+    connections_per_address: int = Field(
+        SERVER.connections_per_address,
+        ge=1,
+        description="Maximum number of connections from one IPv4 address or IPv6 /64 network, but not from "
+        "trusted proxies",
+        title="NUMBER",
+    )
     page: bool = Field(SERVER.page, description="Serve a web page at /")
 
     threads: int = Field(RUNTIME.threads, ge=0, le=MAX_THREADS, description=HELP["threads"])
@@ -156,7 +206,7 @@ class Settings(BaseSettings):
         TIMEOUTS.silence,
         gt=0,
         le=86400,
-        description="Seconds without a message after which a busy worker is restarted; "
+        description="Seconds of silence, or of a single step, after which a worker is restarted; "
         "must be longer than the longest step",
     )
     load_seconds: float = Field(
@@ -201,6 +251,9 @@ class Settings(BaseSettings):
             archive=Archive(self.archive, archived) if self.archive else None,
             keys=self.keys,
             rate=self.rate,
+            hosts=self.hosts,
+            trusted_proxies=self.trusted_proxies,
+            connections_per_address=self.connections_per_address,
             page=self.page,
             loras=tuple(name for name, _ in loras),
             limits=Limits(
@@ -220,15 +273,24 @@ def read(argv: Sequence[str] | None = None) -> Settings:
     if file is not None and (lost := _names_without_prefix(Path(file))):
         parser.error(f"--settings: {', '.join(lost)} in {file}: names must begin with {PREFIX}")
     try:
-        return Settings(_env_file=file, **given)  # type: ignore[call-arg]  # its signature is that of the fields
+        found = Settings(_env_file=file, **given)  # type: ignore[call-arg]  # its signature is that of the fields
     except ValidationError as error:
         parser.error("; ".join(map(_message, error.errors())))
+    for name in sorted(_emptied(file) - found.model_fields_set):
+        parser.error(f"--{name.replace('_', '-')}: {PREFIX}{name.upper()} {EMPTY}")
+    return found
 
 
 def unknown(environment: Iterable[str]) -> list[str]:
     """Return the environment variables that look like settings but are not."""
     known = {PREFIX + name.upper() for name in (*Settings.model_fields, "settings")}
     return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
+
+
+def _emptied(file: str | None) -> set[str]:
+    """Return the protecting settings that are named by the environment or a file; empty values count as unset."""
+    named = {name.lower() for name in (*os.environ, *(dotenv_values(file) if file else ()))}
+    return {name for name in PROTECTING if (PREFIX + name).lower() in named}
 
 
 def _names_without_prefix(file: Path) -> list[str]:

@@ -1,43 +1,88 @@
-"""The order of samples under one LoRA: sizes share the device's time equally.
+"""The order of samples under one LoRA: clients share the device's time equally, and so do the sizes of one client.
 
 Knows samples, and the seconds that it is charged; not clocks, batches or engines.
 """
 
+from bisect import insort
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 
+from engine.fair_order import FairOrder
 from engine.scheduler.sample import Pass, Sample
 from engine.size import Size
 
+SCAN = 64  # samples that are considered for one batch, so that a long queue does not make steps longer
+
 
 class SizeQueue:
-    """Samples of one size, the oldest first.
+    """Samples of one size in their order: those that have begun, then those of each client in turn.
 
     Attributes:
-        charged: seconds that count against this size when sizes are compared.
+        charged: seconds, divided by the size's weight, that count against this size when sizes are compared.
+        samples: first the one that runs next.
+        clients: number of samples by client.
+        last_weight: its weight before it ran empty.
     """
 
     def __init__(self, size: Size, charged: float) -> None:
         self.size, self.charged = size, charged
         self.samples: list[Sample] = []
+        self.clients: Counter[str] = Counter()
+        self.last_weight = 1.0
+        self._costs: dict[Sample, float] = {}  # in the order of their arrival
+        self._order = FairOrder()
+
+    @property
+    def oldest(self) -> Sample:
+        """The sample that was submitted first."""
+        return next(iter(self._costs))
+
+    def add(self, sample: Sample, weight: float) -> None:
+        """Queue a sample. `weight`: share of its client in this size, compared with other clients."""
+        cost = self._costs[sample] = sample.forwards / weight
+        sample.tag = self._order.add(sample.client, cost)
+        insort(self.samples, sample, key=lambda other: other.tag)
+        self.clients[sample.client] += 1
+
+    def remove(self, sample: Sample) -> None:
+        self.samples.remove(sample)
+        cost = self._costs.pop(sample)
+        self.clients[sample.client] -= 1
+        self.clients += Counter()  # drops those at 0
+        if not sample.has_begun:
+            self._order.withdraw(sample.client, cost)
+
+    def begin(self, sample: Sample) -> None:
+        """Record that a pass of a sample is enqueued."""
+        self._order.start(sample.tag)
 
     def passes(self, limit: int, *, with_slot_only: bool = False) -> list[Pass]:
-        """Return up to `limit` passes of one prompt length, starting with the oldest sample that has a pass ready."""
-        ready = [forward for sample in self.samples for forward in sample.ready()]
-        if with_slot_only:
-            ready = [forward for forward in ready if forward.branch.slot is not None]
-        return [forward for forward in ready if forward.branch.length == ready[0].branch.length][:limit]
+        """Return up to `limit` passes of one prompt length, starting with the first sample that has a pass ready."""
+        found: list[Pass] = []
+        for sample in islice(self.samples, SCAN):
+            for forward in sample.ready():
+                if with_slot_only and forward.branch.slot is None:
+                    continue
+                if not found or forward.branch.length == found[0].branch.length:
+                    found.append(forward)
+                if len(found) == limit:
+                    return found
+        return found
 
 
 class FairQueue:
-    """One `SizeQueue` per size. Sizes share the device's time equally; within a size, first come is first served.
+    """One `SizeQueue` per size.
 
-    A small image then waits for large ones no longer than its share requires, and images that gain nothing from a
-    batch finish one after the other instead of all of them late.
+    A size gets time in proportion to its clients. Each client counts as one, divided by the number of its sizes. So a
+    small image waits for large ones no longer than its client's share requires. Within a size, clients alternate
+    between whole images. Images that gain nothing from a batch finish one after the other instead of all of them late.
     """
 
     def __init__(self) -> None:
         self._queues: dict[Size, SizeQueue] = {}
-        self._idle: dict[Size, float] = {}  # charges of sizes that have no samples now
+        self._sizes: Counter[str] = Counter()  # number of sizes by client
+        self._idle: dict[Size, SizeQueue] = {}  # without samples now
         self._floor = 0.0  # smallest charge of any size when a size last became idle
 
     def __iter__(self) -> Iterator[SizeQueue]:
@@ -47,7 +92,7 @@ class FairQueue:
     @property
     def oldest(self) -> Sample | None:
         """The sample that was submitted first."""
-        candidates = (queue.samples[0] for queue in self._queues.values())
+        candidates = (queue.oldest for queue in self._queues.values())
         return min(candidates, key=lambda sample: sample.submitted_at, default=None)
 
     def add(self, sample: Sample) -> None:
@@ -58,25 +103,40 @@ class FairQueue:
         """
         if sample.size not in self._queues:
             least = self._least_charged()
-            self._idle = {size: charged for size, charged in self._idle.items() if charged > least}
-            self._queues[sample.size] = SizeQueue(sample.size, self._idle.pop(sample.size, least))
-        self._queues[sample.size].samples.append(sample)
+            self._idle = {size: queue for size, queue in self._idle.items() if queue.charged > least}
+            idle = self._idle.pop(sample.size, None)
+            self._queues[sample.size] = idle or SizeQueue(sample.size, least)
+        queue = self._queues[sample.size]
+        self._sizes[sample.client] += sample.client not in queue.clients
+        queue.add(sample, 1 / self._sizes[sample.client])
 
     def remove(self, sample: Sample) -> None:
         """Remove a sample."""
         queue = self._queues[sample.size]
-        queue.samples.remove(sample)
+        weight = self._weight(queue)
+        queue.remove(sample)
+        if sample.client not in queue.clients:
+            self._sizes[sample.client] -= 1
+            self._sizes += Counter()  # drops those at 0
         if not queue.samples:
             self._floor = self._least_charged()
-            self._idle[sample.size] = queue.charged
-            del self._queues[sample.size]
+            queue.last_weight = weight
+            self._idle[sample.size] = self._queues.pop(sample.size)
+
+    def begin(self, sample: Sample) -> None:
+        """Record that a pass of a sample is enqueued."""
+        self._queues[sample.size].begin(sample)
 
     def charge(self, size: Size, seconds: float) -> None:
         """Charge a size for device time, also for samples that have been removed since."""
         if size in self._queues:
-            self._queues[size].charged += seconds
+            self._queues[size].charged += seconds / self._weight(self._queues[size])
         elif size in self._idle:
-            self._idle[size] += seconds
+            self._idle[size].charged += seconds / self._idle[size].last_weight
+
+    def _weight(self, queue: SizeQueue) -> float:
+        """Return the share of a size: one for each client, divided by the number of its sizes."""
+        return sum(1 / self._sizes[client] for client in queue.clients)
 
     def _least_charged(self) -> float:
         return min((queue.charged for queue in self._queues.values()), default=self._floor)

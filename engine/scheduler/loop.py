@@ -12,6 +12,7 @@ from engine.images.generated import GeneratedImage
 from engine.pipeline import Pipeline
 from engine.request import ImageRequest
 from engine.sampling.preview import preview_steps
+from engine.sampling.tokenizer import TokenizedPrompts
 from engine.scheduler.batch_table import BatchTable
 from engine.scheduler.events import Denoised, Event, Failed, Passed, Started, Stepped, Switched
 from engine.scheduler.executor import BatchResult, Executor
@@ -20,6 +21,7 @@ from engine.scheduler.lora_schedule import LoraScheduler
 from engine.scheduler.prompt_cache import PromptCache
 from engine.scheduler.sample import GuidanceBranch, Sample
 from engine.scheduler.scheduler import Batch, LoraChange, Scheduler
+from engine.stages import StageTimes
 
 
 class EngineLoop:
@@ -54,30 +56,51 @@ class EngineLoop:
         """Return the bytes of device memory in use and in total; None on a CPU."""
         return self.pipeline.memory.usage()
 
-    def submit(self, key: str, request: ImageRequest, previews: int = 0) -> None:
-        """Queue an image.
-
-        Args:
-            key: name of the image in events; no other image under way may have it.
-            previews: previews to return with `Stepped` events, spread evenly over the steps.
+    def tokenize(self, request: ImageRequest) -> TokenizedPrompts:
+        """Check a request and tokenize its prompts. Any thread may do this, beside the steps.
 
         Raises:
             InvalidRequest: the image cannot be generated.
         """
         started = time.perf_counter()
         request.check(self.pipeline.manifest, self._loras.names)
-        prompts = (request.prompt, request.negative_prompt) if request.is_guided else (request.prompt,)
+        texts = (request.prompt, request.negative_prompt) if request.is_guided else (request.prompt,)
+        prompts = tuple(map(self.pipeline.tokenize, texts))
+        return TokenizedPrompts(prompts, time.perf_counter() - started)
+
+    def submit(
+        self,
+        key: str,
+        request: ImageRequest,
+        previews: int = 0,
+        *,
+        prompts: TokenizedPrompts | None = None,
+        client: str = "",
+    ) -> None:
+        """Queue an image.
+
+        Args:
+            key: name of the image in events; no other image under way may have it.
+            previews: previews to return with `Stepped` events, spread evenly over the steps.
+            prompts: result of `tokenize` for this request or for one with another seed; None to do it now.
+            client: name of the client, which gets an equal share of the device's time.
+
+        Raises:
+            InvalidRequest: the image cannot be generated.
+        """
+        prompts = prompts or self.tokenize(request)
         schedule = self.pipeline.schedule(request)
         sample = Sample(
             key=key,
             request=request,
             size=request.size(self.pipeline.manifest),
             schedule=schedule,
-            branches=tuple(GuidanceBranch(self.pipeline.tokenize(prompt)) for prompt in prompts),
+            branches=tuple(map(GuidanceBranch, prompts.prompts)),
             previews=preview_steps(previews, len(schedule) - 1),
-            submitted_at=started,
+            client=client,
+            submitted_at=time.perf_counter(),
+            seconds=StageTimes(tokenize=prompts.seconds),
         )
-        sample.record(tokenize=time.perf_counter() - started)
         self._scheduler.add(sample)
 
     def cancel(self, key: str) -> bool:

@@ -8,6 +8,7 @@ from engine.backends.memory import TimingEvent
 from engine.errors import ZImageError
 from engine.images.generated import GeneratedImage
 from engine.pipeline import Decoded
+from engine.request import ImageRequest
 from engine.scheduler.sample import Sample
 from engine.size import Size
 
@@ -20,6 +21,10 @@ class PendingImage:
         self._outcome: GeneratedImage | ZImageError | None = None
         self._decoding: float | None = None
         self._lock = threading.Lock()
+
+    @property
+    def request(self) -> ImageRequest:
+        return self._sample.request
 
     @property
     def size(self) -> Size:

@@ -46,7 +46,9 @@ class Sample:
         schedule: [steps + 1] float32 noise levels.
         branches: the prompt, and with guidance the negative prompt.
         previews: steps after which a preview is wanted.
+        client: name of the client that asked for it; clients share the device's time equally.
         submitted_at: time.perf_counter() when it was submitted.
+        tag: place among the samples of its size; see `FairOrder`.
         is_announced: True once a `Started` event was returned for it.
         is_removed: True once it is finished, cancelled or failed; results of passes still running are ignored.
         first_pass_at: time.perf_counter() when its slots were filled for its first pass.
@@ -60,7 +62,9 @@ class Sample:
     schedule: Array
     branches: tuple[GuidanceBranch, ...]
     previews: frozenset[int] = frozenset()
+    client: str = ""
     submitted_at: float = 0.0
+    tag: float = 0.0
     is_announced: bool = False
     is_removed: bool = False
     first_pass_at: float | None = None
@@ -79,6 +83,16 @@ class Sample:
     @property
     def is_guided(self) -> bool:
         return len(self.branches) > 1
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes, of all branches."""
+        return self.steps * len(self.branches)
+
+    @property
+    def has_begun(self) -> bool:
+        """True once a forward pass was enqueued."""
+        return any(branch.enqueued for branch in self.branches)
 
     def record(self, **seconds: float) -> None:
         """Record seconds by the fields of `StageTimes`."""

@@ -131,6 +131,7 @@ class Scheduler:
         """Record that a batch is enqueued."""
         self._loras.start_slice(now)
         for forward in batch.passes:
+            self._loras.queue.begin(forward.sample)
             forward.branch.enqueued += 1
 
     def complete(self, batch: Batch, charges: Iterable[tuple[Size, float]]) -> None:

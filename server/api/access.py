@@ -2,16 +2,14 @@
 
 import hashlib
 import math
-import time
 from dataclasses import dataclass, field
 
 from fastapi import Request
-from limits import RateLimitItem, parse
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
 
 from server.api import errors
 from server.api.api_key import check_api_key
+from server.api.client import client_of
+from server.api.rate import Rate, RateLimiter
 
 BEARER = "bearer "
 
@@ -23,8 +21,7 @@ class AccessPolicy:
     Attributes:
         keys: API keys; a request must send one of them as `Authorization: Bearer KEY` or `x-api-key: KEY`. Without
             keys, every request is allowed.
-        rate: maximum rate of image requests per key, or per address without keys, such as "30/minute"; None for no
-            limit.
+        rate: maximum rate of image requests per client (see `client_of`), such as "30/minute"; None for no limit.
     """
 
     keys: tuple[str, ...] = field(default=(), repr=False)
@@ -34,7 +31,7 @@ class AccessPolicy:
         for key in self.keys:
             check_api_key(key)
         if self.rate is not None:
-            parse(self.rate)  # raises ValueError
+            Rate.parse(self.rate)  # raises ValueError
 
 
 class Authenticator:
@@ -42,8 +39,8 @@ class Authenticator:
 
     def __init__(self, policy: AccessPolicy) -> None:
         self._owners = {_digest(key) for key in policy.keys}
-        self._rate: RateLimitItem | None = parse(policy.rate) if policy.rate else None
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._rate = policy.rate
+        self._limiter = RateLimiter(Rate.parse(policy.rate)) if policy.rate is not None else None
 
     @property
     def needs_key(self) -> bool:
@@ -78,14 +75,13 @@ class Authenticator:
         Raises:
             ApiError: 429, the rate is exceeded; retry-after is in seconds.
         """
-        client = owner or (request.client.host if request.client else "")
-        if self._rate is None or self._limiter.hit(self._rate, client):
+        wait = 0.0 if self._limiter is None else self._limiter.hit(client_of(request, owner))
+        if wait == 0.0:
             return
-        reset = self._limiter.get_window_stats(self._rate, client).reset_time
-        seconds = max(1, math.ceil(reset - time.time()))
+        seconds = math.ceil(wait)
         raise errors.ApiError(
             429,
-            f"More than {self._rate.amount} requests in {self._rate.get_expiry()} s; try again in {seconds} s.",
+            f"The rate of {self._rate} is exceeded; try again in {seconds} s.",
             code="rate_limit_exceeded",
             headers={"retry-after": str(seconds)},
         )

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from engine.errors import InvalidRequest, ZImageError
-from server.errors import IdempotencyKeyReused, JobNotFound, JobRefused, StoreUnavailable
+from server.errors import IdempotencyKeyReused, JobNotFound, JobRefused, StoreUnavailable, TooManyFollowers
 from server.jobs.job import Job, JobState
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ NO_RETRY = {"x-should-retry": "false"}  # OpenAI's client retries 409 and 5xx ot
 STATUS = {"invalid_value": 400, "deadline_exceeded": 504, "worker_unavailable": 503, "lora_unavailable": 503}
 OVERLOAD = ("queue_full", "deadline_unreachable")  # codes of refusals that are 429; others are 503
 STORE_RETRY_AFTER = 5  # seconds
+FOLLOW_RETRY_AFTER = 5  # seconds
 
 
 class ApiError(ZImageError):
@@ -99,6 +100,7 @@ def install(app: FastAPI) -> None:
         JobNotFound,
         JobRefused,
         StoreUnavailable,
+        TooManyFollowers,
         IdempotencyKeyReused,
         HTTPException,
         ClientDisconnect,
@@ -184,6 +186,9 @@ def translate(request: Request, error: Exception) -> ApiError:
         case StoreUnavailable():
             message = "The job store is unavailable; see the server's log. Try again later."
             return ApiError(503, message, code="store_unavailable", headers={"retry-after": str(STORE_RETRY_AFTER)})
+        case TooManyFollowers():
+            headers = {"retry-after": str(FOLLOW_RETRY_AFTER)}
+            return ApiError(429, str(error), code="too_many_followers", headers=headers)
         case IdempotencyKeyReused():
             message = "The idempotency key was already used with another body."
             return ApiError(422, message, code="idempotency_key_reused", param="Idempotency-Key")

@@ -5,6 +5,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Annotated
 
@@ -25,14 +26,13 @@ from server.api.openai_schemas import (
     StreamedImage,
     Usage,
 )
-from server.api.schemas import ModelInfo
-from server.api.submit import Jobs, Owner, Submission, image_path, submit_request, timing_headers, wait_for_images
+from server.api.schemas import ModelInfo, image_path
+from server.api.submit import Jobs, Owner, Submission, submit_request, timing_headers, wait_for_images
+from server.jobs.follower import JobPreview
 from server.jobs.job import Job, JobState, StoredImage
-from server.jobs.live_job import JobPreview
 from server.jobs.service import JobService
 
 INLINE_BYTES = 1 << 18  # of images that are encoded in the event loop; a thread would take longer
-SEND_SECONDS = 60  # for a client to read one event of a stream
 IMAGE_NAME = re.compile(r"([0-9]{1,2})\.(?:png|jpg|webp)")
 
 router = APIRouter()
@@ -59,7 +59,8 @@ async def generate_images(request: Request, jobs: Jobs, owner: Owner, card: Card
     submission = Submission(
         "openai",
         body,
-        body.images(),
+        body.image(),
+        body.n,
         is_awaited=True,
         format=body.format(),
         timeout=body.timeout,
@@ -69,7 +70,7 @@ async def generate_images(request: Request, jobs: Jobs, owner: Owner, card: Card
     job = await submit_request(request, jobs, owner, submission)
     if body.stream:
         events = _stream(jobs, job, body)
-        return EventSourceResponse(events, headers={"x-job-id": job.id}, send_timeout=SEND_SECONDS)
+        return EventSourceResponse(events, headers={"x-job-id": job.id})
     ended, images = await wait_for_images(request, jobs, job)
     work = partial(_images_response, request, ended, images, jobs.manifest, body)
     is_large = sum(len(image.data) for image in images) > INLINE_BYTES
@@ -137,16 +138,17 @@ async def _stream(jobs: JobService, job: Job, body: ImagesRequest) -> AsyncItera
     """Yield previews and images as they arrive, or an error as OpenAI's clients raise it."""
     sent = 0
     try:
-        async for event in jobs.follow(job):
-            match event:
-                case JobPreview(index, _, data) if sent < body.partial_images * body.n:
-                    yield _event(_partial_image(jobs, job, body, index, data, sent))
-                    sent += 1
-                case StoredImage():
-                    yield _event(_completed_image(jobs, body, event))
-                case Job() if event.state is not JobState.DONE:
-                    error = errors.from_job(event)
-                    yield ServerSentEvent(json.dumps(error.body()), event="error")
+        async with aclosing(jobs.follow(job)) as events:
+            async for event in events:
+                match event:
+                    case JobPreview(index, _, data) if sent < body.partial_images * body.n:
+                        yield _event(_partial_image(jobs, job, body, index, data, sent))
+                        sent += 1
+                    case StoredImage():
+                        yield await run_in_threadpool(_completed_event, jobs, body, event)
+                    case Job() if event.state is not JobState.DONE:
+                        error = errors.from_job(event)
+                        yield ServerSentEvent(json.dumps(error.body()), event="error")
     finally:
         if not job.durable:
             jobs.cancel(job.id)
@@ -165,15 +167,15 @@ def _partial_image(
         b64_json=base64.b64encode(data).decode(),
         partial_image_index=number,
         created_at=int(time.time()),
-        size=str(job.requests[index].size(jobs.manifest)),
+        size=str(job.request.size(jobs.manifest)),
         quality=body.quality,
         output_format=body.output_format,
     )
 
 
-def _completed_image(jobs: JobService, body: ImagesRequest, image: StoredImage) -> StreamedImage:
+def _completed_event(jobs: JobService, body: ImagesRequest, image: StoredImage) -> ServerSentEvent:
     metadata = image.metadata
-    return StreamedImage(
+    completed = StreamedImage(
         type="image_generation.completed",
         index=image.index,
         b64_json=base64.b64encode(image.data).decode(),
@@ -185,6 +187,7 @@ def _completed_image(jobs: JobService, body: ImagesRequest, image: StoredImage) 
         revised_prompt=metadata.revised_prompt,
         usage=Usage.of([image], jobs.manifest.model.size_multiple),
     )
+    return _event(completed)
 
 
 def _images_response(

@@ -95,18 +95,22 @@ class ImagesRequest(BaseModel):
             return body
         return {key: value for key, value in body.items() if value is not None or key not in cls.model_fields}
 
-    def images(self) -> tuple[ImageRequest, ...]:
-        """Return one request per image, with the seeds seed, seed + 1, ...; 0 follows the largest seed.
+    def image(self) -> ImageRequest:
+        """Return the request for the first image; the seeds of the others follow. Without a seed, pick one.
 
         Raises:
             InvalidRequest: size is not WIDTHxHEIGHT.
         """
         width, height = (None, None) if self.size == "auto" else Size.parse(self.size)
-        first = random_seed() if self.seed is None else self.seed
-        seeds = [(first + i) % (MAX_SEED + 1) for i in range(self.n)]
-        steps, negative, guidance = self.num_inference_steps, self.negative_prompt, self.guidance_scale
-        return tuple(
-            ImageRequest(self.prompt, width, height, seed, steps, negative, guidance, self.lora) for seed in seeds
+        return ImageRequest(
+            self.prompt,
+            width,
+            height,
+            random_seed() if self.seed is None else self.seed,
+            self.num_inference_steps,
+            self.negative_prompt,
+            self.guidance_scale,
+            self.lora,
         )
 
     def format(self) -> ImageFormat:

@@ -4,11 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from server.jobs.job import Job
 from server.jobs.service import ServiceStatus
 
 MAX_PROMPT = 32_000  # characters; the limit that OpenAI documents. The model reads far less
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT, json_schema_extra={"pattern": r"\S"})]  # not only spaces
+
+
+def image_path(job: Job, index: int) -> str:
+    """Return the path of an image, relative to the server's root."""
+    return f"v1/images/{job.id}/{index}{job.format.suffix}"
 
 
 class ModelInfo(BaseModel):

@@ -18,6 +18,7 @@ from engine.request import PNG, ImageFormat, ImageRequest
 from server.api import errors
 from server.api.access import Authenticator
 from server.api.body import while_connected
+from server.api.client import client_of
 from server.errors import JobNotFound
 from server.jobs.job import Job, JobState, StoredImage, new_id
 from server.jobs.service import JobService
@@ -48,7 +49,8 @@ class Submission:
     Attributes:
         api: name of the endpoint's API, such as "openai".
         body: the validated body; a repeated Idempotency-Key must come with an equal one.
-        images: one request per image; they differ only in their seeds.
+        image: request for the first image.
+        image_count: number of images, which differ only in their seeds; see `ImageRequest.numbered`.
         is_awaited: True if the client waits for the images; the job is then cancelled when the client disconnects.
         format: file format of the images.
         timeout: seconds until the images are no longer wanted; None for no limit.
@@ -58,7 +60,8 @@ class Submission:
 
     api: str
     body: BaseModel
-    images: tuple[ImageRequest, ...]
+    image: ImageRequest
+    image_count: int
     is_awaited: bool
     format: ImageFormat = PNG
     timeout: float | None = None
@@ -74,10 +77,13 @@ async def submit_request(request: Request, jobs: JobService, owner: str | None, 
         InvalidRequest, JobRefused, IdempotencyKeyReused, StoreUnavailable: see `enqueue`.
     """
     request.app.state.authenticator.count(request, owner)
-    return await enqueue(jobs, owner, submission, request.headers.get("idempotency-key"))
+    key = request.headers.get("idempotency-key")
+    return await enqueue(jobs, owner, submission, client=client_of(request, owner), key=key)
 
 
-async def enqueue(jobs: JobService, owner: str | None, submission: Submission, key: str | None = None) -> Job:
+async def enqueue(
+    jobs: JobService, owner: str | None, submission: Submission, *, client: str, key: str | None = None
+) -> Job:
     """Queue a job, without counting it; return the earlier job if the idempotency key is repeated.
 
     Raises:
@@ -90,12 +96,13 @@ async def enqueue(jobs: JobService, owner: str | None, submission: Submission, k
     if key is not None and not 0 < len(key) <= MAX_KEY:
         raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY} characters, got {len(key)}", "Idempotency-Key")
     try:
-        submission.images[0].check(jobs.manifest, jobs.loras)
+        submission.image.check(jobs.manifest, jobs.loras)
     except InvalidRequest as error:
         raise InvalidRequest(str(error), submission.names.get(error.param, error.param)) from error
     job = Job(
         id=new_id(),
-        requests=submission.images,
+        request=submission.image,
+        image_count=submission.image_count,
         format=submission.format,
         api=submission.api,
         owner=owner,
@@ -105,7 +112,7 @@ async def enqueue(jobs: JobService, owner: str | None, submission: Submission, k
         created=now,
         deadline=None if submission.timeout is None else now + submission.timeout,
     )
-    return await jobs.submit(job, submission.previews)
+    return await jobs.submit(job, submission.previews, client)
 
 
 async def wait_for_images(request: Request, jobs: JobService, job: Job) -> tuple[Job, Sequence[StoredImage]]:
@@ -119,7 +126,7 @@ async def wait_for_images(request: Request, jobs: JobService, job: Job) -> tuple
     ended, images = await while_connected(request, _end(jobs, job))
     if ended.state is not JobState.DONE:
         raise errors.from_job(ended)
-    if len(images) < len(ended.requests):
+    if len(images) < ended.image_count:
         raise JobNotFound(f"there is no job {job.id}, or it was deleted")
     return ended, images
 
@@ -142,8 +149,3 @@ def timing_headers(job: Job, images: Sequence[StoredImage]) -> dict[str, str]:
             seconds[stage] = seconds.get(stage, 0.0) + spent
     stages = ", ".join(f"{stage};dur={spent * 1e3:.1f}" for stage, spent in seconds.items())
     return {"server-timing": stages, "x-job-id": job.id}
-
-
-def image_path(job: Job, index: int) -> str:
-    """Return the path of an image, relative to the server's root."""
-    return f"v1/images/{job.id}/{index}{job.format.suffix}"

@@ -1,13 +1,16 @@
 """Bodies of the task endpoints, compatible with existing deployments of Z-Image-Turbo. Knows no routes."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.images.metadata import ImageMetadata
 from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_SEED, MAX_STEPS, ImageRequest, random_seed
-from server.api.schemas import MAX_PROMPT, Prompt
+from server.api.schemas import MAX_PROMPT, Prompt, image_path
+from server.jobs.follower import Progress
+from server.jobs.job import Job, JobState
 
+STATUS = {state: "pending" if state is JobState.QUEUED else state.value for state in JobState}
 UNGUIDED = 1.0  # cfg_scale at which negative + scale * (positive - negative) is the positive prediction
 
 
@@ -28,22 +31,17 @@ class GenerateRequest(BaseModel):
     timeout: Annotated[float, Field(gt=0, le=86400, strict=True)] | None = None
     previews: Annotated[int, Field(ge=0, le=100, strict=True)] = 0
 
-    def images(self) -> tuple[ImageRequest, ...]:
-        """Return one request per image, with the seeds seed, seed + 1, ..."""
-        first = random_seed() if self.seed == -1 else self.seed
-        guidance = max(self.cfg_scale - UNGUIDED, 0.0)
-        return tuple(
-            ImageRequest(
-                self.prompt,
-                self.width,
-                self.height,
-                (first + i) % (MAX_SEED + 1),
-                self.num_inference_steps,
-                self.negative_prompt,
-                guidance,
-                self.lora,
-            )
-            for i in range(self.num_images)
+    def image(self) -> ImageRequest:
+        """Return the request for the first image; the seeds of the others follow."""
+        return ImageRequest(
+            self.prompt,
+            self.width,
+            self.height,
+            random_seed() if self.seed == -1 else self.seed,
+            self.num_inference_steps,
+            self.negative_prompt,
+            max(self.cfg_scale - UNGUIDED, 0.0),
+            self.lora,
         )
 
 
@@ -68,6 +66,13 @@ class TaskResult(BaseModel):
     time: float
     metadata: list[ImageMetadata]
 
+    @classmethod
+    def of(cls, job: Job, all_metadata: list[ImageMetadata], base_url: str) -> Self:
+        """Return the images of a job that is done. `base_url`: the server's root, as the client sees it."""
+        assert job.started is not None and job.finished is not None
+        paths = [base_url + image_path(job, index) for index in range(len(all_metadata))]
+        return cls(paths=paths, time=round(max(job.finished - job.started, 0.0), 3), metadata=all_metadata)
+
 
 class Task(BaseModel):
     """State of a task. `progress` is in percent, `eta` in seconds, `created` in Unix seconds."""
@@ -84,11 +89,31 @@ class Task(BaseModel):
     error: str | None = None
     error_code: str | None = None
 
+    @classmethod
+    def of(cls, job: Job, progress: Progress, all_metadata: list[ImageMetadata], base_url: str) -> Self:
+        """Return the state of a job. `base_url`: the server's root, as the client sees it."""
+        is_done = job.state is JobState.DONE
+        share = 1.0 if is_done else progress.done / progress.steps if progress.steps else 0.0
+        return cls(
+            task_id=job.id,
+            status=STATUS[job.state],
+            progress=int(100 * share),
+            queue_position=progress.position,
+            eta=None if job.state.is_final else round(progress.eta, 3),
+            created=job.created,
+            sequence=job.sequence,
+            prompt=job.request.prompt,
+            result=TaskResult.of(job, all_metadata, base_url) if is_done and all_metadata else None,
+            error=None if job.error is None else job.error.message,
+            error_code=None if job.error is None else job.error.code,
+        )
+
 
 class TaskList(BaseModel):
-    """Tasks, newest first."""
+    """Tasks, newest first. `has_more` is true if there are older ones."""
 
     tasks: list[Task]
+    has_more: bool
 
 
 class TaskEvent(BaseModel):

@@ -4,26 +4,26 @@ A task is a job. Knows bodies and events; jobs are those of `JobService`.
 """
 
 import base64
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response, WebSocket, WebSocketDisconnect
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import EventSourceResponse
 from starlette.requests import ClientDisconnect
 
-from engine.images.metadata import ImageMetadata
 from server.api import errors, openapi
 from server.api.body import read_body, while_connected
-from server.api.submit import Jobs, Owner, Submission, image_path, submit_request, timing_headers, wait_for_images
-from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList, TaskResult
-from server.jobs.job import MAX_SEQUENCE, Job, JobState, StoredImage
-from server.jobs.live_job import JobEvent, JobPreview, Progress
-from server.jobs.service import JobService
+from server.api.submit import Jobs, Owner, Submission, submit_request, timing_headers, wait_for_images
+from server.api.task_events import TaskEventEncoder
+from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList
+from server.errors import TooManyFollowers
+from server.jobs.job import MAX_SEQUENCE, Job, JobState
+from server.jobs.service import JobEvent, JobService
 
-STATES = {JobState.QUEUED: "pending"}  # other states keep their names
 MAX_PAGE = 200  # tasks
-TASK_NOT_FOUND = 4404  # close code of WebSockets
+TASK_NOT_FOUND = 4404  # close codes of WebSockets
+TRY_AGAIN_LATER = 1013
 
 router = APIRouter()
 
@@ -75,14 +75,15 @@ async def cancel(task_id: str, request: Request, jobs: Jobs, owner: Owner) -> Ta
 )
 async def events(task_id: str, request: Request, jobs: Jobs) -> EventSourceResponse:
     """Send the events of a task as server-sent events: progress, previews, images, end."""
-    job = await _find(jobs, task_id)
+    encoder: TaskEventEncoder = request.app.state.task_events
+    following = jobs.follow(await _find(jobs, task_id))
 
-    async def stream() -> AsyncIterator[ServerSentEvent]:
-        async for event in jobs.follow(job):
-            sent = await _event(request, jobs, event)
-            yield ServerSentEvent(sent.model_dump_json(exclude_unset=True), event=sent.type)
+    async def stream() -> AsyncIterator[bytes]:
+        async with aclosing(following):
+            async for event in following:
+                yield (await encoder.encode(event, str(request.base_url))).server_sent
 
-    return EventSourceResponse(stream(), send_timeout=60)
+    return EventSourceResponse(stream())
 
 
 @router.websocket("/v1/task/{task_id}/ws")
@@ -93,32 +94,52 @@ async def events_by_websocket(task_id: str, socket: WebSocket, jobs: Jobs) -> No
     if job is None:
         await socket.close(TASK_NOT_FOUND, "no such task")
         return
+    try:
+        following = jobs.follow(job)
+    except TooManyFollowers as error:
+        await socket.close(TRY_AGAIN_LATER, str(error))
+        return
     with suppress(WebSocketDisconnect, ClientDisconnect):
-        await while_connected(socket, _send_events(socket, jobs, job))
+        await while_connected(socket, _send_events(socket, following))
 
 
-async def _send_events(socket: WebSocket, jobs: JobService, job: Job) -> None:
-    async for event in jobs.follow(job):
-        await socket.send_text((await _event(socket, jobs, event)).model_dump_json(exclude_unset=True))
+async def _send_events(socket: WebSocket, following: AsyncGenerator[JobEvent]) -> None:
+    encoder: TaskEventEncoder = socket.app.state.task_events
+    async with aclosing(following):
+        async for event in following:
+            await socket.send_text((await encoder.encode(event, str(socket.base_url))).text)
     await socket.close()
 
 
-@router.get("/v1/tasks", responses=openapi.error_responses(401, 503))
+@router.get("/v1/tasks", response_model=TaskList, responses=openapi.error_responses(401, 503))
 async def history(
     request: Request,
     jobs: Jobs,
     owner: Owner,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
     before: Annotated[int, Query(ge=1, le=MAX_SEQUENCE)] | None = None,
-) -> TaskList:
-    """List the owner's tasks, newest first; `before` is the `sequence` of the last task of the previous page."""
-    found = await jobs.history(limit, before, owner)
-    return TaskList(tasks=[await _task(request, jobs, job) for job in found])
+) -> Response:
+    """List the owner's tasks, newest first; `before` is the `sequence` of the last task of the previous page.
+
+    A page has fewer than `limit` tasks if their prompts have more than a megabyte.
+    """
+    page, base_url = await jobs.history(limit, before, owner), str(request.base_url)
+    tasks = [Task.of(job, jobs.progress(job), page.metadata[job.id], base_url) for job in page.jobs]
+    answer = TaskList(tasks=tasks, has_more=page.has_more)
+    return Response(answer.model_dump_json(), media_type="application/json")  # FastAPI would validate it again
 
 
 async def _submit(request: Request, jobs: JobService, owner: str | None, *, is_awaited: bool) -> Job:
     body = await read_body(request, GenerateRequest)
-    submission = Submission("tasks", body, body.images(), is_awaited, timeout=body.timeout, previews=body.previews)
+    submission = Submission(
+        "tasks",
+        body,
+        body.image(),
+        body.num_images,
+        is_awaited,
+        timeout=body.timeout,
+        previews=body.previews,
+    )
     return await submit_request(request, jobs, owner, submission)
 
 
@@ -129,52 +150,6 @@ async def _find(jobs: JobService, task_id: str) -> Job:
     return job
 
 
-async def _task(request: Request | WebSocket, jobs: JobService, job: Job) -> Task:
-    progress = jobs.progress(job)
+async def _task(request: Request, jobs: JobService, job: Job) -> Task:
     all_metadata = await jobs.metadata(job.id) if job.state is JobState.DONE else []
-    share = 1.0 if job.state is JobState.DONE else progress.done / progress.steps if progress.steps else 0.0
-    return Task(
-        task_id=job.id,
-        status=STATES.get(job.state, job.state.value),
-        progress=int(100 * share),
-        queue_position=progress.position,
-        eta=None if job.state.is_final else round(progress.eta, 3),
-        created=job.created,
-        sequence=job.sequence,
-        prompt=job.requests[0].prompt,
-        result=_result(request, job, all_metadata) if all_metadata else None,
-        error=None if job.error is None else job.error.message,
-        error_code=None if job.error is None else job.error.code,
-    )
-
-
-def _result(request: Request | WebSocket, job: Job, all_metadata: list[ImageMetadata]) -> TaskResult:
-    assert job.started is not None and job.finished is not None
-    base = str(request.base_url)
-    return TaskResult(
-        paths=[base + image_path(job, index) for index in range(len(all_metadata))],
-        time=round(job.finished - job.started, 3),
-        metadata=all_metadata,
-    )
-
-
-async def _event(request: Request | WebSocket, jobs: JobService, event: JobEvent) -> TaskEvent:
-    match event:
-        case Progress():
-            return TaskEvent(
-                type="progress",
-                status=STATES.get(event.state, event.state.value),
-                progress=int(100 * event.done / max(event.steps, 1)),
-                queue_position=event.position,
-                eta=round(event.eta, 3),
-            )
-        case JobPreview():
-            return TaskEvent(type="preview", index=event.index, step=event.done, image=_base64(event.data))
-        case StoredImage():
-            return TaskEvent(type="image", index=event.index, seed=event.metadata.seed, image=_base64(event.data))
-        case Job():
-            return TaskEvent(type="end", task=await _task(request, jobs, event))
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
+    return Task.of(job, jobs.progress(job), all_metadata, str(request.base_url))

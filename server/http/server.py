@@ -9,10 +9,12 @@ import socket
 import time
 
 import psutil
-import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from server.api.body import MAX_BODY
+from server.http.connections import ConnectionConfig, Connections
+from server.http.pieces import PiecesMiddleware
 from server.http.protocol import HttpProtocol
 from server.http.sockets import bracketed
 from server.http.timeouts import TimeoutServer
@@ -20,21 +22,29 @@ from server.http.websocket import WebSocketProtocol
 from server.jobs.service import JobService
 
 MAX_MESSAGE = MAX_BODY  # bytes of a WebSocket message; the page sends prompts in them
+ACCEPT_AT_ONCE = 32  # connections; uvicorn's backlog, which asyncio also takes for this
+WAITING = 2048  # connections that the system keeps until they are accepted
 
 
-def config(app: FastAPI, grace: float) -> uvicorn.Config:
+def config(app: ASGIApp, grace: float, connections: Connections | None = None) -> ConnectionConfig:
     """Return uvicorn's configuration.
 
     Args:
+        connections: those of the server; by default a thousand may be open.
         grace: seconds to finish requests after SIGTERM or SIGINT.
     """
-    return uvicorn.Config(
-        app,
+    return ConnectionConfig(
+        PiecesMiddleware(app),
+        connections or Connections(1000),
         http=HttpProtocol,
         ws=WebSocketProtocol,
         ws_max_size=MAX_MESSAGE,
+        ws_per_message_deflate=False,  # images do not compress; 2 MB would hold the event loop for 50 ms
         log_config=None,
         access_log=False,  # `RequestIdMiddleware` writes one
+        proxy_headers=False,  # `ProxyMiddleware` reads them
+        headers=[("x-content-type-options", "nosniff")],
+        backlog=ACCEPT_AT_ONCE,
         timeout_graceful_shutdown=math.ceil(grace),
     )
 
@@ -46,16 +56,26 @@ class HttpServer(TimeoutServer):
         jobs: the application's jobs, which drain when the server shuts down.
         grace: seconds to finish requests after SIGTERM or SIGINT.
         starting: start of the first worker; the server stops if it fails.
+        connections: those of the server.
     """
 
-    def __init__(self, app: FastAPI, jobs: JobService, grace: float, starting: "asyncio.Task[None]") -> None:
-        super().__init__(config(app, grace))
+    def __init__(
+        self,
+        app: FastAPI,
+        jobs: JobService,
+        grace: float,
+        starting: "asyncio.Task[None]",
+        connections: Connections,
+    ) -> None:
+        super().__init__(config(app, grace, connections))
         self._jobs, self._starting = jobs, starting
         self._announcement: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         assert sockets is not None
+        for sock in sockets:
+            sock.listen(WAITING)
         self._announcement = asyncio.create_task(self._announce(*sockets[0].getsockname()[:2]))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -4,18 +4,20 @@ Knows the jobs that wait; not what becomes of them.
 """
 
 import time
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 
 from server.errors import DeadlineUnreachable, MemoryShort, QueueFull
 from server.jobs.estimates import Estimates
 from server.jobs.free_memory import FreeMemory
-from server.jobs.job import Job
 from server.jobs.live_job import LiveJob
+from server.jobs.queue_order import QueueOrder
 from server.jobs.storage.retention import Retention
 
 RETRY_SHARE = 4  # a refused client may come again when a fourth of the queue has been generated
 MEMORY_RETRY_SECONDS = 10.0
+SHARE = 3  # times the free places: a client with more jobs must wait, so that others always find a place
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Limits:
     """Limits of what is accepted and kept.
 
     Attributes:
-        queue: jobs that may be unfinished at once.
+        queue: jobs that may be unfinished at once; one client alone can have three quarters of them.
         history: of finished jobs, images included.
         free_bytes: memory of the machine that must be free.
     """
@@ -40,25 +42,40 @@ class Admission:
         self._limits, self._estimates = limits, estimates
         self._free_memory = FreeMemory()
 
-    def check(self, job: Job, unfinished: Sequence[LiveJob], admitted: int) -> None:
+    def check(self, live: LiveJob, unfinished: QueueOrder, admitted: Counter[str]) -> None:
         """Raise if a job cannot be accepted now.
 
+        A client may have SHARE times as many jobs as there are free places, as in the dynamic thresholds of Choudhury
+        and Hahne (IEEE/ACM Transactions on Networking, 1998).
+
         Args:
-            unfinished: in the order of acceptance.
-            admitted: number of accepted jobs that are not in `unfinished` yet.
+            admitted: number of accepted jobs that are not in `unfinished` yet, by client.
 
         Raises:
             MemoryShort, QueueFull, DeadlineUnreachable: with the seconds after which to try again.
         """
-        limits, remaining = self._limits, self._estimates.remaining
+        limits = self._limits
         if limits.free_bytes and self._free_memory() < limits.free_bytes:
             raise MemoryShort("The machine is short of memory; try again later.", MEMORY_RETRY_SECONDS)
-        if len(unfinished) + admitted >= limits.queue:
-            soon = sum(map(remaining, unfinished[: max(1, len(unfinished) // RETRY_SHARE)]))
-            raise QueueFull(f"The queue is full, with {len(unfinished)} unfinished jobs; try again later.", soon)
-        if job.deadline is not None:
-            ready = sum(map(remaining, unfinished)) + remaining(LiveJob(job))
-            left = job.deadline - time.time()
+        free = limits.queue - len(unfinished) - admitted.total()
+        own = unfinished.by_client[live.client] + admitted[live.client]
+        if free <= 0:
+            raise QueueFull(
+                f"The queue is full, with {len(unfinished)} unfinished jobs; try again later.", self._soon(unfinished)
+            )
+        if own >= SHARE * free:
+            raise QueueFull(
+                f"{own} of your jobs are unfinished; the last places are for other clients. Try again later.",
+                self._soon(unfinished),
+            )
+        if live.job.deadline is not None:
+            ready = unfinished.seconds_until(live)
+            left = live.job.deadline - time.time()
             if ready > left:
                 message = f"It would take about {ready:.1f} s, and the deadline is in {left:.1f} s; try again later."
                 raise DeadlineUnreachable(message, ready - left)
+
+    def _soon(self, unfinished: QueueOrder) -> float:
+        """Return the estimated seconds until a fourth of the queue is generated."""
+        first = islice(unfinished, max(1, len(unfinished) // RETRY_SHARE))
+        return sum(map(self._estimates.remaining, first))

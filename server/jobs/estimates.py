@@ -11,6 +11,7 @@ from engine.stages import StageTimes
 from server.jobs.live_job import LiveJob
 
 WEIGHT = 0.2  # of the newest image in the moving averages
+MAX_SIZES = 32  # that are remembered; those of the newest images
 
 
 @dataclass(slots=True)
@@ -36,26 +37,21 @@ class Estimates:
         """Learn from a finished image, by its size, its forward passes and the seconds of its stages."""
         per_pass = seconds.passes / passes
         fixed = seconds.prompt_encoder + seconds.vae_decoder
-        if size in self._averages:
-            self._averages[size].learn(per_pass, fixed)
-        else:
-            self._averages[size] = _Average(per_pass, fixed)
+        average = self._averages.pop(size, None) or _Average(per_pass, fixed)
+        average.learn(per_pass, fixed)
+        self._averages[size] = average  # the newest is last
+        if len(self._averages) > MAX_SIZES:
+            del self._averages[next(iter(self._averages))]
 
     def remaining(self, live: LiveJob) -> float:
         """Return the seconds of the engine's time that a job still needs; 0 before the first image is finished."""
-        seconds = 0.0
-        for index in live.missing():
-            request = live.job.requests[index]
-            left = 1 - live.steps_done.get(index, 0) / request.steps(self._manifest)
-            seconds += self._seconds(request.size(self._manifest), request.forwards(self._manifest), left)
-        return seconds
-
-    def _seconds(self, size: Size, passes: int, left: float) -> float:
-        """Return the seconds that an image needs. `left`: share of its passes that are not done."""
         if not self._averages:
             return 0.0
+        request, missing = live.job.request, live.job.image_count - len(live.images)
+        steps, size = request.steps(self._manifest), request.size(self._manifest)
+        passes = request.forwards(self._manifest) * (missing - sum(live.steps_done.values()) / steps)
         nearest = size
         if size not in self._averages:
             nearest = min(self._averages, key=lambda known: abs(known.area - size.area))
         average = self._averages[nearest]
-        return size.area / nearest.area * (average.per_pass * passes * left + average.fixed)
+        return size.area / nearest.area * (average.per_pass * passes + average.fixed * missing)

@@ -1,9 +1,12 @@
 """Free memory of the machine or the container. Knows no jobs."""
 
+import logging
 import time
 from pathlib import Path
 
 import psutil
+
+log = logging.getLogger(__name__)
 
 CGROUP = Path("/sys/fs/cgroup")  # version 2, as a container sees its own
 MAX_AGE = 1.0  # seconds between two readings: under load, one at every request took a twentieth of the server's time
@@ -19,7 +22,11 @@ class FreeMemory:
     def __call__(self) -> int:
         now = time.monotonic()
         if now >= self._due:
-            self._bytes, self._due = free_memory(self._cgroup), now + MAX_AGE
+            self._due = now + MAX_AGE
+            try:
+                self._bytes = free_memory(self._cgroup)
+            except OSError as error:  # such as no descriptor left; the last reading is the best there is
+                log.warning("Cannot read the free memory: %s", error)
         return self._bytes
 
 

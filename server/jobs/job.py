@@ -45,7 +45,8 @@ class Job:
     """A request for images and its state. Times are unix seconds."""
 
     id: str
-    requests: tuple[ImageRequest, ...]  # one per image
+    request: ImageRequest  # of the first image; see `ImageRequest.numbered`
+    image_count: int
     format: ImageFormat
     api: str  # dialect of the request, such as "openai"
     owner: str | None = None  # hash of an API key; None if the server has no keys
@@ -63,7 +64,7 @@ class Job:
     sequence: int = 0  # order of acceptance, from 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class StoredImage:
     """An encoded image of a job, with its metadata."""
 

@@ -6,23 +6,34 @@ accepted job ends once: done, failed with an error, or cancelled.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Literal
+from weakref import WeakValueDictionary
 
 from engine.images.metadata import ImageMetadata
 from engine.plan.manifest import Manifest
-from server.errors import JobNotFound, JobRefused, ServerShuttingDown, StoreUnavailable, WorkerUnavailable
+from server.errors import (
+    JobNotFound,
+    JobRefused,
+    ServerShuttingDown,
+    StoreUnavailable,
+    TooManyFollowers,
+    WorkerUnavailable,
+)
 from server.jobs.admission import Admission, Limits
+from server.jobs.follower import ImageFinished, JobPreview, Progress
 from server.jobs.job import Job, StoredImage
-from server.jobs.live_job import JobEvent, LiveJob, Progress
+from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
 from server.jobs.recovery import recover
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.archive_writer import ArchiveWriter
 from server.jobs.storage.async_store import AsyncStore
-from server.jobs.storage.store import JobStore
+from server.jobs.storage.store import HistoryPage, JobStore
 from server.jobs.tracker import JobTracker
 from server.jobs.worker_queue import WorkerQueue
 
@@ -31,6 +42,9 @@ log = logging.getLogger(__name__)
 SHUTDOWN_STORE_SECONDS = 2.0  # minimum for the store at shutdown, even after the grace period
 POLL_SECONDS = 0.02  # between two checks for unfinished jobs at shutdown
 
+MAX_FOLLOWERS = 32  # of one job
+
+JobEvent = Progress | JobPreview | StoredImage | Job  # the last one is the ended job
 ServiceStatus = Literal["ok", "starting", "draining", "failing"]
 
 
@@ -59,7 +73,10 @@ class JobService:
         self._tracker = JobTracker(self._async_store, manifest, self.metrics, self._archive)
         self.worker_queue = WorkerQueue(self._tracker, self.metrics)
         self._admission = Admission(limits, self._tracker.estimates)
-        self._admitting = 0  # admitted jobs that are not in the store yet
+        self._admitting: Counter[str] = Counter()  # admitted jobs that are not in the store yet, by client
+        self._followers: Counter[str] = Counter()  # by job
+        self._reading = asyncio.Lock()
+        self._read: WeakValueDictionary[tuple[str, int], StoredImage] = WeakValueDictionary()
         self._drain_started: float | None = None  # by the event loop's clock
 
     async def start(self) -> None:
@@ -121,11 +138,12 @@ class JobService:
             return "draining"
         return "ok" if self.is_ready else "starting"
 
-    async def submit(self, job: Job, previews: int = 0) -> Job:
+    async def submit(self, job: Job, previews: int = 0, client: str = "") -> Job:
         """Store and queue a job, or return the one that the same idempotency key has made.
 
         Args:
             previews: of each image.
+            client: name of the client; clients get equal shares of the queue and of the worker's time.
 
         Raises:
             JobRefused: the queue is full, the deadline cannot be met, or there is no worker.
@@ -137,34 +155,38 @@ class JobService:
             live = self._tracker.get(known.id)
             if live is None or live.job.error is None or not live.job.error.is_transient:
                 return known
+        submitted = LiveJob(job, previews, client)
         try:
-            self._admit(job)
+            self._admit(submitted)
         except JobRefused as refusal:
             self.metrics.job_refused(refusal.code)
             raise
-        self._admitting += 1
+        self._admitting[client] += 1
         # shielded: a job that is in the store must be queued, even if the client disconnects meanwhile
-        return await asyncio.shield(self._add(job, previews, has_failed_before=known is not None))
+        return await asyncio.shield(self._add(submitted, has_failed_before=known is not None))
 
-    def _admit(self, job: Job) -> None:
+    def _admit(self, live: LiveJob) -> None:
         if self._drain_started is not None:
             raise ServerShuttingDown("The server is shutting down; send the request again.", 1.0)
         if self.worker_queue.is_hopeless:
             raise WorkerUnavailable("No worker can be started; the server's log says why.", 30.0)
-        self._admission.check(job, list(self._tracker.unfinished), self._admitting)
+        self._admission.check(live, self._tracker.unfinished, self._admitting)
 
-    async def _add(self, job: Job, previews: int, *, has_failed_before: bool) -> Job:
+    async def _add(self, live: LiveJob, *, has_failed_before: bool) -> Job:
         """Store an admitted job. `has_failed_before`: its key is free once that failure is in the store."""
+        job = live.job
         try:
             if has_failed_before:
                 await self._async_store.flush()
             stored = await self._async_store.call(self._store.add, job)
         finally:
-            self._admitting -= 1
+            self._admitting[live.client] -= 1
+            self._admitting += Counter()  # drops those at 0
         if stored.id == job.id:
             self.metrics.job_accepted(job)
-            log.info("%s accepted", job.id, extra={"job": job.id, "api": job.api, "images": len(job.requests)})
-            self._tracker.add(LiveJob(stored, previews))
+            log.info("%s accepted", job.id, extra={"job": job.id, "api": job.api, "images": job.image_count})
+            live.job = stored
+            self._tracker.add(live)
             self.worker_queue.send_pending()
         return stored
 
@@ -173,10 +195,17 @@ class JobService:
         return live.job if live is not None else await self._async_store.call(self._store.get, job_id)
 
     async def image(self, job_id: str, index: int) -> StoredImage | None:
+        """Return an image; those who ask for the same one share it in memory."""
         live = self._tracker.get(job_id)
-        if live is None:
-            return await self._async_store.call(self._store.image, job_id, index)
-        return live.images.get(index)
+        if live is not None:
+            return live.images.get(index)
+        async with self._reading:
+            image = self._read.get((job_id, index))
+            if image is None:
+                image = await self._async_store.call(self._store.image, job_id, index)
+                if image is not None:
+                    self._read[job_id, index] = image
+            return image
 
     async def metadata(self, job_id: str) -> list[ImageMetadata]:
         """Return the metadata of a job's images, without reading the images."""
@@ -185,15 +214,16 @@ class JobService:
             return await self._async_store.call(self._store.metadata, job_id)
         return [image.metadata for image in live.finished_images()]
 
-    async def history(self, limit: int, before: int | None, owner: str | None) -> list[Job]:
-        """Return an owner's jobs, newest first; see `JobStore.history`."""
-        found = await self._async_store.call(self._store.history, limit, before, owner)
-        return [live.job if (live := self._tracker.get(job.id)) else job for job in found]
+    async def history(self, limit: int, before: int | None, owner: str | None) -> HistoryPage:
+        """Return a page of an owner's jobs, newest first; see `JobStore.history`."""
+        page = await self._async_store.call_in_thread(self._store.history, limit, before, owner)
+        return replace(page, jobs=[live.job if (live := self._tracker.get(job.id)) else job for job in page.jobs])
 
     async def delete(self, job_id: str) -> bool:
         """Delete a job that has ended, with its images. False: it has not ended, or is unknown."""
         if self._tracker.get(job_id) is not None:
             await self._async_store.flush()  # its end may not be stored yet
+        self._read.clear()
         return await self._async_store.call(self._store.delete, job_id)
 
     def cancel(self, job_id: str) -> bool:
@@ -220,19 +250,44 @@ class JobService:
             raise JobNotFound(f"there is no job {job.id}, or it was deleted")
         return ended, images
 
-    async def follow(self, job: Job) -> AsyncIterator[JobEvent]:
-        """Yield progress and images so far, then each event. The last is the ended job, unless it was deleted."""
-        live = self._tracker.get(job.id)
-        if live is None:
-            with suppress(JobNotFound):
-                ended, images = await self.wait(job)
-                for image in images:
-                    yield image
-                yield ended
-            return
-        with live.subscribe(self.progress(live.job)) as events:
+    def follow(self, job: Job) -> AsyncGenerator[JobEvent]:
+        """Yield progress and images so far, then each event. The last is the ended job, unless it was deleted.
+
+        Raises:
+            TooManyFollowers: MAX_FOLLOWERS clients follow the job already.
+        """
+        if self._followers[job.id] >= MAX_FOLLOWERS:
+            raise TooManyFollowers(f"{MAX_FOLLOWERS} clients follow this task already; try again later.")
+        return self._events(job)
+
+    async def _events(self, job: Job) -> AsyncGenerator[JobEvent]:
+        self._followers[job.id] += 1
+        try:
+            live = self._tracker.get(job.id)
+            events = self._events_of_ended(job) if live is None else self._events_of_live(live)
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+        finally:
+            self._followers[job.id] -= 1
+            self._followers += Counter()  # drops those at 0
+
+    async def _events_of_live(self, live: LiveJob) -> AsyncGenerator[JobEvent]:
+        with live.follow(self.progress(live.job)) as follower:
             while True:
-                event = await events.get()
-                yield event
-                if isinstance(event, Job):
-                    return
+                match change := await follower.get():
+                    case ImageFinished(index):
+                        if (image := await self.image(live.job.id, index)) is not None:
+                            yield image
+                    case Job():
+                        yield change
+                        return
+                    case _:
+                        yield change
+
+    async def _events_of_ended(self, job: Job) -> AsyncGenerator[JobEvent]:
+        for index in range(job.image_count):
+            if (image := await self.image(job.id, index)) is not None:
+                yield image
+        if (ended := await self.get(job.id)) is not None:
+            yield ended

@@ -7,15 +7,17 @@ once: done, failed with an error, or cancelled.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
 from engine.plan.manifest import Manifest
 from server.jobs.estimates import Estimates
+from server.jobs.follower import ImageFinished, JobPreview, Progress
 from server.jobs.job import Job, JobError, JobState, StoredImage
-from server.jobs.live_job import JobPreview, LiveJob, Progress
+from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
+from server.jobs.queue_order import QueueOrder
 from server.jobs.storage.archive_writer import ArchiveWriter
 from server.jobs.storage.async_store import AsyncStore
 
@@ -27,6 +29,7 @@ class JobTracker:
 
     Attributes:
         estimates: learned from the images that are added.
+        unfinished: jobs that have not ended, in their order.
         on_ended: called with each job that has ended.
     """
 
@@ -36,14 +39,9 @@ class JobTracker:
         self.estimates = Estimates(manifest)
         self.on_ended: Callable[[LiveJob], None] = lambda _: None
         self._store, self._manifest, self._metrics, self._archive = store, manifest, metrics, archive
+        self.unfinished = QueueOrder(self.estimates, manifest)
         self._live: dict[str, LiveJob] = {}
-        self._unfinished: dict[str, LiveJob] = {}  # a part of `_live`
         metrics.add_gauges(self._gauges)
-
-    @property
-    def unfinished(self) -> Collection[LiveJob]:
-        """Jobs that have not ended, in the order of their acceptance."""
-        return self._unfinished.values()
 
     def get(self, job_id: str) -> LiveJob | None:
         """Return a job that is still in memory."""
@@ -52,24 +50,26 @@ class JobTracker:
     def add(self, live: LiveJob) -> None:
         """Track a job that is stored, and fail it at its deadline."""
         job = live.job
-        self._live[job.id] = self._unfinished[job.id] = live
+        self._live[job.id] = live
+        self.unfinished.add(live)
         if job.deadline is not None:
             left = max(job.deadline - time.time(), 0.0)
             live.deadline_timer = asyncio.get_running_loop().call_later(left, self._expire, live)
 
     def progress(self, job: Job) -> Progress:
         """Return the place of a job in the queue, its steps and the estimated time until its end."""
-        live = self._unfinished.get(job.id)
-        if live is None:
+        live = self._live.get(job.id)
+        if live is None or live.job.state.is_final:
             return Progress(job.state, 0, 0.0, 0, 0)
-        ahead = [other for other in self.unfinished if other.job.sequence < job.sequence]
-        eta = sum(map(self.estimates.remaining, [*ahead, live]))
-        steps = sum(request.steps(self._manifest) for request in live.job.requests)
-        return Progress(live.job.state, len(ahead), eta, sum(live.steps_done.values()), steps)
+        position, eta = self.unfinished.place(live)
+        steps = live.job.request.steps(self._manifest)
+        done = steps * len(live.images) + sum(live.steps_done.values())
+        return Progress(live.job.state, position, eta, done, steps * live.job.image_count)
 
     def record_attempt(self, live: LiveJob) -> None:
         """Set a job to running, since a worker has started to generate it, and count the attempt."""
         is_first, started = live.job.started is None, live.job.started or time.time()
+        self.unfinished.start(live)
         live.job = replace(live.job, state=JobState.RUNNING, attempts=live.job.attempts + 1, started=started)
         if is_first:
             self._metrics.job_started(live.job)
@@ -82,10 +82,17 @@ class JobTracker:
             live.job = replace(live.job, state=JobState.QUEUED)
             self._store.write_later(partial(self._store.store.requeue, live.job.id))
 
-    def set_steps_done(self, live: LiveJob, index: int, done: int) -> None:
-        live.steps_done[index] = done
-        if live.followers:
-            live.notify_followers(self.progress(live.job))
+    def set_steps_done(self, steps: Iterable[tuple[LiveJob, int, int]]) -> None:
+        """Record the steps that are done, as jobs with an image's index and its steps."""
+        changed: dict[LiveJob, None] = {}
+        for live, index, done in steps:
+            if index not in live.images:
+                live.steps_done[index] = done
+                changed[live] = None
+        self.unfinished.on_progress()
+        for live in changed:
+            if live.followers:
+                live.notify_followers(self.progress(live.job))
 
     def show_preview(self, live: LiveJob, preview: JobPreview) -> None:
         """Send a preview to the followers, unless the image is finished. Previews are not stored."""
@@ -97,8 +104,10 @@ class JobTracker:
         metadata = image.metadata
         self.estimates.learn(metadata.size, metadata.forwards, metadata.seconds)
         live.images[image.index] = image
+        live.steps_done.pop(image.index, None)
+        self.unfinished.on_progress()
         self._metrics.image_finished(metadata)
-        live.notify_followers(image)
+        live.notify_followers(ImageFinished(image.index))
         self._store.write_later(partial(self._store.store.add_image, live.job.id, image))
         if self._archive is not None:
             self._archive.put(live.job, image)
@@ -125,7 +134,7 @@ class JobTracker:
         if live.job.state.is_final:
             return False
         live.job = job = replace(live.job, state=state, error=error, finished=time.time())
-        del self._unfinished[job.id]
+        self.unfinished.remove(live)
         if live.deadline_timer is not None:
             live.deadline_timer.cancel()
         self._metrics.job_ended(job)

@@ -6,8 +6,9 @@ Knows messages; neither processes nor clients.
 from collections.abc import Iterable
 from typing import Protocol
 
-from server.jobs.job import Job, StoredImage
-from server.jobs.live_job import JobPreview, LiveJob
+from server.jobs.follower import JobPreview
+from server.jobs.job import StoredImage
+from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
 from server.jobs.tracker import JobTracker
 from server.worker import messages
@@ -38,10 +39,6 @@ class WorkerLink(Protocol):
 
     def send(self, message: ToWorker) -> None: ...
 
-    def expect_messages(self, is_busy: bool) -> None:
-        """Set if the worker has work, so that a long silence means that it hangs."""
-        ...
-
 
 class WorkerQueue:
     """Sends unfinished jobs to one worker: all at once, or one suspect at a time after a worker has died.
@@ -57,6 +54,7 @@ class WorkerQueue:
         self.link: WorkerLink | None = None
         self._tracker, self._metrics = tracker, metrics
         self._suspects: list[LiveJob] = []  # unfinished
+        self._tokenizing: str | None = None  # job whose prompts the worker tokenizes now
         self._device_memory: messages.DeviceMemory | None = None
         tracker.on_ended = self._on_job_ended
         metrics.add_gauges(self._gauges)
@@ -90,22 +88,21 @@ class WorkerQueue:
         for live in self._suspects[:1] or self._tracker.unfinished:
             if not live.is_sent:
                 live.is_sent = True
-                for index in live.missing():
-                    request, image_format = live.job.requests[index], live.job.format
-                    self.link.send(messages.Generate(_key(live.job, index), request, image_format, live.previews))
-        self.link.expect_messages(bool(self._tracker.unfinished))
+                job, missing = live.job, tuple(live.missing())
+                self.link.send(messages.Generate(job.id, job.request, job.format, missing, live.previews, live.client))
 
     def on_message(self, message: FromWorker) -> None:
         match message:
+            case messages.Tokenizing(job):
+                self._tokenizing = job
             case messages.Started(key):
                 if (found := self._find(key)) and not found[0].is_started:
                     found[0].is_started = True
                     self._tracker.record_attempt(found[0])
             case messages.Heartbeat():
                 self._metrics.heartbeat(message)
-                for key, done in message.steps_done.items():
-                    if found := self._find(key):
-                        self._tracker.set_steps_done(*found, done)
+                found_steps = ((self._find(key), done) for key, done in message.steps_done.items())
+                self._tracker.set_steps_done([(*found, done) for found, done in found_steps if found])
             case messages.PreviewReady(key, done, data):
                 if found := self._find(key):
                     self._tracker.show_preview(found[0], JobPreview(found[1], done, data))
@@ -127,6 +124,11 @@ class WorkerQueue:
     def on_worker_lost(self, reason: str) -> None:
         """Requeue all jobs of the worker. Fail those without attempts left, or all if no worker starts."""
         unfinished = list(self._tracker.unfinished)
+        for live in unfinished:
+            if live.job.id == self._tokenizing and not live.is_started:  # its prompts may have ended the worker
+                live.is_started = True
+                self._tracker.record_attempt(live)
+        self._tokenizing = None
         started = [live for live in unfinished if live.is_started]
         self._suspects = list(dict.fromkeys([*started, *self._suspects]))
         for live in unfinished:
@@ -142,8 +144,7 @@ class WorkerQueue:
         if live in self._suspects:
             self._suspects.remove(live)
         if self.link is not None and live.is_sent:
-            for index in live.missing():
-                self.link.send(messages.Cancel(_key(live.job, index)))
+            self.link.send(messages.Cancel(live.job.id, tuple(live.missing())))
         self.send_pending()
 
     def _find(self, key: str) -> tuple[LiveJob, int] | None:
@@ -161,8 +162,3 @@ class WorkerQueue:
             gauges["zimage_device_memory_used_bytes"] = memory.used
             gauges["zimage_device_memory_total_bytes"] = memory.total
         return gauges
-
-
-def _key(job: Job, index: int) -> str:
-    """Return the name of an image in messages."""
-    return f"{job.id}:{index}"

@@ -12,7 +12,7 @@ from nicegui import ui
 from engine.images.metadata import ImageMetadata
 from engine.request import ImageRequest
 from engine.size import Size
-from server.api.submit import image_path
+from server.api.schemas import image_path
 from server.jobs.job import Job, JobState
 from server.jobs.service import JobService
 
@@ -44,9 +44,9 @@ class Gallery:
     async def refresh(self) -> None:
         """Show the current jobs."""
         async with self._refreshing:
-            found = await self._jobs.history(self._limit + 1, None, self._owner)
-            self._more.visible = len(found) > self._limit
-            shown = [job for job in found[: self._limit] if self._is_shown(job)]
+            page = await self._jobs.history(self._limit, None, self._owner)
+            self._more.visible = page.has_more
+            shown = [job for job in page.jobs if self._is_shown(job)]
             for job_id in self._tiles.keys() - {job.id for job in shown}:
                 self._tiles.pop(job_id).element.delete()
             for index, job in enumerate(shown):
@@ -101,7 +101,8 @@ class _Tile:
         self.is_final = job.state.is_final
         with ui.element("div").classes("z-job") as self.element:
             if job.state is JobState.DONE:
-                for index, request in enumerate(job.requests):
+                for index in range(job.image_count):
+                    request = job.request.numbered(index)
                     tile = ui.element("button").classes("z-card z-tile").props("type=button")
                     tile.on("click", partial(open_, job, index))
                     with tile:
@@ -111,7 +112,7 @@ class _Tile:
                             ui.label(summary(jobs, request)).classes("z-quiet")
                 return
             with ui.element("div").classes("z-card z-tile"), ui.element("div").classes("z-note"):
-                ui.label(job.requests[0].prompt).classes("z-two")
+                ui.label(job.request.prompt).classes("z-two")
                 if job.error is not None:
                     ui.label(job.error.message).classes("z-error")
                     ui.button("Remove", on_click=partial(delete, job)).props("flat dense no-caps")
@@ -150,7 +151,7 @@ def progress_of(jobs: JobService, job: Job) -> tuple[float, str]:
 
 def show_image(job: Job, index: int, metadata: ImageMetadata, reuse: Reuse, delete: Delete) -> None:
     """Show an image with its parameters and buttons, in the current element."""
-    request, source = job.requests[index], image_path(job, index)
+    request, source = job.request.numbered(index), image_path(job, index)
 
     async def delete_when_confirmed() -> None:
         if is_confirmed := deletes.text == CONFIRM:

@@ -27,7 +27,6 @@ HEADERS = {  # the toolkit needs eval for its scripts; the policy keeps them fro
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval';"
     " style-src 'self' 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'self'",
     "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
 }
 CROWDED = ApiError(
     503, "Too many pages are being opened; try again in 60 s.", code="page_crowded", headers={"retry-after": "60"}

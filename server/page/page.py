@@ -18,10 +18,11 @@ from engine.errors import InvalidRequest
 from engine.request import ImageRequest
 from server.api import errors
 from server.api.access import Authenticator
+from server.api.client import client_of
 from server.api.submit import Submission, enqueue
 from server.errors import JobRefused, StoreUnavailable
+from server.jobs.follower import JobPreview, Progress
 from server.jobs.job import Job, JobState
-from server.jobs.live_job import JobPreview, Progress
 from server.jobs.service import JobService
 from server.page.form import Form
 from server.page.gallery import Gallery, image, progress_of, show_image, summary
@@ -164,10 +165,10 @@ class PageSession:
 
     async def _submit(self) -> Job:
         body = self._form.request()
-        images = body.images()
         self._authenticator.count(self._request, self._owner)
-        submission = Submission("page", body, images, is_awaited=False, previews=body.previews)
-        return await enqueue(self._jobs, self._owner, submission)
+        submission = Submission("page", body, body.image(), body.num_images, is_awaited=False, previews=body.previews)
+        client = client_of(self._request, self._owner)
+        return await enqueue(self._jobs, self._owner, submission, client=client)
 
     async def _follow(self, card: "_JobCard") -> None:
         async for event in self._jobs.follow(card.job):
@@ -230,7 +231,7 @@ class _JobCard:
 
     def __init__(self, jobs: JobService, job: Job) -> None:
         self._jobs, self.job, self.has_ended = jobs, job, False
-        request = job.requests[0]
+        request = job.request
         with ui.element("div").classes("z-card z-generating") as self.element:
             with ui.element("div").classes("z-frame"):
                 self._image = image(EMPTY_IMAGE, request.prompt, request.size(jobs.manifest))

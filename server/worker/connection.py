@@ -7,24 +7,28 @@ import queue
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from server.worker import messages
 from server.worker.messages import FromWorker, ToWorker, decode_to_worker, encode_frame
 
 FLUSH_TIMEOUT = 5.0  # seconds, for a server that does not read
+MAX_UNSENT = 32  # messages; images have megabytes, and a stopped server must not fill the worker's memory
 
 
 class ServerConnection:
-    """Messages to and from the server. A slow reader there does not hold up `send`.
+    """Messages to and from the server. `send` waits only while MAX_UNSENT messages are not sent.
 
     Args:
+        on_message: called in the reading thread with each message.
         on_close: called in the reading thread when the server has closed its end.
     """
 
-    def __init__(self, sock: socket.socket, on_close: Callable[[], object]) -> None:
-        self._sock, self._on_close = sock, on_close
-        self._inbox: queue.SimpleQueue[ToWorker] = queue.SimpleQueue()
-        self._outbox: queue.SimpleQueue[FromWorker | threading.Event | None] = queue.SimpleQueue()
+    def __init__(
+        self, sock: socket.socket, on_message: Callable[[ToWorker], None], on_close: Callable[[], object]
+    ) -> None:
+        self._sock, self._on_message, self._on_close = sock, on_message, on_close
+        self._outbox: queue.Queue[FromWorker | threading.Event | None] = queue.Queue(MAX_UNSENT)
         self._writer = threading.Thread(target=self._write, name="writer")
 
     def start(self) -> None:
@@ -45,27 +49,12 @@ class ServerConnection:
         self._outbox.put(flushed)
         flushed.wait(FLUSH_TIMEOUT)
 
-    @property
-    def has_messages(self) -> bool:
-        return not self._inbox.empty()
-
-    def receive(self) -> list[ToWorker]:
-        """Wait for a message; return it with all that came after it."""
-        received = [self._inbox.get()]
-        while self.has_messages:
-            received.append(self._inbox.get())
-        return received
-
-    def put(self, message: ToWorker) -> None:
-        """Add a message as if the server had sent it."""
-        self._inbox.put(message)
-
     def _read(self) -> None:
         try:
             with self._sock.makefile("rb") as stream:
                 while header := stream.read(messages.LENGTH.size):
                     (length,) = messages.LENGTH.unpack(header)
-                    self.put(decode_to_worker(stream.read(length)))
+                    self._on_message(decode_to_worker(stream.read(length)))
         finally:  # also in the middle of a frame
             self._on_close()
 
@@ -74,7 +63,5 @@ class ServerConnection:
             if isinstance(message, threading.Event):
                 message.set()
                 continue
-            try:
+            with suppress(OSError):  # the reader sees it too
                 self._sock.sendall(encode_frame(message))
-            except OSError:
-                return  # the reader sees it too

@@ -18,7 +18,7 @@ from engine.request import ImageFormat
 from engine.sampling import preview
 from engine.scheduler.pending_image import PendingImage
 from server.worker import messages
-from server.worker.messages import FromWorker, Generate
+from server.worker.messages import FromWorker
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +41,10 @@ class ImageFinisher:
         """Send a preview after `done` steps. `estimate`: latents [16, h, w]."""
         self._submit(key, partial(self._preview, key, done, estimate, image_format))
 
-    def finish(self, generate: Generate, pending: PendingImage) -> None:
+    def finish(self, key: str, pending: PendingImage, image_format: ImageFormat) -> None:
         """Send an image, or the reason for its failure."""
-        self._submit(generate.key, partial(self._finish, generate, pending))
-        self.forget(generate.key)
+        self._submit(key, partial(self._finish, key, pending, image_format))
+        self.forget(key)
 
     def forget(self, key: str) -> None:
         """Drop the record of the last task of an image that gets no more tasks."""
@@ -73,13 +73,13 @@ class ImageFinisher:
         except Exception:  # the image itself may still be right
             log.exception("a preview of %s could not be made", key)
 
-    def _finish(self, generate: Generate, pending: PendingImage) -> None:
-        key, request = generate.key, generate.request
+    def _finish(self, key: str, pending: PendingImage, image_format: ImageFormat) -> None:
+        request = pending.request
         try:
             image = pending.finish()
             started = time.perf_counter()
             metadata = image.metadata(self._manifest, request)
-            data = encode(image.pixels, generate.format, file_metadata(request, metadata))
+            data = encode(image.pixels, image_format, file_metadata(request, metadata))
         except DeviceError as error:  # the next step fails too; report it now in case there is none
             self._send(messages.Fatal(str(error)))
         except ZImageError as error:

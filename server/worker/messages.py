@@ -1,6 +1,6 @@
 """Messages between server and worker: msgpack over a socket pair, each after its length.
 
-`key` names one image of a job.
+`job` is the id of a job; `key` names one image of it.
 """
 
 import struct
@@ -14,18 +14,27 @@ LENGTH = struct.Struct(">I")
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
-    """To the worker: generate an image and show `previews` of it before."""
+    """To the worker: generate images of a job and show `previews` of each before.
 
-    key: str
+    Attributes:
+        request: of the first image of the job; see `ImageRequest.numbered`.
+        indices: of the images to generate.
+        client: name of the client, which gets an equal share of the worker's time.
+    """
+
+    job: str
     request: ImageRequest
     format: ImageFormat
+    indices: tuple[int, ...] = (0,)
     previews: int = 0
+    client: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """To the worker: stop generating an image."""
+    """To the worker: stop generating images of a job."""
 
-    key: str
+    job: str
+    indices: tuple[int, ...] = (0,)
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
@@ -48,6 +57,23 @@ class StartFailed(msgspec.Struct, frozen=True, tag=True):
     """From the worker: the start failed. The worker's last message."""
 
     message: str
+
+
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """From the worker, twice a second: the process lives.
+
+    Attributes:
+        busy: seconds since a thread began the piece of work that it is doing, such as a step. Time in which the process
+            was stopped does not count.
+    """
+
+    busy: float
+
+
+class Tokenizing(msgspec.Struct, frozen=True, tag=True):
+    """From the worker: it is about to tokenize a job's prompts; None: it has finished that."""
+
+    job: str | None
 
 
 class Started(msgspec.Struct, frozen=True, tag=True):
@@ -120,12 +146,28 @@ class LoraSwitched(msgspec.Struct, frozen=True, tag=True):
 
 ToWorker = Generate | Cancel | Stop
 FromWorker = (
-    Ready | StartFailed | Started | PreviewReady | Finished | Failed | Fatal | Heartbeat | DeviceMemory | LoraSwitched
+    Ready
+    | StartFailed
+    | Alive
+    | Tokenizing
+    | Started
+    | PreviewReady
+    | Finished
+    | Failed
+    | Fatal
+    | Heartbeat
+    | DeviceMemory
+    | LoraSwitched
 )
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+
+
+def image_key(job: str, index: int) -> str:
+    """Return the key of an image."""
+    return f"{job}:{index}"
 
 
 def encode_frame(message: ToWorker | FromWorker) -> bytes:

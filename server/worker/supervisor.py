@@ -4,9 +4,10 @@ Knows processes, sockets and timeouts; not jobs.
 """
 
 import asyncio
+import errno
+import itertools
 import logging
 import socket
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Protocol
 from server.errors import WorkerStartFailed
 from server.worker import messages
 from server.worker.messages import (
+    Alive,
     Fatal,
     FromWorker,
     Ready,
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 MAX_BACKOFF = 30.0  # seconds between two starts of a worker that keeps dying
 MAX_DOUBLINGS = 32
+SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)  # of the server, not of the worker
 EXIT_SECONDS = 0.5  # from the end of the connection to the worker's own exit
 
 
@@ -38,7 +41,7 @@ class WorkerTimeouts:
 
     Attributes:
         load: for reading, checking and loading plans; weights of 20 GB from a slow disk take minutes.
-        silence: between two messages while it has something to generate; longer than the longest step.
+        silence: between two messages, and for one step or change of a LoRA; longer than the longest of these.
         stop: for its exit after Stop.
         backoff: before the next start; doubled at each start that fails, up to MAX_BACKOFF.
     """
@@ -89,9 +92,8 @@ class Supervisor:
         self._command, self._listener, self._timeouts = list(command), listener, timeouts or WorkerTimeouts()
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._last_message = 0.0  # by the monotonic clock
+        self._messages = 0  # from the present worker
         self._timeout_reason = ""  # set when a worker is ended for its silence
-        self._is_busy = False
         self._is_stopping = False
         self._task: asyncio.Task[None] | None = None
 
@@ -127,12 +129,6 @@ class Supervisor:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(encode_frame(message))
 
-    def expect_messages(self, is_busy: bool) -> None:
-        """Set if the worker has work, so that a long silence means that it hangs."""
-        if is_busy and not self._is_busy:
-            self._last_message = time.monotonic()
-        self._is_busy = is_busy
-
     async def _keep_running(self, ready: "asyncio.Future[None]") -> None:
         """Start workers until `stop`. The first start's failure goes to `ready`, and is the last."""
         while not self._is_stopping:
@@ -155,13 +151,11 @@ class Supervisor:
 
     async def _run(self, ready: "asyncio.Future[None]") -> str:
         """Run one worker and return the reason for its end. Raises WorkerStartFailed if it was never ready."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await self._launch(theirs)
+        ours, self._process = await self._launch_when_possible()
         self.starts += 1
         self.launched.set()
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
-        self._last_message, self._timeout_reason = time.monotonic(), ""
+        self._timeout_reason = ""
         watching = asyncio.create_task(self._watch(self._writer))
         try:
             reason = await self._read_messages(reader, ready)
@@ -189,8 +183,11 @@ class Supervisor:
         while True:
             (length,) = messages.LENGTH.unpack(await reader.readexactly(messages.LENGTH.size))
             message = decode_from_worker(await reader.readexactly(length))
-            self._last_message = time.monotonic()
+            self._messages += 1
             match message:
+                case Alive(busy) if busy > self._timeouts.silence:
+                    self._timeout_reason = f"it was busy with one step for {busy:.0f} s"
+                    return self._timeout_reason
                 case StartFailed(text):
                     raise WorkerStartFailed(text)
                 case Fatal(text):
@@ -206,21 +203,51 @@ class Supervisor:
                         ready.set_result(None)
             self._listener.on_message(message)
 
+    async def _launch_when_possible(self) -> tuple[socket.socket, asyncio.subprocess.Process]:
+        """Launch a process and return our end of its socket pair; wait while the server has no descriptor or memory.
+
+        This is no failure of the worker: `failed_starts`, from which jobs fail, does not count it.
+        """
+        for attempt in itertools.count():
+            try:
+                ours, theirs = socket.socketpair()
+                with theirs:
+                    try:
+                        return ours, await self._launch(theirs)
+                    except BaseException:
+                        ours.close()
+                        raise
+            except OSError as error:
+                if error.errno not in SHORTAGES:
+                    raise
+                seconds = self._timeouts.pause(attempt)
+                log.error(
+                    "cannot start a worker: %s; trying again in %.1f s. Raise the limits of open files and processes "
+                    "(ulimit -n, ulimit -u), or free memory",
+                    error,
+                    seconds,
+                )
+                await asyncio.sleep(seconds)
+        raise AssertionError
+
     async def _launch(self, theirs: socket.socket) -> asyncio.subprocess.Process:
         """Start a process that inherits its end of the socket pair."""
         command = [*self._command, str(theirs.fileno())]
         return await asyncio.create_subprocess_exec(*command, pass_fds=[theirs.fileno()])
 
     async def _watch(self, writer: asyncio.StreamWriter) -> None:
-        """Abort the connection of a worker that loads, or says nothing while it has work, for too long."""
-        while True:
-            allowed = self._timeouts.silence if self.is_ready else self._timeouts.load
-            left = allowed - (time.monotonic() - self._last_message)
-            if left <= 0 and (self._is_busy or not self.is_ready):
-                self._timeout_reason = f"it sent nothing for {allowed:.0f} s"
-                writer.transport.abort()
-                return
-            await asyncio.sleep(min(max(left, 0.05), 1.0))
+        """Abort the connection of a worker that loads or is silent for too long.
+
+        Only time in which this server was awake counts: after the machine slept, a healthy worker has time to report.
+        """
+        silent, seen = 0.0, self._messages
+        while silent < (allowed := self._timeouts.silence if self.is_ready else self._timeouts.load):
+            pause = min(allowed / 4, 1.0)
+            await asyncio.sleep(pause)
+            silent = silent + pause if self._messages == seen else 0.0
+            seen = self._messages
+        self._timeout_reason = f"it sent nothing for {allowed:.0f} s"
+        writer.transport.abort()
 
     async def _wait_for_exit(self, process: asyncio.subprocess.Process) -> int | None:
         """Return its exit status; None if even SIGKILL does not end it, as with a driver that hangs."""

@@ -1,28 +1,34 @@
 """The worker: steps an `EngineLoop` and carries messages between it and the server.
 
-Knows messages and threads; neither jobs nor HTTP. One thread steps, one reads, one writes and some finish images, so
-that neither pixels nor a slow server hold up a step.
+Knows messages and threads; not HTTP. One thread steps, one reads, one writes, one tokenizes, one sends life signs and
+some finish images, so that neither prompts nor pixels hold up a step.
 """
 
 import os
+import queue
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from engine.errors import DeviceError, InvalidRequest, PlanCorrupt
 from engine.plan.manifest import Manifest
-from engine.request import ImageRequest
+from engine.request import ImageFormat, ImageRequest
+from engine.sampling.tokenizer import TokenizedPrompts
 from engine.scheduler.events import Denoised, Event, Failed, Passed, Started, Stepped, Switched
 from engine.scheduler.prompt_cache import PromptCache
 from server.worker import messages
 from server.worker.connection import ServerConnection
 from server.worker.finisher import ImageFinisher, failure
-from server.worker.messages import Cancel, Generate, Stop
+from server.worker.life_signs import LifeSigns
+from server.worker.messages import Cancel, Generate, Stop, ToWorker, image_key
+from server.worker.prompt_queue import PromptQueue, TokenizedJob
 
 # Seconds. A message for each pass of 10 ms slowed the next pass by 0.7 ms, where engine and server share two cores.
 HEARTBEAT_EVERY = 0.05
 MEMORY_EVERY = 10.0  # seconds
+SUBMIT_SECONDS = 0.002  # for new images between two steps; one takes about 50 us
 
 
 class Loop(Protocol):
@@ -35,7 +41,17 @@ class Loop(Protocol):
 
     def device_memory(self) -> tuple[int, int] | None: ...
 
-    def submit(self, key: str, request: ImageRequest, previews: int = 0) -> None: ...
+    def tokenize(self, request: ImageRequest) -> TokenizedPrompts: ...
+
+    def submit(
+        self,
+        key: str,
+        request: ImageRequest,
+        previews: int = 0,
+        *,
+        prompts: TokenizedPrompts | None = None,
+        client: str = "",
+    ) -> None: ...
 
     def cancel(self, key: str) -> bool: ...
 
@@ -54,9 +70,14 @@ class Worker:
         self, loop: Loop, manifest: Manifest, sock: socket.socket, abandon: Callable[[], object] = lambda: os._exit(0)
     ) -> None:
         self._loop = loop
-        self._connection = ServerConnection(sock, abandon)
+        self._inbox: queue.SimpleQueue[TokenizedJob | Cancel | Stop] = queue.SimpleQueue()
+        self._connection = ServerConnection(sock, self._receive, abandon)
         self._finisher = ImageFinisher(manifest, self._connection.send)
-        self._generating: dict[str, Generate] = {}  # by key
+        self._life_signs = LifeSigns(self._connection.send)
+        self._stepping = self._life_signs.activity()
+        self._prompts = PromptQueue(loop.tokenize, self._connection, self._inbox.put, self._life_signs.activity())
+        self._tokenized: dict[str, TokenizedJob] = {}  # by job; not submitted to the loop yet
+        self._generating: dict[str, ImageFormat] = {}  # by key
         self._passes: list[tuple[int, float]] = []  # since the last heartbeat
         self._steps_done: dict[str, int] = {}  # by key, since the last heartbeat
         self._heartbeat_due = 0.0
@@ -75,44 +96,67 @@ class Worker:
         """
         self._connection.send(messages.Ready(seconds, unusable_loras))
         self._connection.start()
+        self._prompts.start()
+        self._life_signs.start()
         try:
             while self._handle_messages():
-                self._handle_events(self._loop.step())
+                with self._stepping:
+                    self._handle_events(self._loop.step())
                 self._send_device_memory()
         except (DeviceError, PlanCorrupt) as error:
             self._connection.send(messages.Fatal(str(error)))
             raise
         finally:
+            self._life_signs.close()
+            self._prompts.close()
             self._finisher.close()
             self._connection.close()
 
     def stop(self) -> None:
         """Return from `run` before the next step. For any thread."""
-        self._connection.put(Stop())
+        self._inbox.put(Stop())
+
+    def _receive(self, message: ToWorker) -> None:
+        """Pass a message of the server on, in the reading thread."""
+        match message:
+            case Generate():
+                self._prompts.put(message)
+            case Cancel(job) if self._prompts.cancel(job):
+                pass
+            case Cancel() | Stop():
+                self._inbox.put(message)
 
     def _handle_messages(self) -> bool:
         """Handle what has come since the last step; wait if there is nothing to generate. False: Stop has come."""
-        while self._loop.is_idle or self._connection.has_messages:
-            received = self._connection.receive()
-            cancelled = {message.key for message in received if isinstance(message, Cancel)}
-            for message in received:
-                match message:
-                    case Generate(key) as generate if key not in cancelled:  # tokenizing a long prompt takes long
-                        self._submit(generate)
-                    case Cancel(key):
-                        self._loop.cancel(key)
-                        self._forget(key)
-                    case Stop():
-                        return False
+        while not self._inbox.empty() or (self._loop.is_idle and not self._tokenized):
+            match self._inbox.get():
+                case TokenizedJob() as tokenized:
+                    self._tokenized[tokenized.generate.job] = tokenized
+                case Cancel(job, indices):
+                    self._tokenized.pop(job, None)
+                    for index in indices:
+                        self._loop.cancel(image_key(job, index))
+                        self._forget(image_key(job, index))
+                case Stop():
+                    return False
+        until = time.perf_counter() + SUBMIT_SECONDS
+        while self._tokenized and (self._loop.is_idle or time.perf_counter() < until):
+            self._submit(self._tokenized.pop(next(iter(self._tokenized))))
         return True
 
-    def _submit(self, generate: Generate) -> None:
-        try:
-            self._loop.submit(generate.key, generate.request, generate.previews)
-        except InvalidRequest as error:
-            self._connection.send(messages.Failed(generate.key, "invalid_value", str(error)))
-        else:
-            self._generating[generate.key] = generate
+    def _submit(self, tokenized: TokenizedJob) -> None:
+        generate, prompts = tokenized.generate, tokenized.outcome
+        if isinstance(prompts, InvalidRequest):
+            key = image_key(generate.job, generate.indices[0])
+            self._connection.send(messages.Failed(key, "invalid_value", str(prompts)))
+            return
+        if isinstance(prompts, Exception):
+            raise prompts
+        for index in generate.indices:
+            key, request = image_key(generate.job, index), generate.request.numbered(index)
+            self._loop.submit(key, request, generate.previews, prompts=prompts, client=generate.client)
+            self._generating[key] = generate.format
+            prompts = replace(prompts, seconds=0.0)  # spent once, for all images of the job
 
     def _forget(self, key: str) -> None:
         self._generating.pop(key, None)
@@ -130,10 +174,10 @@ class Worker:
                 case Stepped(key, done, _, estimate):
                     self._steps_done[key] = done
                     if estimate is not None:
-                        self._finisher.show_preview(key, done, estimate, self._generating[key].format)
+                        self._finisher.show_preview(key, done, estimate, self._generating[key])
                 case Denoised(key, pending):
                     has_ended = True
-                    self._finisher.finish(self._generating.pop(key), pending)
+                    self._finisher.finish(key, pending, self._generating.pop(key))
                 case Failed(key, error):
                     self._forget(key)
                     self._connection.send(failure(key, error))

@@ -16,9 +16,16 @@ MB = 1 << 20
 
 
 def job(images: int = 1, **fields: object) -> Job:
-    usual = {"format": ImageFormat(), "api": "images", "durable": True, "fingerprint": "f", "created": 1.5}
-    requests = tuple(ImageRequest("a red circle", seed=seed) for seed in range(images))
-    return Job(**{"id": new_id(), "requests": requests} | usual | fields)
+    usual = {
+        "request": ImageRequest("a red circle"),
+        "image_count": images,
+        "format": ImageFormat(),
+        "api": "images",
+        "durable": True,
+        "fingerprint": "f",
+        "created": 1.5,
+    }
+    return Job(**{"id": new_id()} | usual | fields)
 
 
 def image(index: int = 0, data: bytes = b"data") -> StoredImage:
@@ -28,7 +35,7 @@ def image(index: int = 0, data: bytes = b"data") -> StoredImage:
 def pages(store: JobStore, limit: int, owner: str | None = None) -> list[Job]:
     """Read the whole history, page by page."""
     found: list[Job] = []
-    while page := store.history(limit, found[-1].sequence if found else None, owner):
+    while page := store.history(limit, found[-1].sequence if found else None, owner).jobs:
         assert len(page) <= limit and page[0] not in found
         found += page
     return found
@@ -36,7 +43,7 @@ def pages(store: JobStore, limit: int, owner: str | None = None) -> list[Job]:
 
 def stored_size(job: Job) -> int:
     """Return the bytes that an ended job counts for in the store, without its images."""
-    return len(msgspec.json.encode(job.requests)) + ROW_BYTES
+    return len(msgspec.json.encode(job.request)) + ROW_BYTES
 
 
 class Clock:

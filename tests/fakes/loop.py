@@ -17,7 +17,7 @@ from engine.errors import LoraMismatch, NonFiniteOutput
 from engine.images.generated import GeneratedImage
 from engine.plan.manifest import PreviewProjection, Profile, PromptFormat, Range
 from engine.request import ImageRequest
-from engine.sampling.tokenizer import TokenizedPrompt
+from engine.sampling.tokenizer import TokenizedPrompt, TokenizedPrompts
 from engine.scheduler.events import Denoised, Event, Failed, Passed, Started, Stepped, Switched
 from engine.scheduler.prompt_cache import PromptCache
 from engine.size import Size
@@ -31,6 +31,8 @@ BROKEN_PROMPT = "crash"
 LOST_PROMPT = "the GPU falls off the bus"
 HANG_PROMPT = "hang"
 KILL_PROMPT = "kill -9"
+HANG_TOKENIZER_PROMPT = "hang in the tokenizer"  # these two only in a process
+KILL_TOKENIZER_PROMPT = "kill -9 from the tokenizer"
 LORAS = ("outlines", "damaged")
 SWITCH = 0.25  # seconds that a change of LoRAs seems to take
 SECRET = "a detail of the inside"
@@ -45,6 +47,7 @@ MANIFEST = replace(
 
 
 class Finished(NamedTuple):
+    request: ImageRequest
     image: GeneratedImage
 
     def finish(self) -> GeneratedImage:
@@ -78,8 +81,15 @@ class FakeLoop:
     def device_memory(self) -> tuple[int, int]:
         return 3 << 30, 8 << 30
 
-    def submit(self, key: str, request: ImageRequest, previews: int = 0) -> None:
+    def tokenize(self, request: ImageRequest) -> TokenizedPrompts:
         request.check(MANIFEST, LORAS)
+        if request.prompt == HANG_TOKENIZER_PROMPT:
+            time.sleep(3600)
+        if request.prompt == KILL_TOKENIZER_PROMPT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return TokenizedPrompts((), 0.0)
+
+    def submit(self, key: str, request: ImageRequest, previews: int = 0, **_: object) -> None:
         self._queue[key] = request, previews
         self._done[key] = 0
         self._announced.discard(key)
@@ -118,7 +128,7 @@ class FakeLoop:
             if request.prompt == NAN_PROMPT:
                 events[-1] = Failed(key, NonFiniteOutput("the latents hold NaN or Inf"))
             else:
-                events.append(Denoised(key, Finished(self._image(request, size, steps))))
+                events.append(Denoised(key, Finished(request, self._image(request, size, steps))))
         return events
 
     def _misbehave(self, prompt: str, done: int) -> None:

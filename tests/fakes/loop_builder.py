@@ -201,9 +201,16 @@ def submit(loop: EngineLoop, *names: str, **change: object) -> None:
 
 
 def sample(
-    key: str, side: int, steps: int = 8, *, lora: str | None = None, submitted_at: float = 0.0, branches: int = 1
+    key: str,
+    side: int,
+    steps: int = 8,
+    *,
+    lora: str | None = None,
+    client: str = "",
+    submitted_at: float = 0.0,
+    branches: int = 1,
 ) -> Sample:
     """Return a square sample with prompts of one token."""
     prompts = tuple(GuidanceBranch(TokenizedPrompt((1,), "", "")) for _ in range(branches))
     request = ImageRequest("a", side, side, lora=lora)
-    return Sample(key, request, Size(side, side), sigmas(steps, 3.0), prompts, submitted_at=submitted_at)
+    return Sample(key, request, Size(side, side), sigmas(steps, 3.0), prompts, client=client, submitted_at=submitted_at)

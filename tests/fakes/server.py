@@ -19,6 +19,8 @@ from PIL import Image
 
 from server.api.access import AccessPolicy
 from server.app import create_app
+from server.http.connections import Connections
+from server.http.host_names import HostNames
 from server.http.server import config
 from server.http.sockets import bind_socket
 from server.http.timeouts import TimeoutServer
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     import openai
     from openai.types import ImagesResponse
 
+HOSTS = ("a", "generate.example", "images.test")  # names in requests of the tests
 IMAGES = "/v1/images/generations"
 SHORT_TIMEOUTS = WorkerTimeouts(load=20, silence=1.0, stop=2, backoff=0.01)
 
@@ -84,7 +87,13 @@ class ThreadSupervisor(Supervisor):
 
 @contextmanager
 def serving(
-    loop: FakeLoop, limits: Limits | None = None, database: Path | None = None, policy: AccessPolicy | None = None
+    loop: FakeLoop,
+    limits: Limits | None = None,
+    database: Path | None = None,
+    policy: AccessPolicy | None = None,
+    hosts: HostNames = HostNames(public=HOSTS),  # noqa: B008
+    trusted_proxies: tuple[str, ...] = (),
+    connections: Connections | None = None,
 ) -> Iterator[str]:
     """Run a server in a thread, and yield its base URL."""
     loop.store = JobStore(database, busy_timeout=0.5)
@@ -100,7 +109,8 @@ def serving(
             await jobs.stop(grace=5)
             await supervisor.stop()
 
-    server = TimeoutServer(config(create_app(jobs, policy or AccessPolicy()), grace=5))
+    app = create_app(jobs, policy or AccessPolicy(), hosts=hosts, trusted_proxies=trusted_proxies)
+    server = TimeoutServer(config(app, grace=5, connections=connections))
     with bind_socket("127.0.0.1", 0) as sock:
         sock.listen()  # clients wait for the worker to be ready
         thread = threading.Thread(target=lambda: asyncio.run(run(sock)))
@@ -149,6 +159,7 @@ def main(
     rate: str = "",
     queue: str = "",
     reconnect: str = "",
+    trusted_proxies: str = "",
 ) -> None:
     if reconnect:
         import server.page.page
@@ -159,6 +170,8 @@ def main(
         Path(database) if database else None,
         keys=tuple(keys.split()),
         rate=rate or None,
+        hosts=HOSTS,
+        trusted_proxies=tuple(trusted_proxies.split()),
         limits=Limits(queue=int(queue or 256)),
         timeouts=SHORT_TIMEOUTS,
     )

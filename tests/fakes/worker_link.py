@@ -26,17 +26,13 @@ class FakeLink:
         self.is_ready, self.failed_starts, self.last_failure, self.starts = True, 0, None, 1
         self.sent: list[ToWorker] = []
         self.pid = None
-        self.is_busy = False
 
     def send(self, message: ToWorker) -> None:
         self.sent.append(message)
 
-    def expect_messages(self, is_busy: bool) -> None:
-        self.is_busy = is_busy
-
     def take_generated(self) -> list[str]:
         """Return the job of each image that was sent since the last call."""
-        found = [message.key.partition(":")[0] for message in self.sent if isinstance(message, Generate)]
+        found = [message.job for message in self.sent if isinstance(message, Generate) for _ in message.indices]
         self.sent.clear()
         return found
 
@@ -44,7 +40,8 @@ class FakeLink:
 def job(name: str, *, key: str | None = None, deadline: float | None = None, n: int = 1) -> Job:
     return Job(
         id=name,
-        requests=tuple(ImageRequest("a cat", 64, 64, seed) for seed in range(n)),
+        request=ImageRequest("a cat", 64, 64),
+        image_count=n,
         format=ImageFormat(),
         api="test",
         durable=True,

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fakes.faults import STEP, ask, colour, server, wait_for, workers
-from fakes.loop import HANG_PROMPT, KILL_PROMPT, NAN_PROMPT, FakeLoop
+from fakes.loop import HANG_PROMPT, HANG_TOKENIZER_PROMPT, KILL_PROMPT, KILL_TOKENIZER_PROMPT, NAN_PROMPT, FakeLoop
 from fakes.processes import PYTHONPATH, ROOT
 from fakes.server import IMAGES, serving
 
@@ -74,7 +74,7 @@ def test_worker_killed_at_any_moment_loses_no_image() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prompt", [KILL_PROMPT, HANG_PROMPT])
+@pytest.mark.parametrize("prompt", [KILL_PROMPT, HANG_PROMPT, KILL_TOKENIZER_PROMPT, HANG_TOKENIZER_PROMPT])
 def test_job_that_kills_its_worker_fails_alone(prompt: str) -> None:
     with server() as (url, child), ThreadPoolExecutor() as pool:
         poison = pool.submit(ask, url, prompt)
@@ -95,6 +95,23 @@ def test_stopped_worker_is_replaced() -> None:
         os.kill(worker, signal.SIGSTOP)
         assert colour(answer.result()) == [1, 8, 5]
         assert workers(child) != [worker]
+
+
+@pytest.mark.slow
+def test_worker_survives_a_pause_of_the_machine() -> None:
+    """A suspended laptop stops server and worker alike, for longer than a worker may be silent."""
+    with server() as (url, child), ThreadPoolExecutor() as pool:
+        before = workers(child)
+        for _ in range(2):
+            answer = pool.submit(ask, url, "a cat")
+            time.sleep(0.1)
+            for pid in (child.pid, *before):
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(3.0)
+            for pid in (*before, child.pid):
+                os.kill(pid, signal.SIGCONT)
+            assert colour(answer.result()) == [1, 8, 5]
+        assert workers(child) == before
 
 
 def test_nan_fails_its_image_and_no_other() -> None:

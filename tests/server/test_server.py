@@ -34,7 +34,7 @@ def test_health_and_ready_are_200_with_a_report(http: httpx.Client) -> None:
 def test_unknown_route_or_method_is_404_or_405(
     http: httpx.Client, method: str, path: str, status: int, code: str
 ) -> None:
-    response = http.request(method, path, headers={"host": "["})
+    response = http.request(method, path)
     assert response.status_code == status
     assert error_of(response)["code"] == code
     assert ("allow" in response.headers) == (status == 405)
@@ -49,6 +49,11 @@ def test_newline_in_a_path_does_not_start_a_log_line(http: httpx.Client, caplog:
         http.get("/x%0aERROR: forged")
     assert any("forged" in record.getMessage() for record in caplog.records)
     assert not any("\n" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/metrics", "/v1/images/none", "/nothing"])
+def test_every_response_forbids_guessing_its_type(http: httpx.Client, path: str) -> None:
+    assert http.get(path).headers.get_list("x-content-type-options") == ["nosniff"]
 
 
 def test_response_keeps_a_safe_request_id_and_replaces_others(http: httpx.Client) -> None:

@@ -14,7 +14,8 @@ import httpx
 import pytest
 from fakes.processes import FAKE_SERVER, process, ready_url
 
-from server.cli import main
+from server import settings
+from server.cli import _warnings, main
 from server.http.sockets import ACCEPT_FAILED, bind_socket, throttle_accept_errors
 from server.serving import _lock
 
@@ -117,6 +118,23 @@ def test_empty_host_is_refused(host: str, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         main(["--engines", "nowhere", "--host", host])
     assert "must not be empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("address", "keys", "is_warned"),
+    [("127.0.0.1", "", False), ("::1", "", False), ("0.0.0.0", "", True), ("::", "", True), ("0.0.0.0", "key", False)],
+)
+def test_bind_beyond_loopback_without_keys_is_a_warning(address: str, keys: str, is_warned: bool) -> None:
+    given = settings.read(["--engines", "plans", *(["--keys", keys] if keys else [])])
+    assert ("there are no API keys; set --keys" in " ".join(_warnings(given, address))) is is_warned
+
+
+def test_variable_of_uvicorn_that_is_not_read_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    given = settings.read(["--engines", "plans"])
+    assert any(
+        "FORWARDED_ALLOW_IPS is not read; use --trusted-proxies" in warning for warning in _warnings(given, "::1")
+    )
 
 
 def test_database_locked_by_one_path_is_in_use_by_another(tmp_path: Path) -> None:

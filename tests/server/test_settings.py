@@ -70,6 +70,12 @@ def test_days_and_mebibytes_become_seconds_and_bytes() -> None:
         (["--port", "70000"], "--port: "),
         (["--host", " "], "--host: must not be empty"),
         (["--rate", "often"], "--rate: must be a number per second, minute, hour or day"),
+        (["--keys", ""], "--keys: is empty"),
+        (["--hosts", " "], "--hosts: is empty"),
+        (["--hosts", "https://images.example.com/"], "--hosts: must be host names such as images.example.com"),
+        (["--trusted-proxies", ""], "--trusted-proxies: is empty"),
+        (["--trusted-proxies", "*"], "--trusted-proxies: must be addresses or networks such as 127.0.0.1"),
+        (["--trusted-proxies", "10.0.0.1/8"], "10.0.0.1/8 has host bits set"),
         (["--keys", "schlüssel"], "--keys: an API key must consist of 1 to 255 visible ASCII"),
         (["--warm-up", "64xbig"], "--warm-up: size must be WIDTHxHEIGHT"),
         (["--offload", "--warm-up", "64"], "--offload unloads what --warm-up prepares"),
@@ -81,6 +87,37 @@ def test_invalid_setting_is_reported_by_its_flag(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert message in error_message(capsys, *ENGINES, *arguments)
+
+
+@pytest.mark.parametrize("name", settings.PROTECTING)
+@pytest.mark.parametrize("value", ["", " "])
+@pytest.mark.parametrize("source", ["environment", "small letters", "file"])
+def test_empty_value_of_a_protecting_setting_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    value: str,
+    source: str,
+) -> None:
+    variable = settings.PREFIX + name.upper()
+    (file := tmp_path / "settings.env").write_text(f'{variable}="{value}"\n' if source == "file" else "")
+    if source != "file":
+        monkeypatch.setenv(variable.lower() if source == "small letters" else variable, value)
+    message = error_message(capsys, *ENGINES, "--settings", str(file))
+    flag = f"--{name.replace('_', '-')}"
+    assert f"{flag}: " in message
+    if name != "rate" or not value:
+        assert "is empty" in message and "unset it to do without on purpose" in message
+
+
+def test_empty_variable_does_not_matter_where_another_source_has_a_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file := tmp_path / "settings.env").write_text("ZIMAGE_KEYS=from-file\n")
+    monkeypatch.setenv("ZIMAGE_KEYS", "")
+    assert settings.read([*ENGINES, "--settings", str(file)]).keys == ("from-file",)
+    assert settings.read([*ENGINES, "--keys", "flag"]).keys == ("flag",)
 
 
 def test_unknown_names_are_errors_in_a_file_and_listed_from_the_environment(

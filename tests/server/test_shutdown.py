@@ -36,7 +36,7 @@ def test_jobs_of_a_killed_server_are_finished_by_the_next(tmp_path: Path, delay:
         child.terminate()
         assert child.wait(20) == 0
     store = JobStore(tmp_path / "jobs.db")
-    jobs = store.history(10, None, None)
+    jobs = store.history(10, None, None).jobs
     assert sorted(job.idempotency_key or "" for job in jobs) == keys  # none lost, none twice
     assert all(job.state == "done" and job.attempts <= 2 for job in jobs)
     store.close()

@@ -37,7 +37,7 @@ def test_locked_database_refuses_new_jobs_and_finishes_accepted_ones(
         other.close()
         assert colour(ask(url, "a dog")) == [1, 8, 5]
     store = JobStore(database)
-    assert [job.state for job in store.history(10, None, None)] == ["done", "done"]
+    assert [job.state for job in store.history(10, None, None).jobs] == ["done", "done"]
     store.close()
 
 

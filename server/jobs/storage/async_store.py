@@ -64,7 +64,7 @@ class AsyncStore:
         """Return the result of a method of the store; raise what it raises."""
         if self.store.database.is_in_memory and not self._calls_in_thread:  # faster than a trip to the thread
             return method(*args)
-        return await self._call_in_thread(method, *args)
+        return await self.call_in_thread(method, *args)
 
     def write_later(self, write: Callable[[], object], then: Callable[[], object] = lambda: None) -> None:
         """Write in the background, after earlier writes, and again and again until the disk takes it."""
@@ -83,7 +83,8 @@ class AsyncStore:
         except TimeoutError as error:
             raise StoreUnavailable(f"earlier writes were not done in {FLUSH_TIMEOUT:.0f} s; try again later") from error
 
-    async def _call_in_thread(self, method: Callable[..., T], *args: object) -> T:
+    async def call_in_thread(self, method: Callable[..., T], *args: object) -> T:
+        """Return the result of a method that may take long, without holding up the event loop."""
         call = asyncio.get_running_loop().run_in_executor(self._thread, method, *args)
         self._calls_in_thread += 1
         call.add_done_callback(self._on_call_done)
@@ -118,7 +119,7 @@ class AsyncStore:
         """Delete expired jobs, every PRUNE_EVERY seconds and when much is new."""
         while True:
             try:
-                while await self._call_in_thread(self.store.prune, self._retention):
+                while await self.call_in_thread(self.store.prune, self._retention):
                     pass  # few jobs at a time, so that other calls come in between
             except StoreUnavailable as error:
                 log.error("%s; expired jobs are kept for now", error)

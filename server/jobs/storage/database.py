@@ -10,12 +10,13 @@ from pathlib import Path
 
 from server.errors import StoreUnavailable
 
-VERSION = 2  # of the schema
+VERSION = 3  # of the schema
 SCHEMA = (
     """CREATE TABLE jobs (
         sequence INTEGER PRIMARY KEY AUTOINCREMENT,
         id TEXT NOT NULL UNIQUE,
-        requests TEXT NOT NULL,
+        request TEXT NOT NULL,
+        image_count INTEGER NOT NULL,
         format TEXT NOT NULL,
         api TEXT NOT NULL,
         owner TEXT,

@@ -10,7 +10,7 @@ from server.jobs.job import Job, StoredImage
 from server.jobs.storage.database import SQLiteValue
 
 COLUMNS = tuple(field.name for field in fields(Job) if field.name != "sequence")
-JSON_COLUMNS = ("requests", "format", "error")
+JSON_COLUMNS = ("request", "format", "error")
 
 
 def row_of_job(job: Job) -> dict[str, SQLiteValue]:

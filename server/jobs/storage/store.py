@@ -20,10 +20,25 @@ from server.jobs.storage.rows import COLUMNS, image_of_row, job_of_row, row_of_j
 SERVER_RESTARTED = JobError(
     "server_restarted", "The server was restarted before the images were generated; send the request again."
 )
+PAGE_BYTES = 1 << 20  # of the requests of one page of the history
 PRUNE_BATCH = 20  # jobs that one `prune` deletes at most
 VACUUM_PAGES = 4096  # of 4 KiB, that one `prune` gives back at most
-ROW_BYTES = 1 << 10  # estimate of a job's row without its requests
-SIZE = f"(length(CAST(requests AS BLOB)) + {ROW_BYTES})"  # bytes of an ended job without its images
+ROW_BYTES = 1 << 10  # estimate of a job's row without its request
+SIZE = f"(length(CAST(request AS BLOB)) + {ROW_BYTES})"  # bytes of an ended job without its images
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """Jobs of one owner, newest first.
+
+    Attributes:
+        metadata: of the images so far, by job.
+        has_more: True if there are older jobs.
+    """
+
+    jobs: list[Job]
+    metadata: dict[str, list[ImageMetadata]]
+    has_more: bool
 
 
 class JobStore:
@@ -59,7 +74,7 @@ class JobStore:
         Raises:
             IdempotencyKeyReused: the key is known with another fingerprint.
         """
-        assert job.state is JobState.QUEUED and job.requests and job.owner != ""
+        assert job.state is JobState.QUEUED and job.image_count > 0 and job.owner != ""
         with self.database.transaction() as connection:
             known = self.find_by_key(job)
             if known is None:
@@ -87,16 +102,22 @@ class JobStore:
         """Return queued and running jobs in the order of their acceptance."""
         return self._jobs("WHERE finished IS NULL ORDER BY sequence")
 
-    def history(self, limit: int, before: int | None = None, owner: str | None = None) -> list[Job]:
-        """Return an owner's jobs in any state, newest first.
+    def history(self, limit: int, before: int | None = None, owner: str | None = None) -> HistoryPage:
+        """Return an owner's jobs in any state, newest first, with the metadata of their images.
 
         Args:
-            limit: number of jobs at most.
+            limit: number of jobs at most; fewer, but one at least, if their requests have more than PAGE_BYTES.
             before: `sequence` of the last job of the previous page; None for the first page.
             owner: None for the jobs without an owner.
         """
         end = MAX_SEQUENCE if before is None else before
-        return self._jobs("WHERE owner IS ? AND sequence < ? ORDER BY sequence DESC LIMIT ?", owner, end, limit)
+        older = "FROM jobs WHERE owner IS ? AND sequence < ?"
+        newest = f"SELECT sequence, {SIZE} AS size {older} ORDER BY sequence DESC LIMIT ?"
+        up_to = f"SELECT sequence, sum(size) OVER (ORDER BY sequence DESC) - size AS newer FROM ({newest})"
+        which = f"WHERE sequence IN (SELECT sequence FROM ({up_to}) WHERE newer < {PAGE_BYTES}) ORDER BY sequence DESC"
+        jobs = self._jobs(which, owner, end, limit)
+        has_more = bool(jobs) and bool(self.database.rows(f"SELECT 1 {older} LIMIT 1", owner, jobs[-1].sequence))
+        return HistoryPage(jobs, {job.id: self.metadata(job.id) for job in jobs}, has_more)
 
     def start(self, id: str) -> bool:
         """Set a queued job to running and count an attempt. False: it is not queued, so do not generate it."""
@@ -205,7 +226,7 @@ class JobStore:
 
     def _image_count(self, id: str) -> int | None:
         """Return the number of images that an unfinished job asks for; None for other jobs."""
-        rows = self.database.rows("SELECT json_array_length(requests) FROM jobs WHERE id = ? AND finished IS NULL", id)
+        rows = self.database.rows("SELECT image_count FROM jobs WHERE id = ? AND finished IS NULL", id)
         return rows[0][0] if rows else None
 
     def _end(self, id: str, state: JobState, error: JobError | None = None) -> bool:

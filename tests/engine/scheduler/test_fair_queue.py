@@ -1,11 +1,13 @@
-"""Sizes share the device's time equally."""
+"""Clients share the device's time equally, and so do the sizes of one client."""
 
 from collections import Counter
 
 import pytest
 from fakes.loop_builder import sample
 
+from engine.fair_order import FairOrder
 from engine.scheduler.fair_queue import FairQueue
+from engine.scheduler.sample import Sample
 
 
 def test_sizes_share_time_equally() -> None:
@@ -56,3 +58,79 @@ def test_size_that_returns_keeps_the_charge_of_its_last_pass() -> None:
     assert next(iter(queue)).samples != [large]
     queue.charge((64, 64), 2.0)
     assert next(iter(queue)).samples == [large]
+
+
+def run_next(queue: FairQueue) -> Sample | None:
+    """Run one pass of the sample that is next, for one second; return the sample if it is finished."""
+    first = next(iter(queue)).samples[0]
+    queue.begin(first)
+    branch = first.branches[0]
+    branch.enqueued = branch.completed = branch.completed + 1
+    queue.charge(first.size, 1.0)
+    if first.done < first.steps:
+        return None
+    queue.remove(first)
+    return first
+
+
+def run(queue: FairQueue, images: int) -> list[Sample]:
+    """Return the next finished samples."""
+    finished: list[Sample] = []
+    while len(finished) < images:
+        if found := run_next(queue):
+            finished.append(found)
+    return finished
+
+
+@pytest.mark.parametrize("sides", [(64,), (64, 128, 256, 512)], ids=["one size", "four sizes"])
+def test_nine_clients_with_one_image_do_not_wait_for_a_client_with_two_hundred(sides: tuple[int, ...]) -> None:
+    queue = FairQueue()
+    for number in range(200):
+        queue.add(sample(f"flood {number}", sides[number % len(sides)], client="flood"))
+    run(queue, 3)
+    for number in range(9):
+        queue.add(sample(f"single {number}", 64, client=f"client {number}"))
+    finished = [image.client for image in run(queue, 9 + 2 + len(sides))]
+    assert finished.count("flood") <= 2 + len(sides)
+
+
+def test_clients_with_equal_queues_alternate_between_whole_images() -> None:
+    queue = FairQueue()
+    for client in "aab":
+        queue.add(sample(client, 64, client=client))
+    queue.add(sample("b", 64, client="b"))
+    assert [image.client for image in run(queue, 4)] == ["a", "b", "a", "b"]
+
+
+@pytest.mark.parametrize("sizes", [1, 5])
+def test_client_gets_half_the_time_beside_a_client_with_more_images_and_sizes(sizes: int) -> None:
+    queue, spent = FairQueue(), Counter[str]()
+    for number in range(100):
+        queue.add(sample(f"many {number}", 64 * (1 + number % sizes), client="many"))
+    queue.add(sample("single", 64, client="single"))
+    for _ in range(400):
+        spent[next(iter(queue)).samples[0].client] += 1
+        if (finished := run_next(queue)) and finished.client == "single":
+            queue.add(sample("single", 64, client="single"))
+    assert abs(spent["single"] - 200) <= 20, spent
+
+
+def test_cancelled_images_do_not_delay_the_next_one_of_their_client() -> None:
+    queue = FairQueue()
+    waiting = [sample(f"cancelled {number}", 64, client="a") for number in range(50)]
+    for image in waiting:
+        queue.add(image)
+    for number in range(20):
+        queue.add(sample(f"b {number}", 64, client="b"))
+    for image in waiting:
+        queue.remove(image)
+    queue.add(sample("wanted", 64, client="a"))
+    assert "wanted" in [image.key for image in run(queue, 2)]
+
+
+def test_fair_order_forgets_clients_whose_work_is_over() -> None:
+    order = FairOrder()
+    for number in range(1000):
+        order.start(order.add(f"client {number}", 8.0))
+    order.start(order.add("last", 8.0) + 16.0)
+    assert not order._next

@@ -24,6 +24,7 @@ pytestmark = needs_nginx
 
 BODY = {"prompt": "a cat", "seed": 3, "num_inference_steps": 2}
 TASKS = 200
+PROXIES = ("127.0.0.1",)
 LONG = "a" * 30_000  # a prompt; TASKS of them are more than the system keeps for a connection
 SHORT_TIMEOUTS = {"client_header_timeout 20s;": "client_header_timeout 1s;", "send_timeout 60s;": "send_timeout 3s;"}
 
@@ -35,7 +36,7 @@ def fake() -> FakeLoop:
 
 @pytest.fixture(scope="module")
 def direct(fake: FakeLoop) -> Iterator[str]:
-    with serving(fake) as url:
+    with serving(fake, trusted_proxies=PROXIES) as url:
         yield url
 
 
@@ -83,18 +84,22 @@ def test_image_urls_have_the_host_that_the_client_asked_and_nginx_s_scheme(url: 
     body, headers = BODY | {"response_format": "url"}, {"host": "images.test", "x-forwarded-proto": "https"}
     through, past = (httpx.post(base + IMAGES, json=body, headers=headers).json()["data"] for base in (url, direct))
     assert through[0]["url"].startswith("http://images.test/v1/images/")  # nginx replaces the client's header
-    assert past[0]["url"].startswith("https://images.test/v1/images/")  # the server trusts 127.0.0.1
+    assert past[0]["url"].startswith("https://images.test/v1/images/")  # the client is a trusted proxy
 
 
 def test_rate_counts_by_the_address_that_nginx_sees(tmp_path: Path) -> None:
-    with serving(FakeLoop(), policy=AccessPolicy(rate="1/hour")) as direct, behind_nginx(direct, tmp_path) as url:
+    policy = AccessPolicy(rate="1/hour")
+    with (
+        serving(FakeLoop(), policy=policy, trusted_proxies=PROXIES) as direct,
+        behind_nginx(direct, tmp_path) as url,
+    ):
         claims = ({"x-forwarded-for": f"192.0.2.{number}"} for number in range(2))
         assert [httpx.post(url + IMAGES, json=BODY, headers=claim).status_code for claim in claims] == [200, 429]
 
 
 def test_page_under_a_prefix_names_its_parts_with_the_prefix(tmp_path: Path) -> None:
     with (
-        process(*FAKE_SERVER, "0.0", "1") as child,
+        process(*FAKE_SERVER, "0.0", "1", "", "", "", "", "", *PROXIES) as child,
         behind_nginx(ready_url(child), tmp_path, prefix="/generate") as url,
     ):
         page = httpx.get(f"{url}/")

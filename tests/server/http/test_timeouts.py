@@ -2,12 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 import httpx
 import pytest
-import uvicorn
+from fakes.http_server import FakeServer, fake_server
 from fakes.loop import FakeLoop
 from fakes.raw_client import HANDSHAKE, connected, read_to_end
 from fakes.server import serving
@@ -16,67 +15,15 @@ from starlette.types import Receive, Scope, Send
 from server.http import timeouts
 from server.http.server import config
 from server.http.sockets import bind_socket
-from server.http.timeouts import HEAD_SECONDS, WRITE_SECONDS, ConnectionTimeouts, TimeoutServer
+from server.http.timeouts import HEAD_SECONDS, WRITE_SECONDS, TimeoutServer
 
 ANSWER = 32 << 20  # bytes; more than the system keeps for a connection
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-class FakeServer:
-    """uvicorn on a free port, whose timeouts run on the test's clock."""
-
-    def __init__(self) -> None:
-        self.server = uvicorn.Server(config(large_answer, grace=0))
-        self.timeouts = ConnectionTimeouts()
-
-    async def connect(self, limit: int = 1 << 16) -> Streams:
-        host, port = self.server.servers[0].sockets[0].getsockname()[:2]
-        streams = await asyncio.open_connection(host, port, limit=limit)
-        await self.until(lambda: len(self.server.server_state.connections) > 0)
-        return streams
-
-    def check(self, now: float) -> None:
-        self.timeouts.abort_stalled(set(self.server.server_state.connections), now)
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(30):
-            while not condition():
-                await asyncio.sleep(0.01)
-
-    async def settle(self) -> None:
-        """Wait until the system takes no more of an answer."""
-        before = -1
-        while before != self.unsent:
-            before = self.unsent
-            await asyncio.sleep(0.2)
-
-    @property
-    def unsent(self) -> int:
-        """Bytes that the system has not taken."""
-        return sum(each.transport.get_write_buffer_size() for each in self.server.server_state.connections)
 
 
 async def large_answer(scope: Scope, _: Receive, send: Send) -> None:
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % ANSWER)]})
         await send({"type": "http.response.body", "body": bytes(ANSWER)})
-
-
-@asynccontextmanager
-async def fake_server() -> AsyncIterator[FakeServer]:
-    found = FakeServer()
-    found.server.config.load()
-    found.server.lifespan = found.server.config.lifespan_class(found.server.config)
-    found.server.config.port = 0
-    await found.server.startup()
-    try:
-        yield found
-    finally:
-        found.server.force_exit = True
-        for each in list(found.server.server_state.connections):
-            each.transport.abort()
-        await found.server.shutdown()
-        await found.server.lifespan.shutdown()
 
 
 async def is_closed(reader: asyncio.StreamReader) -> bool:
@@ -96,7 +43,7 @@ async def is_open(server: FakeServer) -> bool:
 @pytest.mark.parametrize("head", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: a\r\n"])
 def test_incomplete_head_is_closed_after_its_timeout(head: bytes) -> None:
     async def run() -> None:
-        async with fake_server() as server:
+        async with fake_server(large_answer) as server:
             reader, writer = await server.connect()
             writer.write(head)
             server.check(100.0)
@@ -112,7 +59,7 @@ def test_incomplete_head_is_closed_after_its_timeout(head: bytes) -> None:
 
 def test_request_body_sent_after_the_answer_is_closed_after_the_head_timeout() -> None:
     async def run() -> None:
-        async with fake_server() as server:
+        async with fake_server(large_answer) as server:
             reader, writer = await server.connect()
             writer.write(b"GET / HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n")
             await reader.readexactly(ANSWER)
@@ -129,7 +76,7 @@ def test_request_body_sent_after_the_answer_is_closed_after_the_head_timeout() -
 
 def test_each_request_of_a_kept_connection_has_the_whole_head_timeout() -> None:
     async def run() -> None:
-        async with fake_server() as server:
+        async with fake_server(large_answer) as server:
             reader, writer = await server.connect()
             for number in range(3):
                 server.check(100.0 + number * (HEAD_SECONDS - 1))
@@ -145,7 +92,7 @@ def test_each_request_of_a_kept_connection_has_the_whole_head_timeout() -> None:
 @pytest.mark.timing
 def test_unread_answer_is_dropped_after_the_write_timeout_and_a_slow_reader_is_not() -> None:
     async def run() -> None:
-        async with fake_server() as server:
+        async with fake_server(large_answer) as server:
             reader, writer = await server.connect(limit=1024)
             writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
             await server.until(lambda: server.unsent > 0)
@@ -171,7 +118,7 @@ def test_unread_answer_is_dropped_after_the_write_timeout_and_a_slow_reader_is_n
 
 def test_websocket_handshake_with_a_body_is_closed_after_the_head_timeout() -> None:
     async def run() -> None:
-        async with fake_server() as server:
+        async with fake_server(large_answer) as server:
             reader, writer = await server.connect()
             writer.write(HANDSHAKE.replace(b"GET", b"POST")[:-2] % b"/" + b"content-length: 2\r\n\r\n{}")
             await asyncio.sleep(0.1)

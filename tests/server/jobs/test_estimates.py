@@ -18,5 +18,5 @@ def test_known_size_is_not_estimated_from_another_of_equal_area() -> None:
     estimates.learn(WIDE, 8, StageTimes(passes=8.0))
     estimates.learn(TALL, 8, StageTimes(passes=24.0))
     for size, seconds in ((WIDE, 8.0), (TALL, 24.0)):
-        wanted = LiveJob(job(requests=(ImageRequest("a cat", *size, num_inference_steps=8),)))
+        wanted = LiveJob(job(request=ImageRequest("a cat", *size, num_inference_steps=8)))
         assert estimates.remaining(wanted) == pytest.approx(seconds)

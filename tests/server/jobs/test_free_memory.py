@@ -1,5 +1,6 @@
 """Free memory with and without a container, and refusals when it is low."""
 
+import errno
 from pathlib import Path
 
 import httpx
@@ -7,6 +8,7 @@ import pytest
 from fakes.loop import FakeLoop
 from fakes.server import IMAGES, serving
 
+from server.jobs import free_memory as module
 from server.jobs.admission import Limits
 from server.jobs.free_memory import MAX_AGE, FreeMemory, free_memory
 
@@ -37,6 +39,18 @@ def test_reading_is_reused_for_max_age(tmp_path: Path) -> None:
     assert read() == 30 * MIB
     read._due -= MAX_AGE
     assert read() == 20 * MIB
+
+
+def test_last_reading_is_used_while_no_file_can_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = FreeMemory(cgroup(tmp_path, str(50 * MIB)))
+    assert read() == 30 * MIB
+
+    def fail(_: Path) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(module, "free_memory", fail)
+    read._due -= MAX_AGE
+    assert read() == 30 * MIB
 
 
 def test_low_memory_refuses_jobs_and_leaves_the_server_ready() -> None:

@@ -32,7 +32,7 @@ SOCKET = "/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with process(*FAKE_SERVER, "0.1", "1", "", "", "", "", str(RECONNECT)) as child:
+    with process(*FAKE_SERVER, "0.1", "1", "", "", "", "", str(RECONNECT), "127.0.0.1") as child:
         yield ready_url(child)
 
 
@@ -81,6 +81,7 @@ def test_endpoints_are_the_same_with_the_page(url: str) -> None:
         page = http.get("/")
         assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
         assert "default-src 'self'" in page.headers["content-security-policy"]
+        assert page.headers.get_list("x-content-type-options") == ["nosniff"]
         for path in ("/nothing", "/favicon.ico", "/_nicegui", "/v1"):
             assert http.get(path).json()["error"]["code"] == "not_found"
         assert http.get("/health").json()["status"] == "ok"
@@ -324,7 +325,7 @@ def test_page_requires_a_key_and_counts_its_requests(browser: Browser) -> None:
         browser.click(".z-generate", "Generate")
         browser.find(".z-tile", "mine")
         browser.click(".z-generate", "Generate")
-        browser.find(".z-error", "More than 3 requests in 3600 s")
+        browser.find(".z-error", "The rate of 3/hour is exceeded")
         body, mine = {"prompt": "a cat"}, {"x-api-key": FIRST}
         assert httpx.post(f"{url}/v1/generate", json=body, headers=mine).status_code == 429
         assert [task["status"] for task in tasks(url, **mine)] == ["done", "cancelled"]

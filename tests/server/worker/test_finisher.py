@@ -11,7 +11,7 @@ from engine.request import ImageFormat, ImageRequest
 from engine.scheduler.events import Denoised, Stepped
 from server.worker import finisher
 from server.worker.finisher import ImageFinisher
-from server.worker.messages import Finished, FromWorker, Generate, PreviewReady
+from server.worker.messages import Finished, FromWorker, PreviewReady
 
 
 def test_slow_preview_is_sent_before_its_image(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +37,6 @@ def test_slow_preview_is_sent_before_its_image(monkeypatch: pytest.MonkeyPatch) 
                 case Stepped(key, done, _, estimate) if estimate is not None:
                     images.show_preview(key, done, estimate, ImageFormat())
                 case Denoised(key, pending):
-                    images.finish(Generate(key, ImageRequest("a cat", 64, 64), ImageFormat()), pending)
+                    images.finish(key, pending, ImageFormat())
     assert [type(sent.get(timeout=20)) for _ in range(2)] == [PreviewReady, Finished]
     images.close()

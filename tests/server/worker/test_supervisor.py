@@ -1,7 +1,13 @@
 """Restarts of workers, and the reasons for their ends."""
 
 import asyncio
+import errno
+import os
+import socket
 import sys
+from pathlib import Path
+
+import pytest
 
 from server.worker.messages import FromWorker
 from server.worker.supervisor import MAX_BACKOFF, Supervisor, WorkerTimeouts
@@ -42,5 +48,50 @@ def test_worker_that_exits_by_itself_reports_its_status() -> None:
         await supervisor.start()
         assert await asyncio.wait_for(listener.lost.get(), 20) == "it ended with status 7"
         await supervisor.stop()
+
+    asyncio.run(story())
+
+
+class ShortSupervisor(Supervisor):
+    """Cannot launch its worker for some times, for want of something."""
+
+    def __init__(self, code: int, times: int, listener: FakeListener) -> None:
+        super().__init__([sys.executable, "-c", EXITING], listener, WorkerTimeouts(backoff=0.001))
+        self._error, self._left = OSError(code, os.strerror(code)), times
+
+    async def _launch(self, theirs: socket.socket) -> asyncio.subprocess.Process:
+        if self._left:
+            self._left -= 1
+            raise self._error
+        return await super()._launch(theirs)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.EAGAIN])
+def test_shortage_of_the_server_is_not_a_failed_start_of_the_worker(
+    code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        listener = FakeListener()
+        supervisor = ShortSupervisor(code, 8, listener)
+        await asyncio.wait_for(supervisor.start(), 30)
+        assert (supervisor.starts, supervisor.failed_starts, listener.lost.empty()) == (1, 0, True)
+        supervisor._left = 8
+        assert await asyncio.wait_for(listener.lost.get(), 20) == "it ended with status 7"
+        await asyncio.wait_for(listener.lost.get(), 20)  # a second worker has run
+        assert supervisor.failed_starts == 0
+        await supervisor.stop()
+
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
+    asyncio.run(story())
+    assert len(list(descriptors.iterdir())) <= before
+    lines = [record.getMessage() for record in caplog.records if "cannot start a worker" in record.getMessage()]
+    assert len(lines) == 16 and all("ulimit -n" in line and os.strerror(code) in line for line in lines)
+
+
+def test_missing_program_is_a_failed_start() -> None:
+    async def story() -> None:
+        with pytest.raises(FileNotFoundError):
+            await Supervisor(["/no/such/program"], FakeListener()).start()
 
     asyncio.run(story())

@@ -1,25 +1,158 @@
 """The worker, in this process."""
 
+import queue
 import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from fakes.loop import MANIFEST, FakeLoop
 
 from engine.request import ImageFormat, ImageRequest
-from server.worker.messages import Cancel, Generate
+from engine.sampling.tokenizer import TokenizedPrompts
+from server.worker.messages import (
+    LENGTH,
+    Alive,
+    Cancel,
+    Finished,
+    FromWorker,
+    Generate,
+    Started,
+    Stop,
+    Tokenizing,
+    ToWorker,
+    decode_from_worker,
+    encode_frame,
+)
 from server.worker.worker import Worker
 
+CAT = ImageRequest("a cat", 64, 64, num_inference_steps=2)
 
-def test_job_cancelled_before_it_is_read_is_not_submitted() -> None:
-    class Watched(FakeLoop):
-        def submit(self, key: str, request: ImageRequest, previews: int = 0) -> None:
-            submitted.append(key)
-            super().submit(key, request, previews)
 
-    submitted: list[str] = []
+class Server:
+    """The server's end of a worker's socket."""
+
+    def __init__(self, sock: socket.socket, worker: Worker) -> None:
+        self.worker = worker
+        self._sock, self._stream = sock, sock.makefile("rb")
+
+    def send(self, *sent: ToWorker) -> None:
+        self._sock.sendall(b"".join(map(encode_frame, sent)))
+
+    def receive(self, *kinds: type[FromWorker]) -> FromWorker:
+        """Return the next message of these kinds."""
+        while True:
+            (length,) = LENGTH.unpack(self._stream.read(LENGTH.size))
+            message = decode_from_worker(self._stream.read(length))
+            if isinstance(message, kinds):
+                return message
+
+
+@contextmanager
+def working(loop: FakeLoop) -> Iterator[Server]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        worker = Worker(Watched(), MANIFEST, theirs)
-        for message in (*(Generate(key, ImageRequest("a cat"), ImageFormat()) for key in "ab"), Cancel("a")):
-            worker._connection.put(message)
-        assert worker._handle_messages()
-    assert submitted == ["b"]
+        is_read = threading.Event()
+        worker = Worker(loop, MANIFEST, theirs, abandon=is_read.set)
+        thread = threading.Thread(target=worker.run, args=[0.0])
+        thread.start()
+        server = Server(ours, worker)
+        yield server
+        server.send(Stop())
+        thread.join(20)
+        assert not thread.is_alive()
+        ours.shutdown(socket.SHUT_WR)
+        assert is_read.wait(20)
+
+
+class SlowTokenizer(FakeLoop):
+    """A loop whose tokenizer waits for the test at each prompt."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.tokenized: queue.Queue[str] = queue.Queue()
+        self.permits = threading.Semaphore(0)
+        self.submitted: list[str] = []
+
+    def tokenize(self, request: ImageRequest) -> TokenizedPrompts:
+        self.tokenized.put(request.prompt)
+        self.permits.acquire()
+        return super().tokenize(request)
+
+    def submit(self, key: str, request: ImageRequest, previews: int = 0, **options: object) -> None:
+        self.submitted.append(key)
+        super().submit(key, request, previews, **options)
+
+
+def prompt(text: str, client: str = "") -> Generate:
+    return Generate(text, ImageRequest(text, 64, 64, num_inference_steps=2), ImageFormat(), client=client)
+
+
+def test_job_cancelled_before_its_prompt_is_tokenized_is_not_submitted() -> None:
+    loop = SlowTokenizer()
+    with working(loop) as server:
+        server.send(prompt("first"))
+        assert loop.tokenized.get(timeout=20) == "first"
+        server.send(prompt("a"), prompt("b"), Cancel("a"), Cancel("first"), prompt("c"))
+        while "c" not in server.worker._prompts._waiting:  # until all messages are read
+            time.sleep(0.001)
+        loop.permits.release(9)
+        assert server.receive(Finished).key == "b:0"
+    assert loop.submitted == ["b:0", "c:0"]
+    assert list(loop.tokenized.queue) == ["b", "c"]
+
+
+def test_images_are_generated_while_a_prompt_is_tokenized() -> None:
+    loop = SlowTokenizer()
+    with working(loop) as server:
+        loop.permits.release()
+        server.send(Generate("quick", CAT, ImageFormat(), indices=(0, 1, 2)), prompt("slow"))
+        assert [server.receive(Finished).key for _ in range(3)] == ["quick:0", "quick:1", "quick:2"]
+        assert "slow:0" not in loop.submitted
+        loop.permits.release()
+        assert server.receive(Finished).key == "slow:0"
+
+
+def test_prompts_of_one_job_are_tokenized_once() -> None:
+    loop = SlowTokenizer()
+    loop.permits.release(9)
+    with working(loop) as server:
+        server.send(Generate("a", CAT, ImageFormat(), indices=(0, 2, 5)))
+        images = [server.receive(Finished) for _ in range(3)]
+    assert loop.tokenized.qsize() == 1
+    assert [(image.key, image.metadata.seed) for image in images] == [("a:0", 0), ("a:2", 2), ("a:5", 5)]
+
+
+def test_clients_take_turns_at_the_tokenizer() -> None:
+    loop = SlowTokenizer()
+    with working(loop) as server:
+        server.send(prompt("first", "flood"))
+        assert loop.tokenized.get(timeout=20) == "first"
+        server.send(
+            *(prompt(f"long {number}" * 99, "flood") for number in range(20)), prompt("b", "b"), prompt("end", "b")
+        )
+        loop.permits.release(99)
+        while server.receive(Tokenizing).job != "end":
+            pass
+    assert list(loop.tokenized.queue)[:3].count("b") == 1
+
+
+def test_life_signs_report_a_prompt_that_is_tokenized_for_long() -> None:
+    loop = SlowTokenizer()
+    with working(loop) as server:
+        assert server.receive(Alive).busy == 0
+        server.send(prompt("a"))
+        assert server.receive(Tokenizing).job == "a"
+        while server.receive(Alive).busy < 1:
+            pass
+        loop.permits.release()
+        while server.receive(Alive).busy:
+            pass
+
+
+def test_server_knows_what_is_tokenized_and_what_is_started() -> None:
+    with working(FakeLoop()) as server:
+        server.send(prompt("a"))
+        told = [server.receive(Tokenizing, Started) for _ in range(3)]
+    assert told == [Tokenizing("a"), Tokenizing(None), Started("a:0")]

@@ -21,12 +21,9 @@ def test_ids_are_long_and_unique() -> None:
 
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_stored_job_and_images_are_read_back_unchanged(path: Path, in_memory: bool) -> None:
-    requests = (
-        ImageRequest('"quotes", \0 and 红色的圆\U0001f534', 640, 512, MAX_SEED, 9),
-        ImageRequest("", None, None, 0, None),
-    )
+    request = ImageRequest('"quotes", \0 and 红色的圆\U0001f534', 640, 512, MAX_SEED, 9)
     wanted = job(
-        requests=requests, format=ImageFormat("webp", 80), owner="null", idempotency_key="1", deadline=1e9 + 0.1
+        2, request=request, format=ImageFormat("webp", 80), owner="null", idempotency_key="1", deadline=1e9 + 0.1
     )
     with closing(JobStore(None if in_memory else path)) as store:
         assert store.add(wanted) == replace(wanted, sequence=1)
@@ -54,17 +51,17 @@ def test_unknown_id_returns_nothing_and_changes_nothing(store: JobStore) -> None
 
 def test_job_of_an_older_version_gets_the_defaults_of_new_fields(store: JobStore) -> None:
     id = store.add(job()).id
-    store.database.connection.execute("""UPDATE jobs SET requests = '[{"prompt": "old", "gone": 1}]', format = '{}'""")
-    assert store.get(id).requests == (ImageRequest("old"),)
+    store.database.connection.execute("""UPDATE jobs SET request = '{"prompt": "old", "gone": 1}', format = '{}'""")
+    assert store.get(id).request == ImageRequest("old")
 
 
 def test_history_pages_do_not_shift_when_jobs_are_added_or_deleted(store: JobStore) -> None:
     ids = [store.add(job()).id for _ in range(6)]
-    first = store.history(2)
+    first = store.history(2).jobs
     store.add(job())
     store.cancel(ids[5])
     store.delete(ids[5])
-    second = store.history(2, first[-1].sequence)
+    second = store.history(2, first[-1].sequence).jobs
     assert [j.id for j in (*first, *second)] == ids[:1:-1]
 
 

@@ -39,7 +39,7 @@ from server.jobs.storage.store import JobStore
 metadata = ImageMetadata(7, 8, 8, 8, 8, 0.0, "", "fp32", "onnx", "", None, 1, StageTimes())
 store = JobStore(Path(sys.argv[1]))
 while True:
-    job = Job(id=new_id(), requests=(ImageRequest("x"),), format=ImageFormat(), api="images", durable=True,
+    job = Job(id=new_id(), request=ImageRequest("x"), image_count=1, format=ImageFormat(), api="images", durable=True,
               fingerprint="", created=time.time())
     os.write(1, f"{store.add(job).id} accepted\\n".encode())
     store.add_image(job.id, StoredImage(0, "image/png", bytes(100_000), metadata))
@@ -121,11 +121,11 @@ def test_write_refused_by_the_disk_changes_nothing(store: JobStore, path: Path, 
     before = store.get(id)
     with refusal(store):
         with pytest.raises(StoreUnavailable, match=words):
-            store.add(job(requests=(ImageRequest("long" * MB),), idempotency_key="key"))
+            store.add(job(request=ImageRequest("long" * MB), idempotency_key="key"))
         with pytest.raises(StoreUnavailable, match=words):
             store.add_image(id, image(data=bytes(MB)))
         assert not store.database.connection.in_transaction
-        assert store.history(9) == [before]
+        assert store.history(9).jobs == [before]
         assert store.images(id) == []
     assert store.add_image(id, image(data=bytes(MB)))
     assert store.finish(id)
@@ -133,7 +133,7 @@ def test_write_refused_by_the_disk_changes_nothing(store: JobStore, path: Path, 
     store.close()
     with closing(JobStore(path)) as reopened:
         assert reopened.database.connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
-        assert len(reopened.history(9)) == 2
+        assert len(reopened.history(9).jobs) == 2
 
 
 def test_end_of_a_job_needs_no_read_after_its_commit(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:

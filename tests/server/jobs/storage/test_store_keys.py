@@ -25,7 +25,7 @@ def test_concurrent_requests_with_one_key_make_one_job(store: JobStore) -> None:
 
     with ThreadPoolExecutor(16) as threads:
         assert len({added.id for added in threads.map(add, range(16))}) == 1
-    assert len(store.history(99)) == 1
+    assert len(store.history(99).jobs) == 1
 
 
 def test_two_stores_with_one_key_make_one_job(path: Path) -> None:
@@ -41,7 +41,7 @@ def test_two_stores_with_one_key_make_one_job(path: Path) -> None:
     with closing(JobStore(path)) as one, closing(JobStore(path)) as other, ThreadPoolExecutor(2) as threads:
         first, second = threads.map(add, (one, other))
         assert first == second
-        assert len(one.history(999)) == 100
+        assert len(one.history(999).jobs) == 100
 
 
 @pytest.mark.parametrize("moment", ["BEGIN", "SELECT", "INSERT", "COMMIT"])
@@ -59,7 +59,7 @@ def test_key_added_by_another_store_at_any_moment_makes_one_job(store: JobStore,
         added = store.add(job(idempotency_key="key"))
         assert attempts
         assert other.add(job(idempotency_key="key")) == added
-        assert other.history(9) == [added]
+        assert other.history(9).jobs == [added]
 
 
 def test_key_of_another_request_is_refused(store: JobStore) -> None:

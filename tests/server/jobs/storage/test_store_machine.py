@@ -81,7 +81,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(id=ids, index=st.integers(0, 2), size=st.integers(0, 1000))
     def add_image(self, id: str, index: int, size: int) -> None:
-        if id in self.jobs and index >= len(self.jobs[id].requests):
+        if id in self.jobs and index >= self.jobs[id].image_count:
             return
         new = image(index, bytes(size))
         assert self.store.add_image(id, new) == self.is_open(id)
@@ -90,7 +90,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(id=ids)
     def finish(self, id: str) -> None:
-        if self.is_open(id) and len(self.generated[id]) < len(self.jobs[id].requests):
+        if self.is_open(id) and len(self.generated[id]) < self.jobs[id].image_count:
             with pytest.raises(AssertionError):
                 self.store.finish(id)
         else:

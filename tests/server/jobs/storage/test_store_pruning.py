@@ -23,7 +23,7 @@ def test_jobs_older_than_max_age_are_pruned(path: Path) -> None:
             clock.now += 10
         unfinished = store.add(job(created=0.0)).id
         assert store.prune(Retention(max_age=20)) == 1
-        assert [j.id for j in store.history(9)] == [unfinished, ids[2], ids[1]]
+        assert [j.id for j in store.history(9).jobs] == [unfinished, ids[2], ids[1]]
         assert store.images(ids[0]) == []
 
 
@@ -36,7 +36,7 @@ def test_first_ended_job_is_pruned_first(path: Path) -> None:
             store.add_image(id, image(data=bytes(10)))
             store.finish(id)
         for gone in (ids[1], ids[2]):
-            held = sum(10 + stored_size(kept) for kept in store.history(9))
+            held = sum(10 + stored_size(kept) for kept in store.history(9).jobs)
             assert store.prune(by_size(held)) == 0
             assert store.prune(by_size(held - 1)) == 1
             assert store.get(gone) is None
@@ -52,7 +52,7 @@ def test_pruning_by_size_shrinks_the_file_in_parts(store: JobStore, path: Path) 
     assert store.prune(by_size(42 * size)) == 0
     full = path.stat().st_size
     assert [store.prune(by_size(3.5 * size)) for _ in range(2)] == [PRUNE_BATCH, 39 - PRUNE_BATCH]
-    assert [j.id for j in store.history(99)] == [unfinished, ids[39], ids[38]]
+    assert [j.id for j in store.history(99).jobs] == [unfinished, ids[39], ids[38]]
     assert full - 3 * VACUUM_PAGES * 4096 < path.stat().st_size < full - VACUUM_PAGES * 4096 / 2  # in parts
     for _ in range(3):
         assert store.prune(by_size(3.5 * size)) == 0

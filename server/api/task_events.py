@@ -1,0 +1,79 @@
+"""Events of a task as JSON, encoded once for all clients that follow the task. Knows events; not connections."""
+
+import asyncio
+import base64
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+from starlette.concurrency import run_in_threadpool
+
+from server.api.task_schemas import STATUS, Task, TaskEvent
+from server.jobs.follower import JobPreview, Progress
+from server.jobs.job import Job, StoredImage
+from server.jobs.service import JobEvent, JobService
+
+INLINE_BYTES = 1 << 18  # of images that are encoded in the event loop; a thread would take longer
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class EncodedEvent:
+    """An event as the message of a WebSocket, and as a server-sent event."""
+
+    text: str
+    server_sent: bytes
+
+
+class TaskEventEncoder:
+    """Encodes events. Clients that follow one task share what is encoded for as long as one of them needs it."""
+
+    def __init__(self, jobs: JobService) -> None:
+        self._jobs = jobs
+        self._encoding = asyncio.Lock()
+        self._shared: WeakKeyDictionary[StoredImage | JobPreview, EncodedEvent] = WeakKeyDictionary()
+
+    async def encode(self, event: JobEvent, base_url: str) -> EncodedEvent:
+        """Encode an event.
+
+        Args:
+            base_url: the server's root, as this client sees it.
+        """
+        match event:
+            case Progress():
+                return _encoded(_progress(event))
+            case Job():
+                all_metadata = await self._jobs.metadata(event.id)
+                task = Task.of(event, self._jobs.progress(event), all_metadata, base_url)
+                return _encoded(TaskEvent(type="end", task=task))
+            case JobPreview() | StoredImage():
+                return await self._encode_once(event)
+
+    async def _encode_once(self, event: JobPreview | StoredImage) -> EncodedEvent:
+        async with self._encoding:
+            encoded = self._shared.get(event)
+            if encoded is None:
+                is_large = len(event.data) > INLINE_BYTES
+                encoded = await run_in_threadpool(_encoded_image, event) if is_large else _encoded_image(event)
+                self._shared[event] = encoded
+            return encoded
+
+
+def _progress(event: Progress) -> TaskEvent:
+    return TaskEvent(
+        type="progress",
+        status=STATUS[event.state],
+        progress=int(100 * event.done / max(event.steps, 1)),
+        queue_position=event.position,
+        eta=round(event.eta, 3),
+    )
+
+
+def _encoded_image(event: JobPreview | StoredImage) -> EncodedEvent:
+    image = base64.b64encode(event.data).decode()
+    if isinstance(event, JobPreview):
+        return _encoded(TaskEvent(type="preview", index=event.index, step=event.done, image=image))
+    return _encoded(TaskEvent(type="image", index=event.index, seed=event.metadata.seed, image=image))
+
+
+def _encoded(event: TaskEvent) -> EncodedEvent:
+    text = event.model_dump_json(exclude_unset=True)  # without line breaks
+    return EncodedEvent(text, f"event: {event.type}\r\ndata: {text}\r\n\r\n".encode())
