@@ -87,9 +87,9 @@ class WorkerQueue:
             return
         for live in self._suspects[:1] or self._tracker.unfinished:
             if not live.is_sent:
-                live.is_sent = True
                 job, missing = live.job, tuple(live.missing())
                 self.link.send(messages.Generate(job.id, job.request, job.format, missing, live.previews, live.client))
+                live.is_sent = True  # last: `send` may find no memory, and the next call tries again
 
     def on_message(self, message: FromWorker) -> None:
         match message:
