@@ -103,18 +103,23 @@ def run(args: argparse.Namespace) -> None:
 async def soak(server: Server, ledger: Ledger, loras: list[str], storm: Storm) -> dict[str, Any]:
     """Run all phases; return the figures."""
     await server.start()
-    began, faults, taken = time.monotonic(), FaultLog(), samples.take(server)
-    phases = Phases(began, began + storm.seconds / QUIET_SHARE, began + storm.seconds)
+    faults, taken = FaultLog(), samples.take(server)
     sampling = asyncio.create_task(samples.sample(server, taken))
     try:
         async with AsyncExitStack() as opened:
-            own = await _open(opened, server, ledger, loras, storm)
-            innocent = asyncio.create_task(ask_again_and_again(own[0], INNOCENT, phases.end))
-            await _run_clients(own[2 : 2 + QUIET_CLIENTS], (plain,), phases.storm)
-            causing = cause_faults(server, random.Random(storm.seed), faults, storm.pause, phases.end)
-            flooding = flood(own[1], FLOOD, storm.flood, phases.end)
-            await asyncio.gather(causing, flooding, innocent, _run_clients(own[2:], ACTIONS, phases.end))
-            await _delete_flood(own[1])
+            innocent, flooder, *others = await _open(opened, server, ledger, loras, storm)
+            began = time.monotonic()
+            until = began + storm.seconds / QUIET_SHARE
+            ordinary_clients = _run_clients(others[:QUIET_CLIENTS], (plain,), until)
+            await asyncio.gather(ask_again_and_again(innocent, INNOCENT, until), ordinary_clients)
+            phases = Phases(began, time.monotonic(), time.monotonic() + storm.seconds * (1 - 1 / QUIET_SHARE))
+            await asyncio.gather(
+                ask_again_and_again(innocent, INNOCENT, phases.end),
+                flood(flooder, FLOOD, storm.flood, phases.end),
+                cause_faults(server, random.Random(storm.seed), faults, storm.pause, phases.end),
+                _run_clients(others, ACTIONS, phases.end),
+            )
+            await _delete_flood(flooder)
         found = await _settle(server, ledger)
     finally:
         await _cancel(sampling)
