@@ -1,38 +1,50 @@
-"""The order of work from several clients: start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996).
+"""The order of work from several clients: weighted fair queueing (Demers, Keshav and Shenker, SIGCOMM 1989).
 
-Knows clients, costs and tags; not what is queued or how long it takes.
+Knows clients and costs; not what is queued or how long it takes.
 """
+
+from collections import Counter
+
+MAX_ABSENT = 64  # clients without work that are remembered until their share is used up
 
 
 class FairOrder:
     """Tags for queued work. Done in the order of its tags, the work of every client gets an equal share.
 
-    The tag of a client's work is the tag of its work before plus that work's cost, in any unit. A client without queued
-    work gets the tag of the work that was started last. So it waits for work under way, but not for all that another
-    client has queued.
+    A tag is the time at which the work would end if all clients were served at once, each with an equal share. So a
+    client waits for another client's work only up to its own share, and small work goes before large work. Costs have
+    any unit.
+
+    Attributes:
+        clients: number of pieces of work by client.
     """
 
     def __init__(self) -> None:
-        self._now = 0.0  # largest tag of work that was started
-        self._next: dict[str, float] = {}  # tag of each client's next work, if that is after `_now`
+        self.clients: Counter[str] = Counter()
+        self._now = 0.0
+        self._ends: dict[str, float] = {}  # tag of each client's last work, if that is after `_now`
 
-    def next_tag(self, client: str) -> float:
-        """Return the tag that the client's next work would get."""
-        return max(self._now, self._next.get(client, 0.0))
+    def tag(self, client: str, cost: float) -> float:
+        """Return the tag that work of a client would get now."""
+        return max(self._now, self._ends.get(client, 0.0)) + cost
 
     def add(self, client: str, cost: float) -> float:
-        """Return the tag of a client's new work."""
-        tag = self.next_tag(client)
-        self._next[client] = tag + cost
-        return tag
+        """Add work of a client and return its tag."""
+        self.clients[client] += 1
+        self._ends[client] = self.tag(client, cost)
+        return self._ends[client]
 
-    def start(self, tag: float) -> None:
-        """Record that work with this tag was started. Repeated calls change nothing."""
-        if tag > self._now:
-            self._now = tag
-            self._next = {client: following for client, following in self._next.items() if following > tag}
+    def advance(self, cost: float) -> None:
+        """Note that work was done. It may be a part of what was added."""
+        self._now += cost / max(len(self.clients), 1)
 
-    def withdraw(self, client: str, cost: float) -> None:
-        """Give back the cost of work that was removed before it was started."""
-        if client in self._next:
-            self._next[client] -= cost
+    def remove(self, client: str, cost_left: float = 0.0) -> None:
+        """Remove work that is over, or that was cancelled before all of it was done."""
+        self.clients[client] -= 1
+        self.clients += Counter()  # drops those at 0
+        self._ends[client] -= cost_left
+        if not self.clients:
+            self._now = 0.0
+            self._ends.clear()
+        elif len(self._ends) > len(self.clients) + MAX_ABSENT:
+            self._ends = {name: end for name, end in self._ends.items() if name in self.clients or end > self._now}

@@ -7,6 +7,7 @@ processes run in parallel.
 import asyncio
 import contextlib
 import fcntl
+import gc
 import signal
 import socket
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from server.http.sockets import throttle_accept_errors
 from server.jobs.admission import Limits
 from server.jobs.service import JobService
 from server.jobs.storage.archive import Archive
+from server.jobs.storage.database import open_private
 from server.jobs.storage.store import JobStore
 from server.worker.supervisor import Supervisor, WorkerTimeouts
 
@@ -64,9 +66,11 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, option
 
     Raises:
         WorkerStartFailed: the worker cannot serve the plans.
-        StoreUnavailable, OSError: the database cannot be opened, or another server uses it.
+        StoreUnavailable, OSError: the database or the archive cannot be opened, or another server uses the database.
     """
     give_back_large_blocks()
+    if options.archive is not None:
+        options.archive.require_usable()
     with contextlib.suppress(KeyboardInterrupt), _lock(options.database):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _interrupt)
@@ -92,6 +96,7 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
         hosts = HostNames(sock.getsockname()[0], options.hosts)
         policy = AccessPolicy(options.keys, options.rate)
         app = create_app(jobs, policy, options.page, hosts, options.trusted_proxies)
+        gc.freeze()  # a full collection holds the event loop, and what the imports made stays anyway
         connections = Connections(most, options.connections_per_address, TrustedProxies(options.trusted_proxies))
         await HttpServer(app, jobs, options.grace, starting, connections).serve(sockets=[sock])
         if starting.done():
@@ -117,7 +122,7 @@ def _lock(database: Path | None) -> Iterator[None]:
     if database is None:
         yield
         return
-    with Path(f"{database.resolve()}.lock").open("w") as file:
+    with open(f"{database.resolve()}.lock", "w", opener=open_private) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

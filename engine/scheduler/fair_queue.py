@@ -5,7 +5,7 @@ Knows samples, and the seconds that it is charged; not clocks, batches or engine
 
 from bisect import insort
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 
 from engine.fair_order import FairOrder
@@ -13,70 +13,84 @@ from engine.scheduler.sample import Pass, Sample
 from engine.size import Size
 
 SCAN = 64  # samples that are considered for one batch, so that a long queue does not make steps longer
+TOKEN_PIXELS = 256  # of one image token; weighs pixels against prompt tokens
 
 
 class SizeQueue:
-    """Samples of one size in their order: those that have begun, then those of each client in turn.
+    """Samples of one size in a `FairOrder` of their clients. Whole images follow each other, not their steps.
 
     Attributes:
         charged: seconds, divided by the size's weight, that count against this size when sizes are compared.
         samples: first the one that runs next.
-        clients: number of samples by client.
-        last_weight: its weight before it ran empty.
+        last_weight: the size's weight before it ran empty.
     """
 
     def __init__(self, size: Size, charged: float) -> None:
         self.size, self.charged = size, charged
         self.samples: list[Sample] = []
-        self.clients: Counter[str] = Counter()
         self.last_weight = 1.0
-        self._costs: dict[Sample, float] = {}  # in the order of their arrival
+        self._with_slots: list[Sample] = []  # in the same order
+        self._weights: dict[Sample, float] = {}  # in the order of arrival
         self._order = FairOrder()
+
+    @property
+    def clients(self) -> Collection[str]:
+        return self._order.clients
 
     @property
     def oldest(self) -> Sample:
         """The sample that was submitted first."""
-        return next(iter(self._costs))
+        return next(iter(self._weights))
 
     def add(self, sample: Sample, weight: float) -> None:
         """Queue a sample. `weight`: share of its client in this size, compared with other clients."""
-        cost = self._costs[sample] = sample.forwards / weight
-        sample.tag = self._order.add(sample.client, cost)
-        insort(self.samples, sample, key=lambda other: other.tag)
-        self.clients[sample.client] += 1
+        self._weights[sample] = weight
+        sample.tag = self._order.add(sample.client, self._cost(sample, sample.forwards))
+        insort(self.samples, sample, key=_tag)
 
     def remove(self, sample: Sample) -> None:
+        left = sample.forwards - sum(branch.enqueued for branch in sample.branches)
+        self._order.remove(sample.client, self._cost(sample, left))
         self.samples.remove(sample)
-        cost = self._costs.pop(sample)
-        self.clients[sample.client] -= 1
-        self.clients += Counter()  # drops those at 0
-        if not sample.has_begun:
-            self._order.withdraw(sample.client, cost)
+        if sample in self._with_slots:
+            self._with_slots.remove(sample)
+        del self._weights[sample]
 
-    def begin(self, sample: Sample) -> None:
+    def take_slots(self, sample: Sample) -> None:
+        """Record that a sample has its slots."""
+        insort(self._with_slots, sample, key=_tag)
+
+    def start(self, sample: Sample) -> None:
         """Record that a pass of a sample is enqueued."""
-        self._order.start(sample.tag)
+        self._order.advance(self._cost(sample, 1))
 
     def passes(self, limit: int, *, with_slot_only: bool = False) -> list[Pass]:
         """Return up to `limit` passes of one prompt length, starting with the first sample that has a pass ready."""
         found: list[Pass] = []
-        for sample in islice(self.samples, SCAN):
+        for sample in self._with_slots if with_slot_only else islice(self.samples, SCAN):
             for forward in sample.ready():
-                if with_slot_only and forward.branch.slot is None:
-                    continue
                 if not found or forward.branch.length == found[0].branch.length:
                     found.append(forward)
                 if len(found) == limit:
                     return found
         return found
 
+    def _cost(self, sample: Sample, forwards: int) -> float:
+        """Return the cost of some of a sample's passes, in tokens."""
+        tokens = self.size.area / TOKEN_PIXELS + sum(branch.length for branch in sample.branches) / len(sample.branches)
+        return forwards * tokens / self._weights[sample]
+
+
+def _tag(sample: Sample) -> float:
+    return sample.tag
+
 
 class FairQueue:
     """One `SizeQueue` per size.
 
     A size gets time in proportion to its clients. Each client counts as one, divided by the number of its sizes. So a
-    small image waits for large ones no longer than its client's share requires. Within a size, clients alternate
-    between whole images. Images that gain nothing from a batch finish one after the other instead of all of them late.
+    small image waits for large ones no longer than its client's share requires. Images of one size that gain nothing
+    from a batch finish one after the other instead of all of them late.
     """
 
     def __init__(self) -> None:
@@ -123,9 +137,9 @@ class FairQueue:
             queue.last_weight = weight
             self._idle[sample.size] = self._queues.pop(sample.size)
 
-    def begin(self, sample: Sample) -> None:
+    def start(self, sample: Sample) -> None:
         """Record that a pass of a sample is enqueued."""
-        self._queues[sample.size].begin(sample)
+        self._queues[sample.size].start(sample)
 
     def charge(self, size: Size, seconds: float) -> None:
         """Charge a size for device time, also for samples that have been removed since."""

@@ -89,11 +89,6 @@ class Sample:
         """Forward passes, of all branches."""
         return self.steps * len(self.branches)
 
-    @property
-    def has_begun(self) -> bool:
-        """True once a forward pass was enqueued."""
-        return any(branch.enqueued for branch in self.branches)
-
     def record(self, **seconds: float) -> None:
         """Record seconds by the fields of `StageTimes`."""
         self.seconds = replace(self.seconds, **seconds)

@@ -131,7 +131,7 @@ class Scheduler:
         """Record that a batch is enqueued."""
         self._loras.start_slice(now)
         for forward in batch.passes:
-            self._loras.queue.begin(forward.sample)
+            self._loras.queue.start(forward.sample)
             forward.branch.enqueued += 1
 
     def complete(self, batch: Batch, charges: Iterable[tuple[Size, float]]) -> None:
@@ -163,7 +163,10 @@ class Scheduler:
             for queue in self._loras.queue:
                 passes = []
                 for forward in queue.passes(self._max_batch(queue.size), with_slot_only=with_slot_only):
-                    if forward.branch.slot is not None or (may_admit and self._slots.take(forward.sample)):
+                    if forward.branch.slot is not None:
+                        passes.append(forward)
+                    elif may_admit and self._slots.take(forward.sample):
+                        queue.take_slots(forward.sample)
                         passes.append(forward)
                     else:  # younger samples wait too; else a guided sample might never find two free slots
                         may_admit = False

@@ -202,7 +202,7 @@ def translate(request: Request, error: Exception) -> ApiError:
             return ApiError(CLIENT_CLOSED_REQUEST, message, code="client_closed_request")
         case HTTPException():
             phrase = HTTPStatus(error.status_code).phrase
-            message = f"{phrase}: {request.method} {request.scope['path'][:ECHO]!r}"
+            message = f"{phrase}: {request.method[:ECHO]} {request.scope['path'][:ECHO]!r}"
             code = phrase.lower().replace(" ", "_")
             allowed = {"allow": _allowed(request)} if error.status_code == 405 else None
             return ApiError(error.status_code, message, code=code, headers=allowed)

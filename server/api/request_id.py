@@ -22,6 +22,9 @@ PROBES = ("/health", "/ready", "/metrics")
 SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # safe in log lines and headers
 
 
+LOGGED, METHOD = 256, 16  # characters of a path and of a method in the log
+
+
 class RequestIdMiddleware:
     """Sets `x-request-id` (the client's, if it is safe, or a new one) and `logs.request_id`; logs every response."""
 
@@ -49,18 +52,18 @@ class RequestIdMiddleware:
         except Exception:
             if started:
                 raise
-            log.exception("%s %r failed", scope["method"], scope["path"])
+            log.exception("%s %r failed", scope["method"][:METHOD], scope["path"][:LOGGED])
             await internal_error().response()(scope, receive, send_with_id)
         except asyncio.CancelledError:  # the grace period of a shutdown is over
             if started:
                 raise
-            log.warning("%s %r was cut off by the shutdown", scope["method"], scope["path"])
+            log.warning("%s %r was cut off by the shutdown", scope["method"][:METHOD], scope["path"][:LOGGED])
             await shutting_down().response()(scope, receive, send_with_id)
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:
     """Log a response; those to probes, which come every few seconds, at debug level only."""
-    method, path = scope["method"], scope["path"]
+    method, path = scope["method"][:METHOD], scope["path"][:LOGGED]
     fields = {"method": method, "path": path, "status": status, "seconds": round(seconds, 4)}
     level = logging.DEBUG if path in PROBES else logging.INFO
     log.log(level, "%s %r %d in %.3f s", method, path, status, seconds, extra=fields)

@@ -15,6 +15,10 @@ BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: clo
 TOO_MANY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 5\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
+# Bytes that are read and parsed at once. asyncio's 256 KiB of tiny headers or chunks hold up the others for 0.2 s.
+READ_SIZE = 1 << 14
+
+
 class HttpProtocol(H11Protocol):
     """HTTP connection that is one of a limited number, and closes after bytes which are not HTTP.
 
@@ -38,6 +42,7 @@ class HttpProtocol(H11Protocol):
         return is_answered and not self.transport.get_write_buffer_size()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        transport.max_size = READ_SIZE  # type: ignore[attr-defined]  # of asyncio's socket transports
         super().connection_made(transport)
         self._is_counted = self._others.add(self)
         if not self._is_counted:

@@ -22,6 +22,8 @@ from server.http.websocket import WebSocketProtocol
 from server.jobs.service import JobService
 
 MAX_MESSAGE = MAX_BODY  # bytes of a WebSocket message; the page sends prompts in them
+PING_SECONDS = 20.0  # between pings of a WebSocket, and for their answers
+KEEP_ALIVE_SECONDS = 5  # for the next request of a connection to begin
 ACCEPT_AT_ONCE = 32  # connections; uvicorn's backlog, which asyncio also takes for this
 WAITING = 2048  # connections that the system keeps until they are accepted
 
@@ -40,6 +42,9 @@ def config(app: ASGIApp, grace: float, connections: Connections | None = None) -
         ws=WebSocketProtocol,
         ws_max_size=MAX_MESSAGE,
         ws_per_message_deflate=False,  # images do not compress; 2 MB would hold the event loop for 50 ms
+        ws_ping_interval=PING_SECONDS,
+        ws_ping_timeout=PING_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         log_config=None,
         access_log=False,  # `RequestIdMiddleware` writes one
         proxy_headers=False,  # `ProxyMiddleware` reads them

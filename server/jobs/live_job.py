@@ -20,6 +20,7 @@ class LiveJob:
         steps_done: of the images that are not finished, by index.
         is_sent, is_started: to and by the worker that is running.
         ended: set when the state is final.
+        saving: writes to the disk that its answer waits for.
     """
 
     job: Job
@@ -31,6 +32,7 @@ class LiveJob:
     is_started: bool = False
     followers: set[Follower] = field(default_factory=set)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    saving: list["asyncio.Future[None]"] = field(default_factory=list)
     deadline_timer: asyncio.TimerHandle | None = None
 
     def missing(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""Unfinished jobs in the order in which a worker takes them: clients alternate, as in the engine's `FairQueue`.
+"""Unfinished jobs in the order in which a worker ends them: clients get equal shares, as in the engine's `FairQueue`.
 
 Knows jobs and the seconds that they need; neither workers nor the store.
 """
@@ -19,19 +19,13 @@ from server.jobs.live_job import LiveJob
 class _Queued:
     live: LiveJob
     tag: float
-    cost: float
-    is_started: bool = False
+    image_cost: float
 
 
 class QueueOrder:
-    """Unfinished jobs of all clients, and the place of each.
-
-    Attributes:
-        by_client: number of unfinished jobs by client.
-    """
+    """Unfinished jobs of all clients, and the place of each."""
 
     def __init__(self, estimates: Estimates, manifest: Manifest) -> None:
-        self.by_client: Counter[str] = Counter()
         self._estimates, self._manifest = estimates, manifest
         self._order = FairOrder()
         self._jobs: list[_Queued] = []
@@ -41,32 +35,32 @@ class QueueOrder:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    @property
+    def by_client(self) -> Counter[str]:
+        """Number of unfinished jobs by client."""
+        return self._order.clients
+
     def __iter__(self) -> Iterator[LiveJob]:
-        """Yield the jobs; first the one that a worker takes first."""
+        """Yield the jobs in their order."""
         return (queued.live for queued in self._jobs)
 
     def add(self, live: LiveJob) -> None:
-        cost = self._cost(live)
-        queued = _Queued(live, self._order.add(live.client, cost), cost)
+        cost = self._image_cost(live)
+        queued = _Queued(live, self._order.add(live.client, cost * len(live.missing())), cost)
         insort(self._jobs, queued, key=lambda other: other.tag)
         self._by_id[live.job.id] = queued
-        self.by_client[live.client] += 1
         self._places = None
 
-    def start(self, live: LiveJob) -> None:
-        """Record that a worker has started a job."""
-        queued = self._by_id[live.job.id]
-        queued.is_started = True
-        self._order.start(queued.tag)
+    def on_image(self, live: LiveJob) -> None:
+        """Record that one more image of a job is finished."""
+        self._order.advance(self._by_id[live.job.id].image_cost)
+        self._places = None
 
     def remove(self, live: LiveJob) -> None:
         """Remove a job that has ended."""
         queued = self._by_id.pop(live.job.id)
         self._jobs.remove(queued)
-        self.by_client[live.client] -= 1
-        self.by_client += Counter()  # drops those at 0
-        if not queued.is_started:
-            self._order.withdraw(live.client, queued.cost)
+        self._order.remove(live.client, queued.image_cost * len(live.missing()))
         self._places = None
 
     def on_progress(self) -> None:
@@ -84,12 +78,12 @@ class QueueOrder:
 
     def seconds_until(self, live: LiveJob) -> float:
         """Return the estimated seconds until the end of a job that is not queued yet."""
-        tag = self._order.next_tag(live.client)
+        tag = self._order.tag(live.client, self._image_cost(live) * live.job.image_count)
         before = takewhile(lambda other: other.tag <= tag, self._jobs)
         remaining = self._estimates.remaining
         return sum(remaining(queued.live) for queued in before) + remaining(live)
 
-    def _cost(self, live: LiveJob) -> float:
-        """Return the work of a job in pixels times forward passes, which is about proportional to its time."""
-        job = live.job
-        return job.image_count * job.request.forwards(self._manifest) * job.request.size(self._manifest).area
+    def _image_cost(self, live: LiveJob) -> float:
+        """Return the pixels of an image times its forward passes, which is about proportional to its time."""
+        request = live.job.request
+        return request.forwards(self._manifest) * request.size(self._manifest).area

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 SHUTDOWN_STORE_SECONDS = 2.0  # minimum for the store at shutdown, even after the grace period
 POLL_SECONDS = 0.02  # between two checks for unfinished jobs at shutdown
 
+SAVE_SECONDS = 2.0  # that an answer waits at most until its images and its job's end are on the disk
 MAX_FOLLOWERS = 32  # of one job
 
 JobEvent = Progress | JobPreview | StoredImage | Job  # the last one is the ended job
@@ -178,7 +179,7 @@ class JobService:
         try:
             if has_failed_before:
                 await self._async_store.flush()
-            stored = await self._async_store.call(self._store.add, job)
+            stored = await self._async_store.add(job)
         finally:
             self._admitting[live.client] -= 1
             self._admitting += Counter()  # drops those at 0
@@ -243,6 +244,7 @@ class JobService:
         live = self._tracker.get(job.id)
         if live is not None:
             await live.ended.wait()
+            await _saved(live)
             return live.job, live.finished_images()
         images = await self._async_store.call(self._store.images, job.id)
         ended = await self._async_store.call(self._store.get, job.id)
@@ -280,6 +282,7 @@ class JobService:
                         if (image := await self.image(live.job.id, index)) is not None:
                             yield image
                     case Job():
+                        await _saved(live)
                         yield change
                         return
                     case _:
@@ -291,3 +294,9 @@ class JobService:
                 yield image
         if (ended := await self.get(job.id)) is not None:
             yield ended
+
+
+async def _saved(live: LiveJob) -> None:
+    """Wait until a kill of the server no longer loses what the answer says. A slow or full disk only delays it."""
+    if live.saving:
+        await asyncio.wait(live.saving, timeout=SAVE_SECONDS)

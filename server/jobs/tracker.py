@@ -68,8 +68,7 @@ class JobTracker:
 
     def record_attempt(self, live: LiveJob) -> None:
         """Set a job to running, since a worker has started to generate it, and count the attempt."""
-        is_first, started = live.job.started is None, live.job.started or time.time()
-        self.unfinished.start(live)
+        is_first, started = live.job.started is None, live.job.started or _not_before(live.job)
         live.job = replace(live.job, state=JobState.RUNNING, attempts=live.job.attempts + 1, started=started)
         if is_first:
             self._metrics.job_started(live.job)
@@ -105,12 +104,12 @@ class JobTracker:
         self.estimates.learn(metadata.size, metadata.forwards, metadata.seconds)
         live.images[image.index] = image
         live.steps_done.pop(image.index, None)
-        self.unfinished.on_progress()
+        self.unfinished.on_image(live)
         self._metrics.image_finished(metadata)
         live.notify_followers(ImageFinished(image.index))
         self._store.write_later(partial(self._store.store.add_image, live.job.id, image))
         if self._archive is not None:
-            self._archive.put(live.job, image)
+            live.saving.append(asyncio.wrap_future(self._archive.put(live.job, image)))
         if not live.missing():
             self.finish(live)
 
@@ -133,7 +132,7 @@ class JobTracker:
         """End a job, unless it has ended. It stays in memory until the store has its end."""
         if live.job.state.is_final:
             return False
-        live.job = job = replace(live.job, state=state, error=error, finished=time.time())
+        live.job = job = replace(live.job, state=state, error=error, finished=_not_before(live.job))
         self.unfinished.remove(live)
         if live.deadline_timer is not None:
             live.deadline_timer.cancel()
@@ -141,7 +140,9 @@ class JobTracker:
         _log_end(job)
         live.notify_followers(job)
         live.ended.set()
-        self._store.write_later(write, then=partial(self._live.pop, job.id, None))
+        stored = self._store.write_later(write, then=partial(self._live.pop, job.id, None))
+        if not self._store.store.database.is_in_memory:
+            live.saving.append(stored)
         self.on_ended(live)
         return True
 
@@ -153,6 +154,11 @@ class JobTracker:
             "zimage_queue_estimated_seconds": sum(map(self.estimates.remaining, self.unfinished)),
             "zimage_store_writes_pending": self._store.pending_writes,
         }
+
+
+def _not_before(job: Job) -> float:
+    """Return the time, but not before the job's acceptance and start, since the clock may have been set back."""
+    return max(time.time(), job.created, job.started or 0.0)
 
 
 def _log_end(job: Job) -> None:

@@ -16,7 +16,7 @@ from server.api.schemas import image_path
 from server.jobs.job import Job, JobState
 from server.jobs.service import JobService
 
-PAGE = 24  # jobs
+PAGE = 24  # jobs that are shown at once
 CONFIRM = "Really delete?"
 
 Reuse = Callable[[ImageRequest], None]
@@ -24,7 +24,7 @@ Delete = Callable[[Job], Awaitable[None]]
 
 
 class Gallery:
-    """An owner's jobs, newest first, in the current element.
+    """An owner's jobs, newest first, in the current element; a page of them at a time.
 
     Args:
         reuse: called with a request to put into the form.
@@ -33,25 +33,32 @@ class Gallery:
 
     def __init__(self, jobs: JobService, owner: str | None, reuse: Reuse, is_elsewhere: Callable[[str], bool]) -> None:
         self._jobs, self._owner, self._reuse, self._is_elsewhere = jobs, owner, reuse, is_elsewhere
-        self._limit = PAGE
+        self._before: int | None = None  # sequence of the job after which the page begins; None for the newest
+        self._last: int | None = None  # sequence of the page's last job, if there are older ones
         self._tiles: dict[str, _Tile] = {}
         self._refreshing = asyncio.Lock()
         self._grid = ui.element("div").classes("z-gallery")
         self._empty = ui.label("Your images will appear here.").classes("z-quiet")
-        self._more = ui.button("Older images", on_click=self._show_more).props("outline no-caps")
+        with ui.element("div").classes("z-buttons"):
+            self._newest = ui.button("Newest images", on_click=lambda: self._turn_to(None)).props("outline no-caps")
+            self._older = ui.button("Older images", on_click=lambda: self._turn_to(self._last)).props("outline no-caps")
         self._viewer = ui.dialog()
 
     async def refresh(self) -> None:
         """Show the current jobs."""
         async with self._refreshing:
-            page = await self._jobs.history(self._limit, None, self._owner)
-            self._more.visible = page.has_more
+            page = await self._jobs.history(PAGE, self._before, self._owner)
+            self._last = page.jobs[-1].sequence if page.has_more else None
+            self._older.visible, self._newest.visible = page.has_more, self._before is not None
             shown = [job for job in page.jobs if self._is_shown(job)]
             for job_id in self._tiles.keys() - {job.id for job in shown}:
                 self._tiles.pop(job_id).element.delete()
             for index, job in enumerate(shown):
+                if self._grid.is_deleted:
+                    return
                 self._place(job, index)
-            self._empty.visible = not shown
+                await asyncio.sleep(0)  # requests of others come between the up to 10 images of each job
+            self._empty.visible = not shown and self._before is None
 
     def _is_shown(self, job: Job) -> bool:
         return job.state is not JobState.CANCELLED and not self._is_elsewhere(job.id)
@@ -67,9 +74,11 @@ class Gallery:
             tile = self._tiles[job.id] = _Tile(self._jobs, job, self._open, self.delete)
         tile.element.move(target_index=index)
 
-    async def _show_more(self) -> None:
-        self._limit += PAGE
-        await self.refresh()
+    async def _turn_to(self, before: int | None) -> None:
+        """Show the page of jobs before a sequence."""
+        if not self._refreshing.locked():  # else one click is lost, not one read of the database kept for each
+            self._before = before
+            await self.refresh()
 
     async def _open(self, job: Job, index: int) -> None:
         all_metadata = await self._jobs.metadata(job.id)

@@ -5,7 +5,8 @@ visitor waits for it, the start of the server does not.
 """
 
 import asyncio
-from collections.abc import Callable, MutableMapping
+import gc
+from collections.abc import MutableMapping
 from contextlib import AsyncExitStack
 from importlib import import_module
 from typing import Any
@@ -19,18 +20,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.api.access import Authenticator
 from server.api.errors import ApiError
 from server.jobs.service import JobService
+from server.page.packets import checked
 
 PATH = "/"
 MAX_PATH = 255  # bytes, the limit for names of files
-PARTS = ("/_nicegui/", "/_nicegui_ws/")  # the page's scripts and styles, and its socket
+FILES = "/_nicegui/"  # the page's scripts and styles
+SOCKET = "/_nicegui_ws/socket.io/"
 HEADERS = {  # the toolkit needs eval for its scripts; the policy keeps them from reaching other hosts
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval';"
-    " style-src 'self' 'unsafe-inline'; img-src 'self' data:; base-uri 'none'; frame-ancestors 'self'",
+    " style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; base-uri 'none';"
+    " form-action 'self'; frame-ancestors 'self'",
     "referrer-policy": "no-referrer",
 }
-CROWDED = ApiError(
-    503, "Too many pages are being opened; try again in 60 s.", code="page_crowded", headers={"retry-after": "60"}
-)
+NO_NAVIGATION = ApiError(403, "This address is a page; open it in a tab of a browser.", code="not_a_navigation")
 
 
 class PageMount:
@@ -39,7 +41,6 @@ class PageMount:
     def __init__(self, app: ASGIApp, jobs: JobService, authenticator: Authenticator) -> None:
         self._app, self._jobs, self._authenticator = app, jobs, authenticator
         self._page: FastAPI | None = None
-        self._is_crowded: Callable[[], bool] = lambda: False
         self._loading = asyncio.Lock()
         self._running = AsyncExitStack()
 
@@ -49,27 +50,30 @@ class PageMount:
                 async with self._running:
                     await self._app(scope, receive, send)
             case "http" if scope["path"] == PATH and scope["method"] == "GET":
-                page = await self._loaded()
-                answer = CROWDED.response() if self._is_crowded() else page
+                is_navigation = _is_navigation(Headers(scope=scope))
+                answer = await self._loaded() if is_navigation else NO_NAVIGATION.response()
                 await answer(scope, receive, _with_headers(send))
-            case "http" | "websocket" if scope["path"].startswith(PARTS):
-                if _is_foreign(Headers(scope=scope)):
-                    await _refuse(scope, receive, send)
-                elif _is_unopenable(scope["path"]):
-                    await self._app(scope, receive, send)  # which answers with 404
-                else:
-                    await (await self._loaded())(scope, receive, send)
+            case "http" if scope["path"].startswith(FILES) and not _is_unopenable(scope["path"]):
+                await self._serve_part(scope, receive, send)
+            case "websocket" if scope["path"] == SOCKET:
+                await self._serve_part(scope, checked(receive), send)
             case _:
                 await self._app(scope, receive, send)
+
+    async def _serve_part(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if _is_foreign(Headers(scope=scope)):
+            await _refuse(scope, receive, send)
+        else:
+            await (await self._loaded())(scope, receive, send)
 
     async def _loaded(self) -> FastAPI:
         async with self._loading:
             if self._page is None:
                 module = await run_in_threadpool(import_module, "server.page.page")
-                self._is_crowded = module.is_crowded
                 page: FastAPI = module.create(self._jobs, self._authenticator)
                 await self._running.enter_async_context(page.router.lifespan_context(page))
                 self._page = page
+                gc.freeze()  # as in `server.serving`
             return self._page
 
 
@@ -80,6 +84,17 @@ def _with_headers(send: Send) -> Send:
         await send(message)
 
     return send_with_headers
+
+
+def _is_navigation(headers: Headers) -> bool:
+    """Return False if a page of any site loads this one as an image, a script or the like: it would never connect.
+
+    Browsers send `Sec-Fetch-Dest` only with TLS and to this machine.
+    """
+    destination = headers.get("sec-fetch-dest")
+    if destination in ("iframe", "frame"):
+        return headers.get("sec-fetch-site") == "same-origin"
+    return destination in (None, "document") and not headers.get("accept", "").startswith("image/")
 
 
 def _is_foreign(headers: Headers) -> bool:

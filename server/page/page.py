@@ -4,15 +4,22 @@ Knows NiceGUI; jobs are those of `JobService`, as for every endpoint. A request 
 goes on when the page is closed. Each visitor has a session of its own.
 """
 
+import asyncio
 import base64
+import inspect
 import json
+import logging
+import traceback
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from nicegui import Client, background_tasks, core, ui
 from nicegui import app as toolkit
 from pydantic import ValidationError
+from socketio.exceptions import ConnectionRefusedError
 
 from engine.errors import InvalidRequest
 from engine.request import ImageRequest
@@ -26,6 +33,8 @@ from server.jobs.job import Job, JobState
 from server.jobs.service import JobService
 from server.page.form import Form
 from server.page.gallery import Gallery, image, progress_of, show_image, summary
+
+log = logging.getLogger(__name__)
 
 STYLE = Path(__file__).with_name("page.css")
 ICON = (
@@ -47,6 +56,7 @@ def create(jobs: JobService, authenticator: Authenticator) -> FastAPI:
 
     @ui.page("/")
     async def home(request: Request) -> None:
+        _drop_waiting_pages()
         ui.add_css(style)
         ui.colors(primary=BLUE)
         session = PageSession(jobs, authenticator, request)
@@ -56,7 +66,7 @@ def create(jobs: JobService, authenticator: Authenticator) -> FastAPI:
             session.open(None)
 
     toolkit.add_exception_handler(404, _not_found)  # the toolkit's handler keeps a page for each in memory
-    core.sio.on("log", _ignore_log)
+    _quiet_the_toolkit()
     app = FastAPI(openapi_url=None)
     ui.run_with(
         app,
@@ -75,13 +85,53 @@ async def _not_found(request: Request, error: Exception) -> JSONResponse:
     return errors.translate(request, error).response()
 
 
-def _ignore_log(*_: object) -> None:
-    """Replace the toolkit's handler, which logs whatever a visitor sends."""
+def _quiet_the_toolkit() -> None:
+    """Keep visitors from filling the log: the toolkit writes a traceback for each event that it cannot handle.
+
+    It also offers long polling, which keeps a session for each request.
+    """
+    handlers = core.sio.handlers["/"]
+    for name in ("connect", "handshake", "event", "javascript_response", "ack"):
+        core.sio.on(name, _without_errors(handlers[name]))
+    core.sio.on("log", lambda *_: None)  # the toolkit's handler logs whatever a visitor sends
+    core.sio.eio.transports = toolkit.config.socket_io_js_transports = ["websocket"]
+    logging.getLogger("nicegui").addFilter(_shorten_traceback)
 
 
-def is_crowded() -> bool:
-    """Return True if too many pages wait for their connections, each of which stays in memory for a minute."""
-    return sum(not client.has_socket_connection for client in Client.instances.values()) > MAX_WAITING
+def _without_errors(handle: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    """Return a handler that answers False to events which the toolkit cannot handle, such as those of deleted pages."""
+
+    async def handle_quietly(*args: Any) -> Any:
+        try:
+            answer = handle(*args)
+            return await answer if inspect.isawaitable(answer) else answer
+        except ConnectionRefusedError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            log.debug("The page's socket got an invalid event: %r", error)
+            return False
+
+    return handle_quietly
+
+
+def _shorten_traceback(record: logging.LogRecord) -> bool:
+    """Replace the traceback of an error in the page by one line: a visitor may send values that no input has."""
+    if record.exc_info and record.exc_info[1] and not log.isEnabledFor(logging.DEBUG):
+        error = record.exc_info[1]  # its text may hold what the visitor sent
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        record.msg, record.exc_info = "An event of the page failed with %s in %s, line %d", None
+        record.args = (type(error).__name__, place.filename, place.lineno)
+    return True
+
+
+def _drop_waiting_pages() -> None:
+    """Delete the oldest pages without a connection if there are too many; a browser that comes late reloads its page.
+
+    Anybody can open pages and never connect them; newcomers must not be refused for that.
+    """
+    waiting = [client for client in Client.instances.values() if not client.has_socket_connection]
+    for client in waiting[:-MAX_WAITING]:
+        client.delete()
 
 
 class PageSession:
@@ -92,6 +142,7 @@ class PageSession:
         self._client = ui.context.client
         self._owner: str | None = None
         self._cards: dict[str, _JobCard] = {}  # by job
+        self._following: set[asyncio.Task[Any]] = set()
         self._ticks = 0
 
     async def ask_for_key(self) -> None:
@@ -141,7 +192,12 @@ class PageSession:
             with ui.element("div").classes("z-right"):
                 self._shown = ui.element("div").classes("z-stage")
                 self._gallery = Gallery(self._jobs, owner, self._reuse, self._is_pending)
+        self._client.on_delete(self._stop_following)
         ui.timer(TICK, self._tick)
+
+    def _stop_following(self) -> None:
+        for task in self._following:
+            task.cancel()
 
     def _show_error(self, text: str) -> None:
         self._error.text = text
@@ -161,7 +217,8 @@ class PageSession:
             card = self._cards[job.id] = _JobCard(self._jobs, job)
         _scroll_to(card.element)
         following = background_tasks.create(self._follow(card), name=f"follow {job.id}")
-        self._client.on_delete(lambda: following.cancel())
+        self._following.add(following)
+        following.add_done_callback(self._following.discard)
 
     async def _submit(self) -> Job:
         body = self._form.request()

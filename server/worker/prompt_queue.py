@@ -1,6 +1,5 @@
 """Tokenizing of prompts in a thread, beside the steps. Knows jobs and their clients; neither tokens nor the loop."""
 
-import heapq
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ class TokenizedJob:
 
 
 class PromptQueue:
-    """Jobs that wait for the tokenizer. Clients take turns, in proportion to the length of their prompts.
+    """Jobs that wait for the tokenizer. Clients get equal shares of its time.
 
     Args:
         tokenize: checks a request and tokenizes its prompts.
@@ -40,9 +39,8 @@ class PromptQueue:
     ) -> None:
         self._tokenize, self._connection, self._deliver, self._activity = tokenize, connection, deliver, activity
         self._order = FairOrder()
-        self._tags: list[tuple[float, int, str]] = []  # heap of tag, order of arrival and job; some were cancelled
-        self._arrived = 0
-        self._waiting: dict[str, Generate] = {}  # by job, with the one that is tokenized now
+        self._waiting: dict[str, _Waiting] = {}  # by job, in the order of arrival
+        self._current: str | None = None  # job whose prompts are tokenized now, unless it was cancelled
         self._is_closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="tokenizer", daemon=True)
@@ -58,18 +56,20 @@ class PromptQueue:
 
     def put(self, generate: Generate) -> None:
         """Queue a job."""
-        request = generate.request
+        cost = len(generate.request.prompt) + len(generate.request.negative_prompt)
         with self._changed:
-            self._arrived += 1
-            tag = self._order.add(generate.client, len(request.prompt) + len(request.negative_prompt))
-            heapq.heappush(self._tags, (tag, self._arrived, generate.job))
-            self._waiting[generate.job] = generate
+            self._waiting[generate.job] = _Waiting(generate, cost, self._order.add(generate.client, cost))
             self._changed.notify()
 
     def cancel(self, job: str) -> bool:
         """Drop a job. Return False if it is not here, since it was delivered."""
         with self._changed:
-            return self._waiting.pop(job, None) is not None
+            if (waiting := self._waiting.pop(job, None)) is not None:
+                self._order.remove(waiting.generate.client, waiting.cost)
+                return True
+            is_current = self._current == job
+            self._current = None if is_current else self._current
+            return is_current
 
     def _run(self) -> None:
         while (generate := self._next()) is not None:
@@ -83,18 +83,27 @@ class PromptQueue:
                     outcome = error
             self._connection.send(Tokenizing(None))
             with self._changed:
-                if self._waiting.get(generate.job) is generate:
-                    del self._waiting[generate.job]
+                if self._current == generate.job:
                     self._deliver(TokenizedJob(generate, outcome))
+                self._current = None
 
     def _next(self) -> Generate | None:
-        """Return the next job, or None after `close`. The job stays in `_waiting`, so that it can be cancelled."""
+        """Wait for a job and return it; return None after `close`."""
         with self._changed:
-            while True:
-                self._changed.wait_for(lambda: self._tags or self._is_closed)
-                if self._is_closed:
-                    return None
-                tag, _, job = heapq.heappop(self._tags)
-                self._order.start(tag)
-                if job in self._waiting:
-                    return self._waiting[job]
+            self._changed.wait_for(lambda: self._waiting or self._is_closed)
+            if self._is_closed:
+                return None
+            first = min(self._waiting.values(), key=lambda waiting: waiting.tag)
+            generate = first.generate
+            del self._waiting[generate.job]
+            self._order.advance(first.cost)
+            self._order.remove(generate.client)
+            self._current = generate.job
+            return generate
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    generate: Generate
+    cost: int  # characters
+    tag: float

@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import (
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
+    StaleElementReferenceException,
+)
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -23,6 +27,11 @@ QUIET = (
     "--disable-component-update --disable-sync --window-size=1280,900"
 )
 WAIT_SECONDS = 20.0
+BUSY = (  # the page has just replaced an element, or still moves it
+    ElementClickInterceptedException,
+    ElementNotInteractableException,
+    StaleElementReferenceException,
+)
 FIND = """
 return [...document.querySelectorAll(arguments[0])].find(
     element => element.checkVisibility() && element.innerText.includes(arguments[1]))
@@ -43,7 +52,7 @@ class Browser:
         def met(_: object) -> object:
             try:
                 return condition()
-            except StaleElementReferenceException:  # the page has just replaced it
+            except BUSY:
                 return False
 
         return WebDriverWait(self.driver, WAIT_SECONDS, poll_frequency=0.02).until(met, description)

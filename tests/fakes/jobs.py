@@ -55,8 +55,8 @@ class Clock:
         return self.now
 
 
-def generated(store: JobStore, data: bytes = b"data") -> str:
+def generated(store: JobStore, data: bytes = b"data", **fields: object) -> str:
     """Add a finished job of one image and return its id."""
-    id = store.add(job()).id
+    id = store.add(job(**fields)).id
     assert store.start(id) and store.add_image(id, image(data=data)) and store.finish(id)
     return id

@@ -26,6 +26,7 @@ from server.http.sockets import bind_socket
 from server.http.timeouts import TimeoutServer
 from server.jobs.admission import Limits
 from server.jobs.service import JobService
+from server.jobs.storage.archive import Archive
 from server.jobs.storage.store import JobStore
 from server.serving import ServerOptions, serve
 from server.worker.supervisor import Supervisor, WorkerListener, WorkerTimeouts
@@ -160,6 +161,7 @@ def main(
     queue: str = "",
     reconnect: str = "",
     trusted_proxies: str = "",
+    archive: str = "",
 ) -> None:
     if reconnect:
         import server.page.page
@@ -168,6 +170,7 @@ def main(
     options = ServerOptions(
         float(grace),
         Path(database) if database else None,
+        Archive(Path(archive)) if archive else None,
         keys=tuple(keys.split()),
         rate=rate or None,
         hosts=HOSTS,

@@ -1,5 +1,7 @@
 """LoRA files that are found in a folder, and their names."""
 
+import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +21,27 @@ def test_prepared_files_are_found_by_their_stems(tmp_path: Path) -> None:
     (tmp_path / "Anime-2.1_b.lora").write_bytes(b"anything; the worker reads it")
     (tmp_path / "README.md").write_text("of the folder")
     (tmp_path / ".lora").write_text("has no stem")
-    (tmp_path / "folder.lora").mkdir()
     (tmp_path / "elsewhere.lora").symlink_to(tmp_path / "prepared.safetensors")
-    (tmp_path / "dangling.lora").symlink_to(tmp_path / "nowhere")
     found = find(tmp_path)
-    assert [name for name, _ in found] == ["Anime-2.1_b", "dangling", "elsewhere", "prepared"]
+    assert [name for name, _ in found] == ["Anime-2.1_b", "elsewhere", "prepared"]
     assert dict(found)["prepared"] == tmp_path / "prepared.safetensors"
+
+
+@pytest.mark.timeout(20)
+def test_pipes_sockets_devices_folders_and_dangling_links_are_skipped_and_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    (tmp_path / "device.safetensors").symlink_to("/dev/zero")
+    (tmp_path / "pipe.lora").symlink_to(tmp_path / "pipe.safetensors")
+    (tmp_path / "folder.lora").mkdir()
+    (tmp_path / "dangling.lora").symlink_to(tmp_path / "nowhere")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket.lora"))
+    (tmp_path / "good.lora").touch()
+    assert [name for name, _ in find(tmp_path)] == ["good"]
+    skipped = {Path(record.getMessage().split(" is skipped")[0]).name for record in caplog.records}
+    assert skipped == {path.name for path in tmp_path.iterdir()} - {"good.lora"}
 
 
 @pytest.mark.parametrize("name", ["with space", "ä", "a\nb", "x" * 65, "a,b"])

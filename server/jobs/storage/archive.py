@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from server.jobs.storage.retention import Retention
+from server.jobs.storage.retention import ClockGuard, Retention
 
 PARTIAL = Retention(max_age=3600.0)  # of half-written files; older ones are left from a crash
 TIME = "%Y%m%d_%H%M%S"
@@ -22,12 +22,26 @@ class Archive:
     """Finished images in one folder, which other files and the archives of other processes may share.
 
     Attributes:
-        folder: created by the first `save`.
+        folder: created if it does not exist.
         retention: of the images, by the time in their names.
     """
 
     folder: Path
     retention: Retention = field(default_factory=Retention)
+    clock_guard: ClockGuard = field(default_factory=lambda: ClockGuard("the archive"), compare=False)
+
+    def require_usable(self) -> None:
+        """Create the folder. Raises OSError if it is none, or cannot be written; a full disk is no reason."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(
+                f"the archive {self.folder} is a file or a dangling link; name a folder"
+            ) from error
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise PermissionError(
+                f"the archive {self.folder} cannot be written; change its mode or name another folder"
+            )
 
     def save(self, data: bytes, suffix: str, when: datetime, short_id: str) -> Path:
         """Write generated_YYYYMMDD_HHMMSS_ID, in UTC: all of it or nothing. Other processes see only whole files.
@@ -70,7 +84,8 @@ class Archive:
         images = [file for file in files if not file.is_partial]
         partial = [file for file in files if file.is_partial]
         total, seconds = sum(file.size for file in images), now.timestamp()
-        expired = self.retention.expired(images, seconds, total) + PARTIAL.expired(partial, seconds, 0)
+        retention = self.clock_guard.apply(self.retention, seconds, images[-1].time if images else None)
+        expired = retention.expired(images, seconds, total) + PARTIAL.expired(partial, seconds, 0)
         for file in expired:
             file.path.unlink(missing_ok=True)  # another process may prune too
         return len(expired)

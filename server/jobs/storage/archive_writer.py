@@ -2,8 +2,10 @@
 
 import logging
 import queue
+import secrets
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -21,7 +23,7 @@ class ArchiveWriter:
 
     def __init__(self, archive: Archive) -> None:
         self._archive = archive
-        self._queue: queue.Queue[tuple[Job, StoredImage] | None] = queue.Queue(MAX_QUEUED)
+        self._queue: queue.Queue[tuple[Job, StoredImage, Future[None]] | None] = queue.Queue(MAX_QUEUED)
         self._prune_due = 0.0  # by the monotonic clock
         self._bytes_since_prune = 0
         self._thread = threading.Thread(target=self._run, name="archive", daemon=True)
@@ -29,12 +31,19 @@ class ArchiveWriter:
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, job: Job, image: StoredImage) -> None:
-        """Queue an image. Neither waits nor fails, since the job has its image in any case."""
+    def put(self, job: Job, image: StoredImage) -> Future[None]:
+        """Queue an image. Neither waits nor fails, since the job has its image in any case.
+
+        Returns:
+            A future that is done when the image is in the archive, or is given up.
+        """
+        done = Future[None]()
         try:
-            self._queue.put_nowait((job, image))
+            self._queue.put_nowait((job, image, done))
         except queue.Full:
             log.error("image %d of %s is not archived: the disk is too slow", image.index, job.id)
+            done.set_result(None)
+        return done
 
     def close(self, seconds: float) -> None:
         """Write what is queued; give up after `seconds`."""
@@ -46,21 +55,33 @@ class ArchiveWriter:
 
     def _run(self) -> None:
         while True:
+            self._prune_if_due()
             try:
-                self._prune_if_due()
                 item = self._queue.get(timeout=PRUNE_EVERY)
-                if item is None:
-                    return
-                job, image = item
-                short_id = f"{job.id[-6:]}{image.index:02x}"
-                self._archive.save(image.data, job.format.suffix, datetime.now(UTC), short_id)
-                self._bytes_since_prune += len(image.data)
             except queue.Empty:
                 continue
+            if item is None:
+                return
+            job, image, done = item
+            try:
+                self._save(job, image)
             except OSError as error:
-                log.error("the archive %s: %s", self._archive.folder, error)
+                log.error("image %d of %s is not archived: %s", image.index, job.id, error)
+            finally:
+                done.set_result(None)
+
+    def _save(self, job: Job, image: StoredImage) -> None:
+        short_id = f"{job.id[-6:]}{image.index:02x}"
+        try:
+            self._archive.save(image.data, job.format.suffix, datetime.now(UTC), short_id)
+        except FileExistsError:  # of another server, in the same second
+            self._archive.save(image.data, job.format.suffix, datetime.now(UTC), secrets.token_hex(4))
+        self._bytes_since_prune += len(image.data)
 
     def _prune_if_due(self) -> None:
         if time.monotonic() >= self._prune_due or self._archive.retention.is_due(self._bytes_since_prune):
             self._prune_due, self._bytes_since_prune = time.monotonic() + PRUNE_EVERY, 0
-            self._archive.prune(datetime.now(UTC))
+            try:
+                self._archive.prune(datetime.now(UTC))
+            except OSError as error:
+                log.error("the archive %s is not pruned: %s", self._archive.folder, error)

@@ -5,6 +5,7 @@ Knows calls; not what jobs mean.
 
 import asyncio
 import logging
+import sqlite3
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,16 +13,18 @@ from contextlib import suppress
 from typing import TypeVar
 
 from server.errors import StoreUnavailable
+from server.jobs.job import Job
 from server.jobs.storage.retention import PRUNE_EVERY, Retention
 from server.jobs.storage.store import JobStore
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Write = tuple[Callable[[], object], Callable[[], object]]  # the write, and a callback for when it is done
+Write = tuple[Callable[[], object], Callable[[], object], "asyncio.Future[None]"]  # see `AsyncStore.write_later`
 
 FLUSH_TIMEOUT = 2.0  # seconds
 BATCH_DELAY = 0.002  # seconds in which writes gather, so that one trip to the thread does for all
+MAX_REFUSED_WRITES = 512  # that wait in memory, each with one image at most, before new jobs are refused
 RETRY_DELAY = 1.0  # seconds between two attempts at a write that the disk refuses
 
 
@@ -42,6 +45,7 @@ class AsyncStore:
         self._calls_in_thread = 0  # while there are any, no other thread may use the store
         self._writes: asyncio.Queue[Write] = asyncio.Queue()
         self._pending_writes = 0
+        self._is_refused = False  # the last write
         self._tasks: list[asyncio.Task[None]] = []
         self._prune_due = asyncio.Event()
 
@@ -51,7 +55,7 @@ class AsyncStore:
         return self._pending_writes
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._write()), asyncio.create_task(self._prune())]
+        self._tasks = [asyncio.create_task(call()) for call in (self._write, self._prune, self._check)]
 
     def close(self) -> None:
         """Drop the pending writes and close the store."""
@@ -66,20 +70,39 @@ class AsyncStore:
             return method(*args)
         return await self.call_in_thread(method, *args)
 
-    def write_later(self, write: Callable[[], object], then: Callable[[], object] = lambda: None) -> None:
-        """Write in the background, after earlier writes, and again and again until the disk takes it."""
+    async def add(self, job: Job) -> Job:
+        """Store a job; see `JobStore.add`.
+
+        Raises:
+            StoreUnavailable: also if the disk takes small jobs but no images, which would fill the memory.
+        """
+        if self._is_refused and self._pending_writes > MAX_REFUSED_WRITES:
+            raise StoreUnavailable(f"{self._pending_writes} writes wait for the disk; free disk space")
+        return await self.call(self.store.add, job)
+
+    def write_later(
+        self, write: Callable[[], object], then: Callable[[], object] = lambda: None
+    ) -> "asyncio.Future[None]":
+        """Write in the background, after earlier writes, and again and again until the disk takes it.
+
+        Args:
+            then: called when the write is done.
+
+        Returns:
+            A future that is done when the write is.
+        """
+        done = asyncio.get_running_loop().create_future()
         self._pending_writes += 1
-        self._writes.put_nowait((write, then))
+        self._writes.put_nowait((write, then, done))
+        return done
 
     async def flush(self) -> None:
         """Wait until all writes so far are done. Raises StoreUnavailable after FLUSH_TIMEOUT."""
         if not self._pending_writes:
             return
-        done = asyncio.Event()
-        self.write_later(lambda: None, then=done.set)
         try:
             async with asyncio.timeout(FLUSH_TIMEOUT):
-                await done.wait()
+                await asyncio.shield(self.write_later(lambda: None))
         except TimeoutError as error:
             raise StoreUnavailable(f"earlier writes were not done in {FLUSH_TIMEOUT:.0f} s; try again later") from error
 
@@ -103,17 +126,29 @@ class AsyncStore:
                 done: list[Write] = []
                 try:
                     await self.call(_run, writes, done)
+                    self._is_refused = False
                 except StoreUnavailable as error:
+                    self._is_refused = True
                     log.error("%s; the write is kept in memory and tried again", error)
                     await asyncio.sleep(RETRY_DELAY)
                 except Exception:
                     log.exception("a write to the job store failed and is dropped")
                     done.append(writes.popleft())
-                for _, then in done:
+                for _, then, future in done:
                     then()
+                    future.set_result(None)
                     self._pending_writes -= 1
             if self._retention.is_due(self.store.bytes_since_prune):
                 self._prune_due.set()
+
+    async def _check(self) -> None:
+        """Log what is wrong with the file, once, while the server runs already."""
+        try:
+            problems = await asyncio.to_thread(self.store.database.check)
+        except (StoreUnavailable, sqlite3.Error) as error:
+            problems = [str(error)]
+        for problem in problems:
+            log.error("%s; stop the server and put a copy in its place, or save what `sqlite3 .recover` reads", problem)
 
     async def _prune(self) -> None:
         """Delete expired jobs, every PRUNE_EVERY seconds and when much is new."""

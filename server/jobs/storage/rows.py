@@ -1,16 +1,27 @@
-"""Jobs and images as rows of the database. Knows columns; no transactions."""
+"""Jobs and images as rows of the database, and what is left of a damaged row. Knows columns; no transactions."""
 
+import re
 import sqlite3
 from dataclasses import fields
 
 import msgspec
 
+from engine.errors import InvalidRequest
 from engine.images.metadata import ImageMetadata
-from server.jobs.job import Job, StoredImage
+from engine.request import MAX_SEED, MAX_STEPS, PNG, ImageRequest
+from server.jobs.job import Job, JobError, JobState, StoredImage
 from server.jobs.storage.database import SQLiteValue
 
 COLUMNS = tuple(field.name for field in fields(Job) if field.name != "sequence")
 JSON_COLUMNS = ("request", "format", "error")
+MAX_IMAGES = 1000  # of a job; the endpoints allow far fewer
+MAX_TIME = 1 << 40  # unix seconds
+MEDIA_TYPE = re.compile("image/[a-z]+")
+
+# whole images of a job, for `job_of_row`; neither expression reads an image
+STORED = (
+    "(SELECT count(*) FROM images WHERE job = jobs.id AND typeof(data) = 'blob' AND json_valid(metadata)) AS stored"
+)
 
 
 def row_of_job(job: Job) -> dict[str, SQLiteValue]:
@@ -20,14 +31,83 @@ def row_of_job(job: Job) -> dict[str, SQLiteValue]:
 
 
 def job_of_row(row: sqlite3.Row) -> Job:
-    """Return the job of a row; fields that are new since it was written have their defaults."""
-    values = {**row, "durable": bool(row["durable"])} | {name: msgspec.json.decode(row[name]) for name in JSON_COLUMNS}
-    return msgspec.convert(values, Job)
+    """Return the job of a row with `STORED`. Fields that are new since it was written have their defaults.
+
+    A damaged row is a failed job with the error job_damaged, so that it hides no other job.
+    """
+    try:
+        values = dict(row) | {name: msgspec.json.decode(row[name]) for name in JSON_COLUMNS}
+        if row["durable"] in (0, 1):
+            values["durable"] = bool(row["durable"])
+        job = msgspec.convert(values, Job)
+        _check(job, row)
+    except (msgspec.MsgspecError, InvalidRequest, RecursionError, TypeError, ValueError) as error:
+        return _failed(row, f"The record of this job in the database is damaged ({error}); send the request again.")
+    return job
 
 
-def image_of_row(row: sqlite3.Row) -> StoredImage:
-    metadata = msgspec.json.decode(row["metadata"], type=ImageMetadata)
-    return StoredImage(row["number"], row["media_type"], row["data"], metadata)
+def _check(job: Job, row: sqlite3.Row) -> None:
+    """Raise ValueError if the values of a row contradict each other, or could never have been stored."""
+    for text in row:
+        if isinstance(text, str):
+            text.encode()  # raises for what was no UTF-8
+    times = [time for time in (job.created, job.deadline, job.started, job.finished) if time is not None]
+    if not all(0 <= time < MAX_TIME for time in times):
+        raise ValueError(f"one of the times {times} is out of range")
+    request = job.request
+    if not 0 <= request.seed <= MAX_SEED or not 1 <= (request.num_inference_steps or 1) <= MAX_STEPS:
+        raise ValueError(f"it asks for the seed {request.seed} and {request.num_inference_steps} steps")
+    if not 1 <= job.image_count <= MAX_IMAGES or job.attempts < 0:
+        raise ValueError(f"it has {job.image_count} images and {job.attempts} attempts")
+    has_end, has_error = job.finished is not None, job.error is not None
+    if has_end != job.state.is_final or has_error != (job.state is JobState.FAILED):
+        raise ValueError(f"it is {job.state.value}, with the end {job.finished} and the error {job.error}")
+    if job.state is JobState.DONE and (job.started is None or row["stored"] < job.image_count):
+        raise ValueError(f"{row['stored']} of its {job.image_count} images are there")
+
+
+def _failed(row: sqlite3.Row, message: str) -> Job:
+    """Return a failed job with what can be read of a damaged row."""
+    owner, created = row["owner"], row["created"]
+    created = created if isinstance(created, float) and 0 <= created < MAX_TIME else 0.0
+    return Job(
+        id=_readable(row["id"]) or f"job_{row['sequence']}",
+        request=ImageRequest(""),
+        image_count=1,
+        format=PNG,
+        api="",
+        owner=None if owner is None else _readable(owner) or "damaged",
+        durable=True,
+        fingerprint=_readable(row["fingerprint"]),
+        created=created,
+        state=JobState.FAILED,
+        finished=created,
+        error=JobError("job_damaged", message),
+        sequence=row["sequence"],
+    )
+
+
+def _readable(value: SQLiteValue) -> str:
+    """Return a text that can be sent; an empty one for anything else."""
+    return value if isinstance(value, str) and value.isascii() else ""
+
+
+def image_of_row(row: sqlite3.Row) -> StoredImage | None:
+    """Return the image of a row; None if the row is damaged."""
+    metadata = metadata_of(row["metadata"])
+    index, media_type, data = row["number"], row["media_type"], row["data"]
+    is_intact = isinstance(index, int) and index >= 0 and isinstance(data, bytes)
+    if metadata is None or not is_intact or not MEDIA_TYPE.fullmatch(str(media_type)):
+        return None
+    return StoredImage(index, media_type, data, metadata)
+
+
+def metadata_of(text: SQLiteValue) -> ImageMetadata | None:
+    """Return the metadata of an image; None if they are damaged."""
+    try:
+        return msgspec.json.decode(text, type=ImageMetadata)  # type: ignore[arg-type]  # raises TypeError
+    except (msgspec.MsgspecError, RecursionError, TypeError, ValueError):
+        return None
 
 
 def to_json(value: object) -> str:

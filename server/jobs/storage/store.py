@@ -3,28 +3,30 @@
 Knows rows and transactions; neither workers nor HTTP.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
-
 from engine.images.metadata import ImageMetadata
 from server.errors import IdempotencyKeyReused
 from server.jobs.job import MAX_SEQUENCE, Job, JobError, JobState, StoredImage
 from server.jobs.storage.database import Database, SQLiteValue
+from server.jobs.storage.pruning import Pruner
 from server.jobs.storage.retention import Retention
-from server.jobs.storage.rows import COLUMNS, image_of_row, job_of_row, row_of_job, to_json
+from server.jobs.storage.rows import COLUMNS, STORED, image_of_row, job_of_row, metadata_of, row_of_job, to_json
+
+log = logging.getLogger(__name__)
 
 SERVER_RESTARTED = JobError(
     "server_restarted", "The server was restarted before the images were generated; send the request again."
 )
 PAGE_BYTES = 1 << 20  # of the requests of one page of the history
-PRUNE_BATCH = 20  # jobs that one `prune` deletes at most
-VACUUM_PAGES = 4096  # of 4 KiB, that one `prune` gives back at most
 ROW_BYTES = 1 << 10  # estimate of a job's row without its request
-SIZE = f"(length(CAST(request AS BLOB)) + {ROW_BYTES})"  # bytes of an ended job without its images
+SIZE = f"(ifnull(length(CAST(request AS BLOB)), 0) + {ROW_BYTES})"  # bytes of an ended job without its images
+SIZE_WITH_IMAGES = f"{SIZE} + (SELECT ifnull(sum(length(data)), 0) FROM images WHERE job = id)"
+END = "max(?, ifnull(created, 0), ifnull(started, 0))"  # not before the start, even if the clock was set back
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +56,27 @@ class JobStore:
         bytes_since_prune: bytes that the last `prune` has not considered.
     """
 
-    def __init__(self, path: Path | None, busy_timeout: float = 5.0, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        busy_timeout: float = 5.0,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         """
         Args:
             path: the file, created if it does not exist; None keeps the jobs in memory.
             busy_timeout: seconds.
             clock: returns unix seconds.
+            monotonic: returns seconds that no one sets.
 
         Raises:
             StoreUnavailable: there is no such directory, or the file is damaged, of a newer version or no store at all.
         """
         self.database = Database(path, busy_timeout)
         self.bytes_since_prune = 0
-        self._clock = clock
+        self._clock, self._pruner = clock, Pruner(self.database, clock, monotonic)
 
     def add(self, job: Job) -> Job:
         """Queue a job and return it with its `sequence`, or return the job with the same idempotency key.
@@ -122,7 +132,7 @@ class JobStore:
     def start(self, id: str) -> bool:
         """Set a queued job to running and count an attempt. False: it is not queued, so do not generate it."""
         return self.database.change(
-            "UPDATE jobs SET state = 'running', attempts = attempts + 1, started = ifnull(started, ?)"
+            "UPDATE jobs SET state = 'running', attempts = attempts + 1, started = ifnull(started, max(?, created))"
             " WHERE id = ? AND state = 'queued'",
             self._clock(),
             id,
@@ -177,45 +187,37 @@ class JobStore:
     def metadata(self, id: str) -> list[ImageMetadata]:
         """Return the metadata of the images so far, by index, without reading the images."""
         rows = self.database.rows("SELECT metadata FROM images WHERE job = ? ORDER BY number", id)
-        return [msgspec.json.decode(metadata, type=ImageMetadata) for (metadata,) in rows]
+        return [metadata for row in rows if (metadata := metadata_of(row["metadata"]))]
 
     def delete(self, id: str) -> bool:
         """Delete a job that has ended, with its images. False: it has not ended, or is unknown."""
+        self._pruner.on_deleted()
         return self.database.change("DELETE FROM jobs WHERE id = ? AND finished IS NOT NULL", id)
 
     def prune(self, retention: Retention) -> int:
-        """Delete up to PRUNE_BATCH expired jobs and give some disk space back. Call it until it returns 0.
-
-        Args:
-            retention: age since the job's end; bytes of all images, and of all jobs that have ended.
-
-        Returns:
-            The number of deleted jobs.
-        """
+        """Delete a few of the expired jobs, and return their number. Call it until it returns 0; see `Pruner`."""
         self.bytes_since_prune = 0
-        ((images,),) = self.database.rows("SELECT ifnull(sum(length(data)), 0) FROM images")
-        ((jobs,),) = self.database.rows(f"SELECT ifnull(sum({SIZE}), 0) FROM jobs WHERE finished IS NOT NULL")
-        oldest = self.database.rows(
-            f"SELECT id, finished, {SIZE} + (SELECT ifnull(sum(length(data)), 0) FROM images WHERE job = id) FROM"
-            f" (SELECT * FROM jobs WHERE finished IS NOT NULL ORDER BY finished, sequence LIMIT {PRUNE_BATCH})"
-        )
-        deleted = 0
-        for ended in retention.expired((_EndedJob(*row) for row in oldest), self._clock(), images + jobs):
-            deleted += self.delete(ended.id)  # each in a short transaction of its own
-        self.database.shrink(VACUUM_PAGES)
-        return deleted
+        return self._pruner.prune(retention)
 
     def recover(self) -> list[Job]:
         """Repair the states that an ended server left. Call it once at the start, before a worker generates.
 
-        Jobs that are not durable fail, since their clients are gone; running ones are queued again.
+        Jobs that are not durable fail, since their clients are gone, and so do those whose rows are damaged; running
+        ones are queued again.
 
         Returns:
             The unfinished jobs, in the order of their acceptance.
         """
         with self.database.transaction() as connection:
+            for job in self._jobs("WHERE finished IS NULL"):
+                if job.error is not None:
+                    log.error("%s cannot be resumed: %s", job.id, job.error.message)
+                    self._end_damaged(job)
+                else:
+                    self._delete_damaged_images(job)
             connection.execute(
-                "UPDATE jobs SET state = 'failed', finished = ?, error = ? WHERE finished IS NULL AND NOT durable",
+                f"UPDATE jobs SET state = 'failed', finished = {END}, error = ?, bytes = {SIZE_WITH_IMAGES}"
+                " WHERE finished IS NULL AND NOT durable",
                 (self._clock(), to_json(SERVER_RESTARTED)),
             )
             connection.execute("UPDATE jobs SET state = 'queued' WHERE finished IS NULL")
@@ -223,6 +225,22 @@ class JobStore:
 
     def close(self) -> None:
         self.database.close()
+
+    def _end_damaged(self, job: Job) -> None:
+        """Overwrite a damaged row by a failed job."""
+        columns = ", ".join(f"{name} = :{name}" for name in COLUMNS)
+        values = row_of_job(replace(job, finished=max(self._clock(), job.created)))
+        self.database.connection.execute(
+            f"UPDATE jobs SET {columns}, bytes = {SIZE_WITH_IMAGES} WHERE sequence = :sequence", values
+        )
+
+    def _delete_damaged_images(self, job: Job) -> None:
+        """Delete the images of an unfinished job that cannot be used, so that they are generated again."""
+        for row in self.database.rows("SELECT rowid, * FROM images WHERE job = ?", job.id):
+            image = image_of_row(row)
+            if image is None or image.index >= job.image_count:
+                log.error("an image of %s is damaged and will be generated again", job.id)
+                self.database.connection.execute("DELETE FROM images WHERE rowid = ?", (row["rowid"],))
 
     def _image_count(self, id: str) -> int | None:
         """Return the number of images that an unfinished job asks for; None for other jobs."""
@@ -233,8 +251,8 @@ class JobStore:
         key = "NULL" if error is not None and error.is_transient else "idempotency_key"
         with self.database.transaction() as connection:
             sizes = connection.execute(
-                f"UPDATE jobs SET state = ?, finished = ?, error = ?, idempotency_key = {key}"
-                f" WHERE id = ? AND finished IS NULL RETURNING {SIZE}",
+                f"UPDATE jobs SET state = ?, finished = {END}, error = ?, idempotency_key = {key},"
+                f" bytes = {SIZE_WITH_IMAGES} WHERE id = ? AND finished IS NULL RETURNING {SIZE}",
                 (state, self._clock(), to_json(error), id),
             ).fetchall()
         for (size,) in sizes:
@@ -242,14 +260,8 @@ class JobStore:
         return bool(sizes)
 
     def _jobs(self, which: str, *values: SQLiteValue) -> list[Job]:
-        return [job_of_row(row) for row in self.database.rows(f"SELECT * FROM jobs {which}", *values)]
+        return [job_of_row(row) for row in self.database.rows(f"SELECT *, {STORED} FROM jobs {which}", *values)]
 
     def _images(self, which: str, *values: SQLiteValue) -> list[StoredImage]:
-        return [image_of_row(row) for row in self.database.rows(f"SELECT * FROM images {which}", *values)]
-
-
-@dataclass(frozen=True, slots=True)
-class _EndedJob:
-    id: str
-    time: float  # of its end
-    size: int  # bytes, with its images
+        rows = self.database.rows(f"SELECT * FROM images {which}", *values)
+        return [image for row in rows if (image := image_of_row(row))]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer
 
 from engine.sampling.tokenizer import TOKENIZER_FILE, PromptTokenizer
@@ -33,6 +33,11 @@ PROMPTS = [
     "e\u0301" * 400,
     "e\u0301 " * 400,
     "a" * 5000,
+    "🎨" * 32_000,
+    " " * 31_999 + "a",
+    "qzxwvk" * 5333,
+    "e" + "\u0301\u0316" * 500 + " circle" * 4000,
+    " " * 900 + "🎨" * 31_000,
 ]
 
 words = st.text(st.sampled_from("abz019!,éñ圆🎨\u0301\u1100\u1161"), min_size=1, max_size=12) | st.sampled_from(
@@ -73,6 +78,22 @@ def test_token_ids_equal_transformers(
     assert list(ours.ids) == transformers_ids(prompt)
     assert ours.text + ours.dropped == prompt
     assert bool(ours.dropped) == (len(prompt) > 300)
+
+
+@pytest.mark.parametrize("prompt", ["🎨" * 32_000, "a red circle " * 2400], ids=["emoji", "words"])
+def test_only_the_part_of_a_long_prompt_that_is_used_is_tokenized(
+    tokenizer: PromptTokenizer, monkeypatch: pytest.MonkeyPatch, prompt: str
+) -> None:
+    class Watched:
+        def encode(self, text: str) -> Encoding:
+            lengths.append(len(text))
+            return original.encode(text)
+
+    lengths: list[int] = []
+    original = tokenizer._tokenizer
+    monkeypatch.setattr(tokenizer, "_tokenizer", Watched())
+    assert len(tokenizer(prompt).ids) == LIMIT
+    assert sum(lengths) < 20 * LIMIT  # of 31,200 to 32,000 characters
 
 
 @settings(deadline=None)

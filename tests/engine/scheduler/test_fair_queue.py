@@ -63,7 +63,7 @@ def test_size_that_returns_keeps_the_charge_of_its_last_pass() -> None:
 def run_next(queue: FairQueue) -> Sample | None:
     """Run one pass of the sample that is next, for one second; return the sample if it is finished."""
     first = next(iter(queue)).samples[0]
-    queue.begin(first)
+    queue.start(first)
     branch = first.branches[0]
     branch.enqueued = branch.completed = branch.completed + 1
     queue.charge(first.size, 1.0)
@@ -128,9 +128,43 @@ def test_cancelled_images_do_not_delay_the_next_one_of_their_client() -> None:
     assert "wanted" in [image.key for image in run(queue, 2)]
 
 
+def test_short_image_of_another_client_does_not_wait_for_a_long_one_under_way() -> None:
+    queue = FairQueue()
+    queue.add(sample("long", 64, steps=100, client="a"))
+    for _ in range(10):
+        run_next(queue)
+    queue.add(sample("short", 64, client="b"))
+    assert run(queue, 1)[0].key == "short"
+
+
+def test_stream_of_new_clients_cannot_stop_an_image_under_way() -> None:
+    queue = FairQueue()
+    queue.add(sample("long", 64, steps=100, client="a"))
+    for number in range(1000):
+        queue.add(sample(f"short {number}", 64, client=f"client {number}"))
+        if "long" in [image.key for image in run(queue, 1)]:
+            return
+    raise AssertionError("the long image never ended")
+
+
+def test_images_under_way_are_found_behind_a_long_queue() -> None:
+    """Only the images under way have slots, and many clients wait before them."""
+    queue = FairQueue()
+    queue.add(sample("long", 64, steps=100, client="a"))
+    (size,) = queue
+    size.take_slots(size.samples[0])
+    for number in range(200):
+        queue.add(sample(f"short {number}", 64, steps=1, client=f"client {number}"))
+    assert [forward.sample.key for forward in size.passes(4, with_slot_only=True)] == ["long"]
+
+
 def test_fair_order_forgets_clients_whose_work_is_over() -> None:
     order = FairOrder()
+    order.add("stays", 1e9)
     for number in range(1000):
-        order.start(order.add(f"client {number}", 8.0))
-    order.start(order.add("last", 8.0) + 16.0)
-    assert not order._next
+        order.add(f"client {number}", 8.0)
+        order.advance(16.0)
+        order.remove(f"client {number}")
+    assert len(order._ends) < 100
+    order.remove("stays")
+    assert not order._ends

@@ -4,17 +4,19 @@ import json
 
 import httpx
 import pytest
+from fakes.raw_client import connected
 from fakes.server import IMAGES, error_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from server.api import body
 from server.api.body import MAX_BODY
 
 JSON = {"content-type": "application/json; charset=utf-8"}
 
 
 @pytest.mark.parametrize(
-    ("body", "code"),
+    ("content", "code"),
     [
         (b"", "invalid_json"),
         (b"{", "invalid_json"),
@@ -28,8 +30,8 @@ JSON = {"content-type": "application/json; charset=utf-8"}
         (json.dumps({"k" * 100_000: 1, "prompt": "a cat"}).encode(), "unknown_parameter"),
     ],
 )
-def test_malformed_body_is_400_with_a_short_message(http: httpx.Client, body: bytes, code: str) -> None:
-    response = http.post(IMAGES, content=body, headers=JSON)
+def test_malformed_body_is_400_with_a_short_message(http: httpx.Client, content: bytes, code: str) -> None:
+    response = http.post(IMAGES, content=content, headers=JSON)
     assert response.status_code == 400
     assert error_of(response)["code"] == code
     assert len(response.content) < 1000
@@ -57,6 +59,15 @@ def test_body_over_the_limit_is_413(http: httpx.Client, chunked: bool) -> None:
     assert error_of(response)["code"] == "request_too_large"
     within = json.dumps({"prompt": "a cat"}).encode().ljust(MAX_BODY)
     assert http.post(IMAGES, content=within, headers=JSON).status_code == 200
+
+
+def test_body_that_arrives_too_slowly_is_408(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "BODY_SECONDS", 0.1)
+    head = b"POST /v1/generate HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"
+    with connected(str(http.base_url)) as client:
+        client.sendall(head)
+        answer = client.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 408 ")
 
 
 JSON_VALUES = st.recursive(

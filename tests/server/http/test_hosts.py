@@ -1,6 +1,7 @@
 """Requests to host names that are not the server's are refused: DNS rebinding."""
 
 from collections.abc import Iterator
+from importlib import metadata
 
 import httpx
 import pytest
@@ -88,7 +89,7 @@ def test_forwarded_host_is_ignored_from_strangers_and_checked_from_proxies() -> 
 
 def test_forwarded_host_of_a_stranger_does_not_make_an_origin_the_page_s(url: str) -> None:
     headers = {"origin": "http://images.test", "x-forwarded-host": "images.test"}
-    answer = httpx.get(f"{url}/_nicegui_ws/socket.io/?EIO=4&transport=polling", headers=headers)
+    answer = httpx.get(f"{url}/_nicegui/{metadata.version('nicegui')}/static/nicegui.js", headers=headers)
     assert answer.status_code == 403 and answer.json()["error"]["code"] == "foreign_origin"
 
 

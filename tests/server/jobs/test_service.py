@@ -192,3 +192,18 @@ def test_position_and_eta_count_earlier_jobs() -> None:
         assert jobs.progress(accepted[2]).eta == pytest.approx(5.6)
 
     play(story)
+
+
+def test_no_time_of_a_job_is_before_its_acceptance_after_the_clock_was_set_back() -> None:
+    accepted = time.time() + 500
+
+    async def story(jobs: JobService, _link: FakeLink) -> None:
+        for name in "ab":
+            await jobs.submit(replace(job(name), created=accepted))
+        jobs.worker_queue.on_message(messages.Started("a:0"))
+        jobs.cancel("b")
+        jobs.cancel("a")
+        ended = [await jobs.get(name) for name in "ab"]
+        assert [(found.started, found.finished) for found in ended] == [(accepted, accepted), (None, accepted)]
+
+    play(story)

@@ -1,11 +1,13 @@
 """The page at `/`, partly in a real browser. Servers are processes, since NiceGUI serves one page per process."""
 
+import html
 import json
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from fakes.chromium import Browser, browsing, needs_chromium
+from fakes.hostile import HOSTILE_SERVER, LORA, TEXT
 from fakes.loop import MANIFEST, NAN_PROMPT, FakeLoop
 from fakes.manifest import BANNER
 from fakes.manifest import MANIFEST as TWO_PROFILES
@@ -21,13 +24,44 @@ from fakes.nginx import behind_nginx, needs_nginx
 from fakes.processes import FAKE_SERVER, process, ready_url
 from fakes.raw_client import read_to_end, upgraded
 from fakes.server import serving
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+PAGE = 24  # jobs in the gallery
 RECONNECT = 1.0  # seconds after which a closed tab is dropped
 SLOW = 100  # steps of an image that is still running when its test ends
 FIRST, SECOND = "first-key", "second-key"
 SOCKET = "/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
+FORGED = (  # CLIENT is the id of an open page
+    '42["event",{}]',
+    '42["event",{"client_id":1e400}]',
+    '42["event",{"client_id":"CLIENT","id":[]}]',
+    '42["ack",[]]',
+    '42["ack",{"client_id":"CLIENT","next_message_id":"x"}]',
+    '42["handshake",{"client_id":"CLIENT","tab_id":{}}]',
+    '42["handshake",{"client_id":"CLIENT","tab_id":"a","document_id":[]}]',
+    '42["javascript_response",{"client_id":[]}]',
+    '42["log",{"client_id":"CLIENT","level":"error","message":"\\nforged"}]',
+    '42["disconnect"]',
+    '42["nothing",{}]',
+    "42[]",
+    "42[1]",
+    "42{",
+    "42" + "[" * 100_000,
+    "4299999999999999999999[]",
+    '42/other,["event",{}]',
+    '451-["event",{}]',
+    "43",
+    "44",
+    "40",
+    "40/other,",
+    "41",
+    "5",
+    "9",
+    "x",
+    "",
+    b"\4binary",
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +114,9 @@ def test_endpoints_are_the_same_with_the_page(url: str) -> None:
     with httpx.Client(base_url=url) as http:
         page = http.get("/")
         assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
-        assert "default-src 'self'" in page.headers["content-security-policy"]
+        policy = page.headers["content-security-policy"]
+        for part in ("default-src 'self'", "object-src 'none'", "base-uri 'none'", "form-action 'self'"):
+            assert part in policy
         assert page.headers.get_list("x-content-type-options") == ["nosniff"]
         for path in ("/nothing", "/favicon.ico", "/_nicegui", "/v1"):
             assert http.get(path).json()["error"]["code"] == "not_found"
@@ -108,12 +144,12 @@ def test_application_without_the_page_answers_404() -> None:
         ({"origin": "https://generate.example", "x-forwarded-host": "generate.example"}, 200),
     ],
 )
-def test_requests_of_other_sites_to_the_page_s_socket_are_403(url: str, headers: dict[str, str], status: int) -> None:
-    polled = httpx.get(url + SOCKET.replace("websocket", "polling"), headers=headers)
-    assert polled.status_code == status
+def test_requests_of_other_sites_for_the_page_s_files_are_403(url: str, headers: dict[str, str], status: int) -> None:
+    file = httpx.get(f"{url}/_nicegui/{version('nicegui')}/static/nicegui.js", headers=headers)
+    assert file.status_code == status
     if status == 403:
-        assert polled.json()["error"]["code"] == "foreign_origin"
-        assert "access-control-allow-origin" not in polled.headers
+        assert file.json()["error"]["code"] == "foreign_origin"
+        assert "access-control-allow-origin" not in file.headers
 
 
 def test_websocket_from_a_foreign_origin_is_refused(url: str) -> None:
@@ -149,18 +185,52 @@ def test_404_of_the_toolkit_creates_no_page() -> None:
         assert http.get(url).status_code == 200
 
 
-def test_log_messages_of_visitors_are_not_logged() -> None:
+def test_forged_packets_of_visitors_are_not_logged() -> None:
     with process(*FAKE_SERVER, "0.1", "1") as child:
         url = ready_url(child)
-        client = re.search(r"client_id\W+([0-9a-f-]{36})", httpx.get(url).text)
-        assert client
-        with connect(url.replace("http", "ws") + SOCKET) as socket:
-            socket.send("40")
-            socket.send("42" + json.dumps(["log", {"client_id": client[1], "level": "error", "message": "\nforged"}]))
-            socket.send("42" + json.dumps(["nothing", {}]))
-            socket.ping().wait(5)
+        client = client_of(httpx.get(url))
+        for packet in FORGED:
+            with connect(url.replace("http", "ws") + SOCKET) as socket, suppress(ConnectionClosed):
+                socket.recv()
+                socket.send("40")
+                assert socket.recv().startswith("40")
+                for _ in range(3):
+                    socket.send(packet.replace("CLIENT", client) if isinstance(packet, str) else packet)
+                socket.ping().wait(5)
+        assert httpx.get(url).status_code == 200
         child.terminate()
-        assert "forged" not in child.communicate()[1]
+        assert child.communicate()[1] == ""
+
+
+def test_forged_values_of_inputs_leave_a_line_each_and_no_traceback() -> None:
+    with process(*FAKE_SERVER, "0.1", "1") as child:
+        url = ready_url(child)
+        page = httpx.get(url)
+        client = client_of(page)
+        elements = re.search(r"parseElements\(String\.raw`(.*?)`\)", page.text, re.DOTALL)
+        assert elements
+        query = f"&client_id={client}&implicit_handshake=true&tab_id=1&document_id=1&next_message_id=0"
+        count = 0
+        with connect(url.replace("http", "ws") + SOCKET + query) as socket:
+            socket.send("40")
+            for number, element in json.loads(html.unescape(elements[1])).items():
+                for event in element.get("events", []):
+                    names = {"client_id": client, "id": int(number), "listener_id": event["listener_id"]}
+                    socket.send("42" + json.dumps(["event", names | {"args": ['{"value": {}}', "[]"]}]))
+                    count += 1
+            socket.ping().wait(5)
+            time.sleep(0.5)
+        child.terminate()
+        lines = child.communicate()[1].splitlines()
+        assert count > 10 and 0 < len(lines) <= count
+        assert all(line.startswith("An event of the page failed with ") for line in lines)
+
+
+def test_socket_of_another_protocol_is_closed_and_polling_is_404(url: str) -> None:
+    assert httpx.get(url + SOCKET.replace("websocket", "polling")).status_code == 404
+    for path in ("/_nicegui_ws/other", "/_nicegui_ws/", "/_nicegui/other"):
+        with pytest.raises(InvalidStatus), connect(url.replace("http", "ws") + path):
+            pass
 
 
 def test_invalid_utf_8_closes_the_page_s_socket_with_1007_and_without_a_traceback() -> None:
@@ -172,13 +242,51 @@ def test_invalid_utf_8_closes_the_page_s_socket_with_1007_and_without_a_tracebac
         assert "Traceback" not in child.communicate()[1]
 
 
-def test_too_many_pages_without_a_connection_are_503() -> None:
+def client_of(page: httpx.Response) -> str:
+    """The toolkit's id of a page."""
+    found = re.search(r"client_id\W+([0-9a-f-]{36})", page.text)
+    assert found
+    return found[1]
+
+
+def can_connect(url: str, client: str) -> bool:
+    query = f"&client_id={client}&implicit_handshake=true&tab_id=1&document_id={client}&next_message_id=0"
+    with connect(url.replace("http", "ws") + SOCKET + query) as socket:
+        socket.recv()
+        socket.send("40")
+        return str(socket.recv()).startswith("40")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"sec-fetch-dest": "document", "sec-fetch-site": "cross-site"}, 200),  # a link
+        ({"sec-fetch-dest": "iframe", "sec-fetch-site": "same-origin"}, 200),
+        ({"sec-fetch-dest": "iframe", "sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-dest": "image", "sec-fetch-site": "same-origin"}, 403),
+        ({"sec-fetch-dest": "script"}, 403),
+        ({"sec-fetch-dest": "empty"}, 403),
+        ({"accept": "image/avif,image/webp,*/*;q=0.8"}, 403),
+        ({"accept": "text/html,application/xhtml+xml,image/avif,*/*;q=0.8"}, 200),
+    ],
+)
+def test_page_is_for_navigation_only(url: str, headers: dict[str, str], status: int) -> None:
+    answer = httpx.get(url, headers=headers)
+    assert answer.status_code == status
+    assert "frame-ancestors 'self'" in answer.headers["content-security-policy"]
+    if status == 403:
+        assert answer.json()["error"]["code"] == "not_a_navigation"
+
+
+def test_new_pages_replace_the_oldest_that_wait_for_their_connections() -> None:
     with process(*FAKE_SERVER, "0.1", "1", "", "", "", "", str(RECONNECT)) as child:
         url = ready_url(child)
-        answers = [httpx.get(url) for _ in range(30)]
-        assert [answer.status_code for answer in answers[:20]] == [200] * 20
-        assert (answers[-1].status_code, answers[-1].json()["error"]["code"]) == (503, "page_crowded")
-        assert httpx.get(f"{url}/health").status_code == 200
+        first = client_of(httpx.get(url))
+        for _ in range(300):
+            assert httpx.get(url, headers={"sec-fetch-dest": "image"}).status_code == 403
+        assert can_connect(url, first)  # requests that are no navigation have replaced nothing
+        opened = [client_of(httpx.get(url)) for _ in range(30)]
+        assert not can_connect(url, opened[0]) and can_connect(url, opened[-20]) and can_connect(url, opened[-1])
 
 
 def test_offered_sizes_are_supported_by_the_plans() -> None:
@@ -277,17 +385,80 @@ def test_errors_are_shown_beside_the_form(url: str, browser: Browser) -> None:
 
 @pytest.mark.slow
 @needs_chromium
-def test_prompt_with_markup_is_shown_as_text(url: str, browser: Browser) -> None:
-    prompt = "<img src=x onerror=\"document.title='taken'\">${document.title='taken'}`</script>{{1+1}}"
+def test_gallery_shows_one_page_of_jobs_at_a_time(browser: Browser) -> None:
+    def shown() -> list[str]:
+        prompts = browser.read("return [...document.querySelectorAll('.z-tile .z-two')].map(e => e.innerText)")
+        return [str(prompt) for prompt in prompts]
+
+    with process(*FAKE_SERVER, "0", "1") as child:
+        url = ready_url(child)
+        for number in range(PAGE + 3):
+            httpx.post(f"{url}/v1/generate", json={"prompt": f"image {number}"})
+        browser.visit(url)
+        newest = [f"image {number}" for number in reversed(range(3, PAGE + 3))]
+        oldest = ["image 2", "image 1", "image 0"]
+        browser.until(lambda: shown() == newest, "the newest jobs")
+        browser.click("button", "Older images")
+        browser.until(lambda: shown() == oldest, "the others")
+        httpx.post(f"{url}/v1/generate", json={"prompt": "one more"})
+        browser.click("button", "Newest images")
+        browser.until(lambda: shown() == ["one more", *newest[:-1]], "the newest jobs again")
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_scripts_in_prompts_and_names_are_shown_as_text(browser: Browser) -> None:
+    def check() -> None:
+        assert browser.read("return [typeof ran, document.title]") == ["undefined", TEXT]
+        assert not browser.all("img[src='x'], svg[onload], .z-columns script, [onerror]")
+
+    with process(*HOSTILE_SERVER) as child:
+        url = ready_url(child)
+        browser.visit(url)
+        browser.find(".z-name", TEXT)
+        browser.click("[aria-label=LoRA]")
+        browser.click(".q-menu .q-item", LORA)
+        browser.click(".q-expansion-item", "Advanced")
+        browser.click("[aria-label='Negative prompt']")
+        browser.write("Negative prompt", TEXT)
+        browser.write("Guidance", "2")
+        browser.generate(TEXT + " and" * 30)
+        shown = facts(browser)
+        assert (shown["LoRA"], shown["Negative"]) == (LORA, TEXT)
+        assert shown["Model"].startswith(TEXT) and shown["Prompt cut to"].startswith(TEXT)
+        assert browser.find(".z-stage img").get_attribute("alt").startswith(TEXT)
+        check()
+        browser.visit(url)
+        browser.click("button.z-tile", TEXT)
+        browser.find(".z-viewer .z-prompt", TEXT)
+        saved = browser.find(".z-viewer a", "Save").get_attribute("download")
+        assert re.fullmatch(r"v1-images-job_\w+-0\.png", saved)
+        source = browser.find(".z-viewer img").get_attribute("src")
+        image = httpx.get(source)
+        assert image.headers["content-type"] == "image/png" and image.content.startswith(b"\x89PNG")
+        check()
+        browser.click(".z-viewer button", "Reuse this seed")
+        assert browser.field("Prompt").get_attribute("value").startswith(TEXT)
+        check()
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_images_and_frames_of_another_site_do_not_lock_the_page(url: str, browser: Browser, tmp_path: Path) -> None:
+    frame = f'<iframe src="{url}"></iframe>'
+    images = "".join(f'<img src="{url}?{number}" onerror="failed++">' for number in range(300))
+    (tmp_path / "index.html").write_text(f"<script>failed = 0</script>{frame}{images}")
+    with process("-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(tmp_path)) as site:
+        port = site.stdout.readline().split("port ")[1].split()[0]
+        browser.driver.get(f"http://localhost:{port}")
+        browser.until(lambda: browser.read("return failed") == 300, "all images")
+        browser.driver.switch_to.frame(0)
+        assert not browser.all(".z-generate, textarea")
+        browser.driver.switch_to.default_content()
+    browser.driver.get_log("browser")  # the next test reads its own
     browser.visit(url)
-    browser.generate(prompt)
+    browser.generate("after the images")
     browser.find(".z-stage .z-facts", "Seed")
-    browser.find(".z-tile", prompt)
-    browser.visit(url)
-    browser.click("button.z-tile", prompt)
-    browser.find(".z-viewer .z-prompt", prompt)
-    assert browser.driver.title == MANIFEST.model.name
-    assert not browser.all("img[src='x'], img[onerror]")
 
 
 @pytest.mark.slow

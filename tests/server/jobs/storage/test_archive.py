@@ -1,6 +1,7 @@
 """The archive: names of files, and complete files or none."""
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,8 +12,10 @@ from threading import Thread
 
 import pytest
 from fakes.archive import NOON, names
+from fakes.loop import MANIFEST
 
 from server.jobs.storage.archive import Archive
+from server.serving import ServerOptions, serve
 
 ID = "0123abcd"
 
@@ -131,6 +134,21 @@ def test_failed_save_leaves_no_file(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert Archive(folder).save(b"data", ".png", NOON, ID).exists()  # a second attempt succeeds
 
 
+def test_missing_folder_is_created_with_its_parents(tmp_path: Path) -> None:
+    Archive(tmp_path / "a" / "b").require_usable()
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_file_or_dangling_link_is_no_archive(folder: Path, tmp_path: Path) -> None:
+    folder.write_text("a file")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in (folder, tmp_path / "link"):
+        with pytest.raises(NotADirectoryError, match=f"{name.name} is a file or a dangling link; name a folder"):
+            Archive(name).require_usable()
+    with socket.socket() as sock, pytest.raises(NotADirectoryError):
+        serve(sock, [], MANIFEST, ServerOptions(archive=Archive(folder / "below")))
+
+
 CHILD = """
 import os, resource, sys
 from datetime import UTC, datetime
@@ -143,7 +161,10 @@ if case == "full":
 elif os.geteuid() == 0:  # root ignores permissions
     os.setuid(65534)
 try:
-    Archive(folder).save(bytes(5000), ".png", datetime.now(UTC), "0123abcd")
+    if case == "read-only, at the start":
+        Archive(folder).require_usable()
+    else:
+        Archive(folder).save(bytes(5000), ".png", datetime.now(UTC), "0123abcd")
 except OSError as error:
     print(type(error).__name__, error.errno)
 """
@@ -158,7 +179,10 @@ def open_folder() -> Iterator[Path]:
         Path(name).chmod(0o755)
 
 
-@pytest.mark.parametrize(("case", "said"), [("full", "OSError 27"), ("read-only", "PermissionError 13")])
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [("full", "OSError 27"), ("read-only", "PermissionError 13"), ("read-only, at the start", "PermissionError None")],
+)
 def test_full_disk_and_read_only_folder_raise_and_leave_no_file(open_folder: Path, case: str, said: str) -> None:
     """EFBIG stands for ENOSPC: both are raised by a write after some bytes are written."""
     if case == "full":

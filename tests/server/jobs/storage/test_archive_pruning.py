@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from fakes.archive import NOON, names
+from fakes.jobs import Clock
 
 from server.jobs.storage.archive import Archive
-from server.jobs.storage.retention import DAY, Retention
+from server.jobs.storage.retention import DAY, ClockGuard, Retention
 
 
 def save(archive: Archive, *, age: float = 0, size: int = 10, number: int = 0) -> Path:
@@ -27,10 +28,10 @@ def test_images_older_than_max_age_are_deleted(folder: Path) -> None:
 
 def test_default_keeps_images_for_a_week(folder: Path) -> None:
     save(Archive(folder), age=7 * DAY + 1)
-    kept = save(Archive(folder), age=7 * DAY - 1)
+    kept = [save(Archive(folder), age=age) for age in (7 * DAY - 1, 0)]
     assert Archive(folder, Retention(max_age=math.inf)).prune(NOON) == 0
     assert Archive(folder).prune(NOON) == 1
-    assert names(folder) == {kept.name}
+    assert names(folder) == {path.name for path in kept}
 
 
 def test_age_is_taken_from_the_name_not_from_the_file(folder: Path) -> None:
@@ -127,7 +128,18 @@ def test_clock_set_back_deletes_no_new_image(folder: Path) -> None:
     assert archive.prune(NOON) == 2
     assert names(folder) == {paths[0].name, paths[1].name}, "the oldest go, as ever"
     assert archive.prune(NOON - timedelta(days=400)) == 0
-    assert archive.prune(NOON + timedelta(days=400)) == 2
+    assert Archive(folder, Retention(max_age=100)).prune(NOON + timedelta(minutes=59)) == 1
+
+
+def test_clock_set_ahead_deletes_nothing_by_age_for_a_day_of_running(folder: Path) -> None:
+    uptime = Clock()
+    archive = Archive(folder, clock_guard=ClockGuard("the archive", uptime))
+    for number in range(3):
+        save(archive, age=number * DAY)
+    later = NOON + timedelta(days=10)
+    assert archive.prune(later) == 0
+    uptime.now += DAY
+    assert archive.prune(later + timedelta(days=1)) == 3
 
 
 def test_file_deleted_by_another_process_meanwhile_is_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,14 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 
+import pytest
+from fakes.jobs import generated, job
+
 from server.errors import StoreUnavailable
-from server.jobs.storage.async_store import AsyncStore
+from server.jobs.storage.async_store import MAX_REFUSED_WRITES, AsyncStore
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.store import JobStore
 
@@ -79,3 +83,50 @@ def test_unexpected_error_while_pruning_does_not_end_pruning() -> None:
         assert store.calls == 2
 
     play(store, story)
+
+
+def test_damaged_file_is_found_while_the_server_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "jobs.db"
+    with closing(JobStore(path)) as store:
+        kept = [generated(store, bytes(100_000)) for _ in range(10)]
+    content = path.read_bytes()
+    start = len(content) // 2
+    path.write_bytes(content[:start] + bytes(8192) + content[start + 8192 :])
+
+    async def story(async_store: AsyncStore) -> None:
+        while not caplog.records:
+            await asyncio.sleep(0.01)
+        assert len((await async_store.call(async_store.store.history, 99)).jobs) == len(kept)
+
+    play(JobStore(path), story)
+    assert "jobs.db is damaged: " in caplog.text and "put a copy in its place" in caplog.text
+
+
+def test_intact_file_is_not_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = JobStore(tmp_path / "jobs.db")
+    generated(store)
+    play(store, lambda _: asyncio.sleep(0.1))
+    assert "damaged" not in caplog.text
+
+
+def test_job_is_refused_while_too_many_images_wait_for_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.jobs.storage.async_store.RETRY_DELAY", 0.01)
+    is_full = True
+
+    def write() -> None:
+        if is_full:
+            raise StoreUnavailable("the disk is full")
+
+    async def story(async_store: AsyncStore) -> None:
+        nonlocal is_full
+        for _ in range(MAX_REFUSED_WRITES + 1):
+            await async_store.add(job())
+            async_store.write_later(write)
+        await asyncio.sleep(0.05)
+        with pytest.raises(StoreUnavailable, match=f"{MAX_REFUSED_WRITES + 1} writes wait for the disk"):
+            await async_store.add(job())
+        is_full = False
+        await async_store.flush()
+        assert await async_store.add(job())
+
+    play(JobStore(None), story)

@@ -1,0 +1,90 @@
+"""Deletion of old jobs from the database. Knows ages, bytes and owners; not what was generated."""
+
+import sqlite3
+from collections.abc import Callable
+
+from server.jobs.job import JobState
+from server.jobs.storage.database import Database, SQLiteValue
+from server.jobs.storage.retention import ClockGuard, Retention
+
+PRUNE_BATCH = 20  # jobs that one `prune` deletes at most
+VACUUM_PAGES = 4096  # of 4 KiB, that one `prune` gives back at most
+DONE = "jobs INDEXED BY jobs_done WHERE state = 'done'"
+WITHOUT_RESULT = "jobs INDEXED BY jobs_without_result WHERE finished IS NOT NULL AND state <> 'done'"
+
+
+class Pruner:
+    """Deletes ended jobs that are too old, and while there are more bytes than allowed.
+
+    For the bytes, jobs that failed or were cancelled go first, then the oldest done job of the owner who uses most. So
+    no owner within an equal share loses a done job to another.
+
+    Args:
+        clock: returns unix seconds.
+        monotonic: returns seconds that no one sets.
+    """
+
+    def __init__(self, database: Database, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        self._database, self._clock = database, clock
+        self._clock_guard = ClockGuard("the job history", monotonic)
+        self._used: dict[str | None, int] | None = None  # bytes of done jobs by owner; None: count them again
+        self._wasted = 0  # bytes of jobs that failed or were cancelled
+
+    def on_deleted(self) -> None:
+        """Count the bytes again, since another has deleted a job."""
+        self._used = None
+
+    def prune(self, retention: Retention) -> int:
+        """Delete up to PRUNE_BATCH expired jobs and give some disk space back. Call it until it returns 0.
+
+        Args:
+            retention: age since the job's end; bytes of all jobs that have ended, with their images.
+
+        Returns:
+            The number of deleted jobs.
+        """
+        now = self._clock()
+        retention = self._clock_guard.apply(retention, now, self._newest())
+        oldest = now - retention.max_age
+        if self._used is None:
+            self._used, self._wasted = self._count()
+        used = self._used
+        excess = self._wasted + sum(used.values()) - retention.max_bytes
+        deleted = 0
+        while deleted < PRUNE_BATCH:
+            expired = self._first("jobs WHERE finished < ?", oldest)
+            if expired is None and excess > 0:
+                expired = self._first(WITHOUT_RESULT)
+                if expired is None and used:
+                    expired = self._first(f"{DONE} AND owner IS ?", max(used, key=used.__getitem__))
+            if expired is None:
+                self._used = None
+                break
+            deleted += self._database.change("DELETE FROM jobs WHERE sequence = ?", expired["sequence"])
+            excess -= expired["bytes"]
+            if expired["state"] == JobState.DONE:
+                used[expired["owner"]] -= expired["bytes"]
+            else:
+                self._wasted -= expired["bytes"]
+        self._database.shrink(VACUUM_PAGES)
+        return deleted
+
+    def _count(self) -> tuple[dict[str | None, int], int]:
+        """Return the bytes of done jobs by owner, and of the other ended jobs. Takes 0.1 s for a million jobs."""
+        rows = self._database.rows(f"SELECT owner, ifnull(sum(bytes), 0) AS bytes FROM {DONE} GROUP BY owner")
+        used = {row["owner"]: row["bytes"] for row in rows if str(row["owner"]).isascii()}  # the others are damaged
+        ((wasted,),) = self._database.rows(f"SELECT ifnull(sum(bytes), 0) FROM {WITHOUT_RESULT}")
+        return used, wasted
+
+    def _first(self, which: str, *values: SQLiteValue) -> sqlite3.Row | None:
+        """Return the job that ended first: its sequence, owner, state and bytes."""
+        columns = "sequence, owner, state, ifnull(CAST(bytes AS INTEGER), 0) AS bytes"
+        rows = self._database.rows(f"SELECT {columns} FROM {which} ORDER BY finished, sequence LIMIT 1", *values)
+        return next(iter(rows), None)
+
+    def _newest(self) -> float | None:
+        """Return the time at which the last job was accepted."""
+        rows = self._database.rows(
+            "SELECT created FROM jobs WHERE typeof(created) = 'real' ORDER BY sequence DESC LIMIT 1"
+        )
+        return rows[0][0] if rows else None
