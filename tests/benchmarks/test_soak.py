@@ -127,7 +127,7 @@ def test_short_storm_leaves_every_job_ended_and_every_image_right(engines: Path,
     kept = Ledger(generate_all(engines, {}, threads=1))
     server = Server(engines, None, tmp_path, [*KEYS, FLOODER, INNOCENT_KEY], threads=1)
     try:
-        figures = asyncio.run(soak(server, kept, [], Storm(seconds=8.0, clients=6, flood=3, seed=1, pause=(0.5, 1.0))))
+        figures = asyncio.run(soak(server, kept, [], Storm(seconds=6.0, clients=6, flood=3, seed=1, pause=(0.5, 1.0))))
     finally:
         server.stop()
     assert figures["unfinished"] == 0 and figures["images"] > 5 and figures["faults"]
