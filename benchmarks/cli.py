@@ -10,6 +10,7 @@ from engine.errors import ZImageError
 COMMANDS = {
     "full-size": "Trace a full-size graph from its config, or build some of its layers into an RTX plan.",
     "http": "Measure the overhead and the throughput of zimage-serve against the engine alone, and soak it with users.",
+    "soak": "Mix clients of every kind with kills, pauses and clock jumps of zimage-serve, and account for all jobs.",
     "startup": "Measure the time from starting zimage-serve to its readiness, and the time of its first image.",
     "judge": "Score z-image-nano's images of held-out captions: colours, shapes, places, sizes, backgrounds.",
     "parity": "Compare FP32, FP16 and BF16 of a checkpoint with float64: graphs, steps, images.",

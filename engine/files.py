@@ -1,4 +1,4 @@
-"""Atomic writing of files."""
+"""Atomic writing of files, and their versions."""
 
 import errno
 import os
@@ -28,3 +28,9 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def version(file: Path) -> tuple[int, int]:
+    """Return the size in bytes and the time of the last change in ns; both stay while nobody changes the file."""
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns

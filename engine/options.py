@@ -1,7 +1,7 @@
 """Options for running plans, and their command-line arguments. Its imports are fast."""
 
 import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -11,6 +11,7 @@ from engine.errors import InvalidRequest, ZImageError
 from engine.size import Size
 
 MAX_THREADS = 256
+NOT_OPTIONS = ("slots", "loras", "lora_versions")  # fields without an argument of the command line
 
 CudaGraphs = Literal["auto", "on", "off"]
 
@@ -37,6 +38,8 @@ class RuntimeOptions:
         runtime_cache: folder for kernels that TensorRT-RTX compiles on this GPU; None for the user's cache folder.
         slots: slots for images between two of their steps; a guided image takes two.
         loras: names of the LoRAs that requests may use, each with the file that `zimage-lora` wrote.
+        lora_versions: `engine.files.version` of these files by name. A file of another version is refused; one that is
+            not listed must keep the version that is read first.
     """
 
     threads: int = 0
@@ -47,6 +50,7 @@ class RuntimeOptions:
     runtime_cache: Path | None = None
     slots: int = 2
     loras: tuple[tuple[str, Path], ...] = ()
+    lora_versions: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.offload and self.warm_up:
@@ -64,12 +68,12 @@ class RuntimeOptions:
     @classmethod
     def of(cls, args: argparse.Namespace) -> "RuntimeOptions":
         """Return the options that `add_pipeline_arguments` parsed."""
-        given = {field.name: getattr(args, field.name) for field in fields(cls) if field.name not in ("slots", "loras")}
+        given = {each.name: getattr(args, each.name) for each in fields(cls) if each.name not in NOT_OPTIONS}
         return cls(**given | {"profiles": tuple(args.profiles or ())})
 
 
 def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--engines`, and an option for each field of `RuntimeOptions` except `slots` and `loras`."""
+    """Add `--engines`, and an option for each field of `RuntimeOptions` except NOT_OPTIONS."""
     default = RuntimeOptions()
     parser.add_argument(
         "--engines", type=Path, required=True, metavar="DIR", help="Folder written by build-engines --output"

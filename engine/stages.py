@@ -1,6 +1,11 @@
 """Stage times of one image."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]  # finite: NaN in an average would stay there
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +22,13 @@ class StageTimes:
         encode: pixels to an image file.
     """
 
-    tokenize: float = 0.0
-    prompt_encoder: float = 0.0
-    passes: float = 0.0
-    denoiser: float = 0.0
-    vae_decoder: float = 0.0
-    pixels: float = 0.0
-    encode: float = 0.0
+    tokenize: Seconds = 0.0
+    prompt_encoder: Seconds = 0.0
+    passes: Seconds = 0.0
+    denoiser: Seconds = 0.0
+    vae_decoder: Seconds = 0.0
+    pixels: Seconds = 0.0
+    encode: Seconds = 0.0
 
     @property
     def total(self) -> float:

@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.errors import InvalidRequest, ZImageError
+from engine.files import version
 from engine.options import HELP, MAX_THREADS, CudaGraphs, RuntimeOptions
 from engine.size import Size
 from server.api.api_key import check_api_key
@@ -229,6 +230,7 @@ class Settings(BaseSettings):
 
         Raises:
             ZImageError: two options exclude each other.
+            OSError: a LoRA is not there any more.
         """
         return RuntimeOptions(
             threads=self.threads,
@@ -239,6 +241,7 @@ class Settings(BaseSettings):
             runtime_cache=self.runtime_cache,
             slots=SLOTS,
             loras=loras,
+            lora_versions={name: version(file) for name, file in loras},
         )
 
     def server(self, loras: FoundLoras = ()) -> ServerOptions:

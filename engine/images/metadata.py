@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import Self
+from typing import Annotated, Self
+
+import msgspec
 
 from engine.plan.manifest import Flavor, Precision
 from engine.request import ImageRequest
@@ -10,6 +12,8 @@ from engine.size import Size
 from engine.stages import StageTimes
 
 SPECIAL = frozenset(",:\n")
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +31,10 @@ class ImageMetadata:
     """
 
     seed: int
-    width: int
-    height: int
+    width: Positive
+    height: Positive
     num_inference_steps: int
-    forwards: int
+    forwards: Positive
     guidance_scale: float
     plan_id: str
     precision: Precision

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engine.errors import LoraMismatch
+from engine.files import version
 from engine.pipeline import Pipeline
 from engine.plan.lora import PreparedLora
 
@@ -15,11 +16,20 @@ log = logging.getLogger(__name__)
 
 
 class LoraRegistry:
-    """Files that `zimage-lora` wrote, by name. A file that changes after it was first read is refused."""
+    """Files that `zimage-lora` wrote, by name. A file that changes is refused.
 
-    def __init__(self, pipeline: Pipeline, files: Mapping[str, Path] | None = None) -> None:
+    Args:
+        versions: of files that were seen before, by name; see `engine.files.version`.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        files: Mapping[str, Path] | None = None,
+        versions: Mapping[str, tuple[int, int]] | None = None,
+    ) -> None:
         self._pipeline, self._files = pipeline, dict(files or {})
-        self._seen: dict[str, tuple[int, int]] = {}  # size in bytes and mtime in ns, when first read
+        self._versions = dict(versions or {})  # others are added when a file is first read
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,10 +75,9 @@ class LoraRegistry:
         lora = PreparedLora.read(file)
         lora.require_match(self._pipeline.manifest)
         try:
-            stat = file.stat()
+            found = version(file)
         except OSError as error:
             raise LoraMismatch(f"cannot read {file}: {error}") from error
-        seen = stat.st_size, stat.st_mtime_ns
-        if self._seen.setdefault(name, seen) != seen:
+        if self._versions.setdefault(name, found) != found:
             raise LoraMismatch(f"{file} has changed since it was first read; restart to use it")
         return lora

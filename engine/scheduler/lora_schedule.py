@@ -9,6 +9,7 @@ import math
 from engine.scheduler.fair_queue import FairQueue
 from engine.scheduler.sample import Sample
 
+UNKNOWN = ""  # active LoRA after a change that was interrupted; no request can name it
 MIN_SLICE = 3.0  # seconds that a time slice lasts while samples of other LoRAs wait
 SLICE_PER_CHANGE = 4.0  # a slice lasts at least this many times as long as the change of LoRAs before it
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from engine.errors import UnsupportedShape
 from engine.plan.manifest import Manifest
 from engine.scheduler.batch_table import BatchTable
-from engine.scheduler.lora_schedule import LoraScheduler
+from engine.scheduler.lora_schedule import UNKNOWN, LoraScheduler
 from engine.scheduler.sample import Pass, Sample
 from engine.scheduler.slots import Slots
 from engine.size import Size
@@ -148,6 +148,10 @@ class Scheduler:
     def complete_change(self, change: LoraChange, seconds: float) -> None:
         """Record that another LoRA is in the plans, after `seconds`."""
         self._loras.activate(change.lora, seconds)
+
+    def abandon_change(self) -> None:
+        """Record that it is not known which LoRA is in the plans; the next batch waits for another change."""
+        self._loras.activate(UNKNOWN, 0.0)
 
     def _next_batch(self, *, may_admit: bool) -> Batch | None:
         """Return the passes that run next.

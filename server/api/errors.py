@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from engine.errors import InvalidRequest, ZImageError
-from server.errors import IdempotencyKeyReused, JobNotFound, JobRefused, StoreUnavailable, TooManyFollowers
+from server.errors import IdempotencyKeyReused, JobNotFound, JobRefused, MemoryShort, StoreUnavailable, TooManyFollowers
 from server.jobs.job import Job, JobState
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ STATUS = {"invalid_value": 400, "deadline_exceeded": 504, "worker_unavailable": 
 OVERLOAD = ("queue_full", "deadline_unreachable")  # codes of refusals that are 429; others are 503
 STORE_RETRY_AFTER = 5  # seconds
 FOLLOW_RETRY_AFTER = 5  # seconds
+MEMORY_RETRY_AFTER = 10  # seconds
 
 
 class ApiError(ZImageError):
@@ -104,6 +105,7 @@ def install(app: FastAPI) -> None:
         IdempotencyKeyReused,
         HTTPException,
         ClientDisconnect,
+        MemoryError,
     ):
         app.add_exception_handler(kind, _respond)
 
@@ -189,6 +191,9 @@ def translate(request: Request, error: Exception) -> ApiError:
         case TooManyFollowers():
             headers = {"retry-after": str(FOLLOW_RETRY_AFTER)}
             return ApiError(429, str(error), code="too_many_followers", headers=headers)
+        case MemoryError():
+            message = "The server is short of memory; try again later."
+            return ApiError(503, message, code=MemoryShort.code, headers={"retry-after": str(MEMORY_RETRY_AFTER)})
         case IdempotencyKeyReused():
             message = "The idempotency key was already used with another body."
             return ApiError(422, message, code="idempotency_key_reused", param="Idempotency-Key")

@@ -12,7 +12,7 @@ from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
 from server.jobs.tracker import JobTracker
 from server.worker import messages
-from server.worker.messages import FromWorker, ToWorker
+from server.worker.messages import FromWorker, InvalidMessage, ToWorker
 
 MAX_ATTEMPTS = 2  # of a job whose worker dies: the first, and one replay
 HOPELESS_STARTS = 5  # failed starts of a worker in a row, after which jobs fail instead of waiting
@@ -87,9 +87,9 @@ class WorkerQueue:
             return
         for live in self._suspects[:1] or self._tracker.unfinished:
             if not live.is_sent:
-                live.is_sent = True
                 job, missing = live.job, tuple(live.missing())
                 self.link.send(messages.Generate(job.id, job.request, job.format, missing, live.previews, live.client))
+                live.is_sent = True  # last: `send` may find no memory, and the next call tries again
 
     def on_message(self, message: FromWorker) -> None:
         match message:
@@ -107,7 +107,7 @@ class WorkerQueue:
                 if found := self._find(key):
                     self._tracker.show_preview(found[0], JobPreview(found[1], done, data))
             case messages.Finished(key, data, metadata):
-                if found := self._find(key):
+                if (found := self._find(key)) and found[1] not in found[0].images:
                     live, index = found
                     self._tracker.add_image(live, StoredImage(index, live.job.format.media_type, data, metadata))
             case messages.Failed(key, code, text):
@@ -148,10 +148,18 @@ class WorkerQueue:
         self.send_pending()
 
     def _find(self, key: str) -> tuple[LiveJob, int] | None:
-        """Return the job and the image's index that a message is about, unless the job has ended."""
+        """Return the job and the image's index that a message is about, unless the job has ended.
+
+        Raises:
+            InvalidMessage: the job has no such image.
+        """
         job_id, _, index = key.rpartition(":")
         live = self._tracker.get(job_id)
-        return None if live is None or live.job.state.is_final else (live, int(index))
+        if live is None or live.job.state.is_final:
+            return None
+        if index not in map(str, range(live.job.image_count)):
+            raise InvalidMessage(f"a message about image {index[:8]!r} of a job of {live.job.image_count}")
+        return live, int(index)
 
     def _gauges(self) -> dict[str, float]:
         gauges = {

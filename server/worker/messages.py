@@ -4,13 +4,23 @@
 """
 
 import struct
+from typing import Annotated
 
 import msgspec
 
 from engine.images.metadata import ImageMetadata
-from engine.request import ImageFormat, ImageRequest
+from engine.request import MAX_STEPS, ImageFormat, ImageRequest
+from engine.stages import Seconds
 
 LENGTH = struct.Struct(">I")
+MAX_BYTES = 64 << 20  # of a message from a worker; an uncompressed image of 4096x4096 has 50 MB
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Steps = Annotated[int, msgspec.Meta(ge=0, le=MAX_STEPS)]
+
+
+class InvalidMessage(Exception):
+    """A message that no worker of this version sends; the worker must be replaced. Its text follows "it sent"."""
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
@@ -49,7 +59,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
         unusable_loras: a sentence for each LoRA that does not fit the plans.
     """
 
-    seconds: float
+    seconds: Seconds
     unusable_loras: tuple[str, ...] = ()
 
 
@@ -67,7 +77,7 @@ class Alive(msgspec.Struct, frozen=True, tag=True):
             was stopped does not count.
     """
 
-    busy: float
+    busy: Seconds
 
 
 class Tokenizing(msgspec.Struct, frozen=True, tag=True):
@@ -125,23 +135,23 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
         steps_done: by key, where it has changed.
     """
 
-    passes: list[tuple[int, float]]
-    prompt_cache_hits: int
-    prompt_cache_misses: int
-    steps_done: dict[str, int]
+    passes: list[tuple[Count, Seconds]]
+    prompt_cache_hits: Count
+    prompt_cache_misses: Count
+    steps_done: dict[str, Steps]
 
 
 class DeviceMemory(msgspec.Struct, frozen=True, tag=True):
     """From the worker, now and then: bytes of the GPU's memory, used by any process, and in total."""
 
-    used: int
-    total: int
+    used: Count
+    total: Count
 
 
 class LoraSwitched(msgspec.Struct, frozen=True, tag=True):
     """From the worker: another LoRA, or none, is in the plans now. `seconds`: duration of the change."""
 
-    seconds: float
+    seconds: Seconds
 
 
 ToWorker = Generate | Cancel | Stop
@@ -182,5 +192,12 @@ def decode_to_worker(body: bytes) -> ToWorker:
 
 
 def decode_from_worker(body: bytes) -> FromWorker:
-    """Return the message of a frame, whose length was read before."""
-    return _from_worker.decode(body)
+    """Return the message of a frame, whose length was read before.
+
+    Raises:
+        InvalidMessage: it is no message, or has a number out of range.
+    """
+    try:
+        return _from_worker.decode(body)
+    except ValueError as error:  # of msgspec, or of a text that is not UTF-8
+        raise InvalidMessage(f"no valid message: {error}") from error

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
         threading.Thread(target=_exit_with_server, args=[sock], daemon=True).start()
         try:
             pipeline = owned.enter_context(Pipeline.load(directory, options))
-            loras = LoraRegistry(pipeline, dict(options.loras))
+            loras = LoraRegistry(pipeline, dict(options.loras), options.lora_versions)
             unusable = loras.check()
             table = BatchTable.read(resolve(directory))
             if not table.rows:

@@ -19,6 +19,7 @@ from server.worker.messages import (
     Alive,
     Fatal,
     FromWorker,
+    InvalidMessage,
     Ready,
     StartFailed,
     Stop,
@@ -161,6 +162,8 @@ class Supervisor:
             reason = await self._read_messages(reader, ready)
         except (asyncio.IncompleteReadError, ConnectionError):
             reason = self._timeout_reason
+        except InvalidMessage as error:
+            reason = f"it sent {error}"
         finally:
             watching.cancel()
             was_ready, self.is_ready = self.is_ready, False
@@ -179,9 +182,12 @@ class Supervisor:
         Raises:
             WorkerStartFailed: the plans cannot be served, or one of the LoRAs at the first start.
             IncompleteReadError, ConnectionError: the connection ended.
+            InvalidMessage: the worker sent garbage.
         """
         while True:
             (length,) = messages.LENGTH.unpack(await reader.readexactly(messages.LENGTH.size))
+            if length > messages.MAX_BYTES:
+                raise InvalidMessage(f"a message of {length} bytes; at most {messages.MAX_BYTES} are read")
             message = decode_from_worker(await reader.readexactly(length))
             self._messages += 1
             match message:

@@ -72,3 +72,31 @@ def test_each_slice_fills_the_slots_when_all_loras_are_overdue(fakes: LoopBuilde
         submit(loop, f"-{number}", f"a{number}", f"b{number}", num_inference_steps=2)
     assert len(finish_order(loop)) == 3 * (SLOTS + 1)
     assert len(fakes.loras.applied) < 3 * (SLOTS + 1)
+
+
+@pytest.mark.parametrize("applied_before", [False, True])
+@pytest.mark.parametrize("wanted", ["-1", "a1"])
+def test_interrupted_change_is_repeated_before_the_next_image(
+    fakes: LoopBuilder, wanted: str, applied_before: bool
+) -> None:
+    """It is not known if the plans have the earlier LoRA or none."""
+    loop = fakes.loop()
+    submit(loop, "a0")
+    assert finish_order(loop) == ["a0"]
+    change = fakes.loras.apply
+
+    def interrupt(_: str | None) -> float:
+        if applied_before:
+            change(None)  # as `Backend.refit` does when it fails
+        raise KeyboardInterrupt
+
+    fakes.loras.apply = interrupt
+    submit(loop, "b1")
+    with pytest.raises(KeyboardInterrupt):
+        finish_order(loop)
+    loop.cancel("b1")
+    fakes.loras.apply = change
+    fakes.loras.applied.clear()
+    submit(loop, wanted)
+    assert finish_order(loop) == [wanted]
+    assert fakes.loras.applied == [{"-": None, "a": "a"}[wanted[0]]]

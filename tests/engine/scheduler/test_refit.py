@@ -406,3 +406,28 @@ def test_server_does_not_start_with_a_lora_of_other_weights(
     done = subprocess.run(command(plans, tmp_path), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "zimage-serve: LoRA other: the LoRA was prepared for other weights" in done.stderr
+
+
+def test_lora_that_is_replaced_while_the_server_runs_is_not_used_by_its_next_worker(
+    plans: Path, prepared: PreparedLora, outlines: Path, alone: dict[str | None, np.ndarray], tmp_path: Path
+) -> None:
+    """A name stands for one file until the server restarts, however often its worker dies; other names go on."""
+    shutil.copy(outlines, tmp_path / "first.lora")
+    shutil.copy(outlines, tmp_path / "outlines.lora")
+    with served(plans, tmp_path) as (http, server):
+        assert np.array_equal(pixels_of(ask(http, "first")), alone["outlines"])
+        (tmp_path / "new").write_bytes(prepared.encode())
+        (tmp_path / "new").replace(tmp_path / "first.lora")
+        for damage in ("replaced", "truncated", "removed"):
+            (worker,) = psutil.Process(server.pid).children()
+            worker.kill()
+            for name in ("outlines", None):
+                assert np.array_equal(pixels_of(ask(http, name)), alone[name]), damage
+            answer = ask(http, "first")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "lora_unavailable"), damage
+            if damage == "replaced":
+                os.truncate(tmp_path / "first.lora", 100)
+            else:
+                (tmp_path / "first.lora").unlink(missing_ok=True)
+    with served(plans, tmp_path) as (http, _):
+        assert http.get("/v1/model_info").json()["loras"] == ["outlines"]

@@ -13,6 +13,7 @@ from fakes.server import IMAGES, error_of
 from PIL import Image
 
 from server.api.schemas import MAX_PROMPT
+from server.jobs.job import Job
 
 
 @pytest.mark.parametrize(
@@ -118,3 +119,16 @@ def test_job_that_kills_its_workers_fails_as_worker_lost_after_two_attempts(
     assert fake.log.count((prompt, 2)) == 2
     assert http.post(IMAGES, json={"prompt": "a cat"}).status_code == 200
     assert http.get("/health").status_code == 200
+
+
+def test_request_for_which_there_is_no_memory_is_refused_without_a_traceback(
+    http: httpx.Client, fake: FakeLoop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def add(_: Job) -> Job:
+        raise MemoryError
+
+    monkeypatch.setattr(fake.store, "add", add)
+    response = http.post(IMAGES, json={"prompt": "a cat"})
+    assert (response.status_code, error_of(response)["code"]) == (503, "out_of_memory")
+    assert response.headers["retry-after"] == "10"
+    assert not any(record.exc_info for record in caplog.records)

@@ -70,3 +70,23 @@ def test_jobs_fail_while_no_worker_starts_and_are_accepted_once_one_does() -> No
         assert link.take_generated()[-1] == "c"
 
     play(story)
+
+
+def test_job_that_could_not_be_sent_for_lack_of_memory_is_sent_later() -> None:
+    class ShortLink(FakeLink):
+        is_short = True
+
+        def send(self, message: messages.ToWorker) -> None:
+            if self.is_short:
+                raise MemoryError
+            super().send(message)
+
+    async def story(jobs: JobService, _: FakeLink) -> None:
+        jobs.worker_queue.link = short = ShortLink()
+        with pytest.raises(MemoryError):
+            await jobs.submit(job("a"))
+        short.is_short = False
+        await jobs.submit(job("b"))
+        assert short.take_generated() == ["a", "b"]
+
+    play(story)

@@ -1,0 +1,1 @@
+"""Clients of every kind, faults and accounts for `zimage-bench soak`."""
