@@ -124,13 +124,15 @@ class WorkerQueue:
     def on_worker_lost(self, reason: str) -> None:
         """Requeue all jobs of the worker. Fail those without attempts left, or all if no worker starts."""
         unfinished = list(self._tracker.unfinished)
-        for live in unfinished:
-            if live.job.id == self._tokenizing and not live.is_started:  # its prompts may have ended the worker
-                live.is_started = True
-                self._tracker.record_attempt(live)
+        sent = [live for live in unfinished if live.is_sent]
+        begun = [live for live in sent if live.is_started or live.job.id == self._tokenizing]
         self._tokenizing = None
-        started = [live for live in unfinished if live.is_started]
-        self._suspects = list(dict.fromkeys([*started, *self._suspects]))
+        suspects = begun or sent  # without begun jobs, one that was only sent may have ended the worker
+        started = suspects if begun or len(sent) == 1 else []
+        for live in started:
+            if not live.is_started:
+                self._tracker.record_attempt(live)
+        self._suspects = list(dict.fromkeys([*suspects, *self._suspects]))
         for live in unfinished:
             live.is_sent = live.is_started = False
             self._tracker.requeue(live)

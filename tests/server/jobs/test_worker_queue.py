@@ -90,3 +90,25 @@ def test_job_that_could_not_be_sent_for_lack_of_memory_is_sent_later() -> None:
         assert short.take_generated() == ["a", "b"]
 
     play(story)
+
+
+def test_job_that_ends_workers_before_they_begin_it_fails_and_the_others_are_generated() -> None:
+    """Reading its message ends the worker, for example."""
+
+    async def story(jobs: JobService, link: FakeLink) -> None:
+        for name in "abc":
+            await jobs.submit(job(name))
+        assert link.take_generated() == ["a", "b", "c"]
+        for expected in ("a", "a"):  # alone, until its attempts are used up
+            jobs.worker_queue.on_worker_lost("it died")
+            jobs.worker_queue.on_worker_ready()
+            assert link.take_generated() == [expected]
+        jobs.worker_queue.on_worker_lost("it died")
+        assert (await jobs.get("a")).error.code == "worker_lost"
+        assert [(await jobs.get(name)).attempts for name in "abc"] == [2, 0, 0]
+        jobs.worker_queue.on_worker_ready()
+        for name in "bc":
+            jobs.worker_queue.on_message(finished(name))
+        assert [(await jobs.get(name)).state for name in "bc"] == [JobState.DONE] * 2
+
+    play(story)
