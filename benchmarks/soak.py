@@ -34,7 +34,7 @@ QUIET_CLIENTS = 6
 QUIET_SHARE = 6  # one of so many parts of the time is quiet
 SETTLE_SECONDS = 180.0
 SLOWER = 2.0  # largest ratio of the innocent client's p95 in the storm and before
-GROWTH = 1.25  # largest ratio of memory at the end and in the first quarter
+GROWTH = 1.25  # largest ratio of memory at the end and in the second quarter: by then all has been used once
 MORE_DESCRIPTORS = 20  # at the end, than at the start
 
 
@@ -215,7 +215,7 @@ def _times(seconds: list[float]) -> dict[str, Any]:
 
 def _check_growth(ledger: Ledger, process: str, summary: dict[str, Any]) -> None:
     memory, descriptors = summary["mib"], summary["descriptors"]
-    if memory["end"] > GROWTH * memory["quarters"][0]:
+    if memory["end"] > GROWTH * memory["quarters"][1]:
         ledger.break_promise("memory grows", f"{process}: {memory}")
     if descriptors["end"] > descriptors["start"] + MORE_DESCRIPTORS:
         ledger.break_promise("descriptors grow", f"{process}: {descriptors}")
