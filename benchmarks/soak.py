@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults import audit, samples
+from benchmarks.faults.accounting import Accounts
 from benchmarks.faults.actions import ACTIONS, Action, act, flood, plain
 from benchmarks.faults.cases import FLOOD, INNOCENT, generate_all, ordinary, unusual
 from benchmarks.faults.client import Client, ask_again_and_again
 from benchmarks.faults.faults import FaultLog, cause_faults
-from benchmarks.faults.ledger import Ledger
 from benchmarks.faults.samples import Sample
 from benchmarks.faults.server import Server
 from benchmarks.harness.distribution import Distribution
@@ -84,14 +84,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run the soak; exit with 1 if a promise was broken."""
     loras = {file.stem: file for file in sorted(args.loras.iterdir())} if args.loras else {}
-    ledger = Ledger(generate_all(args.engines, loras, args.threads))
+    accounts = Accounts(generate_all(args.engines, loras, args.threads))
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         server = Server(args.engines, args.loras, folder, [*KEYS, FLOODER, INNOCENT_KEY], args.threads)
         try:
             storm = Storm(args.minutes * 60, args.clients, args.flood, args.seed)
-            figures = asyncio.run(soak(server, ledger, list(loras), storm))
+            figures = asyncio.run(soak(server, accounts, list(loras), storm))
         finally:
             server.stop()
     _print(figures)
@@ -100,14 +100,14 @@ def run(args: argparse.Namespace) -> None:
         sys.exit(1)
 
 
-async def soak(server: Server, ledger: Ledger, loras: list[str], storm: Storm) -> dict[str, Any]:
+async def soak(server: Server, accounts: Accounts, loras: list[str], storm: Storm) -> dict[str, Any]:
     """Run all phases; return the figures."""
     await server.start()
     faults, taken = FaultLog(), samples.take(server)
     sampling = asyncio.create_task(samples.sample(server, taken))
     try:
         async with AsyncExitStack() as opened:
-            innocent, flooder, *others = await _open(opened, server, ledger, loras, storm)
+            innocent, flooder, *others = await _open(opened, server, accounts, loras, storm)
             began = time.monotonic()
             until = began + storm.seconds / QUIET_SHARE
             ordinary_clients = _run_clients(others[:QUIET_CLIENTS], (plain,), until)
@@ -120,21 +120,23 @@ async def soak(server: Server, ledger: Ledger, loras: list[str], storm: Storm) -
                 _run_clients(others, ACTIONS, phases.end),
             )
             await _delete_flood(flooder)
-        found = await _settle(server, ledger)
+        found = await _settle(server, accounts)
     finally:
         await _cancel(sampling)
     taken += samples.take(server)
-    return _figures(server, ledger, faults, taken, phases) | found
+    return _figures(server, accounts, faults, taken, phases) | found
 
 
-async def _open(opened: AsyncExitStack, server: Server, ledger: Ledger, loras: list[str], storm: Storm) -> list[Client]:
+async def _open(
+    opened: AsyncExitStack, server: Server, accounts: Accounts, loras: list[str], storm: Storm
+) -> list[Client]:
     """Open the innocent client, the flooding one, and the others, which share KEYS."""
     cases = ordinary()
     special = ((INNOCENT_KEY, INNOCENT), (FLOODER, FLOOD))
-    clients = [Client(server.url, key, [case], ledger, storm.seed) for key, case in special]
+    clients = [Client(server.url, key, [case], accounts, storm.seed) for key, case in special]
     for number in range(storm.clients):
         asked = cases if number < QUIET_CLIENTS else cases + 4 * unusual(loras)
-        clients.append(Client(server.url, KEYS[number % len(KEYS)], asked, ledger, storm.seed + number))
+        clients.append(Client(server.url, KEYS[number % len(KEYS)], asked, accounts, storm.seed + number))
     return [await opened.enter_async_context(client) for client in clients]
 
 
@@ -145,53 +147,55 @@ async def _run_clients(clients: list[Client], actions: tuple[Action, ...], until
 
 async def _delete_flood(flooder: Client) -> None:
     """Cancel what is left of the flood."""
-    for job in [job for job, case in flooder.ledger.accepted.items() if case == FLOOD]:
-        if job not in flooder.ledger.ends and job not in flooder.ledger.deleted:
+    for job in [job for job, case in flooder.accounts.accepted.items() if case == FLOOD]:
+        if job not in flooder.accounts.ends and job not in flooder.accounts.deleted:
             await flooder.delete(job)
 
 
-async def _settle(server: Server, ledger: Ledger) -> dict[str, Any]:
+async def _settle(server: Server, accounts: Accounts) -> dict[str, Any]:
     """Wait until every job has ended; compare the server's records with the clients'."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while (left := audit.unfinished(server.database)) and time.monotonic() < deadline:
         await asyncio.sleep(1.0)
     if left:
-        ledger.break_promise("jobs without an end", f"{left} after {SETTLE_SECONDS:.0f} s")
+        accounts.break_promise("jobs without an end", f"{left} after {SETTLE_SECONDS:.0f} s")
     else:
-        audit.check_counters(server.url, server.recovered, ledger)
-    states = audit.check_database(server.database, ledger)
+        audit.check_counters(server.url, server.recovered, accounts)
+    states = audit.check_database(server.database, accounts)
     return {"unfinished": left, "states": dict(states), "zombies": samples.zombies(server)}
 
 
-def _figures(server: Server, ledger: Ledger, faults: FaultLog, taken: list[Sample], phases: Phases) -> dict[str, Any]:
+def _figures(
+    server: Server, accounts: Accounts, faults: FaultLog, taken: list[Sample], phases: Phases
+) -> dict[str, Any]:
     """Return all figures; those that are too bad become broken promises."""
     minutes = (phases.end - phases.quiet) / 60
     figures: dict[str, Any] = {
         "minutes": round(minutes, 2),
-        "accepted": len(ledger.accepted),
-        "images": ledger.images,
-        "outcomes": dict(sorted(ledger.outcomes.items())),
-        "codes": dict(ledger.codes.most_common()),
+        "accepted": len(accounts.accepted),
+        "images": accounts.images,
+        "outcomes": dict(sorted(accounts.outcomes.items())),
+        "codes": dict(accounts.codes.most_common()),
         "faults": {name: faults.names.count(name) for name in sorted(set(faults.names))},
         "starts": server.starts,
-        "innocent": _innocent(ledger, faults, phases),
+        "innocent": _innocent(accounts, faults, phases),
         "server": samples.summary(taken, "server"),
         "worker": samples.summary(taken, "worker"),
-        "log": audit.check_logs(server.logs, minutes, ledger),
-        "missing_in_archive": audit.check_archive(server.archive, ledger),
+        "log": audit.check_logs(server.logs, minutes, accounts),
+        "missing_in_archive": audit.check_archive(server.archive, accounts),
     }
-    for lost in ledger.lost:
+    for lost in accounts.lost:
         if not faults.overlaps(lost.started, lost.ended):
-            ledger.break_promise("no answer without a fault", f"{lost.action}: {lost.error}")
+            accounts.break_promise("no answer without a fault", f"{lost.action}: {lost.error}")
     for process in ("server", "worker"):
-        _check_growth(ledger, process, figures[process])
-    return figures | {"broken": dict(ledger.broken), "notes": ledger.notes}
+        _check_growth(accounts, process, figures[process])
+    return figures | {"broken": dict(accounts.broken), "notes": accounts.notes}
 
 
-def _innocent(ledger: Ledger, faults: FaultLog, phases: Phases) -> dict[str, Any]:
+def _innocent(accounts: Accounts, faults: FaultLog, phases: Phases) -> dict[str, Any]:
     """Return the innocent client's times before the storm, in it, and in it without the requests that met a fault."""
-    quiet = [end - start for start, end in ledger.innocent if end <= phases.storm]
-    storm = [(start, end) for start, end in ledger.innocent if start >= phases.storm]
+    quiet = [end - start for start, end in accounts.innocent if end <= phases.storm]
+    storm = [(start, end) for start, end in accounts.innocent if start >= phases.storm]
     calm = [end - start for start, end in storm if not faults.overlaps(start, end)]
     found = {
         "quiet": _times(quiet),
@@ -201,7 +205,7 @@ def _innocent(ledger: Ledger, faults: FaultLog, phases: Phases) -> dict[str, Any
     before, after = found["quiet"]["p95_s"], found["storm_without_faults"]["p95_s"]
     ratio = None if before is None or after is None else round(after / before, 2)
     if ratio is None or ratio > SLOWER:
-        ledger.break_promise("the innocent client waits", f"p95 {before} s, in the storm {after} s")
+        accounts.break_promise("the innocent client waits", f"p95 {before} s, in the storm {after} s")
     return found | {"p95_ratio": ratio}
 
 
@@ -213,12 +217,12 @@ def _times(seconds: list[float]) -> dict[str, Any]:
     return {"answers": found.runs, "p50_s": round(found.p50, 3), "p95_s": p95}
 
 
-def _check_growth(ledger: Ledger, process: str, summary: dict[str, Any]) -> None:
+def _check_growth(accounts: Accounts, process: str, summary: dict[str, Any]) -> None:
     memory, descriptors = summary["mib"], summary["descriptors"]
     if memory["end"] > GROWTH * memory["quarters"][1]:
-        ledger.break_promise("memory grows", f"{process}: {memory}")
+        accounts.break_promise("memory grows", f"{process}: {memory}")
     if descriptors["end"] > descriptors["start"] + MORE_DESCRIPTORS:
-        ledger.break_promise("descriptors grow", f"{process}: {descriptors}")
+        accounts.break_promise("descriptors grow", f"{process}: {descriptors}")
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:

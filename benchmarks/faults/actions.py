@@ -57,7 +57,7 @@ async def stream(client: Client) -> None:
     leaves_after = client.rng.choice((None, client.rng.uniform(0, 3)))
     with suppress(TimeoutError):
         async with asyncio.timeout(leaves_after), client.http.stream("POST", IMAGES, json=body) as response:
-            client.ledger.outcomes[f"stream: {response.status_code}"] += 1
+            client.accounts.outcomes[f"stream: {response.status_code}"] += 1
             async for _ in response.aiter_bytes():
                 pass
 
@@ -94,7 +94,7 @@ async def follow_by_events(client: Client) -> None:
     if job is None:
         return
     async with client.http.stream("GET", f"/v1/task/{job}/events") as response:
-        client.ledger.outcomes[f"events: {response.status_code}"] += 1
+        client.accounts.outcomes[f"events: {response.status_code}"] += 1
         async for line in response.aiter_lines():
             if line.startswith("data: ") and _take_event(client, job, line.removeprefix("data: ")):
                 return
@@ -105,7 +105,7 @@ async def follow_by_socket(client: Client) -> None:
     if job is None:
         return
     async with connect(f"{_socket_url(client)}/v1/task/{job}/ws", max_size=None) as socket:
-        client.ledger.outcomes["socket: open"] += 1
+        client.accounts.outcomes["socket: open"] += 1
         async for message in socket:
             if _take_event(client, job, str(message)):
                 return
@@ -135,7 +135,7 @@ async def repeat_key(client: Client) -> None:
     jobs = await asyncio.gather(*(client.submit(case, idempotency_key=key, num_images=2) for _ in range(2)))
     found = {job for job in jobs if job is not None}
     if len(found) > 1:
-        client.ledger.break_promise("two jobs for one key", str(found))
+        client.accounts.break_promise("two jobs for one key", str(found))
 
 
 async def history(client: Client) -> None:
@@ -159,20 +159,20 @@ async def page(client: Client) -> None:
 
 async def probe(client: Client) -> None:
     for path in ("/health", "/ready", "/metrics", "/v1/models", "/v1/model_info", "/v1/task/none"):
-        client.ledger.outcomes[f"{path}: {(await client.http.get(path)).status_code}"] += 1
+        client.accounts.outcomes[f"{path}: {(await client.http.get(path)).status_code}"] += 1
 
 
 async def malformed(client: Client) -> None:
     path, content = client.rng.choice(MALFORMED)
     response = client.read(await client.http.post(path, content=content, headers=JSON), "malformed")
     if not (400 <= response.status_code < 500 or response.status_code == 503):
-        client.ledger.break_promise("malformed request", f"{content[:50]!r}: {response.status_code}")
+        client.accounts.break_promise("malformed request", f"{content[:50]!r}: {response.status_code}")
 
 
 async def without_key(client: Client) -> None:
     response = await client.http.post(IMAGES, json=client.case().openai(), headers={"authorization": "Bearer no"})
     if client.read(response, "without key").status_code not in (401, 503):
-        client.ledger.break_promise("request without a key", str(response.status_code))
+        client.accounts.break_promise("request without a key", str(response.status_code))
 
 
 ACTIONS: tuple[Action, ...] = (
@@ -189,7 +189,7 @@ async def act(client: Client, actions: tuple[Action, ...], until: float) -> None
             async with asyncio.timeout(MAX_SECONDS):
                 await action(client)
         except LOST as error:
-            client.ledger.lose(action.__name__, started, error)
+            client.accounts.lose(action.__name__, started, error)
             await asyncio.sleep(0.5)
 
 
@@ -206,7 +206,7 @@ async def flood(client: Client, case: Case, count: int, until: float) -> None:
             if task is None or task["status"] in FINAL:
                 del jobs[:1]
         except LOST as error:
-            client.ledger.lose("flood", started, error)
+            client.accounts.lose("flood", started, error)
         await asyncio.sleep(1.0)
 
 
@@ -215,7 +215,7 @@ def _take_event(client: Client, job: str, text: str) -> bool:
     event = json.loads(text)
     match event["type"]:
         case "image":
-            client.ledger.check_image(job, event["index"], base64.b64decode(event["image"]))
+            client.accounts.check_image(job, event["index"], base64.b64decode(event["image"]))
         case "end":
             client.note_end(job, event["task"])
     return bool(event["type"] == "end")

@@ -1,4 +1,4 @@
-"""A client with an API key: requests, and checks of their answers that go into a `Ledger`."""
+"""A client with an API key: requests, and checks of their answers that go into a `Accounts`."""
 
 import asyncio
 import base64
@@ -9,8 +9,8 @@ from typing import Any, Self
 
 import httpx
 
+from benchmarks.faults.accounting import Accounts
 from benchmarks.faults.cases import Case
-from benchmarks.faults.ledger import Ledger
 from engine.request import ImageKind
 
 IMAGES, GENERATE, TASKS = "/v1/images/generations", "/api/v1/generate", ("/api/v1/generate_async", "/v1/generate")
@@ -28,8 +28,8 @@ class Client:
         rng: its decisions.
     """
 
-    def __init__(self, url: str, key: str, cases: list[Case], ledger: Ledger, seed: int) -> None:
-        self.url, self.key, self.cases, self.ledger, self.rng = url, key, cases, ledger, random.Random(seed)
+    def __init__(self, url: str, key: str, cases: list[Case], accounts: Accounts, seed: int) -> None:
+        self.url, self.key, self.cases, self.accounts, self.rng = url, key, cases, accounts, random.Random(seed)
         self.http = httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=TIMEOUT)
 
     async def __aenter__(self) -> Self:
@@ -49,14 +49,14 @@ class Client:
 
     def read(self, response: httpx.Response, action: str) -> httpx.Response:
         """Count an answer; one that no request can excuse is a broken promise."""
-        self.ledger.outcomes[f"{action}: {response.status_code}"] += 1
+        self.accounts.outcomes[f"{action}: {response.status_code}"] += 1
         if response.status_code >= 400:
             code = _code(response)
-            self.ledger.codes[code] += 1
+            self.accounts.codes[code] += 1
             if response.status_code >= 500 and code in ("internal_error", "?"):
-                self.ledger.break_promise("internal error", f"{action}: {response.status_code} {response.text[:200]}")
+                self.accounts.break_promise("internal error", f"{action}: {response.status_code} {response.text[:200]}")
         if response.status_code == 429 and "retry-after" not in response.headers:
-            self.ledger.break_promise("429 without Retry-After", action)
+            self.accounts.break_promise("429 without Retry-After", action)
         return response
 
     async def images(self, case: Case, **fields: Any) -> httpx.Response:
@@ -64,8 +64,8 @@ class Client:
         response = await self.post(IMAGES, case.openai(**fields))
         if response.status_code == 200:
             job, kind = response.headers["x-job-id"], fields.get("output_format", "png")
-            self.ledger.accept(job, case)
-            self.ledger.end(job, "done")
+            self.accounts.accept(job, case)
+            self.accounts.end(job, "done")
             for index, image in enumerate(response.json()["data"]):
                 await self._check(job, index, image, kind)
         return response
@@ -75,10 +75,10 @@ class Client:
         response = await self.post(GENERATE, case.task(num_images=images))
         if response.status_code == 200:
             job = response.headers["x-job-id"]
-            self.ledger.accept(job, case)
-            self.ledger.end(job, "done")
+            self.accounts.accept(job, case)
+            self.accounts.end(job, "done")
             for index, data in enumerate(response.json()["images"]):
-                self.ledger.check_image(job, index, base64.b64decode(data))
+                self.accounts.check_image(job, index, base64.b64decode(data))
 
     async def submit(self, case: Case, **fields: Any) -> str | None:
         """Submit a task; return its id, or None if it was refused."""
@@ -87,15 +87,15 @@ class Client:
         if response.status_code != 200:
             return None
         job: str = response.json()["task_id"]
-        self.ledger.accept(job, case)
+        self.accounts.accept(job, case)
         return job
 
     async def task(self, job: str) -> dict[str, Any] | None:
         """Return the state of a task; None if it is not there."""
         response = self.read(await self.http.get(f"/v1/task/{job}"), "task")
         if response.status_code != 200:
-            if response.status_code == 404 and job not in self.ledger.deleted:
-                self.ledger.break_promise("accepted task is unknown", job)
+            if response.status_code == 404 and job not in self.accounts.deleted:
+                self.accounts.break_promise("accepted task is unknown", job)
             return None
         state: dict[str, Any] = response.json()
         self.note_end(job, state)
@@ -103,30 +103,30 @@ class Client:
 
     async def delete(self, job: str) -> None:
         """Cancel or delete a task."""
-        self.ledger.deleted.add(job)
+        self.accounts.deleted.add(job)
         self.read(await self.http.delete(f"/v1/task/{job}"), "delete")
 
     def note_end(self, job: str, task: dict[str, Any]) -> None:
         """Record the end of a task if it has ended."""
         if task["status"] in FINAL:
-            self.ledger.end(job, task["status"])
+            self.accounts.end(job, task["status"])
             if task["status"] == "failed":
-                self.ledger.codes[task["error_code"]] += 1
+                self.accounts.codes[task["error_code"]] += 1
 
     async def fetch(self, job: str, task: dict[str, Any]) -> None:
         """Fetch and check the images of a finished task."""
         for index, url in enumerate(task["result"]["paths"]):
             response = self.read(await self.http.get(url), "image")
             if response.status_code == 200:
-                self.ledger.check_image(job, index, response.content)
+                self.accounts.check_image(job, index, response.content)
 
     async def _check(self, job: str, index: int, image: dict[str, Any], kind: ImageKind) -> None:
         if image.get("url"):
             response = self.read(await self.http.get(image["url"]), "image")
             if response.status_code == 200:
-                self.ledger.check_image(job, index, response.content, kind)
+                self.accounts.check_image(job, index, response.content, kind)
         else:
-            self.ledger.check_image(job, index, base64.b64decode(image["b64_json"]), kind)
+            self.accounts.check_image(job, index, base64.b64decode(image["b64_json"]), kind)
 
 
 async def ask_again_and_again(client: Client, case: Case, until: float) -> None:
@@ -136,13 +136,13 @@ async def ask_again_and_again(client: Client, case: Case, until: float) -> None:
         try:
             response = await client.images(case)
         except httpx.HTTPError as error:
-            client.ledger.lose("innocent", started, error)
+            client.accounts.lose("innocent", started, error)
             if isinstance(error, httpx.TimeoutException):
-                client.ledger.innocent.append((started, time.monotonic()))  # it would have taken longer
+                client.accounts.innocent.append((started, time.monotonic()))  # it would have taken longer
             await asyncio.sleep(0.5)
             continue
         if response.status_code == 200:
-            client.ledger.innocent.append((started, time.monotonic()))
+            client.accounts.innocent.append((started, time.monotonic()))
 
 
 def _code(response: httpx.Response) -> str:

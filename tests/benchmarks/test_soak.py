@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.faults.accounting import Accounts
 from benchmarks.faults.audit import check_archive, check_database, check_logs, unfinished
 from benchmarks.faults.cases import INNOCENT, Case, generate_all, is_same, ordinary, unusual
 from benchmarks.faults.faults import FaultLog
-from benchmarks.faults.ledger import Ledger
 from benchmarks.faults.samples import Sample, summary
 from benchmarks.faults.server import Server
 from benchmarks.soak import FLOODER, INNOCENT_KEY, KEYS, Storm, soak
@@ -25,9 +25,9 @@ CASE = Case("a cat", Size(16, 16), seed=5)
 JOBS = [f"job_{number:032x}" for number in range(4)]
 
 
-def ledger() -> Ledger:
+def accounts() -> Accounts:
     rng = np.random.default_rng(0)
-    return Ledger({(CASE, index): rng.integers(0, 256, (16, 16, 3), np.uint8) for index in range(4)})
+    return Accounts({(CASE, index): rng.integers(0, 256, (16, 16, 3), np.uint8) for index in range(4)})
 
 
 def encoded(pixels: np.ndarray, kind: str = "png") -> bytes:
@@ -62,7 +62,7 @@ def test_images_are_compared_with_a_tolerance() -> None:
 
 
 def test_wrong_images_and_second_ends_are_broken_promises() -> None:
-    kept = ledger()
+    kept = accounts()
     kept.accept(JOBS[0], CASE)
     kept.check_image(JOBS[0], 0, encoded(kept.expected[CASE, 0]))
     kept.end(JOBS[0], "done")
@@ -74,7 +74,7 @@ def test_wrong_images_and_second_ends_are_broken_promises() -> None:
 
 
 def test_database_without_an_end_or_a_job_is_a_broken_promise(tmp_path: Path) -> None:
-    kept = ledger()
+    kept = accounts()
     for job in JOBS:
         kept.accept(job, CASE)
     kept.end(JOBS[0], "failed")
@@ -90,7 +90,7 @@ def test_database_without_an_end_or_a_job_is_a_broken_promise(tmp_path: Path) ->
 
 
 def test_answered_image_that_is_not_in_the_archive_is_a_broken_promise(tmp_path: Path) -> None:
-    kept = ledger()
+    kept = accounts()
     kept.answered |= {(JOBS[1], 0), (JOBS[2], 3)}
     (tmp_path / "generated_20260101_000000_00000100.png").touch()
     assert check_archive(tmp_path, kept) == 1
@@ -99,7 +99,7 @@ def test_answered_image_that_is_not_in_the_archive_is_a_broken_promise(tmp_path:
 
 def test_job_that_ends_twice_in_one_process_is_a_broken_promise(tmp_path: Path) -> None:
     """After a restart a job may end again: the kill came before its end was stored."""
-    kept = ledger()
+    kept = accounts()
     logs = [tmp_path / "0.log", tmp_path / "1.log"]
     traceback = json.dumps({"message": "failed\n", "exc_info": "Traceback\nValueError: x"})
     logs[0].write_text(f"{JOBS[0]} done in 1.000 s\n{JOBS[1]} done in 1.0 s\n{JOBS[1]} worker_lost in 2.0 s\n")
@@ -124,7 +124,7 @@ def test_request_overlaps_a_fault_if_any_part_of_it_does() -> None:
 
 @pytest.mark.slow
 def test_short_storm_leaves_every_job_ended_and_every_image_right(engines: Path, tmp_path: Path) -> None:
-    kept = Ledger(generate_all(engines, {}, threads=1))
+    kept = Accounts(generate_all(engines, {}, threads=1))
     server = Server(engines, None, tmp_path, [*KEYS, FLOODER, INNOCENT_KEY], threads=1)
     try:
         figures = asyncio.run(soak(server, kept, [], Storm(seconds=6.0, clients=6, flood=3, seed=1, pause=(0.5, 1.0))))

@@ -23,7 +23,7 @@ class Lost:
 
 
 @dataclass(slots=True)
-class Ledger:
+class Accounts:
     """Records of all clients.
 
     Attributes:
