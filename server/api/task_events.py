@@ -10,7 +10,8 @@ from starlette.concurrency import run_in_threadpool
 from server.api.task_schemas import STATUS, Task, TaskEvent
 from server.jobs.follower import JobPreview, Progress
 from server.jobs.job import Job, StoredImage
-from server.jobs.service import JobEvent, JobService
+from server.jobs.job_events import JobEvent
+from server.jobs.service import JobService
 
 INLINE_BYTES = 1 << 18  # of images that are encoded in the event loop; a thread would take longer
 

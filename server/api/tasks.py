@@ -19,7 +19,8 @@ from server.api.task_events import TaskEventEncoder
 from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList
 from server.errors import TooManyFollowers
 from server.jobs.job import MAX_SEQUENCE, Job, JobState
-from server.jobs.service import JobEvent, JobService
+from server.jobs.job_events import JobEvent
+from server.jobs.service import JobService
 
 MAX_PAGE = 200  # tasks
 TASK_NOT_FOUND = 4404  # close codes of WebSockets

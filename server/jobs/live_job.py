@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from server.jobs.follower import Change, Follower, ImageFinished, Progress
 from server.jobs.job import Job, StoredImage
 
+SAVE_SECONDS = 2.0  # that an answer waits at most until its images and its job's end are on the disk
+
 
 @dataclass(slots=True, eq=False)
 class LiveJob:
@@ -42,6 +44,11 @@ class LiveJob:
     def finished_images(self) -> list[StoredImage]:
         """Return the finished images in the order of their indices."""
         return [self.images[index] for index in sorted(self.images)]
+
+    async def saved(self) -> None:
+        """Wait until a kill of the server no longer loses what its answer says. A slow or full disk only delays it."""
+        if self.saving:
+            await asyncio.wait(self.saving, timeout=SAVE_SECONDS)
 
     @contextmanager
     def follow(self, progress: Progress) -> Iterator[Follower]:

@@ -8,25 +8,18 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Literal
-from weakref import WeakValueDictionary
 
 from engine.images.metadata import ImageMetadata
 from engine.plan.manifest import Manifest
-from server.errors import (
-    JobNotFound,
-    JobRefused,
-    ServerShuttingDown,
-    StoreUnavailable,
-    TooManyFollowers,
-    WorkerUnavailable,
-)
+from server.errors import JobNotFound, JobRefused, ServerShuttingDown, StoreUnavailable, WorkerUnavailable
 from server.jobs.admission import Admission, Limits
-from server.jobs.follower import ImageFinished, JobPreview, Progress
+from server.jobs.follower import Progress
 from server.jobs.job import Job, StoredImage
+from server.jobs.job_events import JobEvent, JobEvents
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
 from server.jobs.recovery import recover
@@ -42,10 +35,6 @@ log = logging.getLogger(__name__)
 SHUTDOWN_STORE_SECONDS = 2.0  # minimum for the store at shutdown, even after the grace period
 POLL_SECONDS = 0.02  # between two checks for unfinished jobs at shutdown
 
-SAVE_SECONDS = 2.0  # that an answer waits at most until its images and its job's end are on the disk
-MAX_FOLLOWERS = 32  # of one job
-
-JobEvent = Progress | JobPreview | StoredImage | Job  # the last one is the ended job
 ServiceStatus = Literal["ok", "starting", "draining", "failing"]
 
 
@@ -73,11 +62,9 @@ class JobService:
         self._archive = ArchiveWriter(archive) if archive else None
         self._tracker = JobTracker(self._async_store, manifest, self.metrics, self._archive)
         self.worker_queue = WorkerQueue(self._tracker, self.metrics)
+        self._events = JobEvents(self._tracker, self._async_store)
         self._admission = Admission(limits, self._tracker.estimates)
         self._admitting: Counter[str] = Counter()  # admitted jobs that are not in the store yet, by client
-        self._followers: Counter[str] = Counter()  # by job
-        self._reading = asyncio.Lock()
-        self._read: WeakValueDictionary[tuple[str, int], StoredImage] = WeakValueDictionary()
         self._drain_started: float | None = None  # by the event loop's clock
 
     async def start(self) -> None:
@@ -196,17 +183,7 @@ class JobService:
         return live.job if live is not None else await self._async_store.call(self._store.get, job_id)
 
     async def image(self, job_id: str, index: int) -> StoredImage | None:
-        """Return an image; those who ask for the same one share it in memory."""
-        live = self._tracker.get(job_id)
-        if live is not None:
-            return live.images.get(index)
-        async with self._reading:
-            image = self._read.get((job_id, index))
-            if image is None:
-                image = await self._async_store.call(self._store.image, job_id, index)
-                if image is not None:
-                    self._read[job_id, index] = image
-            return image
+        return await self._events.image(job_id, index)
 
     async def metadata(self, job_id: str) -> list[ImageMetadata]:
         """Return the metadata of a job's images, without reading the images."""
@@ -227,7 +204,7 @@ class JobService:
         """Delete a job that has ended, with its images. False: it has not ended, or is unknown."""
         if self._tracker.get(job_id) is not None:
             await self._async_store.flush()  # its end may not be stored yet
-        self._read.clear()
+        self._events.forget_images(job_id)
         return await self._async_store.call(self._store.delete, job_id)
 
     def cancel(self, job_id: str) -> bool:
@@ -247,7 +224,7 @@ class JobService:
         live = self._tracker.get(job.id)
         if live is not None:
             await live.ended.wait()
-            await _saved(live)
+            await live.saved()
             return live.job, live.finished_images()
         images = await self._async_store.call(self._store.images, job.id)
         ended = await self._async_store.call(self._store.get, job.id)
@@ -256,50 +233,5 @@ class JobService:
         return ended, images
 
     def follow(self, job: Job) -> AsyncGenerator[JobEvent]:
-        """Yield progress and images so far, then each event. The last is the ended job, unless it was deleted.
-
-        Raises:
-            TooManyFollowers: MAX_FOLLOWERS clients follow the job already.
-        """
-        if self._followers[job.id] >= MAX_FOLLOWERS:
-            raise TooManyFollowers(f"{MAX_FOLLOWERS} clients follow this task already; try again later.")
-        return self._events(job)
-
-    async def _events(self, job: Job) -> AsyncGenerator[JobEvent]:
-        self._followers[job.id] += 1
-        try:
-            live = self._tracker.get(job.id)
-            events = self._events_of_ended(job) if live is None else self._events_of_live(live)
-            async with aclosing(events):
-                async for event in events:
-                    yield event
-        finally:
-            self._followers[job.id] -= 1
-            self._followers += Counter()  # drops those at 0
-
-    async def _events_of_live(self, live: LiveJob) -> AsyncGenerator[JobEvent]:
-        with live.follow(self.progress(live.job)) as follower:
-            while True:
-                match change := await follower.get():
-                    case ImageFinished(index):
-                        if (image := await self.image(live.job.id, index)) is not None:
-                            yield image
-                    case Job():
-                        await _saved(live)
-                        yield change
-                        return
-                    case _:
-                        yield change
-
-    async def _events_of_ended(self, job: Job) -> AsyncGenerator[JobEvent]:
-        for index in range(job.image_count):
-            if (image := await self.image(job.id, index)) is not None:
-                yield image
-        if (ended := await self.get(job.id)) is not None:
-            yield ended
-
-
-async def _saved(live: LiveJob) -> None:
-    """Wait until a kill of the server no longer loses what the answer says. A slow or full disk only delays it."""
-    if live.saving:
-        await asyncio.wait(live.saving, timeout=SAVE_SECONDS)
+        """Yield the events of a job; see `JobEvents.follow`."""
+        return self._events.follow(job)

@@ -41,7 +41,7 @@ def test_followers_share_one_encoded_image() -> None:
         assert store.reads == 1 and len(set(map(id, encoded))) == 1
         del encoded
         gc.collect()
-        assert not encoder._shared and not jobs._read
+        assert not encoder._shared and not jobs._events._shared
         await jobs.stop(grace=0)
 
     asyncio.run(asyncio.wait_for(story(), 20))

@@ -15,7 +15,8 @@ from server.errors import JobNotFound, TooManyFollowers
 from server.jobs.admission import Limits
 from server.jobs.follower import JobPreview, Progress
 from server.jobs.job import Job, JobState, StoredImage, new_id
-from server.jobs.service import MAX_FOLLOWERS, JobService
+from server.jobs.job_events import MAX_FOLLOWERS
+from server.jobs.service import JobService
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.store import JobStore

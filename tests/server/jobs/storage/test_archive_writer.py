@@ -11,7 +11,7 @@ from fakes.jobs import image, job
 from fakes.worker_link import FakeLink, finished, play
 from fakes.worker_link import job as new_job
 
-from server.jobs import service
+from server.jobs import live_job
 from server.jobs.service import JobService
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.archive_writer import MAX_QUEUED, ArchiveWriter
@@ -73,7 +73,7 @@ def test_answer_and_last_event_wait_for_the_archive(folder: Path) -> None:
 
 def test_hanging_archive_delays_an_answer_only_for_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Hanging.go_on.clear()
-    monkeypatch.setattr(service, "SAVE_SECONDS", 0.05)
+    monkeypatch.setattr(live_job, "SAVE_SECONDS", 0.05)
 
     async def story(jobs: JobService, _: FakeLink) -> None:
         accepted = await jobs.submit(new_job("job_00000000"))
