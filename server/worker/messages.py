@@ -127,7 +127,7 @@ class Fatal(msgspec.Struct, frozen=True, tag=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
-    """From the worker, after passes: it is alive.
+    """From the worker, after passes: their times, and the steps done.
 
     Attributes:
         passes: (images, seconds) of each pass since the last heartbeat.
