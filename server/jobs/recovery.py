@@ -13,7 +13,8 @@ async def recover(store: AsyncStore, tracker: JobTracker, worker_queue: WorkerQu
     found = []
     for job in await store.call(store.store.recover):
         images = await store.call(store.store.images, job.id)
-        found.append(LiveJob(job, images={image.index: image for image in images}))
+        client = job.owner or ""  # addresses are not stored
+        found.append(LiveJob(job, client=client, images={image.index: image for image in images}))
     for live in found:
         tracker.add(live)
     worker_queue.add_suspects(live for live in found if live.missing() and 0 < live.job.attempts < MAX_TOTAL_ATTEMPTS)

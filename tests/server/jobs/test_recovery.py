@@ -1,6 +1,7 @@
 """Jobs that one server leaves and the next one resumes."""
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from fakes.jobs import METADATA
@@ -42,3 +43,16 @@ def test_orderly_stop_costs_a_running_job_no_attempt(tmp_path: Path) -> None:
     with closing(JobStore(path)) as store:
         stored = store.get("a")
         assert stored is not None and (stored.state, stored.attempts) == (JobState.QUEUED, 0)
+
+
+def test_resumed_jobs_belong_to_the_clients_that_own_them(tmp_path: Path) -> None:
+    """So a client with many jobs gets no larger share after a restart."""
+    store = JobStore(tmp_path / "jobs.db")
+    for name, owner in (("a1", "alice"), ("a2", "alice"), ("b1", "bob"), ("n1", None)):
+        store.add(replace(job(name), owner=owner))
+
+    async def story(_jobs: JobService, link: FakeLink) -> None:
+        sent = {message.job: message.client for message in link.sent if isinstance(message, messages.Generate)}
+        assert sent == {"a1": "alice", "a2": "alice", "b1": "bob", "n1": ""}
+
+    play(story, store)
