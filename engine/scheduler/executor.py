@@ -28,7 +28,6 @@ from engine.scheduler.prompt_cache import CachedPromptEncoder, PromptCache
 from engine.scheduler.sample import Pass, Sample
 from engine.scheduler.scheduler import Batch
 from engine.scheduler.slot_tensors import SlotTensors
-from engine.size import Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +50,13 @@ class BatchResult:
 
     Attributes:
         seconds: device time of the forward pass alone.
-        charges: device time by size: the batch with the prompts encoded for it, and each image decoded before it.
+        charges: device time by sample: of the batch and the prompts encoded for it, and of images decoded before it.
         steps: a guided step is over when both branches are.
     """
 
     batch: Batch
     seconds: float
-    charges: Sequence[tuple[Size, float]]
+    charges: Sequence[tuple[Sample, float]]
     steps: Sequence[StepResult]
 
 
@@ -103,7 +102,7 @@ class Executor:
             PlanCorrupt: see `Pipeline.refit`.
         """
         seconds = self._loras.apply(name)
-        for pending in self._uncharged:  # charged to no size; settled before their timing events are reused
+        for pending in self._uncharged:  # charged to nobody; settled before their timing events are reused
             pending.settle()
         self._uncharged.clear()
         return seconds
@@ -126,8 +125,9 @@ class Executor:
         running = self._running.popleft()
         latents = running.latents.wait()
         batch, seconds = running.batch, running.encoded.seconds_until(running.done)
-        charges = [(batch.size, running.started.seconds_until(running.done))]
-        charges += [(pending.size, pending.decoding_seconds()) for pending in running.decoded]
+        share = running.started.seconds_until(running.done) / len(batch)
+        charges = [(forward.sample, share) for forward in batch.passes]
+        charges += [(pending.sample, pending.decoding_seconds()) for pending in running.decoded]
         self._encoder.cache_last()
         return BatchResult(batch, seconds, charges, self._step_results(batch, latents, seconds / len(batch)))
 

@@ -3,154 +3,119 @@
 Knows samples, and the seconds that it is charged; not clocks, batches or engines.
 """
 
-from bisect import insort
-from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
-from engine.fair_order import FairOrder
-from engine.scheduler.sample import Pass, Sample
+from engine.fair_share import FairShare
+from engine.scheduler.sample import Sample
 from engine.size import Size
 
-SCAN = 64  # samples that are considered for one batch, so that a long queue does not make steps longer
-TOKEN_PIXELS = 256  # of one image token; weighs pixels against prompt tokens
+SCAN = 64  # samples of one client and size that are considered, so that a long queue does not make steps longer
+WEIGHT = 0.1  # of the newest pass in the moving average
 
 
-class SizeQueue:
-    """Samples of one size in a `FairOrder` of their clients. Whole images follow each other, not their steps.
+class ClientShares:
+    """The device's time by client, over all LoRAs.
 
     Attributes:
-        charged: seconds, divided by the size's weight, that count against this size when sizes are compared.
-        samples: first the one that runs next.
-        last_weight: the size's weight before it ran empty.
-    """
-
-    def __init__(self, size: Size, charged: float) -> None:
-        self.size, self.charged = size, charged
-        self.samples: list[Sample] = []
-        self.last_weight = 1.0
-        self._with_slots: list[Sample] = []  # in the same order
-        self._weights: dict[Sample, float] = {}  # in the order of arrival
-        self._order = FairOrder()
-
-    @property
-    def clients(self) -> Collection[str]:
-        return self._order.clients
-
-    @property
-    def oldest(self) -> Sample:
-        """The sample that was submitted first."""
-        return next(iter(self._weights))
-
-    def add(self, sample: Sample, weight: float) -> None:
-        """Queue a sample. `weight`: share of its client in this size, compared with other clients."""
-        self._weights[sample] = weight
-        sample.tag = self._order.add(sample.client, self._cost(sample, sample.forwards))
-        insort(self.samples, sample, key=_tag)
-
-    def remove(self, sample: Sample) -> None:
-        left = sample.forwards - sum(branch.enqueued for branch in sample.branches)
-        self._order.remove(sample.client, self._cost(sample, left))
-        self.samples.remove(sample)
-        if sample in self._with_slots:
-            self._with_slots.remove(sample)
-        del self._weights[sample]
-
-    def take_slots(self, sample: Sample) -> None:
-        """Record that a sample has its slots."""
-        insort(self._with_slots, sample, key=_tag)
-
-    def start(self, sample: Sample) -> None:
-        """Record that a pass of a sample is enqueued."""
-        self._order.advance(self._cost(sample, 1))
-
-    def passes(self, limit: int, *, with_slot_only: bool = False) -> list[Pass]:
-        """Return up to `limit` passes of one prompt length, starting with the first sample that has a pass ready."""
-        found: list[Pass] = []
-        for sample in self._with_slots if with_slot_only else islice(self.samples, SCAN):
-            for forward in sample.ready():
-                if not found or forward.branch.length == found[0].branch.length:
-                    found.append(forward)
-                if len(found) == limit:
-                    return found
-        return found
-
-    def _cost(self, sample: Sample, forwards: int) -> float:
-        """Return the cost of some of a sample's passes, in tokens."""
-        tokens = self.size.area / TOKEN_PIXELS + sum(branch.length for branch in sample.branches) / len(sample.branches)
-        return forwards * tokens / self._weights[sample]
-
-
-def _tag(sample: Sample) -> float:
-    return sample.tag
-
-
-class FairQueue:
-    """One `SizeQueue` per size.
-
-    A size gets time in proportion to its clients. Each client counts as one, divided by the number of its sizes. So a
-    small image waits for large ones no longer than its client's share requires. Images of one size that gain nothing
-    from a batch finish one after the other instead of all of them late.
+        seconds: that each client has spent.
     """
 
     def __init__(self) -> None:
-        self._queues: dict[Size, SizeQueue] = {}
-        self._sizes: Counter[str] = Counter()  # number of sizes by client
-        self._idle: dict[Size, SizeQueue] = {}  # without samples now
-        self._floor = 0.0  # smallest charge of any size when a size last became idle
+        self.seconds: FairShare[str] = FairShare()
+        self._seconds_per_token = 0.0
 
-    def __iter__(self) -> Iterator[SizeQueue]:
-        """Yield the sizes, the least charged first."""
-        return iter(sorted(self._queues.values(), key=lambda queue: queue.charged))
+    def end(self, sample: Sample) -> float:
+        """Return what the client of a sample will have spent at its end.
+
+        The smallest end comes first. So images of equal cost finish one after the other instead of all of them late,
+        and a short image does not wait for a long one of another client.
+        """
+        return self.seconds.spent(sample.client) + self._seconds_per_token * sample.tokens_left
+
+    def learn(self, tokens: int, seconds: float) -> None:
+        """Learn from a batch."""
+        measured = seconds / tokens
+        before = self._seconds_per_token or measured
+        self._seconds_per_token = before + WEIGHT * (measured - before)
+
+
+class FairQueue:
+    """Samples under one LoRA, by client and size."""
+
+    def __init__(self, shares: ClientShares) -> None:
+        self._shares = shares
+        self._clients: dict[str, _ClientQueue] = {}
+        self._samples: dict[Sample, None] = {}  # in the order of arrival
+        self._with_slots: list[Sample] = []
 
     @property
     def oldest(self) -> Sample | None:
         """The sample that was submitted first."""
-        candidates = (queue.oldest for queue in self._queues.values())
-        return min(candidates, key=lambda sample: sample.submitted_at, default=None)
+        return next(iter(self._samples), None)
+
+    @property
+    def first(self) -> Sample | None:
+        """The first sample in order."""
+        return next(self.in_order(), None)
 
     def add(self, sample: Sample) -> None:
-        """Queue a sample.
-
-        A size that returns keeps its past charges and gets no credit for idle time. Otherwise a single user who
-        resubmits at once would never pay for the last pass of an image.
-        """
-        if sample.size not in self._queues:
-            least = self._least_charged()
-            self._idle = {size: queue for size, queue in self._idle.items() if queue.charged > least}
-            idle = self._idle.pop(sample.size, None)
-            self._queues[sample.size] = idle or SizeQueue(sample.size, least)
-        queue = self._queues[sample.size]
-        self._sizes[sample.client] += sample.client not in queue.clients
-        queue.add(sample, 1 / self._sizes[sample.client])
+        """Queue a sample."""
+        self._samples[sample] = None
+        self._clients.setdefault(sample.client, _ClientQueue()).add(sample)
+        self._shares.seconds.add(sample.client)
 
     def remove(self, sample: Sample) -> None:
         """Remove a sample."""
-        queue = self._queues[sample.size]
-        weight = self._weight(queue)
-        queue.remove(sample)
-        if sample.client not in queue.clients:
-            self._sizes[sample.client] -= 1
-            self._sizes += Counter()  # drops those at 0
-        if not queue.samples:
-            self._floor = self._least_charged()
-            queue.last_weight = weight
-            self._idle[sample.size] = self._queues.pop(sample.size)
+        del self._samples[sample]
+        if sample in self._with_slots:
+            self._with_slots.remove(sample)
+        client = self._clients[sample.client]
+        client.remove(sample)
+        if not client.samples:
+            del self._clients[sample.client]
+        self._shares.seconds.remove(sample.client)
 
-    def start(self, sample: Sample) -> None:
-        """Record that a pass of a sample is enqueued."""
-        self._queues[sample.size].start(sample)
+    def take_slots(self, sample: Sample) -> None:
+        """Record that a sample has its slots."""
+        self._with_slots.append(sample)
 
-    def charge(self, size: Size, seconds: float) -> None:
-        """Charge a size for device time, also for samples that have been removed since."""
-        if size in self._queues:
-            self._queues[size].charged += seconds / self._weight(self._queues[size])
-        elif size in self._idle:
-            self._idle[size].charged += seconds / self._idle[size].last_weight
+    def charge(self, sample: Sample, seconds: float) -> None:
+        """Charge the size of a sample for device time, also after the sample was removed."""
+        if sample.client in self._clients:
+            self._clients[sample.client].sizes.charge(sample.size, seconds)
 
-    def _weight(self, queue: SizeQueue) -> float:
-        """Return the share of a size: one for each client, divided by the number of its sizes."""
-        return sum(1 / self._sizes[client] for client in queue.clients)
+    def in_order(self, size: Size | None = None) -> Iterator[Sample]:
+        """Yield samples, the first first; those of one size only, if it is given."""
+        for client in sorted(self._clients.values(), key=lambda client: self._shares.end(client.first)):
+            yield from client.in_order(size)
 
-    def _least_charged(self) -> float:
-        return min((queue.charged for queue in self._queues.values()), default=self._floor)
+    def with_slots(self) -> list[Sample]:
+        """Return the samples that have slots, the first first."""
+        return sorted(self._with_slots, key=self._shares.end)
+
+
+class _ClientQueue:
+    """Samples of one client. Its sizes share its time equally; within a size, first come is first served."""
+
+    def __init__(self) -> None:
+        self.samples: dict[Size, list[Sample]] = {}
+        self.sizes: FairShare[Size] = FairShare()
+
+    @property
+    def first(self) -> Sample:
+        return next(self.in_order())
+
+    def add(self, sample: Sample) -> None:
+        self.samples.setdefault(sample.size, []).append(sample)
+        self.sizes.add(sample.size)
+
+    def remove(self, sample: Sample) -> None:
+        self.samples[sample.size].remove(sample)
+        if not self.samples[sample.size]:
+            del self.samples[sample.size]
+        self.sizes.remove(sample.size)
+
+    def in_order(self, size: Size | None = None) -> Iterator[Sample]:
+        for each in sorted(self.samples, key=self.sizes.spent) if size is None else (size,):
+            yield from islice(self.samples.get(each, ()), SCAN)

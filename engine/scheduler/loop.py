@@ -164,9 +164,6 @@ class EngineLoop:
             for sample in failed:
                 self._scheduler.remove(sample)
             return [Failed(sample.key, error) for sample in failed]
-        except BaseException:  # such as KeyboardInterrupt: the plans have the earlier LoRA or none
-            self._scheduler.abandon_change()
-            raise
         self._scheduler.complete_change(change, seconds)
         return [Switched(seconds)]
 

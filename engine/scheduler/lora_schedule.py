@@ -6,10 +6,9 @@ samples, and times that it is given; not files, clocks or engines.
 
 import math
 
-from engine.scheduler.fair_queue import FairQueue
+from engine.scheduler.fair_queue import ClientShares, FairQueue
 from engine.scheduler.sample import Sample
 
-UNKNOWN = ""  # active LoRA after a change that was interrupted; no request can name it
 MIN_SLICE = 3.0  # seconds that a time slice lasts while samples of other LoRAs wait
 SLICE_PER_CHANGE = 4.0  # a slice lasts at least this many times as long as the change of LoRAs before it
 
@@ -18,8 +17,8 @@ class LoraScheduler:
     """Samples by their LoRA; None counts as one.
 
     A time slice is over when the active LoRA has no samples left, or when a sample of another LoRA has waited for
-    the slice's length. No further sample is admitted then. Once the admitted samples are finished, the LoRA of the
-    sample that has waited longest becomes active. So no LoRA starves.
+    the slice's length. No further sample is admitted then. Once the admitted samples are finished, another LoRA becomes
+    active: that of the client that has spent least, or of its oldest sample. So no client and no LoRA starves.
 
     Args:
         min_slice: seconds.
@@ -29,15 +28,16 @@ class LoraScheduler:
         self.active: str | None = None
         self._min_slice = self._slice = min_slice
         self._began = math.inf  # start of the slice: its first batch; inf before
+        self._shares = ClientShares()
         self._queues: dict[str | None, FairQueue] = {}
 
     @property
     def queue(self) -> FairQueue:
         """Samples of the active LoRA."""
-        return self._queues.get(self.active) or FairQueue()
+        return self._queues.get(self.active) or FairQueue(self._shares)
 
     def add(self, sample: Sample) -> None:
-        self._queues.setdefault(sample.request.lora, FairQueue()).add(sample)
+        self._queues.setdefault(sample.request.lora, FairQueue(self._shares)).add(sample)
 
     def remove(self, sample: Sample) -> None:
         queue = self._queues[sample.request.lora]
@@ -50,6 +50,22 @@ class LoraScheduler:
         candidates = [queue.oldest for lora, queue in self._queues.items() if lora != self.active]
         waiting = (sample for sample in candidates if sample is not None)
         return min(waiting, key=lambda sample: sample.submitted_at, default=None)
+
+    def next_waiting(self) -> Sample | None:
+        """Return the sample whose LoRA is active next."""
+        waiting = [first for lora, queue in self._queues.items() if lora != self.active and (first := queue.first)]
+        spent = self._shares.seconds.spent
+        return min(waiting, key=lambda sample: (spent(sample.client), sample.submitted_at), default=None)
+
+    def charge(self, sample: Sample, seconds: float) -> None:
+        """Charge a sample for device time, also after it was removed."""
+        self._shares.seconds.charge(sample.client, seconds)
+        if sample.request.lora in self._queues:
+            self._queues[sample.request.lora].charge(sample, seconds)
+
+    def learn(self, tokens: int, seconds: float) -> None:
+        """Learn how long a batch of so many tokens takes."""
+        self._shares.learn(tokens, seconds)
 
     def is_slice_over(self, now: float) -> bool:
         """Return True if no further sample of the active LoRA is admitted, since another LoRA is due."""

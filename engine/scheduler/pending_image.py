@@ -8,27 +8,21 @@ from engine.backends.memory import TimingEvent
 from engine.errors import ZImageError
 from engine.images.generated import GeneratedImage
 from engine.pipeline import Decoded
-from engine.request import ImageRequest
 from engine.scheduler.sample import Sample
-from engine.size import Size
 
 
 class PendingImage:
-    """An image whose steps are over and whose decoding is enqueued. Any thread may finish it."""
+    """An image whose steps are over and whose decoding is enqueued. Any thread may finish it.
+
+    Attributes:
+        sample: the image before it was decoded.
+    """
 
     def __init__(self, sample: Sample, decoded: Decoded, started: TimingEvent) -> None:
-        self._sample, self._decoded, self._started = sample, decoded, started
+        self.sample, self._decoded, self._started = sample, decoded, started
         self._outcome: GeneratedImage | ZImageError | None = None
         self._decoding: float | None = None
         self._lock = threading.Lock()
-
-    @property
-    def request(self) -> ImageRequest:
-        return self._sample.request
-
-    @property
-    def size(self) -> Size:
-        return self._sample.size
 
     def decoding_seconds(self) -> float:
         """Return the device time of the decoding, which must be over."""
@@ -59,7 +53,7 @@ class PendingImage:
         return self._outcome
 
     def _image(self) -> GeneratedImage:
-        sample = self._sample
+        sample = self.sample
         self._decoded.image.wait()
         decoding = self.decoding_seconds()
         started = time.perf_counter()

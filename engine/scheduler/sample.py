@@ -14,6 +14,8 @@ from engine.sampling.tokenizer import TokenizedPrompt
 from engine.size import Size
 from engine.stages import StageTimes
 
+TOKEN_PIXELS = 256  # of one image token of Z-Image
+
 
 @dataclass(slots=True, eq=False)
 class GuidanceBranch:
@@ -48,7 +50,6 @@ class Sample:
         previews: steps after which a preview is wanted.
         client: name of the client that asked for it; clients share the device's time equally.
         submitted_at: time.perf_counter() when it was submitted.
-        tag: place among the samples of its size; see `FairOrder`.
         is_announced: True once a `Started` event was returned for it.
         is_removed: True once it is finished, cancelled or failed; results of passes still running are ignored.
         first_pass_at: time.perf_counter() when its slots were filled for its first pass.
@@ -64,7 +65,6 @@ class Sample:
     previews: frozenset[int] = frozenset()
     client: str = ""
     submitted_at: float = 0.0
-    tag: float = 0.0
     is_announced: bool = False
     is_removed: bool = False
     first_pass_at: float | None = None
@@ -84,10 +84,14 @@ class Sample:
     def is_guided(self) -> bool:
         return len(self.branches) > 1
 
+    def tokens(self, branch: GuidanceBranch) -> int:
+        """Return the tokens that the transformer reads in one pass."""
+        return self.size.area // TOKEN_PIXELS + branch.length
+
     @property
-    def forwards(self) -> int:
-        """Forward passes, of all branches."""
-        return self.steps * len(self.branches)
+    def tokens_left(self) -> int:
+        """Tokens of all passes that are not known to be over."""
+        return sum(self.tokens(branch) * (self.steps - branch.completed) for branch in self.branches)
 
     def record(self, **seconds: float) -> None:
         """Record seconds by the fields of `StageTimes`."""

@@ -4,14 +4,15 @@ Pure policy: knows samples, sizes, slots and times that it is given; no engines,
 times from a table in place of an executor, it simulates a server.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
 from engine.errors import UnsupportedShape
 from engine.plan.manifest import Manifest
 from engine.scheduler.batch_table import BatchTable
-from engine.scheduler.lora_schedule import UNKNOWN, LoraScheduler
+from engine.scheduler.lora_schedule import LoraScheduler
 from engine.scheduler.sample import Pass, Sample
 from engine.scheduler.slots import Slots
 from engine.size import Size
@@ -36,6 +37,11 @@ class Batch:
     def prompt_length(self) -> int:
         """Padded prompt tokens."""
         return self.passes[0].branch.length
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the transformer reads in all passes."""
+        return sum(forward.sample.tokens(forward.branch) for forward in self.passes)
 
     def __len__(self) -> int:
         return len(self.passes)
@@ -122,7 +128,7 @@ class Scheduler:
         """
         is_slice_over = self._loras.is_slice_over(now)
         if is_slice_over and not is_running and not self.slots_taken:
-            waiting = self._loras.longest_waiting()
+            waiting = self._loras.next_waiting()
             assert waiting is not None
             return LoraChange(waiting)
         return self._next_batch(may_admit=not is_slice_over)
@@ -131,17 +137,17 @@ class Scheduler:
         """Record that a batch is enqueued."""
         self._loras.start_slice(now)
         for forward in batch.passes:
-            self._loras.queue.start(forward.sample)
             forward.branch.enqueued += 1
 
-    def complete(self, batch: Batch, charges: Iterable[tuple[Size, float]]) -> None:
+    def complete(self, batch: Batch, charges: Sequence[tuple[Sample, float]]) -> None:
         """Record that a batch is over.
 
         Args:
-            charges: seconds of device time by size, spent on the batch and on images decoded before it.
+            charges: seconds of device time by sample, spent on the batch and on images decoded before it.
         """
-        for size, seconds in charges:
-            self._loras.queue.charge(size, seconds)
+        for sample, seconds in charges:
+            self._loras.charge(sample, seconds)
+        self._loras.learn(batch.tokens, sum(seconds for _, seconds in charges))
         for forward in batch.passes:
             forward.branch.completed += 1
 
@@ -149,30 +155,31 @@ class Scheduler:
         """Record that another LoRA is in the plans, after `seconds`."""
         self._loras.activate(change.lora, seconds)
 
-    def abandon_change(self) -> None:
-        """Record that it is not known which LoRA is in the plans; the next batch waits for another change."""
-        self._loras.activate(UNKNOWN, 0.0)
-
     def _next_batch(self, *, may_admit: bool) -> Batch | None:
         """Return the passes that run next.
 
         Args:
             may_admit: True if samples without a slot may take one.
         """
-        for with_slot_only in (False, True):  # second try: samples with slots go on while the oldest waits for one
-            for queue in self._loras.queue:
-                passes = []
-                for forward in queue.passes(self._max_batch(queue.size), with_slot_only=with_slot_only):
-                    if forward.branch.slot is not None:
-                        passes.append(forward)
-                    elif may_admit and self._slots.take(forward.sample):
-                        queue.take_slots(forward.sample)
-                        passes.append(forward)
-                    else:  # younger samples wait too; else a guided sample might never find two free slots
-                        may_admit = False
-                if passes:
-                    return Batch(tuple(passes))
-        return None
+        queue = self._loras.queue
+        if may_admit and (first := _first_pass(queue.in_order())):
+            passes = []
+            for forward in self._matching(first, queue.in_order(first.sample.size)):
+                if forward.branch.slot is None:
+                    if not self._slots.take(forward.sample):
+                        break  # younger samples wait too; else a guided sample might never find two free slots
+                    queue.take_slots(forward.sample)
+                passes.append(forward)
+            if passes:
+                return Batch(tuple(passes))
+        first = _first_pass(queue.with_slots())  # these go on while others wait for a slot
+        return first and Batch(tuple(self._matching(first, queue.with_slots())))
+
+    def _matching(self, first: Pass, samples: Iterable[Sample]) -> list[Pass]:
+        """Return the passes that can share a batch with the first one, and that one."""
+        size, length = first.sample.size, first.branch.length
+        ready = (forward for sample in samples if sample.size == size for forward in sample.ready())
+        return list(islice((forward for forward in ready if forward.branch.length == length), self._max_batch(size)))
 
     def _max_batch(self, size: Size) -> int:
         """Return the largest batch that gains throughput and that a profile covers."""
@@ -181,3 +188,8 @@ class Scheduler:
                 self._manifest.profile_for(size, batch)
                 return batch
         return 1
+
+
+def _first_pass(samples: Iterable[Sample]) -> Pass | None:
+    """Return the first pass that is ready."""
+    return next((forward for sample in samples for forward in sample.ready()), None)

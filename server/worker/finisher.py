@@ -74,7 +74,7 @@ class ImageFinisher:
             log.exception("a preview of %s could not be made", key)
 
     def _finish(self, key: str, pending: PendingImage, image_format: ImageFormat) -> None:
-        request = pending.request
+        request = pending.sample.request
         try:
             image = pending.finish()
             started = time.perf_counter()

@@ -4,7 +4,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.fair_order import FairOrder
+from engine.errors import InvalidRequest
+from engine.fair_share import FairShare
 from engine.request import ImageRequest
 from engine.sampling.tokenizer import TokenizedPrompts
 from server.worker.connection import ServerConnection
@@ -17,7 +18,7 @@ class TokenizedJob:
     """A job whose prompts are tokenized, or the error that this raised."""
 
     generate: Generate
-    outcome: TokenizedPrompts | Exception
+    outcome: TokenizedPrompts | BaseException
 
 
 class PromptQueue:
@@ -38,7 +39,7 @@ class PromptQueue:
         activity: Activity,
     ) -> None:
         self._tokenize, self._connection, self._deliver, self._activity = tokenize, connection, deliver, activity
-        self._order = FairOrder()
+        self._shares: FairShare[str] = FairShare()
         self._waiting: dict[str, _Waiting] = {}  # by job, in the order of arrival
         self._current: str | None = None  # job whose prompts are tokenized now, unless it was cancelled
         self._is_closed = False
@@ -58,14 +59,15 @@ class PromptQueue:
         """Queue a job."""
         cost = len(generate.request.prompt) + len(generate.request.negative_prompt)
         with self._changed:
-            self._waiting[generate.job] = _Waiting(generate, cost, self._order.add(generate.client, cost))
+            self._waiting[generate.job] = _Waiting(generate, cost)
+            self._shares.add(generate.client)
             self._changed.notify()
 
     def cancel(self, job: str) -> bool:
         """Drop a job. Return False if it is not here, since it was delivered."""
         with self._changed:
             if (waiting := self._waiting.pop(job, None)) is not None:
-                self._order.remove(waiting.generate.client, waiting.cost)
+                self._shares.remove(waiting.generate.client)
                 return True
             is_current = self._current == job
             self._current = None if is_current else self._current
@@ -75,13 +77,14 @@ class PromptQueue:
         while (generate := self._next()) is not None:
             self._connection.send(Tokenizing(generate.job))
             self._connection.flush()
-            outcome: TokenizedPrompts | Exception
+            outcome: TokenizedPrompts | BaseException
             with self._activity:
                 try:
                     outcome = self._tokenize(generate.request)
-                except Exception as error:  # noqa: BLE001 (raised again in the thread that steps)
+                except BaseException as error:  # noqa: BLE001 (a panic of the tokenizer; raised where the loop steps)
                     outcome = error
-            self._connection.send(Tokenizing(None))
+            if isinstance(outcome, TokenizedPrompts | InvalidRequest):  # else the server knows who ended this process
+                self._connection.send(Tokenizing(None))
             with self._changed:
                 if self._current == generate.job:
                     self._deliver(TokenizedJob(generate, outcome))
@@ -93,11 +96,14 @@ class PromptQueue:
             self._changed.wait_for(lambda: self._waiting or self._is_closed)
             if self._is_closed:
                 return None
-            first = min(self._waiting.values(), key=lambda waiting: waiting.tag)
+            oldest: dict[str, _Waiting] = {}
+            for waiting in self._waiting.values():
+                oldest.setdefault(waiting.generate.client, waiting)
+            first = min(oldest.values(), key=lambda each: self._shares.spent(each.generate.client) + each.cost)
             generate = first.generate
             del self._waiting[generate.job]
-            self._order.advance(first.cost)
-            self._order.remove(generate.client)
+            self._shares.charge(generate.client, first.cost)
+            self._shares.remove(generate.client)
             self._current = generate.job
             return generate
 
@@ -106,4 +112,3 @@ class PromptQueue:
 class _Waiting:
     generate: Generate
     cost: int  # characters
-    tag: float

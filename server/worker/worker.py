@@ -150,7 +150,7 @@ class Worker:
             key = image_key(generate.job, generate.indices[0])
             self._connection.send(messages.Failed(key, "invalid_value", str(prompts)))
             return
-        if isinstance(prompts, Exception):
+        if isinstance(prompts, BaseException):
             raise prompts
         for index in generate.indices:
             key, request = image_key(generate.job, index), generate.request.numbered(index)

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +48,7 @@ MANIFEST = replace(
 
 
 class Finished(NamedTuple):
-    request: ImageRequest
+    sample: SimpleNamespace  # with its request
     image: GeneratedImage
 
     def finish(self) -> GeneratedImage:
@@ -128,7 +129,9 @@ class FakeLoop:
             if request.prompt == NAN_PROMPT:
                 events[-1] = Failed(key, NonFiniteOutput("the latents hold NaN or Inf"))
             else:
-                events.append(Denoised(key, Finished(request, self._image(request, size, steps))))
+                events.append(
+                    Denoised(key, Finished(SimpleNamespace(request=request), self._image(request, size, steps)))
+                )
         return events
 
     def _misbehave(self, prompt: str, done: int) -> None:

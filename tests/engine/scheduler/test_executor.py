@@ -29,8 +29,9 @@ from engine.sampling import rope
 from engine.sampling.schedule import sigmas
 from engine.scheduler.batch_table import BatchTable
 from engine.scheduler.events import Denoised, Stepped
-from engine.scheduler.fair_queue import FairQueue
 from engine.scheduler.loop import EngineLoop
+from engine.scheduler.lora_schedule import LoraScheduler
+from engine.scheduler.sample import Sample
 from engine.size import Size
 
 # guidance
@@ -149,18 +150,18 @@ def test_time_until_an_image_is_finished_is_not_decoding_time(fakes: LoopBuilder
 
 
 @pytest.mark.parametrize("device", ["device, late", "device, eager"])
-def test_device_time_is_charged_to_the_size_that_used_it(
+def test_device_time_is_charged_to_the_images_that_used_it(
     fake_plans: Path, device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A decoding runs behind a pass that was enqueued before it; its time counts for neither that pass nor the next."""
     charged: dict[int, float] = Counter()
-    charge = FairQueue.charge
+    charge = LoraScheduler.charge
 
-    def record(queue: FairQueue, size: Size, seconds: float) -> None:
-        charged[size.height] += seconds
-        charge(queue, size, seconds)
+    def record(loras: LoraScheduler, image: Sample, seconds: float) -> None:
+        charged[image.size.height] += seconds
+        charge(loras, image, seconds)
 
-    monkeypatch.setattr(FairQueue, "charge", record)
+    monkeypatch.setattr(LoraScheduler, "charge", record)
     builder = loop_builder(fake_plans, device)
     large = replace(RED, prompt="a blue star", height=256, num_inference_steps=2)
     arrivals = [Arrival(large), *(Arrival(replace(RED, seed=seed)) for seed in range(3))]

@@ -74,29 +74,20 @@ def test_each_slice_fills_the_slots_when_all_loras_are_overdue(fakes: LoopBuilde
     assert len(fakes.loras.applied) < 3 * (SLOTS + 1)
 
 
-@pytest.mark.parametrize("applied_before", [False, True])
-@pytest.mark.parametrize("wanted", ["-1", "a1"])
-def test_interrupted_change_is_repeated_before_the_next_image(
-    fakes: LoopBuilder, wanted: str, applied_before: bool
-) -> None:
-    """It is not known if the plans have the earlier LoRA or none."""
-    loop = fakes.loop()
-    submit(loop, "a0")
-    assert finish_order(loop) == ["a0"]
-    change = fakes.loras.apply
+def test_client_with_many_loras_does_not_delay_another_client_by_more_than_its_slice() -> None:
+    loras = LoraScheduler(min_slice=0.0)
+    for number in range(20):
+        loras.add(sample(f"flood {number}", 64, lora=f"lora {number % 4}", client="flood", submitted_at=number))
+    loras.activate("lora 0", 0.0)
+    loras.charge(loras.queue.first, 1.0)
+    loras.add(sample("single", 64, client="single", submitted_at=100.0))
+    loras.charge(loras.queue.first, 1.0)
+    assert loras.next_waiting().key == "single"
+    assert loras.longest_waiting().key == "flood 1"
 
-    def interrupt(_: str | None) -> float:
-        if applied_before:
-            change(None)  # as `Backend.refit` does when it fails
-        raise KeyboardInterrupt
 
-    fakes.loras.apply = interrupt
-    submit(loop, "b1")
-    with pytest.raises(KeyboardInterrupt):
-        finish_order(loop)
-    loop.cancel("b1")
-    fakes.loras.apply = change
-    fakes.loras.applied.clear()
-    submit(loop, wanted)
-    assert finish_order(loop) == [wanted]
-    assert fakes.loras.applied == [{"-": None, "a": "a"}[wanted[0]]]
+def test_loras_of_one_client_are_activated_by_their_oldest_samples() -> None:
+    loras = LoraScheduler()
+    for at, lora in enumerate("bca"):
+        loras.add(sample(lora, 64, steps=3 - at, lora=lora, submitted_at=at))
+    assert loras.next_waiting().key == "b"

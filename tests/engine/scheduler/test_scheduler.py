@@ -37,7 +37,8 @@ def run(scheduler: Scheduler, seconds: dict[int, float]) -> list[tuple[float, Ba
             continue
         scheduler.start(work, now)
         now += seconds[work.size.width]
-        scheduler.complete(work, [(work.size, seconds[work.size.width])])
+        share = seconds[work.size.width] / len(work)
+        scheduler.complete(work, [(forward.sample, share) for forward in work.passes])
         for member in work.samples:
             if member.done == member.steps:
                 scheduler.remove(member)
@@ -93,7 +94,7 @@ def test_removed_sample_frees_its_slots_and_its_running_pass_delays_a_change() -
     scheduler.remove(guided)
     assert scheduler.slots_taken == 0
     assert scheduler.next(0.0, is_running=True) is None
-    scheduler.complete(batch, [(batch.size, 1.0)])
+    scheduler.complete(batch, [(batch.samples[0], 1.0)])
     assert isinstance(scheduler.next(1.0), LoraChange)
 
 
@@ -111,7 +112,7 @@ def test_younger_samples_do_not_overtake_a_sample_that_waits_for_two_slots() -> 
     scheduler.add(sample("first", 64, steps=4))
     batch = scheduler.next(0.0)
     scheduler.start(batch, 0.0)
-    scheduler.complete(batch, [(batch.size, 1.0)])
+    scheduler.complete(batch, [(batch.samples[0], 1.0)])
     scheduler.add(sample("guided", 64, steps=2, branches=2))
     scheduler.add(sample("younger", 64, steps=2))
     batches = [[member.key for member in work.samples] for _, work in run(scheduler, {64: 1.0})]
