@@ -7,7 +7,7 @@
     |  |- MemoryShort           the machine has too little free memory
     |  |- WorkerUnavailable     no worker can be started
     |  |- ServerShuttingDown    the server finishes its jobs and takes no new ones
-    |- TooManyFollowers         as many clients follow a job as may
+    |- TooManyFollowers         too many clients follow the job
     |- IdempotencyKeyReused     a known idempotency key with another request
     |- JobNotFound              a job that was deleted, or never was
     |- StoreUnavailable         the store of jobs cannot be read or written now
@@ -63,7 +63,7 @@ class ServerShuttingDown(JobRefused):
 
 
 class TooManyFollowers(ZImageError):
-    """As many clients follow a job as may."""
+    """Too many clients follow the job."""
 
 
 class IdempotencyKeyReused(ZImageError):

@@ -190,7 +190,11 @@ class Settings(BaseSettings):
         description="Maximum rate of image requests per API key, or per address without keys, such as 30/minute "
         "(default: no limit)",
     )
-    queue: int = Field(LIMITS.queue, ge=1, description="Maximum number of unfinished jobs; more are refused with 429")
+    queue: int = Field(
+        LIMITS.queue,
+        ge=1,
+        description="Maximum number of unfinished jobs, three quarters of them of one client; more are refused with 429",
+    )
     min_free_mb: int = Field(
         LIMITS.free_bytes // MIB,
         ge=0,

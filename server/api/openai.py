@@ -4,7 +4,7 @@ import base64
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Annotated
@@ -27,12 +27,12 @@ from server.api.openai_schemas import (
     Usage,
 )
 from server.api.schemas import ModelInfo, image_path
-from server.api.submit import Jobs, Owner, Submission, submit_request, timing_headers, wait_for_images
+from server.api.submit import Jobs, Owner, Submission, encode_images, submit_request, timing_headers, wait_for_images
 from server.jobs.follower import JobPreview
 from server.jobs.job import Job, JobState, StoredImage
+from server.jobs.job_events import JobEvent
 from server.jobs.service import JobService
 
-INLINE_BYTES = 1 << 18  # of images that are encoded in the event loop; a thread would take longer
 IMAGE_NAME = re.compile(r"([0-9]{1,2})\.(?:png|jpg|webp)")
 
 router = APIRouter()
@@ -69,12 +69,10 @@ async def generate_images(request: Request, jobs: Jobs, owner: Owner, card: Card
     )
     job = await submit_request(request, jobs, owner, submission)
     if body.stream:
-        events = _stream(jobs, job, body)
+        events = _stream(jobs, job, jobs.follow(job), body)
         return EventSourceResponse(events, headers={"x-job-id": job.id})
     ended, images = await wait_for_images(request, jobs, job)
-    work = partial(_images_response, request, ended, images, jobs.manifest, body)
-    is_large = sum(len(image.data) for image in images) > INLINE_BYTES
-    content = await run_in_threadpool(work) if is_large else work()
+    content = await encode_images(images, partial(_images_response, request, ended, images, jobs.manifest, body))
     return Response(content, media_type="application/json", headers=timing_headers(ended, images))
 
 
@@ -134,11 +132,13 @@ def _check(body: ImagesRequest, card: ModelCard, *, has_previews: bool) -> None:
         raise InvalidRequest("response_format must be b64_json in a stream", "response_format")
 
 
-async def _stream(jobs: JobService, job: Job, body: ImagesRequest) -> AsyncIterator[ServerSentEvent]:
+async def _stream(
+    jobs: JobService, job: Job, following: AsyncGenerator[JobEvent], body: ImagesRequest
+) -> AsyncIterator[ServerSentEvent]:
     """Yield previews and images as they arrive, or an error as OpenAI's clients raise it."""
     sent = 0
     try:
-        async with aclosing(jobs.follow(job)) as events:
+        async with aclosing(following) as events:
             async for event in events:
                 match event:
                     case JobPreview(index, _, data) if sent < body.partial_images * body.n:

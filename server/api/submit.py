@@ -5,12 +5,13 @@ Knows headers and jobs; not the shape of bodies.
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
 from engine.errors import InvalidRequest
@@ -20,9 +21,13 @@ from server.api.access import Authenticator
 from server.api.body import while_connected
 from server.api.client import client_of
 from server.errors import JobNotFound
+from server.jobs.follower import JobPreview
 from server.jobs.job import Job, JobState, StoredImage, new_id
 from server.jobs.service import JobService
 
+Encoded = TypeVar("Encoded")
+
+INLINE_BYTES = 1 << 18  # of images that are encoded in the event loop; a thread would take longer
 MAX_KEY = 255  # characters of an Idempotency-Key
 
 
@@ -138,6 +143,12 @@ async def _end(jobs: JobService, job: Job) -> tuple[Job, list[StoredImage]]:
     finally:
         if not job.durable:
             jobs.cancel(job.id)
+
+
+async def encode_images(images: Sequence[StoredImage | JobPreview], work: Callable[[], Encoded]) -> Encoded:
+    """Return the result of `work`, which encodes images as base64: in a thread if they are large."""
+    is_large = sum(len(image.data) for image in images) > INLINE_BYTES
+    return await run_in_threadpool(work) if is_large else work()
 
 
 def timing_headers(job: Job, images: Sequence[StoredImage]) -> dict[str, str]:

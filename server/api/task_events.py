@@ -3,17 +3,15 @@
 import asyncio
 import base64
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakKeyDictionary
 
-from starlette.concurrency import run_in_threadpool
-
+from server.api.submit import encode_images
 from server.api.task_schemas import STATUS, Task, TaskEvent
 from server.jobs.follower import JobPreview, Progress
 from server.jobs.job import Job, StoredImage
 from server.jobs.job_events import JobEvent
 from server.jobs.service import JobService
-
-INLINE_BYTES = 1 << 18  # of images that are encoded in the event loop; a thread would take longer
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -52,8 +50,7 @@ class TaskEventEncoder:
         async with self._encoding:
             encoded = self._shared.get(event)
             if encoded is None:
-                is_large = len(event.data) > INLINE_BYTES
-                encoded = await run_in_threadpool(_encoded_image, event) if is_large else _encoded_image(event)
+                encoded = await encode_images([event], partial(_encoded_image, event))
                 self._shared[event] = encoded
             return encoded
 

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from server.api import errors, openapi
 from server.api.body import read_body, while_connected
-from server.api.submit import Jobs, Owner, Submission, submit_request, timing_headers, wait_for_images
+from server.api.submit import Jobs, Owner, Submission, encode_images, submit_request, timing_headers, wait_for_images
 from server.api.task_events import TaskEventEncoder
 from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList
 from server.errors import TooManyFollowers
@@ -37,9 +37,15 @@ async def generate(request: Request, jobs: Jobs, owner: Owner) -> Response:
     """Generate images and answer with them."""
     job = await _submit(request, jobs, owner, is_awaited=True)
     ended, images = await wait_for_images(request, jobs, job)
-    seeds = [image.metadata.seed for image in images]
-    answer = Images(images=[base64.b64encode(image.data).decode() for image in images], seeds=seeds)
-    return Response(answer.model_dump_json(), media_type="application/json", headers=timing_headers(ended, images))
+
+    def encoded() -> str:
+        return Images(
+            images=[base64.b64encode(image.data).decode() for image in images],
+            seeds=[image.metadata.seed for image in images],
+        ).model_dump_json()
+
+    content = await encode_images(images, encoded)
+    return Response(content, media_type="application/json", headers=timing_headers(ended, images))
 
 
 @router.post("/api/v1/generate_async", openapi_extra=BODY, responses=openapi.submission_responses(LINKS))

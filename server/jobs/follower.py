@@ -79,13 +79,13 @@ class Follower:
         while self._progress is None and not self._images and self._ended is None:
             self._changed.clear()
             await self._changed.wait()
-        if self._progress is not None:
-            progress, self._progress = self._progress, None
-            return progress
-        if self._images:
+        if self._images:  # before progress, of which there is always more
             event = self._images.popleft()
             self._preview_bytes -= len(event.data) if isinstance(event, JobPreview) else 0
             return event
+        if self._progress is not None:
+            progress, self._progress = self._progress, None
+            return progress
         assert self._ended is not None
         return self._ended
 

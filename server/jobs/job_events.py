@@ -59,6 +59,8 @@ class JobEvents:
         return self._counted(job)
 
     async def _counted(self, job: Job) -> AsyncGenerator[JobEvent]:
+        if self._followers[job.id] >= MAX_FOLLOWERS:  # others came since `follow` was called
+            return
         self._followers[job.id] += 1
         try:
             live = self._tracker.get(job.id)

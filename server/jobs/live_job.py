@@ -20,7 +20,8 @@ class LiveJob:
         client: name of the client that submitted it; clients get equal shares of the worker's time.
         images: finished ones, by index.
         steps_done: of the images that are not finished, by index.
-        is_sent, is_started: to and by the worker that is running.
+        is_sent: True if the present worker has it.
+        is_started: True if the present worker has begun to generate it.
         ended: set when the state is final.
         saving: writes to the disk that its answer waits for.
     """

@@ -204,8 +204,9 @@ class JobService:
         """Delete a job that has ended, with its images. False: it has not ended, or is unknown."""
         if self._tracker.get(job_id) is not None:
             await self._async_store.flush()  # its end may not be stored yet
+        is_deleted = await self._async_store.call(self._store.delete, job_id)
         self._events.forget_images(job_id)
-        return await self._async_store.call(self._store.delete, job_id)
+        return is_deleted
 
     def cancel(self, job_id: str) -> bool:
         """End a job now; its images stop at their next step. False: it had ended, or is unknown."""

@@ -128,8 +128,8 @@ class WorkerQueue:
         begun = [live for live in sent if live.is_started or live.job.id == self._tokenizing]
         self._tokenizing = None
         suspects = begun or sent  # without begun jobs, one that was only sent may have ended the worker
-        started = suspects if begun or len(sent) == 1 else []
-        for live in started:
+        charged = suspects if begun or len(sent) == 1 else []
+        for live in charged:
             if not live.is_started:
                 self._tracker.record_attempt(live)
         self._suspects = list(dict.fromkeys([*suspects, *self._suspects]))
@@ -138,15 +138,15 @@ class WorkerQueue:
             self._tracker.requeue(live)
             if self.is_hopeless:
                 self._tracker.fail(live, "worker_unavailable", f"No worker can be started: {reason}.")
-            elif live in started and live.job.attempts >= MAX_ATTEMPTS:
+            elif live in charged and live.job.attempts >= MAX_ATTEMPTS:
                 self._tracker.fail(live, "worker_lost", f"The worker died twice while generating this: {reason}.")
 
     def _on_job_ended(self, live: LiveJob) -> None:
         """Stop generating what is left of a job, and send the next suspect."""
         if live in self._suspects:
             self._suspects.remove(live)
-        if self.link is not None and live.is_sent:
-            self.link.send(messages.Cancel(live.job.id, tuple(live.missing())))
+        if self.link is not None and live.is_sent and (missing := live.missing()):
+            self.link.send(messages.Cancel(live.job.id, tuple(missing)))
         self.send_pending()
 
     def _find(self, key: str) -> tuple[LiveJob, int] | None:

@@ -44,10 +44,11 @@ class ServerConnection:
         self._outbox.put(message)
 
     def flush(self) -> None:
-        """Wait until what was sent has left this process, FLUSH_TIMEOUT at most."""
+        """Wait until what was sent has left this process, about FLUSH_TIMEOUT at most."""
         flushed = threading.Event()
-        self._outbox.put(flushed)
-        flushed.wait(FLUSH_TIMEOUT)
+        with suppress(queue.Full):
+            self._outbox.put(flushed, timeout=FLUSH_TIMEOUT)
+            flushed.wait(FLUSH_TIMEOUT)
 
     def _read(self) -> None:
         try:

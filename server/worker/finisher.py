@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from engine.array import Array
@@ -30,10 +31,16 @@ class ImageFinisher:
 
     Args:
         send: takes a message to the server, from any thread.
+        busy: encloses the work on one image or preview.
     """
 
-    def __init__(self, manifest: Manifest, send: Callable[[FromWorker], None]) -> None:
-        self._manifest, self._send = manifest, send
+    def __init__(
+        self,
+        manifest: Manifest,
+        send: Callable[[FromWorker], None],
+        busy: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._manifest, self._send, self._busy = manifest, send, busy
         self._threads = ThreadPoolExecutor(FINISHERS, thread_name_prefix="finisher")
         self._last: dict[str, Future[None]] = {}  # task of each image
 
@@ -60,7 +67,8 @@ class ImageFinisher:
         def run() -> None:
             if before is not None:
                 wait([before])  # no deadlock: it was submitted earlier, so it runs already
-            work()
+            with self._busy():
+                work()
 
         self._last[key] = self._threads.submit(run)
 

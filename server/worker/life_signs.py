@@ -4,28 +4,12 @@ Knows how long other threads have been busy; not with what.
 """
 
 import threading
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from server.worker.messages import Alive
 
 EVERY = 0.5  # seconds
-
-
-class Activity:
-    """A thread's work, piece by piece: `with activity:` encloses one piece."""
-
-    def __init__(self, signs: "LifeSigns") -> None:
-        self._signs = signs
-        self.began: int | None = None  # tick at which the current piece began
-
-    def __enter__(self) -> None:
-        self.began = self._signs.ticks
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.began = None
 
 
 class LifeSigns:
@@ -35,22 +19,14 @@ class LifeSigns:
 
     Args:
         send: takes a message to the server, from any thread.
-
-    Attributes:
-        ticks: messages sent so far.
     """
 
     def __init__(self, send: Callable[[Alive], None]) -> None:
-        self.ticks = 0
         self._send = send
-        self._activities: list[Activity] = []
+        self._ticks = 0
+        self._began: dict[object, int] = {}  # tick at which each piece of work began
         self._is_stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="life signs", daemon=True)
-
-    def activity(self) -> Activity:
-        """Add an activity to watch."""
-        self._activities.append(Activity(self))
-        return self._activities[-1]
 
     def start(self) -> None:
         self._thread.start()
@@ -58,8 +34,18 @@ class LifeSigns:
     def close(self) -> None:
         self._is_stopped.set()
 
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Enclose a piece of work, in any thread. It hangs if it takes too long."""
+        piece = object()
+        self._began[piece] = self._ticks
+        try:
+            yield
+        finally:
+            del self._began[piece]
+
     def _run(self) -> None:
         while not self._is_stopped.wait(EVERY):
-            self.ticks += 1
-            began = [tick for activity in self._activities if (tick := activity.began) is not None]
-            self._send(Alive(EVERY * (self.ticks - min(began, default=self.ticks))))
+            self._ticks += 1
+            oldest = min(list(self._began.values()), default=self._ticks)
+            self._send(Alive(EVERY * (self._ticks - oldest)))

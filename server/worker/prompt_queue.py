@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from engine.errors import InvalidRequest
@@ -9,7 +10,6 @@ from engine.fair_share import FairShare
 from engine.request import ImageRequest
 from engine.sampling.tokenizer import TokenizedPrompts
 from server.worker.connection import ServerConnection
-from server.worker.life_signs import Activity
 from server.worker.messages import Generate, Tokenizing
 
 
@@ -28,7 +28,7 @@ class PromptQueue:
         tokenize: checks a request and tokenizes its prompts.
         connection: to the server, which must know whose prompts may have ended this process.
         deliver: takes each job afterwards, unless it was cancelled.
-        activity: is busy while a prompt is tokenized.
+        busy: encloses the work on one prompt.
     """
 
     def __init__(
@@ -36,9 +36,9 @@ class PromptQueue:
         tokenize: Callable[[ImageRequest], TokenizedPrompts],
         connection: ServerConnection,
         deliver: Callable[[TokenizedJob], None],
-        activity: Activity,
+        busy: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._tokenize, self._connection, self._deliver, self._activity = tokenize, connection, deliver, activity
+        self._tokenize, self._connection, self._deliver, self._busy = tokenize, connection, deliver, busy
         self._shares: FairShare[str] = FairShare()
         self._waiting: dict[str, _Waiting] = {}  # by job, in the order of arrival
         self._current: str | None = None  # job whose prompts are tokenized now, unless it was cancelled
@@ -78,7 +78,7 @@ class PromptQueue:
             self._connection.send(Tokenizing(generate.job))
             self._connection.flush()
             outcome: TokenizedPrompts | BaseException
-            with self._activity:
+            with self._busy():
                 try:
                     outcome = self._tokenize(generate.request)
                 except BaseException as error:  # noqa: BLE001 (a panic of the tokenizer; raised where the loop steps)

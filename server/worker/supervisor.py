@@ -93,7 +93,7 @@ class Supervisor:
         self._command, self._listener, self._timeouts = list(command), listener, timeouts or WorkerTimeouts()
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._messages = 0  # from the present worker
+        self._messages = 0  # from all workers
         self._timeout_reason = ""  # set when a worker is ended for its silence
         self._is_stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -155,7 +155,11 @@ class Supervisor:
         ours, self._process = await self._launch_when_possible()
         self.starts += 1
         self.launched.set()
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        try:
+            reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        except OSError:
+            self._kill()
+            raise
         self._timeout_reason = ""
         watching = asyncio.create_task(self._watch(self._writer))
         try:

@@ -1,7 +1,7 @@
 """The worker: steps an `EngineLoop` and carries messages between it and the server.
 
 Knows messages and threads; not HTTP. One thread steps, one reads, one writes, one tokenizes, one sends life signs and
-some finish images, so that neither prompts nor pixels hold up a step.
+some finish images, so that prompts and pixels hold up steps as little as possible.
 """
 
 import os
@@ -72,10 +72,9 @@ class Worker:
         self._loop = loop
         self._inbox: queue.SimpleQueue[TokenizedJob | Cancel | Stop] = queue.SimpleQueue()
         self._connection = ServerConnection(sock, self._receive, abandon)
-        self._finisher = ImageFinisher(manifest, self._connection.send)
         self._life_signs = LifeSigns(self._connection.send)
-        self._stepping = self._life_signs.activity()
-        self._prompts = PromptQueue(loop.tokenize, self._connection, self._inbox.put, self._life_signs.activity())
+        self._finisher = ImageFinisher(manifest, self._connection.send, self._life_signs.busy)
+        self._prompts = PromptQueue(loop.tokenize, self._connection, self._inbox.put, self._life_signs.busy)
         self._tokenized: dict[str, TokenizedJob] = {}  # by job; not submitted to the loop yet
         self._generating: dict[str, ImageFormat] = {}  # by key
         self._passes: list[tuple[int, float]] = []  # since the last heartbeat
@@ -100,9 +99,10 @@ class Worker:
         self._life_signs.start()
         try:
             while self._handle_messages():
-                with self._stepping:
+                with self._life_signs.busy():
+                    self._submit_tokenized()
                     self._handle_events(self._loop.step())
-                self._send_device_memory()
+                    self._send_device_memory()
         except (DeviceError, PlanCorrupt) as error:
             self._connection.send(messages.Fatal(str(error)))
             raise
@@ -139,10 +139,13 @@ class Worker:
                         self._forget(image_key(job, index))
                 case Stop():
                     return False
+        return True
+
+    def _submit_tokenized(self) -> None:
+        """Submit jobs for SUBMIT_SECONDS, and one at least if there is nothing to generate."""
         until = time.perf_counter() + SUBMIT_SECONDS
         while self._tokenized and (self._loop.is_idle or time.perf_counter() < until):
             self._submit(self._tokenized.pop(next(iter(self._tokenized))))
-        return True
 
     def _submit(self, tokenized: TokenizedJob) -> None:
         generate, prompts = tokenized.generate, tokenized.outcome

@@ -3,8 +3,11 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+from server.jobs.storage.archive import CLOCK_FILE
+
 NOON = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 
 
 def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    """Return the names of all files but the one that keeps the time."""
+    return {path.name for path in folder.iterdir()} - {CLOCK_FILE}

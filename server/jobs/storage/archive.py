@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from server.jobs.storage.retention import ClockGuard, Retention
 
 PARTIAL = Retention(max_age=3600.0)  # of half-written files; older ones are left from a crash
+CLOCK_FILE = ".zimage-clock"
 TIME = "%Y%m%d_%H%M%S"
 
 SHORT_ID = re.compile(r"[0-9a-f]{8}")
@@ -28,10 +30,15 @@ class Archive:
 
     folder: Path
     retention: Retention = field(default_factory=Retention)
-    clock_guard: ClockGuard = field(default_factory=lambda: ClockGuard("the archive"), compare=False)
+    monotonic: Callable[[], float] = field(default=time.monotonic, compare=False)
+    _clock_guard: ClockGuard = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        guard = ClockGuard("the archive", self.folder / CLOCK_FILE, self.monotonic)
+        object.__setattr__(self, "_clock_guard", guard)  # the dataclass is frozen
 
     def require_usable(self) -> None:
-        """Create the folder. Raises OSError if it is none, or cannot be written; a full disk is no reason."""
+        """Create the folder. Raises OSError if the path is no folder or cannot be written; a full disk is accepted."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
@@ -84,7 +91,7 @@ class Archive:
         images = [file for file in files if not file.is_partial]
         partial = [file for file in files if file.is_partial]
         total, seconds = sum(file.size for file in images), now.timestamp()
-        retention = self.clock_guard.apply(self.retention, seconds, images[-1].time if images else None)
+        retention = self._clock_guard.apply(self.retention, seconds, images[-1].time if images else None)
         expired = retention.expired(images, seconds, total) + PARTIAL.expired(partial, seconds, 0)
         for file in expired:
             file.path.unlink(missing_ok=True)  # another process may prune too
@@ -97,14 +104,14 @@ class Archive:
         with os.scandir(self.folder) as found:
             for file in found:
                 match = NAME.fullmatch(file.name)
-                time = _time(match[2]) if match else None
-                if match is None or time is None or not file.is_file(follow_symlinks=False):
+                taken = _time(match[2]) if match else None
+                if match is None or taken is None or not file.is_file(follow_symlinks=False):
                     continue
                 try:
                     size = file.stat(follow_symlinks=False).st_size
                 except FileNotFoundError:  # finished, or deleted by another process
                     continue
-                yield _File(Path(file.path), time, size, is_partial=match[1] is not None)
+                yield _File(Path(file.path), taken, size, is_partial=match[1] is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ class Database:
 
     def __init__(self, path: Path | None, busy_timeout: float) -> None:
         self.is_in_memory = path is None
-        self._path = path
+        self.path = path
         self._checking: sqlite3.Connection | None = None
         self._name = f"the job store {path or 'in memory'}"
         if path is not None:
@@ -123,18 +123,21 @@ class Database:
 
         It reads the whole file: 1 GiB takes 0.3 s from memory, and as long as the disk takes otherwise.
         """
-        if self._path is None:
+        if self.path is None:
             return []
-        uri = f"{self._path.resolve().as_uri()}?mode=ro"
+        uri = f"{self.path.resolve().as_uri()}?mode=ro"
         with _explained(self._name), closing(sqlite3.connect(uri, uri=True, check_same_thread=False)) as connection:
             self._checking = connection
-            found = [text for (text,) in connection.execute(f"PRAGMA quick_check({MAX_PROBLEMS})")]
-            self._checking = None
+            try:
+                found = [text for (text,) in connection.execute(f"PRAGMA quick_check({MAX_PROBLEMS})")]
+            finally:
+                self._checking = None
         return [] if found == ["ok"] else [f"{self._name} is damaged: {text}" for text in found]
 
     def close(self) -> None:
-        if self._checking is not None:
-            self._checking.interrupt()
+        if (checking := self._checking) is not None:
+            with suppress(sqlite3.ProgrammingError):  # closed in the meantime
+                checking.interrupt()
         self.connection.close()
 
 

@@ -4,8 +4,12 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol, TypeVar
+
+import msgspec
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +68,18 @@ class Retention:
         return new_bytes > self.max_bytes / 8
 
 
+class ClockReading(msgspec.Struct):
+    """What a `ClockGuard` keeps over restarts, in unix seconds.
+
+    Attributes:
+        seen: time of the last reading.
+        held_until: time until which nothing is deleted by age.
+    """
+
+    seen: float
+    held_until: float = 0.0
+
+
 class ClockGuard:
     """Stops deletion by age for a day after the clock has jumped ahead, since a wrong clock makes everything old.
 
@@ -71,30 +87,34 @@ class ClockGuard:
 
     Args:
         name: of what is kept, for the log.
+        file: keeps the last reading over restarts; None to keep it in memory only.
         monotonic: returns seconds that no one sets.
     """
 
-    def __init__(self, name: str, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._name, self._monotonic = name, monotonic
-        self._last: tuple[float, float] | None = None  # readings of both clocks
-        self._held_until = -math.inf  # by the monotonic clock
+    def __init__(self, name: str, file: Path | None = None, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._name, self._file, self._monotonic = name, file, monotonic
+        self._last: ClockReading | None = None
+        self._elapsed_from = 0.0  # monotonic time of the last reading
 
     def apply(self, retention: Retention, now: float, newest: float | None) -> Retention:
         """Return the limits that hold now: without an age while the clock is not trusted.
 
         Args:
             now: unix seconds.
-            newest: time of the newest thing that is kept, for the first call; None if nothing is kept.
+            newest: time of the newest thing that is kept, if there is no earlier reading; None if nothing is kept.
         """
         monotonic = self._monotonic()
-        if self._last is not None:
-            jump = now - self._last[0] - (monotonic - self._last[1])
+        if self._last is None:
+            last = self._read() or ClockReading(now if newest is None else newest)
+            jump = now - last.seen
         else:
-            jump = 0.0 if newest is None else now - newest
-        self._last = now, monotonic
+            last = self._last
+            jump = now - last.seen - (monotonic - self._elapsed_from)
         held = min(DAY, retention.max_age)
+        was_set_back = last.held_until > now + held
+        held_until = 0.0 if was_set_back else last.held_until
         if held and jump > max(retention.max_age / 2, HOUR):
-            self._held_until = monotonic + held
+            held_until = max(held_until, now + held)
             log.warning(
                 "%s: the clock is %.1f days ahead of what is kept. It is wrong, or the server was off for so long. "
                 "Nothing is deleted by age for %.1f hours; if the clock is wrong, set it and restart the server.",
@@ -102,4 +122,19 @@ class ClockGuard:
                 jump / DAY,
                 held / HOUR,
             )
-        return replace(retention, max_age=math.inf) if monotonic < self._held_until else retention
+        self._last, self._elapsed_from = ClockReading(now, held_until), monotonic
+        self._write(self._last)
+        return replace(retention, max_age=math.inf) if now < held_until else retention
+
+    def _read(self) -> ClockReading | None:
+        if self._file is None:
+            return None
+        try:
+            return msgspec.json.decode(self._file.read_bytes(), type=ClockReading)
+        except (OSError, msgspec.DecodeError):  # none yet, or damaged
+            return None
+
+    def _write(self, reading: ClockReading) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # a full disk; the next reading is written again
+                self._file.write_bytes(msgspec.json.encode(reading))

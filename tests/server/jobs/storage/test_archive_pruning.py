@@ -10,7 +10,7 @@ from fakes.archive import NOON, names
 from fakes.jobs import Clock
 
 from server.jobs.storage.archive import Archive
-from server.jobs.storage.retention import DAY, ClockGuard, Retention
+from server.jobs.storage.retention import DAY, Retention
 
 
 def save(archive: Archive, *, age: float = 0, size: int = 10, number: int = 0) -> Path:
@@ -133,7 +133,7 @@ def test_clock_set_back_deletes_no_new_image(folder: Path) -> None:
 
 def test_clock_set_ahead_deletes_nothing_by_age_for_a_day_of_running(folder: Path) -> None:
     uptime = Clock()
-    archive = Archive(folder, clock_guard=ClockGuard("the archive", uptime))
+    archive = Archive(folder, monotonic=uptime)
     for number in range(3):
         save(archive, age=number * DAY)
     later = NOON + timedelta(days=10)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from fakes.jobs import Clock
@@ -62,7 +63,7 @@ def test_age_is_held_for_a_day_if_the_clock_is_far_ahead_of_the_newest_at_the_st
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     uptime = Clock()
-    guard = ClockGuard("the archive", uptime)
+    guard = ClockGuard("the archive", monotonic=uptime)
     hours = [(10 + hour / 24, hour * HOUR) for hour in range(26)]
     assert ages_allowed(guard, uptime, *hours) == [False] * 24 + [True] * 2
     (logged,) = [record.getMessage() for record in caplog.records]
@@ -71,7 +72,7 @@ def test_age_is_held_for_a_day_if_the_clock_is_far_ahead_of_the_newest_at_the_st
 
 def test_age_is_held_if_the_clock_runs_away_from_the_uptime() -> None:
     uptime = Clock()
-    guard = ClockGuard("the archive", uptime)
+    guard = ClockGuard("the archive", monotonic=uptime)
     readings = [(1.0, 0.0), (2.0, DAY), (12.0, DAY + 600), (12.9, 1.9 * DAY), (13.1, 2.1 * DAY)]
     assert ages_allowed(guard, uptime, *readings) == [True, True, False, False, True]
 
@@ -87,7 +88,7 @@ def test_age_is_held_if_the_clock_runs_away_from_the_uptime() -> None:
 )
 def test_age_counts_without_a_large_jump(readings: list[tuple[float, float]], caplog: pytest.LogCaptureFixture) -> None:
     uptime = Clock()
-    assert all(ages_allowed(ClockGuard("the archive", uptime), uptime, *readings))
+    assert all(ages_allowed(ClockGuard("the archive", monotonic=uptime), uptime, *readings))
     assert not caplog.records
 
 
@@ -96,7 +97,7 @@ def test_age_counts_without_a_large_jump(readings: list[tuple[float, float]], ca
 )
 def test_age_is_held_no_longer_than_the_maximum_age(max_age: float, held: float) -> None:
     uptime = Clock()
-    guard, retention = ClockGuard("the archive", uptime), Retention(max_age, 5.0)
+    guard, retention = ClockGuard("the archive", monotonic=uptime), Retention(max_age, 5.0)
     trusted = []
     for uptime.now in (0.0, held - 1, held):
         applied = guard.apply(retention, 1000 * DAY + uptime.now, 0.0)
@@ -107,3 +108,21 @@ def test_age_is_held_no_longer_than_the_maximum_age(max_age: float, held: float)
 
 def test_nothing_kept_is_no_jump() -> None:
     assert ClockGuard("the archive").apply(WEEK, 1e9, None) == WEEK
+
+
+def test_restarts_do_not_end_a_hold_and_do_not_hide_a_jump(tmp_path: Path) -> None:
+    """Each server has a new monotonic clock; what is kept may be from before or after an earlier jump."""
+
+    def allowed(day: float, newest: float) -> bool:
+        guard = ClockGuard("the archive", tmp_path / "clock")
+        return guard.apply(WEEK, day * DAY, newest * DAY) == WEEK
+
+    assert allowed(1.0, 1.0)
+    assert not allowed(11.0, 1.0)
+    assert not allowed(11.1, 11.0), "images of the wrong day make the others no older"
+    assert allowed(1.1, 11.0)
+    assert not allowed(11.2, 11.1), "the clock was right in between"
+    assert not allowed(12.1, 11.1)
+    assert allowed(12.3, 11.1)
+    (tmp_path / "clock").write_bytes(b"{}")
+    assert allowed(12.4, 12.3)
