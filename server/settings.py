@@ -193,7 +193,7 @@ class Settings(BaseSettings):
     queue: int = Field(
         LIMITS.queue,
         ge=1,
-        description="Maximum number of unfinished jobs, three quarters of them of one client; more are refused with 429",
+        description="Maximum number of unfinished jobs, of one client three quarters; more are refused with 429",
     )
     min_free_mb: int = Field(
         LIMITS.free_bytes // MIB,

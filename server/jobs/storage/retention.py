@@ -73,11 +73,11 @@ class ClockReading(msgspec.Struct):
 
     Attributes:
         seen: time of the last reading.
-        held_until: time until which nothing is deleted by age.
+        held_until: time until which nothing is deleted by age; None if the clock is trusted.
     """
 
     seen: float
-    held_until: float = 0.0
+    held_until: float | None = None
 
 
 class ClockGuard:
@@ -111,10 +111,11 @@ class ClockGuard:
             last = self._last
             jump = now - last.seen - (monotonic - self._elapsed_from)
         held = min(DAY, retention.max_age)
-        was_set_back = last.held_until > now + held
-        held_until = 0.0 if was_set_back else last.held_until
+        held_until = last.held_until
+        if held_until is not None and not held_until - held <= now < held_until:  # over, or the clock was set back
+            held_until = None
         if held and jump > max(retention.max_age / 2, HOUR):
-            held_until = max(held_until, now + held)
+            held_until = now + held
             log.warning(
                 "%s: the clock is %.1f days ahead of what is kept. It is wrong, or the server was off for so long. "
                 "Nothing is deleted by age for %.1f hours; if the clock is wrong, set it and restart the server.",
@@ -124,7 +125,7 @@ class ClockGuard:
             )
         self._last, self._elapsed_from = ClockReading(now, held_until), monotonic
         self._write(self._last)
-        return replace(retention, max_age=math.inf) if now < held_until else retention
+        return retention if held_until is None else replace(retention, max_age=math.inf)
 
     def _read(self) -> ClockReading | None:
         if self._file is None:
