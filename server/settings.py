@@ -8,28 +8,24 @@ import math
 import os
 import re
 from collections.abc import Iterable, Sequence
-from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Any, Literal, Self, get_args, get_origin
 
 from dotenv import dotenv_values
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from engine.errors import InvalidRequest, ZImageError
+from engine.errors import ZImageError
 from engine.files import version
 from engine.options import HELP, MAX_THREADS, CudaGraphs, RuntimeOptions
-from engine.size import Size
-from server.api.api_key import check_api_key
-from server.api.rate import Rate
-from server.http.host_names import parse_host
 from server.jobs.admission import Limits
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.retention import DAY, Retention
 from server.logs import LogFormat
 from server.serving import ServerOptions
+from server.setting_types import EMPTY, Host, Hosts, Keys, Networks, RateText, Sizes, Words
 from server.worker.supervisor import WorkerTimeouts
 
 PREFIX = "ZIMAGE_"
@@ -37,7 +33,6 @@ SLOTS = 12  # slots; a guided image takes two. Enough for three batches of four
 MIB = 1 << 20
 MAX_DAYS = 36_500
 PROTECTING = ("keys", "rate", "hosts", "trusted_proxies")  # settings that must not be lost by an empty variable
-EMPTY = "is empty, such as a variable of a secret that does not exist; set it, or unset it to do without on purpose"
 NAME = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)  # in a line of a settings file
 
 FoundLoras = tuple[tuple[str, Path], ...]  # name and file of each LoRA
@@ -46,73 +41,13 @@ RUNTIME, SERVER, LIMITS, TIMEOUTS = RuntimeOptions(), ServerOptions(), Limits(),
 ARCHIVED = Retention()
 
 
-def _words(value: object) -> object:
-    """Split "a b" and ["a", "b c"] at spaces; names of profiles contain commas."""
-    parts = [value] if isinstance(value, str) else value
-    return [word for part in parts for word in str(part).split()] if isinstance(parts, (list, tuple)) else value
-
-
-def _sizes(value: object) -> object:
-    """Read the sizes in "WxH,WxH" or in a list of words."""
-    words = _words(value)
-    try:
-        return [Size.parse(size) for word in words for size in word.split(",")] if isinstance(words, list) else value
-    except InvalidRequest as error:
-        raise ValueError(str(error)) from error
-
-
-def _rate(value: str) -> str:
-    Rate.parse(value)
-    return value
-
-
-def _host(value: str) -> str:
-    if not value.strip():  # such as an unset variable; a socket would listen on every interface
-        raise ValueError("must not be empty; use 0.0.0.0 to listen on every interface")
-    return value.strip("[]")
-
-
-def _public_name(value: str) -> str:
-    if parse_host(value) is None:
-        raise ValueError(f"must be host names such as images.example.com, without http:// and paths; got {value!r}")
-    return value
-
-
-def _network(value: str) -> str:
-    try:
-        return str(ip_network(value))
-    except ValueError as error:
-        raise ValueError(f"must be addresses or networks such as 127.0.0.1 or 10.0.0.0/8; {error}") from error
-
-
-def _given(value: tuple[str, ...]) -> tuple[str, ...]:
-    if not value:
-        raise ValueError(EMPTY)
-    return value
-
-
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
-Keys = Annotated[
-    tuple[Annotated[str, AfterValidator(check_api_key)], ...], NoDecode, BeforeValidator(_words), AfterValidator(_given)
-]
-Hosts = Annotated[
-    tuple[Annotated[str, AfterValidator(_public_name)], ...], NoDecode, BeforeValidator(_words), AfterValidator(_given)
-]
-Networks = Annotated[
-    tuple[Annotated[str, AfterValidator(_network)], ...], NoDecode, BeforeValidator(_words), AfterValidator(_given)
-]
-Sizes = Annotated[tuple[Size, ...], NoDecode, BeforeValidator(_sizes)]
-
-
 class Settings(BaseSettings):
     """All settings. Lists are words separated by spaces."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, validate_default=False)
 
     engines: Path = Field(description="Folder written by build-engines --output", title="DIR")
-    host: Annotated[str, AfterValidator(_host)] = Field(
-        "127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface"
-    )
+    host: Host = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
     hosts: Hosts = Field(
         SERVER.hosts,
@@ -185,7 +120,7 @@ class Settings(BaseSettings):
         "(default: no key is needed)",
         repr=False,
     )
-    rate: Annotated[str, AfterValidator(_rate)] | None = Field(
+    rate: RateText | None = Field(
         SERVER.rate,
         description="Maximum rate of image requests per API key, or per address without keys, such as 30/minute "
         "(default: no limit)",

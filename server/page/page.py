@@ -6,20 +6,13 @@ goes on when the page is closed. Each visitor has a session of its own.
 
 import asyncio
 import base64
-import inspect
 import json
-import logging
-import traceback
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
-from nicegui import Client, background_tasks, core, ui
-from nicegui import app as toolkit
+from nicegui import background_tasks, ui
 from pydantic import ValidationError
-from socketio.exceptions import ConnectionRefusedError
 
 from engine.errors import InvalidRequest
 from engine.request import ImageRequest
@@ -33,8 +26,7 @@ from server.jobs.job import Job, JobState
 from server.jobs.service import JobService
 from server.page.form import Form
 from server.page.gallery import Gallery, image, progress_of, show_image, summary
-
-log = logging.getLogger(__name__)
+from server.page.toolkit import drop_waiting_pages, guard_toolkit
 
 STYLE = Path(__file__).with_name("page.css")
 ICON = (
@@ -46,7 +38,6 @@ BLUE = "#3f6fd8"
 KEY = "zimage-api-key"  # in the browser's storage
 TICK = 0.5  # seconds between two updates of the progress
 GALLERY_TICKS = 6  # between two updates of the gallery
-MAX_WAITING = 256  # pages without a connection, of 0.2 MB each
 RECONNECT = 30.0  # seconds to keep a page that lost its connection
 
 
@@ -56,7 +47,7 @@ def create(jobs: JobService, authenticator: Authenticator) -> FastAPI:
 
     @ui.page("/")
     async def home(request: Request) -> None:
-        _drop_waiting_pages()
+        drop_waiting_pages()
         ui.add_css(style)
         ui.colors(primary=BLUE)
         session = PageSession(jobs, authenticator, request)
@@ -65,8 +56,7 @@ def create(jobs: JobService, authenticator: Authenticator) -> FastAPI:
         else:
             session.open(None)
 
-    toolkit.add_exception_handler(404, _not_found)  # the toolkit's handler keeps a page for each in memory
-    _quiet_the_toolkit()
+    guard_toolkit()
     app = FastAPI(openapi_url=None)
     ui.run_with(
         app,
@@ -79,59 +69,6 @@ def create(jobs: JobService, authenticator: Authenticator) -> FastAPI:
         reconnect_timeout=RECONNECT,
     )
     return app
-
-
-async def _not_found(request: Request, error: Exception) -> JSONResponse:
-    return errors.translate(request, error).response()
-
-
-def _quiet_the_toolkit() -> None:
-    """Keep visitors from filling the log: the toolkit writes a traceback for each event that it cannot handle.
-
-    It also offers long polling, which keeps a session for each request.
-    """
-    handlers = core.sio.handlers["/"]
-    for name in ("connect", "handshake", "event", "javascript_response", "ack"):
-        core.sio.on(name, _without_errors(handlers[name]))
-    core.sio.on("log", lambda *_: None)  # the toolkit's handler logs whatever a visitor sends
-    core.sio.eio.transports = toolkit.config.socket_io_js_transports = ["websocket"]
-    logging.getLogger("nicegui").addFilter(_shorten_traceback)
-
-
-def _without_errors(handle: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    """Return a handler that answers False to events which the toolkit cannot handle, such as those of deleted pages."""
-
-    async def handle_quietly(*args: Any) -> Any:
-        try:
-            answer = handle(*args)
-            return await answer if inspect.isawaitable(answer) else answer
-        except ConnectionRefusedError:
-            raise
-        except Exception as error:  # noqa: BLE001
-            log.debug("The page's socket got an invalid event: %r", error)
-            return False
-
-    return handle_quietly
-
-
-def _shorten_traceback(record: logging.LogRecord) -> bool:
-    """Replace the traceback of an error in the page by one line: a visitor may send values that no input has."""
-    if record.exc_info and record.exc_info[1] and not log.isEnabledFor(logging.DEBUG):
-        error = record.exc_info[1]  # its text may hold what the visitor sent
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        record.msg, record.exc_info = "An event of the page failed with %s in %s, line %d", None
-        record.args = (type(error).__name__, place.filename, place.lineno)
-    return True
-
-
-def _drop_waiting_pages() -> None:
-    """Delete the oldest pages without a connection if there are too many; a browser that comes late reloads its page.
-
-    Anybody can open pages and never connect them; newcomers must not be refused for that.
-    """
-    waiting = [client for client in Client.instances.values() if not client.has_socket_connection]
-    for client in waiting[:-MAX_WAITING]:
-        client.delete()
 
 
 class PageSession:

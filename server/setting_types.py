@@ -1,0 +1,75 @@
+"""Types of settings: how texts of flags and variables become values. Knows no setting."""
+
+from ipaddress import ip_network
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator
+from pydantic_settings import NoDecode
+
+from engine.errors import InvalidRequest
+from engine.size import Size
+from server.api.api_key import check_api_key
+from server.api.rate import Rate
+from server.http.host_names import parse_host
+
+EMPTY = "is empty; perhaps the secret that should fill it does not exist. Give it a value, or unset it to do without"
+
+
+def _words(value: object) -> object:
+    """Split "a b" and ["a", "b c"] at spaces; names of profiles contain commas."""
+    parts = [value] if isinstance(value, str) else value
+    return [word for part in parts for word in str(part).split()] if isinstance(parts, (list, tuple)) else value
+
+
+def _sizes(value: object) -> object:
+    """Read the sizes in "WxH,WxH" or in a list of words."""
+    words = _words(value)
+    try:
+        return [Size.parse(size) for word in words for size in word.split(",")] if isinstance(words, list) else value
+    except InvalidRequest as error:
+        raise ValueError(str(error)) from error
+
+
+def _rate(value: str) -> str:
+    Rate.parse(value)
+    return value
+
+
+def _host(value: str) -> str:
+    if not value.strip():  # such as an unset variable; a socket would listen on every interface
+        raise ValueError("must not be empty; use 0.0.0.0 to listen on every interface")
+    return value.strip("[]")
+
+
+def _public_name(value: str) -> str:
+    if parse_host(value) is None:
+        raise ValueError(f"must be host names such as images.example.com, without http:// and paths; got {value!r}")
+    return value
+
+
+def _network(value: str) -> str:
+    try:
+        return str(ip_network(value))
+    except ValueError as error:
+        raise ValueError(f"must be addresses or networks such as 127.0.0.1 or 10.0.0.0/8; {error}") from error
+
+
+def _given(value: tuple[str, ...]) -> tuple[str, ...]:
+    if not value:
+        raise ValueError(EMPTY)
+    return value
+
+
+Host = Annotated[str, AfterValidator(_host)]
+RateText = Annotated[str, AfterValidator(_rate)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
+Keys = Annotated[
+    tuple[Annotated[str, AfterValidator(check_api_key)], ...], NoDecode, BeforeValidator(_words), AfterValidator(_given)
+]
+Hosts = Annotated[
+    tuple[Annotated[str, AfterValidator(_public_name)], ...], NoDecode, BeforeValidator(_words), AfterValidator(_given)
+]
+Networks = Annotated[
+    tuple[Annotated[str, AfterValidator(_network)], ...], NoDecode, BeforeValidator(_words), AfterValidator(_given)
+]
+Sizes = Annotated[tuple[Size, ...], NoDecode, BeforeValidator(_sizes)]
