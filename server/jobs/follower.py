@@ -71,7 +71,7 @@ class Follower:
                 self._preview_bytes += len(change.data)
                 self._drop_previews()
             case Job():
-                self._ended = change
+                self._progress, self._ended = None, change
         self._changed.set()
 
     async def get(self) -> Change:

@@ -165,8 +165,9 @@ def main(
 ) -> None:
     if reconnect:
         import server.page.page
+        import server.page.toolkit
 
-        server.page.page.RECONNECT, server.page.page.MAX_WAITING = float(reconnect), 20
+        server.page.page.RECONNECT, server.page.toolkit.MAX_WAITING = float(reconnect), 20
     options = ServerOptions(
         float(grace),
         Path(database) if database else None,

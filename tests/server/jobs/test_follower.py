@@ -25,7 +25,7 @@ def test_events_of_a_prompt_reader_come_in_their_order() -> None:
     assert read(follower, 6) == [*sent, ended]
 
 
-def test_slow_reader_gets_the_newest_progress_every_image_and_the_end() -> None:
+def test_slow_reader_gets_the_newest_previews_every_image_and_the_end() -> None:
     follower, ended = Follower(), job()
     for done in range(1000):
         follower.put(Progress(JobState.RUNNING, 0, 0.0, done, 1000))
@@ -34,10 +34,10 @@ def test_slow_reader_gets_the_newest_progress_every_image_and_the_end() -> None:
         follower.put(ImageFinished(index))
     follower.put(ended)
     assert follower._preview_bytes <= MAX_PREVIEW_BYTES
-    events = read(follower, 10)
+    events = read(follower, 9)
     assert [event.done for event in events[:4]] == [996, 997, 998, 999]
     assert events[4:8] == [*map(ImageFinished, range(4))]
-    assert events[8:] == [Progress(JobState.RUNNING, 0, 0.0, 999, 1000), ended]
+    assert events[8:] == [ended]
 
 
 def test_preview_larger_than_the_bound_is_kept_until_the_next_one() -> None:
@@ -46,3 +46,10 @@ def test_preview_larger_than_the_bound_is_kept_until_the_next_one() -> None:
         follower.put(JobPreview(0, done, bytes(MAX_PREVIEW_BYTES + 1)))
     follower.put(ImageFinished(0))
     assert [type(event) for event in read(follower, 2)] == [JobPreview, ImageFinished]
+
+
+def test_reader_without_images_to_read_gets_the_newest_progress() -> None:
+    follower = Follower()
+    for done in range(3):
+        follower.put(Progress(JobState.RUNNING, 0, 0.0, done, 3))
+    assert read(follower, 1) == [Progress(JobState.RUNNING, 0, 0.0, 2, 3)]

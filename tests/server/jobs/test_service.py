@@ -36,7 +36,7 @@ def test_job_ends_with_its_last_image() -> None:
             assert (await jobs.get("a")).state is JobState.RUNNING
             jobs.worker_queue.on_message(finished("a", index))
         kinds = [type(event) for event in await events]
-        assert kinds == [Progress, StoredImage, StoredImage, Progress, Job]
+        assert kinds == [Progress, StoredImage, StoredImage, Job]
         assert [image.index for image in (await jobs.wait(accepted))[1]] == [0, 1]
         jobs.worker_queue.on_message(finished("a", 0))  # too late
         assert (await jobs.get("a")).state is JobState.DONE
