@@ -6,7 +6,8 @@ from engine.images.metadata import ImageMetadata
 from engine.request import ImageRequest
 from engine.stages import StageTimes
 from server.jobs.job import ImageFormat, Job, JobError, StoredImage, new_id
-from server.jobs.storage.store import ROW_BYTES, JobStore
+from server.jobs.storage.rows import ROW_BYTES
+from server.jobs.storage.store import JobStore
 
 METADATA = ImageMetadata(
     7, 640, 512, 8, 8, 0.0, "plan", "fp16", "onnx", "nano", "a cut prompt", 12, StageTimes(denoiser=0.25)

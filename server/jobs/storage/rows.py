@@ -12,6 +12,9 @@ from engine.request import MAX_SEED, MAX_STEPS, PNG, ImageRequest
 from server.jobs.job import Job, JobError, JobState, StoredImage
 from server.jobs.storage.database import SQLiteValue
 
+ROW_BYTES = 1 << 10  # estimate of a job's row without its request
+SIZE = f"(ifnull(length(CAST(request AS BLOB)), 0) + {ROW_BYTES})"  # bytes of an ended job without its images
+SIZE_WITH_IMAGES = f"{SIZE} + (SELECT ifnull(sum(length(data)), 0) FROM images WHERE job = id)"
 COLUMNS = tuple(field.name for field in fields(Job) if field.name != "sequence")
 JSON_COLUMNS = ("request", "format", "error")
 MAX_IMAGES = 1000  # of a job; the endpoints allow far fewer

@@ -3,7 +3,6 @@
 Knows rows and transactions; neither workers nor HTTP.
 """
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,18 +13,24 @@ from server.errors import IdempotencyKeyReused
 from server.jobs.job import MAX_SEQUENCE, Job, JobError, JobState, StoredImage
 from server.jobs.storage.database import Database, SQLiteValue
 from server.jobs.storage.pruning import Pruner
+from server.jobs.storage.repair import repair
 from server.jobs.storage.retention import Retention
-from server.jobs.storage.rows import COLUMNS, STORED, image_of_row, job_of_row, metadata_of, row_of_job, to_json
-
-log = logging.getLogger(__name__)
+from server.jobs.storage.rows import (
+    COLUMNS,
+    SIZE,
+    SIZE_WITH_IMAGES,
+    STORED,
+    image_of_row,
+    job_of_row,
+    metadata_of,
+    row_of_job,
+    to_json,
+)
 
 SERVER_RESTARTED = JobError(
     "server_restarted", "The server was restarted before the images were generated; send the request again."
 )
 PAGE_BYTES = 1 << 20  # of the requests of one page of the history
-ROW_BYTES = 1 << 10  # estimate of a job's row without its request
-SIZE = f"(ifnull(length(CAST(request AS BLOB)), 0) + {ROW_BYTES})"  # bytes of an ended job without its images
-SIZE_WITH_IMAGES = f"{SIZE} + (SELECT ifnull(sum(length(data)), 0) FROM images WHERE job = id)"
 END = "max(?, ifnull(created, 0), ifnull(started, 0))"  # not before the start, even if the clock was set back
 
 
@@ -210,11 +215,7 @@ class JobStore:
         """
         with self.database.transaction() as connection:
             for job in self._jobs("WHERE finished IS NULL"):
-                if job.error is not None:
-                    log.error("%s cannot be resumed: %s", job.id, job.error.message)
-                    self._end_damaged(job)
-                else:
-                    self._delete_damaged_images(job)
+                repair(self.database, job, self._clock())
             connection.execute(
                 f"UPDATE jobs SET state = 'failed', finished = {END}, error = ?, bytes = {SIZE_WITH_IMAGES}"
                 " WHERE finished IS NULL AND NOT durable",
@@ -225,22 +226,6 @@ class JobStore:
 
     def close(self) -> None:
         self.database.close()
-
-    def _end_damaged(self, job: Job) -> None:
-        """Overwrite a damaged row by a failed job."""
-        columns = ", ".join(f"{name} = :{name}" for name in COLUMNS)
-        values = row_of_job(replace(job, finished=max(self._clock(), job.created)))
-        self.database.connection.execute(
-            f"UPDATE jobs SET {columns}, bytes = {SIZE_WITH_IMAGES} WHERE sequence = :sequence", values
-        )
-
-    def _delete_damaged_images(self, job: Job) -> None:
-        """Delete the images of an unfinished job that cannot be used, so that they are generated again."""
-        for row in self.database.rows("SELECT rowid, * FROM images WHERE job = ?", job.id):
-            image = image_of_row(row)
-            if image is None or image.index >= job.image_count:
-                log.error("an image of %s is damaged and will be generated again", job.id)
-                self.database.connection.execute("DELETE FROM images WHERE rowid = ?", (row["rowid"],))
 
     def _image_count(self, id: str) -> int | None:
         """Return the number of images that an unfinished job asks for; None for other jobs."""
