@@ -1,4 +1,4 @@
-"""What clients have seen: accepted jobs, their ends, images and errors. Knows answers; not the server's own records."""
+"""Jobs, ends, images and errors as clients have seen them. Knows answers; not the server's own records."""
 
 import time
 from collections import Counter

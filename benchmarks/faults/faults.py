@@ -58,7 +58,7 @@ CLOCK_FAULTS: tuple[Fault, ...] = (jump_ahead, jump_back, kill_server_ten_days_a
 
 @dataclass(slots=True)
 class FaultLog:
-    """What was done to the server, and when, by time.monotonic()."""
+    """The faults so far, with their times by time.monotonic()."""
 
     names: list[str] = field(default_factory=list)
     windows: list[tuple[float, float]] = field(default_factory=list)  # from a fault until SETTLE after the recovery

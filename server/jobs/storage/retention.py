@@ -69,7 +69,7 @@ class Retention:
 
 
 class ClockReading(msgspec.Struct):
-    """What a `ClockGuard` keeps over restarts, in unix seconds.
+    """Readings of a `ClockGuard` that outlive restarts, in unix seconds.
 
     Attributes:
         seen: time of the last reading.

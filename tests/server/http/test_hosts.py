@@ -24,7 +24,7 @@ def url() -> Iterator[str]:
 
 
 def head(url: str, host: str) -> dict[str, str]:
-    """What a browser sends for a page of `host` on the server's port."""
+    """Return the headers of a browser for a page of `host` on the server's port."""
     port = url.rpartition(":")[2]
     return {"host": f"{host}:{port}", "origin": f"http://{host}:{port}", "sec-fetch-site": "same-origin"}
 

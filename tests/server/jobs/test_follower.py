@@ -1,4 +1,4 @@
-"""What waits for a client that follows a job and reads slowly."""
+"""Events that wait for a client which follows a job and reads slowly."""
 
 import asyncio
 
