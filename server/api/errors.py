@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
 from engine.errors import InvalidRequest, ZImageError
 from server.errors import IdempotencyKeyReused, JobNotFound, JobRefused, MemoryShort, StoreUnavailable, TooManyFollowers
@@ -41,6 +42,7 @@ CODES = {
 }
 ECHO = 64  # characters of an unknown key that an error repeats
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+POLICY_VIOLATION = 1008  # close code of WebSockets
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; only logged, since the client has left
 
 NO_RETRY = {"x-should-retry": "false"}  # OpenAI's client retries 409 and 5xx otherwise
@@ -90,6 +92,14 @@ class ApiError(ZImageError):
     def response(self) -> JSONResponse:
         """Return the error as an HTTP response."""
         return JSONResponse(self.body(), self.status, self.headers)
+
+
+async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request of a middleware with an error, or close its WebSocket before the handshake."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": POLICY_VIOLATION})
+    else:
+        await error.response()(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:

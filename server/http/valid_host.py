@@ -4,9 +4,9 @@ starlette's `TrustedHostMiddleware` compares texts: it knows neither other spell
 takes the first of two headers, and answers in plain text.
 """
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.api.errors import ECHO, ApiError
+from server.api.errors import ECHO, ApiError, refuse
 from server.api.request_id import PROBES
 from server.http.host_names import HostNames, parse_host
 
@@ -22,11 +22,7 @@ class ValidHostMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_checked = scope["type"] in ("http", "websocket") and scope["path"] not in self._open
         if is_checked and (error := self._refusal(scope)):
-            if scope["type"] == "websocket":
-                closing: Message = {"type": "websocket.close", "code": 1008}
-                await send(closing)
-            else:
-                await error.response()(scope, receive, send)
+            await refuse(error, scope, receive, send)
         else:
             await self._app(scope, receive, send)
 

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.api.access import Authenticator
-from server.api.errors import ApiError
+from server.api.errors import ApiError, refuse
 from server.jobs.service import JobService
 from server.page.packets import checked
 
@@ -33,6 +33,7 @@ HEADERS = {  # the toolkit needs eval for its scripts; the policy keeps them fro
     "referrer-policy": "no-referrer",
 }
 NO_NAVIGATION = ApiError(403, "This address is a page; open it in a tab of a browser.", code="not_a_navigation")
+FOREIGN_ORIGIN = ApiError(403, "Other sites must not use the page of this server.", code="foreign_origin")
 
 
 class PageMount:
@@ -62,7 +63,7 @@ class PageMount:
 
     async def _serve_part(self, scope: Scope, receive: Receive, send: Send) -> None:
         if _is_foreign(Headers(scope=scope)):
-            await _refuse(scope, receive, send)
+            await refuse(FOREIGN_ORIGIN, scope, receive, send)
         else:
             await (await self._loaded())(scope, receive, send)
 
@@ -118,12 +119,3 @@ def _is_foreign(headers: Headers) -> bool:
 def _is_unopenable(path: str) -> bool:
     """Return True if the system would refuse to open a path; the toolkit opens every path that it gets."""
     return "\0" in path or len(path.encode()) > MAX_PATH
-
-
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "websocket":
-        closing: Message = {"type": "websocket.close", "code": 1008}
-        await send(closing)
-        return
-    error = ApiError(403, "Other sites must not use the page of this server.", code="foreign_origin")
-    await error.response()(scope, receive, send)

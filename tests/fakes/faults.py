@@ -1,6 +1,7 @@
 """Servers with fake workers that tests kill and stop: processes, requests and probes."""
 
 import base64
+import os
 import sqlite3
 import subprocess
 import sys
@@ -19,10 +20,15 @@ STEP = 0.05  # seconds; an image has eight
 @contextmanager
 def server(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Run a server with fake workers; yield its URL and its process."""
-    command = [sys.executable, *FAKE_SERVER, str(STEP), "20", *arguments]
-    with subprocess.Popen(
-        command, cwd=ROOT, env={"PYTHONPATH": PYTHONPATH}, stdout=subprocess.PIPE, text=True
-    ) as child:
+    with running(sys.executable, *FAKE_SERVER, str(STEP), "20", *arguments) as found:
+        yield found
+
+
+@contextmanager
+def running(*command: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Run the command of a server; yield its URL and its process."""
+    environment = {"PYTHONPATH": PYTHONPATH, "PATH": os.environ["PATH"]}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as child:
         try:
             assert child.stdout is not None
             yield child.stdout.readline().split("ready on ")[1].split()[0], child

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from fakes.faults import workers
+from fakes.faults import running, workers
 from fakes.loop import FakeLoop
-from fakes.processes import FAKE_SERVER, PYTHONPATH, ROOT
+from fakes.processes import FAKE_SERVER
 from fakes.raw_client import connected, read_to_end, upgraded
 from fakes.server import IMAGES, serving
 
@@ -32,15 +32,9 @@ EACH = 100  # connections of a flooder
 @contextmanager
 def limited_server(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Run a server that may open few files; yield its URL and process."""
-    command = ["prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}", sys.executable, *FAKE_SERVER, *arguments]
-    with subprocess.Popen(
-        command, cwd=ROOT, env={"PYTHONPATH": PYTHONPATH, "PATH": os.environ["PATH"]}, stdout=subprocess.PIPE, text=True
-    ) as child:
-        try:
-            assert child.stdout is not None
-            yield child.stdout.readline().split("ready on ")[1].split()[0], child
-        finally:
-            child.kill()
+    limit = ("prlimit", f"--nofile={DESCRIPTORS}:{DESCRIPTORS}")
+    with running(*limit, sys.executable, *FAKE_SERVER, *arguments) as found:
+        yield found
 
 
 class Flood:
