@@ -55,7 +55,7 @@ def finished(key: str) -> Finished:
 
 # each ends the worker: no valid worker sends it
 BROKEN: dict[str, Garbage] = {
-    "random bytes": lambda _: os.urandom(4096),
+    "random bytes": lambda _: LENGTH.pack(4096) + os.urandom(4096),
     "a message of 4 GB": lambda _: b"\xff" * 4 + bytes(64 << 20),
     "half a message": lambda _: LENGTH.pack(100) + b"x",
     "an empty message": lambda _: LENGTH.pack(0),
