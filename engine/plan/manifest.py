@@ -10,12 +10,13 @@ from typing import Literal
 from engine.errors import PlanMismatch, UnsupportedShape
 from engine.size import Size
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 SEQUENCE_MULTIPLE = 32  # prompt and image tokens are each padded to it (Z-Image, SEQ_MULTI_OF)
 
 Flavor = Literal["onnx", "tensorrt", "rtx"]
 GraphName = Literal["prompt_encoder", "denoiser", "vae_decoder"]
 Precision = Literal["fp16", "bf16", "fp32"]
+Accumulation = Literal["fp32", "fp16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ class Graph:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     parity: float | None = None  # relative L2 of the ONNX file against DiffSynth in FP32; None if not compared
+    weight_bytes: int = 0  # of the exported weights; a plan that stores each weight once is hardly larger
     activation_bytes: tuple[int, ...] = ()  # device memory of a context, by profile; TensorRT flavors only
     products: tuple[ProductBound, ...] = ()  # FP16 only
     refittable: tuple[RefitWeight, ...] = ()  # of plans built with --refittable
@@ -199,6 +201,7 @@ class Manifest:
     graphs: dict[GraphName, Graph]
     files: tuple[File, ...]
     refittable: bool = False
+    accumulation: Accumulation = "fp32"  # number format in which products of FP16 tensors are summed
     preview: PreviewProjection | None = None  # None if the checkpoint has no VAE encoder to fit it with
     checksum: str = ""  # of all other fields; set by `encode`
 
