@@ -18,9 +18,16 @@ def linear(x: Tensor, layer: Any) -> Tensor:
 
 
 def linears(x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
-    """Apply several layers without biases to x in one matrix product; the exporter joins their weights."""
+    """Apply several layers without biases to x in one matrix product; the exporter joins their weights.
+
+    Batch and tokens are one axis of the product. With two axes, TensorRT keeps the weights in one layout for profiles
+    of batch 1 and in another for the rest, so its plans hold them twice (docs/findings.md).
+
+    Args:
+        x: [B, S, D].
+    """
     weights = [layer.weight for layer in layers]
-    joined = F.linear(x.to(weights[0].dtype), torch.cat(weights))
+    joined = F.linear(x.flatten(0, 1).to(weights[0].dtype), torch.cat(weights)).unflatten(0, x.shape[:2])
     return torch.split(joined, [len(weight) for weight in weights], dim=-1)
 
 
