@@ -31,7 +31,7 @@ from export.checkpoint import models
 from export.checkpoint.files import Checkpoint, open_checkpoint, positive
 from export.checkpoint.lora import Lora, merge
 from export.checkpoint.prompt_format import read_prompt_format
-from export.compile import onnx_export, parity, preview
+from export.compile import onnx_export, parity, plan_size, preview
 from export.compile.onnx_files import export_graphs
 from export.compile.profiles import default_profiles, parse_profile
 from export.compile.target import choose_flavor, compute_capabilities, require_refit
@@ -72,7 +72,7 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
         BackendUnavailable: this machine lacks a package or a GPU that the flavor needs.
     """
     flavor = choose_flavor(options.flavor, bool(options.compute_capabilities), progress)
-    capabilities = compute_capabilities(flavor, options.precision, options.compute_capabilities)
+    capabilities = compute_capabilities(flavor, options.compute_capabilities)
     if options.refittable:
         require_refit(flavor, capabilities)
     precisions = graph_precisions(options.precision, flavor, capabilities)
@@ -220,6 +220,8 @@ def _build_plans(
         shapes = [dimensions(name, profile, draft.model) for profile in draft.profiles]
         with progress.stage(f"{name}: building with {builder.name}"):
             activation_bytes = builder.build(path, graph, shapes, plan)
+        for line in plan_size.describe(name, graph, plan.stat().st_size):
+            progress.console.print(line, highlight=False)
         for file in (path, path.with_name(f"{path.name}.data")):
             file.unlink(missing_ok=True)
         built[name] = replace(graph, file=plan.name, activation_bytes=activation_bytes)

@@ -13,12 +13,13 @@ from typing import Any
 from rich.console import Console
 
 from engine.backends.cuda import CudaRuntime
+from engine.backends.load import RTX_COMPUTE_CAPABILITIES
 from engine.plan.directory import MANIFEST_FILE, encode, read
 from engine.plan.manifest import Flavor, Graph, GraphName, Precision, Target
 from engine.plan.shapes import dimensions
 from export import plan_directory
 from export.build import BuildOptions, build_engines
-from export.compile.tensorrt_build import RTX_COMPUTE_CAPABILITIES, TensorRtBuilder
+from export.compile.tensorrt_build import TensorRtBuilder
 from export.progress import BuildProgress
 from nano.layout import Z_IMAGE_NANO, Z_IMAGE_TURBO
 from nano.miniature import write_miniature

@@ -11,6 +11,8 @@ from engine.errors import PlanMismatch, UnsupportedShape
 from engine.size import Size
 
 SCHEMA_VERSION = 6
+WEIGHTS_RATIO = 1.1  # of a plan's bytes to those of its weights, at most, if it stores each weight once
+KERNEL_BYTES = 100_000_000  # in a plan beside its weights, at most
 SEQUENCE_MULTIPLE = 32  # prompt and image tokens are each padded to it (Z-Image, SEQ_MULTI_OF)
 
 Flavor = Literal["onnx", "tensorrt", "rtx"]
@@ -72,6 +74,14 @@ class Graph:
     products: tuple[ProductBound, ...] = ()  # FP16 only
     refittable: tuple[RefitWeight, ...] = ()  # of plans built with --refittable
     weights_file: str | None = None  # holds the base values of `refittable`
+
+    def repeats_weights(self, plan_bytes: int) -> bool:
+        """Return True if a plan of this size holds weights twice: it is over a tenth larger than they are.
+
+        A plan also holds kernels, 2.6 MB for a profile of a full-width block (docs/findings.md); of a small model they
+        outweigh the weights, so that `KERNEL_BYTES` are always allowed.
+        """
+        return self.weight_bytes > 0 and plan_bytes > WEIGHTS_RATIO * self.weight_bytes + KERNEL_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,10 +40,18 @@ def export_graphs(
         with progress.stage(f"{name}: writing weights as {module.precision}"):
             attached = onnx_export.attach_weights(onnx, measured.weights)
             swapped = {n: w for n, w in attached.items() if n.startswith("transformer.")} if refittable else {}
+            weight_bytes = onnx_export.weight_bytes(onnx)
             phase = progress.start("tensors", onnx_export.weight_count(onnx))
             onnx_export.write(onnx, path, phase.advance, swappable=swapped)
             phase.finish()
-        graph = Graph(path.name, module.precision, module.inputs, module.outputs, products=measured.products)
+        graph = Graph(
+            path.name,
+            module.precision,
+            module.inputs,
+            module.outputs,
+            weight_bytes=weight_bytes,
+            products=measured.products,
+        )
         if swapped:
             weights = onnx_export.refittable(onnx, swapped)
             graph = replace(graph, refittable=weights, weights_file=f"{path.name}.swappable")

@@ -14,15 +14,14 @@ from threading import Event, current_thread, main_thread
 from types import ModuleType
 from typing import Any
 
-from engine.backends.load import INSTALL, PACKAGES
+from engine.backends.load import INSTALL, NOT_RTX, PACKAGES
 from engine.errors import BackendUnavailable, BuildError
 from engine.plan.manifest import Flavor, Graph, Range
 from export.progress import BuildProgress, Phase
 
 Shapes = Mapping[str, Range]  # dynamic dimension -> its bounds
 
-# tensorrt_rtx compiles kernels on the GPU at load, so a further target adds only a few bytes to a plan.
-RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")  # in the log, for each profile in turn
 
 
 class TensorRtBuilder:
@@ -44,14 +43,19 @@ class TensorRtBuilder:
             plan: file to write.
 
         Returns:
-            Bytes of activations that an execution context of each profile needs, from TensorRT's log.
+            Bytes of activations that an execution context of each profile needs, from TensorRT's log; none if the log
+            has not one figure for each profile.
 
         Raises:
+            BackendUnavailable: TensorRT does not start.
             BuildError: TensorRT rejects the graph or a profile; the message includes TensorRT's.
         """
         trt = self._trt
         logger = _make_logger(trt)
-        builder = trt.Builder(logger)
+        try:
+            builder = trt.Builder(logger)
+        except TypeError as error:  # its binding's answer to a null pointer
+            raise BackendUnavailable(f"{trt.__name__} does not start: {logger.reasons()}; is its driver new enough?") from error
         network = builder.create_network(_strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)
         if not parser.parse_from_file(str(path)):
@@ -67,23 +71,30 @@ class TensorRtBuilder:
             config.progress_monitor = _make_monitor(trt, self._progress, interrupted)
             serialized = builder.build_serialized_network(network, config)
         if serialized is None:
-            raise BuildError(f"TensorRT cannot build {path.name}: {'; '.join(logger.errors) or 'it gives no reason'}")
+            raise BuildError(f"TensorRT cannot build {path.name}: {logger.reasons()}")
         plan.write_bytes(serialized)
-        return tuple(logger.activation_bytes)
+        return tuple(logger.activation_bytes) if len(logger.activation_bytes) == len(profiles) else ()
 
     def _config(self, builder: Any, graph: Graph, profiles: Sequence[Shapes]) -> Any:
         config = builder.create_builder_config()
+        # On by default. What is FP32 in a graph needs FP32: it is all of --fp32, and in the other precisions the first and
+        # the last products of the denoiser, which are a ten-thousandth of its work.
+        config.clear_flag(self._trt.BuilderFlag.TF32)
         for shapes in profiles:
             profile = builder.create_optimization_profile()
-            for spec in graph.inputs:
-                bounds = [_resolve(spec.shape, shapes, which) for which in ("min", "opt", "max")]
-                profile.set_shape(spec.name, *bounds)
+            try:
+                for spec in graph.inputs:
+                    bounds = [_resolve(spec.shape, shapes, which) for which in ("min", "opt", "max")]
+                    profile.set_shape(spec.name, *bounds)
+            except ValueError as error:
+                raise BuildError(f"TensorRT refuses the profile {dict(shapes)}: {error}") from error
             if config.add_optimization_profile(profile) < 0:
                 raise BuildError(f"TensorRT refuses the profile {dict(shapes)}")
         if self._capabilities:
             config.num_compute_capabilities = len(self._capabilities)
             for index, capability in enumerate(self._capabilities):
-                config.set_compute_capability(capability, index)
+                if not config.set_compute_capability(capability, index):
+                    raise BuildError(f"TensorRT refuses to build for {capability}")
         return config
 
     def _capability(self, text: str) -> Any:
@@ -93,7 +104,9 @@ class TensorRtBuilder:
             raise BuildError("--compute-capability needs --flavor rtx; tensorrt builds for the GPU of this machine")
         if not re.fullmatch(r"\d+\.\d", text) or not hasattr(known, name):  # the manifest keeps `text`
             names = [n[2:-1] + "." + n[-1] for n in dir(known) if re.fullmatch(r"SM\d+", n)]
-            raise BuildError(f"{self._trt.__name__} has no compute capability {text}; it has {', '.join(names)}")
+            raise BuildError(
+                f"{self._trt.__name__} has no compute capability {text}; it has {', '.join(names)}. {NOT_RTX}"
+            )
         return getattr(known, name)
 
 
@@ -130,18 +143,27 @@ def _resolve(shape: Sequence[int | str], shapes: Shapes, which: str) -> tuple[in
 
 def _make_logger(trt: ModuleType) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-        """Collects errors for exceptions, and the activation memory, which no API reports."""
+        """Collects errors for exceptions, and the activation memory, which no API gives without a GPU.
+
+        That needs the messages of severity INFO, and `trt.Logger` would print them without showing them to anybody. So
+        messages come through Python here, and only here: every call that takes long releases the interpreter's lock, and
+        TensorRT's threads, which take it for each message, end with the call. Engines are not built with this logger.
+        """
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.activation_bytes: list[int] = []  # per profile
+            self._errors: list[str] = []
+            self.activation_bytes: list[int] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-            elif match := re.match(r"Total Activation Memory: (\d+) bytes", message):
+                self._errors.append(message)
+            elif match := ACTIVATIONS.match(message):
                 self.activation_bytes.append(int(match[1]))
+
+        def reasons(self) -> str:
+            """Return the errors, as TensorRT words them."""
+            return "; ".join(self._errors) or "it gives no reason"
 
     return Logger()
 

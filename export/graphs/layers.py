@@ -27,7 +27,7 @@ def linears(x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
         x: [B, S, D].
     """
     weights = [layer.weight for layer in layers]
-    joined = F.linear(x.flatten(0, 1).to(weights[0].dtype), torch.cat(weights)).unflatten(0, x.shape[:2])
+    joined = (x.flatten(0, 1).to(weights[0].dtype) @ torch.cat(weights).t()).unflatten(0, x.shape[:2])
     return torch.split(joined, [len(weight) for weight in weights], dim=-1)
 
 
