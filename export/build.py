@@ -220,9 +220,9 @@ def _build_plans(
         shapes = [dimensions(name, profile, draft.model) for profile in draft.profiles]
         with progress.stage(f"{name}: building with {builder.name}"):
             activation_bytes = builder.build(path, graph, shapes, plan)
-        for line in plan_size.describe(name, graph, plan.stat().st_size):
-            progress.console.print(line, highlight=False)
         for file in (path, path.with_name(f"{path.name}.data")):
             file.unlink(missing_ok=True)
         built[name] = replace(graph, file=plan.name, activation_bytes=activation_bytes)
+        for line in plan_size.describe(name, built[name], plan.stat().st_size):
+            progress.console.print(line, highlight=False)
     return built

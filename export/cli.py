@@ -149,8 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--explain",
         action="store_true",
-        help="Print the size of every plan beside that of its weights, and the bound of every FP16 product with the power "
-        "of two that it is scaled by",
+        help="Print the size of every plan beside that of its weights, and the bound of every FP16 product with the "
+        "power of two that it is scaled by",
     )
     parser.add_argument(
         "--verify",

@@ -24,8 +24,8 @@ INSTALL: dict[Flavor, str] = {
 
 
 NOT_RTX = (
-    f"TensorRT-RTX plans of Z-Image are for {', '.join(RTX_COMPUTE_CAPABILITIES)}; H100 and H200 (9.0), B200 (10.0) and "
-    f"Turing (7.5) need {INSTALL['tensorrt']}"
+    f"TensorRT-RTX plans of Z-Image are for {', '.join(RTX_COMPUTE_CAPABILITIES)}; H100 and H200 (9.0), B200 (10.0) "
+    f"and Turing (7.5) need {INSTALL['tensorrt']}"
 )
 
 

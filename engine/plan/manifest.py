@@ -71,7 +71,7 @@ class Graph:
     outputs: tuple[TensorSpec, ...]
     parity: float | None = None  # relative L2 of the ONNX file against DiffSynth in FP32; None if not compared
     weight_bytes: int = 0  # of the exported weights; a plan that stores each weight once is hardly larger
-    activation_bytes: tuple[int, ...] = ()  # device memory of a context, by profile; TensorRT flavors only
+    activation_bytes: tuple[int, ...] = ()  # device memory of a context, by profile; empty if unknown, and for ONNX
     products: tuple[ProductBound, ...] = ()  # FP16 only
     refittable: tuple[RefitWeight, ...] = ()  # of plans built with --refittable
     weights_file: str | None = None  # holds the base values of `refittable`

@@ -19,5 +19,10 @@ def describe(name: GraphName, graph: Graph, plan_bytes: int) -> Iterator[str]:
     ratio = plan_bytes / max(1, graph.weight_bytes)
     sizes = f"{plan_bytes / 1e6:,.1f} MB for {graph.weight_bytes / 1e6:,.1f} MB of weights"
     yield f"{name}: a plan of {sizes}, ratio {ratio:.2f}"
+    if not graph.activation_bytes:
+        yield (
+            f"warning: the memory that the {name} works in is unknown, since TensorRT's log has not one figure for "
+            "each profile; the plan of GPU memory cannot count it"
+        )
     if graph.repeats_weights(plan_bytes):
         yield f"warning: the plan of the {name} holds weights twice, and GPU memory will too; to avoid it, {CURE}"

@@ -74,7 +74,10 @@ def _automatic(targets_named: bool) -> tuple[Flavor, str]:
         return "tensorrt", f"there is a CUDA device and {PACKAGES['tensorrt']} is installed"
     capability = _device_capability()
     if capability not in RTX_COMPUTE_CAPABILITIES:
-        return "onnx", f"{PACKAGES['tensorrt']} is not installed, which the CUDA device of {capability} needs: {NOT_RTX}"
+        return (
+            "onnx",
+            f"{PACKAGES['tensorrt']} is not installed, which the CUDA device of {capability} needs: {NOT_RTX}",
+        )
     if _imports("rtx"):
         return "rtx", f"there is a CUDA device of {capability} and {PACKAGES['rtx']} is installed"
     return "onnx", f"nothing installed here builds for the CUDA device of {capability}"

@@ -21,17 +21,23 @@ from export.progress import BuildProgress, Phase
 
 Shapes = Mapping[str, Range]  # dynamic dimension -> its bounds
 
-ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")  # in the log, for each profile in turn
+# In TensorRT's log: activations for each profile in turn, weights once.
+STATED = re.compile(r"Total (Activation|Weights) Memory: (\d+) bytes")
 
 
 class TensorRtBuilder:
-    """Builds plans with one flavor of TensorRT for a fixed set of GPUs."""
+    """Builds plans with one flavor of TensorRT for a fixed set of GPUs.
+
+    Attributes:
+        stored_bytes: bytes of weights in the plan that was built last, from TensorRT's log; None if it has none.
+    """
 
     def __init__(self, flavor: Flavor, compute_capabilities: Sequence[str], progress: BuildProgress) -> None:
         self._trt = import_tensorrt(flavor)
         self._capabilities = [self._capability(text) for text in compute_capabilities]
         self._progress = progress
         self.name = f"{PACKAGES[flavor]} {self._trt.__version__}"
+        self.stored_bytes: int | None = None
 
     def build(self, path: Path, graph: Graph, profiles: Sequence[Shapes], plan: Path) -> tuple[int, ...]:
         """Build one graph and write it to `plan`.
@@ -55,7 +61,9 @@ class TensorRtBuilder:
         try:
             builder = trt.Builder(logger)
         except TypeError as error:  # its binding's answer to a null pointer
-            raise BackendUnavailable(f"{trt.__name__} does not start: {logger.reasons()}; is its driver new enough?") from error
+            raise BackendUnavailable(
+                f"{trt.__name__} does not start: {logger.reasons()}; is its driver new enough?"
+            ) from error
         network = builder.create_network(_strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)
         if not parser.parse_from_file(str(path)):
@@ -73,12 +81,14 @@ class TensorRtBuilder:
         if serialized is None:
             raise BuildError(f"TensorRT cannot build {path.name}: {logger.reasons()}")
         plan.write_bytes(serialized)
-        return tuple(logger.activation_bytes) if len(logger.activation_bytes) == len(profiles) else ()
+        self.stored_bytes = next(iter(logger.stated["Weights"]), None)
+        activations = logger.stated["Activation"]
+        return tuple(activations) if len(activations) == len(profiles) else ()
 
     def _config(self, builder: Any, graph: Graph, profiles: Sequence[Shapes]) -> Any:
         config = builder.create_builder_config()
-        # On by default. What is FP32 in a graph needs FP32: it is all of --fp32, and in the other precisions the first and
-        # the last products of the denoiser, which are a ten-thousandth of its work.
+        # TF32 is on by default. What is FP32 in a graph needs it: all of --fp32, and in the other precisions the
+        # embedders, the modulation and the final layer, which are a ten-thousandth of the work.
         config.clear_flag(self._trt.BuilderFlag.TF32)
         for shapes in profiles:
             profile = builder.create_optimization_profile()
@@ -143,23 +153,23 @@ def _resolve(shape: Sequence[int | str], shapes: Shapes, which: str) -> tuple[in
 
 def _make_logger(trt: ModuleType) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-        """Collects errors for exceptions, and the activation memory, which no API gives without a GPU.
+        """Collects errors for exceptions, and sizes of memory, which no API gives without a GPU.
 
-        That needs the messages of severity INFO, and `trt.Logger` would print them without showing them to anybody. So
-        messages come through Python here, and only here: every call that takes long releases the interpreter's lock, and
-        TensorRT's threads, which take it for each message, end with the call. Engines are not built with this logger.
+        TensorRT states the sizes in messages of severity INFO, which `trt.Logger` can only print. So they come through
+        Python here, as nowhere else. It takes the interpreter's lock for each message, which can block no thread: the
+        build releases the lock, and its threads end with it.
         """
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self._errors: list[str] = []
-            self.activation_bytes: list[int] = []
+            self.stated: dict[str, list[int]] = {"Activation": [], "Weights": []}
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self._errors.append(message)
-            elif match := ACTIVATIONS.match(message):
-                self.activation_bytes.append(int(match[1]))
+            elif match := STATED.match(message):
+                self.stated[match[1]].append(int(match[2]))
 
         def reasons(self) -> str:
             """Return the errors, as TensorRT words them."""

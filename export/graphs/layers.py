@@ -31,6 +31,15 @@ def linears(x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
     return torch.split(joined, [len(weight) for weight in weights], dim=-1)
 
 
+def modulation(condition: Tensor, layer: Any) -> Tensor:
+    """Return layer(condition) for conditions of [B, D].
+
+    The product has 2 B rows. With one row, TensorRT has a layout of its own for the weights, and its plans hold them
+    twice if other profiles have larger batches (docs/findings.md).
+    """
+    return linear(torch.cat([condition, condition]), layer)[: condition.shape[0]]
+
+
 def unscaled(y: Tensor, layer: Any) -> Tensor:
     """Return a layer's output in FP32, multiplied by the layer's `scale` if it has one."""
     return y.float() * layer.scale if hasattr(layer, "scale") else y.float()
@@ -107,6 +116,6 @@ def transformer_block(
     if condition is None:
         x = x[:, :wanted] + attend_to(rms_norm(x, module.attention_norm1))
         return x + feed(rms_norm(x, module.ffn_norm1))
-    scale_msa, gate_msa, scale_mlp, gate_mlp = linear(condition, module.adaLN_modulation[0])[:, None].chunk(4, -1)
+    scale_msa, gate_msa, scale_mlp, gate_mlp = modulation(condition, module.adaLN_modulation[0])[:, None].chunk(4, -1)
     x = x[:, :wanted] + gate_msa.tanh() * attend_to(rms_norm(x, module.attention_norm1) * (1 + scale_msa))
     return x + gate_mlp.tanh() * feed(rms_norm(x, module.ffn_norm1) * (1 + scale_mlp))

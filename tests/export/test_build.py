@@ -25,7 +25,6 @@ from engine.plan.manifest import Manifest, Range
 from engine.request import ImageRequest
 from export.build import BuildOptions, build_engines
 from export.cli import main
-from export.compile.target import compute_capabilities
 from export.progress import BuildProgress, Phase
 
 GRAPHS = ("prompt_encoder", "denoiser", "vae_decoder")
@@ -279,16 +278,6 @@ def test_compute_capability_without_rtx_is_refused() -> None:
     assert "--compute-capability needs --flavor rtx, got onnx" in refusal(
         "--flavor", "onnx", "--compute-capability", "8.9"
     )
-
-
-def test_bf16_for_turing_is_refused() -> None:
-    """TensorRT refuses it too, but only after the graphs were traced."""
-    assert "7.5 has no BF16" in refusal("--bf16", "--flavor", "rtx", "--compute-capability", "7.5,8.9")
-    assert compute_capabilities("rtx", "fp16", ("7.5", "8.9")) == ("7.5", "8.9")
-    assert compute_capabilities("rtx", "fp16", ()) == ("8.0", "8.6", "8.9", "12.0", "12.1")
-    assert compute_capabilities("rtx", "bf16", ()) == ("8.0", "8.6", "8.9", "12.0", "12.1")
-    assert compute_capabilities("rtx", "fp32", ()) == ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-    assert compute_capabilities("rtx", "fp32", ("7.5",)) == ("7.5",)
 
 
 @pytest.mark.parametrize("profile", ["big", "100", "512:65"])
