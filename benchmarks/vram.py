@@ -79,7 +79,8 @@ def rows_of(
         weights: bytes of the whole graphs' weights; their plans are taken to be larger by the measured ratio.
     """
     profiles = full_size.profiles_of(build)
-    manifest = _manifest({name: each.graph for name, each in measured.items()}, profiles)
+    whole = {name: replace(each.graph, weight_bytes=weights[name]) for name, each in measured.items()}
+    manifest = _manifest(whole, profiles)
     with tempfile.TemporaryDirectory() as folder:
         for name, each in measured.items():
             with (Path(folder) / each.graph.file).open("wb") as plan:

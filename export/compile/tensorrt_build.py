@@ -62,7 +62,7 @@ class TensorRtBuilder:
             builder = trt.Builder(logger)
         except TypeError as error:  # its binding's answer to a null pointer
             raise BackendUnavailable(
-                f"{trt.__name__} does not start: {logger.reasons()}; is its driver new enough?"
+                f"{trt.__name__} does not start: {logger.reasons()}; it may need a newer driver"
             ) from error
         network = builder.create_network(_strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)
@@ -96,7 +96,7 @@ class TensorRtBuilder:
                 for spec in graph.inputs:
                     bounds = [_resolve(spec.shape, shapes, which) for which in ("min", "opt", "max")]
                     profile.set_shape(spec.name, *bounds)
-            except ValueError as error:
+            except RuntimeError as error:  # not ValueError, as documented
                 raise BuildError(f"TensorRT refuses the profile {dict(shapes)}: {error}") from error
             if config.add_optimization_profile(profile) < 0:
                 raise BuildError(f"TensorRT refuses the profile {dict(shapes)}")

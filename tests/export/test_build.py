@@ -84,6 +84,24 @@ def test_rtx_plans_are_built_without_a_gpu(rtx: tuple[Path, Manifest, Recording]
     assert found == {"manifest.json", "tokenizer/tokenizer.json", *(f"{g}.plan" for g in GRAPHS)}
 
 
+@pytest.mark.slow
+def test_sizes_of_plans_are_printed_by_the_build_and_by_explain(
+    rtx: tuple[Path, Manifest, Recording], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, manifest, progress = rtx
+    for name, graph in manifest.graphs.items():
+        size = (directory / graph.file).stat().st_size
+        line = f"{name}: a plan of {size / 1e6:,.1f} MB for {graph.weight_bytes / 1e6:,.1f} MB of weights, ratio"
+        assert line in progress.text.getvalue()
+        assert 1e6 < graph.weight_bytes < size
+    options = ("--model", checkpoint, "--output", directory.parent, "--flavor", "rtx", "--explain")
+    options += ("--compute-capability", "8.9,12.0", "--profile", "64,256:2", "--profile", "256x128")
+    main([str(option) for option in options])
+    printed = capsys.readouterr()
+    assert Path(printed.out.strip()) == directory
+    assert line in printed.err
+
+
 @WITHOUT_GPU
 def test_refittable_rtx_without_the_gpu_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     options = BuildOptions(str(checkpoint), tmp_path, flavor="rtx", compute_capabilities=("8.9",), refittable=True)
