@@ -34,7 +34,8 @@ class TensorRtBuilder:
 
     def __init__(self, flavor: Flavor, compute_capabilities: Sequence[str], progress: BuildProgress) -> None:
         self._trt = import_tensorrt(flavor)
-        self._capabilities = [self._capability(text) for text in compute_capabilities]
+        # tensorrt builds for the GPU of this machine, and has no names for others
+        self._capabilities = [self._capability(text) for text in compute_capabilities] if flavor == "rtx" else []
         self._progress = progress
         self.name = f"{PACKAGES[flavor]} {self._trt.__version__}"
         self.stored_bytes: int | None = None
@@ -58,12 +59,7 @@ class TensorRtBuilder:
         """
         trt = self._trt
         logger = _make_logger(trt)
-        try:
-            builder = trt.Builder(logger)
-        except TypeError as error:  # its binding's answer to a null pointer
-            raise BackendUnavailable(
-                f"{trt.__name__} does not start: {logger.reasons()}; it may need a newer driver"
-            ) from error
+        builder = _start(trt, logger)
         network = builder.create_network(_strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)
         if not parser.parse_from_file(str(path)):
@@ -109,9 +105,7 @@ class TensorRtBuilder:
 
     def _capability(self, text: str) -> Any:
         name = f"SM{text.replace('.', '')}"
-        known = getattr(self._trt, "ComputeCapability", None)
-        if known is None:
-            raise BuildError("--compute-capability needs --flavor rtx; tensorrt builds for the GPU of this machine")
+        known = self._trt.ComputeCapability
         if not re.fullmatch(r"\d+\.\d", text) or not hasattr(known, name):  # the manifest keeps `text`
             names = [n[2:-1] + "." + n[-1] for n in dir(known) if re.fullmatch(r"SM\d+", n)]
             raise BuildError(
@@ -139,6 +133,14 @@ def import_tensorrt(flavor: Flavor) -> ModuleType:
             f"the installed {package} is a stub without libraries; install it from NVIDIA's package index"
         )
     return module
+
+
+def _start(trt: ModuleType, logger: Any) -> Any:
+    try:
+        return trt.Builder(logger)
+    except TypeError as error:  # its binding's answer to a null pointer
+        reasons = logger.reasons()
+        raise BackendUnavailable(f"{trt.__name__} does not start: {reasons}; it may need a newer driver") from error
 
 
 def _strongly_typed(trt: ModuleType) -> int:

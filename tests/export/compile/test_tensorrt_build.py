@@ -1,8 +1,10 @@
 """The builder on the real TensorRT-RTX, which needs no GPU: flags, refusals, and how often it stores a weight."""
 
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -106,12 +108,25 @@ def test_data_centre_gpus_are_told_to_use_tensorrt(capability: str) -> None:
         builder(capability)
 
 
+def test_tensorrt_builds_for_the_gpu_at_hand_which_it_has_no_name_for(
+    product: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`tensorrt` has neither ComputeCapability nor a place for it in its configuration; the manifest names the GPU."""
+    names = {name: getattr(tensorrt_rtx, name) for name in dir(tensorrt_rtx) if name != "ComputeCapability"}
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(**names))
+    ours = ConfigKeeper("tensorrt", ("9.0",), BuildProgress())
+    assert ours.build(product, graph_of(product), [SMALL], product.with_suffix(".plan")) != ()
+    assert ours.config.num_compute_capabilities == 0
+
+
 def test_tensorrt_that_does_not_start_is_named(product: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def null(_logger: Any) -> None:
         raise TypeError("pybind11::init(): factory function returned nullptr")
 
     monkeypatch.setattr(tensorrt_rtx, "Builder", null)
-    with pytest.raises(BackendUnavailable, match="tensorrt_rtx does not start: it gives no reason; it may need a newer driver"):
+    with pytest.raises(
+        BackendUnavailable, match="tensorrt_rtx does not start: it gives no reason; it may need a newer driver"
+    ):
         builder().build(product, graph_of(product), [SMALL], product.with_suffix(".plan"))
 
 
