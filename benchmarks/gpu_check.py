@@ -9,10 +9,11 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.gpu.findings import Figures, Settings
-from benchmarks.gpu.part_process import log_file, run_here, run_in_process
+from benchmarks.gpu.part_process import run_here, run_in_process
 from benchmarks.gpu.parts import FIRST, PARTS, Part
 from benchmarks.gpu.report_text import markdown, status
 from benchmarks.harness.report import Stopwatch, finish, report
@@ -54,31 +55,28 @@ def run(args: argparse.Namespace) -> None:
         return
     selected = _select(args.only)
     args.folder.mkdir(parents=True, exist_ok=True)
-    figures: Figures = {}
-    for part, found in check(selected, settings, 60 * args.minutes, wants_gpu=args.device == "cuda"):
+    figures = _earlier(args.folder) if args.only else {}
+    for part, found in check(selected, settings, 60 * args.minutes, figures, wants_gpu=args.device == "cuda"):
         figures[part.name] = found
-        _write(args.folder, figures)  # after each part: an interrupted run keeps its results
+        write_report(args.folder, figures)  # after each part: an interrupted run keeps its results
+    failed, left_out = (sum(word in found for found in figures.values()) for word in ("failed", "left_out"))
+    print(f"{len(figures) - failed - left_out} parts done, {failed} failed, {left_out} left out")
+    print(f"the report is {(args.folder / 'report.md').resolve()}")
     finish("gpu-check", figures)
-    failed = sum("failed" in found for found in figures.values())
-    left_out = sum("left_out" in found for found in figures.values())
-    print(
-        f"{len(figures) - failed - left_out} parts done, {failed} failed, {left_out} left out; "
-        f"the report is {(args.folder / 'report.md').resolve()}",
-        file=sys.stderr,
-    )
 
 
 def check(
-    selected: tuple[Part, ...], settings: Settings, seconds: float, *, wants_gpu: bool = False
+    selected: tuple[Part, ...], settings: Settings, seconds: float, earlier: Figures, *, wants_gpu: bool = False
 ) -> Iterator[tuple[Part, Figures]]:
     """Run parts one after the other, and yield each with its figures.
 
     Args:
         selected: parts to run; `machine` is among them.
         seconds: time limit of all parts together.
+        earlier: figures of parts that ran before in the same folder.
         wants_gpu: run the parts that need a GPU even if none is found, so that the report has their errors.
     """
-    watch, done = Stopwatch(), dict[str, Figures]()
+    watch, done = Stopwatch(), dict(earlier)
     for part in selected:
         limit = min(part.seconds, seconds - watch.seconds)
         reason = _reason_to_leave_out(part, settings, done, wants_gpu)
@@ -102,7 +100,7 @@ def _on_device(settings: Settings, machine: Figures, wants_gpu: bool) -> Setting
         return settings
     why = machine.get("no_gpu") or machine.get("failed", "")
     print(f"NO GPU FOUND ({why}): running what runs on a CPU", flush=True)
-    return Settings(settings.folder, "cpu", settings.layers, settings.quick)
+    return replace(settings, device="cpu")
 
 
 def _reason_to_leave_out(part: Part, settings: Settings, done: dict[str, Figures], wants_gpu: bool) -> str | None:
@@ -112,7 +110,7 @@ def _reason_to_leave_out(part: Part, settings: Settings, done: dict[str, Figures
     if part.needs_plans and settings.device == "cuda" and not machine.get("flavor"):
         return f"no TensorRT runs here: {machine.get('no_flavor', 'the part machine did not find out')}"
     for name in part.needs:
-        found = done.get(name, _before(settings.folder, name))
+        found = done.get(name)
         if found is None or "left_out" in found:
             return f"it needs the part {name}, which has not run"
         if "failed" in found:
@@ -120,12 +118,12 @@ def _reason_to_leave_out(part: Part, settings: Settings, done: dict[str, Figures
     return None
 
 
-def _before(folder: Path, name: str) -> Figures | None:
-    """Return a part's figures from an earlier run in the same folder, for --only."""
+def _earlier(folder: Path) -> Figures:
+    """Return the figures of an earlier run in the folder, for --only."""
     try:
-        found: Figures | None = json.loads((folder / "report.json").read_text())["figures"].get(name)
+        found: Figures = json.loads((folder / "report.json").read_text())["figures"]
     except (OSError, ValueError, KeyError):
-        return None
+        return {}
     return found
 
 
@@ -138,15 +136,11 @@ def _select(only: str) -> tuple[Part, ...]:
 
 
 def _for(part: Part, settings: Settings) -> Settings:
-    return Settings(settings.folder, settings.device, settings.layers, settings.quick, part.variant)
+    return replace(settings, variant=part.variant)
 
 
-def _write(folder: Path, figures: Figures) -> None:
-    earlier = {name: found for part in PARTS if (found := _before(folder, name := part.name)) is not None}
-    both = earlier | figures
-    measured = report("gpu-check", {part.name: both[part.name] for part in PARTS if part.name in both})
-    for name, text in (("report.md", markdown(PARTS, measured)), ("report.json", json.dumps(measured, indent=1) + "\n")):
-        (folder / name).write_text(text)
-
-
-__all__ = ["add_arguments", "check", "log_file", "run"]
+def write_report(folder: Path, figures: Figures) -> None:
+    """Write report.json and report.md."""
+    measured = report("gpu-check", {part.name: figures[part.name] for part in PARTS if part.name in figures})
+    (folder / "report.json").write_text(json.dumps(measured, indent=1) + "\n")
+    (folder / "report.md").write_text(markdown(PARTS, measured))

@@ -77,7 +77,8 @@ class _Cases:
             pipeline.generate(ImageRequest(PROMPTS[0], bench.sides()[-1], bench.sides()[-1], SEED))
             generated = before - self._free()
         figures = {"planned": plan.needed - RESERVE, "loaded": loaded, "after_an_image": generated}
-        require(generated <= plan.needed, f"generating took {generated} bytes, the plan says {plan.needed}")
+        limit = plan.needed - RESERVE + SLACK
+        require(generated <= limit, f"generating took {generated} bytes, the plan says {plan.needed - RESERVE}")
         return {f"{name}_mb": size / 1e6 for name, size in figures.items()}
 
     def freed(self) -> Figures:

@@ -19,6 +19,10 @@ class CheckFailed(Exception):
     """A part ran and its result is wrong."""
 
 
+class LeftOut(Exception):
+    """A part cannot run here, for a reason that is no failure."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Options that every part gets.

@@ -3,7 +3,9 @@
 `HostGraph` runs a graph as an engine on the CPU; its images are what a device must give bit for bit.
 """
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from engine.plan.manifest import (
     Target,
     TensorSpec,
 )
+from engine.plan.shapes import dimensions
 from engine.sampling.tokenizer import PromptTokenizer
 from nano.tokenizer import write_tokenizer
 
@@ -56,7 +59,7 @@ def manifest(*, quick: bool) -> Manifest:
         *(TensorSpec("rope_cos", "float32", table), TensorSpec("rope_sin", "float32", table)),
     )
     image = TensorSpec("image", "float32", ("batch", "height", "width", 3))
-    return Manifest(
+    plans = Manifest(
         schema_version=SCHEMA_VERSION,
         plan_id="kernels",
         zimage_trt="",
@@ -95,6 +98,17 @@ def manifest(*, quick: bool) -> Manifest:
         files=(),
         refittable=True,
     )
+    graphs = {
+        name: replace(graph, activation_bytes=tuple(scratch_bytes(name, plans, profile) for profile in plans.profiles))
+        for name, graph in plans.graphs.items()
+    }
+    return replace(plans, graphs=graphs)
+
+
+def scratch_bytes(name: GraphName, plans: Manifest, profile: Profile) -> int:
+    """Return the bytes that a graph computes in: as many as its output has."""
+    bounds = dimensions(name, profile, plans.model)
+    return 4 * math.prod(d if isinstance(d, int) else bounds[d].max for d in plans.graphs[name].outputs[0].shape)
 
 
 def write_directory(folder: Path, plans: Manifest) -> Path:

@@ -21,10 +21,8 @@ from engine.backends.memory import ALIGNMENT
 from engine.backends.tensorrt.load import load_plans
 from engine.errors import DeviceError
 from engine.options import RuntimeOptions
-from engine.plan.manifest import Graph, GraphName, Manifest, Range
-from engine.plan.shapes import dimensions
+from engine.plan.manifest import Graph, GraphName, Manifest
 
-Shapes = Mapping[str, Range]
 Argument = int | ctypes.c_void_p  # an int is a C int, a c_void_p an address
 
 SPIN = 200_000  # clock cycles before each pass, about 0.1 ms: the host gets ahead, as with a real model
@@ -58,8 +56,7 @@ class KernelDevice:
         """Load the graphs as `engine.backends.load` loads TensorRT plans."""
 
         def open_plan(name: GraphName) -> KernelPlan:
-            profiles = {i: dimensions(name, profile, manifest.model) for i, profile in enumerate(manifest.profiles)}
-            plan = KernelPlan(self, name, manifest.graphs[name], profiles, folder)
+            plan = KernelPlan(self, name, manifest.graphs[name], folder)
             self.plans.append(plan)
             return plan
 
@@ -69,11 +66,9 @@ class KernelDevice:
 class KernelPlan:
     """One graph on the device."""
 
-    def __init__(
-        self, device: KernelDevice, name: GraphName, graph: Graph, profiles: Mapping[int, Shapes], folder: Path
-    ) -> None:
+    def __init__(self, device: KernelDevice, name: GraphName, graph: Graph, folder: Path) -> None:
         self._cuda, self.launcher = device.cuda, device.launcher
-        self.name, self.graph, self._profiles = name, graph, profiles
+        self.name, self.graph = name, graph
         self.contexts = 0
         self._bytes = math.prod(TINT.shape) * 4
         self.weights = self._cuda.allocate(max(self._bytes, ALIGNMENT))
@@ -86,8 +81,7 @@ class KernelPlan:
             self._cuda.destroy_stream(stream)
 
     def activation_bytes(self, profile: int) -> int:
-        largest = {name: bounds.max for name, bounds in self._profiles[profile].items()}
-        return 4 * math.prod(d if isinstance(d, int) else largest[d] for d in self.graph.outputs[0].shape)
+        return self.graph.activation_bytes[profile]
 
     def create_context(self, profile: int, arena: tuple[int, int], stream: int, *, specialized: bool) -> "KernelContext":
         del specialized  # these kernels are the same for every shape

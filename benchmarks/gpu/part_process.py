@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.gpu.findings import Figures, Findings, Settings, describe, figures_file, read_figures
+from benchmarks.gpu.findings import Figures, Findings, LeftOut, Settings, describe, figures_file, read_figures
 from benchmarks.gpu.parts import Part
 from benchmarks.harness.report import Stopwatch
 
@@ -62,9 +62,11 @@ def run_here(part: Part, settings: Settings, seconds: float) -> None:
     faulthandler.enable()
     faulthandler.dump_traceback_later(max(1.0, seconds - 3))  # a hang shows its place in the log
     module, function = part.run.split(":")
+    found = Findings(figures_file(settings.folder, part.name))
     try:
-        run = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)
-        run(settings, Findings(figures_file(settings.folder, part.name)))
+        getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)(settings, found)
+    except LeftOut as reason:
+        found.add(left_out=str(reason))
     except Exception as error:
         sys.stdout.flush()
         sys.excepthook(type(error), error, error.__traceback__)

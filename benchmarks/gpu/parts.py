@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 FIRST = "machine"  # runs with every selection: it finds the device and the flavor for the others
 
-# Builds of the denoiser that are compared, see `benchmarks.gpu.plans.VARIANTS`.
-VARIANTS = {
-    "fp16": "FP16 that accumulates in FP32",
-    "fp16-accumulate-fp16": "FP16 that accumulates in FP16",
-    "bf16": "BF16",
+# Builds that are compared: name -> words for the report, and fields of `export.build.BuildOptions`.
+VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
+    "fp16": ("FP16", {"precision": "fp16"}),
+    "fp16-accumulate-fp16": ("FP16 that accumulates in FP16", {"precision": "fp16", "accumulation": "fp16"}),
+    "bf16": ("BF16", {"precision": "bf16"}),
 }
 
 
@@ -149,7 +149,7 @@ PARTS = (
         180,
         needs_plans=True,
     ),
-    *(part for variant, text in VARIANTS.items() for part in _of_variant(variant, text)),
+    *(part for variant, (text, _) in VARIANTS.items() for part in _of_variant(variant, text)),
     Part(
         "passes",
         "how long do the first, the second and later passes take, and those prepared by warm-up",

@@ -73,6 +73,7 @@ class TensorRtBuilder:
 
     def _config(self, builder: Any, graph: Graph, profiles: Sequence[Shapes]) -> Any:
         config = builder.create_builder_config()
+        config.profiling_verbosity = self._trt.ProfilingVerbosity.DETAILED  # a plan can be asked for its kernels
         for shapes in profiles:
             profile = builder.create_optimization_profile()
             for spec in graph.inputs:
