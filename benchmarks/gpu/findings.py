@@ -1,10 +1,9 @@
-"""Figures of one part of `zimage-bench gpu-check`, kept in a file while the part runs. Imports nothing that may be missing.
+"""Figures of one part of `zimage-bench gpu-check`, kept in a file while the part runs.
 
-A part that hangs or crashes loses only what it had not added yet.
+A part that hangs or crashes loses only what it had not added yet. Imports the standard library only.
 """
 
 import json
-import os
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -82,7 +81,7 @@ class Findings:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self._file.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(self.figures, indent=1, default=str) + "\n")
-        os.replace(unfinished, self._file)
+        unfinished.replace(self._file)
 
 
 def figures_file(folder: Path, part: str) -> Path:

@@ -1,4 +1,4 @@
-"""The part `machine`: GPU, driver, libraries, the flavor of TensorRT that runs here, and the rates that the GPU reaches."""
+"""The part `machine`: GPU, driver, libraries, the flavor of TensorRT that runs here, and the rates of the GPU."""
 
 import importlib
 import shutil
@@ -6,11 +6,13 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
 from benchmarks.gpu.findings import Figures, Findings, Settings, describe
+from benchmarks.gpu.model.checked_model import LAYERS, PROMPT_TOKENS, sizes, timed_sides
 
 PACKAGES = (
     *("torch", "triton", "tensorrt", "tensorrt-rtx", "cuda-bindings", "nvidia-cuda-nvrtc", "cupy-cuda13x", "numpy"),
     *("diffsynth", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "polygraphy", "msgspec", "isal"),
 )
+COMPONENTS = ("transformer", "text_encoder", "vae")
 # TensorRT-RTX's support matrices and its enum ComputeCapability have neither 9.0 nor 10.0.
 RTX_LACKS = ("9.0", "10.0", "10.3")
 
@@ -26,6 +28,7 @@ def machine(settings: Settings, found: Findings) -> None:
     found.answer(f"{gpu.get('gpu', 'no GPU')}, compute capability {gpu.get('compute_capability', 'none')}")
     rates = _rates(on_gpu)
     found.add(**rates)
+    found.add(roofline_ms={str(side): _roofline_ms(settings, side, rates) for side in timed_sides(settings)})
     if on_gpu:
         found.answer(
             f"{gpu['gpu']} ({gpu['compute_capability']}), flavor {found.figures['flavor'] or 'none'}; "
@@ -83,12 +86,14 @@ def _rates(on_gpu: bool) -> Figures:
     try:
         import torch
 
-        from benchmarks.gpu.accumulation import fp16_accumulation
+        from benchmarks.gpu.model.accumulation import fp16_accumulation
         from benchmarks.harness import roofline
         from benchmarks.harness.device import Device
 
         device = Device("cuda" if on_gpu else "cpu")
-        for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)) if on_gpu else (("fp32", torch.float32),):
+        for name, dtype in (
+            (("bf16", torch.bfloat16), ("fp16", torch.float16)) if on_gpu else (("fp32", torch.float32),)
+        ):
             rates = roofline.measure(device, dtype)
             found |= {f"{name}_tflops": rates.flops / 1e12, "copies_gb_per_s": rates.bandwidth / 1e9}
         if on_gpu:
@@ -96,6 +101,27 @@ def _rates(on_gpu: bool) -> Figures:
                 found["fp16_accumulate_fp16_tflops"] = roofline.measure(device, torch.float16).flops / 1e12
     except Exception as error:  # noqa: BLE001
         found["rates_failed"] = describe(error)
+    return found
+
+
+def _roofline_ms(settings: Settings, side: int, measured: Figures) -> Figures:
+    """Return the least milliseconds of a step at the measured rates: of the checked layers, and of the whole model."""
+    found: Figures = {}
+    try:
+        from benchmarks.harness.roofline import Arithmetic, Rates
+        from engine.plan.manifest import padded
+        from nano.layout import configs
+
+        files = configs(sizes(settings))
+        work = Arithmetic.of({name: files[f"{name}/config.json"] for name in COMPONENTS}).step(
+            side, side, padded(PROMPT_TOKENS)
+        )
+        for name in (name.removesuffix("_tflops") for name in measured if name.endswith("_tflops")):
+            rate, bandwidth = measured[f"{name}_tflops"] * 1e12, measured["copies_gb_per_s"] * 1e9
+            floor = 1e3 * Rates(rate, bandwidth, 4 if name == "fp32" else 2).floor(work)
+            found |= {name: floor, f"{name}, {LAYERS} layers": floor * LAYERS / settings.layers}
+    except Exception as error:  # noqa: BLE001
+        found["failed"] = describe(error)
     return found
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.gpu.findings import Figures, Findings, LeftOut, Settings, describe, figures_file, read_figures
@@ -67,7 +68,7 @@ def run_here(part: Part, settings: Settings, seconds: float) -> None:
         getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)(settings, found)
     except LeftOut as reason:
         found.add(left_out=str(reason))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  the process ends with it
         sys.stdout.flush()
         sys.excepthook(type(error), error, error.__traceback__)
         print(f"{FAILED}{describe(error)}".replace("\n", " "), file=sys.stderr, flush=True)
@@ -101,8 +102,6 @@ def _reason(code: int, log: Path) -> str:
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     """End a part and the processes that it started, such as compilers."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

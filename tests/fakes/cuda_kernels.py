@@ -1,4 +1,4 @@
-"""The kernels of `zimage-bench gpu-check` on the fake device: the same text, compiled by the C compiler of this machine."""
+"""The kernels of `zimage-bench gpu-check` on the fake device: the same text, compiled for the host."""
 
 import ctypes
 import inspect
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from fakes.cuda import FakeCuda, Misuse
 
-from benchmarks.gpu.kernel_plan import Argument, KernelDevice
-from benchmarks.gpu.kernel_source import SOURCE
+from benchmarks.gpu.cuda.kernel_plan import Argument, KernelDevice
+from benchmarks.gpu.cuda.kernel_source import SOURCE
 
 HOST_MACROS = """
 #define KERNEL void

@@ -1,20 +1,18 @@
-"""The parts of gpu-check that run plans: errors, speed, first passes, memory, closing."""
+"""The parts of gpu-check that run plans of the checked model: errors, speed, first passes, memory, closing.
+
+Like the runtime they import neither torch nor DiffSynth.
+"""
 
 import statistics
 import time
 from contextlib import closing
 from dataclasses import replace
 
-import torch
-
-from benchmarks.gpu.cuda_calls import require
-from benchmarks.gpu.denoiser_inputs import cases, inputs, velocity_error
+from benchmarks.gpu.cuda.calls import require
 from benchmarks.gpu.findings import Figures, Findings, Settings
-from benchmarks.gpu.graph_runs import as_pixels, run_graph
-from benchmarks.gpu.plans import build_nano, plan_directory
-from benchmarks.gpu.torch_parts import expected_outputs, without_tf32
-from benchmarks.gpu.torch_speed import roofline_ms
-from benchmarks.gpu.weights import LAYERS, checkpoint
+from benchmarks.gpu.model.checked_model import LAYERS, main_side, plan_directory, roofline, timed_sides
+from benchmarks.gpu.model.comparison_cases import load
+from benchmarks.gpu.plans.graph_runs import WRONG, run_graph
 from engine.backends.cuda import CudaRuntime
 from engine.backends.load import load_backend
 from engine.backends.vram import VramPlan
@@ -22,54 +20,24 @@ from engine.errors import UnsupportedShape
 from engine.options import CudaGraphs, RuntimeOptions
 from engine.pipeline import Pipeline, warm_up
 from engine.plan.directory import read
-from engine.plan.manifest import GraphName, Manifest
+from engine.plan.manifest import Manifest
 from engine.request import ImageRequest
 from engine.sampling.schedule import sigmas
 from engine.size import Size
-from export.checkpoint.files import open_checkpoint
-from export.compile.parity import Reference, relative_l2, sample_inputs
-from nano.layout import Z_IMAGE_NANO
 
-WRONG = 0.1  # relative L2 above which plans compute another function; FP16 stays below 1e-2, silent zeros give 1
-NANO_SHAPES = ((16, 16, 20, 1), (18, 22, 40, 2))  # height and width in latents, prompt tokens, batch
-KNOWN: tuple[GraphName, ...] = ("prompt_encoder", "denoiser", "vae_decoder")  # graphs that DiffSynth's modules can check
 PROMPT = "a red circle on a blue background"
 PASSES = 10
 
 
-def nano(settings: Settings, found: Findings) -> None:
-    """Compare each graph of z-image-nano's plans with DiffSynth's modules in FP32."""
-    without_tf32()
-    directory = build_nano(settings, Z_IMAGE_NANO)
-    manifest = read(directory, verify=False)
-    reference = Reference(open_checkpoint(str(Z_IMAGE_NANO)), settings.device)
-    errors: dict[str, float] = {}
-    with closing(load_backend(directory, manifest, RuntimeOptions())) as loaded:
-        for name in KNOWN:
-            for height, width, tokens, batch in NANO_SHAPES:
-                samples = 1 if name == "vae_decoder" else batch
-                given = sample_inputs(name, reference.config, height=height, width=width, tokens=tokens, batch=samples)
-                expected = as_pixels(manifest.graphs[name], reference.forward(name)(given))
-                error = relative_l2(run_graph(loaded, manifest, name, given).astype("float32"), expected)
-                errors[name] = max(errors.get(name, 0.0), error if error == error else float("inf"))
-                found.add(builder=manifest.target.builder, relative_l2=errors)
-    require(max(errors.values()) < WRONG, f"the plans compute something else: relative L2 {errors}")
-    found.answer("yes: relative L2 " + ", ".join(f"{name} {error:.1e}" for name, error in errors.items()))
-
-
 def errors(settings: Settings, found: Findings) -> None:
     """Compare the denoiser's plan with DiffSynth in FP32, usual inputs and those along the worst rows."""
-    directory, source = plan_directory(settings), checkpoint(settings)
-    manifest, expected = read(directory, verify=False), expected_outputs(settings)
-    measured: dict[str, float] = {}
+    directory = plan_directory(settings)
+    manifest, measured = read(directory, verify=False), dict[str, float]()
     with closing(load_backend(directory, manifest, RuntimeOptions())) as loaded:
-        for name, case in cases(settings).items():
-            if not _covers(manifest, case[0]):
-                continue
-            given = inputs(source, *case)
-            got = torch.from_numpy(run_graph(loaded, manifest, "denoiser", given))
-            measured[name] = velocity_error(got, expected[name], given)
-            found.add(relative_l2=measured)
+        for name, case in load(settings).items():
+            if _covers(manifest, case.side):
+                measured[name] = case.velocity_error(run_graph(loaded, manifest, "denoiser", case.inputs))
+                found.add(relative_l2=measured)
     found.answer("relative L2 of the velocity: " + ", ".join(f"{name} {error:.1e}" for name, error in measured.items()))
     require(max(measured.values()) < WRONG, f"the plan computes something else: relative L2 {measured}")
 
@@ -78,7 +46,7 @@ def speed(settings: Settings, found: Findings) -> None:
     """Time steps with and without CUDA graphs."""
     directory = plan_directory(settings)
     manifest, rows = read(directory, verify=False), dict[str, Figures]()
-    sides = [side for side in ((64, 128) if settings.quick else (512, 1024, 2048)) if _covers(manifest, side)]
+    sides = [side for side in timed_sides(settings) if _covers(manifest, side)]
     modes: tuple[CudaGraphs, ...] = ("off", "on")
     for mode in modes:
         with Pipeline.load(directory, RuntimeOptions(cuda_graphs=mode), verify=False) as pipeline:
@@ -88,15 +56,17 @@ def speed(settings: Settings, found: Findings) -> None:
                 row |= {f"graphs_{mode}_ms": milliseconds}
                 row |= {f"graphs_{mode}_ms_{LAYERS}_layers": milliseconds * LAYERS / settings.layers}
                 found.add(step=rows)
-    found.add(roofline={str(side): roofline_ms(settings, side) for side in sides})
+    found.add(roofline_ms={str(side): roofline(settings).get(str(side), {}) for side in sides})
     found.answer(
-        ", ".join(f"{n}: {row['graphs_off_ms']:.3g} ms, {row['graphs_on_ms']:.3g} with graph" for n, row in rows.items())
+        ", ".join(
+            f"{n}: {row['graphs_off_ms']:.3g} ms, {row['graphs_on_ms']:.3g} with graph" for n, row in rows.items()
+        )
     )
 
 
 def passes(settings: Settings, found: Findings) -> None:
     """Time the first passes of a new shape, then those of a shape that was warmed up."""
-    directory, side = plan_directory(settings), 64 if settings.quick else 1024
+    directory, side = plan_directory(settings), main_side(settings)
     options = RuntimeOptions(cuda_graphs="off", runtime_cache=settings.folder / "cache" / f"kernels-{time.time_ns()}")
     started = time.perf_counter()
     with Pipeline.load(directory, options, verify=False) as pipeline:
@@ -127,7 +97,9 @@ def memory(settings: Settings, found: Findings) -> None:
     left = before - cuda.memory_info()[0]
     found.add(left_after_closing_gb=left / 1e9)
     most = max(taken.values())
-    found.answer(f"{most / 1e9:.2f} GB at most, planned {planned.needed / 1e9:.2f}; {left / 1e9:.2f} left after closing")
+    found.answer(
+        f"{most / 1e9:.2f} GB at most, planned {planned.needed / 1e9:.2f}; {left / 1e9:.2f} left after closing"
+    )
     require(most <= planned.needed, "more memory was taken than planned")
 
 

@@ -1,4 +1,4 @@
-"""Accumulation of torch's FP16 matrix products in FP16, where torch offers it (2.7 and later, cuBLAS)."""
+"""How torch computes matrix products on a GPU: FP16 that accumulates in FP16 (torch 2.7 and later), FP32 without TF32."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,3 +20,9 @@ def fp16_accumulation() -> Iterator[None]:
         yield
     finally:
         matmul.allow_fp16_accumulation = before
+
+
+def without_tf32() -> None:
+    """Compute FP32 products and convolutions in FP32."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False

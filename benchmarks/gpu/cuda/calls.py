@@ -1,4 +1,4 @@
-"""The part `cuda-calls`: each call of `engine.backends.cuda.Cuda` on the device, against what the runtime assumes of it."""
+"""The part `cuda-calls`: each call of `engine.backends.cuda.Cuda` on the device, against the runtime's assumptions."""
 
 import ctypes
 import time
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from benchmarks.gpu.cuda.kernel_plan import KernelDevice
 from benchmarks.gpu.findings import CheckFailed, Figures, Findings, Settings
-from benchmarks.gpu.kernel_plan import KernelDevice
 from engine.array import Array
 from engine.backends.memory import ALIGNMENT
 from engine.errors import DeviceError, OutOfDeviceMemory
@@ -20,7 +20,7 @@ LARGE = 16 << 20  # bytes; CUDA takes smaller allocations from blocks that it ha
 
 def calls(settings: Settings, found: Findings) -> None:
     """Run the cases on the GPU."""
-    from benchmarks.gpu.nvrtc import kernel_device
+    from benchmarks.gpu.cuda.nvrtc import kernel_device
 
     run_cases(kernel_device(), found, 1 << 20 if settings.quick else 64 << 20)
 
@@ -110,7 +110,12 @@ class _OnDevice:
         cuda, launcher, count = self._cuda, self._device.launcher, 1024
         with self._owned() as own:
             stream, events = own.stream(), (own.event(), own.event())
-            source, target, a, b = own.host(4 * count), own.host(4 * count), own.device(4 * count), own.device(4 * count)
+            source, target, a, b = (
+                own.host(4 * count),
+                own.host(4 * count),
+                own.device(4 * count),
+                own.device(4 * count),
+            )
 
             def work() -> None:
                 cuda.copy(a, source, 4 * count, stream)

@@ -1,12 +1,12 @@
-"""The parts `cuda-memory` and `cuda-lost`: memory that is planned, refused, offloaded and freed; a context that is lost."""
+"""The parts `cuda-memory` and `cuda-lost`: memory planned, refused, offloaded and freed; a context that is lost."""
 
 import os
 from dataclasses import replace
 
-from benchmarks.gpu.cuda_calls import require
-from benchmarks.gpu.cuda_images import PROMPTS, SEED, Bench, equal_images, open_bench
+from benchmarks.gpu.cuda.calls import require
+from benchmarks.gpu.cuda.images import PROMPTS, SEED, Bench, equal_images, open_bench
+from benchmarks.gpu.cuda.kernel_plan import KernelDevice
 from benchmarks.gpu.findings import CheckFailed, Figures, Findings, Settings
-from benchmarks.gpu.kernel_plan import KernelDevice
 from engine.backends.vram import RESERVE, VramPlan
 from engine.errors import DeviceError, OutOfDeviceMemory
 from engine.options import RuntimeOptions
@@ -18,14 +18,14 @@ SLACK = 64 << 20  # bytes that CUDA may keep for itself: kernels, graphs, event 
 
 def memory(settings: Settings, found: Findings) -> None:
     """Run the cases on the GPU."""
-    from benchmarks.gpu.nvrtc import kernel_device
+    from benchmarks.gpu.cuda.nvrtc import kernel_device
 
     run_memory(kernel_device(), found, quick=settings.quick)
 
 
 def lost(settings: Settings, found: Findings) -> None:
     """Lose the context of this process on the GPU."""
-    from benchmarks.gpu.nvrtc import kernel_device
+    from benchmarks.gpu.cuda.nvrtc import kernel_device
 
     run_lost(kernel_device(), found, quick=settings.quick)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.gpu.kernel_source import WIDTH
+from benchmarks.gpu.cuda.kernel_source import WIDTH
 from engine.array import Array
 from engine.backends.base import Backend, Bindings, Engine
 from engine.backends.host_memory import HostMemory

@@ -3,8 +3,8 @@
 import ctypes
 from typing import Any
 
-from benchmarks.gpu.kernel_plan import Argument, KernelDevice
-from benchmarks.gpu.kernel_source import CUDA_MACROS, SOURCE
+from benchmarks.gpu.cuda.kernel_plan import Argument, KernelDevice
+from benchmarks.gpu.cuda.kernel_source import CUDA_MACROS, SOURCE
 from engine.backends.cuda import STICKY, CudaRuntime
 from engine.errors import DeviceError
 
@@ -50,7 +50,9 @@ def compile_kernels(capability: str) -> bytes:
         log = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
         nvrtc.nvrtcGetProgramLog(program, log)
         raise DeviceError(f"NVRTC: {status.name}: {log.decode(errors='replace')}")
-    size, read = (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN) if is_known else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+    size, read = (
+        (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN) if is_known else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+    )
     code = b" " * _checked(size(program))
     _checked(read(program, code))
     return code

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from benchmarks.gpu.kernel_graphs import TINT, base_tint
+from benchmarks.gpu.cuda.kernel_graphs import TINT, base_tint
 from engine.array import Array
 from engine.backends.base import Backend
 from engine.backends.cuda import Cuda
@@ -83,7 +83,9 @@ class KernelPlan:
     def activation_bytes(self, profile: int) -> int:
         return self.graph.activation_bytes[profile]
 
-    def create_context(self, profile: int, arena: tuple[int, int], stream: int, *, specialized: bool) -> "KernelContext":
+    def create_context(
+        self, profile: int, arena: tuple[int, int], stream: int, *, specialized: bool
+    ) -> "KernelContext":
         del specialized  # these kernels are the same for every shape
         if arena[1] < self.activation_bytes(profile):
             raise DeviceError(f"the arena has {arena[1]} bytes, a context needs {self.activation_bytes(profile)}")

@@ -13,10 +13,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from benchmarks.gpu.cuda_calls import require
+from benchmarks.gpu.cuda.calls import require
+from benchmarks.gpu.cuda.kernel_graphs import host_pipeline, manifest, write_directory
+from benchmarks.gpu.cuda.kernel_plan import KernelDevice
 from benchmarks.gpu.findings import Figures, Findings, Settings
-from benchmarks.gpu.kernel_graphs import host_pipeline, manifest, write_directory
-from benchmarks.gpu.kernel_plan import KernelDevice
 from benchmarks.harness.report import Stopwatch
 from engine.array import Array
 from engine.backends.cuda import Cuda
@@ -36,7 +36,7 @@ TAKING = ("allocate", "allocate_host", "create_stream", "create_event")  # calls
 
 def images(settings: Settings, found: Findings) -> None:
     """Run the cases on the GPU."""
-    from benchmarks.gpu.nvrtc import kernel_device
+    from benchmarks.gpu.cuda.nvrtc import kernel_device
 
     run_cases(kernel_device(), found, quick=settings.quick)
 

@@ -8,19 +8,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.denoiser_inputs import USUAL_TOKENS, inputs
-from benchmarks.gpu.findings import Figures, Findings, Settings, read_figures
-from benchmarks.gpu.parts import FIRST
-from benchmarks.gpu.torch_parts import denoiser, step
-from benchmarks.gpu.weights import LAYERS, checkpoint, sizes
+from benchmarks.gpu.findings import Figures, Findings, Settings
+from benchmarks.gpu.model.checked_model import LAYERS, PROMPT_TOKENS, roofline
+from benchmarks.gpu.model.denoiser_inputs import inputs
+from benchmarks.gpu.model.precision import denoiser, tensors
+from benchmarks.gpu.model.weights import checkpoint
 from benchmarks.harness.device import Device
-from benchmarks.harness.roofline import Arithmetic, Rates
-from engine.plan.manifest import padded
 from export.checkpoint import models
 from export.checkpoint.files import Checkpoint
 from export.compile.parity import velocity
 from export.graphs.layers import transformer_block
-from nano.layout import configs
 
 Step = Callable[[], object]
 
@@ -28,8 +25,8 @@ Step = Callable[[], object]
 def speed(settings: Settings, found: Findings) -> None:
     """Time each runner at each size; compiled ones last, since compiling may fail or take long."""
     source = checkpoint(settings)
-    sides = (128,) if settings.quick else (1024, 512)
-    found.add(roofline={str(side): roofline_ms(settings, side) for side in sides})
+    sides = (128,) if settings.quick else (1024, 512)  # the more important one first
+    found.add(roofline_ms={str(side): roofline(settings).get(str(side), {}) for side in sides})
     runners: dict[str, Callable[[int], Step]] = {
         "DiffSynth bf16, eager": _diffsynth(source, settings, compiled=False),
         "our graph fp16, eager": _ours(source, settings, "fp16", compiled=False),
@@ -58,22 +55,6 @@ def measure(run: Step, settings: Settings) -> Figures:
     return {"first_ms": first, "ms": median, f"ms_{LAYERS}_layers": median * LAYERS / settings.layers}
 
 
-def roofline_ms(settings: Settings, side: int) -> Figures:
-    """Return the least milliseconds of a step at the rates that the part `machine` measured."""
-    machine, found = read_figures(settings.folder, FIRST), Figures()
-    arithmetic = Arithmetic.of({name: configs(sizes(settings))[f"{name}/config.json"] for name in ARITHMETIC})
-    work = arithmetic.step(side, side, padded(USUAL_TOKENS))
-    for name in ("bf16", "fp16", "fp16_accumulate_fp16", "fp32"):
-        if rate := machine.get(f"{name}_tflops"):
-            rates = Rates(rate * 1e12, machine["copies_gb_per_s"] * 1e9, 4 if name == "fp32" else 2)
-            floor = 1e3 * rates.floor(work)
-            found |= {f"{name}_ms": floor, f"{name}_ms_{LAYERS}_layers": floor * LAYERS / settings.layers}
-    return found
-
-
-ARITHMETIC = ("transformer", "text_encoder", "vae")
-
-
 def _milliseconds(run: Step, device: Device) -> float:
     device.synchronize()
     started = time.perf_counter()
@@ -86,8 +67,13 @@ def _ours(source: Checkpoint, settings: Settings, kind: Any, *, compiled: bool) 
     def make(side: int) -> Step:
         block = torch.compile(transformer_block, dynamic=False) if compiled else None
         module = denoiser(source, kind, settings.device, block)
-        given = inputs(source, side, USUAL_TOKENS, False)
-        return lambda: step(module, given, settings.device)
+        given = tensors(inputs(source, side, PROMPT_TOKENS, False), settings.device)
+
+        @torch.no_grad()
+        def run() -> object:
+            return module(**given)
+
+        return run
 
     return make
 
@@ -103,7 +89,7 @@ def _diffsynth(source: Checkpoint, settings: Settings, *, compiled: bool) -> Cal
         if compiled:
             warnings.filterwarnings("ignore", ".*complex operators", UserWarning)  # its rotary embedding stays eager
             dit.layers = torch.nn.ModuleList(torch.compile(layer, dynamic=False) for layer in dit.layers)  # type: ignore[misc]
-        given = {n: torch.from_numpy(a).to(settings.device) for n, a in inputs(source, side, USUAL_TOKENS, False).items()}
+        given = tensors(inputs(source, side, PROMPT_TOKENS, False), settings.device)
         latents, prompt = given["latents"].to(dtype), given["prompt_embeds"][0].to(dtype)
 
         @torch.no_grad()

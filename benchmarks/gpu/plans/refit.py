@@ -4,10 +4,11 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from benchmarks.gpu.cuda_calls import require
+from benchmarks.gpu.cuda.calls import require
 from benchmarks.gpu.findings import Findings, Settings
-from benchmarks.gpu.plans import build_variant
-from benchmarks.gpu.weights import LAYERS, checkpoint
+from benchmarks.gpu.model.checked_model import LAYERS, main_side
+from benchmarks.gpu.model.weights import checkpoint
+from benchmarks.gpu.plans.build import build_variant
 from benchmarks.harness.report import Stopwatch
 from engine.pipeline import Pipeline
 from engine.plan.directory import read
@@ -30,7 +31,7 @@ def refit(settings: Settings, found: Findings) -> None:
     watch = Stopwatch()
     lora = prepare(source, [Lora(file)], manifest)
     found.add(layers=len(layers), prepare_s=watch.seconds)
-    side = 64 if settings.quick else 1024
+    side = main_side(settings)
     request = ImageRequest("a red circle on a blue background", side, side, seed=7, num_inference_steps=4)
     with Pipeline.load(directory, verify=False) as pipeline:
         plain = pipeline.generate(request).pixels

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.findings import Figures, Findings, Settings, describe
+from benchmarks.gpu.model.checked_model import flavor, main_side, plan_directory
 from benchmarks.gpu.part_process import log_file
-from benchmarks.gpu.plans import flavor, plan_directory
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.directory import read
@@ -28,7 +28,7 @@ def kernels(settings: Settings, found: Findings) -> None:
     """Profile a few steps of the largest size up to 1024; then inspect the plan."""
     directory = plan_directory(settings)
     try:
-        rows = profile_steps(directory, 64 if settings.quick else 1024)
+        rows = profile_steps(directory, main_side(settings))
         found.add(kernels=rows)
         found.answer(_summary(rows))
     finally:

@@ -1,14 +1,12 @@
 """The part `products`: matrix products and attention on the device against float64, by precision and accumulation."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu.accumulation import fp16_accumulation
 from benchmarks.gpu.findings import Figures, Findings, Settings
-from benchmarks.gpu.torch_parts import without_tf32
+from benchmarks.gpu.model.accumulation import fp16_accumulation, without_tf32
 
 INNER = (3840, 10240)  # of Z-Image-Turbo's matrix products
 ROWS = 512
@@ -40,8 +38,9 @@ def _product(device: str, inner: int) -> Figures:
     found: Figures = {}
     for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)):
         found[name] = _product_error(a.to(dtype), b.to(dtype))
-    with fp16_accumulation() if device == "cuda" else nullcontext():
-        found["fp16, accumulates in fp16"] = _product_error(a.half(), b.half())
+    if device == "cuda":
+        with fp16_accumulation():
+            found["fp16, accumulates in fp16"] = _product_error(a.half(), b.half())
     return found
 
 

@@ -1,4 +1,4 @@
-"""The part `cuda-loop`: images that join and leave a running loop on the device, against each of them alone in numpy."""
+"""The part `cuda-loop`: images that join and leave a running loop on the device, against each alone in numpy."""
 
 import threading
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from benchmarks.gpu.cuda_calls import require
-from benchmarks.gpu.cuda_images import PROMPTS, SEED, Bench, equal_images, open_bench
+from benchmarks.gpu.cuda.calls import require
+from benchmarks.gpu.cuda.images import PROMPTS, SEED, Bench, equal_images, open_bench
+from benchmarks.gpu.cuda.kernel_graphs import LORA, host_pipeline
+from benchmarks.gpu.cuda.kernel_plan import KernelDevice
 from benchmarks.gpu.findings import Figures, Findings, Settings
-from benchmarks.gpu.kernel_graphs import LORA, host_pipeline
-from benchmarks.gpu.kernel_plan import KernelDevice
 from benchmarks.harness.report import Stopwatch
 from engine.array import Array
 from engine.options import CudaGraphs, RuntimeOptions
@@ -18,8 +18,8 @@ from engine.pipeline import Pipeline
 from engine.request import ImageRequest
 from engine.scheduler.batch_table import BatchTable, PassTimes
 from engine.scheduler.events import Denoised, Failed, Passed, Stepped, Switched
-from engine.scheduler.lora_registry import LoraRegistry
 from engine.scheduler.loop import EngineLoop
+from engine.scheduler.lora_registry import LoraRegistry
 
 SLOTS = 5
 PREVIEWS = 2
@@ -49,7 +49,7 @@ class Outcome:
 
 def loop(settings: Settings, found: Findings) -> None:
     """Run the cases on the GPU."""
-    from benchmarks.gpu.nvrtc import kernel_device
+    from benchmarks.gpu.cuda.nvrtc import kernel_device
 
     run_cases(kernel_device(), found, quick=settings.quick)
 

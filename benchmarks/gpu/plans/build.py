@@ -2,21 +2,17 @@
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 
-from benchmarks.gpu.findings import CheckFailed, Findings, LeftOut, Settings, read_figures
+from benchmarks.gpu.findings import Findings, LeftOut, Settings, read_figures
+from benchmarks.gpu.model.checked_model import checkpoint_folder, flavor, profiles
 from benchmarks.gpu.parts import FIRST, VARIANTS
-from benchmarks.gpu.weights import folder
 from benchmarks.harness.report import Stopwatch
-from engine.errors import PlanNotFound
 from engine.plan.directory import read
-from engine.plan.manifest import Flavor
 from export.build import BuildOptions, build_engines
 from export.progress import BuildProgress
-
-LARGE_GB = 14.0  # free GPU memory from which 2048 is checked too: the VAE alone takes 8 GB there
 
 
 def build(settings: Settings, found: Findings) -> None:
@@ -34,7 +30,9 @@ def build(settings: Settings, found: Findings) -> None:
         build_s=watch.seconds,
         plan_mb={name: size / 1e6 for name, size in sizes.items()},
         weights_mb={name: graph.weight_bytes / 1e6 for name, graph in manifest.graphs.items()},
-        activation_mb={name: [size / 1e6 for size in graph.activation_bytes] for name, graph in manifest.graphs.items()},
+        activation_mb={
+            name: [size / 1e6 for size in graph.activation_bytes] for name, graph in manifest.graphs.items()
+        },
     )
     megabytes = (data.stat().st_size if data.is_file() else sizes["denoiser"]) / 1e6
     found.answer(f"{watch.seconds:.0f} s by {manifest.target.builder}; the denoiser takes {megabytes:.0f} MB")
@@ -53,41 +51,12 @@ def build_variant(settings: Settings, *, refittable: bool) -> Path:
     if settings.device == "cpu" and settings.variant != "fp16":
         raise LeftOut("ONNX Runtime computes FP16 graphs in FP32 and has no BF16, so this says nothing on a CPU")
     options |= {"profiles": profiles(settings), "refittable": refittable}
-    return _build(str(folder(settings)), settings, options)
+    return _build(str(checkpoint_folder(settings)), settings, options)
 
 
 def build_nano(settings: Settings, model: Path) -> Path:
     """Build plans of z-image-nano with the default profiles."""
     return _build(str(model), settings, {"precision": "fp32" if settings.device == "cpu" else "fp16"})
-
-
-def plan_directory(settings: Settings) -> Path:
-    """Return the plan directory that the part `build-VARIANT` built.
-
-    Raises:
-        PlanNotFound: the part has not run, or has failed.
-    """
-    part = f"build-{settings.variant}"
-    directory = read_figures(settings.folder, part).get("directory")
-    if directory is None:
-        raise PlanNotFound(f"the part {part} has built no plans in {settings.folder}")
-    return Path(directory)
-
-
-def profiles(settings: Settings) -> tuple[str, ...]:
-    """Return the profiles: one of 512 to 1024, and one for 2048 where it fits in memory."""
-    if settings.quick:
-        return "128,64", "256"
-    free = read_figures(settings.folder, FIRST).get("free_gb", LARGE_GB)
-    return ("1024,512", "2048") if free >= LARGE_GB else ("1024,512",)
-
-
-def flavor(settings: Settings) -> Flavor:
-    """Return the flavor that the part `machine` found."""
-    found = read_figures(settings.folder, FIRST).get("flavor") or ("onnx" if settings.device == "cpu" else None)
-    if found is None:
-        raise CheckFailed("the part machine has found no flavor that runs here")
-    return cast(Flavor, found)
 
 
 def _build(model: str, settings: Settings, chosen: dict[str, Any]) -> Path:
