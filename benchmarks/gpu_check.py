@@ -6,9 +6,10 @@ parts that can run do, and the report names the others.
 """
 
 import argparse
+import faulthandler
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +52,9 @@ def run(args: argparse.Namespace) -> None:
     settings = Settings(args.folder, device, args.layers, args.quick)
     if args.part:
         [part] = [part for part in PARTS if part.name == args.part]
-        run_here(part, _for(part, settings), args.part_seconds)
+        faulthandler.enable()
+        faulthandler.dump_traceback_later(max(1.0, args.part_seconds - 3))  # a hang shows its place in the log
+        run_here(part, _for(part, settings))
         return
     selected = _select(args.only)
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +69,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check(
-    selected: tuple[Part, ...], settings: Settings, seconds: float, earlier: Figures, *, wants_gpu: bool = False
+    selected: tuple[Part, ...],
+    settings: Settings,
+    seconds: float,
+    earlier: Figures,
+    *,
+    wants_gpu: bool = False,
+    run_part: Callable[[Part, Settings, float], Figures] = run_in_process,
 ) -> Iterator[tuple[Part, Figures]]:
     """Run parts one after the other, and yield each with its figures.
 
@@ -75,6 +84,7 @@ def check(
         seconds: time limit of all parts together.
         earlier: figures of parts that ran before in the same folder.
         wants_gpu: run the parts that need a GPU even if none is found, so that the report has their errors.
+        run_part: runs a part within a limit and returns its figures.
     """
     watch, done = Stopwatch(), dict(earlier)
     for part in selected:
@@ -86,7 +96,7 @@ def check(
             found: Figures = {"left_out": reason}
         else:
             print(f"{part.name}: {part.question} ...", flush=True)
-            found = run_in_process(part, _for(part, settings), limit)
+            found = run_part(part, _for(part, settings), limit)
         done[part.name] = found
         print(f"{part.name}: {status(found)}", flush=True)
         if part.name == FIRST:

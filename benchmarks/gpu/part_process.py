@@ -1,11 +1,11 @@
 """A process for each part of `zimage-bench gpu-check`: a crash, a hang or a lost CUDA context costs only that part."""
 
-import faulthandler
 import importlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,8 +28,11 @@ CACHES = {
 }
 
 
-def run_in_process(part: Part, settings: Settings, seconds: float) -> Figures:
+def run_in_process(part: Part, settings: Settings, seconds: float, command: Sequence[str] = ()) -> Figures:
     """Run a part in a process of its own, with its output in logs/NAME.log.
+
+    Args:
+        command: command of the process; by default this one, with the part's name.
 
     Returns:
         The figures that it added; with "failed" and "output", the end of its log, if it did not end well.
@@ -37,13 +40,14 @@ def run_in_process(part: Part, settings: Settings, seconds: float) -> Figures:
     log = log_file(settings.folder, part.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     figures_file(settings.folder, part.name).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks.cli", "gpu-check", str(settings.folder), "--part", part.name]
-    command += ["--device", settings.device, "--layers", str(settings.layers), "--part-seconds", f"{seconds:.0f}"]
-    command += ["--quick"] if settings.quick else []
     watch = Stopwatch()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=_environment(settings), start_new_session=True
+            command or _command(part, settings, seconds),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=_environment(settings),
+            start_new_session=True,
         )
         try:
             code = process.wait(seconds)
@@ -58,10 +62,8 @@ def run_in_process(part: Part, settings: Settings, seconds: float) -> Figures:
     return found
 
 
-def run_here(part: Part, settings: Settings, seconds: float) -> None:
+def run_here(part: Part, settings: Settings) -> None:
     """Run a part in this process. It exits with status 1 and the reason in the last line if the part fails."""
-    faulthandler.enable()
-    faulthandler.dump_traceback_later(max(1.0, seconds - 3))  # a hang shows its place in the log
     module, function = part.run.split(":")
     found = Findings(figures_file(settings.folder, part.name))
     try:
@@ -73,8 +75,6 @@ def run_here(part: Part, settings: Settings, seconds: float) -> None:
         sys.excepthook(type(error), error, error.__traceback__)
         print(f"{FAILED}{describe(error)}".replace("\n", " "), file=sys.stderr, flush=True)
         sys.exit(1)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
 
 
 def log_file(folder: Path, part: str) -> Path:
@@ -85,6 +85,12 @@ def log_file(folder: Path, part: str) -> Path:
 def tail(log: Path) -> str:
     """Return the end of a log."""
     return log.read_bytes()[-TAIL:].decode(errors="replace").strip() if log.is_file() else ""
+
+
+def _command(part: Part, settings: Settings, seconds: float) -> list[str]:
+    command = [sys.executable, "-m", "benchmarks.cli", "gpu-check", str(settings.folder), "--part", part.name]
+    command += ["--device", settings.device, "--layers", str(settings.layers), "--part-seconds", f"{seconds:.0f}"]
+    return [*command, "--quick"] if settings.quick else command
 
 
 def _environment(settings: Settings) -> dict[str, str]:

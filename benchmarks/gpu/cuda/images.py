@@ -24,7 +24,6 @@ from engine.options import CudaGraphs, RuntimeOptions
 from engine.pipeline import Pipeline, warm_up
 from engine.plan.manifest import Manifest
 from engine.request import ImageRequest
-from engine.sampling.schedule import sigmas
 from engine.sampling.tokenizer import PromptTokenizer
 from engine.size import Size
 
@@ -128,20 +127,24 @@ class Bench:
         }
 
     def batches(self) -> Figures:
-        """Denoise batches; each row must be the image that it is alone."""
+        """Denoise batches; the latents of each row must be those that it has alone, and so must its image."""
         found: Figures = {}
-        side, steps = self.sides()[1], 8
-        schedule = sigmas(steps, self.plans.model.schedule_shift)
+        side = self.sides()[1]
+        request = ImageRequest(PROMPTS[0], side, side)
+        size, schedule = request.size(self.plans), self.host.schedule(request)
+        prompt = self.host.tokenize(request.prompt)
         with self.pipeline(RuntimeOptions(cuda_graphs="on")) as pipeline:
             for batch in (2, 4, 3):
-                request = ImageRequest(PROMPTS[0], side, side)
-                size = request.size(self.plans)
-                prompts = [pipeline.tokenize(PROMPTS[0])] * batch
-                noise = np.concatenate([pipeline.noise(SEED + row, size) for row in range(batch)])
-                latents = pipeline.denoise(pipeline.encode_prompt(prompts), noise, schedule)
+                noise = [pipeline.noise(SEED + row, size) for row in range(batch)]
+                prompt_embeds = pipeline.encode_prompt([prompt] * batch)
+                latents = pipeline.denoise(prompt_embeds, np.concatenate(noise), schedule)
+                values = pipeline.memory.read(latents).wait().copy()
                 for row in range(batch):
-                    alone = self.host.generate(ImageRequest(PROMPTS[0], side, side, SEED + row)).pixels
-                    _require_equal(pipeline.decode(latents, row).wait(), alone, f"row {row} of {batch}")
+                    alone = self.host.denoise(self.host.encode_prompt([prompt]), noise[row], schedule)
+                    different = int((values[row : row + 1] != alone).sum())
+                    require(not different, f"row {row} of {batch}: {different} latents differ from numpy's")
+                    pixels = self.host.decode(alone).wait()
+                    _require_equal(pipeline.decode(latents, row).wait(), pixels, f"row {row} of {batch}")
                 found[f"batch_{batch}"] = "equal"
         return found
 

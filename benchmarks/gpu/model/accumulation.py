@@ -1,4 +1,4 @@
-"""How torch computes matrix products on a GPU: FP16 that accumulates in FP16 (torch 2.7 and later), FP32 without TF32."""
+"""Settings of torch for matrix products on a GPU: FP16 that accumulates in FP16 (torch 2.7 and later), no TF32."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
