@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes.cuda import FakeCuda, Misuse
+from fakes.cuda import FakeCuda
 
 from benchmarks.gpu.cuda.kernel_plan import Argument, KernelDevice
 from benchmarks.gpu.cuda.kernel_source import SOURCE
@@ -59,12 +59,15 @@ class HostKernels:
     def launch(self, kernel: str, count: int, arguments: tuple[Argument, ...], stream: int) -> None:
         function = getattr(self._library, kernel)
         values = [a if isinstance(a, ctypes.c_void_p) else ctypes.c_int(a) for a in (count, *arguments)]
-        for address in arguments:
-            if isinstance(address, ctypes.c_void_p):
-                assert address.value is not None
-                self._cuda.bytes_at(address.value, 1, device=True)
+        addresses = [a.value or 0 for a in arguments if isinstance(a, ctypes.c_void_p)]
+
+        def run() -> None:
+            for address in addresses:
+                self._cuda.bytes_at(address, 1, device=True)  # not freed since it was enqueued
+            function(*values)
+
         self._cuda._begin("launch_kernel", waits=False)
-        self._cuda.enqueue(stream, lambda: function(*values), seconds=1e-4)
+        self._cuda.enqueue(stream, run, seconds=1e-4)
 
 
 def kernel_device(cuda: FakeCuda, folder: Path, text: str = SOURCE) -> KernelDevice:
@@ -78,6 +81,3 @@ def kernel_device(cuda: FakeCuda, folder: Path, text: str = SOURCE) -> KernelDev
         cuda.fails |= dict.fromkeys(waiting, "cudaErrorIllegalAddress")
 
     return KernelDevice(cuda, HostKernels(cuda, compile_for_host(folder, text)), spoil_capture, lose_context)
-
-
-__all__ = ["NEEDS_COMPILER", "Misuse", "kernel_device"]
