@@ -21,7 +21,7 @@ from engine.array import Array
 from engine.errors import LoraMismatch, PlanCorrupt
 from engine.plan.manifest import Graph, GraphName, Manifest, Precision, RefitWeight
 
-FORMAT = "zimage-trt lora 1"
+FORMAT = "zimage-trt lora 2"
 DOWN, UP = ".down", ".up"
 
 

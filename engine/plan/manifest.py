@@ -46,7 +46,8 @@ class ProductBound:
 class RefitWeight:
     """A weight that can be changed at run time, and the place of its base value in the graph's `weights_file`.
 
-    It is the concatenation of the rows of `parts`, times 2^exponent; [in, out] instead of [out, in] if transposed.
+    It is the concatenation of the rows of `parts`, times 2^exponent; [in, out] instead of [out, in] if transposed. Rows
+    of queries and keys are in the order of the graph: pairs of the rotary embedding are half a head apart.
     """
 
     name: str  # in the graph, and for TensorRT's refitter

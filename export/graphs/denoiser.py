@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.plan.manifest import SEQUENCE_MULTIPLE, Precision, TensorSpec
 from export.checkpoint.models import Model
+from export.checkpoint.rotary_layout import split_rotated
 from export.checkpoint.weights import load_finite
 from export.graphs.graph_module import GraphModule
 from export.graphs.layers import linear, transformer_block
@@ -49,17 +50,18 @@ class Denoiser(GraphModule):
         set_dtype((part for layer in layers.values() for part in (layer.attention, layer.feed_forward)), precision)
         fp16 = layers if precision == "fp16" else {}
         self._fp16_blocks = [Fp16Block(name, layer, Z_IMAGE_BLOCK) for name, layer in fp16.items()]
-        self.weights = {f"transformer.{name}": weight for name, weight in transformer.weights.items()}
+        head_dim = sum(transformer.config["axes_dims"])
+        weights = split_rotated(transformer.weights, head_dim)
+        self.weights = {f"transformer.{name}": weight for name, weight in weights.items()}
         channels, dim = transformer.config["in_channels"], transformer.config["dim"]
-        frequencies = sum(transformer.config["axes_dims"]) // 2
         latents = ("batch", channels, "latent_height", "latent_width")
         self.inputs = (
             TensorSpec("latents", "float32", latents),
             TensorSpec("sigma", "float32", ("batch",)),
             TensorSpec("sigma_next", "float32", ("batch",)),
             TensorSpec("prompt_embeds", "float32", ("batch", "prompt_length", dim)),
-            TensorSpec("rope_cos", "float32", ("sequence", frequencies)),
-            TensorSpec("rope_sin", "float32", ("sequence", frequencies)),
+            TensorSpec("rope_cos", "float32", ("sequence", head_dim // 2)),
+            TensorSpec("rope_sin", "float32", ("sequence", head_dim // 2)),
         )
         self.outputs = (TensorSpec("latents_next", "float32", latents),)
 

@@ -39,16 +39,16 @@ def rms_norm(x: Tensor, norm: Any) -> Tensor:
     return normed
 
 
-def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply a rotary embedding to neighbouring pairs, the real form of DiffSynth's complex product.
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply a rotary embedding, which rotates element i of a head with element i + head_dim / 2.
 
     Args:
         x: [B, S, heads, head_dim].
         cos, sin: [S, head_dim / 2].
     """
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    low, high = x.chunk(2, dim=-1)
     cos, sin = cos[None, :, None], sin[None, :, None]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
@@ -61,11 +61,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -
 
 
 def attention(module: Any, x: Tensor, cos: Tensor, sin: Tensor, queries: int) -> Tensor:
-    """Self-attention of a ZImageTransformerBlock for the first `queries` rows: [B, S, D] -> [B, queries, D]."""
+    """Self-attention of a ZImageTransformerBlock for the first `queries` rows: [B, S, D] -> [B, queries, D].
+
+    The weights of queries and keys are half-split (`export.checkpoint.rotary_layout`).
+    """
     heads = (module.num_heads, module.head_dim)
     query, key, value = (y.unflatten(-1, heads) for y in linears(x, module.to_q, module.to_k, module.to_v))
     query, key = rms_norm(query[:, :queries], module.norm_q), rms_norm(key, module.norm_k)
-    query, key = rotate_pairs(query, cos[:queries], sin[:queries]), rotate_pairs(key, cos, sin)
+    query, key = rotate(query, cos[:queries], sin[:queries]), rotate(key, cos, sin)
     return linear(attend(query, key, value), module.to_out[0])
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,7 @@ from export.precision.bounds import LIMIT, ROUNDING, Modulation, ResidualBranch
 
 @dataclass(frozen=True, slots=True)
 class BlockLayers:
-    """Names of a block's layers; None where a branch does not end in a norm.
-
-    Attributes:
-        rotates: pairs of elements of a head that the rotary embedding mixes.
-    """
+    """Names of a block's layers; None where a branch does not end in a norm."""
 
     attention_norm: str
     query: str
@@ -41,7 +37,6 @@ class BlockLayers:
     up: str
     down: str
     down_norm: str | None
-    rotates: Literal["neighbours", "halves"]
 
 
 Z_IMAGE_BLOCK = BlockLayers(
@@ -58,7 +53,6 @@ Z_IMAGE_BLOCK = BlockLayers(
     up="feed_forward.w3",
     down="feed_forward.w2",
     down_norm="ffn_norm2",
-    rotates="neighbours",
 )
 QWEN3_LAYER = BlockLayers(
     attention_norm="input_layernorm",
@@ -74,7 +68,6 @@ QWEN3_LAYER = BlockLayers(
     up="mlp.up_proj",
     down="mlp.down_proj",
     down_norm=None,
-    rotates="halves",
 )
 
 
@@ -124,7 +117,7 @@ class Fp16Block:
         query, key, value, output = (load(layer) for layer in (names.query, names.key, names.value, names.output))
         attention = ResidualBranch.attention(attention_norm, query, key, value, output, self._head_dim)
         feed = ResidualBranch.feed_forward(feed_norm, load(names.gate), load(names.up), load(names.down))
-        queries, keys = (_by_pair(load(norm), names.rotates) for norm in (names.query_norm, names.key_norm))
+        queries, keys = (_by_pair(load(norm)) for norm in (names.query_norm, names.key_norm))
         longest, largest = math.sqrt(self._head_dim) * ROUNDING, torch.maximum(queries, keys).max().item()
         product = longest * (queries * keys).max().item()
         scores = ProductBound(f"{self.name}.attention", longest * largest, 0, product, 0)
@@ -213,10 +206,9 @@ def _load(weights: Mapping[str, Weight], block: str, layer: str, kind: str = "we
     return load_finite(weights[f"{block}.{layer}.{kind}"])
 
 
-def _by_pair(norm: Tensor, rotates: Literal["neighbours", "halves"]) -> Tensor:
-    """Return the larger magnitude of each pair of mixed elements, [head_dim] -> [head_dim / 2]."""
-    pairs = norm.unflatten(0, (-1, 2)) if rotates == "neighbours" else norm.unflatten(0, (2, -1)).T
-    larger: Tensor = pairs.abs().amax(1)
+def _by_pair(norm: Tensor) -> Tensor:
+    """Return the larger magnitude of each pair that is rotated, [head_dim] -> [head_dim / 2]."""
+    larger: Tensor = norm.unflatten(0, (2, -1)).abs().amax(0)
     return larger
 
 

@@ -38,6 +38,7 @@ from engine.size import Size
 from export.build import BuildOptions
 from export.checkpoint.files import open_checkpoint
 from export.checkpoint.lora import Lora
+from export.checkpoint.rotary_layout import half_split
 from export.cli import main as build_engines_command
 from export.lora_cli import main
 from export.precision.bounds import LIMIT
@@ -169,7 +170,9 @@ def test_manifest_names_the_parts_of_each_weight(plans: Path, checkpoint: Path) 
     dim = joined.shape[0]
     assert (joined.shape, joined.transposed, joined.dtype) == ((dim, 3 * dim), True, "float16")
     official = open_checkpoint(str(checkpoint)).transformer.weights
-    expected = torch.cat([official[part.removeprefix("transformer.")].load() for part in joined.parts]).T
+    query, key, value = (official[part.removeprefix("transformer.")].load() for part in joined.parts)
+    head_dim = sum(read(plans).model.rope.axes_dims)
+    expected = torch.cat([half_split(query, head_dim), half_split(key, head_dim), value]).T
     np.testing.assert_array_equal(base_weight(graph, joined, plans), expected.half().numpy())
 
 
