@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.harness.report import Stopwatch, finish, peak_rss
 from benchmarks.harness.source import random_components
-from engine.plan.manifest import Graph, GraphName, Model, Precision, PromptFormat, Rope
+from engine.plan.manifest import Accumulation, Graph, GraphName, Model, Precision, PromptFormat, Rope
 from engine.plan.shapes import dimensions
 from export.checkpoint import models
 from export.compile import onnx_export
@@ -33,10 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, default=4, help="Transformer layers of the plan (default: %(default)s)")
     parser.add_argument("--profile", default="1024,512,1536:4", help="As in build-engines (default: %(default)s)")
     parser.add_argument("--compute-capability", default="8.9", help="GPU to build for (default: %(default)s)")
+    parser.add_argument("--accumulate", choices=("fp32", "fp16"), default="fp32", help="As in build-engines")
 
 
 def run(args: argparse.Namespace) -> None:
-    figures = build(args.graph, args.layers, args.profile, args.compute_capability) if args.build else trace(args.graph)
+    figures = (
+        build(args.graph, args.layers, args.profile, args.compute_capability, args.accumulate)
+        if args.build
+        else trace(args.graph)
+    )
     finish("full-size", figures)
 
 
@@ -59,7 +64,9 @@ def trace(graph: GraphName) -> dict[str, Any]:
     }
 
 
-def build(graph: GraphName, layers: int, profile: str, compute_capability: str) -> dict[str, Any]:
+def build(
+    graph: GraphName, layers: int, profile: str, compute_capability: str, accumulation: Accumulation = "fp32"
+) -> dict[str, Any]:
     """Build an RTX plan of a full-size graph with fewer layers and no refiner.
 
     Returns:
@@ -67,17 +74,17 @@ def build(graph: GraphName, layers: int, profile: str, compute_capability: str) 
     """
     sizes = replace(Z_IMAGE_TURBO, n_layers=layers, n_refiner_layers=0, text_layers=layers + 1)
     precision = graph_precisions("fp16", "rtx")[graph]
-    module = graph_of(sizes, graph, precision)
+    module = graph_of(sizes, graph, precision, accumulation)
     builder = TensorRtBuilder("rtx", [compute_capability], BuildProgress())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{graph}.onnx"
         onnx = onnx_export.trace(module)
-        measured = module.measure()
+        model = model_facts(sizes)
+        shapes = dimensions(graph, parse_profile(profile, model), model)
+        measured = module.measure(shapes["sequence"].max)
         onnx_export.attach_weights(onnx, measured.weights)
         onnx_export.write(onnx, path)
         weights = path.with_name(f"{path.name}.data").stat().st_size
-        model = model_facts(sizes)
-        shapes = dimensions(graph, parse_profile(profile, model), model)
         plan = path.with_suffix(".plan")
         watch = Stopwatch()
         activation_bytes = builder.build(
@@ -87,6 +94,7 @@ def build(graph: GraphName, layers: int, profile: str, compute_capability: str) 
             "graph": graph,
             "layers": layers,
             "profile": profile,
+            "accumulation": accumulation,
             "builder": builder.name,
             "nodes": len(list(onnx.graph)),
             "seconds": round(watch.seconds, 1),
@@ -97,14 +105,16 @@ def build(graph: GraphName, layers: int, profile: str, compute_capability: str) 
         }
 
 
-def graph_of(sizes: CheckpointSizes, graph: GraphName, precision: Precision) -> GraphModule:
+def graph_of(
+    sizes: CheckpointSizes, graph: GraphName, precision: Precision, accumulation: Accumulation = "fp32"
+) -> GraphModule:
     """Make a graph of any size from configs alone."""
     parts = random_components(sizes)
     if graph == "vae_decoder":
         return VaeDecoder(models.vae_decoder(parts["vae"]), precision)
     transformer = models.transformer(parts["transformer"])
     if graph == "denoiser":
-        return Denoiser(transformer, precision)
+        return Denoiser(transformer, precision, accumulation=accumulation)
     return PromptEncoder(models.text_encoder(parts["text_encoder"]), transformer, precision)
 
 

@@ -9,8 +9,8 @@ Every bound of a product also holds for any part of its sum. Products that are s
 rounding of a long sum can enlarge it, and fused attention sums P V, with P up to 1, over all keys before it divides.
 
 Limits: `typical` is a root mean square: if a few channels exceed the others by 2^20 and the next matrix compensates for
-that, the other channels lose precision undetected. Activations are never scaled up, so a branch with tiny values stays
-tiny.
+that, the other channels lose precision undetected, but for values summed in FP16. Activations are never scaled up, so a
+branch with tiny values stays tiny.
 """
 
 import math
@@ -19,11 +19,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.checkpoint.weights import NORMAL
+from export.checkpoint.weights import LOSS, NORMAL
 
 LIMIT = 65504.0 / 2  # largest bound after scaling: half of FP16's largest number
 ROUNDING = 1 + 2.0**-7  # margin on every bound for nine successive roundings to FP16, 2^-11 each
 IN_OUTPUT = 6  # largest exponent that the output projection's weights are scaled by
+SMALLEST = 25  # FP16 rounds its smallest numbers by up to 2^-25
 SILU_SLOPE = 1.1  # largest slope of silu
 TERMS = 8  # products that a tensor core adds to an FP16 sum before it rounds: A100 (doi:10.7717/peerj-cs.330), RTX 3060
 
@@ -104,6 +105,7 @@ class ResidualBranch:
         returned: of the last product.
         undivided: of the sum of values inside attention, before it is divided by the sum of the softmax; None if that
             is summed in FP32.
+        lost: relative error of the result for values that are rounded as the smallest FP16 numbers are.
         entering_shift: exponent of the power of two that `entering` and `projected` are divided by.
         inner_shift, returned_shift: the same for `inner` and `undivided`, and for `returned`.
     """
@@ -116,6 +118,7 @@ class ResidualBranch:
     inner_shift: int = 0
     returned_shift: int = 0
     undivided: Size | None = None
+    lost: float = 0.0
 
     @staticmethod
     def attention(
@@ -141,17 +144,17 @@ class ResidualBranch:
         shared = len(query) // len(value)  # query heads per value head
         heads = value.unflatten(0, (-1, head_dim))
         widest = _largest_singular_values(heads)
-        mixed = rows.unflatten(0, (-1, head_dim)).repeat_interleave(shared, 0).flatten()
+        mixed_rows = rows.unflatten(0, (-1, head_dim)).repeat_interleave(shared, 0).flatten()
         by_head = output.unflatten(1, (-1, head_dim)).norm(dim=2) @ widest.repeat_interleave(shared)
-        returned = torch.minimum(output.abs() @ mixed, by_head)
+        returned = torch.minimum(output.abs() @ mixed_rows, by_head)
         projected = torch.cat([query.norm(dim=1), key.norm(dim=1), rows])
         sizes = (
             Size.of(longest * norm.abs(), norm),
             Size.of(longest * projected, projected),
             Size.of(longest * rows, rows),
-            Size.of(longest * returned, (output * mixed).norm(dim=1)),
+            Size.of(longest * returned, (output * mixed_rows).norm(dim=1)),
         )
-        undivided = None
+        undivided, lost = None, 0.0
         if keys is not None:
             normed, projected, mixed, returned = sizes
             sizes = (normed, projected.summed_in_fp16(len(norm)), mixed, returned.summed_in_fp16(output.shape[1]))
@@ -161,8 +164,11 @@ class ResidualBranch:
         in_output = max(0, min(rest, _room(output), IN_OUTPUT))
         entering += rest - in_output
         inner = entering if undivided is None else max(entering, _shift(undivided))
+        if inner > entering:
+            columns = output.norm(dim=0)
+            lost = math.ldexp(columns.norm().item(), inner - SMALLEST) / (columns * mixed_rows).norm().item()
         raised = min(inner - entering, _headroom(output))
-        return ResidualBranch(*sizes, entering, inner, inner + in_output - raised, undivided)
+        return ResidualBranch(*sizes, entering, inner, inner + in_output - raised, undivided, lost)
 
     @staticmethod
     def feed_forward(
@@ -199,6 +205,8 @@ class ResidualBranch:
         for name, (size, shift) in tensors.items():
             if not size.fits_fp16(shift):
                 return f"its {name}, scaled by 2^{-shift}, reaches {size.bound:.0e} and is typically {size.typical:.0e}"
+        if self.lost > LOSS:
+            return f"its values, scaled by 2^-{self.inner_shift}, are so uneven that the result loses {self.lost:.1%}"
         return None
 
 
