@@ -62,16 +62,15 @@ class Merger:
 
     def __init__(self, threads: int = 0) -> None:
         self._pool = ThreadPoolExecutor(threads or _cores(), thread_name_prefix="merge")
-        self._blas = ThreadpoolController().limit(limits=1, user_api="blas")
         self._of_thread = threading.local()
 
     def __enter__(self) -> Self:
-        self._blas.__enter__()
+        self._blas = ThreadpoolController().limit(limits=1, user_api="blas")
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
-        self._blas.__exit__(*exception)
+        self._blas.restore_original_limits()
 
     def start(self, base: Array, products: Sequence[Product], exponent: int, new_exponent: int) -> Merged:
         """Start to merge a weight: round((base * 2**-exponent + products) * 2**new_exponent), computed in FP32.

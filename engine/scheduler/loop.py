@@ -25,7 +25,6 @@ from engine.scheduler.sample import GuidanceBranch, Sample
 from engine.scheduler.scheduler import Batch, LoraChange, Scheduler
 from engine.stages import StageTimes
 
-
 log = logging.getLogger(__name__)
 
 

@@ -47,7 +47,7 @@ class LoraRegistry:
         return tuple(problems)
 
     def apply(self, name: str | None) -> Iterator[None]:
-        """Apply a LoRA to the plans in place of any other, in portions, as the iterator is advanced; None restores them.
+        """Apply a LoRA to the plans in place of any other, in portions; None restores them.
 
         Raises:
             LoraMismatch: the LoRA cannot be used now; nothing was changed. The log has the reason and the file's path.

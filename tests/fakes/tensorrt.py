@@ -37,7 +37,7 @@ class FakeTensorRt:
     calls: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.IErrorRecorder = type("IErrorRecorder", (), {"__init__": lambda self: None})
+        self.IErrorRecorder = type("IErrorRecorder", (), {})
         self.ErrorCodeTRT = SimpleNamespace(UNSPECIFIED_ERROR=1)
         self.Logger = _logger()
         self.DataType = SimpleNamespace(HALF=np.float16, FLOAT=np.float32, BF16=np.uint16)

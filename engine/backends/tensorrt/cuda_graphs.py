@@ -11,8 +11,8 @@ log = logging.getLogger(__name__)
 
 Enqueue = Callable[[], None]
 
-# The pass with the same bindings that is captured. A single image of 8 steps captures nothing; bindings that are prepared
-# at the start will be used again.
+# The pass with the same bindings that is captured. A single image of 8 steps captures nothing; bindings that are
+# prepared at the start will be used again.
 CAPTURED = 9
 PINNED_CAPTURED = 3
 DECIDED_AFTER = 2  # passes from the captured one to the one from which on the decision is final

@@ -15,9 +15,9 @@ class Refusals:
     """Checks of what TensorRT returns and raises, with its own words in the message.
 
     TensorRT gives errors to a recorder, in whichever thread they occur, its own included. The recorder is Python, so
-    that thread needs the interpreter's lock, but only for an error. Warnings go to a logger in C++, which prints them to
-    stdout: one in Python would take the lock for each of thousands of messages, also in threads that compile kernels,
-    while a thread that holds it waits for them.
+    that thread needs the interpreter's lock, but only for an error. Warnings go to a logger in C++, which prints them
+    to stdout: one in Python would take the lock for each of thousands of messages, also in threads that compile
+    kernels, while a thread that holds it waits for them.
     """
 
     def __init__(self, trt: Any, cuda: Cuda) -> None:

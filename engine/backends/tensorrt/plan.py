@@ -22,7 +22,6 @@ from engine.backends.tensorrt.errors import Refusals
 from engine.backends.tensorrt.kernel_cache import KernelCache
 from engine.errors import BackendUnavailable, DeviceError, PlanCorrupt
 
-
 DATA_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}  # numpy's names -> TensorRT's
 PORTION = 256 << 20  # bytes of weights that are given to TensorRT at once
 

@@ -216,7 +216,7 @@ def test_earlier_error_is_not_taken_for_a_refusal(tmp_path: Path, monkeypatch: p
 
 
 def test_runtime_that_does_not_start_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BackendUnavailable, match="fake_tensorrt does not start; .*newer driver"):
+    with pytest.raises(BackendUnavailable, match=r"fake_tensorrt does not start; .*newer driver"):
         open_plan(tmp_path, monkeypatch, FakeTensorRt(fails={"Runtime": ""}))
 
 
