@@ -105,10 +105,9 @@ class TensorRtPlan:
     ) -> "TensorRtContext":
         refusals = self._refusals
         refusals.forget()
-        if self._is_rtx:
-            context = self._engine.create_execution_context(self._configuration(specialized))
-        else:
-            context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        configuration = self._configuration(specialized) if self._is_rtx else strategy
+        context = self._engine.create_execution_context(configuration)
         refusals.require(context is not None, "to create an execution context")
         context.error_recorder = refusals.recorder
         try:
@@ -118,7 +117,7 @@ class TensorRtPlan:
         refusals.require(accepted, f"profile {profile}")
         context.set_device_memory(*arena)  # returns nothing; the memory stays ours
         refusals.require_silence(f"an arena of {arena[1]} bytes")
-        return TensorRtContext(context, refusals, self._cache)
+        return TensorRtContext(context, configuration, refusals, self._cache)
 
     def refit(self, weights: Iterable[tuple[str, Array]], stream: int) -> Iterator[None]:
         self._refusals.forget()
@@ -212,10 +211,11 @@ class _Given:
 
 
 class TensorRtContext:
-    """`Context` on TensorRT."""
+    """`Context` on TensorRT. Keeps its configuration, since nothing says that TensorRT copies it."""
 
-    def __init__(self, context: Any, refusals: Refusals, cache: KernelCache | None) -> None:
-        self._context, self._refusals, self._cache = context, refusals, cache
+    def __init__(self, context: Any, configuration: Any, refusals: Refusals, cache: KernelCache | None) -> None:
+        self._context, self._configuration = context, configuration
+        self._refusals, self._cache = refusals, cache
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
         if self._cache is not None:
