@@ -55,7 +55,7 @@ class FakeTensorRt:
     def Refitter(self, engine: "_Engine", _logger: Any) -> "_Refitter":
         if self.did_fail(engine, "Refitter"):
             raise TypeError("pybind11::init(): factory function returned nullptr")
-        return _Refitter(self, engine)
+        return _Refitter(self)
 
     def Weights(self, dtype: Any, address: int, size: int) -> SimpleNamespace:
         return SimpleNamespace(dtype=dtype, address=address, size=size)
@@ -83,15 +83,16 @@ def _logger() -> type:
 
 
 class _Object:
-    def __init__(self, trt: FakeTensorRt, creator: "_Object | None" = None) -> None:
-        self.trt = trt
-        self.error_recorder: Any = creator.error_recorder if creator else None
+    """Stricter than the real one, which passes a recorder on: only what has no such property uses another's."""
+
+    def __init__(self, trt: FakeTensorRt, recorder: Any = None) -> None:
+        self.trt, self.error_recorder = trt, recorder
 
 
 class _Runtime(_Object):
     def deserialize_cuda_engine(self, content: Any) -> "_Engine | None":
         memoryview(content).release()  # a buffer
-        return None if self.trt.did_fail(self, "deserialize_cuda_engine") else _Engine(self.trt, self)
+        return None if self.trt.did_fail(self, "deserialize_cuda_engine") else _Engine(self.trt)
 
 
 class _Engine(_Object):
@@ -101,7 +102,7 @@ class _Engine(_Object):
         return ARENA
 
     def create_runtime_config(self) -> "_Config | None":
-        return None if self.trt.did_fail(self, "create_runtime_config") else _Config(self.trt, self)
+        return None if self.trt.did_fail(self, "create_runtime_config") else _Config(self.trt, self.error_recorder)
 
     def create_execution_context(self, how: Any) -> "_Context | None":
         self.trt.log.append(f"context {how}")
@@ -109,7 +110,7 @@ class _Engine(_Object):
             how = how.strategy
         if how != "USER_MANAGED":
             raise Misuse("a context that allocates")
-        return None if self.trt.did_fail(self, "create_execution_context") else _Context(self.trt, self)
+        return None if self.trt.did_fail(self, "create_execution_context") else _Context(self.trt)
 
 
 class _Config(_Object):
@@ -120,7 +121,7 @@ class _Config(_Object):
         return f"graphs {self._graphs}, kernels {self._kernels}"
 
     def create_runtime_cache(self) -> "_Cache | None":
-        return None if self.trt.did_fail(self, "create_runtime_cache") else _Cache(self.trt, self)
+        return None if self.trt.did_fail(self, "create_runtime_cache") else _Cache(self.trt, self.error_recorder)
 
     def set_runtime_cache(self, _cache: "_Cache") -> bool:
         return not self.trt.did_fail(self, "set_runtime_cache")
@@ -180,8 +181,8 @@ class _Context(_Object):
 class _Refitter(_Object):
     max_threads = 1
 
-    def __init__(self, trt: FakeTensorRt, engine: _Engine) -> None:
-        super().__init__(trt, engine)
+    def __init__(self, trt: FakeTensorRt) -> None:
+        super().__init__(trt)
         self.given: dict[str, SimpleNamespace] = {}
 
     def set_named_weights(self, name: str, weights: SimpleNamespace) -> bool:
