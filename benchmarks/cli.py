@@ -9,6 +9,7 @@ from engine.errors import ZImageError
 
 COMMANDS = {
     "full-size": "Trace a full-size graph from its config, or build some of its layers into an RTX plan.",
+    "vram": "Tell which options fit Z-Image-Turbo into which graphics cards, from plans of a few full-size layers.",
     "http": "Measure the overhead and the throughput of zimage-serve against the engine alone, and soak it with users.",
     "soak": "Mix clients of every kind with kills, pauses and clock jumps of zimage-serve, and account for all jobs.",
     "startup": "Measure the time from starting zimage-serve to its readiness, and the time of its first image.",

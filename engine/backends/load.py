@@ -14,11 +14,19 @@ from engine.options import RuntimeOptions
 from engine.plan.manifest import Flavor, GraphName, Manifest, Target
 
 PACKAGES: dict[Flavor, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx", "onnx": "onnxruntime"}
+# TensorRT-RTX 1.7 has 7.5 too, but no FP32 matrix products for it, and every denoiser has some (docs/findings.md).
+RTX_COMPUTE_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
 INSTALL: dict[Flavor, str] = {
     "tensorrt": "tensorrt, from NVIDIA's own package index",
     "rtx": "tensorrt-rtx",
     "onnx": "onnxruntime",
 }
+
+
+NOT_RTX = (
+    f"TensorRT-RTX plans of Z-Image are for {', '.join(RTX_COMPUTE_CAPABILITIES)}; H100 and H200 (9.0), B200 (10.0) "
+    f"and Turing (7.5) need {INSTALL['tensorrt']}"
+)
 
 
 def load_backend(directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backend:
@@ -101,9 +109,13 @@ def _require_same_version(target: Target) -> None:
 
 def _require_same_device(target: Target, cuda: CudaRuntime) -> None:
     capability = cuda.compute_capability()
-    if capability not in target.compute_capabilities:
-        raise PlanMismatch(
-            f"the plans are for compute capability {', '.join(target.compute_capabilities)}, "
-            f"this GPU ({cuda.name()}) has {capability}; "
-            f"run build-engines again, here or with --compute-capability {capability}"
-        )
+    if capability in target.compute_capabilities:
+        return
+    if target.flavor == "rtx" and capability not in RTX_COMPUTE_CAPABILITIES:
+        cure = f"{NOT_RTX}; on this GPU run: build-engines --flavor tensorrt"
+    else:
+        cure = f"run build-engines again, here or with --compute-capability {capability}"
+    raise PlanMismatch(
+        f"the plans are for compute capability {', '.join(target.compute_capabilities)}, "
+        f"this GPU ({cuda.name()}) has {capability}; {cure}"
+    )

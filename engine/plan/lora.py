@@ -20,6 +20,7 @@ import safetensors.numpy
 from engine.array import Array
 from engine.errors import LoraMismatch, PlanCorrupt
 from engine.plan.manifest import Graph, GraphName, Manifest, Precision, RefitWeight
+from engine.plan.shapes import longest_sequence
 
 FORMAT = "zimage-trt lora 2"
 DOWN, UP = ".down", ".up"
@@ -32,11 +33,13 @@ class About:
     Attributes:
         weights_sha256, precisions: those of the plans.
         exponents: weight of a graph -> power of two that scales it while the LoRA is applied.
+        keys: largest number of tokens that the denoiser attends to in the plans.
     """
 
     weights_sha256: str
     precisions: dict[GraphName, Precision]
     exponents: dict[str, int]
+    keys: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,12 @@ class PreparedLora:
         refittable = {weight.name for graph in manifest.graphs.values() for weight in graph.refittable}
         if refittable != {*self.about.exponents, *self.scales}:
             raise LoraMismatch("the LoRA was prepared for plans of another version of zimage-trt; prepare it again")
+        keys = longest_sequence(manifest.profiles, manifest.model)
+        if manifest.accumulation == "fp16" and self.about.keys < keys:
+            raise LoraMismatch(
+                f"the LoRA was prepared for FP16 sums over {self.about.keys} tokens, these plans sum over {keys}; "
+                "prepare it again"
+            )
 
     def weights(self, graph: Graph, directory: Path) -> dict[str, Array]:
         """Return the weights of a graph that differ from the plan's, ready for `Plan.refit`."""

@@ -152,6 +152,11 @@ def weight_count(model: ir.Model) -> int:
     return len(_weights(model))
 
 
+def weight_bytes(model: ir.Model) -> int:
+    """Return the bytes of the weights that `attach_weights` attached, before `write`."""
+    return sum(value.const_value.nbytes for value in _weights(model).values() if value.const_value is not None)
+
+
 def _weights(model: ir.Model) -> dict[str, ir.Value]:
     """Return the weights that `attach_weights` attached a tensor to, by name."""
     return {n: value for n, value in model.graph.initializers.items() if isinstance(value.const_value, ir.LazyTensor)}

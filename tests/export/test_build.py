@@ -25,7 +25,6 @@ from engine.plan.manifest import Manifest, Range
 from engine.request import ImageRequest
 from export.build import BuildOptions, build_engines
 from export.cli import main
-from export.compile.target import compute_capabilities
 from export.progress import BuildProgress, Phase
 
 GRAPHS = ("prompt_encoder", "denoiser", "vae_decoder")
@@ -83,6 +82,24 @@ def test_rtx_plans_are_built_without_a_gpu(rtx: tuple[Path, Manifest, Recording]
         assert (directory / graph.file).stat().st_size > 1e6
     found = {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()}
     assert found == {"manifest.json", "tokenizer/tokenizer.json", *(f"{g}.plan" for g in GRAPHS)}
+
+
+@pytest.mark.slow
+def test_sizes_of_plans_are_printed_by_the_build_and_by_explain(
+    rtx: tuple[Path, Manifest, Recording], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, manifest, progress = rtx
+    for name, graph in manifest.graphs.items():
+        size = (directory / graph.file).stat().st_size
+        line = f"{name}: a plan of {size / 1e6:,.1f} MB for {graph.weight_bytes / 1e6:,.1f} MB of weights, ratio"
+        assert line in progress.text.getvalue()
+        assert 1e6 < graph.weight_bytes < size
+    options = ("--model", checkpoint, "--output", directory.parent, "--flavor", "rtx", "--explain")
+    options += ("--compute-capability", "8.9,12.0", "--profile", "64,256:2", "--profile", "256x128")
+    main([str(option) for option in options])
+    printed = capsys.readouterr()
+    assert Path(printed.out.strip()) == directory
+    assert line in printed.err
 
 
 @WITHOUT_GPU
@@ -279,16 +296,6 @@ def test_compute_capability_without_rtx_is_refused() -> None:
     assert "--compute-capability needs --flavor rtx, got onnx" in refusal(
         "--flavor", "onnx", "--compute-capability", "8.9"
     )
-
-
-def test_bf16_for_turing_is_refused() -> None:
-    """TensorRT refuses it too, but only after the graphs were traced."""
-    assert "7.5 has no BF16" in refusal("--bf16", "--flavor", "rtx", "--compute-capability", "7.5,8.9")
-    assert compute_capabilities("rtx", "fp16", ("7.5", "8.9")) == ("7.5", "8.9")
-    assert compute_capabilities("rtx", "fp16", ()) == ("8.0", "8.6", "8.9", "12.0", "12.1")
-    assert compute_capabilities("rtx", "bf16", ()) == ("8.0", "8.6", "8.9", "12.0", "12.1")
-    assert compute_capabilities("rtx", "fp32", ()) == ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-    assert compute_capabilities("rtx", "fp32", ("7.5",)) == ("7.5",)
 
 
 @pytest.mark.parametrize("profile", ["big", "100", "512:65"])

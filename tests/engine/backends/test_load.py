@@ -108,8 +108,15 @@ class Gpu:
 def test_plans_for_another_gpu_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PACKAGES, "rtx", "numpy")
     monkeypatch.setattr("engine.backends.load.CudaRuntime", Gpu)
-    message = r"for compute capability 8\.9, 12\.0, this GPU \(NVIDIA H100\) has 9\.0; run build-engines"
+    message = (
+        r"for compute capability 8\.9, 12\.0, this GPU \(NVIDIA H100\) has 9\.0; TensorRT-RTX .* --flavor tensorrt"
+    )
     with pytest.raises(PlanMismatch, match=message):
+        load_backend(tmp_path, manifest_of("rtx", f"numpy {np.__version__}", ("8.9", "12.0")), RuntimeOptions())
+    monkeypatch.setattr(Gpu, "compute_capability", lambda _: "8.6")
+    with pytest.raises(
+        PlanMismatch, match=r"has 8\.6; run build-engines again, here or with --compute-capability 8\.6"
+    ):
         load_backend(tmp_path, manifest_of("rtx", f"numpy {np.__version__}", ("8.9", "12.0")), RuntimeOptions())
 
 
