@@ -180,6 +180,24 @@ def test_error_of_an_output_that_is_not_finite_is_infinite(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_fused_attention_is_the_attention_of_the_graphs() -> None:
+    import torch
+
+    from benchmarks.gpu.model.fused_attention import attend, fused_attention
+    from export.graphs import layers
+
+    written = layers.attend
+    query, key, value = torch.randn(3, 2, 40, 3, 32, generator=torch.Generator().manual_seed(0))
+    for causal in (False, True):
+        expected = written(query, key, value, torch.float32, causal=causal)
+        with fused_attention():
+            assert layers.attend is attend
+            got = layers.attend(query, key, value, torch.float32, causal=causal)
+        torch.testing.assert_close(got, expected)
+    assert layers.attend is written
+
+
+@pytest.mark.slow
 def test_parts_of_the_model_run_on_a_cpu(plan_directory: Path, tmp_path: Path) -> None:
     """z-image-nano in place of the random weights, with the plans that other tests use."""
     (tmp_path / "random-6-layers").symlink_to(Z_IMAGE_NANO)

@@ -11,6 +11,7 @@ import torch
 from benchmarks.gpu.findings import Figures, Findings, Settings
 from benchmarks.gpu.model.checked_model import LAYERS, PROMPT_TOKENS, roofline
 from benchmarks.gpu.model.denoiser_inputs import inputs
+from benchmarks.gpu.model.fused_attention import fused_attention
 from benchmarks.gpu.model.precision import denoiser, tensors
 from benchmarks.gpu.model.weights import checkpoint
 from benchmarks.harness.device import Device
@@ -65,13 +66,14 @@ def _milliseconds(run: Step, device: Device) -> float:
 
 def _ours(source: Checkpoint, settings: Settings, kind: Any, *, compiled: bool) -> Callable[[int], Step]:
     def make(side: int) -> Step:
-        block = torch.compile(transformer_block, dynamic=False) if compiled else None
-        module = denoiser(source, kind, settings.device, block)
+        block = torch.compile(transformer_block, dynamic=False) if compiled else transformer_block
+        module = denoiser(source, kind, settings.device, block=block)
         given = tensors(inputs(source, side, PROMPT_TOKENS, False), settings.device)
 
         @torch.no_grad()
         def run() -> object:
-            return module(**given)
+            with fused_attention():
+                return module(**given)
 
         return run
 
