@@ -15,7 +15,7 @@ COMMANDS = {
     "startup": "Measure the time from starting zimage-serve to its readiness, and the time of its first image.",
     "judge": "Score z-image-nano's images of held-out captions: colours, shapes, places, sizes, backgrounds.",
     "parity": "Compare FP32, FP16 and BF16 of a checkpoint with float64: graphs, steps, images.",
-    "gpu-check": "Answer every open question about a GPU in ten minutes: numerics, kernels, speed, memory, the CUDA runtime.",
+    "gpu-check": "Answer the open questions about a GPU: numerics, kernels, speed, memory, CUDA runtime.",
     "latency": "Measure every stage against eager PyTorch, torch.compile and the roofline.",
     "batching": "Measure a forward pass at every batch size and write the table that zimage-serve batches by.",
     "encode": "Measure the time and the file size of PNG, JPEG and WebP encoders.",
