@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.gpu.findings import Figures, Settings
+from benchmarks.gpu.findings import Device, Figures, Settings
 from benchmarks.gpu.part_process import run_here, run_in_process
 from benchmarks.gpu.parts import FIRST, PARTS, Part
 from benchmarks.gpu.report_text import markdown, status
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    device = "cpu" if args.device == "cpu" else "cuda"
+    device: Device = "cpu" if args.device == "cpu" else "cuda"
     settings = Settings(args.folder, device, args.layers, args.quick)
     if args.part:
         [part] = [part for part in PARTS if part.name == args.part]

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,9 +44,8 @@ def images(settings: Settings, found: Findings) -> None:
 def run_cases(device: KernelDevice, found: Findings, *, quick: bool) -> None:
     """Run every case over Z-Image-Turbo's shapes or, if quick, over tiny ones."""
     with open_bench(device, quick=quick) as bench:
-        cases = {f"cuda_graphs_{mode}": lambda mode=mode: bench.images(mode) for mode in MODES}
-        cases |= {"batches": bench.batches, "warm_up": bench.warm_up}
-        found.add_cases(cases)
+        cases = {f"cuda_graphs_{mode}": partial(bench.images, mode) for mode in MODES}
+        found.add_cases(cases | {"batches": bench.batches, "warm_up": bench.warm_up})
     found.answer("yes, bit for bit: sizes and prompts in turn, batches, CUDA graphs off, on and auto, after warm-up")
 
 

@@ -3,11 +3,12 @@
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from benchmarks.gpu.cuda.calls import require
-from benchmarks.gpu.cuda.images import PROMPTS, SEED, Bench, equal_images, open_bench
+from benchmarks.gpu.cuda.images import MODES, PROMPTS, SEED, Bench, equal_images, open_bench
 from benchmarks.gpu.cuda.kernel_graphs import LORA, host_pipeline
 from benchmarks.gpu.cuda.kernel_plan import KernelDevice
 from benchmarks.gpu.findings import Figures, Findings, Settings
@@ -59,8 +60,7 @@ def run_cases(device: KernelDevice, found: Findings, *, quick: bool) -> None:
     with open_bench(device, quick=quick) as bench:
         arrivals = workload(bench)
         expected = alone(bench, arrivals)
-        modes: tuple[CudaGraphs, ...] = ("off", "on", "auto")
-        found.add_cases({f"cuda_graphs_{m}": lambda m=m: compare(bench, arrivals, expected, m) for m in modes})
+        found.add_cases({f"cuda_graphs_{mode}": partial(compare, bench, arrivals, expected, mode) for mode in MODES})
         found.add_cases({"refit": lambda: refit(bench)})
     found.answer(f"yes, bit for bit: {len(expected.pixels)} images, previews, guidance, a LoRA, cancellation")
 

@@ -53,7 +53,7 @@ def compile_kernels(capability: str) -> bytes:
     size, read = (
         (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN) if is_known else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
     )
-    code = b" " * _checked(size(program))
+    code = bytes(_checked(size(program)))
     _checked(read(program, code))
     return code
 

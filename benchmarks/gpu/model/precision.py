@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def precision(settings: Settings, found: Findings) -> None:
         with context():
             return {n: case.velocity_error(step(module, case.inputs, settings.device)) for n, case in expected.items()}
 
-    found.add_cases({name: lambda kind=kind: measure(*kind) for name, kind in kinds.items()})  # type: ignore[misc]
+    found.add_cases({name: partial(measure, *kind) for name, kind in kinds.items()})
     worst = {name: max(found.figures[name].values()) for name in kinds}
     found.answer("relative L2 of the velocity, worst: " + ", ".join(f"{n} {e:.1e}" for n, e in worst.items()))
 
@@ -97,7 +98,7 @@ def denoiser(
     module.load_state_dict(state, strict=True, assign=True)
     for layer in module.modules() if not upcast else ():
         if hasattr(layer, "sums"):
-            layer.sums = layer.weight.dtype
+            layer.sums = layer.weight.dtype  # type: ignore[assignment, union-attr]  # torch types it as a parameter
     return module.eval().requires_grad_(False)
 
 

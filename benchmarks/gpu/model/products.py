@@ -1,6 +1,7 @@
 """The part `products`: matrix products and attention on the device against float64, by precision and accumulation."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +20,9 @@ def products(settings: Settings, found: Findings) -> None:
     device = settings.device
     cases: dict[str, Callable[[], Figures]] = {}
     for inner in (64, 256) if settings.quick else INNER:
-        cases[f"product of {inner}"] = lambda inner=inner: _product(device, inner)  # type: ignore[misc]
+        cases[f"product of {inner}"] = partial(_product, device, inner)
     for tokens in (64, 128) if settings.quick else (4096, 16384):
-        cases[f"attention over {tokens}"] = lambda tokens=tokens: _attention(device, tokens)  # type: ignore[misc]
+        cases[f"attention over {tokens}"] = partial(_attention, device, tokens)
     found.add_cases(cases)
     found.answer(
         "; ".join(
@@ -56,9 +57,9 @@ def _attention(device: str, tokens: int) -> Figures:
     found: Figures = {}
     for values, v in (("random", noise), ("one sign", 8 + noise)):
         for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
-            inputs = [x.to(dtype) for x in (q, k, v)]
-            exact = F.scaled_dot_product_attention(*(x.double() for x in inputs))
-            found[f"{name}, {values}"] = relative_l2(F.scaled_dot_product_attention(*inputs), exact)
+            query, key, value = (x.to(dtype) for x in (q, k, v))
+            exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
+            found[f"{name}, {values}"] = relative_l2(F.scaled_dot_product_attention(query, key, value), exact)
     return found
 
 

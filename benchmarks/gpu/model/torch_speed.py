@@ -4,6 +4,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,17 +41,15 @@ def speed(settings: Settings, found: Findings) -> None:
         runners = {name: make for name, make in runners.items() if name not in slow}
         found.add(left_out_on_a_cpu=slow)
     cases = {
-        f"{name}, {side}": lambda make=make, side=side: measure(make(side), settings)  # type: ignore[misc]
-        for side in sides
-        for name, make in runners.items()
+        f"{name}, {side}": partial(measure, make, side, settings) for side in sides for name, make in runners.items()
     }
     found.add_cases(cases)
     found.answer(", ".join(f"{n} {found.figures[n]['ms']:.3g} ms" for n in cases if n.endswith(str(sides[0]))))
 
 
-def measure(run: Step, settings: Settings) -> Figures:
+def measure(make: Callable[[int], Step], side: int, settings: Settings) -> Figures:
     """Return first and median milliseconds of a step, and the median of the whole model by the number of layers."""
-    device = Device(settings.device)
+    device, run = Device(settings.device), make(side)
     first, *rest = [_milliseconds(run, device) for _ in range(3 if settings.quick else 12)]
     median = statistics.median(rest[1:])
     return {"first_ms": first, "ms": median, f"ms_{LAYERS}_layers": median * LAYERS / settings.layers}

@@ -17,8 +17,10 @@ from export.checkpoint.lora import Lora
 from export.prepared_lora import prepare
 
 RANK = 16
-TARGETS = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0", "feed_forward.w1")
-TARGETS += ("feed_forward.w2", "feed_forward.w3")
+TARGETS = (
+    *(f"attention.{layer}" for layer in ("to_q", "to_k", "to_v", "to_out.0")),
+    *(f"feed_forward.{layer}" for layer in ("w1", "w2", "w3")),
+)
 
 
 def refit(settings: Settings, found: Findings) -> None:
