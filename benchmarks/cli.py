@@ -15,10 +15,11 @@ COMMANDS = {
     "startup": "Measure the time from starting zimage-serve to its readiness, and the time of its first image.",
     "judge": "Score z-image-nano's images of held-out captions: colours, shapes, places, sizes, backgrounds.",
     "parity": "Compare FP32, FP16 and BF16 of a checkpoint with float64: graphs, steps, images.",
-    "gpu-check": "Run every check that needs a GPU: flavors, parity, memory, CUDA graphs, refit, latency.",
+    "gpu-check": "Answer every open question about a GPU in ten minutes: numerics, kernels, speed, memory, the CUDA runtime.",
     "latency": "Measure every stage against eager PyTorch, torch.compile and the roofline.",
     "batching": "Measure a forward pass at every batch size and write the table that zimage-serve batches by.",
     "encode": "Measure the time and the file size of PNG, JPEG and WebP encoders.",
+    "lora-swap": "Measure the host's part of a LoRA swap, in seconds per GB of weights.",
     "peers": "Compare images of the same prompt and seed with those of diffusers and DiffSynth.",
 }
 

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from benchmarks.harness.report import Stopwatch, finish, peak_rss
 from benchmarks.harness.source import random_components
-from engine.plan.manifest import Graph, GraphName, Model, Precision, Profile, PromptFormat, Rope
+from engine.plan.manifest import Accumulation, Graph, GraphName, Model, Precision, Profile, PromptFormat, Rope
 from engine.plan.shapes import dimensions
 from export.checkpoint import models
 from export.compile import onnx_export, plan_size
@@ -51,15 +51,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--profile", action="append", default=[], help="As in build-engines; repeatable (default: its default profiles)"
     )
     parser.add_argument("--compute-capability", default="8.9", help="GPU to build for (default: %(default)s)")
+    parser.add_argument("--accumulate", choices=("fp32", "fp16"), default="fp32", help="As in build-engines")
 
 
 def run(args: argparse.Namespace) -> None:
     if not args.build:
         finish("full-size", trace(args.graph))
         return
-    with exported(args.graph, args.layers) as (path, graph):
-        figures = build(args.graph, path, graph, profiles_of(args.profile), args.compute_capability)
-    finish("full-size", {"graph": args.graph, "layers": args.layers, **figures})
+    profiles = profiles_of(args.profile)
+    with exported(args.graph, args.layers, profiles, args.accumulate) as (path, graph):
+        figures = build(args.graph, path, graph, profiles, args.compute_capability)
+    finish("full-size", {"graph": args.graph, "layers": args.layers, "accumulation": args.accumulate, **figures})
 
 
 def trace(graph: GraphName) -> dict[str, Any]:
@@ -84,14 +86,17 @@ def trace(graph: GraphName) -> dict[str, Any]:
 
 
 @contextmanager
-def exported(graph: GraphName, layers: int) -> Iterator[tuple[Path, Graph]]:
+def exported(
+    graph: GraphName, layers: int, profiles: Sequence[Profile], accumulation: Accumulation = "fp32"
+) -> Iterator[tuple[Path, Graph]]:
     """Export a full-size graph with fewer layers and no refiner to an ONNX file, which is removed at the end."""
     sizes = replace(Z_IMAGE_TURBO, n_layers=layers, n_refiner_layers=0, text_layers=layers + 1)
-    module = graph_of(sizes, graph, graph_precisions("fp16", "rtx")[graph])
+    module = graph_of(sizes, graph, graph_precisions("fp16", "rtx")[graph], accumulation)
+    longest = max(dimensions(graph, profile, MODEL)["sequence"].max for profile in profiles)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{graph}.onnx"
         onnx = onnx_export.trace(module)
-        onnx_export.attach_weights(onnx, module.measure().weights)
+        onnx_export.attach_weights(onnx, module.measure(longest).weights)
         weight_bytes = onnx_export.weight_bytes(onnx)
         onnx_export.write(onnx, path)
         yield path, Graph(path.name, module.precision, module.inputs, module.outputs, weight_bytes=weight_bytes)
@@ -130,12 +135,14 @@ def profiles_of(texts: Sequence[str]) -> tuple[Profile, ...]:
     return tuple(parse_profile(text, MODEL) for text in texts) or default_profiles(Z_IMAGE_TURBO.sample_size, MODEL)
 
 
-def graph_of(sizes: CheckpointSizes, graph: GraphName, precision: Precision) -> GraphModule:
+def graph_of(
+    sizes: CheckpointSizes, graph: GraphName, precision: Precision, accumulation: Accumulation = "fp32"
+) -> GraphModule:
     """Make a graph of any size from configs alone."""
     parts = random_components(sizes)
     if graph == "vae_decoder":
         return VaeDecoder(models.vae_decoder(parts["vae"]), precision)
     transformer = models.transformer(parts["transformer"])
     if graph == "denoiser":
-        return Denoiser(transformer, precision)
+        return Denoiser(transformer, precision, accumulation=accumulation)
     return PromptEncoder(models.text_encoder(parts["text_encoder"]), transformer, precision)

@@ -12,6 +12,7 @@ import psutil
 from engine.plan.directory import MANIFEST_FILE, encode
 from engine.plan.manifest import (
     SCHEMA_VERSION,
+    Accumulation,
     Flavor,
     Graph,
     GraphName,
@@ -24,7 +25,7 @@ from engine.plan.manifest import (
     Rope,
     Target,
 )
-from engine.plan.shapes import dimensions
+from engine.plan.shapes import dimensions, longest_sequence
 from engine.sampling.tokenizer import TOKENIZER_FILE
 from export import plan_directory
 from export.checkpoint import models
@@ -37,7 +38,7 @@ from export.compile.profiles import default_profiles, parse_profile
 from export.compile.target import choose_flavor, compute_capabilities, require_refit
 from export.compile.tensorrt_build import TensorRtBuilder
 from export.graphs.checkpoint_graphs import make_graphs
-from export.precision.dtypes import graph_precisions
+from export.precision.dtypes import graph_precisions, require_accumulation
 from export.progress import BuildProgress
 
 DEFAULT_STEPS = 8  # forward passes that Z-Image-Turbo is distilled for
@@ -51,6 +52,7 @@ class BuildOptions:
     model: str
     output: Path
     precision: Precision = "fp16"
+    accumulation: Accumulation = "fp32"
     flavor: Flavor | Literal["auto"] = "auto"
     profiles: tuple[str, ...] = ()
     compute_capabilities: tuple[str, ...] = ()
@@ -72,13 +74,14 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
         BackendUnavailable: this machine lacks a package or a GPU that the flavor needs.
     """
     flavor = choose_flavor(options.flavor, bool(options.compute_capabilities), progress)
+    require_accumulation(options.accumulation, options.precision, flavor)
     capabilities = compute_capabilities(flavor, options.compute_capabilities)
     if options.refittable:
         require_refit(flavor, capabilities)
     precisions = graph_precisions(options.precision, flavor, capabilities)
     builder = None if flavor == "onnx" else TensorRtBuilder(flavor, capabilities, progress)
     checkpoint = merge(open_checkpoint(options.model, options.transformer_file), options.loras)
-    graphs = make_graphs(checkpoint, precisions)
+    graphs = make_graphs(checkpoint, precisions, options.accumulation)
     with progress.stage("hashing the checkpoint"):
         model = _describe(checkpoint, options.loras)
     target = Target(flavor, builder.name if builder else f"onnx opset {onnx_export.OPSET}", capabilities)
@@ -97,7 +100,15 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
         with plan_directory.unfinished(options.output, name) as directory:
             _copy_tokenizer(checkpoint, directory)
             fitted = fit_preview(checkpoint, progress)
-            built = export_graphs(graphs, checkpoint, precisions, directory, progress, refittable=options.refittable)
+            built = export_graphs(
+                graphs,
+                checkpoint,
+                precisions,
+                directory,
+                progress,
+                refittable=options.refittable,
+                keys=longest_sequence(draft.profiles, model),
+            )
             built = _verify(built, checkpoint, directory, options.verify, progress)
             if builder is not None:
                 built = _build_plans(builder, built, directory, draft, progress)
@@ -133,6 +144,7 @@ def _draft(options: BuildOptions, model: Model, target: Target, profiles: tuple[
         graphs={},
         files=(),
         refittable=options.refittable,
+        accumulation=options.accumulation,
     )
     return replace(draft, plan_id=plan_directory.plan_id(encode(draft)))
 

@@ -50,6 +50,7 @@ def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
         model=args.model,
         output=args.output,
         precision=args.precision,
+        accumulation=args.accumulate,
         flavor=args.flavor,
         profiles=tuple(args.profile),
         compute_capabilities=capabilities,
@@ -105,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     ):
         precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=text)
     parser.set_defaults(precision="fp16")
+    parser.add_argument(
+        "--accumulate",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="With --fp16: number format in which the denoiser sums products; fp16 is less exact, and faster on "
+        "consumer GPUs (default: %(default)s)",
+    )
     parser.add_argument(
         "--flavor",
         choices=("auto", "tensorrt", "rtx", "onnx"),

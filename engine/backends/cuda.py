@@ -135,6 +135,10 @@ class CudaRuntime:
         name: bytes = self._call("cudaGetDeviceProperties", FIRST_DEVICE).name
         return name.decode().rstrip("\0")
 
+    def driver_version(self) -> str:
+        """Return the newest CUDA version that the driver supports, such as "13.0"."""
+        return _version(self._call("cudaDriverGetVersion"))
+
     def memory_info(self) -> tuple[int, int]:
         free, total = self._call("cudaMemGetInfo")
         return int(free), int(total)

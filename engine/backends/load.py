@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ INSTALL: dict[Flavor, str] = {
     "rtx": "tensorrt-rtx",
     "onnx": "onnxruntime",
 }
+OLDEST_RTX = (1, 7)
 
 
 NOT_RTX = (
@@ -69,7 +71,7 @@ def _load_tensorrt(cuda: CudaRuntime, directory: Path, manifest: Manifest, optio
     from engine.backends.tensorrt.plan import TensorRtPlan
 
     is_rtx = manifest.target.flavor == "rtx"
-    caches = (options.runtime_cache or _cache_folder()) / manifest.plan_id
+    caches = kernel_cache_folder(options.runtime_cache or _cache_folder(), manifest, cuda)
 
     def open_plan(name: GraphName) -> TensorRtPlan:
         return TensorRtPlan(
@@ -82,6 +84,16 @@ def _load_tensorrt(cuda: CudaRuntime, directory: Path, manifest: Manifest, optio
 
     engine_options = replace(options, cuda_graphs="off") if is_rtx else options  # RTX captures graphs by itself
     return load_plans(cuda, open_plan, directory, manifest, engine_options)
+
+
+def kernel_cache_folder(parent: Path, manifest: Manifest, cuda: CudaRuntime) -> Path:
+    """Return the folder for kernels of these plans, this kind of GPU, this driver and this version of TensorRT-RTX.
+
+    RTX refuses kernels of any other. With a folder for each, machines or GPUs that share `parent` do not replace each
+    other's, and going back to an older driver finds its kernels again.
+    """
+    environment = f"{cuda.name()} CUDA {cuda.driver_version()} {manifest.target.builder}"
+    return parent / manifest.plan_id / re.sub(r"[^A-Za-z0-9._]+", "-", environment)
 
 
 def _cache_folder() -> Path:
@@ -99,7 +111,14 @@ def _require_package(flavor: Flavor) -> None:
 
 def _require_same_version(target: Target) -> None:
     package = PACKAGES[target.flavor]
-    installed = f"{package} {importlib.import_module(package).__version__}"
+    version = importlib.import_module(package).__version__
+    if target.flavor == "rtx" and tuple(map(int, version.split(".")[:2])) < OLDEST_RTX:
+        raise BackendUnavailable(
+            f"{package} {version} is installed; before {'.'.join(map(str, OLDEST_RTX))} it keeps 57 MiB of host memory "
+            "for each convolution of each context (its issue 39). "
+            f"Install a newer one with: pip install --upgrade {INSTALL['rtx']}, and run build-engines again"
+        )
+    installed = f"{package} {version}"
     if installed != target.builder:
         raise PlanMismatch(
             f"the plans were built by {target.builder}, but {installed} is installed; "

@@ -37,7 +37,7 @@ class ProductBound:
     FP16 holds the true value times 2^-shift. Bounds are of true values and follow from the weights alone.
     """
 
-    name: str  # of the weight, or of the attention block for its scores
+    name: str  # of the weight, or of the part of the attention
     input_bound: float
     input_shift: int
     output_bound: float
@@ -212,7 +212,7 @@ class Manifest:
     graphs: dict[GraphName, Graph]
     files: tuple[File, ...]
     refittable: bool = False
-    accumulation: Accumulation = "fp32"  # number format in which products of FP16 tensors are summed
+    accumulation: Accumulation = "fp32"  # number format in which the denoiser sums products of FP16 tensors
     preview: PreviewProjection | None = None  # None if the checkpoint has no VAE encoder to fit it with
     checksum: str = ""  # of all other fields; set by `encode`
 

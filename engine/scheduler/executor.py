@@ -10,7 +10,7 @@ Knows engines, tensors and events; not which batch is next.
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,21 +91,17 @@ class Executor:
         """Batches that may run while the next one is prepared."""
         return self._memory.max_ahead
 
-    def change_lora(self, name: str | None) -> float:
-        """Apply a LoRA while nothing runs; None restores the plans.
-
-        Returns:
-            Seconds that it took.
+    def change_lora(self, name: str | None) -> Iterator[None]:
+        """Apply a LoRA, in portions, as the iterator is advanced; nothing else may run. None restores the plans.
 
         Raises:
             LoraMismatch: the LoRA cannot be used now; nothing was changed.
             PlanCorrupt: see `Pipeline.refit`.
         """
-        seconds = self._loras.apply(name)
+        yield from self._loras.apply(name)
         for pending in self._uncharged:  # charged to nobody; settled before their timing events are reused
             pending.settle()
         self._uncharged.clear()
-        return seconds
 
     def enqueue(self, batch: Batch) -> None:
         """Enqueue a batch, with the prompts and noise of samples that begin with it."""

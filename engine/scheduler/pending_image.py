@@ -23,12 +23,14 @@ class PendingImage:
         self._outcome: GeneratedImage | ZImageError | None = None
         self._decoding: float | None = None
         self._lock = threading.Lock()
+        self._timing = threading.Lock()  # apart: the loop must not wait for pixels
 
     def decoding_seconds(self) -> float:
         """Return the device time of the decoding, which must be over."""
-        if self._decoding is None:  # the first answer is kept, since timing events are reused later
-            self._decoding = self._started.seconds_until(self._decoded.done)
-        return self._decoding
+        with self._timing:  # the loop reuses the events once it has the time, and another thread may be reading them
+            if self._decoding is None:
+                self._decoding = self._started.seconds_until(self._decoded.done)
+            return self._decoding
 
     def settle(self) -> None:
         """Copy the pixels out of the buffers, unless that has been done."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine.plan.manifest import Graph, GraphName, Precision
 from export.checkpoint.files import Checkpoint
-from export.checkpoint.weights import Fp16RangeError
+from export.checkpoint.weights import Fp16RangeError, Fp16SumError
 from export.compile import onnx_export
 from export.graphs.checkpoint_graphs import make_prompt_encoder
 from export.graphs.graph_module import GraphModule
@@ -22,18 +22,20 @@ def export_graphs(
     progress: BuildProgress,
     *,
     refittable: bool = False,
+    keys: int | None = None,
 ) -> dict[GraphName, Graph]:
     """Write the ONNX files of graphs that `make_graphs` made.
 
     Args:
         precisions: precision of each graph; the VAE decoder's is also the fallback of the prompt encoder.
         refittable: record the places of the transformer's weights, so that plans can swap them.
+        keys: largest number of tokens that the denoiser attends to; needed where it sums in FP16.
 
     Raises:
-        Fp16RangeError: FP16 cannot hold the denoiser's or the VAE decoder's products at any scale.
+        Fp16RangeError: FP16 cannot hold the denoiser's or the VAE decoder's products at any scale, or its sums.
     """
     exported: dict[GraphName, Graph] = {}
-    for name, (module, measured) in _measure(graphs, checkpoint, precisions["vae_decoder"], progress).items():
+    for name, (module, measured) in _measure(graphs, checkpoint, precisions["vae_decoder"], progress, keys).items():
         path = directory / f"{name}.onnx"
         with progress.stage(f"{name}: tracing"):
             onnx = onnx_export.trace(module)
@@ -60,14 +62,20 @@ def export_graphs(
 
 
 def _measure(
-    graphs: Mapping[GraphName, GraphModule], checkpoint: Checkpoint, wide: Precision, progress: BuildProgress
+    graphs: Mapping[GraphName, GraphModule],
+    checkpoint: Checkpoint,
+    wide: Precision,
+    progress: BuildProgress,
+    keys: int | None,
 ) -> dict[GraphName, tuple[GraphModule, Measured]]:
     """Measure the bounds of each graph. A prompt encoder that leaves the range of FP16 is made again in `wide`."""
     measured: dict[GraphName, tuple[GraphModule, Measured]] = {}
     for name, graph in graphs.items():
         try:
             with progress.stage(f"{name}: bounding its products"):
-                measured[name] = graph, graph.measure()
+                measured[name] = graph, graph.measure(keys)
+        except Fp16SumError as error:
+            raise Fp16SumError(f"{checkpoint.name}: {error}; use --accumulate fp32, or a smaller --profile") from error
         except Fp16RangeError as error:
             if name != "prompt_encoder":
                 raise Fp16RangeError(f"{checkpoint.name}: {error}; use --bf16") from error

@@ -86,6 +86,7 @@ class TensorRtBuilder:
         # TF32 is on by default. What is FP32 in a graph needs it: all of --fp32, and in the other precisions the
         # embedders, the modulation and the final layer, which are a ten-thousandth of the work.
         config.clear_flag(self._trt.BuilderFlag.TF32)
+        config.profiling_verbosity = self._trt.ProfilingVerbosity.DETAILED  # a plan can be asked for its kernels
         for shapes in profiles:
             profile = builder.create_optimization_profile()
             try:

@@ -1,8 +1,8 @@
 """Forward passes of layers that the graphs share, written for tracing over DiffSynth's and Qwen3's weights.
 
 No function uses complex numbers, changes tensors in place or branches on data. Residual streams are FP32; matrix
-products have the dtype of their weights. `export.precision.fp16` may make the eps of a norm a tensor and give a layer a
-`scale`.
+products have the dtype of their weights and are summed in a layer's `sums`, a dtype, if it has one. `export.precision`
+sets it, makes the eps of a norm a tensor and gives a layer a `scale`.
 """
 
 from typing import Any
@@ -14,6 +14,8 @@ from torch import Tensor
 
 def linear(x: Tensor, layer: Any) -> Tensor:
     """Return x @ W^T + b in the dtype of W."""
+    if layer.bias is None:
+        return matmul(x.to(layer.weight.dtype), layer.weight.T, sums_of(layer))
     return F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
 
 
@@ -27,8 +29,8 @@ def linears(x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
         x: [B, S, D].
     """
     weights = [layer.weight for layer in layers]
-    joined = (x.flatten(0, 1).to(weights[0].dtype) @ torch.cat(weights).t()).unflatten(0, x.shape[:2])
-    return torch.split(joined, [len(weight) for weight in weights], dim=-1)
+    joined = matmul(x.flatten(0, 1).to(weights[0].dtype), torch.cat(weights).T, sums_of(layers[0]))
+    return torch.split(joined.unflatten(0, x.shape[:2]), [len(weight) for weight in weights], dim=-1)
 
 
 def modulation(condition: Tensor, layer: Any) -> Tensor:
@@ -38,6 +40,25 @@ def modulation(condition: Tensor, layer: Any) -> Tensor:
     twice if other profiles have larger batches (docs/findings.md).
     """
     return linear(torch.cat([condition, condition]), layer)[: condition.shape[0]]
+
+
+def matmul(a: Tensor, b: Tensor, sums: torch.dtype) -> Tensor:
+    """Return a @ b in their own dtype, summed in `sums`.
+
+    TensorRT runs casts from FP16 to FP32, product and cast back as one FP16 product that is summed in FP32.
+    """
+    return a @ b if a.dtype == sums else (a.to(sums) @ b.to(sums)).to(a.dtype)
+
+
+def sums_of(layer: Any) -> torch.dtype:
+    """Return the dtype in which the products of a layer are summed."""
+    dtype: torch.dtype = getattr(layer, "sums", layer.weight.dtype)
+    return dtype
+
+
+def scaled(y: Tensor, layer: Any) -> Tensor:
+    """Return a layer's output in its own dtype, multiplied by the layer's `scale` if it has one."""
+    return unscaled(y, layer).to(y.dtype) if hasattr(layer, "scale") else y
 
 
 def unscaled(y: Tensor, layer: Any) -> Tensor:
@@ -67,13 +88,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, sums: torch.dtype, *, causal: bool = False) -> Tensor:
     """Attend over [B, S, heads, head_dim] in the dtype of `value`; returns [B, S, heads * head_dim].
 
-    TensorRT fuses the attention only if there are two heads or more.
+    TensorRT fuses the attention only if there are two heads or more. For products that are summed in FP32, the casts
+    must surround each product (docs/findings.md). Queries and keys are scaled before they are rounded.
     """
-    q, k, v = (t.to(value.dtype).transpose(1, 2) for t in (query, key, value))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+    root = query.shape[-1] ** -0.25
+    q, k, v = (t.to(value.dtype).transpose(1, 2) for t in (query * root, key * root, value))
+    scores = matmul(q, k.transpose(2, 3), sums)
+    if causal:
+        later = torch.full(scores.shape[-2:], torch.finfo(q.dtype).min, dtype=q.dtype, device=q.device).triu(1)
+        scores = scores + later
+    return matmul(torch.softmax(scores, dim=-1), v, sums).transpose(1, 2).flatten(2)
 
 
 def attention(module: Any, x: Tensor, cos: Tensor, sin: Tensor, queries: int) -> Tensor:
@@ -85,7 +112,8 @@ def attention(module: Any, x: Tensor, cos: Tensor, sin: Tensor, queries: int) ->
     query, key, value = (y.unflatten(-1, heads) for y in linears(x, module.to_q, module.to_k, module.to_v))
     query, key = rms_norm(query[:, :queries], module.norm_q), rms_norm(key, module.norm_k)
     query, key = rotate(query, cos[:queries], sin[:queries]), rotate(key, cos, sin)
-    return linear(attend(query, key, value), module.to_out[0])
+    attended = attend(query, key, scaled(value, module.to_v), sums_of(module.to_v))
+    return linear(attended, module.to_out[0])
 
 
 def swiglu(x: Tensor, gate: Any, up: Any, down: Any) -> Tensor:

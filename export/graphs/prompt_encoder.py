@@ -16,7 +16,17 @@ from export.checkpoint.models import Model
 from export.checkpoint.rotary_layout import split_rotated
 from export.checkpoint.weights import load_as
 from export.graphs.graph_module import GraphModule
-from export.graphs.layers import attend, linear, linears, rms_norm, rotate, swiglu, transformer_block, unscaled
+from export.graphs.layers import (
+    attend,
+    linear,
+    linears,
+    rms_norm,
+    rotate,
+    sums_of,
+    swiglu,
+    transformer_block,
+    unscaled,
+)
 from export.precision.dtypes import DTYPES, set_dtype
 from export.precision.fp16 import QWEN3_LAYER, Z_IMAGE_BLOCK, Fp16Block, Measured, measure_blocks
 
@@ -45,7 +55,8 @@ class PromptEncoder(GraphModule):
         )
         self.outputs = (TensorSpec("prompt_embeds", "float32", ("batch", "prompt_length", transformer.config["dim"])),)
 
-    def measure(self) -> Measured:
+    def measure(self, keys: int | None = None) -> Measured:
+        del keys  # products are summed in FP32
         if self.precision == "fp16":
             load_as(self.weights["text_encoder.embed_tokens.weight"], DTYPES[self.precision])
         return measure_blocks(self._fp16_blocks, self.weights)
@@ -94,7 +105,8 @@ class PromptEncoder(GraphModule):
         query = rotate(rms_norm(query, module.q_norm), cos, sin)
         key = rotate(rms_norm(key, module.k_norm), cos, sin)
         groups = module.num_key_value_groups
-        attended = attend(query, repeat_heads(key, groups), repeat_heads(value, groups), causal=True)
+        key, value = repeat_heads(key, groups), repeat_heads(value, groups)
+        attended = attend(query, key, value, sums_of(module.v_proj), causal=True)
         return linear(attended, module.o_proj)
 
     def _context(self, hidden: Tensor, lengths: Tensor) -> Tensor:

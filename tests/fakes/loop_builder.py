@@ -1,7 +1,7 @@
 """Engine loops over graphs that are functions of numpy, and workloads to run on them."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -69,20 +69,25 @@ class FakeGraphs:
 
 @dataclass
 class FakeLoras:
-    """A `LoraRegistry` whose LoRAs change the graphs at once, so a pass that still runs would give other values."""
+    """A `LoraRegistry` whose LoRAs change the graphs at once, so a pass that still runs would give other values.
+
+    In the middle of a change they are not finite.
+    """
 
     graphs: FakeGraphs
-    seconds: float = 0.0
+    portions: int = 2
     applied: list[str | None] = field(default_factory=list)
 
     names = ("a", "b", "damaged")
 
-    def apply(self, name: str | None) -> float:
+    def apply(self, name: str | None) -> Iterator[None]:
         if name == "damaged":
             raise LoraMismatch("a damaged file")
+        self.graphs.lora_offset = np.nan
+        for _ in range(self.portions):
+            yield
         self.applied.append(name)
         self.graphs.lora_offset = {None: 0.0, "a": 0.5, "b": -1.5}[name]
-        return self.seconds
 
 
 @dataclass
@@ -101,7 +106,7 @@ class LoopBuilder:
         Args:
             min_slice: seconds of a LoRA's time slice while samples of other LoRAs wait.
         """
-        self.loras.apply(None)
+        deque(self.loras.apply(None), maxlen=0)
         self.loras.applied.clear()
         return EngineLoop(self.pipeline, table, self.loras, LoraScheduler(min_slice))
 
