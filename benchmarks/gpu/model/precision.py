@@ -18,7 +18,9 @@ from export.checkpoint.files import Checkpoint
 from export.checkpoint.weights import load_as
 from export.compile.parity import Reference
 from export.graphs.denoiser import Denoiser
+from export.graphs.layers import transformer_block
 
+MOST_TOKENS = 16_896  # of 2048 x 2048 pixels and a prompt of 512
 SAME_FUNCTION = 1e-3  # relative L2 in FP32 of a velocity, a small difference of latents; another function has 1e-1
 
 
@@ -66,10 +68,14 @@ def precision(settings: Settings, found: Findings) -> None:
 
 
 def denoiser(source: Checkpoint, kind: Precision, device: str, block: object = None) -> Denoiser:
-    """Return the denoiser's graph as a module with its weights, scaled as for a plan."""
+    """Return the denoiser's graph as a module with its weights, scaled as for a plan that sums in FP16.
+
+    PyTorch would run the casts of the other kind of plan as products of FP32.
+    """
     model = models.transformer(source.transformer)
-    module = Denoiser(model, kind) if block is None else Denoiser(model, kind, block)  # type: ignore[arg-type]
-    weights = module.measure().weights
+    chosen = transformer_block if block is None else block
+    module = Denoiser(model, kind, chosen, "fp16")  # type: ignore[arg-type]
+    weights = module.measure(MOST_TOKENS).weights
     state = {name: load_as(weights[name], own.dtype).to(device) for name, own in module.named_parameters()}
     module.load_state_dict(state, strict=True, assign=True)
     return module.eval().requires_grad_(False)
