@@ -42,17 +42,17 @@ def modulation(condition: Tensor, layer: Any) -> Tensor:
     return linear(torch.cat([condition, condition]), layer)[: condition.shape[0]]
 
 
-def matmul(a: Tensor, b: Tensor, sums: torch.dtype) -> Tensor:
-    """Return a @ b in their own dtype, summed in `sums`.
+def matmul(a: Tensor, b: Tensor, sums: torch.dtype | None) -> Tensor:
+    """Return a @ b in their own dtype, summed in `sums`, or in what the backend chooses.
 
     TensorRT runs casts from FP16 to FP32, product and cast back as one FP16 product that is summed in FP32.
     """
-    return a @ b if a.dtype == sums else (a.to(sums) @ b.to(sums)).to(a.dtype)
+    return a @ b if sums is None else (a.to(sums) @ b.to(sums)).to(a.dtype)
 
 
-def sums_of(layer: Any) -> torch.dtype:
-    """Return the dtype in which the products of a layer are summed."""
-    dtype: torch.dtype = getattr(layer, "sums", layer.weight.dtype)
+def sums_of(layer: Any) -> torch.dtype | None:
+    """Return the dtype in which the products of a layer are summed; None if the backend chooses."""
+    dtype: torch.dtype | None = getattr(layer, "sums", None)
     return dtype
 
 
@@ -88,7 +88,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, sums: torch.dtype, *, causal: bool = False) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, sums: torch.dtype | None, *, causal: bool = False) -> Tensor:
     """Attend over [B, S, heads, head_dim] in the dtype of `value`; returns [B, S, heads * head_dim].
 
     TensorRT fuses the attention only if there are two heads or more. For products that are summed in FP32, the casts
@@ -96,11 +96,15 @@ def attend(query: Tensor, key: Tensor, value: Tensor, sums: torch.dtype, *, caus
     """
     root = query.shape[-1] ** -0.25
     q, k, v = (t.to(value.dtype).transpose(1, 2) for t in (query * root, key * root, value))
-    scores = matmul(q, k.transpose(2, 3), sums)
-    if causal:
-        later = torch.full(scores.shape[-2:], torch.finfo(q.dtype).min, dtype=q.dtype, device=q.device).triu(1)
-        scores = scores + later
-    return matmul(torch.softmax(scores, dim=-1), v, sums).transpose(1, 2).flatten(2)
+    if sums is None:
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=1.0)
+    else:
+        scores = matmul(q, k.transpose(2, 3), sums)
+        if causal:
+            later = torch.full(scores.shape[-2:], torch.finfo(q.dtype).min, dtype=q.dtype, device=q.device).triu(1)
+            scores = scores + later
+        attended = matmul(torch.softmax(scores, dim=-1), v, sums)
+    return attended.transpose(1, 2).flatten(2)
 
 
 def attention(module: Any, x: Tensor, cos: Tensor, sin: Tensor, queries: int) -> Tensor:

@@ -57,4 +57,5 @@ def set_dtype(modules: Iterable[Any], precision: Precision, accumulation: Accumu
         for layer in module.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 layer.to(DTYPES[precision])
-                layer.sums = DTYPES[accumulation if precision == "fp16" else precision]
+                if precision == "fp16" and accumulation == "fp32":
+                    layer.sums = torch.float32
