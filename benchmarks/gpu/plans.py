@@ -70,7 +70,7 @@ def build(
         flavor,
         compute_capabilities=capabilities,
         refittable=refittable,
-        verify="never",  # the part "parity" compares on the device
+        verify=False,  # the part "parity" compares on the device
     )
     return build_engines(options, BuildProgress(Console(stderr=True)))
 

@@ -3,6 +3,8 @@
 Every return code is checked. The module makes no decisions, so tests replace it with a recording fake.
 """
 
+import re
+from pathlib import Path
 from typing import Any, Protocol
 
 from engine.errors import BackendUnavailable, DeviceError, OutOfDeviceMemory
@@ -26,6 +28,7 @@ STICKY = {
     "cudaErrorTensorMemoryLeak",
     "cudaErrorUnknown",
 }
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
 FIRST_DEVICE = 0  # of those that CUDA_VISIBLE_DEVICES shows
 
 
@@ -134,6 +137,15 @@ class CudaRuntime:
         """Return the device's name."""
         name: bytes = self._call("cudaGetDeviceProperties", FIRST_DEVICE).name
         return name.decode().rstrip("\0")
+
+    def driver(self) -> str:
+        """Return the driver's version where Linux tells it, and the CUDA version that it is for."""
+        cuda = f"for CUDA {_version(self._call('cudaDriverGetVersion'))}"
+        try:
+            match = re.search(r"\b\d{3}\.[\d.]+\b", DRIVER_FILE.read_text())
+        except OSError:
+            return cuda
+        return f"{match[0]} {cuda}" if match else cuda
 
     def memory_info(self) -> tuple[int, int]:
         free, total = self._call("cudaMemGetInfo")

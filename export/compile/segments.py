@@ -120,12 +120,12 @@ def _session(model: onnx.ModelProto, folder: Path) -> Any:
 
 
 def _take_out(model: ir.Model) -> dict[str, Any]:
-    """Replace the large weights of a model by references, and return them by name."""
+    """Replace the weights of a model that are large or in a file by references, and return them by name."""
     taken = {}
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is not None and tensor.nbytes > LARGE:
-            taken[name] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensor.numpy()))
+        if isinstance(tensor, ir.ExternalTensor) or (tensor is not None and tensor.nbytes > LARGE):
+            taken[name] = ort.OrtValue.ortvalue_from_numpy(np.asarray(tensor.numpy(), order="C"))
             value.const_value = ir.ExternalTensor(
                 "weights", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name, base_dir=""
             )
