@@ -5,7 +5,7 @@ It finds kernels, drivers and GPUs that compute something else without an error.
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,10 +150,3 @@ def _fault(got: Array, expected: Array, found: Distance, limit: Distance) -> str
             return f"{what} {figure:.1e}, at most {most:.1e} is allowed"
     return None
 
-
-def tally(results: Sequence[Result]) -> dict[str, float]:
-    """Return the worst relative L2 of each graph."""
-    found: dict[str, float] = {}
-    for result in results:
-        found[result.graph] = max(found.get(result.graph, 0.0), result.found.whole)
-    return found
