@@ -1,6 +1,7 @@
 """DiffSynth's own forward passes, which exported graphs are compared with, and inputs for both."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -69,7 +70,8 @@ class Reference:
             rows = list(zip(*(self._tensor(inputs[name]) for name in SAMPLED[graph]), strict=True))
             passes += [partial(rounded_pass, precision, partial(sample, *row)) for row in rows]
             counts.append(len(rows))
-        done = iter(self._layers.run(passes))
+        with refined_prompts(self._dit) if graph == "denoiser" else nullcontext():
+            done = iter(self._layers.run(passes))
         return [_stack(list(islice(done, count))) for count in counts]
 
     def forward(self, graph: GraphName) -> Callable[[Arrays], Array]:
@@ -106,7 +108,7 @@ class Reference:
     def _step(
         self, latents: torch.Tensor, sigma: torch.Tensor, sigma_next: torch.Tensor, prompt_embeds: torch.Tensor
     ) -> Tensors:
-        flow = velocity(self._dit, latents[None], sigma[None], prompt_embeds)
+        flow = _velocity(self._dit, latents[None], sigma[None], prompt_embeds)
         return {"latents_next": latents + (sigma_next - sigma) * flow[0]}
 
     def _decode(self, latents: torch.Tensor) -> Tensors:
@@ -143,16 +145,26 @@ def velocity(dit: Any, latents: torch.Tensor, sigma: torch.Tensor, prompt_embeds
         sigma: [1].
         prompt_embeds: [L, D], output of the prompt encoder.
     """
+    with refined_prompts(dit):
+        return _velocity(dit, latents, sigma, prompt_embeds)
+
+
+@contextmanager
+def refined_prompts(dit: Any) -> Iterator[None]:
+    """Let DiffSynth's model function take prompts that its embedder and refiner have been applied to."""
     embedder, refiner = dit.cap_embedder, dit.context_refiner
-    # prompt_embeds are refined already: skip DiffSynth's embedder and refiner
     dit.cap_embedder, dit.context_refiner = torch.nn.Identity(), torch.nn.ModuleList()
     try:
-        found: torch.Tensor = model_fn_z_image_turbo(
-            dit, latents=latents, timestep=1000 * sigma, prompt_embeds=[prompt_embeds]
-        )
-        return found
+        yield
     finally:
         dit.cap_embedder, dit.context_refiner = embedder, refiner
+
+
+def _velocity(dit: Any, latents: torch.Tensor, sigma: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = model_fn_z_image_turbo(
+        dit, latents=latents, timestep=1000 * sigma, prompt_embeds=[prompt_embeds]
+    )
+    return found
 
 
 def sample_inputs(
