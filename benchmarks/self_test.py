@@ -1,7 +1,7 @@
 """The self-test of a plan directory, with all figures: what `Pipeline.load` does on a GPU, on any device."""
 
 import argparse
-from collections import defaultdict
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -68,11 +68,21 @@ def table(results: Sequence[Result]) -> list[str]:
 
 
 def figures_of(results: Sequence[Result]) -> dict[str, Any]:
-    """Return the worst figures of each graph."""
-    found: dict[str, Any] = defaultdict(lambda: {"relative_l2": 0.0, "worst_row": 0.0, "share_of_limit": 0.0})
-    for each in results:
-        worst, distance, limit = found[each.graph], each.found, each.allowed
-        share = max(distance.whole / limit.whole, distance.row / limit.row, abs(distance.gain - 1) / limit.gain)
-        for key, figure in (("relative_l2", distance.whole), ("worst_row", distance.row), ("share_of_limit", share)):
-            worst[key] = max(worst[key], figure)
-    return {"graphs": dict(found)}
+    """Return the worst figures of each graph; None for one that is not finite."""
+    graphs: dict[str, dict[str, float | None]] = {}
+    for name in dict.fromkeys(result.graph for result in results):
+        own = [result for result in results if result.graph == name]
+        worst = {
+            "relative_l2": max(result.found.whole for result in own),
+            "worst_row": max(result.found.row for result in own),
+            "share_of_limit": max(_share(result) for result in own),
+        }
+        finite = all(math.isfinite(_share(result)) for result in own)  # max() may skip NaN
+        graphs[name] = {key: figure if finite else None for key, figure in worst.items()}
+    return {"graphs": graphs}
+
+
+def _share(result: Result) -> float:
+    """Return how much of what is allowed an output takes; 1 and more is a fault."""
+    found, limit = result.found, result.allowed
+    return max(found.whole / limit.whole, found.row / limit.row, abs(found.gain - 1) / limit.gain)

@@ -20,6 +20,7 @@ PROBES_FILE = "probes.safetensors"
 
 PATCH = 2  # latents of a token along an axis
 TOKEN_PIXELS = 16  # pixels of a token along an axis
+TINY = 1e-30  # in place of a length of 0
 LEVEL = 1  # difference of integers that is rounding: both may be just beside .5
 
 
@@ -50,8 +51,7 @@ class Distance:
             if expected.dtype.kind in "iu":
                 off = np.sign(off) * np.maximum(np.abs(off) - LEVEL, 0)
             lengths, errors = np.linalg.norm(exact, axis=1), np.linalg.norm(off, axis=1)
-            least = max(float(np.median(lengths)), np.finfo(np.float32).tiny)
-            size = max(float(np.linalg.norm(lengths)), np.finfo(np.float32).tiny)
+            least, size = (max(float(length), TINY) for length in (np.median(lengths), np.linalg.norm(lengths)))
             whole, row = float(np.linalg.norm(errors)) / size, float((errors / np.maximum(lengths, least)).max())
         return cls(whole, row, 1 + dot / size**2)
 

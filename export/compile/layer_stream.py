@@ -37,7 +37,7 @@ class LayerStream:
         Args:
             without: parameters that no pass uses; they stay on the meta device.
         """
-        layers = {name: layer for name, layer in _layers(model.module)}
+        layers = dict(_layers(model.module))
         inside = {f"{name}.{key}" for name, layer in layers.items() for key in layer.state_dict()}
         outside = {name: self._load(model, name) for name in model.weights.keys() - inside - set(without)}
         model.module.load_state_dict(outside, strict=False, assign=True)

@@ -11,12 +11,12 @@ import onnx_ir as ir
 import torch
 from diffsynth.pipelines.z_image import model_fn_z_image_turbo
 
-from engine.plan.manifest import GraphName, Precision, Rope, padded
+from engine.plan.manifest import GraphName, Rope, padded
 from engine.sampling.rope import tables
 from export.checkpoint import models
 from export.checkpoint.files import Checkpoint
 from export.compile.layer_stream import LayerStream
-from export.compile.rounding import round_products, rounded_pass
+from export.compile.rounding import Rounding, round_products, rounded_pass
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -57,18 +57,18 @@ class Reference:
             round_products(module)
 
     def run(
-        self, graph: GraphName, batches: Sequence[Arrays], rounding: Sequence[Precision | None] | None = None
+        self, graph: GraphName, batches: Sequence[Arrays], rounding: Sequence[Rounding | None] | None = None
     ) -> list[Arrays]:
         """Return the outputs of a graph by name, for several sets of inputs. Weights are read once for all.
 
         Args:
-            rounding: for each set, the precision that inputs and results of products are rounded to; None for FP32.
+            rounding: for each set, the rounding of inputs and results of products; None for FP32.
         """
         sample = self._samples[graph]
         passes, counts = [], []
-        for inputs, precision in zip(batches, rounding or [None] * len(batches), strict=True):
+        for inputs, own in zip(batches, rounding or [None] * len(batches), strict=True):
             rows = list(zip(*(self._tensor(inputs[name]) for name in SAMPLED[graph]), strict=True))
-            passes += [partial(rounded_pass, precision, partial(sample, *row)) for row in rows]
+            passes += [partial(rounded_pass, own, partial(sample, *row)) for row in rows]
             counts.append(len(rows))
         with refined_prompts(self._dit) if graph == "denoiser" else nullcontext():
             done = iter(self._layers.run(passes))

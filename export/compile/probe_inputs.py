@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from engine.errors import UnsupportedShape
-from engine.plan.manifest import GraphName, Manifest, Profile, Rope, padded
+from engine.plan.manifest import GraphName, Manifest, Profile, padded
 from engine.sampling.rope import tables
 from engine.size import Size
 from export.checkpoint.files import Checkpoint
@@ -166,7 +166,7 @@ class ProbeInputs:
         block = "layers.0."
         norm = self._transformer(f"{block}attention_norm1.weight")
         weights = [self._transformer(f"{block}attention.{name}.weight") for name in ("to_q", "to_k", "to_v")]
-        batch, length, _ = prompt_embeds.shape
+        _, length, _ = prompt_embeds.shape
         typical = float(np.median(np.linalg.norm(prompt_embeds, axis=-1)))
         along = _longest(torch.cat([_longest(w * norm, length, unit=False) for w in weights]), length)
         found = prompt_embeds.copy()
@@ -179,7 +179,8 @@ class ProbeInputs:
         longest = weight[weight.flatten(1).norm(dim=1).argmax()].numpy()  # [16, 3, 3]
         _, _, height, width = latents.shape
         tiled = np.tile(longest, (1, 1, height // 3 + 1, width // 3 + 1))[:, :, :height, :width]
-        return (tiled / tiled.std()).astype(np.float32).reshape(latents.shape)
+        pattern: Array = (tiled / tiled.std()).astype(np.float32).reshape(latents.shape)
+        return pattern
 
     def _transformer(self, name: str) -> torch.Tensor:
         weight: Weight = self._checkpoint.transformer.weights[name]

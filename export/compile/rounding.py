@@ -1,11 +1,12 @@
 """Rounding in DiffSynth's modules as plans round: inputs and results of matrix products and convolutions.
 
-It tells what a model makes of rounding errors: some tokens amplify them a hundredfold. Ranges of number formats are
-not simulated. Knows modules; not models.
+It tells what a model makes of rounding errors: some tokens amplify them a hundredfold. Which ones is chance, so there
+are several ways to round. Ranges of number formats are not simulated. Knows modules; not models.
 """
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +21,17 @@ BITS: dict[Precision, int] = {"fp32": 11, "fp16": 11, "bf16": 8}
 FP32_BITS = 24
 ALWAYS_FP32 = "adaLN_modulation"  # in plans of every precision
 
+STRETCHES = (1.0, 1.37)  # numbers are rounded as multiples of these: each gives other errors
+
 _thread = threading.local()
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """Rounding to the bits of a precision, after a multiplication by `stretch`, which is then taken back."""
+
+    precision: Precision
+    stretch: float = 1.0
 
 
 def round_products(module: Any) -> None:
@@ -31,18 +42,19 @@ def round_products(module: Any) -> None:
             layer.register_forward_hook(lambda _, _inputs, output: _rounded(output))
 
 
-def rounded_pass(precision: Precision | None, forward: Callable[[], T]) -> T:
-    """Run a forward pass with products rounded to a precision, or without rounding."""
-    _thread.bits = FP32_BITS if precision is None else BITS[precision]
+def rounded_pass(rounding: Rounding | None, forward: Callable[[], T]) -> T:
+    """Run a forward pass with its products rounded, or without rounding."""
+    _thread.rounding = rounding
     try:
         return forward()
     finally:
-        _thread.bits = FP32_BITS
+        _thread.rounding = None
 
 
 def _rounded(x: torch.Tensor) -> torch.Tensor:
-    bits = getattr(_thread, "bits", FP32_BITS)
-    if bits == FP32_BITS:
+    rounding: Rounding | None = getattr(_thread, "rounding", None)
+    if rounding is None:
         return x
-    shifted = x * (2.0 ** (FP32_BITS - bits) + 1)  # Veltkamp's splitting
-    return shifted - (shifted - x)
+    stretched = x * rounding.stretch
+    shifted = stretched * (2.0 ** (FP32_BITS - BITS[rounding.precision]) + 1)  # Veltkamp's splitting
+    return (shifted - (shifted - stretched)) / rounding.stretch

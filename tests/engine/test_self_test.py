@@ -1,7 +1,7 @@
 """The self-test finds devices that compute something else, and never refuses right plans.
 
-Wrong kernels run on the fake device, and in ONNX files that were changed. Right ones round as a GPU does, or have random
-weights.
+Wrong kernels run on the fake device, and in ONNX files that were changed. Right ones round as a GPU does, or have
+random weights.
 """
 
 import os
@@ -48,9 +48,9 @@ class Nano:
 
     def fault(self, kernels: Mapping[GraphName, Kernel], **options: object) -> str:
         """Return the message that refuses these kernels."""
-        with closing(self.on(FakeCuda(seed=1), kernels, **options)) as backend:
-            with pytest.raises(SelfTestFailed) as refusal:
-                self_test.require(self.directory, self.manifest, backend)
+        backend = self.on(FakeCuda(seed=1), kernels, **options)
+        with closing(backend), pytest.raises(SelfTestFailed) as refusal:
+            self_test.require(self.directory, self.manifest, backend)
         return str(refusal.value)
 
 
@@ -191,7 +191,11 @@ def test_wrong_attention_is_refused(nano: Nano, tmp_path: Path, fault: str) -> N
 
 
 @pytest.fixture(scope="module")
-def fp16(plan_directory: Path, build_plans: object, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
+def fp16(
+    plan_directory: Path,
+    build_plans: object,  # noqa: ARG001  from here on, graphs are traced once
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, Manifest]:
     folder = tmp_path_factory.mktemp("fp16")
     return folder, random_plans(1000, "fp16", plan_directory, folder)
 
@@ -219,9 +223,8 @@ def test_wrong_attention_in_fp16_is_refused(fp16: tuple[Path, Manifest], tmp_pat
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_right_plans_of_random_weights_pass(
-    plan_directory: Path, build_plans: object, tmp_path: Path, seed: int
-) -> None:
+@pytest.mark.usefixtures("build_plans")
+def test_right_plans_of_random_weights_pass(plan_directory: Path, tmp_path: Path, seed: int) -> None:
     manifest = random_plans(seed, "fp32", plan_directory, tmp_path)
     engines = {name: OnnxRuntimeEngine(tmp_path / g.file, g, threads=1) for name, g in manifest.graphs.items()}
     results = list(self_test.run(tmp_path, manifest, Backend(HostMemory(manifest, manifest.profiles), engines)))
@@ -263,7 +266,7 @@ def test_loading_refuses_wrong_plans_and_names_the_device(
         "NVIDIA GeForce RTX 5090, driver 580.65.06",
         "tensorrt_rtx 1.7.1.116",
         "another driver",
-        "--bf16 or --fp32",
+        "--accumulate, --bf16 or --fp32",
         "docs/troubleshooting.md",
     ):
         assert part in str(refusal.value)

@@ -122,9 +122,7 @@ def test_loading_rtx_plans_without_a_gpu_is_refused(rtx: tuple[Path, Manifest, R
 @pytest.fixture(scope="module")
 def fp16(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, traces: Path) -> Pipeline:
     output = tmp_path_factory.mktemp("fp16")
-    command = command_line(
-        "--model", checkpoint, "--output", output, "--flavor", "onnx", traces=traces
-    )
+    command = command_line("--model", checkpoint, "--output", output, "--flavor", "onnx", traces=traces)
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()) == (output / "current").resolve()

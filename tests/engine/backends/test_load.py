@@ -211,8 +211,9 @@ def test_options_are_parsed_from_the_command_line() -> None:
     add_pipeline_arguments(parser)
     assert RuntimeOptions.of(parser.parse_args(["--engines", "x"])) == RuntimeOptions()
     words = "--engines x --threads 2 --profile a,b --profile c --warm-up 64x96,128 --cuda-graphs off --runtime-cache y"
+    words += " --no-self-test"
     assert RuntimeOptions.of(parser.parse_args(words.split())) == RuntimeOptions(
-        2, ("a,b", "c"), (Size(64, 96), Size(128, 128)), "off", False, Path("y")
+        2, ("a,b", "c"), (Size(64, 96), Size(128, 128)), "off", False, False, Path("y")
     )
 
 

@@ -51,7 +51,9 @@ def profiles(model: Model) -> st.SearchStrategy[list[Profile]]:
     text = st.tuples(st.lists(size, min_size=1, max_size=3), st.integers(1, 4)).map(
         lambda made: f"{','.join(made[0])}:{made[1]}"
     )
-    return st.lists(text.map(lambda made: parse_profile(made, model)), min_size=1, max_size=3, unique_by=lambda p: p.name)
+    return st.lists(
+        text.map(lambda made: parse_profile(made, model)), min_size=1, max_size=3, unique_by=lambda p: p.name
+    )
 
 
 @settings(deadline=None, max_examples=60)
