@@ -8,11 +8,13 @@ import argparse
 import math
 import multiprocessing
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -33,36 +35,45 @@ from export.progress import BuildProgress
 from nano.layout import NANO, Z_IMAGE_TURBO, CheckpointSizes
 
 SHARD_BYTES = 1 << 30
+WEIGHTS_DONE, GRAPHS = "weights.done", "graphs.json"  # files that end a part
+
+Part = Callable[[CheckpointSizes, Precision, Path], dict[str, Any]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, default=4, help="Layers of each transformer (default: %(default)s)")
     parser.add_argument("--bf16", action="store_true", help="BF16 graphs instead of FP16")
     parser.add_argument("--small", action="store_true", help="The sizes of z-image-nano, to try the command")
-    parser.add_argument("--folder", type=Path, help="Folder for some 15 GB of files (default: a temporary one)")
+    parser.add_argument(
+        "--folder", type=Path, help="Folder for some 15 GB of files, kept for the next run (default: a temporary one)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     whole = NANO if args.small else Z_IMAGE_TURBO
     sizes = replace(whole, n_layers=args.layers, text_layers=args.layers + 1)
     precision: Precision = "bf16" if args.bf16 else "fp16"
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        figures = measure(sizes, precision, Path(folder))
+    with ExitStack() as owned:
+        folder = args.folder or Path(owned.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        figures = measure(sizes, precision, folder)
     figures["whole_model_seconds"] = extrapolated(figures["seconds"], args.layers, whole)
     finish("verify", figures)
 
 
 def measure(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[str, Any]:
-    """Write weights and graphs, and compare them in a fresh process.
+    """Write weights and graphs unless they are in the folder, and compare them in a fresh process.
 
     Returns:
         Seconds of each graph's comparison, peak resident set of the process, bytes of the probes.
     """
     processes = multiprocessing.get_context("spawn")
     figures: dict[str, Any] = {"layers": sizes.n_layers, "precision": precision}
-    for part in (_write, _export, _verify):  # each with the memory of its own process only
-        with processes.Pool(1) as pool:
-            figures |= pool.apply(part, (sizes, precision, folder, figures.pop("graphs", {})))
+    parts: dict[str, Part] = {WEIGHTS_DONE: _write, GRAPHS: _export, "": _verify}
+    for made, part in parts.items():  # each with the memory of its own process only
+        if not (folder / made).is_file():
+            with processes.Pool(1) as pool:
+                figures |= pool.apply(part, (sizes, precision, folder))
     return figures
 
 
@@ -76,24 +87,25 @@ def extrapolated(seconds: Mapping[str, float], layers: int, whole: CheckpointSiz
     return round(sum(factors.get(graph, 1.0) * taken for graph, taken in seconds.items()), 1)
 
 
-def _write(sizes: CheckpointSizes, _precision: Precision, folder: Path, _graphs: object) -> dict[str, Any]:
+def _write(sizes: CheckpointSizes, _precision: Precision, folder: Path) -> dict[str, Any]:
     watch = Stopwatch()
     for component in random_components(sizes).values():
         for index, shard in enumerate(_shards(component.weights)):
             save_file({name: weight.load() for name, weight in shard.items()}, _shard(folder, component.name, index))
+    (folder / WEIGHTS_DONE).touch()
     return {"write_s": round(watch.seconds, 1), "checkpoint_gb": _size(folder, "*.safetensors") / 1e9}
 
 
-def _export(sizes: CheckpointSizes, precision: Precision, folder: Path, _graphs: object) -> dict[str, Any]:
+def _export(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[str, Any]:
     watch, checkpoint = Stopwatch(), _open(sizes, folder)
     precisions = graph_precisions(precision, "rtx")
     graphs = export_graphs(make_graphs(checkpoint, precisions), checkpoint, precisions, folder, _progress())
-    return {"graphs": graphs, "export_s": round(watch.seconds, 1), "onnx_gb": _size(folder, "*.onnx*") / 1e9}
+    (folder / GRAPHS).write_bytes(msgspec.json.encode(graphs))
+    return {"export_s": round(watch.seconds, 1), "onnx_gb": _size(folder, "*.onnx*") / 1e9}
 
 
-def _verify(
-    sizes: CheckpointSizes, precision: Precision, folder: Path, graphs: Mapping[GraphName, Graph]
-) -> dict[str, Any]:
+def _verify(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[str, Any]:
+    graphs = msgspec.json.decode((folder / GRAPHS).read_bytes(), type=dict[GraphName, Graph])
     checkpoint, model, progress = _open(sizes, folder), model_facts(sizes), _progress()
     target, profiles = Target("rtx", ""), default_profiles(sizes.sample_size, model)
     plans = Manifest(SCHEMA_VERSION, "", "", precision, model, target, profiles, {}, ())

@@ -88,7 +88,7 @@ def message(result: Result, manifest: Manifest, device: str) -> str:
     return (
         f"this device computes the {result.graph} wrongly: {result.fault} (probe {result.probe!r}, {precision}; "
         f"{device}; {builder}). Try another driver, another version of {builder.split()[0]}, or plans built with "
-        "another --accumulate, --bf16 or --fp32; zimage-bench self-test shows all figures "
+        "--accumulate fp32, --bf16 or --fp32; zimage-bench self-test shows all figures "
         "(docs/troubleshooting.md#the-self-test)"
     )
 

@@ -266,7 +266,7 @@ def test_loading_refuses_wrong_plans_and_names_the_device(
         "NVIDIA GeForce RTX 5090, driver 580.65.06",
         "tensorrt_rtx 1.7.1.116",
         "another driver",
-        "--accumulate, --bf16 or --fp32",
+        "--accumulate fp32, --bf16 or --fp32",
         "docs/troubleshooting.md",
     ):
         assert part in str(refusal.value)
