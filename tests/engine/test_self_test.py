@@ -31,7 +31,7 @@ from engine.plan.directory import MANIFEST_FILE, encode, read
 from engine.plan.manifest import GraphName, Manifest, Target
 from engine.plan.probes import PROBES_FILE
 
-SEEDS = int(os.environ.get("ZIMAGE_SEEDS", "2"))  # a hundred were run by hand: docs/findings.md
+SEEDS = int(os.environ.get("SELF_TEST_SEEDS", "2"))  # a hundred were run by hand: docs/findings.md
 
 
 @dataclass
