@@ -9,6 +9,7 @@
     |  |- PlanNotFound           no plan directory
     |  |- PlanCorrupt            files are missing, truncated or altered
     |  |- PlanMismatch           intact, but for another GPU, TensorRT or zimage-trt
+    |  |- SelfTestFailed         intact, but this device computes something else from it
     |- LoraMismatch              a LoRA that cannot be applied to these plans
     |- BackendUnavailable        the library or device for this flavor is not there
     |- DeviceError               CUDA or TensorRT failed at run time; if `sticky`, the process must be replaced
@@ -57,6 +58,10 @@ class PlanCorrupt(PlanError):
 
 class PlanMismatch(PlanError):
     """An intact plan directory made for another GPU, TensorRT or version of zimage-trt."""
+
+
+class SelfTestFailed(PlanError):
+    """An intact plan directory from which this device, driver and TensorRT compute something else than FP32 does."""
 
 
 class LoraMismatch(ZImageError):

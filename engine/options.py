@@ -21,6 +21,7 @@ HELP = {  # help texts of the options, also for zimage-serve
     "warm_up": "Sizes to prepare at the start, so that their first image is as fast as the next",
     "cuda_graphs": "TensorRT: use of CUDA graphs; auto keeps those that are measurably faster, TensorRT-RTX keeps all",
     "offload": "TensorRT: keep only one of prompt encoder and denoiser in GPU memory; each new prompt costs seconds",
+    "self_test": "TensorRT: compare what this GPU computes with FP32 before anything is generated",
     "runtime_cache": "TensorRT-RTX: folder for kernels compiled for this GPU (default: the user's cache folder)",
 }
 
@@ -35,6 +36,7 @@ class RuntimeOptions:
         warm_up: sizes to prepare before anything is served.
         cuda_graphs: use of CUDA graphs by TensorRT; "auto" keeps those that measurably gain.
         offload: True to load the prompt encoder and the denoiser into GPU memory one at a time.
+        self_test: True to compare the plans' probes with FP32 while loading; ONNX Runtime is not tested.
         runtime_cache: folder for kernels that TensorRT-RTX compiles on this GPU; None for the user's cache folder.
         slots: slots for images between two of their steps; a guided image takes two.
         loras: names of the LoRAs that requests may use, each with the file that `zimage-lora` wrote.
@@ -47,6 +49,7 @@ class RuntimeOptions:
     warm_up: tuple[Size, ...] = ()
     cuda_graphs: CudaGraphs = "auto"
     offload: bool = False
+    self_test: bool = True
     runtime_cache: Path | None = None
     slots: int = 2
     loras: tuple[tuple[str, Path], ...] = ()
@@ -98,6 +101,12 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
         help=HELP["cuda_graphs"] + " (default: %(default)s)",
     )
     parser.add_argument("--offload", action="store_true", help=HELP["offload"])
+    parser.add_argument(
+        "--self-test",
+        action=argparse.BooleanOptionalAction,
+        default=default.self_test,
+        help=HELP["self_test"] + " (default: on)",
+    )
     parser.add_argument("--runtime-cache", type=Path, metavar="DIR", help=HELP["runtime_cache"])
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from engine import self_test
 from engine.array import Array
 from engine.backends.base import Backend
 from engine.backends.load import load_backend
@@ -79,6 +80,7 @@ class Pipeline:
 
         Raises:
             PlanError, BackendUnavailable, OutOfDeviceMemory: the plans cannot be loaded.
+            SelfTestFailed: this device computes something else from them than FP32 does.
             UnsupportedShape: no profile covers a size of `options.warm_up`.
         """
         options = options or RuntimeOptions()
@@ -91,6 +93,8 @@ class Pipeline:
         facts = manifest.target.flavor, manifest.model.name, manifest.precision
         log.info("loaded %s: %s plans of %s, %s", directory.name, *facts)
         try:
+            if options.self_test and manifest.target.flavor != "onnx":
+                self_test.require(directory, served, backend)
             pipeline = cls(served, PromptTokenizer(directory, manifest.model.prompt), backend)
             warm_up(pipeline, options.warm_up)
         except BaseException:

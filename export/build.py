@@ -7,8 +7,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from engine.plan.directory import MANIFEST_FILE, encode
 from engine.plan.manifest import (
     SCHEMA_VERSION,
@@ -32,8 +30,9 @@ from export.checkpoint import models
 from export.checkpoint.files import Checkpoint, open_checkpoint, positive
 from export.checkpoint.lora import Lora, merge
 from export.checkpoint.prompt_format import read_prompt_format
-from export.compile import onnx_export, parity, plan_size, preview
+from export.compile import onnx_export, plan_size, preview
 from export.compile.onnx_files import export_graphs
+from export.compile.probes import verify
 from export.compile.profiles import default_profiles, parse_profile
 from export.compile.target import choose_flavor, compute_capabilities, require_refit
 from export.compile.tensorrt_build import TensorRtBuilder
@@ -42,7 +41,6 @@ from export.precision.dtypes import graph_precisions, require_accumulation
 from export.progress import BuildProgress
 
 DEFAULT_STEPS = 8  # forward passes that Z-Image-Turbo is distilled for
-VERIFY_COPIES = 3  # FP32 copies of the weights in memory during verification: one of DiffSynth, two of ONNX Runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ class BuildOptions:
     transformer_file: Path | None = None
     loras: tuple[Lora, ...] = ()
     refittable: bool = False
-    verify: Literal["auto", "always", "never"] = "auto"
+    verify: bool = True
 
 
 def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
@@ -90,7 +88,7 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
     finished = options.output / name
     with plan_directory.exclusive(options.output, name):
         known = plan_directory.find_finished(finished)
-        if known is not None and (options.verify != "always" or known.is_verified):
+        if known is not None and (known.is_verified or not options.verify):
             progress.console.print(f"found {finished}, which was built from the same inputs")
             plan_directory.make_current(finished)
             return finished
@@ -109,7 +107,8 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
                 refittable=options.refittable,
                 keys=longest_sequence(draft.profiles, model),
             )
-            built = _verify(built, checkpoint, directory, options.verify, progress)
+            if options.verify:
+                built = verify(built, checkpoint, directory, draft, progress)
             if builder is not None:
                 built = _build_plans(builder, built, directory, draft, progress)
             with progress.stage("hashing the plans"):
@@ -178,34 +177,6 @@ def _copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
     shutil.copyfile(checkpoint.directory / TOKENIZER_FILE, target)
 
 
-def _verify(
-    graphs: Mapping[GraphName, Graph],
-    checkpoint: Checkpoint,
-    directory: Path,
-    verify: Literal["auto", "always", "never"],
-    progress: BuildProgress,
-) -> dict[GraphName, Graph]:
-    """Compare each ONNX file with DiffSynth's forward pass and add the errors to the graphs."""
-    if verify == "never":
-        return dict(graphs)
-    needed, free = VERIFY_COPIES * 4 * checkpoint.parameters, psutil.virtual_memory().available
-    if verify == "auto" and needed > free:
-        progress.console.print(
-            f"skipping the comparison with DiffSynth: it needs about {needed / 1e9:.0f} GB of memory, "
-            f"{free / 1e9:.0f} GB are free (--verify always compares anyway)"
-        )
-        return dict(graphs)
-    with progress.stage("loading DiffSynth's modules"):
-        reference = parity.Reference(checkpoint)
-    verified: dict[GraphName, Graph] = {}
-    for name, graph in graphs.items():
-        with progress.stage(f"{name}: comparing with DiffSynth"):
-            error = parity.check(name, directory / graph.file, graph.precision, reference)
-        progress.console.print(f"{name}: relative L2 {error:.1e}", highlight=False)
-        verified[name] = replace(graph, parity=error)
-    return verified
-
-
 def _disk_bytes(checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision], copies: int) -> int:
     """Return the peak disk space of a build: the ONNX files and, with TensorRT, the plans beside them."""
     components = {
@@ -214,8 +185,7 @@ def _disk_bytes(checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision
         "vae_decoder": checkpoint.vae,
     }
     sizes = {name: components[name].parameters * (4 if own == "fp32" else 2) for name, own in precisions.items()}
-    widened = [2 * sizes[name] for name, own in precisions.items() if own == "bf16"]  # FP32 copy for the comparison
-    return copies * sum(sizes.values()) + max(widened, default=0)
+    return copies * sum(sizes.values())
 
 
 def _build_plans(

@@ -74,6 +74,7 @@ class Settings(BaseSettings):
     warm_up: Sizes = Field(RUNTIME.warm_up, description=HELP["warm_up"], title="WxH,...")
     cuda_graphs: CudaGraphs = Field(RUNTIME.cuda_graphs, description=HELP["cuda_graphs"])
     offload: bool = Field(RUNTIME.offload, description=HELP["offload"])
+    self_test: bool = Field(RUNTIME.self_test, description=HELP["self_test"])
     runtime_cache: Path | None = Field(RUNTIME.runtime_cache, description=HELP["runtime_cache"], title="DIR")
     loras: Path | None = Field(
         None,
@@ -177,6 +178,7 @@ class Settings(BaseSettings):
             warm_up=self.warm_up,
             cuda_graphs=self.cuda_graphs,
             offload=self.offload,
+            self_test=self.self_test,
             runtime_cache=self.runtime_cache,
             slots=SLOTS,
             loras=loras,

@@ -62,14 +62,14 @@ def build_plans(traces: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def engines(checkpoint: Path, run_folder: Path, build_plans: Callable[..., Path]) -> Path:
-    """An output folder of `build-engines --fp32 --flavor onnx --verify always`; tests that change it copy it first."""
+    """An output folder of `build-engines --fp32 --flavor onnx`; tests that change it copy it first."""
     from fakes.shared import made_once
 
     from export.build import BuildOptions
     from export.progress import BuildProgress
 
     def build(output: Path) -> None:
-        options = BuildOptions(str(checkpoint), output, precision="fp32", flavor="onnx", verify="always")
+        options = BuildOptions(str(checkpoint), output, precision="fp32", flavor="onnx")
         build_plans(options, BuildProgress(Console(quiet=True)))
 
     return made_once(run_folder / "engines", build)

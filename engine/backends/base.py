@@ -50,11 +50,12 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """The engines of a plan directory, and the memory of their tensors."""
+    """The engines of a plan directory, and the memory of their tensors. `device` names GPU and driver, for messages."""
 
     memory: Memory
     engines: Mapping[GraphName, Engine]
     close: Callable[[], None] = lambda: None
+    device: str = "CPU"
 
     def refit(self, lora: PreparedLora | None) -> Iterator[None]:
         """Apply a LoRA to every graph in place of any other, in portions; None restores them bit for bit.

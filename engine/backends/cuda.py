@@ -3,6 +3,8 @@
 Every return code is checked. The module makes no decisions, so tests replace it with a recording fake.
 """
 
+import re
+from pathlib import Path
 from typing import Any, Protocol
 
 from engine.errors import BackendUnavailable, DeviceError, OutOfDeviceMemory
@@ -26,6 +28,7 @@ STICKY = {
     "cudaErrorTensorMemoryLeak",
     "cudaErrorUnknown",
 }
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
 FIRST_DEVICE = 0  # of those that CUDA_VISIBLE_DEVICES shows
 
 
@@ -138,6 +141,15 @@ class CudaRuntime:
     def driver_version(self) -> str:
         """Return the newest CUDA version that the driver supports, such as "13.0"."""
         return _version(self._call("cudaDriverGetVersion"))
+
+    def driver(self) -> str:
+        """Return the driver's version where Linux tells it, and the CUDA version that it is for."""
+        cuda = f"for CUDA {self.driver_version()}"
+        try:
+            match = re.search(r"\b\d{3}\.[\d.]+\b", DRIVER_FILE.read_text())
+        except OSError:
+            return cuda
+        return f"{match[0]} {cuda}" if match else cuda
 
     def memory_info(self) -> tuple[int, int]:
         free, total = self._call("cudaMemGetInfo")

@@ -83,7 +83,8 @@ def _load_tensorrt(cuda: CudaRuntime, directory: Path, manifest: Manifest, optio
         )
 
     engine_options = replace(options, cuda_graphs="off") if is_rtx else options  # RTX captures graphs by itself
-    return load_plans(cuda, open_plan, directory, manifest, engine_options)
+    backend = load_plans(cuda, open_plan, directory, manifest, engine_options)
+    return replace(backend, device=f"{cuda.name()}, driver {cuda.driver()}")
 
 
 def kernel_cache_folder(parent: Path, manifest: Manifest, cuda: CudaRuntime) -> Path:

@@ -5,15 +5,16 @@ Knows files and hashes; not the execution of plans.
 
 import hashlib
 import re
+import shlex
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 import msgspec
 
 from engine.errors import PlanCorrupt, PlanMismatch, PlanNotFound
-from engine.plan.manifest import SCHEMA_VERSION, File, GraphName, Manifest
+from engine.plan.manifest import SCHEMA_VERSION, File, Flavor, GraphName, Manifest, Precision
 
 MANIFEST_FILE = "manifest.json"
 CURRENT = "current"  # symlink in an --output directory: the plan directory built last
@@ -79,8 +80,51 @@ def _check_schema(directory: Path, raw: bytes) -> None:
     version = int(match[1]) if match else None
     if version is not None and version != SCHEMA_VERSION:
         raise PlanMismatch(
-            f"{directory} has manifest schema {version}, this zimage-trt reads {SCHEMA_VERSION}; build again"
+            f"{directory} has manifest schema {version}, this zimage-trt reads {SCHEMA_VERSION}; "
+            f"build again{_command(directory, raw)}"
         )
+
+
+def _command(directory: Path, raw: bytes) -> str:
+    """Return the command that builds plans like those of an older manifest, as far as that can be read."""
+    try:
+        old = msgspec.json.decode(raw, type=_OldManifest)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return ""
+    options = ["--model", old.model.name, f"--{old.precision}", "--flavor", old.target.flavor]
+    if old.target.flavor == "rtx" and old.target.compute_capabilities:
+        options += ["--compute-capability", ",".join(old.target.compute_capabilities)]
+    for profile in old.profiles:
+        options += ["--profile", profile.name] if profile.name[:1].isdigit() else []  # others are defaults
+    options += ["--refittable"] if old.refittable else []
+    return f" with: {shlex.join(['build-engines', *options, '--output', str(directory.parent)])}"
+
+
+@dataclass(frozen=True, slots=True)
+class _OldModel:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _OldTarget:
+    flavor: Flavor
+    compute_capabilities: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _OldProfile:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class _OldManifest:
+    """The part of a manifest that older schemas have too."""
+
+    model: _OldModel
+    precision: Precision
+    target: _OldTarget
+    profiles: tuple[_OldProfile, ...] = ()
+    refittable: bool = False
 
 
 def _check_complete(directory: Path, manifest: Manifest) -> None:

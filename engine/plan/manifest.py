@@ -62,6 +62,24 @@ class RefitWeight:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpectedTensor:
+    """An output of a probe as FP32 gives it, and the relative L2 that rounding at the graph's precision costs there."""
+
+    key: str  # in the file of probes
+    rounding: float  # of the whole tensor, simulated in the model that the graph was exported from
+    row_rounding: float  # of the row that it costs most; a row is a token, or the pixels of one
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Inputs of a graph with the outputs that a device must compute from them."""
+
+    name: str
+    inputs: dict[str, str]  # tensor -> key in the file of probes
+    outputs: dict[str, ExpectedTensor]
+
+
+@dataclass(frozen=True, slots=True)
 class Graph:
     """One of the three graphs: the file that a backend loads and the tensors it binds."""
 
@@ -75,6 +93,7 @@ class Graph:
     products: tuple[ProductBound, ...] = ()  # FP16 only
     refittable: tuple[RefitWeight, ...] = ()  # of plans built with --refittable
     weights_file: str | None = None  # holds the base values of `refittable`
+    probes: tuple[Probe, ...] = ()  # none if the build was told not to compare
 
     def repeats_weights(self, plan_bytes: int) -> bool:
         """Return True if a plan of this size holds weights twice: it is over a tenth larger than they are.

@@ -80,10 +80,15 @@ def text_encoder(component: Component) -> Model:
 
 
 def load_text_encoder(component: Component) -> Any:
-    """Load Qwen3 in FP32 and make its rotary buffers, which are not weights, so that `load` leaves them on meta."""
+    """Load Qwen3 in FP32, with its rotary buffers."""
     module = text_encoder(component).load()
-    module.rotary_emb = type(module.rotary_emb)(config=module.config)
+    make_rotary_buffers(module)
     return module
+
+
+def make_rotary_buffers(text_encoder: Any) -> None:
+    """Make the rotary buffers of Qwen3, which are not weights, so that loading weights leaves them on meta."""
+    text_encoder.rotary_emb = type(text_encoder.rotary_emb)(config=text_encoder.config)
 
 
 def embed_timesteps_in_fp32(dit: Any) -> None:

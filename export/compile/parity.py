@@ -1,37 +1,42 @@
-"""Comparison of exported graphs with DiffSynth.
+"""DiffSynth's own forward passes, which exported graphs are compared with, and inputs for both."""
 
-ONNX Runtime runs the ONNX file, DiffSynth runs its own forward pass, both in FP32 with the same weights and inputs.
-"""
-
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import torch
 from diffsynth.pipelines.z_image import model_fn_z_image_turbo
 
-from engine.errors import BuildError
-from engine.plan.manifest import GraphName, Precision, Rope, padded
+from engine.plan.manifest import GraphName, Rope, padded
 from engine.sampling.rope import tables
 from export.checkpoint import models
 from export.checkpoint.files import Checkpoint
+from export.compile.layer_stream import LayerStream
+from export.compile.rounding import Rounding, round_products, rounded_pass
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
+Tensors = dict[str, torch.Tensor]
 
 FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT)
 
-# Relative L2 above which a build stops. z-image-nano has 6e-7 in FP32, 3e-5 with FP16 weights and 7e-4 with BF16
-# weights (ONNX Runtime computes all of them in FP32); dozens of layers amplify it. A wrong graph has 1e-1 and more.
-TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+# Inputs with a row per sample, in the order of the forward passes below
+SAMPLED: dict[GraphName, tuple[str, ...]] = {
+    "prompt_encoder": ("input_ids", "lengths"),
+    "denoiser": ("latents", "sigma", "sigma_next", "prompt_embeds"),
+    "vae_decoder": ("latents",),
+}
+EMBEDDING = "embed_tokens.weight"  # of the text encoder; passes read the rows of their tokens only
 
 
 class Reference:
     """DiffSynth's forward passes over a checkpoint in FP32, with the inputs and outputs of the exported graphs.
+
+    Its models' weights are in memory one layer at a time.
 
     Args:
         device: torch device to run on.
@@ -40,44 +45,75 @@ class Reference:
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self.config = checkpoint.transformer.config
         self._device = device
-        self._dit = models.transformer(checkpoint.transformer).load().to(device)
+        self._layers = LayerStream(device)
+        self._dit = self._layers.add(models.transformer(checkpoint.transformer))
         models.embed_timesteps_in_fp32(self._dit)
-        self._vae = models.vae_decoder(checkpoint.vae).load().to(device)
-        self._text_encoder = models.load_text_encoder(checkpoint.text_encoder).to(device)
+        self._vae = self._layers.add(models.vae_decoder(checkpoint.vae))
+        text_encoder = models.text_encoder(checkpoint.text_encoder)
+        self._embedding = text_encoder.weights[EMBEDDING]
+        self._text_encoder = self._layers.add(text_encoder, without=[EMBEDDING])
+        models.make_rotary_buffers(self._text_encoder)
+        for module in (self._dit, self._vae, self._text_encoder):
+            round_products(module)
+
+    def run(
+        self, graph: GraphName, batches: Sequence[Arrays], rounding: Sequence[Rounding | None] | None = None
+    ) -> list[Arrays]:
+        """Return the outputs of a graph by name, for several sets of inputs. Weights are read once for all.
+
+        Args:
+            rounding: for each set, the rounding of inputs and results of products; None for FP32.
+        """
+        sample = self._samples[graph]
+        passes, counts = [], []
+        for inputs, own in zip(batches, rounding or [None] * len(batches), strict=True):
+            rows = list(zip(*(self._tensor(inputs[name]) for name in SAMPLED[graph]), strict=True))
+            passes += [partial(rounded_pass, own, partial(sample, *row)) for row in rows]
+            counts.append(len(rows))
+        with refined_prompts(self._dit) if graph == "denoiser" else nullcontext():
+            done = iter(self._layers.run(passes))
+        return [_stack(list(islice(done, count))) for count in counts]
 
     def forward(self, graph: GraphName) -> Callable[[Arrays], Array]:
-        """Return the forward pass that a graph must match."""
-        return {"prompt_encoder": self.prompt_encoder, "denoiser": self.denoiser, "vae_decoder": self.vae_decoder}[
-            graph
-        ]
+        """Return the forward pass that a graph with one output must match."""
 
-    @torch.no_grad()
+        def run(inputs: Arrays) -> Array:
+            [outputs] = self.run(graph, [inputs])
+            [output] = outputs.values()
+            return output
+
+        return run
+
     def prompt_encoder(self, inputs: Arrays) -> Array:
         """Compute Qwen3's hidden_states[-2] of each sample alone, then apply the transformer's own context path."""
-        refined = []
-        for ids, length in zip(inputs["input_ids"], inputs["lengths"], strict=True):
-            tokens = self._tensor(ids[None, :length])
-            hidden = self._text_encoder(input_ids=tokens, output_hidden_states=True).hidden_states[-2][0]
-            refined.append(self._refined_prompt(hidden))
-        return torch.stack(refined).cpu().numpy()
+        return self.forward("prompt_encoder")(inputs)
 
-    @torch.no_grad()
     def denoiser(self, inputs: Arrays) -> Array:
         """Run DiffSynth's model function per sample, with prompt_embeds in place of its context path."""
-        steps = []
-        for latents, sigma, sigma_next, prompt_embeds in zip(
-            *(self._tensor(inputs[k]) for k in ("latents", "sigma", "sigma_next", "prompt_embeds")), strict=True
-        ):
-            flow = velocity(self._dit, latents[None], sigma[None], prompt_embeds)
-            steps.append(latents + (sigma_next - sigma) * flow[0])
-        return torch.stack(steps).cpu().numpy()
+        return self.forward("denoiser")(inputs)
 
-    @torch.no_grad()
     def vae_decoder(self, inputs: Arrays) -> Array:
         """Run DiffSynth's decoder and its conversion to 0..255, without clipping and rounding."""
-        image = self._vae(self._tensor(inputs["latents"]))
-        pixels: Array = ((image + 1) * 127.5).permute(0, 2, 3, 1).cpu().numpy()
-        return pixels
+        return self.forward("vae_decoder")(inputs)
+
+    @property
+    def _samples(self) -> dict[GraphName, Callable[..., Tensors]]:
+        return {"prompt_encoder": self._encode, "denoiser": self._step, "vae_decoder": self._decode}
+
+    def _encode(self, ids: torch.Tensor, length: torch.Tensor) -> Tensors:
+        embedded = self._embedding.load()[ids[None, :length].cpu()].float().to(self._device)
+        hidden = self._text_encoder(inputs_embeds=embedded, output_hidden_states=True).hidden_states[-2][0]
+        return {"prompt_embeds": self._refined_prompt(hidden)}
+
+    def _step(
+        self, latents: torch.Tensor, sigma: torch.Tensor, sigma_next: torch.Tensor, prompt_embeds: torch.Tensor
+    ) -> Tensors:
+        flow = _velocity(self._dit, latents[None], sigma[None], prompt_embeds)
+        return {"latents_next": latents + (sigma_next - sigma) * flow[0]}
+
+    def _decode(self, latents: torch.Tensor) -> Tensors:
+        image = self._vae(latents[None])[0]
+        return {"image": ((image + 1) * 127.5).permute(1, 2, 0)}
 
     def _tensor(self, array: Array) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
@@ -97,6 +133,10 @@ class Reference:
         return refined
 
 
+def _stack(samples: Sequence[Tensors]) -> Arrays:
+    return {name: torch.stack([sample[name] for sample in samples]).cpu().numpy() for name in samples[0]}
+
+
 def velocity(dit: Any, latents: torch.Tensor, sigma: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
     """Return the velocity of one sample by DiffSynth's model function.
 
@@ -105,16 +145,26 @@ def velocity(dit: Any, latents: torch.Tensor, sigma: torch.Tensor, prompt_embeds
         sigma: [1].
         prompt_embeds: [L, D], output of the prompt encoder.
     """
+    with refined_prompts(dit):
+        return _velocity(dit, latents, sigma, prompt_embeds)
+
+
+@contextmanager
+def refined_prompts(dit: Any) -> Iterator[None]:
+    """Let DiffSynth's model function take prompts that its embedder and refiner have been applied to."""
     embedder, refiner = dit.cap_embedder, dit.context_refiner
-    # prompt_embeds are refined already: skip DiffSynth's embedder and refiner
     dit.cap_embedder, dit.context_refiner = torch.nn.Identity(), torch.nn.ModuleList()
     try:
-        found: torch.Tensor = model_fn_z_image_turbo(
-            dit, latents=latents, timestep=1000 * sigma, prompt_embeds=[prompt_embeds]
-        )
-        return found
+        yield
     finally:
         dit.cap_embedder, dit.context_refiner = embedder, refiner
+
+
+def _velocity(dit: Any, latents: torch.Tensor, sigma: torch.Tensor, prompt_embeds: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = model_fn_z_image_turbo(
+        dit, latents=latents, timestep=1000 * sigma, prompt_embeds=[prompt_embeds]
+    )
+    return found
 
 
 def sample_inputs(
@@ -154,37 +204,6 @@ def sample_inputs(
 def relative_l2(got: Array, expected: Array) -> float:
     """Return ||got - expected|| / ||expected||."""
     return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
-
-
-def check(graph: GraphName, path: Path, precision: Precision, reference: Reference) -> float:
-    """Return the largest relative L2 of an exported graph over a few shapes.
-
-    Raises:
-        BuildError: an error exceeds the precision's tolerance, or is not finite.
-    """
-    session = _session(path, precision)
-    worst = 0.0
-    for height, width, tokens, batch in ((16, 16, 20, 1), (18, 22, 40, 2)):
-        inputs = sample_inputs(graph, reference.config, height=height, width=width, tokens=tokens, batch=batch)
-        error = relative_l2(session.run(None, inputs)[0], reference.forward(graph)(inputs))
-        if not error <= TOLERANCE[precision]:  # also when it is NaN
-            raise BuildError(
-                f"{graph} at {height}x{width} latents, {tokens} tokens, batch {batch}: relative L2 {error:.1e} against "
-                f"DiffSynth in FP32, at most {TOLERANCE[precision]:.0e} expected of {precision}"
-            )
-        worst = max(worst, error)
-    return worst
-
-
-def _session(path: Path, precision: Precision) -> ort.InferenceSession:
-    if precision != "bf16":
-        return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # ONNX Runtime has no BF16 kernels on a CPU
-        fp32_path = Path(folder) / path.name
-        model = ir.load(path)
-        widen(model, ir.DataType.FLOAT)
-        ir.save(model, fp32_path, external_data=f"{fp32_path.name}.data")
-        return ort.InferenceSession(str(fp32_path), providers=["CPUExecutionProvider"])
 
 
 def widen(model: ir.Model, dtype: ir.DataType) -> None:

@@ -139,9 +139,7 @@ def test_loading_rtx_plans_without_a_gpu_is_refused(rtx: tuple[Path, Manifest, R
 @pytest.fixture(scope="module")
 def fp16(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory, traces: Path) -> Pipeline:
     output = tmp_path_factory.mktemp("fp16")
-    command = command_line(
-        "--model", checkpoint, "--output", output, "--flavor", "onnx", "--verify", "always", traces=traces
-    )
+    command = command_line("--model", checkpoint, "--output", output, "--flavor", "onnx", traces=traces)
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()) == (output / "current").resolve()
@@ -209,7 +207,7 @@ def build_on(script: str, checkpoint: Path, output: Path) -> "subprocess.Complet
     unshared = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
     if subprocess.run([*unshared, "mount -t tmpfs tmpfs /mnt"], capture_output=True).returncode:
         pytest.skip("mounting is not permitted here")
-    arguments = ("--model", checkpoint, "--output", output, "--fp32", "--flavor", "onnx", "--verify", "never")
+    arguments = ("--model", checkpoint, "--output", output, "--fp32", "--flavor", "onnx", "--no-verify")
     return subprocess.run([*unshared, script, output, *command_line(*arguments)], capture_output=True, text=True)
 
 
@@ -236,7 +234,7 @@ def test_disk_that_is_too_small_is_refused_before_tracing(checkpoint: Path, tmp_
 @pytest.mark.slow
 def test_ctrl_c_ends_a_build_inside_tensorrt(checkpoint: Path, tmp_path: Path, traces: Path) -> None:
     """TensorRT swallows the KeyboardInterrupt that Python raises in its callbacks."""
-    arguments = ("--model", checkpoint, "--output", tmp_path, "--flavor", "rtx", "--verify", "never")
+    arguments = ("--model", checkpoint, "--output", tmp_path, "--flavor", "rtx", "--no-verify")
     command = command_line(*arguments, traces=traces)
     script = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     at_terminal = [sys.executable, "-c", script]  # a job in the background is started with SIGINT ignored

@@ -1,12 +1,14 @@
 """Errors for CUDA's statuses. The library itself is faked, since CI has no GPU."""
 
 from enum import Enum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from engine.backends import cuda
 from engine.backends.cuda import STICKY, CudaRuntime, failure
 from engine.errors import BackendUnavailable, DeviceError, OutOfDeviceMemory
 
@@ -70,6 +72,19 @@ def test_unusable_driver_or_device_is_refused_with_the_reason(
     with pytest.raises(BackendUnavailable, match=message) as refusal:
         open_with(monkeypatch, library)
     assert "serve plans built with: build-engines --flavor onnx" in str(refusal.value)
+
+
+def test_driver_is_named_by_its_version_where_the_system_tells_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "version"
+    monkeypatch.setattr(cuda, "DRIVER_FILE", file)
+    opened = open_with(monkeypatch, Library(driver=13000))
+    assert opened.driver() == "for CUDA 13.0"
+    file.write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\nGCC version: 12"
+    )
+    assert opened.driver() == "580.65.06 for CUDA 13.0"
 
 
 @pytest.mark.parametrize("driver", [13000, 13050, 14000])

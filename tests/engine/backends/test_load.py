@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -14,9 +15,11 @@ from fakes.manifest import LARGE, MANIFEST, USUAL
 from onnx import TensorProto, helper
 
 from engine.array import Array
-from engine.backends.base import check_bindings
+from engine.backends import load
+from engine.backends.base import Backend, check_bindings
 from engine.backends.load import INSTALL, PACKAGES, kernel_cache_folder, load_backend
 from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.backends.tensorrt import load as plans
 from engine.errors import BackendUnavailable, PlanCorrupt, PlanMismatch, ZImageError
 from engine.options import RuntimeOptions, add_pipeline_arguments
 from engine.plan.manifest import Flavor, Graph, Manifest, Target, TensorSpec
@@ -246,13 +249,28 @@ def test_stream_on_a_cpu_fails_an_assertion(plan: Path) -> None:
         OnnxRuntimeEngine(plan, GRAPH).enqueue(1, arrays(1))
 
 
+def test_backend_of_a_gpu_names_the_gpu_and_its_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = pytest.importorskip("tensorrt_rtx")
+    gpu = SimpleNamespace(
+        name=lambda: "NVIDIA GeForce RTX 5090",
+        driver=lambda: "580.65.06 for CUDA 13.0",
+        compute_capability=lambda: "12.0",
+    )
+    monkeypatch.setattr(load, "CudaRuntime", lambda: gpu)
+    monkeypatch.setattr(plans, "load_plans", lambda *_: Backend(SimpleNamespace(), {}))
+    manifest = replace(MANIFEST, target=Target("rtx", f"tensorrt_rtx {package.__version__}", ("12.0",)))
+    loaded = load_backend(tmp_path, manifest, RuntimeOptions())
+    assert loaded.device == "NVIDIA GeForce RTX 5090, driver 580.65.06 for CUDA 13.0"
+
+
 def test_options_are_parsed_from_the_command_line() -> None:
     parser = argparse.ArgumentParser()
     add_pipeline_arguments(parser)
     assert RuntimeOptions.of(parser.parse_args(["--engines", "x"])) == RuntimeOptions()
     words = "--engines x --threads 2 --profile a,b --profile c --warm-up 64x96,128 --cuda-graphs off --runtime-cache y"
+    words += " --no-self-test"
     assert RuntimeOptions.of(parser.parse_args(words.split())) == RuntimeOptions(
-        2, ("a,b", "c"), (Size(64, 96), Size(128, 128)), "off", False, Path("y")
+        2, ("a,b", "c"), (Size(64, 96), Size(128, 128)), "off", False, False, Path("y")
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.errors import PlanCorrupt, PlanError, PlanMismatch, PlanNotFound, UnsupportedShape
 from engine.plan.directory import CURRENT, MANIFEST_FILE, encode, read, resolve, sha256
-from engine.plan.manifest import SCHEMA_VERSION, File, Manifest, Profile, padded
+from engine.plan.manifest import SCHEMA_VERSION, File, Manifest, Profile, Target, padded
 from engine.size import Size
 
 
@@ -101,7 +101,8 @@ FAULTS: dict[str, tuple[Callable[[Path], object], type[PlanError], str]] = {
     "another schema": (
         lambda d: edit(d, f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 98'),
         PlanMismatch,
-        f"plans has manifest schema 98, this zimage-trt reads {SCHEMA_VERSION}; build again",
+        rf"plans has manifest schema 98, this zimage-trt reads {SCHEMA_VERSION}; build again with: build-engines "
+        r"--model Z-Image-Fake --fp32 --flavor onnx --output \S+$",
     ),
     "another schema that also looks otherwise": (
         lambda d: (d / MANIFEST_FILE).write_text('{"schema_version": 99, "plans": []}'),
@@ -182,6 +183,20 @@ def test_damaged_manifest_raises_only_plan_errors(
     (directory / MANIFEST_FILE).write_bytes(raw)
     with pytest.raises((PlanCorrupt, PlanMismatch)):  # at best whole, and without files
         read(directory)
+
+
+def test_command_that_replaces_old_plans_has_their_options(plans: Path) -> None:
+    profiles = (USUAL, replace(LARGE, name="512,1024x1536:2"))
+    target = Target("rtx", "tensorrt_rtx 1.3.0", ("8.9", "12.0"))
+    older = replace(MANIFEST, schema_version=5, precision="bf16", target=target, profiles=profiles, refittable=True)
+    write(plans, replace(older, model=replace(older.model, name="Tongyi-MAI/Z-Image-Turbo")))
+    with pytest.raises(PlanMismatch) as refusal:
+        read(plans)
+    command = str(refusal.value).partition(" with: build-engines ")[2]
+    assert command == (
+        "--model Tongyi-MAI/Z-Image-Turbo --bf16 --flavor rtx --compute-capability 8.9,12.0 "
+        f"--profile 512,1024x1536:2 --refittable --output {plans.parent}"
+    )
 
 
 def test_plan_directory_resolves_to_itself(plans: Path) -> None:

@@ -62,7 +62,7 @@ REQUEST = ImageRequest("a large red circle", 128, 96, seed=3)
 
 def options(checkpoint: Path, output: Path, *, refittable: bool = False, lora: Lora | None = None) -> BuildOptions:
     loras = () if lora is None else (lora,)
-    return BuildOptions(str(checkpoint), output, flavor="onnx", refittable=refittable, loras=loras, verify="never")
+    return BuildOptions(str(checkpoint), output, flavor="onnx", refittable=refittable, loras=loras, verify=False)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def latents(pipeline: Pipeline, plans: Path) -> np.ndarray:
 
 def test_explain_prints_every_bound(plans: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Plans that were built before are explained too."""
-    arguments = ("--flavor", "onnx", "--refittable", "--verify", "never", "--explain")
+    arguments = ("--flavor", "onnx", "--refittable", "--no-verify", "--explain")
     build_engines_command(["--model", str(checkpoint), "--output", str(plans.parent), *arguments])
     said = capsys.readouterr().err
     products = [product for graph in read(plans).graphs.values() for product in graph.products]

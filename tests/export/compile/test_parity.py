@@ -7,6 +7,8 @@ a VAE at large sizes, where ONNX Runtime sums up a group of millions in one go (
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,12 +19,18 @@ from diffsynth.pipelines.z_image import model_fn_z_image_turbo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.harness.source import random_components
 from engine.errors import BuildError
+from engine.plan.directory import read
 from engine.plan.manifest import GraphName
 from export.checkpoint import models
 from export.checkpoint.files import Checkpoint, open_checkpoint
-from export.compile import parity
+from export.compile import parity, probes, segments
+from export.compile.layer_stream import LayerStream
 from export.compile.parity import Array, Arrays, Reference, relative_l2, sample_inputs
+from export.compile.probes import Verification, needed_bytes, require_memory
+from export.compile.rounding import Rounding
+from nano.layout import Z_IMAGE_TURBO
 
 TOLERANCE = 1e-5
 GRAPHS: tuple[GraphName, ...] = ("prompt_encoder", "denoiser", "vae_decoder")
@@ -137,21 +145,141 @@ WEIGHT = {
 }
 
 
+@pytest.fixture(scope="module")
+def verification(opened: Checkpoint, plan_directory: Path) -> Verification:
+    manifest = read(plan_directory)
+    made = Verification(opened, manifest)
+    made.check("prompt_encoder", manifest.graphs["prompt_encoder"], plan_directory)  # its outputs are denoiser's inputs
+    return made
+
+
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_intact_graph_passes_the_parity_check(plan_directory: Path, reference: Reference, graph: GraphName) -> None:
-    assert parity.check(graph, plan_directory / f"{graph}.onnx", "fp32", reference) <= TOLERANCE
+def test_intact_graph_passes_the_check(plan_directory: Path, verification: Verification, graph: GraphName) -> None:
+    known = read(plan_directory).graphs[graph]
+    checked = verification.check(graph, known, plan_directory)
+    assert checked.parity is not None and 0 < checked.parity <= TOLERANCE
+    assert [probe.name for probe in checked.probes] == [probe.name for probe in known.probes]
+    assert len(checked.probes) >= 4
+    for again, built in zip(checked.probes, known.probes, strict=True):
+        assert (again.inputs, again.outputs.keys()) == (built.inputs, built.outputs.keys())
+        for output, expected in again.outputs.items():
+            assert 1e-9 < expected.rounding < 1e-5 and expected.rounding <= expected.row_rounding, "2^-13 of FP16's"
+            assert expected.rounding == pytest.approx(built.outputs[output].rounding, rel=0.5)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("noise", [0.05, float("nan")])
-def test_altered_weight_fails_the_parity_check(
-    plan_directory: Path, tmp_path: Path, reference: Reference, graph: GraphName, noise: float
+def test_altered_weight_fails_the_check(
+    plan_directory: Path, tmp_path: Path, verification: Verification, graph: GraphName, noise: float
 ) -> None:
     for file in plan_directory.glob(f"{graph}.onnx*"):
         shutil.copy(file, tmp_path)
     disturb(tmp_path / f"{graph}.onnx", WEIGHT[graph], noise)
-    with pytest.raises(BuildError, match=rf"{graph} at 16x16 latents, .* relative L2 .* expected of fp32"):
-        parity.check(graph, tmp_path / f"{graph}.onnx", "fp32", reference)
+    with pytest.raises(BuildError, match=rf"{graph}, probe 'smallest': relative L2 .* expected of fp32"):
+        verification.check(graph, read(plan_directory).graphs[graph], tmp_path)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_graph_in_segments_gives_what_the_whole_gives(plan_directory: Path, run: Run, graph: GraphName) -> None:
+    """Bit for bit, wherever the cuts are; a usual session, which repacks weights, adds up in another order."""
+    path, config = plan_directory / f"{graph}.onnx", reference_config(plan_directory)
+    batches = [
+        sample_inputs(graph, config, height=16, width=16, tokens=20, batch=1),
+        sample_inputs(graph, config, height=18, width=22, tokens=40, batch=2),
+    ]
+    model = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False))
+    counts = [len(segments.segments(model, limit)) for limit in (1 << 18, 1 << 30)]
+    assert counts[0] >= 10 and counts[1] == 1
+    cut, whole = (segments.run(path, batches, limit=limit) for limit in (1 << 18, 1 << 30))
+    for batch, in_segments, at_once in zip(batches, cut, whole, strict=True):
+        [[found], [expected]] = in_segments.values(), at_once.values()
+        assert np.array_equal(found, expected)
+        assert relative_l2(found, run(graph, batch)) <= 1e-6
+
+
+def reference_config(plan_directory: Path) -> dict[str, Any]:
+    model = read(plan_directory).model
+    rope = model.rope
+    return {
+        "in_channels": model.latent_channels,
+        "dim": model.prompt_embeds_dim,
+        "rope_theta": rope.theta,
+        "axes_dims": rope.axes_dims,
+        "axes_lens": rope.axes_lens,
+    }
+
+
+def test_layers_in_step_give_what_whole_models_give(opened: Checkpoint, reference: Reference) -> None:
+    """Bit for bit, also when several passes of different sizes go through the layers at once, one of them rounded."""
+    dit = models.transformer(opened.transformer).load()
+    models.embed_timesteps_in_fp32(dit)
+    batches = [
+        sample_inputs("denoiser", reference.config, height=h, width=w, tokens=20, batch=batch, seed=h)
+        for h, w, batch in ((8, 8, 2), (10, 14, 1))
+    ]
+    rounded, *exact = reference.run("denoiser", [batches[0], *batches], [Rounding("fp16"), None, None])
+    for inputs, outputs in zip(batches, exact, strict=True):
+        latents, sigma, after, embeds = (
+            torch.from_numpy(inputs[k]) for k in ("latents", "sigma", "sigma_next", "prompt_embeds")
+        )
+        for index, found in enumerate(outputs["latents_next"]):
+            with torch.no_grad():
+                flow = parity.velocity(dit, latents[index][None], sigma[index][None], embeds[index])
+            assert np.array_equal(found, (latents[index] + (after - sigma)[index] * flow[0]).numpy())
+    assert 1e-5 < relative_l2(rounded["latents_next"], exact[0]["latents_next"]) < 1e-2
+
+
+def test_one_layer_at_a_time_is_in_memory(opened: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer's weights are read once for several passes, and are gone when the next layer's are there."""
+    reference = Reference(opened)
+    loaded, most = [], []
+    exchange = LayerStream._exchange
+
+    def record(stream: LayerStream) -> None:
+        exchange(stream)
+        assert stream._loaded is not None
+        loaded.append(stream._loaded.name)
+        layers = [*reference._dit.layers, *reference._dit.noise_refiner, *reference._dit.context_refiner]
+        most.append(sum(not any(p.is_meta for p in layer.parameters()) for layer in layers))
+
+    monkeypatch.setattr(LayerStream, "_exchange", record)
+    batch = sample_inputs("denoiser", reference.config, height=8, width=8, tokens=20, batch=2)
+    reference.run("denoiser", [batch, batch])
+    config = opened.transformer.config
+    assert len(loaded) == len(set(loaded)) == config["n_layers"] + config["n_refiner_layers"]
+    assert set(most) == {1}
+
+
+def test_passes_of_one_graph_leave_the_models_as_they_were(reference: Reference) -> None:
+    """DiffSynth's context path is taken out of the model while denoiser's passes run, in several threads."""
+    prompt = sample_inputs("prompt_encoder", reference.config, height=8, width=8, tokens=20, batch=1)
+    step = sample_inputs("denoiser", reference.config, height=8, width=8, tokens=20, batch=2)
+    before = reference.prompt_encoder(prompt)
+    reference.run("denoiser", [step, step])
+    assert np.array_equal(reference.prompt_encoder(prompt), before)
+
+
+def test_error_in_one_pass_ends_all(reference: Reference) -> None:
+    batch = sample_inputs("denoiser", reference.config, height=8, width=8, tokens=20, batch=2)
+    wrong = batch | {"prompt_embeds": batch["prompt_embeds"][..., :-1]}
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        reference.run("denoiser", [batch, wrong, batch])
+    assert reference.run("denoiser", [batch])[0]["latents_next"].shape == batch["latents"].shape
+
+
+def test_build_without_memory_for_the_comparison_is_refused(
+    opened: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_memory(opened)
+    few = SimpleNamespace(available=1 << 30)
+    monkeypatch.setattr(probes.psutil, "virtual_memory", lambda: few)
+    with pytest.raises(BuildError, match=r"needs up to 3\.\d GB of memory, 1\.1 GB are free; .* --no-verify"):
+        require_memory(opened)
+
+
+def test_full_size_comparison_fits_16_gb() -> None:
+    parts = random_components(Z_IMAGE_TURBO)
+    assert needed_bytes(Checkpoint("full", Path(), **parts, scheduler={})) < 7e9
 
 
 def disturb(path: Path, name: str, noise: float) -> None:

@@ -64,7 +64,7 @@ def changed(checkpoint: Path, folder: Path, component: str, tensor: str, change:
 
 
 def build(checkpoint: Path, folder: Path, *arguments: str) -> None:
-    output = ("--output", str(folder / "out"), "--flavor", "onnx", "--verify", "never")
+    output = ("--output", str(folder / "out"), "--flavor", "onnx", "--no-verify")
     main(["--model", str(checkpoint), *output, *arguments])
 
 

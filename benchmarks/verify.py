@@ -1,0 +1,159 @@
+"""The comparison with DiffSynth that ends every build, at full width: its time and its peak memory.
+
+Some layers of Z-Image-Turbo with random weights are written in FP32, exported, and compared in a process of its own.
+Figures for all layers are extrapolated.
+"""
+
+import argparse
+import math
+import multiprocessing
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from safetensors.torch import save_file
+
+from benchmarks.full_size import model_facts
+from benchmarks.harness.report import Stopwatch, finish, peak_rss
+from benchmarks.harness.source import random_components
+from engine.plan.manifest import SCHEMA_VERSION, Graph, GraphName, Manifest, Precision, Target
+from engine.plan.probes import PROBES_FILE
+from export.checkpoint.files import Checkpoint, Component
+from export.checkpoint.stored_weights import stored_weights
+from export.checkpoint.weights import Weight
+from export.compile.onnx_files import export_graphs
+from export.compile.probes import needed_bytes, verify
+from export.compile.profiles import default_profiles
+from export.graphs.checkpoint_graphs import make_graphs
+from export.precision.dtypes import graph_precisions
+from export.progress import BuildProgress
+from nano.layout import NANO, Z_IMAGE_TURBO, CheckpointSizes
+
+SHARD_BYTES = 1 << 30
+WEIGHTS_DONE, GRAPHS = "weights.done", "graphs.json"  # files that end a part
+
+Part = Callable[[CheckpointSizes, Precision, Path], dict[str, Any]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--layers", type=int, default=4, help="Layers of each transformer (default: %(default)s)")
+    parser.add_argument("--bf16", action="store_true", help="BF16 graphs instead of FP16")
+    parser.add_argument("--small", action="store_true", help="The sizes of z-image-nano, to try the command")
+    parser.add_argument(
+        "--folder", type=Path, help="Folder for some 15 GB of files, kept for the next run (default: a temporary one)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    whole = NANO if args.small else Z_IMAGE_TURBO
+    sizes = replace(whole, n_layers=args.layers, text_layers=args.layers + 1)
+    precision: Precision = "bf16" if args.bf16 else "fp16"
+    with ExitStack() as owned:
+        folder = args.folder or Path(owned.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        figures = measure(sizes, precision, folder)
+    figures["whole_model_seconds"] = extrapolated(figures["seconds"], args.layers, whole)
+    finish("verify", figures)
+
+
+def measure(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[str, Any]:
+    """Write weights and graphs unless they are in the folder, and compare them in a fresh process.
+
+    Returns:
+        Seconds of each graph's comparison, peak resident set of the process, bytes of the probes.
+    """
+    processes = multiprocessing.get_context("spawn")
+    figures: dict[str, Any] = {"layers": sizes.n_layers, "precision": precision}
+    parts: dict[str, Part] = {WEIGHTS_DONE: _write, GRAPHS: _export, "": _verify}
+    for made, part in parts.items():  # each with the memory of its own process only
+        if not (folder / made).is_file():
+            with processes.Pool(1) as pool:
+                figures |= pool.apply(part, (sizes, precision, folder))
+    return figures
+
+
+def extrapolated(seconds: Mapping[str, float], layers: int, whole: CheckpointSizes) -> float:
+    """Return the seconds for all layers, as if each of those measured had cost the same."""
+    refiners = whole.n_refiner_layers
+    factors = {
+        "prompt_encoder": (whole.text_layers - 1 + refiners) / (layers + refiners),
+        "denoiser": (whole.n_layers + refiners) / (layers + refiners),
+    }
+    return round(sum(factors.get(graph, 1.0) * taken for graph, taken in seconds.items()), 1)
+
+
+def _write(sizes: CheckpointSizes, _precision: Precision, folder: Path) -> dict[str, Any]:
+    watch = Stopwatch()
+    for component in random_components(sizes).values():
+        for index, shard in enumerate(_shards(component.weights)):
+            save_file({name: weight.load() for name, weight in shard.items()}, _shard(folder, component.name, index))
+    (folder / WEIGHTS_DONE).touch()
+    return {"write_s": round(watch.seconds, 1), "checkpoint_gb": _size(folder, "*.safetensors") / 1e9}
+
+
+def _export(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[str, Any]:
+    watch, checkpoint = Stopwatch(), _open(sizes, folder)
+    precisions = graph_precisions(precision, "rtx")
+    graphs = export_graphs(make_graphs(checkpoint, precisions), checkpoint, precisions, folder, _progress())
+    (folder / GRAPHS).write_bytes(msgspec.json.encode(graphs))
+    return {"export_s": round(watch.seconds, 1), "onnx_gb": _size(folder, "*.onnx*") / 1e9}
+
+
+def _verify(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[str, Any]:
+    graphs = msgspec.json.decode((folder / GRAPHS).read_bytes(), type=dict[GraphName, Graph])
+    checkpoint, model, progress = _open(sizes, folder), model_facts(sizes), _progress()
+    target, profiles = Target("rtx", ""), default_profiles(sizes.sample_size, model)
+    plans = Manifest(SCHEMA_VERSION, "", "", precision, model, target, profiles, {}, ())
+    before = peak_rss()
+    verified = verify(graphs, checkpoint, folder, plans, progress)
+    return {
+        "seconds": {name: round(progress.seconds[f"{name}: comparing with DiffSynth"], 1) for name in graphs},
+        "relative_l2": {name: graph.parity for name, graph in verified.items()},
+        "rounding": {
+            name: max(output.rounding for probe in graph.probes for output in probe.outputs.values())
+            for name, graph in verified.items()
+        },
+        "peak_rss_bytes": peak_rss(),
+        "imports_rss_bytes": before,
+        "bound_bytes": needed_bytes(checkpoint),
+        "probes_bytes": (folder / PROBES_FILE).stat().st_size,
+    }
+
+
+def _open(sizes: CheckpointSizes, folder: Path) -> Checkpoint:
+    parts = {}
+    for name, random in random_components(sizes).items():
+        files = tuple(sorted(folder.glob(f"{name}-*.safetensors")))
+        parts[name] = Component(name, random.config, dict(stored_weights(files)), files)
+    return Checkpoint("full-width", folder, **parts, scheduler={})
+
+
+def _shards(weights: Mapping[str, Weight]) -> Iterator[dict[str, Weight]]:
+    """Split weights into dicts of about SHARD_BYTES in FP32."""
+    shard: dict[str, Weight] = {}
+    held = 0
+    for name, weight in weights.items():
+        shard[name] = weight
+        held += 4 * math.prod(weight.shape)
+        if held > SHARD_BYTES:
+            yield shard
+            shard, held = {}, 0
+    if shard:
+        yield shard
+
+
+def _shard(folder: Path, component: str, index: int) -> Path:
+    return folder / f"{component}-{index:02}.safetensors"
+
+
+def _size(folder: Path, pattern: str) -> int:
+    return sum(file.stat().st_size for file in folder.glob(pattern))
+
+
+def _progress() -> BuildProgress:
+    return BuildProgress(Console(stderr=True))
