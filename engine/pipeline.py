@@ -46,20 +46,18 @@ WARM_LENGTHS = 4  # prompt lengths for each size: 32, 64, 96 and 128 tokens
 class Decoded(NamedTuple):
     """A decoded image on its way to the host."""
 
-    image: Readback  # [1, height, width, 3] float32
+    image: Readback  # [1, height, width, 3] uint8
+    mean: Readback  # [1] float32, of the values before they were clipped: NaN or Inf if any of them is
     done: TimingEvent  # after the decoder, before the copy to the host
 
     def wait(self) -> Array:
         """Return [height, width, 3] uint8, RGB.
 
         Raises:
-            NonFiniteOutput: the values hold NaN or Inf.
+            NonFiniteOutput: the decoder's values hold NaN or Inf.
         """
-        image = self.image.wait()
-        require_finite(image, "image")
-        np.clip(image, 0, 255, out=image)
-        pixels: Array = np.rint(image[0], out=image[0]).astype(np.uint8)
-        return pixels
+        require_finite(self.mean.wait(), "image")
+        return self.image.wait()[0].copy()  # the buffer is reused
 
 
 class Pipeline:
@@ -150,9 +148,7 @@ class Pipeline:
         events.append(self.memory.record_event())
         decoded = self.decode(latents)
         events.append(decoded.done)
-        waiting = time.perf_counter()
         pixels = decoded.wait()
-        waited = time.perf_counter() - waiting
         encoder, denoiser, decoder = (start.seconds_until(end) for start, end in pairwise(events))
         seconds = StageTimes(
             tokenize=tokenized - started,
@@ -160,7 +156,6 @@ class Pipeline:
             passes=denoiser,
             denoiser=denoiser,
             vae_decoder=decoder,
-            pixels=waited,
         )
         return GeneratedImage(pixels, request.seed, len(schedule) - 1, prompt, seconds)
 
@@ -247,10 +242,10 @@ class Pipeline:
         scale = self.manifest.model.vae_scale
         sample = self.memory.row(latents, index)
         _, _, h, w = sample.shape
-        image = self.memory.view("image", (1, h * scale, w * scale, 3))
-        self._enqueue("vae_decoder", {"latents": sample, "image": image})
-        done = self.memory.record_event()  # before the copy, which then waits for it
-        return Decoded(self.memory.read(image), done)
+        image, mean = self.memory.view("image", (1, h * scale, w * scale, 3)), self.memory.view("image_mean", (1,))
+        self._enqueue("vae_decoder", {"latents": sample, "image": image, "image_mean": mean})
+        done = self.memory.record_event()  # before the copies, which then wait for it
+        return Decoded(self.memory.read(image), self.memory.read(mean), done)
 
     def synchronize(self) -> None:
         """Wait until nothing is running."""

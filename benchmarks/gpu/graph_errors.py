@@ -44,19 +44,19 @@ def graph_errors(directory: Path, checkpoint: Path, device: str) -> dict[str, An
 
 
 def _run(loaded: Backend, manifest: Manifest, name: GraphName, inputs: Mapping[str, Array]) -> Array:
-    """Return a graph's output, computed by the engine and the memory that serve images."""
+    """Return a graph's first output, computed by the engine and the memory that serve images."""
     memory, graph = loaded.memory, manifest.graphs[name]
     bindings = {key: memory.write(key, array) for key, array in inputs.items()}
-    [output] = graph.outputs
-    bindings[output.name] = memory.view(output.name, _output_shape(graph, manifest.model, inputs))
-    memory.prepare_write(bindings[output.name])
+    for output, shape in _output_shapes(graph, manifest.model, inputs).items():
+        bindings[output] = memory.view(output, shape)
+        memory.prepare_write(bindings[output])
     loaded.engines[name].enqueue(memory.stream, bindings)
-    return memory.read(bindings[output.name]).wait().copy()
+    return memory.read(bindings[graph.outputs[0].name]).wait().copy()
 
 
-def _output_shape(graph: Graph, model: Model, inputs: Mapping[str, Array]) -> tuple[int, ...]:
+def _output_shapes(graph: Graph, model: Model, inputs: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
     found = {d: size for spec in graph.inputs for d, size in zip(spec.shape, inputs[spec.name].shape, strict=True)}
     for side in ("height", "width"):
         if f"latent_{side}" in found:
             found[side] = found[f"latent_{side}"] * model.vae_scale
-    return tuple(d if isinstance(d, int) else found[d] for d in graph.outputs[0].shape)
+    return {spec.name: tuple(d if isinstance(d, int) else found[d] for d in spec.shape) for spec in graph.outputs}

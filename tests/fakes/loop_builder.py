@@ -63,8 +63,16 @@ class FakeGraphs:
     def vae_decoder(self, tensors: Mapping[str, np.ndarray]) -> None:
         latents = tensors["latents"][0]
         self.rows["vae_decoder"] += 1
-        image = np.abs(latents[:3].repeat(8, 1).repeat(8, 2).transpose(1, 2, 0)) * 50
-        tensors["image"][0] = image % 256
+        image = np.abs(latents[:3].repeat(8, 1).repeat(8, 2).transpose(1, 2, 0)) * 50 % 255
+        tensors["image"][0] = np.rint(image)
+        tensors["image_mean"][0] = image.mean()
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Return [height, width, 3] uint8 of [1, 16, h, w] latents."""
+        _, _, h, w = latents.shape
+        tensors = {"latents": latents, "image": np.zeros((1, 8 * h, 8 * w, 3), np.uint8), "image_mean": np.zeros(1)}
+        self.vae_decoder(tensors)
+        return tensors["image"][0]
 
 
 @dataclass

@@ -69,7 +69,10 @@ MANIFEST = Manifest(
             activation_bytes=(123, 456),
         ),
         "vae_decoder": Graph(
-            "vae_decoder.onnx", "bf16", tensors(latents=LATENTS), tensors(image=("batch", "height", "width", 3))
+            "vae_decoder.onnx",
+            "bf16",
+            tensors(latents=LATENTS),
+            (TensorSpec("image", "uint8", ("batch", "height", "width", 3)), *tensors(image_mean=("batch",))),
         ),
     },
     files=(),

@@ -1,7 +1,7 @@
 """The exported graphs, run by ONNX Runtime, against DiffSynth's own modules.
 
-The metric is the relative L2 error in FP32. It measures 4e-7 to 4e-6, which is rounding; 1e-5 is asserted, and 5e-5 of
-a VAE at large sizes, where ONNX Runtime sums up a group of millions in one go (docs/findings.md).
+The metric is the relative L2 error in FP32. It measures 4e-7 to 4e-6, which is rounding; 1e-5 is asserted. The VAE
+decoder returns levels: LEVELS_TOLERANCE is asserted, and no value is more than one level away.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from engine.plan.manifest import GraphName
 from export.checkpoint import models
 from export.checkpoint.files import Checkpoint, open_checkpoint
 from export.compile import parity
-from export.compile.parity import Array, Arrays, Reference, relative_l2, sample_inputs
+from export.compile.parity import LEVELS_TOLERANCE, Array, Arrays, Reference, relative_l2, sample_inputs
 
 TOLERANCE = 1e-5
 GRAPHS: tuple[GraphName, ...] = ("prompt_encoder", "denoiser", "vae_decoder")
@@ -46,6 +46,10 @@ def run(plan_directory: Path) -> Run:
         g: ort.InferenceSession(plan_directory / f"{g}.onnx", providers=["CPUExecutionProvider"]) for g in GRAPHS
     }
     return lambda graph, inputs: sessions[graph].run(None, inputs)[0]
+
+
+def tolerance(graph: GraphName) -> float:
+    return LEVELS_TOLERANCE if graph == "vae_decoder" else TOLERANCE
 
 
 @pytest.mark.parametrize("tokens", [1, 31, 32, 33, 300])
@@ -83,8 +87,9 @@ def test_sizes(
     run: Run, reference: Reference, graph: GraphName, height: int, width: int, tokens: int, batch: int
 ) -> None:
     inputs = sample_inputs(graph, reference.config, height=height, width=width, tokens=tokens, batch=batch, seed=1)
-    tolerance = 5e-5 if graph == "vae_decoder" and height * width > 4096 else TOLERANCE
-    assert relative_l2(run(graph, inputs), reference.forward(graph)(inputs)) <= tolerance
+    found, expected = run(graph, inputs), reference.forward(graph)(inputs)
+    assert relative_l2(found, expected) <= tolerance(graph)
+    assert graph != "vae_decoder" or np.abs(found.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -104,7 +109,7 @@ def test_batching_does_not_change_a_sample(
     together = run(graph, inputs)
     for i in range(batch):
         alone = {name: array if name.startswith("rope") else array[i : i + 1] for name, array in inputs.items()}
-        assert relative_l2(run(graph, alone)[0], together[i]) <= TOLERANCE
+        assert relative_l2(run(graph, alone)[0], together[i]) <= tolerance(graph)
 
 
 @pytest.mark.parametrize("tokens", [20, 32, 45])
@@ -139,7 +144,7 @@ WEIGHT = {
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_intact_graph_passes_the_parity_check(plan_directory: Path, reference: Reference, graph: GraphName) -> None:
-    assert parity.check(graph, plan_directory / f"{graph}.onnx", "fp32", reference) <= TOLERANCE
+    assert parity.check(graph, plan_directory / f"{graph}.onnx", "fp32", reference) <= tolerance(graph)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
