@@ -39,7 +39,7 @@ from export.progress import BuildProgress
 Array = np.ndarray[Any, Any]
 Figures = dict[str, Any]
 
-GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
+GRAPHS: tuple[GraphName, ...] = ("prompt_encoder", "denoiser", "vae_decoder")
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 REQUESTS = (
     ImageRequest("a small red circle to the left of a large blue square on a yellow background", 128, 128, seed=7),

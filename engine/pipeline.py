@@ -1,6 +1,6 @@
 """From a prompt to an image: encode_prompt, denoise, decode.
 
-Knows the order of the three graphs and the shapes between them; not backends, HTTP or files. On a GPU all work is
+Knows the order of the graphs and the shapes between them; not backends, HTTP or files. On a GPU all work is
 enqueued, and the host waits for a step while the next one runs. The pipeline generates one image or one batch at a
 time; in `engine.scheduler.loop`, images join and leave at step boundaries.
 """
@@ -237,6 +237,23 @@ class Pipeline:
         tensors = {"latents": latents, "latents_next": latents_next, "prompt_embeds": prompt_embeds}
         self._enqueue("denoiser", tensors | levels | tables)
 
+    def guide(self, positive: Tensor, negative: Tensor, scale: Array) -> Tensor:
+        """Enqueue the guidance of a batch: positive + scale * (positive - negative).
+
+        Args:
+            positive, negative: [B, 16, h, w] float32, after a step under the prompt and under the negative prompt, in
+                the tensors `latents_positive` and `latents_negative`.
+            scale: [B] float32.
+
+        Returns:
+            [B, 16, h, w] float32, valid until the next call.
+        """
+        guided = self.memory.view("latents_guided", positive.shape)
+        scales = self.memory.write("guidance_scale", scale)
+        tensors = {"latents_positive": positive, "latents_negative": negative, "latents_guided": guided}
+        self._enqueue("guidance", tensors | {"guidance_scale": scales})
+        return guided
+
     def decode(self, latents: Tensor, index: int = 0) -> Decoded:
         """Enqueue the decoding of one image of [B, 16, h, w] latents."""
         scale = self.manifest.model.vae_scale
@@ -267,7 +284,9 @@ def warm_up(pipeline: Pipeline, sizes: Sequence[Size]) -> None:
             for _ in range(WARM_PASSES):
                 prompt_embeds = pipeline.encode_prompt([TokenizedPrompt((model.prompt.pad_token_id,) * length, "", "")])
             latents = pipeline.denoise(prompt_embeds, pipeline.noise(0, size), levels)
+        sides = [pipeline.memory.view(f"latents_{side}", latents.shape) for side in ("positive", "negative")]
         for _ in range(WARM_PASSES):
+            pipeline.guide(*sides, np.zeros(1, np.float32))
             pipeline.decode(latents).wait()
     backend.pin_bindings(False)
 

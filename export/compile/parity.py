@@ -49,9 +49,13 @@ class Reference:
 
     def forward(self, graph: GraphName) -> Callable[[Arrays], Array]:
         """Return the forward pass that a graph must match."""
-        return {"prompt_encoder": self.prompt_encoder, "denoiser": self.denoiser, "vae_decoder": self.vae_decoder}[
-            graph
-        ]
+        known: dict[GraphName, Callable[[Arrays], Array]] = {
+            "prompt_encoder": self.prompt_encoder,
+            "denoiser": self.denoiser,
+            "guidance": self.guidance,
+            "vae_decoder": self.vae_decoder,
+        }
+        return known[graph]
 
     @torch.no_grad()
     def prompt_encoder(self, inputs: Arrays) -> Array:
@@ -73,6 +77,14 @@ class Reference:
             flow = velocity(self._dit, latents[None], sigma[None], prompt_embeds)
             steps.append(latents + (sigma_next - sigma) * flow[0])
         return torch.stack(steps).cpu().numpy()
+
+    @staticmethod
+    def guidance(inputs: Arrays) -> Array:
+        """Combine velocities as DiffSynth does: negative + (scale + 1) * (positive - negative)."""
+        positive, negative = inputs["latents_positive"].astype(np.float64), inputs["latents_negative"]
+        scale = 1 + inputs["guidance_scale"][:, None, None, None]
+        guided: Array = negative + scale * (positive - negative)
+        return guided
 
     @torch.no_grad()
     def vae_decoder(self, inputs: Arrays) -> Array:
@@ -134,6 +146,9 @@ def sample_inputs(
     latents = rng.standard_normal((batch, config["in_channels"], height, width), np.float32)
     if graph == "vae_decoder":
         return {"latents": latents}
+    if graph == "guidance":
+        other, scale = rng.standard_normal(latents.shape, np.float32), rng.uniform(1, 7, batch).astype(np.float32)
+        return {"latents_positive": latents, "latents_negative": other, "guidance_scale": scale}
     if graph == "prompt_encoder":
         shorter = rng.integers(max(1, length - 31), tokens + 1, batch - 1)
         return {

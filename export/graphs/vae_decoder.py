@@ -1,7 +1,7 @@
 """The VAE decoder graph: latents to an image of 8 bits per channel.
 
-TensorRT allows UINT8 at the edge of a graph only, so the cast comes last. UINT8 cannot hold NaN, and a clip on a GPU may
-turn NaN into 0: the image would be black, without an error. So the graph also returns the mean of the values before
+TensorRT allows UINT8 at the edge of a graph only, so the cast comes last. UINT8 cannot hold NaN, and a clip on a GPU
+may turn NaN into 0: the image would be black, without an error. So the graph also returns the mean of the values before
 they were clipped, which is NaN or Inf if any of them is.
 """
 

@@ -60,6 +60,8 @@ class FakeGraph:
         done = sum(call.graph == self.graph for call in self.calls)
         if self.graph == "prompt_encoder":
             output, value = tensors["prompt_embeds"], tensors["input_ids"][..., None].astype(np.float32)
+        elif self.graph == "guidance":
+            output, value = tensors["latents_guided"], tensors["latents_positive"]
         elif self.graph == "denoiser":
             output, value = tensors["latents_next"], tensors["latents"] + 1
         else:

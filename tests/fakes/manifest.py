@@ -68,6 +68,12 @@ MANIFEST = Manifest(
             parity=9e-5,
             activation_bytes=(123, 456),
         ),
+        "guidance": Graph(
+            "guidance.onnx",
+            "fp32",
+            tensors(latents_positive=LATENTS, latents_negative=LATENTS, guidance_scale=("batch",)),
+            tensors(latents_guided=LATENTS),
+        ),
         "vae_decoder": Graph(
             "vae_decoder.onnx",
             "bf16",
