@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from benchmarks import full_size
 from benchmarks.harness.report import finish
@@ -19,7 +19,7 @@ from server.settings import SLOTS
 
 CARDS = (12, 16, 24, 32, 80)  # GiB
 TAKEN = 600_000_000  # bytes of a card that the driver and CUDA's context take; assumed, and more with a desktop
-# Layers use the same memory one after the other, and the last one less than the others, since it has fewer rows.
+# Of the graphs with weights. Layers use the same memory one after another; the last one less, having fewer rows.
 LAYERS: dict[GraphName, int] = {"prompt_encoder": 1, "denoiser": 2, "vae_decoder": 1}
 BUILDS: tuple[tuple[str, ...], ...] = ((), ("1024,256:2",), ("1024,256",), ("768,256",), ("512,256:4",), ("512,256",))
 
@@ -56,10 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    names: tuple[GraphName, ...] = get_args(GraphName)
-    weights = {name: full_size.trace(name)["weight_bytes"] for name in names}
+    weights = {name: full_size.trace(name)["weight_bytes"] for name in LAYERS}
     measured: dict[tuple[str, ...], dict[GraphName, Measured]] = {build: {} for build in BUILDS}
-    for name in names:
+    for name in LAYERS:
         with full_size.exported(name, LAYERS[name], full_size.profiles_of(())) as (path, graph):
             for build, graphs in measured.items():
                 figures = full_size.build(name, path, graph, full_size.profiles_of(build), args.compute_capability)

@@ -1,6 +1,6 @@
 """From a prompt to an image: encode_prompt, denoise, decode.
 
-Knows the order of the three graphs and the shapes between them; not backends, HTTP or files. On a GPU all work is
+Knows the order of the graphs and the shapes between them; not backends, HTTP or files. On a GPU all work is
 enqueued, and the host waits for a step while the next one runs. The pipeline generates one image or one batch at a
 time; in `engine.scheduler.loop`, images join and leave at step boundaries.
 """
@@ -46,20 +46,18 @@ WARM_PASSES = 5  # with the same tensors; a CUDA graph has been captured and com
 class Decoded(NamedTuple):
     """A decoded image on its way to the host."""
 
-    image: Readback  # [1, height, width, 3] float32
+    image: Readback  # [1, height, width, 3] uint8
+    mean: Readback  # [1] float32, of the values before they were clipped: NaN or Inf if any of them is
     done: TimingEvent  # after the decoder, before the copy to the host
 
     def wait(self) -> Array:
         """Return [height, width, 3] uint8, RGB.
 
         Raises:
-            NonFiniteOutput: the values hold NaN or Inf.
+            NonFiniteOutput: the decoder's values hold NaN or Inf.
         """
-        image = self.image.wait()
-        require_finite(image, "image")
-        np.clip(image, 0, 255, out=image)
-        pixels: Array = np.rint(image[0], out=image[0]).astype(np.uint8)
-        return pixels
+        require_finite(self.mean.wait(), "image")
+        return self.image.wait()[0].copy()  # the buffer is reused
 
 
 class Pipeline:
@@ -158,9 +156,7 @@ class Pipeline:
         events.append(self.memory.record_event())
         decoded = self.decode(latents)
         events.append(decoded.done)
-        waiting = time.perf_counter()
         pixels = decoded.wait()
-        waited = time.perf_counter() - waiting
         encoder, denoiser, decoder = (start.seconds_until(end) for start, end in pairwise(events))
         seconds = StageTimes(
             tokenize=tokenized - started,
@@ -168,7 +164,6 @@ class Pipeline:
             passes=denoiser,
             denoiser=denoiser,
             vae_decoder=decoder,
-            pixels=waited,
         )
         return GeneratedImage(pixels, request.seed, len(schedule) - 1, prompt, seconds)
 
@@ -250,15 +245,32 @@ class Pipeline:
         tensors = {"latents": latents, "latents_next": latents_next, "prompt_embeds": prompt_embeds}
         self._enqueue("denoiser", tensors | levels | tables)
 
+    def guide(self, positive: Tensor, negative: Tensor, scale: Array) -> Tensor:
+        """Enqueue the guidance of a batch: positive + scale * (positive - negative).
+
+        Args:
+            positive, negative: [B, 16, h, w] float32, after a step under the prompt and under the negative prompt, in
+                the tensors `latents_positive` and `latents_negative`.
+            scale: [B] float32.
+
+        Returns:
+            [B, 16, h, w] float32, valid until the next call.
+        """
+        guided = self.memory.view("latents_guided", positive.shape)
+        scales = self.memory.write("guidance_scale", scale)
+        tensors = {"latents_positive": positive, "latents_negative": negative, "latents_guided": guided}
+        self._enqueue("guidance", tensors | {"guidance_scale": scales})
+        return guided
+
     def decode(self, latents: Tensor, index: int = 0) -> Decoded:
         """Enqueue the decoding of one image of [B, 16, h, w] latents."""
         scale = self.manifest.model.vae_scale
         sample = self.memory.row(latents, index)
         _, _, h, w = sample.shape
-        image = self.memory.view("image", (1, h * scale, w * scale, 3))
-        self._enqueue("vae_decoder", {"latents": sample, "image": image})
-        done = self.memory.record_event()  # before the copy, which then waits for it
-        return Decoded(self.memory.read(image), done)
+        image, mean = self.memory.view("image", (1, h * scale, w * scale, 3)), self.memory.view("image_mean", (1,))
+        self._enqueue("vae_decoder", {"latents": sample, "image": image, "image_mean": mean})
+        done = self.memory.record_event()  # before the copies, which then wait for it
+        return Decoded(self.memory.read(image), self.memory.read(mean), done)
 
     def synchronize(self) -> None:
         """Wait until nothing is running."""
@@ -288,7 +300,9 @@ def warm_up(pipeline: Pipeline, sizes: Sequence[Size]) -> None:
             for _ in range(WARM_PASSES if size == sizes[0] else 1):
                 prompt_embeds = pipeline.encode_prompt([prompt])
             latents = pipeline.denoise(prompt_embeds, pipeline.noise(0, size), levels)
+        sides = [pipeline.memory.view(f"latents_{side}", latents.shape) for side in ("positive", "negative")]
         for _ in range(WARM_PASSES):
+            pipeline.guide(*sides, np.zeros(1, np.float32))
             pipeline.decode(latents).wait()
         backend.save_kernels()  # now: if compiling takes longer than the server waits for a start, the next one goes on
         log.info("warmed up %s, %.1f s so far", size, time.perf_counter() - started)

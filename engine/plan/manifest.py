@@ -16,7 +16,7 @@ KERNEL_BYTES = 100_000_000  # in a plan beside its weights, at most
 SEQUENCE_MULTIPLE = 32  # prompt and image tokens are each padded to it (Z-Image, SEQ_MULTI_OF)
 
 Flavor = Literal["onnx", "tensorrt", "rtx"]
-GraphName = Literal["prompt_encoder", "denoiser", "vae_decoder"]
+GraphName = Literal["prompt_encoder", "denoiser", "guidance", "vae_decoder"]
 Precision = Literal["fp16", "bf16", "fp32"]
 Accumulation = Literal["fp32", "fp16"]
 
@@ -81,7 +81,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """One of the three graphs: the file that a backend loads and the tensors it binds."""
+    """One of the graphs: the file that a backend loads and the tensors it binds."""
 
     file: str
     precision: Precision

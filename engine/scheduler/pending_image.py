@@ -1,7 +1,6 @@
 """An image whose decoding is enqueued. Knows no batches."""
 
 import threading
-import time
 from dataclasses import replace
 
 from engine.backends.memory import TimingEvent
@@ -57,8 +56,6 @@ class PendingImage:
     def _image(self) -> GeneratedImage:
         sample = self.sample
         self._decoded.image.wait()
-        decoding = self.decoding_seconds()
-        started = time.perf_counter()
+        seconds = replace(sample.seconds, vae_decoder=self.decoding_seconds())
         pixels = self._decoded.wait()
-        seconds = replace(sample.seconds, vae_decoder=decoding, pixels=time.perf_counter() - started)
         return GeneratedImage(pixels, sample.request.seed, sample.steps, sample.branches[0].prompt, seconds)

@@ -52,7 +52,7 @@ DIMENSIONS = {
 
 def trace(module: GraphModule) -> ir.Model:
     """Trace a module, whose parameters may be on the meta device. The weights of the result have no values."""
-    device = next(module.parameters()).device
+    device = next((parameter.device for parameter in module.parameters()), None)
     example = tuple(
         torch.empty(
             [d if isinstance(d, int) else DIMENSIONS[d].example for d in spec.shape],

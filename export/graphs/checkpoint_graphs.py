@@ -1,4 +1,4 @@
-"""The three graphs of a checkpoint, each at its precision."""
+"""The graphs of a checkpoint, each at its precision."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,7 @@ from export.checkpoint import models
 from export.checkpoint.files import Checkpoint
 from export.graphs.denoiser import Denoiser
 from export.graphs.graph_module import GraphModule
+from export.graphs.guidance import Guidance
 from export.graphs.prompt_encoder import PromptEncoder
 from export.graphs.vae_decoder import VaeDecoder
 
@@ -14,7 +15,7 @@ from export.graphs.vae_decoder import VaeDecoder
 def make_graphs(
     checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision], accumulation: Accumulation = "fp32"
 ) -> dict[GraphName, GraphModule]:
-    """Make the three graphs. Each has its own modules, since precisions differ and meta tensors use no memory.
+    """Make all graphs. Each has its own modules, since precisions differ and meta tensors use no memory.
 
     Args:
         accumulation: format in which the denoiser sums products of FP16. The prompt encoder sums in FP32: it runs once
@@ -28,6 +29,7 @@ def make_graphs(
     return {
         "prompt_encoder": make_prompt_encoder(checkpoint, precisions["prompt_encoder"]),
         "denoiser": Denoiser(models.transformer(transformer), precisions["denoiser"], accumulation=accumulation),
+        "guidance": Guidance(transformer.config["in_channels"]),
         "vae_decoder": VaeDecoder(models.vae_decoder(checkpoint.vae), precisions["vae_decoder"]),
     }
 

@@ -1,4 +1,4 @@
-"""Base of the three graphs: a traceable forward pass over DiffSynth's modules, with named tensors."""
+"""Base of the graphs: a traceable forward pass, over DiffSynth's modules if it has weights, with named tensors."""
 
 from collections.abc import Mapping
 

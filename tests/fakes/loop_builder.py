@@ -39,11 +39,16 @@ RED = ImageRequest("a red circle", 96, 64, seed=7, num_inference_steps=4)
 
 @dataclass
 class FakeGraphs:
-    """The three graphs as functions that treat each row alike, and count their rows and batches."""
+    """The graphs as functions that treat each row alike, and count their rows and batches.
+
+    Attributes:
+        poisoned: number of the forward pass whose first row gets a NaN, counted from 1.
+    """
 
     rows: Counter[str] = field(default_factory=Counter)
     batches: list[int] = field(default_factory=list)
     lora_offset: float = 0.0
+    poisoned: int | None = None
 
     def prompt_encoder(self, tensors: Mapping[str, np.ndarray]) -> None:
         ids, lengths = tensors["input_ids"], tensors["lengths"]
@@ -59,12 +64,33 @@ class FakeGraphs:
             velocity = np.tanh(latents) - target
             step = tensors["sigma_next"][row] - tensors["sigma"][row]
             tensors["latents_next"][row] = latents + step * velocity
+        if len(self.batches) == self.poisoned:
+            tensors["latents_next"][0, 3, 2, 1] = np.nan
+
+    def guidance(self, tensors: Mapping[str, np.ndarray]) -> None:
+        self.rows["guidance"] += len(tensors["guidance_scale"])
+        positive, negative = tensors["latents_positive"], tensors["latents_negative"]
+        tensors["latents_guided"][:] = guided(positive, negative, tensors["guidance_scale"][:, None, None, None])
 
     def vae_decoder(self, tensors: Mapping[str, np.ndarray]) -> None:
         latents = tensors["latents"][0]
         self.rows["vae_decoder"] += 1
-        image = np.abs(latents[:3].repeat(8, 1).repeat(8, 2).transpose(1, 2, 0)) * 50
-        tensors["image"][0] = image % 256
+        image = np.abs(latents[:3].repeat(8, 1).repeat(8, 2).transpose(1, 2, 0)) * 50 % 255
+        tensors["image"][0] = np.rint(image)
+        tensors["image_mean"][0] = image.mean()
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Return [height, width, 3] uint8 of [1, 16, h, w] latents."""
+        _, _, h, w = latents.shape
+        tensors = {"latents": latents, "image": np.zeros((1, 8 * h, 8 * w, 3), np.uint8), "image_mean": np.zeros(1)}
+        self.vae_decoder(tensors)
+        return tensors["image"][0]
+
+
+def guided(positive: np.ndarray, negative: np.ndarray, scale: np.ndarray | np.float32) -> np.ndarray:
+    """Return the latents after a step with guidance, at diffusers' scale."""
+    with np.errstate(invalid="ignore"):
+        return positive + scale * (positive - negative)
 
 
 @dataclass
@@ -121,6 +147,7 @@ def loop_builder(folder: Path, device: Device, slots: int = SLOTS) -> LoopBuilde
     functions: dict[GraphName, Callable[[Mapping[str, np.ndarray]], None]] = {
         "prompt_encoder": graphs.prompt_encoder,
         "denoiser": graphs.denoiser,
+        "guidance": graphs.guidance,
         "vae_decoder": graphs.vae_decoder,
     }
     if device == "host":
