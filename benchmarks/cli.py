@@ -9,6 +9,7 @@ from engine.errors import ZImageError
 
 COMMANDS = {
     "full-size": "Trace a full-size graph from its config, or build some of its layers into an RTX plan.",
+    "vram": "Tell which options fit Z-Image-Turbo into which graphics cards, from plans of a few full-size layers.",
     "http": "Measure the overhead and the throughput of zimage-serve against the engine alone, and soak it with users.",
     "soak": "Mix clients of every kind with kills, pauses and clock jumps of zimage-serve, and account for all jobs.",
     "startup": "Measure the time from starting zimage-serve to its readiness, and the time of its first image.",
@@ -16,10 +17,11 @@ COMMANDS = {
     "parity": "Compare FP32, FP16 and BF16 of a checkpoint with float64: graphs, steps, images.",
     "verify": "Compare full-width graphs with DiffSynth as a build does, and measure time and peak memory.",
     "self-test": "Run the probes of plans on this device and compare them with FP32, as loading does.",
-    "gpu-check": "Run every check that needs a GPU: flavors, parity, memory, CUDA graphs, refit, latency.",
+    "gpu-check": "Answer the open questions about a GPU in ten minutes: numerics, kernels, speed, memory, CUDA.",
     "latency": "Measure every stage against eager PyTorch, torch.compile and the roofline.",
     "batching": "Measure a forward pass at every batch size and write the table that zimage-serve batches by.",
     "encode": "Measure the time and the file size of PNG, JPEG and WebP encoders.",
+    "lora-swap": "Measure the host's part of a LoRA swap, in seconds per GB of weights.",
     "peers": "Compare images of the same prompt and seed with those of diffusers and DiffSynth.",
 }
 

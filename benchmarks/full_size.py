@@ -6,17 +6,19 @@ Tracing touches no weights. Layers that are built get seeded random weights, mad
 import argparse
 import math
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.report import Stopwatch, finish, peak_rss
 from benchmarks.harness.source import random_components
-from engine.plan.manifest import Graph, GraphName, Model, Precision, PromptFormat, Rope
+from engine.plan.manifest import Accumulation, Graph, GraphName, Model, Precision, Profile, PromptFormat, Rope
 from engine.plan.shapes import dimensions
 from export.checkpoint import models
-from export.compile import onnx_export
-from export.compile.profiles import parse_profile
+from export.compile import onnx_export, plan_size
+from export.compile.profiles import default_profiles, parse_profile
 from export.compile.tensorrt_build import TensorRtBuilder
 from export.graphs.denoiser import Denoiser
 from export.graphs.graph_module import GraphModule
@@ -26,89 +28,122 @@ from export.precision.dtypes import graph_precisions
 from export.progress import BuildProgress
 from nano.layout import Z_IMAGE_TURBO, CheckpointSizes
 
+GRAPHS: tuple[GraphName, ...] = ("prompt_encoder", "denoiser", "vae_decoder")  # those with weights
+# The facts that profiles need; there is no checkpoint.
+MODEL = Model(
+    name="full-size",
+    weights_sha256="",
+    latent_channels=16,
+    vae_scale=8,
+    patch_size=2,
+    prompt_embeds_dim=Z_IMAGE_TURBO.dim,
+    rope=Rope(256.0, Z_IMAGE_TURBO.axes_dims, Z_IMAGE_TURBO.axes_lens),
+    prompt=PromptFormat("", "", max_tokens=512, pad_token_id=0),
+    schedule_shift=3.0,
+    default_steps=8,
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("graph", choices=("prompt_encoder", "denoiser", "vae_decoder"), help="Graph to trace or build")
+    parser.add_argument("graph", choices=GRAPHS, help="Graph to trace or build")
     parser.add_argument("--build", action="store_true", help="Build an RTX plan of some layers instead of tracing all")
     parser.add_argument("--layers", type=int, default=4, help="Transformer layers of the plan (default: %(default)s)")
-    parser.add_argument("--profile", default="1024,512,1536:4", help="As in build-engines (default: %(default)s)")
+    parser.add_argument(
+        "--profile", action="append", default=[], help="As in build-engines; repeatable (default: its default profiles)"
+    )
     parser.add_argument("--compute-capability", default="8.9", help="GPU to build for (default: %(default)s)")
+    parser.add_argument("--accumulate", choices=("fp32", "fp16"), default="fp32", help="As in build-engines")
 
 
 def run(args: argparse.Namespace) -> None:
-    figures = build(args.graph, args.layers, args.profile, args.compute_capability) if args.build else trace(args.graph)
-    finish("full-size", figures)
+    if not args.build:
+        finish("full-size", trace(args.graph))
+        return
+    profiles = profiles_of(args.profile)
+    with exported(args.graph, args.layers, profiles, args.accumulate) as (path, graph):
+        figures = build(args.graph, path, graph, profiles, args.compute_capability)
+    finish("full-size", {"graph": args.graph, "layers": args.layers, "accumulation": args.accumulate, **figures})
 
 
 def trace(graph: GraphName) -> dict[str, Any]:
     """Trace one complete graph of Z-Image-Turbo.
 
     Returns:
-        Parameters, nodes, seconds, and the peak resident set of this process in bytes.
+        Parameters, bytes of weights, nodes, seconds, and the peak resident set of this process in bytes.
     """
     watch = Stopwatch()
-    module = graph_of(Z_IMAGE_TURBO, graph, "fp16")
+    module = graph_of(Z_IMAGE_TURBO, graph, graph_precisions("fp16", "rtx")[graph])
     model = onnx_export.trace(module)
     used = [module.weights[name] for name in model.graph.initializers if name in module.weights]
+    stored = [value for value in model.graph.initializers.values() if value.const_value is None]
     return {
         "graph": graph,
         "parameters": sum(math.prod(weight.shape) for weight in used),
+        "weight_bytes": int(sum(math.prod(value.shape) * value.dtype.itemsize for value in stored)),
         "nodes": len(list(model.graph)),
         "seconds": round(watch.seconds, 1),
         "peak_rss_bytes": peak_rss(),
     }
 
 
-def build(graph: GraphName, layers: int, profile: str, compute_capability: str) -> dict[str, Any]:
-    """Build an RTX plan of a full-size graph with fewer layers and no refiner.
-
-    Returns:
-        Seconds, bytes of weights and plan, activation memory as TensorRT reports it, peak resident set in bytes.
-    """
+@contextmanager
+def exported(
+    graph: GraphName, layers: int, profiles: Sequence[Profile], accumulation: Accumulation = "fp32"
+) -> Iterator[tuple[Path, Graph]]:
+    """Export a full-size graph with fewer layers and no refiner to an ONNX file, which is removed at the end."""
     sizes = replace(Z_IMAGE_TURBO, n_layers=layers, n_refiner_layers=0, text_layers=layers + 1)
-    precision = graph_precisions("fp16", "rtx")[graph]
-    module = graph_of(sizes, graph, precision)
-    builder = TensorRtBuilder("rtx", [compute_capability], BuildProgress())
+    module = graph_of(sizes, graph, graph_precisions("fp16", "rtx")[graph], accumulation)
+    longest = max(dimensions(graph, profile, MODEL)["sequence"].max for profile in profiles)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{graph}.onnx"
         onnx = onnx_export.trace(module)
-        measured = module.measure()
-        onnx_export.attach_weights(onnx, measured.weights)
+        onnx_export.attach_weights(onnx, module.measure(longest).weights)
+        weight_bytes = onnx_export.weight_bytes(onnx)
         onnx_export.write(onnx, path)
-        weights = path.with_name(f"{path.name}.data").stat().st_size
-        model = model_facts(sizes)
-        shapes = dimensions(graph, parse_profile(profile, model), model)
-        plan = path.with_suffix(".plan")
-        watch = Stopwatch()
-        activation_bytes = builder.build(
-            path, Graph(path.name, precision, module.inputs, module.outputs), [shapes], plan
-        )
-        return {
-            "graph": graph,
-            "layers": layers,
-            "profile": profile,
-            "builder": builder.name,
-            "nodes": len(list(onnx.graph)),
-            "seconds": round(watch.seconds, 1),
-            "weight_bytes": weights,
-            "plan_bytes": plan.stat().st_size,
-            "activation_bytes": max(activation_bytes),
-            "peak_rss_bytes": peak_rss(),
-        }
+        yield path, Graph(path.name, module.precision, module.inputs, module.outputs, weight_bytes=weight_bytes)
 
 
-def graph_of(sizes: CheckpointSizes, graph: GraphName, precision: Precision) -> GraphModule:
+def build(
+    name: GraphName, path: Path, graph: Graph, profiles: Sequence[Profile], compute_capability: str
+) -> dict[str, Any]:
+    """Build an RTX plan of an exported graph.
+
+    Returns:
+        Seconds, bytes of weights, of the plan and of the weights in it with the ratio of the plan's, bytes of
+        activations by profile as TensorRT states them, and the peak resident set in bytes.
+    """
+    builder = TensorRtBuilder("rtx", [compute_capability], BuildProgress())
+    plan = path.with_suffix(".plan")
+    watch = Stopwatch()
+    shapes = [dimensions(name, profile, MODEL) for profile in profiles]
+    activation_bytes = builder.build(path, graph, shapes, plan)
+    for line in plan_size.describe(name, replace(graph, activation_bytes=activation_bytes), plan.stat().st_size):
+        print(line)
+    return {
+        "builder": builder.name,
+        "seconds": round(watch.seconds, 1),
+        "weight_bytes": graph.weight_bytes,
+        "plan_bytes": plan.stat().st_size,
+        "stored_bytes": builder.stored_bytes,
+        "ratio": round(plan.stat().st_size / graph.weight_bytes, 3),
+        "activation_bytes": dict(zip([profile.name for profile in profiles], activation_bytes, strict=False)),
+        "peak_rss_bytes": peak_rss(),
+    }
+
+
+def profiles_of(texts: Sequence[str]) -> tuple[Profile, ...]:
+    """Return the profiles of the command line, or build-engines' own for Z-Image-Turbo."""
+    return tuple(parse_profile(text, MODEL) for text in texts) or default_profiles(Z_IMAGE_TURBO.sample_size, MODEL)
+
+
+def graph_of(
+    sizes: CheckpointSizes, graph: GraphName, precision: Precision, accumulation: Accumulation = "fp32"
+) -> GraphModule:
     """Make a graph of any size from configs alone."""
     parts = random_components(sizes)
     if graph == "vae_decoder":
         return VaeDecoder(models.vae_decoder(parts["vae"]), precision)
     transformer = models.transformer(parts["transformer"])
     if graph == "denoiser":
-        return Denoiser(transformer, precision)
+        return Denoiser(transformer, precision, accumulation=accumulation)
     return PromptEncoder(models.text_encoder(parts["text_encoder"]), transformer, precision)
-
-
-def model_facts(sizes: CheckpointSizes) -> Model:
-    """Return the model entry of a manifest, with the facts that profiles need, for a model without files."""
-    rope = Rope(256.0, sizes.axes_dims, sizes.axes_lens)
-    return Model("full-size", "", 16, 8, 2, sizes.dim, rope, PromptFormat("", "", 512, 0), 3.0, 8)

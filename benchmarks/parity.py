@@ -1,6 +1,7 @@
 """Errors of FP32, FP16 and BF16 against float64 for one checkpoint, per graph, per step and in images.
 
-An evaluator that rounds and overflows as a GPU does runs every graph; ONNX Runtime on a CPU does not do that.
+FP16 is shown twice, with products summed in FP32 and in FP16. An evaluator that rounds, sums and overflows as a GPU
+does runs every graph; ONNX Runtime on a CPU does not do that.
 """
 
 import argparse
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,7 +26,8 @@ from engine.backends.base import Backend, Bindings, Engine
 from engine.backends.host_memory import HostMemory
 from engine.pipeline import Pipeline
 from engine.plan.directory import read, resolve
-from engine.plan.manifest import GraphName, Precision
+from engine.plan.manifest import Accumulation, GraphName, Precision
+from engine.plan.shapes import longest_sequence
 from engine.request import ImageRequest
 from engine.sampling.tokenizer import PromptTokenizer
 from engine.size import Size
@@ -39,8 +41,13 @@ from export.progress import BuildProgress
 Array = np.ndarray[Any, Any]
 Figures = dict[str, Any]
 
-GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+GRAPHS: tuple[GraphName, ...] = ("prompt_encoder", "denoiser", "vae_decoder")
+VARIANTS: dict[str, tuple[Precision, Accumulation]] = {
+    "fp16": ("fp16", "fp32"),
+    "fp16, summed in fp16": ("fp16", "fp16"),
+    "bf16": ("bf16", "fp32"),
+    "fp32": ("fp32", "fp32"),
+}
 REQUESTS = (
     ImageRequest("a small red circle to the left of a large blue square on a yellow background", 128, 128, seed=7),
     ImageRequest("黄色背景，左上角有一个蓝色星星", 256, 192, seed=7),
@@ -64,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     directory, checkpoint = resolve(args.engines), open_checkpoint(args.model)
     require_same_weights(checkpoint, read(directory, verify=False))
     console = Console()
-    images: dict[str, dict[Precision, Figures]] = {}
+    images: dict[str, dict[str, Figures]] = {}
     figures: Figures = {"images": images}
     with TemporaryDirectory() as folder:
         variants = Variants(checkpoint, directory, Path(folder))
@@ -72,10 +79,10 @@ def run(args: argparse.Namespace) -> None:
             title = f"{request.width}x{request.height}"
             images[title] = variants.compare(request)
             console.print(table(title, images[title]))
-        for precision in PRECISIONS if args.captions else ():
-            shares = score(variants[precision].pipeline, Size(128, 128), args.captions)["all"]
-            figures.setdefault("judge", {})[precision] = shares
-            console.print(f"{precision}:", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
+        for name in VARIANTS if args.captions else ():
+            shares = score(variants[name].pipeline, Size(128, 128), args.captions)["all"]
+            figures.setdefault("judge", {})[name] = shares
+            console.print(f"{name}:", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
     if args.plot:
         plot(images, args.plot)
     finish("parity", figures)
@@ -83,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A checkpoint at one precision."""
+    """A checkpoint at one precision and accumulation."""
 
     engines: Mapping[GraphName, StrictEvaluator]
     pipeline: Pipeline
@@ -91,7 +98,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Recorder(Engine):
-    """An engine that keeps the inputs and the output of every call."""
+    """An engine that keeps the inputs and the first output of every call."""
 
     engine: StrictEvaluator
     calls: list[tuple[dict[str, Array], Array]]
@@ -99,13 +106,14 @@ class Recorder(Engine):
     def enqueue(self, stream: int, bindings: Bindings) -> None:
         assert stream == 0, "a CPU has no streams"
         inputs = {name: bindings[name].copy() for name in self.engine.inputs}
-        [name], [output] = self.engine.outputs, self.engine.run(inputs)
-        bindings[name][:] = output
-        self.calls.append((inputs, output))
+        outputs = self.engine.run(inputs)
+        for name, output in zip(self.engine.outputs, outputs, strict=True):
+            bindings[name][:] = output
+        self.calls.append((inputs, outputs[0]))
 
 
 class Variants:
-    """A checkpoint at every precision, exported as for a GPU, and in float64.
+    """A checkpoint at every precision and accumulation, exported as for a GPU, and in float64.
 
     Args:
         directory: plan directory of the checkpoint, for its tokenizer and its model facts.
@@ -115,30 +123,32 @@ class Variants:
     def __init__(self, checkpoint: Checkpoint, directory: Path, folder: Path) -> None:
         self._manifest = read(directory)
         self._tokenizer = PromptTokenizer(directory, self._manifest.model.prompt)
-        self._by_precision: dict[Precision, Variant] = {}
-        for precision in PRECISIONS:
-            (folder / precision).mkdir()
+        self._variants: dict[str, Variant] = {}
+        keys = longest_sequence(self._manifest.profiles, self._manifest.model)
+        for name, (precision, accumulation) in VARIANTS.items():
+            (folder / name).mkdir()
             precisions, progress = graph_precisions(precision, "rtx"), BuildProgress(Console(stderr=True))
-            export_graphs(make_graphs(checkpoint, precisions), checkpoint, precisions, folder / precision, progress)
-            engines = {name: StrictEvaluator(folder / precision / f"{name}.onnx") for name in GRAPHS}
-            self._by_precision[precision] = Variant(engines, self._pipeline(engines))
+            graphs = make_graphs(checkpoint, precisions, accumulation)
+            export_graphs(graphs, checkpoint, precisions, folder / name, progress, keys=keys)
+            engines = {graph: StrictEvaluator(folder / name / f"{graph}.onnx") for graph in GRAPHS}
+            self._variants[name] = Variant(engines, self._pipeline(engines))
         self._exact = {name: StrictEvaluator(folder / "fp32" / f"{name}.onnx", float64=True) for name in GRAPHS}
 
-    def __getitem__(self, precision: Precision) -> Variant:
-        return self._by_precision[precision]
+    def __getitem__(self, name: str) -> Variant:
+        return self._variants[name]
 
-    def compare(self, request: ImageRequest) -> dict[Precision, Figures]:
-        """Generate an image at every precision and compare it with float64's.
+    def compare(self, request: ImageRequest) -> dict[str, Figures]:
+        """Generate an image with every variant and compare it with float64's.
 
         Returns:
             Relative L2 of each graph on float64's inputs, and of each step's velocity; PSNR in dB and SSIM of the
-            image.
+            image. The VAE decoder's is over levels of 0..255.
         """
         recorders = {name: Recorder(engine, []) for name, engine in self._exact.items()}
         exact = self._pipeline(recorders).generate(request).pixels
         return {
             name: _errors(variant, recorders) | _distances(variant.pipeline.generate(request).pixels, exact)
-            for name, variant in self._by_precision.items()
+            for name, variant in self._variants.items()
         }
 
     def _pipeline(self, engines: Mapping[GraphName, Engine]) -> Pipeline:
@@ -164,8 +174,8 @@ def _distances(pixels: Array, exact: Array) -> Figures:
     return {"psnr_db": round(psnr(pixels, exact), 1), "ssim": round(float(similarity), 5)}
 
 
-def plot(figures: Mapping[str, Mapping[Precision, Figures]], file: Path) -> None:
-    """Plot the error of each step's velocity on a logarithmic axis, a line per precision and a panel per image."""
+def plot(figures: Mapping[str, Mapping[str, Figures]], file: Path) -> None:
+    """Plot the error of each step's velocity on a logarithmic axis, a line per variant and a panel per image."""
     figure, panels = plt.subplots(1, len(figures), sharey=True, squeeze=False, figsize=(4.5 * len(figures), 3.5))
     for axes, (title, found) in zip(panels[0], figures.items(), strict=True):
         for name, own in found.items():
@@ -179,8 +189,8 @@ def plot(figures: Mapping[str, Mapping[Precision, Figures]], file: Path) -> None
     plt.close(figure)
 
 
-def table(title: str, found: Mapping[Precision, Figures]) -> Table:
-    """Return a table with a row per precision. The denoiser's figure is that of its worst step."""
+def table(title: str, found: Mapping[str, Figures]) -> Table:
+    """Return a table with a row per variant. The denoiser's figure is that of its worst step."""
     rows = Table("precision", *GRAPHS, "PSNR", "SSIM", title=f"{title}: against float64")
     for name, own in found.items():
         rows.add_row(name, *(f"{own[graph]:.1e}" for graph in GRAPHS), f"{own['psnr_db']} dB", f"{own['ssim']:.5f}")

@@ -1,6 +1,6 @@
 """From a prompt to an image: encode_prompt, denoise, decode.
 
-Knows the order of the three graphs and the shapes between them; not backends, HTTP or files. On a GPU all work is
+Knows the order of the graphs and the shapes between them; not backends, HTTP or files. On a GPU all work is
 enqueued, and the host waits for a step while the next one runs. The pipeline generates one image or one batch at a
 time; in `engine.scheduler.loop`, images join and leave at step boundaries.
 """
@@ -8,7 +8,7 @@ time; in `engine.scheduler.loop`, images join and leave at step boundaries.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -40,27 +40,24 @@ log = logging.getLogger(__name__)
 
 OnStep = Callable[[int, int], None]
 
-WARM_PASSES = 7  # with the same tensors; a CUDA graph has been captured and compared by then
-WARM_LENGTHS = 4  # prompt lengths for each size: 32, 64, 96 and 128 tokens
+WARM_PASSES = 5  # with the same tensors; a CUDA graph has been captured and compared by then
 
 
 class Decoded(NamedTuple):
     """A decoded image on its way to the host."""
 
-    image: Readback  # [1, height, width, 3] float32
+    image: Readback  # [1, height, width, 3] uint8
+    mean: Readback  # [1] float32, of the values before they were clipped: NaN or Inf if any of them is
     done: TimingEvent  # after the decoder, before the copy to the host
 
     def wait(self) -> Array:
         """Return [height, width, 3] uint8, RGB.
 
         Raises:
-            NonFiniteOutput: the values hold NaN or Inf.
+            NonFiniteOutput: the decoder's values hold NaN or Inf.
         """
-        image = self.image.wait()
-        require_finite(image, "image")
-        np.clip(image, 0, 255, out=image)
-        pixels: Array = np.rint(image[0], out=image[0]).astype(np.uint8)
-        return pixels
+        require_finite(self.mean.wait(), "image")
+        return self.image.wait()[0].copy()  # the buffer is reused
 
 
 class Pipeline:
@@ -123,11 +120,16 @@ class Pipeline:
             LoraMismatch: the LoRA was not prepared for these plans; nothing was changed.
             PlanCorrupt: the plans were altered after they were loaded; engines that still run have no LoRA.
         """
+        started = time.perf_counter()
+        for _ in self.refit_in_portions(lora):
+            pass
+        return time.perf_counter() - started
+
+    def refit_in_portions(self, lora: PreparedLora | None) -> Iterator[None]:
+        """Do what `refit` does as the iterator is advanced; nothing else may run before it is exhausted."""
         if lora is not None:
             lora.require_match(self.manifest)
-        started = time.perf_counter()
-        self.backend.refit(lora)
-        return time.perf_counter() - started
+        yield from self.backend.refit(lora)
 
     def generate(self, request: ImageRequest, on_step: OnStep | None = None) -> GeneratedImage:
         """Generate one image, without guidance.
@@ -154,9 +156,7 @@ class Pipeline:
         events.append(self.memory.record_event())
         decoded = self.decode(latents)
         events.append(decoded.done)
-        waiting = time.perf_counter()
         pixels = decoded.wait()
-        waited = time.perf_counter() - waiting
         encoder, denoiser, decoder = (start.seconds_until(end) for start, end in pairwise(events))
         seconds = StageTimes(
             tokenize=tokenized - started,
@@ -164,7 +164,6 @@ class Pipeline:
             passes=denoiser,
             denoiser=denoiser,
             vae_decoder=decoder,
-            pixels=waited,
         )
         return GeneratedImage(pixels, request.seed, len(schedule) - 1, prompt, seconds)
 
@@ -201,7 +200,7 @@ class Pipeline:
         return prompt_embeds
 
     def denoise(self, prompt_embeds: Tensor, noise: Array, schedule: Array, on_step: OnStep | None = None) -> Tensor:
-        """Run the Euler loop over two alternating latents buffers.
+        """Run the Euler loop. Each step's output is copied over its input, so that all steps have the same bindings.
 
         Args:
             prompt_embeds: [B, L, prompt_embeds_dim] float32.
@@ -212,20 +211,20 @@ class Pipeline:
         Returns:
             [B, 16, h, w] float32, valid until the next call.
         """
-        latents = (self.memory.write("latents", noise), self.memory.view("latents_next", noise.shape))
+        latents, latents_next = self.memory.write("latents", noise), self.memory.view("latents_next", noise.shape)
         levels = np.repeat(schedule[:, None], len(noise), axis=1)  # [steps + 1, B]
         steps = len(schedule) - 1
         readbacks: deque[tuple[int, Readback]] = deque()
         for step in range(steps):
-            before, after = latents[step % 2], latents[(step + 1) % 2]
-            self.step(before, after, prompt_embeds, levels[step], levels[step + 1])
-            readbacks.append((step + 1, self.memory.read(after)))
+            self.step(latents, latents_next, prompt_embeds, levels[step], levels[step + 1])
+            self.memory.copy(latents, latents_next)
+            readbacks.append((step + 1, self.memory.read(latents)))  # the next pass does not write them
             while len(readbacks) > (self.memory.max_ahead if step + 1 < steps else 0):
                 done, readback = readbacks.popleft()
                 require_finite(readback.wait(), f"latents after step {done} of {steps}")
                 if on_step is not None:
                     on_step(done, steps)
-        return latents[steps % 2]
+        return latents
 
     def step(
         self, latents: Tensor, latents_next: Tensor, prompt_embeds: Tensor, sigma: Array, sigma_next: Array
@@ -246,15 +245,32 @@ class Pipeline:
         tensors = {"latents": latents, "latents_next": latents_next, "prompt_embeds": prompt_embeds}
         self._enqueue("denoiser", tensors | levels | tables)
 
+    def guide(self, positive: Tensor, negative: Tensor, scale: Array) -> Tensor:
+        """Enqueue the guidance of a batch: positive + scale * (positive - negative).
+
+        Args:
+            positive, negative: [B, 16, h, w] float32, after a step under the prompt and under the negative prompt, in
+                the tensors `latents_positive` and `latents_negative`.
+            scale: [B] float32.
+
+        Returns:
+            [B, 16, h, w] float32, valid until the next call.
+        """
+        guided = self.memory.view("latents_guided", positive.shape)
+        scales = self.memory.write("guidance_scale", scale)
+        tensors = {"latents_positive": positive, "latents_negative": negative, "latents_guided": guided}
+        self._enqueue("guidance", tensors | {"guidance_scale": scales})
+        return guided
+
     def decode(self, latents: Tensor, index: int = 0) -> Decoded:
         """Enqueue the decoding of one image of [B, 16, h, w] latents."""
         scale = self.manifest.model.vae_scale
         sample = self.memory.row(latents, index)
         _, _, h, w = sample.shape
-        image = self.memory.view("image", (1, h * scale, w * scale, 3))
-        self._enqueue("vae_decoder", {"latents": sample, "image": image})
-        done = self.memory.record_event()  # before the copy, which then waits for it
-        return Decoded(self.memory.read(image), done)
+        image, mean = self.memory.view("image", (1, h * scale, w * scale, 3)), self.memory.view("image_mean", (1,))
+        self._enqueue("vae_decoder", {"latents": sample, "image": image, "image_mean": mean})
+        done = self.memory.record_event()  # before the copies, which then wait for it
+        return Decoded(self.memory.read(image), self.memory.read(mean), done)
 
     def synchronize(self) -> None:
         """Wait until nothing is running."""
@@ -267,17 +283,29 @@ class Pipeline:
 
 
 def warm_up(pipeline: Pipeline, sizes: Sequence[Size]) -> None:
-    """Generate each size with the usual prompt lengths, and keep the kernels and CUDA graphs prepared for them."""
+    """Prepare kernels, contexts and CUDA graphs of each size, for single passes with prompts of every length.
+
+    The bindings are those of `Pipeline.generate` and of `EngineLoop`, which then prepare nothing for such passes.
+    Batches of two and more are prepared at first use, since only some of them gain. With n padded lengths (16 up to 512
+    tokens) the cost is WARM_PASSES * n passes of the denoiser for each size, as many of the prompt encoder in all,
+    WARM_PASSES decodings for each size, and a context for each of these bindings, all in the one arena.
+    """
     model, backend = pipeline.manifest.model, pipeline.backend
-    levels = sigmas(2 * WARM_PASSES, model.schedule_shift)  # even: two latents buffers alternate
+    levels = sigmas(WARM_PASSES, model.schedule_shift)
+    started = time.perf_counter()
     backend.pin_bindings(True)
     for size in sizes:
-        for length in range(SEQUENCE_MULTIPLE, (WARM_LENGTHS + 1) * SEQUENCE_MULTIPLE, SEQUENCE_MULTIPLE):
-            for _ in range(WARM_PASSES):
-                prompt_embeds = pipeline.encode_prompt([TokenizedPrompt((model.prompt.pad_token_id,) * length, "", "")])
+        for length in range(SEQUENCE_MULTIPLE, padded(model.prompt.max_tokens) + 1, SEQUENCE_MULTIPLE):
+            prompt = TokenizedPrompt((model.prompt.pad_token_id,) * length, "", "")
+            for _ in range(WARM_PASSES if size == sizes[0] else 1):
+                prompt_embeds = pipeline.encode_prompt([prompt])
             latents = pipeline.denoise(prompt_embeds, pipeline.noise(0, size), levels)
+        sides = [pipeline.memory.view(f"latents_{side}", latents.shape) for side in ("positive", "negative")]
         for _ in range(WARM_PASSES):
+            pipeline.guide(*sides, np.zeros(1, np.float32))
             pipeline.decode(latents).wait()
+        backend.save_kernels()  # now: if compiling takes longer than the server waits for a start, the next one goes on
+        log.info("warmed up %s, %.1f s so far", size, time.perf_counter() - started)
     backend.pin_bindings(False)
 
 

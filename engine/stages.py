@@ -17,8 +17,7 @@ class StageTimes:
         prompt_encoder: token ids to prompt_embeds; on a GPU by the device's clock.
         passes: this image's share of the forward passes that it was part of.
         denoiser: from the first forward pass to the last, the passes of other images between them included.
-        vae_decoder: latents to pixel values.
-        pixels: pixel values to uint8 on the host.
+        vae_decoder: latents to pixels.
         encode: pixels to an image file.
     """
 
@@ -27,10 +26,9 @@ class StageTimes:
     passes: Seconds = 0.0
     denoiser: Seconds = 0.0
     vae_decoder: Seconds = 0.0
-    pixels: Seconds = 0.0
     encode: Seconds = 0.0
 
     @property
     def total(self) -> float:
         """Seconds from the prompt to the file; `passes` is part of `denoiser`."""
-        return self.tokenize + self.prompt_encoder + self.denoiser + self.vae_decoder + self.pixels + self.encode
+        return self.tokenize + self.prompt_encoder + self.denoiser + self.vae_decoder + self.encode

@@ -10,6 +10,7 @@ from typing import Literal
 from engine.plan.directory import MANIFEST_FILE, encode
 from engine.plan.manifest import (
     SCHEMA_VERSION,
+    Accumulation,
     Flavor,
     Graph,
     GraphName,
@@ -22,21 +23,21 @@ from engine.plan.manifest import (
     Rope,
     Target,
 )
-from engine.plan.shapes import dimensions
+from engine.plan.shapes import dimensions, longest_sequence
 from engine.sampling.tokenizer import TOKENIZER_FILE
 from export import plan_directory
 from export.checkpoint import models
 from export.checkpoint.files import Checkpoint, open_checkpoint, positive
 from export.checkpoint.lora import Lora, merge
 from export.checkpoint.prompt_format import read_prompt_format
-from export.compile import onnx_export, preview
+from export.compile import onnx_export, plan_size, preview
 from export.compile.onnx_files import export_graphs
 from export.compile.probes import verify
 from export.compile.profiles import default_profiles, parse_profile
 from export.compile.target import choose_flavor, compute_capabilities, require_refit
 from export.compile.tensorrt_build import TensorRtBuilder
 from export.graphs.checkpoint_graphs import make_graphs
-from export.precision.dtypes import graph_precisions
+from export.precision.dtypes import graph_precisions, require_accumulation
 from export.progress import BuildProgress
 
 DEFAULT_STEPS = 8  # forward passes that Z-Image-Turbo is distilled for
@@ -49,6 +50,7 @@ class BuildOptions:
     model: str
     output: Path
     precision: Precision = "fp16"
+    accumulation: Accumulation = "fp32"
     flavor: Flavor | Literal["auto"] = "auto"
     profiles: tuple[str, ...] = ()
     compute_capabilities: tuple[str, ...] = ()
@@ -70,13 +72,14 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
         BackendUnavailable: this machine lacks a package or a GPU that the flavor needs.
     """
     flavor = choose_flavor(options.flavor, bool(options.compute_capabilities), progress)
-    capabilities = compute_capabilities(flavor, options.precision, options.compute_capabilities)
+    require_accumulation(options.accumulation, options.precision, flavor)
+    capabilities = compute_capabilities(flavor, options.compute_capabilities)
     if options.refittable:
         require_refit(flavor, capabilities)
     precisions = graph_precisions(options.precision, flavor, capabilities)
     builder = None if flavor == "onnx" else TensorRtBuilder(flavor, capabilities, progress)
     checkpoint = merge(open_checkpoint(options.model, options.transformer_file), options.loras)
-    graphs = make_graphs(checkpoint, precisions)
+    graphs = make_graphs(checkpoint, precisions, options.accumulation)
     with progress.stage("hashing the checkpoint"):
         model = _describe(checkpoint, options.loras)
     target = Target(flavor, builder.name if builder else f"onnx opset {onnx_export.OPSET}", capabilities)
@@ -95,7 +98,15 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
         with plan_directory.unfinished(options.output, name) as directory:
             _copy_tokenizer(checkpoint, directory)
             fitted = fit_preview(checkpoint, progress)
-            built = export_graphs(graphs, checkpoint, precisions, directory, progress, refittable=options.refittable)
+            built = export_graphs(
+                graphs,
+                checkpoint,
+                precisions,
+                directory,
+                progress,
+                refittable=options.refittable,
+                keys=longest_sequence(draft.profiles, model),
+            )
             if options.verify:
                 built = verify(built, checkpoint, directory, draft, progress)
             if builder is not None:
@@ -132,6 +143,7 @@ def _draft(options: BuildOptions, model: Model, target: Target, profiles: tuple[
         graphs={},
         files=(),
         refittable=options.refittable,
+        accumulation=options.accumulation,
     )
     return replace(draft, plan_id=plan_directory.plan_id(encode(draft)))
 
@@ -193,4 +205,6 @@ def _build_plans(
         for file in (path, path.with_name(f"{path.name}.data")):
             file.unlink(missing_ok=True)
         built[name] = replace(graph, file=plan.name, activation_bytes=activation_bytes)
+        for line in plan_size.describe(name, built[name], plan.stat().st_size):
+            progress.console.print(line, highlight=False)
     return built

@@ -50,6 +50,7 @@ def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
         model=args.model,
         output=args.output,
         precision=args.precision,
+        accumulation=args.accumulate,
         flavor=args.flavor,
         profiles=tuple(args.profile),
         compute_capabilities=capabilities,
@@ -66,7 +67,13 @@ def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
 
 
 def _explain(manifest: Manifest) -> Iterator[str]:
-    """Yield a table with the bounds and scales of every product in FP16."""
+    """Yield the sizes of TensorRT plans, and a table with the bounds and scales of every product in FP16."""
+    from export.compile.plan_size import describe
+
+    if manifest.target.flavor != "onnx":
+        sizes = {file.path: file.size for file in manifest.files}
+        for name, graph in manifest.graphs.items():
+            yield from describe(name, graph, sizes[graph.file])
     products = [product for graph in manifest.graphs.values() for product in graph.products]
     width = max((len(product.name) for product in products), default=0)
     yield f"{'product':{width}}  input bound, scale      output bound, scale"
@@ -99,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     ):
         precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=text)
     parser.set_defaults(precision="fp16")
+    parser.add_argument(
+        "--accumulate",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="With --fp16: number format in which the denoiser sums products; fp16 is less exact, and faster on "
+        "consumer GPUs (default: %(default)s)",
+    )
     parser.add_argument(
         "--flavor",
         choices=("auto", "tensorrt", "rtx", "onnx"),
@@ -143,7 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--explain",
         action="store_true",
-        help="Print the bound of every FP16 product and the power of two that it is scaled by",
+        help="Print the size of every plan beside that of its weights, and the bound of every FP16 product with the "
+        "power of two that it is scaled by",
     )
     parser.add_argument(
         "--no-verify",

@@ -12,8 +12,10 @@ from engine.array import Array
 from engine.errors import LoraMismatch
 from engine.plan.lora import About, PreparedLora, require_refittable
 from engine.plan.manifest import Manifest
+from engine.plan.shapes import longest_sequence
 from export.checkpoint.files import Checkpoint
 from export.checkpoint.lora import Lora, Merged, merge
+from export.checkpoint.rotary_layout import half_split, is_rotated
 from export.checkpoint.weights import exponent, load_as
 from export.graphs.checkpoint_graphs import make_graphs
 
@@ -33,12 +35,13 @@ def prepare(checkpoint: Checkpoint, loras: Sequence[Lora], manifest: Manifest) -
     if checkpoint.fingerprint() != manifest.model.weights_sha256:
         raise LoraMismatch(f"the plans of {manifest.model.name} were built from other weights than {checkpoint.name}'s")
     merged = merge(checkpoint, loras)
+    keys = longest_sequence(manifest.profiles, manifest.model)
     precisions = {name: graph.precision for name, graph in manifest.graphs.items()}
-    factors = _factors(merged)
+    factors = _factors(merged, sum(merged.transformer.config["axes_dims"]))
     exponents: dict[str, int] = {}
     scales: dict[str, Array] = {}
-    for name, module in make_graphs(merged, precisions).items():
-        weights = module.measure().weights
+    for name, module in make_graphs(merged, precisions, manifest.accumulation).items():
+        weights = module.measure(keys).weights
         for refitted in manifest.graphs[name].refittable:
             own = [weights[part] for part in refitted.parts or (refitted.name,)]
             if not refitted.parts:
@@ -48,15 +51,19 @@ def prepare(checkpoint: Checkpoint, loras: Sequence[Lora], manifest: Manifest) -
             for part, weight in zip(refitted.parts, own, strict=True):
                 if part in factors:
                     load_as(weight, getattr(torch, refitted.dtype))
-    return PreparedLora(About(manifest.model.weights_sha256, precisions, exponents), factors, scales)
+    return PreparedLora(About(manifest.model.weights_sha256, precisions, exponents, keys), factors, scales)
 
 
-def _factors(merged: Checkpoint) -> dict[str, tuple[Array, Array]]:
-    """Return (down, up) of every changed weight in FP32; several LoRAs become one of a higher rank."""
+def _factors(merged: Checkpoint, head_dim: int) -> dict[str, tuple[Array, Array]]:
+    """Return (down, up) of every changed weight in FP32, with rows in the order of the graphs.
+
+    Several LoRAs become one of a higher rank.
+    """
     factors = {}
     for name, weight in merged.transformer.weights.items():
         if isinstance(weight, Merged):
             downs = [update.down.load().float() for update in weight.updates]
-            ups = [update.factor * update.up.load().float() for update in weight.updates]
-            factors[f"transformer.{name}"] = (torch.cat(downs).numpy(), torch.cat(ups, dim=1).numpy())
+            up = torch.cat([update.factor * update.up.load().float() for update in weight.updates], dim=1)
+            ordered = half_split(up, head_dim) if is_rotated(name) else up
+            factors[f"transformer.{name}"] = (torch.cat(downs).numpy(), ordered.contiguous().numpy())
     return factors

@@ -42,12 +42,19 @@ def tensor_shapes(sizes: CheckpointSizes) -> dict[str, Shapes]:
     }
 
 
-def random_weights(shapes: Shapes, sizes: CheckpointSizes) -> Weights:
-    """Make random weights. Each tensor has its own generator, seeded by its name, and is independent of the others."""
+def random_weights(shapes: Shapes, sizes: CheckpointSizes, device: str = "cpu") -> Weights:
+    """Make random weights in the dtype of the sizes, on the CPU.
+
+    Each tensor has its own generator, seeded by its name, and is independent of the others.
+
+    Args:
+        device: torch device that makes them; another one gives other weights.
+    """
     weights = {}
     for name, shape in shapes.items():
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{sizes.seed}/{name}".encode()))
-        weights[name] = _scale(name, torch.randn(shape, generator=generator))
+        generator = torch.Generator(device).manual_seed(zlib.crc32(f"{sizes.seed}/{name}".encode()))
+        noise = torch.randn(shape, generator=generator, device=device)
+        weights[name] = _scale(name, noise).to("cpu", getattr(torch, sizes.dtype))
     return weights
 
 

@@ -7,12 +7,15 @@ If it is interrupted, the same command continues from the last saved step.
 
 import argparse
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from export.checkpoint.rotary_layout import is_rotated, neighbouring
 from nano.autoencoder import train_autoencoder
 from nano.checkpoint import write_checkpoint
 from nano.flow import Painter, train_painter, train_reader
@@ -83,13 +86,20 @@ def train_nano(recipe: Recipe, work: Path, output: Path, device: torch.device, *
     train_painter(recipe.painter, painter, latents, work, device, compiled)
     latents = encode_images(vae, recipe.outlined_images, "outlined", recipe.sizes, work / "outlined.pt", device)
     pairs = train_lora(recipe.outlines, painter, latents, work, device)
+    head_dim = sum(recipe.sizes.axes_dims)
     weights = {
-        "transformer": painter.transformer.state_dict(),
+        "transformer": official_order(painter.transformer.state_dict(), head_dim),
         "text_encoder": {f"model.{name}": t for name, t in painter.language_model.model.state_dict().items()},
         "vae": vae.state_dict(),
     }
     write_checkpoint(output, recipe.sizes, weights)
-    write_lora(pairs, lora)
+    ups = official_order({name: up for name, (_, up) in pairs.items()}, head_dim)
+    write_lora({name: (down, ups[name]) for name, (down, _) in pairs.items()}, lora)
+
+
+def official_order(tensors: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
+    """Return tensors of a transformer that was trained half-split, as the graphs want it, with neighbouring pairs."""
+    return {name: neighbouring(t, head_dim) if is_rotated(name) else t for name, t in tensors.items()}
 
 
 def _claim(work: Path, recipe: Recipe) -> None:

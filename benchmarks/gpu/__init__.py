@@ -1,1 +1,1 @@
-"""Parts of `zimage-bench gpu-check`, and the plans that they run on."""
+"""Parts of `zimage-bench gpu-check`: their table, their processes, their report, and a room for each subject."""

@@ -1,178 +1,195 @@
-"""The parts of `zimage-bench gpu-check`, one function each. Parts share plans through the command's folder."""
+"""The parts of `zimage-bench gpu-check`: the question that each answers, its limit, and the parts that it builds on.
 
-import argparse
-import json
-import shutil
-import statistics
-from pathlib import Path
-from typing import Any
+Functions are named, not imported: the command goes on where a library that one part needs is missing.
+"""
 
-import numpy as np
-import torch
+from dataclasses import dataclass
 
-from benchmarks.gpu.graph_errors import graph_errors
-from benchmarks.gpu.plans import build, build_variant, builder_for, checkpoint_folder, convert
-from benchmarks.harness import roofline
-from benchmarks.harness.device import Device
-from benchmarks.harness.report import Stopwatch
-from engine.backends.cuda import CudaRuntime
-from engine.backends.vram import VramPlan
-from engine.errors import PlanNotFound
-from engine.options import CudaGraphs, RuntimeOptions
-from engine.pipeline import Pipeline
-from engine.plan.directory import read
-from engine.plan.manifest import Manifest
-from engine.request import ImageRequest
-from export.checkpoint.files import open_checkpoint
-from export.checkpoint.lora import Lora
-from export.prepared_lora import prepare
-from nano.layout import Z_IMAGE_NANO
+FIRST = "machine"  # runs with every selection: it finds the device and the flavor for the others
 
-Figures = dict[str, Any]
-Args = argparse.Namespace
-
-WRONG = 0.1  # relative L2 above which a graph computes another function; FP16 stays under 1e-2, silent zeros give 1
-VARIANTS = ("tensorrt", "rtx", "rtx-sm80", "rtx-ampere-plus")  # parts that try a TensorRT variant, best first
-PLANS_FILE = "plans.txt"  # in the folder: path of the model's plans
+# Builds that are compared: name -> words for the report, and fields of `export.build.BuildOptions`.
+VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
+    "fp16": ("FP16", {"precision": "fp16"}),
+    "fp16-accumulate-fp16": ("FP16 that accumulates in FP16", {"precision": "fp16", "accumulation": "fp16"}),
+    "bf16": ("BF16", {"precision": "bf16"}),
+}
 
 
-def has_gpu() -> bool:
-    """Return True if PyTorch finds a CUDA device."""
-    return torch.cuda.is_available()
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One check, in a process of its own.
 
-
-def machine(args: Args) -> Figures:
-    """Measure the matrix rate and the bandwidth, and read the free GPU memory."""
-    dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
-    rates = roofline.measure(Device(args.device), dtype)
-    found: Figures = {"dtype": str(dtype), "tflops": rates.flops / 1e12, "copies_gb_per_s": rates.bandwidth / 1e9}
-    if args.device == "cuda":
-        cuda = CudaRuntime()
-        found |= {"gpu": cuda.name(), "compute_capability": cuda.compute_capability()}
-        found["free_gb"] = cuda.memory_info()[0] / 1e9
-    return found
-
-
-def run_onnx(args: Args) -> Figures:
-    """Build z-image-nano as ONNX and run it on the CPU. The TensorRT parts build from these files."""
-    directory = build(Z_IMAGE_NANO, args, "onnx")
-    return {"directory": directory.name} | graph_errors(directory, Z_IMAGE_NANO, "cpu")
-
-
-def run_variant(args: Args, variant: str) -> Figures:
-    """Build z-image-nano as one TensorRT variant, load it on this GPU and compare it with PyTorch."""
-    onnx = build(Z_IMAGE_NANO, args, "onnx")
-    directory = args.folder / "runs" / variant
-    shutil.rmtree(directory, ignore_errors=True)
-    builder = builder_for(variant)
-    convert(onnx, directory, builder, CudaRuntime().compute_capability())
-    return {"builder": builder.name} | graph_errors(directory, Z_IMAGE_NANO, "cuda")
-
-
-def build_plans(args: Args) -> Figures:
-    """Build plans of the requested model in the first variant that runs here."""
-    watch, variant = Stopwatch(), working_variant(args)
-    checkpoint = checkpoint_folder(args)
-    written = watch.seconds
-    directory = build_variant(checkpoint, args, variant)
-    manifest = read(directory, verify=False)
-    (args.folder / PLANS_FILE).write_text(str(directory.resolve()))
-    return {
-        "variant": variant,
-        "precisions": {name: graph.precision for name, graph in manifest.graphs.items()},
-        "checkpoint_s": written,
-        "build_s": watch.seconds - written,
-        "gb": sum(file.size for file in manifest.files) / 1e9,
-    }
-
-
-def parity(args: Args) -> Figures:
-    """Compare each graph of the model's plans with PyTorch in FP32 on the device."""
-    return graph_errors(plans(args), checkpoint_folder(args), args.device)
-
-
-def memory(args: Args) -> Figures:
-    """Measure GPU memory after loading and after the largest images, next to the planned amount."""
-    directory = plans(args)
-    manifest, cuda = read(directory, verify=False), CudaRuntime()
-    before = cuda.memory_info()[0]
-    with Pipeline.load(directory, verify=False) as pipeline:
-        loaded = cuda.memory_info()[0]
-        largest = max(manifest.profiles, key=lambda profile: profile.area)
-        for _ in range(3):
-            pipeline.generate(ImageRequest("a red circle", largest.width.max, largest.height.max))
-        generated = cuda.memory_info()[0]
-    planned = VramPlan.of(directory, manifest, range(len(manifest.profiles)), offload=False)
-    figures = {"planned": planned.needed, "loaded": before - loaded, "after_images": before - generated}
-    return {f"{name}_gb": size / 1e9 for name, size in figures.items()} | {
-        "left_after_closing_gb": (before - cuda.memory_info()[0]) / 1e9
-    }
-
-
-def cuda_graphs(args: Args) -> Figures:
-    """Measure milliseconds of a step without and with CUDA graphs."""
-    found: Figures = {}
-    modes: tuple[CudaGraphs, ...] = ("off", "on")
-    for mode in modes:
-        with Pipeline.load(plans(args), RuntimeOptions(cuda_graphs=mode), verify=False) as pipeline:
-            for side in _square_sizes(args, pipeline.manifest):
-                found.setdefault(f"{side}x{side}", {})[f"{mode}_ms"] = 1e3 * _step_seconds(pipeline, side)
-    for row in found.values():
-        row["gain"] = row["off_ms"] / row["on_ms"]
-    return found
-
-
-def refit(args: Args) -> Figures:
-    """Swap z-image-nano's LoRA in and out of refittable plans, and check that the image comes back unchanged."""
-    directory = build_variant(Z_IMAGE_NANO, args, working_variant(args), refittable=True)
-    file = Z_IMAGE_NANO.with_name("z-image-nano-lora") / "outlines.safetensors"
-    lora = prepare(open_checkpoint(str(Z_IMAGE_NANO)), [Lora(file)], read(directory, verify=False))
-    request = ImageRequest("a red circle on a blue background", 128, 128, seed=7)
-    with Pipeline.load(directory, verify=False) as pipeline:
-        plain = pipeline.generate(request).pixels
-        seconds: dict[str, list[float]] = {"in": [], "out": []}
-        for _ in range(2 if args.quick else 5):
-            seconds["in"].append(pipeline.refit(lora))
-            with_lora = pipeline.generate(request).pixels
-            seconds["out"].append(pipeline.refit(None))
-        restored = pipeline.generate(request).pixels
-    return {
-        "in_ms": 1e3 * statistics.median(seconds["in"]),
-        "out_ms": 1e3 * statistics.median(seconds["out"]),
-        "pixels_changed": float(np.mean(np.any(with_lora != plain, axis=-1))),
-        "restored_bit_for_bit": bool(np.array_equal(restored, plain)),
-    }
-
-
-def working_variant(args: Args) -> str:
-    """Return the first TensorRT variant whose part ran and matched PyTorch, else "onnx"."""
-    report = args.folder / "report.json"
-    figures = json.loads(report.read_text())["figures"] if report.is_file() else {}
-    for name in VARIANTS if args.device == "cuda" else ():
-        if figures.get(name, {}).get("worst", np.inf) < WRONG:
-            return name
-    return "onnx"
-
-
-def plans(args: Args) -> Path:
-    """Return the plan directory that the part "plans" built.
-
-    Raises:
-        PlanNotFound: the part has not run, or has failed.
+    Attributes:
+        question: the question that the check answers, for the report.
+        run: "module:function" below `benchmarks.gpu`; called with Settings and Findings.
+        seconds: time limit.
+        needs: parts that must have succeeded.
+        needs_gpu: True if the part is left out on a CPU.
+        needs_plans: True if the part is left out where no library runs plans on this device.
+        variant: build variant that the part is about.
     """
-    file: Path = args.folder / PLANS_FILE
-    if not file.is_file():
-        raise PlanNotFound(f"there is no {file}: the part plans has not built any")
-    return Path(file.read_text())
+
+    name: str
+    question: str
+    run: str
+    seconds: int
+    needs: tuple[str, ...] = ()
+    needs_gpu: bool = False
+    needs_plans: bool = False
+    variant: str = ""
 
 
-def _step_seconds(pipeline: Pipeline, side: int) -> float:
-    """Median seconds of a step by the device's clock, after two images that capture CUDA graphs."""
-    request = ImageRequest("a red circle", side, side)
-    images = [pipeline.generate(request) for _ in range(7)][2:]
-    return statistics.median(image.seconds.denoiser / image.num_inference_steps for image in images)
+def _of_variant(variant: str, text: str) -> tuple[Part, ...]:
+    build, errors = f"build-{variant}", f"errors-{variant}"
+    return (
+        Part(
+            build,
+            f"does {text} build, how long does it take, how large are plan and activations",
+            "plans.build:build",
+            240,
+            ("weights",),
+            needs_plans=True,
+            variant=variant,
+        ),
+        Part(
+            errors,
+            f"{text}: how far from FP32 at 1024 and 2048 and along the worst rows of V",
+            "plans.checks:errors",
+            90,
+            (build, "reference"),
+            needs_plans=True,
+            variant=variant,
+        ),
+        Part(
+            f"speed-{variant}",
+            f"{text}: ms of a step with and without CUDA graph, beside the roofline",
+            "plans.checks:speed",
+            90,
+            (build,),
+            needs_plans=True,
+            variant=variant,
+        ),
+        Part(
+            f"kernels-{variant}",
+            f"{text}: which kernels did attention and the matrix products get",
+            "plans.kernels:kernels",
+            90,
+            (build,),
+            needs_gpu=True,
+            needs_plans=True,
+            variant=variant,
+        ),
+    )
 
 
-def _square_sizes(args: Args, manifest: Manifest) -> list[int]:
-    largest = max(min(profile.height.max, profile.width.max) for profile in manifest.profiles)
-    return [side for side in ((64,) if args.quick else (256, 512, 1024, 2048)) if side <= largest]
+PARTS = (
+    Part(FIRST, "which GPU, driver and libraries; what rates does the GPU reach", "machine:machine", 60),
+    Part(
+        "cuda-calls",
+        "do memory, copies, streams, events and CUDA graphs behave as the runtime assumes",
+        "cuda.calls:calls",
+        60,
+        needs_gpu=True,
+    ),
+    Part(
+        "cuda-images",
+        "does the runtime give numpy's images, with CUDA graphs off, auto and on, in batches, after warm-up",
+        "cuda.images:images",
+        90,
+        needs_gpu=True,
+    ),
+    Part(
+        "cuda-loop",
+        "do images of several sizes that join and leave, with previews, guidance, LoRAs, cancellation, stay the same",
+        "cuda.loop:loop",
+        90,
+        needs_gpu=True,
+    ),
+    Part(
+        "cuda-memory",
+        "is memory planned, refused, offloaded and freed as stated",
+        "cuda.memory:memory",
+        60,
+        needs_gpu=True,
+    ),
+    Part(
+        "cuda-lost",
+        "is a lost GPU context noticed, and does the process end without hanging",
+        "cuda.memory:lost",
+        45,
+        needs_gpu=True,
+    ),
+    Part(
+        "products",
+        "what does accumulation in FP16 cost in matrix products and attention",
+        "model.products:products",
+        60,
+    ),
+    Part("weights", "random weights of the checked layers in BF16", "model.weights:write", 90),
+    Part(
+        "reference",
+        "does our graph equal DiffSynth's modules in FP32 at full width; outputs that later parts compare with",
+        "model.precision:reference",
+        120,
+        ("weights",),
+    ),
+    Part(
+        "precision",
+        "our graph in PyTorch at FP16, FP16 with FP16 accumulation, and BF16: how far from FP32",
+        "model.precision:precision",
+        150,
+        ("reference",),
+    ),
+    Part(
+        "torch-speed",
+        "ms of a step of DiffSynth and of our graph in PyTorch, eager and compiled, beside the roofline",
+        "model.torch_speed:speed",
+        150,
+        ("weights",),
+    ),
+    Part(
+        "nano",
+        "do plans of all three graphs of z-image-nano agree with PyTorch here",
+        "plans.nano:nano",
+        180,
+        needs_plans=True,
+    ),
+    *(part for variant, (text, _) in VARIANTS.items() for part in _of_variant(variant, text)),
+    Part(
+        "passes",
+        "how long do the first, the second and later passes take, and those prepared by warm-up",
+        "plans.checks:passes",
+        120,
+        ("build-fp16",),
+        needs_plans=True,
+        variant="fp16",
+    ),
+    Part(
+        "plan-memory",
+        "GPU memory after loading and after each new context, against the plan",
+        "plans.checks:memory",
+        90,
+        ("build-fp16",),
+        needs_gpu=True,
+        needs_plans=True,
+        variant="fp16",
+    ),
+    Part(
+        "close",
+        "does closing while kernels are still being compiled end",
+        "plans.checks:close",
+        90,
+        ("build-fp16",),
+        needs_plans=True,
+        variant="fp16",
+    ),
+    Part(
+        "refit",
+        "how long does a LoRA take to go in and out, and does the image come back bit for bit",
+        "plans.refit:refit",
+        240,
+        ("weights",),
+        needs_plans=True,
+        variant="fp16",
+    ),
+)

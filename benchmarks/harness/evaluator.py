@@ -1,28 +1,24 @@
-"""An evaluator for ONNX graphs that rounds every result to its type and overflows as a GPU does.
+"""An evaluator for ONNX graphs that rounds and sums as a GPU does, and overflows where it does.
 
 ONNX Runtime on a CPU cannot test FP16: it computes FP16 graphs in FP32 and drops the casts between nodes, so it misses
-overflows that turn an image black on a GPU. This module extends onnx's reference evaluator with fast products and
-convolutions. The evaluator is an `Engine`, so a pipeline can generate with it.
+overflows that turn an image black on a GPU. This module extends onnx's reference evaluator with the operators of
+`evaluator_ops`. The evaluator is an `Engine`, so a pipeline can generate with it.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-import torch
-import torch.nn.functional as F
 from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from benchmarks.harness.evaluator_ops import DOMAIN, Conv, FusedAttention, MatMul, Resize
 from engine.backends.base import Bindings, Engine
 from export.compile.parity import widen
 
 Array = np.ndarray[Any, Any]
-
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class StrictEvaluator(Engine):
@@ -39,10 +35,12 @@ class StrictEvaluator(Engine):
         model = ir.load(path)
         if float64:
             widen(model, ir.DataType.DOUBLE)
+        else:
+            fuse_attention(model)
         self._float64 = float64
         self.inputs, self.outputs = ([str(v.name) for v in side] for side in (model.graph.inputs, model.graph.outputs))
         self._evaluator = ReferenceEvaluator(
-            ir.to_proto(ir.external_data.load_to_model(model)), new_ops=[MatMul, Conv, Resize]
+            ir.to_proto(ir.external_data.load_to_model(model)), new_ops=[MatMul, FusedAttention, Conv, Resize]
         )
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
@@ -62,47 +60,45 @@ class StrictEvaluator(Engine):
         return {name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in inputs.items()}
 
 
-def widened(array: Array) -> torch.Tensor:
-    """Convert to FP32; float64 stays. torch does in seconds the conversion that takes numpy minutes."""
-    writable = np.require(array, requirements=["C", "W"])
-    if array.dtype == BFLOAT16:
-        return torch.from_numpy(writable.view(np.int16)).view(torch.bfloat16).float()
-    tensor = torch.from_numpy(writable)
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+def fuse_attention(model: ir.Model) -> None:
+    """Replace scores, their softmax and its product with values by one operator, as TensorRT does.
+
+    Scores may have a mask added. Casts of operands to FP32, and of results back, mean that products are summed in FP32.
+    """
+    for softmax in [node for node in model.graph if node.op_type == "Softmax"]:
+        scored, mask = _uncast(softmax.inputs[0]), None
+        if (added := _producer(scored, "Add")) is not None:
+            scored, mask = _uncast(added.inputs[0]), added.inputs[1]
+        first, second = _producer(scored, "MatMul"), _only_user(softmax.outputs[0])
+        if first is None or second.op_type != "MatMul":
+            continue
+        query, key, value = (_uncast(v) for v in (*first.inputs, second.inputs[1]))
+        result = second.outputs[0]
+        is_cast = query is not first.inputs[0]
+        if is_cast:
+            result = _only_user(result).outputs[0]  # the cast back
+        inputs = [query, key, value, *([] if mask is None else [mask])]
+        attention = ir.node("FusedAttention", inputs, {"is_cast": int(is_cast)}, domain=DOMAIN)
+        model.graph.insert_before(second, attention)
+        result.replace_all_uses_with(attention.outputs[0])
+        attention.outputs[0].name = f"{result.name}.attention"
+    RemoveUnusedNodesPass()(model)
+    model.opset_imports[DOMAIN] = 1
 
 
-def rounded(tensor: torch.Tensor, dtype: np.dtype[Any]) -> Array:
-    """Round to a narrower type; values beyond its range become Inf."""
-    array: Array
-    if dtype == BFLOAT16:
-        array = tensor.bfloat16().view(torch.int16).numpy().view(BFLOAT16)
-    else:
-        array = tensor.to(getattr(torch, dtype.name)).numpy()
-    return array
+def _producer(value: ir.Value | None, kind: str) -> ir.Node | None:
+    node = None if value is None else value.producer()
+    return node if node is not None and node.op_type == kind else None
 
 
-class MatMul(OpRun):  # named as the ONNX operator
-    """Matrix product that accumulates in FP32, as tensor cores do, and rounds once."""
-
-    def _run(self, a: Array, b: Array) -> tuple[Array]:
-        return (rounded(widened(a) @ widened(b), a.dtype),)
+def _uncast(value: ir.Value | None) -> ir.Value | None:
+    cast = _producer(value, "Cast")
+    return value if cast is None else cast.inputs[0]
 
 
-class Conv(OpRun):
-    """Convolution that accumulates in FP32 and rounds once."""
-
-    def _run(self, x: Array, weight: Array, bias: Array | None = None, **attributes: Any) -> tuple[Array]:
-        assert attributes["group"] in (None, 1) and set(attributes["dilations"] or [1]) == {1}
-        top, left, bottom, right = attributes["pads"] or [0] * 4
-        padded = F.pad(widened(x), (left, right, top, bottom))
-        strides = tuple(attributes["strides"] or (1, 1))
-        y = F.conv2d(padded, widened(weight), None if bias is None else widened(bias), strides)
-        return (rounded(y, x.dtype),)
-
-
-class Resize(OpRun):
-    """Nearest-neighbour upsampling by 2, the only resize in the graphs."""
-
-    def _run(self, x: Array, _roi: Array | None, scales: Array, *_: Any, **attributes: Any) -> tuple[Array]:
-        assert attributes["mode"] == "nearest" and scales.tolist() == [1, 1, 2, 2]
-        return (x.repeat(2, axis=2).repeat(2, axis=3),)
+def _only_user(value: ir.Value) -> ir.Node:
+    """Return the node that uses a value, or the one after a cast of it to FP32."""
+    [node] = value.consumers()
+    if node.op_type == "Cast" and [user.op_type for user in node.outputs[0].consumers()] == ["MatMul"]:
+        [node] = node.outputs[0].consumers()
+    return node

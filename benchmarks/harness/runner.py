@@ -82,7 +82,7 @@ class PlanRunner:
     """A plan directory, run stage by stage as in `Pipeline.generate`, in batches.
 
     A step ends when its latents have arrived on the host; the next step is running by then. The copy of the image to
-    the host is enqueued with the decoder and counts as "decode". "copy" is the host's work on the copied values.
+    the host is enqueued with the decoder and counts as "decode". "copy" is the copy out of the buffer.
     """
 
     def __init__(self, directory: Path, options: RuntimeOptions) -> None:

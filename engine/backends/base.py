@@ -1,6 +1,6 @@
 """The interface of execution backends: an engine runs one graph, a backend holds the engines of a plan directory."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,13 +26,21 @@ class Engine(Protocol):
         """
         ...
 
-    def refit(self, lora: PreparedLora | None) -> None:
-        """Apply a LoRA to the graph's weights in place of any other; None restores them bit for bit."""
+    def refit(self, lora: PreparedLora | None) -> Iterator[None]:
+        """Apply a LoRA to the graph's weights in place of any other; None restores them bit for bit.
+
+        The work is done in portions, as the iterator is advanced. The graph runs again once it is exhausted.
+        """
         if lora is not None:
             raise LoraMismatch(f"the weights of {type(self).__name__} cannot be changed")
+        return iter(())
 
     def pin_bindings(self, pin: bool) -> None:  # noqa: ARG002
         """While `pin` is on, prepare new bindings permanently, with kernels and CUDA graph."""
+        return
+
+    def save_kernels(self) -> None:
+        """Write kernels that were compiled since the last call to their file, for the next start."""
         return
 
     def close(self) -> None:
@@ -49,26 +57,34 @@ class Backend:
     close: Callable[[], None] = lambda: None
     device: str = "CPU"
 
-    def refit(self, lora: PreparedLora | None) -> None:
-        """Apply a LoRA to every graph in place of any other; None restores them bit for bit.
+    def refit(self, lora: PreparedLora | None) -> Iterator[None]:
+        """Apply a LoRA to every graph in place of any other, in portions; None restores them bit for bit.
 
         Raises:
             PlanCorrupt: the plans were altered after they were loaded; engines that still run have no LoRA.
         """
         try:
             for engine in self.engines.values():
-                engine.refit(lora)
+                yield from engine.refit(lora)
             self.memory.synchronize()
+        except GeneratorExit:  # abandoned, as when the process ends
+            raise
         except BaseException:
             for engine in self.engines.values():
                 with suppress(ZImageError):  # an engine that fails again refuses to run
-                    engine.refit(None)
+                    for _ in engine.refit(None):
+                        pass
             raise
 
     def pin_bindings(self, pin: bool) -> None:
         """Call `Engine.pin_bindings` of every engine."""
         for engine in self.engines.values():
             engine.pin_bindings(pin)
+
+    def save_kernels(self) -> None:
+        """Call `Engine.save_kernels` of every engine."""
+        for engine in self.engines.values():
+            engine.save_kernels()
 
 
 def check_bindings(graph: Graph, bindings: Bindings) -> None:

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,20 @@ from engine.options import RuntimeOptions
 from engine.plan.manifest import Flavor, GraphName, Manifest, Target
 
 PACKAGES: dict[Flavor, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx", "onnx": "onnxruntime"}
+# TensorRT-RTX 1.7 has 7.5 too, but no FP32 matrix products for it, and every denoiser has some (docs/findings.md).
+RTX_COMPUTE_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
 INSTALL: dict[Flavor, str] = {
     "tensorrt": "tensorrt, from NVIDIA's own package index",
     "rtx": "tensorrt-rtx",
     "onnx": "onnxruntime",
 }
+OLDEST_RTX = (1, 7)
+
+
+NOT_RTX = (
+    f"TensorRT-RTX plans of Z-Image are for {', '.join(RTX_COMPUTE_CAPABILITIES)}; H100 and H200 (9.0), B200 (10.0) "
+    f"and Turing (7.5) need {INSTALL['tensorrt']}"
+)
 
 
 def load_backend(directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backend:
@@ -61,7 +71,7 @@ def _load_tensorrt(cuda: CudaRuntime, directory: Path, manifest: Manifest, optio
     from engine.backends.tensorrt.plan import TensorRtPlan
 
     is_rtx = manifest.target.flavor == "rtx"
-    caches = (options.runtime_cache or _cache_folder()) / manifest.plan_id
+    caches = kernel_cache_folder(options.runtime_cache or _cache_folder(), manifest, cuda)
 
     def open_plan(name: GraphName) -> TensorRtPlan:
         return TensorRtPlan(
@@ -75,6 +85,16 @@ def _load_tensorrt(cuda: CudaRuntime, directory: Path, manifest: Manifest, optio
     engine_options = replace(options, cuda_graphs="off") if is_rtx else options  # RTX captures graphs by itself
     backend = load_plans(cuda, open_plan, directory, manifest, engine_options)
     return replace(backend, device=f"{cuda.name()}, driver {cuda.driver()}")
+
+
+def kernel_cache_folder(parent: Path, manifest: Manifest, cuda: CudaRuntime) -> Path:
+    """Return the folder for kernels of these plans, this kind of GPU, this driver and this version of TensorRT-RTX.
+
+    RTX refuses kernels of any other. With a folder for each, machines or GPUs that share `parent` do not replace each
+    other's, and going back to an older driver finds its kernels again.
+    """
+    environment = f"{cuda.name()} CUDA {cuda.driver_version()} {manifest.target.builder}"
+    return parent / manifest.plan_id / re.sub(r"[^A-Za-z0-9._]+", "-", environment)
 
 
 def _cache_folder() -> Path:
@@ -92,7 +112,14 @@ def _require_package(flavor: Flavor) -> None:
 
 def _require_same_version(target: Target) -> None:
     package = PACKAGES[target.flavor]
-    installed = f"{package} {importlib.import_module(package).__version__}"
+    version = importlib.import_module(package).__version__
+    if target.flavor == "rtx" and tuple(map(int, version.split(".")[:2])) < OLDEST_RTX:
+        raise BackendUnavailable(
+            f"{package} {version} is installed; before {'.'.join(map(str, OLDEST_RTX))} it keeps 57 MiB of host memory "
+            "for each convolution of each context (its issue 39). "
+            f"Install a newer one with: pip install --upgrade {INSTALL['rtx']}, and run build-engines again"
+        )
+    installed = f"{package} {version}"
     if installed != target.builder:
         raise PlanMismatch(
             f"the plans were built by {target.builder}, but {installed} is installed; "
@@ -102,9 +129,13 @@ def _require_same_version(target: Target) -> None:
 
 def _require_same_device(target: Target, cuda: CudaRuntime) -> None:
     capability = cuda.compute_capability()
-    if capability not in target.compute_capabilities:
-        raise PlanMismatch(
-            f"the plans are for compute capability {', '.join(target.compute_capabilities)}, "
-            f"this GPU ({cuda.name()}) has {capability}; "
-            f"run build-engines again, here or with --compute-capability {capability}"
-        )
+    if capability in target.compute_capabilities:
+        return
+    if target.flavor == "rtx" and capability not in RTX_COMPUTE_CAPABILITIES:
+        cure = f"{NOT_RTX}; on this GPU run: build-engines --flavor tensorrt"
+    else:
+        cure = f"run build-engines again, here or with --compute-capability {capability}"
+    raise PlanMismatch(
+        f"the plans are for compute capability {', '.join(target.compute_capabilities)}, "
+        f"this GPU ({cuda.name()}) has {capability}; {cure}"
+    )

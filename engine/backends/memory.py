@@ -1,4 +1,4 @@
-"""Memory for the tensors of the three graphs, allocated once and sized for the largest profile.
+"""Memory for the tensors of the graphs, allocated once and sized for the largest profile.
 
 Each tensor name has one flat allocation; a view is a window of it in the current shape. Every slot has allocations of
 its own for one sample's latents and prompt_embeds. Knows names, shapes and events; not the meaning of the tensors.

@@ -1,6 +1,6 @@
 """A graph on ONNX Runtime on the CPU: the default without a GPU, and the reference in tests."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from engine.errors import PlanCorrupt
 from engine.plan.lora import PreparedLora
 from engine.plan.manifest import Graph
 
-BINDINGS_KEPT = 64  # sets of arrays: two per shape for the denoiser's alternating latents
+BINDINGS_KEPT = 64  # sets of arrays: one per shape
 
 
 class OnnxRuntimeEngine(Engine):
@@ -32,13 +32,16 @@ class OnnxRuntimeEngine(Engine):
         binding = self._binding_at(addresses)
         self._session.run_with_iobinding(binding)
 
-    def refit(self, lora: PreparedLora | None) -> None:
+    def refit(self, lora: PreparedLora | None) -> Iterator[None]:
         """Open a new session over the same file, since ONNX Runtime cannot change weights in place."""
-        changed = {} if lora is None else lora.weights(self._graph, self._path.parent)
+        changed = {}
+        for name, array in lora.weights(self._graph, self._path.parent) if lora else ():
+            changed[name] = ort.OrtValue.ortvalue_from_numpy(array)
+            yield
         if changed or self._weights or self._session is None:
             self._binding_at.cache_clear()
             self._session = None  # first: memory may not hold two sessions
-            self._weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in changed.items()}
+            self._weights = changed
             self._session = self._open(self._weights)  # reads the weights in place
 
     def close(self) -> None:

@@ -20,29 +20,33 @@ class VramPlan:
     """Bytes of GPU memory by purpose.
 
     Attributes:
-        weights: bytes of each graph's weights; a plan file holds little else.
+        weights: bytes of each plan file. It holds the weights, as often as TensorRT laid them out, and little else.
         activations: bytes of each graph's largest context; None if the builder did not record them.
         buffers: bytes of the tensors between the graphs.
         offload: True if only one of the prompt encoder and the denoiser is resident at a time.
+        repeated: graphs whose plans hold weights twice.
     """
 
     weights: Mapping[GraphName, int]
     activations: Mapping[GraphName, int | None]
     buffers: int
     offload: bool = False
+    repeated: tuple[GraphName, ...] = ()
 
     @classmethod
     def of(cls, directory: Path, manifest: Manifest, profiles: Iterable[int], *, offload: bool, slots: int = 0) -> Self:
         """Return the VRAM plan for the profiles of these indices."""
         chosen = list(profiles)
+        plans = {name: (directory / graph.file).stat().st_size for name, graph in manifest.graphs.items()}
         return cls(
-            weights={name: (directory / graph.file).stat().st_size for name, graph in manifest.graphs.items()},
+            weights=plans,
             activations={
                 name: max((graph.activation_bytes[i] for i in chosen), default=None) if graph.activation_bytes else None
                 for name, graph in manifest.graphs.items()
             },
             buffers=layout(tensor_bytes(manifest, [manifest.profiles[i] for i in chosen], slots))[1],
             offload=offload,
+            repeated=tuple(name for name, graph in manifest.graphs.items() if graph.repeats_weights(plans[name])),
         )
 
     @property
@@ -64,7 +68,10 @@ class VramPlan:
     def table(self) -> str:
         """Return a table in GB, for people."""
         rows = [("", "weights", "activations")]
-        rows += [(name, _gb(self.weights[name]), _gb(self.activations[name])) for name in self.weights]
+        rows += [
+            (name + (", weights twice" if name in self.repeated else ""), _gb(size), _gb(self.activations[name]))
+            for name, size in self.weights.items()
+        ]
         rows += [
             ("on the GPU at once" + (", offloaded" if self.offload else ""), _gb(self.resident), _gb(self.arena)),
             ("tensors between them", "", _gb(self.buffers)),
@@ -93,6 +100,11 @@ class VramPlan:
             )
         if len(names) > 1:
             ways.append(f"serve fewer profiles with --profile (now: {' and '.join(names)})")
+        if self.repeated:
+            ways.append(
+                f"build with one --profile, or with the same largest batch in all, so that the plan of the "
+                f"{' and the '.join(self.repeated)} holds its weights once"
+            )
         ways += ["build for smaller sizes or batches (build-engines --profile)", "stop other programs that use the GPU"]
         raise OutOfDeviceMemory(
             f"the plans need {_gb(self.needed)} of GPU memory, {_gb(free)} are free.\n{self.table()}\n"

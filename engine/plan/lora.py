@@ -5,8 +5,8 @@ powers of two that keep the merged weights in FP16's range. Knows arrays and fil
 """
 
 import hashlib
-import math
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -20,9 +20,12 @@ import safetensors.numpy
 from engine.array import Array
 from engine.errors import LoraMismatch, PlanCorrupt
 from engine.plan.manifest import Graph, GraphName, Manifest, Precision, RefitWeight
+from engine.plan.merge import Merged, Merger, Product
+from engine.plan.shapes import longest_sequence
 
-FORMAT = "zimage-trt lora 1"
+FORMAT = "zimage-trt lora 2"
 DOWN, UP = ".down", ".up"
+AHEAD = 1  # weights that other threads merge while the caller uses one
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +35,13 @@ class About:
     Attributes:
         weights_sha256, precisions: those of the plans.
         exponents: weight of a graph -> power of two that scales it while the LoRA is applied.
+        keys: largest number of tokens that the denoiser attends to in the plans.
     """
 
     weights_sha256: str
     precisions: dict[GraphName, Precision]
     exponents: dict[str, int]
+    keys: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,26 +109,53 @@ class PreparedLora:
         refittable = {weight.name for graph in manifest.graphs.values() for weight in graph.refittable}
         if refittable != {*self.about.exponents, *self.scales}:
             raise LoraMismatch("the LoRA was prepared for plans of another version of zimage-trt; prepare it again")
+        keys = longest_sequence(manifest.profiles, manifest.model)
+        if manifest.accumulation == "fp16" and self.about.keys < keys:
+            raise LoraMismatch(
+                f"the LoRA was prepared for FP16 sums over {self.about.keys} tokens, these plans sum over {keys}; "
+                "prepare it again"
+            )
 
-    def weights(self, graph: Graph, directory: Path) -> dict[str, Array]:
-        """Return the weights of a graph that differ from the plan's, ready for `Plan.refit`."""
-        merged = {}
-        for weight in graph.refittable:
-            if weight.name in self.scales:
-                merged[weight.name] = self.scales[weight.name]
-            elif self.about.exponents[weight.name] != weight.exponent or any(p in self.factors for p in weight.parts):
-                merged[weight.name] = self._merge(weight, base_weight(graph, weight, directory))
-        return merged
+    def changes(self, graph: Graph) -> set[str]:
+        """Return the names of a graph's weights that differ from the plan's."""
+        return {
+            weight.name
+            for weight in graph.refittable
+            if weight.name in self.scales
+            or self.about.exponents[weight.name] != weight.exponent
+            or any(part in self.factors for part in weight.parts)
+        }
 
-    def _merge(self, weight: RefitWeight, base: Array) -> Array:
-        merged = (base.T if weight.transposed else base).astype(np.float32)  # [out, in], a copy
-        merged *= np.float32(math.ldexp(1.0, -weight.exponent))
-        for part, rows in zip(weight.parts, np.split(merged, len(weight.parts)), strict=True):
-            if part in self.factors:
-                down, up = self.factors[part]
-                rows += up @ down
-        merged *= np.float32(math.ldexp(1.0, self.about.exponents[weight.name]))
-        return np.ascontiguousarray(merged.T if weight.transposed else merged, base.dtype)
+    def weights(self, graph: Graph, directory: Path) -> Iterator[tuple[str, Array]]:
+        """Return name and value of each weight in `changes`, ready for `Plan.refit`, one after the other.
+
+        Other threads merge one weight ahead. It takes memory for two weights, and some megabytes for each core.
+        """
+        changes = self.changes(graph)
+        with Merger() as merger:
+            started: deque[tuple[str, Merged]] = deque()
+            for weight in graph.refittable:
+                if weight.name in self.scales:
+                    yield weight.name, self.scales[weight.name]
+                elif weight.name in changes:
+                    started.append((weight.name, self._start(merger, weight, base_weight(graph, weight, directory))))
+                if len(started) > AHEAD:
+                    name, merged = started.popleft()
+                    yield name, merged.wait()
+            for name, merged in started:
+                yield name, merged.wait()
+
+    def _start(self, merger: Merger, weight: RefitWeight, base: Array) -> Merged:
+        products = []
+        extent = base.shape[1 if weight.transposed else 0] // len(weight.parts)
+        for number, part in enumerate(weight.parts):
+            if part not in self.factors:
+                continue
+            down, up = self.factors[part]
+            at = number * extent
+            # (up @ down).T as down.T @ up.T: BLAS takes transposed factors as they are
+            products.append(Product(down.T, up.T, 0, at) if weight.transposed else Product(up, down, at, 0))
+        return merger.start(base, products, weight.exponent, self.about.exponents[weight.name])
 
 
 def is_prepared(file: Path) -> bool:

@@ -11,10 +11,12 @@ from engine.errors import PlanMismatch, UnsupportedShape
 from engine.size import Size
 
 SCHEMA_VERSION = 6
+WEIGHTS_RATIO = 1.1  # of a plan's bytes to those of its weights, at most, if it stores each weight once
+KERNEL_BYTES = 100_000_000  # in a plan beside its weights, at most
 SEQUENCE_MULTIPLE = 32  # prompt and image tokens are each padded to it (Z-Image, SEQ_MULTI_OF)
 
 Flavor = Literal["onnx", "tensorrt", "rtx"]
-GraphName = Literal["prompt_encoder", "denoiser", "vae_decoder"]
+GraphName = Literal["prompt_encoder", "denoiser", "guidance", "vae_decoder"]
 Precision = Literal["fp16", "bf16", "fp32"]
 Accumulation = Literal["fp32", "fp16"]
 
@@ -35,7 +37,7 @@ class ProductBound:
     FP16 holds the true value times 2^-shift. Bounds are of true values and follow from the weights alone.
     """
 
-    name: str  # of the weight, or of the attention block for its scores
+    name: str  # of the weight, or of the part of the attention
     input_bound: float
     input_shift: int
     output_bound: float
@@ -46,7 +48,8 @@ class ProductBound:
 class RefitWeight:
     """A weight that can be changed at run time, and the place of its base value in the graph's `weights_file`.
 
-    It is the concatenation of the rows of `parts`, times 2^exponent; [in, out] instead of [out, in] if transposed.
+    It is the concatenation of the rows of `parts`, times 2^exponent; [in, out] instead of [out, in] if transposed. Rows
+    of queries and keys are in the order of the graph: pairs of the rotary embedding are half a head apart.
     """
 
     name: str  # in the graph, and for TensorRT's refitter
@@ -78,7 +81,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """One of the three graphs: the file that a backend loads and the tensors it binds."""
+    """One of the graphs: the file that a backend loads and the tensors it binds."""
 
     file: str
     precision: Precision
@@ -86,11 +89,19 @@ class Graph:
     outputs: tuple[TensorSpec, ...]
     parity: float | None = None  # relative L2 of the ONNX file against DiffSynth in FP32; None if not compared
     weight_bytes: int = 0  # of the exported weights; a plan that stores each weight once is hardly larger
-    activation_bytes: tuple[int, ...] = ()  # device memory of a context, by profile; TensorRT flavors only
+    activation_bytes: tuple[int, ...] = ()  # device memory of a context, by profile; empty if unknown, and for ONNX
     products: tuple[ProductBound, ...] = ()  # FP16 only
     refittable: tuple[RefitWeight, ...] = ()  # of plans built with --refittable
     weights_file: str | None = None  # holds the base values of `refittable`
     probes: tuple[Probe, ...] = ()  # none if the build was told not to compare
+
+    def repeats_weights(self, plan_bytes: int) -> bool:
+        """Return True if a plan of this size holds weights twice: it is over a tenth larger than they are.
+
+        A plan also holds kernels, 2.6 MB for a profile of a full-width block (docs/findings.md); of a small model they
+        outweigh the weights, so that `KERNEL_BYTES` are always allowed.
+        """
+        return self.weight_bytes > 0 and plan_bytes > WEIGHTS_RATIO * self.weight_bytes + KERNEL_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +231,7 @@ class Manifest:
     graphs: dict[GraphName, Graph]
     files: tuple[File, ...]
     refittable: bool = False
-    accumulation: Accumulation = "fp32"  # number format in which products of FP16 tensors are summed
+    accumulation: Accumulation = "fp32"  # number format in which the denoiser sums products of FP16 tensors
     preview: PreviewProjection | None = None  # None if the checkpoint has no VAE encoder to fit it with
     checksum: str = ""  # of all other fields; set by `encode`
 

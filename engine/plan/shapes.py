@@ -1,5 +1,7 @@
 """Bounds of the graphs' dynamic dimensions in a profile, for building plans and for sizing memory."""
 
+from collections.abc import Sequence
+
 from engine.plan.manifest import GraphName, Model, Profile, Range, padded
 
 
@@ -22,6 +24,11 @@ def dimensions(graph: GraphName, profile: Profile, model: Model) -> dict[str, Ra
         "height": profile.height,
         "width": profile.width,
     }
+
+
+def longest_sequence(profiles: Sequence[Profile], model: Model) -> int:
+    """Return the largest number of tokens that the denoiser attends to."""
+    return max(dimensions("denoiser", profile, model)["sequence"].max for profile in profiles)
 
 
 def _divided(r: Range, divisor: int) -> Range:

@@ -1,1 +1,1 @@
-"""Parts of the model outside its graphs: tokenizer, noise, schedule, rotary tables, guidance, preview."""
+"""Parts of the model outside its graphs: tokenizer, noise, schedule, rotary tables, preview."""

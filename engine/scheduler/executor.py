@@ -2,15 +2,16 @@
 
 A sample that has begun keeps its latents and prompt_embeds in slots. For a forward pass they are copied to the tensors
 that the engines are bound to, and the latents are copied back. So every step can have another batch, while neither
-addresses nor CUDA graphs change. On a GPU these copies take microseconds and the host does not wait for them: it
-learns of a step while the next one runs.
+addresses nor CUDA graphs change. A guided sample has latents in the slots of both branches; after the second of its two
+passes a graph combines them. On a GPU all this takes microseconds and the host does not wait for it: it learns of a
+step while the next one runs.
 
 Knows engines, tensors and events; not which batch is next.
 """
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +21,11 @@ from engine.backends.memory import Readback, Tensor, TimingEvent
 from engine.errors import NonFiniteOutput
 from engine.pipeline import Pipeline
 from engine.sampling.finite import require_finite
-from engine.sampling.guidance import guide
 from engine.sampling.preview import estimate
 from engine.scheduler.lora_registry import LoraRegistry
 from engine.scheduler.pending_image import PendingImage
 from engine.scheduler.prompt_cache import CachedPromptEncoder, PromptCache
-from engine.scheduler.sample import Pass, Sample
+from engine.scheduler.sample import Sample
 from engine.scheduler.scheduler import Batch
 from engine.scheduler.slot_tensors import SlotTensors
 
@@ -49,7 +49,7 @@ class BatchResult:
     """A forward pass that is over.
 
     Attributes:
-        seconds: device time of the forward pass alone.
+        seconds: device time of the forward pass and of the guidance after it.
         charges: device time by sample: of the batch and the prompts encoded for it, and of images decoded before it.
         steps: a guided step is over when both branches are.
     """
@@ -63,7 +63,8 @@ class BatchResult:
 @dataclass(frozen=True, slots=True)
 class _RunningBatch:
     batch: Batch
-    latents: Readback  # [B, 16, h, w]
+    stepped: Sequence[Sample]  # their step is over with the batch, in every branch
+    latents: Readback  # [B, 16, h, w]; after guidance for samples that stepped
     started: TimingEvent  # before the prompts that the batch needs
     encoded: TimingEvent  # before the forward pass
     done: TimingEvent
@@ -91,21 +92,17 @@ class Executor:
         """Batches that may run while the next one is prepared."""
         return self._memory.max_ahead
 
-    def change_lora(self, name: str | None) -> float:
-        """Apply a LoRA while nothing runs; None restores the plans.
-
-        Returns:
-            Seconds that it took.
+    def change_lora(self, name: str | None) -> Iterator[None]:
+        """Apply a LoRA, in portions, as the iterator is advanced; nothing else may run. None restores the plans.
 
         Raises:
             LoraMismatch: the LoRA cannot be used now; nothing was changed.
             PlanCorrupt: see `Pipeline.refit`.
         """
-        seconds = self._loras.apply(name)
+        yield from self._loras.apply(name)
         for pending in self._uncharged:  # charged to nobody; settled before their timing events are reused
             pending.settle()
         self._uncharged.clear()
-        return seconds
 
     def enqueue(self, batch: Batch) -> None:
         """Enqueue a batch, with the prompts and noise of samples that begin with it."""
@@ -115,9 +112,12 @@ class Executor:
                 self._fill_slots(sample)
         encoded = self._memory.record_event()
         latents_next = self._enqueue_pass(batch)
+        stepped = [sample for sample in batch.samples if all(b.enqueued == sample.enqueued for b in sample.branches)]
+        if guided := [sample for sample in stepped if sample.is_guided]:
+            self._enqueue_guidance(batch, guided, latents_next)
         done = self._memory.record_event()  # before the copy to the host, which then waits for it
         latents = self._memory.read(latents_next)
-        self._running.append(_RunningBatch(batch, latents, started, encoded, done, self._uncharged))
+        self._running.append(_RunningBatch(batch, stepped, latents, started, encoded, done, self._uncharged))
         self._uncharged = []
 
     def wait(self) -> BatchResult:
@@ -129,7 +129,7 @@ class Executor:
         charges = [(forward.sample, share) for forward in batch.passes]
         charges += [(pending.sample, pending.decoding_seconds()) for pending in running.decoded]
         self._encoder.cache_last()
-        return BatchResult(batch, seconds, charges, self._step_results(batch, latents, seconds / len(batch)))
+        return BatchResult(batch, seconds, charges, self._step_results(running, latents, seconds / len(batch)))
 
     def decode(self, sample: Sample) -> PendingImage:
         """Enqueue the decoding of a sample whose last step is over."""
@@ -138,7 +138,7 @@ class Executor:
         while len(self._pending_images) > self._memory.max_ahead:
             self._pending_images.popleft().settle()  # this image needs its place in the buffers
         started = self._memory.record_event()
-        source = self._slots.latents(sample)
+        source = self._slots.latents(sample, sample.branches[0])
         latents = self._memory.view("latents", source.shape)
         self._memory.copy(latents, source)
         pending = PendingImage(sample, self._pipeline.decode(latents), started)
@@ -163,24 +163,43 @@ class Executor:
         latents, latents_next = memory.view("latents", shape), memory.view("latents_next", shape)
         prompt_embeds = memory.view("prompt_embeds", (len(batch), batch.prompt_length, model.prompt_embeds_dim))
         for row, (sample, branch, _) in enumerate(batch.passes):
-            memory.copy(memory.row(latents, row), self._slots.latents(sample))
+            memory.copy(memory.row(latents, row), self._slots.latents(sample, branch))
             memory.copy(memory.row(prompt_embeds, row), self._slots.prompt_embeds(branch))
         levels = np.array([sample.schedule[step : step + 2] for sample, _, step in batch.passes])  # [B, 2]
         self._pipeline.step(latents, latents_next, prompt_embeds, levels[:, 0], levels[:, 1])
-        for row, (sample, _, _) in enumerate(batch.passes):
-            if not sample.is_guided:
-                memory.copy(self._slots.latents(sample), memory.row(latents_next, row))
+        for row, (sample, branch, _) in enumerate(batch.passes):
+            memory.copy(self._slots.latents(sample, branch), memory.row(latents_next, row))
         return latents_next
 
-    def _step_results(self, batch: Batch, latents: Array, seconds: float) -> list[StepResult]:
-        """Return the steps that the batch has finished.
+    def _enqueue_guidance(self, batch: Batch, samples: Sequence[Sample], latents_next: Tensor) -> None:
+        """Combine the branches of samples, and write the result to their slots and to their rows of the batch's output.
+
+        All samples share one run of the graph: a write of its scales for each would wait for the device.
+        """
+        memory = self._memory
+        shape = (len(samples), *latents_next.shape[1:])
+        sides = memory.view("latents_positive", shape), memory.view("latents_negative", shape)
+        for row, sample in enumerate(samples):
+            for side, branch in zip(sides, sample.branches, strict=True):
+                memory.copy(memory.row(side, row), self._slots.latents(sample, branch))
+        scales = np.array([sample.request.guidance_scale for sample in samples], np.float32)
+        guided = self._pipeline.guide(*sides, scales)
+        for row, sample in enumerate(samples):
+            for branch in sample.branches:
+                memory.copy(self._slots.latents(sample, branch), memory.row(guided, row))
+        for row, forward in enumerate(batch.passes):
+            if forward.sample in samples:
+                memory.copy(memory.row(latents_next, row), memory.row(guided, samples.index(forward.sample)))
+
+    def _step_results(self, running: _RunningBatch, latents: Array, seconds: float) -> list[StepResult]:
+        """Return the steps that a batch has finished, and those that failed.
 
         Args:
-            latents: [B, 16, h, w] after the pass.
+            latents: [B, 16, h, w] after the pass and guidance.
             seconds: share of each row.
         """
         results: dict[Sample, StepResult] = {}
-        for forward, row in zip(batch.passes, latents, strict=True):
+        for forward, row in zip(running.batch.passes, latents, strict=True):
             sample = forward.sample
             if sample.is_removed:
                 continue
@@ -190,21 +209,9 @@ class Executor:
             except NonFiniteOutput as error:
                 results[sample] = StepResult(sample, error=error)
                 continue
-            after = self._guided(forward, row) if sample.is_guided else row
-            if after is not None:
-                results[sample] = StepResult(sample, _estimate_for_preview(sample, forward.step + 1, after))
+            if sample in running.stepped and sample not in results:  # both rows of a guided sample hold its latents
+                results[sample] = StepResult(sample, _estimate_for_preview(sample, forward.step + 1, row))
         return list(results.values())
-
-    def _guided(self, forward: Pass, output: Array) -> Array | None:
-        """Keep a branch's output; once both branches are over, write and return the latents [16, h, w] of the step."""
-        forward.branch.output = output.copy()
-        positive, negative = forward.sample.branches
-        if positive.output is None or negative.output is None:
-            return None
-        latents = guide(positive.output, negative.output, forward.sample.request.guidance_scale)
-        positive.output = negative.output = None
-        self._slots.write_latents(forward.sample, latents[None])
-        return latents
 
 
 def _estimate_for_preview(sample: Sample, step: int, latents: Array) -> Array | None:

@@ -4,8 +4,10 @@
 knows no clients and no limits on the number of queued images.
 """
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from engine.errors import LoraMismatch
 from engine.images.generated import GeneratedImage
@@ -22,6 +24,17 @@ from engine.scheduler.prompt_cache import PromptCache
 from engine.scheduler.sample import GuidanceBranch, Sample
 from engine.scheduler.scheduler import Batch, LoraChange, Scheduler
 from engine.stages import StageTimes
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _RunningChange:
+    """A change of LoRAs whose portions are not all done."""
+
+    change: LoraChange
+    portions: Iterator[None]
+    started: float
 
 
 class EngineLoop:
@@ -46,11 +59,16 @@ class EngineLoop:
         self._loras = loras or LoraRegistry(pipeline)
         self._scheduler = Scheduler(pipeline.manifest, pipeline.memory.slots, table, lora_scheduler)
         self._executor = Executor(pipeline, self._loras, self.prompt_cache)
+        self._running_change: _RunningChange | None = None
 
     @property
     def is_idle(self) -> bool:
         """True if `step` has nothing to do."""
-        return self._scheduler.is_empty and not self._executor.running
+        return self._scheduler.is_empty and not self._executor.running and self._running_change is None
+
+    def save_kernels(self) -> None:
+        """Write kernels that were compiled since the last call to their files, for the next start."""
+        self.pipeline.backend.save_kernels()
 
     def device_memory(self) -> tuple[int, int] | None:
         """Return the bytes of device memory in use and in total; None on a CPU."""
@@ -112,18 +130,21 @@ class EngineLoop:
         return True
 
     def step(self) -> list[Event]:
-        """Enqueue the next forward pass, and return the events since the last call.
+        """Enqueue the next forward pass or change some weights, and return the events since the last call.
 
         Raises:
             DeviceError: the GPU failed; no image under way will be finished.
             PlanCorrupt: the plans were altered after they were loaded; their weights are in no known state.
         """
         now = time.perf_counter()
+        if self._running_change is not None:
+            return self._continue_change(self._running_change)
         work = self._scheduler.next(now, is_running=self._executor.running > 0)
         if work and (announced := _announce(work)):
             return announced
         if isinstance(work, LoraChange):
-            return self._change_lora(work)
+            self._running_change = _RunningChange(work, self._executor.change_lora(work.lora), now)
+            return self._continue_change(self._running_change)
         if work:
             self._scheduler.start(work, now)
             self._executor.enqueue(work)
@@ -156,14 +177,23 @@ class EngineLoop:
         finally:
             self.cancel("")
 
-    def _change_lora(self, change: LoraChange) -> list[Event]:
+    def _continue_change(self, running: _RunningChange) -> list[Event]:
+        """Do one portion of a change of LoRAs, so that the caller sees progress."""
+        change, self._running_change = running.change, None
         try:
-            seconds = self._executor.change_lora(change.lora)
+            next(running.portions)
+        except StopIteration:
+            pass
         except LoraMismatch as error:
             failed = self._scheduler.with_lora(change.lora)
             for sample in failed:
                 self._scheduler.remove(sample)
             return [Failed(sample.key, error) for sample in failed]
+        else:
+            self._running_change = running
+            return []
+        seconds = time.perf_counter() - running.started
+        log.info("applied LoRA %s in %.2f s", change.lora, seconds)
         self._scheduler.complete_change(change, seconds)
         return [Switched(seconds)]
 

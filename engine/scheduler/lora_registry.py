@@ -4,7 +4,7 @@ Knows names, files and the pipeline; not the order of LoRAs.
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from engine.errors import LoraMismatch
@@ -46,11 +46,8 @@ class LoraRegistry:
                 problems.append(f"LoRA {name}: {error}")
         return tuple(problems)
 
-    def apply(self, name: str | None) -> float:
-        """Apply a LoRA to the plans in place of any other; None restores them.
-
-        Returns:
-            Seconds that it took.
+    def apply(self, name: str | None) -> Iterator[None]:
+        """Apply a LoRA to the plans in place of any other, in portions; None restores them.
 
         Raises:
             LoraMismatch: the LoRA cannot be used now; nothing was changed. The log has the reason and the file's path.
@@ -61,9 +58,7 @@ class LoraRegistry:
         except LoraMismatch as error:
             log.error("LoRA %s: %s", name, error)
             raise LoraMismatch(f"the LoRA {name!r} cannot be used now; the log says why") from error
-        seconds = self._pipeline.refit(lora)
-        log.info("applied LoRA %s in %.2f s", name, seconds)
-        return seconds
+        yield from self._pipeline.refit_in_portions(lora)
 
     def _read(self, name: str) -> PreparedLora:
         """Read a LoRA and check it against the plans.

@@ -1,7 +1,6 @@
 """An image whose decoding is enqueued. Knows no batches."""
 
 import threading
-import time
 from dataclasses import replace
 
 from engine.backends.memory import TimingEvent
@@ -23,12 +22,14 @@ class PendingImage:
         self._outcome: GeneratedImage | ZImageError | None = None
         self._decoding: float | None = None
         self._lock = threading.Lock()
+        self._timing = threading.Lock()  # apart: the loop must not wait for pixels
 
     def decoding_seconds(self) -> float:
         """Return the device time of the decoding, which must be over."""
-        if self._decoding is None:  # the first answer is kept, since timing events are reused later
-            self._decoding = self._started.seconds_until(self._decoded.done)
-        return self._decoding
+        with self._timing:  # the loop reuses the events once it has the time, and another thread may be reading them
+            if self._decoding is None:
+                self._decoding = self._started.seconds_until(self._decoded.done)
+            return self._decoding
 
     def settle(self) -> None:
         """Copy the pixels out of the buffers, unless that has been done."""
@@ -55,8 +56,6 @@ class PendingImage:
     def _image(self) -> GeneratedImage:
         sample = self.sample
         self._decoded.image.wait()
-        decoding = self.decoding_seconds()
-        started = time.perf_counter()
+        seconds = replace(sample.seconds, vae_decoder=self.decoding_seconds())
         pixels = self._decoded.wait()
-        seconds = replace(sample.seconds, vae_decoder=decoding, pixels=time.perf_counter() - started)
         return GeneratedImage(pixels, sample.request.seed, sample.steps, sample.branches[0].prompt, seconds)

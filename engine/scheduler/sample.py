@@ -25,14 +25,12 @@ class GuidanceBranch:
         slot: index of the slot that it occupies; None before it has one.
         enqueued: forward passes that were enqueued.
         completed: forward passes that are known to be over.
-        output: [16, h, w] latents after its last pass, until the other branch of a guided step is over too.
     """
 
     prompt: TokenizedPrompt
     slot: int | None = None
     enqueued: int = 0
     completed: int = 0
-    output: Array | None = None
 
     @property
     def length(self) -> int:
@@ -81,6 +79,11 @@ class Sample:
         return min(branch.completed for branch in self.branches)
 
     @property
+    def enqueued(self) -> int:
+        """Steps that are enqueued in every branch."""
+        return min(branch.enqueued for branch in self.branches)
+
+    @property
     def is_guided(self) -> bool:
         return len(self.branches) > 1
 
@@ -98,11 +101,11 @@ class Sample:
         self.seconds = replace(self.seconds, **seconds)
 
     def ready(self) -> Iterator["Pass"]:
-        """Yield the passes that may be enqueued: guided branches wait for each other after every step."""
-        end = min(self.done + 1, self.steps) if self.is_guided else self.steps
+        """Yield the passes that may be enqueued: a guided branch is at most one pass ahead of the other."""
+        step = self.enqueued
         for branch in self.branches:
-            if branch.enqueued < end:
-                yield Pass(self, branch, branch.enqueued)
+            if branch.enqueued == step < self.steps:
+                yield Pass(self, branch, step)
 
 
 class Pass(NamedTuple):

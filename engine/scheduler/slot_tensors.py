@@ -15,13 +15,15 @@ class SlotTensors:
     def __init__(self, memory: Memory, model: Model) -> None:
         self._memory, self._model = memory, model
 
-    def latents(self, sample: Sample) -> Tensor:
-        """Return [1, 16, h, w], in the slot of the sample's first branch."""
-        return self._view("latents", sample.branches[0], self._model.latents_shape(sample.size))
+    def latents(self, sample: Sample, branch: GuidanceBranch) -> Tensor:
+        """Return [1, 16, h, w], the branch's latents after its last pass, or after guidance once both have passed."""
+        return self._view("latents", branch, self._model.latents_shape(sample.size))
 
     def write_latents(self, sample: Sample, values: Array) -> None:
-        """Enqueue a write of [1, 16, h, w]."""
-        self._memory.copy(self.latents(sample), self._memory.write("latents", values))
+        """Enqueue a write of [1, 16, h, w] to every branch."""
+        latents = self._memory.write("latents", values)
+        for branch in sample.branches:
+            self._memory.copy(self.latents(sample, branch), latents)
 
     def prompt_embeds(self, branch: GuidanceBranch) -> Tensor:
         """Return [1, L, prompt_embeds_dim]."""

@@ -102,6 +102,10 @@ class Fp16RangeError(CheckpointError):
     """Weights too large, too small or too uneven for FP16 at any scale."""
 
 
+class Fp16SumError(Fp16RangeError):
+    """Weights that FP16 holds, but whose products it cannot sum over so many tokens."""
+
+
 def load_finite(weight: Weight) -> Tensor:
     """Load a weight in FP32.
 

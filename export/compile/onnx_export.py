@@ -52,7 +52,7 @@ DIMENSIONS = {
 
 def trace(module: GraphModule) -> ir.Model:
     """Trace a module, whose parameters may be on the meta device. The weights of the result have no values."""
-    device = next(module.parameters()).device
+    device = next((parameter.device for parameter in module.parameters()), None)
     example = tuple(
         torch.empty(
             [d if isinstance(d, int) else DIMENSIONS[d].example for d in spec.shape],
@@ -150,6 +150,11 @@ def refittable(model: ir.Model, weights: Mapping[str, Weight]) -> tuple[RefitWei
 def weight_count(model: ir.Model) -> int:
     """Return the number of tensors that `write` reports to `advance`."""
     return len(_weights(model))
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Return the bytes of the weights that `attach_weights` attached, before `write`."""
+    return sum(value.const_value.nbytes for value in _weights(model).values() if value.const_value is not None)
 
 
 def _weights(model: ir.Model) -> dict[str, ir.Value]:

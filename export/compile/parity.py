@@ -28,6 +28,7 @@ FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT)
 SAMPLED: dict[GraphName, tuple[str, ...]] = {
     "prompt_encoder": ("input_ids", "lengths"),
     "denoiser": ("latents", "sigma", "sigma_next", "prompt_embeds"),
+    "guidance": ("latents_positive", "latents_negative", "guidance_scale"),
     "vae_decoder": ("latents",),
 }
 EMBEDDING = "embed_tokens.weight"  # of the text encoder; passes read the rows of their tokens only
@@ -75,11 +76,11 @@ class Reference:
         return [_stack(list(islice(done, count))) for count in counts]
 
     def forward(self, graph: GraphName) -> Callable[[Arrays], Array]:
-        """Return the forward pass that a graph with one output must match."""
+        """Return the forward pass that the first output of a graph must match."""
 
         def run(inputs: Arrays) -> Array:
             [outputs] = self.run(graph, [inputs])
-            [output] = outputs.values()
+            output, *_ = outputs.values()
             return output
 
         return run
@@ -93,12 +94,17 @@ class Reference:
         return self.forward("denoiser")(inputs)
 
     def vae_decoder(self, inputs: Arrays) -> Array:
-        """Run DiffSynth's decoder and its conversion to 0..255, without clipping and rounding."""
+        """Run DiffSynth's decoder, and clip and round its output to levels, [B, H, W, 3] uint8."""
         return self.forward("vae_decoder")(inputs)
 
     @property
     def _samples(self) -> dict[GraphName, Callable[..., Tensors]]:
-        return {"prompt_encoder": self._encode, "denoiser": self._step, "vae_decoder": self._decode}
+        return {
+            "prompt_encoder": self._encode,
+            "denoiser": self._step,
+            "guidance": self._guide,
+            "vae_decoder": self._decode,
+        }
 
     def _encode(self, ids: torch.Tensor, length: torch.Tensor) -> Tensors:
         embedded = self._embedding.load()[ids[None, :length].cpu()].float().to(self._device)
@@ -111,9 +117,14 @@ class Reference:
         flow = _velocity(self._dit, latents[None], sigma[None], prompt_embeds)
         return {"latents_next": latents + (sigma_next - sigma) * flow[0]}
 
+    @staticmethod
+    def _guide(positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> Tensors:
+        """Combine velocities as DiffSynth does, whose scale is larger by one."""
+        return {"latents_guided": (negative + (scale + 1).double() * (positive - negative).double()).float()}
+
     def _decode(self, latents: torch.Tensor) -> Tensors:
-        image = self._vae(latents[None])[0]
-        return {"image": ((image + 1) * 127.5).permute(1, 2, 0)}
+        pixels = (self._vae(latents[None])[0] + 1) * 127.5
+        return {"image": pixels.clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0), "image_mean": pixels.mean()}
 
     def _tensor(self, array: Array) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
@@ -182,6 +193,9 @@ def sample_inputs(
     latents = rng.standard_normal((batch, config["in_channels"], height, width), np.float32)
     if graph == "vae_decoder":
         return {"latents": latents}
+    if graph == "guidance":
+        other, scale = rng.standard_normal(latents.shape, np.float32), rng.uniform(1, 7, batch).astype(np.float32)
+        return {"latents_positive": latents, "latents_negative": other, "guidance_scale": scale}
     if graph == "prompt_encoder":
         shorter = rng.integers(max(1, length - 31), tokens + 1, batch - 1)
         return {
@@ -202,7 +216,8 @@ def sample_inputs(
 
 
 def relative_l2(got: Array, expected: Array) -> float:
-    """Return ||got - expected|| / ||expected||."""
+    """Return ||got - expected|| / ||expected||, also of integers."""
+    got, expected = (array.astype(np.result_type(array, np.float32), copy=False) for array in (got, expected))
     return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
 
 

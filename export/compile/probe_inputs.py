@@ -111,8 +111,8 @@ class ProbeInputs:
         found: dict[str, Arrays] = {}
         known: list[tuple[tuple[int, ...], ...]] = []
         for index, shape in enumerate(self.shapes):
-            if shape.name == WORST and graph == "prompt_encoder":
-                continue  # token ids choose rows of the embedding and leave no freedom
+            if shape.name == WORST and graph in ("prompt_encoder", "guidance"):
+                continue  # token ids choose rows of the embedding and leave no freedom; guidance has no weights
             inputs = self._inputs(graph, shape, embeds, np.random.default_rng(index))
             key = tuple(array.shape for array in inputs.values())
             if shape.name == WORST or key not in known:
@@ -133,6 +133,9 @@ class ProbeInputs:
             }
         batch = 1 if graph == "vae_decoder" else shape.batch
         latents = rng.standard_normal((batch, *model.latents_shape(shape.size)[1:]), np.float32)
+        if graph == "guidance":
+            other, scale = rng.standard_normal(latents.shape, np.float32), rng.uniform(1, 7, batch).astype(np.float32)
+            return {"latents_positive": latents, "latents_negative": other, "guidance_scale": scale}
         if graph == "vae_decoder":
             return {"latents": self._worst_pattern(latents) if shape.name == WORST else latents}
         prompt_embeds = embeds[batch, length]

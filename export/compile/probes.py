@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import psutil
 
 from engine.errors import BuildError
 from engine.plan import probes
-from engine.plan.manifest import ExpectedTensor, Graph, GraphName, Manifest, Precision, Probe, TensorSpec
+from engine.plan.manifest import ExpectedTensor, Graph, GraphName, Manifest, Precision, Probe
 from engine.plan.probes import Distance
 from export.checkpoint.files import Checkpoint, Component
 from export.compile import segments
@@ -80,15 +79,11 @@ class Verification:
         batches, count = list(inputs.values()), len(inputs)
         roundings = [None, *(Rounding(graph.precision, stretch) for stretch in STRETCHES)]
         outputs = self._reference.run(name, batches * len(roundings), [r for r in roundings for _ in batches])
-        specs = {spec.name: spec for spec in graph.outputs}
         found: list[tuple[Probe, Mapping[str, Array]]] = []
         for index, (probe, tensors) in enumerate(inputs.items()):
             exact, *rounded = outputs[index::count]
             if name == "prompt_encoder":
                 self._embeds[tensors["input_ids"].shape] = exact["prompt_embeds"]
-            exact, *rounded = (
-                {key: _as_stored(t, specs[key]) for key, t in side.items()} for side in (exact, *rounded)
-            )
             kept = {key: self._keep(f"{name}/{probe}/{key}", tensor) for key, tensor in tensors.items()}
             expected = {}
             for key, tensor in exact.items():
@@ -156,12 +151,3 @@ def _layer_elements(component: Component) -> int:
         match = re.match(r".*?\.\d+\.", name)
         layers[match[0] if match else name] += math.prod(weight.shape)
     return max(layers.values())
-
-
-def _as_stored(tensor: Array, spec: TensorSpec) -> Array:
-    """Return an output in the graph's type; integers are clipped and rounded."""
-    dtype = np.dtype(spec.dtype)
-    if dtype.kind not in "iu":
-        return tensor.astype(dtype)
-    limits = np.iinfo(dtype)
-    return np.clip(np.rint(tensor), limits.min, limits.max).astype(dtype)

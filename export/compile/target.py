@@ -1,13 +1,14 @@
 """The target of a build: flavor and GPUs."""
 
+import re
 from typing import Literal
 
 import torch
 
-from engine.backends.load import PACKAGES
+from engine.backends.load import NOT_RTX, PACKAGES, RTX_COMPUTE_CAPABILITIES
 from engine.errors import BackendUnavailable, BuildError
-from engine.plan.manifest import Flavor, Precision
-from export.compile.tensorrt_build import RTX_COMPUTE_CAPABILITIES, import_tensorrt
+from engine.plan.manifest import Flavor
+from export.compile.tensorrt_build import import_tensorrt
 from export.precision.dtypes import TURING
 from export.progress import BuildProgress
 
@@ -21,18 +22,18 @@ def choose_flavor(wanted: Flavor | Literal["auto"], targets_named: bool, progres
     return flavor
 
 
-def compute_capabilities(flavor: Flavor, precision: Precision, wanted: tuple[str, ...]) -> tuple[str, ...]:
+def compute_capabilities(flavor: Flavor, wanted: tuple[str, ...]) -> tuple[str, ...]:
     """Return the compute capabilities to build for, none for ONNX.
 
     Args:
         wanted: compute capabilities of the command line.
 
     Raises:
-        BuildError: the flavor or the precision does not support `wanted`.
+        BuildError: the flavor does not support `wanted`.
         BackendUnavailable: the flavor builds for the GPU of this machine, and there is none.
     """
     if flavor == "rtx":
-        return _rtx(precision, wanted)
+        return _rtx(wanted)
     if wanted:
         raise BuildError(f"--compute-capability needs --flavor rtx, got {flavor}")
     if flavor == "onnx":
@@ -50,7 +51,13 @@ def require_refit(flavor: Flavor, capabilities: tuple[str, ...]) -> None:
     """Raise BackendUnavailable if refittable plans cannot be built here.
 
     TensorRT-RTX compiles the kernels of refittable plans during the build, on the target GPU (docs/findings.md).
+    TensorRT 11.3 can drop the biases of refittable matrix products, a known issue in its release notes.
     """
+    if flavor == "tensorrt" and re.match(r"11\.3\b", installed := import_tensorrt(flavor).__version__):
+        raise BackendUnavailable(
+            f"--refittable: tensorrt {installed} is installed, and 11.3 can drop biases from refittable plans, which "
+            "gives wrong images (its release notes); install another version of tensorrt, or merge the LoRA with --lora"
+        )
     if flavor == "rtx" and not (torch.cuda.is_available() and capabilities == (_device_capability(),)):
         raise BackendUnavailable(
             "--refittable --flavor rtx builds on the GPU that the plans are for, and needs it named alone by "
@@ -66,7 +73,12 @@ def _automatic(targets_named: bool) -> tuple[Flavor, str]:
     if _imports("tensorrt"):
         return "tensorrt", f"there is a CUDA device and {PACKAGES['tensorrt']} is installed"
     capability = _device_capability()
-    if capability in RTX_COMPUTE_CAPABILITIES and _imports("rtx"):
+    if capability not in RTX_COMPUTE_CAPABILITIES:
+        return (
+            "onnx",
+            f"{PACKAGES['tensorrt']} is not installed, which the CUDA device of {capability} needs: {NOT_RTX}",
+        )
+    if _imports("rtx"):
         return "rtx", f"there is a CUDA device of {capability} and {PACKAGES['rtx']} is installed"
     return "onnx", f"nothing installed here builds for the CUDA device of {capability}"
 
@@ -83,8 +95,11 @@ def _device_capability() -> str:
     return "{}.{}".format(*torch.cuda.get_device_capability())
 
 
-def _rtx(precision: Precision, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """Return `wanted`, or by default all capabilities that support the precision."""
-    if precision == "bf16" and TURING in wanted:
-        raise BuildError(f"compute capability {TURING} has no BF16; use --fp16, --fp32 or leave it out")
-    return wanted or tuple(c for c in RTX_COMPUTE_CAPABILITIES if precision == "fp32" or c != TURING)
+def _rtx(wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `wanted`, or by default all that TensorRT-RTX builds for."""
+    if TURING in wanted:
+        raise BuildError(
+            f"TensorRT-RTX has no FP32 matrix products for compute capability {TURING}, and the denoiser has some in "
+            f"every precision; leave {TURING} out, or build with --flavor tensorrt on that GPU"
+        )
+    return wanted or RTX_COMPUTE_CAPABILITIES

@@ -14,25 +14,31 @@ from threading import Event, current_thread, main_thread
 from types import ModuleType
 from typing import Any
 
-from engine.backends.load import INSTALL, PACKAGES
+from engine.backends.load import INSTALL, NOT_RTX, PACKAGES
 from engine.errors import BackendUnavailable, BuildError
 from engine.plan.manifest import Flavor, Graph, Range
 from export.progress import BuildProgress, Phase
 
 Shapes = Mapping[str, Range]  # dynamic dimension -> its bounds
 
-# tensorrt_rtx compiles kernels on the GPU at load, so a further target adds only a few bytes to a plan.
-RTX_COMPUTE_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+# In TensorRT's log: activations for each profile in turn, weights once.
+STATED = re.compile(r"Total (Activation|Weights) Memory: (\d+) bytes")
 
 
 class TensorRtBuilder:
-    """Builds plans with one flavor of TensorRT for a fixed set of GPUs."""
+    """Builds plans with one flavor of TensorRT for a fixed set of GPUs.
+
+    Attributes:
+        stored_bytes: bytes of weights in the plan that was built last, from TensorRT's log; None if it has none.
+    """
 
     def __init__(self, flavor: Flavor, compute_capabilities: Sequence[str], progress: BuildProgress) -> None:
         self._trt = import_tensorrt(flavor)
-        self._capabilities = [self._capability(text) for text in compute_capabilities]
+        # tensorrt builds for the GPU of this machine, and has no names for others
+        self._capabilities = [self._capability(text) for text in compute_capabilities] if flavor == "rtx" else []
         self._progress = progress
         self.name = f"{PACKAGES[flavor]} {self._trt.__version__}"
+        self.stored_bytes: int | None = None
 
     def build(self, path: Path, graph: Graph, profiles: Sequence[Shapes], plan: Path) -> tuple[int, ...]:
         """Build one graph and write it to `plan`.
@@ -44,14 +50,16 @@ class TensorRtBuilder:
             plan: file to write.
 
         Returns:
-            Bytes of activations that an execution context of each profile needs, from TensorRT's log.
+            Bytes of activations that an execution context of each profile needs, from TensorRT's log; none if the log
+            has not one figure for each profile.
 
         Raises:
+            BackendUnavailable: TensorRT does not start.
             BuildError: TensorRT rejects the graph or a profile; the message includes TensorRT's.
         """
         trt = self._trt
         logger = _make_logger(trt)
-        builder = trt.Builder(logger)
+        builder = _start(trt, logger)
         network = builder.create_network(_strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)
         if not parser.parse_from_file(str(path)):
@@ -67,33 +75,43 @@ class TensorRtBuilder:
             config.progress_monitor = _make_monitor(trt, self._progress, interrupted)
             serialized = builder.build_serialized_network(network, config)
         if serialized is None:
-            raise BuildError(f"TensorRT cannot build {path.name}: {'; '.join(logger.errors) or 'it gives no reason'}")
+            raise BuildError(f"TensorRT cannot build {path.name}: {logger.reasons()}")
         plan.write_bytes(serialized)
-        return tuple(logger.activation_bytes)
+        self.stored_bytes = next(iter(logger.stated["Weights"]), None)
+        activations = logger.stated["Activation"]
+        return tuple(activations) if len(activations) == len(profiles) else ()
 
     def _config(self, builder: Any, graph: Graph, profiles: Sequence[Shapes]) -> Any:
         config = builder.create_builder_config()
+        # TF32 is on by default. What is FP32 in a graph needs it: all of --fp32, and in the other precisions the
+        # embedders, the modulation and the final layer, which are a ten-thousandth of the work.
+        config.clear_flag(self._trt.BuilderFlag.TF32)
+        config.profiling_verbosity = self._trt.ProfilingVerbosity.DETAILED  # a plan can be asked for its kernels
         for shapes in profiles:
             profile = builder.create_optimization_profile()
-            for spec in graph.inputs:
-                bounds = [_resolve(spec.shape, shapes, which) for which in ("min", "opt", "max")]
-                profile.set_shape(spec.name, *bounds)
+            try:
+                for spec in graph.inputs:
+                    bounds = [_resolve(spec.shape, shapes, which) for which in ("min", "opt", "max")]
+                    profile.set_shape(spec.name, *bounds)
+            except RuntimeError as error:  # not ValueError, as documented
+                raise BuildError(f"TensorRT refuses the profile {dict(shapes)}: {error}") from error
             if config.add_optimization_profile(profile) < 0:
                 raise BuildError(f"TensorRT refuses the profile {dict(shapes)}")
         if self._capabilities:
             config.num_compute_capabilities = len(self._capabilities)
             for index, capability in enumerate(self._capabilities):
-                config.set_compute_capability(capability, index)
+                if not config.set_compute_capability(capability, index):
+                    raise BuildError(f"TensorRT refuses to build for {capability}")
         return config
 
     def _capability(self, text: str) -> Any:
         name = f"SM{text.replace('.', '')}"
-        known = getattr(self._trt, "ComputeCapability", None)
-        if known is None:
-            raise BuildError("--compute-capability needs --flavor rtx; tensorrt builds for the GPU of this machine")
+        known = self._trt.ComputeCapability
         if not re.fullmatch(r"\d+\.\d", text) or not hasattr(known, name):  # the manifest keeps `text`
             names = [n[2:-1] + "." + n[-1] for n in dir(known) if re.fullmatch(r"SM\d+", n)]
-            raise BuildError(f"{self._trt.__name__} has no compute capability {text}; it has {', '.join(names)}")
+            raise BuildError(
+                f"{self._trt.__name__} has no compute capability {text}; it has {', '.join(names)}. {NOT_RTX}"
+            )
         return getattr(known, name)
 
 
@@ -118,6 +136,14 @@ def import_tensorrt(flavor: Flavor) -> ModuleType:
     return module
 
 
+def _start(trt: ModuleType, logger: Any) -> Any:
+    try:
+        return trt.Builder(logger)
+    except TypeError as error:  # its binding's answer to a null pointer
+        reasons = logger.reasons()
+        raise BackendUnavailable(f"{trt.__name__} does not start: {reasons}; it may need a newer driver") from error
+
+
 def _strongly_typed(trt: ModuleType) -> int:
     """Return the network flags for strong typing, which needs no flag from TensorRT 11 on."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
@@ -130,18 +156,27 @@ def _resolve(shape: Sequence[int | str], shapes: Shapes, which: str) -> tuple[in
 
 def _make_logger(trt: ModuleType) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-        """Collects errors for exceptions, and the activation memory, which no API reports."""
+        """Collects errors for exceptions, and sizes of memory, which no API gives without a GPU.
+
+        TensorRT states the sizes in messages of severity INFO, which `trt.Logger` can only print. So they come through
+        Python here, as nowhere else. It takes the interpreter's lock for each message, which can block no thread: the
+        build releases the lock, and its threads end with it.
+        """
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.activation_bytes: list[int] = []  # per profile
+            self._errors: list[str] = []
+            self.stated: dict[str, list[int]] = {"Activation": [], "Weights": []}
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-            elif match := re.match(r"Total Activation Memory: (\d+) bytes", message):
-                self.activation_bytes.append(int(match[1]))
+                self._errors.append(message)
+            elif match := STATED.match(message):
+                self.stated[match[1]].append(int(match[2]))
+
+        def reasons(self) -> str:
+            """Return the errors, as TensorRT words them."""
+            return "; ".join(self._errors) or "it gives no reason"
 
     return Logger()
 

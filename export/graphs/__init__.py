@@ -1,1 +1,1 @@
-"""The three graphs as traceable modules."""
+"""The graphs as traceable modules: one for each of the three models, and a small one for guidance."""

@@ -1,18 +1,25 @@
-"""The three graphs of a checkpoint, each at its precision."""
+"""The graphs of a checkpoint, each at its precision."""
 
 from collections.abc import Mapping
 
-from engine.plan.manifest import GraphName, Precision
+from engine.plan.manifest import Accumulation, GraphName, Precision
 from export.checkpoint import models
 from export.checkpoint.files import Checkpoint
 from export.graphs.denoiser import Denoiser
 from export.graphs.graph_module import GraphModule
+from export.graphs.guidance import Guidance
 from export.graphs.prompt_encoder import PromptEncoder
 from export.graphs.vae_decoder import VaeDecoder
 
 
-def make_graphs(checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision]) -> dict[GraphName, GraphModule]:
-    """Make the three graphs. Each has its own modules, since precisions differ and meta tensors use no memory.
+def make_graphs(
+    checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision], accumulation: Accumulation = "fp32"
+) -> dict[GraphName, GraphModule]:
+    """Make all graphs. Each has its own modules, since precisions differ and meta tensors use no memory.
+
+    Args:
+        accumulation: format in which the denoiser sums products of FP16. The prompt encoder sums in FP32: it runs once
+            per image, not once per step, and gains nothing from a faster format.
 
     Raises:
         CheckpointError: the models' sizes do not match each other, or a config is not supported.
@@ -21,7 +28,8 @@ def make_graphs(checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision
     models.require_match(transformer, text_encoder, checkpoint.vae)
     return {
         "prompt_encoder": make_prompt_encoder(checkpoint, precisions["prompt_encoder"]),
-        "denoiser": Denoiser(models.transformer(transformer), precisions["denoiser"]),
+        "denoiser": Denoiser(models.transformer(transformer), precisions["denoiser"], accumulation=accumulation),
+        "guidance": Guidance(transformer.config["in_channels"]),
         "vae_decoder": VaeDecoder(models.vae_decoder(checkpoint.vae), precisions["vae_decoder"]),
     }
 

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.plan.manifest import SEQUENCE_MULTIPLE, Precision, TensorSpec
+from engine.plan.manifest import SEQUENCE_MULTIPLE, Accumulation, Precision, TensorSpec
 from export.checkpoint.models import Model
+from export.checkpoint.rotary_layout import split_rotated
 from export.checkpoint.weights import load_finite
 from export.graphs.graph_module import GraphModule
 from export.graphs.layers import linear, transformer_block
@@ -32,10 +33,15 @@ class Denoiser(GraphModule):
 
     Args:
         block: forward pass of a block: `transformer_block`, or a compiled version for faster training.
+        accumulation: format in which products of FP16 are summed.
     """
 
     def __init__(
-        self, transformer: Model, precision: Precision, block: Callable[..., Tensor] = transformer_block
+        self,
+        transformer: Model,
+        precision: Precision,
+        block: Callable[..., Tensor] = transformer_block,
+        accumulation: Accumulation = "fp32",
     ) -> None:
         super().__init__()
         self.precision = precision
@@ -46,25 +52,30 @@ class Denoiser(GraphModule):
             for name in ("noise_refiner", "layers")
             for index, layer in enumerate(getattr(self.transformer, name))
         }
-        set_dtype((part for layer in layers.values() for part in (layer.attention, layer.feed_forward)), precision)
+        set_dtype(
+            (part for layer in layers.values() for part in (layer.attention, layer.feed_forward)),
+            precision,
+            accumulation,
+        )
         fp16 = layers if precision == "fp16" else {}
-        self._fp16_blocks = [Fp16Block(name, layer, Z_IMAGE_BLOCK) for name, layer in fp16.items()]
-        self.weights = {f"transformer.{name}": weight for name, weight in transformer.weights.items()}
+        self._fp16_blocks = [Fp16Block(name, layer, Z_IMAGE_BLOCK, accumulation) for name, layer in fp16.items()]
+        head_dim = sum(transformer.config["axes_dims"])
+        weights = split_rotated(transformer.weights, head_dim)
+        self.weights = {f"transformer.{name}": weight for name, weight in weights.items()}
         channels, dim = transformer.config["in_channels"], transformer.config["dim"]
-        frequencies = sum(transformer.config["axes_dims"]) // 2
         latents = ("batch", channels, "latent_height", "latent_width")
         self.inputs = (
             TensorSpec("latents", "float32", latents),
             TensorSpec("sigma", "float32", ("batch",)),
             TensorSpec("sigma_next", "float32", ("batch",)),
             TensorSpec("prompt_embeds", "float32", ("batch", "prompt_length", dim)),
-            TensorSpec("rope_cos", "float32", ("sequence", frequencies)),
-            TensorSpec("rope_sin", "float32", ("sequence", frequencies)),
+            TensorSpec("rope_cos", "float32", ("sequence", head_dim // 2)),
+            TensorSpec("rope_sin", "float32", ("sequence", head_dim // 2)),
         )
         self.outputs = (TensorSpec("latents_next", "float32", latents),)
 
-    def measure(self) -> Measured:
-        return measure_blocks(self._fp16_blocks, self.weights, self._modulation)
+    def measure(self, keys: int | None = None) -> Measured:
+        return measure_blocks(self._fp16_blocks, self.weights, self._modulation, keys)
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""Base of the three graphs: a traceable forward pass over DiffSynth's modules, with named tensors."""
+"""Base of the graphs: a traceable forward pass, over DiffSynth's modules if it has weights, with named tensors."""
 
 from collections.abc import Mapping
 
@@ -23,6 +23,11 @@ class GraphModule(nn.Module):
     outputs: tuple[TensorSpec, ...]
     weights: Mapping[str, Weight]
 
-    def measure(self) -> Measured:
-        """Read the checkpoint, and return the bounds of FP16 products and the graph's weights."""
+    def measure(self, keys: int | None = None) -> Measured:
+        """Read the checkpoint, and return the bounds of FP16 products and the graph's weights.
+
+        Args:
+            keys: largest number of tokens that the denoiser attends to; needed where it sums in FP16.
+        """
+        del keys  # nothing here is summed in FP16
         return Measured((), self.weights)

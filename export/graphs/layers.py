@@ -1,8 +1,8 @@
 """Forward passes of layers that the graphs share, written for tracing over DiffSynth's and Qwen3's weights.
 
 No function uses complex numbers, changes tensors in place or branches on data. Residual streams are FP32; matrix
-products have the dtype of their weights. `export.precision.fp16` may make the eps of a norm a tensor and give a layer a
-`scale`.
+products have the dtype of their weights and are summed in a layer's `sums`, a dtype, if it has one. `export.precision`
+sets it, makes the eps of a norm a tensor and gives a layer a `scale`.
 """
 
 from typing import Any
@@ -14,14 +14,51 @@ from torch import Tensor
 
 def linear(x: Tensor, layer: Any) -> Tensor:
     """Return x @ W^T + b in the dtype of W."""
+    if layer.bias is None:
+        return matmul(x.to(layer.weight.dtype), layer.weight.T, sums_of(layer))
     return F.linear(x.to(layer.weight.dtype), layer.weight, layer.bias)
 
 
 def linears(x: Tensor, *layers: Any) -> tuple[Tensor, ...]:
-    """Apply several layers without biases to x in one matrix product; the exporter joins their weights."""
+    """Apply several layers without biases to x in one matrix product; the exporter joins their weights.
+
+    Batch and tokens are one axis of the product. With two axes, TensorRT keeps the weights in one layout for profiles
+    of batch 1 and in another for the rest, so its plans hold them twice (docs/findings.md).
+
+    Args:
+        x: [B, S, D].
+    """
     weights = [layer.weight for layer in layers]
-    joined = F.linear(x.to(weights[0].dtype), torch.cat(weights))
-    return torch.split(joined, [len(weight) for weight in weights], dim=-1)
+    joined = matmul(x.flatten(0, 1).to(weights[0].dtype), torch.cat(weights).T, sums_of(layers[0]))
+    return torch.split(joined.unflatten(0, x.shape[:2]), [len(weight) for weight in weights], dim=-1)
+
+
+def modulation(condition: Tensor, layer: Any) -> Tensor:
+    """Return layer(condition) for conditions of [B, D].
+
+    The product has 2 B rows. With one row, TensorRT has a layout of its own for the weights, and its plans hold them
+    twice if other profiles have larger batches (docs/findings.md).
+    """
+    return linear(torch.cat([condition, condition]), layer)[: condition.shape[0]]
+
+
+def matmul(a: Tensor, b: Tensor, sums: torch.dtype | None) -> Tensor:
+    """Return a @ b in their own dtype, summed in `sums`, or in what the backend chooses.
+
+    TensorRT runs casts from FP16 to FP32, product and cast back as one FP16 product that is summed in FP32.
+    """
+    return a @ b if sums is None else (a.to(sums) @ b.to(sums)).to(a.dtype)
+
+
+def sums_of(layer: Any) -> torch.dtype | None:
+    """Return the dtype in which the products of a layer are summed; None if the backend chooses."""
+    dtype: torch.dtype | None = getattr(layer, "sums", None)
+    return dtype
+
+
+def scaled(y: Tensor, layer: Any) -> Tensor:
+    """Return a layer's output in its own dtype, multiplied by the layer's `scale` if it has one."""
+    return unscaled(y, layer).to(y.dtype) if hasattr(layer, "scale") else y
 
 
 def unscaled(y: Tensor, layer: Any) -> Tensor:
@@ -39,34 +76,48 @@ def rms_norm(x: Tensor, norm: Any) -> Tensor:
     return normed
 
 
-def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply a rotary embedding to neighbouring pairs, the real form of DiffSynth's complex product.
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply a rotary embedding, which rotates element i of a head with element i + head_dim / 2.
 
     Args:
         x: [B, S, heads, head_dim].
         cos, sin: [S, head_dim / 2].
     """
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    low, high = x.chunk(2, dim=-1)
     cos, sin = cos[None, :, None], sin[None, :, None]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, sums: torch.dtype | None, *, causal: bool = False) -> Tensor:
     """Attend over [B, S, heads, head_dim] in the dtype of `value`; returns [B, S, heads * head_dim].
 
-    TensorRT fuses the attention only if there are two heads or more.
+    TensorRT fuses the attention only if there are two heads or more. For products that are summed in FP32, the casts
+    must surround each product (docs/findings.md). Queries and keys are scaled before they are rounded.
     """
-    q, k, v = (t.to(value.dtype).transpose(1, 2) for t in (query, key, value))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(1, 2).flatten(2)
+    root = query.shape[-1] ** -0.25
+    q, k, v = (t.to(value.dtype).transpose(1, 2) for t in (query * root, key * root, value))
+    if sums is None:
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=1.0)
+    else:
+        scores = matmul(q, k.transpose(2, 3), sums)
+        if causal:
+            later = torch.full(scores.shape[-2:], torch.finfo(q.dtype).min, dtype=q.dtype, device=q.device).triu(1)
+            scores = scores + later
+        attended = matmul(torch.softmax(scores, dim=-1), v, sums)
+    return attended.transpose(1, 2).flatten(2)
 
 
 def attention(module: Any, x: Tensor, cos: Tensor, sin: Tensor, queries: int) -> Tensor:
-    """Self-attention of a ZImageTransformerBlock for the first `queries` rows: [B, S, D] -> [B, queries, D]."""
+    """Self-attention of a ZImageTransformerBlock for the first `queries` rows: [B, S, D] -> [B, queries, D].
+
+    The weights of queries and keys are half-split (`export.checkpoint.rotary_layout`).
+    """
     heads = (module.num_heads, module.head_dim)
     query, key, value = (y.unflatten(-1, heads) for y in linears(x, module.to_q, module.to_k, module.to_v))
     query, key = rms_norm(query[:, :queries], module.norm_q), rms_norm(key, module.norm_k)
-    query, key = rotate_pairs(query, cos[:queries], sin[:queries]), rotate_pairs(key, cos, sin)
-    return linear(attend(query, key, value), module.to_out[0])
+    query, key = rotate(query, cos[:queries], sin[:queries]), rotate(key, cos, sin)
+    attended = attend(query, key, scaled(value, module.to_v), sums_of(module.to_v))
+    return linear(attended, module.to_out[0])
 
 
 def swiglu(x: Tensor, gate: Any, up: Any, down: Any) -> Tensor:
@@ -97,6 +148,6 @@ def transformer_block(
     if condition is None:
         x = x[:, :wanted] + attend_to(rms_norm(x, module.attention_norm1))
         return x + feed(rms_norm(x, module.ffn_norm1))
-    scale_msa, gate_msa, scale_mlp, gate_mlp = linear(condition, module.adaLN_modulation[0])[:, None].chunk(4, -1)
+    scale_msa, gate_msa, scale_mlp, gate_mlp = modulation(condition, module.adaLN_modulation[0])[:, None].chunk(4, -1)
     x = x[:, :wanted] + gate_msa.tanh() * attend_to(rms_norm(x, module.attention_norm1) * (1 + scale_msa))
     return x + gate_mlp.tanh() * feed(rms_norm(x, module.ffn_norm1) * (1 + scale_mlp))

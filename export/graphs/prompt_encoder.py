@@ -13,9 +13,20 @@ from engine.errors import CheckpointError
 from engine.plan.manifest import Precision, TensorSpec
 from export.checkpoint.files import Config
 from export.checkpoint.models import Model
+from export.checkpoint.rotary_layout import split_rotated
 from export.checkpoint.weights import load_as
 from export.graphs.graph_module import GraphModule
-from export.graphs.layers import attend, linear, linears, rms_norm, swiglu, transformer_block, unscaled
+from export.graphs.layers import (
+    attend,
+    linear,
+    linears,
+    rms_norm,
+    rotate,
+    sums_of,
+    swiglu,
+    transformer_block,
+    unscaled,
+)
 from export.precision.dtypes import DTYPES, set_dtype
 from export.precision.fp16 import QWEN3_LAYER, Z_IMAGE_BLOCK, Fp16Block, Measured, measure_blocks
 
@@ -36,14 +47,16 @@ class PromptEncoder(GraphModule):
         self.text_encoder.embed_tokens.to(DTYPES[precision])
         self._fp16_blocks = self._blocks() if precision == "fp16" else []
         self.weights = {f"text_encoder.{name}": weight for name, weight in text_encoder.weights.items()}
-        self.weights |= {f"transformer.{name}": weight for name, weight in transformer.weights.items()}
+        prompt_weights = split_rotated(transformer.weights, sum(transformer.config["axes_dims"]))
+        self.weights |= {f"transformer.{name}": weight for name, weight in prompt_weights.items()}
         self.inputs = (
             TensorSpec("input_ids", "int64", ("batch", "prompt_length")),
             TensorSpec("lengths", "int64", ("batch",)),
         )
         self.outputs = (TensorSpec("prompt_embeds", "float32", ("batch", "prompt_length", transformer.config["dim"])),)
 
-    def measure(self) -> Measured:
+    def measure(self, keys: int | None = None) -> Measured:
+        del keys  # products are summed in FP32
         if self.precision == "fp16":
             load_as(self.weights["text_encoder.embed_tokens.weight"], DTYPES[self.precision])
         return measure_blocks(self._fp16_blocks, self.weights)
@@ -89,10 +102,11 @@ class PromptEncoder(GraphModule):
         query, key, value = (
             y.unflatten(-1, (-1, self._head_dim)) for y in linears(x, module.q_proj, module.k_proj, module.v_proj)
         )
-        query = rotate_halves(rms_norm(query, module.q_norm), cos, sin)
-        key = rotate_halves(rms_norm(key, module.k_norm), cos, sin)
+        query = rotate(rms_norm(query, module.q_norm), cos, sin)
+        key = rotate(rms_norm(key, module.k_norm), cos, sin)
         groups = module.num_key_value_groups
-        attended = attend(query, repeat_heads(key, groups), repeat_heads(value, groups), causal=True)
+        key, value = repeat_heads(key, groups), repeat_heads(value, groups)
+        attended = attend(query, key, value, sums_of(module.v_proj), causal=True)
         return linear(attended, module.o_proj)
 
     def _context(self, hidden: Tensor, lengths: Tensor) -> Tensor:
@@ -129,18 +143,6 @@ def rope_theta(config: Config) -> float:
     if theta is None:
         raise CheckpointError("text_encoder/config.json has no rope_theta")
     return float(theta)
-
-
-def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply Qwen's rotary embedding, which rotates element i with element i + head_dim / 2.
-
-    Args:
-        x: [B, S, heads, head_dim].
-        cos, sin: [S, head_dim / 2].
-    """
-    low, high = x.chunk(2, dim=-1)
-    cos, sin = cos[None, :, None], sin[None, :, None]
-    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
 
 
 def repeat_heads(x: Tensor, groups: int) -> Tensor:

@@ -1,11 +1,13 @@
-"""The VAE decoder graph: latents to float pixels, nominally 0..255.
+"""The VAE decoder graph: latents to an image of 8 bits per channel.
 
-The runtime clips and rounds. TensorRT has no UINT8 tensors inside a graph, and a clip on a GPU may turn NaN into 0: the
-image would be black, without an error.
+TensorRT allows UINT8 at the edge of a graph only, so the cast comes last. UINT8 cannot hold NaN, and a clip on a GPU
+may turn NaN into 0: the image would be black, without an error. So the graph also returns the mean of the values before
+they were clipped, which is NaN or Inf if any of them is.
 """
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from diffsynth.models.flux_vae import ResnetBlock, UpSampler
 from torch import Tensor, nn
@@ -28,10 +30,17 @@ class VaeDecoder(GraphModule):
         self.weights = {f"vae.{name}": weight for name, weight in vae.weights.items()}
         channels = vae.config["latent_channels"]
         self.inputs = (TensorSpec("latents", "float32", ("batch", channels, "latent_height", "latent_width")),)
-        self.outputs = (TensorSpec("image", "float32", ("batch", "height", "width", 3)),)
+        self.outputs = (
+            TensorSpec("image", "uint8", ("batch", "height", "width", 3)),
+            TensorSpec("image_mean", "float32", ("batch",)),
+        )
 
-    def forward(self, latents: Tensor) -> Tensor:
-        """Decode latents, [B, C, h, w] float32 -> [B, 8h, 8w, 3] float32."""
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode latents, [B, C, h, w] float32.
+
+        Returns:
+            The image, [B, 8h, 8w, 3] uint8, and the mean before clipping, [B] float32, as `quantize` returns them.
+        """
         vae = self.vae
         x = conv(latents / vae.scaling_factor + vae.shift_factor, vae.conv_in)
         for block in vae.blocks:
@@ -42,7 +51,20 @@ class VaeDecoder(GraphModule):
             else:
                 x = spatial_attention(block, x)
         x = conv(F.silu(group_norm(x, vae.conv_norm_out)), vae.conv_out)
-        return ((x.float() + 1) * 127.5).permute(0, 2, 3, 1).contiguous()
+        return quantize((x.float() + 1) * 127.5)
+
+
+def quantize(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Clip values to 0..255, and round them half to even.
+
+    Args:
+        pixels: [B, 3, H, W] float32.
+
+    Returns:
+        [B, H, W, 3] uint8, and the mean of each image before clipping, [B] float32: NaN or Inf if any value is.
+    """
+    image = pixels.permute(0, 2, 3, 1).contiguous().clamp(0, 255).round().to(torch.uint8)
+    return image, pixels.mean((1, 2, 3))
 
 
 def conv(x: Tensor, layer: nn.Conv2d) -> Tensor:

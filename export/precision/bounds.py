@@ -5,9 +5,12 @@ sqrt(D) times the length of W_j times the norm's weight, for every prompt and ev
 A tensor that exceeds FP16 is scaled down by a power of two, which is exact. The module knows tensors, not modules,
 names or graphs.
 
-Limits: the bounds hold for the inputs and the result of a fused attention kernel, not for its internal sums. `typical`
-is a root mean square: if a few channels exceed the others by 2^20 and the next matrix compensates for that, the other
-channels lose precision undetected. Tensors are never scaled up, so a branch with tiny values stays tiny.
+Every bound of a product also holds for any part of its sum. Products that are summed in FP16 have two bounds more: the
+rounding of a long sum can enlarge it, and fused attention sums P V, with P up to 1, over all keys before it divides.
+
+Limits: `typical` is a root mean square: if a few channels exceed the others by 2^20 and the next matrix compensates for
+that, the other channels lose precision undetected, but for values summed in FP16. Activations are never scaled up, so a
+branch with tiny values stays tiny.
 """
 
 import math
@@ -16,12 +19,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.checkpoint.weights import NORMAL
+from export.checkpoint.weights import LOSS, NORMAL
 
 LIMIT = 65504.0 / 2  # largest bound after scaling: half of FP16's largest number
 ROUNDING = 1 + 2.0**-7  # margin on every bound for nine successive roundings to FP16, 2^-11 each
 IN_OUTPUT = 6  # largest exponent that the output projection's weights are scaled by
+SMALLEST = 25  # FP16 rounds its smallest numbers by up to 2^-25
 SILU_SLOPE = 1.1  # largest slope of silu
+TERMS = 8  # products that a tensor core adds to an FP16 sum before it rounds: A100 (doi:10.7717/peerj-cs.330), RTX 3060
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,10 @@ class Size:
     @staticmethod
     def of(bounds: Tensor, typical: Tensor) -> "Size":
         return Size(bounds.max().item() * ROUNDING, typical.square().mean().sqrt().item())
+
+    def summed_in_fp16(self, terms: int) -> "Size":
+        """Return the size of a sum of so many products whose running value is rounded to FP16."""
+        return Size(self.bound * growth(terms), self.typical)
 
     def fits_fp16(self, shift: int) -> bool:
         """Return True if FP16 can hold the tensor divided by 2^shift without losing typical values."""
@@ -94,8 +103,11 @@ class ResidualBranch:
         projected: of the first products: queries, keys and values; gate and up.
         inner: of the last product's input: values mixed by attention; the gated product.
         returned: of the last product.
+        undivided: of the sum of values inside attention, before it is divided by the sum of the softmax; None if that
+            is summed in FP32.
+        lost: relative error of the result for values that are rounded as the smallest FP16 numbers are.
         entering_shift: exponent of the power of two that `entering` and `projected` are divided by.
-        inner_shift, returned_shift: the same for `inner` and for `returned`.
+        inner_shift, returned_shift: the same for `inner` and `undivided`, and for `returned`.
     """
 
     entering: Size
@@ -105,10 +117,18 @@ class ResidualBranch:
     entering_shift: int = 0
     inner_shift: int = 0
     returned_shift: int = 0
+    undivided: Size | None = None
+    lost: float = 0.0
 
     @staticmethod
     def attention(
-        norm: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, head_dim: int
+        norm: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        head_dim: int,
+        keys: int | None = None,
     ) -> "ResidualBranch":
         """Bound an attention branch from its weights in FP32.
 
@@ -116,6 +136,7 @@ class ResidualBranch:
             norm: [D].
             query, key, value: [heads * head_dim, D]; key and value may have fewer heads.
             output: [D', heads * head_dim].
+            keys: largest number of keys of the attention, if products are summed in FP16; None for FP32.
         """
         longest = math.sqrt(len(norm))
         query, key, value = query * norm, key * norm, value * norm
@@ -123,24 +144,36 @@ class ResidualBranch:
         shared = len(query) // len(value)  # query heads per value head
         heads = value.unflatten(0, (-1, head_dim))
         widest = _largest_singular_values(heads)
-        mixed = rows.unflatten(0, (-1, head_dim)).repeat_interleave(shared, 0).flatten()
+        mixed_rows = rows.unflatten(0, (-1, head_dim)).repeat_interleave(shared, 0).flatten()
         by_head = output.unflatten(1, (-1, head_dim)).norm(dim=2) @ widest.repeat_interleave(shared)
-        returned = torch.minimum(output.abs() @ mixed, by_head)
+        returned = torch.minimum(output.abs() @ mixed_rows, by_head)
         projected = torch.cat([query.norm(dim=1), key.norm(dim=1), rows])
         sizes = (
             Size.of(longest * norm.abs(), norm),
             Size.of(longest * projected, projected),
             Size.of(longest * rows, rows),
-            Size.of(longest * returned, (output * mixed).norm(dim=1)),
+            Size.of(longest * returned, (output * mixed_rows).norm(dim=1)),
         )
+        undivided, lost = None, 0.0
+        if keys is not None:
+            normed, projected, mixed, returned = sizes
+            sizes = (normed, projected.summed_in_fp16(len(norm)), mixed, returned.summed_in_fp16(output.shape[1]))
+            undivided = Size(keys * mixed.bound, mixed.typical).summed_in_fp16(keys)
         entering, total = _shift(*sizes[:3]), _shift(sizes[3])
         rest = max(total - entering, 0)
         in_output = max(0, min(rest, _room(output), IN_OUTPUT))
         entering += rest - in_output
-        return ResidualBranch(*sizes, entering, entering, entering + in_output)
+        inner = entering if undivided is None else max(entering, _shift(undivided))
+        if inner > entering:
+            columns = output.norm(dim=0)
+            lost = math.ldexp(columns.norm().item(), inner - SMALLEST) / (columns * mixed_rows).norm().item()
+        raised = min(inner - entering, _headroom(output))
+        return ResidualBranch(*sizes, entering, inner, inner + in_output - raised, undivided, lost)
 
     @staticmethod
-    def feed_forward(norm: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> "ResidualBranch":
+    def feed_forward(
+        norm: Tensor, gate: Tensor, up: Tensor, down: Tensor, *, fp16_sums: bool = False
+    ) -> "ResidualBranch":
         """Bound a feed-forward branch from its weights in FP32: norm [D], gate and up [F, D], down [D', F]."""
         longest = math.sqrt(len(norm))
         gate, up = gate * norm, up * norm
@@ -152,6 +185,9 @@ class ResidualBranch:
             Size.of(product, gates * ups / 2),
             Size.of(down.abs() @ product, (down * gates * ups / 2).norm(dim=1)),
         )
+        if fp16_sums:
+            normed, projected, inside, returned = sizes
+            sizes = (normed, projected.summed_in_fp16(len(norm)), inside, returned.summed_in_fp16(len(gate)))
         entering = _shift(*sizes[:2])
         inner = max(entering, _shift(*sizes[2:]))
         return ResidualBranch(*sizes, entering, inner, inner)
@@ -163,12 +199,23 @@ class ResidualBranch:
             "input": (self.entering, self.entering_shift),
             "first product": (self.projected, self.entering_shift),
             "last product's input": (self.inner, self.inner_shift),
+            "sum of values before it is divided": (self.undivided or self.inner, self.inner_shift),
             "result": (self.returned, self.returned_shift),
         }
         for name, (size, shift) in tensors.items():
             if not size.fits_fp16(shift):
                 return f"its {name}, scaled by 2^{-shift}, reaches {size.bound:.0e} and is typically {size.typical:.0e}"
+        if self.lost > LOSS:
+            return f"its values, scaled by 2^-{self.inner_shift}, are so uneven that the result loses {self.lost:.1%}"
         return None
+
+
+def growth(terms: int) -> float:
+    """Return the factor by which rounding can enlarge a running FP16 sum.
+
+    If no exact partial sum exceeds B, no rounded one exceeds B (1 + 2^-11)^n after n roundings.
+    """
+    return float((1 + 2.0**-11) ** math.ceil(terms / TERMS))
 
 
 def _largest_singular_values(matrices: Tensor) -> Tensor:
@@ -184,6 +231,12 @@ def _shift(*sizes: Size) -> int:
     """Return the least exponent of two that brings all bounds within LIMIT."""
     largest = max(size.bound for size in sizes)
     return max(0, math.ceil(math.log2(largest / LIMIT))) if math.isfinite(largest) and largest else 0
+
+
+def _headroom(weight: Tensor) -> int:
+    """Return the number of times that a matrix can be doubled within LIMIT."""
+    largest = weight.abs().max().item()
+    return max(0, math.floor(math.log2(LIMIT / largest))) if 0 < largest < math.inf else 0
 
 
 def _room(weight: Tensor) -> int:

@@ -1,7 +1,8 @@
 """Number formats of the graphs.
 
 The residual stream, norms, modulation, rotary embedding and final layer are FP32 in every plan. A precision sets the
-format of the large matrix products and of attention. `export.precision.fp16` makes FP16 safe.
+format of the large matrix products and of attention, and an accumulation the format in which FP16 products are summed.
+`export.precision.fp16` makes FP16 safe.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from engine.errors import BuildError
-from engine.plan.manifest import Flavor, GraphName, Precision
+from engine.plan.manifest import Accumulation, Flavor, GraphName, Precision
 
 TURING = "7.5"  # the only supported compute capability without BF16
 DTYPES: dict[Precision, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -38,9 +39,23 @@ def graph_precisions(
     return {"prompt_encoder": precision, "denoiser": precision, "vae_decoder": vae_decoder}
 
 
-def set_dtype(modules: Iterable[Any], precision: Precision) -> None:
-    """Cast the linear and convolution layers of the modules, not their norms, to the precision's dtype."""
+def require_accumulation(accumulation: Accumulation, precision: Precision, flavor: Flavor) -> None:
+    """Raise BuildError if the precision or the flavor has one way of accumulating only, and it is another."""
+    if accumulation == "fp16" and precision != "fp16":
+        raise BuildError(f"--accumulate fp16 needs --fp16; products of --{precision} are always summed in FP32")
+    if accumulation == "fp16" and flavor == "onnx":
+        raise BuildError("--accumulate fp16 needs --flavor tensorrt or rtx; ONNX Runtime on a CPU always sums in FP32")
+
+
+def set_dtype(modules: Iterable[Any], precision: Precision, accumulation: Accumulation = "fp32") -> None:
+    """Cast the linear and convolution layers of the modules, not their norms, to the precision's dtype.
+
+    Args:
+        accumulation: format in which products of FP16 are summed.
+    """
     for module in modules:
         for layer in module.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 layer.to(DTYPES[precision])
+                if precision == "fp16" and accumulation == "fp32":
+                    layer.sums = torch.float32

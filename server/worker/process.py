@@ -69,6 +69,7 @@ def warm_up(loop: EngineLoop) -> None:
     """Generate the smallest image in one step, so that plans that cannot run fail before anything is served."""
     smallest = min(loop.pipeline.manifest.profiles, key=lambda p: p.height.min * p.width.min)
     loop.generate(ImageRequest("warm-up", smallest.width.min, smallest.height.min, num_inference_steps=1))
+    loop.save_kernels()
 
 
 def _exit_with_server(sock: socket.socket) -> None:

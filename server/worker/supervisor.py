@@ -42,7 +42,8 @@ class WorkerTimeouts:
 
     Attributes:
         load: for reading, checking and loading plans; weights of 20 GB from a slow disk take minutes.
-        silence: between two messages, and for one step or change of a LoRA; longer than the longest of these.
+        silence: between two messages, and for one step or one portion of a change of LoRAs; longer than the longest of
+            these.
         stop: for its exit after Stop.
         backoff: before the next start; doubled at each start that fails, up to MAX_BACKOFF.
     """

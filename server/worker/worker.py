@@ -29,6 +29,7 @@ from server.worker.prompt_queue import PromptQueue, TokenizedJob
 HEARTBEAT_EVERY = 0.05
 MEMORY_EVERY = 10.0  # seconds
 SUBMIT_SECONDS = 0.002  # for new images between two steps; one takes 20 to 50 us
+IDLE_SECONDS = 10.0  # before compiled kernels are saved; compiling in the background may take seconds
 
 
 class Loop(Protocol):
@@ -56,6 +57,8 @@ class Loop(Protocol):
     def cancel(self, key: str) -> bool: ...
 
     def step(self) -> list[Event]: ...
+
+    def save_kernels(self) -> None: ...
 
 
 class Worker:
@@ -129,7 +132,7 @@ class Worker:
     def _handle_messages(self) -> bool:
         """Handle what has come since the last step; wait if there is nothing to generate. False: Stop has come."""
         while not self._inbox.empty() or (self._loop.is_idle and not self._tokenized):
-            match self._inbox.get():
+            match self._next_message():
                 case TokenizedJob() as tokenized:
                     self._tokenized[tokenized.generate.job] = tokenized
                 case Cancel(job, indices):
@@ -140,6 +143,15 @@ class Worker:
                 case Stop():
                     return False
         return True
+
+    def _next_message(self) -> TokenizedJob | Cancel | Stop:
+        """Return the next message; once none has come for IDLE_SECONDS, save kernels meanwhile."""
+        try:
+            return self._inbox.get(timeout=IDLE_SECONDS)
+        except queue.Empty:
+            with self._life_signs.busy():
+                self._loop.save_kernels()
+            return self._inbox.get()
 
     def _submit_tokenized(self) -> None:
         """Submit jobs for SUBMIT_SECONDS, and one at least if there is nothing to generate."""

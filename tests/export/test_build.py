@@ -25,10 +25,9 @@ from engine.plan.manifest import Manifest, Range
 from engine.request import ImageRequest
 from export.build import BuildOptions, build_engines
 from export.cli import main
-from export.compile.target import compute_capabilities
 from export.progress import BuildProgress, Phase
 
-GRAPHS = ("prompt_encoder", "denoiser", "vae_decoder")
+GRAPHS = ("prompt_encoder", "denoiser", "guidance", "vae_decoder")
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 
 
@@ -77,12 +76,31 @@ def test_rtx_plans_are_built_without_a_gpu(rtx: tuple[Path, Manifest, Recording]
     assert [profile.name for profile in manifest.profiles] == ["64,256:2", "256x128"]
     assert manifest.profiles[1].height == Range(128, 128, 128)
     assert {name: graph.file for name, graph in manifest.graphs.items()} == {g: f"{g}.plan" for g in GRAPHS}
-    assert [manifest.graphs[g].precision for g in GRAPHS] == ["fp16", "fp16", "bf16"]
-    for graph in manifest.graphs.values():
-        assert len(graph.activation_bytes) == len(manifest.profiles) and max(graph.activation_bytes) > 1e6
-        assert (directory / graph.file).stat().st_size > 1e6
+    assert [manifest.graphs[g].precision for g in GRAPHS] == ["fp16", "fp16", "fp32", "bf16"]
+    for name, graph in manifest.graphs.items():
+        assert len(graph.activation_bytes) == len(manifest.profiles)
+        assert (max(graph.activation_bytes) > 1e6) == (name != "guidance"), "guidance writes nothing but its output"
+        assert ((directory / graph.file).stat().st_size > 1e6) == (name != "guidance")
     found = {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()}
     assert found == {"manifest.json", "probes.safetensors", "tokenizer/tokenizer.json", *(f"{g}.plan" for g in GRAPHS)}
+
+
+@pytest.mark.slow
+def test_sizes_of_plans_are_printed_by_the_build_and_by_explain(
+    rtx: tuple[Path, Manifest, Recording], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory, manifest, progress = rtx
+    for name, graph in manifest.graphs.items():
+        size = (directory / graph.file).stat().st_size
+        line = f"{name}: a plan of {size / 1e6:,.1f} MB for {graph.weight_bytes / 1e6:,.1f} MB of weights, ratio"
+        assert line in progress.text.getvalue()
+        assert 1e6 < graph.weight_bytes < size
+    options = ("--model", checkpoint, "--output", directory.parent, "--flavor", "rtx", "--explain")
+    options += ("--compute-capability", "8.9,12.0", "--profile", "64,256:2", "--profile", "256x128")
+    main([str(option) for option in options])
+    printed = capsys.readouterr()
+    assert Path(printed.out.strip()) == directory
+    assert line in printed.err
 
 
 @WITHOUT_GPU
@@ -108,7 +126,7 @@ def test_build_prints_each_stage_and_counts_its_phases(rtx: tuple[Path, Manifest
             assert f"{graph}: {stage} ...\n" in lines
             assert progress.seconds[f"{graph}: {stage}"] > 0
         assert f"{graph}: relative L2" in lines
-    assert sum(name == "tensors" and total > 20 for name, total in progress.opened) == len(GRAPHS)
+    assert sum(name == "tensors" and total > 20 for name, total in progress.opened) == len(GRAPHS) - 1
     assert sum(name != "tensors" for name, _ in progress.opened) > len(GRAPHS), "TensorRT's own phases"
 
 
@@ -277,16 +295,6 @@ def test_compute_capability_without_rtx_is_refused() -> None:
     assert "--compute-capability needs --flavor rtx, got onnx" in refusal(
         "--flavor", "onnx", "--compute-capability", "8.9"
     )
-
-
-def test_bf16_for_turing_is_refused() -> None:
-    """TensorRT refuses it too, but only after the graphs were traced."""
-    assert "7.5 has no BF16" in refusal("--bf16", "--flavor", "rtx", "--compute-capability", "7.5,8.9")
-    assert compute_capabilities("rtx", "fp16", ("7.5", "8.9")) == ("7.5", "8.9")
-    assert compute_capabilities("rtx", "fp16", ()) == ("8.0", "8.6", "8.9", "12.0", "12.1")
-    assert compute_capabilities("rtx", "bf16", ()) == ("8.0", "8.6", "8.9", "12.0", "12.1")
-    assert compute_capabilities("rtx", "fp32", ()) == ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
-    assert compute_capabilities("rtx", "fp32", ("7.5",)) == ("7.5",)
 
 
 @pytest.mark.parametrize("profile", ["big", "100", "512:65"])

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from fakes.manifest import MANIFEST as SAMPLE
@@ -24,7 +24,7 @@ from engine.plan.manifest import SCHEMA_VERSION, Graph, GraphName
 from export import plan_directory
 
 NAME = "miniature-fp32-onnx-0123456789ab"
-GRAPHS: tuple[GraphName, ...] = ("prompt_encoder", "denoiser", "vae_decoder")
+GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 PLANS = {
     **{f"{graph}.onnx": b"graph" for graph in GRAPHS},
     "denoiser.onnx.data": b"weights" * 1000,

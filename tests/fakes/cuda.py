@@ -7,7 +7,7 @@ stream and no event gives therefore sees wrong bytes sooner or later. Wrong use 
 import ctypes
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -322,6 +322,7 @@ class FakePlan:
         self.refitted: list[dict[str, np.ndarray]] = []
         self.contexts: list[FakeContext] = []
         self.fails_to_refit = False
+        self.saves = 0  # of kernels
         self.closed = False
 
     def activation_bytes(self, profile: int) -> int:
@@ -338,11 +339,18 @@ class FakePlan:
         self.contexts.append(context)
         return context
 
-    def refit(self, weights: Mapping[str, np.ndarray], stream: int) -> None:
+    def refit(self, weights: Iterable[tuple[str, np.ndarray]], stream: int) -> Iterator[None]:
+        """Take a portion for each weight, and record all of them once they are taken."""
         if self.fails_to_refit:
             raise failure("refit", "cudaErrorInvalidValue")
-        copied = {name: array.copy() for name, array in weights.items()}
+        copied = {}
+        for name, array in weights:
+            copied[name] = array.copy()
+            yield
         self.cuda.enqueue(stream, lambda: self.refitted.append(copied))
+
+    def save_kernels(self) -> None:
+        self.saves += 1
 
     def close(self) -> None:
         if not self.closed:

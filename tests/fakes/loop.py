@@ -68,6 +68,7 @@ class FakeLoop:
     def __post_init__(self) -> None:
         self.log: list[tuple[str, int]] = []  # (prompt, step) of each pass
         self.pending = threading.Event()
+        self.saves = 0  # of kernels
         self.prompt_cache = PromptCache()
         self.store: Any = None  # of its server
         self._lora: str | None = None
@@ -81,6 +82,9 @@ class FakeLoop:
 
     def device_memory(self) -> tuple[int, int]:
         return 3 << 30, 8 << 30
+
+    def save_kernels(self) -> None:
+        self.saves += 1
 
     def tokenize(self, request: ImageRequest) -> TokenizedPrompts:
         request.check(MANIFEST, LORAS)

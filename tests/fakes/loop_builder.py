@@ -1,7 +1,7 @@
 """Engine loops over graphs that are functions of numpy, and workloads to run on them."""
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -39,11 +39,16 @@ RED = ImageRequest("a red circle", 96, 64, seed=7, num_inference_steps=4)
 
 @dataclass
 class FakeGraphs:
-    """The three graphs as functions that treat each row alike, and count their rows and batches."""
+    """The graphs as functions that treat each row alike, and count their rows and batches.
+
+    Attributes:
+        poisoned: number of the forward pass whose first row gets a NaN, counted from 1.
+    """
 
     rows: Counter[str] = field(default_factory=Counter)
     batches: list[int] = field(default_factory=list)
     lora_offset: float = 0.0
+    poisoned: int | None = None
 
     def prompt_encoder(self, tensors: Mapping[str, np.ndarray]) -> None:
         ids, lengths = tensors["input_ids"], tensors["lengths"]
@@ -59,30 +64,56 @@ class FakeGraphs:
             velocity = np.tanh(latents) - target
             step = tensors["sigma_next"][row] - tensors["sigma"][row]
             tensors["latents_next"][row] = latents + step * velocity
+        if len(self.batches) == self.poisoned:
+            tensors["latents_next"][0, 3, 2, 1] = np.nan
+
+    def guidance(self, tensors: Mapping[str, np.ndarray]) -> None:
+        self.rows["guidance"] += len(tensors["guidance_scale"])
+        positive, negative = tensors["latents_positive"], tensors["latents_negative"]
+        tensors["latents_guided"][:] = guided(positive, negative, tensors["guidance_scale"][:, None, None, None])
 
     def vae_decoder(self, tensors: Mapping[str, np.ndarray]) -> None:
         latents = tensors["latents"][0]
         self.rows["vae_decoder"] += 1
-        image = np.abs(latents[:3].repeat(8, 1).repeat(8, 2).transpose(1, 2, 0)) * 50
-        tensors["image"][0] = image % 256
+        image = np.abs(latents[:3].repeat(8, 1).repeat(8, 2).transpose(1, 2, 0)) * 50 % 255
+        tensors["image"][0] = np.rint(image)
+        tensors["image_mean"][0] = image.mean()
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Return [height, width, 3] uint8 of [1, 16, h, w] latents."""
+        _, _, h, w = latents.shape
+        tensors = {"latents": latents, "image": np.zeros((1, 8 * h, 8 * w, 3), np.uint8), "image_mean": np.zeros(1)}
+        self.vae_decoder(tensors)
+        return tensors["image"][0]
+
+
+def guided(positive: np.ndarray, negative: np.ndarray, scale: np.ndarray | np.float32) -> np.ndarray:
+    """Return the latents after a step with guidance, at diffusers' scale."""
+    with np.errstate(invalid="ignore"):
+        return positive + scale * (positive - negative)
 
 
 @dataclass
 class FakeLoras:
-    """A `LoraRegistry` whose LoRAs change the graphs at once, so a pass that still runs would give other values."""
+    """A `LoraRegistry` whose LoRAs change the graphs at once, so a pass that still runs would give other values.
+
+    In the middle of a change they are not finite.
+    """
 
     graphs: FakeGraphs
-    seconds: float = 0.0
+    portions: int = 2
     applied: list[str | None] = field(default_factory=list)
 
     names = ("a", "b", "damaged")
 
-    def apply(self, name: str | None) -> float:
+    def apply(self, name: str | None) -> Iterator[None]:
         if name == "damaged":
             raise LoraMismatch("a damaged file")
+        self.graphs.lora_offset = np.nan
+        for _ in range(self.portions):
+            yield
         self.applied.append(name)
         self.graphs.lora_offset = {None: 0.0, "a": 0.5, "b": -1.5}[name]
-        return self.seconds
 
 
 @dataclass
@@ -101,7 +132,7 @@ class LoopBuilder:
         Args:
             min_slice: seconds of a LoRA's time slice while samples of other LoRAs wait.
         """
-        self.loras.apply(None)
+        deque(self.loras.apply(None), maxlen=0)
         self.loras.applied.clear()
         return EngineLoop(self.pipeline, table, self.loras, LoraScheduler(min_slice))
 
@@ -116,6 +147,7 @@ def loop_builder(folder: Path, device: Device, slots: int = SLOTS) -> LoopBuilde
     functions: dict[GraphName, Callable[[Mapping[str, np.ndarray]], None]] = {
         "prompt_encoder": graphs.prompt_encoder,
         "denoiser": graphs.denoiser,
+        "guidance": graphs.guidance,
         "vae_decoder": graphs.vae_decoder,
     }
     if device == "host":

@@ -68,8 +68,17 @@ MANIFEST = Manifest(
             parity=9e-5,
             activation_bytes=(123, 456),
         ),
+        "guidance": Graph(
+            "guidance.onnx",
+            "fp32",
+            tensors(latents_positive=LATENTS, latents_negative=LATENTS, guidance_scale=("batch",)),
+            tensors(latents_guided=LATENTS),
+        ),
         "vae_decoder": Graph(
-            "vae_decoder.onnx", "bf16", tensors(latents=LATENTS), tensors(image=("batch", "height", "width", 3))
+            "vae_decoder.onnx",
+            "bf16",
+            tensors(latents=LATENTS),
+            (TensorSpec("image", "uint8", ("batch", "height", "width", 3)), *tensors(image_mean=("batch",))),
         ),
     },
     files=(),

@@ -13,6 +13,8 @@ from diffusers import ZImagePipeline
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from export.checkpoint.files import open_checkpoint
+from export.compile.parity import Reference, relative_l2, sample_inputs
 from nano.flow import Painter, flow_loss
 from nano.images import encode_images
 from nano.layout import CheckpointSizes
@@ -133,6 +135,20 @@ def test_compiled_blocks_give_the_same_loss_and_gradient(trained: Path) -> None:
     (eager_loss, eager_gradient), (loss, gradient) = steps
     assert loss == pytest.approx(eager_loss, rel=1e-3)
     assert (gradient - eager_gradient).norm() < 0.05 * eager_gradient.norm()
+
+
+@pytest.mark.slow
+def test_diffsynth_computes_from_the_written_checkpoint_what_was_trained(trained: Path) -> None:
+    painter = Painter(TINY, train_tokenizer())
+    painter.load_state_dict(torch.load(trained / "work" / "painter.pt")["modules"]["painter"])
+    checkpoint = open_checkpoint(str(trained / "nano"))
+    inputs = sample_inputs("denoiser", checkpoint.transformer.config, height=16, width=24, tokens=40, batch=1)
+    _, denoise = painter.graphs()
+    with torch.no_grad():
+        trained_step = denoise(*(torch.tensor(array) for array in inputs.values())).numpy()
+    assert (
+        relative_l2(trained_step - inputs["latents"], Reference(checkpoint).denoiser(inputs) - inputs["latents"]) < 1e-4
+    )
 
 
 @pytest.mark.slow

@@ -11,10 +11,11 @@ log = logging.getLogger(__name__)
 
 Enqueue = Callable[[], None]
 
-# Capture at the fifth pass with the same bindings. An image of 8 steps has only four, so a single image captures
-# nothing.
-CAPTURED = 5
-DECIDED = CAPTURED + 2  # the decision is final from this pass on
+# The pass with the same bindings that is captured. A single image of 8 steps captures nothing; bindings that are
+# prepared at the start will be used again.
+CAPTURED = 9
+PINNED_CAPTURED = 3
+DECIDED_AFTER = 2  # passes from the captured one to the one from which on the decision is final
 MAX_REPLAY_RATIO = 0.98  # a replay must take at most this share of an ordinary pass to be worth its memory
 
 
@@ -24,12 +25,12 @@ class Replay:
     The first pass always runs without a graph, since TensorRT does work in it that cannot be captured.
 
     Args:
-        mode: "on" captures the second pass. "auto" times the second pass, captures the fifth, times the sixth, and
-            keeps the graph if it gains. "off" captures nothing.
+        mode: "on" captures the second pass. "auto" times the second pass, captures the pass numbered `captured`, times
+            the one after it, and keeps the graph if it gains. "off" captures nothing.
     """
 
-    def __init__(self, cuda: Cuda, mode: CudaGraphs, stream: int) -> None:
-        self._cuda, self._mode, self._stream = cuda, mode, stream
+    def __init__(self, cuda: Cuda, mode: CudaGraphs, stream: int, captured: int = CAPTURED) -> None:
+        self._cuda, self._mode, self._stream, self._captured = cuda, mode, stream, captured
         self._passes = 0
         self._graph: int | None = None
         self._timed: list[tuple[int, int]] = []  # events around the ordinary pass and the replay
@@ -58,12 +59,12 @@ class Replay:
 
     def _run_auto(self, enqueue: Enqueue) -> None:
         number = self._passes + 1
-        if number == 2 or (number == CAPTURED + 1 and self._graph is not None):
+        if number == 2 or (number == self._captured + 1 and self._graph is not None):
             self._time(lambda: self._launch(enqueue))
             return
-        if number == CAPTURED:
+        if number == self._captured:
             self._graph = self._try_capture(enqueue)
-        elif number == DECIDED:
+        elif number == self._captured + DECIDED_AFTER:
             self._decide()
         self._launch(enqueue)
 

@@ -1,18 +1,23 @@
 """A graph on TensorRT or TensorRT-RTX: execution contexts that keep their bindings, in the caller's arena.
 
-The constructor allocates. `enqueue` sets only what has changed, and enqueues.
+`enqueue` sets only what has changed, and enqueues. A context is created when the first pass of its profile needs it,
+until the profile has CONTEXTS of them, and for bindings that are pinned; later passes create nothing. All activations
+are in the arena, which is allocated at the start, so a new context takes no device memory but for what TensorRT keeps
+for each, which the VRAM plan's reserve covers. The pass that creates one waits for it: warm up sizes for which that
+matters.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from engine.array import Array
 from engine.backends.base import Bindings, Engine
 from engine.backends.cuda import Cuda
 from engine.backends.memory import DeviceTensor
-from engine.backends.tensorrt.cuda_graphs import Replay
+from engine.backends.tensorrt.cuda_graphs import CAPTURED, PINNED_CAPTURED, Replay
 from engine.backends.tensorrt.plan import Context, Plan
 from engine.errors import PlanCorrupt
 from engine.options import CudaGraphs
@@ -22,9 +27,9 @@ from engine.plan.manifest import Graph, Range
 Shapes = Mapping[str, Range]  # dynamic dimension -> its bounds
 BindingKey = tuple[tuple[int, tuple[int, ...]], ...]  # address and shape of each tensor
 
-# Per profile. Each shape has two sets of bindings, since two latents buffers alternate; and images of two sizes often
-# alternate too. A context has one CUDA graph: a new shape changes the context's inner state, which invalidates graphs
-# captured before (TensorRT's developer guide; TensorRT issue 3798).
+# Per profile; images of several sizes and prompt lengths often alternate. A context has one CUDA graph: a new shape
+# changes the context's inner state, which invalidates graphs captured before (TensorRT's developer guide; TensorRT
+# issue 3798).
 CONTEXTS = 4
 
 
@@ -54,9 +59,8 @@ class TensorRtEngine(Engine):
         self._profiles = _without_covered(graph, profiles)
         self._tensors = (*graph.inputs, *graph.outputs)
         assert all(plan.activation_bytes(index) <= resources.arena_bytes for index in self._profiles)
-        self._recent: dict[int, OrderedDict[object, _BoundContext]] = {  # by profile, least recently used first
-            index: OrderedDict((object(), self._create(index, specialized=False)) for _ in range(CONTEXTS))
-            for index in self._profiles
+        self._recent: dict[int, OrderedDict[BindingKey, _BoundContext]] = {  # by profile, least recently used first
+            index: OrderedDict() for index in self._profiles
         }
         self._pinned: dict[BindingKey, _BoundContext] = {}
         self._pin_new = False
@@ -74,21 +78,21 @@ class TensorRtEngine(Engine):
     def pin_bindings(self, pin: bool) -> None:
         self._pin_new = pin
 
-    def refit(self, lora: PreparedLora | None) -> None:
-        changed = {} if lora is None else lora.weights(self._graph, self._directory)
-        restored = {
-            weight.name: base_weight(self._graph, weight, self._directory)
-            for weight in self._graph.refittable
-            if weight.name in self._changed_weights and weight.name not in changed
-        }
+    def refit(self, lora: PreparedLora | None) -> Iterator[None]:
+        changed = set() if lora is None else lora.changes(self._graph)
+        restored = self._changed_weights - changed
         if not changed and not restored:
             return
         self._drop_cuda_graphs()
-        self._changed_weights |= changed.keys()
-        self._is_broken = True  # a refit that fails may have changed some weights
-        self._plan.refit(changed | restored, self._resources.stream)
+        self._changed_weights |= changed
+        self._is_broken = True  # a refit that fails or is abandoned may have changed some weights
+        weights = chain(self._base_weights(restored), lora.weights(self._graph, self._directory) if lora else ())
+        yield from self._plan.refit(weights, self._resources.stream)
         self._is_broken = False
-        self._changed_weights = set(changed)
+        self._changed_weights = changed
+
+    def save_kernels(self) -> None:
+        self._plan.save_kernels()
 
     def close(self) -> None:
         """Wait for what is running, and free the plan's memory on the device."""
@@ -102,19 +106,28 @@ class TensorRtEngine(Engine):
         """Return the context that has these bindings, or give them to a new or the least recently used one."""
         profile = self._profile(tensors)
         if self._pin_new:
-            bound = self._pinned[key] = self._create(profile, specialized=True)
+            bound = self._pinned[key] = self._create(profile, pinned=True)
         else:
             recent = self._recent[profile]
-            bound = recent.pop(key) if key in recent else recent.popitem(last=False)[1]
+            bound = recent.pop(key, None) or (
+                self._create(profile, pinned=False) if len(recent) < CONTEXTS else recent.popitem(last=False)[1]
+            )
             recent[key] = bound
         bound.bind(tensors)
         return bound
 
-    def _create(self, profile: int, *, specialized: bool) -> "_BoundContext":
+    def _create(self, profile: int, *, pinned: bool) -> "_BoundContext":
         resources = self._resources
         arena = (resources.arena, resources.arena_bytes)
-        context = self._plan.create_context(profile, arena, resources.stream, specialized=specialized)
-        return _BoundContext(context, self._graph, Replay(resources.cuda, resources.cuda_graphs, resources.stream))
+        context = self._plan.create_context(profile, arena, resources.stream, specialized=pinned)
+        captured = PINNED_CAPTURED if pinned else CAPTURED
+        replay = Replay(resources.cuda, resources.cuda_graphs, resources.stream, captured)
+        return _BoundContext(context, self._graph, replay)
+
+    def _base_weights(self, names: Collection[str]) -> Iterator[tuple[str, Array]]:
+        for weight in self._graph.refittable:
+            if weight.name in names:
+                yield weight.name, base_weight(self._graph, weight, self._directory)
 
     def _drop_cuda_graphs(self) -> None:
         for bound in chain(self._pinned.values(), *(recent.values() for recent in self._recent.values())):

@@ -1,7 +1,7 @@
 """Loading of TensorRT plans onto a device.
 
-The VRAM plan is checked before anything is loaded. All three graphs run on one stream, one after the other, so their
-contexts share one arena.
+The VRAM plan is checked before anything is loaded. All graphs run on one stream, one after the other, so their contexts
+share one arena.
 """
 
 import logging

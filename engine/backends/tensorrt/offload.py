@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from engine.backends.base import Bindings, Engine
 from engine.plan.lora import PreparedLora
@@ -40,7 +40,8 @@ class OffloadedEngine(Engine):
             started = time.perf_counter()
             engine = self._load()
             try:
-                engine.refit(self._lora)
+                for _ in engine.refit(self._lora):
+                    pass
             except BaseException:
                 engine.close()
                 raise
@@ -48,10 +49,14 @@ class OffloadedEngine(Engine):
             log.info("loaded an offloaded engine in %.2f s", time.perf_counter() - started)
         self._engine.enqueue(stream, bindings)
 
-    def refit(self, lora: PreparedLora | None) -> None:
+    def refit(self, lora: PreparedLora | None) -> Iterator[None]:
         self._lora = lora
         if self._engine is not None:
-            self._engine.refit(lora)
+            yield from self._engine.refit(lora)
+
+    def save_kernels(self) -> None:
+        if self._engine is not None:
+            self._engine.save_kernels()
 
     def close(self) -> None:
         if self._engine is not None:

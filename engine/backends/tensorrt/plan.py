@@ -1,24 +1,29 @@
-"""Calls to TensorRT: a plan on the device, its contexts and its refitter. Every return value is checked.
+"""Calls to TensorRT: a plan on the device, its contexts and its refitter. Every call is checked.
 
-`tensorrt` and `tensorrt_rtx` share one API; only RTX has a runtime configuration. This is the only module of `engine`
-that imports either. Like `engine.backends.cuda` it makes no decisions, so tests replace it with a fake.
+Most calls return False or None when they fail; some raise RuntimeError or TypeError, and some return nothing and only
+record an error. `tensorrt` and `tensorrt_rtx` share one API; only RTX has a runtime configuration. This is the only
+module of `engine` that imports either. Like `engine.backends.cuda` it makes no decisions, so tests replace it with a
+fake.
+
+TensorRT keeps addresses, and its Python objects keep each other alive: a context its engine, an engine its runtime, and
+each of them its logger and recorder. What a call copies is said at the call.
 """
 
 import importlib
-import logging
 import mmap
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from engine.array import Array
 from engine.backends.cuda import Cuda
-from engine.errors import BackendUnavailable, DeviceError, OutOfDeviceMemory, PlanCorrupt, ZImageError
-from engine.files import whole_file
-
-log = logging.getLogger(__name__)
+from engine.backends.tensorrt.errors import Refusals
+from engine.backends.tensorrt.kernel_cache import KernelCache
+from engine.errors import BackendUnavailable, DeviceError, PlanCorrupt
 
 DATA_TYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16"}  # numpy's names -> TensorRT's
+PORTION = 256 << 20  # bytes of weights that are given to TensorRT at once
 
 
 class Context(Protocol):
@@ -47,8 +52,12 @@ class Plan(Protocol):
         """
         ...
 
-    def refit(self, weights: Mapping[str, Array], stream: int) -> None:
-        """Replace the values of some weights, after the work enqueued on the stream."""
+    def refit(self, weights: Iterable[tuple[str, Array]], stream: int) -> Iterator[None]:
+        """Replace the values of some weights, after the work enqueued on the stream, in portions of PORTION bytes."""
+        ...
+
+    def save_kernels(self) -> None:
+        """Write kernels that were compiled since the last call to their file (RTX only)."""
         ...
 
     def close(self) -> None:
@@ -71,149 +80,150 @@ class TensorRtPlan:
 
     def __init__(self, cuda: Cuda, package: str, file: Path, *, runtime_graphs: bool, cache: Path | None) -> None:
         self._cuda, self._trt = cuda, importlib.import_module(package)
-        self._logger = _make_logger(self._trt)
+        self._refusals = Refusals(self._trt, cuda)
         try:
-            self._runtime = self._trt.Runtime(self._logger)
-        except TypeError as error:  # its binding's answer to a null pointer
+            self._runtime = self._trt.Runtime(self._refusals.logger)
+        except TypeError as error:  # its binding's answer to a null pointer; there is no recorder yet
             raise BackendUnavailable(
-                f"{package} does not start: {self._logger.take_errors()}; it may need a newer driver"
+                f"{package} does not start; it has printed the reason. It may need a newer driver"
             ) from error
+        self._runtime.error_recorder = self._refusals.recorder
         self._engine = self._deserialize(file)
+        self._engine.error_recorder = self._refusals.recorder
         self._is_rtx = package.endswith("rtx")
         self._runtime_graphs = runtime_graphs
-        self._cache_file = cache if self._is_rtx else None
-        self._cache: Any = self._open_cache() if self._cache_file else None
+        self._cache = KernelCache(cache, self._create_cache(), self._refusals) if self._is_rtx and cache else None
 
     def activation_bytes(self, profile: int) -> int:
-        return int(self._engine.get_device_memory_size_for_profile_v2(profile))
+        self._refusals.forget()
+        size = int(self._engine.get_device_memory_size_for_profile_v2(profile))
+        self._refusals.require_silence(f"profile {profile}")
+        return size
 
     def create_context(
         self, profile: int, arena: tuple[int, int], stream: int, *, specialized: bool
     ) -> "TensorRtContext":
-        if self._is_rtx:
-            context = self._engine.create_execution_context(self._configuration(specialized))
-        else:
-            context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        self._require(context is not None, "to create an execution context")
-        self._require(context.set_optimization_profile_async(profile, stream), f"profile {profile}")
-        context.set_device_memory(*arena)
-        return TensorRtContext(context, self._require)
+        refusals = self._refusals
+        refusals.forget()
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        configuration = self._configuration(specialized) if self._is_rtx else strategy
+        context = self._engine.create_execution_context(configuration)
+        refusals.require(context is not None, "to create an execution context")
+        context.error_recorder = refusals.recorder
+        try:
+            accepted = context.set_optimization_profile_async(profile, stream)
+        except RuntimeError:  # its binding's answer to False
+            accepted = False
+        refusals.require(accepted, f"profile {profile}")
+        context.set_device_memory(*arena)  # returns nothing; the memory stays ours
+        refusals.require_silence(f"an arena of {arena[1]} bytes")
+        return TensorRtContext(context, configuration, refusals, self._cache)
 
-    def refit(self, weights: Mapping[str, Array], stream: int) -> None:
-        refitter = self._trt.Refitter(self._engine, self._logger)  # a new one each time: it keeps addresses, not arrays
-        for name, array in weights.items():
+    def refit(self, weights: Iterable[tuple[str, Array]], stream: int) -> Iterator[None]:
+        self._refusals.forget()
+        refitter, given = self._create_refitter(), _Given()
+        for name, array in weights:
             data_type = getattr(self._trt.DataType, DATA_TYPES[array.dtype.name])
             values = self._trt.Weights(data_type, array.ctypes.data, array.size)
-            self._require(refitter.set_named_weights(name, values), f"new values for {name}")
-        missing = refitter.get_missing_weights()
-        self._require(not missing, f"a refit without {', '.join(missing[:3])}")
-        self._require(refitter.refit_cuda_engine_async(stream), "to refit")
-        self._cuda.synchronize(stream)  # while the refitter exists
+            self._refusals.require(refitter.set_named_weights(name, values), f"new values for {name}")
+            given.arrays[name] = array
+            # TensorRT may have joined weights; then a portion grows until it has all of them
+            if given.bytes >= PORTION and not refitter.get_missing_weights():
+                self._refit_given(refitter, given, stream)
+                yield
+        if given.arrays:
+            missing = refitter.get_missing_weights()
+            self._refusals.require(not missing, f"a refit without {', '.join(missing[:3])}")
+            self._refit_given(refitter, given, stream)
+            yield
+
+    def save_kernels(self) -> None:
+        if self._cache is not None and self._cache.is_used:
+            self._cache.save()
 
     def close(self) -> None:
         if self._cache is not None:
-            self._write_cache()
-        self._cache = self._engine = self._runtime = None  # TensorRT frees objects that nothing refers to
+            self._cache.save()  # also of kernels that were compiled in the background since the last time
+        self._engine = self._cache = self._runtime = None  # TensorRT frees objects that nothing refers to
 
     def _deserialize(self, file: Path) -> Any:
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            engine = self._runtime.deserialize_cuda_engine(content)
+        try:
+            with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                engine = self._runtime.deserialize_cuda_engine(content)  # copies what it needs
+        except (OSError, ValueError) as error:  # ValueError: the file is empty
+            raise PlanCorrupt(f"cannot read {file}: {error}; build again") from error
         if engine is None:
-            raise self._failure(f"cannot load {file}", PlanCorrupt)
+            raise self._refusals.failure(f"cannot load {file}", PlanCorrupt)
         return engine
 
-    def _configuration(self, specialized: bool) -> Any:
-        trt = self._trt
-        config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        graphs = trt.CudaGraphStrategy
-        config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE if self._runtime_graphs else graphs.DISABLED
-        kernels = trt.DynamicShapesKernelSpecializationStrategy
-        config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER if specialized else kernels.LAZY
-        if self._cache is not None:
-            self._require(config.set_runtime_cache(self._cache), "its runtime cache")
-        return config
-
-    def _open_cache(self) -> Any:
-        cache = self._engine.create_runtime_config().create_runtime_cache()
-        assert self._cache_file is not None
-        try:
-            if self._cache_file.is_file() and not cache.deserialize(self._cache_file.read_bytes()):
-                words = self._logger.take_errors()
-                log.info(
-                    "kernel cache %s is from another GPU or TensorRT-RTX; compiling again: %s", self._cache_file, words
-                )
-        except OSError as error:
-            log.warning("cannot read the kernel cache; compiling again: %s", error)
+    def _create_cache(self) -> Any:
+        configuration = self._engine.create_runtime_config()
+        self._refusals.require(configuration is not None, "to create a runtime configuration")
+        cache = configuration.create_runtime_cache()
+        self._refusals.require(cache is not None, "to create a runtime cache")
         return cache
 
-    def _write_cache(self) -> None:
-        assert self._cache_file is not None
-        compiled = self._cache.serialize()
-        if compiled is None:
-            log.warning("kernels were not cached and will be compiled again next time: %s", self._logger.take_errors())
-            return
+    def _configuration(self, specialized: bool) -> Any:
+        trt, refusals = self._trt, self._refusals
+        config = self._engine.create_runtime_config()
+        refusals.require(config is not None, "to create a runtime configuration")
+        config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        graphs, kernels = trt.CudaGraphStrategy, trt.DynamicShapesKernelSpecializationStrategy
+        settings = {
+            "cuda_graph_strategy": graphs.WHOLE_GRAPH_CAPTURE if self._runtime_graphs else graphs.DISABLED,
+            "dynamic_shapes_kernel_specialization_strategy": kernels.EAGER if specialized else kernels.LAZY,
+        }
+        for name, value in settings.items():
+            setattr(config, name, value)
+            refusals.require(getattr(config, name) == value, f"{name} {value}")  # the setter's answer is not passed on
+        if self._cache is not None:
+            refusals.require(config.set_runtime_cache(self._cache.cache), "its runtime cache")
+        return config
+
+    def _create_refitter(self) -> Any:
         try:
-            self._cache_file.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(self._cache_file) as file:
-                file.write(compiled)
-        except OSError as error:
-            log.warning("kernels were not cached and will be compiled again next time: %s", error)
+            refitter = self._trt.Refitter(self._engine, self._refusals.logger)
+        except TypeError as error:  # its binding's answer to a null pointer
+            raise self._refusals.failure("cannot change the plan's weights", DeviceError) from error
+        refitter.error_recorder = self._refusals.recorder
+        refitter.max_threads = os.cpu_count() or 1  # 1 by default
+        return refitter
 
-    def _require(self, accepted: bool, what: str) -> None:
-        if not accepted:
-            raise self._failure(f"refuses {what}", DeviceError)
+    def _refit_given(self, refitter: Any, given: "_Given", stream: int) -> None:
+        """Pass the weights that were given on to the device, and take them back."""
+        self._refusals.require(refitter.refit_cuda_engine_async(stream), "to refit")
+        self._cuda.synchronize(stream)
+        for name in given.arrays:
+            # it keeps addresses, and reads all of them again at the next refit
+            self._refusals.require(refitter.unset_named_weights(name), f"to forget {name}")
+        given.arrays.clear()
 
-    def _failure(self, what: str, kind: type[ZImageError]) -> ZImageError:
-        """Return the error for a call that TensorRT has just refused, with its own message.
 
-        Raises:
-            DeviceError: the GPU context is lost.
-        """
-        self._cuda.require_context()
-        words = self._logger.take_errors()
-        if "out of memory" in words.lower():
-            return OutOfDeviceMemory(
-                f"{self._trt.__name__} {what}, since GPU memory is full: {words}; serve fewer profiles (--profile), or "
-                "load prompt encoder and denoiser one at a time (--offload)"
-            )
-        return kind(f"{self._trt.__name__} {what}: {words}")
+class _Given:
+    """Weights whose addresses the refitter has, and which must not be freed."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[str, Array] = {}
+
+    @property
+    def bytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
 
 
 class TensorRtContext:
-    """`Context` on TensorRT."""
+    """`Context` on TensorRT. Keeps its configuration, since nothing says that TensorRT copies it."""
 
-    def __init__(self, context: Any, require: Any) -> None:
-        self._context, self._require = context, require
+    def __init__(self, context: Any, configuration: Any, refusals: Refusals, cache: KernelCache | None) -> None:
+        self._context, self._configuration = context, configuration
+        self._refusals, self._cache = refusals, cache
 
     def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        self._require(self._context.set_input_shape(name, shape), f"the shape {shape} of {name}")
+        if self._cache is not None:
+            self._cache.is_used = True
+        self._refusals.require(self._context.set_input_shape(name, shape), f"the shape {shape} of {name}")
 
     def set_address(self, name: str, address: int) -> None:
-        self._require(self._context.set_tensor_address(name, address), f"the address of {name}")
+        self._refusals.require(self._context.set_tensor_address(name, address), f"the address of {name}")
 
     def enqueue(self, stream: int) -> None:
-        self._require(self._context.execute_async_v3(stream), "to run")
-
-
-def _make_logger(trt: Any) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        """Log warnings, and keep errors for the exception that will be raised."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self._errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self._errors.append(message)
-            elif severity == trt.ILogger.WARNING:
-                log.warning("%s: %s", trt.__name__, message)
-
-        def take_errors(self) -> str:
-            """Return the errors since the last call."""
-            words = "; ".join(self._errors) or "no reason given"
-            self._errors.clear()
-            return words
-
-    return Logger()
+        self._refusals.require(self._context.execute_async_v3(stream), "to run")

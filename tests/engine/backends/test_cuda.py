@@ -89,7 +89,8 @@ def test_driver_is_named_by_its_version_where_the_system_tells_it(
 
 @pytest.mark.parametrize("driver", [13000, 13050, 14000])
 def test_driver_of_the_same_major_version_or_newer_is_accepted(monkeypatch: pytest.MonkeyPatch, driver: int) -> None:
-    open_with(monkeypatch, Library(driver=driver))
+    version = open_with(monkeypatch, Library(driver=driver)).driver_version()
+    assert version == {13000: "13.0", 13050: "13.5", 14000: "14.0"}[driver]
 
 
 def test_missing_cuda_bindings_name_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,15 +5,17 @@ import logging
 import pytest
 from fakes.cuda import PASS_SECONDS, FakeCuda
 
-from engine.backends.tensorrt.cuda_graphs import Replay
+from engine.backends.tensorrt.cuda_graphs import CAPTURED, PINNED_CAPTURED, Replay
 from engine.errors import DeviceError
 from engine.options import CudaGraphs
 
 
-def drive(mode: CudaGraphs, passes: int, cuda: FakeCuda) -> tuple[Replay, list[int], list[str]]:
+def drive(
+    mode: CudaGraphs, passes: int, cuda: FakeCuda, captured: int = CAPTURED
+) -> tuple[Replay, list[int], list[str]]:
     """Run passes. Return the replay, the passes that ran on the device, and the kind of each."""
     stream, ran, kinds = cuda.create_stream(), [], []
-    replay = Replay(cuda, mode, stream)
+    replay = Replay(cuda, mode, stream, captured)
     for number in range(passes):
         before = cuda.calls.copy()
         replay.run(lambda number=number: cuda.enqueue(stream, lambda: ran.append(number), seconds=PASS_SECONDS))
@@ -40,10 +42,12 @@ def test_mode_on_captures_the_second_pass_and_replays_it() -> None:
     ("replay_seconds", "then"),
     [(0.5 * PASS_SECONDS, "replayed"), (0.97 * PASS_SECONDS, "replayed"), (PASS_SECONDS, "ordinary")],
 )
-def test_mode_auto_keeps_a_graph_only_if_its_device_time_gains(replay_seconds: float, then: str) -> None:
-    replay, ran, kinds = drive("auto", 9, cuda := FakeCuda(replay_seconds=replay_seconds))
-    assert kinds == [*["ordinary"] * 4, "captured", "replayed", then, then, then]
-    assert len(ran) == 9
+@pytest.mark.parametrize("captured", [CAPTURED, PINNED_CAPTURED])
+def test_mode_auto_keeps_a_graph_only_if_its_device_time_gains(captured: int, replay_seconds: float, then: str) -> None:
+    passes = captured + 4
+    replay, ran, kinds = drive("auto", passes, cuda := FakeCuda(replay_seconds=replay_seconds), captured)
+    assert kinds == [*["ordinary"] * (captured - 1), "captured", "replayed", then, then, then]
+    assert len(ran) == passes
     assert ("graphs" in cuda.leaks) == (then == "replayed")
     replay.clear()
     assert cuda.leaks.keys() == {"streams"}
@@ -51,9 +55,9 @@ def test_mode_auto_keeps_a_graph_only_if_its_device_time_gains(replay_seconds: f
 
 def test_mode_auto_runs_without_a_graph_if_capture_fails_and_warns_once(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        replay, ran, kinds = drive("auto", 9, cuda := FakeCuda(uncapturable=True))
-    assert ran == list(range(9))
-    assert kinds == [*["ordinary"] * 4, "captured", *["ordinary"] * 4]
+        replay, ran, kinds = drive("auto", CAPTURED + 4, cuda := FakeCuda(uncapturable=True))
+    assert ran == list(range(CAPTURED + 4))
+    assert kinds == [*["ordinary"] * (CAPTURED - 1), "captured", *["ordinary"] * 4]
     assert [record.message for record in caplog.records] == [
         "running without a CUDA graph, since capture failed: cudaStreamEndCapture: cudaErrorStreamCaptureInvalidated"
     ]
@@ -76,7 +80,7 @@ def test_failed_passes_do_not_count_towards_a_capture(mode: CudaGraphs) -> None:
     def fail() -> None:
         raise DeviceError("no")
 
-    for _ in range(9):
+    for _ in range(2 * CAPTURED):
         with pytest.raises(DeviceError, match="no"):
             replay.run(fail)
     assert not cuda.calls["begin_capture"]
@@ -85,18 +89,18 @@ def test_failed_passes_do_not_count_towards_a_capture(mode: CudaGraphs) -> None:
 @pytest.mark.parametrize("mode", ["on", "auto"])
 def test_lost_context_during_capture_raises(mode: CudaGraphs) -> None:
     with pytest.raises(DeviceError, match="replace the process") as lost:
-        drive(mode, 5, FakeCuda(fails={"end_capture": "cudaErrorIllegalAddress"}))
+        drive(mode, CAPTURED, FakeCuda(fails={"end_capture": "cudaErrorIllegalAddress"}))
     assert lost.value.sticky
 
 
 @pytest.mark.parametrize("mode", ["on", "auto"])
 def test_clear_restarts_the_count_of_passes(mode: CudaGraphs) -> None:
-    replay, _, _ = drive(mode, 8, cuda := FakeCuda())
+    replay, _, _ = drive(mode, CAPTURED + 3, cuda := FakeCuda())
     replay.clear()
     captures = cuda.calls["begin_capture"]
     stream, ran = replay._stream, []
-    for number in range(8):
+    for number in range(CAPTURED + 3):
         replay.run(lambda number=number: cuda.enqueue(stream, lambda: ran.append(number)))
     cuda.synchronize(stream)
-    assert len(ran) == 8
+    assert len(ran) == CAPTURED + 3
     assert cuda.calls["begin_capture"] == captures + 1

@@ -17,12 +17,12 @@ from onnx import TensorProto, helper
 from engine.array import Array
 from engine.backends import load
 from engine.backends.base import Backend, check_bindings
-from engine.backends.load import INSTALL, PACKAGES, load_backend
+from engine.backends.load import INSTALL, PACKAGES, kernel_cache_folder, load_backend
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import load as plans
 from engine.errors import BackendUnavailable, PlanCorrupt, PlanMismatch, ZImageError
 from engine.options import RuntimeOptions, add_pipeline_arguments
-from engine.plan.manifest import Flavor, Graph, Manifest, Target, TensorSpec
+from engine.plan.manifest import Flavor, Graph, GraphName, Manifest, Target, TensorSpec
 from engine.size import Size
 
 GRAPH = Graph(
@@ -98,21 +98,61 @@ def test_plans_of_another_builder_version_are_refused(
     assert "run build-engines again" in str(refusal.value)
 
 
+def test_old_rtx_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would fill the host's memory."""
+    monkeypatch.setitem(PACKAGES, "rtx", "numpy")
+    monkeypatch.setattr(np, "__version__", "1.6.1.27")
+    with pytest.raises(
+        BackendUnavailable, match=r"numpy 1\.6\.1\.27 is installed; before 1\.7 .*pip install --upgrade"
+    ):
+        load_backend(tmp_path, manifest_of("rtx", "numpy 1.6.1.27"), RuntimeOptions())
+
+
 class Gpu:
-    """The part of an H100 that is queried before anything is loaded."""
+    """The part of a GPU that is queried before anything is loaded."""
+
+    def __init__(self, name: str = "NVIDIA H100", driver: str = "13.0") -> None:
+        self._name, self._driver = name, driver
 
     def compute_capability(self) -> str:
         return "9.0"
 
     def name(self) -> str:
-        return "NVIDIA H100"
+        return self._name
+
+    def driver_version(self) -> str:
+        return self._driver
+
+
+def test_kernels_of_each_gpu_driver_and_version_have_their_own_folder(tmp_path: Path) -> None:
+    manifest = manifest_of("rtx", "tensorrt_rtx 1.7.1.116")
+    folders = {
+        kernel_cache_folder(tmp_path, each, gpu)
+        for each, gpu in (
+            (manifest, Gpu("NVIDIA GeForce RTX 4090/x")),
+            (manifest, Gpu("NVIDIA GeForce RTX 4090 D")),
+            (manifest, Gpu("NVIDIA GeForce RTX 4090/x", "13.1")),
+            (manifest_of("rtx", "tensorrt_rtx 1.8.0"), Gpu("NVIDIA GeForce RTX 4090/x")),
+            (replace(manifest, plan_id="other"), Gpu("NVIDIA GeForce RTX 4090/x")),
+        )
+    }
+    assert len(folders) == 5
+    usual = tmp_path / MANIFEST.plan_id / "NVIDIA-GeForce-RTX-4090-x-CUDA-13.0-tensorrt_rtx-1.7.1.116"
+    assert usual in folders
 
 
 def test_plans_for_another_gpu_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PACKAGES, "rtx", "numpy")
     monkeypatch.setattr("engine.backends.load.CudaRuntime", Gpu)
-    message = r"for compute capability 8\.9, 12\.0, this GPU \(NVIDIA H100\) has 9\.0; run build-engines"
+    message = (
+        r"for compute capability 8\.9, 12\.0, this GPU \(NVIDIA H100\) has 9\.0; TensorRT-RTX .* --flavor tensorrt"
+    )
     with pytest.raises(PlanMismatch, match=message):
+        load_backend(tmp_path, manifest_of("rtx", f"numpy {np.__version__}", ("8.9", "12.0")), RuntimeOptions())
+    monkeypatch.setattr(Gpu, "compute_capability", lambda _: "8.6")
+    with pytest.raises(
+        PlanMismatch, match=r"has 8\.6; run build-engines again, here or with --compute-capability 8\.6"
+    ):
         load_backend(tmp_path, manifest_of("rtx", f"numpy {np.__version__}", ("8.9", "12.0")), RuntimeOptions())
 
 
@@ -130,7 +170,7 @@ def test_every_flavor_has_a_package_and_install_hint() -> None:
 def test_onnx_plans_run_on_onnx_runtime(plan: Path) -> None:
     manifest = replace(MANIFEST, graphs=dict.fromkeys(MANIFEST.graphs, GRAPH))
     loaded = load_backend(plan.parent, manifest, RuntimeOptions(threads=1))
-    assert loaded.engines.keys() == {"prompt_encoder", "denoiser", "vae_decoder"}
+    assert loaded.engines.keys() == set(get_args(GraphName))
     assert all(isinstance(engine, OnnxRuntimeEngine) for engine in loaded.engines.values())
     loaded.close()
 

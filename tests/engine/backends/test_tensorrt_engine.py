@@ -11,6 +11,7 @@ from fakes.manifest import LARGE, MANIFEST, USUAL
 
 from engine.backends.device_memory import DeviceMemory
 from engine.backends.memory import DeviceTensor
+from engine.backends.tensorrt.cuda_graphs import CAPTURED
 from engine.backends.tensorrt.engine import CONTEXTS, StreamResources, TensorRtEngine, _without_covered
 from engine.errors import DeviceError, PlanCorrupt
 from engine.options import CudaGraphs
@@ -86,11 +87,17 @@ def used(device: Device) -> list[FakeContext]:
     return [context for context in device.plan.contexts if context.set]
 
 
-def test_alternating_latents_are_bound_once_each(device: Device) -> None:
+def test_contexts_are_created_when_passes_need_them_and_not_beyond_the_limit(device: Device) -> None:
+    assert not device.plan.contexts
     for step in range(8):
         device.run(64, 64, step % 2)
     tensors, inputs = len(GRAPH.inputs) + len(GRAPH.outputs), len(GRAPH.inputs)
-    assert [dict(context.set) for context in used(device)] == [{"shape": inputs, "address": tensors}] * 2
+    assert [dict(context.set) for context in device.plan.contexts] == [{"shape": inputs, "address": tensors}] * 2
+    for size in range(2 * CONTEXTS):
+        device.run(64, 64 + 16 * size)
+    assert len(device.plan.contexts) == CONTEXTS
+    device.run(512, 64)
+    assert len(device.plan.contexts) == CONTEXTS + 1  # of the other profile
 
 
 def test_another_shape_sets_only_what_changed(device: Device) -> None:
@@ -159,7 +166,7 @@ def test_every_pass_runs_once_with_its_own_tensors(replaying: Device) -> None:
     for _ in range(100):
         height, parity = int(16 * random.integers(4, 8)), int(random.integers(2))
         latents = replaying.bindings(height, 64, parity)["latents"]
-        for _ in range(random.integers(1, 12)):
+        for _ in range(random.integers(1, 2 * CAPTURED)):
             replaying.run(height, 64, parity)
             expected.append((latents.address, latents.shape))
     replaying.cuda.synchronize(replaying.memory.stream)
@@ -173,54 +180,73 @@ def lora(**factors: float) -> PreparedLora:
     return PreparedLora(about, {name: (down, np.full((2, 1), value)) for name, value in factors.items()}, {})
 
 
+def refit(device: Device, lora: PreparedLora | None) -> None:
+    for _ in device.engine.refit(lora):
+        pass
+
+
 def refitted(device: Device) -> dict[str, np.ndarray]:
     device.cuda.synchronize(device.memory.stream)
     return device.plan.refitted[-1]
 
 
 def test_lora_changes_only_its_weights_and_is_restored_bit_for_bit(device: Device) -> None:
-    device.engine.refit(lora(k=2))
+    refit(device, lora(k=2))
     assert refitted(device).keys() == {"k"}
     assert np.array_equal(refitted(device)["k"], BASE[1] + 2)
-    device.engine.refit(lora(v=3))
+    refit(device, lora(v=3))
     assert refitted(device).keys() == {"k", "v"}
     assert np.array_equal(refitted(device)["k"], BASE[1])
     assert np.array_equal(refitted(device)["v"], BASE[2] + 3)
-    device.engine.refit(None)
+    refit(device, None)
     assert refitted(device).keys() == {"v"}
     assert np.array_equal(refitted(device)["v"], BASE[2])
-    device.engine.refit(None)
+    refit(device, None)
     assert len(device.plan.refitted) == 3
 
 
 def test_refit_drops_captured_graphs(replaying: Device) -> None:
-    for _ in range(8):
+    for _ in range(CAPTURED + 3):
         replaying.run(64, 64)
     launched = replaying.cuda.calls["launch"]
     assert launched
-    replaying.engine.refit(lora(q=1))
+    refit(replaying, lora(q=1))
     replaying.run(64, 64)
     assert replaying.cuda.calls["launch"] == launched
+
+
+def test_change_of_weights_is_done_in_portions_and_abandoned_ones_stop_the_engine(device: Device) -> None:
+    portions = device.engine.refit(lora(q=1, k=1, v=1))
+    for _ in range(2):
+        next(portions)
+    with pytest.raises(PlanCorrupt, match="in no known state"):
+        device.run(64, 64)
+    portions.close()
+    with pytest.raises(PlanCorrupt, match="in no known state"):
+        device.run(64, 64)
+    refit(device, None)
+    assert refitted(device).keys() == {"q", "k", "v"}
+    device.run(64, 64)
 
 
 def test_engine_with_failed_refit_refuses_to_run_until_restored(device: Device) -> None:
     device.plan.fails_to_refit = True
     with pytest.raises(DeviceError, match="cudaErrorInvalidValue"):
-        device.engine.refit(lora(q=1))
+        refit(device, lora(q=1))
     with pytest.raises(PlanCorrupt, match="in no known state; load the plans again"):
         device.run(64, 64)
     device.plan.fails_to_refit = False
-    device.engine.refit(None)
+    refit(device, None)
     assert refitted(device).keys() == {"q"}
     assert np.array_equal(refitted(device)["q"], BASE[0])
     device.run(64, 64)
 
 
 def test_close_waits_for_running_passes_and_frees_everything(replaying: Device) -> None:
-    for _ in range(8):
+    for _ in range(CAPTURED + 3):
         replaying.run(64, 64)
     replaying.engine.close()
-    assert len(replaying.passes) == 8
+    assert len(replaying.passes) == CAPTURED + 3
     replaying.cuda.free(replaying.engine._resources.arena)
     replaying.memory.close()
     assert not replaying.cuda.leaks
@@ -235,7 +261,8 @@ def context_of(device: Device) -> FakeContext:
 
 
 def test_fake_refuses_a_pass_without_shapes_or_addresses(device: Device) -> None:
-    unset = device.plan.contexts[-1]
+    arena = device.engine._resources.arena
+    unset = device.plan.create_context(0, (arena, ARENA), device.memory.stream, specialized=False)
     with pytest.raises(Misuse, match="the shape of latents was never set"):
         unset.enqueue(device.memory.stream)
     for name, tensor in device.bindings(64, 64).items():

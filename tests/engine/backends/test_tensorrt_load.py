@@ -8,17 +8,18 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes.cuda import FakeCuda, Kernel, load_fakes
+from fakes.cuda import FakeCuda, FakePlan, Kernel, load_fakes
 from fakes.step_peak import STEP_BYTES, step_peak
 
 from engine.backends.base import Bindings, Engine
 from engine.backends.cuda import failure
 from engine.backends.onnxruntime import OnnxRuntimeEngine
+from engine.backends.tensorrt.engine import TensorRtEngine
 from engine.backends.tensorrt.offload import OffloadedEngine, ResidentEngine
 from engine.errors import DeviceError, OutOfDeviceMemory, PlanCorrupt, UnsupportedShape
 from engine.options import CudaGraphs, RuntimeOptions
@@ -151,16 +152,37 @@ def test_step_path_allocates_nothing(nano: Nano, cuda_graphs: CudaGraphs) -> Non
         assert cuda.resources == before
 
 
+def plans_of(pipeline: Pipeline) -> list[FakePlan]:
+    plans = [engine._plan for engine in pipeline.backend.engines.values() if isinstance(engine, TensorRtEngine)]
+    assert len(plans) == len(pipeline.backend.engines)
+    return plans
+
+
 @pytest.mark.parametrize("cuda_graphs", ["off", "auto"])
-def test_warmed_up_sizes_allocate_nothing_later(nano: Nano, cuda_graphs: CudaGraphs) -> None:
+def test_warmed_up_sizes_prepare_nothing_later_in_the_pipeline_or_the_loop(nano: Nano, cuda_graphs: CudaGraphs) -> None:
+    """Prompts of every length, and with guidance: no context, no binding, no graph and no memory."""
     cuda = FakeCuda()
     with nano.on(cuda, cuda_graphs=cuda_graphs) as pipeline:
-        warm_up(pipeline, [Size(96, 64)])
-        contexts, before = cuda.calls["context.enqueue"], cuda.resources
-        for seed in range(3):
-            pipeline.generate(ImageRequest("a red circle", 96, 64, seed))
+        model = pipeline.manifest.model
+        pipeline.manifest = replace(
+            pipeline.manifest, model=replace(model, prompt=replace(model.prompt, max_tokens=64))
+        )
+        warm_up(pipeline, [Size(96, 64), Size(64, 64)])
+        plans, contexts = plans_of(pipeline), {"prompt_encoder": 2, "denoiser": 2 * 2, "vae_decoder": 2}
+        assert [len(plan.contexts) for plan in plans] == [contexts[name] for name in pipeline.backend.engines]
+        assert [plan.saves for plan in plans] == [2, 2, 2]
+        settings = [context.set.total() for plan in plans for context in plan.contexts]
+        passes, before = cuda.calls["context.enqueue"], cuda.resources
+        loop, prompts = EngineLoop(pipeline), ("a red circle", "a green ring on a white background " * 5)
+        assert {len(pipeline.tokenize(prompt).ids) > 32 for prompt in prompts} == {False, True}
+        for prompt, negative in (prompts, prompts[::-1]):
+            request = ImageRequest(prompt, 96, 64, seed=1, num_inference_steps=2)
+            pipeline.generate(request)
+            loop.generate(request)
+            loop.generate(replace(request, width=64, negative_prompt=negative, guidance_scale=2.0))
+        assert [context.set.total() for plan in plans for context in plan.contexts] == settings
         assert cuda.resources == before
-        assert (cuda.calls["context.enqueue"] == contexts) == (cuda_graphs == "auto")  # all of it was replayed
+        assert (cuda.calls["context.enqueue"] == passes) == (cuda_graphs == "auto")  # all of it was replayed
 
 
 def test_offload_loads_prompt_encoder_and_denoiser_once_per_new_prompt(
@@ -211,9 +233,9 @@ def test_loading_logs_the_table_of_memory(nano: Nano, caplog: pytest.LogCaptureF
         assert row in table
 
 
-@pytest.mark.parametrize("allocations", range(6))
+@pytest.mark.parametrize("allocations", range(7))
 def test_load_that_fails_half_way_leaves_no_resources(nano: Nano, allocations: int) -> None:
-    """Loading makes five allocations: tensors, three plans and the arena."""
+    """Loading makes six allocations: tensors, four plans and the arena."""
 
     class Small(FakeCuda):
         def allocate(self, size: int) -> int:
@@ -222,7 +244,7 @@ def test_load_that_fails_half_way_leaves_no_resources(nano: Nano, allocations: i
             return super().allocate(size)
 
     cuda = Small()
-    if allocations == 5:
+    if allocations == 6:
         nano.on(cuda).close()
     else:
         with pytest.raises(OutOfDeviceMemory):

@@ -50,6 +50,19 @@ def test_activations_are_those_of_the_loaded_profiles(tmp_path: Path) -> None:
     assert of == [123, 456, 456]
 
 
+def test_plans_with_weights_twice_are_named_in_table_and_message(tmp_path: Path) -> None:
+    graphs = {name: replace(graph, weight_bytes=GB) for name, graph in MANIFEST.graphs.items()}
+    for name, graph in graphs.items():
+        with (tmp_path / graph.file).open("wb") as plan:
+            plan.truncate(int((1.66 if name == "denoiser" else 1.01) * GB))
+    vram = VramPlan.of(tmp_path, replace(MANIFEST, graphs=graphs), (0,), offload=False)
+    assert vram.resident == 3.68 * GB, "the plan file counts, not the weights"
+    assert [row.split("  ")[0] for row in vram.table().splitlines() if "twice" in row] == ["denoiser, weights twice"]
+    with pytest.raises(OutOfDeviceMemory, match="so that the plan of the denoiser holds its weights once"):
+        vram.require_fit(GB, ["usual"])
+    assert "twice" not in PLAN.table()
+
+
 def test_plans_that_fit_are_accepted() -> None:
     PLAN.require_fit(PLAN.needed, ["usual"])
 

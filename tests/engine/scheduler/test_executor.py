@@ -11,10 +11,12 @@ import pytest
 from fakes.cuda import PASS_SECONDS
 from fakes.loop_builder import (
     BATCHING,
+    DEVICES,
     RED,
     Arrival,
     Device,
     LoopBuilder,
+    guided,
     loop_builder,
     remaining_events,
     run_workload,
@@ -32,14 +34,18 @@ from engine.scheduler.events import Denoised, Stepped
 from engine.scheduler.loop import EngineLoop
 from engine.scheduler.lora_schedule import LoraScheduler
 from engine.scheduler.sample import Sample
+from engine.scheduler.scheduler import Batch
 from engine.size import Size
+
+NEGATIVE = ("a blue star", "a blue star " * 12)  # of one length with RED, so in the same batches, and of another
 
 # guidance
 
 
-def test_guidance_moves_from_the_negative_prompt_to_the_positive_one(fakes: LoopBuilder) -> None:
+@pytest.mark.parametrize("negative", NEGATIVE)
+def test_guidance_moves_from_the_negative_prompt_to_the_positive_one(fakes: LoopBuilder, negative: str) -> None:
     """diffusers' scale: positive + scale * (positive - negative), at every step."""
-    request = replace(RED, negative_prompt="a blue star " * 12, guidance_scale=2.5)
+    request = replace(RED, negative_prompt=negative, guidance_scale=2.5)
     embeds = []
     for prompt in (request.prompt, request.negative_prompt):
         ids = fakes.pipeline.tokenize(prompt).ids
@@ -59,10 +65,9 @@ def test_guidance_moves_from_the_negative_prompt_to_the_positive_one(fakes: Loop
             levels = {"sigma": np.array([sigma]), "sigma_next": np.array([sigma_next])}
             tensors = {"latents": latents, "latents_next": outputs[-1], "prompt_embeds": prompt_embeds, "rope_cos": cos}
             fakes.graphs.denoiser(tensors | levels)
-        latents = outputs[0] + np.float32(2.5) * (outputs[0] - outputs[1])
-    image = np.zeros((1, 64, 96, 3), np.float32)
-    fakes.graphs.vae_decoder({"latents": latents, "image": image})
-    assert np.abs(fakes.loop().generate(request).pixels - np.rint(image[0])).max() <= 1
+        latents = guided(*outputs, np.float32(2.5))
+    image = fakes.graphs.decode(latents).astype(int)
+    assert np.abs(fakes.loop().generate(request).pixels - image).max() <= 1
 
 
 def test_guidance_takes_two_passes_a_step_and_its_absence_one(fakes: LoopBuilder) -> None:
@@ -70,7 +75,52 @@ def test_guidance_takes_two_passes_a_step_and_its_absence_one(fakes: LoopBuilder
     assert fakes.graphs.rows == {"prompt_encoder": 1, "denoiser": 4, "vae_decoder": 1}
     fakes.graphs.rows.clear()
     fakes.loop().generate(replace(RED, guidance_scale=1.0))
-    assert fakes.graphs.rows == {"prompt_encoder": 2, "denoiser": 8, "vae_decoder": 1}
+    assert fakes.graphs.rows == {"prompt_encoder": 2, "denoiser": 8, "guidance": 4, "vae_decoder": 1}
+
+
+@pytest.mark.parametrize("negative", NEGATIVE)
+def test_guided_steps_run_as_far_ahead_as_others(fake_plans: Path, negative: str) -> None:
+    """This device runs nothing until the host waits for it."""
+    builder = loop_builder(fake_plans, "device, late")
+    loop = builder.loop()
+    loop.submit("a", replace(RED, guidance_scale=2.0, negative_prompt=negative))
+    executor, enqueue, ahead = loop._executor, loop._executor.enqueue, []
+
+    def record(batch: Batch) -> None:
+        passes = builder.graphs.rows["denoiser"]
+        enqueue(batch)
+        assert builder.graphs.rows["denoiser"] == passes, "the host waited for a pass"
+        ahead.append(executor.running)
+
+    executor.enqueue = record
+    remaining_events(loop)
+    assert ahead == [1] + [2] * (4 * len(set(NEGATIVE[: NEGATIVE.index(negative) + 1])) - 1)
+    builder.pipeline.close()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("steps", range(2, 6))
+def test_image_in_the_slots_of_a_cancelled_guided_image_is_its_own(
+    fake_plans: Path, device: Device, steps: int
+) -> None:
+    """The image is cancelled after one branch or both, and its last passes run while the next one begins."""
+    builder = loop_builder(fake_plans, device, slots=2)
+    other = replace(RED, seed=8, guidance_scale=3.0, negative_prompt=NEGATIVE[1])
+    expected = builder.loop().generate(other).pixels
+    outcomes = run_workload(builder.loop(), [Arrival(replace(other, seed=9), 0, steps), Arrival(other, 1)])
+    assert np.array_equal(outcomes[1].pixels, expected)
+    builder.pipeline.close()
+
+
+@pytest.mark.parametrize("branch", [0, 1])
+def test_nan_in_one_branch_fails_the_image_and_no_other(fakes: LoopBuilder, branch: int) -> None:
+    request = replace(RED, guidance_scale=2.0, negative_prompt=NEGATIVE[1])
+    expected = fakes.loop().generate(replace(request, seed=8)).pixels
+    fakes.graphs.batches.clear()
+    fakes.graphs.poisoned = 1 + branch  # both images share a pass for each branch
+    outcomes = run_workload(fakes.loop(), [Arrival(request), Arrival(replace(request, seed=8))])
+    assert "latents after step 1 of 4" in str(outcomes[0])
+    assert np.array_equal(outcomes[1].pixels, expected)
 
 
 def test_empty_negative_prompt_is_encoded(fakes: LoopBuilder) -> None:
@@ -110,19 +160,18 @@ def test_previews_are_spread_over_the_steps(fakes: LoopBuilder, previews: int, s
     assert all(event.estimate.shape == (16, 8, 12) for event in shown)
 
 
-@pytest.mark.parametrize("guidance", [0.0, 2.0])
-def test_preview_equals_the_image_of_a_single_step(fakes: LoopBuilder, guidance: float) -> None:
+@pytest.mark.parametrize(("guidance", "negative"), [(0.0, ""), *((2.0, text) for text in NEGATIVE)])
+def test_preview_equals_the_image_of_a_single_step(fakes: LoopBuilder, guidance: float, negative: str) -> None:
     """The first preview of two steps: noise - velocity, from the latents before and after."""
-    request = replace(RED, num_inference_steps=2, guidance_scale=guidance, negative_prompt="a blue star")
+    request = replace(RED, num_inference_steps=2, guidance_scale=guidance, negative_prompt=negative)
     loop = fakes.loop()
     loop.submit("a", request, previews=1)
     (shown,) = [event for event in remaining_events(loop) if isinstance(event, Stepped) and event.estimate is not None]
     one_step = fakes.loop()
     one_step.submit("b", replace(request, num_inference_steps=1), previews=0)
     (denoised,) = [event for event in remaining_events(one_step) if isinstance(event, Denoised)]
-    image = np.zeros((1, 64, 96, 3), np.float32)
-    fakes.graphs.vae_decoder({"latents": shown.estimate[None], "image": image})
-    assert np.abs(denoised.pending.finish().pixels - np.rint(image[0])).max() <= 1
+    image = fakes.graphs.decode(shown.estimate[None]).astype(int)
+    assert np.abs(denoised.pending.finish().pixels - image).max() <= 1
 
 
 # times and memory
@@ -187,8 +236,8 @@ def test_time_of_a_prompt_is_not_time_of_passes(fake_plans: Path, monkeypatch: p
 def test_stage_times_cover_the_whole_image(fake_plans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`zimage-bench http` attributes the rest of a request to HTTP, so no work of the engine may be left out."""
     builder = loop_builder(fake_plans, "host")
-    rint = np.rint
-    monkeypatch.setattr(np, "rint", lambda *args, **kwargs: (time.sleep(0.2), rint(*args, **kwargs))[1])
+    decode = builder.pipeline.decode
+    monkeypatch.setattr(builder.pipeline, "decode", lambda latents: (time.sleep(0.2), decode(latents))[1])
     started = time.perf_counter()
     seconds = builder.loop().generate(RED).seconds
     generated = time.perf_counter() - started

@@ -37,11 +37,24 @@ def test_image_is_announced_before_its_first_pass(fakes: LoopBuilder) -> None:
 def test_image_is_announced_before_its_lora_is_applied(fakes: LoopBuilder) -> None:
     """If the change ends the process, the image counts as tried."""
     loop = fakes.loop()
-    fakes.loras.seconds = 0.25
     submit(loop, "a1", "a2")
     assert loop.step() == [Started("a1")] and fakes.loras.applied == []
-    assert loop.step() == [Switched(0.25)] and fakes.loras.applied == ["a"]
+    assert [loop.step() for _ in range(fakes.loras.portions)] == [[], []] and fakes.loras.applied == []
+    [switched] = loop.step()
+    assert isinstance(switched, Switched) and switched.seconds > 0 and fakes.loras.applied == ["a"]
     assert [event for event in remaining_events(loop) if isinstance(event, Started)] == [Started("a2")]
+
+
+def test_change_of_loras_is_completed_though_its_images_are_cancelled(fakes: LoopBuilder) -> None:
+    """Half a LoRA must not stay in the plans while the loop seems idle."""
+    loop = fakes.loop()
+    submit(loop, "a1")
+    loop.step(), loop.step()
+    assert loop.cancel("a1") and not loop.is_idle
+    submit(loop, "-2")
+    events = remaining_events(loop)
+    assert fakes.loras.applied == ["a", None]
+    assert [event.key for event in events if isinstance(event, Denoised)] == ["-2"]
 
 
 # refusals and failures

@@ -1,14 +1,14 @@
 """The exported graphs, run by ONNX Runtime, against DiffSynth's own modules.
 
-The metric is the relative L2 error in FP32. It measures 4e-7 to 4e-6, which is rounding; 1e-5 is asserted, and 5e-5 of
-a VAE at large sizes, where ONNX Runtime sums up a group of millions in one go (docs/findings.md).
+The metric is the relative L2 error in FP32. It measures 4e-7 to 4e-6, which is rounding; 1e-5 is asserted. The VAE
+decoder returns levels: 1e-3 is asserted, and no value is more than one level away.
 """
 
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -33,7 +33,7 @@ from export.compile.rounding import Rounding
 from nano.layout import Z_IMAGE_TURBO
 
 TOLERANCE = 1e-5
-GRAPHS: tuple[GraphName, ...] = ("prompt_encoder", "denoiser", "vae_decoder")
+GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
 
 Run = Callable[[GraphName, Arrays], Array]
 
@@ -54,6 +54,10 @@ def run(plan_directory: Path) -> Run:
         g: ort.InferenceSession(plan_directory / f"{g}.onnx", providers=["CPUExecutionProvider"]) for g in GRAPHS
     }
     return lambda graph, inputs: sessions[graph].run(None, inputs)[0]
+
+
+def tolerance(graph: GraphName) -> float:
+    return 1e-3 if graph == "vae_decoder" else TOLERANCE  # a level is 1e-2 of a typical one
 
 
 @pytest.mark.parametrize("tokens", [1, 31, 32, 33, 300])
@@ -91,8 +95,9 @@ def test_sizes(
     run: Run, reference: Reference, graph: GraphName, height: int, width: int, tokens: int, batch: int
 ) -> None:
     inputs = sample_inputs(graph, reference.config, height=height, width=width, tokens=tokens, batch=batch, seed=1)
-    tolerance = 5e-5 if graph == "vae_decoder" and height * width > 4096 else TOLERANCE
-    assert relative_l2(run(graph, inputs), reference.forward(graph)(inputs)) <= tolerance
+    found, expected = run(graph, inputs), reference.forward(graph)(inputs)
+    assert relative_l2(found, expected) <= tolerance(graph)
+    assert graph != "vae_decoder" or np.abs(found.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -112,7 +117,7 @@ def test_batching_does_not_change_a_sample(
     together = run(graph, inputs)
     for i in range(batch):
         alone = {name: array if name.startswith("rope") else array[i : i + 1] for name, array in inputs.items()}
-        assert relative_l2(run(graph, alone)[0], together[i]) <= TOLERANCE
+        assert relative_l2(run(graph, alone)[0], together[i]) <= tolerance(graph)
 
 
 @pytest.mark.parametrize("tokens", [20, 32, 45])
@@ -167,7 +172,7 @@ def test_intact_graph_passes_the_check(plan_directory: Path, verification: Verif
             assert expected.rounding == pytest.approx(built.outputs[output].rounding, rel=0.5)
 
 
-@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("graph", WEIGHT)
 @pytest.mark.parametrize("noise", [0.05, float("nan")])
 def test_altered_weight_fails_the_check(
     plan_directory: Path, tmp_path: Path, verification: Verification, graph: GraphName, noise: float

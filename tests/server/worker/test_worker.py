@@ -7,10 +7,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from fakes.loop import MANIFEST, FakeLoop
+from msgspec.structs import replace
 
 from engine.request import ImageFormat, ImageRequest
 from engine.sampling.tokenizer import TokenizedPrompts
+from engine.scheduler.events import Event
+from server.worker import life_signs
+from server.worker import worker as worker_module
+from server.worker.life_signs import LifeSigns
 from server.worker.messages import (
     LENGTH,
     Alive,
@@ -105,6 +111,59 @@ def test_job_cancelled_before_its_prompt_is_tokenized_is_not_submitted() -> None
         assert server.receive(Finished).key == "b:0"
     assert loop.submitted == ["b:0", "c:0"]
     assert list(loop.tokenized.queue) == ["b", "c"]
+
+
+def test_kernels_are_saved_once_each_time_the_worker_becomes_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "IDLE_SECONDS", 0.01)
+    loop = FakeLoop()
+    with working(loop) as server:
+        for saves in (1, 2, 3):
+            for _ in range(5000):
+                if loop.saves == saves:
+                    break
+                time.sleep(0.001)
+            time.sleep(0.05)
+            assert loop.saves == saves, "not once"
+            server.send(replace(prompt("a"), job=f"job {saves}"))
+            server.receive(Finished)
+
+
+class LongChange(FakeLoop):
+    """A loop whose change of LoRAs takes 30 ticks in ten portions; then a step hangs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.portions, self.hangs = 10, threading.Event()
+        self.life_signs: LifeSigns | None = None
+
+    def step(self) -> list[Event]:
+        if self.portions == 0:
+            self.hangs.wait(20)
+            return super().step()
+        assert self.life_signs is not None
+        began = self.life_signs._ticks
+        while self.life_signs._ticks < began + 3:
+            time.sleep(0.001)
+        self.portions -= 1
+        return []
+
+
+def test_portions_of_a_change_of_loras_are_signs_of_life_and_one_that_hangs_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(life_signs, "EVERY", 0.02)
+    loop = LongChange()
+    with working(loop) as server:
+        loop.life_signs = server.worker._life_signs
+        server.send(prompt("a"))
+        busy = []
+        while loop.portions:
+            busy.append(server.receive(Alive).busy)
+        assert max(busy) < 15 * 0.02, busy
+        while server.receive(Alive).busy < 30 * 0.02:
+            pass
+        loop.hangs.set()
+        server.receive(Finished)
 
 
 def test_images_are_generated_while_a_prompt_is_tokenized() -> None:

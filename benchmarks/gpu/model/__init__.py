@@ -1,0 +1,1 @@
+"""The checked model: its weights, and its numerics and speed in PyTorch."""
