@@ -82,7 +82,7 @@ def test_rtx_plans_are_built_without_a_gpu(rtx: tuple[Path, Manifest, Recording]
         assert (max(graph.activation_bytes) > 1e6) == (name != "guidance"), "guidance writes nothing but its output"
         assert ((directory / graph.file).stat().st_size > 1e6) == (name != "guidance")
     found = {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()}
-    assert found == {"manifest.json", "tokenizer/tokenizer.json", *(f"{g}.plan" for g in GRAPHS)}
+    assert found == {"manifest.json", "probes.safetensors", "tokenizer/tokenizer.json", *(f"{g}.plan" for g in GRAPHS)}
 
 
 @pytest.mark.slow
