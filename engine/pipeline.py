@@ -57,7 +57,8 @@ class Decoded(NamedTuple):
             NonFiniteOutput: the decoder's values hold NaN or Inf.
         """
         require_finite(self.mean.wait(), "image")
-        return self.image.wait()[0].copy()  # the buffer is reused
+        image: Array = self.image.wait()[0].copy()  # the buffer is reused
+        return image
 
 
 class Pipeline:
@@ -284,9 +285,11 @@ def warm_up(pipeline: Pipeline, sizes: Sequence[Size]) -> None:
             for _ in range(WARM_PASSES):
                 prompt_embeds = pipeline.encode_prompt([TokenizedPrompt((model.prompt.pad_token_id,) * length, "", "")])
             latents = pipeline.denoise(prompt_embeds, pipeline.noise(0, size), levels)
-        sides = [pipeline.memory.view(f"latents_{side}", latents.shape) for side in ("positive", "negative")]
+        positive, negative = (
+            pipeline.memory.view(f"latents_{side}", latents.shape) for side in ("positive", "negative")
+        )
         for _ in range(WARM_PASSES):
-            pipeline.guide(*sides, np.zeros(1, np.float32))
+            pipeline.guide(positive, negative, np.zeros(1, np.float32))
             pipeline.decode(latents).wait()
     backend.pin_bindings(False)
 

@@ -42,7 +42,7 @@ class StrictEvaluator(Engine):
         self._float64 = float64
         self.inputs, self.outputs = ([str(v.name) for v in side] for side in (model.graph.inputs, model.graph.outputs))
         self._evaluator = ReferenceEvaluator(
-            ir.to_proto(ir.external_data.load_to_model(model)), new_ops=[MatMul, Conv, Resize]
+            ir.to_proto(ir.external_data.load_to_model(model)), new_ops=[MatMul, Conv, Resize, GroupNormalization]
         )
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
@@ -97,6 +97,15 @@ class Conv(OpRun):
         padded = F.pad(widened(x), (left, right, top, bottom))
         strides = tuple(attributes["strides"] or (1, 1))
         y = F.conv2d(padded, widened(weight), None if bias is None else widened(bias), strides)
+        return (rounded(y, x.dtype),)
+
+
+class GroupNormalization(OpRun):
+    """GroupNorm that computes in FP32 and rounds once, as TensorRT's normalisation does by default."""
+
+    def _run(self, x: Array, weight: Array, bias: Array, **attributes: Any) -> tuple[Array]:
+        scale, shift = widened(weight), widened(bias)
+        y = F.group_norm(widened(x), attributes["num_groups"], scale, shift, attributes["epsilon"])
         return (rounded(y, x.dtype),)
 
 

@@ -90,8 +90,8 @@ class Reference:
     def vae_decoder(self, inputs: Arrays) -> Array:
         """Run DiffSynth's decoder, and clip and round its output to levels, [B, H, W, 3] uint8."""
         image = self._vae(self._tensor(inputs["latents"]))
-        levels = ((image + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
-        return levels.permute(0, 2, 3, 1).cpu().numpy()
+        levels: Array = ((image + 1) * 127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return levels
 
     def _tensor(self, array: Array) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
