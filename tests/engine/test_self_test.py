@@ -78,7 +78,8 @@ def test_right_plans_pass_on_a_device(nano: Nano, options: dict[str, object]) ->
         results = list(self_test.run(nano.directory, nano.manifest, backend))
         print(f"{options}: {time.perf_counter() - started:.2f} s")
     assert [result.fault for result in results] == [None] * len(results)
-    assert len(results) == sum(len(graph.probes) for graph in nano.manifest.graphs.values()) >= 12
+    probes = [probe for graph in nano.manifest.graphs.values() for probe in graph.probes]
+    assert len(results) == sum(len(probe.outputs) for probe in probes) >= 12
     assert {result.graph for result in results} == set(nano.manifest.graphs)
     assert max(result.found.whole / result.allowed.whole for result in results) < 0.01, "FP32 is far from its limit"
     assert not cuda.leaks
@@ -103,15 +104,12 @@ def after(change: Callable[[np.ndarray], None]) -> Callable[[Kernel], Kernel]:
 
 
 def scaled(output: np.ndarray) -> None:
-    output *= 1.05
+    larger = output * 1.05
+    output[...] = np.minimum(larger, 255) if output.dtype == np.uint8 else larger
 
 
 def zeros(output: np.ndarray) -> None:
     output[...] = 0
-
-
-def one_nan(output: np.ndarray) -> None:
-    output.flat[-1] = np.nan
 
 
 def wrong_token(output: np.ndarray) -> None:
@@ -122,6 +120,17 @@ def wrong_token(output: np.ndarray) -> None:
         output[-1, -16:, -16:] = output[-1, :16, :16]
     else:
         output[-1, :, -2:, -2:] = output[-1, :, :2, :2]
+
+
+def with_nan(right: Kernel) -> Kernel:
+    """A kernel with one NaN in its result; the image has no NaN, but its mean does."""
+
+    def run(tensors: dict[str, np.ndarray]) -> None:
+        right(tensors)
+        *_, output = (tensors[name] for name in ("prompt_embeds", "latents_next", "image_mean") if name in tensors)
+        output.flat[-1] = np.nan
+
+    return run
 
 
 def stale(_right: Kernel) -> Kernel:
@@ -159,9 +168,9 @@ def mixed_up(right: Kernel) -> Kernel:
 
 
 KERNEL_FAULTS: dict[str, tuple[Callable[[Kernel], Kernel], str]] = {
-    "scaled": (after(scaled), r"relative L2 5\.0e-02, at most 1\.0e-03 is allowed"),
+    "scaled": (after(scaled), r"relative L2 [45]\.\de-02, at most 1\.0e-03 is allowed"),
     "zeros": (after(zeros), "it gives zeros only"),
-    "NaN": (after(one_nan), "of its output are NaN or Inf"),
+    "NaN": (with_nan, "of its output are NaN or Inf"),
     "one token wrong": (after(wrong_token), "relative L2"),
     "stale buffer": (stale, "it writes nothing"),
     "stale after the first run": (stale_after_the_first, "it writes nothing"),
