@@ -108,6 +108,15 @@ class Conv(OpRun):
         return (rounded(y, x.dtype),)
 
 
+class GroupNormalization(OpRun):
+    """GroupNorm that computes in FP32 and rounds once, as TensorRT's normalisation does by default."""
+
+    def _run(self, x: Array, weight: Array, bias: Array, **attributes: Any) -> tuple[Array]:
+        scale, shift = widened(weight), widened(bias)
+        y = F.group_norm(widened(x), attributes["num_groups"], scale, shift, attributes["epsilon"])
+        return (rounded(y, x.dtype),)
+
+
 class Resize(OpRun):
     """Nearest-neighbour upsampling by 2, the only resize in the graphs."""
 

@@ -168,7 +168,8 @@ def test_intact_graph_passes_the_check(plan_directory: Path, verification: Verif
     for again, built in zip(checked.probes, known.probes, strict=True):
         assert (again.inputs, again.outputs.keys()) == (built.inputs, built.outputs.keys())
         for output, expected in again.outputs.items():
-            assert 1e-9 < expected.rounding < 1e-5 and expected.rounding <= expected.row_rounding, "2^-13 of FP16's"
+            least = 0 if graph == "guidance" else 1e-9  # it has no products that could round
+            assert least <= expected.rounding < 1e-5 and expected.rounding <= expected.row_rounding, "2^-13 of FP16's"
             assert expected.rounding == pytest.approx(built.outputs[output].rounding, rel=0.5)
 
 
