@@ -83,7 +83,7 @@ def test_fp16_summed_in_fp32_is_three_times_closer_than_bf16_where_naive_fp16_ov
 
 @pytest.mark.slow
 @pytest.mark.parametrize("boost", [1.0, 64.0])
-def test_fp16_summed_in_fp16_is_closer_than_bf16_as_shipped(boost: float) -> None:
+def test_fp16_summed_in_fp16_is_closer_than_bf16(boost: float) -> None:
     """Relative L2 of the velocity against float64."""
     weights, inputs = large_weights(boost), study_inputs(0)
     exact = added(denoiser(weights, "fp32"), inputs, float64=True)
@@ -95,7 +95,7 @@ def test_fp16_summed_in_fp16_is_closer_than_bf16_as_shipped(boost: float) -> Non
         "shipped": relative_l2(shipped_velocity(weights, inputs), exact),
     }
     print(boost, found)
-    assert found["fp16"] < found["bf16"] * 1.5 and found["fp16"] < found["shipped"] / 2
+    assert found["fp16"] < found["bf16"] and found["fp16"] < found["shipped"] / 2
 
 
 @pytest.mark.slow
