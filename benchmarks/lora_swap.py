@@ -51,10 +51,11 @@ def measure(dtype: str, rank: int, transposed: bool, runs: int) -> dict[str, Any
     rng = np.random.default_rng(SEED)
     shape = (IN, OUT) if transposed else (OUT, IN)
     base = (0.02 * rng.standard_normal(shape, np.float32)).astype(DTYPES[dtype])
-    factors = [
-        tuple(0.05 * rng.standard_normal(each, np.float32) for each in ((rank, IN), (OUT // PARTS, rank)))
-        for _ in range(PARTS)
-    ]
+
+    def factor(*extents: int) -> Array:
+        return np.float32(0.05) * rng.standard_normal(extents, np.float32)
+
+    factors = [(factor(rank, IN), factor(OUT // PARTS, rank)) for _ in range(PARTS)]
     plain = _timed(lambda: merge_plainly(base, factors, transposed), runs)
     with Merger() as merger:
         products = products_of(factors, transposed)

@@ -58,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     weights = {name: full_size.trace(name)["weight_bytes"] for name in LAYERS}
     measured: dict[tuple[str, ...], dict[GraphName, Measured]] = {build: {} for build in BUILDS}
-    for name in LAYERS:
-        with full_size.exported(name, LAYERS[name], full_size.profiles_of(())) as (path, graph):
+    for name, layers in LAYERS.items():
+        with full_size.exported(name, layers, full_size.profiles_of(())) as (path, graph):
             for build, graphs in measured.items():
                 figures = full_size.build(name, path, graph, full_size.profiles_of(build), args.compute_capability)
                 activations = tuple(figures["activation_bytes"].values())

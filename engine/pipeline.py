@@ -57,7 +57,8 @@ class Decoded(NamedTuple):
             NonFiniteOutput: the decoder's values hold NaN or Inf.
         """
         require_finite(self.mean.wait(), "image")
-        return self.image.wait()[0].copy()  # the buffer is reused
+        image: Array = self.image.wait()[0].copy()  # the buffer is reused
+        return image
 
 
 class Pipeline:
@@ -300,9 +301,11 @@ def warm_up(pipeline: Pipeline, sizes: Sequence[Size]) -> None:
             for _ in range(WARM_PASSES if size == sizes[0] else 1):
                 prompt_embeds = pipeline.encode_prompt([prompt])
             latents = pipeline.denoise(prompt_embeds, pipeline.noise(0, size), levels)
-        sides = [pipeline.memory.view(f"latents_{side}", latents.shape) for side in ("positive", "negative")]
+        positive, negative = (
+            pipeline.memory.view(f"latents_{side}", latents.shape) for side in ("positive", "negative")
+        )
         for _ in range(WARM_PASSES):
-            pipeline.guide(*sides, np.zeros(1, np.float32))
+            pipeline.guide(positive, negative, np.zeros(1, np.float32))
             pipeline.decode(latents).wait()
         backend.save_kernels()  # now: if compiling takes longer than the server waits for a start, the next one goes on
         log.info("warmed up %s, %.1f s so far", size, time.perf_counter() - started)

@@ -137,14 +137,14 @@ PARTS = (
         "precision",
         "our graph in PyTorch at FP16, FP16 with FP16 accumulation, and BF16: how far from FP32",
         "model.precision:precision",
-        150,
+        240,
         ("reference",),
     ),
     Part(
         "torch-speed",
         "ms of a step of DiffSynth and of our graph in PyTorch, eager and compiled, beside the roofline",
         "model.torch_speed:speed",
-        150,
+        240,
         ("weights",),
     ),
     Part(

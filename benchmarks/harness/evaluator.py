@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from benchmarks.harness.evaluator_ops import DOMAIN, Conv, FusedAttention, MatMul, Resize
+from benchmarks.harness.evaluator_ops import DOMAIN, Conv, FusedAttention, GroupNormalization, MatMul, Resize
 from engine.backends.base import Bindings, Engine
 from export.compile.parity import widen
 
@@ -40,7 +40,8 @@ class StrictEvaluator(Engine):
         self._float64 = float64
         self.inputs, self.outputs = ([str(v.name) for v in side] for side in (model.graph.inputs, model.graph.outputs))
         self._evaluator = ReferenceEvaluator(
-            ir.to_proto(ir.external_data.load_to_model(model)), new_ops=[MatMul, FusedAttention, Conv, Resize]
+            ir.to_proto(ir.external_data.load_to_model(model)),
+            new_ops=[MatMul, FusedAttention, Conv, Resize, GroupNormalization],
         )
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:

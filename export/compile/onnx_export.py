@@ -19,9 +19,11 @@ from torch.export import Dim
 from engine.errors import BuildError
 from engine.plan.manifest import RefitWeight, padded
 from export.checkpoint.weights import Joined, Scalar, Transposed, Weight, exponent, joined_name, load_as, separate_names
+from export.graphs.fused_norm import FUSED_GROUP_NORM, to_onnx
 from export.graphs.graph_module import GraphModule
 
 OPSET = 20  # the latest that every TensorRT 10.x parser supports completely
+FUSED_NORM_OPSET = 21  # the first with a GroupNormalization that scales channels; TensorRT parses it from 10.9 on
 
 Advance = Callable[[], None]
 
@@ -66,7 +68,15 @@ def trace(module: GraphModule) -> ir.Model:
         for spec in module.inputs
     )
     exported = torch.export.export(module, example, dynamic_shapes=dynamic, strict=False)
-    program = torch.onnx.export(exported, dynamo=True, optimize=False, opset_version=OPSET, verbose=False)
+    has_fused_norm = any(node.target is FUSED_GROUP_NORM for node in exported.graph.nodes)
+    program = torch.onnx.export(
+        exported,
+        dynamo=True,
+        optimize=False,
+        opset_version=FUSED_NORM_OPSET if has_fused_norm else OPSET,
+        custom_translation_table={FUSED_GROUP_NORM: to_onnx},
+        verbose=False,
+    )
     assert program is not None
     model = program.model
     _hide_weights(model, module)

@@ -16,9 +16,11 @@ CURE = (
 
 def describe(name: GraphName, graph: Graph, plan_bytes: int) -> Iterator[str]:
     """Yield a line with both sizes, and a warning if the plan holds weights twice."""
-    ratio = plan_bytes / max(1, graph.weight_bytes)
-    sizes = f"{plan_bytes / 1e6:,.1f} MB for {graph.weight_bytes / 1e6:,.1f} MB of weights"
-    yield f"{name}: a plan of {sizes}, ratio {ratio:.2f}"
+    weights = "no weights"
+    if graph.weight_bytes:
+        ratio = plan_bytes / graph.weight_bytes
+        weights = f"{graph.weight_bytes / 1e6:,.1f} MB of weights, ratio {ratio:.2f}"
+    yield f"{name}: a plan of {plan_bytes / 1e6:,.1f} MB for {weights}"
     if not graph.activation_bytes:
         yield (
             f"warning: the memory that the {name} works in is unknown, since TensorRT's log has not one figure for "

@@ -14,19 +14,23 @@ from torch import Tensor, nn
 
 from engine.plan.manifest import Precision, TensorSpec
 from export.checkpoint.models import Model
+from export.graphs.fused_norm import fused_group_norm
 from export.graphs.graph_module import GraphModule
 from export.graphs.layers import linear
 from export.precision.dtypes import set_dtype
 
 
 class VaeDecoder(GraphModule):
-    """Decoder of a FLUX-style AutoencoderKL, with norms in FP32 and convolutions in the dtype of their weights."""
+    """Decoder of a FLUX-style AutoencoderKL. Norms compute in FP32, convolutions in the dtype of their weights."""
 
     def __init__(self, vae: Model, precision: Precision) -> None:
         super().__init__()
         self.precision = precision
         self.vae = vae.module
         set_dtype([self.vae], precision)
+        if precision == "bf16":
+            for norm in (module for module in self.vae.modules() if isinstance(module, nn.GroupNorm)):
+                norm.to(torch.bfloat16)
         self.weights = {f"vae.{name}": weight for name, weight in vae.weights.items()}
         channels = vae.config["latent_channels"]
         self.inputs = (TensorSpec("latents", "float32", ("batch", channels, "latent_height", "latent_width")),)
@@ -73,7 +77,13 @@ def conv(x: Tensor, layer: nn.Conv2d) -> Tensor:
 
 
 def group_norm(x: Tensor, layer: nn.GroupNorm) -> Tensor:
-    """Apply GroupNorm in FP32."""
+    """Apply GroupNorm in FP32, and return the dtype of its weights.
+
+    In BF16 it is one node, and TensorRT keeps no FP32 tensor at full resolution (docs/findings.md).
+    """
+    if layer.weight.dtype == torch.bfloat16:
+        y: Tensor = fused_group_norm(x, layer.weight, layer.bias, layer.num_groups, layer.eps)
+        return y
     return F.group_norm(x.float(), layer.num_groups, layer.weight, layer.bias, layer.eps)
 
 

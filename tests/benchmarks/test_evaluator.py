@@ -6,8 +6,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import torch
 
 from benchmarks.harness.evaluator import StrictEvaluator
+from benchmarks.harness.evaluator_ops import FusedAttention
+from benchmarks.harness.evaluator_ops import product as product_of
 
 TYPES = {"FLOAT16": 2.0**-11, "BFLOAT16": 2.0**-8, "FLOAT": 2.0**-24}
 
@@ -44,3 +47,20 @@ def test_results_are_rounded_to_their_type(tmp_path: Path, name: str) -> None:
     error = np.abs(StrictEvaluator(path).run({"x": x})[0] - exact).max() / np.abs(exact).max()
     assert exact.dtype == np.float64
     assert TYPES[name] / 100 < error < 8 * TYPES[name]
+
+
+def test_partial_sums_overflow_in_fp16_where_the_result_does_not() -> None:
+    """The first half of the terms adds up to 128,000, the second half takes it back."""
+    a = torch.cat([torch.full((1, 128), 100.0), torch.full((1, 128), -100.0)], dim=1)
+    b = torch.full((256, 2), 10.0)
+    assert product_of(a, b, fp16_sums=False).eq(0).all()
+    assert not product_of(a, b, fp16_sums=True).isfinite().any()
+
+
+def test_attention_in_fp16_overflows_where_undivided_values_do() -> None:
+    """256 equal keys whose values are 300 add up to 76,800; the mean is 300."""
+    zeros, values = np.zeros((1, 1, 256, 32), np.float16), np.full((1, 1, 256, 32), 300, np.float16)
+    for is_cast, expected in ((1, 300.0), (0, np.inf)):
+        attention = FusedAttention.__new__(FusedAttention)
+        [got] = attention._run(zeros, zeros.swapaxes(2, 3), values, is_cast=is_cast)
+        assert (got == expected).all()

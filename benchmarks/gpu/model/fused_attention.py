@@ -25,10 +25,10 @@ def fused_attention() -> Iterator[None]:
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sums: torch.dtype, *, causal: bool = False
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sums: torch.dtype | None, *, causal: bool = False
 ) -> torch.Tensor:
     """Compute `export.graphs.layers.attend`."""
     root = query.shape[-1] ** -0.25
-    q, k, v = (t.to(value.dtype).to(sums).transpose(1, 2) for t in (query * root, key * root, value))
+    q, k, v = (t.to(value.dtype).to(sums or value.dtype).transpose(1, 2) for t in (query * root, key * root, value))
     attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=1.0)
     return attended.to(value.dtype).transpose(1, 2).flatten(2)

@@ -109,9 +109,12 @@ class TensorRtEngine(Engine):
             bound = self._pinned[key] = self._create(profile, pinned=True)
         else:
             recent = self._recent[profile]
-            bound = recent.pop(key, None) or (
-                self._create(profile, pinned=False) if len(recent) < CONTEXTS else recent.popitem(last=False)[1]
-            )
+            if key in recent:
+                bound = recent.pop(key)
+            elif len(recent) < CONTEXTS:
+                bound = self._create(profile, pinned=False)
+            else:
+                bound = recent.popitem(last=False)[1]
             recent[key] = bound
         bound.bind(tensors)
         return bound

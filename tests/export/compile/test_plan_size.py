@@ -25,6 +25,11 @@ def test_kernels_of_a_small_model_are_not_taken_for_weights() -> None:
     assert len(list(describe("denoiser", replace(GRAPH, weight_bytes=13_938_112), 36_077_092))) == 1
 
 
+def test_graph_without_weights_has_no_ratio() -> None:
+    guidance = replace(GRAPH, weight_bytes=0)
+    assert list(describe("guidance", guidance, 300_000)) == ["guidance: a plan of 0.3 MB for no weights"]
+
+
 def test_unknown_activations_are_warned_of() -> None:
     _, warning = describe("denoiser", replace(GRAPH, activation_bytes=()), 382_980_644)
     assert "the memory that the denoiser works in is unknown" in warning

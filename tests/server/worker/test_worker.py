@@ -65,7 +65,7 @@ def working(loop: FakeLoop) -> Iterator[Server]:
     with ours, theirs:
         is_read = threading.Event()
         worker = Worker(loop, MANIFEST, theirs, abandon=is_read.set)
-        thread = threading.Thread(target=worker.run, args=[0.0])
+        thread = threading.Thread(target=worker.run, args=[0.0], daemon=True)  # a failing test must end
         thread.start()
         server = Server(ours, worker)
         yield server
