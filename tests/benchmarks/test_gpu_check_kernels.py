@@ -11,6 +11,7 @@ from benchmarks.gpu.cuda import calls, images, loop, memory
 from benchmarks.gpu.cuda.kernel_plan import KernelDevice
 from benchmarks.gpu.cuda.kernel_source import SOURCE
 from benchmarks.gpu.findings import CheckFailed, Figures, Findings
+from engine.backends.tensorrt import engine as tensorrt_engine
 from engine.errors import DeviceError
 
 pytestmark = NEEDS_COMPILER
@@ -128,6 +129,13 @@ def test_size_that_is_not_warmed_up_is_found(
     device = kernel_device(ThreadSafeCuda(), tmp_path)
     with images.open_bench(device, quick=True) as bench, pytest.raises(CheckFailed, match=r"needs? contexts"):
         case(bench)
+
+
+def test_engine_with_too_many_contexts_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tensorrt_engine, "CONTEXTS", 9)
+    device = kernel_device(ThreadSafeCuda(), tmp_path)
+    with images.open_bench(device, quick=True) as bench, pytest.raises(CheckFailed, match="5 contexts for a profile"):
+        bench.images("off")
 
 
 @pytest.mark.parametrize(("capability", "start"), [("8.9", b"\x7fELF"), ("9.0", b"\x7fELF"), ("99.0", b"//")])

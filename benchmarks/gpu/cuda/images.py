@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.gpu.cuda.calls import require
 from benchmarks.gpu.cuda.kernel_graphs import host_pipeline, manifest, write_directory
-from benchmarks.gpu.cuda.kernel_plan import KernelDevice
+from benchmarks.gpu.cuda.kernel_plan import KernelDevice, KernelPlan
 from benchmarks.gpu.findings import CheckFailed, Figures, Findings, Settings
 from benchmarks.harness.report import Stopwatch
 from engine.array import Array
@@ -92,7 +92,7 @@ class Bench:
 
     def contexts(self) -> dict[str, int]:
         """Return how many contexts each plan of the last loading has."""
-        return {plan.name: plan.contexts for plan in self.device.plans[-len(self.plans.graphs) :]}
+        return {plan.name: plan.contexts.total() for plan in self._loaded()}
 
     def requests(self) -> list[ImageRequest]:
         """Return requests of more sizes than an engine has contexts, each with another prompt."""
@@ -127,8 +127,8 @@ class Bench:
         used = self.counted.calls - calls
         require(mode == "on" or mode == "auto" or not used["launch"], "a CUDA graph was launched although they are off")
         require(mode != "on" or used["launch"] > 0, "no CUDA graph was launched")
-        most = CONTEXTS * len(self.plans.profiles)
-        require(max(contexts.values()) <= most, f"more than {most} contexts for a plan: {contexts}")
+        most = max(count for plan in self._loaded() for count in plan.contexts.values())
+        require(most <= CONTEXTS, f"{most} contexts for a profile of a plan, at most {CONTEXTS} are expected")
         if mode != "auto":  # which times graphs with events of its own
             require(not any(growth.values()), f"memory was taken while images were generated: {growth}")
         return {
@@ -192,6 +192,9 @@ class Bench:
                     continue
                 raise CheckFailed(f"{value} among the decoder's values was not noticed")
         return {"noticed": ["NaN", "Inf"]}
+
+    def _loaded(self) -> list[KernelPlan]:
+        return self.device.plans[-len(self.plans.graphs) :]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ for a pass. It does not know how kernels are compiled and launched.
 
 import ctypes
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,7 +71,7 @@ class KernelPlan:
     def __init__(self, device: KernelDevice, name: GraphName, graph: Graph, folder: Path) -> None:
         self._cuda, self.launcher = device.cuda, device.launcher
         self.name, self.graph = name, graph
-        self.contexts = 0
+        self.contexts = Counter[int]()  # by profile
         self._bytes = math.prod(TINT.shape) * 4
         self.weights = self._cuda.allocate(max(self._bytes, ALIGNMENT))
         self.sink = self._cuda.allocate(ALIGNMENT)
@@ -91,7 +92,7 @@ class KernelPlan:
         del specialized  # these kernels are the same for every shape
         if arena[1] < self.activation_bytes(profile):
             raise DeviceError(f"the arena has {arena[1]} bytes, a context needs {self.activation_bytes(profile)}")
-        self.contexts += 1
+        self.contexts[profile] += 1
         return KernelContext(self, arena[0], stream)
 
     def refit(self, weights: Iterable[tuple[str, Array]], stream: int) -> Iterator[None]:
