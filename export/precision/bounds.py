@@ -156,8 +156,8 @@ class ResidualBranch:
         )
         undivided, lost = None, 0.0
         if keys is not None:
-            normed, projected, mixed, returned = sizes
-            sizes = (normed, projected.summed_in_fp16(len(norm)), mixed, returned.summed_in_fp16(output.shape[1]))
+            normed, first, mixed, last = sizes
+            sizes = (normed, first.summed_in_fp16(len(norm)), mixed, last.summed_in_fp16(output.shape[1]))
             undivided = Size(keys * mixed.bound, mixed.typical).summed_in_fp16(keys)
         entering, total = _shift(*sizes[:3]), _shift(sizes[3])
         rest = max(total - entering, 0)
