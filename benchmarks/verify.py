@@ -18,7 +18,7 @@ import msgspec
 from rich.console import Console
 from safetensors.torch import save_file
 
-from benchmarks.full_size import model_facts
+from benchmarks.full_size import MODEL
 from benchmarks.harness.report import Stopwatch, finish, peak_rss
 from benchmarks.harness.source import random_components
 from engine.plan.manifest import SCHEMA_VERSION, Graph, GraphName, Manifest, Precision, Target
@@ -106,7 +106,7 @@ def _export(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[
 
 def _verify(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[str, Any]:
     graphs = msgspec.json.decode((folder / GRAPHS).read_bytes(), type=dict[GraphName, Graph])
-    checkpoint, model, progress = _open(sizes, folder), model_facts(sizes), _progress()
+    checkpoint, model, progress = _open(sizes, folder), MODEL, _progress()
     target, profiles = Target("rtx", ""), default_profiles(sizes.sample_size, model)
     plans = Manifest(SCHEMA_VERSION, "", "", precision, model, target, profiles, {}, ())
     before = peak_rss()

@@ -149,9 +149,17 @@ PARTS = (
     ),
     Part(
         "nano",
-        "do plans of all three graphs of z-image-nano agree with PyTorch here",
+        "do plans of all graphs of z-image-nano build, compared with DiffSynth on the way",
         "plans.nano:nano",
         180,
+        needs_plans=True,
+    ),
+    Part(
+        "self-test",
+        "does the self-test find these plans right on this device, how far from its limits, how long does it take",
+        "plans.nano:run_probes",
+        60,
+        ("nano",),
         needs_plans=True,
     ),
     *(part for variant, (text, _) in VARIANTS.items() for part in _of_variant(variant, text)),

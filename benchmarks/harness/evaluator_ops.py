@@ -50,11 +50,14 @@ def product(a: torch.Tensor, b: torch.Tensor, *, fp16_sums: bool) -> torch.Tenso
     if not fp16_sums:
         return a @ b
     if a.dim() > 2 and b.dim() == 2:
-        return product(a.flatten(0, -2), b, fp16_sums=True).reshape(*a.shape[:-1], -1)
+        rows: torch.Tensor = product(a.flatten(0, -2), b, fp16_sums=True).unflatten(0, a.shape[:-1])
+        return rows
     if a.dim() > 2:
         parts = zip(a.flatten(0, -3), b.flatten(0, -3), strict=True)
-        return torch.stack([product(*pair, fp16_sums=True) for pair in parts]).reshape(*a.shape[:-1], -1)
-    return torch.cat([_summed_in_fp16(rows, b) for rows in a.split(ROWS)])
+        stacked: torch.Tensor = torch.stack([product(*pair, fp16_sums=True) for pair in parts])
+        batches: torch.Tensor = stacked.unflatten(0, a.shape[:-2])
+        return batches
+    return torch.cat([_summed_in_fp16(some, b) for some in a.split(ROWS)])
 
 
 def _summed_in_fp16(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

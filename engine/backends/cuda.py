@@ -138,13 +138,9 @@ class CudaRuntime:
         name: bytes = self._call("cudaGetDeviceProperties", FIRST_DEVICE).name
         return name.decode().rstrip("\0")
 
-    def driver_version(self) -> str:
-        """Return the newest CUDA version that the driver supports, such as "13.0"."""
-        return _version(self._call("cudaDriverGetVersion"))
-
     def driver(self) -> str:
         """Return the driver's version where Linux tells it, and the CUDA version that it is for."""
-        cuda = f"for CUDA {self.driver_version()}"
+        cuda = f"for CUDA {_version(self._call('cudaDriverGetVersion'))}"
         try:
             match = re.search(r"\b\d{3}\.[\d.]+\b", DRIVER_FILE.read_text())
         except OSError:

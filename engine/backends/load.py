@@ -93,7 +93,7 @@ def kernel_cache_folder(parent: Path, manifest: Manifest, cuda: CudaRuntime) -> 
     RTX refuses kernels of any other. With a folder for each, machines or GPUs that share `parent` do not replace each
     other's, and going back to an older driver finds its kernels again.
     """
-    environment = f"{cuda.name()} CUDA {cuda.driver_version()} {manifest.target.builder}"
+    environment = f"{cuda.name()} driver {cuda.driver()} {manifest.target.builder}"
     return parent / manifest.plan_id / re.sub(r"[^A-Za-z0-9._]+", "-", environment)
 
 

@@ -8,7 +8,7 @@ from engine.plan.manifest import GraphName, Model, Profile, Range, padded
 def dimensions(graph: GraphName, profile: Profile, model: Model) -> dict[str, Range]:
     """Return the bounds by the dimension's name in the manifest.
 
-    Images are decoded one at a time, so the VAE's batch is 1: at 1024x1024 its activations take 2.6 GB per image.
+    Images are decoded one at a time, so the VAE's batch is 1: at 1024x1024 its activations take 1.6 GB per image.
     """
     h, w = (_divided(r, model.vae_scale) for r in (profile.height, profile.width))
     tokens = [

@@ -46,9 +46,11 @@ def is_rotated(name: str) -> bool:
 
 def half_split(rows: Tensor, head_dim: int) -> Tensor:
     """Move pairs from neighbouring rows to rows half a head apart, [heads * head_dim, ...]."""
-    return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
+    halves: Tensor = rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
+    return halves
 
 
 def neighbouring(rows: Tensor, head_dim: int) -> Tensor:
     """Invert `half_split`."""
-    return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
+    pairs: Tensor = rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
+    return pairs

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from fakes.faulty_graphs import GRAPH_FAULTS, plant
 
 import benchmarks.gpu
 from benchmarks.cli import main
@@ -20,6 +22,7 @@ from benchmarks.gpu.parts import PARTS, Part
 from benchmarks.gpu.plans.kernels import kernel_rows
 from benchmarks.gpu.report_text import markdown
 from benchmarks.gpu_check import check
+from engine.plan.directory import read
 from nano.layout import Z_IMAGE_NANO
 
 GPU: Figures = {"gpu": "a GPU", "flavor": "tensorrt"}
@@ -214,6 +217,24 @@ def test_parts_of_the_model_run_on_a_cpu(plan_directory: Path, tmp_path: Path) -
     assert figures["speed-fp16"]["step"].keys() == {"64", "128"}
     assert len(read_figures(tmp_path, "passes")["new_shape_ms"]) == 10
     assert len(read_figures(tmp_path, "close")["close_s"]) == 3
+
+
+def test_self_test_part_passes_right_plans_and_names_the_fault_of_wrong_ones(
+    plan_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = shutil.copytree(plan_directory, tmp_path / "wrong")
+    plant(GRAPH_FAULTS["one head of one layer"], plan_directory, wrong)
+    nano = Findings(figures_file(tmp_path, "nano"))
+    nano.add(directory=str(plan_directory))
+    run_here(part("self-test"), settings(tmp_path))
+    figures = read_figures(tmp_path, "self-test")
+    assert figures["faults"] == [] and figures["graphs"].keys() == read(plan_directory).graphs.keys()
+    assert f"yes, {figures['outputs']} outputs" in figures["answer"] and "guidance" in figures["answer"]
+    nano.add(directory=str(wrong))
+    with pytest.raises(SystemExit):
+        run_here(part("self-test"), settings(tmp_path))
+    assert "6 of 22 outputs: this device computes the denoiser wrongly" in capsys.readouterr().err.splitlines()[-1]
+    assert len(read_figures(tmp_path, "self-test")["faults"]) == 6
 
 
 @pytest.mark.slow

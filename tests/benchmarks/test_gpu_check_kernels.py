@@ -10,7 +10,7 @@ from fakes.cuda_kernels import NEEDS_COMPILER, ThreadSafeCuda, kernel_device
 from benchmarks.gpu.cuda import calls, images, loop, memory
 from benchmarks.gpu.cuda.kernel_plan import KernelDevice
 from benchmarks.gpu.cuda.kernel_source import SOURCE
-from benchmarks.gpu.findings import CheckFailed, Findings
+from benchmarks.gpu.findings import CheckFailed, Figures, Findings
 from engine.errors import DeviceError
 
 pytestmark = NEEDS_COMPILER
@@ -96,20 +96,38 @@ def test_wrong_device_is_found(cuda: ThreadSafeCuda, run: Run, failed: str, tmp_
     assert "failed" in found.figures[failed]
 
 
+BATCHES, NOT_FINITE, GUIDED = images.Bench.batches, images.Bench.not_finite, loop.warmed
+
+
 @pytest.mark.parametrize(
-    ("right", "wrong"),
+    ("case", "right", "wrong", "failed"),
     [
-        ("0.25f * next", "0.2500001f * next"),  # one rounding
-        ("latents[row * sample + (at + 1) % sample]", "latents[(i + 1) % n]"),  # a row of a batch sees another one
-        ("tint[at / channel * 4 + at % 4]", "tint[at % 4]"),  # weights at the wrong place
+        (BATCHES, "0.25f * next", "0.2500001f * next", "latents differ from numpy's"),  # one rounding
+        (BATCHES, "latents[row * sample + (at + 1) % sample]", "latents[(i + 1) % n]", "row 0 of 2: .* latents differ"),
+        (BATCHES, "tint[at / channel * 4 + at % 4]", "tint[at % 4]", "latents differ"),  # weights at the wrong place
+        (BATCHES, "+ 0.5f);", "+ 0.6f);", "pixels differ from numpy's, by up to 1$"),
+        (BATCHES, "int at = i; at < count", "int at = i + n; at < count", "its mean is .*, numpy's"),
+        (NOT_FINITE, "total / (float)count", "total < 1e30f ? total / (float)count : 0.0f", "nan .* was not noticed"),
+        (GUIDED, "scale[i / sample] *", "1.5f *", "image 0: .* pixels differ"),
     ],
 )
-def test_wrong_kernel_is_found(right: str, wrong: str, tmp_path: Path) -> None:
-    assert right in SOURCE
-    with pytest.raises(CheckFailed, match="differ from numpy"):
-        run_images(
-            kernel_device(ThreadSafeCuda(), tmp_path, SOURCE.replace(right, wrong)), Findings(tmp_path / "x.json")
-        )
+def test_wrong_kernel_is_found(
+    case: Callable[[images.Bench], Figures], right: str, wrong: str, failed: str, tmp_path: Path
+) -> None:
+    assert SOURCE.count(right) == 1
+    device = kernel_device(ThreadSafeCuda(), tmp_path, SOURCE.replace(right, wrong))
+    with images.open_bench(device, quick=True) as bench, pytest.raises(CheckFailed, match=failed):
+        case(bench)
+
+
+@pytest.mark.parametrize(("module", "case"), [(images, images.Bench.warm_up), (loop, GUIDED)])
+def test_size_that_is_not_warmed_up_is_found(
+    module: object, case: Callable[[images.Bench], Figures], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "warm_up", lambda *_: None)
+    device = kernel_device(ThreadSafeCuda(), tmp_path)
+    with images.open_bench(device, quick=True) as bench, pytest.raises(CheckFailed, match=r"needs? contexts"):
+        case(bench)
 
 
 @pytest.mark.parametrize(("capability", "start"), [("8.9", b"\x7fELF"), ("9.0", b"\x7fELF"), ("99.0", b"//")])

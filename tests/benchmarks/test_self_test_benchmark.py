@@ -9,7 +9,7 @@ import pytest
 from fakes.faulty_graphs import GRAPH_FAULTS, plant
 
 from benchmarks.cli import main
-from benchmarks.self_test import figures_of
+from benchmarks.harness.probe_report import figures_of
 from engine.plan.directory import MANIFEST_FILE, encode, read
 from engine.plan.manifest import File
 from engine.plan.probes import Distance

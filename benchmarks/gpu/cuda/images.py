@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,10 +18,12 @@ import numpy as np
 from benchmarks.gpu.cuda.calls import require
 from benchmarks.gpu.cuda.kernel_graphs import host_pipeline, manifest, write_directory
 from benchmarks.gpu.cuda.kernel_plan import KernelDevice
-from benchmarks.gpu.findings import Figures, Findings, Settings
+from benchmarks.gpu.findings import CheckFailed, Figures, Findings, Settings
 from benchmarks.harness.report import Stopwatch
 from engine.array import Array
 from engine.backends.cuda import Cuda
+from engine.backends.tensorrt.engine import CONTEXTS
+from engine.errors import NonFiniteOutput
 from engine.options import CudaGraphs, RuntimeOptions
 from engine.pipeline import Pipeline, warm_up
 from engine.plan.manifest import Manifest
@@ -45,7 +48,7 @@ def run_cases(device: KernelDevice, found: Findings, *, quick: bool) -> None:
     """Run every case over Z-Image-Turbo's shapes or, if quick, over tiny ones."""
     with open_bench(device, quick=quick) as bench:
         cases = {f"cuda_graphs_{mode}": partial(bench.images, mode) for mode in MODES}
-        found.add_cases(cases | {"batches": bench.batches, "warm_up": bench.warm_up})
+        found.add_cases(cases | {"batches": bench.batches, "warm_up": bench.warm_up, "not_finite": bench.not_finite})
     found.answer("yes, bit for bit: sizes and prompts in turn, batches, CUDA graphs off, on and auto, after warm-up")
 
 
@@ -87,6 +90,10 @@ class Bench:
         finally:
             backend.close()
 
+    def contexts(self) -> dict[str, int]:
+        """Return how many contexts each plan of the last loading has."""
+        return {plan.name: plan.contexts for plan in self.device.plans[-len(self.plans.graphs) :]}
+
     def requests(self) -> list[ImageRequest]:
         """Return requests of more sizes than an engine has contexts, each with another prompt."""
         sides = self.sides()
@@ -102,6 +109,9 @@ class Bench:
         expected = [self.host.generate(request).pixels for request in requests]
         watch, calls = Stopwatch(), Counter(self.counted.calls)
         with self.pipeline(RuntimeOptions(cuda_graphs=mode)) as pipeline:
+            require(
+                not any(self.contexts().values()), f"contexts were created before their first use: {self.contexts()}"
+            )
             order = [*range(len(requests)), *(i for i in range(len(requests)) for _ in range(3)), *range(len(requests))]
             taken: Counter[str] = Counter()
             steps: dict[str, float] = {}
@@ -113,13 +123,17 @@ class Bench:
                 side = f"{requests[index].width}x{requests[index].height}"
                 steps[side] = 1e3 * image.seconds.denoiser / image.num_inference_steps
             growth = {name: self.counted.calls[name] - taken[name] for name in TAKING}
+            contexts = self.contexts()
         used = self.counted.calls - calls
         require(mode == "on" or mode == "auto" or not used["launch"], "a CUDA graph was launched although they are off")
         require(mode != "on" or used["launch"] > 0, "no CUDA graph was launched")
+        most = CONTEXTS * len(self.plans.profiles)
+        require(max(contexts.values()) <= most, f"more than {most} contexts for a plan: {contexts}")
         if mode != "auto":  # which times graphs with events of its own
             require(not any(growth.values()), f"memory was taken while images were generated: {growth}")
         return {
             "images_equal": len(order),
+            "contexts": contexts,
             "graphs_captured": used["begin_capture"],
             "graphs_launched": used["launch"],
             "seconds": round(watch.seconds, 2),
@@ -143,25 +157,41 @@ class Bench:
                     alone = self.host.denoise(self.host.encode_prompt([prompt]), noise[row], schedule)
                     different = int((values[row : row + 1] != alone).sum())
                     require(not different, f"row {row} of {batch}: {different} latents differ from numpy's")
-                    pixels = self.host.decode(alone).wait()
-                    _require_equal(pipeline.decode(latents, row).wait(), pixels, f"row {row} of {batch}")
+                    got, expected = pipeline.decode(latents, row), self.host.decode(alone)
+                    _require_equal(got.wait(), expected.wait(), f"row {row} of {batch}")
+                    means = float(got.mean.wait()[0]), float(expected.mean.wait()[0])
+                    require(means[0] == means[1], f"row {row} of {batch}: its mean is {means[0]}, numpy's {means[1]}")
                 found[f"batch_{batch}"] = "equal"
         return found
 
     def warm_up(self) -> Figures:
-        """Prepare sizes; then their images take no memory, and equal numpy's."""
+        """Prepare sizes; then their images take no memory and no context, at any prompt length, and equal numpy's."""
         sizes = [Size(side, side) for side in self.sides()[:3]]
         with self.pipeline(RuntimeOptions(cuda_graphs="on")) as pipeline:
             watch = Stopwatch()
             warm_up(pipeline, sizes)
-            warmed, calls = watch.seconds, Counter(self.counted.calls)
-            contexts = {plan.name: plan.contexts for plan in self.device.plans[-3:]}
-            for size in sizes:
-                request = ImageRequest(PROMPTS[0], *size, SEED)
+            warmed, contexts, calls = watch.seconds, self.contexts(), Counter(self.counted.calls)
+            for size, prompt in product(sizes, (*PROMPTS, "a blue star " * 200)):
+                request = ImageRequest(prompt, *size, SEED)
                 _require_equal(pipeline.generate(request).pixels, self.host.generate(request).pixels, f"{size}")
             used = self.counted.calls - calls
+            require(self.contexts() == contexts, f"warmed sizes need contexts: {self.contexts()}, {contexts} before")
         require(not any(used[name] for name in (*TAKING, "begin_capture")), f"warmed sizes took memory: {used}")
         return {"seconds": round(warmed, 2), "contexts": contexts, "graphs_launched": used["launch"]}
+
+    def not_finite(self) -> Figures:
+        """Decode one NaN, then one Inf; each must be noticed, although the image has no place for it."""
+        size = Size(self.sides()[0], self.sides()[0])
+        with self.pipeline(RuntimeOptions()) as pipeline:
+            for value in (np.nan, np.inf):
+                noise = pipeline.noise(SEED, size)
+                noise[0, 1, -1, -1] = value
+                try:
+                    pipeline.decode(pipeline.memory.write("latents", noise)).wait()
+                except NonFiniteOutput:
+                    continue
+                raise CheckFailed(f"{value} among the decoder's values was not noticed")
+        return {"noticed": ["NaN", "Inf"]}
 
 
 @contextmanager

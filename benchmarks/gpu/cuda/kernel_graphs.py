@@ -4,13 +4,13 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.gpu.cuda.kernel_source import WIDTH
+from benchmarks.gpu.cuda.kernel_source import SUMS, WIDTH
 from engine.array import Array
 from engine.backends.base import Backend, Bindings, Engine
 from engine.backends.host_memory import HostMemory
@@ -49,16 +49,6 @@ def manifest(*, quick: bool) -> Manifest:
     small, usual, large = (64, 128, 192) if quick else (256, 1024, 2048)
     dim, axes = (16, (4, 6, 6)) if quick else (3840, (32, 48, 48))
     side, sides = Range(small, usual, usual), Range(small, usual, large)
-    latents = ("batch", CHANNELS, "latent_height", "latent_width")
-    table = ("sequence", sum(axes) // 2)
-    prompt_embeds = TensorSpec("prompt_embeds", "float32", ("batch", "prompt_length", dim))
-    ids = TensorSpec("input_ids", "int64", ("batch", "prompt_length"))
-    denoiser = (
-        *(TensorSpec("latents", "float32", latents), TensorSpec("sigma", "float32", ("batch",))),
-        *(TensorSpec("sigma_next", "float32", ("batch",)), prompt_embeds),
-        *(TensorSpec("rope_cos", "float32", table), TensorSpec("rope_sin", "float32", table)),
-    )
-    image = TensorSpec("image", "float32", ("batch", "height", "width", 3))
     plans = Manifest(
         schema_version=SCHEMA_VERSION,
         plan_id="kernels",
@@ -81,20 +71,7 @@ def manifest(*, quick: bool) -> Manifest:
             Profile("usual", side, side, Range(1, 1, 4), PROMPTS),
             Profile("large", sides, sides, Range(1, 1, 2), PROMPTS),
         ),
-        graphs={
-            "prompt_encoder": Graph(
-                "prompt_encoder.plan", "fp32", (ids, TensorSpec("lengths", "int64", ("batch",))), (prompt_embeds,)
-            ),
-            "denoiser": Graph(
-                "denoiser.plan",
-                "fp32",
-                denoiser,
-                (TensorSpec("latents_next", "float32", latents),),
-                refittable=(TINT,),
-                weights_file="denoiser.weights",
-            ),
-            "vae_decoder": Graph("vae_decoder.plan", "fp32", denoiser[:1], (image,)),
-        },
+        graphs=_graphs(dim, sum(axes) // 2),
         files=(),
         refittable=True,
     )
@@ -105,10 +82,37 @@ def manifest(*, quick: bool) -> Manifest:
     return replace(plans, graphs=graphs)
 
 
+def _graphs(dim: int, rotations: int) -> dict[GraphName, Graph]:
+    """Return the graphs; `dim` is of the prompt's tokens, `rotations` the width of the rotary tables."""
+    shape = ("batch", CHANNELS, "latent_height", "latent_width")
+    latents, after, positive, negative, guided = (
+        TensorSpec(name, "float32", shape)
+        for name in ("latents", "latents_next", "latents_positive", "latents_negative", "latents_guided")
+    )
+    sigma, sigma_next, scale, mean = (
+        TensorSpec(name, "float32", ("batch",)) for name in ("sigma", "sigma_next", "guidance_scale", "image_mean")
+    )
+    tables = (TensorSpec(f"rope_{function}", "float32", ("sequence", rotations)) for function in ("cos", "sin"))
+    ids, lengths = (
+        TensorSpec("input_ids", "int64", ("batch", "prompt_length")),
+        TensorSpec("lengths", "int64", ("batch",)),
+    )
+    prompt_embeds = TensorSpec("prompt_embeds", "float32", ("batch", "prompt_length", dim))
+    image = TensorSpec("image", "uint8", ("batch", "height", "width", 3))
+    denoiser = Graph("denoiser.plan", "fp32", (latents, sigma, sigma_next, prompt_embeds, *tables), (after,))
+    return {
+        "prompt_encoder": Graph("prompt_encoder.plan", "fp32", (ids, lengths), (prompt_embeds,)),
+        "denoiser": replace(denoiser, refittable=(TINT,), weights_file="denoiser.weights"),
+        "guidance": Graph("guidance.plan", "fp32", (positive, negative, scale), (guided,)),
+        "vae_decoder": Graph("vae_decoder.plan", "fp32", (latents,), (image, mean)),
+    }
+
+
 def scratch_bytes(name: GraphName, plans: Manifest, profile: Profile) -> int:
-    """Return the bytes that a graph computes in: as many as its output has."""
+    """Return the bytes that a graph computes in: four for each number of its output, and its partial sums."""
     bounds = dimensions(name, profile, plans.model)
-    return 4 * math.prod(d if isinstance(d, int) else bounds[d].max for d in plans.graphs[name].outputs[0].shape)
+    numbers = math.prod(d if isinstance(d, int) else bounds[d].max for d in plans.graphs[name].outputs[0].shape)
+    return 4 * (numbers + SUMS if name == "vae_decoder" else numbers)
 
 
 def write_directory(folder: Path, plans: Manifest) -> Path:
@@ -146,7 +150,13 @@ class HostGraph(Engine):
     """A graph in numpy."""
 
     def __init__(self, name: GraphName, folder: Path, graph: Graph) -> None:
-        self._compute = {"prompt_encoder": encode, "denoiser": self._denoise, "vae_decoder": decode}[name]
+        computations: dict[GraphName, Callable[[Bindings], None]] = {
+            "prompt_encoder": encode,
+            "denoiser": self._denoise,
+            "guidance": guide,
+            "vae_decoder": decode,
+        }
+        self._compute = computations[name]
         self._folder, self._graph = folder, graph
         self._tint = base_tint(folder, graph) if graph.refittable else None
 
@@ -154,10 +164,11 @@ class HostGraph(Engine):
         assert stream == 0
         self._compute(bindings)
 
-    def refit(self, lora: PreparedLora | None) -> None:
+    def refit(self, lora: PreparedLora | None) -> Iterator[None]:
         if self._graph.refittable:
             changed = {} if lora is None else dict(lora.weights(self._graph, self._folder))
             self._tint = changed.get(TINT.name, base_tint(self._folder, self._graph))
+            yield
 
     def _denoise(self, tensors: Mapping[str, Array]) -> None:
         assert self._tint is not None
@@ -189,8 +200,19 @@ def denoise(tensors: Mapping[str, Array], tint: Array) -> None:
     tensors["latents_next"][:] = (x + step[:, None] * found).reshape(latents.shape)
 
 
+def guide(tensors: Mapping[str, Array]) -> None:
+    """Compute `guide` of `kernel_source`."""
+    positive, negative = tensors["latents_positive"], tensors["latents_negative"]
+    scale = tensors["guidance_scale"][:, None, None, None]
+    tensors["latents_guided"][:] = positive + scale * (positive - negative)
+
+
 def decode(tensors: Mapping[str, Array]) -> None:
-    """Compute `decode` of `kernel_source`."""
-    latents = tensors["latents"][0, :3]
-    size = np.minimum(np.abs(latents) * np.float32(64), np.float32(255))
-    tensors["image"][0] = size.repeat(8, 1).repeat(8, 2).transpose(1, 2, 0)
+    """Compute `decode` and `quantize`, then `sum` and `mean`, of `kernel_source`."""
+    values = np.abs(tensors["latents"][0, :3]) * np.float32(64)
+    levels = (np.minimum(values, np.float32(255)) + np.float32(0.5)).astype(np.uint8)
+    tensors["image"][0] = levels.repeat(8, 1).repeat(8, 2).transpose(1, 2, 0)
+    strided = np.zeros((-(-values.size // SUMS), SUMS), np.float32)
+    strided.reshape(-1)[: values.size] = values.reshape(-1)
+    partial = np.cumsum(strided, axis=0)[-1]  # in the kernels' order, which np.sum does not keep
+    tensors["image_mean"][0] = np.cumsum(partial)[-1] / np.float32(values.size)

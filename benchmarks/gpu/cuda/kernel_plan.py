@@ -6,7 +6,7 @@ for a pass. It does not know how kernels are compiled and launched.
 
 import ctypes
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from benchmarks.gpu.cuda.kernel_graphs import TINT, base_tint
+from benchmarks.gpu.cuda.kernel_source import SUMS
 from engine.array import Array
 from engine.backends.base import Backend
 from engine.backends.cuda import Cuda
@@ -77,7 +78,8 @@ class KernelPlan:
         self._closed = False
         if graph.refittable:
             stream = self._cuda.create_stream()
-            self.refit({TINT.name: base_tint(folder, graph)}, stream)
+            for _ in self.refit([(TINT.name, base_tint(folder, graph))], stream):
+                pass
             self._cuda.destroy_stream(stream)
 
     def activation_bytes(self, profile: int) -> int:
@@ -92,13 +94,17 @@ class KernelPlan:
         self.contexts += 1
         return KernelContext(self, arena[0], stream)
 
-    def refit(self, weights: Mapping[str, Array], stream: int) -> None:
-        for name, values in weights.items():
+    def refit(self, weights: Iterable[tuple[str, Array]], stream: int) -> Iterator[None]:
+        for name, values in weights:
             if name != TINT.name or values.shape != TINT.shape or values.dtype != np.float32:
                 raise DeviceError(f"the plan has no weights {name} of {values.shape}, {values.dtype}")
             ctypes.memmove(self._staging, values.ctypes.data, self._bytes)
             self._cuda.copy(self.weights, self._staging, self._bytes, stream)
             self._cuda.synchronize(stream)  # the staging buffer is used again
+            yield
+
+    def save_kernels(self) -> None:
+        """Write nothing: all kernels were compiled before the plan was opened."""
 
     def close(self) -> None:
         if self._closed:
@@ -130,9 +136,13 @@ class KernelContext:
             raise DeviceError("a context was enqueued on another stream than its own")
         launch: Callable[..., None] = self._plan.launcher.launch
         launch("spin", 1, (SPIN, ctypes.c_void_p(self._plan.sink)), stream)
-        {"prompt_encoder": self._encode, "denoiser": self._denoise, "vae_decoder": self._decode}[self._plan.name](
-            lambda kernel, count, *arguments: launch(kernel, count, arguments, stream)
-        )
+        passes: dict[GraphName, Callable[[Any], None]] = {
+            "prompt_encoder": self._encode,
+            "denoiser": self._denoise,
+            "guidance": self._guide,
+            "vae_decoder": self._decode,
+        }
+        passes[self._plan.name](lambda kernel, count, *arguments: launch(kernel, count, arguments, stream))
 
     def _encode(self, launch: Any) -> None:
         at, (batch, length) = self._addresses, self._shapes["input_ids"]
@@ -152,8 +162,17 @@ class KernelContext:
         levels = (at["sigma"], at["sigma_next"])
         launch("euler", batch * sample, sample, at["latents"], *levels, self._scratch, at["latents_next"])
 
+    def _guide(self, launch: Any) -> None:
+        at, shape = self._addresses, self._shapes["latents_positive"]
+        sides = at["latents_positive"], at["latents_negative"]
+        launch("guide", math.prod(shape), math.prod(shape[1:]), *sides, at["guidance_scale"], self._scratch)
+        launch("move", math.prod(shape), self._scratch, at["latents_guided"])
+
     def _decode(self, launch: Any) -> None:
-        _, _, height, width = self._shapes["latents"]
-        count = 3 * 64 * height * width
-        launch("decode", count, height, width, self._addresses["latents"], self._scratch)
-        launch("move", count, self._scratch, self._addresses["image"])
+        at, (_, _, height, width) = self._addresses, self._shapes["latents"]
+        values, numbers = 3 * height * width, 3 * 64 * height * width
+        sums = ctypes.c_void_p((self._scratch.value or 0) + 4 * numbers)
+        launch("decode", numbers, height, width, at["latents"], self._scratch)
+        launch("quantize", numbers, self._scratch, at["image"])
+        launch("sum", SUMS, values, at["latents"], sums)
+        launch("mean", 1, SUMS, values, sums, at["image_mean"])

@@ -1,4 +1,4 @@
-"""CUDA C of small deterministic graphs with the tensors of the three real ones.
+"""CUDA C of small deterministic graphs with the tensors of the real ones.
 
 Every operation is IEEE-exact and in a fixed order, so numpy gives the same bits (`kernel_graphs`), provided the
 compiler does not contract a multiplication and an addition into one rounding. The tests compile the same text with a C
@@ -6,6 +6,7 @@ compiler, with other macros.
 """
 
 WIDTH = 4  # numbers of `tint` per channel
+SUMS = 1024  # partial sums of a mean, each by one thread
 
 CUDA_MACROS = """
 #define KERNEL extern "C" __global__ void
@@ -61,13 +62,37 @@ KERNEL euler(int n, int sample, const float* latents, const float* sigma, const 
     EACH(i, n) out[i] = latents[i] + (sigma_next[i / sample] - sigma[i / sample]) * velocity[i];
 }
 
-// latents [C, h, w] -> [8h, 8w, 3]
+KERNEL guide(int n, int sample, const float* positive, const float* negative, const float* scale, float* out) {
+    EACH(i, n) out[i] = positive[i] + scale[i / sample] * (positive[i] - negative[i]);
+}
+
+// latents [C, h, w] -> [8h, 8w, 3], not clipped
 KERNEL decode(int n, int height, int width, const float* latents, float* out) {
     EACH(i, n) {
         int c = i % 3, x = i / 3 % (8 * width), y = i / 3 / (8 * width);
         float value = latents[(c * height + y / 8) * width + x / 8];
-        float size = value < 0.0f ? -value : value;
-        out[i] = size * 64.0f < 255.0f ? size * 64.0f : 255.0f;
+        out[i] = (value < 0.0f ? -value : value) * 64.0f;
+    }
+}
+
+KERNEL quantize(int n, const float* values, unsigned char* image) {
+    EACH(i, n) image[i] = (unsigned char)((values[i] < 255.0f ? values[i] : 255.0f) + 0.5f);
+}
+
+// latents [count] -> n partial sums of what `decode` makes of them
+KERNEL sum(int n, int count, const float* latents, float* out) {
+    EACH(i, n) {
+        float total = 0.0f;
+        for (int at = i; at < count; at += n) total += (latents[at] < 0.0f ? -latents[at] : latents[at]) * 64.0f;
+        out[i] = total;
+    }
+}
+
+KERNEL mean(int n, int sums, int count, const float* partial, float* out) {
+    EACH(i, n) {
+        float total = 0.0f;
+        for (int at = 0; at < sums; ++at) total += partial[at];
+        out[i] = total / (float)count;
     }
 }
 """

@@ -1,6 +1,7 @@
 """The part `cuda-loop`: images that join and leave a running loop on the device, against each alone in numpy."""
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,12 +16,13 @@ from benchmarks.gpu.findings import Figures, Findings, Settings
 from benchmarks.harness.report import Stopwatch
 from engine.array import Array
 from engine.options import CudaGraphs, RuntimeOptions
-from engine.pipeline import Pipeline
+from engine.pipeline import Pipeline, warm_up
 from engine.request import ImageRequest
 from engine.scheduler.batch_table import BatchTable, PassTimes
 from engine.scheduler.events import Denoised, Failed, Passed, Stepped, Switched
 from engine.scheduler.loop import EngineLoop
 from engine.scheduler.lora_registry import LoraRegistry
+from engine.size import Size
 
 SLOTS = 5
 PREVIEWS = 2
@@ -61,7 +63,7 @@ def run_cases(device: KernelDevice, found: Findings, *, quick: bool) -> None:
         arrivals = workload(bench)
         expected = alone(bench, arrivals)
         found.add_cases({f"cuda_graphs_{mode}": partial(compare, bench, arrivals, expected, mode) for mode in MODES})
-        found.add_cases({"refit": lambda: refit(bench)})
+        found.add_cases({"warm_up": lambda: warmed(bench), "refit": lambda: refit(bench)})
     found.answer(f"yes, bit for bit: {len(expected.pixels)} images, previews, guidance, a LoRA, cancellation")
 
 
@@ -119,6 +121,21 @@ def compare(bench: Bench, arrivals: Sequence[Arrival], expected: Outcome, mode: 
         "device_s": round(got.pass_seconds, 3),
         "seconds": round(seconds, 3),
     }
+
+
+def warmed(bench: Bench) -> Figures:
+    """Prepare a size; then its guided image takes no memory and no context, and equals numpy's."""
+    side = bench.sides()[0]
+    request = ImageRequest(PROMPTS[0], side, side, SEED, negative_prompt=PROMPTS[1], guidance_scale=2.5)
+    expected = EngineLoop(host_pipeline(bench.folder, bench.plans, SLOTS)).generate(request).pixels
+    with bench.pipeline(RuntimeOptions(cuda_graphs="on", slots=SLOTS)) as pipeline:
+        warm_up(pipeline, [Size(side, side)])
+        contexts, calls = bench.contexts(), Counter(bench.counted.calls)
+        equal_images([EngineLoop(pipeline).generate(request).pixels], [expected])
+        used = bench.counted.calls - calls
+        require(bench.contexts() == contexts, f"a warmed size needs contexts: {bench.contexts()}, {contexts} before")
+    require(not used["begin_capture"], f"a warmed size needs {used['begin_capture']} more CUDA graphs")
+    return {"contexts": contexts, "graphs_launched": used["launch"]}
 
 
 def refit(bench: Bench) -> Figures:

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from engine.array import Array
 from engine.backends.base import Backend
 from engine.plan.manifest import Graph, GraphName, Manifest, Model
@@ -20,11 +18,6 @@ def run_graph(loaded: Backend, manifest: Manifest, name: GraphName, inputs: Mapp
         memory.prepare_write(bindings[spec.name])
     loaded.engines[name].enqueue(memory.stream, bindings)
     return memory.read(bindings[graph.outputs[0].name]).wait().copy()
-
-
-def as_pixels(graph: Graph, values: Array) -> Array:
-    """Return expected values as the graph's first output gives them: clipped and rounded if it is UINT8."""
-    return np.rint(np.clip(values, 0, 255)) if graph.outputs[0].dtype == "uint8" else values
 
 
 def _output_shapes(graph: Graph, model: Model, inputs: Mapping[str, Array]) -> list[tuple[int, ...]]:

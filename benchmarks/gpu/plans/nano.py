@@ -1,43 +1,52 @@
-"""The part `nano`: plans of all graphs of z-image-nano against DiffSynth's modules."""
+"""The parts `nano` and `self-test`: plans of all graphs of z-image-nano, and their probes on this device.
+
+The plans of the checked model have no probes, which DiffSynth would have to compute at full width on the CPU; the parts
+`errors-...` compare those plans with FP32.
+"""
 
 from contextlib import closing
+from pathlib import Path
 
 from benchmarks.gpu.cuda.calls import require
-from benchmarks.gpu.findings import Findings, Settings
-from benchmarks.gpu.model.accumulation import without_tf32
+from benchmarks.gpu.findings import Findings, Settings, read_figures
 from benchmarks.gpu.plans.build import build_nano
-from benchmarks.gpu.plans.graph_runs import WRONG, as_pixels, run_graph
+from benchmarks.harness.probe_report import figures_of, table
+from benchmarks.harness.report import Stopwatch
+from engine import self_test
 from engine.backends.load import load_backend
 from engine.options import RuntimeOptions
 from engine.plan.directory import read
-from engine.plan.manifest import GraphName
-from export.checkpoint.files import open_checkpoint
-from export.compile.parity import Reference, relative_l2, sample_inputs
 from nano.layout import Z_IMAGE_NANO
-
-NANO_SHAPES = ((16, 16, 20, 1), (18, 22, 40, 2))  # height and width in latents, prompt tokens, batch
-KNOWN: tuple[GraphName, ...] = (
-    "prompt_encoder",
-    "denoiser",
-    "vae_decoder",
-)  # graphs that DiffSynth's modules can check
 
 
 def nano(settings: Settings, found: Findings) -> None:
-    """Compare each graph of z-image-nano's plans with DiffSynth's modules in FP32."""
-    without_tf32()
+    """Build the plans as users do, which compares each exported graph with DiffSynth and makes probes."""
+    watch = Stopwatch()
     directory = build_nano(settings, Z_IMAGE_NANO)
     manifest = read(directory, verify=False)
-    reference = Reference(open_checkpoint(str(Z_IMAGE_NANO)), settings.device)
-    errors: dict[str, float] = {}
-    with closing(load_backend(directory, manifest, RuntimeOptions())) as loaded:
-        for name in KNOWN:
-            for height, width, tokens, batch in NANO_SHAPES:
-                samples = 1 if name == "vae_decoder" else batch
-                given = sample_inputs(name, reference.config, height=height, width=width, tokens=tokens, batch=samples)
-                expected = as_pixels(manifest.graphs[name], reference.forward(name)(given))
-                error = relative_l2(run_graph(loaded, manifest, name, given).astype("float32"), expected)
-                errors[name] = max(errors.get(name, 0.0), error if error == error else float("inf"))
-                found.add(builder=manifest.target.builder, relative_l2=errors)
-    require(max(errors.values()) < WRONG, f"the plans compute something else: relative L2 {errors}")
-    found.answer("yes: relative L2 " + ", ".join(f"{name} {error:.1e}" for name, error in errors.items()))
+    errors = {name: graph.parity for name, graph in manifest.graphs.items()}
+    found.add(directory=str(directory.resolve()), builder=manifest.target.builder, build_s=watch.seconds)
+    found.add(relative_l2_of_exported_graphs=errors)
+    found.answer(f"yes, {', '.join(errors)}: in {watch.seconds:.0f} s by {manifest.target.builder}")
+
+
+def run_probes(settings: Settings, found: Findings) -> None:
+    """Run the self-test that loading runs on a GPU; every graph has results, and none has a fault."""
+    directory = Path(read_figures(settings.folder, "nano")["directory"])
+    manifest = read(directory, verify=False)
+    with closing(load_backend(directory, manifest, RuntimeOptions())) as backend:
+        watch = Stopwatch()
+        results = list(self_test.run(directory, manifest, backend))
+        found.add(device=backend.device, seconds=watch.seconds, **figures_of(results))
+    print("\n".join(table(results)))
+    require(found.figures["graphs"].keys() == manifest.graphs.keys(), f"graphs with probes: {found.figures['graphs']}")
+    faults = [result for result in results if result.fault is not None]
+    found.add(outputs=len(results), faults=[self_test.message(result, manifest, backend.device) for result in faults])
+    require(not faults, f"{len(faults)} of {len(results)} outputs: {', '.join(found.figures['faults'][:1])}")
+    worst = (
+        (name, each["relative_l2"], 100 * each["share_of_limit"]) for name, each in found.figures["graphs"].items()
+    )
+    found.answer(
+        f"yes, {len(results)} outputs in {watch.seconds:.2f} s; relative L2, and share of the limits, at most: "
+        + ", ".join(f"{name} {error:.1e} ({percent:.2g} %)" for name, error, percent in worst)
+    )

@@ -87,10 +87,11 @@ def test_driver_is_named_by_its_version_where_the_system_tells_it(
     assert opened.driver() == "580.65.06 for CUDA 13.0"
 
 
-@pytest.mark.parametrize("driver", [13000, 13050, 14000])
-def test_driver_of_the_same_major_version_or_newer_is_accepted(monkeypatch: pytest.MonkeyPatch, driver: int) -> None:
-    version = open_with(monkeypatch, Library(driver=driver)).driver_version()
-    assert version == {13000: "13.0", 13050: "13.5", 14000: "14.0"}[driver]
+@pytest.mark.parametrize(("driver", "version"), [(13000, "13.0"), (13050, "13.5"), (14000, "14.0")])
+def test_driver_of_the_same_major_version_or_newer_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, driver: int, version: str
+) -> None:
+    assert open_with(monkeypatch, Library(driver=driver)).driver().endswith(f"for CUDA {version}")
 
 
 def test_missing_cuda_bindings_name_the_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ class Gpu:
     def name(self) -> str:
         return self._name
 
-    def driver_version(self) -> str:
+    def driver(self) -> str:
         return self._driver
 
 
@@ -137,7 +137,7 @@ def test_kernels_of_each_gpu_driver_and_version_have_their_own_folder(tmp_path: 
         )
     }
     assert len(folders) == 5
-    usual = tmp_path / MANIFEST.plan_id / "NVIDIA-GeForce-RTX-4090-x-CUDA-13.0-tensorrt_rtx-1.7.1.116"
+    usual = tmp_path / MANIFEST.plan_id / "NVIDIA-GeForce-RTX-4090-x-driver-13.0-tensorrt_rtx-1.7.1.116"
     assert usual in folders
 
 

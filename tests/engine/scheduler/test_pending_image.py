@@ -28,7 +28,7 @@ class SlowEvent:
 def test_loop_waits_for_a_thread_that_reads_the_device_time() -> None:
     """Otherwise the loop goes on, reuses the timing events, and the thread reads events that are not over."""
     event, seconds = SlowEvent(), list[float]()
-    pending = PendingImage(sample("a", 64), Decoded(None, event), event)  # type: ignore[arg-type]
+    pending = PendingImage(sample("a", 64), Decoded(None, None, event), event)  # type: ignore[arg-type]
     threads = [threading.Thread(target=lambda: seconds.append(pending.decoding_seconds())) for _ in range(2)]
     threads[0].start()
     assert event.entered.wait(30)

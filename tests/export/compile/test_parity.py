@@ -162,13 +162,13 @@ def verification(opened: Checkpoint, plan_directory: Path) -> Verification:
 def test_intact_graph_passes_the_check(plan_directory: Path, verification: Verification, graph: GraphName) -> None:
     known = read(plan_directory).graphs[graph]
     checked = verification.check(graph, known, plan_directory)
-    assert checked.parity is not None and 0 < checked.parity <= TOLERANCE
+    assert checked.parity is not None and 0 < checked.parity <= tolerance(graph)
     assert [probe.name for probe in checked.probes] == [probe.name for probe in known.probes]
     assert len(checked.probes) >= 4
     for again, built in zip(checked.probes, known.probes, strict=True):
-        assert (again.inputs, again.outputs.keys()) == (built.inputs, built.outputs.keys())
+        assert (again.inputs.keys(), again.outputs.keys()) == (built.inputs.keys(), built.outputs.keys())
         for output, expected in again.outputs.items():
-            least = 0 if graph == "guidance" else 1e-9  # it has no products that could round
+            least = 0 if graph in ("guidance", "vae_decoder") else 1e-9  # no products, or less than a level
             assert least <= expected.rounding < 1e-5 and expected.rounding <= expected.row_rounding, "2^-13 of FP16's"
             assert expected.rounding == pytest.approx(built.outputs[output].rounding, rel=0.5)
 
@@ -185,7 +185,7 @@ def test_altered_weight_fails_the_check(
         verification.check(graph, read(plan_directory).graphs[graph], tmp_path)
 
 
-@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("graph", WEIGHT)
 def test_graph_in_segments_gives_what_the_whole_gives(plan_directory: Path, run: Run, graph: GraphName) -> None:
     """Bit for bit, wherever the cuts are; a usual session, which repacks weights, adds up in another order."""
     path, config = plan_directory / f"{graph}.onnx", reference_config(plan_directory)
@@ -198,9 +198,10 @@ def test_graph_in_segments_gives_what_the_whole_gives(plan_directory: Path, run:
     assert counts[0] >= 10 and counts[1] == 1
     cut, whole = (segments.run(path, batches, limit=limit) for limit in (1 << 18, 1 << 30))
     for batch, in_segments, at_once in zip(batches, cut, whole, strict=True):
-        [[found], [expected]] = in_segments.values(), at_once.values()
-        assert np.array_equal(found, expected)
-        assert relative_l2(found, run(graph, batch)) <= 1e-6
+        assert in_segments.keys() == at_once.keys()
+        assert all(np.array_equal(found, at_once[name]) for name, found in in_segments.items())
+        found, *_ = in_segments.values()
+        assert relative_l2(found, run(graph, batch)) <= (1e-3 if graph == "vae_decoder" else 1e-6)
 
 
 def reference_config(plan_directory: Path) -> dict[str, Any]:
