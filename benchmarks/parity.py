@@ -183,7 +183,7 @@ def plot(figures: Mapping[str, Mapping[str, Figures]], file: Path) -> None:
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel("velocity: relative L2 against float64")
-    panels[0][0].legend(loc=(0.75, 0.2))
+    panels[0][0].legend(loc=(0.4, 0.2))
     figure.tight_layout()
     figure.savefig(file, dpi=120)
     plt.close(figure)

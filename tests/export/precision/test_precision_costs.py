@@ -20,13 +20,14 @@ def variants(checkpoint: Path, plan_directory: Path, tmp_path_factory: pytest.Te
     return Variants(open_checkpoint(str(checkpoint)), plan_directory, tmp_path_factory.mktemp("precisions"))
 
 
-def test_fp16_is_ten_times_closer_than_bf16(variants: Variants, tmp_path: Path) -> None:
+def test_fp16_is_five_times_closer_than_bf16(variants: Variants, tmp_path: Path) -> None:
     found = variants.compare(REQUESTS[0])  # benchmarks/results has the other one
     print(found)
     for graph in ("prompt_encoder", "denoiser"):
-        assert 0 < found["fp32"][graph] < 1e-5 < found["fp16"][graph] < found["bf16"][graph] / 10
+        assert 0 < found["fp32"][graph] < 1e-5 < found["fp16"][graph] < found["bf16"][graph] / 5
+    assert found["fp16"]["denoiser"] < found["fp16, summed in fp16"]["denoiser"] < found["bf16"]["denoiser"]
     assert found["fp32"]["psnr_db"] > 60
-    assert found["fp16"]["psnr_db"] > found["bf16"]["psnr_db"] > 45  # both with a VAE in BF16, which costs most
+    assert min(found[name]["psnr_db"] for name in VARIANTS) > 45  # but for FP32, with a VAE in BF16, which costs most
     assert all(len(found[name]["steps"]) == 8 for name in VARIANTS)
     plot({"an image": found}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
