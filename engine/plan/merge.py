@@ -19,7 +19,7 @@ from engine.array import Array
 from engine.plan.half import HalfConverter
 
 # Rows of a matrix product, which packs its right factor anew for each block; and numbers of a block converted at once,
-# whose three copies fit the second-level cache. Measured by `zimage-bench merge`.
+# whose three copies fit the second-level cache. Measured by `zimage-bench lora-swap`.
 PRODUCT_ROWS = 64
 CONVERTED = 1 << 17
 

@@ -51,6 +51,11 @@ def read_metadata(file: Path) -> dict[str, str]:
     return _open(file).metadata() or {}
 
 
+def close_files() -> None:
+    """Close the files that were read, whose pages count as memory of the process. No tensor of theirs may be in use."""
+    _open.cache_clear()
+
+
 @lru_cache(maxsize=64)
 def _open(file: Path) -> Any:
     if not file.is_file():

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from export.checkpoint.models import META, Model
+from export.checkpoint.stored_weights import close_files
 
 T = TypeVar("T")
 
@@ -90,6 +91,7 @@ class LayerStream:
         if self._loaded is not None:
             self._loaded.module.to(META)
             self._loaded = None
+            close_files()
 
     def _load(self, model: Model, name: str) -> torch.Tensor:
         return model.weights[name].load().float().to(self._device)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.errors import CheckpointError
 from export.checkpoint.files import COMPONENTS, FOLDERS, Checkpoint, open_checkpoint, positive, read_json
+from export.checkpoint.stored_weights import close_files
 from nano.layout import CheckpointSizes
 from nano.miniature import write_miniature
 
@@ -253,3 +254,16 @@ def test_chat_template_file_changes_the_fingerprint(copy: Path) -> None:
     config = json.loads((copy / "tokenizer/tokenizer_config.json").read_bytes())
     (copy / "tokenizer/chat_template.jinja").write_text(config["chat_template"])
     assert open_checkpoint(str(copy)).fingerprint() != before
+
+
+def test_closed_files_are_no_longer_mapped(copy: Path) -> None:
+    weights = open_checkpoint(str(copy)).transformer.weights
+
+    def is_mapped() -> bool:
+        return str(copy) in Path("/proc/self/maps").read_text()
+
+    for weight in weights.values():
+        weight.load()
+    assert is_mapped()
+    close_files()
+    assert not is_mapped()
