@@ -88,7 +88,7 @@ def test_prompts_writes_an_image_for_every_line(url: str, tmp_path: Path) -> Non
 def test_lora_changes_the_image_and_nothing_else(
     build_plans: Callable[..., Path], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = BuildOptions(str(checkpoint), tmp_path / "refittable", flavor="onnx", refittable=True, verify=False)
+    options = BuildOptions(str(checkpoint), tmp_path / "refittable", flavor="onnx", refittable=True)
     build_plans(options, BuildProgress(Console(quiet=True)))  # with traces of other tests; lora.sh finds the plans
     monkeypatch.setenv("BIN", str(Path(sys.executable).parent))
     said = run("lora.sh", tmp_path)

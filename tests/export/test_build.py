@@ -163,11 +163,14 @@ def test_fp16_generates_the_image_of_fp32(fp16: Pipeline, engines: Path, height:
 
 
 @pytest.mark.slow
-def test_fp16_build_records_the_rounding_of_weights(fp16: Pipeline, plan_directory: Path) -> None:
-    """The build measures 3e-5 against DiffSynth, where FP32 has 1e-7."""
-    error, exact = (manifest.graphs["denoiser"].parity for manifest in (fp16.manifest, read(plan_directory)))
-    assert error is not None and exact is not None
-    assert 10 * exact < error < 1e-3
+def test_fp16_build_records_the_cost_of_rounding(fp16: Pipeline, plan_directory: Path) -> None:
+    """Simulated in DiffSynth's modules. The comparison itself is in FP32, and FP16 holds these weights exactly."""
+    rounded, exact = (
+        max(output.rounding for probe in manifest.graphs["denoiser"].probes for output in probe.outputs.values())
+        for manifest in (fp16.manifest, read(plan_directory))
+    )
+    assert 1000 * exact < rounded
+    assert 1e-4 < rounded < 1e-2
 
 
 @pytest.mark.slow

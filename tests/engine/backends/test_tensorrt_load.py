@@ -168,9 +168,10 @@ def test_warmed_up_sizes_prepare_nothing_later_in_the_pipeline_or_the_loop(nano:
             pipeline.manifest, model=replace(model, prompt=replace(model.prompt, max_tokens=64))
         )
         warm_up(pipeline, [Size(96, 64), Size(64, 64)])
-        plans, contexts = plans_of(pipeline), {"prompt_encoder": 2, "denoiser": 2 * 2, "vae_decoder": 2}
+        plans = plans_of(pipeline)
+        contexts = {"prompt_encoder": 2, "denoiser": 2 * 2, "guidance": 2, "vae_decoder": 2}
         assert [len(plan.contexts) for plan in plans] == [contexts[name] for name in pipeline.backend.engines]
-        assert [plan.saves for plan in plans] == [2, 2, 2]
+        assert [plan.saves for plan in plans] == [2] * len(contexts)
         settings = [context.set.total() for plan in plans for context in plan.contexts]
         passes, before = cuda.calls["context.enqueue"], cuda.resources
         loop, prompts = EngineLoop(pipeline), ("a red circle", "a green ring on a white background " * 5)
