@@ -98,7 +98,11 @@ def test_flood_of_connections_stops_neither_clients_nor_the_replacement_of_a_wor
             assert ended(url, submitted.json()["task_id"]) == "done"
             assert httpx.post(url + IMAGES, json={"prompt": "a cat"}, timeout=20).status_code == 200
             assert workers(child) != [worker]
-            assert len(list(Path(f"/proc/{child.pid}/fd").iterdir())) < DESCRIPTORS - RESERVE // 4
+            for _ in range(200):  # connections of the flood that are being refused come on top for a moment
+                if len(list(Path(f"/proc/{child.pid}/fd").iterdir())) < DESCRIPTORS - RESERVE // 4:
+                    return
+                time.sleep(0.05)
+            raise AssertionError("the reserve of descriptors stays used")
 
 
 def ended(url: str, task: str) -> str:

@@ -438,7 +438,9 @@ def test_scripts_in_prompts_and_names_are_shown_as_text(browser: Browser) -> Non
         assert image.headers["content-type"] == "image/png" and image.content.startswith(b"\x89PNG")
         check()
         browser.click(".z-viewer button", "Reuse this seed")
-        assert browser.field("Prompt").get_attribute("value").startswith(TEXT)
+        browser.until(
+            lambda: (browser.field("Prompt").get_attribute("value") or "").startswith(TEXT), "the prompt again"
+        )
         check()
 
 
