@@ -1,14 +1,14 @@
 """The parts `reference` and `precision`: the denoiser in PyTorch, in FP32 and in the plans' precisions."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 
 import numpy as np
 import torch
 
 from benchmarks.gpu.findings import CheckFailed, Figures, Findings, Settings
-from benchmarks.gpu.model.accumulation import fp16_accumulation, without_tf32
+from benchmarks.gpu.model.accumulation import fp16_accumulation, fp16_reduction, without_tf32
 from benchmarks.gpu.model.comparison_cases import Case, load, save
 from benchmarks.gpu.model.denoiser_inputs import cases, inputs
 from benchmarks.gpu.model.fused_attention import fused_attention
@@ -53,8 +53,8 @@ def precision(settings: Settings, found: Findings) -> None:
     keys = max(case.inputs["rope_cos"].shape[0] for case in expected.values())
     fp16 = cache(lambda: denoiser(source, "fp16", settings.device))  # bounding its products takes most of the time
     kinds: dict[str, tuple[Callable[[], Denoiser], Callable[[], AbstractContextManager[object]]]] = {
-        "fp16": (fp16, lambda: _reduced_reduction(False)),
-        "fp16, reductions in fp16 allowed": (fp16, lambda: _reduced_reduction(True)),
+        "fp16": (fp16, lambda: fp16_reduction(False)),
+        "fp16, reductions in fp16 allowed": (fp16, lambda: fp16_reduction(True)),
         "fp16, products in fp32": (
             lambda: denoiser(source, "fp16", settings.device, upcast=True, like=fp16()),
             nullcontext,
@@ -119,15 +119,3 @@ def step(module: Denoiser, given: Mapping[str, Array], device: str) -> Array:
 def tensors(given: Mapping[str, Array], device: str) -> dict[str, torch.Tensor]:
     """Return inputs on the device."""
     return {name: torch.from_numpy(array.copy()).to(device) for name, array in given.items()}
-
-
-@contextmanager
-def _reduced_reduction(allowed: bool) -> Iterator[None]:
-    """Let FP16 matrix products add partial results up in FP16, or not. PyTorch does by default."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_fp16_reduced_precision_reduction
-    matmul.allow_fp16_reduced_precision_reduction = allowed
-    try:
-        yield
-    finally:
-        matmul.allow_fp16_reduced_precision_reduction = before

@@ -193,7 +193,7 @@ def test_kernels_that_cannot_be_written_only_warn(
 def test_refused_calls_raise_with_tensorrts_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, message: str
 ) -> None:
-    """Whether the call returns False or None, raises, or says nothing."""
+    """A call that fails by returning False or None, by raising, or in silence."""
     trt = FakeTensorRt(fails={function: "too bad"}, weights=dict(WEIGHTS))
     with pytest.raises((DeviceError, PlanCorrupt), match=message):
         plan = open_plan(tmp_path, monkeypatch, trt, rtx=True)

@@ -183,7 +183,7 @@ def block_output(
     keys: int | None = None,
     float64: bool = False,
 ) -> np.ndarray:
-    """What the block adds to its input. Bounds are for `keys` keys, by default as many as there are."""
+    """The block's output less its input. Bounds are for `keys` keys, by default as many as there are."""
     graph = BlockGraph(weights, precision, accumulation)
     condition, tokens = torch.from_numpy(inputs["condition"]), inputs["x"].shape[1]
     measured = graph.measure_at(condition, keys or tokens) if precision == "fp16" else None
