@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.harness.report import Stopwatch, finish, peak_rss
 from benchmarks.harness.source import random_components
 from engine.plan.manifest import Accumulation, Graph, GraphName, Model, Precision, Profile, PromptFormat, Rope
-from engine.plan.shapes import dimensions
+from engine.plan.shapes import dimensions, longest_sequence
 from export.checkpoint import models
 from export.compile import onnx_export, plan_size
 from export.compile.profiles import default_profiles, parse_profile
@@ -93,11 +93,10 @@ def exported(
     """Export a full-size graph with fewer layers and no refiner to an ONNX file, which is removed at the end."""
     sizes = replace(Z_IMAGE_TURBO, n_layers=layers, n_refiner_layers=0, text_layers=layers + 1)
     module = graph_of(sizes, graph, graph_precisions("fp16", "rtx")[graph], accumulation)
-    longest = max(dimensions(graph, profile, MODEL)["sequence"].max for profile in profiles)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{graph}.onnx"
         onnx = onnx_export.trace(module)
-        onnx_export.attach_weights(onnx, module.measure(longest).weights)
+        onnx_export.attach_weights(onnx, module.measure(longest_sequence(profiles, MODEL)).weights)
         weight_bytes = onnx_export.weight_bytes(onnx)
         onnx_export.write(onnx, path)
         yield path, Graph(path.name, module.precision, module.inputs, module.outputs, weight_bytes=weight_bytes)

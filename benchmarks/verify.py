@@ -45,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bf16", action="store_true", help="BF16 graphs instead of FP16")
     parser.add_argument("--small", action="store_true", help="The sizes of z-image-nano, to try the command")
     parser.add_argument(
-        "--folder", type=Path, help="Folder for some 15 GB of files, kept for the next run (default: a temporary one)"
+        "--folder",
+        type=Path,
+        metavar="DIR",
+        help="Folder for some 15 GB of files, kept for the next run with the same options (default: a temporary one)",
     )
 
 
@@ -54,7 +57,8 @@ def run(args: argparse.Namespace) -> None:
     sizes = replace(whole, n_layers=args.layers, text_layers=args.layers + 1)
     precision: Precision = "bf16" if args.bf16 else "fp16"
     with ExitStack() as owned:
-        folder = args.folder or Path(owned.enter_context(tempfile.TemporaryDirectory()))
+        kept = args.folder or Path(owned.enter_context(tempfile.TemporaryDirectory()))
+        folder = kept / f"{'small' if args.small else 'full-width'}-{args.layers}-layers-{precision}"
         folder.mkdir(parents=True, exist_ok=True)
         figures = measure(sizes, precision, folder)
     figures["whole_model_seconds"] = extrapolated(figures["seconds"], args.layers, whole)
@@ -63,6 +67,9 @@ def run(args: argparse.Namespace) -> None:
 
 def measure(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[str, Any]:
     """Write weights and graphs unless they are in the folder, and compare them in a fresh process.
+
+    Args:
+        folder: folder for files of these sizes and this precision alone.
 
     Returns:
         Seconds of each graph's comparison, peak resident set of the process, bytes of the probes.
@@ -106,11 +113,9 @@ def _export(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[
 
 def _verify(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[str, Any]:
     graphs = msgspec.json.decode((folder / GRAPHS).read_bytes(), type=dict[GraphName, Graph])
-    checkpoint, model, progress = _open(sizes, folder), MODEL, _progress()
-    target, profiles = Target("rtx", ""), default_profiles(sizes.sample_size, model)
-    plans = Manifest(SCHEMA_VERSION, "", "", precision, model, target, profiles, {}, ())
+    checkpoint, progress = _open(sizes, folder), _progress()
     before = peak_rss()
-    verified = verify(graphs, checkpoint, folder, plans, progress)
+    verified = verify(graphs, checkpoint, folder, plans_of(sizes, precision), progress)
     return {
         "seconds": {name: round(progress.seconds[f"{name}: comparing with DiffSynth"], 1) for name in graphs},
         "relative_l2": {name: graph.parity for name, graph in verified.items()},
@@ -123,6 +128,14 @@ def _verify(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[
         "bound_bytes": needed_bytes(checkpoint),
         "probes_bytes": (folder / PROBES_FILE).stat().st_size,
     }
+
+
+def plans_of(sizes: CheckpointSizes, precision: Precision) -> Manifest:
+    """Return the manifest that probes are made for: models of these sizes, with the default profiles."""
+    rope = replace(MODEL.rope, axes_dims=sizes.axes_dims, axes_lens=sizes.axes_lens)
+    model = replace(MODEL, prompt_embeds_dim=sizes.dim, rope=rope)
+    target, profiles = Target("rtx", ""), default_profiles(sizes.sample_size, model)
+    return Manifest(SCHEMA_VERSION, "", "", precision, model, target, profiles, {}, ())
 
 
 def _open(sizes: CheckpointSizes, folder: Path) -> Checkpoint:
