@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ Change = Callable[[torch.Tensor], torch.Tensor]
     ("arguments", "expected"),
     [
         (("fp16", "rtx", ("8.9", "12.0")), ("fp16", "fp16", "bf16")),
-        (("fp16", "rtx", ("7.5", "8.9")), ("fp16", "fp16", "fp32")),  # one plan for both, and Turing has no BF16
+        (("fp16", "tensorrt", ("7.5",)), ("fp16", "fp16", "fp32")),  # Turing has no BF16
         (("fp16", "onnx"), ("fp16", "fp16", "fp32")),
         (("bf16", "rtx", ("8.9",)), ("bf16", "bf16", "bf16")),
         (("fp32", "onnx"), ("fp32", "fp32", "fp32")),
@@ -38,9 +39,12 @@ def test_each_graph_gets_a_precision_that_its_target_supports(
     assert tuple(graph_precisions(*arguments).values()) == expected
 
 
-def test_bf16_on_a_cpu_is_refused() -> None:
-    with pytest.raises(BuildError, match="use --fp32 or --fp16"):
-        graph_precisions("bf16", "onnx")
+@pytest.mark.parametrize(
+    ("target", "lacking"), [(("onnx",), "ONNX Runtime on a CPU"), (("tensorrt", ("7.5",)), "compute capability 7.5")]
+)
+def test_bf16_is_refused_where_there_is_none(target: tuple[Any, ...], lacking: str) -> None:
+    with pytest.raises(BuildError, match=f"{lacking} has no BF16; use --fp16 or --fp32"):
+        graph_precisions("bf16", *target)
 
 
 def one_row(tensor: torch.Tensor) -> torch.Tensor:
@@ -74,17 +78,17 @@ def build(checkpoint: Path, folder: Path, *arguments: str) -> None:
         (
             "layers.2.attention.to_v.weight",
             one_row,
-            r"model: transformer\.layers\.2: FP16 cannot hold the attention at any scale.*use --bf16",
+            r"model: transformer\.layers\.2: FP16 cannot hold the attention at any scale.*use --fp32",
         ),
         (
             "noise_refiner.1.feed_forward.w3.weight",
             one_row,
-            r"model: transformer\.noise_refiner\.1: FP16 cannot hold the feed-forward part at any scale.*use --bf16",
+            r"model: transformer\.noise_refiner\.1: FP16 cannot hold the feed-forward part at any scale.*use --fp32",
         ),
         (
             "layers.0.attention.norm_q.weight",
             lambda tensor: tensor * 1e5,
-            r"model: transformer\.layers\.0: queries, keys or attention scores can reach .*use --bf16",
+            r"model: transformer\.layers\.0: queries, keys or attention scores can reach .*use --fp32",
         ),
         (
             "layers.1.feed_forward.w2.weight",
