@@ -158,9 +158,9 @@ def _make_logger(trt: ModuleType) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
         """Collects errors for exceptions, and sizes of memory, which no API gives without a GPU.
 
-        TensorRT states the sizes in messages of severity INFO, which `trt.Logger` can only print. So they come through
-        Python here, as nowhere else. It takes the interpreter's lock for each message, which can block no thread: the
-        build releases the lock, and its threads end with it.
+        TensorRT states the sizes in messages of severity INFO, which `trt.Logger` can only print. A logger in Python
+        takes the interpreter's lock for each message. That cannot deadlock here: the build releases the lock, and its
+        threads end with it.
         """
 
         def __init__(self) -> None:

@@ -105,7 +105,7 @@ class ResidualBranch:
         returned: of the last product.
         undivided: of the sum of values inside attention, before it is divided by the sum of the softmax; None if that
             is summed in FP32.
-        lost: relative error of the result for values that are rounded as the smallest FP16 numbers are.
+        lost: relative error of the result if values are rounded to multiples of FP16's smallest number.
         entering_shift: exponent of the power of two that `entering` and `projected` are divided by.
         inner_shift, returned_shift: the same for `inner` and `undivided`, and for `returned`.
     """

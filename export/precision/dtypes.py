@@ -41,7 +41,7 @@ def graph_precisions(
 
 
 def require_accumulation(accumulation: Accumulation, precision: Precision, flavor: Flavor) -> None:
-    """Raise BuildError if the precision or the flavor has one way of accumulating only, and it is another."""
+    """Raise BuildError if products are to be summed in FP16 where they are always summed in FP32."""
     if accumulation == "fp16" and precision != "fp16":
         raise BuildError(f"--accumulate fp16 needs --fp16; products of --{precision} are always summed in FP32")
     if accumulation == "fp16" and flavor == "onnx":
