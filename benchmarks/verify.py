@@ -18,10 +18,10 @@ import msgspec
 from rich.console import Console
 from safetensors.torch import save_file
 
-from benchmarks.full_size import MODEL
+from benchmarks.full_size import MODEL, manifest
 from benchmarks.harness.report import Stopwatch, finish, peak_rss
 from benchmarks.harness.source import random_components
-from engine.plan.manifest import SCHEMA_VERSION, Graph, GraphName, Manifest, Precision, Target
+from engine.plan.manifest import Graph, GraphName, Manifest, Precision
 from engine.plan.probes import PROBES_FILE
 from export.checkpoint.files import Checkpoint, Component
 from export.checkpoint.stored_weights import stored_weights
@@ -75,13 +75,17 @@ def measure(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[
         Seconds of each graph's comparison, peak resident set of the process, bytes of the probes.
     """
     processes = multiprocessing.get_context("spawn")
+
+    def run_part(part: Part) -> dict[str, Any]:
+        with processes.Pool(1) as pool:  # each with the memory of its own process only
+            return pool.apply(part, (sizes, precision, folder))
+
     figures: dict[str, Any] = {"layers": sizes.n_layers, "precision": precision}
-    parts: dict[str, Part] = {WEIGHTS_DONE: _write, GRAPHS: _export, "": _verify}
-    for made, part in parts.items():  # each with the memory of its own process only
-        if not (folder / made).is_file():
-            with processes.Pool(1) as pool:
-                figures |= pool.apply(part, (sizes, precision, folder))
-    return figures
+    if not (folder / WEIGHTS_DONE).is_file():
+        figures |= run_part(_write)
+    if not (folder / GRAPHS).is_file():
+        figures |= run_part(_export)
+    return figures | run_part(_verify)
 
 
 def extrapolated(seconds: Mapping[str, float], layers: int, whole: CheckpointSizes) -> float:
@@ -134,8 +138,7 @@ def plans_of(sizes: CheckpointSizes, precision: Precision) -> Manifest:
     """Return the manifest that probes are made for: models of these sizes, with the default profiles."""
     rope = replace(MODEL.rope, axes_dims=sizes.axes_dims, axes_lens=sizes.axes_lens)
     model = replace(MODEL, prompt_embeds_dim=sizes.dim, rope=rope)
-    target, profiles = Target("rtx", ""), default_profiles(sizes.sample_size, model)
-    return Manifest(SCHEMA_VERSION, "", "", precision, model, target, profiles, {}, ())
+    return manifest(model, precision, default_profiles(sizes.sample_size, model), {})
 
 
 def _open(sizes: CheckpointSizes, folder: Path) -> Checkpoint:
