@@ -16,6 +16,7 @@ from server.api.access import AccessPolicy, Authenticator
 from server.api.openai_schemas import ImagesRequest, StreamedImage
 from server.api.request_id import RequestIdMiddleware
 from server.api.schemas import Health
+from server.api.served_model import ServedModel
 from server.api.submit import Jobs
 from server.api.task_events import TaskEventEncoder
 from server.api.task_schemas import GenerateRequest, TaskEvent
@@ -39,6 +40,7 @@ def create_app(
     page: bool = False,
     hosts: HostNames = HostNames(),  # noqa: B008
     trusted_proxies: tuple[str, ...] = (),
+    model: ServedModel | None = None,
 ) -> FastAPI:
     """Create the application of a job service.
 
@@ -46,11 +48,13 @@ def create_app(
         page: True to serve the web page at `/`; at most one application per process can.
         hosts: names that requests may use.
         trusted_proxies: addresses and networks whose X-Forwarded-* headers are believed.
+        model: the names of the model; None for that of the plans.
     """
     # sse-starlette would cut streams off at once; uvicorn lets them end within its grace period
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     app = FastAPI(title="zimage-trt", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.jobs, app.state.authenticator = jobs, Authenticator(policy)
+    app.state.model = model or ServedModel((jobs.manifest.model.name,))
     app.state.task_events = TaskEventEncoder(jobs)
     app.state.started = int(time.time())
     app.include_router(probes)

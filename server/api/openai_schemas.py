@@ -5,22 +5,20 @@ Parameters that the model cannot serve are refused by name; those without an eff
 
 import base64
 from collections.abc import Hashable, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field
 from pydantic_core import PydanticCustomError
 
 from engine.request import (
     MAX_GUIDANCE,
     MAX_LORA,
-    MAX_SEED,
     MAX_STEPS,
     ImageFormat,
     ImageRequest,
-    random_seed,
 )
 from engine.size import Size
-from server.api.schemas import MAX_PROMPT, Prompt
+from server.api.fields import MAX_PROMPT, Integer, Prompt, RequestBody, Seed, seed_of
 from server.jobs.job import StoredImage
 
 MAX_SIZE = 32  # characters of "WIDTHxHEIGHT"
@@ -39,28 +37,18 @@ def _only(*accepted: Hashable, reason: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _with_nulls(schema: dict[str, Any]) -> None:
-    """Allow null in the schema of every optional field."""
-    for name, field in schema["properties"].items():
-        if name not in schema["required"] and "anyOf" not in field:
-            about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
-            schema["properties"][name] = about | {"anyOf": [field, {"type": "null"}]}
-
-
-class ImagesRequest(BaseModel):
+class ImagesRequest(RequestBody):
     """Body of `POST /v1/images/generations`. A field that is null counts as absent."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra=_with_nulls)
 
     prompt: Prompt
     model: str | None = None
-    n: Annotated[int, Field(ge=1, le=10)] = 1
+    n: Annotated[Integer, Field(ge=1, le=10)] = 1
     size: Annotated[
         str,
         Field(max_length=MAX_SIZE, description='"auto" or "WIDTHxHEIGHT"', json_schema_extra={"pattern": SIZE}),
     ] = "auto"
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    seed: Seed | None = None
+    num_inference_steps: Annotated[Integer, Field(ge=1, le=MAX_STEPS)] | None = None
     guidance_scale: Annotated[
         float, Field(ge=0, le=MAX_GUIDANCE, description="guidance as in diffusers; 0 for none")
     ] = 0.0
@@ -70,14 +58,14 @@ class ImagesRequest(BaseModel):
     ) = None
     response_format: Literal["b64_json", "url"] = "b64_json"
     output_format: Literal["png", "jpeg", "webp"] = "png"
-    output_compression: Annotated[int, Field(ge=0, le=100)] = 100
+    output_compression: Annotated[Integer, Field(ge=0, le=100)] = 100
     background: Annotated[
         str,
         _only("auto", "opaque", reason="images are opaque; use auto or opaque"),
         Field(json_schema_extra={"enum": ["auto", "opaque"]}),
     ] = "auto"
     stream: bool = False
-    partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL)] = 0
+    partial_images: Annotated[Integer, Field(ge=0, le=MAX_PARTIAL)] = 0
     timeout: (
         Annotated[float, Field(gt=0, le=86400, description="seconds until the images are no longer wanted")] | None
     ) = None
@@ -87,13 +75,6 @@ class ImagesRequest(BaseModel):
     style: Literal["vivid", "natural"] | None = None
     user: str | None = None
     safety_identifier: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, body: Any) -> Any:
-        if not isinstance(body, dict):
-            return body
-        return {key: value for key, value in body.items() if value is not None or key not in cls.model_fields}
 
     def image(self) -> ImageRequest:
         """Return the request for the first image; the seeds of the others follow. Without a seed, pick one.
@@ -106,7 +87,7 @@ class ImagesRequest(BaseModel):
             self.prompt,
             width,
             height,
-            random_seed() if self.seed is None else self.seed,
+            seed_of(self.seed),
             self.num_inference_steps,
             self.negative_prompt,
             self.guidance_scale,

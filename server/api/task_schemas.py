@@ -2,11 +2,12 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from engine.images.metadata import ImageMetadata
-from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_SEED, MAX_STEPS, ImageRequest, random_seed
-from server.api.schemas import MAX_PROMPT, Prompt, image_path
+from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_STEPS, ImageRequest
+from server.api.fields import MAX_PROMPT, RANDOM, Integer, Prompt, RequestBody, Seed, seed_of
+from server.api.schemas import image_path
 from server.jobs.follower import Progress
 from server.jobs.job import Job, JobState
 
@@ -14,22 +15,21 @@ STATUS = {state: "pending" if state is JobState.QUEUED else state.value for stat
 UNGUIDED = 1.0  # cfg_scale at which negative + scale * (positive - negative) is the positive prediction
 
 
-class GenerateRequest(BaseModel):
+class GenerateRequest(RequestBody):
     """Body of requests for images. `seed` -1 picks a random seed; `cfg_scale` up to 1 means no guidance."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     prompt: Prompt
+    model: str | None = None
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
-    width: Annotated[int, Field(strict=True)] | None = None
-    height: Annotated[int, Field(strict=True)] | None = None
-    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS, strict=True)] | None = None
-    seed: Annotated[int, Field(ge=-1, le=MAX_SEED, strict=True)] = -1
-    num_images: Annotated[int, Field(ge=1, le=4, strict=True)] = 1
-    cfg_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE + UNGUIDED, strict=True)] = UNGUIDED
-    lora: Annotated[str, Field(max_length=MAX_LORA, strict=True)] | None = None
-    timeout: Annotated[float, Field(gt=0, le=86400, strict=True)] | None = None
-    previews: Annotated[int, Field(ge=0, le=100, strict=True)] = 0
+    width: Integer | None = None
+    height: Integer | None = None
+    num_inference_steps: Annotated[Integer, Field(ge=1, le=MAX_STEPS)] | None = None
+    seed: Seed = RANDOM
+    num_images: Annotated[Integer, Field(ge=1, le=4)] = 1
+    cfg_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE + UNGUIDED)] = UNGUIDED
+    lora: Annotated[str, Field(max_length=MAX_LORA)] | None = None
+    timeout: Annotated[float, Field(gt=0, le=86400)] | None = None
+    previews: Annotated[Integer, Field(ge=0, le=100)] = 0
 
     def image(self) -> ImageRequest:
         """Return the request for the first image; the seeds of the others follow."""
@@ -37,7 +37,7 @@ class GenerateRequest(BaseModel):
             self.prompt,
             self.width,
             self.height,
-            random_seed() if self.seed == -1 else self.seed,
+            seed_of(self.seed),
             self.num_inference_steps,
             self.negative_prompt,
             max(self.cfg_scale - UNGUIDED, 0.0),

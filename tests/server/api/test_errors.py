@@ -12,7 +12,7 @@ from fakes.loop import BROKEN_PROMPT, HANG_PROMPT, LOST_PROMPT, NAN_PROMPT, SECR
 from fakes.server import IMAGES, error_of
 from PIL import Image
 
-from server.api.schemas import MAX_PROMPT
+from server.api.fields import MAX_PROMPT
 from server.jobs.job import Job
 
 

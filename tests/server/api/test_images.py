@@ -40,8 +40,8 @@ def test_missing_size_is_the_plans_default(client: openai.OpenAI, size: str | No
 
 
 def test_n_images_have_consecutive_seeds(client: openai.OpenAI) -> None:
-    response = client.images.generate(prompt="a cat", n=3, extra_body={"seed": 2**32 - 2})
-    assert [item.seed for item in response.data] == [2**32 - 2, 2**32 - 1, 0]
+    response = client.images.generate(prompt="a cat", n=3, extra_body={"seed": 2**64 - 2})
+    assert [item.seed for item in response.data] == [2**64 - 2, 2**64 - 1, 0]
     assert [pixels(response, i)[0, 0, 0] for i in range(3)] == [254, 255, 0]
 
 
