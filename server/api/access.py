@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastapi import Request
@@ -10,6 +11,7 @@ from server.api import errors
 from server.api.api_key import check_api_key
 from server.api.client import client_of
 from server.api.rate import Rate, RateLimiter
+from server.jobs.metrics import RATE_LIMIT_EXCEEDED
 
 BEARER = "bearer "
 
@@ -35,9 +37,14 @@ class AccessPolicy:
 
 
 class Authenticator:
-    """Checks the API key and the rate of requests."""
+    """Checks the API key and the rate of requests.
 
-    def __init__(self, policy: AccessPolicy) -> None:
+    Args:
+        on_refused: called with the code of each refusal for the rate.
+    """
+
+    def __init__(self, policy: AccessPolicy, on_refused: Callable[[str], None] = lambda _: None) -> None:
+        self._on_refused = on_refused
         self._owners = {_digest(key) for key in policy.keys}
         self._rate = policy.rate
         self._limiter = RateLimiter(Rate.parse(policy.rate)) if policy.rate is not None else None
@@ -78,11 +85,12 @@ class Authenticator:
         wait = 0.0 if self._limiter is None else self._limiter.hit(client_of(request, owner))
         if wait == 0.0:
             return
+        self._on_refused(RATE_LIMIT_EXCEEDED)
         seconds = math.ceil(wait)
         raise errors.ApiError(
             429,
             f"The rate of {self._rate} is exceeded; try again in {seconds} s.",
-            code="rate_limit_exceeded",
+            code=RATE_LIMIT_EXCEEDED,
             headers={"retry-after": str(seconds)},
         )
 

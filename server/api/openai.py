@@ -43,25 +43,12 @@ router = APIRouter()
     "/v1/images/generations",
     response_model=ImagesResponse,
     openapi_extra=openapi.request_body(ImagesRequest),
-    responses=openapi.generation_responses(StreamedImage) | openapi.error_responses(404),
+    responses=openapi.generation_responses(StreamedImage),
 )
 async def generate_images(request: Request, jobs: Jobs, owner: Owner) -> Response:
     """Generate `n` images; with `stream`, answer with server-sent events."""
     body = await read_body(request, ImagesRequest)
-    _check(body, has_previews=jobs.manifest.preview is not None)
-    submission = Submission(
-        "openai",
-        body,
-        body.image(),
-        body.n,
-        is_awaited=True,
-        format=body.format(),
-        timeout=body.timeout,
-        previews=body.partial_images,
-        names={"height": "size", "width": "size"},
-        model=body.model,
-        ignored=body.ignored(),
-    )
+    submission = _submission(body, has_previews=jobs.manifest.preview is not None)
     job = await submit_request(request, jobs, owner, submission)
     if body.stream:
         events = _stream(jobs, job, jobs.follow(job), body)
@@ -119,14 +106,28 @@ async def model_info(jobs: Jobs) -> ModelInfo:
     )
 
 
-def _check(body: ImagesRequest, *, has_previews: bool) -> None:
-    if body.partial_images and not (body.stream and has_previews):
-        reason = "needs stream: true" if has_previews else "is not supported: the plans have no preview"
-        raise InvalidRequest(f"partial_images {reason}", "partial_images")
-    if body.negative_prompt and not body.guidance_scale:
-        raise InvalidRequest("negative_prompt needs a guidance_scale above 0", "negative_prompt")
+def _submission(body: ImagesRequest, *, has_previews: bool) -> Submission:
+    """Return the submission of a body.
+
+    Raises:
+        InvalidRequest: two fields contradict each other.
+    """
     if body.stream and body.response_format == "url":
         raise InvalidRequest("response_format must be b64_json in a stream", "response_format")
+    without_previews = ("partial_images",) if body.partial_images and not has_previews else ()
+    return Submission(
+        "openai",
+        body,
+        body.image(),
+        body.n,
+        is_awaited=True,
+        format=body.format(),
+        timeout=body.timeout,
+        previews=body.partial_images if body.stream else 0,
+        names=body.names(),
+        model=body.model,
+        ignored=(*body.ignored(), *without_previews),
+    )
 
 
 async def _stream(
@@ -165,7 +166,6 @@ def _partial_image(
         partial_image_index=number,
         created_at=int(time.time()),
         size=str(job.request.size(jobs.manifest)),
-        quality=body.quality,
         output_format=body.output_format,
     )
 
@@ -178,7 +178,6 @@ def _completed_event(jobs: JobService, body: ImagesRequest, image: StoredImage) 
         b64_json=base64.b64encode(image.data).decode(),
         created_at=int(time.time()),
         size=str(metadata.size),
-        quality=body.quality,
         output_format=body.output_format,
         seed=metadata.seed,
         revised_prompt=metadata.revised_prompt,
@@ -191,12 +190,13 @@ def _images_response(
     request: Request, job: Job, images: Sequence[StoredImage], manifest: Manifest, body: ImagesRequest
 ) -> str:
     metadata = images[0].metadata
-    base = str(request.base_url) if body.response_format == "url" else None
+    base = None if body.response_format == "b64_json" else str(request.base_url)
+    urls = [base and base + image_path(job, image.index) for image in images]
+    is_embedded = body.response_format != "url"
     answer = ImagesResponse(
         created=int(job.created),
-        data=[Image.of(image, base and base + image_path(job, image.index)) for image in images],
+        data=[Image.of(image, url, is_embedded=is_embedded) for image, url in zip(images, urls, strict=True)],
         output_format=body.output_format,
-        quality=body.quality,
         size=str(metadata.size),
         usage=Usage.of(images, manifest.model.size_multiple),
     )

@@ -35,7 +35,7 @@ LINKS = openapi.links_to("/v1/task/{task_id}", "task_id", "get", "delete")
 @router.post("/api/v1/generate", response_model=Images, openapi_extra=BODY, responses=openapi.generation_responses())
 async def generate(request: Request, jobs: Jobs, owner: Owner) -> Response:
     """Generate images and answer with them."""
-    submission = await _read(request, is_awaited=True)
+    submission = await _read(request, jobs, is_awaited=True)
     job = await submit_request(request, jobs, owner, submission)
     ended, images = await wait_for_images(request, jobs, job)
 
@@ -53,7 +53,7 @@ async def generate(request: Request, jobs: Jobs, owner: Owner) -> Response:
 @router.post("/v1/generate", openapi_extra=BODY, responses=openapi.submission_responses(LINKS))
 async def submit(request: Request, response: Response, jobs: Jobs, owner: Owner) -> Submitted:
     """Submit a task. It runs whether or not a client waits for it."""
-    submission = await _read(request, is_awaited=False)
+    submission = await _read(request, jobs, is_awaited=False)
     job = await submit_request(request, jobs, owner, submission)
     response.headers.update(answer_headers(request, submission, job))
     return Submitted(task_id=job.id)
@@ -140,18 +140,21 @@ async def history(
     return Response(answer.model_dump_json(), media_type="application/json")  # FastAPI would validate it again
 
 
-async def _read(request: Request, *, is_awaited: bool) -> Submission:
+async def _read(request: Request, jobs: JobService, *, is_awaited: bool) -> Submission:
     body = await read_body(request, GenerateRequest)
+    has_previews = jobs.manifest.preview is not None and not is_awaited
+    without_previews = ("previews",) if body.previews and not has_previews else ()
     return Submission(
         "tasks",
         body,
         body.image(),
-        body.num_images,
+        body.image_count,
         is_awaited,
         timeout=body.timeout,
-        previews=body.previews,
+        previews=body.previews if has_previews else 0,
+        names=body.names(),
         model=body.model,
-        ignored=body.ignored(),
+        ignored=(*body.ignored(), *without_previews),
     )
 
 
