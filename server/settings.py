@@ -69,8 +69,8 @@ class Settings(BaseSettings):
     )
     cors_origins: Origins = Field(
         SERVER.cors_origins,
-        description="Origins whose pages may call the API from a browser, such as https://app.example.com, separated by "
-        "spaces; * for every one (default: none but this server's page)",
+        description="Origins whose pages may call the API from a browser, such as https://app.example.com, separated "
+        "by spaces; * for every one (default: none but this server's page)",
         title="ORIGINS",
     )
     page: bool = Field(SERVER.page, description="Serve a web page at /")

@@ -66,9 +66,7 @@ def _operation(path: str, method: str, operation: Node, document: Node) -> str:
     if "security" in operation:
         parts.append("<p>Needs an API key.</p>")
     if parameters := operation.get("parameters"):
-        rows = (
-            (one["name"], one["in"], _type(one["schema"]), escape(one.get("description", ""))) for one in parameters
-        )
+        rows = ((one["name"], escape(one["in"]), _type(one["schema"]), escape(_description(one))) for one in parameters)
         parts.append("<h4>Parameters</h4>" + _table(("Name", "In", "Type", "Meaning"), rows))
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
         parts.append(f"<h4>Body</h4><p><code>{escape(kind)}</code>: {_type(content['schema'])}</p>")

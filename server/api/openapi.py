@@ -23,7 +23,7 @@ Responses = dict[int | str, Content]
 
 ABOUT = (
     "Images from text, with Z-Image-Turbo. A field that is null counts as absent; a field that cannot change the image"
-    " is accepted and named in X-Ignored-Parameters. HEAD is answered wherever GET is, and OPTIONS names the methods of a"
+    " is accepted and named in X-Ignored-Parameters. HEAD is answered wherever GET is; OPTIONS names the methods of a"
     " path. Bodies may be compressed with gzip."
 )
 SCHEMAS = "#/components/schemas/"

@@ -95,8 +95,9 @@ def serving(
     hosts: HostNames = HostNames(public=HOSTS),  # noqa: B008
     trusted_proxies: tuple[str, ...] = (),
     connections: Connections | None = None,
+    **options: Any,
 ) -> Iterator[str]:
-    """Run a server in a thread, and yield its base URL."""
+    """Run a server in a thread, and yield its base URL. `options`: further ones of `create_app`."""
     loop.store = JobStore(database, busy_timeout=0.5)
     jobs = JobService(loop.store, MANIFEST, limits, loras=LORAS)
     supervisor = jobs.worker_queue.link = ThreadSupervisor(loop, jobs.worker_queue)
@@ -110,7 +111,7 @@ def serving(
             await jobs.stop(grace=5)
             await supervisor.stop()
 
-    app = create_app(jobs, policy or AccessPolicy(), hosts=hosts, trusted_proxies=trusted_proxies)
+    app = create_app(jobs, policy or AccessPolicy(), hosts=hosts, trusted_proxies=trusted_proxies, **options)
     server = TimeoutServer(config(app, grace=5, connections=connections))
     with bind_socket("127.0.0.1", 0) as sock:
         sock.listen()  # clients wait for the worker to be ready

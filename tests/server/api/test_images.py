@@ -57,22 +57,6 @@ def test_truncated_prompt_is_returned_as_revised_prompt(client: openai.OpenAI) -
     assert revised == " ".join(f"word{i}" for i in range(WORDS))
 
 
-def test_parameters_without_effect_are_accepted(client: openai.OpenAI) -> None:
-    response = client.images.generate(
-        prompt="a cat",
-        quality="high",
-        background="opaque",
-        moderation="low",
-        style="vivid",
-        user="me",
-        response_format="b64_json",
-        output_format="png",
-        stream=False,
-        extra_body={"guidance_scale": 0.0, "negative_prompt": None, "seed": None, "partial_images": 0},
-    )
-    assert pixels(response).shape == (96, 128, 3)
-
-
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 def test_output_format_is_the_format_of_the_file(client: openai.OpenAI, http: httpx.Client, kind: str) -> None:
     seed = {"seed": 200, "num_inference_steps": 3}
