@@ -11,7 +11,6 @@ from server.api import errors
 from server.api.api_key import check_api_key
 from server.api.client import client_of
 from server.api.rate import Rate, RateLimiter
-from server.jobs.metrics import RATE_LIMIT_EXCEEDED
 
 BEARER = "bearer "
 
@@ -85,14 +84,15 @@ class Authenticator:
         wait = 0.0 if self._limiter is None else self._limiter.hit(client_of(request, owner))
         if wait == 0.0:
             return
-        self._on_refused(RATE_LIMIT_EXCEEDED)
         seconds = math.ceil(wait)
-        raise errors.ApiError(
+        refusal = errors.ApiError(
             429,
             f"The rate of {self._rate} is exceeded; try again in {seconds} s.",
-            code=RATE_LIMIT_EXCEEDED,
+            code="rate_limit_exceeded",
             headers={"retry-after": str(seconds)},
         )
+        self._on_refused(refusal.code)
+        raise refusal
 
 
 def _key(request: Request) -> str:

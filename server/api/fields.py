@@ -65,7 +65,7 @@ class ImageFields(RequestBody):
     """Fields of every request for images."""
 
     prompt: Prompt
-    model: str | None = None
+    model: Annotated[str, Field(description="any name; the answer tells the real one")] | None = None
     size: Annotated[
         str,
         Field(max_length=MAX_SIZE, description='"auto" or "WIDTHxHEIGHT"', json_schema_extra={"pattern": SIZE}),

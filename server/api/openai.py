@@ -73,17 +73,17 @@ async def image(job_id: str, name: Annotated[str, openapi.path_parameter(IMAGE_N
 
 
 @router.get("/v1/models")
-async def list_models(request: Request, model: Model) -> ModelList:
+async def list_models(request: Request, served: Model) -> ModelList:
     """List the names of the model that is served."""
-    return ModelList(data=[_card(request, name) for name in model.names])
+    return ModelList(data=[_card(request, name) for name in served.names])
 
 
-@router.get("/v1/models/{name:path}", responses=openapi.error_responses(404))  # names may hold a slash
-async def retrieve_model(request: Request, name: str, model: Model) -> ModelCard:
+@router.get("/v1/models/{model:path}", responses=openapi.error_responses(404))  # names may hold a slash
+async def retrieve_model(request: Request, model: str, served: Model) -> ModelCard:
     """Return a model by its name."""
-    if name not in model.names:
-        raise errors.model_not_found(name, model.name)
-    return _card(request, name)
+    if model not in served.names:
+        raise errors.model_not_found(model, served.name)
+    return _card(request, model)
 
 
 def _card(request: Request, name: str) -> ModelCard:

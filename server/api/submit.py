@@ -124,7 +124,9 @@ async def enqueue(
         owner=owner,
         durable=not submission.is_awaited or key is not None,  # a client with a key may reconnect
         idempotency_key=key,
-        fingerprint=hashlib.sha256(f"{submission.api} {submission.body.model_dump_json()}".encode()).hexdigest(),
+        fingerprint=hashlib.sha256(
+            f"{submission.api} {submission.body.model_dump_json(exclude_defaults=True)}".encode()
+        ).hexdigest(),
         created=now,
         deadline=None if submission.timeout is None else now + submission.timeout,
     )

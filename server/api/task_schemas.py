@@ -17,7 +17,7 @@ MAX_IMAGES = 4
 class GenerateRequest(ImageFields):
     """Body of requests for images. A field that is null counts as absent."""
 
-    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES), WHOLE] | None = None
+    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="1 if absent"), WHOLE] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="another name of num_images"), WHOLE] | None = None
     previews: Annotated[
         int, Field(ge=0, le=100, description="of each image; ignored where the request waits for the images"), WHOLE

@@ -19,8 +19,7 @@ from server.worker.messages import Heartbeat
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16)
 
-REFUSALS = tuple(kind.code for kind in JobRefused.__subclasses__())
-RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
+REFUSALS = (*(kind.code for kind in JobRefused.__subclasses__()), "rate_limit_exceeded")  # codes of refusals
 FAILURES = (  # codes of jobs' errors
     "deadline_exceeded",
     "device_error",
@@ -76,7 +75,7 @@ class Metrics:
         self._switches = Counter("zimage_lora_switches", "Changes to another LoRA or to none.", registry=registry)
         self._switch_seconds = Counter("zimage_lora_switch_seconds", "Time in such changes.", registry=registry)
         self._last_heartbeat = NO_HEARTBEAT
-        for refusal in (*REFUSALS, RATE_LIMIT_EXCEEDED):
+        for refusal in REFUSALS:
             self._refused.labels(refusal)
         for stage in fields(StageTimes):
             self._stage_seconds.labels(stage.name)

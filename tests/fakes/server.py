@@ -163,6 +163,8 @@ def main(
     reconnect: str = "",
     trusted_proxies: str = "",
     archive: str = "",
+    model_names: str = "",
+    cors_origins: str = "",
 ) -> None:
     if reconnect:
         import server.page.page
@@ -177,6 +179,9 @@ def main(
         rate=rate or None,
         hosts=HOSTS,
         trusted_proxies=tuple(trusted_proxies.split()),
+        cors_origins=tuple(cors_origins.split()),
+        model_names=tuple(model_names.split()),
+        strict_model=bool(model_names),
         limits=Limits(queue=int(queue or 256)),
         timeouts=SHORT_TIMEOUTS,
     )

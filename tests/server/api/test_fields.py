@@ -226,7 +226,8 @@ def test_contradictions_and_other_values_are_refused_by_name(
 
 @pytest.mark.parametrize("path", ALL)
 def test_error_names_the_field_that_the_client_sent(http: httpx.Client, path: str) -> None:
-    for given, param in (({"size": "100x64"}, "size"), ({"width": 100}, "width"), ({"height": 100}, "height")):
+    sizes = ({"size": "100x64"}, "size"), ({"size": "64x100"}, "size")
+    for given, param in (*sizes, ({"width": 100}, "width"), ({"height": 100}, "height")):
         assert error_of(http.post(path, json={"prompt": "a cat"} | given))["param"] == param
 
 
@@ -284,3 +285,11 @@ def test_stream_by_url_and_another_noise_are_refused(client: openai.OpenAI) -> N
         with pytest.raises(openai.BadRequestError) as caught:
             client.images.generate(prompt="a cat", extra_body=given)
         assert caught.value.param == param
+
+
+def test_repeated_key_may_come_with_defaults_written_out(http: httpx.Client) -> None:
+    headers = {"idempotency-key": "with defaults"}
+    bodies = ({"prompt": "a cat"}, {"prompt": "a cat", "n": 1, "size": "auto", "seed": None, "steps": None})
+    first, again = (http.post(IMAGES, json=body, headers=headers) for body in bodies)
+    assert first.json() == again.json()
+    assert http.post(IMAGES, json=bodies[0] | {"n": 2}, headers=headers).status_code == 422

@@ -33,6 +33,7 @@ def test_counters_begin_at_0_so_that_the_first_refusal_is_a_change(http: httpx.C
     assert all(before["zimage_jobs_refused_total", code] == 0 for code in (*refusals, "rate_limit_exceeded"))
     for api in ("openai", "tasks"):
         assert before["zimage_jobs_accepted_total", api] == before["zimage_jobs_ended_total", api, "", "done"] == 0
+    http.post(IMAGES, json={"prompt": "a cat"})
     http.post(IMAGES, json={"prompt": NAN_PROMPT, "num_inference_steps": 1})
     http.post(IMAGES, json={"prompt": "a cat", "lora": "damaged"})
     http.post("/v1/generate", json={"prompt": "a cat", "timeout": 1e-6})
