@@ -87,6 +87,14 @@ def test_missing_package_names_what_to_install(
     assert f"pip install {install}" in str(refusal.value)
 
 
+def test_package_with_a_missing_library_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_tensorrt.py").write_text("import ctypes; ctypes.CDLL('libnvinfer_not_here.so')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(PACKAGES, "tensorrt", "broken_tensorrt")
+    with pytest.raises(BackendUnavailable, match="cannot be imported: libnvinfer_not_here"):
+        load_backend(tmp_path, manifest_of("tensorrt", "broken_tensorrt 11.1"), RuntimeOptions())
+
+
 @pytest.mark.parametrize("flavor", ["rtx", "tensorrt"])
 def test_plans_of_another_builder_version_are_refused(
     flavor: Flavor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

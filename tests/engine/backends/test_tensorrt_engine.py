@@ -121,6 +121,19 @@ def test_alternating_shapes_keep_contexts_and_least_recently_used_is_replaced(de
     assert device.settings() > before
 
 
+def test_context_that_could_not_be_pinned_is_not_used(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise DeviceError("refuses the address")
+
+    device.engine.pin_bindings(True)
+    with monkeypatch.context() as patched, pytest.raises(DeviceError, match="refuses the address"):
+        patched.setattr(FakeContext, "set_address", refuse)
+        device.run(64, 64)
+    device.run(64, 64)
+    device.memory.synchronize()
+    assert len(device.passes) == 1
+
+
 @pytest.mark.parametrize(("height", "batch", "profile"), [(256, 1, 0), (256, 4, 0), (272, 1, 1), (512, 1, 1)])
 def test_tightest_profile_is_used(device: Device, height: int, batch: int, profile: int) -> None:
     device.run(height, 64, batch=batch)

@@ -234,9 +234,9 @@ def test_plan_that_cannot_be_read_is_corrupt(
 
 def test_refusal_with_a_lost_context_raises_a_sticky_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = FakeCuda()
-    plan = open_plan(tmp_path, monkeypatch, FakeTensorRt(fails={"execute_async_v3": ""}), cuda=cuda)
+    plan = open_plan(tmp_path, monkeypatch, FakeTensorRt(fails={"execute_async_v3": "illegal access"}), cuda=cuda)
     cuda.fails["require_context"] = "cudaErrorLaunchFailure"
-    with pytest.raises(DeviceError, match="replace the process") as lost:
+    with pytest.raises(DeviceError, match=r"refuses to run: illegal access; .*replace the process") as lost:
         use(plan)
     assert lost.value.sticky
 
