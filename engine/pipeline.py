@@ -192,9 +192,9 @@ def warm_up(pipeline: Pipeline, sizes: Sequence[Size]) -> None:
     """Prepare kernels, contexts and CUDA graphs of each size, for single passes with prompts of every length.
 
     The bindings are those of `Pipeline.generate` and of `EngineLoop`, which then prepare nothing for such passes.
-    Batches of two and more are prepared at first use, since only some of them gain. With n padded lengths (16 up to 512
-    tokens) the cost is WARM_PASSES * n passes of the denoiser for each size, as many of the prompt encoder in all,
-    WARM_PASSES decodings for each size, and a context for each of these bindings, all in the one arena.
+    Batches of two and more are prepared at first use, since only some of them gain. Each graph runs WARM_PASSES times:
+    the denoiser for each size and each of n padded lengths (16 up to 512 tokens), the prompt encoder for each length,
+    guidance and VAE decoder for each size. Each of these bindings gets a context, all in the one arena.
     """
     model, backend = pipeline.manifest.model, pipeline.backend
     levels = sigmas(WARM_PASSES, model.schedule_shift)
