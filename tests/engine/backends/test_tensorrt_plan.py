@@ -92,14 +92,13 @@ def open_plan(
     trt: FakeTensorRt,
     *,
     rtx: bool = False,
-    cuda: FakeCuda | None = None,
 ) -> TensorRtPlan:
     package = "fake_rtx" if rtx else "fake_tensorrt"
     monkeypatch.setitem(sys.modules, package, trt)
     file = tmp_path / "denoiser.plan"
     file.write_bytes(b"plan")
     cache = tmp_path / "caches" / "denoiser.cache"
-    return TensorRtPlan(cuda or FakeCuda(), package, file, runtime_graphs=rtx, cache=cache)
+    return TensorRtPlan(trt.cuda, package, file, runtime_graphs=rtx, cache=cache)
 
 
 def use(plan: TensorRtPlan, arena: int = ARENA) -> None:
@@ -188,6 +187,7 @@ def test_kernels_that_cannot_be_written_only_warn(
         ("Refitter", "cannot change the plan's weights: too bad"),
         ("set_named_weights", "refuses new values for q: too bad"),
         ("refit_cuda_engine_async", "refuses to refit: too bad"),
+        ("unset_named_weights", "refuses to forget q: too bad"),
     ],
 )
 def test_refused_calls_raise_with_tensorrts_words(
@@ -233,9 +233,9 @@ def test_plan_that_cannot_be_read_is_corrupt(
 
 
 def test_refusal_with_a_lost_context_raises_a_sticky_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = FakeCuda()
-    plan = open_plan(tmp_path, monkeypatch, FakeTensorRt(fails={"execute_async_v3": "illegal access"}), cuda=cuda)
-    cuda.fails["require_context"] = "cudaErrorLaunchFailure"
+    trt = FakeTensorRt(fails={"execute_async_v3": "illegal access"})
+    plan = open_plan(tmp_path, monkeypatch, trt)
+    trt.cuda.fails["require_context"] = "cudaErrorLaunchFailure"
     with pytest.raises(DeviceError, match=r"refuses to run: illegal access; .*replace the process") as lost:
         use(plan)
     assert lost.value.sticky
