@@ -1,6 +1,7 @@
 """Calls to TensorRT: on the real library as far as it works without a GPU, otherwise on a fake of its bindings."""
 
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,14 @@ def test_kernels_are_written_when_there_are_new_ones_and_read_at_the_next_start(
     assert file.read_bytes() == b"more, in the background"
     open_plan(tmp_path, monkeypatch, trt, rtx=True).close()
     assert trt.calls["deserialize"] == 1
+
+
+def test_closed_plan_refers_to_no_object_of_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT frees what nothing refers to."""
+    plan = open_plan(tmp_path, monkeypatch, FakeTensorRt(), rtx=True)
+    owned = [weakref.ref(each) for each in (plan._engine, plan._cache, plan._runtime)]
+    plan.close()
+    assert [each() for each in owned] == [None] * 3
 
 
 @pytest.mark.parametrize("fails", [{"serialize": "no memory"}, {}], ids=["not serialized", "unwritable"])
