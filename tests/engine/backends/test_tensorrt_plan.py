@@ -154,8 +154,9 @@ def test_kernels_are_written_when_there_are_new_ones_and_read_at_the_next_start(
     trt.runtime_cache = b"more, in the background"
     plan.close()
     assert file.read_bytes() == b"more, in the background"
+    written = file.stat().st_mtime_ns
     open_plan(tmp_path, monkeypatch, trt, rtx=True).close()
-    assert trt.calls["deserialize"] == 1
+    assert trt.calls["deserialize"] == 1 and file.stat().st_mtime_ns == written
 
 
 def test_closed_plan_refers_to_no_object_of_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
