@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from fakes.cuda import FakeCuda, load_fakes
+from fakes.cuda import FakeCuda
 from fakes.host_engine import HostEngine
 from fakes.manifest import MANIFEST
+from fakes.plan import load_fakes
 from hypothesis import strategies as st
 
 from engine.backends.base import Backend

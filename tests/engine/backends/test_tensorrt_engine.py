@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes.cuda import FakeContext, FakeCuda, FakePlan, Misuse
+from fakes.cuda import FakeCuda, Misuse
 from fakes.manifest import LARGE, MANIFEST, USUAL
+from fakes.plan import FakeContext, FakePlan
 
 from engine.backends.device_memory import DeviceMemory
 from engine.backends.memory import DeviceTensor

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes.cuda import FakeCuda, FakePlan, Kernel, load_fakes
+from fakes.cuda import FakeCuda
+from fakes.plan import FakePlan, Kernel, load_fakes
 from fakes.step_peak import STEP_BYTES, step_peak
 
 from engine.backends.base import Bindings, Engine
