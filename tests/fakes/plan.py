@@ -114,6 +114,7 @@ class FakeContext:
                 raise Misuse("a graph is replayed whose context has had other shapes since")
 
         def run() -> None:
+            self._require_alive()
             cuda.bytes_at(*self._arena, device=True)[:] = POISON  # data that another graph left there is lost
             plan.kernel({name: self._array(*window) for name, window in windows.items()})
 

@@ -256,14 +256,16 @@ def test_engine_with_failed_refit_refuses_to_run_until_restored(device: Device) 
     device.run(64, 64)
 
 
-def test_close_waits_for_running_passes_and_frees_everything(replaying: Device) -> None:
+@pytest.mark.parametrize("graphs", ["off", "on", "auto"])
+def test_close_waits_for_running_passes_and_frees_everything(tmp_path: Path, graphs: CudaGraphs) -> None:
+    device = make(tmp_path, FakeCuda(eagerness=0), graphs)
     for _ in range(CAPTURED + 3):
-        replaying.run(64, 64)
-    replaying.engine.close()
-    assert len(replaying.passes) == CAPTURED + 3
-    replaying.cuda.free(replaying.engine._resources.arena)
-    replaying.memory.close()
-    assert not replaying.cuda.leaks
+        device.run(64, 64)
+    device.engine.close()
+    assert len(device.passes) == CAPTURED + 3
+    device.cuda.free(device.engine._resources.arena)
+    device.memory.close()
+    assert not device.cuda.leaks
 
 
 # refusals of the fake; without them, the tests above would prove little
