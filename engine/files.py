@@ -14,8 +14,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
     The file is created at once, so an unwritable path fails before any work is done.
     """
-    path = path.resolve()  # a symlink stays and its target is written
     try:
+        path = Path(os.path.realpath(path))  # a symlink stays and its target is written
+        if path.is_symlink():  # in a loop: all others are resolved
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         if path.exists() and not path.is_file():  # for root, a rename would replace even a device
             raise OSError(errno.EINVAL, "it is not a regular file")
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
