@@ -274,7 +274,27 @@ def test_options_are_parsed_from_the_command_line() -> None:
     )
 
 
-@pytest.mark.parametrize("words", ["--warm-up 64y96", "--threads -1", "--cuda-graphs maybe"])
+@pytest.mark.parametrize(
+    ("flavor", "ignored"),
+    [
+        ("onnx", ["--cuda-graphs", "--offload", "--self-test", "--runtime-cache"]),
+        ("tensorrt", ["--threads", "--runtime-cache"]),
+        ("rtx", ["--threads"]),
+    ],
+)
+def test_options_without_effect_on_a_flavor_are_named(flavor: Flavor, ignored: list[str]) -> None:
+    given = RuntimeOptions(2, ("a",), (), "on", True, False, Path("x"))
+    assert given.without_effect(flavor) == ignored
+    assert RuntimeOptions().without_effect(flavor) == []
+
+
+def test_loading_warns_of_options_without_effect(plan: Path, caplog: pytest.LogCaptureFixture) -> None:
+    manifest = replace(MANIFEST, graphs=dict.fromkeys(MANIFEST.graphs, GRAPH))
+    load_backend(plan.parent, manifest, RuntimeOptions(offload=True, threads=1)).close()
+    assert [record.getMessage() for record in caplog.records] == ["--offload has no effect on onnx plans"]
+
+
+@pytest.mark.parametrize("words", ["--warm-up 64y96", "--threads -1", "--threads two", "--cuda-graphs maybe"])
 def test_invalid_option_values_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     add_pipeline_arguments(parser)
