@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run `zimage-bench`. The last line of stdout is JSON."""
+    """Run `zimage-bench`. The last line of stdout is JSON; an error exits with status 1 and one line on stderr."""
     arguments = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser("zimage-bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -38,12 +38,20 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         _module(args.command).run(args)
-    except ZImageError as error:
+    except (ZImageError, OSError) as error:
         sys.exit(f"zimage-bench: {error}")
+    except KeyboardInterrupt:
+        sys.exit("zimage-bench: interrupted")
 
 
 def _module(command: str) -> Any:
-    return importlib.import_module(f"benchmarks.{command.replace('-', '_')}")
+    try:
+        return importlib.import_module(f"benchmarks.{command.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"zimage-bench: {command} needs {error.name}, which is not installed; "
+            "in the checkout: pip install -e '.[bench,export,nano,test]'"
+        )
 
 
 if __name__ == "__main__":

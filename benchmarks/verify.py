@@ -19,6 +19,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from benchmarks.full_size import MODEL
+from benchmarks.harness.arguments import count
 from benchmarks.harness.report import Stopwatch, finish, peak_rss
 from benchmarks.harness.source import random_components
 from engine.plan.manifest import SCHEMA_VERSION, Graph, GraphName, Manifest, Precision, Target
@@ -41,7 +42,7 @@ Part = Callable[[CheckpointSizes, Precision, Path], dict[str, Any]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--layers", type=int, default=4, help="Layers of each transformer (default: %(default)s)")
+    parser.add_argument("--layers", type=count, default=4, help="Layers of each transformer (default: %(default)s)")
     parser.add_argument("--bf16", action="store_true", help="BF16 graphs instead of FP16")
     parser.add_argument("--small", action="store_true", help="The sizes of z-image-nano, to try the command")
     parser.add_argument(
