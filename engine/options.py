@@ -68,9 +68,12 @@ class RuntimeOptions:
 
     def without_effect(self, flavor: Flavor) -> list[str]:
         """Return the options that were changed from their defaults and have no effect on plans of this flavor."""
-        default = RuntimeOptions()
-        changed = (name for name in ONLY_FOR if getattr(self, name) != getattr(default, name))
-        return [f"--{name.replace('_', '-')}" for name in changed if flavor not in ONLY_FOR[name]]
+        default, named = RuntimeOptions(), []
+        for name, flavors in ONLY_FOR.items():
+            value = getattr(self, name)
+            if value != getattr(default, name) and flavor not in flavors:
+                named.append(f"--{'no-' if value is False else ''}{name.replace('_', '-')}")
+        return named
 
     def encode(self) -> str:
         """Return the options as JSON, for another process."""

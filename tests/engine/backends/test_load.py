@@ -20,7 +20,14 @@ from engine.backends.base import Backend, check_bindings
 from engine.backends.load import INSTALL, PACKAGES, kernel_cache_folder, load_backend
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import load as plans
-from engine.errors import BackendUnavailable, PlanCorrupt, PlanMismatch, ZImageError
+from engine.errors import (
+    BackendUnavailable,
+    DeviceError,
+    OutOfDeviceMemory,
+    PlanCorrupt,
+    PlanMismatch,
+    ZImageError,
+)
 from engine.options import RuntimeOptions, add_pipeline_arguments
 from engine.plan.manifest import Flavor, Graph, GraphName, Manifest, Target, TensorSpec
 from engine.size import Size
@@ -197,6 +204,41 @@ def test_outputs_are_written_into_the_callers_arrays(plan: Path) -> None:
     assert np.array_equal(ours["latents_next"], np.tile([[5], [6], [7]], 4))
 
 
+FAILURES: dict[str, tuple[list[onnx.NodeProto], type[DeviceError], str]] = {
+    "too large": (
+        [
+            helper.make_node("Expand", ["latents", "large"], ["expanded"]),
+            helper.make_node("ReduceMax", ["expanded", "first"], ["latents_next"], keepdims=0),
+        ],
+        OutOfDeviceMemory,
+        r"ONNX Runtime could not allocate 6,597,070 MB to run add\.onnx; free memory, or generate smaller images",
+    ),
+    "of another shape": (
+        [
+            helper.make_node("Cast", ["sigma"], ["indices"], to=TensorProto.INT64),
+            helper.make_node("GatherElements", ["latents", "indices"], ["latents_next"], axis=1),
+        ],
+        DeviceError,
+        r"ONNX Runtime cannot run add\.onnx: .*GatherElements",
+    ),
+}
+
+
+@pytest.mark.parametrize(("nodes", "error", "message"), FAILURES.values(), ids=FAILURES)
+def test_pass_that_fails_raises_a_device_error(
+    plan: Path, nodes: list[onnx.NodeProto], error: type[DeviceError], message: str
+) -> None:
+    model = onnx.load(plan)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for name, values in (("large", [1 << 36, 1, 1]), ("first", [0])):
+        model.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
+    onnx.save(model, plan)
+    with pytest.raises(error, match=message) as failure:
+        OnnxRuntimeEngine(plan, GRAPH).enqueue(0, arrays(6))
+    assert failure.type is error
+
+
 def test_same_arrays_are_bound_once_and_read_on_every_call(plan: Path) -> None:
     engine, ours = CountingEngine(plan, GRAPH), arrays(2)
     for value in range(5):
@@ -277,7 +319,7 @@ def test_options_are_parsed_from_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("flavor", "ignored"),
     [
-        ("onnx", ["--cuda-graphs", "--offload", "--self-test", "--runtime-cache"]),
+        ("onnx", ["--cuda-graphs", "--offload", "--no-self-test", "--runtime-cache"]),
         ("tensorrt", ["--threads", "--runtime-cache"]),
         ("rtx", ["--threads"]),
     ],
