@@ -22,6 +22,7 @@ from benchmarks.full_size import MODEL
 from benchmarks.harness.arguments import count
 from benchmarks.harness.report import Stopwatch, finish, peak_rss
 from benchmarks.harness.source import random_components
+from engine.files import whole_file
 from engine.plan.manifest import SCHEMA_VERSION, Graph, GraphName, Manifest, Precision, Target
 from engine.plan.probes import PROBES_FILE
 from export.checkpoint.files import Checkpoint, Component
@@ -55,7 +56,9 @@ def run(args: argparse.Namespace) -> None:
     sizes = replace(whole, n_layers=args.layers, text_layers=args.layers + 1)
     precision: Precision = "bf16" if args.bf16 else "fp16"
     with ExitStack() as owned:
-        folder = args.folder or Path(owned.enter_context(tempfile.TemporaryDirectory()))
+        parent = args.folder or Path(owned.enter_context(tempfile.TemporaryDirectory()))
+        # files that are kept serve only runs with the same options
+        folder = parent / f"{'small-' if args.small else ''}{args.layers}-layers-{precision}"
         folder.mkdir(parents=True, exist_ok=True)
         figures = measure(sizes, precision, folder)
     figures["whole_model_seconds"] = extrapolated(figures["seconds"], args.layers, whole)
@@ -101,7 +104,8 @@ def _export(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[
     watch, checkpoint = Stopwatch(), _open(sizes, folder)
     precisions = graph_precisions(precision, "rtx")
     graphs = export_graphs(make_graphs(checkpoint, precisions), checkpoint, precisions, folder, _progress())
-    (folder / GRAPHS).write_bytes(msgspec.json.encode(graphs))
+    with whole_file(folder / GRAPHS) as file:
+        file.write(msgspec.json.encode(graphs))
     return {"export_s": round(watch.seconds, 1), "onnx_gb": _size(folder, "*.onnx*") / 1e9}
 
 

@@ -59,7 +59,7 @@ class OnnxRuntimeEngine(Engine):
         options.intra_op_num_threads = self._threads
         # each graph has its own threads; spinning ones would take the cores from the next graph
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 3  # errors only: its warnings are about its own constant folding
+        options.log_severity_level = 4  # errors are raised too, and warnings are about its own constant folding
         options.add_external_initializers(list(weights), list(weights.values()))
         try:
             return ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])

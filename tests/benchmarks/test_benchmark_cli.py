@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks.cli import main
 from benchmarks.harness.arguments import count, count_or_zero, positive, positive_or_zero
+from engine.plan.manifest import Precision
+from nano.layout import CheckpointSizes
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,26 @@ def test_full_size_refuses_options_without_effect_before_it_traces(words: str, m
 def test_vram_refuses_an_unknown_gpu_before_it_traces() -> None:
     with pytest.raises(SystemExit, match="no compute capability 'x'"):
         main(["vram", "--compute-capability", "x"])
+
+
+@pytest.mark.parametrize("option", ["--bf16", "--layers 2"])
+def test_verify_reuses_files_of_the_same_options_only(
+    tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import verify
+
+    folders = []
+
+    def measure(_sizes: CheckpointSizes, _precision: Precision, folder: Path) -> dict[str, dict[str, float]]:
+        folders.append(folder)
+        return {"seconds": {}}
+
+    monkeypatch.setattr(verify, "measure", measure)
+    for options in ("", "", option):
+        main(["verify", "--small", "--folder", str(tmp_path), *options.split()])
+    first, second, other = folders
+    assert first == second != other
+    assert {folder.parent for folder in folders} == {tmp_path}
 
 
 def test_numbers_at_the_limits_are_accepted() -> None:
