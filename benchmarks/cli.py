@@ -27,7 +27,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run `zimage-bench`. The last line of stdout is JSON."""
+    """Run `zimage-bench`. The last line of stdout is JSON; an error exits with status 1 and one line on stderr."""
     arguments = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser("zimage-bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -40,12 +40,20 @@ def main(argv: list[str] | None = None) -> None:
         _module(args.command).run(args)
     except ModuleNotFoundError as error:
         sys.exit(f"zimage-bench: {error.name} is not installed; in the checkout: pip install -e '.[export,bench,nano]'")
-    except ZImageError as error:
+    except (ZImageError, OSError) as error:
         sys.exit(f"zimage-bench: {error}")
+    except KeyboardInterrupt:
+        sys.exit("zimage-bench: interrupted")
 
 
 def _module(command: str) -> Any:
-    return importlib.import_module(f"benchmarks.{command.replace('-', '_')}")
+    try:
+        return importlib.import_module(f"benchmarks.{command.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"zimage-bench: {command} needs {error.name}, which is not installed; "
+            "in the checkout: pip install -e '.[bench,export,nano,test]'"
+        )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from benchmarks.gpu.findings import Device, Figures, Settings
 from benchmarks.gpu.part_process import run_here, run_in_process
 from benchmarks.gpu.parts import FIRST, PARTS, Part
 from benchmarks.gpu.report_text import markdown, status
+from benchmarks.harness.arguments import count, positive
 from benchmarks.harness.report import Stopwatch, finish, report
 
 LEAST_SECONDS = 10  # a part is not started with less time left
@@ -32,18 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Device to check; auto: a GPU if there is one (default)",
     )
     parser.add_argument(
-        "--layers", type=int, default=4, help="Full-width transformer layers to check (default: %(default)s)"
+        "--layers", type=count, default=4, help="Full-width transformer layers to check (default: %(default)s)"
     )
     parser.add_argument(
         "--minutes",
-        type=float,
+        type=positive,
         default=10.0,
         help="Time limit; parts that have not run by then are named in the report (default: %(default)g)",
     )
     names = ", ".join(part.name for part in PARTS)
-    parser.add_argument("--only", default="", metavar="PART,...", help=f"Run these parts only: {names}")
+    parser.add_argument("--only", metavar="PART,...", help=f"Run these parts only: {names}")
     parser.add_argument("--quick", action="store_true", help="Tiny sizes and few runs, to see that every part works")
-    parser.add_argument("--part", help=argparse.SUPPRESS)  # run this part in this process
+    # runs this part in this process
+    parser.add_argument("--part", choices=[part.name for part in PARTS], help=argparse.SUPPRESS)
     parser.add_argument("--part-seconds", type=float, default=60.0, help=argparse.SUPPRESS)
 
 
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         return
     selected = _select(args.only)
     args.folder.mkdir(parents=True, exist_ok=True)
-    figures = _earlier(args.folder) if args.only else {}
+    figures = _earlier(args.folder) if args.only is not None else {}
     for part, found in check(selected, settings, 60 * args.minutes, figures, wants_gpu=args.device == "cuda"):
         figures[part.name] = found
         write_report(args.folder, figures)  # after each part: an interrupted run keeps its results
@@ -137,12 +139,14 @@ def _earlier(folder: Path) -> Figures:
     return found
 
 
-def _select(only: str) -> tuple[Part, ...]:
-    wanted = {name.strip() for name in only.split(",") if name.strip()}
+def _select(only: str | None) -> tuple[Part, ...]:
+    if only is None:
+        return PARTS
+    wanted = {name.strip() for name in only.split(",")}
     names = [part.name for part in PARTS]
     if unknown := sorted(wanted - set(names)):
-        sys.exit(f"zimage-bench: gpu-check has no part {', '.join(unknown)}; its parts are {', '.join(names)}")
-    return tuple(part for part in PARTS if not wanted or part.name in wanted or part.name == FIRST)
+        sys.exit(f"zimage-bench: gpu-check has no part {', '.join(unknown)!r}; its parts are {', '.join(names)}")
+    return tuple(part for part in PARTS if part.name in wanted or part.name == FIRST)
 
 
 def _for(part: Part, settings: Settings) -> Settings:

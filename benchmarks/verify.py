@@ -19,8 +19,10 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from benchmarks.full_size import MODEL, manifest
+from benchmarks.harness.arguments import count
 from benchmarks.harness.report import Stopwatch, finish, peak_rss
 from benchmarks.harness.source import random_components
+from engine.files import whole_file
 from engine.plan.manifest import Graph, GraphName, Manifest, Precision
 from engine.plan.probes import PROBES_FILE
 from export.checkpoint.files import Checkpoint, Component
@@ -41,7 +43,7 @@ Part = Callable[[CheckpointSizes, Precision, Path], dict[str, Any]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--layers", type=int, default=4, help="Layers of each transformer (default: %(default)s)")
+    parser.add_argument("--layers", type=count, default=4, help="Layers of each transformer (default: %(default)s)")
     parser.add_argument("--bf16", action="store_true", help="BF16 graphs instead of FP16")
     parser.add_argument("--small", action="store_true", help="The sizes of z-image-nano, to try the command")
     parser.add_argument(
@@ -111,7 +113,8 @@ def _export(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[
     watch, checkpoint = Stopwatch(), _open(sizes, folder)
     precisions = graph_precisions(precision, "rtx")
     graphs = export_graphs(make_graphs(checkpoint, precisions), checkpoint, precisions, folder, _progress())
-    (folder / GRAPHS).write_bytes(msgspec.json.encode(graphs))
+    with whole_file(folder / GRAPHS) as file:
+        file.write(msgspec.json.encode(graphs))
     return {"export_s": round(watch.seconds, 1), "onnx_gb": _size(folder, "*.onnx*") / 1e9}
 
 

@@ -1,6 +1,7 @@
 """Atomic writing of files, and their versions."""
 
 import errno
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
     The file is created at once, so an unwritable path fails before any work is done.
     """
-    path = path.resolve()  # a symlink stays and its target is written
     try:
+        path = Path(os.path.realpath(path))  # a symlink stays and its target is written
+        if path.is_symlink():  # in a loop: all others are resolved
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         if path.exists() and not path.is_file():  # for root, a rename would replace even a device
             raise OSError(errno.EINVAL, "it is not a regular file")
         # random, since a process in a container has the id of the one before it, which may have left its file

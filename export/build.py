@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from engine.errors import BuildError
 from engine.plan.directory import MANIFEST_FILE, encode
 from engine.plan.manifest import (
     SCHEMA_VERSION,
@@ -34,7 +35,7 @@ from export.compile import onnx_export, plan_size, preview
 from export.compile.onnx_files import export_graphs
 from export.compile.probes import verify
 from export.compile.profiles import default_profiles, parse_profile
-from export.compile.target import choose_flavor, compute_capabilities, require_refit
+from export.compile.target import choose_flavor, compute_capabilities, require_distinct, require_refit
 from export.compile.tensorrt_build import TensorRtBuilder
 from export.graphs.checkpoint_graphs import make_graphs
 from export.graphs.graph_module import GraphModule
@@ -126,16 +127,21 @@ def _open(options: BuildOptions, progress: BuildProgress) -> _Build:
     flavor = choose_flavor(options.flavor, bool(options.compute_capabilities), progress)
     require_accumulation(options.accumulation, options.precision, flavor)
     capabilities = compute_capabilities(flavor, options.compute_capabilities)
+    if options.refittable and options.loras:
+        raise BuildError("--refittable has no use with --lora: plans with a merged LoRA take no other; leave one out")
     if options.refittable:
         require_refit(flavor, capabilities)
     precisions = graph_precisions(options.precision, flavor, capabilities)
     builder = None if flavor == "onnx" else TensorRtBuilder(flavor, capabilities, progress)
     checkpoint = merge(open_checkpoint(options.model, options.transformer_file), options.loras)
     graphs = make_graphs(checkpoint, precisions, options.accumulation)
+    facts = _describe(checkpoint)
+    profiles = _profiles(options, checkpoint, facts)  # wrong ones are refused before the weights are hashed
     with progress.stage("hashing the checkpoint"):
-        model = _describe(checkpoint, options.loras)
+        loras = tuple(MergedLora(lora.file.name, lora.fingerprint(), lora.scale) for lora in options.loras)
+        model = replace(facts, weights_sha256=checkpoint.fingerprint(), loras=loras)
     target = Target(flavor, builder.name if builder else f"onnx opset {onnx_export.OPSET}", capabilities)
-    draft = _draft(options, model, target, _profiles(options, checkpoint, model))
+    draft = _draft(options, model, target, profiles)
     return _Build(checkpoint, graphs, precisions, builder, draft)
 
 
@@ -186,11 +192,12 @@ def _draft(options: BuildOptions, model: Model, target: Target, profiles: tuple[
     return replace(draft, plan_id=plan_directory.plan_id(encode(draft)))
 
 
-def _describe(checkpoint: Checkpoint, loras: tuple[Lora, ...]) -> Model:
+def _describe(checkpoint: Checkpoint) -> Model:
+    """Return the facts of a checkpoint, without the hashes of its weights and of LoRAs."""
     config, vae = checkpoint.transformer.config, checkpoint.vae.config
     return Model(
         name=checkpoint.name,
-        weights_sha256=checkpoint.fingerprint(),
+        weights_sha256="",
         latent_channels=config["in_channels"],
         vae_scale=2 ** (len(vae["block_out_channels"]) - 1),
         patch_size=config["all_patch_size"][0],
@@ -199,11 +206,11 @@ def _describe(checkpoint: Checkpoint, loras: tuple[Lora, ...]) -> Model:
         prompt=read_prompt_format(checkpoint.directory / "tokenizer"),
         schedule_shift=positive(checkpoint.scheduler, "shift"),
         default_steps=DEFAULT_STEPS,
-        loras=tuple(MergedLora(lora.file.name, lora.fingerprint(), lora.scale) for lora in loras),
     )
 
 
 def _profiles(options: BuildOptions, checkpoint: Checkpoint, model: Model) -> tuple[Profile, ...]:
+    require_distinct("--profile", options.profiles)
     if options.profiles:
         return tuple(parse_profile(text, model) for text in options.profiles)
     return default_profiles(int(checkpoint.vae.config["sample_size"]), model)

@@ -45,7 +45,8 @@ def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
         from export.build import BuildOptions, build_engines  # takes seconds; --help and argument errors come first
         from export.checkpoint.lora import Lora
 
-    capabilities = tuple(args.compute_capability.split(",")) if args.compute_capability else ()
+    named = args.compute_capability  # an empty text names none, and is refused
+    capabilities = () if named is None else tuple(text.strip() for text in named.split(","))
     options = BuildOptions(
         model=args.model,
         output=args.output,
@@ -76,6 +77,7 @@ def _explain(manifest: Manifest) -> Iterator[str]:
             yield from describe(name, graph, sizes[graph.file])
     products = [product for graph in manifest.graphs.values() for product in graph.products]
     if not products:
+        yield f"no products are in FP16, so none are bounded and scaled ({manifest.precision} plans)"
         return
     width = max(len(product.name) for product in products)
     yield f"{'product':{width}}  input bound, scale      output bound, scale"

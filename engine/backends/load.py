@@ -1,6 +1,7 @@
 """The choice of a backend for a plan directory, with checks before anything is loaded."""
 
 import importlib
+import logging
 import os
 import re
 from dataclasses import replace
@@ -13,6 +14,8 @@ from engine.backends.host_memory import HostMemory
 from engine.errors import BackendUnavailable, PlanMismatch
 from engine.options import RuntimeOptions
 from engine.plan.manifest import Flavor, GraphName, Manifest, Target
+
+log = logging.getLogger(__name__)
 
 PACKAGES: dict[Flavor, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx", "onnx": "onnxruntime"}
 # TensorRT-RTX 1.7 has 7.5 too, but no FP32 matrix products for it, and every denoiser has some (docs/findings.md).
@@ -38,6 +41,8 @@ def load_backend(directory: Path, manifest: Manifest, options: RuntimeOptions) -
         PlanCorrupt, OutOfDeviceMemory: the plans cannot be loaded.
     """
     target = manifest.target
+    for name in options.without_effect(target.flavor):
+        log.warning("%s has no effect on %s plans", name, target.flavor)
     package = _import_package(target.flavor)
     if target.flavor == "onnx":
         return _load_onnx(directory, manifest, options)

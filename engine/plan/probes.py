@@ -96,4 +96,5 @@ def read(directory: Path, graphs: Sequence[Graph]) -> dict[str, Array]:
 def write(directory: Path, tensors: Mapping[str, Array]) -> None:
     """Write the file of probes."""
     contiguous = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
-    safetensors.numpy.save_file(contiguous, directory / PROBES_FILE)
+    # save_file would make it readable by this user only, but the plans may be served by another
+    (directory / PROBES_FILE).write_bytes(safetensors.numpy.save(contiguous))

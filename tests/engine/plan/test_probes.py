@@ -1,11 +1,12 @@
 """Distances from expected outputs: of the whole, of the worst row, and of the scale."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engine.plan.probes import Distance, rows
+from engine.plan.probes import PROBES_FILE, Distance, rows, write
 
 RNG = np.random.default_rng(0)
 SHAPES = {
@@ -86,3 +87,10 @@ def test_expected_zeros_are_measured_too() -> None:
     zeros = np.zeros((1, 8, 40), np.float32)
     assert Distance.between(zeros, zeros).whole == 0
     assert Distance.between(zeros + 1, zeros).whole > 1
+
+
+def test_file_of_probes_has_the_mode_of_other_files(tmp_path: Path) -> None:
+    """The user that serves plans may be another than the one that built them."""
+    write(tmp_path, {"a": np.zeros(3, np.float32)})
+    (tmp_path / "other").touch()
+    assert (tmp_path / PROBES_FILE).stat().st_mode == (tmp_path / "other").stat().st_mode
