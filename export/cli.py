@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
         loras=tuple(map(Lora.parse, args.lora)),
         refittable=args.refittable,
         verify=args.verify,
+        name=args.name,
     )
     directory = build_engines(options, progress)
     if args.explain:
@@ -82,6 +84,14 @@ def _explain(manifest: Manifest) -> Iterator[str]:
         yield f"{p.name:{width}}  {entering:22}  {leaving}"
 
 
+def _name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text):
+        raise argparse.ArgumentTypeError(
+            f"expected letters, digits, '.', '-', '_' and one '/' at most, as in Tongyi-MAI/Z-Image; got {text!r}"
+        )
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "build-engines",
@@ -93,7 +103,14 @@ def _parser() -> argparse.ArgumentParser:
         "--model",
         required=True,
         metavar="PATH|ID",
-        help="Folder of the checkpoint in the official layout, or its hub id, which is downloaded",
+        help="Folder of the checkpoint in the official layout, or a safetensors file with all models beside its "
+        "tokenizer/ and scheduler/, or a hub id, which is downloaded",
+    )
+    parser.add_argument(
+        "--name",
+        type=_name,
+        metavar="NAME",
+        help="Name of the model in the plans (default: the hub id, or the name of the folder or file)",
     )
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="Folder that plan directories are written to"
@@ -138,8 +155,8 @@ def _parser() -> argparse.ArgumentParser:
         "--transformer-file",
         type=Path,
         metavar="FILE",
-        help="Transformer weights in a single safetensors file (ComfyUI's or the official keys), in place of those "
-        "in transformer/",
+        help="Safetensors file that holds the transformer, alone or beside other models (ComfyUI's or the official "
+        "keys, FP8 with scales included), in place of the weights in transformer/",
     )
     parser.add_argument(
         "--lora",

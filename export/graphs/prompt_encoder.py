@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.errors import CheckpointError
 from engine.plan.manifest import Precision, TensorSpec
-from export.checkpoint.files import Config
+from export.checkpoint.configs import Config
 from export.checkpoint.models import Model
 from export.checkpoint.rotary_layout import split_rotated
 from export.checkpoint.weights import load_as

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from engine.errors import CheckpointError
-from export.checkpoint.files import COMPONENTS, FOLDERS, Checkpoint, open_checkpoint, positive, read_json
+from export.checkpoint.configs import positive, read_json
+from export.checkpoint.files import COMPONENTS, Checkpoint, open_checkpoint
+from export.checkpoint.hub import FOLDERS
 from export.checkpoint.stored_weights import close_files
 from nano.layout import CheckpointSizes
 from nano.miniature import write_miniature
@@ -230,7 +232,7 @@ def test_single_file_in_the_official_key_layout_opens(checkpoint: Path, tmp_path
 
 
 def test_missing_transformer_file_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    assert f"no file {tmp_path / 'none.safetensors'}" in refusal(checkpoint, tmp_path / "none.safetensors")
+    assert f"{tmp_path / 'none.safetensors'} does not exist" in refusal(checkpoint, tmp_path / "none.safetensors")
 
 
 def test_fingerprint_does_not_depend_on_the_path(checkpoint: Path, copy: Path) -> None:

@@ -147,7 +147,7 @@ def test_config_that_does_not_match_its_weights_is_refused(
         ("text_encoder", {"model_type": "llama"}, "model_type must be 'qwen3', got 'llama'"),
         ("text_encoder", {"attention_bias": True}, "attention_bias must be False, got True"),
         ("text_encoder", {"use_sliding_window": True}, "use_sliding_window must be False, got True"),
-        ("vae", {"use_post_quant_conv": True}, "use_post_quant_conv must be false"),
+        ("vae", {"use_post_quant_conv": True}, "use_post_quant_conv must be False, got True"),
     ],
 )
 def test_model_variant_is_refused_by_name(
