@@ -24,6 +24,9 @@ WEIGHT_SUFFIXES = (".safetensors", ".sft", ".gguf", ".pt", ".pth", ".bin", ".ckp
 BOOKKEEPING = {".lock", ".metadata", ".TAG", ".gitignore", ".msc", ".mv", ".mdl"}  # files that the hubs' clients add
 
 
+REASON_SHOWN = 300  # characters of an error in a message
+
+
 @dataclass(frozen=True, slots=True)
 class Location:
     """A checkpoint on disk.
@@ -43,6 +46,8 @@ def locate(model: str) -> Location:
     Raises:
         CheckpointError: there is no such folder, or the download failed.
     """
+    if not model.strip():
+        raise CheckpointError("the model is an empty text; expected a folder, a file or a hub id (owner/name)")
     path = expand(model)
     if path.is_dir():
         folder = _snapshot(path)
@@ -75,13 +80,14 @@ def _is_path(model: str) -> bool:
 
 def _not_found(model: str, path: Path) -> str:
     if page := PAGE.match(model):
-        return f"there is no folder at {model}; to download it, pass its id (owner/name): {page[1]}"
+        return f"there is no folder {model}; to download it, pass its id (owner/name): {page[1]}"
     names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, names, n=1)
-    hint = f"; did you mean {path.with_name(close[0])}?" if close else ""
-    message = f"there is no folder at {model}{hint}; expected a folder, a .safetensors file or a hub id (owner/name)"
+    meant = f"did you mean {path.with_name(close[0])}?" if close else "expected one, or a hub id (owner/name)"
+    message = f"there is no folder or file {model}; {meant}"
     if HUB_ID.fullmatch(model) and not model.lower().endswith(WEIGHT_SUFFIXES):
-        message += f". If it is a hub id, run from a folder that has no {path.parent}/ of its own"
+        stop = "" if close else "."
+        message += f"{stop} If it is a hub id, run from a folder that has no {path.parent}/ of its own"
     return message
 
 
@@ -93,7 +99,7 @@ def _snapshot(folder: Path) -> Path:
     main = folder / "refs" / "main"
     if main.is_file() and (snapshot := snapshots / main.read_text().strip()).is_dir():
         return snapshot
-    found = sorted(snapshots.iterdir())
+    found = sorted(path for path in snapshots.iterdir() if path.is_dir())
     if len(found) != 1:
         raise CheckpointError(f"{snapshots} holds {len(found)} snapshots; pass the folder of one")
     return found[0]
@@ -126,14 +132,23 @@ def _download(model: str) -> Path:
     except CheckpointError:
         raise
     except Exception as error:  # the clients of both hubs raise their own and those of their HTTP libraries
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
-            f"could not download {model} from {source}: {reason[:300]}. Check the id and the network, or download it "
+            f"could not download {model} from {source}: {_reason(error)}. Check the id and the network, or download it "
             "on another machine and pass the folder"
         ) from error
     finally:
         _remove_empty(directory, keep=existed[0])
     return directory
+
+
+def _reason(error: BaseException) -> str:
+    """Return the system's own words if an error goes back to the network or the disk, else those of the error."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(str(error).split())[:REASON_SHOWN] or type(error).__name__
 
 
 def require_space(model: str, directory: Path, sizes: Mapping[str, int]) -> None:
@@ -198,7 +213,7 @@ def _remove_empty(directory: Path, keep: Path) -> None:
             return
     shutil.rmtree(directory, ignore_errors=True)
     for folder in directory.parents:
-        if folder == keep or (folder.is_dir() and any(folder.iterdir())):
+        if folder == keep or not folder.is_dir() or any(folder.iterdir()):
             return
         folder.rmdir()
 
@@ -206,13 +221,10 @@ def _remove_empty(directory: Path, keep: Path) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the hubs' clients from logging attempts that failed, and standard output for the plans' path."""
-    loggers = {name: logging.getLogger(name) for name in ("modelscope", "modelscope_hub", "huggingface_hub")}
-    levels = {name: logger.level for name, logger in loggers.items()}
-    for logger in loggers.values():
-        logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
-        for name, logger in loggers.items():
-            logger.setLevel(levels[name])
+        logging.disable(disabled)
