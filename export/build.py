@@ -133,6 +133,7 @@ def _open(options: BuildOptions, progress: BuildProgress) -> Checkpoint:
             f"no config.json of {', '.join(derived)}: sizes are those of the tensors, and all else, such as the "
             "default image size of 1024x1024, is Z-Image-Turbo's",
             highlight=False,
+            soft_wrap=True,
         )
     return checkpoint
 

@@ -174,6 +174,27 @@ def test_rope_base_is_read_from_either_place(where: dict[str, Any]) -> None:
     assert rope_theta(where) == 1e6
 
 
+@pytest.mark.parametrize(
+    ("parameters", "complaint"),
+    [
+        ({"rope_theta": 1e6, "partial_rotary_factor": 0.5}, "must not have partial_rotary_factor, got 0.5"),
+        ({"rope_theta": 1e6, "mrope_section": [8, 8]}, "must not have mrope_section"),
+        ({"full_attention": {"rope_theta": 1e6}}, "must not have full_attention"),
+        ("default", "rope_parameters must be an object, got 'default'"),
+        ({"rope_theta": "1000000"}, "rope_theta must be a number above zero, got '1000000'"),
+        ({"rope_theta": 0}, "rope_theta must be a number above zero, got 0"),
+    ],
+)
+def test_other_rotary_parameters_are_refused_by_name(parameters: object, complaint: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        rope_theta({"rope_parameters": parameters})
+    assert complaint in str(caught.value)
+
+
+def test_rotary_parameters_without_effect_pass() -> None:
+    assert rope_theta({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 1.0, "factor": None}}) == 1e6
+
+
 def test_missing_rope_base_is_refused() -> None:
     with pytest.raises(CheckpointError, match="no rope_theta"):
         rope_theta({"rope_scaling": None})
