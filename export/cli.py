@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import ZImageError
+from engine.errors import CheckpointError, ZImageError
 from engine.plan.directory import read
 from engine.plan.manifest import Manifest
+from export.checkpoint.file_kinds import describe
+from export.checkpoint.hub import expand, find
 
 if TYPE_CHECKING:
     from export.progress import BuildProgress
@@ -42,6 +44,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
+    find(args.model)
+    transformer_file = args.transformer_file and expand(args.transformer_file)
+    if transformer_file and (reason := describe(transformer_file)):
+        raise CheckpointError(f"{transformer_file} {reason}")
     with progress.stage("loading PyTorch and DiffSynth"):
         from export.build import BuildOptions, build_engines  # takes seconds; --help and argument errors come first
         from export.checkpoint.lora import Lora
@@ -55,7 +61,7 @@ def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
         flavor=args.flavor,
         profiles=tuple(args.profile),
         compute_capabilities=capabilities,
-        transformer_file=args.transformer_file,
+        transformer_file=transformer_file,
         loras=tuple(map(Lora.parse, args.lora)),
         refittable=args.refittable,
         verify=args.verify,

@@ -24,6 +24,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".sft", ".gguf", ".pt", ".pth", ".bin", ".ckp
 BOOKKEEPING = {".lock", ".metadata", ".TAG", ".gitignore", ".msc", ".mv", ".mdl"}  # files that the hubs' clients add
 
 
+CLOSE = 0.8  # similarity of a mistyped name, of 1
 REASON_SHOWN = 300  # characters of an error in a message
 
 
@@ -46,6 +47,15 @@ def locate(model: str) -> Location:
     Raises:
         CheckpointError: there is no such folder, or the download failed.
     """
+    return find(model) or Location(_download(model), model)
+
+
+def find(model: str) -> Location | None:
+    """Find a checkpoint on disk; None if `model` is a hub id.
+
+    Raises:
+        CheckpointError: there is no such folder or file, and `model` is no hub id.
+    """
     if not model.strip():
         raise CheckpointError("the model is an empty text; expected a folder, a file or a hub id (owner/name)")
     path = expand(model)
@@ -56,7 +66,7 @@ def locate(model: str) -> Location:
         return Location(path, path.stem)
     if _is_path(model) or not HUB_ID.fullmatch(model):
         raise CheckpointError(_not_found(model, path))
-    return Location(_download(model), model)
+    return None
 
 
 def expand(path: str | Path) -> Path:
@@ -82,7 +92,7 @@ def _not_found(model: str, path: Path) -> str:
     if page := PAGE.match(model):
         return f"there is no folder {model}; to download it, pass its id (owner/name): {page[1]}"
     names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, n=1)
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=CLOSE)
     meant = f"did you mean {path.with_name(close[0])}?" if close else "expected one, or a hub id (owner/name)"
     message = f"there is no folder or file {model}; {meant}"
     if HUB_ID.fullmatch(model) and not model.lower().endswith(WEIGHT_SUFFIXES):

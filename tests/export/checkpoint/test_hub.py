@@ -175,6 +175,32 @@ def test_settings_of_the_download_are_checked(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--model", "nano/z-image-nanoo"], "did you mean nano/z-image-nano?"),
+        (["--model", "nano/z-image-nano", "--transformer-file", "README.md"], "is an HTML page"),
+        (["--model", "nano/z-image-nano", "--transformer-file", "none.gguf"], "none.gguf does not exist"),
+        (["--model", "nano/z-image-nano", "--name", "my model"], "argument --name: expected letters"),
+        (["--model", "nano/z-image-nano", "--name", "../../etc"], "argument --name: expected letters"),
+    ],
+)
+def test_mistyped_arguments_are_told_before_pytorch_is_loaded(
+    arguments: list[str], complaint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "nano/z-image-nano").mkdir(parents=True)
+    (tmp_path / "README.md").write_text("<html>")
+    script = (
+        "import atexit, sys; from export.cli import main; "
+        "atexit.register(lambda: print('torch' in sys.modules)); main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", script, *arguments, "--output", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and complaint in done.stderr.splitlines()[-1], done.stderr
+    assert done.stdout == "False\n"
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["modelscope", "huggingface"])
 def test_unreachable_hub_ends_with_one_line(source: str, tmp_path: Path) -> None:
