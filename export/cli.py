@@ -44,10 +44,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
-    find(args.model)
     transformer_file = args.transformer_file and expand(args.transformer_file)
-    if transformer_file and (reason := describe(transformer_file)):
-        raise CheckpointError(f"{transformer_file} {reason}")
+    location = find(args.model)
+    for file in (location.path if location and not location.path.is_dir() else None, transformer_file):
+        if file and (reason := describe(file)):
+            raise CheckpointError(f"{file} {reason}")
     with progress.stage("loading PyTorch and DiffSynth"):
         from export.build import BuildOptions, build_engines  # takes seconds; --help and argument errors come first
         from export.checkpoint.lora import Lora

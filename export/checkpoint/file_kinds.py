@@ -68,6 +68,8 @@ def describe(file: Path) -> str | None:
         return f"cannot be read: {error.strerror}"
     if not head:
         return f"is empty; {AGAIN}"
+    if _header_length(head) is not None:  # whose bytes may be those that begin another kind
+        return None
     for magic, kind in KINDS:
         if head.startswith(magic):
             return f"is {kind}"
@@ -97,8 +99,7 @@ def _cut_off(file: Path, head: bytes) -> str | None:
     size = file.stat().st_size
     if size <= HEADER:
         return f"is truncated: it has {size} bytes; {AGAIN}"
-    length = int.from_bytes(head[:HEADER], "little")
-    if head[HEADER : HEADER + 1] != b"{" or length > LARGEST_HEADER:
+    if (length := _header_length(head)) is None:
         return None
     end = HEADER + length
     if size >= end:
@@ -108,6 +109,12 @@ def _cut_off(file: Path, head: bytes) -> str | None:
     if size < end:
         return f"is truncated: it has {size:,} bytes, and its header describes {end:,} or more; {AGAIN}"
     return f"is damaged: it has {size:,} bytes, and its header describes {end:,}; {AGAIN}" if size > end else None
+
+
+def _header_length(head: bytes) -> int | None:
+    """Return the bytes of a safetensors header; None if the file does not begin with one."""
+    length = int.from_bytes(head[:HEADER], "little")
+    return length if head[HEADER : HEADER + 1] == b"{" and length <= LARGEST_HEADER else None
 
 
 def _data_bytes(header: bytes) -> int:

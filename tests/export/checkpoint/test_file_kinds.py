@@ -1,6 +1,7 @@
 """What is said about a file in place of safetensors: what it is and what to get, in one line."""
 
 import gzip
+import json
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from engine.errors import CheckpointError
+from export.checkpoint.file_kinds import describe
 from export.checkpoint.files import open_checkpoint
 from export.checkpoint.lora import Lora, merge
 from export.checkpoint.stored_weights import stored_weights
@@ -67,6 +69,21 @@ def test_file_of_another_kind_is_named(make: Callable[[Path], object], kind: str
     make(file)
     message = refusal(file)
     assert kind in message and instead in message
+
+
+@pytest.mark.parametrize(
+    "begin", [b"\x80\x02", b"\x80\x05", b"PK", b"\x3c\x00"], ids=["pickle", "pickle 5", "zip", "<"]
+)
+def test_header_whose_length_reads_as_another_kind_is_safetensors(tmp_path: Path, begin: bytes) -> None:
+    length = int.from_bytes(begin, "little")
+    header = json.dumps({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode().ljust(length)
+    (file := tmp_path / "model.safetensors").write_bytes(length.to_bytes(8, "little") + header + b"\7")
+    assert file.read_bytes().startswith(begin)
+    assert describe(file) is None
+    assert [key for key, _ in stored_weights([file])] == ["a"]
+    file.write_bytes(file.read_bytes()[:-1])
+    file.rename(cut := tmp_path / "cut.safetensors")
+    assert "is truncated" in refusal(cut)
 
 
 def test_kind_is_told_by_content_and_not_by_name(tmp_path: Path) -> None:

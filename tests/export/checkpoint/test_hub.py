@@ -180,6 +180,7 @@ def test_settings_of_the_download_are_checked(
     [
         (["--model", "nano/z-image-nanoo"], "did you mean nano/z-image-nano?"),
         (["--model", "nano/z-image-nano", "--transformer-file", "README.md"], "is an HTML page"),
+        (["--model", "README.md"], "is an HTML page"),
         (["--model", "nano/z-image-nano", "--transformer-file", "none.gguf"], "none.gguf does not exist"),
         (["--model", "nano/z-image-nano", "--name", "my model"], "argument --name: expected letters"),
         (["--model", "nano/z-image-nano", "--name", "../../etc"], "argument --name: expected letters"),
