@@ -155,7 +155,7 @@ def _reason(error: BaseException) -> str:
     """Return the system's own words if an error goes back to the network or the disk, else those of the error."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
+        if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, FileNotFoundError):
             return cause.strerror
         cause = cause.__cause__ or cause.__context__
     return " ".join(str(error).split())[:REASON_SHOWN] or type(error).__name__

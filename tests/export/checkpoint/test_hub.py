@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakes.hub import serve_model
 
 from engine.errors import CheckpointError
 from export.checkpoint import hub
@@ -202,18 +203,48 @@ def test_mistyped_arguments_are_told_before_pytorch_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
+def on_hub(address: str, source: str, folder: Path) -> dict[str, str]:
+    """The environment of a process that downloads: the hubs' clients read it when they are imported."""
+    return os.environ | {
+        "DIFFSYNTH_DOWNLOAD_SOURCE": source,
+        "DIFFSYNTH_MODEL_BASE_PATH": str(folder),
+        "HF_ENDPOINT": address,
+        "MODELSCOPE_ENDPOINT": address,
+        "MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS": "2",
+    }
+
+
+def download(environment: dict[str, str]) -> "subprocess.CompletedProcess[str]":
+    script = f"from export.checkpoint.hub import locate; print(locate({HUB_ID!r}).path)"
+    return subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
+def test_download_brings_the_folders_of_the_layout(source: str, checkpoint: Path, tmp_path: Path) -> None:
+    with serve_model(HUB_ID, checkpoint) as address:
+        done = download(on_hub(address, source, tmp_path / "models"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'models' / HUB_ID}\n"
+    assert open_checkpoint(done.stdout.strip()).fingerprint() == open_checkpoint(str(checkpoint)).fingerprint()
+    assert not (tmp_path / "models" / HUB_ID / "README.md").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["modelscope", "huggingface"])
+def test_download_that_does_not_fit_is_not_begun(source: str, checkpoint: Path, tmp_path: Path) -> None:
+    with serve_model(HUB_ID, checkpoint, {"vae/config.json": 10**18}) as address:
+        done = download(on_hub(address, source, tmp_path / "models"))
+    assert f"{HUB_ID} needs 1,000,000,000.0 GB in {tmp_path / 'models' / HUB_ID}, which has" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["modelscope", "huggingface"])
 def test_unreachable_hub_ends_with_one_line(source: str, tmp_path: Path) -> None:
-    """In a process of its own: the hub clients read where they are sent to when they are imported."""
-    nowhere = "http://127.0.0.1:9"
-    environment = os.environ | {
-        "DIFFSYNTH_DOWNLOAD_SOURCE": source,
-        "DIFFSYNTH_MODEL_BASE_PATH": str(tmp_path / "models"),
-        "HF_ENDPOINT": nowhere,
-        "MODELSCOPE_ENDPOINT": nowhere,
-        "MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS": "2",
-    }
+    environment = on_hub("http://127.0.0.1:9", source, tmp_path / "models")
     command = [sys.executable, "-m", "export.cli", "--model", HUB_ID, "--flavor", "onnx", "--output", str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (1, "")
