@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from export.checkpoint.scaled_weights import FileWeight
-from export.checkpoint.weights import Weight
+from export.checkpoint.weights import Derived, Weight
 
 LEVEL = re.compile(r"(encoder|decoder)\.(down|up)\.(\d+)\.(?:block\.(\d+)\.(.+)|(?:downsample|upsample)\.(.+))")
 MIDDLE = {
@@ -26,18 +26,12 @@ OUTSIDE = {"encoder.norm_out.": "encoder.conv_norm_out.", "decoder.norm_out.": "
 
 
 @dataclass(frozen=True, slots=True)
-class Matrix:
+class Matrix(Derived):
     """A convolution of one pixel, [out, in, 1, 1], as the matrix of a linear layer, [out, in]."""
-
-    weight: Weight
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.weight.shape[:2]
-
-    @property
-    def source(self) -> str:
-        return self.weight.source
 
     def load(self) -> Tensor:
         return self.weight.load().flatten(1)
