@@ -28,7 +28,8 @@ from engine.plan.shapes import dimensions, longest_sequence
 from engine.sampling.tokenizer import TOKENIZER_FILE
 from export import plan_directory
 from export.checkpoint import models
-from export.checkpoint.files import Checkpoint, open_checkpoint, positive
+from export.checkpoint.configs import positive
+from export.checkpoint.files import Checkpoint, open_checkpoint
 from export.checkpoint.lora import Lora, merge
 from export.checkpoint.prompt_format import read_prompt_format
 from export.compile import onnx_export, plan_size, preview
@@ -47,7 +48,11 @@ DEFAULT_STEPS = 8  # forward passes that Z-Image-Turbo is distilled for
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """Options of a build, as on the command line of `build-engines`."""
+    """Options of a build, as on the command line of `build-engines`.
+
+    Attributes:
+        name: the model's name, None for the hub id or the name of the checkpoint's folder.
+    """
 
     model: str
     output: Path
@@ -60,6 +65,7 @@ class BuildOptions:
     loras: tuple[Lora, ...] = ()
     refittable: bool = False
     verify: bool = True
+    name: str | None = None
 
 
 def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
@@ -133,7 +139,7 @@ def _open(options: BuildOptions, progress: BuildProgress) -> _Build:
         require_refit(flavor, capabilities)
     precisions = graph_precisions(options.precision, flavor, capabilities)
     builder = None if flavor == "onnx" else TensorRtBuilder(flavor, capabilities, progress)
-    checkpoint = merge(open_checkpoint(options.model, options.transformer_file), options.loras)
+    checkpoint = merge(_open_checkpoint(options, progress), options.loras)
     graphs = make_graphs(checkpoint, precisions, options.accumulation)
     facts = _describe(checkpoint)
     profiles = _profiles(options, checkpoint, facts)  # wrong ones are refused before the weights are hashed
@@ -160,6 +166,20 @@ def _fill(directory: Path, build: _Build, options: BuildOptions, progress: Build
         built = _build_plans(build.builder, built, directory, draft, progress)
     with progress.stage("hashing the plans"):
         return replace(draft, graphs=built, files=plan_directory.list_files(directory), preview=fitted)
+
+
+def _open_checkpoint(options: BuildOptions, progress: BuildProgress) -> Checkpoint:
+    """Open the checkpoint, and print what its configs were taken from where there are none."""
+    checkpoint = open_checkpoint(options.model, options.transformer_file, options.name)
+    components = (checkpoint.transformer, checkpoint.text_encoder, checkpoint.vae)
+    if derived := [component.name for component in components if component.derived]:
+        progress.console.print(
+            f"no config.json of {', '.join(derived)}: sizes are those of the tensors, and all else, such as the "
+            "default image size of 1024x1024, is Z-Image-Turbo's",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return checkpoint
 
 
 def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> PreviewProjection | None:

@@ -2,15 +2,18 @@
 
 import argparse
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import ZImageError
+from engine.errors import CheckpointError, ZImageError
 from engine.plan.directory import read
 from engine.plan.manifest import Manifest
+from export.checkpoint.file_kinds import describe
+from export.checkpoint.hub import expand, find
 
 if TYPE_CHECKING:
     from export.progress import BuildProgress
@@ -41,6 +44,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
+    transformer_file = args.transformer_file and expand(args.transformer_file)
+    location = find(args.model)
+    for file in (location.path if location and not location.path.is_dir() else None, transformer_file):
+        if file and (reason := describe(file)):
+            raise CheckpointError(f"{file} {reason}")
     with progress.stage("loading PyTorch and DiffSynth"):
         from export.build import BuildOptions, build_engines  # takes seconds; --help and argument errors come first
         from export.checkpoint.lora import Lora
@@ -55,10 +63,11 @@ def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
         flavor=args.flavor,
         profiles=tuple(args.profile),
         compute_capabilities=capabilities,
-        transformer_file=args.transformer_file,
+        transformer_file=transformer_file,
         loras=tuple(map(Lora.parse, args.lora)),
         refittable=args.refittable,
         verify=args.verify,
+        name=args.name,
     )
     directory = build_engines(options, progress)
     if args.explain:
@@ -84,6 +93,14 @@ def _explain(manifest: Manifest) -> Iterator[str]:
     for p in products:
         entering, leaving = f"{p.input_bound:.1e}  2^{-p.input_shift}", f"{p.output_bound:.1e}  2^{-p.output_shift}"
         yield f"{p.name:{width}}  {entering:22}  {leaving}"
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text):
+        raise argparse.ArgumentTypeError(
+            f"expected letters, digits, '.', '-', '_' and one '/' at most, as in Tongyi-MAI/Z-Image; got {text!r}"
+        )
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -120,14 +137,21 @@ def _add_weights(group: argparse._ArgumentGroup) -> None:
         "--model",
         required=True,
         metavar="PATH|ID",
-        help="Folder of the checkpoint in the official layout, or its hub id, which is downloaded",
+        help="Folder of the checkpoint in the official layout, or a safetensors file with all models beside its "
+        "tokenizer/ and scheduler/, or a hub id, which is downloaded",
+    )
+    group.add_argument(
+        "--name",
+        type=_name,
+        metavar="NAME",
+        help="Name of the model in the plans (default: the hub id, or the name of the folder or file)",
     )
     group.add_argument(
         "--transformer-file",
         type=Path,
         metavar="FILE",
-        help="Transformer weights in a single safetensors file (ComfyUI's or the official keys), in place of those "
-        "in transformer/",
+        help="Safetensors file that holds the transformer, alone or beside other models (ComfyUI's or the official "
+        "keys, FP8 with scales included), in place of the weights in transformer/",
     )
     group.add_argument(
         "--lora",

@@ -263,8 +263,9 @@ def cpu_seconds(child: subprocess.Popen[str]) -> float:
 
 
 def refusal(*arguments: str) -> str:
+    """The message of a build from a folder that is no checkpoint."""
     with pytest.raises(SystemExit) as caught:
-        main(["--model", "none", "--output", "none", *arguments])
+        main(["--model", str(Path(__file__).parent), "--output", "none", *arguments])
     message = str(caught.value)
     assert message.startswith("build-engines: ")
     assert not Path("none").exists()
