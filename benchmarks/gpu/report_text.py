@@ -6,16 +6,32 @@ from typing import Any
 from benchmarks.gpu.findings import Figures
 from benchmarks.gpu.parts import Part
 
-HIDDEN = ("answer", "failed", "left_out", "output", "part_seconds")  # shown in other places than the list of figures
+HIDDEN = (
+    "answer",
+    "failed",
+    "left_out",
+    "unfinished",
+    "output",
+    "part_seconds",
+)  # shown in other places than the list of figures
 
 
 def status(found: Figures) -> str:
     """Return the outcome of a part in a line."""
     if "left_out" in found:
         return f"left out: {found['left_out']}"
+    if "unfinished" in found:
+        return "; ".join(["not finished: " + found["unfinished"], *filter(None, [found.get("answer")])])
     if "failed" in found:
         return f"FAILED: {found['failed']}"
     return str(found.get("answer", "done"))
+
+
+def counts(figures: Figures, not_run: int) -> str:
+    """Return the numbers of parts by outcome in a line."""
+    failed, left_out = (sum(word in found for found in figures.values()) for word in ("failed", "left_out"))
+    done = sum(not found.keys() & {"failed", "left_out", "unfinished"} for found in figures.values())
+    return f"{done} parts done, {failed} failed, {left_out} left out, {not_run} not run or not finished"
 
 
 def markdown(parts: Sequence[Part], measured: dict[str, Any]) -> str:
@@ -25,14 +41,18 @@ def markdown(parts: Sequence[Part], measured: dict[str, Any]) -> str:
         parts: parts in order.
         measured: content of report.json.
     """
-    figures = measured["figures"]
-    lines = ["# gpu-check", ""]
+    figures, not_run = measured["figures"], measured["not_run"]
+    lines = ["# gpu-check", "", f"{counts(figures, len(not_run))}.", ""]
     lines += [f"- {key}: {_plain(value)}" for key, value in {**measured["hardware"], **measured["versions"]}.items()]
     lines += ["", "| Part | Question | Answer | s |", "| --- | --- | --- | --- |"]
     shown = [part for part in parts if part.name in figures]
     for part in shown:
         found = figures[part.name]
         lines.append(f"| {part.name} | {part.question} | {_cell(status(found))} | {found.get('part_seconds', '')} |")
+    if not_run:
+        lines += ["", "Not run, for lack of time or because `--only` named others. Run them into this report with", ""]
+        lines += ["```sh", measured["run_the_rest"], "```", ""]
+        lines += [f"- {part.name}: {part.question}" for part in parts if part.name in not_run]
     for part in shown:
         lines += _section(part, figures[part.name])
     return "\n".join([*lines, ""])
