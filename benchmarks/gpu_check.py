@@ -193,6 +193,7 @@ def command_for_rest(args: argparse.Namespace, figures: Figures) -> str:
 def write_report(args: argparse.Namespace, figures: Figures) -> None:
     """Write report.json and report.md."""
     measured = report("gpu-check", {part.name: figures[part.name] for part in PARTS if part.name in figures})
+    measured |= {"layers": args.layers, "quick": args.quick}
     measured |= {"not_run": not_run(figures), "run_the_rest": command_for_rest(args, figures)}
     (args.folder / "report.json").write_text(json.dumps(measured, indent=1) + "\n")
     (args.folder / "report.md").write_text(markdown(PARTS, measured))

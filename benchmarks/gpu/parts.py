@@ -49,6 +49,7 @@ def _of_variant(variant: str, text: str) -> tuple[Part, ...]:
             "plans.build:build",
             150,
             ("weights",),
+            needs_gpu=variant != DEFAULT,  # ONNX Runtime computes FP16 graphs in FP32 and has no BF16
             needs_plans=True,
             variant=variant,
         ),
@@ -110,7 +111,7 @@ PARTS = (
         "nano",
         "do plans of all graphs of z-image-nano build, compared with DiffSynth on the way",
         "plans.nano:nano",
-        120,
+        150,
         needs_plans=True,
     ),
     Part(
