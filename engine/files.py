@@ -1,7 +1,7 @@
 """Atomic writing of files, and their versions."""
 
 import errno
-import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +18,8 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     try:
         if path.exists() and not path.is_file():  # for root, a rename would replace even a device
             raise OSError(errno.EINVAL, "it is not a regular file")
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+        # random, since a process in a container has the id of the one before it, which may have left its file
+        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         file = unfinished.open("xb")
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror}") from error

@@ -11,7 +11,8 @@ from engine.size import Size
 
 ImageKind = Literal["png", "jpeg", "webp"]
 
-MAX_SEED = 2**32 - 1  # MT19937's seed, as in torch
+MAX_SEED = 2**64 - 1  # as in torch, whose CPU generator takes the low 32 bits
+MAX_RANDOM_SEED = 2**32 - 1  # seeds with the same low 32 bits give the same image
 MAX_STEPS = 100  # the model is distilled for 8; more than this is a mistake
 MAX_LORA = 64  # characters of a name
 MAX_GUIDANCE = 30.0  # 3 to 7 is usual; far above, latents leave the range that the VAE was trained on
@@ -121,4 +122,4 @@ PNG = ImageFormat()
 
 def random_seed() -> int:
     """Return a seed for a request without one."""
-    return random.randint(0, MAX_SEED)
+    return random.randint(0, MAX_RANDOM_SEED)

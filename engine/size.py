@@ -22,12 +22,12 @@ class Size(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read "WIDTHxHEIGHT"; "512" is a square.
+        """Read "WIDTHxHEIGHT" or "WIDTH*HEIGHT"; "512" is a square.
 
         Raises:
             InvalidRequest: the text has another form.
         """
-        match = re.fullmatch(r"([0-9]{1,6})(?:[xX]([0-9]{1,6}))?", text)
+        match = re.fullmatch(r"([0-9]{1,6})(?:[xX*×]([0-9]{1,6}))?", text)
         if match is None:
             raise InvalidRequest(f"size must be WIDTHxHEIGHT in pixels, such as 1024x768, got {text[:40]!r}", "size")
         return cls(int(match[1]), int(match[2] or match[1]))

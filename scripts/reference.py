@@ -85,6 +85,7 @@ def endpoints() -> Iterator[Sequence[str]]:
     for (path, about), (methods_of, key_of) in routes.items():
         yield f"`{methods_of}`", f"`{path}`", key_of, about
     yield "`GET`", "`/openapi.json`", NONE, "The OpenAPI description of all of this."
+    yield "`GET`", "`/docs`", NONE, "The same as a page."
     yield "`GET`", "`/`", NONE, "The page, unless the server was started with `--no-page`."
 
 
@@ -113,7 +114,7 @@ def kind(schema: dict[str, Any]) -> str:
     high = schema.get("maximum")
     if low is not None and high is not None:
         first = f"above {low:g}, at most" if "exclusiveMinimum" in schema else f"{low:g} to"
-        return f"{schema['type']}, {first} {high:.10g}"
+        return f"{schema['type']}, {first} {high if isinstance(high, int) else f'{high:g}'}"
     if "maxLength" in schema:
         return f"{schema['type']}, at most {schema['maxLength']:,} characters"
     return str(schema["type"])

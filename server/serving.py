@@ -41,6 +41,9 @@ class ServerOptions:
         trusted_proxies: addresses and networks of proxies whose X-Forwarded-* headers are believed.
         connections_per_address: maximum number of connections from an IPv4 address or IPv6 /64 network.
         loras: names of the LoRAs that requests may ask for; the worker has their files.
+        cors_origins: origins whose pages may call the API; see `server.http.origins.parse_origin`.
+        model_names: names of the model, the one in answers first; empty for the one in the plans.
+        strict_model: True to refuse requests for other models.
     """
 
     grace: float = 20.0
@@ -53,6 +56,9 @@ class ServerOptions:
     trusted_proxies: tuple[str, ...] = ()
     connections_per_address: int = 128
     loras: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    model_names: tuple[str, ...] = ()
+    strict_model: bool = False
     limits: Limits = field(default_factory=Limits)
     timeouts: WorkerTimeouts = field(default_factory=WorkerTimeouts)
 
@@ -87,6 +93,7 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
         launched = asyncio.create_task(supervisor.launched.wait())
         await asyncio.wait((starting, launched), return_when=asyncio.FIRST_COMPLETED)
         from server.api.access import AccessPolicy  # while the worker loads
+        from server.api.served_model import ServedModel
         from server.app import create_app
         from server.http.connections import Connections
         from server.http.proxies import TrustedProxies
@@ -95,7 +102,16 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
         await jobs.start()
         hosts = HostNames(sock.getsockname()[0], options.hosts)
         policy = AccessPolicy(options.keys, options.rate)
-        app = create_app(jobs, policy, options.page, hosts, options.trusted_proxies)
+        model = ServedModel(options.model_names or (manifest.model.name,), options.strict_model)
+        app = create_app(
+            jobs,
+            policy,
+            options.page,
+            hosts,
+            options.trusted_proxies,
+            model=model,
+            cors_origins=options.cors_origins,
+        )
         gc.freeze()  # a full collection holds the event loop, and what the imports made stays anyway
         connections = Connections(most, options.connections_per_address, TrustedProxies(options.trusted_proxies))
         await HttpServer(app, jobs, options.grace, starting, connections).serve(sockets=[sock])

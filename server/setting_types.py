@@ -11,6 +11,7 @@ from engine.size import Size
 from server.api.api_key import check_api_key
 from server.api.rate import Rate
 from server.http.host_names import parse_host
+from server.http.origins import parse_origin
 
 EMPTY = "is empty; perhaps the secret that should fill it does not exist. Give it a value, or unset it to do without"
 
@@ -72,4 +73,5 @@ Hosts = Annotated[
 Networks = Annotated[
     tuple[Annotated[str, AfterValidator(_network)], ...], NoDecode, BeforeValidator(_words), AfterValidator(_given)
 ]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(parse_origin)], ...], NoDecode, BeforeValidator(_words)]
 Sizes = Annotated[tuple[Size, ...], NoDecode, BeforeValidator(_sizes)]

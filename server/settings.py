@@ -25,7 +25,7 @@ from server.jobs.storage.archive import Archive
 from server.jobs.storage.retention import DAY, Retention
 from server.logs import LogFormat
 from server.serving import ServerOptions
-from server.setting_types import EMPTY, Host, Hosts, Keys, Networks, RateText, Sizes, Words
+from server.setting_types import EMPTY, Host, Hosts, Keys, Networks, Origins, RateText, Sizes, Words
 from server.worker.supervisor import WorkerTimeouts
 
 PREFIX = "ZIMAGE_"
@@ -67,7 +67,22 @@ class Settings(BaseSettings):
         "trusted proxies",
         title="NUMBER",
     )
+    cors_origins: Origins = Field(
+        SERVER.cors_origins,
+        description="Origins whose pages may call the API from a browser, such as https://app.example.com, separated "
+        "by spaces; * for every one (default: none but this server's page)",
+        title="ORIGINS",
+    )
     page: bool = Field(SERVER.page, description="Serve a web page at /")
+    model_name: Words = Field(
+        SERVER.model_names,
+        description="Names that /v1/models lists, separated by spaces; answers tell the first one (default: the name "
+        "in the plans)",
+    )
+    strict_model: bool = Field(
+        SERVER.strict_model,
+        description="Refuse requests for other models with 404, instead of answering them and telling the real model",
+    )
 
     threads: int = Field(RUNTIME.threads, ge=0, le=MAX_THREADS, description=HELP["threads"])
     profile: Words = Field(RUNTIME.profiles, description=f"{HELP['profiles']} (default: all)", title="NAME")
@@ -198,7 +213,10 @@ class Settings(BaseSettings):
             hosts=self.hosts,
             trusted_proxies=self.trusted_proxies,
             connections_per_address=self.connections_per_address,
+            cors_origins=self.cors_origins,
             page=self.page,
+            model_names=self.model_name,
+            strict_model=self.strict_model,
             loras=tuple(name for name, _ in loras),
             limits=Limits(
                 self.queue, Retention(self.history_days * DAY, self.history_mb * MIB), self.min_free_mb * MIB

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fastapi import Request
@@ -35,9 +36,14 @@ class AccessPolicy:
 
 
 class Authenticator:
-    """Checks the API key and the rate of requests."""
+    """Checks the API key and the rate of requests.
 
-    def __init__(self, policy: AccessPolicy) -> None:
+    Args:
+        on_refused: called with the code of each refusal for the rate.
+    """
+
+    def __init__(self, policy: AccessPolicy, on_refused: Callable[[str], None] = lambda _: None) -> None:
+        self._on_refused = on_refused
         self._owners = {_digest(key) for key in policy.keys}
         self._rate = policy.rate
         self._limiter = RateLimiter(Rate.parse(policy.rate)) if policy.rate is not None else None
@@ -79,12 +85,14 @@ class Authenticator:
         if wait == 0.0:
             return
         seconds = math.ceil(wait)
-        raise errors.ApiError(
+        refusal = errors.ApiError(
             429,
             f"The rate of {self._rate} is exceeded; try again in {seconds} s.",
             code="rate_limit_exceeded",
             headers={"retry-after": str(seconds)},
         )
+        self._on_refused(refusal.code)
+        raise refusal
 
 
 def _key(request: Request) -> str:

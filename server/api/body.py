@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.websockets import WebSocket
 
 from server.api import errors
+from server.api.decompression import Decompressor
 
 T = TypeVar("T")
 Body = TypeVar("Body", bound=BaseModel)
@@ -23,7 +24,7 @@ BODY_SECONDS = 30.0  # for the whole body to arrive
 
 
 async def read_body(request: Request, model: type[Body]) -> Body:
-    """Read and validate a JSON body of at most MAX_BODY bytes.
+    """Read and validate a JSON body of at most MAX_BODY bytes, which may be compressed with gzip.
 
     The content type must be application/json: other sites' pages cannot send that without asking first (CORS).
 
@@ -46,12 +47,10 @@ async def read_body(request: Request, model: type[Body]) -> Body:
 
 
 async def _bytes(request: Request) -> bytes:
-    body = bytearray()
+    body = Decompressor(request.headers.get("content-encoding", ""), MAX_BODY)
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY:
-            raise errors.ApiError(413, f"The body is larger than {MAX_BODY} bytes.", code="request_too_large")
-    return bytes(body)
+        body.feed(chunk)
+    return body.end()
 
 
 async def while_connected(request: Request | WebSocket, work: Coroutine[Any, Any, T]) -> T:

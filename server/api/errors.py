@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -41,7 +41,7 @@ CODES = {
     "unsupported_value": "unsupported_value",
 }
 ECHO = 64  # characters of an unknown key that an error repeats
-METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 POLICY_VIOLATION = 1008  # close code of WebSockets
 CLIENT_CLOSED_REQUEST = 499  # nginx's status; only logged, since the client has left
 
@@ -172,8 +172,10 @@ def _invalid(first: Mapping[str, Any]) -> ApiError:
     return ApiError(400, message, code=code, param=param)
 
 
-async def _respond(request: Request, error: Exception) -> JSONResponse:
+async def _respond(request: Request, error: Exception) -> Response:
     answer = translate(request, error)
+    if request.method == "OPTIONS" and answer.status == 405:
+        return Response(status_code=204, headers=answer.headers)
     level = logging.ERROR if answer.status >= 500 else logging.INFO
     cause = error if isinstance(error, StoreUnavailable) else answer  # names files, which clients must not see
     log.log(level, "%d %s: %s", answer.status, answer.code, cause)
@@ -220,10 +222,11 @@ def translate(request: Request, error: Exception) -> ApiError:
 
 
 def _allowed(request: Request) -> str:
-    """Return the methods of a path, which several routes may serve."""
+    """Return the methods of a path, which several routes may serve. HEAD and OPTIONS are answered without routes."""
 
     def serves(method: str) -> bool:
         scope = dict(request.scope) | {"method": method}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
-    return ", ".join(filter(serves, METHODS))
+    found = {method for method in METHODS if serves(method)} | {"OPTIONS"}
+    return ", ".join(sorted(found | {"HEAD"} if "GET" in found else found))

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
@@ -27,7 +27,8 @@ from server.api.openai_schemas import (
     Usage,
 )
 from server.api.schemas import ModelInfo, image_path
-from server.api.submit import Jobs, Owner, Submission, encode_images, submit_request, timing_headers, wait_for_images
+from server.api.served_model import Model
+from server.api.submit import Jobs, Owner, Submission, answer_headers, encode_images, submit_request, wait_for_images
 from server.jobs.follower import JobPreview
 from server.jobs.job import Job, JobState, StoredImage
 from server.jobs.job_events import JobEvent
@@ -38,42 +39,23 @@ IMAGE_NAME = re.compile(r"([0-9]{1,2})\.(?:png|jpg|webp)")
 router = APIRouter()
 
 
-async def _card(request: Request) -> ModelCard:
-    state = request.app.state
-    return ModelCard(id=state.jobs.manifest.model.name, created=state.started)
-
-
-Card = Annotated[ModelCard, Depends(_card)]
-
-
 @router.post(
     "/v1/images/generations",
     response_model=ImagesResponse,
     openapi_extra=openapi.request_body(ImagesRequest),
-    responses=openapi.generation_responses(StreamedImage) | openapi.error_responses(404),
+    responses=openapi.generation_responses(StreamedImage),
 )
-async def generate_images(request: Request, jobs: Jobs, owner: Owner, card: Card) -> Response:
+async def generate_images(request: Request, jobs: Jobs, owner: Owner) -> Response:
     """Generate `n` images; with `stream`, answer with server-sent events."""
     body = await read_body(request, ImagesRequest)
-    _check(body, card, has_previews=jobs.manifest.preview is not None)
-    submission = Submission(
-        "openai",
-        body,
-        body.image(),
-        body.n,
-        is_awaited=True,
-        format=body.format(),
-        timeout=body.timeout,
-        previews=body.partial_images,
-        names={"height": "size", "width": "size"},
-    )
+    submission = _submission(body, has_previews=jobs.manifest.preview is not None)
     job = await submit_request(request, jobs, owner, submission)
     if body.stream:
         events = _stream(jobs, job, jobs.follow(job), body)
-        return EventSourceResponse(events, headers={"x-job-id": job.id})
+        return EventSourceResponse(events, headers=answer_headers(request, submission, job))
     ended, images = await wait_for_images(request, jobs, job)
     content = await encode_images(images, partial(_images_response, request, ended, images, jobs.manifest, body))
-    return Response(content, media_type="application/json", headers=timing_headers(ended, images))
+    return Response(content, media_type="application/json", headers=answer_headers(request, submission, ended, images))
 
 
 @router.get(
@@ -91,17 +73,21 @@ async def image(job_id: str, name: Annotated[str, openapi.path_parameter(IMAGE_N
 
 
 @router.get("/v1/models")
-async def list_models(card: Card) -> ModelList:
-    """List the models: the one that is served."""
-    return ModelList(data=[card])
+async def list_models(request: Request, served: Model) -> ModelList:
+    """List the names of the model that is served."""
+    return ModelList(data=[_card(request, name) for name in served.names])
 
 
 @router.get("/v1/models/{model:path}", responses=openapi.error_responses(404))  # names may hold a slash
-async def retrieve_model(model: str, card: Card) -> ModelCard:
+async def retrieve_model(request: Request, model: str, served: Model) -> ModelCard:
     """Return a model by its name."""
-    if model != card.id:
-        raise errors.model_not_found(model, card.id)
-    return card
+    if model not in served.names:
+        raise errors.model_not_found(model, served.name)
+    return _card(request, model)
+
+
+def _card(request: Request, name: str) -> ModelCard:
+    return ModelCard(id=name, created=request.app.state.started)
 
 
 @router.get("/v1/model_info")
@@ -120,16 +106,28 @@ async def model_info(jobs: Jobs) -> ModelInfo:
     )
 
 
-def _check(body: ImagesRequest, card: ModelCard, *, has_previews: bool) -> None:
-    if body.model not in (None, card.id):
-        raise errors.model_not_found(body.model, card.id)
-    if body.partial_images and not (body.stream and has_previews):
-        reason = "needs stream: true" if has_previews else "is not supported: the plans have no preview"
-        raise InvalidRequest(f"partial_images {reason}", "partial_images")
-    if body.negative_prompt and not body.guidance_scale:
-        raise InvalidRequest("negative_prompt needs a guidance_scale above 0", "negative_prompt")
+def _submission(body: ImagesRequest, *, has_previews: bool) -> Submission:
+    """Return the submission of a body.
+
+    Raises:
+        InvalidRequest: two fields contradict each other.
+    """
     if body.stream and body.response_format == "url":
         raise InvalidRequest("response_format must be b64_json in a stream", "response_format")
+    without_previews = ("partial_images",) if body.partial_images and not has_previews else ()
+    return Submission(
+        "openai",
+        body,
+        body.image(),
+        body.n,
+        is_awaited=True,
+        format=body.format(),
+        timeout=body.timeout,
+        previews=body.partial_images if body.stream else 0,
+        names=body.names(),
+        model=body.model,
+        ignored=(*body.ignored(), *without_previews),
+    )
 
 
 async def _stream(
@@ -168,7 +166,6 @@ def _partial_image(
         partial_image_index=number,
         created_at=int(time.time()),
         size=str(job.request.size(jobs.manifest)),
-        quality=body.quality,
         output_format=body.output_format,
     )
 
@@ -181,7 +178,6 @@ def _completed_event(jobs: JobService, body: ImagesRequest, image: StoredImage) 
         b64_json=base64.b64encode(image.data).decode(),
         created_at=int(time.time()),
         size=str(metadata.size),
-        quality=body.quality,
         output_format=body.output_format,
         seed=metadata.seed,
         revised_prompt=metadata.revised_prompt,
@@ -194,12 +190,13 @@ def _images_response(
     request: Request, job: Job, images: Sequence[StoredImage], manifest: Manifest, body: ImagesRequest
 ) -> str:
     metadata = images[0].metadata
-    base = str(request.base_url) if body.response_format == "url" else None
+    base = None if body.response_format == "b64_json" else str(request.base_url)
+    urls = [base and base + image_path(job, image.index) for image in images]
+    is_embedded = body.response_format != "url"
     answer = ImagesResponse(
         created=int(job.created),
-        data=[Image.of(image, base and base + image_path(job, image.index)) for image in images],
+        data=[Image.of(image, url, is_embedded=is_embedded) for image, url in zip(images, urls, strict=True)],
         output_format=body.output_format,
-        quality=body.quality,
         size=str(metadata.size),
         usage=Usage.of(images, manifest.model.size_multiple),
     )

@@ -1,31 +1,20 @@
-"""Bodies of OpenAI's Images API.
-
-Parameters that the model cannot serve are refused by name; those without an effect are accepted. Knows no routes.
-"""
+"""Bodies of OpenAI's Images API. Knows no routes."""
 
 import base64
 from collections.abc import Hashable, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field
 from pydantic_core import PydanticCustomError
 
-from engine.request import (
-    MAX_GUIDANCE,
-    MAX_LORA,
-    MAX_SEED,
-    MAX_STEPS,
-    ImageFormat,
-    ImageRequest,
-    random_seed,
-)
-from engine.size import Size
-from server.api.schemas import MAX_PROMPT, Prompt
+from engine.request import ImageFormat
+from server.api.fields import WHOLE, ImageFields
 from server.jobs.job import StoredImage
 
-MAX_SIZE = 32  # characters of "WIDTHxHEIGHT"
 MAX_PARTIAL = 3
-SIZE = r"^(auto|[0-9]{1,6}([xX][0-9]{1,6})?)$"  # for the document; `Size.parse` gives better errors
+LOSSLESS = 100  # the only compression of PNG
+IGNORED = "ignored"
+WITHOUT_EFFECT = ("complexity", "style", "moderation", "user", "safety_identifier", "vae_use_slicing", "vae_use_tiling")
 
 
 def _only(*accepted: Hashable, reason: str) -> AfterValidator:
@@ -39,87 +28,49 @@ def _only(*accepted: Hashable, reason: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _with_nulls(schema: dict[str, Any]) -> None:
-    """Allow null in the schema of every optional field."""
-    for name, field in schema["properties"].items():
-        if name not in schema["required"] and "anyOf" not in field:
-            about = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
-            schema["properties"][name] = about | {"anyOf": [field, {"type": "null"}]}
-
-
-class ImagesRequest(BaseModel):
+class ImagesRequest(ImageFields):
     """Body of `POST /v1/images/generations`. A field that is null counts as absent."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra=_with_nulls)
-
-    prompt: Prompt
-    model: str | None = None
-    n: Annotated[int, Field(ge=1, le=10)] = 1
-    size: Annotated[
-        str,
-        Field(max_length=MAX_SIZE, description='"auto" or "WIDTHxHEIGHT"', json_schema_extra={"pattern": SIZE}),
-    ] = "auto"
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
-    guidance_scale: Annotated[
-        float, Field(ge=0, le=MAX_GUIDANCE, description="guidance as in diffusers; 0 for none")
-    ] = 0.0
-    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT, description="needs a guidance_scale above 0")] = ""
-    lora: (
-        Annotated[str, Field(max_length=MAX_LORA, description="name of a LoRA, from loras in /v1/model_info")] | None
-    ) = None
-    response_format: Literal["b64_json", "url"] = "b64_json"
+    n: Annotated[int, Field(ge=1, le=10), WHOLE] = 1
+    response_format: Annotated[Literal["b64_json", "url"], Field(description="both if absent")] | None = None
     output_format: Literal["png", "jpeg", "webp"] = "png"
-    output_compression: Annotated[int, Field(ge=0, le=100)] = 100
+    output_compression: Annotated[int, Field(ge=0, le=100, description="ignored for PNG"), WHOLE] = 100
     background: Annotated[
         str,
         _only("auto", "opaque", reason="images are opaque; use auto or opaque"),
         Field(json_schema_extra={"enum": ["auto", "opaque"]}),
     ] = "auto"
     stream: bool = False
-    partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL)] = 0
-    timeout: (
-        Annotated[float, Field(gt=0, le=86400, description="seconds until the images are no longer wanted")] | None
-    ) = None
-    # these have no effect
-    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] = "auto"
-    moderation: Literal["auto", "low"] = "auto"
-    style: Literal["vivid", "natural"] | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
+    partial_images: Annotated[int, Field(ge=0, le=MAX_PARTIAL, description="ignored without stream"), WHOLE] = 0
+    generator_device: Annotated[
+        str,
+        _only("cpu", reason="seeds stand for the noise of torch's CPU generator; use cpu"),
+        Field(description="where the noise comes from", json_schema_extra={"enum": ["cpu"]}),
+    ] = "cpu"
+    quality: Annotated[
+        Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"], Field(description=IGNORED)
+    ] = "auto"
+    complexity: Annotated[Literal["low", "medium", "high"], Field(description=IGNORED)] | None = None
+    style: Annotated[Literal["vivid", "natural"], Field(description=IGNORED)] | None = None
+    moderation: Annotated[Literal["auto", "low"], Field(description=IGNORED)] | None = None
+    user: Annotated[str, Field(description=IGNORED)] | None = None
+    safety_identifier: Annotated[str, Field(description=IGNORED)] | None = None
+    vae_use_slicing: Annotated[bool, Field(description=IGNORED)] | None = None
+    vae_use_tiling: Annotated[bool, Field(description=IGNORED)] | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, body: Any) -> Any:
-        if not isinstance(body, dict):
-            return body
-        return {key: value for key, value in body.items() if value is not None or key not in cls.model_fields}
-
-    def image(self) -> ImageRequest:
-        """Return the request for the first image; the seeds of the others follow. Without a seed, pick one.
-
-        Raises:
-            InvalidRequest: size is not WIDTHxHEIGHT.
-        """
-        width, height = (None, None) if self.size == "auto" else Size.parse(self.size)
-        return ImageRequest(
-            self.prompt,
-            width,
-            height,
-            random_seed() if self.seed is None else self.seed,
-            self.num_inference_steps,
-            self.negative_prompt,
-            self.guidance_scale,
-            self.lora,
-        )
+    def ignored(self) -> tuple[str, ...]:
+        found = [name for name in WITHOUT_EFFECT if getattr(self, name) is not None]
+        if self.quality != "auto":  # which leaves the choice to the server
+            found.append("quality")
+        if self.output_format == "png" and self.output_compression != LOSSLESS:
+            found.append("output_compression")
+        if self.partial_images and not self.stream:
+            found.append("partial_images")
+        return (*super().ignored(), *found)
 
     def format(self) -> ImageFormat:
-        """Return the file format of the images.
-
-        Raises:
-            InvalidRequest: the format has no compression to set.
-        """
-        return ImageFormat(self.output_format, self.output_compression)
+        """Return the file format of the images."""
+        return ImageFormat(self.output_format, LOSSLESS if self.output_format == "png" else self.output_compression)
 
 
 class Image(BaseModel):
@@ -131,9 +82,9 @@ class Image(BaseModel):
     revised_prompt: str | None = None
 
     @classmethod
-    def of(cls, image: StoredImage, url: str | None) -> Self:
-        """Return the image as base64, or its URL."""
-        data = None if url else base64.b64encode(image.data).decode()
+    def of(cls, image: StoredImage, url: str | None, *, is_embedded: bool) -> Self:
+        """Return the image with its URL, unless it is None, and as base64 if it `is_embedded`."""
+        data = base64.b64encode(image.data).decode() if is_embedded else None
         return cls(b64_json=data, url=url, seed=image.metadata.seed, revised_prompt=image.metadata.revised_prompt)
 
 
@@ -176,7 +127,6 @@ class ImagesResponse(BaseModel):
     data: list[Image]
     background: Literal["opaque"] = "opaque"
     output_format: Literal["png", "jpeg", "webp"]
-    quality: str
     size: str
     usage: Usage
 
@@ -188,7 +138,7 @@ class StreamedImage(BaseModel):
     b64_json: str
     created_at: int
     size: str
-    quality: str
+    quality: Literal["auto"] = "auto"  # required by OpenAI's clients; there is only one
     background: Literal["opaque"] = "opaque"
     output_format: Literal["png", "jpeg", "webp"]
     partial_image_index: int | None = None

@@ -21,23 +21,28 @@ from server.api.submit import MAX_KEY
 Content = dict[str, Any]
 Responses = dict[int | str, Content]
 
+ABOUT = (
+    "Images from text, with Z-Image-Turbo. A field that is null counts as absent; a field that cannot change the image"
+    " is accepted and named in X-Ignored-Parameters. HEAD is answered wherever GET is; OPTIONS names the methods of a"
+    " path. Bodies may be compressed with gzip."
+)
 SCHEMAS = "#/components/schemas/"
 SECTION = "\n\nAttributes:"  # of a class' docstring; not for readers of the document
 ERRORS = {
     400: "A parameter is invalid or unknown, or the plans cannot generate the image",
     401: "The API key is missing or invalid",
-    404: "The resource does not exist or has been deleted",
+    404: "The resource does not exist or has been deleted; or the server refuses models that it does not serve",
     408: "The body took too long to arrive",
     409: "The job was cancelled",
     413: "The body is too large",
-    415: "The content type is not application/json",
+    415: "The content type is not application/json, or the content encoding is not gzip",
     422: "The Idempotency-Key was already used with another body",
     429: "Too many requests, a full queue, or a deadline that cannot be met",
     500: "The server or its worker failed; a retry helps only if the code is internal_error",
     503: "The server cannot do this now; try again later",
     504: "The deadline passed",
 }
-SUBMITTING = (400, 401, 408, 413, 415, 422, 429, 500, 503)
+SUBMITTING = (400, 401, 404, 408, 413, 415, 422, 429, 500, 503)
 GENERATING = (*SUBMITTING, 409, 504)
 
 
@@ -47,7 +52,11 @@ def _header(about: str, *, required: bool = True, **schema: Any) -> Content:
 
 REQUEST_ID = {"x-request-id": _header("id of the request in the server's log; the client's own is kept")}
 HEADERS = {name: {"$ref": f"#/components/headers/{name}"} for name in REQUEST_ID}  # of every response
-JOB_ID = {"x-job-id": _header("id of the job")}
+JOB = {
+    "x-job-id": _header("id of the job"),
+    "x-model": _header("name of the model that is served"),
+    "x-ignored-parameters": _header("names of fields that cannot change the images", required=False),
+}
 TIMING = {"server-timing": _header("milliseconds per stage", required=False)}  # not known when a stream begins
 ERROR_HEADERS = {
     401: {"www-authenticate": _header("authentication scheme", const="Bearer")},
@@ -78,13 +87,13 @@ def error_responses(*statuses: int) -> Responses:
 
 def submission_responses(links: Content) -> Responses:
     """Return `responses` of a route that queues a task."""
-    return error_responses(*SUBMITTING) | {200: {"links": links}}
+    return error_responses(*SUBMITTING) | {200: {"headers": JOB, "links": links}}
 
 
 def generation_responses(stream: type[BaseModel] | None = None) -> Responses:
     """Return `responses` of a route that waits for images; with `stream`, also as a stream of these events."""
     content = {} if stream is None else _events(stream)
-    return error_responses(*GENERATING) | {200: {"headers": JOB_ID | TIMING, "content": content}}
+    return error_responses(*GENERATING) | {200: {"headers": JOB | TIMING, "content": content}}
 
 
 def event_responses(event: type[BaseModel]) -> Responses:
@@ -130,7 +139,7 @@ def _events(event: type[BaseModel]) -> Content:
 
 
 def _document(app: FastAPI, policy: AccessPolicy, models: tuple[type[BaseModel], ...]) -> Content:
-    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     components = document["components"]
     components["schemas"] |= _schemas(*models, ErrorAnswer)
     for schema in components["schemas"].values():
@@ -143,8 +152,8 @@ def _document(app: FastAPI, policy: AccessPolicy, models: tuple[type[BaseModel],
     if policy.keys:
         components["securitySchemes"] = KEYS
     for operations in document["paths"].values():
-        for method, operation in operations.items():
-            _complete(operation, policy, has_content=method != "head")
+        for operation in operations.values():
+            _complete(operation, policy)
     return document
 
 
@@ -155,7 +164,7 @@ def _schemas(*models: type[BaseModel]) -> Content:
     return named
 
 
-def _complete(operation: Content, policy: AccessPolicy, *, has_content: bool) -> None:
+def _complete(operation: Content, policy: AccessPolicy) -> None:
     answers = operation["responses"]
     if "content" in answers.get("422", {}):  # FastAPI's validation error, which is a 400 here
         del answers["422"]
@@ -166,13 +175,11 @@ def _complete(operation: Content, policy: AccessPolicy, *, has_content: bool) ->
         del answers["401"]
     answers.setdefault("500", {})
     for status, answer in answers.items():
-        if has_content and int(status) >= 400 and "content" not in answer:
+        if int(status) >= 400 and "content" not in answer:
             answers[status] = {"$ref": f"#/components/responses/{_name(int(status))}"}
             continue
         answer.setdefault("description", ERRORS.get(int(status), ""))
         answer["headers"] = HEADERS | answer.get("headers", {})
-        if not has_content:
-            answer.pop("content", None)
 
 
 def _name(status: int) -> str:

@@ -1,15 +1,11 @@
-"""Parts of bodies that all dialects share: prompts, errors, and the state of the server. Knows no routes."""
+"""Parts of answers that all dialects share: errors, and the state of the server. Knows no routes."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from server.jobs.job import Job
 from server.jobs.service import ServiceStatus
-
-MAX_PROMPT = 32_000  # characters; the limit that OpenAI documents. The model reads far less
-
-Prompt = Annotated[str, Field(max_length=MAX_PROMPT, json_schema_extra={"pattern": r"\S"})]  # not only spaces
 
 
 def image_path(job: Job, index: int) -> str:

@@ -4,6 +4,7 @@ Knows headers and jobs; not the shape of bodies.
 """
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ from server.api import errors
 from server.api.access import Authenticator
 from server.api.body import while_connected
 from server.api.client import client_of
+from server.api.served_model import ServedModel
 from server.errors import JobNotFound
 from server.jobs.follower import JobPreview
 from server.jobs.job import Job, JobState, StoredImage, new_id
@@ -29,6 +31,8 @@ Encoded = TypeVar("Encoded")
 
 INLINE_BYTES = 1 << 18  # of images that are encoded in the event loop; a thread would take longer
 MAX_KEY = 255  # characters of an Idempotency-Key
+FIELD = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # a name that is safe in a header
+MAX_IGNORED = 64  # names in a header
 
 
 async def _jobs(connection: HTTPConnection) -> JobService:
@@ -61,6 +65,9 @@ class Submission:
         timeout: seconds until the images are no longer wanted; None for no limit.
         previews: number of previews per image.
         names: the body's names of the fields of `ImageRequest`, where they differ.
+        model: name of the model that the client asked for.
+        ignored: names of the given fields that cannot change the images, as the client wrote them; but for `model`,
+            which `answer_headers` adds if it names another model.
     """
 
     api: str
@@ -72,15 +79,19 @@ class Submission:
     timeout: float | None = None
     previews: int = 0
     names: Mapping[str, str] = field(default_factory=dict)
+    model: str | None = None
+    ignored: tuple[str, ...] = ()
 
 
 async def submit_request(request: Request, jobs: JobService, owner: str | None, submission: Submission) -> Job:
     """Count a request and queue its job; return the earlier job if the Idempotency-Key is repeated.
 
     Raises:
-        ApiError: the owner exceeds the rate limit.
+        ApiError: the owner exceeds the rate limit, or the server refuses other models and the client named one.
         InvalidRequest, JobRefused, IdempotencyKeyReused, StoreUnavailable: see `enqueue`.
     """
+    model: ServedModel = request.app.state.model
+    model.check(submission.model)
     request.app.state.authenticator.count(request, owner)
     key = request.headers.get("idempotency-key")
     return await enqueue(jobs, owner, submission, client=client_of(request, owner), key=key)
@@ -113,11 +124,17 @@ async def enqueue(
         owner=owner,
         durable=not submission.is_awaited or key is not None,  # a client with a key may reconnect
         idempotency_key=key,
-        fingerprint=hashlib.sha256(f"{submission.api} {submission.body.model_dump_json()}".encode()).hexdigest(),
+        fingerprint=_fingerprint(submission),
         created=now,
         deadline=None if submission.timeout is None else now + submission.timeout,
     )
     return await jobs.submit(job, submission.previews, client)
+
+
+def _fingerprint(submission: Submission) -> str:
+    """Return the hash of a body; defaults that are written out make no difference, nor do fields of later versions."""
+    body = submission.body.model_dump_json(exclude_defaults=True)
+    return hashlib.sha256(f"{submission.api} {body}".encode()).hexdigest()
 
 
 async def wait_for_images(request: Request, jobs: JobService, job: Job) -> tuple[Job, Sequence[StoredImage]]:
@@ -151,12 +168,29 @@ async def encode_images(images: Sequence[StoredImage | JobPreview], work: Callab
     return await run_in_threadpool(work) if is_large else work()
 
 
-def timing_headers(job: Job, images: Sequence[StoredImage]) -> dict[str, str]:
-    """Return the headers Server-Timing (milliseconds per stage, summed over the images) and X-Job-Id."""
+def answer_headers(
+    request: Request, submission: Submission, job: Job, images: Sequence[StoredImage] = ()
+) -> dict[str, str]:
+    """Return the headers of every answer to a submission: X-Job-Id, X-Model, X-Ignored-Parameters, Server-Timing.
+
+    Args:
+        images: finished images, whose times Server-Timing tells; none if the answer comes before them.
+    """
+    model: ServedModel = request.app.state.model
+    headers = {"x-job-id": job.id, "x-model": model.name}
+    ignored = (*submission.ignored, *(["model"] if model.is_other(submission.model) else []))
+    if names := [name for name in dict.fromkeys(ignored) if FIELD.fullmatch(name)][:MAX_IGNORED]:
+        headers["x-ignored-parameters"] = ", ".join(names)
+    if images:
+        headers["server-timing"] = _timing(job, images)
+    return headers
+
+
+def _timing(job: Job, images: Sequence[StoredImage]) -> str:
+    """Return milliseconds per stage, summed over the images."""
     assert job.started is not None
     seconds = {"queue": max(job.started - job.created, 0.0)}
     for image in images:
         for stage, spent in asdict(image.metadata.seconds).items():
             seconds[stage] = seconds.get(stage, 0.0) + spent
-    stages = ", ".join(f"{stage};dur={spent * 1e3:.1f}" for stage, spent in seconds.items())
-    return {"server-timing": stages, "x-job-id": job.id}
+    return ", ".join(f"{stage};dur={spent * 1e3:.1f}" for stage, spent in seconds.items())

@@ -2,47 +2,31 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from engine.images.metadata import ImageMetadata
-from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_SEED, MAX_STEPS, ImageRequest, random_seed
-from server.api.schemas import MAX_PROMPT, Prompt, image_path
+from server.api.fields import WHOLE, ImageFields, agreed
+from server.api.schemas import image_path
 from server.jobs.follower import Progress
 from server.jobs.job import Job, JobState
 
 STATUS = {state: "pending" if state is JobState.QUEUED else state.value for state in JobState}
-UNGUIDED = 1.0  # cfg_scale at which negative + scale * (positive - negative) is the positive prediction
+MAX_IMAGES = 4
 
 
-class GenerateRequest(BaseModel):
-    """Body of requests for images. `seed` -1 picks a random seed; `cfg_scale` up to 1 means no guidance."""
+class GenerateRequest(ImageFields):
+    """Body of requests for images. A field that is null counts as absent."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="1 if absent"), WHOLE] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="another name of num_images"), WHOLE] | None = None
+    previews: Annotated[
+        int, Field(ge=0, le=100, description="of each image; ignored where the request waits for the images"), WHOLE
+    ] = 0
 
-    prompt: Prompt
-    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
-    width: Annotated[int, Field(strict=True)] | None = None
-    height: Annotated[int, Field(strict=True)] | None = None
-    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS, strict=True)] | None = None
-    seed: Annotated[int, Field(ge=-1, le=MAX_SEED, strict=True)] = -1
-    num_images: Annotated[int, Field(ge=1, le=4, strict=True)] = 1
-    cfg_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE + UNGUIDED, strict=True)] = UNGUIDED
-    lora: Annotated[str, Field(max_length=MAX_LORA, strict=True)] | None = None
-    timeout: Annotated[float, Field(gt=0, le=86400, strict=True)] | None = None
-    previews: Annotated[int, Field(ge=0, le=100, strict=True)] = 0
-
-    def image(self) -> ImageRequest:
-        """Return the request for the first image; the seeds of the others follow."""
-        return ImageRequest(
-            self.prompt,
-            self.width,
-            self.height,
-            random_seed() if self.seed == -1 else self.seed,
-            self.num_inference_steps,
-            self.negative_prompt,
-            max(self.cfg_scale - UNGUIDED, 0.0),
-            self.lora,
-        )
+    @property
+    def image_count(self) -> int:
+        """Number of images. Raises InvalidRequest if two fields contradict each other."""
+        return agreed({"num_images": self.num_images, "n": self.n}) or 1
 
 
 class Images(BaseModel):

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from server.api import errors, openapi
 from server.api.body import read_body, while_connected
-from server.api.submit import Jobs, Owner, Submission, encode_images, submit_request, timing_headers, wait_for_images
+from server.api.submit import Jobs, Owner, Submission, answer_headers, encode_images, submit_request, wait_for_images
 from server.api.task_events import TaskEventEncoder
 from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList
 from server.errors import TooManyFollowers
@@ -35,7 +35,8 @@ LINKS = openapi.links_to("/v1/task/{task_id}", "task_id", "get", "delete")
 @router.post("/api/v1/generate", response_model=Images, openapi_extra=BODY, responses=openapi.generation_responses())
 async def generate(request: Request, jobs: Jobs, owner: Owner) -> Response:
     """Generate images and answer with them."""
-    job = await _submit(request, jobs, owner, is_awaited=True)
+    submission = await _read(request, jobs, is_awaited=True)
+    job = await submit_request(request, jobs, owner, submission)
     ended, images = await wait_for_images(request, jobs, job)
 
     def encoded() -> str:
@@ -45,14 +46,17 @@ async def generate(request: Request, jobs: Jobs, owner: Owner) -> Response:
         ).model_dump_json()
 
     content = await encode_images(images, encoded)
-    return Response(content, media_type="application/json", headers=timing_headers(ended, images))
+    return Response(content, media_type="application/json", headers=answer_headers(request, submission, ended, images))
 
 
 @router.post("/api/v1/generate_async", openapi_extra=BODY, responses=openapi.submission_responses(LINKS))
 @router.post("/v1/generate", openapi_extra=BODY, responses=openapi.submission_responses(LINKS))
-async def submit(request: Request, jobs: Jobs, owner: Owner) -> Submitted:
+async def submit(request: Request, response: Response, jobs: Jobs, owner: Owner) -> Submitted:
     """Submit a task. It runs whether or not a client waits for it."""
-    return Submitted(task_id=(await _submit(request, jobs, owner, is_awaited=False)).id)
+    submission = await _read(request, jobs, is_awaited=False)
+    job = await submit_request(request, jobs, owner, submission)
+    response.headers.update(answer_headers(request, submission, job))
+    return Submitted(task_id=job.id)
 
 
 @router.get("/v1/task/{task_id}", responses=openapi.error_responses(404, 503))
@@ -136,18 +140,22 @@ async def history(
     return Response(answer.model_dump_json(), media_type="application/json")  # FastAPI would validate it again
 
 
-async def _submit(request: Request, jobs: JobService, owner: str | None, *, is_awaited: bool) -> Job:
+async def _read(request: Request, jobs: JobService, *, is_awaited: bool) -> Submission:
     body = await read_body(request, GenerateRequest)
-    submission = Submission(
+    has_previews = jobs.manifest.preview is not None and not is_awaited
+    without_previews = ("previews",) if body.previews and not has_previews else ()
+    return Submission(
         "tasks",
         body,
         body.image(),
-        body.num_images,
+        body.image_count,
         is_awaited,
         timeout=body.timeout,
-        previews=body.previews,
+        previews=body.previews if has_previews else 0,
+        names=body.names(),
+        model=body.model,
+        ignored=(*body.ignored(), *without_previews),
     )
-    return await submit_request(request, jobs, owner, submission)
 
 
 async def _find(jobs: JobService, task_id: str) -> Job:

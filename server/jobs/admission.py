@@ -57,11 +57,12 @@ class Admission:
         limits = self._limits
         if limits.free_bytes and self._free_memory() < limits.free_bytes:
             raise MemoryShort("The machine is short of memory; try again later.", MEMORY_RETRY_SECONDS)
-        free = limits.queue - len(unfinished) - admitted.total()
+        taken = len(unfinished) + admitted.total()
+        free = limits.queue - taken
         own = unfinished.by_client[live.client] + admitted[live.client]
         if free <= 0:
             raise QueueFull(
-                f"The queue is full, with {len(unfinished)} unfinished jobs; try again later.", self._soon(unfinished)
+                f"The queue is full, with {taken} unfinished jobs; try again later.", self._soon(unfinished)
             )
         if own >= SHARE * free:
             raise QueueFull(

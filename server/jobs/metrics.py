@@ -5,17 +5,31 @@ over several servers can be computed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from engine.images.metadata import ImageMetadata
-from server.jobs.job import Job
+from engine.stages import StageTimes
+from server.errors import JobRefused
+from server.jobs.job import Job, JobState
 from server.worker.messages import Heartbeat
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16)
+
+REFUSALS = (*(kind.code for kind in JobRefused.__subclasses__()), "rate_limit_exceeded")  # codes of refusals
+FAILURES = (  # codes of jobs' errors
+    "deadline_exceeded",
+    "device_error",
+    "internal_error",
+    "invalid_value",
+    "lora_unavailable",
+    "non_finite_output",
+    "worker_lost",
+    "worker_unavailable",
+)
 
 NO_HEARTBEAT = Heartbeat([], 0, 0, {})
 
@@ -61,6 +75,19 @@ class Metrics:
         self._switches = Counter("zimage_lora_switches", "Changes to another LoRA or to none.", registry=registry)
         self._switch_seconds = Counter("zimage_lora_switch_seconds", "Time in such changes.", registry=registry)
         self._last_heartbeat = NO_HEARTBEAT
+        for refusal in REFUSALS:
+            self._refused.labels(refusal)
+        for stage in fields(StageTimes):
+            self._stage_seconds.labels(stage.name)
+
+    def add_api(self, api: str) -> None:
+        """Begin the counters of an API at 0, so that Prometheus' `rate` sees the first job and the first failure."""
+        self._accepted.labels(api)
+        self._job_seconds.labels(api)
+        self._ended.labels(api, JobState.DONE.value, "")
+        self._ended.labels(api, JobState.CANCELLED.value, "")
+        for code in FAILURES:
+            self._ended.labels(api, JobState.FAILED.value, code)
 
     def add_gauges(self, gauges: Gauges) -> None:
         """Add gauges by name, read at each request; those whose names end in _total are counters."""

@@ -7,13 +7,14 @@ from nicegui import ui
 
 from engine.errors import InvalidRequest, UnsupportedShape
 from engine.plan.manifest import Manifest
-from engine.request import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, ImageRequest
+from engine.request import MAX_GUIDANCE, MAX_STEPS, ImageRequest
 from engine.size import Size
-from server.api.task_schemas import UNGUIDED, GenerateRequest
+from server.api.task_schemas import GenerateRequest
 
 RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))  # width : height
 PREVIEWS = 4  # per image; about 1 MB each at 1024x1024
 OTHER = "other"
+MAX_EXACT = 2**53 - 1  # integers that a browser's numbers hold; seeds above are for other clients
 
 
 class Form:
@@ -35,7 +36,7 @@ class Form:
         with ui.element("div").classes("z-pair"):
             steps = manifest.model.default_steps
             self._steps = ui.number("Steps", value=steps, min=1, max=MAX_STEPS).props("outlined dense")
-            self._seed = ui.number("Seed", placeholder="random", min=-1, max=MAX_SEED)
+            self._seed = ui.number("Seed", placeholder="random", min=-1, max=MAX_EXACT)
             self._seed.props("outlined dense clearable stack-label")
         self._lora = None
         if loras:
@@ -63,7 +64,7 @@ class Form:
             "height": _whole(self._height.value),
             "num_inference_steps": _whole(self._steps.value),
             "seed": -1 if self._seed.value is None else _whole(self._seed.value),
-            "cfg_scale": guidance + UNGUIDED,
+            "guidance_scale": guidance,
             "previews": PREVIEWS if self._manifest.preview else 0,
         }
         if self._lora is not None and self._lora.value:

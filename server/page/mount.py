@@ -36,6 +36,11 @@ NO_NAVIGATION = ApiError(403, "This address is a page; open it in a tab of a bro
 FOREIGN_ORIGIN = ApiError(403, "Other sites must not use the page of this server.", code="foreign_origin")
 
 
+def is_page(path: str) -> bool:
+    """Return True for the paths of the page and its parts."""
+    return path == PATH or path.startswith((FILES, SOCKET))
+
+
 class PageMount:
     """Answers requests for the page and passes on all others. One per process: the toolkit keeps state in modules."""
 

@@ -160,7 +160,7 @@ class PageSession:
     async def _submit(self) -> Job:
         body = self._form.request()
         self._authenticator.count(self._request, self._owner)
-        submission = Submission("page", body, body.image(), body.num_images, is_awaited=False, previews=body.previews)
+        submission = Submission("page", body, body.image(), body.image_count, is_awaited=False, previews=body.previews)
         client = client_of(self._request, self._owner)
         return await enqueue(self._jobs, self._owner, submission, client=client)
 

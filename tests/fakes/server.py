@@ -95,8 +95,9 @@ def serving(
     hosts: HostNames = HostNames(public=HOSTS),  # noqa: B008
     trusted_proxies: tuple[str, ...] = (),
     connections: Connections | None = None,
+    **options: Any,
 ) -> Iterator[str]:
-    """Run a server in a thread, and yield its base URL."""
+    """Run a server in a thread, and yield its base URL. `options`: further ones of `create_app`."""
     loop.store = JobStore(database, busy_timeout=0.5)
     jobs = JobService(loop.store, MANIFEST, limits, loras=LORAS)
     supervisor = jobs.worker_queue.link = ThreadSupervisor(loop, jobs.worker_queue)
@@ -110,7 +111,7 @@ def serving(
             await jobs.stop(grace=5)
             await supervisor.stop()
 
-    app = create_app(jobs, policy or AccessPolicy(), hosts=hosts, trusted_proxies=trusted_proxies)
+    app = create_app(jobs, policy or AccessPolicy(), hosts=hosts, trusted_proxies=trusted_proxies, **options)
     server = TimeoutServer(config(app, grace=5, connections=connections))
     with bind_socket("127.0.0.1", 0) as sock:
         sock.listen()  # clients wait for the worker to be ready
@@ -162,6 +163,8 @@ def main(
     reconnect: str = "",
     trusted_proxies: str = "",
     archive: str = "",
+    model_names: str = "",
+    cors_origins: str = "",
 ) -> None:
     if reconnect:
         import server.page.page
@@ -176,6 +179,9 @@ def main(
         rate=rate or None,
         hosts=HOSTS,
         trusted_proxies=tuple(trusted_proxies.split()),
+        cors_origins=tuple(cors_origins.split()),
+        model_names=tuple(model_names.split()),
+        strict_model=bool(model_names),
         limits=Limits(queue=int(queue or 256)),
         timeouts=SHORT_TIMEOUTS,
     )

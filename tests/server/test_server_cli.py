@@ -31,6 +31,18 @@ def test_signal_ends_a_ready_server_with_status_0_and_no_traceback(number: signa
     assert "Traceback" not in err
 
 
+def test_names_of_the_model_and_origins_reach_the_application() -> None:
+    with process(*FAKE_SERVER, "0", "1", *[""] * 7, "first second", "https://app.example.com") as child:
+        url = ready_url(child)
+        answer = httpx.get(f"{url}/v1/models", headers={"origin": "https://app.example.com"})
+        refused = httpx.post(f"{url}/v1/generate", json={"prompt": "a cat", "model": "third"})
+        page = httpx.get(f"{url}/", headers={"origin": "https://app.example.com"})
+    assert [model["id"] for model in answer.json()["data"]] == ["first", "second"]
+    assert answer.headers["access-control-allow-origin"] == "https://app.example.com"
+    assert refused.status_code == 404
+    assert page.status_code == 200 and "access-control-allow-origin" not in page.headers
+
+
 def test_accepted_connections_have_tcp_nodelay() -> None:
     """Without it, Linux delays every response on a kept connection by 40 ms."""
 

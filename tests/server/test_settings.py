@@ -50,6 +50,14 @@ def test_lists_are_split_at_spaces_not_commas(monkeypatch: pytest.MonkeyPatch) -
     assert "first-key" not in repr(given) + repr(given.server())
 
 
+def test_names_and_origins_are_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZIMAGE_CORS_ORIGINS", "https://App.example.com/ *")
+    monkeypatch.setenv("ZIMAGE_MODEL_NAME", "z-image gpt-image-1")
+    serving = settings.read([*ENGINES, "--strict-model"]).server()
+    assert serving.cors_origins == ("https://app.example.com", "*")
+    assert (serving.model_names, serving.strict_model) == (("z-image", "gpt-image-1"), True)
+
+
 def test_defaults_are_those_of_the_options_classes() -> None:
     given = settings.read(ENGINES)
     assert given.runtime() == RuntimeOptions(slots=settings.SLOTS)
@@ -77,6 +85,8 @@ def test_days_and_mebibytes_become_seconds_and_bytes() -> None:
         (["--trusted-proxies", "*"], "--trusted-proxies: must be addresses or networks such as 127.0.0.1"),
         (["--trusted-proxies", "10.0.0.1/8"], "10.0.0.1/8 has host bits set"),
         (["--keys", "schlüssel"], "--keys: an API key must consist of 1 to 255 visible ASCII"),
+        (["--cors-origins", "app.example.com"], "--cors-origins: must be origins such as https://app.example.com"),
+        (["--cors-origins", "https://a/b"], "without paths, or *; got 'https://a/b'"),
         (["--warm-up", "64xbig"], "--warm-up: size must be WIDTHxHEIGHT"),
         (["--offload", "--warm-up", "64"], "--offload unloads what --warm-up prepares"),
         (["--settings", "nowhere.env"], "--settings: nowhere.env is not a file"),

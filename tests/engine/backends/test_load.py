@@ -1,8 +1,9 @@
 """The choice of a backend, its refusals, options, and ONNX Runtime's bindings to the caller's arrays."""
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper
 
 from engine.array import Array
 from engine.backends import load
-from engine.backends.base import Backend, check_bindings
+from engine.backends.base import Backend, Bindings, Engine, check_bindings
 from engine.backends.load import INSTALL, PACKAGES, kernel_cache_folder, load_backend
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import load as plans
@@ -85,6 +86,14 @@ def test_missing_package_names_what_to_install(
         load_backend(tmp_path, manifest_of(flavor, "not_here 1.0"), RuntimeOptions())
     assert f"{flavor} plans need the package not_here" in str(refusal.value)
     assert f"pip install {install}" in str(refusal.value)
+
+
+def test_package_with_a_missing_library_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_tensorrt.py").write_text("import ctypes; ctypes.CDLL('libnvinfer_not_here.so')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(PACKAGES, "tensorrt", "broken_tensorrt")
+    with pytest.raises(BackendUnavailable, match="cannot be imported: libnvinfer_not_here"):
+        load_backend(tmp_path, manifest_of("tensorrt", "broken_tensorrt 11.1"), RuntimeOptions())
 
 
 @pytest.mark.parametrize("flavor", ["rtx", "tensorrt"])
@@ -286,3 +295,27 @@ def test_invalid_option_values_are_refused(words: str, capsys: pytest.CaptureFix
 def test_offload_with_warm_up_is_refused() -> None:
     with pytest.raises(ZImageError, match="--offload unloads what --warm-up prepares"):
         RuntimeOptions(offload=True, warm_up=(Size(64, 64),))
+
+
+@dataclass
+class Changing(Engine):
+    """An engine that records the LoRAs applied to it, and refuses some."""
+
+    refuses: tuple[Any, ...] = ()
+    applied: list[Any] = field(default_factory=list)
+
+    def enqueue(self, stream: int, bindings: Bindings) -> None: ...
+
+    def refit(self, lora: Any) -> Iterator[None]:
+        if lora in self.refuses:
+            raise PlanCorrupt(f"cannot apply {lora}")
+        self.applied.append(lora)
+        yield
+
+
+def test_failed_change_of_loras_restores_every_engine_that_it_can() -> None:
+    encoder, denoiser, decoder = Changing(), Changing(refuses=("lora", None)), Changing()
+    engines = {"prompt_encoder": encoder, "denoiser": denoiser, "vae_decoder": decoder}
+    with pytest.raises(PlanCorrupt, match="cannot apply lora"):
+        deque(Backend(None, engines).refit("lora"), maxlen=0)
+    assert (encoder.applied, decoder.applied) == (["lora", None], [None])

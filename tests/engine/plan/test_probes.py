@@ -45,6 +45,12 @@ def test_scaled_tensor_has_its_gain() -> None:
     assert found.gain == pytest.approx(1.05, rel=1e-5)
 
 
+def test_single_number_has_a_distance_but_no_gain() -> None:
+    """Rounding has no direction in many numbers, but in one it has."""
+    found = Distance.between(np.array([102], np.float32), np.array([100], np.float32))
+    assert found == Distance(pytest.approx(0.02), pytest.approx(0.02), 1.0)
+
+
 def test_one_wrong_row_shows_in_the_worst_row_more_than_in_the_whole() -> None:
     tensor = RNG.standard_normal((1, 400, 40), np.float32)
     wrong = tensor.copy()

@@ -1,5 +1,6 @@
 """Bodies of requests: malformed, too large, of the wrong type, and random ones."""
 
+import gzip
 import json
 
 import httpx
@@ -9,8 +10,9 @@ from fakes.server import IMAGES, error_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.api import body
+from server.api import body, decompression
 from server.api.body import MAX_BODY
+from server.api.errors import ApiError
 
 JSON = {"content-type": "application/json; charset=utf-8"}
 
@@ -49,6 +51,65 @@ def test_content_type_that_browsers_send_across_origins_is_415(http: httpx.Clien
 def test_empty_parameter_name_is_unknown(http: httpx.Client) -> None:
     response = http.post(IMAGES, content=b'{"prompt": "a cat", "": 1}', headers=JSON)
     assert error_of(response)["message"] == "Unknown parameter: ''."
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "x-gzip"])
+@pytest.mark.parametrize("byte_by_byte", [False, True])
+def test_gzip_body_is_decompressed(http: httpx.Client, encoding: str, byte_by_byte: bool) -> None:
+    data = gzip.compress(b'{"prompt": "a cat", "seed": 7}'.ljust(2000))
+    parts = [data[at : at + 1] for at in range(len(data))] if byte_by_byte else [data]
+    headers = JSON | {"content-encoding": encoding}
+    for path in (IMAGES, "/api/v1/generate", "/v1/generate"):
+        response = http.post(path, content=iter(parts), headers=headers)
+        assert response.status_code == 200, response.text
+    assert http.post(IMAGES, content=data, headers=headers).json()["data"][0]["seed"] == 7
+
+
+@pytest.mark.parametrize("encoding", ["deflate", "br", "zstd", "gzip, gzip", "br, gzip", "x" * 500])
+def test_other_content_encoding_is_415_by_name(http: httpx.Client, encoding: str) -> None:
+    response = http.post(IMAGES, content=b"{}", headers=JSON | {"content-encoding": encoding})
+    assert response.status_code == 415
+    error = error_of(response)
+    assert error["code"] == "unsupported_content_encoding"
+    assert repr(encoding[:64]) in error["message"]
+    assert response.headers["accept-encoding"] == "gzip"
+
+
+COMPRESSED = gzip.compress(b'{"prompt": "a cat"}')
+BROKEN = {
+    "empty": b"",
+    "not gzip": b'{"prompt": "a cat"}',
+    "cut": COMPRESSED[:-1],
+    "longer": COMPRESSED + b"x",
+    "two members": COMPRESSED * 2,
+    "wrong checksum": COMPRESSED[:-8] + bytes(8),
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_broken_gzip_is_400(http: httpx.Client, content: bytes) -> None:
+    response = http.post(IMAGES, content=content, headers=JSON | {"content-encoding": "gzip"})
+    assert response.status_code == 400
+    assert error_of(response)["code"] == "invalid_content_encoding"
+
+
+def test_gzip_body_is_limited_before_and_after_decompression(http: httpx.Client) -> None:
+    headers = JSON | {"content-encoding": "gzip"}
+    exactly = json.dumps({"prompt": "a cat"}).encode().ljust(MAX_BODY)
+    assert http.post(IMAGES, content=gzip.compress(exactly), headers=headers).status_code == 200
+    bomb, stored = gzip.compress(bytes(200 * MAX_BODY)), gzip.compress(exactly, 0)
+    assert len(bomb) < MAX_BODY < len(stored)
+    for content in (gzip.compress(exactly + b" "), bomb, stored):
+        response = http.post(IMAGES, content=content, headers=headers)
+        assert response.status_code == 413
+        assert error_of(response)["code"] == "request_too_large"
+
+
+def test_bomb_is_not_decompressed_beyond_the_limit() -> None:
+    stream = decompression.Decompressor("gzip", 1000)
+    with pytest.raises(ApiError, match="larger than 1000 bytes"):
+        stream.feed(gzip.compress(bytes(10**7))[:990])
+    assert len(stream._body) == 1001
 
 
 @pytest.mark.parametrize("chunked", [False, True])

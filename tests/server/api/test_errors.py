@@ -12,7 +12,7 @@ from fakes.loop import BROKEN_PROMPT, HANG_PROMPT, LOST_PROMPT, NAN_PROMPT, SECR
 from fakes.server import IMAGES, error_of
 from PIL import Image
 
-from server.api.schemas import MAX_PROMPT
+from server.api.fields import MAX_PROMPT
 from server.jobs.job import Job
 
 
@@ -32,16 +32,14 @@ from server.jobs.job import Job
         ({"size": "64x4096"}, "size", "invalid_value"),
         ({"size": "0x0"}, "size", "invalid_value"),
         ({"size": "9" * 5000 + "x64"}, "size", "string_above_max_length"),
-        ({"seed": -1}, "seed", "integer_below_min_value"),
-        ({"seed": 2**32}, "seed", "integer_above_max_value"),
+        ({"seed": -2}, "seed", "integer_below_min_value"),
+        ({"seed": 2**64}, "seed", "integer_above_max_value"),
         ({"num_inference_steps": 0}, "num_inference_steps", "integer_below_min_value"),
         ({"num_inference_steps": 10**40}, "num_inference_steps", "integer_above_max_value"),
         ({"response_format": "file"}, "response_format", "invalid_value"),
         ({"output_format": "gif"}, "output_format", "invalid_value"),
-        ({"output_compression": 50}, "output_compression", "invalid_value"),
         ({"output_compression": 101, "output_format": "jpeg"}, "output_compression", "integer_above_max_value"),
         ({"background": "transparent"}, "background", "unsupported_value"),
-        ({"partial_images": 2}, "partial_images", "invalid_value"),
         ({"partial_images": 4, "stream": True}, "partial_images", "integer_above_max_value"),
         ({"guidance_scale": -0.5}, "guidance_scale", "integer_below_min_value"),
         ({"guidance_scale": "much"}, "guidance_scale", "invalid_type"),
@@ -88,9 +86,6 @@ def test_lora_with_a_missing_file_is_503(client: openai.OpenAI) -> None:
 
 
 def test_unknown_model_is_404(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError) as caught:
-        client.images.generate(prompt="a cat", model="dall-e-3")
-    assert (caught.value.param, caught.value.code) == ("model", "model_not_found")
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("dall-e-3")
     assert (caught.value.param, caught.value.code) == ("model", "model_not_found")

@@ -127,9 +127,18 @@ def test_invalid_query_is_400_with_its_name(url: str, query: str, param: str, co
 
 
 @pytest.mark.parametrize(
-    ("path", "methods"), [("/v1/task/job_0", "DELETE, GET"), ("/health", "GET, HEAD"), (IMAGES, "POST")]
+    ("path", "methods"),
+    [
+        ("/v1/task/job_0", "DELETE, GET, HEAD, OPTIONS"),
+        ("/health", "GET, HEAD, OPTIONS"),
+        ("/docs", "GET, HEAD, OPTIONS"),
+        ("/openapi.json", "GET, HEAD, OPTIONS"),
+        (IMAGES, "OPTIONS, POST"),
+    ],
 )
-def test_405_allows_all_methods_of_a_path(url: str, path: str, methods: str) -> None:
-    response = httpx.request("OPTIONS", url + path)
-    assert response.status_code == 405
-    assert response.headers["allow"] == methods
+def test_options_and_405_name_all_methods_of_a_path(url: str, path: str, methods: str) -> None:
+    answer, refused = httpx.options(url + path), httpx.put(url + path)
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert refused.status_code == 405
+    assert answer.headers["allow"] == refused.headers["allow"] == methods
+    assert httpx.options(f"{url}/unknown").status_code == 404

@@ -168,7 +168,7 @@ def test_history_is_newest_first_in_pages(http: httpx.Client) -> None:
         ({"num_images": 5}, "num_images"),
         ({"seed": -2}, "seed"),
         ({"cfg_scale": -1}, "cfg_scale"),
-        ({"steps": 4}, "steps"),
+        ({"step": 4}, "step"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"width": "128"}, "width"),
         ({"lora": "another"}, "lora"),

@@ -66,6 +66,7 @@ def test_concurrent_submissions_cannot_exceed_the_queue_limit() -> None:
         submissions = (jobs.submit(job(f"{number}")) for number in range(5))
         answers = await asyncio.gather(*submissions, return_exceptions=True)
         assert [type(answer) for answer in answers] == [Job, Job, QueueFull, QueueFull, QueueFull]
+        assert "with 2 unfinished jobs" in str(answers[2])  # those that are being stored count
 
     play(story, limits=Limits(queue=2))
 

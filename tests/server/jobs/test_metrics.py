@@ -11,6 +11,7 @@ from fakes.loop import KILL_PROMPT, NAN_PROMPT, SWITCH, FakeLoop
 from fakes.server import IMAGES, serving
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.api.access import AccessPolicy
 from server.jobs.admission import Limits
 
 
@@ -24,6 +25,32 @@ def samples(http: httpx.Client) -> dict[tuple[str, ...], float]:
     """Return values by name and label values, in the order of the labels' names."""
     families = text_string_to_metric_families(http.get("/metrics").text)
     return {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
+
+
+def test_counters_begin_at_0_so_that_the_first_refusal_is_a_change(http: httpx.Client) -> None:
+    before = samples(http)
+    refusals = ("queue_full", "deadline_unreachable", "out_of_memory", "worker_unavailable", "server_shutting_down")
+    assert all(before["zimage_jobs_refused_total", code] == 0 for code in (*refusals, "rate_limit_exceeded"))
+    for api in ("openai", "tasks"):
+        assert before["zimage_jobs_accepted_total", api] == before["zimage_jobs_ended_total", api, "", "done"] == 0
+    http.post(IMAGES, json={"prompt": "a cat"})
+    http.post(IMAGES, json={"prompt": NAN_PROMPT, "num_inference_steps": 1})
+    http.post(IMAGES, json={"prompt": "a cat", "lora": "damaged"})
+    http.post("/v1/generate", json={"prompt": "a cat", "timeout": 1e-6})
+    tasks = [http.post("/v1/generate", json={"prompt": "a cat", "num_inference_steps": 100}).json() for _ in range(3)]
+    for task in tasks[:2]:
+        http.delete(f"/v1/task/{task['task_id']}")
+    after = samples(http)
+    assert {key for key in after.keys() - before.keys() if "device_memory" not in key[0]} == set()
+    changed = {key for key in after if key[0] == "zimage_jobs_ended_total" and after[key] != before[key]}
+    assert {key[2] for key in changed} >= {"non_finite_output", "lora_unavailable", ""}
+
+
+def test_refusals_for_the_rate_are_counted() -> None:
+    with serving(FakeLoop(), policy=AccessPolicy(rate="1/hour")) as url, httpx.Client(base_url=url) as http:
+        statuses = [http.post(IMAGES, json={"prompt": "a cat"}).status_code for _ in range(3)]
+        assert statuses == [200, 429, 429]
+        assert samples(http)["zimage_jobs_refused_total", "rate_limit_exceeded"] == 2
 
 
 def test_jobs_images_and_workers_are_counted(http: httpx.Client) -> None:
@@ -67,5 +94,5 @@ def test_dashboard_uses_existing_metrics(http: httpx.Client) -> None:
     dashboard = json.loads((Path(__file__).parents[3] / "deploy" / "grafana-dashboard.json").read_text())
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
     used = {name for text in expressions for name in re.findall(r"\b(?:zimage|process)_\w+", text)}
-    existing = {name for name, *_ in samples(http)} | {"zimage_jobs_refused_total"}  # no job was refused
+    existing = {name for name, *_ in samples(http)}
     assert used <= existing and len(used) > 12
