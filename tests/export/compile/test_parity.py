@@ -5,6 +5,7 @@ decoder returns levels: 1e-3 is asserted, and no value is more than one level aw
 """
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -273,6 +274,17 @@ def test_error_in_one_pass_ends_all(reference: Reference) -> None:
     with pytest.raises(RuntimeError, match="shape mismatch"):
         reference.run("denoiser", [batch, wrong, batch])
     assert reference.run("denoiser", [batch])[0]["latents_next"].shape == batch["latents"].shape
+
+
+def test_passes_of_the_vae_run_one_after_the_other(opened: Checkpoint) -> None:
+    """Its activations are large, and passes that wait for each other would all hold theirs."""
+    reference, passes = Reference(opened), list[int]()
+    for module in reference._vae.modules():
+        module.register_forward_hook(lambda *_: passes.append(threading.get_ident()))
+    latents = sample_inputs("vae_decoder", reference.config, height=8, width=8, tokens=20, batch=1)
+    reference.run("vae_decoder", [latents] * 3)
+    each = len(passes) // 3
+    assert each > 0 and [len(set(passes[start : start + each])) for start in range(0, 3 * each, each)] == [1, 1, 1]
 
 
 def test_build_without_memory_for_the_comparison_is_refused(
