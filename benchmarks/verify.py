@@ -121,8 +121,8 @@ def _export(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[
 def _verify(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[str, Any]:
     graphs = msgspec.json.decode((folder / GRAPHS).read_bytes(), type=dict[GraphName, Graph])
     checkpoint, progress = _open(sizes, folder), CoreSeconds()
-    before = peak_rss()
-    verified = verify(graphs, checkpoint, folder, plans_of(sizes, precision), progress)
+    before, plans = peak_rss(), plans_of(sizes, precision)
+    verified = verify(graphs, checkpoint, folder, plans, progress)
     return {
         "seconds": _by_graph(progress.seconds, graphs),
         "core_seconds": _by_graph(progress.core_seconds, graphs),
@@ -133,7 +133,7 @@ def _verify(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[
         },
         "peak_rss_bytes": peak_rss(),
         "imports_rss_bytes": before,
-        "bound_bytes": needed_bytes(checkpoint),
+        "bound_bytes": needed_bytes(checkpoint, plans),
         "probes_bytes": (folder / PROBES_FILE).stat().st_size,
     }
 
