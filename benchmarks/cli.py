@@ -17,7 +17,7 @@ COMMANDS = {
     "parity": "Compare FP32, FP16 and BF16 of a checkpoint with float64: graphs, steps, images.",
     "verify": "Compare full-width graphs with DiffSynth as a build does, and measure time and peak memory.",
     "self-test": "Run the probes of plans on this device and compare them with FP32, as loading does.",
-    "gpu-check": "Check a GPU in ten minutes, and write a report: numerics, kernels, speed, memory, CUDA.",
+    "gpu-check": "Check a GPU in five minutes, and write a report: numerics, kernels, speed, memory, CUDA.",
     "latency": "Measure every stage against eager PyTorch, torch.compile and the roofline.",
     "batching": "Measure a forward pass at every batch size and write the table that zimage-serve batches by.",
     "encode": "Measure the time and the file size of PNG, JPEG and WebP encoders.",
