@@ -38,8 +38,6 @@ def main(argv: list[str] | None = None) -> None:
                 _module(name).add_arguments(command)
         args = parser.parse_args(arguments)
         _module(args.command).run(args)
-    except ModuleNotFoundError as error:
-        sys.exit(f"zimage-bench: {error.name} is not installed; in the checkout: pip install -e '.[export,bench,nano]'")
     except (ZImageError, OSError) as error:
         sys.exit(f"zimage-bench: {error}")
     except KeyboardInterrupt:

@@ -1,14 +1,17 @@
-"""`zimage-bench` ends with one line when its arguments are wrong, before it measures anything."""
+"""`zimage-bench`: its commands, and the line that it ends with when its arguments are wrong, before it measures."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from benchmarks.cli import main
+from benchmarks.cli import COMMANDS, main
 from benchmarks.harness.arguments import count, count_or_zero, positive, positive_or_zero
-from engine.plan.manifest import Precision
-from nano.layout import CheckpointSizes
+
+
+def test_every_command_has_a_module() -> None:
+    assert all(find_spec(f"benchmarks.{command.replace('-', '_')}") for command in COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -78,26 +81,6 @@ def test_full_size_refuses_options_without_effect_before_it_traces(words: str, m
 def test_vram_refuses_an_unknown_gpu_before_it_traces() -> None:
     with pytest.raises(SystemExit, match="no compute capability 'x'"):
         main(["vram", "--compute-capability", "x"])
-
-
-@pytest.mark.parametrize("option", ["--bf16", "--layers 2"])
-def test_verify_reuses_files_of_the_same_options_only(
-    tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from benchmarks import verify
-
-    folders = []
-
-    def measure(_sizes: CheckpointSizes, _precision: Precision, folder: Path) -> dict[str, dict[str, float]]:
-        folders.append(folder)
-        return {"seconds": {}}
-
-    monkeypatch.setattr(verify, "measure", measure)
-    for options in ("", "", option):
-        main(["verify", "--small", "--folder", str(tmp_path), *options.split()])
-    first, second, other = folders
-    assert first == second != other
-    assert {folder.parent for folder in folders} == {tmp_path}
 
 
 def test_numbers_at_the_limits_are_accepted() -> None:
