@@ -19,9 +19,9 @@ from engine.images.metadata import file_metadata
 from server.api.body import read_body
 from server.api.client import client_of
 from server.api.dialects import png_text
-from server.api.dialects.automatic1111_lists import SAMPLER, lists
+from server.api.dialects.automatic1111_lists import SAMPLER, Route, lists
 from server.api.dialects.automatic1111_schemas import Txt2ImgRequest
-from server.api.dialects.routes import refuse_pages, with_errors
+from server.api.dialects.routes import refuse_pages
 from server.api.errors import ApiError
 from server.api.fields import UNGUIDED, RequestBody
 from server.api.submit import (
@@ -48,19 +48,13 @@ class PngInfoRequest(RequestBody):
     image: str
 
 
-def _error(error: ApiError) -> dict[str, Any]:
-    return {"error": error.code, "detail": str(error), "body": error.param or "", "errors": str(error)}
-
-
 async def _client(request: Request, owner: Owner) -> str:
     return client_of(request, owner)
 
 
 Client = Annotated[str, Depends(_client)]
 
-router = APIRouter(
-    prefix="/sdapi/v1", route_class=with_errors(_error), dependencies=[NEEDS_KEY], include_in_schema=False
-)
+router = APIRouter(prefix="/sdapi/v1", route_class=Route, dependencies=[NEEDS_KEY], include_in_schema=False)
 pngs_at_once = asyncio.Semaphore(2)
 
 

@@ -11,7 +11,8 @@ from pydantic import ConfigDict
 
 from server.api.body import read_body
 from server.api.dialects.automatic1111_schemas import MODEL
-from server.api.dialects.routes import refuse_pages
+from server.api.dialects.routes import refuse_pages, with_errors
+from server.api.errors import ApiError
 from server.api.fields import RequestBody
 from server.api.served_model import Model, ServedModel
 from server.api.submit import Jobs, ignored_header
@@ -36,7 +37,13 @@ LISTS: dict[str, Any] = {
     "sd-vae": [],
 }
 
-lists = APIRouter()
+
+def _error(error: ApiError) -> dict[str, Any]:
+    return {"error": error.code, "detail": str(error), "body": error.param or "", "errors": str(error)}
+
+
+Route = with_errors(_error)  # with errors in the web UI's shape
+lists = APIRouter(route_class=Route)
 
 
 class Settings(RequestBody):

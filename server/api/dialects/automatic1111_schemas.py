@@ -99,7 +99,7 @@ class Txt2ImgRequest(ExtraFields):
         """Name of the model in `override_settings`. Raises InvalidRequest if it is no name."""
         name = self.override_settings.get(MODEL)
         if name is not None and not isinstance(name, str):
-            raise InvalidRequest(f"{MODEL} must be a name", f"override_settings.{MODEL}")
+            raise InvalidRequest(f"override_settings.{MODEL} must be a name", f"override_settings.{MODEL}")
         return name
 
     def image(self) -> ImageRequest:

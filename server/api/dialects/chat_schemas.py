@@ -41,6 +41,7 @@ class InputMessage(BaseModel):
 class ChatRequest(ExtraFields, ImageFields):
     """Body of `POST /v1/chat/completions`. Fields of images are at the top, or in `extra_body` as with vLLM-Omni."""
 
+    model_config = ExtraFields.model_config
     without_effect: ClassVar[dict[str, tuple[Any, ...]]] = dict.fromkeys(OF_TEXT.split(), ())
 
     messages: Annotated[list[InputMessage], Field(max_length=MAX_MESSAGES)]

@@ -3,7 +3,7 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from server.api import errors
@@ -58,6 +58,9 @@ class Sessions:
         finally:
             for task in running.values():
                 task.cancel()
+            while not inbox.empty():
+                if isinstance(call := inbox.get_nowait(), Job):
+                    _abandon(jobs, call)
             if self._inboxes.get(session) is inbox:
                 del self._inboxes[session]
         yield {"msg": "close_stream", "event_id": None}
@@ -65,15 +68,24 @@ class Sessions:
 
 async def _follow(jobs: JobService, job: Job, inbox: asyncio.Queue[Job | Message], base_url: str) -> None:
     """Put the events of a job into its session's inbox; cancel the job if nobody waits for it any more."""
+    end = failed(job.id, "The events of the call cannot be read; see the server's log.")
     try:
-        async with aclosing(jobs.follow(job)) as events:
-            async for event in events:
-                match event:
-                    case Progress():
-                        await inbox.put(_progress(job, event))
-                    case Job():
-                        await inbox.put(_completed(event, base_url))
+        with suppress(*errors.EXPECTED):
+            async with aclosing(jobs.follow(job)) as events:
+                async for event in events:
+                    match event:
+                        case Progress():
+                            await inbox.put(_progress(job, event))
+                        case Job():
+                            end = _completed(event, base_url)
     finally:
+        _abandon(jobs, job)
+    await inbox.put(end)
+
+
+def _abandon(jobs: JobService, job: Job) -> None:
+    """Cancel a job that has not ended, unless its client may come back for it."""
+    if not job.durable:
         jobs.cancel(job.id)
 
 
