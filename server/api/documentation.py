@@ -105,8 +105,8 @@ def _schema(name: str, schema: Node) -> str:
         for field, about in schema.get("properties", {}).items()
     )
     table = _table(("Field", "Type", "Default", "Meaning"), rows)
-    summary = f'<details id="{escape(name)}"><summary>{escape(name)}</summary>'
-    return f"{summary}<p>{escape(schema.get('description', ''))}</p>{table}</details>"
+    about = f'<p id="{escape(name)}">{escape(schema.get("description", ""))}</p>'  # inside: a link to it opens it
+    return f"<details><summary>{escape(name)}</summary>{about}{table}</details>"
 
 
 def _description(schema: Node) -> str:

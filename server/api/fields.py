@@ -111,7 +111,7 @@ class ImageFields(RequestBody):
         return {} if self.size == "auto" else {"width": "size", "height": "size"}
 
     def ignored(self) -> tuple[str, ...]:
-        is_guided = any(scale for scale in self._guidance().values() if scale)
+        is_guided = any(self._guidance().values())
         return ("negative_prompt",) if self.negative_prompt and not is_guided else ()
 
     def _guidance(self) -> dict[str, float | None]:

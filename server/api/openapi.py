@@ -139,7 +139,7 @@ def _events(event: type[BaseModel]) -> Content:
 
 
 def _document(app: FastAPI, policy: AccessPolicy, models: tuple[type[BaseModel], ...]) -> Content:
-    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     components = document["components"]
     components["schemas"] |= _schemas(*models, ErrorAnswer)
     for schema in components["schemas"].values():

@@ -125,13 +125,17 @@ async def enqueue(
         owner=owner,
         durable=not submission.is_awaited or key is not None,  # a client with a key may reconnect
         idempotency_key=key,
-        fingerprint=hashlib.sha256(
-            f"{submission.api} {submission.body.model_dump_json(exclude_defaults=True)}".encode()
-        ).hexdigest(),
+        fingerprint=_fingerprint(submission),
         created=now,
         deadline=None if submission.timeout is None else now + submission.timeout,
     )
     return await jobs.submit(job, submission.previews, client)
+
+
+def _fingerprint(submission: Submission) -> str:
+    """Return the hash of a body; defaults that are written out make no difference, nor do fields of later versions."""
+    body = submission.body.model_dump_json(exclude_defaults=True)
+    return hashlib.sha256(f"{submission.api} {body}".encode()).hexdigest()
 
 
 async def wait_for_images(request: Request, jobs: JobService, job: Job) -> tuple[Job, Sequence[StoredImage]]:

@@ -46,6 +46,7 @@ def read(html: str) -> Reader:
 def test_page_has_every_endpoint_and_field_of_the_document(http: httpx.Client) -> None:
     document, reader = http.get("/openapi.json").json(), read(http.get("/docs").text)
     text = " ".join(reader.texts)
+    assert "X-Ignored-Parameters" in document["info"]["description"] in text
     for path, methods in document["paths"].items():
         assert all(f"{method.upper()} {path}" in text for method in methods)
     for name, schema in document["components"]["schemas"].items():

@@ -1,9 +1,13 @@
 """Pages of other sites: who may call the API from a browser, and what they may read."""
 
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import pytest
+from fakes.chromium import browsing, needs_chromium
 from fakes.loop import FakeLoop
 from fakes.server import IMAGES, serving
 
@@ -150,3 +154,49 @@ def test_origin_is_written_as_browsers_write_it(text: str, origin: str) -> None:
 def test_text_that_is_no_origin_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"must be origins such as https://app\.example\.com"):
         parse_origin(text)
+
+
+FETCH = """
+const [url, done] = arguments;
+const options = {method: "POST", headers: {"content-type": "application/json", "authorization": "Bearer a-key"}};
+const ask = async () => {
+    const answer = await fetch(url, {...options, body: JSON.stringify({prompt: "a cat", seed: 7, quality: "hd"})});
+    const stream = await fetch(url, {...options, body: JSON.stringify({prompt: "a cat", stream: true})});
+    return {
+        seed: (await answer.json()).data[0].seed,
+        ignored: answer.headers.get("x-ignored-parameters"),
+        job: answer.headers.get("x-job-id"),
+        events: await stream.text(),
+    };
+};
+ask().then(done, error => done({error: error.name}));
+"""
+
+
+class BlankPage(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@needs_chromium
+def test_browser_lets_only_pages_of_listed_origins_call_the_api(tmp_path: Path) -> None:
+    site = ThreadingHTTPServer(("127.0.0.1", 0), BlankPage)
+    threading.Thread(target=site.serve_forever).start()
+    listed, other = (f"http://{host}:{site.server_port}" for host in ("127.0.0.1", "localhost"))
+    policy = AccessPolicy(("a-key",))
+    try:
+        with serving(FakeLoop(), policy=policy, cors_origins=(listed,)) as url, browsing(tmp_path) as browser:
+            browser.driver.get(listed)
+            seen = browser.driver.execute_async_script(FETCH, url + IMAGES)
+            browser.driver.get(other)
+            refused = browser.driver.execute_async_script(FETCH, url + IMAGES)
+    finally:
+        site.shutdown()
+        site.server_close()
+    assert (seen["seed"], seen["ignored"], seen["job"][:4]) == (7, "quality", "job_")
+    assert "image_generation.completed" in seen["events"]
+    assert refused == {"error": "TypeError"}
