@@ -56,11 +56,7 @@ def webuiapi(url: str, _: Path) -> Any:
         "info": api.png_info(answer.image).info,
         "infotext": answer.info["infotexts"][0],
         "model": api.util_get_current_model(),
-        "names": [
-            api.util_get_sampler_names(),
-            api.util_get_scheduler_names(),
-            [one["name"] for one in api.get_loras()],
-        ],
+        "names": [api.util_get_sampler_names(), api.util_get_scheduler_names(), loras],
         "progress": api.get_progress()["progress"],
         "error": _error(lambda: api.txt2img(prompt=PROMPT, enable_hr=True)),
     }

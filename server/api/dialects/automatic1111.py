@@ -132,7 +132,7 @@ async def png_info(request: Request) -> dict[str, Any]:
 @router.post("/interrogate")
 async def refuse_images() -> None:
     """Refuse a request with an image."""
-    raise ApiError(400, "Images cannot be inputs yet; send a text to /sdapi/v1/txt2img.", code="unsupported")
+    raise ApiError(400, "Images cannot be inputs yet; send a text to /sdapi/v1/txt2img.", code="unsupported_value")
 
 
 router.include_router(lists)

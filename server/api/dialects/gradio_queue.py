@@ -14,6 +14,7 @@ from server.jobs.service import JobService
 
 MAX_SESSIONS = 1024  # whose calls are remembered; the oldest is forgotten
 MAX_WAITING = 64  # calls and events of a session that its stream has not taken up
+LINGER = 1.0  # seconds without calls until a stream ends; gradio_client loses a call that meets the end of its stream
 COMPLETED = "process_completed"
 
 Message = dict[str, Any]
@@ -43,18 +44,21 @@ class Sessions:
             ) from None
 
     async def events(self, session: Session, jobs: JobService, base_url: str) -> AsyncIterator[Message]:
-        """Yield the events of a session's calls until all have ended. Cancel what has not, if the client leaves."""
-        inbox = self._inboxes.get(session) or asyncio.Queue()
+        """Yield the events of a session's calls until there are no more. Cancel those of a client that leaves."""
+        inbox = self._inboxes.setdefault(session, asyncio.Queue(MAX_WAITING))
         running: dict[str, asyncio.Task[None]] = {}
         try:
-            while running or not inbox.empty():
-                received = await inbox.get()
+            while True:
+                async with asyncio.timeout(None if running else LINGER):
+                    received = await inbox.get()
                 if isinstance(received, Job):
                     running[received.id] = asyncio.create_task(_follow(jobs, received, inbox, base_url))
                     continue
                 if received["msg"] == COMPLETED:
                     running.pop(received["event_id"], None)
                 yield received
+        except TimeoutError:
+            pass
         finally:
             for task in running.values():
                 task.cancel()

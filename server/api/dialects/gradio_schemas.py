@@ -75,7 +75,9 @@ class Cancel(RequestBody):
 def check_function(name: str) -> None:
     """Raise ApiError (404) unless this is the name of the function."""
     if name != FUNCTION:
-        raise errors.ApiError(404, f"There is no function {name[: errors.ECHO]!r}; call /{FUNCTION}.", code="not_found")
+        raise errors.ApiError(
+            404, f"There is no function {name[: errors.ECHO]!r}; call /{FUNCTION}.", code="unsupported_value"
+        )
 
 
 def config(request: Request) -> dict[str, Any]:

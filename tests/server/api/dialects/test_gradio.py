@@ -15,8 +15,15 @@ from fakes.server import decoded, serving
 
 from server.api import errors
 from server.api.access import AccessPolicy
+from server.api.dialects import gradio_queue
 from server.api.dialects.gradio_queue import MAX_SESSIONS, MAX_WAITING, Sessions, failed
 from server.jobs.job_events import MAX_FOLLOWERS
+
+
+@pytest.fixture(autouse=True)
+def _short_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradio_queue, "LINGER", 0.1)
+
 
 CALL = "/gradio_api/call/predict"
 DATA = ["a red circle", 128, 64, 8, 1.0]
@@ -167,6 +174,19 @@ def test_session_of_another_owner_is_another_session(slow: httpx.Client) -> None
     assert "process_completed" not in other.text
     assert slow.get("/queue/data?session_hash=s", headers={"x-api-key": ""}).status_code == 401
     assert "process_completed" in slow.get("/queue/data?session_hash=s").text
+
+
+def test_stream_that_has_no_more_calls_stays_for_those_on_their_way(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gradio_client takes its stream for open until it has read the end, and waits there for calls sent before."""
+    monkeypatch.setattr(gradio_queue, "LINGER", 10.0)
+    body = {"data": ["a cat", 64, 64, 1], "session_hash": "o"}
+    first = http.post("/queue/join", json=body).json()["event_id"]
+    with http.stream("GET", "/queue/data?session_hash=o") as stream:
+        lines = (line for line in stream.iter_lines() if "process_completed" in line)
+        assert first in next(lines)
+        assert http.post("/queue/join", json=body).json()["event_id"] in next(lines)
 
 
 def test_call_whose_events_cannot_be_read_ends_in_its_stream(slow: httpx.Client) -> None:
