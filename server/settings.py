@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     dialects: Dialects = Field(
         SERVER.dialects,
         description="Further APIs to offer, for the clients of other servers, separated by spaces: "
-        f"{', '.join(DIALECTS)}; none for OpenAI's API and that of tasks alone (default: all)",
+        f"{', '.join(DIALECTS)}; none for OpenAI's API and that of tasks alone",
         title="NAMES",
     )
 
@@ -291,6 +291,8 @@ def _help(field: FieldInfo) -> str:
             default = ""
         case bool(value):
             default = f" (default: {'yes' if value else 'no'})"
+        case tuple(words):
+            default = f" (default: {' '.join(words)})"
         case value:
             default = f" (default: {value:g})" if isinstance(value, float) else f" (default: {value})"
     return f"{field.description}{default}".replace("%", "%%")

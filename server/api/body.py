@@ -31,7 +31,7 @@ async def read_body(request: Request, model: type[Body], most: int = MAX_BODY) -
     Raises:
         ApiError: the body is not what it must be; the message names the field.
     """
-    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+    if not is_json(request):
         raise errors.ApiError(415, "The content type must be application/json.", code="unsupported_media_type")
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -44,6 +44,11 @@ async def read_body(request: Request, model: type[Body], most: int = MAX_BODY) -
         return model.model_validate_json(body)
     except ValidationError as error:
         raise errors.invalid_body(error) from error
+
+
+def is_json(request: Request) -> bool:
+    """Return True if a request declares its body as JSON."""
+    return request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json"
 
 
 async def _bytes(request: Request, most: int) -> bytes:

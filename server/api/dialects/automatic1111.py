@@ -153,8 +153,6 @@ def _answer(job: Job, images: Sequence[StoredImage], body: Txt2ImgRequest) -> st
 def _made(job: Job, images: Sequence[StoredImage]) -> dict[str, Any]:
     """Return what the images were made with, in the web UI's words."""
     first, request = images[0].metadata, job.request
-    requests = [request.numbered(image.index) for image in images]
-    texts = [file_metadata(one, image.metadata) for one, image in zip(requests, images, strict=True)]
     return {
         "prompt": request.prompt,
         "all_prompts": [request.prompt] * len(images),
@@ -168,7 +166,7 @@ def _made(job: Job, images: Sequence[StoredImage]) -> dict[str, Any]:
         "cfg_scale": first.guidance_scale + UNGUIDED,
         "sampler_name": SAMPLER,
         "sd_model_name": first.model,
-        "infotexts": [text["parameters"] for text in texts],
+        "infotexts": [file_metadata(request, image.metadata)["parameters"] for image in images],
         "styles": [],
         "index_of_first_image": 0,
         "job_timestamp": str(int(job.created)),

@@ -7,6 +7,7 @@ newer clients submit a call and read its events: `gradio_client` from its sessio
 import base64
 import json
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -82,10 +83,10 @@ async def call(name: str, request: Request, response: Response, jobs: Jobs, owne
 
 @router.get("/call/{name}/{event_id}")
 @router.get(f"{PREFIX}/call/{{name}}/{{event_id}}")
-async def call_events(name: str, event_id: str, request: Request, jobs: Jobs) -> EventSourceResponse:
+async def call_events(name: str, event_id: str, request: Request, jobs: Jobs, owner: Owner) -> EventSourceResponse:
     """Send the end of a call: its image, or an error."""
     check_function(name)
-    job = await _find(jobs, event_id)
+    job = await _find(jobs, event_id, owner)
     end = _end(jobs, job, str(request.base_url))
     ping = partial(ServerSentEvent, "null", event="heartbeat", sep=SEPARATOR)
     return EventSourceResponse(end, sep=SEPARATOR, ping_message_factory=ping)
@@ -105,7 +106,11 @@ async def join(request: Request, response: Response, jobs: Jobs, owner: Owner) -
             raise
         _sessions(request).add(session, failed(event_id := new_id(), str(answer)))
         return {"event_id": event_id}
-    _sessions(request).add(session, job)
+    try:
+        _sessions(request).add(session, job)
+    except ApiError:
+        jobs.cancel(job.id)
+        raise
     return {"event_id": job.id}
 
 
@@ -115,11 +120,12 @@ async def session_events(
     request: Request, jobs: Jobs, owner: Owner, session_hash: str = Query(max_length=MAX_NAME)
 ) -> EventSourceResponse:
     """Send the events of a session's calls."""
-    events = _sessions(request).events((owner, session_hash), jobs, str(request.base_url))
+    following = _sessions(request).events((owner, session_hash), jobs, str(request.base_url))
 
     async def lines() -> AsyncIterator[str]:
-        async for event in events:
-            yield json.dumps(event)
+        async with aclosing(following) as events:
+            async for event in events:
+                yield json.dumps(event)
 
     ping = partial(ServerSentEvent, '{"msg": "heartbeat"}', sep=SEPARATOR)
     return EventSourceResponse(lines(), sep=SEPARATOR, ping_message_factory=ping)
@@ -131,9 +137,7 @@ async def session_events(
 async def cancel(request: Request, jobs: Jobs, owner: Owner) -> dict[str, bool]:
     """Cancel a call."""
     body = await read_body(request, Cancel)
-    job = await _find(jobs, body.event_id or "")
-    if job.owner != owner:
-        raise task_not_found()
+    job = await _find(jobs, body.event_id or "", owner)
     return {"success": jobs.cancel(job.id)}
 
 
@@ -157,9 +161,9 @@ async def _submit(request: Request, response: Response, jobs: JobService, owner:
     return job
 
 
-async def _find(jobs: JobService, event_id: str) -> Job:
+async def _find(jobs: JobService, event_id: str, owner: str | None) -> Job:
     job = await jobs.get(event_id)
-    if job is None or job.api != API:
+    if job is None or job.api != API or job.owner != owner:
         raise task_not_found()
     return job
 

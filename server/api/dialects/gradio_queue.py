@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -43,7 +43,7 @@ class Sessions:
                 429, "Too many calls of the session wait for its stream.", code="queue_full"
             ) from None
 
-    async def events(self, session: Session, jobs: JobService, base_url: str) -> AsyncIterator[Message]:
+    async def events(self, session: Session, jobs: JobService, base_url: str) -> AsyncGenerator[Message]:
         """Yield the events of a session's calls until there are no more. Cancel those of a client that leaves."""
         inbox = self._inboxes.setdefault(session, asyncio.Queue(MAX_WAITING))
         running: dict[str, asyncio.Task[None]] = {}

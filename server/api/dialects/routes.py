@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
 from server.api import errors
+from server.api.body import is_json
 from server.api.errors import ApiError
 
 
@@ -34,16 +35,15 @@ def with_errors(shape: Callable[[ApiError], dict[str, Any]]) -> type[APIRoute]:
 
 
 def refuse_pages(request: Request) -> None:
-    """Refuse a request without a JSON body that comes from a page in a browser.
+    """Refuse a request that a browser sends to any server, from any site's page, without asking first (CORS).
 
-    A browser sends such a request to any server, from any site, without asking first (CORS). Browsers send `Origin`
-    with every POST, other clients do not.
+    Browsers send `Origin` with every POST, other clients do not. Before they send JSON to another site, they ask.
 
     Raises:
-        ApiError: 403, a page sent it.
+        ApiError: 403, a page sent it and did not declare JSON.
     """
-    if "origin" in request.headers:
-        raise ApiError(403, "Pages must send their requests as JSON, to /v1/generate.", code="foreign_origin")
+    if "origin" in request.headers and not is_json(request):
+        raise ApiError(403, "A page must declare its request as application/json.", code="foreign_origin")
 
 
 def refuse_body(request: Request) -> None:

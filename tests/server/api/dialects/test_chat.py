@@ -102,6 +102,10 @@ def test_last_message_of_the_user_is_the_prompt_and_others_are_reported(http: ht
         ({"messages": [{"role": "system", "content": "a cat"}]}, "messages"),
         ({"messages": [{"role": "user", "content": " "}]}, "messages"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}]},
+            "messages",
+        ),
         ({"messages": "a cat"}, "messages"),
         ({"messages": None}, "messages"),
         ({"messages": [7]}, "messages.0"),

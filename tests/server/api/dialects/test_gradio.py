@@ -146,6 +146,8 @@ def test_call_is_cancelled_by_its_owner_only(slow: httpx.Client) -> None:
     body = {"event_id": job, "fn_index": 0, "session_hash": "s"}
     assert slow.post("/gradio_api/cancel", json=body, headers={"x-api-key": "other"}).status_code == 404
     assert slow.post("/gradio_api/cancel", json=body, headers={"x-api-key": "none"}).status_code == 401
+    assert slow.get(f"{CALL}/{job}", headers={"x-api-key": "other"}).status_code == 404  # leaving it cancels the call
+    assert status(slow, job) in ("pending", "running")
     assert slow.post("/gradio_api/cancel", json=body).json() == {"success": True}
     assert status(slow, job) == "cancelled"
     assert slow.post("/gradio_api/reset", json={"event_id": job}).json() == {"success": False}
@@ -166,6 +168,17 @@ def test_calls_of_a_client_that_leaves_are_cancelled(slow: httpx.Client, by_sess
     while status(slow, job) != "cancelled":
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_call_that_its_session_has_no_room_for_is_cancelled(
+    slow: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradio_queue, "MAX_WAITING", 1)
+    body = {"data": ["a cat", 64, 64, 100], "session_hash": "full"}
+    answers = [slow.post("/queue/join", json=body) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 429]
+    assert slow.get("/v1/tasks").json()["tasks"][0]["status"] == "cancelled"
+    slow.post("/gradio_api/cancel", json={"event_id": answers[0].json()["event_id"]}).raise_for_status()
 
 
 def test_session_of_another_owner_is_another_session(slow: httpx.Client) -> None:
