@@ -13,6 +13,9 @@ from server.api import documentation, errors, openapi
 from server.api import openai as openai_api
 from server.api import tasks as tasks_api
 from server.api.access import AccessPolicy, Authenticator
+from server.api.dialects import mount as dialect_mount
+from server.api.dialects.gradio_queue import Sessions
+from server.api.dialects.names import DIALECTS
 from server.api.openai_schemas import ImagesRequest, StreamedImage
 from server.api.request_id import RequestIdMiddleware
 from server.api.schemas import Health
@@ -44,6 +47,7 @@ def create_app(
     trusted_proxies: tuple[str, ...] = (),
     model: ServedModel | None = None,
     cors_origins: tuple[str, ...] = (),
+    dialects: tuple[str, ...] = DIALECTS,
 ) -> FastAPI:
     """Create the application of a job service.
 
@@ -53,6 +57,7 @@ def create_app(
         trusted_proxies: addresses and networks whose X-Forwarded-* headers are believed.
         model: the names of the model; None for that of the plans.
         cors_origins: origins whose pages may call the API; `*` for every one.
+        dialects: names of the dialects to mount, beside OpenAI's and that of tasks.
     """
     # sse-starlette would cut streams off at once; uvicorn lets them end within its grace period
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
@@ -61,11 +66,14 @@ def create_app(
     app.state.model = model or ServedModel((jobs.manifest.model.name,))
     app.state.task_events = TaskEventEncoder(jobs)
     app.state.started = int(time.time())
+    app.state.gradio_sessions = Sessions()
     app.include_router(probes)
+    for dialect in dialect_mount.routers(dialects):
+        app.include_router(dialect)
     app.include_router(openai_api.router)
     app.include_router(tasks_api.router)
     app.include_router(documentation.router)
-    for api in ("openai", "tasks", *(["page"] if page else [])):
+    for api in ("openai", "tasks", *dialect_mount.apis(dialects), *(["page"] if page else [])):
         jobs.metrics.add_api(api)
     if page:
         app.add_middleware(PageMount, jobs=jobs, authenticator=app.state.authenticator)

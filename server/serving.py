@@ -16,6 +16,7 @@ from pathlib import Path
 
 from engine.plan.manifest import Manifest
 from server.allocator import give_back_large_blocks
+from server.api.dialects.names import DIALECTS
 from server.http.descriptors import max_connections, raise_limit
 from server.http.host_names import HostNames
 from server.http.sockets import throttle_accept_errors
@@ -44,6 +45,7 @@ class ServerOptions:
         cors_origins: origins whose pages may call the API; see `server.http.origins.parse_origin`.
         model_names: names of the model, the one in answers first; empty for the one in the plans.
         strict_model: True to refuse requests for other models.
+        dialects: names of the dialects to offer, of `server.api.dialects.names.DIALECTS`.
     """
 
     grace: float = 20.0
@@ -59,6 +61,7 @@ class ServerOptions:
     cors_origins: tuple[str, ...] = ()
     model_names: tuple[str, ...] = ()
     strict_model: bool = False
+    dialects: tuple[str, ...] = DIALECTS
     limits: Limits = field(default_factory=Limits)
     timeouts: WorkerTimeouts = field(default_factory=WorkerTimeouts)
 
@@ -111,6 +114,7 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
             options.trusted_proxies,
             model=model,
             cors_origins=options.cors_origins,
+            dialects=options.dialects,
         )
         gc.freeze()  # a full collection holds the event loop, and what the imports made stays anyway
         connections = Connections(most, options.connections_per_address, TrustedProxies(options.trusted_proxies))

@@ -9,6 +9,7 @@ from pydantic_settings import NoDecode
 from engine.errors import InvalidRequest
 from engine.size import Size
 from server.api.api_key import check_api_key
+from server.api.dialects.names import NONE, parse_dialect
 from server.api.rate import Rate
 from server.http.host_names import parse_host
 from server.http.origins import parse_origin
@@ -55,6 +56,13 @@ def _network(value: str) -> str:
         raise ValueError(f"must be addresses or networks such as 127.0.0.1 or 10.0.0.0/8; {error}") from error
 
 
+def _without_none(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Return no dialects for `none`."""
+    if NONE in value and len(value) > 1:
+        raise ValueError(f"must be {NONE} alone, or without it; got {' '.join(value)}")
+    return () if NONE in value else value
+
+
 def _given(value: tuple[str, ...]) -> tuple[str, ...]:
     if not value:
         raise ValueError(EMPTY)
@@ -72,6 +80,12 @@ Hosts = Annotated[
 ]
 Networks = Annotated[
     tuple[Annotated[str, AfterValidator(_network)], ...], NoDecode, BeforeValidator(_words), AfterValidator(_given)
+]
+Dialects = Annotated[
+    tuple[Annotated[str, AfterValidator(parse_dialect)], ...],
+    NoDecode,
+    BeforeValidator(_words),
+    AfterValidator(_without_none),
 ]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(parse_origin)], ...], NoDecode, BeforeValidator(_words)]
 Sizes = Annotated[tuple[Size, ...], NoDecode, BeforeValidator(_sizes)]

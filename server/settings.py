@@ -20,12 +20,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from engine.errors import ZImageError
 from engine.files import version
 from engine.options import HELP, MAX_THREADS, CudaGraphs, RuntimeOptions
+from server.api.dialects.names import DIALECTS
 from server.jobs.admission import Limits
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.retention import DAY, Retention
 from server.logs import LogFormat
 from server.serving import ServerOptions
-from server.setting_types import EMPTY, Host, Hosts, Keys, Networks, Origins, RateText, Sizes, Words
+from server.setting_types import EMPTY, Dialects, Host, Hosts, Keys, Networks, Origins, RateText, Sizes, Words
 from server.worker.supervisor import WorkerTimeouts
 
 PREFIX = "ZIMAGE_"
@@ -82,6 +83,12 @@ class Settings(BaseSettings):
     strict_model: bool = Field(
         SERVER.strict_model,
         description="Refuse requests for other models with 404, instead of answering them and telling the real model",
+    )
+    dialects: Dialects = Field(
+        SERVER.dialects,
+        description="Further APIs to offer, for the clients of other servers, separated by spaces: "
+        f"{', '.join(DIALECTS)}; none for OpenAI's API and that of tasks alone",
+        title="NAMES",
     )
 
     threads: int = Field(RUNTIME.threads, ge=0, le=MAX_THREADS, description=HELP["threads"])
@@ -217,6 +224,7 @@ class Settings(BaseSettings):
             page=self.page,
             model_names=self.model_name,
             strict_model=self.strict_model,
+            dialects=self.dialects,
             loras=tuple(name for name, _ in loras),
             limits=Limits(
                 self.queue, Retention(self.history_days * DAY, self.history_mb * MIB), self.min_free_mb * MIB
@@ -283,6 +291,8 @@ def _help(field: FieldInfo) -> str:
             default = ""
         case bool(value):
             default = f" (default: {'yes' if value else 'no'})"
+        case tuple(words):
+            default = f" (default: {' '.join(words)})"
         case value:
             default = f" (default: {value:g})" if isinstance(value, float) else f" (default: {value})"
     return f"{field.description}{default}".replace("%", "%%")

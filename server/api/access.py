@@ -1,5 +1,6 @@
 """API keys and rate limits. Knows keys and addresses; not what a request asks for."""
 
+import base64
 import hashlib
 import math
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from server.api.api_key import check_api_key
 from server.api.client import client_of
 from server.api.rate import Rate, RateLimiter
 
-BEARER = "bearer "
+BEARER, BASIC = "bearer ", "basic "
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,8 @@ class AccessPolicy:
     """Permissions to create, list and delete jobs. A job can be read by its id alone, which cannot be guessed.
 
     Attributes:
-        keys: API keys; a request must send one of them as `Authorization: Bearer KEY` or `x-api-key: KEY`. Without
-            keys, every request is allowed.
+        keys: API keys; a request must send one of them as `Authorization: Bearer KEY`, as `x-api-key: KEY`, or as
+            the password of HTTP's Basic authentication. Without keys, every request is allowed.
         rate: maximum rate of image requests per client (see `client_of`), such as "30/minute"; None for no limit.
     """
 
@@ -99,7 +100,17 @@ def _key(request: Request) -> str:
     given = request.headers.get("authorization", "")
     if given.lower().startswith(BEARER):
         return given[len(BEARER) :].strip()
+    if given.lower().startswith(BASIC):
+        return _password(given[len(BASIC) :])
     return request.headers.get("x-api-key", "")
+
+
+def _password(credentials: str) -> str:
+    """Return the password in credentials of Basic authentication; empty if they are malformed."""
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _digest(key: str) -> str:

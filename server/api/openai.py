@@ -47,7 +47,11 @@ router = APIRouter()
 )
 async def generate_images(request: Request, jobs: Jobs, owner: Owner) -> Response:
     """Generate `n` images; with `stream`, answer with server-sent events."""
-    body = await read_body(request, ImagesRequest)
+    return await generate(request, jobs, owner, await read_body(request, ImagesRequest))
+
+
+async def generate(request: Request, jobs: JobService, owner: str | None, body: ImagesRequest) -> Response:
+    """Generate the images of a body; with `stream`, answer with server-sent events."""
     submission = _submission(body, has_previews=jobs.manifest.preview is not None)
     job = await submit_request(request, jobs, owner, submission)
     if body.stream:

@@ -35,7 +35,12 @@ LINKS = openapi.links_to("/v1/task/{task_id}", "task_id", "get", "delete")
 @router.post("/api/v1/generate", response_model=Images, openapi_extra=BODY, responses=openapi.generation_responses())
 async def generate(request: Request, jobs: Jobs, owner: Owner) -> Response:
     """Generate images and answer with them."""
-    submission = await _read(request, jobs, is_awaited=True)
+    return await wait_for_task(request, jobs, owner, await read_body(request, GenerateRequest))
+
+
+async def wait_for_task(request: Request, jobs: JobService, owner: str | None, body: GenerateRequest) -> Response:
+    """Generate the images of a body and answer with them."""
+    submission = _submission(body, jobs, is_awaited=True)
     job = await submit_request(request, jobs, owner, submission)
     ended, images = await wait_for_images(request, jobs, job)
 
@@ -53,7 +58,14 @@ async def generate(request: Request, jobs: Jobs, owner: Owner) -> Response:
 @router.post("/v1/generate", openapi_extra=BODY, responses=openapi.submission_responses(LINKS))
 async def submit(request: Request, response: Response, jobs: Jobs, owner: Owner) -> Submitted:
     """Submit a task. It runs whether or not a client waits for it."""
-    submission = await _read(request, jobs, is_awaited=False)
+    return await submit_task(request, response, jobs, owner, await read_body(request, GenerateRequest))
+
+
+async def submit_task(
+    request: Request, response: Response, jobs: JobService, owner: str | None, body: GenerateRequest
+) -> Submitted:
+    """Submit the task of a body. `response`: the one whose headers tell about it."""
+    submission = _submission(body, jobs, is_awaited=False)
     job = await submit_request(request, jobs, owner, submission)
     response.headers.update(answer_headers(request, submission, job))
     return Submitted(task_id=job.id)
@@ -140,8 +152,7 @@ async def history(
     return Response(answer.model_dump_json(), media_type="application/json")  # FastAPI would validate it again
 
 
-async def _read(request: Request, jobs: JobService, *, is_awaited: bool) -> Submission:
-    body = await read_body(request, GenerateRequest)
+def _submission(body: GenerateRequest, jobs: JobService, *, is_awaited: bool) -> Submission:
     has_previews = jobs.manifest.preview is not None and not is_awaited
     without_previews = ("previews",) if body.previews and not has_previews else ()
     return Submission(

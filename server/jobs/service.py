@@ -213,6 +213,10 @@ class JobService:
         live = self._tracker.get(job_id)
         return live is not None and self._tracker.cancel(live)
 
+    def unfinished(self, client: str, api: str) -> list[Job]:
+        """Return a client's unfinished jobs of one API, in their order."""
+        return [live.job for live in self._tracker.unfinished if live.client == client and live.job.api == api]
+
     def progress(self, job: Job) -> Progress:
         return self._tracker.progress(job)
 
