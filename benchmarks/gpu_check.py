@@ -23,6 +23,7 @@ from benchmarks.harness.arguments import count, positive
 from benchmarks.harness.report import Stopwatch, finish, report
 
 LAYERS = 4
+MINUTES = 5.0
 LEAST_SECONDS = 10  # a part is not started with less time left
 MINUTES_FOR_REST = 15  # of the command that the report gives for parts that have not run
 WITHOUT_GPU = "it needs a GPU, and none was found"
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes",
         type=positive,
-        default=5.0,
+        default=MINUTES,
         help="Time limit; the report names the parts that have not run by then, and the command that runs them "
         "(default: %(default)g)",
     )
@@ -97,7 +98,8 @@ def check(
     watch, done = Stopwatch(), dict(earlier)
     waiting: set[str] = set()  # parts that the time limit left no time for, and those that need them
     for part in selected:
-        limit = min(part.seconds, seconds - watch.seconds)
+        own = part.seconds * max(1.0, seconds / (60 * MINUTES))
+        limit = min(own, seconds - watch.seconds)
         reason = _reason_to_leave_out(part, settings, done, waiting, wants_gpu)
         if reason is not None:
             found: Figures = {"left_out": reason}
@@ -108,7 +110,7 @@ def check(
         else:
             print(f"{part.name}: {part.question} ...", flush=True)
             found = run_part(part, _for(part, settings), limit)
-            if limit < part.seconds and found.get("failed", "").startswith(TIMED_OUT):
+            if limit < own and found.get("failed", "").startswith(TIMED_OUT):
                 waiting.add(part.name)
                 found = _unfinished(found, limit)
         done[part.name] = found

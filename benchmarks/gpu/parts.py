@@ -23,7 +23,7 @@ class Part:
     Attributes:
         question: the question that the check answers, for the report.
         run: "module:function" below `benchmarks.gpu`; called with Settings and Findings.
-        seconds: time limit.
+        seconds: time limit, of a run with the default of --minutes; longer runs have longer limits.
         needs: parts that must have succeeded.
         needs_gpu: True if the part is left out on a CPU.
         needs_plans: True if the part is left out where no library runs plans on this device.
@@ -88,7 +88,7 @@ def _of_variant(variant: str, text: str) -> tuple[Part, ...]:
 # PyTorch, and the rare cases.
 PARTS = (
     Part(FIRST, "which GPU, driver and libraries; what rates does the GPU reach", "machine:machine", 60),
-    Part("weights", "random weights of the checked layers in BF16", "model.weights:write", 60),
+    Part("weights", "random weights of the checked layers in BF16", "model.weights:write", 120),
     Part(
         "reference",
         "does our graph equal DiffSynth's modules in FP32 at full width; outputs that later parts compare with",
@@ -111,7 +111,7 @@ PARTS = (
         "nano",
         "do plans of all graphs of z-image-nano build, compared with DiffSynth on the way",
         "plans.nano:nano",
-        150,
+        180,
         needs_plans=True,
     ),
     Part(

@@ -195,6 +195,9 @@ class JobService:
     async def history(self, limit: int, before: int | None, owner: str | None) -> HistoryPage:
         """Return a page of an owner's jobs, newest first; see `JobStore.history`."""
         page = await self._async_store.call_in_thread(self._store.history, limit, before, owner)
+        if any(not job.state.is_final and self._tracker.get(job.id) is None for job in page.jobs):
+            # they ended, and left the memory, after the page was read
+            page = await self._async_store.call_in_thread(self._store.history, limit, before, owner)
         in_memory = [live for job in page.jobs if (live := self._tracker.get(job.id))]
         jobs = {job.id: job for job in page.jobs} | {live.job.id: live.job for live in in_memory}
         metadata = {live.job.id: [image.metadata for image in live.finished_images()] for live in in_memory}

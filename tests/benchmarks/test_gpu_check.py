@@ -108,9 +108,10 @@ def test_part_that_the_time_limit_ends_is_unfinished_and_parts_that_need_it_wait
     assert {"products", "weights", "reference"} <= set(not_run(found))
 
 
-def test_part_that_takes_its_own_limit_fails(tmp_path: Path) -> None:
-    [(_, found)] = check((part("weights"),), settings(tmp_path), 600.0, {}, run_part=stopped)
-    assert found["failed"] == "timed out after 60 s"
+def test_part_that_takes_its_own_limit_fails_and_longer_runs_have_longer_limits(tmp_path: Path) -> None:
+    for minutes, seconds in ((5, 60), (15, 180)):
+        [(_, found)] = check((part("products"),), settings(tmp_path), 60.0 * minutes, {}, run_part=stopped)
+        assert found["failed"] == f"timed out after {seconds} s"
 
 
 def stopped(_part: Part, _settings: Settings, seconds: float) -> Figures:
