@@ -14,6 +14,7 @@ from server.api import openai as openai_api
 from server.api import tasks as tasks_api
 from server.api.access import AccessPolicy, Authenticator
 from server.api.openai_schemas import ImagesRequest, StreamedImage
+from server.api.public_address import PublicAddress
 from server.api.request_id import RequestIdMiddleware
 from server.api.schemas import Health
 from server.api.served_model import ServedModel
@@ -44,6 +45,7 @@ def create_app(
     trusted_proxies: tuple[str, ...] = (),
     model: ServedModel | None = None,
     cors_origins: tuple[str, ...] = (),
+    public_url: PublicAddress | None = None,
 ) -> FastAPI:
     """Create the application of a job service.
 
@@ -53,6 +55,7 @@ def create_app(
         trusted_proxies: addresses and networks whose X-Forwarded-* headers are believed.
         model: the names of the model; None for that of the plans.
         cors_origins: origins whose pages may call the API; `*` for every one.
+        public_url: the server's address for its clients; None to take it from each request.
     """
     # sse-starlette would cut streams off at once; uvicorn lets them end within its grace period
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
@@ -71,7 +74,7 @@ def create_app(
         app.add_middleware(PageMount, jobs=jobs, authenticator=app.state.authenticator)
     app.add_middleware(AmbiguousLengthMiddleware)
     app.add_middleware(ValidHostMiddleware, names=hosts)
-    app.add_middleware(ProxyMiddleware, networks=trusted_proxies)
+    app.add_middleware(ProxyMiddleware, networks=trusted_proxies, public_url=public_url)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestIdMiddleware)
     if cors_origins:  # the last one added is the outermost: answers to unexpected exceptions have its headers too

@@ -9,6 +9,7 @@ from pydantic_settings import NoDecode
 from engine.errors import InvalidRequest
 from engine.size import Size
 from server.api.api_key import check_api_key
+from server.api.public_address import PublicAddress
 from server.api.rate import Rate
 from server.http.host_names import parse_host
 from server.http.origins import parse_origin
@@ -48,6 +49,11 @@ def _public_name(value: str) -> str:
     return value
 
 
+def _public_url(value: str) -> str:
+    PublicAddress.parse(value)
+    return value
+
+
 def _network(value: str) -> str:
     try:
         return str(ip_network(value))
@@ -62,6 +68,7 @@ def _given(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Host = Annotated[str, AfterValidator(_host)]
+PublicUrl = Annotated[str, AfterValidator(_public_url)]
 RateText = Annotated[str, AfterValidator(_rate)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Keys = Annotated[

@@ -20,12 +20,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from engine.errors import ZImageError
 from engine.files import version
 from engine.options import HELP, MAX_THREADS, CudaGraphs, RuntimeOptions
+from server.api.public_address import PublicAddress
 from server.jobs.admission import Limits
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.retention import DAY, Retention
 from server.logs import LogFormat
 from server.serving import ServerOptions
-from server.setting_types import EMPTY, Host, Hosts, Keys, Networks, Origins, RateText, Sizes, Words
+from server.setting_types import EMPTY, Host, Hosts, Keys, Networks, Origins, PublicUrl, RateText, Sizes, Words
 from server.worker.supervisor import WorkerTimeouts
 
 PREFIX = "ZIMAGE_"
@@ -57,8 +58,14 @@ class Settings(BaseSettings):
     trusted_proxies: Networks = Field(
         SERVER.trusted_proxies,
         description="Addresses or networks of reverse proxies, such as 127.0.0.1 or 10.0.0.0/8, separated by spaces; "
-        "X-Forwarded-* headers of all others are ignored (default: nobody is trusted)",
+        "X-Forwarded-For, -Proto, -Host and -Prefix of all others are ignored (default: nobody is trusted)",
         title="ADDRESSES",
+    )
+    public_url: PublicUrl | None = Field(
+        None,
+        description="Address of the server for its clients, such as https://example.com/images, for URLs in answers "
+        "and for the page (default: from X-Forwarded-Proto, -Host and -Prefix of trusted proxies, else from Host)",
+        title="URL",
     )
     connections_per_address: int = Field(
         SERVER.connections_per_address,
@@ -212,6 +219,7 @@ class Settings(BaseSettings):
             rate=self.rate,
             hosts=self.hosts,
             trusted_proxies=self.trusted_proxies,
+            public_url=PublicAddress.parse(self.public_url) if self.public_url else None,
             connections_per_address=self.connections_per_address,
             cors_origins=self.cors_origins,
             page=self.page,

@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from server.api import errors, openapi
 from server.api.body import read_body, while_connected
+from server.api.public_address import public_root
 from server.api.submit import Jobs, Owner, Submission, answer_headers, encode_images, submit_request, wait_for_images
 from server.api.task_events import TaskEventEncoder
 from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList
@@ -92,7 +93,7 @@ async def events(task_id: str, request: Request, jobs: Jobs) -> EventSourceRespo
     async def stream() -> AsyncIterator[bytes]:
         async with aclosing(following):
             async for event in following:
-                yield (await encoder.encode(event, str(request.base_url))).server_sent
+                yield (await encoder.encode(event, public_root(request))).server_sent
 
     return EventSourceResponse(stream())
 
@@ -118,7 +119,7 @@ async def _send_events(socket: WebSocket, following: AsyncGenerator[JobEvent]) -
     encoder: TaskEventEncoder = socket.app.state.task_events
     async with aclosing(following):
         async for event in following:
-            await socket.send_text((await encoder.encode(event, str(socket.base_url))).text)
+            await socket.send_text((await encoder.encode(event, public_root(socket))).text)
     await socket.close()
 
 
@@ -134,7 +135,7 @@ async def history(
 
     A page has fewer than `limit` tasks if their prompts have more than a megabyte.
     """
-    page, base_url = await jobs.history(limit, before, owner), str(request.base_url)
+    page, base_url = await jobs.history(limit, before, owner), public_root(request)
     tasks = [Task.of(job, jobs.progress(job), page.metadata[job.id], base_url) for job in page.jobs]
     answer = TaskList(tasks=tasks, has_more=page.has_more)
     return Response(answer.model_dump_json(), media_type="application/json")  # FastAPI would validate it again
@@ -167,4 +168,4 @@ async def _find(jobs: JobService, task_id: str) -> Job:
 
 async def _task(request: Request, jobs: JobService, job: Job) -> Task:
     all_metadata = await jobs.metadata(job.id) if job.state is JobState.DONE else []
-    return Task.of(job, jobs.progress(job), all_metadata, str(request.base_url))
+    return Task.of(job, jobs.progress(job), all_metadata, public_root(request))

@@ -19,11 +19,13 @@ from engine.request import ImageRequest
 from server.api import errors
 from server.api.access import Authenticator
 from server.api.client import client_of
+from server.api.public_address import address_of
 from server.api.submit import Submission, enqueue
 from server.errors import JobRefused, StoreUnavailable
 from server.jobs.follower import JobPreview, Progress
 from server.jobs.job import Job, JobState
 from server.jobs.service import JobService
+from server.page import address_check
 from server.page.form import Form
 from server.page.gallery import Gallery, image, progress_of, show_image, summary
 from server.page.toolkit import drop_waiting_pages, guard_toolkit
@@ -49,6 +51,7 @@ def create(jobs: JobService, authenticator: Authenticator) -> FastAPI:
     async def home(request: Request) -> None:
         drop_waiting_pages()
         ui.add_css(style)
+        ui.add_body_html(address_check.script(request.headers, address_of(request)))
         ui.colors(primary=BLUE)
         session = PageSession(jobs, authenticator, request)
         if authenticator.needs_key:
@@ -76,6 +79,7 @@ class PageSession:
 
     def __init__(self, jobs: JobService, authenticator: Authenticator, request: Request) -> None:
         self._jobs, self._authenticator, self._request = jobs, authenticator, request
+        self._root = f"{address_of(request).prefix}/"  # of the server, for links
         self._client = ui.context.client
         self._owner: str | None = None
         self._cards: dict[str, _JobCard] = {}  # by job
@@ -128,7 +132,7 @@ class PageSession:
                 self._error = ui.label().classes("z-error").props("role=alert")
             with ui.element("div").classes("z-right"):
                 self._shown = ui.element("div").classes("z-stage")
-                self._gallery = Gallery(self._jobs, owner, self._reuse, self._is_pending)
+                self._gallery = Gallery(self._jobs, owner, self._root, self._reuse, self._is_pending)
         self._client.on_delete(self._stop_following)
         ui.timer(TICK, self._tick)
 
@@ -189,7 +193,7 @@ class PageSession:
         card.has_ended = True
         card.element.clear()
         with card.element:
-            show_image(job, 0, all_metadata[0], self._reuse, self._delete)
+            show_image(job, 0, all_metadata[0], self._root, self._reuse, self._delete)
 
     async def _tick(self) -> None:
         for card in self._cards.values():

@@ -18,6 +18,7 @@ from fakes.loop import LORAS, MANIFEST, FakeLoop
 from PIL import Image
 
 from server.api.access import AccessPolicy
+from server.api.public_address import PublicAddress
 from server.app import create_app
 from server.http.connections import Connections
 from server.http.host_names import HostNames
@@ -165,6 +166,7 @@ def main(
     archive: str = "",
     model_names: str = "",
     cors_origins: str = "",
+    public_url: str = "",
 ) -> None:
     if reconnect:
         import server.page.page
@@ -179,6 +181,7 @@ def main(
         rate=rate or None,
         hosts=HOSTS,
         trusted_proxies=tuple(trusted_proxies.split()),
+        public_url=PublicAddress.parse(public_url) if public_url else None,
         cors_origins=tuple(cors_origins.split()),
         model_names=tuple(model_names.split()),
         strict_model=bool(model_names),
