@@ -34,6 +34,7 @@ class ServerOptions:
 
     Attributes:
         grace: seconds to finish running images after SIGTERM or SIGINT; Kubernetes kills after 30 by default.
+        drain: seconds to go on after SIGTERM, before `grace`, so that load balancers move on; 0 for none.
         database: SQLite file of jobs and images; None keeps them in memory.
         archive: folder for copies of images; None for no copies.
         page: True to serve the web page at /.
@@ -49,6 +50,7 @@ class ServerOptions:
     """
 
     grace: float = 20.0
+    drain: float = 2.0
     database: Path | None = None
     archive: Archive | None = None
     page: bool = True
@@ -118,7 +120,7 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
         )
         gc.freeze()  # a full collection holds the event loop, and what the imports made stays anyway
         connections = Connections(most, options.connections_per_address, TrustedProxies(options.trusted_proxies))
-        await HttpServer(app, jobs, options.grace, starting, connections).serve(sockets=[sock])
+        await HttpServer(app, jobs, options.grace, options.drain, starting, connections).serve(sockets=[sock])
         if starting.done():
             starting.result()  # raises the reason if the worker could not start
     finally:

@@ -165,6 +165,14 @@ class Settings(BaseSettings):
         le=3600,
         description="Seconds to finish the images that clients wait for, after SIGTERM or SIGINT",
     )
+    drain_seconds: float = Field(
+        SERVER.drain,
+        ge=0,
+        le=3600,
+        description="Seconds to go on after SIGTERM, before --grace begins, while /ready is 503 and connections are "
+        "closed, so that load balancers move on",
+        title="SECONDS",
+    )
     hang_seconds: float = Field(
         TIMEOUTS.silence,
         gt=0,
@@ -213,6 +221,7 @@ class Settings(BaseSettings):
         archived = Retention(self.archive_days * DAY or math.inf, archive_bytes)
         return ServerOptions(
             grace=self.grace,
+            drain=self.drain_seconds,
             database=self.database,
             archive=Archive(self.archive, archived) if self.archive else None,
             keys=self.keys,

@@ -167,6 +167,8 @@ def main(
     model_names: str = "",
     cors_origins: str = "",
     public_url: str = "",
+    drain: str = "0",
+    port: str = "0",
 ) -> None:
     if reconnect:
         import server.page.page
@@ -175,6 +177,7 @@ def main(
         server.page.page.RECONNECT, server.page.toolkit.MAX_WAITING = float(reconnect), 20
     options = ServerOptions(
         float(grace),
+        float(drain),
         Path(database) if database else None,
         Archive(Path(archive)) if archive else None,
         keys=tuple(keys.split()),
@@ -189,7 +192,7 @@ def main(
         timeouts=SHORT_TIMEOUTS,
     )
     worker = [sys.executable, "-m", "fakes.loop", seconds_per_step]
-    with bind_socket("127.0.0.1", 0) as sock:
+    with bind_socket("127.0.0.1", int(port)) as sock:
         serve(sock, worker, MANIFEST, options)
 
 
