@@ -7,6 +7,7 @@ Figures for all layers are extrapolated.
 import argparse
 import math
 import multiprocessing
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -67,6 +68,7 @@ def measure(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[
     Returns:
         Seconds of each graph's comparison, peak resident set of the process, bytes of the probes.
     """
+    os.environ["PYTHONSAFEPATH"] = "1"  # a spawned process would import modules from the current directory
     processes = multiprocessing.get_context("spawn")
     figures: dict[str, Any] = {"layers": sizes.n_layers, "precision": precision}
     parts: dict[str, Part] = {WEIGHTS_DONE: _write, GRAPHS: _export, "": _verify}

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from engine.errors import ZImageError
+from engine.module_command import module_command
 from engine.plan.directory import read, resolve
 from server import logs, lora_folder, settings
 from server.http.host_names import HostNames
@@ -27,15 +28,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             loras = lora_folder.find(given.loras) if given.loras else ()
             directory = resolve(given.engines)
             manifest = read(directory, verify=False)  # the worker verifies
-            worker = [
-                sys.executable,
-                "-m",
+            worker = module_command(
                 "server.worker.process",
                 str(directory),
                 given.runtime(loras).encode(),
                 given.log_format,
                 given.log_level,
-            ]
+            )
             serve(sock, worker, manifest, given.server(loras))
     except (ZImageError, OSError) as error:
         sys.exit(f"zimage-serve: {error}")

@@ -40,7 +40,7 @@ async def stop_listening(server: uvicorn.Server, sockets: Iterable[socket.socket
     loop, config, state = asyncio.get_running_loop(), server.config, server.server_state
 
     def protocol() -> asyncio.Protocol:
-        return config.http_protocol_class(  # type: ignore[call-arg, return-value]  # as uvicorn calls it
+        return config.http_protocol_class(  # type: ignore[call-arg]  # as uvicorn calls it
             config=config, server_state=state, app_state=server.lifespan.state
         )
 
