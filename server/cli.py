@@ -47,9 +47,10 @@ def _warnings(given: Settings, address: str) -> Iterator[str]:
     if "FORWARDED_ALLOW_IPS" in os.environ:
         yield "The environment variable FORWARDED_ALLOW_IPS is not read; use --trusted-proxies instead"
     if not given.keys and not HostNames(address).is_loopback:
+        shared = ", and may see and delete everybody's (--shared-history)" if given.shared_history else ""
         yield (
-            f"Anybody who reaches {bracketed(address)} may generate images and see all tasks: there are no API keys; "
-            "set --keys, or listen on 127.0.0.1"
+            f"Anybody who reaches {bracketed(address)} may generate images{shared}: there are no API keys; set --keys, "
+            "or listen on 127.0.0.1"
         )
 
 

@@ -38,7 +38,7 @@ class ServerOptions:
         database: SQLite file of jobs and images; None keeps them in memory.
         archive: folder for copies of images; None for no copies.
         page: True to serve the web page at /.
-        keys, rate: fields of `server.api.access.AccessPolicy`.
+        keys, rate, shared_history: fields of `server.api.access.AccessPolicy`.
         hosts: public names of the server; see `server.http.host_names.HostNames`.
         trusted_proxies: addresses and networks of proxies whose X-Forwarded-* headers are believed.
         public_url: the server's address for its clients; None to take it from each request.
@@ -56,6 +56,7 @@ class ServerOptions:
     page: bool = True
     keys: tuple[str, ...] = field(default=(), repr=False)
     rate: str | None = None
+    shared_history: bool = False
     hosts: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
     public_url: PublicAddress | None = None
@@ -106,7 +107,7 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
 
         await jobs.start()
         hosts = _host_names(sock.getsockname()[0], options)
-        policy = AccessPolicy(options.keys, options.rate)
+        policy = AccessPolicy(options.keys, options.rate, options.shared_history)
         model = ServedModel(options.model_names or (manifest.model.name,), options.strict_model)
         app = create_app(
             jobs,

@@ -148,6 +148,11 @@ class Settings(BaseSettings):
         description="Maximum rate of image requests per API key, or per address without keys, such as 30/minute "
         "(default: no limit)",
     )
+    shared_history: bool = Field(
+        SERVER.shared_history,
+        description="Without keys: list all tasks to everybody, in /v1/tasks and on the page, where everybody may delete "
+        "them. With keys, each key always lists its own",
+    )
     queue: int = Field(
         LIMITS.queue,
         ge=1,
@@ -226,6 +231,7 @@ class Settings(BaseSettings):
             archive=Archive(self.archive, archived) if self.archive else None,
             keys=self.keys,
             rate=self.rate,
+            shared_history=self.shared_history,
             hosts=self.hosts,
             trusted_proxies=self.trusted_proxies,
             public_url=PublicAddress.parse(self.public_url) if self.public_url else None,

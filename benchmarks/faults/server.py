@@ -40,7 +40,8 @@ class Server:
         self._command = [
             *module_command("server.cli"), "--drain-seconds", "0", "--engines", str(engines), "--port", str(port),
             "--threads", str(threads), "--database", str(self.database), "--archive", str(self.archive),
-            "--archive-days", "7", "--hang-seconds", str(HANG_SECONDS), "--log-format", "json", *(["--loras", str(loras)] if loras else []),
+            "--archive-days", "7", "--hang-seconds", str(HANG_SECONDS), "--log-format", "json",
+            *(["--loras", str(loras)] if loras else []),
         ]  # fmt: skip
         self._environment = os.environ | {"ZIMAGE_KEYS": " ".join(keys)}
         if self.has_clock:

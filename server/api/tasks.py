@@ -13,6 +13,7 @@ from sse_starlette import EventSourceResponse
 from starlette.requests import ClientDisconnect
 
 from server.api import errors, openapi
+from server.api.access import Authenticator
 from server.api.body import read_body, while_connected
 from server.api.public_address import public_root
 from server.api.submit import Jobs, Owner, Submission, answer_headers, encode_images, submit_request, wait_for_images
@@ -131,10 +132,14 @@ async def history(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
     before: Annotated[int, Query(ge=1, le=MAX_SEQUENCE)] | None = None,
 ) -> Response:
-    """List the owner's tasks, newest first; `before` is the `sequence` of the last task of the previous page.
+    """List the key's tasks, newest first; `before` is the `sequence` of the last task of the previous page.
 
+    Without keys, the list is empty unless the server shares its history: it would be everybody's.
     A page has fewer than `limit` tasks if their prompts have more than a megabyte.
     """
+    authenticator: Authenticator = request.app.state.authenticator
+    if not authenticator.lists_history:
+        return Response(TaskList(tasks=[], has_more=False).model_dump_json(), media_type="application/json")
     page, base_url = await jobs.history(limit, before, owner), public_root(request)
     tasks = [Task.of(job, jobs.progress(job), page.metadata[job.id], base_url) for job in page.jobs]
     answer = TaskList(tasks=tasks, has_more=page.has_more)

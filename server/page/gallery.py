@@ -1,4 +1,4 @@
-"""The page's gallery: an owner's finished and running jobs, from the page and from endpoints.
+"""The page's gallery: finished and running jobs.
 
 Knows jobs and images; not the form.
 """
@@ -19,23 +19,26 @@ from server.jobs.service import JobService
 PAGE = 24  # jobs that are shown at once
 CONFIRM = "Really delete?"
 
+History = Callable[[int, int | None], Awaitable[tuple[list[Job], bool]]]
 Reuse = Callable[[ImageRequest], None]
 Delete = Callable[[Job], Awaitable[None]]
 
 
 class Gallery:
-    """An owner's jobs, newest first, in the current element; a page of them at a time.
+    """Jobs, newest first, in the current element; a page of them at a time.
 
     Args:
+        history: returns jobs below a sequence (None for the newest), at most a number of them, and True if there are
+            older ones.
         root: path of the server's root, which ends with a slash; for links.
         reuse: called with a request to put into the form.
         is_elsewhere: returns True if a job, by its id, is shown in another place.
     """
 
     def __init__(
-        self, jobs: JobService, owner: str | None, root: str, reuse: Reuse, is_elsewhere: Callable[[str], bool]
+        self, jobs: JobService, history: History, root: str, reuse: Reuse, is_elsewhere: Callable[[str], bool]
     ) -> None:
-        self._jobs, self._owner, self._root = jobs, owner, root
+        self._jobs, self._history, self._root = jobs, history, root
         self._reuse, self._is_elsewhere = reuse, is_elsewhere
         self._before: int | None = None  # sequence of the job after which the page begins; None for the newest
         self._last: int | None = None  # sequence of the page's last job, if there are older ones
@@ -51,10 +54,10 @@ class Gallery:
     async def refresh(self) -> None:
         """Show the current jobs."""
         async with self._refreshing:
-            page = await self._jobs.history(PAGE, self._before, self._owner)
-            self._last = page.jobs[-1].sequence if page.has_more else None
-            self._older.visible, self._newest.visible = page.has_more, self._before is not None
-            shown = [job for job in page.jobs if self._is_shown(job)]
+            jobs, has_more = await self._history(PAGE, self._before)
+            self._last = jobs[-1].sequence if jobs and has_more else None
+            self._older.visible, self._newest.visible = self._last is not None, self._before is not None
+            shown = [job for job in jobs if self._is_shown(job)]
             for job_id in self._tiles.keys() - {job.id for job in shown}:
                 self._tiles.pop(job_id).element.delete()
             for index, job in enumerate(shown):

@@ -112,7 +112,9 @@ def serving(
             await jobs.stop(grace=5)
             await supervisor.stop()
 
-    app = create_app(jobs, policy or AccessPolicy(), hosts=hosts, trusted_proxies=trusted_proxies, **options)
+    app = create_app(
+        jobs, policy or AccessPolicy(shared_history=True), hosts=hosts, trusted_proxies=trusted_proxies, **options
+    )
     server = TimeoutServer(config(app, grace=5, connections=connections))
     with bind_socket("127.0.0.1", 0) as sock:
         sock.listen()  # clients wait for the worker to be ready
@@ -169,6 +171,7 @@ def main(
     public_url: str = "",
     drain: str = "0",
     port: str = "0",
+    shared_history: str = "yes",
 ) -> None:
     if reconnect:
         import server.page.page
@@ -182,6 +185,7 @@ def main(
         Archive(Path(archive)) if archive else None,
         keys=tuple(keys.split()),
         rate=rate or None,
+        shared_history=bool(shared_history),
         hosts=HOSTS,
         trusted_proxies=tuple(trusted_proxies.split()),
         public_url=PublicAddress.parse(public_url) if public_url else None,

@@ -497,6 +497,30 @@ def test_page_works_behind_nginx_with_a_prefix(url: str, browser: Browser, tmp_p
 
 @pytest.mark.slow
 @needs_chromium
+def test_without_a_shared_history_the_gallery_shows_the_images_of_this_browser(browser: Browser) -> None:
+    def shown() -> list[str]:
+        prompts = browser.read("return [...document.querySelectorAll('.z-tile .z-two')].map(e => e.innerText)")
+        return [str(prompt) for prompt in prompts]
+
+    with process(*FAKE_SERVER, "0", "1", *[""] * 10, "0", "0", "") as child:
+        url = ready_url(child)
+        httpx.post(f"{url}/v1/generate", json={"prompt": "of another visitor"})
+        browser.visit(url)
+        browser.generate("mine")
+        browser.until(lambda: shown() == ["mine"], "the image in the gallery")
+        browser.generate("mine, too")
+        browser.until(lambda: shown() == ["mine, too", "mine"], "both")
+        browser.visit(url)
+        browser.until(lambda: shown() == ["mine, too", "mine"], "both after a reload")
+        browser.read("localStorage.setItem('zimage-tasks', '[1, \\'x')")
+        browser.visit(url)
+        browser.find(".z-right", "Your images will appear here.")
+        browser.read("localStorage.clear()")
+        assert child.poll() is None
+
+
+@pytest.mark.slow
+@needs_chromium
 @needs_nginx
 @pytest.mark.parametrize(
     ("prefix", "left_out", "text"),
