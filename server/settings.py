@@ -150,7 +150,7 @@ class Settings(BaseSettings):
     )
     shared_history: bool = Field(
         SERVER.shared_history,
-        description="Without keys: list all tasks to everybody, in /v1/tasks and on the page, where everybody may delete "
+        description="Without keys: list all tasks to everybody, in /v1/tasks and on the page, where anybody may delete "
         "them. With keys, each key always lists its own",
     )
     queue: int = Field(
