@@ -17,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from benchmarks.harness.arguments import count
 from benchmarks.harness.report import finish
 from engine.array import Array
 from engine.plan.merge import Merger, Product
@@ -30,7 +31,7 @@ Factors = Sequence[tuple[Array, Array]]  # down [rank, in] and up [out, rank] of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=int, default=5, metavar="N", help="Runs of each (default: %(default)s)")
+    parser.add_argument("--runs", type=count, default=5, metavar="N", help="Runs of each (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -96,8 +97,8 @@ def read_seconds(runs: int) -> float:
         file = Path(folder, "weight")
         np.zeros((OUT, IN), np.float16).tofile(file)
         target = np.empty((OUT, IN), np.float16)
-        mapped = lambda: np.copyto(target, np.memmap(file, np.float16, "r", 0, (OUT, IN)))  # noqa: E731
-        return _timed(mapped, runs)[1] / (target.nbytes / 1e9)
+        _, seconds, _ = _timed(lambda: np.copyto(target, np.memmap(file, np.float16, "r", 0, (OUT, IN))), runs)
+        return seconds / (target.nbytes / 1e9)
 
 
 def _timed(work: Callable[[], Any], runs: int) -> tuple[Any, float, float]:

@@ -8,13 +8,14 @@ import subprocess
 import urllib.request
 from pathlib import Path
 
+from benchmarks.harness.arguments import count
 from benchmarks.harness.report import Stopwatch, finish
 from engine.module_command import module_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="Output folder of build-engines")
-    parser.add_argument("--runs", type=int, default=20, help="Runs after one warm-up (default: %(default)s)")
+    parser.add_argument("--runs", type=count, default=20, help="Runs after one warm-up (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from engine.errors import BuildError
 from engine.plan.directory import MANIFEST_FILE, encode
 from engine.plan.manifest import (
     SCHEMA_VERSION,
@@ -27,16 +28,18 @@ from engine.plan.shapes import dimensions, longest_sequence
 from engine.sampling.tokenizer import TOKENIZER_FILE
 from export import plan_directory
 from export.checkpoint import models
-from export.checkpoint.files import Checkpoint, open_checkpoint, positive
+from export.checkpoint.configs import positive
+from export.checkpoint.files import Checkpoint, open_checkpoint
 from export.checkpoint.lora import Lora, merge
 from export.checkpoint.prompt_format import read_prompt_format
 from export.compile import onnx_export, plan_size, preview
 from export.compile.onnx_files import export_graphs
 from export.compile.probes import verify
 from export.compile.profiles import default_profiles, parse_profile
-from export.compile.target import choose_flavor, compute_capabilities, require_refit
+from export.compile.target import choose_flavor, compute_capabilities, require_distinct, require_refit
 from export.compile.tensorrt_build import TensorRtBuilder
 from export.graphs.checkpoint_graphs import make_graphs
+from export.graphs.graph_module import GraphModule
 from export.precision.dtypes import graph_precisions, require_accumulation
 from export.progress import BuildProgress
 
@@ -45,7 +48,11 @@ DEFAULT_STEPS = 8  # forward passes that Z-Image-Turbo is distilled for
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """Options of a build, as on the command line of `build-engines`."""
+    """Options of a build, as on the command line of `build-engines`.
+
+    Attributes:
+        name: the model's name, None for the hub id or the name of the checkpoint's folder.
+    """
 
     model: str
     output: Path
@@ -58,6 +65,7 @@ class BuildOptions:
     loras: tuple[Lora, ...] = ()
     refittable: bool = False
     verify: bool = True
+    name: str | None = None
 
 
 def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
@@ -71,51 +79,107 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
         BuildError: the options contradict each other, or the build failed. No partial directory is left behind.
         BackendUnavailable: this machine lacks a package or a GPU that the flavor needs.
     """
-    flavor = choose_flavor(options.flavor, bool(options.compute_capabilities), progress)
-    require_accumulation(options.accumulation, options.precision, flavor)
-    capabilities = compute_capabilities(flavor, options.compute_capabilities)
-    if options.refittable:
-        require_refit(flavor, capabilities)
-    precisions = graph_precisions(options.precision, flavor, capabilities)
-    builder = None if flavor == "onnx" else TensorRtBuilder(flavor, capabilities, progress)
-    checkpoint = merge(open_checkpoint(options.model, options.transformer_file), options.loras)
-    graphs = make_graphs(checkpoint, precisions, options.accumulation)
-    with progress.stage("hashing the checkpoint"):
-        model = _describe(checkpoint, options.loras)
-    target = Target(flavor, builder.name if builder else f"onnx opset {onnx_export.OPSET}", capabilities)
-    draft = _draft(options, model, target, _profiles(options, checkpoint, model))
-    name = f"{model.name.replace('/', '--')}-{options.precision}-{flavor}-{draft.plan_id}"
-    finished = options.output / name
-    with plan_directory.exclusive(options.output, name):
+    build = _open(options, progress)
+    finished = options.output / build.name
+    with plan_directory.exclusive(options.output, build.name):
         known = plan_directory.find_finished(finished)
         if known is not None and (known.is_verified or not options.verify):
             progress.console.print(f"found {finished}, which was built from the same inputs")
             plan_directory.make_current(finished)
             return finished
-        plan_directory.require_space(
-            options.output, _disk_bytes(checkpoint, precisions, copies=1 if builder is None else 2)
-        )
-        with plan_directory.unfinished(options.output, name) as directory:
-            _copy_tokenizer(checkpoint, directory)
-            fitted = fit_preview(checkpoint, progress)
-            built = export_graphs(
-                graphs,
-                checkpoint,
-                precisions,
-                directory,
-                progress,
-                refittable=options.refittable,
-                keys=longest_sequence(draft.profiles, model),
-            )
-            if options.verify:
-                built = verify(built, checkpoint, directory, draft, progress)
-            if builder is not None:
-                built = _build_plans(builder, built, directory, draft, progress)
-            with progress.stage("hashing the plans"):
-                manifest = replace(draft, graphs=built, files=plan_directory.list_files(directory), preview=fitted)
+        plan_directory.require_space(options.output, build.disk_bytes)
+        with plan_directory.unfinished(options.output, build.name) as directory:
+            manifest = _fill(directory, build, options, progress)
             (directory / MANIFEST_FILE).write_bytes(encode(manifest))
             plan_directory.publish(directory, finished)
     return finished
+
+
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """A build whose options and inputs are known to fit each other.
+
+    Attributes:
+        builder: None for ONNX Runtime.
+        draft: manifest without what the build finds out.
+    """
+
+    checkpoint: Checkpoint
+    graphs: Mapping[GraphName, GraphModule]
+    precisions: Mapping[GraphName, Precision]
+    builder: TensorRtBuilder | None
+    draft: Manifest
+
+    @property
+    def name(self) -> str:
+        """Name of the plan directory."""
+        draft = self.draft
+        return f"{draft.model.name.replace('/', '--')}-{draft.precision}-{draft.target.flavor}-{draft.plan_id}"
+
+    @property
+    def disk_bytes(self) -> int:
+        """Peak disk space: the ONNX files and, with TensorRT, the plans beside them."""
+        components = {
+            "prompt_encoder": self.checkpoint.text_encoder,
+            "denoiser": self.checkpoint.transformer,
+            "vae_decoder": self.checkpoint.vae,
+        }
+        one = sum(components[n].parameters * (4 if own == "fp32" else 2) for n, own in self.precisions.items())
+        return one if self.builder is None else 2 * one
+
+
+def _open(options: BuildOptions, progress: BuildProgress) -> _Build:
+    """Check the options, open the checkpoint and hash it."""
+    flavor = choose_flavor(options.flavor, bool(options.compute_capabilities), progress)
+    require_accumulation(options.accumulation, options.precision, flavor)
+    capabilities = compute_capabilities(flavor, options.compute_capabilities)
+    if options.refittable and options.loras:
+        raise BuildError("--refittable has no use with --lora: plans with a merged LoRA take no other; leave one out")
+    if options.refittable:
+        require_refit(flavor, capabilities)
+    precisions = graph_precisions(options.precision, flavor, capabilities)
+    builder = None if flavor == "onnx" else TensorRtBuilder(flavor, capabilities, progress)
+    checkpoint = merge(_open_checkpoint(options, progress), options.loras)
+    graphs = make_graphs(checkpoint, precisions, options.accumulation)
+    facts = _describe(checkpoint)
+    profiles = _profiles(options, checkpoint, facts)  # wrong ones are refused before the weights are hashed
+    with progress.stage("hashing the checkpoint"):
+        loras = tuple(MergedLora(lora.file.name, lora.fingerprint(), lora.scale) for lora in options.loras)
+        model = replace(facts, weights_sha256=checkpoint.fingerprint(), loras=loras)
+    target = Target(flavor, builder.name if builder else f"onnx opset {onnx_export.OPSET}", capabilities)
+    draft = _draft(options, model, target, profiles)
+    return _Build(checkpoint, graphs, precisions, builder, draft)
+
+
+def _fill(directory: Path, build: _Build, options: BuildOptions, progress: BuildProgress) -> Manifest:
+    """Write all files of a plan directory but its manifest, and return the manifest."""
+    checkpoint, draft = build.checkpoint, build.draft
+    _copy_tokenizer(checkpoint, directory)
+    fitted = fit_preview(checkpoint, progress)
+    keys = longest_sequence(draft.profiles, draft.model)
+    built = export_graphs(
+        build.graphs, checkpoint, build.precisions, directory, progress, refittable=options.refittable, keys=keys
+    )
+    if options.verify:
+        built = verify(built, checkpoint, directory, draft, progress)
+    if build.builder is not None:
+        built = _build_plans(build.builder, built, directory, draft, progress)
+    with progress.stage("hashing the plans"):
+        return replace(draft, graphs=built, files=plan_directory.list_files(directory), preview=fitted)
+
+
+def _open_checkpoint(options: BuildOptions, progress: BuildProgress) -> Checkpoint:
+    """Open the checkpoint, and print what its configs were taken from where there are none."""
+    checkpoint = open_checkpoint(options.model, options.transformer_file, options.name)
+    components = (checkpoint.transformer, checkpoint.text_encoder, checkpoint.vae)
+    if derived := [component.name for component in components if component.derived]:
+        progress.console.print(
+            f"no config.json of {', '.join(derived)}: sizes are those of the tensors, and all else, such as the "
+            "default image size of 1024x1024, is Z-Image-Turbo's",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return checkpoint
 
 
 def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> PreviewProjection | None:
@@ -148,11 +212,12 @@ def _draft(options: BuildOptions, model: Model, target: Target, profiles: tuple[
     return replace(draft, plan_id=plan_directory.plan_id(encode(draft)))
 
 
-def _describe(checkpoint: Checkpoint, loras: tuple[Lora, ...]) -> Model:
+def _describe(checkpoint: Checkpoint) -> Model:
+    """Return the facts of a checkpoint, without the hashes of its weights and of LoRAs."""
     config, vae = checkpoint.transformer.config, checkpoint.vae.config
     return Model(
         name=checkpoint.name,
-        weights_sha256=checkpoint.fingerprint(),
+        weights_sha256="",
         latent_channels=config["in_channels"],
         vae_scale=2 ** (len(vae["block_out_channels"]) - 1),
         patch_size=config["all_patch_size"][0],
@@ -161,11 +226,11 @@ def _describe(checkpoint: Checkpoint, loras: tuple[Lora, ...]) -> Model:
         prompt=read_prompt_format(checkpoint.directory / "tokenizer"),
         schedule_shift=positive(checkpoint.scheduler, "shift"),
         default_steps=DEFAULT_STEPS,
-        loras=tuple(MergedLora(lora.file.name, lora.fingerprint(), lora.scale) for lora in loras),
     )
 
 
 def _profiles(options: BuildOptions, checkpoint: Checkpoint, model: Model) -> tuple[Profile, ...]:
+    require_distinct("--profile", options.profiles)
     if options.profiles:
         return tuple(parse_profile(text, model) for text in options.profiles)
     return default_profiles(int(checkpoint.vae.config["sample_size"]), model)
@@ -175,17 +240,6 @@ def _copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
     target = directory / TOKENIZER_FILE
     target.parent.mkdir()
     shutil.copyfile(checkpoint.directory / TOKENIZER_FILE, target)
-
-
-def _disk_bytes(checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision], copies: int) -> int:
-    """Return the peak disk space of a build: the ONNX files and, with TensorRT, the plans beside them."""
-    components = {
-        "prompt_encoder": checkpoint.text_encoder,
-        "denoiser": checkpoint.transformer,
-        "vae_decoder": checkpoint.vae,
-    }
-    sizes = {name: components[name].parameters * (4 if own == "fp32" else 2) for name, own in precisions.items()}
-    return copies * sum(sizes.values())
 
 
 def _build_plans(

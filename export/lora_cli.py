@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from os.path import realpath
 from pathlib import Path
 
 from engine.errors import ZImageError
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
 
         checkpoint = open_checkpoint(args.model, args.transformer_file)
         loras = [Lora.parse(text) for text in args.lora]
-        if args.output.resolve() in [lora.file.resolve() for lora in loras]:
+        if realpath(args.output) in [realpath(lora.file) for lora in loras]:
             sys.exit(f"zimage-lora: the output {args.output} is the LoRA itself; name another file with -o")
         with whole_file(args.output) as file:
             file.write(prepare(checkpoint, loras, manifest).encode())

@@ -15,6 +15,7 @@ from benchmarks.harness.report import Stopwatch
 from engine.module_command import module_command
 
 TAIL = 2000  # characters of a failed part's log that the report keeps
+TIMED_OUT = "timed out"
 FAILED = "failed: "  # prefix of the log's last line after an exception
 # Folders that libraries write to; HOME may be read-only.
 CACHES = {
@@ -54,7 +55,7 @@ def run_in_process(part: Part, settings: Settings, seconds: float, command: Sequ
             code = process.wait(seconds)
             failure = _reason(code, log) if code else None
         except subprocess.TimeoutExpired:
-            failure = f"timed out after {seconds:.0f} s"
+            failure = f"{TIMED_OUT} after {seconds:.0f} s"
         finally:
             _end(process)
     found = read_figures(settings.folder, part.name) | {"part_seconds": round(watch.seconds, 1)}

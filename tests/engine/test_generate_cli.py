@@ -109,9 +109,15 @@ def test_missing_plan_directory_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "why"), [("nowhere/a.png", "No such file or directory"), (".", "it is not a regular file")]
+    ("output", "why"),
+    [
+        ("nowhere/a.png", "No such file or directory"),
+        (".", "it is not a regular file"),
+        ("loop", "Too many levels of symbolic links"),
+    ],
 )
 def test_unwritable_output_is_refused_before_anything_is_generated(tmp_path: Path, output: str, why: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
     refused(tmp_path / "no plans", tmp_path / output, message=f"cannot write {tmp_path / output}: {why}")
 
 
