@@ -1,11 +1,13 @@
 """Types of settings: how texts of flags and variables become values. Knows no setting."""
 
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_settings import NoDecode
 
+from engine.command_line import user_path
 from engine.errors import InvalidRequest
 from engine.size import Size
 from server.api.api_key import check_api_key
@@ -70,6 +72,7 @@ def _given(value: tuple[str, ...]) -> tuple[str, ...]:
 Host = Annotated[str, AfterValidator(_host)]
 PublicUrl = Annotated[str, AfterValidator(_public_url)]
 RateText = Annotated[str, AfterValidator(_rate)]
+UserPath = Annotated[Path, AfterValidator(user_path)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Keys = Annotated[
     tuple[Annotated[str, AfterValidator(check_api_key)], ...], NoDecode, BeforeValidator(_words), AfterValidator(_given)
