@@ -5,6 +5,7 @@ import importlib
 import sys
 from typing import Any
 
+from engine.command_line import prepare
 from engine.errors import ZImageError
 
 COMMANDS = {
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         for name, summary in COMMANDS.items():
             command = commands.add_parser(name, help=summary, description=summary)
+            prepare(command)
             if name in arguments[:1]:  # imports this benchmark only: some need torch, others must not load it
                 _module(name).add_arguments(command)
         args = parser.parse_args(arguments)

@@ -7,6 +7,7 @@ Figures for all layers are extrapolated.
 import argparse
 import math
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -79,6 +80,7 @@ def measure(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[
         Seconds of each graph's comparison, also of all cores together, which other programs do not change; peak
         resident set of the process; bytes of the probes.
     """
+    os.environ["PYTHONSAFEPATH"] = "1"  # a spawned process would import modules from the current directory
     processes = multiprocessing.get_context("spawn")
 
     def run_part(part: Part) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
 
+from engine.command_line import prepare
 from engine.errors import InvalidRequest, ZImageError
 from engine.files import whole_file
 from engine.images.encode import encode
@@ -35,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("zimage-generate", description="Generate one image and write it to a PNG file.")
+    prepare(parser)
     parser.add_argument("prompt", help="Text to generate an image of")
     add_pipeline_arguments(parser)
     parser.add_argument(
@@ -75,10 +77,12 @@ def _run(args: argparse.Namespace) -> None:
         raise InvalidRequest(f"seed must be between 0 and {MAX_SEED}, got {seed}", "seed")
     with whole_file(args.output) as file:
         request = ImageRequest(args.prompt, width, height, seed, args.steps, args.negative_prompt, args.guidance_scale)
-        _generate(args, request, file)
+        report = _generate(args, request, file)
+    print(report)  # after the file is complete: the terminal may be gone
 
 
-def _generate(args: argparse.Namespace, request: ImageRequest, file: IO[bytes]) -> None:
+def _generate(args: argparse.Namespace, request: ImageRequest, file: IO[bytes]) -> str:
+    """Write an image to a file; return what the command prints."""
     started = time.perf_counter()
     lora = PreparedLora.read(args.lora) if args.lora else None
     with Pipeline.load(args.engines, RuntimeOptions.of(args)) as pipeline:
@@ -95,8 +99,8 @@ def _generate(args: argparse.Namespace, request: ImageRequest, file: IO[bytes]) 
     metadata = image.metadata(pipeline.manifest, generated)
     file.write(encode(image.pixels, text=file_metadata(generated, metadata)))
     stages = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in asdict(image.seconds).items() if seconds)
-    print(f"{args.output}: {metadata.size}, seed {metadata.seed}, {metadata.forwards} forwards")
-    print(f"load {loaded - started:.2f} s{refit}, {stages}")
+    report = f"{args.output}: {metadata.size}, seed {metadata.seed}, {metadata.forwards} forwards"
+    return f"{report}\nload {loaded - started:.2f} s{refit}, {stages}"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.command_line import prepare
 from engine.errors import CheckpointError, ZImageError
 from engine.plan.directory import read
 from engine.plan.manifest import Manifest
@@ -110,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    prepare(parser)
     _add_weights(parser.add_argument_group("weights"))
     _add_number_formats(parser.add_argument_group("number formats"))
     _add_target(parser.add_argument_group("GPUs and image sizes"))

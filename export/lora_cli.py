@@ -5,6 +5,7 @@ import sys
 from os.path import realpath
 from pathlib import Path
 
+from engine.command_line import prepare
 from engine.errors import ZImageError
 from engine.files import whole_file
 from engine.plan.directory import read, resolve
@@ -40,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         "zimage-lora",
         description="Prepare a LoRA for plans built with --refittable, which can then swap it in at run time.",
     )
+    prepare(parser)
     parser.add_argument(
         "lora",
         nargs="+",

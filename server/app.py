@@ -17,6 +17,7 @@ from server.api.dialects import mount as dialect_mount
 from server.api.dialects.gradio_queue import Sessions
 from server.api.dialects.names import DIALECTS
 from server.api.openai_schemas import ImagesRequest, StreamedImage
+from server.api.public_address import PublicAddress
 from server.api.request_id import RequestIdMiddleware
 from server.api.schemas import Health
 from server.api.served_model import ServedModel
@@ -48,6 +49,7 @@ def create_app(
     model: ServedModel | None = None,
     cors_origins: tuple[str, ...] = (),
     dialects: tuple[str, ...] = DIALECTS,
+    public_url: PublicAddress | None = None,
 ) -> FastAPI:
     """Create the application of a job service.
 
@@ -58,6 +60,7 @@ def create_app(
         model: the names of the model; None for that of the plans.
         cors_origins: origins whose pages may call the API; `*` for every one.
         dialects: names of the dialects to mount, beside OpenAI's and that of tasks.
+        public_url: the server's address for its clients; None to take it from each request.
     """
     # sse-starlette would cut streams off at once; uvicorn lets them end within its grace period
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
@@ -79,7 +82,7 @@ def create_app(
         app.add_middleware(PageMount, jobs=jobs, authenticator=app.state.authenticator)
     app.add_middleware(AmbiguousLengthMiddleware)
     app.add_middleware(ValidHostMiddleware, names=hosts)
-    app.add_middleware(ProxyMiddleware, networks=trusted_proxies)
+    app.add_middleware(ProxyMiddleware, networks=trusted_proxies, public_url=public_url)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestIdMiddleware)
     if cors_origins:  # the last one added is the outermost: answers to unexpected exceptions have its headers too

@@ -1,15 +1,18 @@
 """Types of settings: how texts of flags and variables become values. Knows no setting."""
 
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_settings import NoDecode
 
+from engine.command_line import user_path
 from engine.errors import InvalidRequest
 from engine.size import Size
 from server.api.api_key import check_api_key
 from server.api.dialects.names import NONE, parse_dialect
+from server.api.public_address import PublicAddress
 from server.api.rate import Rate
 from server.http.host_names import parse_host
 from server.http.origins import parse_origin
@@ -49,6 +52,11 @@ def _public_name(value: str) -> str:
     return value
 
 
+def _public_url(value: str) -> str:
+    PublicAddress.parse(value)
+    return value
+
+
 def _network(value: str) -> str:
     try:
         return str(ip_network(value))
@@ -70,7 +78,9 @@ def _given(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Host = Annotated[str, AfterValidator(_host)]
+PublicUrl = Annotated[str, AfterValidator(_public_url)]
 RateText = Annotated[str, AfterValidator(_rate)]
+UserPath = Annotated[Path, AfterValidator(user_path)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Keys = Annotated[
     tuple[Annotated[str, AfterValidator(check_api_key)], ...], NoDecode, BeforeValidator(_words), AfterValidator(_given)

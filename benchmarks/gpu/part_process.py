@@ -12,6 +12,7 @@ from pathlib import Path
 from benchmarks.gpu.findings import Figures, Findings, LeftOut, Settings, describe, figures_file, read_figures
 from benchmarks.gpu.parts import Part
 from benchmarks.harness.report import Stopwatch
+from engine.module_command import module_command
 
 TAIL = 2000  # characters of a failed part's log that the report keeps
 TIMED_OUT = "timed out"
@@ -89,7 +90,7 @@ def tail(log: Path) -> str:
 
 
 def _command(part: Part, settings: Settings, seconds: float) -> list[str]:
-    command = [sys.executable, "-m", "benchmarks.cli", "gpu-check", str(settings.folder), "--part", part.name]
+    command = module_command("benchmarks.cli", "gpu-check", str(settings.folder), "--part", part.name)
     command += ["--device", settings.device, "--layers", str(settings.layers), "--part-seconds", f"{seconds:.0f}"]
     return [*command, "--quick"] if settings.quick else command
 

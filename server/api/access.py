@@ -24,10 +24,12 @@ class AccessPolicy:
         keys: API keys; a request must send one of them as `Authorization: Bearer KEY`, as `x-api-key: KEY`, or as
             the password of HTTP's Basic authentication. Without keys, every request is allowed.
         rate: maximum rate of image requests per client (see `client_of`), such as "30/minute"; None for no limit.
+        shared_history: True to list the jobs of all clients to each, without keys; with keys, each lists its own.
     """
 
     keys: tuple[str, ...] = field(default=(), repr=False)
     rate: str | None = None
+    shared_history: bool = False
 
     def __post_init__(self) -> None:
         for key in self.keys:
@@ -47,12 +49,18 @@ class Authenticator:
         self._on_refused = on_refused
         self._owners = {_digest(key) for key in policy.keys}
         self._rate = policy.rate
+        self._shares_history = policy.shared_history
         self._limiter = RateLimiter(Rate.parse(policy.rate)) if policy.rate is not None else None
 
     @property
     def needs_key(self) -> bool:
         """True if requests must send an API key."""
         return bool(self._owners)
+
+    @property
+    def lists_history(self) -> bool:
+        """True if a client may list jobs: its own with keys, those of all clients without."""
+        return self.needs_key or self._shares_history
 
     def owner(self, request: Request) -> str | None:
         """Return the owner of a request's jobs; see `owner_of`."""

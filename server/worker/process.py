@@ -3,7 +3,7 @@
 When the server closes its end of the socket, the process ends at once. When the device fails, the process reports that
 and ends; the server starts another.
 
-    python -m server.worker.process PLANS OPTIONS LOG_FORMAT LOG_LEVEL DESCRIPTOR
+Its arguments: PLANS OPTIONS LOG_FORMAT LOG_LEVEL DESCRIPTOR
 """
 
 import logging

@@ -54,6 +54,23 @@ def test_png_holds_the_pipelines_image_and_its_metadata(
     assert captured.err == ""
 
 
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_image_is_kept_whatever_the_terminal_is(engines: Path, tmp_path: Path, is_closed: bool) -> None:
+    output, (reading, writing) = tmp_path / "图.png", os.pipe()
+    if is_closed:
+        os.close(reading)
+    command = [sys.executable, "-u", "-m", "engine.cli", PROMPT, "--size", "64x64", "--steps", "1"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    with os.fdopen(writing, "wb") as pipe:
+        command += ["--engines", str(engines), "--threads", "1", "--output", str(output)]
+        done = subprocess.run(command, env=environment, stdout=pipe, stderr=subprocess.PIPE, check=False)
+    assert open_png(output).size == (64, 64)
+    if not is_closed:
+        with os.fdopen(reading, "rb") as shown:
+            assert b"/\\u56fe.png: 64x64, seed " in shown.read()
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_defaults_give_default_size_and_printed_random_seed(
     engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

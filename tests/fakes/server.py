@@ -18,6 +18,7 @@ from fakes.loop import LORAS, MANIFEST, FakeLoop
 from PIL import Image
 
 from server.api.access import AccessPolicy
+from server.api.public_address import PublicAddress
 from server.app import create_app
 from server.http.connections import Connections
 from server.http.host_names import HostNames
@@ -111,7 +112,9 @@ def serving(
             await jobs.stop(grace=5)
             await supervisor.stop()
 
-    app = create_app(jobs, policy or AccessPolicy(), hosts=hosts, trusted_proxies=trusted_proxies, **options)
+    app = create_app(
+        jobs, policy or AccessPolicy(shared_history=True), hosts=hosts, trusted_proxies=trusted_proxies, **options
+    )
     server = TimeoutServer(config(app, grace=5, connections=connections))
     with bind_socket("127.0.0.1", 0) as sock:
         sock.listen()  # clients wait for the worker to be ready
@@ -165,6 +168,10 @@ def main(
     archive: str = "",
     model_names: str = "",
     cors_origins: str = "",
+    public_url: str = "",
+    drain: str = "0",
+    port: str = "0",
+    shared_history: str = "yes",
 ) -> None:
     if reconnect:
         import server.page.page
@@ -173,12 +180,15 @@ def main(
         server.page.page.RECONNECT, server.page.toolkit.MAX_WAITING = float(reconnect), 20
     options = ServerOptions(
         float(grace),
+        float(drain),
         Path(database) if database else None,
         Archive(Path(archive)) if archive else None,
         keys=tuple(keys.split()),
         rate=rate or None,
+        shared_history=bool(shared_history),
         hosts=HOSTS,
         trusted_proxies=tuple(trusted_proxies.split()),
+        public_url=PublicAddress.parse(public_url) if public_url else None,
         cors_origins=tuple(cors_origins.split()),
         model_names=tuple(model_names.split()),
         strict_model=bool(model_names),
@@ -186,7 +196,7 @@ def main(
         timeouts=SHORT_TIMEOUTS,
     )
     worker = [sys.executable, "-m", "fakes.loop", seconds_per_step]
-    with bind_socket("127.0.0.1", 0) as sock:
+    with bind_socket("127.0.0.1", int(port)) as sock:
         serve(sock, worker, MANIFEST, options)
 
 

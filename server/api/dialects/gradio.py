@@ -21,6 +21,7 @@ from server.api.dialects.gradio_queue import Sessions, failed, file_data
 from server.api.dialects.gradio_schemas import MAX_NAME, PREFIX, Call, Cancel, check_function, config, info
 from server.api.dialects.routes import with_errors
 from server.api.errors import ApiError, from_job, logged, task_not_found
+from server.api.public_address import public_root
 from server.api.submit import (
     Jobs,
     Owner,
@@ -87,7 +88,7 @@ async def call_events(name: str, event_id: str, request: Request, jobs: Jobs, ow
     """Send the end of a call: its image, or an error."""
     check_function(name)
     job = await _find(jobs, event_id, owner)
-    end = _end(jobs, job, str(request.base_url))
+    end = _end(jobs, job, public_root(request))
     ping = partial(ServerSentEvent, "null", event="heartbeat", sep=SEPARATOR)
     return EventSourceResponse(end, sep=SEPARATOR, ping_message_factory=ping)
 
@@ -120,7 +121,7 @@ async def session_events(
     request: Request, jobs: Jobs, owner: Owner, session_hash: str = Query(max_length=MAX_NAME)
 ) -> EventSourceResponse:
     """Send the events of a session's calls."""
-    following = _sessions(request).events((owner, session_hash), jobs, str(request.base_url))
+    following = _sessions(request).events((owner, session_hash), jobs, public_root(request))
 
     async def lines() -> AsyncIterator[str]:
         async with aclosing(following) as events:

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from engine.plan.manifest import Manifest
 from server.api import errors
 from server.api.fields import RequestBody
+from server.api.public_address import public_root
 from server.api.task_schemas import GenerateRequest
 
 VERSION = "5.0.0"  # of Gradio, whose protocol this is
@@ -103,7 +104,7 @@ def config(request: Request) -> dict[str, Any]:
     return {
         "version": VERSION,
         "api_prefix": PREFIX,
-        "root": str(request.base_url).rstrip("/"),
+        "root": public_root(request).rstrip("/"),
         "protocol": "sse_v3",
         "mode": "interface",
         "title": "zimage-trt",

@@ -109,6 +109,16 @@ def test_page_under_a_prefix_names_its_parts_with_the_prefix(tmp_path: Path) -> 
         assert httpx.get(f"{url}/health").json()["status"] == "ok"
 
 
+def test_urls_under_a_prefix_lead_back_through_nginx(direct: str, tmp_path: Path) -> None:
+    with behind_nginx(direct, tmp_path, prefix="/generate") as url:
+        image = httpx.post(url + IMAGES, json=BODY).json()["data"][0]["url"]
+        task = submit(url, num_inference_steps=1)
+        with connect(f"{url.replace('http', 'ws', 1)}/v1/task/{task}/ws") as client:
+            ended = json.loads(list(client)[-1])["task"]["result"]["paths"][0]
+        for found in (image, ended):
+            assert found.startswith(f"{url}/v1/images/") and httpx.get(found).content.startswith(b"\x89PNG")
+
+
 def test_body_over_the_limit_is_refused(url: str) -> None:
     answers = [httpx.post(url + IMAGES, json={"prompt": "x" * size}) for size in (MAX_BODY, 3 * MAX_BODY)]
     assert [answer.status_code for answer in answers] == [413, 413]
