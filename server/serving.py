@@ -103,7 +103,7 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
         await asyncio.wait((starting, launched), return_when=asyncio.FIRST_COMPLETED)
         from server.api.access import AccessPolicy  # while the worker loads
         from server.api.served_model import ServedModel
-        from server.app import create_app
+        from server.app import AppOptions, create_app
         from server.http.connections import Connections
         from server.http.proxies import TrustedProxies
         from server.http.server import HttpServer
@@ -112,17 +112,17 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
         hosts = _host_names(sock.getsockname()[0], options)
         policy = AccessPolicy(options.keys, options.rate, options.shared_history)
         model = ServedModel(options.model_names or (manifest.model.name,), options.strict_model)
-        app = create_app(
-            jobs,
+        served = AppOptions(
             policy,
             options.page,
             hosts,
             options.trusted_proxies,
-            model=model,
-            cors_origins=options.cors_origins,
-            dialects=options.dialects,
-            public_url=options.public_url,
+            options.public_url,
+            model,
+            options.cors_origins,
+            options.dialects,
         )
+        app = create_app(jobs, served)
         gc.freeze()  # a full collection holds the event loop, and what the imports made stays anyway
         connections = Connections(most, options.connections_per_address, TrustedProxies(options.trusted_proxies))
         await HttpServer(app, jobs, options.grace, options.drain, starting, connections).serve(sockets=[sock])

@@ -19,7 +19,7 @@ from PIL import Image
 
 from server.api.access import AccessPolicy
 from server.api.public_address import PublicAddress
-from server.app import create_app
+from server.app import AppOptions, create_app
 from server.http.connections import Connections
 from server.http.host_names import HostNames
 from server.http.server import config
@@ -98,7 +98,7 @@ def serving(
     connections: Connections | None = None,
     **options: Any,
 ) -> Iterator[str]:
-    """Run a server in a thread, and yield its base URL. `options`: further ones of `create_app`."""
+    """Run a server in a thread, and yield its base URL. `options`: further ones of `AppOptions`."""
     loop.store = JobStore(database, busy_timeout=0.5)
     jobs = JobService(loop.store, MANIFEST, limits, loras=LORAS)
     supervisor = jobs.worker_queue.link = ThreadSupervisor(loop, jobs.worker_queue)
@@ -112,9 +112,8 @@ def serving(
             await jobs.stop(grace=5)
             await supervisor.stop()
 
-    app = create_app(
-        jobs, policy or AccessPolicy(shared_history=True), hosts=hosts, trusted_proxies=trusted_proxies, **options
-    )
+    policy = policy or AccessPolicy(shared_history=True)
+    app = create_app(jobs, AppOptions(policy, hosts=hosts, trusted_proxies=trusted_proxies, **options))
     server = TimeoutServer(config(app, grace=5, connections=connections))
     with bind_socket("127.0.0.1", 0) as sock:
         sock.listen()  # clients wait for the worker to be ready
