@@ -57,7 +57,7 @@ def test_parts_name_functions_that_exist_and_parts_that_come_before() -> None:
 
 
 def test_unknown_part_is_refused_with_the_names_of_all(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"no part precison; its parts are machine, .*precision"):
+    with pytest.raises(SystemExit, match=r"no part 'precison'; its parts are machine, .*precision"):
         main(["gpu-check", str(tmp_path), "--only", "precison,machine"])
     assert not list(tmp_path.iterdir())
 
