@@ -1,15 +1,17 @@
 """A LoRA prepared for refittable plans: the new values of weights, graph by graph.
 
-`zimage-lora` prepares the file: it resolves every key, stores factors in FP32 with their scale applied, and chooses the
-powers of two that keep the merged weights in FP16's range. Knows arrays and files; not the execution of graphs.
+`zimage-lora` prepares the file: it resolves every key, stores changes at a strength of 1, and chooses the powers of two
+that keep the merged weights in FP16's range up to a strength. Knows arrays and files; not the execution of graphs.
 """
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import msgspec
@@ -19,13 +21,29 @@ import safetensors.numpy
 
 from engine.array import Array
 from engine.errors import LoraMismatch, PlanCorrupt
+from engine.plan.delta import VALUES, Delta, read_delta
 from engine.plan.manifest import Graph, GraphName, Manifest, Precision, RefitWeight
-from engine.plan.merge import Merged, Merger, Product
+from engine.plan.merge import Merged, Merger
 from engine.plan.shapes import longest_sequence
 
-FORMAT = "zimage-trt lora 2"
-DOWN, UP = ".down", ".up"
+FORMATS = "zimage-trt lora "
+FORMAT = f"{FORMATS}3"
 AHEAD = 1  # weights that other threads merge while the caller uses one
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """The scaling of the plans' weights under a LoRA, up to a strength.
+
+    Attributes:
+        strength: largest strength of its sign that FP16 can hold the weights at.
+        exponents: weight of a graph -> power of two that scales it.
+        scales: weight of a graph that has no parts -> its new value.
+    """
+
+    strength: float
+    exponents: dict[str, int]
+    scales: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,65 +52,20 @@ class About:
 
     Attributes:
         weights_sha256, precisions: those of the plans.
-        exponents: weight of a graph -> power of two that scales it while the LoRA is applied.
+        scalings: by strength.
         keys: largest number of tokens that the denoiser attends to in the plans.
     """
 
     weights_sha256: str
     precisions: dict[GraphName, Precision]
-    exponents: dict[str, int]
+    scalings: tuple[Scaling, ...]
     keys: int = 0
 
-
-@dataclass(frozen=True, slots=True)
-class PreparedLora:
-    """A prepared LoRA.
-
-    Attributes:
-        factors: parameter of the checkpoint -> down [rank, in] and up [out, rank], FP32; up @ down is added to it.
-        scales: weight of a graph that has no parts -> its new value.
-    """
-
-    about: About
-    factors: Mapping[str, tuple[Array, Array]]
-    scales: Mapping[str, Array]
-
-    def encode(self) -> bytes:
-        """Return the bytes of the file."""
-        tensors = dict(self.scales)
-        for layer, (down, up) in self.factors.items():
-            tensors |= {layer + DOWN: np.ascontiguousarray(down), layer + UP: np.ascontiguousarray(up)}
-        about = msgspec.json.encode(self.about).decode()
-        metadata = {"format": FORMAT, "about": about, "sha256": _digest(about, tensors)}
-        encoded: bytes = safetensors.numpy.save(tensors, metadata)
-        return encoded
-
-    @classmethod
-    def read(cls, file: Path) -> Self:
-        """Read a file.
-
-        Raises:
-            LoraMismatch: `zimage-lora` did not write the file, or it was altered since.
-        """
-        try:
-            with safetensors.safe_open(file, framework="np") as opened:
-                metadata = opened.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise LoraMismatch(
-                        f"{file} is not prepared for plans; prepare it with: zimage-lora {file} --engines ... -o ..."
-                    )
-                tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  not a dict
-        except (OSError, safetensors.SafetensorError) as error:
-            raise LoraMismatch(f"cannot read {file}: {error}") from error
-        about = metadata.get("about", "")
-        if metadata.get("sha256") != _digest(about, tensors):
-            raise LoraMismatch(f"{file} was altered after zimage-lora wrote it; prepare it again")
-        layers = [key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)]
-        return cls(
-            about=msgspec.json.decode(about, type=About),
-            factors={layer: (tensors[layer + DOWN], tensors[layer + UP]) for layer in layers},
-            scales={key: value for key, value in tensors.items() if not key.endswith((DOWN, UP))},
-        )
+    @property
+    def strengths(self) -> tuple[float, float]:
+        """Smallest and largest strength at which the LoRA can be applied."""
+        offered = [0.0, *(scaling.strength for scaling in self.scalings)]
+        return min(offered), max(offered)
 
     def require_match(self, manifest: Manifest) -> None:
         """Check that the LoRA was prepared for these plans.
@@ -101,29 +74,90 @@ class PreparedLora:
             LoraMismatch: the plans are not refittable, or have other weights or precisions.
         """
         require_refittable(manifest)
-        if self.about.weights_sha256 != manifest.model.weights_sha256:
+        if self.weights_sha256 != manifest.model.weights_sha256:
             raise LoraMismatch(f"the LoRA was prepared for other weights than these plans have ({manifest.model.name})")
         precisions = {name: graph.precision for name, graph in manifest.graphs.items()}
-        if self.about.precisions != precisions:
-            raise LoraMismatch(f"the LoRA was prepared for {self.about.precisions}, the plans have {precisions}")
+        if self.precisions != precisions:
+            raise LoraMismatch(f"the LoRA was prepared for {self.precisions}, the plans have {precisions}")
         refittable = {weight.name for graph in manifest.graphs.values() for weight in graph.refittable}
-        if refittable != {*self.about.exponents, *self.scales}:
+        if not all(refittable == {*scaling.exponents, *scaling.scales} for scaling in self.scalings):
             raise LoraMismatch("the LoRA was prepared for plans of another version of zimage-trt; prepare it again")
         keys = longest_sequence(manifest.profiles, manifest.model)
-        if manifest.accumulation == "fp16" and self.about.keys < keys:
+        if manifest.accumulation == "fp16" and self.keys < keys:
             raise LoraMismatch(
-                f"the LoRA was prepared for FP16 sums over {self.about.keys} tokens, these plans sum over {keys}; "
+                f"the LoRA was prepared for FP16 sums over {self.keys} tokens, these plans sum over {keys}; "
                 "prepare it again"
             )
 
+
+@dataclass(frozen=True, slots=True)
+class PreparedLora:
+    """A prepared LoRA.
+
+    Attributes:
+        deltas: parameter of the checkpoint -> what is added to it at a strength of 1.
+        strength: the strength to apply it at, see `at`.
+    """
+
+    about: About
+    deltas: Mapping[str, tuple[Delta, ...]]
+    strength: float = 1.0
+
+    def at(self, strength: float) -> Self:
+        """Return the LoRA at a strength.
+
+        Raises:
+            LoraMismatch: it was not prepared for this strength.
+        """
+        low, high = self.about.strengths
+        if not low <= strength <= high:
+            raise LoraMismatch(f"the LoRA can be applied at strengths from {low:g} to {high:g}, not at {strength:g}")
+        return replace(self, strength=strength)
+
+    def encode(self) -> bytes:
+        """Return the bytes of the file."""
+        tensors = {
+            f"{parameter}.{number}.{name}": np.ascontiguousarray(array)
+            for parameter, deltas in self.deltas.items()
+            for number, delta in enumerate(deltas)
+            for name, array in delta.fields().items()
+        }
+        about = msgspec.json.encode(self.about).decode()
+        metadata = {"format": FORMAT, "about": about, "sha256": _digest(about, sorted(tensors), tensors.__getitem__)}
+        encoded: bytes = safetensors.numpy.save(tensors, metadata)
+        return encoded
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Read a file. Changes that are as large as their weights are read when they are merged.
+
+        Raises:
+            LoraMismatch: `zimage-lora` did not write the file, or it was altered since.
+        """
+        with _readable(file):
+            opened, metadata = _open(file)
+            about, keys = metadata.get("about", ""), sorted(opened.keys())
+            if metadata.get("sha256") != _digest(about, keys, opened.get_tensor):
+                raise LoraMismatch(f"{file} was altered after zimage-lora wrote it; prepare it again")
+            return cls(msgspec.json.decode(about, type=About), _read_deltas(keys, opened.get_tensor))
+
+    def require_match(self, manifest: Manifest) -> None:
+        """Check that the LoRA was prepared for these plans.
+
+        Raises:
+            LoraMismatch: it was not, or the plans are not refittable.
+        """
+        self.about.require_match(manifest)
+
     def changes(self, graph: Graph) -> set[str]:
         """Return the names of a graph's weights that differ from the plan's."""
+        scaling = self._scaling
         return {
             weight.name
             for weight in graph.refittable
-            if weight.name in self.scales
-            or self.about.exponents[weight.name] != weight.exponent
-            or any(part in self.factors for part in weight.parts)
+            if weight.name in scaling.scales
+            or scaling.exponents[weight.name] != weight.exponent
+            or any(part in self.deltas for part in weight.parts)
         }
 
     def weights(self, graph: Graph, directory: Path) -> Iterator[tuple[str, Array]]:
@@ -131,12 +165,12 @@ class PreparedLora:
 
         Other threads merge one weight ahead. It takes memory for two weights, and some megabytes for each core.
         """
-        changes = self.changes(graph)
+        changes, scaling = self.changes(graph), self._scaling
         with Merger() as merger:
             started: deque[tuple[str, Merged]] = deque()
             for weight in graph.refittable:
-                if weight.name in self.scales:
-                    yield weight.name, self.scales[weight.name]
+                if weight.name in scaling.scales:
+                    yield weight.name, np.array(scaling.scales[weight.name], np.float32)
                 elif weight.name in changes:
                     started.append((weight.name, self._start(merger, weight, base_weight(graph, weight, directory))))
                 if len(started) > AHEAD:
@@ -145,24 +179,53 @@ class PreparedLora:
             for name, merged in started:
                 yield name, merged.wait()
 
+    @property
+    def _scaling(self) -> Scaling:
+        """The scaling for the strength: that of the next larger one of its sign."""
+        fit = [
+            scaling
+            for scaling in self.about.scalings
+            if scaling.strength * self.strength > 0 and abs(self.strength) <= abs(scaling.strength)
+        ]
+        assert fit, f"`at` checks strengths, and 0 is no LoRA; got {self.strength}"
+        return min(fit, key=lambda scaling: abs(scaling.strength))
+
     def _start(self, merger: Merger, weight: RefitWeight, base: Array) -> Merged:
-        products = []
-        extent = base.shape[1 if weight.transposed else 0] // len(weight.parts)
+        summands = []
+        along_columns = weight.transposed or base.ndim == 1  # a weight of one dimension counts as a row
+        extent = base.shape[-1 if along_columns else 0] // len(weight.parts)
         for number, part in enumerate(weight.parts):
-            if part not in self.factors:
-                continue
-            down, up = self.factors[part]
-            at = number * extent
-            # (up @ down).T as down.T @ up.T: BLAS takes transposed factors as they are
-            products.append(Product(down.T, up.T, 0, at) if weight.transposed else Product(up, down, at, 0))
-        return merger.start(base, products, weight.exponent, self.about.exponents[weight.name])
+            row, column = (0, number * extent) if along_columns else (number * extent, 0)
+            for delta in self.deltas.get(part, ()):
+                summands.append(delta.times(self.strength).place(row, column, weight.transposed))
+        return merger.start(base, summands, weight.exponent, self._scaling.exponents[weight.name])
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """Parse FILE or FILE:STRENGTH. If a file has the whole text as its name, the text has no strength."""
+    file, _, strength = text.rpartition(":")
+    try:
+        return (Path(file), float(strength)) if file and not Path(text).is_file() else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0
+
+
+def read_about(file: Path) -> About:
+    """Read what a file was prepared for, and none of its tensors.
+
+    Raises:
+        LoraMismatch: `zimage-lora` did not write the file.
+    """
+    with _readable(file):
+        return msgspec.json.decode(_open(file)[1].get("about", ""), type=About)
 
 
 def is_prepared(file: Path) -> bool:
-    """Return True if a file's metadata says that `zimage-lora` wrote it."""
+    """Return True if a file's metadata says that `zimage-lora` of any version wrote it."""
     try:
         with safetensors.safe_open(file, framework="np") as opened:
-            return (opened.metadata() or {}).get("format") == FORMAT
+            metadata: dict[str, str] = opened.metadata() or {}
+            return metadata.get("format", "").startswith(FORMATS)
     except (OSError, safetensors.SafetensorError):
         return False
 
@@ -189,9 +252,47 @@ def base_weight(graph: Graph, weight: RefitWeight, directory: Path) -> Array:
         raise PlanCorrupt(f"{path} is not as it was built: {error}; build again") from error
 
 
-def _digest(about: str, tensors: Mapping[str, Array]) -> str:
+def _open(file: Path) -> tuple[Any, dict[str, str]]:
+    """Open a prepared file, and return it with its metadata."""
+    opened: Any = safetensors.safe_open(file, framework="np")
+    metadata: dict[str, str] = opened.metadata() or {}
+    if metadata.get("format") == FORMAT:
+        return opened, metadata
+    if metadata.get("format", "").startswith(FORMATS):
+        raise LoraMismatch(f"{file} was prepared by another version of zimage-trt; prepare it again with zimage-lora")
+    raise LoraMismatch(
+        f"{file} is not prepared for plans; prepare it with: "
+        f"zimage-lora {file} --model CHECKPOINT --engines PLANS -o {file.stem}.lora"
+    )
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, safetensors.SafetensorError) as error:  # msgspec's errors are ValueErrors
+        raise LoraMismatch(f"cannot read {file}: {error}") from error
+
+
+def _read_deltas(keys: Sequence[str], read: Callable[[str], Array]) -> dict[str, tuple[Delta, ...]]:
+    """Read the deltas of each parameter, except the values of dense ones."""
+    fields: dict[tuple[str, int], dict[str, str]] = {}
+    for key in keys:
+        parameter, number, name = key.rsplit(".", 2)
+        fields.setdefault((parameter, int(number)), {})[name] = key
+    deltas: dict[str, tuple[Delta, ...]] = {}
+    for (parameter, _), named in sorted(fields.items()):
+        small = {name: read(key) for name, key in named.items() if name != VALUES}
+        delta = read_delta(small, partial(read, named.get(VALUES, "")))
+        deltas[parameter] = (*deltas.get(parameter, ()), delta)
+    return deltas
+
+
+def _digest(about: str, keys: Iterable[str], read: Callable[[str], Array]) -> str:
+    """Return the hex sha256 of a file's contents, of which one tensor after the other is in memory."""
     found = hashlib.sha256(about.encode())
-    for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+    for key in keys:
+        tensor = read(key)
+        found.update(f"{key} {tensor.dtype} {tensor.shape}".encode())
         found.update(tensor.tobytes())
     return found.hexdigest()

@@ -16,7 +16,8 @@ from engine.backends.tensorrt.cuda_graphs import CAPTURED
 from engine.backends.tensorrt.engine import CONTEXTS, StreamResources, TensorRtEngine, _without_covered
 from engine.errors import DeviceError, PlanCorrupt
 from engine.options import CudaGraphs
-from engine.plan.lora import About, PreparedLora
+from engine.plan.delta import LowRank
+from engine.plan.lora import About, PreparedLora, Scaling
 from engine.plan.manifest import RefitWeight
 from engine.plan.shapes import dimensions
 
@@ -189,9 +190,9 @@ def test_every_pass_runs_once_with_its_own_tensors(replaying: Device) -> None:
 
 
 def lora(**factors: float) -> PreparedLora:
-    about = About("", {}, {weight.name: 0 for weight in WEIGHTS})
+    about = About("", {}, (Scaling(1.0, {weight.name: 0 for weight in WEIGHTS}),))
     down = np.ones((1, 3), np.float32)
-    return PreparedLora(about, {name: (down, np.full((2, 1), value)) for name, value in factors.items()}, {})
+    return PreparedLora(about, {name: (LowRank(down, np.full((2, 1), value)),) for name, value in factors.items()})
 
 
 def refit(device: Device, lora: PreparedLora | None) -> None:
