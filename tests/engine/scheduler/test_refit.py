@@ -23,7 +23,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from benchmarks.harness.pixels import psnr
-from engine.errors import LoraMismatch, PlanCorrupt
+from engine.errors import InvalidRequest, LoraMismatch, PlanCorrupt
 from engine.pipeline import Pipeline
 from engine.plan.directory import read
 from engine.plan.lora import PreparedLora, Scaling, base_weight
@@ -37,7 +37,7 @@ from engine.scheduler.lora_registry import LoraRegistry
 from engine.size import Size
 from export.build import BuildOptions
 from export.checkpoint.files import open_checkpoint
-from export.checkpoint.lora import Lora
+from export.checkpoint.lora import Lora, merge
 from export.checkpoint.rotary_layout import half_split
 from export.cli import main as build_engines_command
 from export.lora_cli import main
@@ -167,6 +167,47 @@ def test_refitted_plans_generate_the_image_of_merged_plans(
     ratio = psnr(pipeline.generate(REQUEST).pixels, merged.generate(REQUEST).pixels)
     print(f"{ratio:.1f} dB")
     assert ratio > 35
+
+
+@pytest.mark.parametrize("strength", [0.5, -1.5, 3.0])
+def test_lora_at_a_strength_has_the_weights_of_the_lora_scaled_before(
+    plans: Path, prepared: PreparedLora, lora: Lora, checkpoint: Path, strength: float
+) -> None:
+    """Up to the powers of two, of which those of a larger strength may serve. The plans' own weights come back."""
+    merged = merge(open_checkpoint(str(checkpoint)), [replace(lora, scale=strength * lora.scale)]).transformer.weights
+    at, compared = prepared.at(strength), 0
+    for graph in read(plans).graphs.values():
+        found = dict(at.weights(graph, plans))
+        for weight in graph.refittable:
+            if weight.name in found and len(weight.parts) == 1 and weight.parts[0] in prepared.deltas:
+                value = found[weight.name].astype(np.float32) * 2.0 ** -at._scaling.exponents[weight.name]
+                expected = merged[weight.parts[0].removeprefix("transformer.")].load().numpy()
+                np.testing.assert_allclose(
+                    value.T if weight.transposed else value, expected, rtol=2e-3, atol=1e-3 * np.abs(expected).max()
+                )
+                compared += 1
+    assert compared == 3  # the other two are joined with others
+    pipeline = Pipeline.load(plans, verify=False)
+    own = pipeline.generate(SMALL).pixels
+    pipeline.refit(at)
+    assert not np.array_equal(pipeline.generate(SMALL).pixels, own)
+    pipeline.refit(prepared.at(0.0))
+    assert np.array_equal(pipeline.generate(SMALL).pixels, own)
+
+
+def test_strength_beyond_fp16_is_refused_by_the_loop(plans: Path, prepared: PreparedLora, tmp_path: Path) -> None:
+    usual = [scaling for scaling in prepared.about.scalings if scaling.strength == 1]
+    weak = replace(prepared, about=replace(prepared.about, scalings=tuple(usual)))
+    (tmp_path / "weak.lora").write_bytes(weak.encode())
+    pipeline = Pipeline.load(plans, verify=False)
+    loras = LoraRegistry(pipeline, {"weak": tmp_path / "weak.lora"})
+    assert loras.check() == ()
+    loop = EngineLoop(pipeline, loras=loras)
+    loop.tokenize(replace(SMALL, lora="weak", lora_strength=0.7))
+    for strength in (1.1, -0.5):
+        with pytest.raises(InvalidRequest, match=r"lora_strength must be between 0 and 1 .* 'weak'") as caught:
+            loop.tokenize(replace(SMALL, lora="weak", lora_strength=strength))
+        assert caught.value.param == "lora_strength"
 
 
 def test_weights_that_change_are_known_before_they_are_merged(plans: Path, prepared: PreparedLora) -> None:
