@@ -81,7 +81,7 @@ def _scalings(
     try:
         usual = measure(1.0)
     except Fp16RangeError as error:
-        raise Fp16RangeError(f"with the LoRA, {error}; give it a smaller scale, such as FILE:0.5") from error
+        raise Fp16RangeError(f"with the LoRA, {error}; give it a smaller strength, such as FILE:0.5") from error
     found = _steps(unchanged, usual, measure)
     for weaker, strengths in ((usual, (MAX_LORA_STRENGTH, 2.0)), (unchanged, (-MAX_LORA_STRENGTH, -2.0, -1.0))):
         for strength in strengths:  # the first that FP16 can hold; requests for larger ones are refused
