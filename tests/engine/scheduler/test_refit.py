@@ -38,7 +38,7 @@ from engine.size import Size
 from export.build import BuildOptions
 from export.checkpoint.files import open_checkpoint
 from export.checkpoint.lora import Lora, merge
-from export.checkpoint.rotary_layout import half_split
+from export.checkpoint.rotary_layout import half_split, is_rotated
 from export.cli import main as build_engines_command
 from export.lora_cli import main
 from export.precision.bounds import LIMIT
@@ -175,18 +175,21 @@ def test_lora_at_a_strength_has_the_weights_of_the_lora_scaled_before(
 ) -> None:
     """Up to the powers of two, of which those of a larger strength may serve. The plans' own weights come back."""
     merged = merge(open_checkpoint(str(checkpoint)), [replace(lora, scale=strength * lora.scale)]).transformer.weights
-    at, compared = prepared.at(strength), 0
+    at, head_dim, compared = prepared.at(strength), sum(read(plans).model.rope.axes_dims), 0
     for graph in read(plans).graphs.values():
         found = dict(at.weights(graph, plans))
         for weight in graph.refittable:
-            if weight.name in found and len(weight.parts) == 1 and weight.parts[0] in prepared.deltas:
-                value = found[weight.name].astype(np.float32) * 2.0 ** -at._scaling.exponents[weight.name]
-                expected = merged[weight.parts[0].removeprefix("transformer.")].load().numpy()
-                np.testing.assert_allclose(
-                    value.T if weight.transposed else value, expected, rtol=2e-3, atol=1e-3 * np.abs(expected).max()
-                )
-                compared += 1
-    assert compared == 3  # the other two are joined with others
+            if not any(part in prepared.deltas for part in weight.parts):
+                continue
+            value = found[weight.name].astype(np.float32) * 2.0 ** -at._scaling.exponents[weight.name]
+            rows = np.split(value.T if weight.transposed else value, len(weight.parts))
+            for part, own in zip(weight.parts, rows, strict=True):
+                expected = merged[part.removeprefix("transformer.")].load().float()
+                ordered = half_split(expected, head_dim) if is_rotated(part) else expected
+                largest = expected.abs().max().item()
+                np.testing.assert_allclose(own, ordered.numpy(), rtol=2e-3, atol=1e-3 * largest)
+                compared += part in prepared.deltas
+    assert compared == len(STRENGTH)
     pipeline = Pipeline.load(plans, verify=False)
     own = pipeline.generate(SMALL).pixels
     pipeline.refit(at)
