@@ -15,7 +15,7 @@ from engine.images.encode import encode
 from engine.images.metadata import file_metadata
 from engine.options import RuntimeOptions, add_pipeline_arguments
 from engine.pipeline import Pipeline
-from engine.plan.lora import PreparedLora
+from engine.plan.lora import PreparedLora, parse_lora
 from engine.request import MAX_SEED, ImageRequest, random_seed
 from engine.scheduler.loop import EngineLoop
 from engine.size import Size
@@ -55,7 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=int, help=f"Seed, 0 to {MAX_SEED} (default: a random one, which the command prints)"
     )
-    parser.add_argument("--lora", type=Path, metavar="FILE", help="File written by zimage-lora; needs refittable plans")
+    parser.add_argument(
+        "--lora",
+        type=parse_lora,
+        metavar="FILE[:STRENGTH]",
+        help="File written by zimage-lora; needs refittable plans (default strength: 1)",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="Log what is loaded, and its GPU memory")
     parser.add_argument("--steps", type=int, help="Denoising steps (default: the model's number, 8)")
     parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="Text that guidance moves away from")
@@ -84,7 +89,8 @@ def _run(args: argparse.Namespace) -> None:
 def _generate(args: argparse.Namespace, request: ImageRequest, file: IO[bytes]) -> str:
     """Write an image to a file; return what the command prints."""
     started = time.perf_counter()
-    lora = PreparedLora.read(args.lora) if args.lora else None
+    lora_file, strength = args.lora or (None, 1.0)
+    lora = None if lora_file is None else PreparedLora.read(lora_file).at(strength)
     with Pipeline.load(args.engines, RuntimeOptions.of(args)) as pipeline:
         refit = "" if lora is None else f", LoRA {pipeline.refit(lora):.2f} s"
         loaded = time.perf_counter()
@@ -95,7 +101,7 @@ def _generate(args: argparse.Namespace, request: ImageRequest, file: IO[bytes]) 
             f"the prompt is longer than {limit} tokens; ignored: ...{image.prompt.dropped[:60]!r}",
             file=sys.stderr,
         )
-    generated = request if args.lora is None else replace(request, lora=args.lora.stem)
+    generated = request if lora_file is None else replace(request, lora=lora_file.stem, lora_strength=strength)
     metadata = image.metadata(pipeline.manifest, generated)
     file.write(encode(image.pixels, text=file_metadata(generated, metadata)))
     stages = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in asdict(image.seconds).items() if seconds)
