@@ -10,14 +10,14 @@ from engine.errors import ZImageError
 COMMANDS = {
     "full-size": "Trace a full-size graph from its config, or build some of its layers into an RTX plan.",
     "vram": "Tell which options fit Z-Image-Turbo into which graphics cards, from plans of a few full-size layers.",
-    "http": "Measure the overhead and the throughput of zimage-serve against the engine alone, and soak it with users.",
+    "http": "Measure overhead and throughput of zimage-serve against the engine alone; --soak adds many users.",
     "soak": "Mix clients of every kind with kills, pauses and clock jumps of zimage-serve, and account for all jobs.",
     "startup": "Measure the time from starting zimage-serve to its readiness, and the time of its first image.",
     "judge": "Score z-image-nano's images of held-out captions: colours, shapes, places, sizes, backgrounds.",
     "parity": "Compare FP32, FP16 and BF16 of a checkpoint with float64: graphs, steps, images.",
     "verify": "Compare full-width graphs with DiffSynth as a build does, and measure time and peak memory.",
     "self-test": "Run the probes of plans on this device and compare them with FP32, as loading does.",
-    "gpu-check": "Answer the open questions about a GPU in ten minutes: numerics, kernels, speed, memory, CUDA.",
+    "gpu-check": "Check a GPU in ten minutes, and write a report: numerics, kernels, speed, memory, CUDA.",
     "latency": "Measure every stage against eager PyTorch, torch.compile and the roofline.",
     "batching": "Measure a forward pass at every batch size and write the table that zimage-serve batches by.",
     "encode": "Measure the time and the file size of PNG, JPEG and WebP encoders.",
@@ -30,14 +30,16 @@ def main(argv: list[str] | None = None) -> None:
     """Run `zimage-bench`. The last line of stdout is JSON."""
     arguments = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser("zimage-bench", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary)
-        if name in arguments[:1]:  # imports this benchmark only: some need torch, others must not load it
-            _module(name).add_arguments(command)
-    args = parser.parse_args(arguments)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     try:
+        for name, summary in COMMANDS.items():
+            command = commands.add_parser(name, help=summary, description=summary)
+            if name in arguments[:1]:  # imports this benchmark only: some need torch, others must not load it
+                _module(name).add_arguments(command)
+        args = parser.parse_args(arguments)
         _module(args.command).run(args)
+    except ModuleNotFoundError as error:
+        sys.exit(f"zimage-bench: {error.name} is not installed; in the checkout: pip install -e '.[export,bench,nano]'")
     except ZImageError as error:
         sys.exit(f"zimage-bench: {error}")
 

@@ -6,7 +6,7 @@ Tracing touches no weights. Layers that are built get seeded random weights, mad
 import argparse
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +14,20 @@ from typing import Any
 
 from benchmarks.harness.report import Stopwatch, finish, peak_rss
 from benchmarks.harness.source import random_components
-from engine.plan.manifest import Accumulation, Graph, GraphName, Model, Precision, Profile, PromptFormat, Rope
-from engine.plan.shapes import dimensions
+from engine.plan.manifest import (
+    SCHEMA_VERSION,
+    Accumulation,
+    Graph,
+    GraphName,
+    Manifest,
+    Model,
+    Precision,
+    Profile,
+    PromptFormat,
+    Rope,
+    Target,
+)
+from engine.plan.shapes import dimensions, longest_sequence
 from export.checkpoint import models
 from export.compile import onnx_export, plan_size
 from export.compile.profiles import default_profiles, parse_profile
@@ -93,11 +105,10 @@ def exported(
     """Export a full-size graph with fewer layers and no refiner to an ONNX file, which is removed at the end."""
     sizes = replace(Z_IMAGE_TURBO, n_layers=layers, n_refiner_layers=0, text_layers=layers + 1)
     module = graph_of(sizes, graph, graph_precisions("fp16", "rtx")[graph], accumulation)
-    longest = max(dimensions(graph, profile, MODEL)["sequence"].max for profile in profiles)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{graph}.onnx"
         onnx = onnx_export.trace(module)
-        onnx_export.attach_weights(onnx, module.measure(longest).weights)
+        onnx_export.attach_weights(onnx, module.measure(longest_sequence(profiles, MODEL)).weights)
         weight_bytes = onnx_export.weight_bytes(onnx)
         onnx_export.write(onnx, path)
         yield path, Graph(path.name, module.precision, module.inputs, module.outputs, weight_bytes=weight_bytes)
@@ -134,6 +145,13 @@ def build(
 def profiles_of(texts: Sequence[str]) -> tuple[Profile, ...]:
     """Return the profiles of the command line, or build-engines' own for Z-Image-Turbo."""
     return tuple(parse_profile(text, MODEL) for text in texts) or default_profiles(Z_IMAGE_TURBO.sample_size, MODEL)
+
+
+def manifest(
+    model: Model, precision: Precision, profiles: Sequence[Profile], graphs: Mapping[GraphName, Graph]
+) -> Manifest:
+    """Return the manifest of RTX plans that no directory holds."""
+    return Manifest(SCHEMA_VERSION, "", "", precision, model, Target("rtx", ""), tuple(profiles), dict(graphs), ())
 
 
 def graph_of(

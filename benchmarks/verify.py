@@ -18,10 +18,10 @@ import msgspec
 from rich.console import Console
 from safetensors.torch import save_file
 
-from benchmarks.full_size import MODEL
+from benchmarks.full_size import MODEL, manifest
 from benchmarks.harness.report import Stopwatch, finish, peak_rss
 from benchmarks.harness.source import random_components
-from engine.plan.manifest import SCHEMA_VERSION, Graph, GraphName, Manifest, Precision, Target
+from engine.plan.manifest import Graph, GraphName, Manifest, Precision
 from engine.plan.probes import PROBES_FILE
 from export.checkpoint.files import Checkpoint, Component
 from export.checkpoint.stored_weights import stored_weights
@@ -45,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bf16", action="store_true", help="BF16 graphs instead of FP16")
     parser.add_argument("--small", action="store_true", help="The sizes of z-image-nano, to try the command")
     parser.add_argument(
-        "--folder", type=Path, help="Folder for some 15 GB of files, kept for the next run (default: a temporary one)"
+        "--folder",
+        type=Path,
+        metavar="DIR",
+        help="Folder for some 15 GB of files, kept for the next run with the same options (default: a temporary one)",
     )
 
 
@@ -54,7 +57,8 @@ def run(args: argparse.Namespace) -> None:
     sizes = replace(whole, n_layers=args.layers, text_layers=args.layers + 1)
     precision: Precision = "bf16" if args.bf16 else "fp16"
     with ExitStack() as owned:
-        folder = args.folder or Path(owned.enter_context(tempfile.TemporaryDirectory()))
+        kept = args.folder or Path(owned.enter_context(tempfile.TemporaryDirectory()))
+        folder = kept / f"{'small' if args.small else 'full-width'}-{args.layers}-layers-{precision}"
         folder.mkdir(parents=True, exist_ok=True)
         figures = measure(sizes, precision, folder)
     figures["whole_model_seconds"] = extrapolated(figures["seconds"], args.layers, whole)
@@ -64,17 +68,24 @@ def run(args: argparse.Namespace) -> None:
 def measure(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[str, Any]:
     """Write weights and graphs unless they are in the folder, and compare them in a fresh process.
 
+    Args:
+        folder: folder for files of these sizes and this precision alone.
+
     Returns:
         Seconds of each graph's comparison, peak resident set of the process, bytes of the probes.
     """
     processes = multiprocessing.get_context("spawn")
+
+    def run_part(part: Part) -> dict[str, Any]:
+        with processes.Pool(1) as pool:  # each with the memory of its own process only
+            return pool.apply(part, (sizes, precision, folder))
+
     figures: dict[str, Any] = {"layers": sizes.n_layers, "precision": precision}
-    parts: dict[str, Part] = {WEIGHTS_DONE: _write, GRAPHS: _export, "": _verify}
-    for made, part in parts.items():  # each with the memory of its own process only
-        if not (folder / made).is_file():
-            with processes.Pool(1) as pool:
-                figures |= pool.apply(part, (sizes, precision, folder))
-    return figures
+    if not (folder / WEIGHTS_DONE).is_file():
+        figures |= run_part(_write)
+    if not (folder / GRAPHS).is_file():
+        figures |= run_part(_export)
+    return figures | run_part(_verify)
 
 
 def extrapolated(seconds: Mapping[str, float], layers: int, whole: CheckpointSizes) -> float:
@@ -106,11 +117,9 @@ def _export(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[
 
 def _verify(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[str, Any]:
     graphs = msgspec.json.decode((folder / GRAPHS).read_bytes(), type=dict[GraphName, Graph])
-    checkpoint, model, progress = _open(sizes, folder), MODEL, _progress()
-    target, profiles = Target("rtx", ""), default_profiles(sizes.sample_size, model)
-    plans = Manifest(SCHEMA_VERSION, "", "", precision, model, target, profiles, {}, ())
+    checkpoint, progress = _open(sizes, folder), _progress()
     before = peak_rss()
-    verified = verify(graphs, checkpoint, folder, plans, progress)
+    verified = verify(graphs, checkpoint, folder, plans_of(sizes, precision), progress)
     return {
         "seconds": {name: round(progress.seconds[f"{name}: comparing with DiffSynth"], 1) for name in graphs},
         "relative_l2": {name: graph.parity for name, graph in verified.items()},
@@ -123,6 +132,13 @@ def _verify(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[
         "bound_bytes": needed_bytes(checkpoint),
         "probes_bytes": (folder / PROBES_FILE).stat().st_size,
     }
+
+
+def plans_of(sizes: CheckpointSizes, precision: Precision) -> Manifest:
+    """Return the manifest that probes are made for: models of these sizes, with the default profiles."""
+    rope = replace(MODEL.rope, axes_dims=sizes.axes_dims, axes_lens=sizes.axes_lens)
+    model = replace(MODEL, prompt_embeds_dim=sizes.dim, rope=rope)
+    return manifest(model, precision, default_profiles(sizes.sample_size, model), {})
 
 
 def _open(sizes: CheckpointSizes, folder: Path) -> Checkpoint:

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import full_size
 from benchmarks.harness.report import finish
 from engine.backends.vram import VramPlan
-from engine.plan.manifest import SCHEMA_VERSION, Graph, GraphName, Manifest, Profile, Target
+from engine.plan.manifest import Graph, GraphName
 from server.settings import SLOTS
 
 CARDS = (12, 16, 24, 32, 80)  # GiB
@@ -79,7 +79,7 @@ def rows_of(
     """
     profiles = full_size.profiles_of(build)
     whole = {name: replace(each.graph, weight_bytes=weights[name]) for name, each in measured.items()}
-    manifest = _manifest(whole, profiles)
+    manifest = full_size.manifest(full_size.MODEL, "fp16", profiles, whole)
     with tempfile.TemporaryDirectory() as folder:
         for name, each in measured.items():
             with (Path(folder) / each.graph.file).open("wb") as plan:
@@ -109,20 +109,6 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 def _profile_options(texts: Sequence[str]) -> list[str]:
     return [f"--profile {text}" for text in texts]
-
-
-def _manifest(graphs: dict[GraphName, Graph], profiles: Sequence[Profile]) -> Manifest:
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        plan_id="",
-        zimage_trt="",
-        precision="fp16",
-        model=full_size.MODEL,
-        target=Target("rtx", ""),
-        profiles=tuple(profiles),
-        graphs=graphs,
-        files=(),
-    )
 
 
 def _figures(row: Row) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from export.compile.profiles import default_profiles, parse_profile
 from export.compile.target import choose_flavor, compute_capabilities, require_refit
 from export.compile.tensorrt_build import TensorRtBuilder
 from export.graphs.checkpoint_graphs import make_graphs
+from export.graphs.graph_module import GraphModule
 from export.precision.dtypes import graph_precisions, require_accumulation
 from export.progress import BuildProgress
 
@@ -71,6 +72,57 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
         BuildError: the options contradict each other, or the build failed. No partial directory is left behind.
         BackendUnavailable: this machine lacks a package or a GPU that the flavor needs.
     """
+    build = _open(options, progress)
+    finished = options.output / build.name
+    with plan_directory.exclusive(options.output, build.name):
+        known = plan_directory.find_finished(finished)
+        if known is not None and (known.is_verified or not options.verify):
+            progress.console.print(f"found {finished}, which was built from the same inputs")
+            plan_directory.make_current(finished)
+            return finished
+        plan_directory.require_space(options.output, build.disk_bytes)
+        with plan_directory.unfinished(options.output, build.name) as directory:
+            manifest = _fill(directory, build, options, progress)
+            (directory / MANIFEST_FILE).write_bytes(encode(manifest))
+            plan_directory.publish(directory, finished)
+    return finished
+
+
+@dataclass(frozen=True, slots=True)
+class _Build:
+    """A build whose options and inputs are known to fit each other.
+
+    Attributes:
+        builder: None for ONNX Runtime.
+        draft: manifest without what the build finds out.
+    """
+
+    checkpoint: Checkpoint
+    graphs: Mapping[GraphName, GraphModule]
+    precisions: Mapping[GraphName, Precision]
+    builder: TensorRtBuilder | None
+    draft: Manifest
+
+    @property
+    def name(self) -> str:
+        """Name of the plan directory."""
+        draft = self.draft
+        return f"{draft.model.name.replace('/', '--')}-{draft.precision}-{draft.target.flavor}-{draft.plan_id}"
+
+    @property
+    def disk_bytes(self) -> int:
+        """Peak disk space: the ONNX files and, with TensorRT, the plans beside them."""
+        components = {
+            "prompt_encoder": self.checkpoint.text_encoder,
+            "denoiser": self.checkpoint.transformer,
+            "vae_decoder": self.checkpoint.vae,
+        }
+        one = sum(components[n].parameters * (4 if own == "fp32" else 2) for n, own in self.precisions.items())
+        return one if self.builder is None else 2 * one
+
+
+def _open(options: BuildOptions, progress: BuildProgress) -> _Build:
+    """Check the options, open the checkpoint and hash it."""
     flavor = choose_flavor(options.flavor, bool(options.compute_capabilities), progress)
     require_accumulation(options.accumulation, options.precision, flavor)
     capabilities = compute_capabilities(flavor, options.compute_capabilities)
@@ -84,38 +136,24 @@ def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
         model = _describe(checkpoint, options.loras)
     target = Target(flavor, builder.name if builder else f"onnx opset {onnx_export.OPSET}", capabilities)
     draft = _draft(options, model, target, _profiles(options, checkpoint, model))
-    name = f"{model.name.replace('/', '--')}-{options.precision}-{flavor}-{draft.plan_id}"
-    finished = options.output / name
-    with plan_directory.exclusive(options.output, name):
-        known = plan_directory.find_finished(finished)
-        if known is not None and (known.is_verified or not options.verify):
-            progress.console.print(f"found {finished}, which was built from the same inputs")
-            plan_directory.make_current(finished)
-            return finished
-        plan_directory.require_space(
-            options.output, _disk_bytes(checkpoint, precisions, copies=1 if builder is None else 2)
-        )
-        with plan_directory.unfinished(options.output, name) as directory:
-            _copy_tokenizer(checkpoint, directory)
-            fitted = fit_preview(checkpoint, progress)
-            built = export_graphs(
-                graphs,
-                checkpoint,
-                precisions,
-                directory,
-                progress,
-                refittable=options.refittable,
-                keys=longest_sequence(draft.profiles, model),
-            )
-            if options.verify:
-                built = verify(built, checkpoint, directory, draft, progress)
-            if builder is not None:
-                built = _build_plans(builder, built, directory, draft, progress)
-            with progress.stage("hashing the plans"):
-                manifest = replace(draft, graphs=built, files=plan_directory.list_files(directory), preview=fitted)
-            (directory / MANIFEST_FILE).write_bytes(encode(manifest))
-            plan_directory.publish(directory, finished)
-    return finished
+    return _Build(checkpoint, graphs, precisions, builder, draft)
+
+
+def _fill(directory: Path, build: _Build, options: BuildOptions, progress: BuildProgress) -> Manifest:
+    """Write all files of a plan directory but its manifest, and return the manifest."""
+    checkpoint, draft = build.checkpoint, build.draft
+    _copy_tokenizer(checkpoint, directory)
+    fitted = fit_preview(checkpoint, progress)
+    keys = longest_sequence(draft.profiles, draft.model)
+    built = export_graphs(
+        build.graphs, checkpoint, build.precisions, directory, progress, refittable=options.refittable, keys=keys
+    )
+    if options.verify:
+        built = verify(built, checkpoint, directory, draft, progress)
+    if build.builder is not None:
+        built = _build_plans(build.builder, built, directory, draft, progress)
+    with progress.stage("hashing the plans"):
+        return replace(draft, graphs=built, files=plan_directory.list_files(directory), preview=fitted)
 
 
 def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> PreviewProjection | None:
@@ -175,17 +213,6 @@ def _copy_tokenizer(checkpoint: Checkpoint, directory: Path) -> None:
     target = directory / TOKENIZER_FILE
     target.parent.mkdir()
     shutil.copyfile(checkpoint.directory / TOKENIZER_FILE, target)
-
-
-def _disk_bytes(checkpoint: Checkpoint, precisions: Mapping[GraphName, Precision], copies: int) -> int:
-    """Return the peak disk space of a build: the ONNX files and, with TensorRT, the plans beside them."""
-    components = {
-        "prompt_encoder": checkpoint.text_encoder,
-        "denoiser": checkpoint.transformer,
-        "vae_decoder": checkpoint.vae,
-    }
-    sizes = {name: components[name].parameters * (4 if own == "fp32" else 2) for name, own in precisions.items()}
-    return copies * sum(sizes.values())
 
 
 def _build_plans(

@@ -75,7 +75,9 @@ def _explain(manifest: Manifest) -> Iterator[str]:
         for name, graph in manifest.graphs.items():
             yield from describe(name, graph, sizes[graph.file])
     products = [product for graph in manifest.graphs.values() for product in graph.products]
-    width = max((len(product.name) for product in products), default=0)
+    if not products:
+        return
+    width = max(len(product.name) for product in products)
     yield f"{'product':{width}}  input bound, scale      output bound, scale"
     for p in products:
         entering, leaving = f"{p.input_bound:.1e}  2^{-p.input_shift}", f"{p.output_bound:.1e}  2^{-p.output_shift}"
@@ -85,63 +87,47 @@ def _explain(manifest: Manifest) -> Iterator[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "build-engines",
-        description="Build the plans of a Z-Image checkpoint, and print the plan directory.",
+        description="Build a directory of plans from a Z-Image checkpoint, and print its path.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
+    _add_weights(parser.add_argument_group("weights"))
+    _add_number_formats(parser.add_argument_group("number formats"))
+    _add_target(parser.add_argument_group("GPUs and image sizes"))
+    build = parser.add_argument_group("build")
+    build.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="Folder that plan directories are written to"
+    )
+    build.add_argument(
+        "--explain",
+        action="store_true",
+        help="Print the size of every plan beside that of its weights, and the bound of every FP16 product with the "
+        "power of two that it is scaled by",
+    )
+    build.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="Do not compare the exported graphs with DiffSynth's forward passes; such plans have no self-test",
+    )
+    return parser
+
+
+def _add_weights(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--model",
         required=True,
         metavar="PATH|ID",
         help="Folder of the checkpoint in the official layout, or its hub id, which is downloaded",
     )
-    parser.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="Folder that plan directories are written to"
-    )
-    precision = parser.add_mutually_exclusive_group()
-    for name, text in (
-        ("fp16", "Compute matrix products in FP16, scaled so that they cannot overflow (default)"),
-        ("bf16", "Compute matrix products in BF16"),
-        ("fp32", "Compute everything in FP32"),
-    ):
-        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, help=text)
-    parser.set_defaults(precision="fp16")
-    parser.add_argument(
-        "--accumulate",
-        choices=("fp32", "fp16"),
-        default="fp32",
-        help="With --fp16: number format in which the denoiser sums products; fp16 is less exact, and faster on "
-        "consumer GPUs (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--flavor",
-        choices=("auto", "tensorrt", "rtx", "onnx"),
-        default="auto",
-        help="tensorrt: plans for this machine's GPU; rtx: plans for consumer GPUs, which need not be present; "
-        "onnx: graphs for ONNX Runtime on a CPU; auto: chosen by the installed packages and the GPU (default)",
-    )
-    parser.add_argument(
-        "--compute-capability",
-        metavar="8.9,12.0",
-        help="Compute capabilities to build for, with --flavor rtx (default: all that support the precision)",
-    )
-    parser.add_argument(
-        "--profile",
-        action="append",
-        default=[],
-        metavar="SIZES[:BATCH]",
-        help="Range of image sizes, and the largest batch (1 if omitted), tuned for the first size, such as "
-        "512,1024x1536:2; repeatable (default: 1/4 to 1 times the model's default size with batches up to 4, "
-        "and 1/4 to 2 times with batch 1)",
-    )
-    parser.add_argument(
+    group.add_argument(
         "--transformer-file",
         type=Path,
         metavar="FILE",
         help="Transformer weights in a single safetensors file (ComfyUI's or the official keys), in place of those "
         "in transformer/",
     )
-    parser.add_argument(
+    group.add_argument(
         "--lora",
         action="append",
         default=[],
@@ -149,24 +135,55 @@ def _parser() -> argparse.ArgumentParser:
         help="LoRA to merge into the transformer, with peft, DiffSynth, ComfyUI, ai-toolkit or kohya keys; repeatable "
         "(default scale: 1)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--refittable",
         action="store_true",
         help="Build plans that can swap LoRAs prepared by zimage-lora at run time; such plans are less optimised",
     )
-    parser.add_argument(
-        "--explain",
-        action="store_true",
-        help="Print the size of every plan beside that of its weights, and the bound of every FP16 product with the "
-        "power of two that it is scaled by",
+
+
+def _add_number_formats(group: argparse._ArgumentGroup) -> None:
+    precision = group.add_mutually_exclusive_group()
+    for name, text in (
+        ("fp16", "Compute matrix products in FP16, scaled so that they cannot overflow (default)"),
+        ("bf16", "Compute matrix products in BF16"),
+        ("fp32", "Compute everything in FP32"),
+    ):
+        precision.add_argument(
+            f"--{name}", dest="precision", action="store_const", const=name, default="fp16", help=text
+        )
+    group.add_argument(
+        "--accumulate",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="With --fp16: number format in which the denoiser sums products; fp16 is less exact, and faster on "
+        "consumer GPUs (default: %(default)s)",
     )
-    parser.add_argument(
-        "--no-verify",
-        dest="verify",
-        action="store_false",
-        help="Do not compare the exported graphs with DiffSynth's forward passes; such plans have no self-test",
+
+
+def _add_target(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--flavor",
+        choices=("auto", "tensorrt", "rtx", "onnx"),
+        default="auto",
+        help="tensorrt: plans for this machine's GPU; rtx: plans for consumer GPUs, which need not be present; "
+        "onnx: graphs for ONNX Runtime on a CPU; auto: chosen by the installed packages and the GPU (default)",
     )
-    return parser
+    group.add_argument(
+        "--compute-capability",
+        metavar="8.9,12.0",
+        help="GPUs to build for, with --flavor rtx (default: all that TensorRT-RTX builds for)",
+    )
+    group.add_argument(
+        "--profile",
+        action="append",
+        default=[],
+        metavar="SIZES[:BATCH]",
+        help="Image sizes that the plans take: all from the smallest to the largest width and height in SIZES, tuned "
+        "for the first. A size is WIDTHxHEIGHT or a square's side in pixels. BATCH images at most are generated at a "
+        "time (1 if omitted). Example: 512,1024x1536:2. Repeatable (default: 1/4 to 1 times the model's default size "
+        "with batches up to 4, and 1/4 to 2 times with batch 1)",
+    )
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def publish(unfinished: Path, finished: Path) -> None:
     for file in unfinished.rglob("*"):
         if file.is_file():
             _sync(file)
-    shutil.rmtree(finished, ignore_errors=True)  # a damaged directory; an intact one is never built again
+    shutil.rmtree(finished, ignore_errors=True)  # damaged, or not compared with DiffSynth
     unfinished.rename(finished)
     make_current(finished)
 
@@ -103,7 +103,10 @@ def require_space(output: Path, needed: int) -> None:
     existing = next(p for p in (output, *output.parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
-        raise BuildError(f"{output} has {free / 1e6:,.0f} MB free, the build needs about {needed / 1e6:,.0f} MB")
+        raise BuildError(
+            f"{output} has {free / 1e6:,.0f} MB free, the build needs about {needed / 1e6:,.0f} MB; free some, or "
+            "choose another --output"
+        )
 
 
 @contextmanager

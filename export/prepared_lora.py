@@ -4,7 +4,7 @@ The runtime has neither PyTorch nor the checkpoint, so the work that needs them 
 reads the result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -16,8 +16,9 @@ from engine.plan.shapes import longest_sequence
 from export.checkpoint.files import Checkpoint
 from export.checkpoint.lora import Lora, Merged, merge
 from export.checkpoint.rotary_layout import half_split, is_rotated
-from export.checkpoint.weights import exponent, load_as
+from export.checkpoint.weights import Fp16RangeError, Weight, exponent, load_as
 from export.graphs.checkpoint_graphs import make_graphs
+from export.graphs.graph_module import GraphModule
 
 
 def prepare(checkpoint: Checkpoint, loras: Sequence[Lora], manifest: Manifest) -> PreparedLora:
@@ -41,7 +42,7 @@ def prepare(checkpoint: Checkpoint, loras: Sequence[Lora], manifest: Manifest) -
     exponents: dict[str, int] = {}
     scales: dict[str, Array] = {}
     for name, module in make_graphs(merged, precisions, manifest.accumulation).items():
-        weights = module.measure(keys).weights
+        weights = _measure(module, keys)
         for refitted in manifest.graphs[name].refittable:
             own = [weights[part] for part in refitted.parts or (refitted.name,)]
             if not refitted.parts:
@@ -52,6 +53,13 @@ def prepare(checkpoint: Checkpoint, loras: Sequence[Lora], manifest: Manifest) -
                 if part in factors:
                     load_as(weight, getattr(torch, refitted.dtype))
     return PreparedLora(About(manifest.model.weights_sha256, precisions, exponents, keys), factors, scales)
+
+
+def _measure(module: GraphModule, keys: int) -> Mapping[str, Weight]:
+    try:
+        return module.measure(keys).weights
+    except Fp16RangeError as error:
+        raise Fp16RangeError(f"with the LoRA, {error}; give it a smaller scale, such as FILE:0.5") from error
 
 
 def _factors(merged: Checkpoint, head_dim: int) -> dict[str, tuple[Array, Array]]:

@@ -19,7 +19,7 @@ from engine.plan.lora import FORMAT
 from export.checkpoint.comfyui import COMFYUI_NAMES
 from export.checkpoint.files import Checkpoint
 from export.checkpoint.stored_weights import StoredWeight, read_metadata, stored_weights
-from export.checkpoint.weights import Weight, load_finite
+from export.checkpoint.weights import Derived, Weight, load_finite
 
 KEY = re.compile(
     r"(?P<layer>.+?)\.(?:lora_(?P<peft>[AB])(?:\.\w+)?\.weight|lora[_.](?P<kohya>down|up)\.weight|(?P<alpha>alpha))"
@@ -62,15 +62,10 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
+class Merged(Derived):
     """A weight plus the updates of LoRAs, in FP32."""
 
-    weight: Weight
     updates: tuple[Update, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.weight.shape
 
     @property
     def source(self) -> str:

@@ -79,13 +79,6 @@ def text_encoder(component: Component) -> Model:
     return _model(component, module, {name: f"model.{name}" for name, _ in module.named_parameters()}, ignored)
 
 
-def load_text_encoder(component: Component) -> Any:
-    """Load Qwen3 in FP32, with its rotary buffers."""
-    module = text_encoder(component).load()
-    make_rotary_buffers(module)
-    return module
-
-
 def make_rotary_buffers(text_encoder: Any) -> None:
     """Make the rotary buffers of Qwen3, which are not weights, so that loading weights leaves them on meta."""
     text_encoder.rotary_emb = type(text_encoder.rotary_emb)(config=text_encoder.config)

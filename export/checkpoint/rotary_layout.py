@@ -10,25 +10,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from export.checkpoint.weights import Weight
+from export.checkpoint.weights import Derived, Weight
 
 ROTATED = ("attention.to_q", "attention.to_k", "attention.norm_q", "attention.norm_k")  # layers of a Z-Image block
 
 
 @dataclass(frozen=True, slots=True)
-class HalfSplit:
+class HalfSplit(Derived):
     """A weight of queries or keys with its pairs half a head apart."""
 
-    weight: Weight
     head_dim: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.weight.shape
-
-    @property
-    def source(self) -> str:
-        return self.weight.source
 
     def load(self) -> Tensor:
         return half_split(self.weight.load(), self.head_dim)

@@ -47,15 +47,25 @@ class Joined:
 
 
 @dataclass(frozen=True, slots=True)
-class Scaled:
-    """A weight times a power of two, in FP32."""
+class Derived:
+    """Base of weights that are computed from another one, with its shape and its source unless they say otherwise."""
 
     weight: Weight
-    exponent: int
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.weight.shape
+
+    @property
+    def source(self) -> str:
+        return self.weight.source
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled(Derived):
+    """A weight times a power of two, in FP32."""
+
+    exponent: int
 
     @property
     def source(self) -> str:
@@ -66,18 +76,12 @@ class Scaled:
 
 
 @dataclass(frozen=True, slots=True)
-class Transposed:
+class Transposed(Derived):
     """A matrix as [inputs, outputs], the layout of an ONNX matrix product."""
-
-    weight: Weight
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.weight.shape[::-1]
-
-    @property
-    def source(self) -> str:
-        return self.weight.source
 
     def load(self) -> Tensor:
         return self.weight.load().T

@@ -32,7 +32,7 @@ def export_graphs(
         keys: largest number of tokens that the denoiser attends to; needed where it sums in FP16.
 
     Raises:
-        Fp16RangeError: FP16 cannot hold the denoiser's or the VAE decoder's products at any scale, or its sums.
+        Fp16RangeError: FP16 cannot hold the denoiser's products at any scale, or its sums.
     """
     exported: dict[GraphName, Graph] = {}
     for name, (module, measured) in _measure(graphs, checkpoint, precisions["vae_decoder"], progress, keys).items():
@@ -78,7 +78,7 @@ def _measure(
             raise Fp16SumError(f"{checkpoint.name}: {error}; use --accumulate fp32, or a smaller --profile") from error
         except Fp16RangeError as error:
             if name != "prompt_encoder":
-                raise Fp16RangeError(f"{checkpoint.name}: {error}; use --bf16") from error
+                raise Fp16RangeError(f"{checkpoint.name}: {error}; use --{wide}") from error
             progress.console.print(f"{name}: using {wide}, since FP16 cannot hold it: {error}", highlight=False)
             graph = make_prompt_encoder(checkpoint, wide)
             measured[name] = graph, graph.measure()

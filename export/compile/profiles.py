@@ -1,11 +1,11 @@
 """Profiles, the ranges of shapes that plans support: `--profile` and its defaults."""
 
 import re
+from collections.abc import Sequence
 
 from engine.errors import BuildError
 from engine.plan.manifest import Model, Profile, Range, padded
-
-Size = tuple[int, int]  # width, height in pixels
+from engine.size import Size
 
 
 def parse_profile(text: str, model: Model) -> Profile:
@@ -20,7 +20,7 @@ def parse_profile(text: str, model: Model) -> Profile:
     match = re.fullmatch(r"(\d{1,5}(?:x\d{1,5})?(?:,\d{1,5}(?:x\d{1,5})?)*)(?::(\d{1,5}))?", text, re.ASCII)
     if match is None:
         raise BuildError(f"--profile must read like 512,1024x1536:2 (sizes, then the largest batch), got {text!r}")
-    sizes = [_size(part) for part in match[1].split(",")]
+    sizes = [Size.parse(part) for part in match[1].split(",")]
     return _profile(text, sizes, int(match[2] or 1), model)
 
 
@@ -35,12 +35,7 @@ def default_profiles(sample_size: int, model: Model) -> tuple[Profile, ...]:
     return usual, large
 
 
-def _size(text: str) -> Size:
-    width, _, height = text.partition("x")
-    return int(width), int(height or width)
-
-
-def _profile(name: str, sizes: list[Size], batch: int, model: Model) -> Profile:
+def _profile(name: str, sizes: Sequence[tuple[int, int]], batch: int, model: Model) -> Profile:
     multiple = model.size_multiple
     _, rows, columns = model.rope.axes_lens
     for size in sizes:

@@ -83,8 +83,8 @@ class TensorRtBuilder:
 
     def _config(self, builder: Any, graph: Graph, profiles: Sequence[Shapes]) -> Any:
         config = builder.create_builder_config()
-        # TF32 is on by default. What is FP32 in a graph needs it: all of --fp32, and in the other precisions the
-        # embedders, the modulation and the final layer, which are a ten-thousandth of the work.
+        # TF32 is on by default. Products that are FP32 in a graph need all of FP32: those of --fp32, and in the other
+        # precisions the embedders, the modulation and the final layer, which are a ten-thousandth of the work.
         config.clear_flag(self._trt.BuilderFlag.TF32)
         config.profiling_verbosity = self._trt.ProfilingVerbosity.DETAILED  # a plan can be asked for its kernels
         for shapes in profiles:
@@ -119,7 +119,7 @@ def import_tensorrt(flavor: Flavor) -> ModuleType:
     """Import the package of a flavor.
 
     Raises:
-        BackendUnavailable: the package does not import, or is a stub; the message names the installation command.
+        BackendUnavailable: the package does not import, or is a stub; the message says what to install.
     """
     package = PACKAGES[flavor]
     try:
@@ -158,9 +158,9 @@ def _make_logger(trt: ModuleType) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
         """Collects errors for exceptions, and sizes of memory, which no API gives without a GPU.
 
-        TensorRT states the sizes in messages of severity INFO, which `trt.Logger` can only print. So they come through
-        Python here, as nowhere else. It takes the interpreter's lock for each message, which can block no thread: the
-        build releases the lock, and its threads end with it.
+        TensorRT states the sizes in messages of severity INFO, which `trt.Logger` can only print. A logger in Python
+        takes the interpreter's lock for each message. That cannot deadlock here: the build releases the lock, and its
+        threads end with it.
         """
 
         def __init__(self) -> None:

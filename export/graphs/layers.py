@@ -1,8 +1,8 @@
 """Forward passes of layers that the graphs share, written for tracing over DiffSynth's and Qwen3's weights.
 
-No function uses complex numbers, changes tensors in place or branches on data. Residual streams are FP32; matrix
-products have the dtype of their weights and are summed in a layer's `sums`, a dtype, if it has one. `export.precision`
-sets it, makes the eps of a norm a tensor and gives a layer a `scale`.
+No function uses complex numbers, changes tensors in place or branches on data. Residual streams are FP32; a matrix
+product has the dtype of its weights. `export.precision` gives layers the attributes `sums`, the dtype in which their
+products are summed, and `scale`, a factor of their results; it also makes the eps of norms tensors.
 """
 
 from typing import Any

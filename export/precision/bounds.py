@@ -30,7 +30,7 @@ TERMS = 8  # products that a tensor core adds to an FP16 sum before it rounds: A
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class Magnitude:
     """Magnitudes of a tensor's elements.
 
     Attributes:
@@ -42,12 +42,12 @@ class Size:
     typical: float
 
     @staticmethod
-    def of(bounds: Tensor, typical: Tensor) -> "Size":
-        return Size(bounds.max().item() * ROUNDING, typical.square().mean().sqrt().item())
+    def of(bounds: Tensor, typical: Tensor) -> "Magnitude":
+        return Magnitude(bounds.max().item() * ROUNDING, typical.square().mean().sqrt().item())
 
-    def summed_in_fp16(self, terms: int) -> "Size":
-        """Return the size of a sum of so many products whose running value is rounded to FP16."""
-        return Size(self.bound * growth(terms), self.typical)
+    def summed_in_fp16(self, terms: int) -> "Magnitude":
+        """Return the magnitude of a sum of so many products whose running value is rounded to FP16."""
+        return Magnitude(self.bound * growth(terms), self.typical)
 
     def fits_fp16(self, shift: int) -> bool:
         """Return True if FP16 can hold the tensor divided by 2^shift without losing typical values."""
@@ -99,25 +99,25 @@ class ResidualBranch:
     """A residual branch of a block, from its norm to its last product.
 
     Attributes:
-        entering: unscaled size of the normed input.
+        entering: unscaled magnitude of the normed input.
         projected: of the first products: queries, keys and values; gate and up.
         inner: of the last product's input: values mixed by attention; the gated product.
         returned: of the last product.
         undivided: of the sum of values inside attention, before it is divided by the sum of the softmax; None if that
             is summed in FP32.
-        lost: relative error of the result for values that are rounded as the smallest FP16 numbers are.
+        lost: relative error of the result if values are rounded to multiples of FP16's smallest number.
         entering_shift: exponent of the power of two that `entering` and `projected` are divided by.
         inner_shift, returned_shift: the same for `inner` and `undivided`, and for `returned`.
     """
 
-    entering: Size
-    projected: Size
-    inner: Size
-    returned: Size
+    entering: Magnitude
+    projected: Magnitude
+    inner: Magnitude
+    returned: Magnitude
     entering_shift: int = 0
     inner_shift: int = 0
     returned_shift: int = 0
-    undivided: Size | None = None
+    undivided: Magnitude | None = None
     lost: float = 0.0
 
     @staticmethod
@@ -148,18 +148,18 @@ class ResidualBranch:
         by_head = output.unflatten(1, (-1, head_dim)).norm(dim=2) @ widest.repeat_interleave(shared)
         returned = torch.minimum(output.abs() @ mixed_rows, by_head)
         projected = torch.cat([query.norm(dim=1), key.norm(dim=1), rows])
-        sizes = (
-            Size.of(longest * norm.abs(), norm),
-            Size.of(longest * projected, projected),
-            Size.of(longest * rows, rows),
-            Size.of(longest * returned, (output * mixed_rows).norm(dim=1)),
+        magnitudes = (
+            Magnitude.of(longest * norm.abs(), norm),
+            Magnitude.of(longest * projected, projected),
+            Magnitude.of(longest * rows, rows),
+            Magnitude.of(longest * returned, (output * mixed_rows).norm(dim=1)),
         )
         undivided, lost = None, 0.0
         if keys is not None:
-            normed, first, mixed, last = sizes
-            sizes = (normed, first.summed_in_fp16(len(norm)), mixed, last.summed_in_fp16(output.shape[1]))
-            undivided = Size(keys * mixed.bound, mixed.typical).summed_in_fp16(keys)
-        entering, total = _shift(*sizes[:3]), _shift(sizes[3])
+            normed, first, mixed, last = magnitudes
+            magnitudes = (normed, first.summed_in_fp16(len(norm)), mixed, last.summed_in_fp16(output.shape[1]))
+            undivided = Magnitude(keys * mixed.bound, mixed.typical).summed_in_fp16(keys)
+        entering, total = _shift(*magnitudes[:3]), _shift(magnitudes[3])
         rest = max(total - entering, 0)
         in_output = max(0, min(rest, _room(output), IN_OUTPUT))
         entering += rest - in_output
@@ -168,7 +168,7 @@ class ResidualBranch:
             columns = output.norm(dim=0)
             lost = math.ldexp(columns.norm().item(), inner - SMALLEST) / (columns * mixed_rows).norm().item()
         raised = min(inner - entering, _headroom(output))
-        return ResidualBranch(*sizes, entering, inner, inner + in_output - raised, undivided, lost)
+        return ResidualBranch(*magnitudes, entering, inner, inner + in_output - raised, undivided, lost)
 
     @staticmethod
     def feed_forward(
@@ -179,18 +179,18 @@ class ResidualBranch:
         gate, up = gate * norm, up * norm
         gates, ups = gate.norm(dim=1), up.norm(dim=1)
         product = longest**2 / 2 * (gates * ups + (gate * up).sum(1).abs())  # maximum of (p.h)(q.h) on a sphere
-        sizes = (
-            Size.of(longest * norm.abs(), norm),
-            Size.of(longest * torch.cat([gates, ups]), torch.cat([gates, ups])),
-            Size.of(product, gates * ups / 2),
-            Size.of(down.abs() @ product, (down * gates * ups / 2).norm(dim=1)),
+        magnitudes = (
+            Magnitude.of(longest * norm.abs(), norm),
+            Magnitude.of(longest * torch.cat([gates, ups]), torch.cat([gates, ups])),
+            Magnitude.of(product, gates * ups / 2),
+            Magnitude.of(down.abs() @ product, (down * gates * ups / 2).norm(dim=1)),
         )
         if fp16_sums:
-            normed, projected, inside, returned = sizes
-            sizes = (normed, projected.summed_in_fp16(len(norm)), inside, returned.summed_in_fp16(len(gate)))
-        entering = _shift(*sizes[:2])
-        inner = max(entering, _shift(*sizes[2:]))
-        return ResidualBranch(*sizes, entering, inner, inner)
+            normed, projected, inside, returned = magnitudes
+            magnitudes = (normed, projected.summed_in_fp16(len(norm)), inside, returned.summed_in_fp16(len(gate)))
+        entering = _shift(*magnitudes[:2])
+        inner = max(entering, _shift(*magnitudes[2:]))
+        return ResidualBranch(*magnitudes, entering, inner, inner)
 
     @property
     def range_error(self) -> str | None:
@@ -202,9 +202,9 @@ class ResidualBranch:
             "sum of values before it is divided": (self.undivided or self.inner, self.inner_shift),
             "result": (self.returned, self.returned_shift),
         }
-        for name, (size, shift) in tensors.items():
-            if not size.fits_fp16(shift):
-                return f"its {name}, scaled by 2^{-shift}, reaches {size.bound:.0e} and is typically {size.typical:.0e}"
+        for name, (own, shift) in tensors.items():
+            if not own.fits_fp16(shift):
+                return f"its {name}, scaled by 2^{-shift}, reaches {own.bound:.0e} and is typically {own.typical:.0e}"
         if self.lost > LOSS:
             return f"its values, scaled by 2^-{self.inner_shift}, are so uneven that the result loses {self.lost:.1%}"
         return None
@@ -227,9 +227,9 @@ def _largest_singular_values(matrices: Tensor) -> Tensor:
     return found
 
 
-def _shift(*sizes: Size) -> int:
+def _shift(*magnitudes: Magnitude) -> int:
     """Return the least exponent of two that brings all bounds within LIMIT."""
-    largest = max(size.bound for size in sizes)
+    largest = max(magnitude.bound for magnitude in magnitudes)
     return max(0, math.ceil(math.log2(largest / LIMIT))) if math.isfinite(largest) and largest else 0
 
 

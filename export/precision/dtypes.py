@@ -30,17 +30,18 @@ def graph_precisions(
         capabilities: compute capabilities of the GPUs to build for.
 
     Raises:
-        BuildError: BF16 for ONNX Runtime.
+        BuildError: BF16 where it is missing.
     """
-    if flavor == "onnx" and precision == "bf16":
-        raise BuildError("ONNX Runtime has no BF16 kernels on a CPU; use --fp32 or --fp16 with --flavor onnx")
     wide: Precision = "fp32" if flavor == "onnx" or TURING in capabilities else "bf16"
+    if precision == "bf16" and wide == "fp32":
+        where = "ONNX Runtime on a CPU" if flavor == "onnx" else f"compute capability {TURING}"
+        raise BuildError(f"--bf16: {where} has no BF16; use --fp16 or --fp32")
     vae_decoder = wide if precision == "fp16" else precision
     return {"prompt_encoder": precision, "denoiser": precision, "vae_decoder": vae_decoder}
 
 
 def require_accumulation(accumulation: Accumulation, precision: Precision, flavor: Flavor) -> None:
-    """Raise BuildError if the precision or the flavor has one way of accumulating only, and it is another."""
+    """Raise BuildError if products are to be summed in FP16 where they are always summed in FP32."""
     if accumulation == "fp16" and precision != "fp16":
         raise BuildError(f"--accumulate fp16 needs --fp16; products of --{precision} are always summed in FP32")
     if accumulation == "fp16" and flavor == "onnx":

@@ -207,7 +207,7 @@ class Fp16Block:
             raise Fp16RangeError(
                 f"{self.name}: queries, keys or attention scores can reach {largest:.0e}, more than FP16 can hold"
             )
-        if keys is not None and keys * growth(keys) > 2 * LIMIT:  # `growth` needs no reserve
+        if keys is not None and keys * growth(keys) > 2 * LIMIT:  # all of FP16's range: the bound is exact
             raise Fp16RangeError(f"{self.name}: the sum of the softmax over {keys} keys exceeds what FP16 can hold")
 
     def _inside(self, attention: ResidualBranch, keys: int | None) -> tuple[ProductBound, ...]:

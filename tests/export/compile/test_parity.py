@@ -127,7 +127,8 @@ def test_prompt_encoder_and_denoiser_equal_diffsynths_whole_model(
     """The reference, and the graphs, split what DiffSynth does in one call; the split itself changes nothing."""
     dit = models.transformer(opened.transformer).load()
     models.embed_timesteps_in_fp32(dit)
-    text_encoder = models.load_text_encoder(opened.text_encoder)
+    text_encoder = models.text_encoder(opened.text_encoder).load()
+    models.make_rotary_buffers(text_encoder)
     prompt = sample_inputs("prompt_encoder", reference.config, height=8, width=8, tokens=tokens, batch=1)
     step = sample_inputs("denoiser", reference.config, height=18, width=22, tokens=tokens, batch=1)
     latents, sigma, sigma_next = (torch.from_numpy(step[key]) for key in ("latents", "sigma", "sigma_next"))

@@ -1,9 +1,9 @@
 """Which precision each graph gets, and weights that FP16 does not hold."""
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ Change = Callable[[torch.Tensor], torch.Tensor]
     ("arguments", "expected"),
     [
         (("fp16", "rtx", ("8.9", "12.0")), ("fp16", "fp16", "bf16")),
-        (("fp16", "rtx", ("7.5", "8.9")), ("fp16", "fp16", "fp32")),  # one plan for both, and Turing has no BF16
+        (("fp16", "tensorrt", ("7.5",)), ("fp16", "fp16", "fp32")),  # Turing has no BF16
         (("fp16", "onnx"), ("fp16", "fp16", "fp32")),
         (("bf16", "rtx", ("8.9",)), ("bf16", "bf16", "bf16")),
         (("fp32", "onnx"), ("fp32", "fp32", "fp32")),
@@ -38,9 +38,12 @@ def test_each_graph_gets_a_precision_that_its_target_supports(
     assert tuple(graph_precisions(*arguments).values()) == expected
 
 
-def test_bf16_on_a_cpu_is_refused() -> None:
-    with pytest.raises(BuildError, match="use --fp32 or --fp16"):
-        graph_precisions("bf16", "onnx")
+@pytest.mark.parametrize(
+    ("target", "lacking"), [(("onnx",), "ONNX Runtime on a CPU"), (("tensorrt", ("7.5",)), "compute capability 7.5")]
+)
+def test_bf16_is_refused_where_there_is_none(target: tuple[Any, ...], lacking: str) -> None:
+    with pytest.raises(BuildError, match=f"{lacking} has no BF16; use --fp16 or --fp32"):
+        graph_precisions("bf16", *target)
 
 
 def one_row(tensor: torch.Tensor) -> torch.Tensor:
@@ -63,42 +66,12 @@ def changed(checkpoint: Path, folder: Path, component: str, tensor: str, change:
     return copy
 
 
-def build(checkpoint: Path, folder: Path, *arguments: str) -> None:
-    output = ("--output", str(folder / "out"), "--flavor", "onnx", "--no-verify")
-    main(["--model", str(checkpoint), *output, *arguments])
-
-
-@pytest.mark.parametrize(
-    ("tensor", "change", "message"),
-    [
-        (
-            "layers.2.attention.to_v.weight",
-            one_row,
-            r"model: transformer\.layers\.2: FP16 cannot hold the attention at any scale.*use --bf16",
-        ),
-        (
-            "noise_refiner.1.feed_forward.w3.weight",
-            one_row,
-            r"model: transformer\.noise_refiner\.1: FP16 cannot hold the feed-forward part at any scale.*use --bf16",
-        ),
-        (
-            "layers.0.attention.norm_q.weight",
-            lambda tensor: tensor * 1e5,
-            r"model: transformer\.layers\.0: queries, keys or attention scores can reach .*use --bf16",
-        ),
-        (
-            "layers.1.feed_forward.w2.weight",
-            one_infinity,
-            r"layers\.1\.feed_forward\.w2\.weight in .* holds NaN or Inf",
-        ),
-    ],
-)
-def test_weights_beyond_fp16_are_refused_by_name(
-    checkpoint: Path, tmp_path: Path, tensor: str, change: Change, message: str
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        build(changed(checkpoint, tmp_path, "transformer", tensor, change), tmp_path, "--fp16")
-    assert re.search(message, str(caught.value)), caught.value
+def test_weights_beyond_fp16_end_the_build_with_a_precision_that_holds_them(checkpoint: Path, tmp_path: Path) -> None:
+    model = changed(checkpoint, tmp_path, "transformer", "layers.2.attention.to_v.weight", one_row)
+    options = ("--output", str(tmp_path / "out"), "--flavor", "onnx", "--no-verify")
+    message = r"model: transformer\.layers\.2: FP16 cannot hold the attention at any scale.*; use --fp32$"
+    with pytest.raises(SystemExit, match=message):
+        main(["--model", str(model), *options])
     assert not list((tmp_path / "out").glob("*/manifest.json"))
 
 
@@ -123,12 +96,27 @@ def tiny(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("tensor", "change", "message"),
     [
+        (
+            "noise_refiner.1.feed_forward.w3.weight",
+            one_row,
+            r"noise_refiner\.1: FP16 cannot hold the feed-forward part",
+        ),
+        (
+            "layers.0.attention.norm_q.weight",
+            lambda t: t * 1e5,
+            r"layers\.0: queries, keys or attention scores can reach",
+        ),
+        (
+            "layers.1.feed_forward.w2.weight",
+            one_infinity,
+            r"layers\.1\.feed_forward\.w2\.weight in .* holds NaN or Inf",
+        ),
         ("layers.0.attention.to_v.weight", lambda t: t * 1e25, "FP16 cannot hold the attention at any scale"),
         ("t_embedder.mlp.0.bias", one_infinity, r"t_embedder.* holds NaN or Inf"),
         ("layers.1.feed_forward.w2.weight", tiny, r"w2\.weight in .* is too small for FP16, which loses 6.9%"),
     ],
 )
-def test_weights_that_lose_too_much_in_fp16_are_refused(
+def test_weights_that_fp16_does_not_hold_are_refused_by_name(
     checkpoint: Path, tmp_path: Path, tensor: str, change: Change, message: str
 ) -> None:
     opened = open_checkpoint(str(changed(checkpoint, tmp_path, "transformer", tensor, change)))
