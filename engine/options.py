@@ -11,6 +11,7 @@ from engine.errors import InvalidRequest, ZImageError
 from engine.size import Size
 
 MAX_THREADS = 256
+SLOTS = 12  # slots for many images at once; a guided image takes two. Enough for three batches of four
 NOT_OPTIONS = ("slots", "loras", "lora_versions")  # fields without an argument of the command line
 
 CudaGraphs = Literal["auto", "on", "off"]
@@ -75,14 +76,18 @@ class RuntimeOptions:
         return cls(**given | {"profiles": tuple(args.profiles or ())})
 
 
-def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
+def add_pipeline_arguments(parser: argparse._ActionsContainer) -> None:
     """Add `--engines`, and an option for each field of `RuntimeOptions` except NOT_OPTIONS."""
     default = RuntimeOptions()
     parser.add_argument(
         "--engines", type=Path, required=True, metavar="DIR", help="Folder written by build-engines --output"
     )
     parser.add_argument(
-        "--threads", type=_threads, default=default.threads, help=HELP["threads"] + " (default: %(default)s)"
+        "--threads",
+        type=_threads,
+        default=default.threads,
+        metavar="N",
+        help=HELP["threads"] + " (default: %(default)s)",
     )
     parser.add_argument(
         "--profile", dest="profiles", action="append", metavar="NAME", help=HELP["profiles"] + " (default: all)"

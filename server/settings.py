@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.errors import ZImageError
 from engine.files import version
-from engine.options import HELP, MAX_THREADS, CudaGraphs, RuntimeOptions
+from engine.options import HELP, MAX_THREADS, SLOTS, CudaGraphs, RuntimeOptions
 from server.jobs.admission import Limits
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.retention import DAY, Retention
@@ -29,7 +29,6 @@ from server.setting_types import EMPTY, Host, Hosts, Keys, Networks, Origins, Ra
 from server.worker.supervisor import WorkerTimeouts
 
 PREFIX = "ZIMAGE_"
-SLOTS = 12  # slots; a guided image takes two. Enough for three batches of four
 MIB = 1 << 20
 MAX_DAYS = 36_500
 PROTECTING = ("keys", "rate", "hosts", "trusted_proxies")  # settings that must not be lost by an empty variable
