@@ -5,7 +5,7 @@ import importlib
 import sys
 from typing import Any
 
-from engine.errors import ZImageError
+from engine.command import add_version, one_line_errors
 
 COMMANDS = {
     "full-size": "Trace a full-size graph from its config, or build some of its layers into an RTX plan.",
@@ -28,8 +28,13 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> None:
     """Run `zimage-bench`. The last line of stdout is JSON."""
-    arguments = sys.argv[1:] if argv is None else argv
+    with one_line_errors("zimage-bench"):
+        _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser("zimage-bench", description=__doc__)
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     try:
         for name, summary in COMMANDS.items():
@@ -40,8 +45,6 @@ def main(argv: list[str] | None = None) -> None:
         _module(args.command).run(args)
     except ModuleNotFoundError as error:
         sys.exit(f"zimage-bench: {error.name} is not installed; in the checkout: pip install -e '.[export,bench,nano]'")
-    except ZImageError as error:
-        sys.exit(f"zimage-bench: {error}")
 
 
 def _module(command: str) -> Any:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.errors import ZImageError
+from engine.command import add_version, one_line_errors
 from engine.files import whole_file
 from engine.plan.directory import read, resolve
 
@@ -12,6 +12,11 @@ from engine.plan.directory import read, resolve
 def main(argv: list[str] | None = None) -> None:
     """Run `zimage-lora`. Errors exit with status 1 and one line on stderr."""
     args = _parser().parse_args(argv)
+    with one_line_errors("zimage-lora"):
+        _prepare(args)
+
+
+def _prepare(args: argparse.Namespace) -> None:
     try:
         manifest = read(resolve(args.engines), verify=False)
 
@@ -28,10 +33,6 @@ def main(argv: list[str] | None = None) -> None:
         print(args.output)
     except ModuleNotFoundError as error:
         sys.exit(f"zimage-lora: {error.name} is not installed; in the checkout: pip install -e '.[export]'")
-    except (ZImageError, OSError) as error:
-        sys.exit(f"zimage-lora: {error}")
-    except KeyboardInterrupt:
-        sys.exit("zimage-lora: interrupted")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="File to write; zimage-generate --lora takes it",
     )
+    add_version(parser)
     return parser
 
 

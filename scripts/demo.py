@@ -12,31 +12,46 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PROMPT = "a small red circle to the left of a large blue star on a yellow background"
+ABOUT = "z-image-nano draws coloured shapes at 128 to 256 pixels; of anything else it makes coloured blobs."
 CHECKPOINT = ROOT / "nano" / "z-image-nano"
 GENERATED_WITHIN = 60  # seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("scripts/demo", description=__doc__)
+    """Run the demo until Ctrl-C; before the server is ready, that exits with 130."""
+    try:
+        demo(arguments())
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser("scripts/demo", description=__doc__, epilog=ABOUT)
     parser.add_argument("--once", action="store_true", help="stop the server after one image")
     parser.add_argument("--port", type=int, default=8000, help="0 for any free one; default: %(default)s")
     parser.add_argument("--out", type=Path, default=ROOT / "out", metavar="DIR", help="default: out/ in the checkout")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def demo(args: argparse.Namespace) -> None:
     engines = args.out / "engines"
     run(str(BIN / "build-engines"), "--model", str(CHECKPOINT), "--fp16", "--flavor", "onnx", "--output", str(engines))
     serve = [str(BIN / "zimage-serve"), "--engines", str(engines), "--port", str(args.port)]
     server = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True)
+    is_ready = False
     try:
         url = wait_until_ready(server)
+        is_ready = True
         image = args.out / "demo.png"
         image.write_bytes(generate(url))
         print(f"one image through HTTP: {image}", flush=True)
         if not args.once:
-            print(f"the server keeps running, with a page at {url}/; stop it with Ctrl-C. Another image:")
+            print(f"the server keeps running, with a page at {url}/; stop it with Ctrl-C. {ABOUT} Another image:")
             print(f"  curl {url}/v1/images/generations -H 'content-type: application/json' -d '{json.dumps(body())}'")
             server.wait()
     except KeyboardInterrupt:
-        pass
+        if not is_ready:
+            raise
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=30)
