@@ -14,6 +14,7 @@ from engine.errors import InvalidRequest, ZImageError
 from engine.files import require_writable
 from engine.options import SLOTS, RuntimeOptions, add_pipeline_arguments
 from engine.plan.directory import read, resolve
+from engine.plan.guide import Guide
 from engine.plan.manifest import Manifest
 from engine.progress_bar import ProgressBar
 from engine.prompt_lines import PromptLine, read_lines
@@ -199,7 +200,8 @@ def _check(args: argparse.Namespace, tasks: Sequence[_Task]) -> Manifest:
             raise InvalidRequest(task.message(error), error.param) from error
         except OSError as error:
             raise OSError(task.message(error)) from error
-    manifest = read(resolve(args.engines), verify=False)
+    directory = resolve(args.engines)
+    manifest = read(directory, verify=False)
     manifest = replace(manifest, profiles=tuple(manifest.choose_profiles(tuple(args.profiles or ())).values()))
     for task in tasks:
         try:
@@ -208,6 +210,9 @@ def _check(args: argparse.Namespace, tasks: Sequence[_Task]) -> Manifest:
             raise InvalidRequest(task.message(error), error.param) from error
     if any(task.request.negative_prompt and not task.request.is_guided for task in tasks):
         _say("negative prompts have no effect without a --guidance-scale above 0")
+    guide = Guide.read(directory)
+    if guide.about and sys.stderr.isatty() and not all(guide.covers(task.request.size(manifest)) for task in tasks):
+        _say(guide.about)
     return manifest
 
 

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PROMPT = "a small red circle to the left of a large blue star on a yellow background"
-ABOUT = "z-image-nano draws coloured shapes at 128 to 256 pixels; of anything else it makes coloured blobs."
 CHECKPOINT = ROOT / "nano" / "z-image-nano"
 GENERATED_WITHIN = 60  # seconds
 
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser("scripts/demo", description=__doc__, epilog=ABOUT)
+    parser = argparse.ArgumentParser("scripts/demo", description=__doc__, epilog=guide()["about"])
     parser.add_argument("--once", action="store_true", help="stop the server after one image")
     parser.add_argument("--port", type=int, default=8000, help="0 for any free one; default: %(default)s")
     parser.add_argument("--out", type=Path, default=ROOT / "out", metavar="DIR", help="default: out/ in the checkout")
@@ -46,7 +46,8 @@ def demo(args: argparse.Namespace) -> None:
         image.write_bytes(generate(url))
         print(f"one image through HTTP: {image}", flush=True)
         if not args.once:
-            print(f"the server keeps running, with a page at {url}/; stop it with Ctrl-C. {ABOUT} Another image:")
+            print(f"the server keeps running, with a page at {url}/; stop it with Ctrl-C. {guide()['about']}")
+            print("Another image:")
             print(f"  curl {url}/v1/images/generations -H 'content-type: application/json' -d '{json.dumps(body())}'")
             server.wait()
     except KeyboardInterrupt:
@@ -72,6 +73,11 @@ def wait_until_ready(server: "subprocess.Popen[str]") -> str:
         if "ready on " in line:
             return line.split("ready on ")[1].split()[0]
     sys.exit(server.wait() or 1)
+
+
+def guide() -> dict[str, Any]:
+    """What to expect of the model, as the page says it."""
+    return dict(json.loads((CHECKPOINT / "guide.json").read_text(encoding="utf-8")))
 
 
 def body() -> dict[str, object]:

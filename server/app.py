@@ -68,7 +68,7 @@ def create_app(
     for api in ("openai", "tasks", *(["page"] if page else [])):
         jobs.metrics.add_api(api)
     if page:
-        app.add_middleware(PageMount, jobs=jobs, authenticator=app.state.authenticator)
+        app.add_middleware(PageMount, jobs=jobs, authenticator=app.state.authenticator, guide=app.state.model.guide)
     app.add_middleware(AmbiguousLengthMiddleware)
     app.add_middleware(ValidHostMiddleware, names=hosts)
     app.add_middleware(ProxyMiddleware, networks=trusted_proxies)

@@ -125,10 +125,11 @@ def from_file(engines: Path, folder: Path, text: str, *arguments: str) -> None:
 
 
 def test_file_of_prompts_gives_an_image_per_line(
-    engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     from_file(engines, tmp_path, LINES, *SMALL, "--seed", "20")
+    assert "own.webp: 80x96, seed 22, 1 forwards\n" in capsys.readouterr().out
     facts = [json.loads(open_png(tmp_path / f"a-{number}.png").info["zimage-trt"]) for number in (1, 2)]
     names = ("prompt", "width", "height", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
     assert [facts[0][name] for name in names] == ["a red circle", 64, 64, 20, 1, 0.0, ""]
