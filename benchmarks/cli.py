@@ -25,6 +25,10 @@ COMMANDS = {
     "peers": "Compare images of the same prompt and seed with those of diffusers and DiffSynth.",
 }
 
+EXAMPLE = (
+    "Example: zimage-bench startup --engines out/engines; COMMAND --help has its options."
+)
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run `zimage-bench`. The last line of stdout is JSON."""
@@ -33,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("zimage-bench", description=__doc__)
+    parser = argparse.ArgumentParser("zimage-bench", description=__doc__, epilog=EXAMPLE)
     add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     try:

@@ -10,10 +10,11 @@ import urllib.request
 from pathlib import Path
 
 from benchmarks.harness.report import Stopwatch, finish
+from engine.options import HELP
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="Output folder of build-engines")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help=HELP["engines"])
     parser.add_argument("--runs", type=int, default=20, help="Runs after one warm-up (default: %(default)s)")
 
 

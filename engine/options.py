@@ -17,6 +17,7 @@ NOT_OPTIONS = ("slots", "loras", "lora_versions")  # fields without an argument 
 CudaGraphs = Literal["auto", "on", "off"]
 
 HELP = {  # help texts of the options, also for zimage-serve
+    "engines": "Folder written by build-engines --output",
     "threads": "CPU threads per graph; 0 uses one per core",
     "profiles": "Profile to load, by the name that it was built with; repeat for more",
     "warm_up": "Sizes to prepare at the start, so that their first image is as fast as the next",
@@ -79,9 +80,7 @@ class RuntimeOptions:
 def add_pipeline_arguments(parser: argparse._ActionsContainer) -> None:
     """Add `--engines`, and an option for each field of `RuntimeOptions` except NOT_OPTIONS."""
     default = RuntimeOptions()
-    parser.add_argument(
-        "--engines", type=Path, required=True, metavar="DIR", help="Folder written by build-engines --output"
-    )
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help=HELP["engines"])
     parser.add_argument(
         "--threads",
         type=_threads,

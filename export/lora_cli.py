@@ -6,7 +6,13 @@ from pathlib import Path
 
 from engine.command import add_version, one_line_errors
 from engine.files import whole_file
+from engine.options import HELP
 from engine.plan.directory import read, resolve
+
+EXAMPLE = """\
+example:
+  zimage-lora outlines.safetensors --model nano/z-image-nano --engines out/refittable -o out/loras/outlines.lora
+"""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "zimage-lora",
         description="Prepare a LoRA for plans built with --refittable, which can then swap it in at run time.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "lora",
@@ -52,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--transformer-file", type=Path, metavar="FILE", help="The --transformer-file that the plans were built with"
     )
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="Plans built with --refittable")
+    parser.add_argument(
+        "--engines", type=Path, required=True, metavar="DIR", help=HELP["engines"] + ", with --refittable"
+    )
     parser.add_argument(
         "-o",
         "--output",

@@ -30,6 +30,22 @@ from server.setting_types import EMPTY, Host, Hosts, Keys, Networks, Origins, Ra
 from server.worker.supervisor import WorkerTimeouts
 
 PREFIX = "ZIMAGE_"
+GROUPS = {  # groups of options in the help, by the setting that each begins with
+    "host": "addresses and connections",
+    "page": "what is served",
+    "threads": "device",
+    "loras": "LoRAs, jobs and images",
+    "keys": "clients",
+    "grace": "process",
+}
+EPILOG = f"""\
+examples:
+  zimage-serve --engines engines
+  zimage-serve --engines engines --host 0.0.0.0 --keys "key-of-alice key-of-bob" --database jobs.db
+
+Every option can also be set by an environment variable ({PREFIX}PORT=8000) or in a file of such lines (--settings or
+{PREFIX}SETTINGS). Flags override the environment, which overrides the file.
+"""
 MIB = 1 << 20
 MAX_DAYS = 36_500
 PROTECTING = ("keys", "rate", "hosts", "trusted_proxies")  # settings that must not be lost by an empty variable
@@ -46,7 +62,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, validate_default=False)
 
-    engines: Path = Field(description="Folder written by build-engines --output", title="DIR")
+    engines: Path = Field(description=HELP["engines"], title="DIR")
     host: Host = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
     hosts: Hosts = Field(
@@ -264,15 +280,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "zimage-serve",
         description="Serve the plans of Z-Image-Turbo over HTTP.",
-        epilog=f"Every option can also be set by an environment variable ({PREFIX}PORT=8000) or in a file of such "
-        f"lines (--settings or {PREFIX}SETTINGS). Flags override the environment, which overrides the file.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     parser.add_argument("--settings", metavar="FILE", help=f"File of settings, as lines such as {PREFIX}PORT=8000")
     add_version(parser)
+    group = parser.add_argument_group("plans")
     for name, field in Settings.model_fields.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", help=_help(field), **_kind(name, field))
+        group = parser.add_argument_group(GROUPS[name]) if name in GROUPS else group
+        group.add_argument(f"--{name.replace('_', '-')}", help=_help(field), **_kind(name, field))
     return parser
 
 

@@ -1,6 +1,7 @@
 """What all commands have in common: versions, help and interruptions, and what they import before they are sure."""
 
 import importlib
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -51,6 +52,22 @@ def test_version_is_printed(command: str, capsys: pytest.CaptureFixture[str]) ->
 def test_help_imports_nothing_slow(command: str) -> None:
     light = () if command == "zimage-serve" else ("numpy",)
     assert run(command, "--help", slow=SLOW + light) == "[] 0"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        importlib.import_module(COMMANDS[command]).main(["--help"])
+    said = capsys.readouterr().out.lower()
+    assert f"  {command} " in said.split("example")[-1] or f"example: {command} " in said
+
+
+@pytest.mark.parametrize("command", ["build-engines", "zimage-generate", "zimage-serve"])
+def test_help_has_groups(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        importlib.import_module(COMMANDS[command]).main(["--help"])
+    titles = re.findall(r"^(\w[\w ,]*):$", capsys.readouterr().out, re.MULTILINE)
+    assert len(set(titles) - {"options", "examples"}) >= 3 and "positional arguments" not in titles
 
 
 @pytest.mark.parametrize(
