@@ -75,7 +75,7 @@ CHANGES: dict[str, Callable[[Builds], object]] = {
     "new config of the lora": lambda builds: builds.lora.with_name("adapter_config.json").write_text("{}"),
     "damaged plans": lambda builds: (builds.output / "plans-1" / "graph.onnx").write_text("other"),
     "lost plans": lambda builds: (builds.output / "plans-1").rename(builds.output / "elsewhere"),
-    "damaged record": lambda builds: next(builds.output.glob(".*.inputs")).write_text("../plans-1"),
+    "damaged record": lambda builds: next(builds.output.glob(".*.inputs")).write_text("plans-1/../plans-1"),
 }
 
 
