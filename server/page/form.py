@@ -30,7 +30,9 @@ class Form:
             ui.label(guide.about).classes("z-quiet")
         with ui.element("div").classes("z-examples"):
             for example in guide.examples:
-                ui.button(example, on_click=partial(self.prompt.set_value, example)).props("flat dense no-caps")
+                ui.button(example, on_click=partial(self.prompt.set_value, example)).props(
+                    "flat dense no-caps align=left"
+                )
         offered = {str(size): _label(size) for size in sizes(manifest, guide)}
         self._size = ui.select(
             offered | {OTHER: "Other size"}, label="Size", value=str(default), on_change=self._choose_size
