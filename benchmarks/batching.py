@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 
+from benchmarks.harness.arguments import count
 from benchmarks.harness.report import finish, hardware
 from engine.errors import UnsupportedShape
 from engine.files import whole_file
@@ -32,17 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WxH,...",
         help="Sizes to measure (default: squares from each profile's smallest to its largest, doubling the side)",
     )
-    parser.add_argument("--rounds", type=int, default=7, help="Measurements of each batch size (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=count, default=7, help="Measurements of each batch size (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     directory = resolve(args.engines)
-    with Pipeline.load(directory, RuntimeOptions.of(args)) as pipeline:
-        chosen = args.sizes or usual_sizes(pipeline.manifest)
-        rows = tuple(measure(pipeline, size, args.rounds) for size in chosen)
-    machine = hardware()
-    table = BatchTable(", ".join(gpu["name"] for gpu in machine.get("gpus", [])) or machine["cpu"], rows)
     with whole_file(directory / TABLE_FILE) as file:
+        with Pipeline.load(directory, RuntimeOptions.of(args)) as pipeline:
+            chosen = args.sizes or usual_sizes(pipeline.manifest)
+            rows = tuple(measure(pipeline, size, args.rounds) for size in chosen)
+        machine = hardware()
+        table = BatchTable(", ".join(gpu["name"] for gpu in machine.get("gpus", [])) or machine["cpu"], rows)
         file.write(table.encode())
     for row in rows:
         per_image = ", ".join(f"{seconds / (i + 1) * 1e3:.1f}" for i, seconds in enumerate(row.seconds))

@@ -3,9 +3,11 @@
 import argparse
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from engine.command import add_version, one_line_errors
+from engine.command_line import add_version, one_line_errors, prepare
 
 COMMANDS = {
     "full-size": "Trace a full-size graph from its config, or build some of its layers into an RTX plan.",
@@ -17,7 +19,7 @@ COMMANDS = {
     "parity": "Compare FP32, FP16 and BF16 of a checkpoint with float64: graphs, steps, images.",
     "verify": "Compare full-width graphs with DiffSynth as a build does, and measure time and peak memory.",
     "self-test": "Run the probes of plans on this device and compare them with FP32, as loading does.",
-    "gpu-check": "Check a GPU in ten minutes, and write a report: numerics, kernels, speed, memory, CUDA.",
+    "gpu-check": "Check a GPU in five minutes, and write a report: numerics, kernels, speed, memory, CUDA.",
     "latency": "Measure every stage against eager PyTorch, torch.compile and the roofline.",
     "batching": "Measure a forward pass at every batch size and write the table that zimage-serve batches by.",
     "encode": "Measure the time and the file size of PNG, JPEG and WebP encoders.",
@@ -25,13 +27,11 @@ COMMANDS = {
     "peers": "Compare images of the same prompt and seed with those of diffusers and DiffSynth.",
 }
 
-EXAMPLE = (
-    "Example: zimage-bench startup --engines out/engines; COMMAND --help has its options."
-)
+EXAMPLE = "Example: zimage-bench startup --engines out/engines; COMMAND --help has its options."
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run `zimage-bench`. The last line of stdout is JSON."""
+    """Run `zimage-bench`. The last line of stdout is JSON; an error exits with status 1 and one line on stderr."""
     with one_line_errors("zimage-bench"):
         _run(sys.argv[1:] if argv is None else argv)
 
@@ -40,19 +40,31 @@ def _run(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser("zimage-bench", description=__doc__, epilog=EXAMPLE)
     add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    try:
-        for name, summary in COMMANDS.items():
-            command = commands.add_parser(name, help=summary, description=summary)
-            if name in arguments[:1]:  # imports this benchmark only: some need torch, others must not load it
-                _module(name).add_arguments(command)
-        args = parser.parse_args(arguments)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        prepare(command)
+        if name in arguments[:1]:  # imports this benchmark only: some need torch, others must not load it
+            _module(name).add_arguments(command)
+    args = parser.parse_args(arguments)
+    with _named_if_missing(args.command):
         _module(args.command).run(args)
-    except ModuleNotFoundError as error:
-        sys.exit(f"zimage-bench: {error.name} is not installed; in the checkout: pip install -e '.[export,bench,nano]'")
 
 
 def _module(command: str) -> Any:
-    return importlib.import_module(f"benchmarks.{command.replace('-', '_')}")
+    with _named_if_missing(command):
+        return importlib.import_module(f"benchmarks.{command.replace('-', '_')}")
+
+
+@contextmanager
+def _named_if_missing(command: str) -> Iterator[None]:
+    """Exit with the name of a library that is not installed, and the command that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"zimage-bench: {command} needs {error.name}, which is not installed; "
+            "in the checkout: pip install -e '.[bench,export,nano,test]'"
+        )
 
 
 if __name__ == "__main__":

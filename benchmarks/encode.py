@@ -21,6 +21,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
+from benchmarks.harness.arguments import count
 from benchmarks.harness.pixels import Pixels
 from benchmarks.harness.report import finish
 from engine.images.encode import Deflate, encode, png
@@ -39,10 +40,10 @@ REPEATED = 5  # measurements of how long an encoder holds the GIL
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=int, default=15, metavar="N", help="Runs per image (default: %(default)s)")
+    parser.add_argument("--runs", type=count, default=15, metavar="N", help="Runs per image (default: %(default)s)")
     parser.add_argument(
         "--size",
-        type=int,
+        type=count,
         action="append",
         metavar="PIXELS",
         help=f"Side of the square images, repeatable (default: {', '.join(map(str, SIZES))})",

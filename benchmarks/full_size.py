@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.arguments import count
 from benchmarks.harness.report import Stopwatch, finish, peak_rss
 from benchmarks.harness.source import random_components
+from engine.errors import BuildError
 from engine.plan.manifest import (
     SCHEMA_VERSION,
     Accumulation,
@@ -31,6 +33,7 @@ from engine.plan.shapes import dimensions, longest_sequence
 from export.checkpoint import models
 from export.compile import onnx_export, plan_size
 from export.compile.profiles import default_profiles, parse_profile
+from export.compile.target import compute_capabilities
 from export.compile.tensorrt_build import TensorRtBuilder
 from export.graphs.denoiser import Denoiser
 from export.graphs.graph_module import GraphModule
@@ -41,6 +44,8 @@ from export.progress import BuildProgress
 from nano.layout import Z_IMAGE_TURBO, CheckpointSizes
 
 GRAPHS: tuple[GraphName, ...] = ("prompt_encoder", "denoiser", "vae_decoder")  # those with weights
+DEFAULTS: dict[str, Any] = {"layers": 4, "profile": [], "compute_capability": "8.9", "accumulate": "fp32"}  # of --build
+GRAPHS_WITH = {"layers": ("prompt_encoder", "denoiser"), "accumulate": ("denoiser",)}
 # The facts that profiles need; there is no checkpoint.
 MODEL = Model(
     name="full-size",
@@ -59,22 +64,45 @@ MODEL = Model(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("graph", choices=GRAPHS, help="Graph to trace or build")
     parser.add_argument("--build", action="store_true", help="Build an RTX plan of some layers instead of tracing all")
-    parser.add_argument("--layers", type=int, default=4, help="Transformer layers of the plan (default: %(default)s)")
     parser.add_argument(
-        "--profile", action="append", default=[], help="As in build-engines; repeatable (default: its default profiles)"
+        "--layers",
+        type=count,
+        default=DEFAULTS["layers"],
+        help="Transformer layers of the plan (default: %(default)s)",
     )
-    parser.add_argument("--compute-capability", default="8.9", help="GPU to build for (default: %(default)s)")
-    parser.add_argument("--accumulate", choices=("fp32", "fp16"), default="fp32", help="As in build-engines")
+    parser.add_argument(
+        "--profile",
+        action="append",
+        default=DEFAULTS["profile"],
+        help="As in build-engines; repeatable (default: its default profiles)",
+    )
+    parser.add_argument(
+        "--compute-capability", default=DEFAULTS["compute_capability"], help="GPU to build for (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--accumulate", choices=("fp32", "fp16"), default=DEFAULTS["accumulate"], help="As in build-engines"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
+    _require_effect(args)
     if not args.build:
         finish("full-size", trace(args.graph))
         return
-    profiles = profiles_of(args.profile)
+    profiles, builder = profiles_of(args.profile), builder_for(args.compute_capability)
     with exported(args.graph, args.layers, profiles, args.accumulate) as (path, graph):
-        figures = build(args.graph, path, graph, profiles, args.compute_capability)
+        figures = build(args.graph, path, graph, profiles, builder)
     finish("full-size", {"graph": args.graph, "layers": args.layers, "accumulation": args.accumulate, **figures})
+
+
+def _require_effect(args: argparse.Namespace) -> None:
+    """Raise BuildError if an option has no effect."""
+    for name in (name for name, default in DEFAULTS.items() if getattr(args, name) != default):
+        option, graphs = f"--{name.replace('_', '-')}", GRAPHS_WITH.get(name, GRAPHS)
+        if not args.build:
+            raise BuildError(f"{option} needs --build; a whole graph is traced without it")
+        if args.graph not in graphs:
+            raise BuildError(f"{option} has no effect on the {args.graph}, only on {' and '.join(graphs)}")
 
 
 def trace(graph: GraphName) -> dict[str, Any]:
@@ -114,8 +142,17 @@ def exported(
         yield path, Graph(path.name, module.precision, module.inputs, module.outputs, weight_bytes=weight_bytes)
 
 
+def builder_for(compute_capability: str) -> TensorRtBuilder:
+    """Return a builder of RTX plans for one kind of GPU.
+
+    Raises:
+        BuildError: TensorRT-RTX does not support it.
+    """
+    return TensorRtBuilder("rtx", compute_capabilities("rtx", (compute_capability,)), BuildProgress())
+
+
 def build(
-    name: GraphName, path: Path, graph: Graph, profiles: Sequence[Profile], compute_capability: str
+    name: GraphName, path: Path, graph: Graph, profiles: Sequence[Profile], builder: TensorRtBuilder
 ) -> dict[str, Any]:
     """Build an RTX plan of an exported graph.
 
@@ -123,7 +160,6 @@ def build(
         Seconds, bytes of weights, of the plan and of the weights in it with the ratio of the plan's, bytes of
         activations by profile as TensorRT states them, and the peak resident set in bytes.
     """
-    builder = TensorRtBuilder("rtx", [compute_capability], BuildProgress())
     plan = path.with_suffix(".plan")
     watch = Stopwatch()
     shapes = [dimensions(name, profile, MODEL) for profile in profiles]

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.arguments import count, count_or_zero, positive, positive_or_zero
 from benchmarks.harness.distribution import Distribution
 from benchmarks.harness.report import finish
 from benchmarks.harness.subprocess_client import SubprocessClient
@@ -32,22 +33,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N,...",
         help="Sides of the square images (default: 64,128,256)",
     )
-    parser.add_argument("--pairs", type=int, default=40, help="Requests sent one at a time (default: %(default)s)")
-    parser.add_argument("--clients", type=int, default=32, help="Concurrent clients (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="Rounds of server and engine (default: %(default)s)")
+    parser.add_argument("--pairs", type=count, default=40, help="Requests sent one at a time (default: %(default)s)")
+    parser.add_argument("--clients", type=count, default=32, help="Concurrent clients (default: %(default)s)")
+    parser.add_argument("--rounds", type=count, default=5, help="Rounds of server and engine (default: %(default)s)")
     parser.add_argument(
-        "--seconds", type=float, default=20.0, help="Seconds under load for each of the two (default: %(default)s)"
+        "--seconds", type=positive, default=20.0, help="Seconds under load for each of the two (default: %(default)s)"
     )
     parser.add_argument(
-        "--threads", type=int, default=0, help="CPU threads of the engine, 0 for one per core (default: %(default)s)"
+        "--threads",
+        type=count_or_zero,
+        default=0,
+        help="CPU threads of the engine, 0 for one per core (default: %(default)s)",
     )
     parser.add_argument(
-        "--soak", type=float, default=0.0, metavar="SECONDS", help="Length of the soak test, 0 for none (default)"
+        "--soak",
+        type=positive_or_zero,
+        default=0.0,
+        metavar="SECONDS",
+        help="Length of the soak test, 0 for none (default)",
     )
-    parser.add_argument("--users", type=int, default=50, help="Users of the soak test (default: %(default)s)")
+    parser.add_argument("--users", type=count, default=50, help="Users of the soak test (default: %(default)s)")
     parser.add_argument(
         "--think",
-        type=float,
+        type=positive_or_zero,
         default=0.0,
         metavar="SECONDS",
         help="Mean pause of a user between requests (default: %(default)s)",

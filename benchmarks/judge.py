@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from benchmarks.harness.arguments import count
 from benchmarks.harness.report import finish
 from engine.pipeline import Pipeline
 from engine.request import ImageRequest
@@ -28,7 +29,7 @@ PAPER = (246, 246, 246)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="Plans of z-image-nano")
     parser.add_argument(
-        "--captions", type=int, default=200, metavar="N", help="Captions per size (default: %(default)s)"
+        "--captions", type=count, default=200, metavar="N", help="Captions per size (default: %(default)s)"
     )
     parser.add_argument(
         "--size", action="append", metavar="WxH", help=f"Image size, repeatable (default: {', '.join(SIZES)})"

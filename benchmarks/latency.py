@@ -25,6 +25,7 @@ from typing import Self, get_args
 import torch
 
 from benchmarks.harness import roofline, source
+from benchmarks.harness.arguments import count_or_zero, positive
 from benchmarks.harness.comparison import Comparison
 from benchmarks.harness.device import Device
 from benchmarks.harness.eager import STEPS, CompiledDiffSynth, DiffSynth, Diffusers
@@ -85,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=positive,
         default=15,
         help="Seconds per runner at each size and batch (default: %(default)s)",
     )
@@ -95,7 +96,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Device of all runners (default: the GPU if there is one and the plans run on it)",
     )
     parser.add_argument("--dtype", choices=DTYPES, help="Dtype of the peers (default: bf16 on a GPU, fp32 on a CPU)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of every runner (default: one per core)")
+    parser.add_argument(
+        "--threads",
+        type=count_or_zero,
+        default=0,
+        help="CPU threads of every runner (default: one per core)",
+    )
     parser.add_argument(
         "--cuda-graphs",
         choices=get_args(CudaGraphs),

@@ -17,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from benchmarks.harness.arguments import count
 from benchmarks.harness.report import finish
 from engine.array import Array
 from engine.plan.merge import Merger, Product
@@ -30,7 +31,7 @@ Factors = Sequence[tuple[Array, Array]]  # down [rank, in] and up [out, rank] of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=int, default=5, metavar="N", help="Runs of each (default: %(default)s)")
+    parser.add_argument("--runs", type=count, default=5, metavar="N", help="Runs of each (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -6,10 +6,11 @@ does runs every graph; ONNX Runtime on a CPU does not do that.
 
 import argparse
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import IO, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from skimage.metrics import structural_similarity
 
+from benchmarks.harness.arguments import count_or_zero
 from benchmarks.harness.evaluator import StrictEvaluator
 from benchmarks.harness.pixels import psnr
 from benchmarks.harness.report import finish
@@ -24,6 +26,7 @@ from benchmarks.harness.source import require_same_weights
 from benchmarks.judge import score
 from engine.backends.base import Backend, Bindings, Engine
 from engine.backends.host_memory import HostMemory
+from engine.files import whole_file
 from engine.pipeline import Pipeline
 from engine.plan.directory import read, resolve
 from engine.plan.manifest import Accumulation, GraphName, Precision
@@ -59,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="Plans built from it")
     parser.add_argument(
         "--captions",
-        type=int,
+        type=count_or_zero,
         default=0,
         metavar="N",
         help="With z-image-nano: also score every precision on N captions (default: %(default)s)",
@@ -73,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
     console = Console()
     images: dict[str, dict[str, Figures]] = {}
     figures: Figures = {"images": images}
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, whole_file(args.plot) if args.plot else nullcontext() as image:
         variants = Variants(checkpoint, directory, Path(folder))
         for request in REQUESTS:
             title = f"{request.width}x{request.height}"
@@ -83,8 +86,8 @@ def run(args: argparse.Namespace) -> None:
             shares = score(variants[name].pipeline, Size(128, 128), args.captions)["all"]
             figures.setdefault("judge", {})[name] = shares
             console.print(f"{name}:", ", ".join(f"{name} {share:.1%}" for name, share in shares.items()))
-    if args.plot:
-        plot(images, args.plot)
+        if image is not None:
+            plot(images, image)
     finish("parity", figures)
 
 
@@ -174,7 +177,7 @@ def _distances(pixels: Array, exact: Array) -> Figures:
     return {"psnr_db": round(psnr(pixels, exact), 1), "ssim": round(float(similarity), 5)}
 
 
-def plot(figures: Mapping[str, Mapping[str, Figures]], file: Path) -> None:
+def plot(figures: Mapping[str, Mapping[str, Figures]], file: IO[bytes]) -> None:
     """Plot the error of each step's velocity on a logarithmic axis, a line per variant and a panel per image."""
     figure, panels = plt.subplots(1, len(figures), sharey=True, squeeze=False, figsize=(4.5 * len(figures), 3.5))
     for axes, (title, found) in zip(panels[0], figures.items(), strict=True):
@@ -185,7 +188,7 @@ def plot(figures: Mapping[str, Mapping[str, Figures]], file: Path) -> None:
     panels[0][0].set_ylabel("velocity: relative L2 against float64")
     panels[0][0].legend(loc=(0.4, 0.2))
     figure.tight_layout()
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, format="png", dpi=120)
     plt.close(figure)
 
 

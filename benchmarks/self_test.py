@@ -10,12 +10,12 @@ from benchmarks.harness.report import Stopwatch, finish
 from engine import self_test
 from engine.backends.load import load_backend
 from engine.errors import PlanMismatch, SelfTestFailed
-from engine.options import RuntimeOptions, add_pipeline_arguments
+from engine.options import RuntimeOptions, add_backend_arguments
 from engine.plan.directory import read, resolve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_pipeline_arguments(parser)
+    add_backend_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:

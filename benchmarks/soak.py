@@ -25,6 +25,7 @@ from benchmarks.faults.client import Client, ask_again_and_again
 from benchmarks.faults.faults import FaultLog, cause_faults
 from benchmarks.faults.samples import Sample
 from benchmarks.faults.server import Server
+from benchmarks.harness.arguments import count, count_or_zero, positive
 from benchmarks.harness.distribution import Distribution
 from benchmarks.harness.report import finish
 from engine.options import HELP
@@ -68,14 +69,18 @@ class Phases:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help=HELP["engines"])
     parser.add_argument("--loras", type=Path, metavar="DIR", help="Folder of LoRAs made by zimage-lora (default: none)")
-    parser.add_argument("--minutes", type=float, default=30.0, help="Length of the test (default: %(default)g)")
-    parser.add_argument("--clients", type=int, default=32, help="Clients in the storm (default: %(default)s)")
+    parser.add_argument("--minutes", type=positive, default=30.0, help="Length of the test (default: %(default)g)")
+    parser.add_argument("--clients", type=count, default=32, help="Clients in the storm (default: %(default)s)")
     parser.add_argument(
-        "--flood", type=int, default=200, metavar="JOBS", help="Unfinished jobs of one client (default: %(default)s)"
+        "--flood",
+        type=count_or_zero,
+        default=200,
+        metavar="JOBS",
+        help="Unfinished jobs of one client (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=1, help="Seed of all decisions (default: %(default)s)")
     parser.add_argument(
-        "--threads", type=int, default=0, help="CPU threads of the engine, 0 for one per core (default)"
+        "--threads", type=count_or_zero, default=0, help="CPU threads of the engine, 0 for one per core (default)"
     )
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="Folder for database, archive and logs (default: none)"

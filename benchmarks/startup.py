@@ -5,17 +5,18 @@ import json
 import math
 import statistics
 import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 
+from benchmarks.harness.arguments import count
 from benchmarks.harness.report import Stopwatch, finish
+from engine.module_command import module_command
 from engine.options import HELP
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help=HELP["engines"])
-    parser.add_argument("--runs", type=int, default=20, help="Runs after one warm-up (default: %(default)s)")
+    parser.add_argument("--runs", type=count, default=20, help="Runs after one warm-up (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
 
 def measure(engines: Path, prompt: str) -> tuple[float, float]:
     """Measure one server process: seconds until its ready line, and seconds of the first request."""
-    command = [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0"]
+    command = module_command("server.cli", "--engines", str(engines), "--port", "0", "--drain-seconds", "0")
     watch = Stopwatch()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:

@@ -7,9 +7,11 @@ Figures for all layers are extrapolated.
 import argparse
 import math
 import multiprocessing
+import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from benchmarks.full_size import MODEL, manifest
+from benchmarks.harness.arguments import count
 from benchmarks.harness.report import Stopwatch, finish, peak_rss
 from benchmarks.harness.source import random_components
+from engine.files import whole_file
 from engine.plan.manifest import Graph, GraphName, Manifest, Precision
 from engine.plan.probes import PROBES_FILE
 from export.checkpoint.files import Checkpoint, Component
@@ -41,7 +45,7 @@ Part = Callable[[CheckpointSizes, Precision, Path], dict[str, Any]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--layers", type=int, default=4, help="Layers of each transformer (default: %(default)s)")
+    parser.add_argument("--layers", type=count, default=4, help="Layers of each transformer (default: %(default)s)")
     parser.add_argument("--bf16", action="store_true", help="BF16 graphs instead of FP16")
     parser.add_argument("--small", action="store_true", help="The sizes of z-image-nano, to try the command")
     parser.add_argument(
@@ -61,7 +65,8 @@ def run(args: argparse.Namespace) -> None:
         folder = kept / f"{'small' if args.small else 'full-width'}-{args.layers}-layers-{precision}"
         folder.mkdir(parents=True, exist_ok=True)
         figures = measure(sizes, precision, folder)
-    figures["whole_model_seconds"] = extrapolated(figures["seconds"], args.layers, whole)
+    for name in ("seconds", "core_seconds"):
+        figures[f"whole_model_{name}"] = extrapolated(figures[name], args.layers, whole)
     finish("verify", figures)
 
 
@@ -72,8 +77,10 @@ def measure(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[
         folder: folder for files of these sizes and this precision alone.
 
     Returns:
-        Seconds of each graph's comparison, peak resident set of the process, bytes of the probes.
+        Seconds of each graph's comparison, also of all cores together, which other programs do not change; peak
+        resident set of the process; bytes of the probes.
     """
+    os.environ["PYTHONSAFEPATH"] = "1"  # a spawned process would import modules from the current directory
     processes = multiprocessing.get_context("spawn")
 
     def run_part(part: Part) -> dict[str, Any]:
@@ -110,18 +117,20 @@ def _write(sizes: CheckpointSizes, _precision: Precision, folder: Path) -> dict[
 def _export(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[str, Any]:
     watch, checkpoint = Stopwatch(), _open(sizes, folder)
     precisions = graph_precisions(precision, "rtx")
-    graphs = export_graphs(make_graphs(checkpoint, precisions), checkpoint, precisions, folder, _progress())
-    (folder / GRAPHS).write_bytes(msgspec.json.encode(graphs))
+    graphs = export_graphs(make_graphs(checkpoint, precisions), checkpoint, precisions, folder, BuildProgress())
+    with whole_file(folder / GRAPHS) as file:
+        file.write(msgspec.json.encode(graphs))
     return {"export_s": round(watch.seconds, 1), "onnx_gb": _size(folder, "*.onnx*") / 1e9}
 
 
 def _verify(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[str, Any]:
     graphs = msgspec.json.decode((folder / GRAPHS).read_bytes(), type=dict[GraphName, Graph])
-    checkpoint, progress = _open(sizes, folder), _progress()
-    before = peak_rss()
-    verified = verify(graphs, checkpoint, folder, plans_of(sizes, precision), progress)
+    checkpoint, progress = _open(sizes, folder), CoreSeconds()
+    before, plans = peak_rss(), plans_of(sizes, precision)
+    verified = verify(graphs, checkpoint, folder, plans, progress)
     return {
-        "seconds": {name: round(progress.seconds[f"{name}: comparing with DiffSynth"], 1) for name in graphs},
+        "seconds": _by_graph(progress.seconds, graphs),
+        "core_seconds": _by_graph(progress.core_seconds, graphs),
         "relative_l2": {name: graph.parity for name, graph in verified.items()},
         "rounding": {
             name: max(output.rounding for probe in graph.probes for output in probe.outputs.values())
@@ -129,7 +138,7 @@ def _verify(sizes: CheckpointSizes, precision: Precision, folder: Path) -> dict[
         },
         "peak_rss_bytes": peak_rss(),
         "imports_rss_bytes": before,
-        "bound_bytes": needed_bytes(checkpoint),
+        "bound_bytes": needed_bytes(checkpoint, plans),
         "probes_bytes": (folder / PROBES_FILE).stat().st_size,
     }
 
@@ -171,5 +180,20 @@ def _size(folder: Path, pattern: str) -> int:
     return sum(file.stat().st_size for file in folder.glob(pattern))
 
 
-def _progress() -> BuildProgress:
-    return BuildProgress(Console(stderr=True))
+class CoreSeconds(BuildProgress):
+    """Progress that also counts the seconds of all cores in each stage."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(stderr=True))
+        self.core_seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.process_time()
+        with super().stage(name):
+            yield
+        self.core_seconds[name] = time.process_time() - started
+
+
+def _by_graph(seconds: Mapping[str, float], graphs: Iterable[GraphName]) -> dict[GraphName, float]:
+    return {name: round(seconds[f"{name}: comparing with DiffSynth"], 1) for name in graphs}

@@ -56,12 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    builder = full_size.builder_for(args.compute_capability)
     weights = {name: full_size.trace(name)["weight_bytes"] for name in LAYERS}
     measured: dict[tuple[str, ...], dict[GraphName, Measured]] = {build: {} for build in BUILDS}
     for name, layers in LAYERS.items():
         with full_size.exported(name, layers, full_size.profiles_of(())) as (path, graph):
             for build, graphs in measured.items():
-                figures = full_size.build(name, path, graph, full_size.profiles_of(build), args.compute_capability)
+                figures = full_size.build(name, path, graph, full_size.profiles_of(build), builder)
                 activations = tuple(figures["activation_bytes"].values())
                 graphs[name] = Measured(replace(graph, activation_bytes=activations), figures["ratio"])
     rows = [row for build, graphs in measured.items() for row in rows_of(build, graphs, weights)]

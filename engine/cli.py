@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.command import add_version, one_line_errors
+from engine.command_line import add_version, one_line_errors, prepare, user_path
 from engine.errors import InvalidRequest, ZImageError
 from engine.files import require_writable
 from engine.options import SLOTS, RuntimeOptions, add_pipeline_arguments
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    prepare(parser)
     _add_image(parser.add_argument_group("image"))
     _add_files(parser.add_argument_group("files"))
     runtime = parser.add_argument_group("runtime")
@@ -163,7 +164,7 @@ def _tasks(args: argparse.Namespace) -> Iterator[_Task]:
 
 def _text(file: str) -> str:
     try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        data = sys.stdin.buffer.read() if file == "-" else user_path(file).read_bytes()
         return data.decode("utf-8-sig")
     except OSError as error:
         raise OSError(f"cannot read {file}: {error.strerror}") from error

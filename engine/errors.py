@@ -12,8 +12,8 @@
     |  |- SelfTestFailed         intact, but this device computes something else from it
     |- LoraMismatch              a LoRA that cannot be applied to these plans
     |- BackendUnavailable        the library or device for this flavor is not there
-    |- DeviceError               CUDA or TensorRT failed at run time; if `sticky`, the process must be replaced
-    |  |- OutOfDeviceMemory      not enough GPU memory or page-locked memory
+    |- DeviceError               CUDA, TensorRT or ONNX Runtime failed at run time; if `sticky`, replace the process
+    |  |- OutOfDeviceMemory      not enough memory of the GPU, page-locked memory, or memory for ONNX Runtime
     |- NonFiniteOutput           NaN or Inf in latents or image
 
 Messages say what was found, what was expected and what to do.
@@ -73,7 +73,7 @@ class BackendUnavailable(ZImageError):
 
 
 class DeviceError(ZImageError):
-    """CUDA or TensorRT failed at run time. If `sticky`, the GPU is unusable in this process."""
+    """CUDA, TensorRT or ONNX Runtime failed at run time. If `sticky`, the GPU is unusable in this process."""
 
     def __init__(self, message: str, *, sticky: bool = False) -> None:
         super().__init__(message)
@@ -81,7 +81,7 @@ class DeviceError(ZImageError):
 
 
 class OutOfDeviceMemory(DeviceError):
-    """The GPU does not have enough memory."""
+    """The device does not have enough memory."""
 
 
 class NonFiniteOutput(ZImageError):

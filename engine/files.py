@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,11 +15,14 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
     The file is created at once, so an unwritable path fails before any work is done.
     """
-    path = path.resolve()  # a symlink stays and its target is written
     try:
+        path = Path(os.path.realpath(path))  # a symlink stays and its target is written
+        if path.is_symlink():  # in a loop: all others are resolved
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         if path.exists() and not path.is_file():  # for root, a rename would replace even a device
             raise OSError(errno.EINVAL, "it is not a regular file")
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+        # random, since a process in a container has the id of the one before it, which may have left its file
+        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         file = unfinished.open("xb")
     except OSError as error:
         raise OSError(f"cannot write {path}: {error.strerror}") from error

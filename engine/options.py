@@ -8,11 +8,18 @@ from typing import Literal, get_args
 import msgspec
 
 from engine.errors import InvalidRequest, ZImageError
+from engine.plan.manifest import Flavor
 from engine.size import Size
 
 MAX_THREADS = 256
 SLOTS = 12  # slots for many images at once; a guided image takes two. Enough for three batches of four
-NOT_OPTIONS = ("slots", "loras", "lora_versions")  # fields without an argument of the command line
+ONLY_FOR: dict[str, tuple[Flavor, ...]] = {  # options that have no effect on plans of other flavors
+    "threads": ("onnx",),
+    "cuda_graphs": ("tensorrt", "rtx"),
+    "offload": ("tensorrt", "rtx"),
+    "self_test": ("tensorrt", "rtx"),
+    "runtime_cache": ("rtx",),
+}
 
 CudaGraphs = Literal["auto", "on", "off"]
 
@@ -61,6 +68,15 @@ class RuntimeOptions:
         if self.offload and self.warm_up:
             raise ZImageError("--offload unloads what --warm-up prepares; use only one of them")
 
+    def without_effect(self, flavor: Flavor) -> list[str]:
+        """Return the options that were changed from their defaults and have no effect on plans of this flavor."""
+        default, named = RuntimeOptions(), []
+        for name, flavors in ONLY_FOR.items():
+            value = getattr(self, name)
+            if value != getattr(default, name) and flavor not in flavors:
+                named.append(f"--{'no-' if value is False else ''}{name.replace('_', '-')}")
+        return named
+
     def encode(self) -> str:
         """Return the options as JSON, for another process."""
         return msgspec.json.encode(self, enc_hook=str).decode()
@@ -72,13 +88,32 @@ class RuntimeOptions:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "RuntimeOptions":
-        """Return the options that `add_pipeline_arguments` parsed."""
-        given = {each.name: getattr(args, each.name) for each in fields(cls) if each.name not in NOT_OPTIONS}
+        """Return the options that `add_pipeline_arguments` or `add_backend_arguments` parsed."""
+        given = {each.name: getattr(args, each.name) for each in fields(cls) if hasattr(args, each.name)}
         return cls(**given | {"profiles": tuple(args.profiles or ())})
 
 
 def add_pipeline_arguments(parser: argparse._ActionsContainer) -> None:
-    """Add `--engines`, and an option for each field of `RuntimeOptions` except NOT_OPTIONS."""
+    """Add the arguments of `add_backend_arguments`, `--warm-up` and `--self-test`."""
+    add_backend_arguments(parser)
+    default = RuntimeOptions()
+    parser.add_argument(
+        "--warm-up",
+        type=sizes,
+        default=default.warm_up,
+        metavar="WxH,...",
+        help=HELP["warm_up"] + " (default: none)",
+    )
+    parser.add_argument(
+        "--self-test",
+        action=argparse.BooleanOptionalAction,
+        default=default.self_test,
+        help=HELP["self_test"] + " (default: on)",
+    )
+
+
+def add_backend_arguments(parser: argparse._ActionsContainer) -> None:
+    """Add `--engines` and the options of `RuntimeOptions` that `load_backend` uses."""
     default = RuntimeOptions()
     parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help=HELP["engines"])
     parser.add_argument(
@@ -92,30 +127,20 @@ def add_pipeline_arguments(parser: argparse._ActionsContainer) -> None:
         "--profile", dest="profiles", action="append", metavar="NAME", help=HELP["profiles"] + " (default: all)"
     )
     parser.add_argument(
-        "--warm-up",
-        type=sizes,
-        default=default.warm_up,
-        metavar="WxH,...",
-        help=HELP["warm_up"] + " (default: none)",
-    )
-    parser.add_argument(
         "--cuda-graphs",
         choices=get_args(CudaGraphs),
         default=default.cuda_graphs,
         help=HELP["cuda_graphs"] + " (default: %(default)s)",
     )
     parser.add_argument("--offload", action="store_true", help=HELP["offload"])
-    parser.add_argument(
-        "--self-test",
-        action=argparse.BooleanOptionalAction,
-        default=default.self_test,
-        help=HELP["self_test"] + " (default: on)",
-    )
     parser.add_argument("--runtime-cache", type=Path, metavar="DIR", help=HELP["runtime_cache"])
 
 
 def _threads(text: str) -> int:
-    threads = int(text)
+    try:
+        threads = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
     if not 0 <= threads <= MAX_THREADS:
         raise argparse.ArgumentTypeError(f"must be between 0 and {MAX_THREADS}, got {threads}")
     return threads

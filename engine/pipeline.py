@@ -1,8 +1,8 @@
 """From a prompt to an image: encode_prompt, denoise, decode.
 
-Knows the order of the graphs and the shapes between them; not backends, HTTP or files. On a GPU all work is
-enqueued, and the host waits for a step while the next one runs. The pipeline generates one image or one batch at a
-time; in `engine.scheduler.loop`, images join and leave at step boundaries.
+Knows the order of the graphs; not backends or HTTP. On a GPU all work is enqueued, and the host waits for a step while
+the next one runs. The pipeline generates one image or one batch at a time; in `engine.scheduler.loop`, images join and
+leave at step boundaries.
 """
 
 import logging
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Self
 
 import numpy as np
 
@@ -20,15 +20,15 @@ from engine import self_test
 from engine.array import Array
 from engine.backends.base import Backend
 from engine.backends.load import load_backend
-from engine.backends.memory import Memory, Readback, Tensor, TimingEvent
+from engine.backends.memory import Readback, Tensor
 from engine.errors import InvalidRequest
+from engine.graph_runner import GraphRunner
 from engine.images.generated import GeneratedImage
 from engine.options import RuntimeOptions
 from engine.plan.directory import read, resolve
 from engine.plan.lora import PreparedLora
-from engine.plan.manifest import SEQUENCE_MULTIPLE, GraphName, Manifest, Model, padded
+from engine.plan.manifest import SEQUENCE_MULTIPLE, Manifest, padded
 from engine.request import ImageRequest
-from engine.sampling import rope
 from engine.sampling.finite import require_finite
 from engine.sampling.noise import randn
 from engine.sampling.schedule import sigmas
@@ -43,32 +43,12 @@ OnStep = Callable[[int, int], None]
 WARM_PASSES = 5  # with the same tensors; a CUDA graph has been captured and compared by then
 
 
-class Decoded(NamedTuple):
-    """A decoded image on its way to the host."""
-
-    image: Readback  # [1, height, width, 3] uint8
-    mean: Readback  # [1] float32, of the values before they were clipped: NaN or Inf if any of them is
-    done: TimingEvent  # after the decoder, before the copy to the host
-
-    def wait(self) -> Array:
-        """Return [height, width, 3] uint8, RGB.
-
-        Raises:
-            NonFiniteOutput: the decoder's values hold NaN or Inf.
-        """
-        require_finite(self.mean.wait(), "image")
-        image: Array = self.image.wait()[0].copy()  # the buffer is reused
-        return image
-
-
-class Pipeline:
+class Pipeline(GraphRunner):
     """Generates images from a plan directory, one after the other. Threads that share it need a lock."""
 
     def __init__(self, manifest: Manifest, tokenizer: PromptTokenizer, backend: Backend) -> None:
-        self.manifest = manifest
+        super().__init__(manifest, backend)
         self.tokenize = tokenizer
-        self.backend, self.memory = backend, backend.memory
-        self._rope_tables = _RopeTables(manifest.model, backend.memory)
 
     @classmethod
     def load(cls, directory: Path, options: RuntimeOptions | None = None, *, verify: bool = True) -> Self:
@@ -176,30 +156,6 @@ class Pipeline:
         """Return the initial latents, [1, 16, height / 8, width / 8] float32, equal to torch's CPU generator's."""
         return randn(seed, self.manifest.model.latents_shape(size))
 
-    def encode_prompt(self, prompts: Sequence[TokenizedPrompt]) -> Tensor:
-        """Enqueue the prompt encoder.
-
-        Args:
-            prompts: prompts of one padded length L.
-
-        Returns:
-            [B, L, prompt_embeds_dim] float32, valid until the next call.
-        """
-        model = self.manifest.model
-        batch, length = len(prompts), padded(len(prompts[0].ids))
-        prompt_embeds = self.memory.view("prompt_embeds", (batch, length, model.prompt_embeds_dim))
-        ids = np.full((batch, length), model.prompt.pad_token_id, np.int64)
-        for row, prompt in zip(ids, prompts, strict=True):
-            assert padded(len(prompt.ids)) == length, "a batch has one padded length"
-            row[: len(prompt.ids)] = prompt.ids
-        bindings = {
-            "input_ids": self.memory.write("input_ids", ids),
-            "lengths": self.memory.write("lengths", np.array([len(prompt.ids) for prompt in prompts])),
-            "prompt_embeds": prompt_embeds,
-        }
-        self._enqueue("prompt_encoder", bindings)
-        return prompt_embeds
-
     def denoise(self, prompt_embeds: Tensor, noise: Array, schedule: Array, on_step: OnStep | None = None) -> Tensor:
         """Run the Euler loop. Each step's output is copied over its input, so that all steps have the same bindings.
 
@@ -227,69 +183,18 @@ class Pipeline:
                     on_step(done, steps)
         return latents
 
-    def step(
-        self, latents: Tensor, latents_next: Tensor, prompt_embeds: Tensor, sigma: Array, sigma_next: Array
-    ) -> None:
-        """Enqueue one Euler step of a batch: a forward pass of the denoiser.
-
-        Args:
-            latents: [B, 16, h, w] float32, before the step.
-            latents_next: [B, 16, h, w] float32, written by the step.
-            prompt_embeds: [B, L, prompt_embeds_dim] float32.
-            sigma, sigma_next: [B] float32, noise levels before and after the step.
-        """
-        tables = self._rope_tables.get(latents.shape[2], latents.shape[3], prompt_embeds.shape[1])
-        levels = {
-            "sigma": self.memory.write("sigma", sigma),
-            "sigma_next": self.memory.write("sigma_next", sigma_next),
-        }
-        tensors = {"latents": latents, "latents_next": latents_next, "prompt_embeds": prompt_embeds}
-        self._enqueue("denoiser", tensors | levels | tables)
-
-    def guide(self, positive: Tensor, negative: Tensor, scale: Array) -> Tensor:
-        """Enqueue the guidance of a batch: positive + scale * (positive - negative).
-
-        Args:
-            positive, negative: [B, 16, h, w] float32, after a step under the prompt and under the negative prompt, in
-                the tensors `latents_positive` and `latents_negative`.
-            scale: [B] float32.
-
-        Returns:
-            [B, 16, h, w] float32, valid until the next call.
-        """
-        guided = self.memory.view("latents_guided", positive.shape)
-        scales = self.memory.write("guidance_scale", scale)
-        tensors = {"latents_positive": positive, "latents_negative": negative, "latents_guided": guided}
-        self._enqueue("guidance", tensors | {"guidance_scale": scales})
-        return guided
-
-    def decode(self, latents: Tensor, index: int = 0) -> Decoded:
-        """Enqueue the decoding of one image of [B, 16, h, w] latents."""
-        scale = self.manifest.model.vae_scale
-        sample = self.memory.row(latents, index)
-        _, _, h, w = sample.shape
-        image, mean = self.memory.view("image", (1, h * scale, w * scale, 3)), self.memory.view("image_mean", (1,))
-        self._enqueue("vae_decoder", {"latents": sample, "image": image, "image_mean": mean})
-        done = self.memory.record_event()  # before the copies, which then wait for it
-        return Decoded(self.memory.read(image), self.memory.read(mean), done)
-
     def synchronize(self) -> None:
         """Wait until nothing is running."""
         self.memory.synchronize()
-
-    def _enqueue(self, graph: GraphName, bindings: dict[str, Any]) -> None:
-        for spec in self.manifest.graphs[graph].outputs:
-            self.memory.prepare_write(bindings[spec.name])
-        self.backend.engines[graph].enqueue(self.memory.stream, bindings)
 
 
 def warm_up(pipeline: Pipeline, sizes: Sequence[Size]) -> None:
     """Prepare kernels, contexts and CUDA graphs of each size, for single passes with prompts of every length.
 
     The bindings are those of `Pipeline.generate` and of `EngineLoop`, which then prepare nothing for such passes.
-    Batches of two and more are prepared at first use, since only some of them gain. With n padded lengths (16 up to 512
-    tokens) the cost is WARM_PASSES * n passes of the denoiser for each size, as many of the prompt encoder in all,
-    WARM_PASSES decodings for each size, and a context for each of these bindings, all in the one arena.
+    Batches of two and more are prepared at first use, since only some of them gain. Each graph runs WARM_PASSES times:
+    the denoiser for each size and each of n padded lengths (16 up to 512 tokens), the prompt encoder for each length,
+    guidance and VAE decoder for each size. Each of these bindings gets a context, all in the one arena.
     """
     model, backend = pipeline.manifest.model, pipeline.backend
     levels = sigmas(WARM_PASSES, model.schedule_shift)
@@ -310,25 +215,3 @@ def warm_up(pipeline: Pipeline, sizes: Sequence[Size]) -> None:
         backend.save_kernels()  # now: if compiling takes longer than the server waits for a start, the next one goes on
         log.info("warmed up %s, %.1f s so far", size, time.perf_counter() - started)
     backend.pin_bindings(False)
-
-
-class _RopeTables:
-    """Rotary tables in memory, written only when the size or the prompt length changes."""
-
-    def __init__(self, model: Model, memory: Memory) -> None:
-        self._model, self._memory = model, memory
-        self._key: tuple[int, int, int] | None = None  # h, w and length of the tables in memory
-        self._tables: dict[str, Tensor] = {}
-
-    def get(self, h: int, w: int, length: int) -> dict[str, Tensor]:
-        """Return the tables of [h, w] latents with a padded prompt length."""
-        model = self._model
-        if self._key != (h, w, length):
-            self._key = None
-            cos, sin = rope.tables(model.rope, h // model.patch_size, w // model.patch_size, length)
-            self._tables = {
-                "rope_cos": self._memory.write("rope_cos", cos),
-                "rope_sin": self._memory.write("rope_sin", sin),
-            }
-            self._key = (h, w, length)
-        return self._tables

@@ -15,9 +15,9 @@ from engine.array import Array
 from engine.backends.base import Backend
 from engine.errors import SelfTestFailed
 from engine.plan import probes
-from engine.plan.manifest import Accumulation, ExpectedTensor, Graph, GraphName, Manifest, Precision, Probe, Profile
+from engine.plan.manifest import Accumulation, ExpectedTensor, GraphName, Manifest, Precision, Probe
 from engine.plan.probes import Distance
-from engine.plan.shapes import dimensions
+from engine.plan.shapes import covers, dimensions
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,8 @@ def run(directory: Path, manifest: Manifest, backend: Backend) -> Iterator[Resul
     for name, graph in manifest.graphs.items():
         for probe in graph.probes:
             inputs = {key: tensors[stored] for key, stored in probe.inputs.items()}
-            if not any(_covers(manifest, name, graph, profile, inputs) for profile in manifest.profiles):
+            shapes = {key: array.shape for key, array in inputs.items()}
+            if not any(covers(graph, dimensions(name, p, manifest.model), shapes) for p in manifest.profiles):
                 continue
             expected = {key: tensors[output.key] for key, output in probe.outputs.items()}
             got = _compute(backend, name, inputs, expected)
@@ -99,15 +100,6 @@ def allowed(expected: ExpectedTensor, precision: Precision, accumulation: Accumu
     whole = max(floor.whole, margin * expected.rounding)
     row = max(floor.row, ROW_MARGIN * margin * expected.row_rounding)
     return Distance(whole, row, max(floor.gain, whole / GAIN_SHARE))
-
-
-def _covers(manifest: Manifest, name: GraphName, graph: Graph, profile: Profile, inputs: Mapping[str, Array]) -> bool:
-    bounds = dimensions(name, profile, manifest.model)
-    return all(
-        size == dimension if isinstance(dimension, int) else size in bounds[dimension]
-        for spec in graph.inputs
-        for size, dimension in zip(inputs[spec.name].shape, spec.shape, strict=True)
-    )
 
 
 def _compute(

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from engine.errors import BuildError
 from engine.plan.directory import MANIFEST_FILE, encode
 from engine.plan.guide import GUIDE_FILE, Guide
 from engine.plan.manifest import (
@@ -28,14 +29,15 @@ from engine.plan.shapes import dimensions, longest_sequence
 from engine.sampling.tokenizer import TOKENIZER_FILE
 from export import plan_directory
 from export.checkpoint import models
-from export.checkpoint.files import Checkpoint, open_checkpoint, positive
+from export.checkpoint.configs import positive
+from export.checkpoint.files import Checkpoint, open_checkpoint
 from export.checkpoint.lora import Lora, merge
 from export.checkpoint.prompt_format import read_prompt_format
 from export.compile import onnx_export, plan_size, preview
 from export.compile.onnx_files import export_graphs
 from export.compile.probes import verify
 from export.compile.profiles import default_profiles, parse_profile
-from export.compile.target import choose_flavor, compute_capabilities, require_refit
+from export.compile.target import choose_flavor, compute_capabilities, require_distinct, require_refit
 from export.compile.tensorrt_build import TensorRtBuilder
 from export.graphs.checkpoint_graphs import make_graphs
 from export.graphs.graph_module import GraphModule
@@ -47,7 +49,11 @@ DEFAULT_STEPS = 8  # forward passes that Z-Image-Turbo is distilled for
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """Options of a build, as on the command line of `build-engines`."""
+    """Options of a build, as on the command line of `build-engines`.
+
+    Attributes:
+        name: the model's name, None for the hub id or the name of the checkpoint's folder.
+    """
 
     model: str
     output: Path
@@ -60,6 +66,7 @@ class BuildOptions:
     loras: tuple[Lora, ...] = ()
     refittable: bool = False
     verify: bool = True
+    name: str | None = None
 
 
 def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
@@ -127,16 +134,21 @@ def _open(options: BuildOptions, progress: BuildProgress) -> _Build:
     flavor = choose_flavor(options.flavor, bool(options.compute_capabilities), progress)
     require_accumulation(options.accumulation, options.precision, flavor)
     capabilities = compute_capabilities(flavor, options.compute_capabilities)
+    if options.refittable and options.loras:
+        raise BuildError("--refittable has no use with --lora: plans with a merged LoRA take no other; leave one out")
     if options.refittable:
         require_refit(flavor, capabilities)
     precisions = graph_precisions(options.precision, flavor, capabilities)
     builder = None if flavor == "onnx" else TensorRtBuilder(flavor, capabilities, progress)
-    checkpoint = merge(open_checkpoint(options.model, options.transformer_file), options.loras)
+    checkpoint = merge(_open_checkpoint(options, progress), options.loras)
     graphs = make_graphs(checkpoint, precisions, options.accumulation)
+    facts = _describe(checkpoint)
+    profiles = _profiles(options, checkpoint, facts)  # wrong ones are refused before the weights are hashed
     with progress.stage("hashing the checkpoint"):
-        model = _describe(checkpoint, options.loras)
+        loras = tuple(MergedLora(lora.file.name, lora.fingerprint(), lora.scale) for lora in options.loras)
+        model = replace(facts, weights_sha256=checkpoint.fingerprint(), loras=loras)
     target = Target(flavor, builder.name if builder else f"onnx opset {onnx_export.OPSET}", capabilities)
-    draft = _draft(options, model, target, _profiles(options, checkpoint, model), Guide.read(checkpoint.directory))
+    draft = _draft(options, model, target, profiles, Guide.read(checkpoint.directory))
     return _Build(checkpoint, graphs, precisions, builder, draft)
 
 
@@ -157,6 +169,20 @@ def _fill(directory: Path, build: _Build, options: BuildOptions, progress: Build
         built = _build_plans(build.builder, built, directory, draft, progress)
     with progress.stage("hashing the plans"):
         return replace(draft, graphs=built, files=plan_directory.list_files(directory), preview=fitted)
+
+
+def _open_checkpoint(options: BuildOptions, progress: BuildProgress) -> Checkpoint:
+    """Open the checkpoint, and print what its configs were taken from where there are none."""
+    checkpoint = open_checkpoint(options.model, options.transformer_file, options.name)
+    components = (checkpoint.transformer, checkpoint.text_encoder, checkpoint.vae)
+    if derived := [component.name for component in components if component.derived]:
+        progress.console.print(
+            f"no config.json of {', '.join(derived)}: sizes are those of the tensors, and all else, such as the "
+            "default image size of 1024x1024, is Z-Image-Turbo's",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return checkpoint
 
 
 def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> PreviewProjection | None:
@@ -191,11 +217,12 @@ def _draft(
     return replace(draft, plan_id=plan_directory.plan_id(encode(draft) + repr(guide).encode()))
 
 
-def _describe(checkpoint: Checkpoint, loras: tuple[Lora, ...]) -> Model:
+def _describe(checkpoint: Checkpoint) -> Model:
+    """Return the facts of a checkpoint, without the hashes of its weights and of LoRAs."""
     config, vae = checkpoint.transformer.config, checkpoint.vae.config
     return Model(
         name=checkpoint.name,
-        weights_sha256=checkpoint.fingerprint(),
+        weights_sha256="",
         latent_channels=config["in_channels"],
         vae_scale=2 ** (len(vae["block_out_channels"]) - 1),
         patch_size=config["all_patch_size"][0],
@@ -204,11 +231,11 @@ def _describe(checkpoint: Checkpoint, loras: tuple[Lora, ...]) -> Model:
         prompt=read_prompt_format(checkpoint.directory / "tokenizer"),
         schedule_shift=positive(checkpoint.scheduler, "shift"),
         default_steps=DEFAULT_STEPS,
-        loras=tuple(MergedLora(lora.file.name, lora.fingerprint(), lora.scale) for lora in loras),
     )
 
 
 def _profiles(options: BuildOptions, checkpoint: Checkpoint, model: Model) -> tuple[Profile, ...]:
+    require_distinct("--profile", options.profiles)
     if options.profiles:
         return tuple(parse_profile(text, model) for text in options.profiles)
     return default_profiles(int(checkpoint.vae.config["sample_size"]), model)

@@ -2,15 +2,19 @@
 
 import argparse
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.command import add_version, one_line_errors
+from engine.command_line import add_version, one_line_errors, prepare
+from engine.errors import CheckpointError
 from engine.plan.directory import read
 from engine.plan.manifest import Manifest
+from export.checkpoint.file_kinds import describe
+from export.checkpoint.hub import Location, find
 
 if TYPE_CHECKING:
     from export.progress import BuildProgress
@@ -48,9 +52,11 @@ def _find_or_build(args: argparse.Namespace) -> Path:
     from export import known_builds
     from export.progress import BuildProgress
 
-    _check(args)
+    location = _check(args)
     progress = BuildProgress()
-    inputs = known_builds.digest(*_inputs(args)) if _is_known_by_its_inputs(args) else None
+    inputs = None
+    if location is not None and location.path.is_dir() and args.flavor in AHEAD_OF_TIME:
+        inputs = known_builds.digest(*_inputs(args, location.path))
     if inputs and (found := known_builds.find(args.output, inputs, needs_verified=args.verify)):
         progress.console.print(f"found {found}, which was built from the same inputs")
         return found
@@ -60,12 +66,18 @@ def _find_or_build(args: argparse.Namespace) -> Path:
     return built
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Raise BuildError for options that contradict each other, whatever the checkpoint is."""
+def _check(args: argparse.Namespace) -> Location | None:
+    """Return where the checkpoint is; None for a hub id.
+
+    Raises:
+        CheckpointError: there is none, or a file of another kind.
+        BuildError: options contradict each other, whatever the checkpoint is.
+    """
     from export.compile.profiles import split_profile
-    from export.compile.target import compute_capabilities
+    from export.compile.target import compute_capabilities, require_distinct
     from export.precision.dtypes import graph_precisions, require_accumulation
 
+    require_distinct("--profile", args.profile)
     for profile in args.profile:
         split_profile(profile)
     if args.flavor != "auto":
@@ -73,26 +85,26 @@ def _check(args: argparse.Namespace) -> None:
     if args.flavor in AHEAD_OF_TIME:
         capabilities = compute_capabilities(args.flavor, _capabilities(args))
         graph_precisions(args.precision, args.flavor, capabilities)
+    location = find(args.model)
+    for file in (location.path if location and not location.path.is_dir() else None, args.transformer_file):
+        if file and (reason := describe(file)):
+            raise CheckpointError(f"{file} {reason}")
+    return location
 
 
 def _capabilities(args: argparse.Namespace) -> tuple[str, ...]:
-    return tuple(args.compute_capability.split(",")) if args.compute_capability else ()
+    named = args.compute_capability  # an empty text names none, and is refused
+    return () if named is None else tuple(text.strip() for text in named.split(","))
 
 
-def _is_known_by_its_inputs(args: argparse.Namespace) -> bool:
-    """Return True unless the plans also depend on this machine's GPU or on a hub."""
-    return args.flavor in AHEAD_OF_TIME and Path(args.model).is_dir()
-
-
-def _inputs(args: argparse.Namespace) -> tuple[dict[str, object], list[Path]]:
+def _inputs(args: argparse.Namespace, model: Path) -> tuple[dict[str, object], list[Path]]:
     """Return the options that change the plans, and the files that do."""
     options = {name: value for name, value in vars(args).items() if name not in ("output", "explain", "verify")}
     files = [Path(text) if Path(text).is_file() else Path(text.rpartition(":")[0]) for text in args.lora]
     files += [config for file in files if (config := file.with_name("adapter_config.json")).is_file()]
     if args.transformer_file:
         files.append(args.transformer_file)
-    model = Path(args.model).resolve()
-    return options | {"model": str(model)}, [model, *files]
+    return options | {"model": str(model.resolve())}, [model, *files]
 
 
 def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
@@ -112,6 +124,7 @@ def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
         loras=tuple(map(Lora.parse, args.lora)),
         refittable=args.refittable,
         verify=args.verify,
+        name=args.name,
     )
     return build_engines(options, progress)
 
@@ -126,12 +139,21 @@ def _explain(manifest: Manifest) -> Iterator[str]:
             yield from describe(name, graph, sizes[graph.file])
     products = [product for graph in manifest.graphs.values() for product in graph.products]
     if not products:
+        yield f"no products are in FP16, so none are bounded and scaled ({manifest.precision} plans)"
         return
     width = max(len(product.name) for product in products)
     yield f"{'product':{width}}  input bound, scale      output bound, scale"
     for p in products:
         entering, leaving = f"{p.input_bound:.1e}  2^{-p.input_shift}", f"{p.output_bound:.1e}  2^{-p.output_shift}"
         yield f"{p.name:{width}}  {entering:22}  {leaving}"
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", text):
+        raise argparse.ArgumentTypeError(
+            f"expected letters, digits, '.', '-', '_' and one '/' at most, as in Tongyi-MAI/Z-Image; got {text!r}"
+        )
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -141,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    prepare(parser)
     _add_weights(parser.add_argument_group("weights"))
     _add_number_formats(parser.add_argument_group("number formats"))
     _add_target(parser.add_argument_group("GPUs and image sizes"))
@@ -169,14 +192,21 @@ def _add_weights(group: argparse._ArgumentGroup) -> None:
         "--model",
         required=True,
         metavar="PATH|ID",
-        help="Folder of the checkpoint in the official layout, or its hub id, which is downloaded",
+        help="Folder of the checkpoint in the official layout, or a safetensors file with all models beside its "
+        "tokenizer/ and scheduler/, or a hub id, which is downloaded",
+    )
+    group.add_argument(
+        "--name",
+        type=_name,
+        metavar="NAME",
+        help="Name of the model in the plans (default: the hub id, or the name of the folder or file)",
     )
     group.add_argument(
         "--transformer-file",
         type=Path,
         metavar="FILE",
-        help="Transformer weights in a single safetensors file (ComfyUI's or the official keys), in place of those "
-        "in transformer/",
+        help="Safetensors file that holds the transformer, alone or beside other models (ComfyUI's or the official "
+        "keys, FP8 with scales included), in place of the weights in transformer/",
     )
     group.add_argument(
         "--lora",

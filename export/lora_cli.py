@@ -2,9 +2,10 @@
 
 import argparse
 import sys
+from os.path import realpath
 from pathlib import Path
 
-from engine.command import add_version, one_line_errors
+from engine.command_line import add_version, one_line_errors, prepare
 from engine.files import whole_file
 from engine.options import HELP
 from engine.plan.directory import read, resolve
@@ -32,7 +33,7 @@ def _prepare(args: argparse.Namespace) -> None:
 
         checkpoint = open_checkpoint(args.model, args.transformer_file)
         loras = [Lora.parse(text) for text in args.lora]
-        if args.output.resolve() in [lora.file.resolve() for lora in loras]:
+        if realpath(args.output) in [realpath(lora.file) for lora in loras]:
             sys.exit(f"zimage-lora: the output {args.output} is the LoRA itself; name another file with -o")
         with whole_file(args.output) as file:
             file.write(prepare(checkpoint, loras, manifest).encode())
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    prepare(parser)
     parser.add_argument(
         "lora",
         nargs="+",

@@ -136,6 +136,8 @@ def settings() -> Iterator[Sequence[str]]:
             value = "on" if default else "off"
         elif default is None or default == ():
             value = NONE
+        elif isinstance(default, tuple):
+            value = f"`{' '.join(default)}`"
         else:
             value = f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
         yield shown, value, field.description or NONE

@@ -1,6 +1,6 @@
 """The command `zimage-serve`, also `python -m server`: `server.cli`, whose imports take a second."""
 
-from engine.command import one_line_errors
+from engine.command_line import one_line_errors
 
 
 def main() -> None:

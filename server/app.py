@@ -4,6 +4,7 @@ Knows what is mounted where; endpoints and the shape of errors are in `server.ap
 """
 
 import time
+from dataclasses import dataclass, field
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import PlainTextResponse
@@ -13,7 +14,11 @@ from server.api import documentation, errors, openapi
 from server.api import openai as openai_api
 from server.api import tasks as tasks_api
 from server.api.access import AccessPolicy, Authenticator
+from server.api.dialects import mount as dialect_mount
+from server.api.dialects.gradio_queue import Sessions
+from server.api.dialects.names import DIALECTS
 from server.api.openai_schemas import ImagesRequest, StreamedImage
+from server.api.public_address import PublicAddress
 from server.api.request_id import RequestIdMiddleware
 from server.api.schemas import Health
 from server.api.served_model import ServedModel
@@ -36,49 +41,64 @@ NOT_OK: openapi.Responses = {
 }
 
 
-def create_app(
-    jobs: JobService,
-    policy: AccessPolicy,
-    page: bool = False,
-    hosts: HostNames = HostNames(),  # noqa: B008
-    trusted_proxies: tuple[str, ...] = (),
-    model: ServedModel | None = None,
-    cors_origins: tuple[str, ...] = (),
-) -> FastAPI:
-    """Create the application of a job service.
+@dataclass(frozen=True, slots=True)
+class AppOptions:
+    """Options of the application.
 
-    Args:
+    Attributes:
+        policy: who may generate images, and how many.
         page: True to serve the web page at `/`; at most one application per process can.
         hosts: names that requests may use.
         trusted_proxies: addresses and networks whose X-Forwarded-* headers are believed.
+        public_url: the server's address for its clients; None to take it from each request.
         model: the names of the model; None for that of the plans.
         cors_origins: origins whose pages may call the API; `*` for every one.
+        dialects: names of the dialects to mount, beside OpenAI's and that of tasks.
     """
+
+    policy: AccessPolicy
+    page: bool = False
+    hosts: HostNames = field(default_factory=HostNames)
+    trusted_proxies: tuple[str, ...] = ()
+    public_url: PublicAddress | None = None
+    model: ServedModel | None = None
+    cors_origins: tuple[str, ...] = ()
+    dialects: tuple[str, ...] = DIALECTS
+
+
+def create_app(jobs: JobService, options: AppOptions) -> FastAPI:
+    """Create the application of a job service."""
     # sse-starlette would cut streams off at once; uvicorn lets them end within its grace period
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
     app = FastAPI(title="zimage-trt", description=openapi.ABOUT, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.jobs, app.state.authenticator = jobs, Authenticator(policy, jobs.metrics.job_refused)
-    app.state.model = model or ServedModel((jobs.manifest.model.name,))
+    app.state.jobs, app.state.authenticator = jobs, Authenticator(options.policy, jobs.metrics.job_refused)
+    app.state.model = options.model or ServedModel((jobs.manifest.model.name,))
     app.state.task_events = TaskEventEncoder(jobs)
     app.state.started = int(time.time())
-    app.include_router(probes)
-    app.include_router(openai_api.router)
-    app.include_router(tasks_api.router)
-    app.include_router(documentation.router)
-    for api in ("openai", "tasks", *(["page"] if page else [])):
+    app.state.gradio_sessions = Sessions()
+    dialects = dialect_mount.routers(options.dialects)
+    for router in (probes, *dialects, openai_api.router, tasks_api.router, documentation.router):
+        app.include_router(router)
+    for api in ("openai", "tasks", *dialect_mount.apis(options.dialects), *(["page"] if options.page else [])):
         jobs.metrics.add_api(api)
-    if page:
-        app.add_middleware(PageMount, jobs=jobs, authenticator=app.state.authenticator, guide=app.state.model.guide)
+    _add_middleware(app, options)
+    errors.install(app)
+    openapi.install(app, options.policy, ImagesRequest, StreamedImage, GenerateRequest, TaskEvent)
+    return app
+
+
+def _add_middleware(app: FastAPI, options: AppOptions) -> None:
+    """Add the layers between HTTP and the routes, the innermost first."""
+    if options.page:
+        page = {"jobs": app.state.jobs, "authenticator": app.state.authenticator, "guide": app.state.model.guide}
+        app.add_middleware(PageMount, **page)
     app.add_middleware(AmbiguousLengthMiddleware)
-    app.add_middleware(ValidHostMiddleware, names=hosts)
-    app.add_middleware(ProxyMiddleware, networks=trusted_proxies)
+    app.add_middleware(ValidHostMiddleware, names=options.hosts)
+    app.add_middleware(ProxyMiddleware, networks=options.trusted_proxies, public_url=options.public_url)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestIdMiddleware)
-    if cors_origins:  # the last one added is the outermost: answers to unexpected exceptions have its headers too
-        app.add_middleware(CrossOriginMiddleware, origins=cors_origins, is_page=is_page)
-    errors.install(app)
-    openapi.install(app, policy, ImagesRequest, StreamedImage, GenerateRequest, TaskEvent)
-    return app
+    if options.cors_origins:  # outermost: answers to unexpected exceptions have its headers too
+        app.add_middleware(CrossOriginMiddleware, origins=options.cors_origins, is_page=is_page)
 
 
 @probes.get("/health", responses=NOT_OK)

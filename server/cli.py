@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from engine.errors import ZImageError
+from engine.module_command import module_command
 from engine.plan.directory import read, resolve
 from engine.plan.guide import Guide
 from server import logs, lora_folder, settings
@@ -29,15 +30,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             loras = lora_folder.find(given.loras) if given.loras else ()
             directory = resolve(given.engines)
             manifest = read(directory, verify=False)  # the worker verifies
-            worker = [
-                sys.executable,
-                "-m",
+            worker = module_command(
                 "server.worker.process",
                 str(directory),
                 given.runtime(loras).encode(),
                 given.log_format,
                 given.log_level,
-            ]
+            )
             serve(sock, worker, manifest, replace(given.server(loras), guide=Guide.read(directory)))
     except (ZImageError, OSError) as error:
         sys.exit(f"zimage-serve: {error}")
@@ -50,9 +49,10 @@ def _warnings(given: Settings, address: str) -> Iterator[str]:
     if "FORWARDED_ALLOW_IPS" in os.environ:
         yield "The environment variable FORWARDED_ALLOW_IPS is not read; use --trusted-proxies instead"
     if not given.keys and not HostNames(address).is_loopback:
+        shared = ", and may see and delete everybody's (--shared-history)" if given.shared_history else ""
         yield (
-            f"Anybody who reaches {bracketed(address)} may generate images and see all tasks: there are no API keys; "
-            "set --keys, or listen on 127.0.0.1"
+            f"Anybody who reaches {bracketed(address)} may generate images{shared}: there are no API keys; set --keys, "
+            "or listen on 127.0.0.1"
         )
 
 

@@ -11,12 +11,14 @@ import gc
 import signal
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine.plan.guide import Guide
 from engine.plan.manifest import Manifest
 from server.allocator import give_back_large_blocks
+from server.api.dialects.names import DIALECTS
+from server.api.public_address import PublicAddress
 from server.http.descriptors import max_connections, raise_limit
 from server.http.host_names import HostNames
 from server.http.sockets import throttle_accept_errors
@@ -34,34 +36,41 @@ class ServerOptions:
 
     Attributes:
         grace: seconds to finish running images after SIGTERM or SIGINT; Kubernetes kills after 30 by default.
+        drain: seconds to go on after SIGTERM, before `grace`, so that load balancers move on; 0 for none.
         database: SQLite file of jobs and images; None keeps them in memory.
         archive: folder for copies of images; None for no copies.
         page: True to serve the web page at /.
-        keys, rate: fields of `server.api.access.AccessPolicy`.
+        keys, rate, shared_history: fields of `server.api.access.AccessPolicy`.
         hosts: public names of the server; see `server.http.host_names.HostNames`.
         trusted_proxies: addresses and networks of proxies whose X-Forwarded-* headers are believed.
+        public_url: the server's address for its clients; None to take it from each request.
         connections_per_address: maximum number of connections from an IPv4 address or IPv6 /64 network.
         loras: names of the LoRAs that requests may ask for; the worker has their files.
         cors_origins: origins whose pages may call the API; see `server.http.origins.parse_origin`.
         model_names: names of the model, the one in answers first; empty for the one in the plans.
         strict_model: True to refuse requests for other models.
         guide: what to expect of the model.
+        dialects: names of the dialects to offer, of `server.api.dialects.names.DIALECTS`.
     """
 
     grace: float = 20.0
+    drain: float = 2.0
     database: Path | None = None
     archive: Archive | None = None
     page: bool = True
     keys: tuple[str, ...] = field(default=(), repr=False)
     rate: str | None = None
+    shared_history: bool = False
     hosts: tuple[str, ...] = ()
     trusted_proxies: tuple[str, ...] = ()
+    public_url: PublicAddress | None = None
     connections_per_address: int = 128
     loras: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     model_names: tuple[str, ...] = ()
     strict_model: bool = False
     guide: Guide = field(default_factory=Guide)
+    dialects: tuple[str, ...] = DIALECTS
     limits: Limits = field(default_factory=Limits)
     timeouts: WorkerTimeouts = field(default_factory=WorkerTimeouts)
 
@@ -97,33 +106,43 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
         await asyncio.wait((starting, launched), return_when=asyncio.FIRST_COMPLETED)
         from server.api.access import AccessPolicy  # while the worker loads
         from server.api.served_model import ServedModel
-        from server.app import create_app
+        from server.app import AppOptions, create_app
         from server.http.connections import Connections
         from server.http.proxies import TrustedProxies
         from server.http.server import HttpServer
 
         await jobs.start()
-        hosts = HostNames(sock.getsockname()[0], options.hosts)
-        policy = AccessPolicy(options.keys, options.rate)
+        hosts = _host_names(sock.getsockname()[0], options)
+        policy = AccessPolicy(options.keys, options.rate, options.shared_history)
         model = ServedModel(options.model_names or (manifest.model.name,), options.strict_model, options.guide)
-        app = create_app(
-            jobs,
+        served = AppOptions(
             policy,
             options.page,
             hosts,
             options.trusted_proxies,
-            model=model,
-            cors_origins=options.cors_origins,
+            options.public_url,
+            model,
+            options.cors_origins,
+            options.dialects,
         )
+        app = create_app(jobs, served)
         gc.freeze()  # a full collection holds the event loop, and what the imports made stays anyway
         connections = Connections(most, options.connections_per_address, TrustedProxies(options.trusted_proxies))
-        await HttpServer(app, jobs, options.grace, starting, connections).serve(sockets=[sock])
+        await HttpServer(app, jobs, options.grace, options.drain, starting, connections).serve(sockets=[sock])
         if starting.done():
             starting.result()  # raises the reason if the worker could not start
     finally:
         starting.cancel()
         await jobs.stop(options.grace)
         await supervisor.stop()
+
+
+def _host_names(address: str, options: ServerOptions) -> HostNames:
+    """Return the names that requests to an address may use, that of the public URL among them."""
+    names = HostNames(address, options.hosts)
+    if options.public_url is None or names.valid is None:
+        return names
+    return replace(names, public=(*names.public, options.public_url.host))
 
 
 def _interrupt(*_: object) -> None:

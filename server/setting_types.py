@@ -1,14 +1,18 @@
 """Types of settings: how texts of flags and variables become values. Knows no setting."""
 
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_settings import NoDecode
 
+from engine.command_line import user_path
 from engine.errors import InvalidRequest
 from engine.size import Size
 from server.api.api_key import check_api_key
+from server.api.dialects.names import NONE, parse_dialect
+from server.api.public_address import PublicAddress
 from server.api.rate import Rate
 from server.http.host_names import parse_host
 from server.http.origins import parse_origin
@@ -48,11 +52,23 @@ def _public_name(value: str) -> str:
     return value
 
 
+def _public_url(value: str) -> str:
+    PublicAddress.parse(value)
+    return value
+
+
 def _network(value: str) -> str:
     try:
         return str(ip_network(value))
     except ValueError as error:
         raise ValueError(f"must be addresses or networks such as 127.0.0.1 or 10.0.0.0/8; {error}") from error
+
+
+def _without_none(value: tuple[str, ...]) -> tuple[str, ...]:
+    """Return no dialects for `none`."""
+    if NONE in value and len(value) > 1:
+        raise ValueError(f"must be {NONE} alone, or without it; got {' '.join(value)}")
+    return () if NONE in value else value
 
 
 def _given(value: tuple[str, ...]) -> tuple[str, ...]:
@@ -62,7 +78,9 @@ def _given(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Host = Annotated[str, AfterValidator(_host)]
+PublicUrl = Annotated[str, AfterValidator(_public_url)]
 RateText = Annotated[str, AfterValidator(_rate)]
+UserPath = Annotated[Path, AfterValidator(user_path)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]
 Keys = Annotated[
     tuple[Annotated[str, AfterValidator(check_api_key)], ...], NoDecode, BeforeValidator(_words), AfterValidator(_given)
@@ -72,6 +90,12 @@ Hosts = Annotated[
 ]
 Networks = Annotated[
     tuple[Annotated[str, AfterValidator(_network)], ...], NoDecode, BeforeValidator(_words), AfterValidator(_given)
+]
+Dialects = Annotated[
+    tuple[Annotated[str, AfterValidator(parse_dialect)], ...],
+    NoDecode,
+    BeforeValidator(_words),
+    AfterValidator(_without_none),
 ]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(parse_origin)], ...], NoDecode, BeforeValidator(_words)]
 Sizes = Annotated[tuple[Size, ...], NoDecode, BeforeValidator(_sizes)]

@@ -17,16 +17,31 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from engine.command import add_version
+from engine.command_line import add_version, prepare, text_encoding, user_path
 from engine.errors import ZImageError
 from engine.files import version
 from engine.options import HELP, MAX_THREADS, SLOTS, CudaGraphs, RuntimeOptions
+from server.api.dialects.names import DIALECTS
+from server.api.public_address import PublicAddress
 from server.jobs.admission import Limits
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.retention import DAY, Retention
 from server.logs import LogFormat
 from server.serving import ServerOptions
-from server.setting_types import EMPTY, Host, Hosts, Keys, Networks, Origins, RateText, Sizes, Words
+from server.setting_types import (
+    EMPTY,
+    Dialects,
+    Host,
+    Hosts,
+    Keys,
+    Networks,
+    Origins,
+    PublicUrl,
+    RateText,
+    Sizes,
+    UserPath,
+    Words,
+)
 from server.worker.supervisor import WorkerTimeouts
 
 PREFIX = "ZIMAGE_"
@@ -62,7 +77,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, validate_default=False)
 
-    engines: Path = Field(description=HELP["engines"], title="DIR")
+    engines: UserPath = Field(description=HELP["engines"], title="DIR")
     host: Host = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
     hosts: Hosts = Field(
@@ -73,8 +88,14 @@ class Settings(BaseSettings):
     trusted_proxies: Networks = Field(
         SERVER.trusted_proxies,
         description="Addresses or networks of reverse proxies, such as 127.0.0.1 or 10.0.0.0/8, separated by spaces; "
-        "X-Forwarded-* headers of all others are ignored (default: nobody is trusted)",
+        "X-Forwarded-For, -Proto, -Host and -Prefix of all others are ignored (default: nobody is trusted)",
         title="ADDRESSES",
+    )
+    public_url: PublicUrl | None = Field(
+        None,
+        description="Address of the server for its clients, such as https://example.com/images, for URLs in answers "
+        "and for the page (default: from X-Forwarded-Proto, -Host and -Prefix of trusted proxies, else from Host)",
+        title="URL",
     )
     connections_per_address: int = Field(
         SERVER.connections_per_address,
@@ -99,6 +120,12 @@ class Settings(BaseSettings):
         SERVER.strict_model,
         description="Refuse requests for other models with 404, instead of answering them and telling the real model",
     )
+    dialects: Dialects = Field(
+        SERVER.dialects,
+        description="Further APIs to offer, for the clients of other servers, separated by spaces: "
+        f"{', '.join(DIALECTS)}; none for OpenAI's API and that of tasks alone",
+        title="NAMES",
+    )
 
     threads: int = Field(RUNTIME.threads, ge=0, le=MAX_THREADS, description=HELP["threads"])
     profile: Words = Field(RUNTIME.profiles, description=f"{HELP['profiles']} (default: all)", title="NAME")
@@ -106,14 +133,14 @@ class Settings(BaseSettings):
     cuda_graphs: CudaGraphs = Field(RUNTIME.cuda_graphs, description=HELP["cuda_graphs"])
     offload: bool = Field(RUNTIME.offload, description=HELP["offload"])
     self_test: bool = Field(RUNTIME.self_test, description=HELP["self_test"])
-    runtime_cache: Path | None = Field(RUNTIME.runtime_cache, description=HELP["runtime_cache"], title="DIR")
-    loras: Path | None = Field(
+    runtime_cache: UserPath | None = Field(RUNTIME.runtime_cache, description=HELP["runtime_cache"], title="DIR")
+    loras: UserPath | None = Field(
         None,
         description="Folder of LoRAs made by zimage-lora; requests name them by file name without the suffix",
         title="DIR",
     )
 
-    database: Path | None = Field(
+    database: UserPath | None = Field(
         SERVER.database,
         description="SQLite file for jobs and images (default: memory, which is lost at a restart)",
         title="FILE",
@@ -130,7 +157,7 @@ class Settings(BaseSettings):
         title="MIB",
         description="Maximum size of the job history in MiB, images included",
     )
-    archive: Path | None = Field(
+    archive: UserPath | None = Field(
         None, description="Folder for a copy of every image, named generated_YYYYMMDD_HHMMSS_ID.png", title="DIR"
     )
     archive_days: float = Field(
@@ -157,6 +184,11 @@ class Settings(BaseSettings):
         description="Maximum rate of image requests per API key, or per address without keys, such as 30/minute "
         "(default: no limit)",
     )
+    shared_history: bool = Field(
+        SERVER.shared_history,
+        description="Without keys: list all tasks to everybody, in /v1/tasks and on the page, where anybody may delete "
+        "them. With keys, each key always lists its own",
+    )
     queue: int = Field(
         LIMITS.queue,
         ge=1,
@@ -173,6 +205,14 @@ class Settings(BaseSettings):
         ge=0,
         le=3600,
         description="Seconds to finish the images that clients wait for, after SIGTERM or SIGINT",
+    )
+    drain_seconds: float = Field(
+        SERVER.drain,
+        ge=0,
+        le=3600,
+        description="Seconds to go on after SIGTERM, before --grace begins, while /ready is 503 and connections are "
+        "closed, so that load balancers move on",
+        title="SECONDS",
     )
     hang_seconds: float = Field(
         TIMEOUTS.silence,
@@ -222,17 +262,21 @@ class Settings(BaseSettings):
         archived = Retention(self.archive_days * DAY or math.inf, archive_bytes)
         return ServerOptions(
             grace=self.grace,
+            drain=self.drain_seconds,
             database=self.database,
             archive=Archive(self.archive, archived) if self.archive else None,
             keys=self.keys,
             rate=self.rate,
+            shared_history=self.shared_history,
             hosts=self.hosts,
             trusted_proxies=self.trusted_proxies,
+            public_url=PublicAddress.parse(self.public_url) if self.public_url else None,
             connections_per_address=self.connections_per_address,
             cors_origins=self.cors_origins,
             page=self.page,
             model_names=self.model_name,
             strict_model=self.strict_model,
+            dialects=self.dialects,
             loras=tuple(name for name, _ in loras),
             limits=Limits(
                 self.queue, Retention(self.history_days * DAY, self.history_mb * MIB), self.min_free_mb * MIB
@@ -245,16 +289,14 @@ def read(argv: Sequence[str] | None = None) -> Settings:
     """Read settings from flags, environment and file; like argparse, exit with status 2 if they are wrong."""
     parser = _parser()
     given = vars(parser.parse_args(argv))
-    file = given.pop("settings", None) or os.environ.get(f"{PREFIX}SETTINGS")
-    if file is not None and not Path(file).is_file():
-        parser.error(f"--settings: {file} is not a file")
-    if file is not None and (lost := _names_without_prefix(Path(file))):
-        parser.error(f"--settings: {', '.join(lost)} in {file}: names must begin with {PREFIX}")
-    try:
-        found = Settings(_env_file=file, **given)  # type: ignore[call-arg]  # its signature is that of the fields
+    name = given.pop("settings", None) or os.environ.get(f"{PREFIX}SETTINGS")
+    file = None if name is None else user_path(name)
+    encoding = None if file is None else _check_file(parser, file)
+    try:  # its signature is that of the fields
+        found = Settings(_env_file=file, _env_file_encoding=encoding, **given)  # type: ignore[call-arg]
     except ValidationError as error:
         parser.error("; ".join(map(_message, error.errors())))
-    for name in sorted(_emptied(file) - found.model_fields_set):
+    for name in sorted(_emptied(file, encoding) - found.model_fields_set):
         parser.error(f"--{name.replace('_', '-')}: {PREFIX}{name.upper()} {EMPTY}")
     return found
 
@@ -265,15 +307,23 @@ def unknown(environment: Iterable[str]) -> list[str]:
     return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
 
 
-def _emptied(file: str | None) -> set[str]:
+def _check_file(parser: argparse.ArgumentParser, file: Path) -> str:
+    """Return the encoding of a settings file; exit like argparse if its text or its names are wrong."""
+    if not file.is_file():
+        parser.error(f"--settings: {file} is not a file")
+    try:
+        encoding = text_encoding(file)
+    except (ValueError, OSError) as error:
+        parser.error(f"--settings: {error}")
+    if lost := [name for name in NAME.findall(file.read_text(encoding)) if name.lower() in Settings.model_fields]:
+        parser.error(f"--settings: {', '.join(lost)} in {file}: names must begin with {PREFIX}")
+    return encoding
+
+
+def _emptied(file: Path | None, encoding: str | None) -> set[str]:
     """Return the protecting settings that are named by the environment or a file; empty values count as unset."""
-    named = {name.lower() for name in (*os.environ, *(dotenv_values(file) if file else ()))}
+    named = {name.lower() for name in (*os.environ, *(dotenv_values(file, encoding=encoding) if file else ()))}
     return {name for name in PROTECTING if (PREFIX + name).lower() in named}
-
-
-def _names_without_prefix(file: Path) -> list[str]:
-    """Return the names in a file that would be settings if they began with the prefix."""
-    return [name for name in NAME.findall(file.read_text(errors="replace")) if name.lower() in Settings.model_fields]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -285,6 +335,7 @@ def _parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
+    prepare(parser)
     parser.add_argument("--settings", metavar="FILE", help=f"File of settings, as lines such as {PREFIX}PORT=8000")
     add_version(parser)
     group = parser.add_argument_group("plans")
@@ -302,6 +353,8 @@ def _help(field: FieldInfo) -> str:
             default = ""
         case bool(value):
             default = f" (default: {'yes' if value else 'no'})"
+        case tuple(words):
+            default = f" (default: {' '.join(words)})"
         case value:
             default = f" (default: {value:g})" if isinstance(value, float) else f" (default: {value})"
     return f"{field.description}{default}".replace("%", "%%")

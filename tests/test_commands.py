@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import server.cli
-from engine.command import one_line_errors
+from engine.command_line import one_line_errors
 from engine.errors import PlanNotFound
 from server import __main__ as serve
 

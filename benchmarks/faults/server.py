@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.faults.audit import unfinished
+from engine.module_command import module_command
 
 FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 READY_SECONDS = 120.0
@@ -38,9 +38,10 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         self._clock = folder / "clock"
         self._command = [
-            sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", str(port), "--threads",
-            str(threads), "--database", str(self.database), "--archive", str(self.archive), "--archive-days", "7",
-            "--hang-seconds", str(HANG_SECONDS), "--log-format", "json", *(["--loras", str(loras)] if loras else []),
+            *module_command("server.cli"), "--drain-seconds", "0", "--engines", str(engines), "--port", str(port),
+            "--threads", str(threads), "--database", str(self.database), "--archive", str(self.archive),
+            "--archive-days", "7", "--hang-seconds", str(HANG_SECONDS), "--log-format", "json",
+            *(["--loras", str(loras)] if loras else []),
         ]  # fmt: skip
         self._environment = os.environ | {"ZIMAGE_KEYS": " ".join(keys)}
         if self.has_clock:

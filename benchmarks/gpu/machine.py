@@ -25,7 +25,9 @@ def machine(settings: Settings, found: Findings) -> None:
     found.add(**gpu)
     on_gpu = settings.device == "cuda" and "gpu" in gpu
     found.add(**(_flavor(str(gpu["compute_capability"])) if on_gpu else {"flavor": "onnx"}))
-    found.answer(f"{gpu.get('gpu', 'no GPU')}, compute capability {gpu.get('compute_capability', 'none')}")
+    found.answer(
+        f"{gpu['gpu']}, compute capability {gpu.get('compute_capability', 'unknown')}" if "gpu" in gpu else "no GPU"
+    )
     rates = _rates(on_gpu)
     found.add(**rates)
     found.add(roofline_ms={str(side): _roofline_ms(settings, side, rates) for side in timed_sides(settings)})

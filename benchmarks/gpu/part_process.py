@@ -12,8 +12,10 @@ from pathlib import Path
 from benchmarks.gpu.findings import Figures, Findings, LeftOut, Settings, describe, figures_file, read_figures
 from benchmarks.gpu.parts import Part
 from benchmarks.harness.report import Stopwatch
+from engine.module_command import module_command
 
 TAIL = 2000  # characters of a failed part's log that the report keeps
+TIMED_OUT = "timed out"
 FAILED = "failed: "  # prefix of the log's last line after an exception
 # Folders that libraries write to; HOME may be read-only.
 CACHES = {
@@ -53,7 +55,7 @@ def run_in_process(part: Part, settings: Settings, seconds: float, command: Sequ
             code = process.wait(seconds)
             failure = _reason(code, log) if code else None
         except subprocess.TimeoutExpired:
-            failure = f"timed out after {seconds:.0f} s"
+            failure = f"{TIMED_OUT} after {seconds:.0f} s"
         finally:
             _end(process)
     found = read_figures(settings.folder, part.name) | {"part_seconds": round(watch.seconds, 1)}
@@ -88,7 +90,7 @@ def tail(log: Path) -> str:
 
 
 def _command(part: Part, settings: Settings, seconds: float) -> list[str]:
-    command = [sys.executable, "-m", "benchmarks.cli", "gpu-check", str(settings.folder), "--part", part.name]
+    command = module_command("benchmarks.cli", "gpu-check", str(settings.folder), "--part", part.name)
     command += ["--device", settings.device, "--layers", str(settings.layers), "--part-seconds", f"{seconds:.0f}"]
     return [*command, "--quick"] if settings.quick else command
 

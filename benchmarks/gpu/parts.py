@@ -10,9 +10,10 @@ FIRST = "machine"  # runs with every selection: it finds the device and the flav
 # Builds that are compared: name -> words for the report, and fields of `export.build.BuildOptions`.
 VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
     "fp16": ("FP16", {"precision": "fp16"}),
-    "fp16-accumulate-fp16": ("FP16 that accumulates in FP16", {"precision": "fp16", "accumulation": "fp16"}),
     "bf16": ("BF16", {"precision": "bf16"}),
+    "fp16-accumulate-fp16": ("FP16 that accumulates in FP16", {"precision": "fp16", "accumulation": "fp16"}),
 }
+DEFAULT = "fp16"  # what build-engines makes without options
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class Part:
     Attributes:
         question: the question that the check answers, for the report.
         run: "module:function" below `benchmarks.gpu`; called with Settings and Findings.
-        seconds: time limit.
+        seconds: time limit, of a run with the default of --minutes; longer runs have longer limits.
         needs: parts that must have succeeded.
         needs_gpu: True if the part is left out on a CPU.
         needs_plans: True if the part is left out where no library runs plans on this device.
@@ -46,8 +47,9 @@ def _of_variant(variant: str, text: str) -> tuple[Part, ...]:
             build,
             f"does {text} build, how long does it take, how large are plan and activations",
             "plans.build:build",
-            240,
+            150,
             ("weights",),
+            needs_gpu=variant != DEFAULT,  # ONNX Runtime computes FP16 graphs in FP32 and has no BF16
             needs_plans=True,
             variant=variant,
         ),
@@ -55,17 +57,8 @@ def _of_variant(variant: str, text: str) -> tuple[Part, ...]:
             errors,
             f"{text}: how far from FP32 at 1024 and 2048 and along the worst rows of V",
             "plans.checks:errors",
-            90,
+            60,
             (build, "reference"),
-            needs_plans=True,
-            variant=variant,
-        ),
-        Part(
-            f"speed-{variant}",
-            f"{text}: ms of a step with and without CUDA graph, beside the roofline",
-            "plans.checks:speed",
-            90,
-            (build,),
             needs_plans=True,
             variant=variant,
         ),
@@ -73,17 +66,62 @@ def _of_variant(variant: str, text: str) -> tuple[Part, ...]:
             f"kernels-{variant}",
             f"{text}: which kernels did attention and the matrix products get",
             "plans.kernels:kernels",
-            90,
+            60,
             (build,),
             needs_gpu=True,
+            needs_plans=True,
+            variant=variant,
+        ),
+        Part(
+            f"speed-{variant}",
+            f"{text}: ms of a step with and without CUDA graph, beside the roofline",
+            "plans.checks:speed",
+            60,
+            (build,),
             needs_plans=True,
             variant=variant,
         ),
     )
 
 
+# What matters most comes first, since the time may end before the last part: the default plans, the runtime, variants,
+# PyTorch, and the rare cases.
 PARTS = (
     Part(FIRST, "which GPU, driver and libraries; what rates does the GPU reach", "machine:machine", 60),
+    Part("weights", "random weights of the checked layers in BF16", "model.weights:write", 120),
+    Part(
+        "reference",
+        "does our graph equal DiffSynth's modules in FP32 at full width; outputs that later parts compare with",
+        "model.precision:reference",
+        90,
+        ("weights",),
+    ),
+    *_of_variant(DEFAULT, VARIANTS[DEFAULT][0]),
+    Part(
+        "plan-memory",
+        "GPU memory after loading and after each new context, against the plan",
+        "plans.checks:memory",
+        60,
+        ("build-fp16",),
+        needs_gpu=True,
+        needs_plans=True,
+        variant=DEFAULT,
+    ),
+    Part(
+        "nano",
+        "do plans of all graphs of z-image-nano build, compared with DiffSynth on the way",
+        "plans.nano:nano",
+        180,
+        needs_plans=True,
+    ),
+    Part(
+        "self-test",
+        "does the self-test find these plans right on this device, how far from its limits, how long does it take",
+        "plans.nano:run_probes",
+        60,
+        ("nano",),
+        needs_plans=True,
+    ),
     Part(
         "cuda-calls",
         "do memory, copies, streams, events and CUDA graphs behave as the runtime assumes",
@@ -113,11 +151,13 @@ PARTS = (
         needs_gpu=True,
     ),
     Part(
-        "cuda-lost",
-        "is a lost GPU context noticed, and does the process end without hanging",
-        "cuda.memory:lost",
-        45,
-        needs_gpu=True,
+        "passes",
+        "how long do the first, the second and later passes take, and those prepared by warm-up",
+        "plans.checks:passes",
+        120,
+        ("build-fp16",),
+        needs_plans=True,
+        variant=DEFAULT,
     ),
     Part(
         "products",
@@ -125,14 +165,7 @@ PARTS = (
         "model.products:products",
         60,
     ),
-    Part("weights", "random weights of the checked layers in BF16", "model.weights:write", 90),
-    Part(
-        "reference",
-        "does our graph equal DiffSynth's modules in FP32 at full width; outputs that later parts compare with",
-        "model.precision:reference",
-        120,
-        ("weights",),
-    ),
+    *(part for variant, (text, _) in VARIANTS.items() if variant != DEFAULT for part in _of_variant(variant, text)),
     Part(
         "precision",
         "our graph in PyTorch at FP16, FP16 with FP16 accumulation, and BF16: how far from FP32",
@@ -148,39 +181,13 @@ PARTS = (
         ("weights",),
     ),
     Part(
-        "nano",
-        "do plans of all graphs of z-image-nano build, compared with DiffSynth on the way",
-        "plans.nano:nano",
-        180,
+        "refit",
+        "how long does a LoRA take to go in and out, and does the image come back bit for bit",
+        "plans.refit:refit",
+        240,
+        ("weights",),
         needs_plans=True,
-    ),
-    Part(
-        "self-test",
-        "does the self-test find these plans right on this device, how far from its limits, how long does it take",
-        "plans.nano:run_probes",
-        60,
-        ("nano",),
-        needs_plans=True,
-    ),
-    *(part for variant, (text, _) in VARIANTS.items() for part in _of_variant(variant, text)),
-    Part(
-        "passes",
-        "how long do the first, the second and later passes take, and those prepared by warm-up",
-        "plans.checks:passes",
-        120,
-        ("build-fp16",),
-        needs_plans=True,
-        variant="fp16",
-    ),
-    Part(
-        "plan-memory",
-        "GPU memory after loading and after each new context, against the plan",
-        "plans.checks:memory",
-        90,
-        ("build-fp16",),
-        needs_gpu=True,
-        needs_plans=True,
-        variant="fp16",
+        variant=DEFAULT,
     ),
     Part(
         "close",
@@ -189,15 +196,13 @@ PARTS = (
         90,
         ("build-fp16",),
         needs_plans=True,
-        variant="fp16",
+        variant=DEFAULT,
     ),
     Part(
-        "refit",
-        "how long does a LoRA take to go in and out, and does the image come back bit for bit",
-        "plans.refit:refit",
-        240,
-        ("weights",),
-        needs_plans=True,
-        variant="fp16",
+        "cuda-lost",
+        "is a lost GPU context noticed, and does the process end without hanging",
+        "cuda.memory:lost",
+        45,
+        needs_gpu=True,
     ),
 )

@@ -10,15 +10,17 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
+from engine.module_command import module_command
+
 Answer = dict[str, Any]
 
 
 class SubprocessClient:
-    """A running `python -m MODULE ARGUMENTS` that calls `serve`."""
+    """A running module that calls `serve`."""
 
     def __init__(self, module: str, arguments: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            module_command(module, *arguments), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def call(self, function: str, **arguments: Any) -> Answer:

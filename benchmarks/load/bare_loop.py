@@ -24,7 +24,7 @@ from engine.scheduler.events import Denoised, Failed
 from engine.scheduler.loop import EngineLoop
 from engine.scheduler.pending_image import PendingImage
 from server.worker.finisher import FINISHERS
-from server.worker.process import warm_up
+from server.worker.process import generate_smallest
 
 
 class BareLoop:
@@ -90,7 +90,7 @@ def main(plans: str, threads: str) -> None:
     directory = resolve(Path(plans))
     with Pipeline.load(directory, RuntimeOptions(threads=int(threads), slots=SLOTS)) as pipeline:
         loop = EngineLoop(pipeline, BatchTable.read(directory))
-        warm_up(loop)
+        generate_smallest(loop)
         bare = BareLoop(loop)
         functions: dict[str, Callable[..., Answer]] = {"generate": bare.generate, "fill": bare.fill}
         serve(functions)

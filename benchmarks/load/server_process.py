@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Self
 
 import psutil
+
+from engine.module_command import module_command
 
 READY = re.compile(r"ready on (\S+)")
 SAMPLE = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
@@ -29,7 +30,8 @@ class ServerProcess:
             command: command that starts another server in place of `zimage-serve`.
         """
         options = ["--engines", str(engines), "--port", "0", "--threads", str(threads)]
-        command = command or [sys.executable, "-m", "server.cli", *options]
+        options += ["--drain-seconds", "0"]
+        command = command or module_command("server.cli", *options)
         command += ["--database", str(database)] if database else []
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self._process.stdout is not None

@@ -1,11 +1,12 @@
 """The choice of a backend for a plan directory, with checks before anything is loaded."""
 
 import importlib
-import importlib.util
+import logging
 import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from engine.backends.base import Backend, Engine
 from engine.backends.cuda import CudaRuntime
@@ -13,6 +14,8 @@ from engine.backends.host_memory import HostMemory
 from engine.errors import BackendUnavailable, PlanMismatch
 from engine.options import RuntimeOptions
 from engine.plan.manifest import Flavor, GraphName, Manifest, Target
+
+log = logging.getLogger(__name__)
 
 PACKAGES: dict[Flavor, str] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx", "onnx": "onnxruntime"}
 # TensorRT-RTX 1.7 has 7.5 too, but no FP32 matrix products for it, and every denoiser has some (docs/findings.md).
@@ -23,8 +26,6 @@ INSTALL: dict[Flavor, str] = {
     "onnx": "onnxruntime",
 }
 OLDEST_RTX = (1, 7)
-
-
 NOT_RTX = (
     f"TensorRT-RTX plans of Z-Image are for {', '.join(RTX_COMPUTE_CAPABILITIES)}; H100 and H200 (9.0), B200 (10.0) "
     f"and Turing (7.5) need {INSTALL['tensorrt']}"
@@ -35,15 +36,17 @@ def load_backend(directory: Path, manifest: Manifest, options: RuntimeOptions) -
     """Load the backend of a plan directory.
 
     Raises:
-        BackendUnavailable: the library is not installed, or there is no device.
+        BackendUnavailable: the library cannot be imported, or there is no device.
         PlanMismatch: the plans were built by another version of the library, or for another GPU.
         PlanCorrupt, OutOfDeviceMemory: the plans cannot be loaded.
     """
     target = manifest.target
-    _require_package(target.flavor)
+    for name in options.without_effect(target.flavor):
+        log.warning("%s has no effect on %s plans", name, target.flavor)
+    package = _import_package(target.flavor)
     if target.flavor == "onnx":
         return _load_onnx(directory, manifest, options)
-    _require_same_version(target)
+    _require_same_version(target, package.__version__)
     cuda = CudaRuntime()
     _require_same_device(target, cuda)
     return _load_tensorrt(cuda, directory, manifest, options)
@@ -101,18 +104,19 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zimage-trt"
 
 
-def _require_package(flavor: Flavor) -> None:
+def _import_package(flavor: Flavor) -> Any:
     package = PACKAGES[flavor]
-    if importlib.util.find_spec(package) is None:
+    try:
+        return importlib.import_module(package)
+    except (ImportError, OSError) as error:  # OSError: a shared library cannot be loaded
         raise BackendUnavailable(
-            f"{flavor} plans need the package {package}, which is not installed; "
+            f"{flavor} plans need the package {package}, which cannot be imported: {error}; "
             f"install it with: pip install {INSTALL[flavor]}"
-        )
+        ) from error
 
 
-def _require_same_version(target: Target) -> None:
+def _require_same_version(target: Target, version: str) -> None:
     package = PACKAGES[target.flavor]
-    version = importlib.import_module(package).__version__
     if target.flavor == "rtx" and tuple(map(int, version.split(".")[:2])) < OLDEST_RTX:
         raise BackendUnavailable(
             f"{package} {version} is installed; before {'.'.join(map(str, OLDEST_RTX))} it keeps 57 MiB of host memory "

@@ -1,5 +1,6 @@
 """A graph on ONNX Runtime on the CPU: the default without a GPU, and the reference in tests."""
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from engine.backends.base import Bindings, Engine, check_bindings
-from engine.errors import PlanCorrupt
+from engine.errors import DeviceError, OutOfDeviceMemory, PlanCorrupt
 from engine.plan.lora import PreparedLora
 from engine.plan.manifest import Graph
 
@@ -30,7 +31,10 @@ class OnnxRuntimeEngine(Engine):
         check_bindings(self._graph, bindings)
         addresses = tuple((name, array.ctypes.data, array.shape) for name, array in bindings.items())
         binding = self._binding_at(addresses)
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except RuntimeError as error:
+            raise _failure(self._path, str(error)) from error
 
     def refit(self, lora: PreparedLora | None) -> Iterator[None]:
         """Open a new session over the same file, since ONNX Runtime cannot change weights in place."""
@@ -55,7 +59,7 @@ class OnnxRuntimeEngine(Engine):
         options.intra_op_num_threads = self._threads
         # each graph has its own threads; spinning ones would take the cores from the next graph
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        options.log_severity_level = 3  # errors only: its warnings are about its own constant folding
+        options.log_severity_level = 4  # errors are raised too, and warnings are about its own constant folding
         options.add_external_initializers(list(weights), list(weights.values()))
         try:
             return ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
@@ -72,3 +76,13 @@ class OnnxRuntimeEngine(Engine):
         for spec in self._graph.outputs:
             binding.bind_output(spec.name, "cpu", 0, np.dtype(spec.dtype).type, *tensors[spec.name])
         return binding
+
+
+def _failure(path: Path, words: str) -> DeviceError:
+    """Return the error for ONNX Runtime's words about a pass that failed."""
+    if match := re.search(r"allocate memory for requested buffer of size (\d+)", words):
+        return OutOfDeviceMemory(
+            f"ONNX Runtime could not allocate {int(match[1]) / 1e6:,.0f} MB to run {path.name}; "
+            "free memory, or generate smaller images"
+        )
+    return DeviceError(f"ONNX Runtime cannot run {path.name}: {' '.join(words.split())[:300]}")

@@ -4,6 +4,7 @@ Knows files and hashes; not the execution of plans.
 """
 
 import hashlib
+import os
 import re
 import shlex
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +15,20 @@ from typing import get_args
 import msgspec
 
 from engine.errors import PlanCorrupt, PlanMismatch, PlanNotFound
-from engine.plan.manifest import SCHEMA_VERSION, File, Flavor, GraphName, Manifest, Precision
+from engine.plan.manifest import (
+    SCHEMA_VERSION,
+    Accumulation,
+    File,
+    Flavor,
+    GraphName,
+    Manifest,
+    MergedLora,
+    Precision,
+)
 
 MANIFEST_FILE = "manifest.json"
 CURRENT = "current"  # symlink in an --output directory: the plan directory built last
+DAMAGED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # msgspec's for bytes that are no manifest
 
 
 def resolve(directory: Path) -> Path:
@@ -26,6 +37,8 @@ def resolve(directory: Path) -> Path:
     Raises:
         PlanNotFound: there is none; the message says what is there.
     """
+    if directory.is_file():
+        raise PlanNotFound(f"{directory} is a file; --engines names the folder that build-engines --output wrote")
     if not directory.is_dir():
         raise PlanNotFound(
             f"no plan directory at {directory}; build one with: build-engines --model ... --output {directory}"
@@ -33,9 +46,22 @@ def resolve(directory: Path) -> Path:
     for candidate in (directory, directory / CURRENT):
         if (candidate / MANIFEST_FILE).is_file():
             return candidate.resolve()
-    interrupted = any(any(directory.glob(pattern)) for pattern in ("*.onnx*", "*.plan", ".building-*"))
-    what = "a build that was interrupted" if interrupted else "no finished build"
-    raise PlanNotFound(f"{directory} has no {MANIFEST_FILE}: {what}; run build-engines again")
+    raise PlanNotFound(f"{directory} has no {MANIFEST_FILE}: {_contents(directory)}")
+
+
+def _contents(directory: Path) -> str:
+    """Say what a directory without a manifest holds, and what to do."""
+    finished = sorted(manifest.parent.name for manifest in directory.glob(f"[!.]*/{MANIFEST_FILE}"))
+    link = directory / CURRENT
+    if link.is_symlink():
+        what = f"its link {CURRENT} points to {link.readlink()}, which has none"
+    elif any(any(directory.glob(pattern)) for pattern in ("*.onnx*", "*.plan", ".building-*")):
+        what = "a build that is running or was interrupted"
+    else:
+        what = "no finished build"
+    if not finished:
+        return f"{what}; run build-engines again"
+    return f"{what}; name one of its plan directories ({', '.join(finished)}), or run build-engines again"
 
 
 def read(directory: Path, *, verify: bool = True) -> Manifest:
@@ -49,7 +75,7 @@ def read(directory: Path, *, verify: bool = True) -> Manifest:
     _check_schema(directory, raw)
     try:
         manifest = msgspec.json.decode(raw, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except DAMAGED as error:
         raise PlanCorrupt(f"{directory / MANIFEST_FILE} is damaged: {error}; build again") from error
     _check_complete(directory, manifest)
     if manifest.checksum != _checksum(manifest):
@@ -76,12 +102,13 @@ def _checksum(manifest: Manifest) -> str:
 
 
 def _check_schema(directory: Path, raw: bytes) -> None:
-    match = re.search(rb'"schema_version":\s*(\d+)', raw)
-    version = int(match[1]) if match else None
-    if version is not None and version != SCHEMA_VERSION:
+    match = re.search(rb'"schema_version":\s*(\d{1,9})', raw)
+    version = int(match[1]) if match else SCHEMA_VERSION
+    if version != SCHEMA_VERSION:
+        update = "update it, or " if version > SCHEMA_VERSION else ""
         raise PlanMismatch(
             f"{directory} has manifest schema {version}, this zimage-trt reads {SCHEMA_VERSION}; "
-            f"build again{_command(directory, raw)}"
+            f"{update}build again{_command(directory, raw)}"
         )
 
 
@@ -89,13 +116,16 @@ def _command(directory: Path, raw: bytes) -> str:
     """Return the command that builds plans like those of an older manifest, as far as that can be read."""
     try:
         old = msgspec.json.decode(raw, type=_OldManifest)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except DAMAGED:
         return ""
     options = ["--model", old.model.name, f"--{old.precision}", "--flavor", old.target.flavor]
     if old.target.flavor == "rtx" and old.target.compute_capabilities:
         options += ["--compute-capability", ",".join(old.target.compute_capabilities)]
     for profile in old.profiles:
         options += ["--profile", profile.name] if profile.name[:1].isdigit() else []  # others are defaults
+    options += ["--accumulate", old.accumulation] if old.accumulation != "fp32" else []
+    for lora in old.model.loras:
+        options += ["--lora", f"{lora.file}:{lora.scale:g}"]
     options += ["--refittable"] if old.refittable else []
     return f" with: {shlex.join(['build-engines', *options, '--output', str(directory.parent)])}"
 
@@ -103,6 +133,7 @@ def _command(directory: Path, raw: bytes) -> str:
 @dataclass(frozen=True, slots=True)
 class _OldModel:
     name: str
+    loras: tuple[MergedLora, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +156,7 @@ class _OldManifest:
     target: _OldTarget
     profiles: tuple[_OldProfile, ...] = ()
     refittable: bool = False
+    accumulation: Accumulation = "fp32"
 
 
 def _check_complete(directory: Path, manifest: Manifest) -> None:
@@ -138,7 +170,7 @@ def _check_complete(directory: Path, manifest: Manifest) -> None:
 
 def _check_file(directory: Path, file: File, verify: bool) -> None:
     path = directory / file.path
-    if not path.resolve().is_relative_to(directory.resolve()):
+    if not _real(path).is_relative_to(_real(directory)):
         raise PlanCorrupt(f"{directory / MANIFEST_FILE} names {file.path!r}, outside its directory; build again")
     if not path.is_file():
         raise PlanCorrupt(f"{path} is missing; build again")
@@ -146,3 +178,8 @@ def _check_file(directory: Path, file: File, verify: bool) -> None:
         raise PlanCorrupt(f"{path} has {size} bytes, its manifest says {file.size}; build again")
     if verify and (digest := sha256(path)) != file.sha256:
         raise PlanCorrupt(f"{path} has sha256 {digest[:12]}, its manifest says {file.sha256[:12]}; build again")
+
+
+def _real(path: Path) -> Path:
+    """Return the path without symlinks; Path.resolve would raise RuntimeError for links that point to each other."""
+    return Path(os.path.realpath(path))

@@ -6,10 +6,10 @@ powers of two that keep the merged weights in FP16's range. Knows arrays and fil
 
 import hashlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import msgspec
@@ -23,8 +23,10 @@ from engine.plan.manifest import Graph, GraphName, Manifest, Precision, RefitWei
 from engine.plan.merge import Merged, Merger, Product
 from engine.plan.shapes import longest_sequence
 
-FORMAT = "zimage-trt lora 2"
+FORMATS = "zimage-trt lora "  # followed by a version
+FORMAT = f"{FORMATS}2"
 DOWN, UP = ".down", ".up"
+Exponent = Annotated[int, msgspec.Meta(ge=-126, le=127)]  # of FP32
 AHEAD = 1  # weights that other threads merge while the caller uses one
 
 
@@ -40,7 +42,7 @@ class About:
 
     weights_sha256: str
     precisions: dict[GraphName, Precision]
-    exponents: dict[str, int]
+    exponents: dict[str, Exponent]
     keys: int = 0
 
 
@@ -77,28 +79,27 @@ class PreparedLora:
         try:
             with safetensors.safe_open(file, framework="np") as opened:
                 metadata = opened.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise LoraMismatch(
-                        f"{file} is not prepared for plans; prepare it with: zimage-lora {file} --engines ... -o ..."
-                    )
+                _require_format(file, metadata.get("format", ""))
                 tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  not a dict
         except (OSError, safetensors.SafetensorError) as error:
             raise LoraMismatch(f"cannot read {file}: {error}") from error
         about = metadata.get("about", "")
         if metadata.get("sha256") != _digest(about, tensors):
             raise LoraMismatch(f"{file} was altered after zimage-lora wrote it; prepare it again")
-        layers = [key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)]
-        return cls(
-            about=msgspec.json.decode(about, type=About),
-            factors={layer: (tensors[layer + DOWN], tensors[layer + UP]) for layer in layers},
-            scales={key: value for key, value in tensors.items() if not key.endswith((DOWN, UP))},
-        )
+        try:
+            return cls(
+                about=msgspec.json.decode(about, type=About),
+                factors={key.rpartition(".")[0]: _pair(key, tensors) for key in tensors if key.endswith((DOWN, UP))},
+                scales={key: value for key, value in tensors.items() if not key.endswith((DOWN, UP))},
+            )
+        except (msgspec.DecodeError, RecursionError, KeyError) as error:
+            raise LoraMismatch(f"{file} is not as zimage-lora writes it: {error}; prepare it again") from error
 
     def require_match(self, manifest: Manifest) -> None:
         """Check that the LoRA was prepared for these plans.
 
         Raises:
-            LoraMismatch: the plans are not refittable, or have other weights or precisions.
+            LoraMismatch: the plans are not refittable, or have other weights, precisions or shapes.
         """
         require_refittable(manifest)
         if self.about.weights_sha256 != manifest.model.weights_sha256:
@@ -115,6 +116,25 @@ class PreparedLora:
                 f"the LoRA was prepared for FP16 sums over {self.about.keys} tokens, these plans sum over {keys}; "
                 "prepare it again"
             )
+
+        weights = [weight for graph in manifest.graphs.values() for weight in graph.refittable]
+        for weight in weights:
+            self._require_shapes(weight)
+        if unknown := sorted(self.factors.keys() - {part for weight in weights for part in weight.parts}):
+            raise LoraMismatch(f"the LoRA changes {unknown[0]}, which these plans do not have; prepare it again")
+
+    def _require_shapes(self, weight: RefitWeight) -> None:
+        """Check the new value of a weight, or the factors of its parts."""
+        scale = self.scales.get(weight.name)
+        if scale is not None and (scale.shape, scale.dtype.name) != (weight.shape, weight.dtype):
+            raise _wrong(weight.name, [scale], f"{weight.dtype} {list(weight.shape)}")
+        for part in (part for part in weight.parts if part in self.factors):
+            down, up = self.factors[part]
+            joined, *columns = reversed(weight.shape) if weight.transposed else weight.shape
+            rows, rank = joined // len(weight.parts), down.shape[:1]
+            found = down.shape, up.shape, down.dtype.name, up.dtype.name
+            if found != ((*rank, *columns), (rows, *rank), "float32", "float32") or not columns:
+                raise _wrong(part, [down, up], f"float32 [rank, {', '.join(map(str, columns))}] and [{rows}, rank]")
 
     def changes(self, graph: Graph) -> set[str]:
         """Return the names of a graph's weights that differ from the plan's."""
@@ -159,10 +179,11 @@ class PreparedLora:
 
 
 def is_prepared(file: Path) -> bool:
-    """Return True if a file's metadata says that `zimage-lora` wrote it."""
+    """Return True if a file's metadata says that `zimage-lora` wrote it, also another version of it."""
     try:
         with safetensors.safe_open(file, framework="np") as opened:
-            return (opened.metadata() or {}).get("format") == FORMAT
+            metadata: dict[str, str] = opened.metadata() or {}
+            return metadata.get("format", "").startswith(FORMATS)
     except (OSError, safetensors.SafetensorError):
         return False
 
@@ -187,6 +208,28 @@ def base_weight(graph: Graph, weight: RefitWeight, directory: Path) -> Array:
         return np.memmap(path, weight.dtype, "r", weight.offset, weight.shape)
     except (OSError, ValueError) as error:
         raise PlanCorrupt(f"{path} is not as it was built: {error}; build again") from error
+
+
+def _require_format(file: Path, found: str) -> None:
+    if found == FORMAT:
+        return
+    if found.startswith(FORMATS):
+        raise LoraMismatch(
+            f"{file} was prepared by another version of zimage-lora, in the format {found!r}, this zimage-trt reads "
+            f"{FORMAT!r}; prepare the LoRA that it was made from again"
+        )
+    raise LoraMismatch(f"{file} is not prepared for plans; prepare it with: zimage-lora {file} --engines ... -o ...")
+
+
+def _pair(key: str, tensors: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Return both factors of a layer, given the key of one of them."""
+    layer = key.rpartition(".")[0]
+    return tensors[layer + DOWN], tensors[layer + UP]
+
+
+def _wrong(name: str, tensors: Sequence[Array], expected: str) -> LoraMismatch:
+    found = " and ".join(f"{tensor.dtype} {list(tensor.shape)}" for tensor in tensors)
+    return LoraMismatch(f"the LoRA has {found} for {name}, these plans need {expected}; prepare it again")
 
 
 def _digest(about: str, tensors: Mapping[str, Array]) -> str:

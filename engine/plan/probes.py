@@ -31,7 +31,8 @@ class Distance:
     Attributes:
         whole: relative L2.
         row: largest relative L2 of a row, relative to the median length of rows where a row is shorter.
-        gain: factor that scales the expected output to the best fit of the other one.
+        gain: factor that scales the expected output to the best fit of the other one; 1 for a single number, of which
+            `whole` says the same.
     """
 
     whole: float
@@ -53,7 +54,7 @@ class Distance:
             lengths, errors = np.linalg.norm(exact, axis=1), np.linalg.norm(off, axis=1)
             least, size = (max(float(length), TINY) for length in (np.median(lengths), np.linalg.norm(lengths)))
             whole, row = float(np.linalg.norm(errors)) / size, float((errors / np.maximum(lengths, least)).max())
-        return cls(whole, row, 1 + dot / size**2)
+        return cls(whole, row, 1 + dot / size**2 if expected.size > 1 else 1.0)
 
 
 def rows(tensor: Array) -> Array:
@@ -95,4 +96,5 @@ def read(directory: Path, graphs: Sequence[Graph]) -> dict[str, Array]:
 def write(directory: Path, tensors: Mapping[str, Array]) -> None:
     """Write the file of probes."""
     contiguous = {key: np.ascontiguousarray(tensor) for key, tensor in tensors.items()}
-    safetensors.numpy.save_file(contiguous, directory / PROBES_FILE)
+    # save_file would make it readable by this user only, but the plans may be served by another
+    (directory / PROBES_FILE).write_bytes(safetensors.numpy.save(contiguous))

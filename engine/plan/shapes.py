@@ -1,8 +1,8 @@
 """Bounds of the graphs' dynamic dimensions in a profile, for building plans and for sizing memory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from engine.plan.manifest import GraphName, Model, Profile, Range, padded
+from engine.plan.manifest import Graph, GraphName, Model, Profile, Range, padded
 
 
 def dimensions(graph: GraphName, profile: Profile, model: Model) -> dict[str, Range]:
@@ -24,6 +24,15 @@ def dimensions(graph: GraphName, profile: Profile, model: Model) -> dict[str, Ra
         "height": profile.height,
         "width": profile.width,
     }
+
+
+def covers(graph: Graph, bounds: Mapping[str, Range], shapes: Mapping[str, Sequence[int]]) -> bool:
+    """Return True if the shapes of a graph's inputs are within the bounds of its dynamic dimensions."""
+    return all(
+        size == dimension if isinstance(dimension, int) else size in bounds[dimension]
+        for spec in graph.inputs
+        for size, dimension in zip(shapes[spec.name], spec.shape, strict=True)
+    )
 
 
 def longest_sequence(profiles: Sequence[Profile], model: Model) -> int:

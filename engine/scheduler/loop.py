@@ -183,19 +183,20 @@ class EngineLoop:
         try:
             next(running.portions)
         except StopIteration:
-            pass
+            seconds = time.perf_counter() - running.started
+            log.info("%s in %.2f s", f"applied LoRA {change.lora}" if change.lora else "removed the LoRA", seconds)
+            self._scheduler.complete_change(change, seconds)
+            return [Switched(seconds)]
         except LoraMismatch as error:
             failed = self._scheduler.with_lora(change.lora)
             for sample in failed:
                 self._scheduler.remove(sample)
             return [Failed(sample.key, error) for sample in failed]
-        else:
-            self._running_change = running
-            return []
-        seconds = time.perf_counter() - running.started
-        log.info("%s in %.2f s", f"applied LoRA {change.lora}" if change.lora else "removed the LoRA", seconds)
-        self._scheduler.complete_change(change, seconds)
-        return [Switched(seconds)]
+        except BaseException:  # interrupted by Ctrl-C, or a file of the plans was altered
+            self._scheduler.abandon_change()
+            raise
+        self._running_change = running
+        return []
 
     def _complete(self, result: BatchResult) -> list[Event]:
         """Record a batch that is over, and return its events."""

@@ -11,6 +11,7 @@ from engine.scheduler.sample import Sample
 
 MIN_SLICE = 3.0  # seconds that a time slice lasts while samples of other LoRAs wait
 SLICE_PER_CHANGE = 4.0  # a slice lasts at least this many times as long as the change of LoRAs before it
+UNKNOWN = ""  # in place of the active LoRA, after a change that failed; no LoRA has this name
 
 
 class LoraScheduler:

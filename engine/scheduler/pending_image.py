@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from engine.backends.memory import TimingEvent
 from engine.errors import ZImageError
+from engine.graph_runner import Decoded
 from engine.images.generated import GeneratedImage
-from engine.pipeline import Decoded
 from engine.scheduler.sample import Sample
 
 

@@ -12,7 +12,7 @@ from itertools import islice
 from engine.errors import UnsupportedShape
 from engine.plan.manifest import Manifest
 from engine.scheduler.batch_table import BatchTable
-from engine.scheduler.lora_schedule import LoraScheduler
+from engine.scheduler.lora_schedule import UNKNOWN, LoraScheduler
 from engine.scheduler.sample import Pass, Sample
 from engine.scheduler.slots import Slots
 from engine.size import Size
@@ -49,7 +49,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class LoraChange:
-    """A change to the LoRA of the sample that has waited longest."""
+    """A change to the LoRA of this sample."""
 
     sample: Sample
 
@@ -66,7 +66,7 @@ class Scheduler:
     """Decides which samples run next.
 
     `next` may be called as often as wanted. Its answer becomes a fact with `start` and `complete`, or with
-    `complete_change`. The caller counts the batches that run.
+    `complete_change` or `abandon_change`. The caller counts the batches that run.
 
     Args:
         manifest: profiles of the plans, which limit the batch at each size.
@@ -154,6 +154,10 @@ class Scheduler:
     def complete_change(self, change: LoraChange, seconds: float) -> None:
         """Record that another LoRA is in the plans, after `seconds`."""
         self._loras.activate(change.lora, seconds)
+
+    def abandon_change(self) -> None:
+        """Record that a change has failed, so that every sample waits for another one."""
+        self._loras.activate(UNKNOWN, 0.0)
 
     def _next_batch(self, *, may_admit: bool) -> Batch | None:
         """Return the passes that run next.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.errors import CheckpointError
 from engine.plan.directory import sha256
-from engine.plan.lora import FORMAT
+from engine.plan.lora import FORMATS
 from export.checkpoint.comfyui import COMFYUI_NAMES
 from export.checkpoint.files import Checkpoint
 from export.checkpoint.stored_weights import StoredWeight, read_metadata, stored_weights
@@ -98,7 +98,7 @@ def _updates(lora: Lora, weights: Mapping[str, Weight]) -> dict[str, Update]:
     """Return the updates of a LoRA by the official names of the weights."""
     if not math.isfinite(lora.scale):
         raise CheckpointError(f"{lora.file}: its scale must be finite, got {lora.scale}")
-    if read_metadata(lora.file).get("format") == FORMAT:
+    if read_metadata(lora.file).get("format", "").startswith(FORMATS):
         raise CheckpointError(f"{lora.file} is an output of zimage-lora; pass the LoRA that it was made from")
     pairs = _pairs(lora, _weights_by_layer(weights))
     strength = _strength(lora.file)
@@ -161,9 +161,9 @@ def _pair(
             f"expected [rank, {inputs}] and [{outputs}, rank]"
         )
     for stored in (down, up):
-        load_finite(stored)
         if not (dtype := stored.load().dtype).is_floating_point:
             raise CheckpointError(f"{stored.source} must hold floating point numbers, got {dtype}")
+        load_finite(stored)
     own = _number(pair["alpha"]) if "alpha" in pair else strength.alpha
     alpha = float(rank) if own is None else own
     if not math.isfinite(alpha):

@@ -13,7 +13,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import Qwen3Config, Qwen3Model
 
 from engine.errors import CheckpointError
-from export.checkpoint.files import Component, Config, positive
+from export.checkpoint.configs import Config, check_keys, finite, followed, positive
+from export.checkpoint.files import Component
 from export.checkpoint.vae_modules import (
     ConfiguredVaeDecoder,
     ConfiguredVaeEncoder,
@@ -48,7 +49,7 @@ def transformer(component: Component) -> Model:
         CheckpointError: the config is not of Z-Image or Z-Image-Turbo, or the weights do not match it.
     """
     config = component.config
-    _require(config, "transformer", qk_norm=True, all_patch_size=[2], all_f_patch_size=[1])
+    check_keys(config, "transformer")
     if config.get("siglip_feat_dim") is not None:
         raise CheckpointError("transformer/config.json has siglip_feat_dim: Z-Image-Omni is not supported")
     if config["n_kv_heads"] != config["n_heads"]:
@@ -57,9 +58,8 @@ def transformer(component: Component) -> Model:
         )
     for key in ("rope_theta", "t_scale", "norm_eps"):
         positive(config, key)
-    sizes = {key: value for key, value in config.items() if not key.startswith("_")}
     with META:
-        module = _construct("transformer", ZImageDiT, sizes)
+        module = _construct("transformer", ZImageDiT, followed(config, "transformer"))
     return _model(component, module, {name: name for name, _ in module.named_parameters()})
 
 
@@ -70,9 +70,8 @@ def text_encoder(component: Component) -> Model:
         CheckpointError: the config is not supported, or the weights do not match it.
     """
     config = component.config
-    _require(
-        config, "text_encoder", model_type="qwen3", hidden_act="silu", attention_bias=False, use_sliding_window=False
-    )
+    check_keys(config, "text_encoder")
+    positive(config, "rms_norm_eps")
     with META:
         module = _construct("text_encoder", lambda **sizes: Qwen3Model(Qwen3Config(**sizes)), config)
     ignored = ("lm_head.",)  # the head, which is tied to the embedding
@@ -97,10 +96,10 @@ def vae_decoder(component: Component) -> Model:
         CheckpointError: the config is not supported, or the weights do not match it.
     """
     config = component.config
-    if config.get("use_post_quant_conv", True):
-        raise CheckpointError("vae/config.json: use_post_quant_conv must be false, as in Z-Image-Turbo's VAE")
+    check_keys(config, "vae")
     for key in ("scaling_factor", "sample_size"):
         positive(config, key)
+    finite(config, "shift_factor")
     with META:
         module = _construct("vae", ConfiguredVaeDecoder, {"config": config})
     names = decoder_names((name for name, _ in module.named_parameters()), config)
@@ -116,7 +115,11 @@ def vae_encoder(component: Component) -> Model | None:
     config = component.config
     if not any(key.startswith("encoder.") for key in component.weights):
         return None
-    _require(config, "vae", use_quant_conv=False, latent_channels=16)  # assumed by DiffSynth's forward pass
+    check_keys(config, "vae")
+    if config["latent_channels"] != 16:
+        raise CheckpointError(  # assumed by DiffSynth's forward pass
+            f"vae/config.json: latent_channels must be 16, got {config['latent_channels']!r}"
+        )
     with META:
         module = _construct("vae", ConfiguredVaeEncoder, {"config": config})
     names = encoder_names((name for name, _ in module.named_parameters()), config)
@@ -152,12 +155,6 @@ def _construct(folder: str, build: Any, arguments: dict[str, Any]) -> Any:
         raise CheckpointError(
             f"{folder}/config.json does not describe a model: {type(error).__name__}: {reason}"
         ) from error
-
-
-def _require(config: Config, folder: str, **expected: Any) -> None:
-    for key, value in expected.items():
-        if key in config and config[key] != value:
-            raise CheckpointError(f"{folder}/config.json: {key} must be {value!r}, got {config[key]!r}")
 
 
 def _model(component: Component, module: Any, names: Mapping[str, str], ignored: tuple[str, ...] = ()) -> Model:

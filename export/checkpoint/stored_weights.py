@@ -1,7 +1,7 @@
 """Tensors of safetensors files, read one at a time and only when they are needed."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import safetensors
 import torch
 
 from engine.errors import CheckpointError
+from export.checkpoint.file_kinds import describe_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +19,14 @@ class StoredWeight:
 
     Attributes:
         rows: first row and the row after the last; None for all.
+        dtype: name of the number format in safetensors, such as BF16 or F8_E4M3; None if it is not known.
     """
 
     file: Path
     key: str
     shape: tuple[int, ...]
     rows: tuple[int, int] | None = None
+    dtype: str | None = None
 
     @property
     def source(self) -> str:
@@ -37,13 +40,19 @@ class StoredWeight:
         )
         return tensor
 
+    def row_range(self, start: int, stop: int) -> "StoredWeight":
+        """Return rows of a tensor that is not a range itself."""
+        assert self.rows is None
+        return replace(self, shape=(stop - start, *self.shape[1:]), rows=(start, stop))
+
 
 def stored_weights(files: Iterable[Path]) -> Iterator[tuple[str, StoredWeight]]:
     """Yield the key and the tensor of every entry in safetensors files."""
     for file in files:
         opened = _open(file)
         for key in opened.keys():  # noqa: SIM118  not a dict
-            yield key, StoredWeight(file, key, tuple(opened.get_slice(key).get_shape()))
+            stored = opened.get_slice(key)
+            yield key, StoredWeight(file, key, tuple(stored.get_shape()), dtype=stored.get_dtype())
 
 
 def read_metadata(file: Path) -> dict[str, str]:
@@ -59,8 +68,11 @@ def close_files() -> None:
 @lru_cache(maxsize=64)
 def _open(file: Path) -> Any:
     if not file.is_file():
-        raise CheckpointError(f"there is no file {file}")
+        raise CheckpointError(f"{file} {describe_weights(file)}")
+    if file.with_name(f"{file.name}.aria2").exists():  # aria2 gives a file its whole size before it has the data
+        raise CheckpointError(f"{file} is an unfinished download of aria2; let it finish")
     try:
         return safetensors.safe_open(file, framework="pt")
     except (safetensors.SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} is truncated or not a safetensors file: {error}; fetch it again") from error
+        reason = describe_weights(file) or f"is not a safetensors file: {error}; fetch it again"
+        raise CheckpointError(f"{file} {reason}") from error

@@ -13,7 +13,7 @@ from diffsynth.models.flux_vae import (
 )
 from torch import nn
 
-from export.checkpoint.files import Config
+from export.checkpoint.configs import Config
 
 MID_BLOCK = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
 

@@ -30,15 +30,17 @@ class LayerStream:
         self._wanted: _Layer | None = None
         self._loaded: _Layer | None = None
 
-    def add(self, model: Model, without: Collection[str] = ()) -> Any:
+    def add(self, model: Model, without: Collection[str] = (), *, whole: bool = False) -> Any:
         """Return the model's module, with the weights outside of its lists of layers loaded in FP32.
 
         The elements of the outermost `nn.ModuleList`s are its layers. They are loaded when a pass reaches them.
 
         Args:
             without: parameters that no pass uses; they stay on the meta device.
+            whole: load all weights now. Passes then run one after the other: right where activations are larger
+                than weights, since passes that wait for each other hold theirs.
         """
-        layers = dict(_layers(model.module))
+        layers = {} if whole else dict(_layers(model.module))
         inside = {f"{name}.{key}" for name, layer in layers.items() for key in layer.state_dict()}
         outside = {name: self._load(model, name) for name in model.weights.keys() - inside - set(without)}
         model.module.load_state_dict(outside, strict=False, assign=True)

@@ -37,7 +37,7 @@ EMBEDDING = "embed_tokens.weight"  # of the text encoder; passes read the rows o
 class Reference:
     """DiffSynth's forward passes over a checkpoint in FP32, with the inputs and outputs of the exported graphs.
 
-    Its models' weights are in memory one layer at a time.
+    The weights of both transformers are in memory one layer at a time, those of the VAE as a whole.
 
     Args:
         device: torch device to run on.
@@ -49,7 +49,7 @@ class Reference:
         self._layers = LayerStream(device)
         self._dit = self._layers.add(models.transformer(checkpoint.transformer))
         models.embed_timesteps_in_fp32(self._dit)
-        self._vae = self._layers.add(models.vae_decoder(checkpoint.vae))
+        self._vae = self._layers.add(models.vae_decoder(checkpoint.vae), whole=True)
         text_encoder = models.text_encoder(checkpoint.text_encoder)
         self._embedding = text_encoder.weights[EMBEDDING]
         self._text_encoder = self._layers.add(text_encoder, without=[EMBEDDING])

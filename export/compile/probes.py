@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +17,12 @@ import psutil
 
 from engine.errors import BuildError
 from engine.plan import probes
-from engine.plan.manifest import ExpectedTensor, Graph, GraphName, Manifest, Precision, Probe
+from engine.plan.manifest import ExpectedTensor, Graph, GraphName, Manifest, Precision, Probe, padded
 from engine.plan.probes import Distance
 from export.checkpoint.files import Checkpoint, Component
 from export.compile import segments
 from export.compile.parity import Array, Arrays, Reference, relative_l2
-from export.compile.probe_inputs import ProbeInputs
+from export.compile.probe_inputs import ProbeInputs, probe_shapes
 from export.compile.rounding import STRETCHES, Rounding
 from export.progress import BuildProgress
 
@@ -34,6 +34,8 @@ LEVELS_TOLERANCE = 1e-3  # of an image in whole levels: some values are rounded 
 AMPLIFIED = 4.0  # times the simulated cost of rounding, which a build may exceed TOLERANCE by
 
 FP32_ROUNDING = 2.0**-13  # of the simulated rounding, which has FP16's bits
+PIXEL_BYTES = 7 << 10  # of the VAE's activations; 6.1 kB were measured in PyTorch, 5.0 kB in ONNX Runtime, at 256x1040
+SCORES = 3 * 4  # bytes for each pair of tokens and head: scores, their softmax and a copy, in FP32; assumed
 OVERHEAD = 2 << 30  # bytes: activations of probes, and what PyTorch and ONNX Runtime take for themselves
 
 
@@ -113,7 +115,7 @@ def verify(
     Raises:
         BuildError: a graph computes something else, or the memory does not suffice.
     """
-    require_memory(checkpoint)
+    require_memory(checkpoint, plans)
     with progress.stage("reading DiffSynth's modules"):
         verification = Verification(checkpoint, plans)
     verified: dict[GraphName, Graph] = {}
@@ -125,20 +127,34 @@ def verify(
     return verified
 
 
-def needed_bytes(checkpoint: Checkpoint) -> int:
+def needed_bytes(checkpoint: Checkpoint, plans: Manifest) -> int:
     """Return an upper bound of the memory for `verify`.
 
-    The largest weight, which one segment holds as stored and in FP32, or a layer of DiffSynth's with a copy of it.
+    The largest weight, which one segment holds as stored and in FP32, or a layer of DiffSynth's with a copy of it, or
+    what the largest probes compute. Profiles without small sizes have large probes.
     """
     components = (checkpoint.transformer, checkpoint.text_encoder, checkpoint.vae)
     largest = max(math.prod(weight.shape) for part in components for weight in part.weights.values())
     layer = max(_layer_elements(part) for part in components)
-    return max(6 * largest + 3 * segments.SEGMENT_BYTES, 8 * layer) + 4 * checkpoint.vae.parameters + OVERHEAD
+    segment = 3 * segments.SEGMENT_BYTES
+    heads = int(checkpoint.transformer.config["n_heads"])
+    computed = max(
+        max(PIXEL_BYTES * pixels, SCORES * heads * batch * tokens**2 + segment)
+        for pixels, tokens, batch in _probe_sizes(plans)
+    )
+    return max(6 * largest + segment, 8 * layer, computed) + 4 * checkpoint.vae.parameters + OVERHEAD
 
 
-def require_memory(checkpoint: Checkpoint) -> None:
+def _probe_sizes(plans: Manifest) -> Iterator[tuple[int, int, int]]:
+    """Yield pixels, tokens of image and prompt, and batch of each probe."""
+    for shape in probe_shapes(plans):
+        width, height = shape.size
+        yield width * height, width * height // plans.model.size_multiple**2 + padded(shape.tokens), shape.batch
+
+
+def require_memory(checkpoint: Checkpoint, plans: Manifest) -> None:
     """Raise BuildError if the memory for `verify` is not free."""
-    needed, free = needed_bytes(checkpoint), psutil.virtual_memory().available
+    needed, free = needed_bytes(checkpoint, plans), psutil.virtual_memory().available
     if needed > free:
         raise BuildError(
             f"comparing the graphs with DiffSynth needs up to {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are "

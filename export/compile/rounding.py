@@ -57,4 +57,5 @@ def _rounded(x: torch.Tensor) -> torch.Tensor:
         return x
     stretched = x * rounding.stretch
     shifted = stretched * (2.0 ** (FP32_BITS - BITS[rounding.precision]) + 1)  # Veltkamp's splitting
-    return (shifted - (shifted - stretched)) / rounding.stretch
+    torch.sub(shifted, stretched, out=stretched)  # in place: activations of the VAE take hundreds of megabytes
+    return shifted.sub_(stretched).div_(rounding.stretch)

@@ -1,6 +1,7 @@
 """The target of a build: flavor and GPUs. Imports PyTorch only where a GPU matters."""
 
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 from engine.backends.load import NOT_RTX, PACKAGES, RTX_COMPUTE_CAPABILITIES
@@ -108,4 +109,12 @@ def _rtx(wanted: tuple[str, ...]) -> tuple[str, ...]:
             f"TensorRT-RTX has no FP32 matrix products for compute capability {TURING}, and the denoiser has some in "
             f"every precision; leave {TURING} out, or build with --flavor tensorrt on that GPU"
         )
+    require_distinct("--compute-capability", wanted)
     return wanted or RTX_COMPUTE_CAPABILITIES
+
+
+def require_distinct(option: str, values: Sequence[str]) -> None:
+    """Raise BuildError if an option names something twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise BuildError(f"{option} names {value} {values.count(value)} times; name it once")

@@ -108,10 +108,7 @@ class TensorRtBuilder:
         name = f"SM{text.replace('.', '')}"
         known = self._trt.ComputeCapability
         if not re.fullmatch(r"\d+\.\d", text) or not hasattr(known, name):  # the manifest keeps `text`
-            names = [n[2:-1] + "." + n[-1] for n in dir(known) if re.fullmatch(r"SM\d+", n)]
-            raise BuildError(
-                f"{self._trt.__name__} has no compute capability {text}; it has {', '.join(names)}. {NOT_RTX}"
-            )
+            raise BuildError(f"{self._trt.__name__} has no compute capability {text!r}. {NOT_RTX}")
         return getattr(known, name)
 
 

@@ -4,6 +4,7 @@ The graph has all work between a prompt and the denoiser that does not depend on
 Attention is causal, so right padding does not affect earlier rows. Padded rows are replaced after Qwen3.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from engine.errors import CheckpointError
 from engine.plan.manifest import Precision, TensorSpec
-from export.checkpoint.files import Config
+from export.checkpoint.configs import Config
 from export.checkpoint.models import Model
 from export.checkpoint.rotary_layout import split_rotated
 from export.checkpoint.weights import load_as
@@ -29,6 +30,8 @@ from export.graphs.layers import (
 )
 from export.precision.casts import DTYPES, set_dtype
 from export.precision.fp16 import QWEN3_LAYER, Z_IMAGE_BLOCK, Fp16Block, Measured, measure_blocks
+
+ROPE_KEYS = ("rope_type", "type", "rope_theta")
 
 
 class PromptEncoder(GraphModule):
@@ -134,14 +137,21 @@ def rope_theta(config: Config) -> float:
     """Return the base of Qwen3's rotary embedding from a config of transformers 4 or 5.
 
     Raises:
-        CheckpointError: the config has no rope_theta, or another rope_type than the default.
+        CheckpointError: the config has no rope_theta, or another rope_type than the default, or scales the embedding.
     """
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(parameters, dict):
+        raise CheckpointError(f"text_encoder/config.json: rope_parameters must be an object, got {parameters!r}")
     if parameters.get("rope_type", parameters.get("type", "default")) != "default":
         raise CheckpointError(f"text_encoder/config.json: rope_type must be default, got {parameters}")
+    for key, value in parameters.items():
+        if value is not None and not (key in ROPE_KEYS or (key == "partial_rotary_factor" and value == 1)):
+            raise CheckpointError(f"text_encoder/config.json: rope_parameters must not have {key}, got {value!r}")
     theta = parameters.get("rope_theta", config.get("rope_theta"))
     if theta is None:
         raise CheckpointError("text_encoder/config.json has no rope_theta")
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
+        raise CheckpointError(f"text_encoder/config.json: rope_theta must be a number above zero, got {theta!r}")
     return float(theta)
 
 

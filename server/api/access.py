@@ -1,5 +1,6 @@
 """API keys and rate limits. Knows keys and addresses; not what a request asks for."""
 
+import base64
 import hashlib
 import math
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from server.api.api_key import check_api_key
 from server.api.client import client_of
 from server.api.rate import Rate, RateLimiter
 
-BEARER = "bearer "
+BEARER, BASIC = "bearer ", "basic "
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +21,15 @@ class AccessPolicy:
     """Permissions to create, list and delete jobs. A job can be read by its id alone, which cannot be guessed.
 
     Attributes:
-        keys: API keys; a request must send one of them as `Authorization: Bearer KEY` or `x-api-key: KEY`. Without
-            keys, every request is allowed.
+        keys: API keys; a request must send one of them as `Authorization: Bearer KEY`, as `x-api-key: KEY`, or as
+            the password of HTTP's Basic authentication. Without keys, every request is allowed.
         rate: maximum rate of image requests per client (see `client_of`), such as "30/minute"; None for no limit.
+        shared_history: True to list the jobs of all clients to each, without keys; with keys, each lists its own.
     """
 
     keys: tuple[str, ...] = field(default=(), repr=False)
     rate: str | None = None
+    shared_history: bool = False
 
     def __post_init__(self) -> None:
         for key in self.keys:
@@ -46,12 +49,18 @@ class Authenticator:
         self._on_refused = on_refused
         self._owners = {_digest(key) for key in policy.keys}
         self._rate = policy.rate
+        self._shares_history = policy.shared_history
         self._limiter = RateLimiter(Rate.parse(policy.rate)) if policy.rate is not None else None
 
     @property
     def needs_key(self) -> bool:
         """True if requests must send an API key."""
         return bool(self._owners)
+
+    @property
+    def lists_history(self) -> bool:
+        """True if a client may list jobs: its own with keys, those of all clients without."""
+        return self.needs_key or self._shares_history
 
     def owner(self, request: Request) -> str | None:
         """Return the owner of a request's jobs; see `owner_of`."""
@@ -99,7 +108,17 @@ def _key(request: Request) -> str:
     given = request.headers.get("authorization", "")
     if given.lower().startswith(BEARER):
         return given[len(BEARER) :].strip()
+    if given.lower().startswith(BASIC):
+        return _password(given[len(BASIC) :])
     return request.headers.get("x-api-key", "")
+
+
+def _password(credentials: str) -> str:
+    """Return the password in credentials of Basic authentication; empty if they are malformed."""
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _digest(key: str) -> str:

@@ -23,19 +23,19 @@ MAX_BODY = 1 << 20  # bytes
 BODY_SECONDS = 30.0  # for the whole body to arrive
 
 
-async def read_body(request: Request, model: type[Body]) -> Body:
-    """Read and validate a JSON body of at most MAX_BODY bytes, which may be compressed with gzip.
+async def read_body(request: Request, model: type[Body], most: int = MAX_BODY) -> Body:
+    """Read and validate a JSON body of at most `most` bytes, which may be compressed with gzip.
 
     The content type must be application/json: other sites' pages cannot send that without asking first (CORS).
 
     Raises:
         ApiError: the body is not what it must be; the message names the field.
     """
-    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+    if not is_json(request):
         raise errors.ApiError(415, "The content type must be application/json.", code="unsupported_media_type")
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            body = await _bytes(request)
+            body = await _bytes(request, most)
     except TimeoutError as error:
         raise errors.ApiError(
             408, f"The body did not arrive within {BODY_SECONDS:.0f} s.", code="request_timeout"
@@ -46,8 +46,13 @@ async def read_body(request: Request, model: type[Body]) -> Body:
         raise errors.invalid_body(error) from error
 
 
-async def _bytes(request: Request) -> bytes:
-    body = Decompressor(request.headers.get("content-encoding", ""), MAX_BODY)
+def is_json(request: Request) -> bool:
+    """Return True if a request declares its body as JSON."""
+    return request.headers.get("content-type", "").split(";")[0].strip().lower() == "application/json"
+
+
+async def _bytes(request: Request, most: int) -> bytes:
+    body = Decompressor(request.headers.get("content-encoding", ""), most)
     async for chunk in request.stream():
         body.feed(chunk)
     return body.end()

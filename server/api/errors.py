@@ -102,21 +102,24 @@ async def refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) ->
         await error.response()(scope, receive, send)
 
 
+EXPECTED = (
+    ApiError,
+    RequestValidationError,
+    InvalidRequest,
+    JobNotFound,
+    JobRefused,
+    StoreUnavailable,
+    TooManyFollowers,
+    IdempotencyKeyReused,
+    HTTPException,
+    ClientDisconnect,
+    MemoryError,
+)
+
+
 def install(app: FastAPI) -> None:
     """Add a handler for the expected exceptions; `RequestIdMiddleware` answers unexpected ones."""
-    for kind in (
-        ApiError,
-        RequestValidationError,
-        InvalidRequest,
-        JobNotFound,
-        JobRefused,
-        StoreUnavailable,
-        TooManyFollowers,
-        IdempotencyKeyReused,
-        HTTPException,
-        ClientDisconnect,
-        MemoryError,
-    ):
+    for kind in EXPECTED:
         app.add_exception_handler(kind, _respond)
 
 
@@ -133,6 +136,11 @@ def from_job(job: Job) -> ApiError:
 def model_not_found(name: str, served: str) -> ApiError:
     message = f"The model {name[:ECHO]!r} does not exist; this server serves {served!r}."
     return ApiError(404, message, code="model_not_found", param="model")
+
+
+def unknown_parameter(name: str) -> ApiError:
+    name = name[:ECHO]
+    return ApiError(400, f"Unknown parameter: {name!r}.", code="unknown_parameter", param=name)
 
 
 def task_not_found() -> ApiError:
@@ -173,17 +181,25 @@ def _invalid(first: Mapping[str, Any]) -> ApiError:
 
 
 async def _respond(request: Request, error: Exception) -> Response:
-    answer = translate(request, error)
+    answer = logged(request, error)
     if request.method == "OPTIONS" and answer.status == 405:
         return Response(status_code=204, headers=answer.headers)
-    level = logging.ERROR if answer.status >= 500 else logging.INFO
-    cause = error if isinstance(error, StoreUnavailable) else answer  # names files, which clients must not see
-    log.log(level, "%d %s: %s", answer.status, answer.code, cause)
     return answer.response()
 
 
+def logged(request: Request, error: Exception) -> ApiError:
+    """Convert an exception that is EXPECTED to an HTTP error, and log it."""
+    answer = translate(request, error)
+    if request.method == "OPTIONS" and answer.status == 405:  # is answered
+        return answer
+    level = logging.ERROR if answer.status >= 500 else logging.INFO
+    cause = error if isinstance(error, StoreUnavailable) else answer  # names files, which clients must not see
+    log.log(level, "%d %s: %s", answer.status, answer.code, cause)
+    return answer
+
+
 def translate(request: Request, error: Exception) -> ApiError:
-    """Convert an exception that `install` handles to an HTTP error."""
+    """Convert an exception that is EXPECTED to an HTTP error."""
     match error:
         case ApiError():
             return error

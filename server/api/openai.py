@@ -26,6 +26,7 @@ from server.api.openai_schemas import (
     StreamedImage,
     Usage,
 )
+from server.api.public_address import public_root
 from server.api.schemas import ModelInfo, image_path
 from server.api.served_model import Model
 from server.api.submit import Jobs, Owner, Submission, answer_headers, encode_images, submit_request, wait_for_images
@@ -47,7 +48,11 @@ router = APIRouter()
 )
 async def generate_images(request: Request, jobs: Jobs, owner: Owner) -> Response:
     """Generate `n` images; with `stream`, answer with server-sent events."""
-    body = await read_body(request, ImagesRequest)
+    return await generate(request, jobs, owner, await read_body(request, ImagesRequest))
+
+
+async def generate(request: Request, jobs: JobService, owner: str | None, body: ImagesRequest) -> Response:
+    """Generate the images of a body; with `stream`, answer with server-sent events."""
     submission = _submission(body, has_previews=jobs.manifest.preview is not None)
     job = await submit_request(request, jobs, owner, submission)
     if body.stream:
@@ -192,7 +197,7 @@ def _images_response(
     request: Request, job: Job, images: Sequence[StoredImage], manifest: Manifest, body: ImagesRequest
 ) -> str:
     metadata = images[0].metadata
-    base = None if body.response_format == "b64_json" else str(request.base_url)
+    base = None if body.response_format == "b64_json" else public_root(request)
     urls = [base and base + image_path(job, image.index) for image in images]
     is_embedded = body.response_format != "url"
     answer = ImagesResponse(

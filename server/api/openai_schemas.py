@@ -149,12 +149,13 @@ class StreamedImage(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """Response of `GET /v1/models/{id}`."""
+    """Response of `GET /v1/models/{id}`. `model_type` is Xinference's: its client asks which calls a model takes."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "zimage-trt"
+    model_type: Literal["image"] = "image"
 
 
 class ModelList(BaseModel):

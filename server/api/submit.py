@@ -6,7 +6,7 @@ Knows headers and jobs; not the shape of bodies.
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, TypeVar
 
@@ -48,7 +48,8 @@ async def _owner(request: Request) -> str | None:
     return authenticator.owner(request)
 
 
-Owner = Annotated[str | None, Depends(_owner)]
+NEEDS_KEY = Depends(_owner)  # of a router all of whose endpoints need a key
+Owner = Annotated[str | None, NEEDS_KEY]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,11 +180,16 @@ def answer_headers(
     model: ServedModel = request.app.state.model
     headers = {"x-job-id": job.id, "x-model": model.name}
     ignored = (*submission.ignored, *(["model"] if model.is_other(submission.model) else []))
-    if names := [name for name in dict.fromkeys(ignored) if FIELD.fullmatch(name)][:MAX_IGNORED]:
-        headers["x-ignored-parameters"] = ", ".join(names)
+    headers |= ignored_header(ignored)
     if images:
         headers["server-timing"] = _timing(job, images)
     return headers
+
+
+def ignored_header(names: Iterable[str]) -> dict[str, str]:
+    """Return the header X-Ignored-Parameters; none if there are no names."""
+    safe = [name for name in dict.fromkeys(names) if FIELD.fullmatch(name)][:MAX_IGNORED]
+    return {"x-ignored-parameters": ", ".join(safe)} if safe else {}
 
 
 def _timing(job: Job, images: Sequence[StoredImage]) -> str:

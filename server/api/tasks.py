@@ -13,7 +13,9 @@ from sse_starlette import EventSourceResponse
 from starlette.requests import ClientDisconnect
 
 from server.api import errors, openapi
+from server.api.access import Authenticator
 from server.api.body import read_body, while_connected
+from server.api.public_address import public_root
 from server.api.submit import Jobs, Owner, Submission, answer_headers, encode_images, submit_request, wait_for_images
 from server.api.task_events import TaskEventEncoder
 from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList
@@ -35,7 +37,12 @@ LINKS = openapi.links_to("/v1/task/{task_id}", "task_id", "get", "delete")
 @router.post("/api/v1/generate", response_model=Images, openapi_extra=BODY, responses=openapi.generation_responses())
 async def generate(request: Request, jobs: Jobs, owner: Owner) -> Response:
     """Generate images and answer with them."""
-    submission = await _read(request, jobs, is_awaited=True)
+    return await wait_for_task(request, jobs, owner, await read_body(request, GenerateRequest))
+
+
+async def wait_for_task(request: Request, jobs: JobService, owner: str | None, body: GenerateRequest) -> Response:
+    """Generate the images of a body and answer with them."""
+    submission = _submission(body, jobs, is_awaited=True)
     job = await submit_request(request, jobs, owner, submission)
     ended, images = await wait_for_images(request, jobs, job)
 
@@ -53,7 +60,14 @@ async def generate(request: Request, jobs: Jobs, owner: Owner) -> Response:
 @router.post("/v1/generate", openapi_extra=BODY, responses=openapi.submission_responses(LINKS))
 async def submit(request: Request, response: Response, jobs: Jobs, owner: Owner) -> Submitted:
     """Submit a task. It runs whether or not a client waits for it."""
-    submission = await _read(request, jobs, is_awaited=False)
+    return await submit_task(request, response, jobs, owner, await read_body(request, GenerateRequest))
+
+
+async def submit_task(
+    request: Request, response: Response, jobs: JobService, owner: str | None, body: GenerateRequest
+) -> Submitted:
+    """Submit the task of a body. `response`: the one whose headers tell about it."""
+    submission = _submission(body, jobs, is_awaited=False)
     job = await submit_request(request, jobs, owner, submission)
     response.headers.update(answer_headers(request, submission, job))
     return Submitted(task_id=job.id)
@@ -92,7 +106,7 @@ async def events(task_id: str, request: Request, jobs: Jobs) -> EventSourceRespo
     async def stream() -> AsyncIterator[bytes]:
         async with aclosing(following):
             async for event in following:
-                yield (await encoder.encode(event, str(request.base_url))).server_sent
+                yield (await encoder.encode(event, public_root(request))).server_sent
 
     return EventSourceResponse(stream())
 
@@ -118,7 +132,7 @@ async def _send_events(socket: WebSocket, following: AsyncGenerator[JobEvent]) -
     encoder: TaskEventEncoder = socket.app.state.task_events
     async with aclosing(following):
         async for event in following:
-            await socket.send_text((await encoder.encode(event, str(socket.base_url))).text)
+            await socket.send_text((await encoder.encode(event, public_root(socket))).text)
     await socket.close()
 
 
@@ -130,18 +144,21 @@ async def history(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
     before: Annotated[int, Query(ge=1, le=MAX_SEQUENCE)] | None = None,
 ) -> Response:
-    """List the owner's tasks, newest first; `before` is the `sequence` of the last task of the previous page.
+    """List the key's tasks, newest first; `before` is the `sequence` of the last task of the previous page.
 
+    Without keys, the list is empty unless the server shares its history: it would be everybody's.
     A page has fewer than `limit` tasks if their prompts have more than a megabyte.
     """
-    page, base_url = await jobs.history(limit, before, owner), str(request.base_url)
+    authenticator: Authenticator = request.app.state.authenticator
+    if not authenticator.lists_history:
+        return Response(TaskList(tasks=[], has_more=False).model_dump_json(), media_type="application/json")
+    page, base_url = await jobs.history(limit, before, owner), public_root(request)
     tasks = [Task.of(job, jobs.progress(job), page.metadata[job.id], base_url) for job in page.jobs]
     answer = TaskList(tasks=tasks, has_more=page.has_more)
     return Response(answer.model_dump_json(), media_type="application/json")  # FastAPI would validate it again
 
 
-async def _read(request: Request, jobs: JobService, *, is_awaited: bool) -> Submission:
-    body = await read_body(request, GenerateRequest)
+def _submission(body: GenerateRequest, jobs: JobService, *, is_awaited: bool) -> Submission:
     has_previews = jobs.manifest.preview is not None and not is_awaited
     without_previews = ("previews",) if body.previews and not has_previews else ()
     return Submission(
@@ -167,4 +184,4 @@ async def _find(jobs: JobService, task_id: str) -> Job:
 
 async def _task(request: Request, jobs: JobService, job: Job) -> Task:
     all_metadata = await jobs.metadata(job.id) if job.state is JobState.DONE else []
-    return Task.of(job, jobs.progress(job), all_metadata, str(request.base_url))
+    return Task.of(job, jobs.progress(job), all_metadata, public_root(request))

@@ -4,7 +4,9 @@ Knows sockets and shutdown; no routes. Of jobs it knows only that they drain.
 """
 
 import asyncio
+import logging
 import math
+import signal
 import socket
 import time
 
@@ -14,12 +16,15 @@ from starlette.types import ASGIApp
 
 from server.api.body import MAX_BODY
 from server.http.connections import ConnectionConfig, Connections
+from server.http.leaving import TICK, ClosingMiddleware, stop_listening
 from server.http.pieces import PiecesMiddleware
 from server.http.protocol import HttpProtocol
 from server.http.sockets import bracketed
 from server.http.timeouts import TimeoutServer
 from server.http.websocket import WebSocketProtocol
 from server.jobs.service import JobService
+
+log = logging.getLogger(__name__)
 
 MAX_MESSAGE = MAX_BODY  # bytes of a WebSocket message; the page sends prompts in them
 PING_SECONDS = 20.0  # between pings of a WebSocket, and for their answers
@@ -60,6 +65,7 @@ class HttpServer(TimeoutServer):
     Args:
         jobs: the application's jobs, which drain when the server shuts down.
         grace: seconds to finish requests after SIGTERM or SIGINT.
+        drain: seconds to go on after SIGTERM, before the grace period, so that load balancers move on.
         starting: start of the first worker; the server stops if it fails.
         connections: those of the server.
     """
@@ -69,19 +75,37 @@ class HttpServer(TimeoutServer):
         app: FastAPI,
         jobs: JobService,
         grace: float,
+        drain: float,
         starting: "asyncio.Task[None]",
         connections: Connections,
     ) -> None:
-        super().__init__(config(app, grace, connections))
-        self._jobs, self._starting = jobs, starting
+        super().__init__(config(ClosingMiddleware(app, lambda: jobs.is_leaving), grace, connections))
+        self._jobs, self._drain, self._starting = jobs, drain, starting
+        self._sockets: list[socket.socket] = []
         self._announcement: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         assert sockets is not None
+        self._sockets = sockets
         for sock in sockets:
             sock.listen(WAITING)
         self._announcement = asyncio.create_task(self._announce(*sockets[0].getsockname()[:2]))
+
+    async def main_loop(self) -> None:
+        await super().main_loop()
+        if self._drain and signal.SIGTERM in self._captured_signals:
+            await self._leave()
+
+    async def _leave(self) -> None:
+        """Serve for some seconds while `/ready` is 503 and answers close their connections; a second signal ends it."""
+        log.info("leaving: requests are served for %g s more", self._drain)
+        self._jobs.leave()
+        until, ticks = time.monotonic() + self._drain, 0
+        while time.monotonic() < until and len(self._captured_signals) == 1:
+            await asyncio.sleep(TICK)
+            await self.on_tick(ticks := ticks + 1)
+        await stop_listening(self, self._sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._announcement is not None:

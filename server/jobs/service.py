@@ -45,6 +45,7 @@ class JobService:
         manifest: of the plans that generate the images.
         loras: names that requests may ask for.
         worker_queue: sends the jobs to a worker; `server.serving` connects it.
+        is_leaving: True once the server tells load balancers to move on; it still accepts jobs until `drain`.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class JobService:
         self._admission = Admission(limits, self._tracker.estimates)
         self._admitting: Counter[str] = Counter()  # admitted jobs that are not in the store yet, by client
         self._drain_started: float | None = None  # by the event loop's clock
+        self.is_leaving = False
 
     async def start(self) -> None:
         """Start writing to the store and the archive, and resume what an earlier server has left unfinished."""
@@ -74,8 +76,13 @@ class JobService:
             self._archive.start()
         await recover(self._async_store, self._tracker, self.worker_queue)
 
+    def leave(self) -> None:
+        """Report that the server stops soon, and go on as before."""
+        self.is_leaving = True
+
     def drain(self) -> None:
         """Accept no more jobs."""
+        self.is_leaving = True
         if self._drain_started is None:
             self._drain_started = asyncio.get_running_loop().time()
 
@@ -122,7 +129,7 @@ class JobService:
     def status(self) -> ServiceStatus:
         if self.worker_queue.is_hopeless:
             return "failing"
-        if self._drain_started is not None:
+        if self.is_leaving:
             return "draining"
         return "ok" if self.is_ready else "starting"
 
@@ -195,6 +202,9 @@ class JobService:
     async def history(self, limit: int, before: int | None, owner: str | None) -> HistoryPage:
         """Return a page of an owner's jobs, newest first; see `JobStore.history`."""
         page = await self._async_store.call_in_thread(self._store.history, limit, before, owner)
+        if any(not job.state.is_final and self._tracker.get(job.id) is None for job in page.jobs):
+            # they ended, and left the memory, after the page was read
+            page = await self._async_store.call_in_thread(self._store.history, limit, before, owner)
         in_memory = [live for job in page.jobs if (live := self._tracker.get(job.id))]
         jobs = {job.id: job for job in page.jobs} | {live.job.id: live.job for live in in_memory}
         metadata = {live.job.id: [image.metadata for image in live.finished_images()] for live in in_memory}
@@ -212,6 +222,10 @@ class JobService:
         """End a job now; its images stop at their next step. False: it had ended, or is unknown."""
         live = self._tracker.get(job_id)
         return live is not None and self._tracker.cancel(live)
+
+    def unfinished(self, client: str, api: str) -> list[Job]:
+        """Return a client's unfinished jobs of one API, in their order."""
+        return [live.job for live in self._tracker.unfinished if live.client == client and live.job.api == api]
 
     def progress(self, job: Job) -> Progress:
         return self._tracker.progress(job)

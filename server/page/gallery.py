@@ -1,4 +1,4 @@
-"""The page's gallery: an owner's finished and running jobs, from the page and from endpoints.
+"""The page's gallery: finished and running jobs.
 
 Knows jobs and images; not the form.
 """
@@ -19,20 +19,27 @@ from server.jobs.service import JobService
 PAGE = 24  # jobs that are shown at once
 CONFIRM = "Really delete?"
 
+History = Callable[[int, int | None], Awaitable[tuple[list[Job], bool]]]
 Reuse = Callable[[ImageRequest], None]
 Delete = Callable[[Job], Awaitable[None]]
 
 
 class Gallery:
-    """An owner's jobs, newest first, in the current element; a page of them at a time.
+    """Jobs, newest first, in the current element; a page of them at a time.
 
     Args:
+        history: returns jobs below a sequence (None for the newest), at most a number of them, and True if there are
+            older ones.
+        root: path of the server's root, which ends with a slash; for links.
         reuse: called with a request to put into the form.
         is_elsewhere: returns True if a job, by its id, is shown in another place.
     """
 
-    def __init__(self, jobs: JobService, owner: str | None, reuse: Reuse, is_elsewhere: Callable[[str], bool]) -> None:
-        self._jobs, self._owner, self._reuse, self._is_elsewhere = jobs, owner, reuse, is_elsewhere
+    def __init__(
+        self, jobs: JobService, history: History, root: str, reuse: Reuse, is_elsewhere: Callable[[str], bool]
+    ) -> None:
+        self._jobs, self._history, self._root = jobs, history, root
+        self._reuse, self._is_elsewhere = reuse, is_elsewhere
         self._before: int | None = None  # sequence of the job after which the page begins; None for the newest
         self._last: int | None = None  # sequence of the page's last job, if there are older ones
         self._tiles: dict[str, _Tile] = {}
@@ -47,10 +54,10 @@ class Gallery:
     async def refresh(self) -> None:
         """Show the current jobs."""
         async with self._refreshing:
-            page = await self._jobs.history(PAGE, self._before, self._owner)
-            self._last = page.jobs[-1].sequence if page.has_more else None
-            self._older.visible, self._newest.visible = page.has_more, self._before is not None
-            shown = [job for job in page.jobs if self._is_shown(job)]
+            jobs, has_more = await self._history(PAGE, self._before)
+            self._last = jobs[-1].sequence if jobs and has_more else None
+            self._older.visible, self._newest.visible = self._last is not None, self._before is not None
+            shown = [job for job in jobs if self._is_shown(job)]
             for job_id in self._tiles.keys() - {job.id for job in shown}:
                 self._tiles.pop(job_id).element.delete()
             for index, job in enumerate(shown):
@@ -71,7 +78,7 @@ class Gallery:
         if tile is not None:
             tile.element.delete()
         with self._grid:
-            tile = self._tiles[job.id] = _Tile(self._jobs, job, self._open, self.delete)
+            tile = self._tiles[job.id] = _Tile(self._jobs, job, self._root, self._open, self.delete)
         tile.element.move(target_index=index)
 
     async def _turn_to(self, before: int | None) -> None:
@@ -86,7 +93,7 @@ class Gallery:
             return
         self._viewer.clear()
         with self._viewer, ui.card().classes("z-card z-generating z-viewer"):
-            show_image(job, index, all_metadata[index], self._take_over, self.delete)
+            show_image(job, index, all_metadata[index], self._root, self._take_over, self.delete)
         self._viewer.open()
 
     def _take_over(self, request: ImageRequest) -> None:
@@ -105,7 +112,7 @@ class _Tile:
     """A job in the grid: its images, its error, or a note that it is running."""
 
     def __init__(
-        self, jobs: JobService, job: Job, open_: Callable[[Job, int], Awaitable[None]], delete: Delete
+        self, jobs: JobService, job: Job, root: str, open_: Callable[[Job, int], Awaitable[None]], delete: Delete
     ) -> None:
         self.is_final = job.state.is_final
         with ui.element("div").classes("z-job") as self.element:
@@ -115,7 +122,7 @@ class _Tile:
                     tile = ui.element("button").classes("z-card z-tile").props("type=button")
                     tile.on("click", partial(open_, job, index))
                     with tile:
-                        image(image_path(job, index), request.prompt, request.size(jobs.manifest))
+                        image(root + image_path(job, index), request.prompt, request.size(jobs.manifest))
                         with ui.element("div").classes("z-note"):
                             ui.label(request.prompt).classes("z-two")
                             ui.label(summary(jobs, request)).classes("z-quiet")
@@ -158,9 +165,9 @@ def progress_of(jobs: JobService, job: Job) -> tuple[float, str]:
     return 0.0, f"starting{left}"
 
 
-def show_image(job: Job, index: int, metadata: ImageMetadata, reuse: Reuse, delete: Delete) -> None:
+def show_image(job: Job, index: int, metadata: ImageMetadata, root: str, reuse: Reuse, delete: Delete) -> None:
     """Show an image with its parameters and buttons, in the current element."""
-    request, source = job.request.numbered(index), image_path(job, index)
+    request, path = job.request.numbered(index), image_path(job, index)
 
     async def delete_when_confirmed() -> None:
         if is_confirmed := deletes.text == CONFIRM:
@@ -168,7 +175,7 @@ def show_image(job: Job, index: int, metadata: ImageMetadata, reuse: Reuse, dele
         deletes.text = deletes.text if is_confirmed else CONFIRM
 
     with ui.element("div").classes("z-frame"):
-        image(source, request.prompt, metadata.size)
+        image(root + path, request.prompt, metadata.size)
     with ui.element("div").classes("z-side"):
         ui.label(request.prompt).classes("z-prompt")
         with ui.element("div").classes("z-facts"):
@@ -178,7 +185,7 @@ def show_image(job: Job, index: int, metadata: ImageMetadata, reuse: Reuse, dele
         with ui.element("div").classes("z-buttons"):
             ui.button("Reuse this seed", on_click=lambda: reuse(request)).props("unelevated no-caps")
             saves = ui.button("Save").props("outline no-caps")
-            saves.props["href"], saves.props["download"] = source, source.replace("/", "-")
+            saves.props["href"], saves.props["download"] = root + path, path.replace("/", "-")
             deletes = ui.button("Delete", on_click=delete_when_confirmed).props("flat no-caps color=negative")
 
 

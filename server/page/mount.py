@@ -6,6 +6,7 @@ visitor waits for it, the start of the server does not.
 
 import asyncio
 import gc
+import logging
 from collections.abc import MutableMapping
 from contextlib import AsyncExitStack
 from importlib import import_module
@@ -19,9 +20,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from engine.plan.guide import Guide
 from server.api.access import Authenticator
-from server.api.errors import ApiError, refuse
+from server.api.errors import ECHO, ApiError, refuse
+from server.api.public_address import SCOPE_KEY, PublicAddress, without_default_port
 from server.jobs.service import JobService
+from server.page.address_check import ADVICE, own_hosts
 from server.page.packets import checked
+
+log = logging.getLogger(__name__)
 
 PATH = "/"
 MAX_PATH = 255  # bytes, the limit for names of files
@@ -34,7 +39,6 @@ HEADERS = {  # the toolkit needs eval for its scripts; the policy keeps them fro
     "referrer-policy": "no-referrer",
 }
 NO_NAVIGATION = ApiError(403, "This address is a page; open it in a tab of a browser.", code="not_a_navigation")
-FOREIGN_ORIGIN = ApiError(403, "Other sites must not use the page of this server.", code="foreign_origin")
 
 
 def is_page(path: str) -> bool:
@@ -68,8 +72,9 @@ class PageMount:
                 await self._app(scope, receive, send)
 
     async def _serve_part(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if _is_foreign(Headers(scope=scope)):
-            await refuse(FOREIGN_ORIGIN, scope, receive, send)
+        if error := _refusal(Headers(scope=scope), scope[SCOPE_KEY]):
+            log.warning("%s", error)
+            await refuse(error, scope, receive, send)
         else:
             await (await self._loaded())(scope, receive, send)
 
@@ -104,22 +109,30 @@ def _is_navigation(headers: Headers) -> bool:
     return destination in (None, "document") and not headers.get("accept", "").startswith("image/")
 
 
-def _is_foreign(headers: Headers) -> bool:
-    """Return True if a page of another site sent a request, as Go's `http.CrossOriginProtection` does.
+def _refusal(headers: Headers, address: PublicAddress) -> ApiError | None:
+    """Return the error if a page of another site sent a request, as Go's `http.CrossOriginProtection` does.
 
-    Browsers send `Sec-Fetch-Site` only with TLS and not for WebSockets; otherwise `Origin` is compared with `Host`.
+    Browsers send `Sec-Fetch-Site` only with TLS and not for WebSockets; otherwise the host in `Origin` is compared.
     """
-    site = headers.get("sec-fetch-site")
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site is not None:
-        return site not in ("same-origin", "none")
-    origin = headers.get("origin")
+        return None if site in ("same-origin", "none") else _foreign(f"Sec-Fetch-Site: {site[:ECHO]!r}", address)
     if origin is None:  # not a browser
-        return False
+        return None
     try:
-        host = urlsplit(origin).netloc
+        parts = urlsplit(origin)
     except ValueError:  # as with http://[
-        return True
-    return host not in (headers.get("host"), headers.get("x-forwarded-host"))
+        return _foreign(f"Origin: {origin[:ECHO]!r}", address)
+    is_own = without_default_port(parts.netloc, parts.scheme) in own_hosts(headers, address, parts.scheme)
+    return None if is_own else _foreign(f"Origin: {origin[:ECHO]!r}", address)
+
+
+def _foreign(got: str, address: PublicAddress) -> ApiError:
+    return ApiError(
+        403,
+        f"Other sites must not use the page of this server: got {got}, expected {address.root}. {ADVICE}",
+        code="foreign_origin",
+    )
 
 
 def _is_unopenable(path: str) -> bool:

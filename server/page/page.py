@@ -7,6 +7,8 @@ goes on when the page is closed. Each visitor has a session of its own.
 import asyncio
 import base64
 import json
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,17 @@ from engine.request import ImageRequest
 from server.api import errors
 from server.api.access import Authenticator
 from server.api.client import client_of
+from server.api.public_address import address_of
 from server.api.submit import Submission, enqueue
 from server.errors import JobRefused, StoreUnavailable
 from server.jobs.follower import JobPreview, Progress
 from server.jobs.job import Job, JobState
 from server.jobs.service import JobService
+from server.page import address_check
 from server.page.form import Form
 from server.page.gallery import Gallery, image, progress_of, show_image, summary
 from server.page.toolkit import drop_waiting_pages, guard_toolkit
+from server.page.visit import READ, Visit
 
 STYLE = Path(__file__).with_name("page.css")
 ICON = (
@@ -50,6 +55,7 @@ def create(jobs: JobService, authenticator: Authenticator, guide: Guide) -> Fast
     async def home(request: Request) -> None:
         drop_waiting_pages()
         ui.add_css(style)
+        ui.add_body_html(address_check.script(request.headers, address_of(request)))
         ui.colors(primary=BLUE)
         session = PageSession(jobs, authenticator, request, guide)
         if authenticator.needs_key:
@@ -78,8 +84,10 @@ class PageSession:
     def __init__(self, jobs: JobService, authenticator: Authenticator, request: Request, guide: Guide) -> None:
         self._jobs, self._authenticator, self._request = jobs, authenticator, request
         self._guide = guide
+        self._root = f"{address_of(request).prefix}/"  # of the server, for links
         self._client = ui.context.client
         self._owner: str | None = None
+        self._visit = None if authenticator.lists_history else Visit(jobs)
         self._cards: dict[str, _JobCard] = {}  # by job
         self._following: set[asyncio.Task[Any]] = set()
         self._ticks = 0
@@ -130,9 +138,24 @@ class PageSession:
                 self._error = ui.label().classes("z-error").props("role=alert")
             with ui.element("div").classes("z-right"):
                 self._shown = ui.element("div").classes("z-stage")
-                self._gallery = Gallery(self._jobs, owner, self._reuse, self._is_pending)
+                self._gallery = Gallery(self._jobs, self._history, self._root, self._reuse, self._is_pending)
         self._client.on_delete(self._stop_following)
+        if self._visit is not None:
+            self._client.on_connect(partial(self._recall, self._visit))
         ui.timer(TICK, self._tick)
+
+    async def _history(self, limit: int, before: int | None) -> tuple[list[Job], bool]:
+        """Return a page of the owner's jobs; of this browser's where the history is not shared."""
+        if self._visit is not None:
+            return await self._visit.page(limit, before)
+        page = await self._jobs.history(limit, before, self._owner)
+        return page.jobs, page.has_more
+
+    async def _recall(self, visit: Visit) -> None:
+        """Show the jobs of this browser's earlier visits."""
+        with suppress(TimeoutError):
+            await visit.recall(await self._client.run_javascript(READ, timeout=RECONNECT))
+            await self._gallery.refresh()
 
     def _stop_following(self) -> None:
         for task in self._following:
@@ -152,6 +175,8 @@ class PageSession:
         finally:
             self._button.enable()
         self._drop_ended()
+        if self._visit is not None:
+            ui.run_javascript(self._visit.add(job))
         with self._shown:
             card = self._cards[job.id] = _JobCard(self._jobs, job)
         _scroll_to(card.element)
@@ -191,7 +216,7 @@ class PageSession:
         card.has_ended = True
         card.element.clear()
         with card.element:
-            show_image(job, 0, all_metadata[0], self._reuse, self._delete)
+            show_image(job, 0, all_metadata[0], self._root, self._reuse, self._delete)
 
     async def _tick(self) -> None:
         for card in self._cards.values():

@@ -3,7 +3,7 @@
 When the server closes its end of the socket, the process ends at once. When the device fails, the process reports that
 and ends; the server starts another.
 
-    python -m server.worker.process PLANS OPTIONS LOG_FORMAT LOG_LEVEL DESCRIPTOR
+Its arguments: PLANS OPTIONS LOG_FORMAT LOG_LEVEL DESCRIPTOR
 """
 
 import logging
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
                     "images are generated one at a time; `zimage-bench batching` measures which batches are faster"
                 )
             loop = EngineLoop(pipeline, table, loras)
-            warm_up(loop)
+            generate_smallest(loop)
         except (ZImageError, OSError) as error:
             sock.sendall(encode_frame(messages.StartFailed(str(error))))
             return
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
             sys.exit(DEVICE_LOST)
 
 
-def warm_up(loop: EngineLoop) -> None:
+def generate_smallest(loop: EngineLoop) -> None:
     """Generate the smallest image in one step, so that plans that cannot run fail before anything is served."""
     smallest = min(loop.pipeline.manifest.profiles, key=lambda p: p.height.min * p.width.min)
     loop.generate(ImageRequest("warm-up", smallest.width.min, smallest.height.min, num_inference_steps=1))

@@ -21,7 +21,7 @@ from benchmarks.gpu.part_process import log_file, run_here, run_in_process
 from benchmarks.gpu.parts import PARTS, Part
 from benchmarks.gpu.plans.kernels import kernel_rows
 from benchmarks.gpu.report_text import markdown
-from benchmarks.gpu_check import check
+from benchmarks.gpu_check import check, command_for_rest, not_run
 from engine.plan.directory import read
 from nano.layout import Z_IMAGE_NANO
 
@@ -57,7 +57,7 @@ def test_parts_name_functions_that_exist_and_parts_that_come_before() -> None:
 
 
 def test_unknown_part_is_refused_with_the_names_of_all(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"no part precison; its parts are machine, .*precision"):
+    with pytest.raises(SystemExit, match=r"no part 'precison'; its parts are machine, .*precision"):
         main(["gpu-check", str(tmp_path), "--only", "precison,machine"])
     assert not list(tmp_path.iterdir())
 
@@ -68,8 +68,10 @@ def test_without_a_gpu_it_says_so_first_and_names_what_it_left_out(
     found, ran = outcome(tmp_path, {"machine": {"no_gpu": "no driver"}})
     assert "NO GPU FOUND (no driver)" in capsys.readouterr().out.splitlines()[2]
     assert "weights" in ran and "build-fp16" in ran
-    assert {name for name, figures in found.items() if "left_out" in figures} == {
-        part.name for part in PARTS if part.needs_gpu
+    needing = {part.name for part in PARTS if part.needs_gpu}
+    assert {"build-bf16", "plan-memory"} <= needing
+    assert set(found) - set(ran) == needing | {"errors-bf16", "speed-bf16"} | {
+        f"{kind}-fp16-accumulate-fp16" for kind in ("errors", "speed")
     }
 
 
@@ -85,9 +87,47 @@ def test_failed_part_stops_only_the_parts_that_need_it(tmp_path: Path) -> None:
     assert found["speed-bf16"] == {"left_out": "it needs the part build-bf16, which failed"}
 
 
-def test_parts_after_the_time_limit_are_named(tmp_path: Path) -> None:
-    ran = list(check((part("products"), part("weights")), settings(tmp_path), 5.0, {}, run_part=lambda *_: {}))
-    assert [figures["left_out"] for _, figures in ran] == ["the time limit is over (--minutes 0.0833333)"] * 2
+def test_default_plans_are_answered_before_variants_and_compiled_pytorch() -> None:
+    names = [part.name for part in PARTS]
+    last_of_default = max(names.index(name) for name in ("errors-fp16", "kernels-fp16", "speed-fp16", "plan-memory"))
+    assert last_of_default < names.index("self-test") < names.index("build-bf16") < names.index("torch-speed")
+
+
+def test_parts_after_the_time_limit_do_not_run_and_keep_earlier_figures(tmp_path: Path) -> None:
+    earlier: dict[str, Figures] = {"machine": {}, "products": {"x": 1}}
+    assert list(check((part("products"), part("weights")), settings(tmp_path), 5.0, earlier, run_part=stopped)) == []
+    assert {"products", "machine"}.isdisjoint(not_run(earlier)) and "weights" in not_run(earlier)
+
+
+def test_part_that_the_time_limit_ends_is_unfinished_and_parts_that_need_it_wait(tmp_path: Path) -> None:
+    selected = (part("products"), part("weights"), part("reference"))
+    found = {one.name: figures for one, figures in check(selected, settings(tmp_path), 30.0, {}, run_part=stopped)}
+    assert found.keys() == {"products", "weights"}
+    for figures in found.values():
+        assert figures.keys() == {"x", "unfinished"} and "the time limit came after" in figures["unfinished"]
+    assert {"products", "weights", "reference"} <= set(not_run(found))
+
+
+def test_part_that_takes_its_own_limit_fails_and_longer_runs_have_longer_limits(tmp_path: Path) -> None:
+    for minutes, seconds in ((5, 60), (15, 180)):
+        [(_, found)] = check((part("products"),), settings(tmp_path), 60.0 * minutes, {}, run_part=stopped)
+        assert found["failed"] == f"timed out after {seconds} s"
+
+
+def stopped(_part: Part, _settings: Settings, seconds: float) -> Figures:
+    return {"x": 1, "failed": f"timed out after {seconds:.0f} s", "output": "..."}
+
+
+def test_command_for_the_rest_names_every_part_that_has_not_run() -> None:
+    figures: dict[str, Figures] = {part.name: {} for part in PARTS}
+    figures["weights"] = {"unfinished": "the time limit came after 20 s of it"}
+    figures["reference"] = {"left_out": "it needs the part weights, which has not run"}
+    figures["cuda-lost"] = {"left_out": "it needs a GPU, and none was found"}
+    del figures["refit"]
+    args = SimpleNamespace(folder=Path("out/a b"), device="cpu", layers=6, quick=True)
+    assert command_for_rest(args, figures) == (
+        "zimage-bench gpu-check 'out/a b' --device cpu --layers 6 --quick --minutes 15 --only weights,reference,refit"
+    )
 
 
 def test_process_that_hangs_keeps_its_figures_and_its_log(tmp_path: Path) -> None:
@@ -151,9 +191,13 @@ def test_report_has_a_question_and_an_answer_for_each_part() -> None:
         "cuda-lost": {"left_out": "no GPU"},
         "close": {"failed": "timed out | after 90 s", "output": "stack\n```", "close_s": [0.5], "part_seconds": 90.0},
     }
-    text = markdown(PARTS, {"hardware": {"cores": 2}, "versions": {"torch": "2.11"}, "figures": figures})
+    measured = {"hardware": {"cores": 2}, "versions": {"torch": "2.11"}, "figures": figures, "layers": 4, "quick": True}
+    text = markdown(PARTS, measured | {"not_run": ["refit"], "run_the_rest": "zimage-bench gpu-check --only refit"})
+    assert "\n1 parts done, 1 failed, 1 left out, 1 not run or not finished.\n" in text
+    assert "```sh\nzimage-bench gpu-check --only refit\n```\n\n- refit: how long does a LoRA take" in text
     assert f"| machine | {PARTS[0].question} | an RTX 4090 | 1.5 |" in text
-    assert "| left out: no GPU |" in text
+    assert "Left out, because\n\n- no GPU: cuda-lost\n" in text and "| cuda-lost |" not in text
+    assert "Tiny sizes" in text and "- layers: 4\n" in text
     assert "FAILED: timed out \\| after 90 s | 90.0 |" in text
     assert "copies_gb_per_s: 1235" in text
     assert "stack\n'''\n```" in text and "close_s: 0.5" in text
@@ -207,8 +251,6 @@ def test_parts_of_the_model_run_on_a_cpu(plan_directory: Path, tmp_path: Path) -
     Findings(figures_file(tmp_path, "build-fp16")).add(directory=str(plan_directory))
     for name in ("reference", "precision", "errors-fp16", "speed-fp16", "passes", "close"):
         run_here(part(name), settings(tmp_path, "fp16"))
-    run_here(part("build-bf16"), settings(tmp_path, "bf16"))
-    assert "ONNX Runtime" in read_figures(tmp_path, "build-bf16")["left_out"]
     figures = {name: read_figures(tmp_path, name) for name in ("reference", "precision", "errors-fp16", "speed-fp16")}
     assert figures["reference"]["relative_l2"].keys() == {"128", "256", "128, worst rows", "256, worst rows"}
     assert max(figures["errors-fp16"]["relative_l2"].values()) < 1e-3  # FP32 plans
@@ -240,8 +282,9 @@ def test_self_test_part_passes_right_plans_and_names_the_fault_of_wrong_ones(
 @pytest.mark.slow
 def test_command_writes_its_report_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["gpu-check", str(tmp_path), "--device", "cpu", "--quick", "--only", "products,cuda-calls"])
-    *_, counts, path, last = capsys.readouterr().out.splitlines()
-    assert counts == "2 parts done, 0 failed, 1 left out"
+    *_, counts, rest, path, last = capsys.readouterr().out.splitlines()
+    assert counts == f"2 parts done, 0 failed, 1 left out, {len(PARTS) - 3} not run or not finished"
+    assert rest.startswith("run the rest with: zimage-bench gpu-check") and "--only weights,reference," in rest
     assert path == f"the report is {(tmp_path / 'report.md').resolve()}"
     figures = json.loads(last)["figures"]
     assert figures.keys() == {"machine", "cuda-calls", "products"}

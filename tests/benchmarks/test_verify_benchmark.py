@@ -27,7 +27,7 @@ def test_files_are_kept_for_the_same_options_only(tmp_path: Path, monkeypatch: p
 
     def measure(_sizes: object, _precision: str, folder: Path) -> dict[str, Any]:
         folders.append(folder)
-        return {"seconds": {}}
+        return {"seconds": {}, "core_seconds": {}}
 
     monkeypatch.setattr(verify, "measure", measure)
     for options in ([], [], ["--bf16"], ["--small"], ["--layers", "2"]):

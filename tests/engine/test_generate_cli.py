@@ -62,6 +62,23 @@ def test_png_holds_the_pipelines_image_and_its_metadata(
     assert captured.err == ""
 
 
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_image_is_kept_whatever_the_terminal_is(engines: Path, tmp_path: Path, is_closed: bool) -> None:
+    output, (reading, writing) = tmp_path / "图.png", os.pipe()
+    if is_closed:
+        os.close(reading)
+    command = [sys.executable, "-u", "-m", "engine.cli", PROMPT, "--size", "64x64", "--steps", "1"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    with os.fdopen(writing, "wb") as pipe:
+        command += ["--engines", str(engines), "--threads", "1", "--output", str(output)]
+        done = subprocess.run(command, env=environment, stdout=pipe, stderr=subprocess.PIPE, check=False)
+    assert open_png(output).size == (64, 64)
+    if not is_closed:
+        with os.fdopen(reading, "rb") as shown:
+            assert b"/\\u56fe.png: 64x64, seed " in shown.read()
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_defaults_give_default_size_and_printed_random_seed(
     engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,9 +288,15 @@ def test_missing_plan_directory_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "why"), [("nowhere/a.png", "No such file or directory"), (".", "it is not a regular file")]
+    ("output", "why"),
+    [
+        ("nowhere/a.png", "No such file or directory"),
+        (".", "it is not a regular file"),
+        ("loop", "Too many levels of symbolic links"),
+    ],
 )
 def test_unwritable_output_is_refused_before_anything_is_generated(tmp_path: Path, output: str, why: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
     refused(tmp_path / "no plans", tmp_path / output, message=f"cannot write {tmp_path / output}: {why}")
 
 

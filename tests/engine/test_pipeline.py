@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes.cuda import FakeCuda, load_fakes
+from fakes.cuda import FakeCuda
 from fakes.host_engine import HostEngine, write_plans
 from fakes.manifest import MANIFEST
+from fakes.plan import load_fakes
 from fakes.step_peak import STEP_BYTES, step_peak
 
 from engine.backends.base import Backend

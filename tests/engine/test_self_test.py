@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes.cuda import FakeCuda, Kernel, load_fakes
+from fakes.cuda import FakeCuda
 from fakes.faulty_graphs import GRAPH_FAULTS, GraphFault, plant
+from fakes.plan import Kernel, load_fakes
 from fakes.random_plans import random_plans
 
 from benchmarks.harness.evaluator import StrictEvaluator

@@ -263,8 +263,9 @@ def cpu_seconds(child: subprocess.Popen[str]) -> float:
 
 
 def refusal(*arguments: str) -> str:
+    """The message of a build from a folder that is no checkpoint."""
     with pytest.raises(SystemExit) as caught:
-        main(["--model", "none", "--output", "none", *arguments])
+        main(["--model", str(Path(__file__).parent), "--output", "none", *arguments])
     message = str(caught.value)
     assert message.startswith("build-engines: ")
     assert not Path("none").exists()
@@ -292,8 +293,20 @@ def test_flavor_tensorrt_without_package_and_gpu_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize("text", ["9.9", "89", "8.9 ", "sm_89", "", "8.9.0"])
 def test_unknown_compute_capability_is_refused(tmp_path: Path, text: str) -> None:
     options = BuildOptions("none", tmp_path, precision="fp32", flavor="rtx", compute_capabilities=("12.0", text))
-    with pytest.raises(BuildError, match=rf"has no compute capability {text}; it has .*12\.0.*8\.9"):
+    with pytest.raises(BuildError, match=rf"has no compute capability '{text}'. .* are for 8\.0, .*12\.0"):
         build_engines(options, Recording())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--flavor", "rtx", "--compute-capability", ""), "has no compute capability ''. TensorRT-RTX plans"),
+        (("--flavor", "rtx", "--compute-capability", "8.9, 8.9"), "--compute-capability names 8.9 2 times"),
+        (("--flavor", "onnx", "--refittable", "--lora", "a"), "--refittable has no use with --lora"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(options: tuple[str, ...], message: str) -> None:
+    assert message in refusal(*options)
 
 
 def test_compute_capability_without_rtx_is_refused() -> None:
@@ -302,8 +315,12 @@ def test_compute_capability_without_rtx_is_refused() -> None:
     )
 
 
-@pytest.mark.parametrize("profile", ["big", "100", "512:65"])
-def test_bad_profile_is_refused_before_anything_is_built(checkpoint: Path, tmp_path: Path, profile: str) -> None:
-    with pytest.raises(BuildError, match=f"--profile .*{profile.split(':')[-1]}"):
-        build_engines(BuildOptions(str(checkpoint), tmp_path, flavor="onnx", profiles=(profile,)), Recording())
+@pytest.mark.parametrize("profiles", [("big",), ("100",), ("512:65",), ("128", "128")])
+def test_bad_profile_is_refused_before_anything_is_hashed_or_built(
+    checkpoint: Path, tmp_path: Path, profiles: tuple[str, ...]
+) -> None:
+    progress = Recording()
+    with pytest.raises(BuildError, match=f"--profile .*{profiles[-1].split(':')[-1]}"):
+        build_engines(BuildOptions(str(checkpoint), tmp_path, flavor="onnx", profiles=profiles), progress)
+    assert "hashing" not in progress.text.getvalue()
     assert list(tmp_path.iterdir()) == []

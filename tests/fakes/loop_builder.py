@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from fakes.cuda import FakeCuda, load_fakes
+from fakes.cuda import FakeCuda
 from fakes.host_engine import HostEngine
 from fakes.manifest import MANIFEST
+from fakes.plan import load_fakes
 from hypothesis import strategies as st
 
 from engine.backends.base import Backend
@@ -97,11 +98,12 @@ def guided(positive: np.ndarray, negative: np.ndarray, scale: np.ndarray | np.fl
 class FakeLoras:
     """A `LoraRegistry` whose LoRAs change the graphs at once, so a pass that still runs would give other values.
 
-    In the middle of a change they are not finite.
+    In the middle of a change, and after one that `fails`, they are not finite.
     """
 
     graphs: FakeGraphs
     portions: int = 2
+    fails: BaseException | None = None
     applied: list[str | None] = field(default_factory=list)
 
     names = ("a", "b", "damaged")
@@ -112,6 +114,8 @@ class FakeLoras:
         self.graphs.lora_offset = np.nan
         for _ in range(self.portions):
             yield
+        if self.fails is not None:
+            raise self.fails
         self.applied.append(name)
         self.graphs.lora_offset = {None: 0.0, "a": 0.5, "b": -1.5}[name]
 

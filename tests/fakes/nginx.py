@@ -39,7 +39,7 @@ def behind_nginx(
         prefix: path that nginx serves the server under, such as "/generate".
         changes: replacements of texts in deploy/nginx.conf.
     """
-    port = _free_port()
+    port = free_port()
     changes = {
         "listen 80;": f"listen 127.0.0.1:{port};",
         "http://127.0.0.1:8000;": f"{url}/;" if prefix else f"{url};",
@@ -66,7 +66,8 @@ def behind_nginx(
             nginx.terminate()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from fakes.study import Held
 from rich.console import Console
 
 from engine.plan import directory as plans
@@ -15,16 +16,6 @@ from export.precision.dtypes import graph_precisions
 from export.progress import BuildProgress
 from nano.layout import NANO, configs
 from nano.miniature import random_weights, tensor_shapes
-
-
-class Held:
-    """A weight in memory."""
-
-    def __init__(self, tensor, source):
-        self._tensor, self.source, self.shape = tensor, source, tuple(tensor.shape)
-
-    def load(self):
-        return self._tensor
 
 
 def random_checkpoint(seed: int, folder: Path) -> Checkpoint:

@@ -18,7 +18,8 @@ from fakes.loop import LORAS, MANIFEST, FakeLoop
 from PIL import Image
 
 from server.api.access import AccessPolicy
-from server.app import create_app
+from server.api.public_address import PublicAddress
+from server.app import AppOptions, create_app
 from server.http.connections import Connections
 from server.http.host_names import HostNames
 from server.http.server import config
@@ -97,7 +98,7 @@ def serving(
     connections: Connections | None = None,
     **options: Any,
 ) -> Iterator[str]:
-    """Run a server in a thread, and yield its base URL. `options`: further ones of `create_app`."""
+    """Run a server in a thread, and yield its base URL. `options`: further ones of `AppOptions`."""
     loop.store = JobStore(database, busy_timeout=0.5)
     jobs = JobService(loop.store, MANIFEST, limits, loras=LORAS)
     supervisor = jobs.worker_queue.link = ThreadSupervisor(loop, jobs.worker_queue)
@@ -111,7 +112,8 @@ def serving(
             await jobs.stop(grace=5)
             await supervisor.stop()
 
-    app = create_app(jobs, policy or AccessPolicy(), hosts=hosts, trusted_proxies=trusted_proxies, **options)
+    policy = policy or AccessPolicy(shared_history=True)
+    app = create_app(jobs, AppOptions(policy, hosts=hosts, trusted_proxies=trusted_proxies, **options))
     server = TimeoutServer(config(app, grace=5, connections=connections))
     with bind_socket("127.0.0.1", 0) as sock:
         sock.listen()  # clients wait for the worker to be ready
@@ -165,6 +167,10 @@ def main(
     archive: str = "",
     model_names: str = "",
     cors_origins: str = "",
+    public_url: str = "",
+    drain: str = "0",
+    port: str = "0",
+    shared_history: str = "yes",
 ) -> None:
     if reconnect:
         import server.page.page
@@ -173,12 +179,15 @@ def main(
         server.page.page.RECONNECT, server.page.toolkit.MAX_WAITING = float(reconnect), 20
     options = ServerOptions(
         float(grace),
+        float(drain),
         Path(database) if database else None,
         Archive(Path(archive)) if archive else None,
         keys=tuple(keys.split()),
         rate=rate or None,
+        shared_history=bool(shared_history),
         hosts=HOSTS,
         trusted_proxies=tuple(trusted_proxies.split()),
+        public_url=PublicAddress.parse(public_url) if public_url else None,
         cors_origins=tuple(cors_origins.split()),
         model_names=tuple(model_names.split()),
         strict_model=bool(model_names),
@@ -186,7 +195,7 @@ def main(
         timeouts=SHORT_TIMEOUTS,
     )
     worker = [sys.executable, "-m", "fakes.loop", seconds_per_step]
-    with bind_socket("127.0.0.1", 0) as sock:
+    with bind_socket("127.0.0.1", int(port)) as sock:
         serve(sock, worker, MANIFEST, options)
 
 

@@ -47,7 +47,7 @@ class Held:
 
 
 def large_weights(boost: float, seed: int = 0) -> Tensors:
-    """The transformer's, after `shared/reference/fp16_shifts.py`; `boost` for what multiplies: values and products."""
+    """The transformer's; `boost` for what multiplies: values and products."""
     generator = torch.Generator().manual_seed(seed)
     weights: Tensors = {}
     for name, shape in tensor_shapes(SIZES)["transformer"].items():

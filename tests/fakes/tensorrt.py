@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from fakes.cuda import Misuse
+from fakes.cuda import FakeCuda, Misuse
 
 ARENA = 4096  # bytes that a context needs
 PROFILES = 2
@@ -26,9 +26,11 @@ class FakeTensorRt:
         fails: functions that fail, with the words that they record.
         weights: the plan's weights by name; the refitter takes arrays of their type and size.
         joined: weights that must be given together.
+        cuda: the device, on whose streams refits run.
     """
 
     __name__: str = "fake_tensorrt"
+    cuda: FakeCuda = field(default_factory=FakeCuda)
     fails: Mapping[str, str] = field(default_factory=dict)
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     joined: tuple[str, ...] = ()
@@ -179,11 +181,12 @@ class _Context(_Object):
 
 
 class _Refitter(_Object):
-    max_threads = 1
+    max_threads = 0  # TensorRT has 1, until it is set
 
     def __init__(self, trt: FakeTensorRt) -> None:
         super().__init__(trt)
         self.given: dict[str, SimpleNamespace] = {}
+        self.running = 0  # refits on the device
 
     def set_named_weights(self, name: str, weights: SimpleNamespace) -> bool:
         if self.trt.did_fail(self, "set_named_weights"):
@@ -199,7 +202,9 @@ class _Refitter(_Object):
             [name for name in self.trt.joined if name not in self.given] if {*self.trt.joined} & {*self.given} else []
         )
 
-    def refit_cuda_engine_async(self, _stream: int) -> bool:
+    def refit_cuda_engine_async(self, stream: int) -> bool:
+        if self.max_threads == 0:
+            raise Misuse("one thread alone prepares the weights")
         if self.trt.did_fail(self, "refit_cuda_engine_async") or self.get_missing_weights():
             return False
         self.trt.log[-1] += f" {' '.join(self.given)}"
@@ -207,7 +212,14 @@ class _Refitter(_Object):
             kept = self.trt.weights[name]
             buffer = (ctypes.c_byte * kept.nbytes).from_address(weights.address)
             self.trt.weights[name] = np.frombuffer(buffer, kept.dtype).reshape(kept.shape).copy()
+        self.running += 1
+        self.trt.cuda.enqueue(stream, self._end_refit)
         return True
 
     def unset_named_weights(self, name: str) -> bool:
-        return self.given.pop(name, None) is not None
+        if self.running:
+            raise Misuse(f"{name} is taken back while a refit may read it")
+        return not self.trt.did_fail(self, "unset_named_weights") and self.given.pop(name, None) is not None
+
+    def _end_refit(self) -> None:
+        self.running -= 1

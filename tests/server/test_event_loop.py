@@ -15,7 +15,7 @@ from engine.request import ImageRequest
 from engine.size import Size
 from engine.stages import StageTimes
 from server.api.access import AccessPolicy
-from server.app import create_app
+from server.app import AppOptions, create_app
 from server.jobs.admission import Limits
 from server.jobs.service import JobService
 from server.jobs.storage.store import JobStore
@@ -54,7 +54,7 @@ async def full_queue(watchdog: Watchdog) -> AsyncIterator[tuple[JobService, http
     request = ImageRequest(LONG_PROMPT, *SIZES[-1], negative_prompt=LONG_PROMPT, guidance_scale=4.0)
     for number in range(QUEUE):
         await jobs.submit(replace(job(f"job_{number}", n=10), request=request), client=f"client {number}")
-    transport = httpx.ASGITransport(create_app(jobs, AccessPolicy()))
+    transport = httpx.ASGITransport(create_app(jobs, AppOptions(AccessPolicy(shared_history=True))))
     watching = asyncio.create_task(watchdog.run())
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
         await client.get("/health")  # imports and caches

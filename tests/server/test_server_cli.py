@@ -141,6 +141,12 @@ def test_bind_beyond_loopback_without_keys_is_a_warning(address: str, keys: str,
     assert ("there are no API keys; set --keys" in " ".join(_warnings(given, address))) is is_warned
 
 
+def test_warning_without_keys_names_the_shared_history() -> None:
+    for more in ([], ["--shared-history"]):
+        warning = " ".join(_warnings(settings.read(["--engines", "x", *more]), "::"))
+        assert ("see and delete everybody's (--shared-history)" in warning) is bool(more)
+
+
 def test_variable_of_uvicorn_that_is_not_read_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
     given = settings.read(["--engines", "plans"])

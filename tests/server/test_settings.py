@@ -149,3 +149,30 @@ def test_help_describes_every_setting(capsys: pytest.CaptureFixture[str]) -> Non
     for name, field in settings.Settings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in text
         assert field.description is not None and field.description.replace("\n", " ") in text.replace("- ", "-")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_file_of_any_unicode_encoding_is_read(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "settings"
+    file.write_bytes("ZIMAGE_ENGINES=/plans/图\r\n# Schlüssel\r\nZIMAGE_PORT=7\r\n".encode(encoding))
+    given = settings.read(["--settings", str(file)])
+    assert (given.engines, given.port) == (Path("/plans/图"), 7)
+
+
+def test_file_in_latin_1_is_one_line_with_the_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "settings"
+    file.write_bytes("ZIMAGE_ENGINES=plans\n# Schlüssel\n".encode("latin-1"))
+    with pytest.raises(SystemExit) as left:
+        settings.read(["--settings", str(file)])
+    assert left.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"--settings: {file} is not UTF-8 text (byte 0xfc in line 2); save it as UTF-8" in last
+
+
+def test_home_is_expanded_in_flags_variables_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "settings").write_text("ZIMAGE_DATABASE=~/jobs\nZIMAGE_LORAS=~/loras\n")
+    monkeypatch.setenv("ZIMAGE_ARCHIVE", "~/archive")
+    given = settings.read(["--settings=~/settings", "--engines=~/plans", "--runtime-cache", "~/cache"])
+    found = (given.engines, given.database, given.loras, given.archive, given.runtime_cache)
+    assert found == tuple(tmp_path / name for name in ("plans", "jobs", "loras", "archive", "cache"))

@@ -38,7 +38,9 @@ def errors(settings: Settings, found: Findings) -> None:
             if _covers(manifest, case.side):
                 measured[name] = case.velocity_error(run_graph(loaded, manifest, "denoiser", case.inputs))
                 found.add(relative_l2=measured)
-    found.answer("relative L2 of the velocity: " + ", ".join(f"{name} {error:.1e}" for name, error in measured.items()))
+    found.answer(
+        "relative L2 of the velocity: " + "; ".join(f"{name}: {error:.1e}" for name, error in measured.items())
+    )
     require(max(measured.values()) < WRONG, f"the plan computes something else: relative L2 {measured}")
 
 
@@ -56,11 +58,11 @@ def speed(settings: Settings, found: Findings) -> None:
                 row |= {f"graphs_{mode}_ms": milliseconds}
                 row |= {f"graphs_{mode}_ms_{LAYERS}_layers": milliseconds * LAYERS / settings.layers}
                 found.add(step=rows)
-    found.add(roofline_ms={str(side): roofline(settings).get(str(side), {}) for side in sides})
+    floors = {str(side): roofline(settings).get(str(side), {}) for side in sides}
+    found.add(roofline_ms=floors)
+    rate = "fp32" if settings.device == "cpu" else settings.variant.replace("-", "_")
     found.answer(
-        ", ".join(
-            f"{n}: {row['graphs_off_ms']:.3g} ms, {row['graphs_on_ms']:.3g} with graph" for n, row in rows.items()
-        )
+        f"a step of {settings.layers} layers: " + "; ".join(_line(n, r, floors[n].get(rate)) for n, r in rows.items())
     )
 
 
@@ -116,6 +118,13 @@ def close(settings: Settings, found: Findings) -> None:
         seconds.append(time.perf_counter() - started)
         found.add(close_s=seconds)
     found.answer(f"yes, after {max(seconds):.2f} s at most")
+
+
+def _line(side: str, row: Figures, floor: float | None) -> str:
+    """Return the times of a step in words, beside the roofline where it was measured."""
+    least = "not measured" if floor is None else f"{floor:.3g}"
+    on, off = row["graphs_on_ms"], row["graphs_off_ms"]
+    return f"{side}x{side} {on:.3g} ms with CUDA graph, {off:.3g} without, roofline {least}"
 
 
 def _covers(manifest: Manifest, side: int) -> bool:

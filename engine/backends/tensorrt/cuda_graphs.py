@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 from engine.backends.cuda import Cuda
 from engine.errors import DeviceError
@@ -89,7 +90,8 @@ class Replay:
         try:
             enqueue()
         except BaseException:
-            self._cuda.destroy_graph(self._cuda.end_capture(self._stream))
+            with suppress(DeviceError):  # the first error tells more
+                self._cuda.destroy_graph(self._cuda.end_capture(self._stream))
             raise
         return self._cuda.end_capture(self._stream)
 

@@ -23,6 +23,7 @@ from engine.errors import PlanCorrupt
 from engine.options import CudaGraphs
 from engine.plan.lora import PreparedLora, base_weight
 from engine.plan.manifest import Graph, Range
+from engine.plan.shapes import covers
 
 Shapes = Mapping[str, Range]  # dynamic dimension -> its bounds
 BindingKey = tuple[tuple[int, tuple[int, ...]], ...]  # address and shape of each tensor
@@ -106,16 +107,18 @@ class TensorRtEngine(Engine):
         """Return the context that has these bindings, or give them to a new or the least recently used one."""
         profile = self._profile(tensors)
         if self._pin_new:
-            bound = self._pinned[key] = self._create(profile, pinned=True)
+            bound = self._create(profile, pinned=True)
+            bound.bind(tensors)
+            self._pinned[key] = bound
+            return bound
+        recent = self._recent[profile]
+        if key in recent:
+            bound = recent.pop(key)
+        elif len(recent) < CONTEXTS:
+            bound = self._create(profile, pinned=False)
         else:
-            recent = self._recent[profile]
-            if key in recent:
-                bound = recent.pop(key)
-            elif len(recent) < CONTEXTS:
-                bound = self._create(profile, pinned=False)
-            else:
-                bound = recent.popitem(last=False)[1]
-            recent[key] = bound
+            bound = recent.popitem(last=False)[1]
+        recent[key] = bound
         bound.bind(tensors)
         return bound
 
@@ -138,12 +141,9 @@ class TensorRtEngine(Engine):
 
     def _profile(self, tensors: Mapping[str, DeviceTensor]) -> int:
         """Return the first profile that covers the shapes."""
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
         for index, bounds in self._profiles.items():
-            if all(
-                size == dimension if isinstance(dimension, int) else size in bounds[dimension]
-                for spec in self._graph.inputs
-                for size, dimension in zip(tensors[spec.name].shape, spec.shape, strict=True)
-            ):
+            if covers(self._graph, bounds, shapes):
                 return index
         raise AssertionError(f"no profile covers {tensors}; requests are checked against the manifest before this")
 

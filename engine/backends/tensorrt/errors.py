@@ -50,8 +50,11 @@ class Refusals:
         Raises:
             DeviceError: the GPU context is lost.
         """
-        self._cuda.require_context()
         words = self.take_words()
+        try:
+            self._cuda.require_context()
+        except DeviceError as lost:
+            raise DeviceError(f"{self._name} {what}: {words}; {lost}", sticky=lost.sticky) from lost
         if "out of memory" in words.lower():
             return OutOfDeviceMemory(
                 f"{self._name} {what}, since GPU memory is full: {words}; serve fewer profiles (--profile), or "

@@ -87,6 +87,19 @@ def test_failed_passes_do_not_count_towards_a_capture(mode: CudaGraphs) -> None:
 
 
 @pytest.mark.parametrize("mode", ["on", "auto"])
+def test_interruption_during_capture_is_raised_though_the_capture_is_invalid(mode: CudaGraphs) -> None:
+    replay, _, _ = drive(mode, {"on": 1, "auto": CAPTURED - 1}[mode], FakeCuda(uncapturable=True))
+    interruptions = iter([KeyboardInterrupt()])
+
+    def interrupt() -> None:
+        for interruption in interruptions:  # only once
+            raise interruption
+
+    with pytest.raises(KeyboardInterrupt):
+        replay.run(interrupt)
+
+
+@pytest.mark.parametrize("mode", ["on", "auto"])
 def test_lost_context_during_capture_raises(mode: CudaGraphs) -> None:
     with pytest.raises(DeviceError, match="replace the process") as lost:
         drive(mode, CAPTURED, FakeCuda(fails={"end_capture": "cudaErrorIllegalAddress"}))

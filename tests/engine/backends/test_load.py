@@ -1,8 +1,9 @@
 """The choice of a backend, its refusals, options, and ONNX Runtime's bindings to the caller's arrays."""
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -16,11 +17,18 @@ from onnx import TensorProto, helper
 
 from engine.array import Array
 from engine.backends import load
-from engine.backends.base import Backend, check_bindings
+from engine.backends.base import Backend, Bindings, Engine, check_bindings
 from engine.backends.load import INSTALL, PACKAGES, kernel_cache_folder, load_backend
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt import load as plans
-from engine.errors import BackendUnavailable, PlanCorrupt, PlanMismatch, ZImageError
+from engine.errors import (
+    BackendUnavailable,
+    DeviceError,
+    OutOfDeviceMemory,
+    PlanCorrupt,
+    PlanMismatch,
+    ZImageError,
+)
 from engine.options import RuntimeOptions, add_pipeline_arguments
 from engine.plan.manifest import Flavor, Graph, GraphName, Manifest, Target, TensorSpec
 from engine.size import Size
@@ -85,6 +93,14 @@ def test_missing_package_names_what_to_install(
         load_backend(tmp_path, manifest_of(flavor, "not_here 1.0"), RuntimeOptions())
     assert f"{flavor} plans need the package not_here" in str(refusal.value)
     assert f"pip install {install}" in str(refusal.value)
+
+
+def test_package_with_a_missing_library_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_tensorrt.py").write_text("import ctypes; ctypes.CDLL('libnvinfer_not_here.so')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(PACKAGES, "tensorrt", "broken_tensorrt")
+    with pytest.raises(BackendUnavailable, match="cannot be imported: libnvinfer_not_here"):
+        load_backend(tmp_path, manifest_of("tensorrt", "broken_tensorrt 11.1"), RuntimeOptions())
 
 
 @pytest.mark.parametrize("flavor", ["rtx", "tensorrt"])
@@ -197,6 +213,41 @@ def test_outputs_are_written_into_the_callers_arrays(plan: Path) -> None:
     assert np.array_equal(ours["latents_next"], np.tile([[5], [6], [7]], 4))
 
 
+FAILURES: dict[str, tuple[list[onnx.NodeProto], type[DeviceError], str]] = {
+    "too large": (
+        [
+            helper.make_node("Expand", ["latents", "large"], ["expanded"]),
+            helper.make_node("ReduceMax", ["expanded", "first"], ["latents_next"], keepdims=0),
+        ],
+        OutOfDeviceMemory,
+        r"ONNX Runtime could not allocate 6,597,070 MB to run add\.onnx; free memory, or generate smaller images",
+    ),
+    "of another shape": (
+        [
+            helper.make_node("Cast", ["sigma"], ["indices"], to=TensorProto.INT64),
+            helper.make_node("GatherElements", ["latents", "indices"], ["latents_next"], axis=1),
+        ],
+        DeviceError,
+        r"ONNX Runtime cannot run add\.onnx: .*GatherElements",
+    ),
+}
+
+
+@pytest.mark.parametrize(("nodes", "error", "message"), FAILURES.values(), ids=FAILURES)
+def test_pass_that_fails_raises_a_device_error(
+    plan: Path, nodes: list[onnx.NodeProto], error: type[DeviceError], message: str
+) -> None:
+    model = onnx.load(plan)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for name, values in (("large", [1 << 36, 1, 1]), ("first", [0])):
+        model.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
+    onnx.save(model, plan)
+    with pytest.raises(error, match=message) as failure:
+        OnnxRuntimeEngine(plan, GRAPH).enqueue(0, arrays(6))
+    assert failure.type is error
+
+
 def test_same_arrays_are_bound_once_and_read_on_every_call(plan: Path) -> None:
     engine, ours = CountingEngine(plan, GRAPH), arrays(2)
     for value in range(5):
@@ -274,7 +325,27 @@ def test_options_are_parsed_from_the_command_line() -> None:
     )
 
 
-@pytest.mark.parametrize("words", ["--warm-up 64y96", "--threads -1", "--cuda-graphs maybe"])
+@pytest.mark.parametrize(
+    ("flavor", "ignored"),
+    [
+        ("onnx", ["--cuda-graphs", "--offload", "--no-self-test", "--runtime-cache"]),
+        ("tensorrt", ["--threads", "--runtime-cache"]),
+        ("rtx", ["--threads"]),
+    ],
+)
+def test_options_without_effect_on_a_flavor_are_named(flavor: Flavor, ignored: list[str]) -> None:
+    given = RuntimeOptions(2, ("a",), (), "on", True, False, Path("x"))
+    assert given.without_effect(flavor) == ignored
+    assert RuntimeOptions().without_effect(flavor) == []
+
+
+def test_loading_warns_of_options_without_effect(plan: Path, caplog: pytest.LogCaptureFixture) -> None:
+    manifest = replace(MANIFEST, graphs=dict.fromkeys(MANIFEST.graphs, GRAPH))
+    load_backend(plan.parent, manifest, RuntimeOptions(offload=True, threads=1)).close()
+    assert [record.getMessage() for record in caplog.records] == ["--offload has no effect on onnx plans"]
+
+
+@pytest.mark.parametrize("words", ["--warm-up 64y96", "--threads -1", "--threads two", "--cuda-graphs maybe"])
 def test_invalid_option_values_are_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     add_pipeline_arguments(parser)
@@ -286,3 +357,27 @@ def test_invalid_option_values_are_refused(words: str, capsys: pytest.CaptureFix
 def test_offload_with_warm_up_is_refused() -> None:
     with pytest.raises(ZImageError, match="--offload unloads what --warm-up prepares"):
         RuntimeOptions(offload=True, warm_up=(Size(64, 64),))
+
+
+@dataclass
+class Changing(Engine):
+    """An engine that records the LoRAs applied to it, and refuses some."""
+
+    refuses: tuple[Any, ...] = ()
+    applied: list[Any] = field(default_factory=list)
+
+    def enqueue(self, stream: int, bindings: Bindings) -> None: ...
+
+    def refit(self, lora: Any) -> Iterator[None]:
+        if lora in self.refuses:
+            raise PlanCorrupt(f"cannot apply {lora}")
+        self.applied.append(lora)
+        yield
+
+
+def test_failed_change_of_loras_restores_every_engine_that_it_can() -> None:
+    encoder, denoiser, decoder = Changing(), Changing(refuses=("lora", None)), Changing()
+    engines = {"prompt_encoder": encoder, "denoiser": denoiser, "vae_decoder": decoder}
+    with pytest.raises(PlanCorrupt, match="cannot apply lora"):
+        deque(Backend(None, engines).refit("lora"), maxlen=0)
+    assert (encoder.applied, decoder.applied) == (["lora", None], [None])

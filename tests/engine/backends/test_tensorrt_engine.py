@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes.cuda import FakeContext, FakeCuda, FakePlan, Misuse
+from fakes.cuda import FakeCuda, Misuse
 from fakes.manifest import LARGE, MANIFEST, USUAL
+from fakes.plan import FakeContext, FakePlan
 
 from engine.backends.device_memory import DeviceMemory
 from engine.backends.memory import DeviceTensor
@@ -119,6 +120,19 @@ def test_alternating_shapes_keep_contexts_and_least_recently_used_is_replaced(de
     assert device.settings() == before
     device.run(64, 64)
     assert device.settings() > before
+
+
+def test_context_that_could_not_be_pinned_is_not_used(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise DeviceError("refuses the address")
+
+    device.engine.pin_bindings(True)
+    with monkeypatch.context() as patched, pytest.raises(DeviceError, match="refuses the address"):
+        patched.setattr(FakeContext, "set_address", refuse)
+        device.run(64, 64)
+    device.run(64, 64)
+    device.memory.synchronize()
+    assert len(device.passes) == 1
 
 
 @pytest.mark.parametrize(("height", "batch", "profile"), [(256, 1, 0), (256, 4, 0), (272, 1, 1), (512, 1, 1)])
@@ -242,14 +256,16 @@ def test_engine_with_failed_refit_refuses_to_run_until_restored(device: Device) 
     device.run(64, 64)
 
 
-def test_close_waits_for_running_passes_and_frees_everything(replaying: Device) -> None:
+@pytest.mark.parametrize("graphs", ["off", "on", "auto"])
+def test_close_waits_for_running_passes_and_frees_everything(tmp_path: Path, graphs: CudaGraphs) -> None:
+    device = make(tmp_path, FakeCuda(eagerness=0), graphs)
     for _ in range(CAPTURED + 3):
-        replaying.run(64, 64)
-    replaying.engine.close()
-    assert len(replaying.passes) == CAPTURED + 3
-    replaying.cuda.free(replaying.engine._resources.arena)
-    replaying.memory.close()
-    assert not replaying.cuda.leaks
+        device.run(64, 64)
+    device.engine.close()
+    assert len(device.passes) == CAPTURED + 3
+    device.cuda.free(device.engine._resources.arena)
+    device.memory.close()
+    assert not device.cuda.leaks
 
 
 # refusals of the fake; without them, the tests above would prove little

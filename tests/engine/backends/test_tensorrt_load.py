@@ -13,14 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes.cuda import FakeCuda, FakePlan, Kernel, load_fakes
+from fakes.cuda import FakeCuda
+from fakes.plan import FakePlan, Kernel, load_fakes
 from fakes.step_peak import STEP_BYTES, step_peak
 
 from engine.backends.base import Bindings, Engine
 from engine.backends.cuda import failure
 from engine.backends.onnxruntime import OnnxRuntimeEngine
 from engine.backends.tensorrt.engine import TensorRtEngine
+from engine.backends.tensorrt.load import load_plans
 from engine.backends.tensorrt.offload import OffloadedEngine, ResidentEngine
+from engine.backends.vram import OFFLOADED
 from engine.errors import DeviceError, OutOfDeviceMemory, PlanCorrupt, UnsupportedShape
 from engine.options import CudaGraphs, RuntimeOptions
 from engine.pipeline import Pipeline, warm_up
@@ -234,6 +237,20 @@ def test_loading_logs_the_table_of_memory(nano: Nano, caplog: pytest.LogCaptureF
         assert row in table
 
 
+def test_offloaded_plans_are_opened_one_at_a_time_before_the_others(nano: Nano) -> None:
+    """Otherwise loading would take more memory than serving."""
+    opened: list[FakePlan] = []
+
+    def open_plan(name: GraphName) -> FakePlan:
+        assert all(plan.closed for plan in opened) or name not in OFFLOADED
+        opened.append(FakePlan(cuda, nano.manifest.graphs[name], {0: {}, 1: {}}, nano.kernels[name]))
+        return opened[-1]
+
+    cuda = FakeCuda()
+    load_plans(cuda, open_plan, nano.directory, nano.manifest, RuntimeOptions(offload=True)).close()
+    assert len(opened) == len(nano.manifest.graphs)
+
+
 @pytest.mark.parametrize("allocations", range(7))
 def test_load_that_fails_half_way_leaves_no_resources(nano: Nano, allocations: int) -> None:
     """Loading makes six allocations: tensors, four plans and the arena."""
@@ -265,6 +282,14 @@ def test_lost_context_raises_a_sticky_error_that_says_what_to_do(nano: Nano, fun
         assert lost.value.sticky
     cuda.fails = dict.fromkeys(("synchronize", "free", "destroy_event", "destroy_stream"), "cudaErrorIllegalAddress")
     pipeline.close()  # must not hide the error above
+
+
+def test_other_error_while_freeing_is_raised(nano: Nano) -> None:
+    cuda = FakeCuda()
+    pipeline = nano.on(cuda)
+    cuda.fails["free"] = "cudaErrorInvalidValue"
+    with pytest.raises(DeviceError, match="free: cudaErrorInvalidValue"):
+        pipeline.close()
 
 
 def test_transient_error_fails_only_one_image(nano: Nano, host: Pipeline) -> None:

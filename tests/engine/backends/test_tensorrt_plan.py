@@ -1,6 +1,7 @@
 """Calls to TensorRT: on the real library as far as it works without a GPU, otherwise on a fake of its bindings."""
 
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,14 +93,13 @@ def open_plan(
     trt: FakeTensorRt,
     *,
     rtx: bool = False,
-    cuda: FakeCuda | None = None,
 ) -> TensorRtPlan:
     package = "fake_rtx" if rtx else "fake_tensorrt"
     monkeypatch.setitem(sys.modules, package, trt)
     file = tmp_path / "denoiser.plan"
     file.write_bytes(b"plan")
     cache = tmp_path / "caches" / "denoiser.cache"
-    return TensorRtPlan(cuda or FakeCuda(), package, file, runtime_graphs=rtx, cache=cache)
+    return TensorRtPlan(trt.cuda, package, file, runtime_graphs=rtx, cache=cache)
 
 
 def use(plan: TensorRtPlan, arena: int = ARENA) -> None:
@@ -154,8 +154,17 @@ def test_kernels_are_written_when_there_are_new_ones_and_read_at_the_next_start(
     trt.runtime_cache = b"more, in the background"
     plan.close()
     assert file.read_bytes() == b"more, in the background"
+    written = file.stat().st_mtime_ns
     open_plan(tmp_path, monkeypatch, trt, rtx=True).close()
-    assert trt.calls["deserialize"] == 1
+    assert trt.calls["deserialize"] == 1 and file.stat().st_mtime_ns == written
+
+
+def test_closed_plan_refers_to_no_object_of_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT frees what nothing refers to."""
+    plan = open_plan(tmp_path, monkeypatch, FakeTensorRt(), rtx=True)
+    owned = [weakref.ref(each) for each in (plan._engine, plan._cache, plan._runtime)]
+    plan.close()
+    assert [each() for each in owned] == [None] * 3
 
 
 @pytest.mark.parametrize("fails", [{"serialize": "no memory"}, {}], ids=["not serialized", "unwritable"])
@@ -188,6 +197,7 @@ def test_kernels_that_cannot_be_written_only_warn(
         ("Refitter", "cannot change the plan's weights: too bad"),
         ("set_named_weights", "refuses new values for q: too bad"),
         ("refit_cuda_engine_async", "refuses to refit: too bad"),
+        ("unset_named_weights", "refuses to forget q: too bad"),
     ],
 )
 def test_refused_calls_raise_with_tensorrts_words(
@@ -233,10 +243,10 @@ def test_plan_that_cannot_be_read_is_corrupt(
 
 
 def test_refusal_with_a_lost_context_raises_a_sticky_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = FakeCuda()
-    plan = open_plan(tmp_path, monkeypatch, FakeTensorRt(fails={"execute_async_v3": ""}), cuda=cuda)
-    cuda.fails["require_context"] = "cudaErrorLaunchFailure"
-    with pytest.raises(DeviceError, match="replace the process") as lost:
+    trt = FakeTensorRt(fails={"execute_async_v3": "illegal access"})
+    plan = open_plan(tmp_path, monkeypatch, trt)
+    trt.cuda.fails["require_context"] = "cudaErrorLaunchFailure"
+    with pytest.raises(DeviceError, match=r"refuses to run: illegal access; .*replace the process") as lost:
         use(plan)
     assert lost.value.sticky
 

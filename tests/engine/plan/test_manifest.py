@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.errors import PlanCorrupt, PlanError, PlanMismatch, PlanNotFound, UnsupportedShape
 from engine.plan.directory import CURRENT, MANIFEST_FILE, encode, read, resolve, sha256
-from engine.plan.manifest import SCHEMA_VERSION, File, Manifest, Profile, Target, padded
+from engine.plan.manifest import SCHEMA_VERSION, File, Manifest, MergedLora, Profile, Target, padded
 from engine.size import Size
 
 
@@ -101,8 +101,13 @@ FAULTS: dict[str, tuple[Callable[[Path], object], type[PlanError], str]] = {
     "another schema": (
         lambda d: edit(d, f'"schema_version": {SCHEMA_VERSION}', '"schema_version": 98'),
         PlanMismatch,
-        rf"plans has manifest schema 98, this zimage-trt reads {SCHEMA_VERSION}; build again with: build-engines "
-        r"--model Z-Image-Fake --fp32 --flavor onnx --output \S+$",
+        rf"plans has manifest schema 98, this zimage-trt reads {SCHEMA_VERSION}; update it, or build again with: "
+        r"build-engines --model Z-Image-Fake --fp32 --flavor onnx --output \S+$",
+    ),
+    "an older schema": (
+        lambda d: edit(d, f'"schema_version": {SCHEMA_VERSION}', f'"schema_version": {SCHEMA_VERSION - 1}'),
+        PlanMismatch,
+        rf"schema {SCHEMA_VERSION - 1}, this zimage-trt reads {SCHEMA_VERSION}; build again with: build-engines",
     ),
     "another schema that also looks otherwise": (
         lambda d: (d / MANIFEST_FILE).write_text('{"schema_version": 99, "plans": []}'),
@@ -113,6 +118,16 @@ FAULTS: dict[str, tuple[Callable[[Path], object], type[PlanError], str]] = {
         lambda d: (d / MANIFEST_FILE).write_text("{}"),
         PlanCorrupt,
         "manifest.json is damaged: .*schema_version",
+    ),
+    "a schema of many digits": (
+        lambda d: (d / MANIFEST_FILE).write_text(f'{{"schema_version": {"9" * 6000}}}'),
+        PlanMismatch,
+        "schema 999999999,",
+    ),
+    "a manifest of many levels": (
+        lambda d: (d / MANIFEST_FILE).write_text('{"a":' * 50_000),
+        PlanCorrupt,
+        "manifest.json is damaged: .*recursion.*; build again",
     ),
     "a number of the manifest": (
         lambda d: edit(d, '"schedule_shift": 3.0', '"schedule_shift": 4.0'),
@@ -143,6 +158,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], type[PlanError], str]] = {
         lambda d: names_outside(d, "/dev/null"),
         PlanCorrupt,
         "manifest.json names '/dev/null', outside its directory",
+    ),
+    "a link to itself": (
+        lambda d: ((d / "denoiser.onnx").unlink(), (d / "denoiser.onnx").symlink_to("denoiser.onnx")),
+        PlanCorrupt,
+        "denoiser.onnx is missing; build again",
     ),
     "a link that leaves the directory": (
         lambda d: ((d.parent / "x").touch(), (d / "link").symlink_to(d.parent / "x"), names_outside(d, "link")),
@@ -189,13 +209,16 @@ def test_command_that_replaces_old_plans_has_their_options(plans: Path) -> None:
     profiles = (USUAL, replace(LARGE, name="512,1024x1536:2"))
     target = Target("rtx", "tensorrt_rtx 1.3.0", ("8.9", "12.0"))
     older = replace(MANIFEST, schema_version=5, precision="bf16", target=target, profiles=profiles, refittable=True)
-    write(plans, replace(older, model=replace(older.model, name="Tongyi-MAI/Z-Image-Turbo")))
+    loras = (MergedLora("a style.safetensors", "", 0.5),)
+    model = replace(older.model, name="Tongyi-MAI/Z-Image-Turbo", loras=loras)
+    write(plans, replace(older, model=model, accumulation="fp16"))
     with pytest.raises(PlanMismatch) as refusal:
         read(plans)
     command = str(refusal.value).partition(" with: build-engines ")[2]
     assert command == (
         "--model Tongyi-MAI/Z-Image-Turbo --bf16 --flavor rtx --compute-capability 8.9,12.0 "
-        f"--profile 512,1024x1536:2 --refittable --output {plans.parent}"
+        "--profile 512,1024x1536:2 --accumulate fp16 --lora 'a style.safetensors:0.5' --refittable "
+        f"--output {plans.parent}"
     )
 
 
@@ -234,19 +257,34 @@ def leave_a_dangling_link(directory: Path) -> None:
     (directory / CURRENT).symlink_to("deleted")
 
 
+def leave_plans_without_a_link(directory: Path) -> None:
+    leave_an_interrupted_build(directory)
+    shutil.rmtree(directory / ".building-model-fp16-rtx")
+    for name in (".building-three", "two", "one"):
+        (directory / name).mkdir()
+        (directory / name / MANIFEST_FILE).touch()
+
+
 NOWHERE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no directory": (leave_nothing, "no plan directory at .*; build one with: build-engines --model"),
-    "a file": (leave_a_file, "no plan directory at .*; build one with: build-engines --model"),
+    "a file": (leave_a_file, "is a file; --engines names the folder that build-engines --output wrote"),
     "empty": (leave_it_empty, "has no manifest.json: no finished build; run build-engines again"),
     "no manifest": (
         lambda d: (d / MANIFEST_FILE).unlink(),
-        "has no manifest.json: a build that was interrupted; run build-engines again",
+        "has no manifest.json: a build that is running or was interrupted; run build-engines again",
     ),
     "an interrupted build": (
         leave_an_interrupted_build,
-        "has no manifest.json: a build that was interrupted; run build-engines again",
+        "has no manifest.json: a build that is running or was interrupted; run build-engines again",
     ),
-    "newest one deleted": (leave_a_dangling_link, "has no manifest.json: no finished build"),
+    "newest one deleted": (
+        leave_a_dangling_link,
+        "no manifest.json: its link current points to deleted, which has none",
+    ),
+    "the newest one is not known": (
+        leave_plans_without_a_link,
+        "was interrupted; name one of its plan directories .one, two., or run build-engines again",
+    ),
 }
 
 

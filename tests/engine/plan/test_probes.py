@@ -1,11 +1,12 @@
 """Distances from expected outputs: of the whole, of the worst row, and of the scale."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engine.plan.probes import Distance, rows
+from engine.plan.probes import PROBES_FILE, Distance, rows, write
 
 RNG = np.random.default_rng(0)
 SHAPES = {
@@ -45,6 +46,12 @@ def test_scaled_tensor_has_its_gain() -> None:
     assert found.gain == pytest.approx(1.05, rel=1e-5)
 
 
+def test_single_number_has_a_distance_but_no_gain() -> None:
+    """Rounding has no direction in many numbers, but in one it has."""
+    found = Distance.between(np.array([102], np.float32), np.array([100], np.float32))
+    assert found == Distance(pytest.approx(0.02), pytest.approx(0.02), 1.0)
+
+
 def test_one_wrong_row_shows_in_the_worst_row_more_than_in_the_whole() -> None:
     tensor = RNG.standard_normal((1, 400, 40), np.float32)
     wrong = tensor.copy()
@@ -80,3 +87,10 @@ def test_expected_zeros_are_measured_too() -> None:
     zeros = np.zeros((1, 8, 40), np.float32)
     assert Distance.between(zeros, zeros).whole == 0
     assert Distance.between(zeros + 1, zeros).whole > 1
+
+
+def test_file_of_probes_has_the_mode_of_other_files(tmp_path: Path) -> None:
+    """The user that serves plans may be another than the one that built them."""
+    write(tmp_path, {"a": np.zeros(3, np.float32)})
+    (tmp_path / "other").touch()
+    assert (tmp_path / PROBES_FILE).stat().st_mode == (tmp_path / "other").stat().st_mode

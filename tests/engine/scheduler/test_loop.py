@@ -8,7 +8,7 @@ import pytest
 from fakes.loop_builder import RED, Arrival, LoopBuilder, finish_order, remaining_events, run_workload, submit
 
 from engine.array import Array
-from engine.errors import DeviceError, InvalidRequest, NonFiniteOutput
+from engine.errors import DeviceError, InvalidRequest, NonFiniteOutput, PlanCorrupt
 from engine.scheduler.events import Denoised, Failed, Passed, Started, Stepped, Switched
 from engine.scheduler.loop import EngineLoop
 
@@ -55,6 +55,22 @@ def test_change_of_loras_is_completed_though_its_images_are_cancelled(fakes: Loo
     events = remaining_events(loop)
     assert fakes.loras.applied == ["a", None]
     assert [event.key for event in events if isinstance(event, Denoised)] == ["-2"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), PlanCorrupt("altered")])
+@pytest.mark.parametrize("lora", ["a", None])
+def test_no_lora_counts_as_applied_after_a_change_that_failed(
+    fakes: LoopBuilder, error: BaseException, lora: str | None
+) -> None:
+    loop, request = fakes.loop(), replace(RED, lora=lora)
+    expected = loop.generate(request).pixels
+    fakes.loras.fails = error
+    with pytest.raises(type(error)):
+        loop.generate(replace(RED, lora="b"))
+    fakes.loras.fails = None
+    assert loop.is_idle
+    assert np.array_equal(loop.generate(request).pixels, expected)
+    assert fakes.loras.applied[-1] == lora
 
 
 # refusals and failures

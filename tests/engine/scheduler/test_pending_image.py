@@ -6,7 +6,7 @@ from typing import Any
 
 from fakes.loop_builder import sample
 
-from engine.pipeline import Decoded
+from engine.graph_runner import Decoded
 from engine.scheduler.pending_image import PendingImage
 
 

@@ -147,7 +147,7 @@ def test_config_that_does_not_match_its_weights_is_refused(
         ("text_encoder", {"model_type": "llama"}, "model_type must be 'qwen3', got 'llama'"),
         ("text_encoder", {"attention_bias": True}, "attention_bias must be False, got True"),
         ("text_encoder", {"use_sliding_window": True}, "use_sliding_window must be False, got True"),
-        ("vae", {"use_post_quant_conv": True}, "use_post_quant_conv must be false"),
+        ("vae", {"use_post_quant_conv": True}, "use_post_quant_conv must be False, got True"),
     ],
 )
 def test_model_variant_is_refused_by_name(
@@ -172,6 +172,27 @@ def test_scaled_rope_is_refused(key: str, kind: str) -> None:
 )
 def test_rope_base_is_read_from_either_place(where: dict[str, Any]) -> None:
     assert rope_theta(where) == 1e6
+
+
+@pytest.mark.parametrize(
+    ("parameters", "complaint"),
+    [
+        ({"rope_theta": 1e6, "partial_rotary_factor": 0.5}, "must not have partial_rotary_factor, got 0.5"),
+        ({"rope_theta": 1e6, "mrope_section": [8, 8]}, "must not have mrope_section"),
+        ({"full_attention": {"rope_theta": 1e6}}, "must not have full_attention"),
+        ("default", "rope_parameters must be an object, got 'default'"),
+        ({"rope_theta": "1000000"}, "rope_theta must be a number above zero, got '1000000'"),
+        ({"rope_theta": 0}, "rope_theta must be a number above zero, got 0"),
+    ],
+)
+def test_other_rotary_parameters_are_refused_by_name(parameters: object, complaint: str) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        rope_theta({"rope_parameters": parameters})
+    assert complaint in str(caught.value)
+
+
+def test_rotary_parameters_without_effect_pass() -> None:
+    assert rope_theta({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 1.0, "factor": None}}) == 1e6
 
 
 def test_missing_rope_base_is_refused() -> None:

@@ -5,7 +5,9 @@ decoder returns levels: 1e-3 is asserted, and no value is more than one level aw
 """
 
 import shutil
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -20,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.harness.source import random_components
+from benchmarks.verify import plans_of
 from engine.errors import BuildError
 from engine.plan.directory import read
 from engine.plan.manifest import GraphName
@@ -29,6 +32,7 @@ from export.compile import parity, probes, segments
 from export.compile.layer_stream import LayerStream
 from export.compile.parity import Array, Arrays, Reference, relative_l2, sample_inputs
 from export.compile.probes import Verification, needed_bytes, require_memory
+from export.compile.profiles import parse_profile
 from export.compile.rounding import Rounding
 from nano.layout import Z_IMAGE_TURBO
 
@@ -275,19 +279,34 @@ def test_error_in_one_pass_ends_all(reference: Reference) -> None:
     assert reference.run("denoiser", [batch])[0]["latents_next"].shape == batch["latents"].shape
 
 
+def test_passes_of_the_vae_run_one_after_the_other(opened: Checkpoint) -> None:
+    """Its activations are large, and passes that wait for each other would all hold theirs."""
+    reference, passes = Reference(opened), list[int]()
+    for module in reference._vae.modules():
+        module.register_forward_hook(lambda *_: passes.append(threading.get_ident()))
+    latents = sample_inputs("vae_decoder", reference.config, height=8, width=8, tokens=20, batch=1)
+    reference.run("vae_decoder", [latents] * 3)
+    each = len(passes) // 3
+    assert each > 0 and [len(set(passes[start : start + each])) for start in range(0, 3 * each, each)] == [1, 1, 1]
+
+
 def test_build_without_memory_for_the_comparison_is_refused(
-    opened: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    opened: Checkpoint, plan_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    require_memory(opened)
+    plans = read(plan_directory)
+    require_memory(opened, plans)
     few = SimpleNamespace(available=1 << 30)
     monkeypatch.setattr(probes.psutil, "virtual_memory", lambda: few)
     with pytest.raises(BuildError, match=r"needs up to 3\.\d GB of memory, 1\.1 GB are free; .* --no-verify"):
-        require_memory(opened)
+        require_memory(opened, plans)
 
 
 def test_full_size_comparison_fits_16_gb() -> None:
-    parts = random_components(Z_IMAGE_TURBO)
-    assert needed_bytes(Checkpoint("full", Path(), **parts, scheduler={})) < 7e9
+    checkpoint = Checkpoint("full", Path(), **random_components(Z_IMAGE_TURBO), scheduler={})
+    plans = plans_of(Z_IMAGE_TURBO, "fp16")
+    assert needed_bytes(checkpoint, plans) < 7e9
+    large_only = replace(plans, profiles=(parse_profile("2048", plans.model),))
+    assert needed_bytes(checkpoint, large_only) > 50e9
 
 
 def disturb(path: Path, name: str, noise: float) -> None:

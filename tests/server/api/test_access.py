@@ -98,3 +98,16 @@ def test_invalid_policy_is_refused_and_keys_are_not_in_its_repr(wrong: dict[str,
     with pytest.raises(ValueError):
         AccessPolicy(**wrong)
     assert "secret" not in repr(AccessPolicy(("secret",)))
+
+
+def test_without_keys_tasks_are_known_by_id_only_unless_the_history_is_shared() -> None:
+    for shared in (False, True):
+        with serving(FakeLoop(), policy=AccessPolicy(shared_history=shared)) as url, httpx.Client(base_url=url) as http:
+            task = http.post("/v1/generate", json={"prompt": "a cat"}).json()["task_id"]
+            http.get(f"/v1/task/{task}/events")  # until its end
+            listed = http.get("/v1/tasks").json()
+            assert [found["task_id"] for found in listed["tasks"]] == ([task] if shared else [])
+            assert listed["has_more"] is False
+            assert http.get(f"/v1/task/{task}").json()["status"] == "done"
+            assert http.delete(f"/v1/task/{task}").status_code == 200
+            assert http.get(f"/v1/task/{task}").status_code == 404

@@ -61,7 +61,8 @@ def submit(url: str, **more: object) -> str:
 
 
 def test_image_is_the_same_as_without_nginx(url: str, direct: str) -> None:
-    images = [httpx.post(base + IMAGES, json=BODY).json()["data"] for base in (url, direct)]
+    body = BODY | {"response_format": "b64_json"}
+    images = [httpx.post(base + IMAGES, json=body).json()["data"] for base in (url, direct)]
     assert images[0] == images[1]
     assert decoded(base64.b64decode(images[0][0]["b64_json"]))[0, 0].tolist() == [3, 2, 5]
 
@@ -106,6 +107,16 @@ def test_page_under_a_prefix_names_its_parts_with_the_prefix(tmp_path: Path) -> 
         page = httpx.get(f"{url}/")
         assert page.status_code == 200 and '"/generate/_nicegui/' in page.text
         assert httpx.get(f"{url}/health").json()["status"] == "ok"
+
+
+def test_urls_under_a_prefix_lead_back_through_nginx(direct: str, tmp_path: Path) -> None:
+    with behind_nginx(direct, tmp_path, prefix="/generate") as url:
+        image = httpx.post(url + IMAGES, json=BODY).json()["data"][0]["url"]
+        task = submit(url, num_inference_steps=1)
+        with connect(f"{url.replace('http', 'ws', 1)}/v1/task/{task}/ws") as client:
+            ended = json.loads(list(client)[-1])["task"]["result"]["paths"][0]
+        for found in (image, ended):
+            assert found.startswith(f"{url}/v1/images/") and httpx.get(found).content.startswith(b"\x89PNG")
 
 
 def test_body_over_the_limit_is_refused(url: str) -> None:

@@ -19,7 +19,7 @@ from server.jobs.job_events import MAX_FOLLOWERS
 from server.jobs.service import JobService
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.retention import Retention
-from server.jobs.storage.store import JobStore
+from server.jobs.storage.store import HistoryPage, JobStore
 from server.worker import messages
 
 
@@ -104,6 +104,23 @@ def test_jobs_without_images_count_against_the_history_limit() -> None:
         assert 1 < len((await jobs.history(99, None, None)).jobs) < 20
 
     play(story, limits=Limits(history=Retention(max_bytes=16 << 10)))
+
+
+def test_history_has_the_end_of_a_job_that_ended_while_the_page_was_read() -> None:
+    class EndsWhileRead(JobStore):
+        def history(self, limit: int, before: int | None = None, owner: str | None = None) -> HistoryPage:
+            page = super().history(limit, before, owner)
+            self.cancel("a")
+            return page
+
+    store = EndsWhileRead(None)
+
+    async def story(jobs: JobService, _link: FakeLink) -> None:
+        store.add(job("a"))  # in the store only, as a job that has just left the memory
+        [found] = (await jobs.history(9, None, None)).jobs
+        assert found.state is JobState.CANCELLED
+
+    play(story, store)
 
 
 def test_without_a_worker_connected_jobs_fail_and_durable_ones_stay() -> None:

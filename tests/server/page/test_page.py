@@ -145,14 +145,33 @@ def test_application_without_the_page_answers_404() -> None:
         ({"origin": "http://["}, 403),
         ({"origin": "https://generate.example", "host": "generate.example"}, 200),  # TLS ends at a proxy
         ({"origin": "https://generate.example", "x-forwarded-host": "generate.example"}, 200),
+        ({"origin": "https://generate.example", "host": "Generate.Example:443"}, 200),
+        ({"origin": "https://generate.example", "host": "generate.example:80"}, 403),
     ],
 )
 def test_requests_of_other_sites_for_the_page_s_files_are_403(url: str, headers: dict[str, str], status: int) -> None:
     file = httpx.get(f"{url}/_nicegui/{version('nicegui')}/static/nicegui.js", headers=headers)
     assert file.status_code == status
     if status == 403:
-        assert file.json()["error"]["code"] == "foreign_origin"
+        error = file.json()["error"]
+        assert error["code"] == "foreign_origin" and "expected http://" in error["message"]
+        assert (headers.get("origin") or headers["sec-fetch-site"]) in error["message"]
         assert "access-control-allow-origin" not in file.headers
+
+
+def test_page_of_the_public_url_is_not_foreign_and_a_refused_one_is_logged() -> None:
+    with process(*FAKE_SERVER, "0", "1", *[""] * 9, "https://generate.example/x") as child:
+        url = ready_url(child).replace("http", "ws") + SOCKET
+        with connect(url, origin="https://generate.example"), connect(url, origin=url[: url.index("/_")]):
+            pass
+        assert '"/x/_nicegui/' in httpx.get(ready := url.replace("ws", "http", 1).partition("/_")[0]).text
+        with pytest.raises(InvalidStatus), connect(url, origin="https://other.example"):
+            pass
+        assert httpx.get(ready).status_code == 200
+        child.terminate()
+        line = child.communicate()[1]
+    assert "got Origin: 'https://other.example', expected https://generate.example/x/." in line
+    assert "--trusted-proxies; or set --public-url" in line and line.count("\n") == 1
 
 
 def test_websocket_from_a_foreign_origin_is_refused(url: str) -> None:
@@ -487,6 +506,53 @@ def test_page_works_behind_nginx_with_a_prefix(url: str, browser: Browser, tmp_p
         assert on_stage(browser).startswith(f"{proxied}/v1/images/")
         browser.until(lambda: width_on_stage(browser) == 128, "the image")
         browser.driver.get("about:blank")
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_without_a_shared_history_the_gallery_shows_the_images_of_this_browser(browser: Browser) -> None:
+    def shown() -> list[str]:
+        prompts = browser.read("return [...document.querySelectorAll('.z-tile .z-two')].map(e => e.innerText)")
+        return [str(prompt) for prompt in prompts]
+
+    with process(*FAKE_SERVER, "0", "1", *[""] * 10, "0", "0", "") as child:
+        url = ready_url(child)
+        httpx.post(f"{url}/v1/generate", json={"prompt": "of another visitor"})
+        browser.visit(url)
+        browser.generate("mine")
+        browser.until(lambda: shown() == ["mine"], "the image in the gallery")
+        browser.generate("mine, too")
+        browser.until(lambda: shown() == ["mine, too", "mine"], "both")
+        browser.visit(url)
+        browser.until(lambda: shown() == ["mine, too", "mine"], "both after a reload")
+        browser.read("localStorage.setItem('zimage-tasks', '[1, \\'x')")
+        browser.visit(url)
+        browser.find(".z-right", "Your images will appear here.")
+        browser.read("localStorage.clear()")
+        assert child.poll() is None
+
+
+@pytest.mark.slow
+@needs_chromium
+@needs_nginx
+@pytest.mark.parametrize(
+    ("prefix", "left_out", "text"),
+    [
+        ("", ("proxy_set_header Host $http_host;", "proxy_set_header X-Forwarded-Host $http_host;"), "its host is"),
+        ("/generate", ("proxy_set_header X-Forwarded-Prefix $zimage_prefix;",), "at /generate, but the server"),
+    ],
+)
+def test_page_says_which_address_the_proxy_did_not_pass_on(
+    url: str, browser: Browser, tmp_path: Path, prefix: str, left_out: tuple[str, ...], text: str
+) -> None:
+    with behind_nginx(url, tmp_path, prefix=prefix, changes=dict.fromkeys(left_out, "")) as proxied:
+        browser.driver.get(f"{proxied}/")
+        shown = browser.find("#z-address", text).text
+        assert "--trusted-proxies" in shown and "--public-url" in shown
+        browser.driver.get("about:blank")
+    browser.driver.get_log("browser")  # the next test reads its own
+    browser.visit(url)
+    assert not browser.all("#z-address")
 
 
 @pytest.mark.slow
