@@ -3,7 +3,8 @@
 import random
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
 
 from engine.errors import InvalidRequest
 from engine.plan.manifest import Manifest
@@ -11,8 +12,11 @@ from engine.size import Size
 
 ImageKind = Literal["png", "jpeg", "webp"]
 
+KINDS: dict[str, ImageKind] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}  # by suffix
+
 MAX_SEED = 2**64 - 1  # as in torch, whose CPU generator takes the low 32 bits
 MAX_RANDOM_SEED = 2**32 - 1  # seeds with the same low 32 bits give the same image
+RANDOM = -1  # the seed that stands for a random one
 MAX_STEPS = 100  # the model is distilled for 8; more than this is a mistake
 MAX_LORA = 64  # characters of a name
 MAX_LORA_STRENGTH = 4.0  # of either sign; 0.5 to 1 is usual
@@ -124,6 +128,18 @@ class ImageFormat:
                 f"png is lossless: output_compression must be 100, got {self.quality}; use jpeg or webp for lower ones",
                 "output_compression",
             )
+
+    @classmethod
+    def of(cls, file: Path, quality: int = 100) -> Self:
+        """Return the format that a file's name asks for: that of its suffix, or PNG without one.
+
+        Raises:
+            InvalidRequest: the suffix is of no format, or the quality does not fit.
+        """
+        suffix = file.suffix.lower()
+        if suffix and suffix not in KINDS:
+            raise InvalidRequest(f"{file} must end in {', '.join(KINDS)}; got {file.suffix}", "output")
+        return cls(KINDS.get(suffix, "png"), quality)
 
     @property
     def media_type(self) -> str:

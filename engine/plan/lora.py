@@ -214,15 +214,6 @@ class PreparedLora:
         return merger.start(base, summands, weight.exponent, self._scaling.exponents[weight.name])
 
 
-def parse_lora(text: str) -> tuple[Path, float]:
-    """Parse FILE or FILE:STRENGTH. If a file has the whole text as its name, the text has no strength."""
-    file, _, strength = text.rpartition(":")
-    try:
-        return (Path(file), float(strength)) if file and not Path(text).is_file() else (Path(text), 1.0)
-    except ValueError:
-        return Path(text), 1.0
-
-
 def read_about(file: Path) -> About:
     """Read what a file was prepared for, and none of its tensors.
 

@@ -185,7 +185,7 @@ class EngineLoop:
             next(running.portions)
         except StopIteration:
             seconds = time.perf_counter() - running.started
-            log.info("applied LoRA %s in %.2f s", change.lora, seconds)
+            log.info("%s in %.2f s", f"applied LoRA {change.lora}" if change.lora else "removed the LoRA", seconds)
             self._scheduler.complete_change(change, seconds)
             return [Switched(seconds)]
         except LoraMismatch as error:

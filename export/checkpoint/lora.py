@@ -12,9 +12,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from engine.command_line import parse_lora
 from engine.errors import CheckpointError
 from engine.plan.directory import sha256
-from engine.plan.lora import is_prepared, parse_lora
+from engine.plan.lora import is_prepared
 from export.checkpoint.files import Checkpoint
 from export.checkpoint.lora_files import keys
 from export.checkpoint.lora_files.deltas import Change, Delta

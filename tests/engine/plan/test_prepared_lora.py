@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from fakes.manifest import MANIFEST
 
+from engine.command_line import parse_lora
 from engine.errors import LoraMismatch
 from engine.plan.delta import Delta, Dense, Kronecker, LowRank
-from engine.plan.lora import About, PreparedLora, Scaling, parse_lora
+from engine.plan.lora import About, PreparedLora, Scaling
 from engine.plan.manifest import RefitWeight
 
 ROWS, COLUMNS = 6, 8

@@ -102,3 +102,14 @@ def test_loras_of_one_client_are_activated_by_their_oldest_samples() -> None:
     for at, lora in enumerate("bca"):
         loras.add(sample(lora, 64, steps=3 - at, lora=lora, submitted_at=at))
     assert loras.next_waiting().key == "b"
+
+
+def test_log_names_the_lora_that_was_applied_and_says_that_it_was_removed(
+    fakes: LoopBuilder, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = fakes.loop()
+    with caplog.at_level("INFO", "engine.scheduler.loop"):
+        for name in ("a1", "-1"):
+            submit(loop, name)
+            finish_order(loop)
+    assert [message.split(" in ")[0] for message in caplog.messages] == ["applied LoRA a", "removed the LoRA"]
