@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.command_line import add_version, one_line_errors, prepare, user_path
+from engine.command_line import add_version, one_line_errors, parse_lora, prepare, user_path
 from engine.errors import InvalidRequest, ZImageError
 from engine.files import require_writable
 from engine.options import SLOTS, RuntimeOptions, add_pipeline_arguments
@@ -102,7 +102,12 @@ def _add_image(group: argparse._ArgumentGroup) -> None:
         metavar="X",
         help="Guidance scale as in diffusers; above 0, every step takes two forward passes (default: %(default)s)",
     )
-    group.add_argument("--lora", type=Path, metavar="FILE", help="File written by zimage-lora; needs refittable plans")
+    group.add_argument(
+        "--lora",
+        type=parse_lora,
+        metavar="FILE[:STRENGTH]",
+        help="File written by zimage-lora; needs refittable plans (default strength: 1)",
+    )
 
 
 def _add_files(group: argparse._ArgumentGroup) -> None:
@@ -141,10 +146,12 @@ def _tasks(args: argparse.Namespace) -> Iterator[_Task]:
         raise InvalidRequest(
             f"seed must be between 0 and {MAX_SEED}, or {RANDOM} for a random one, got {first}", "seed"
         )
-    lora = None if args.lora is None else args.lora.stem
     default = ImageRequest(
-        args.prompt or "", width, height, first, args.steps, args.negative_prompt, args.guidance_scale, lora
+        args.prompt or "", width, height, first, args.steps, args.negative_prompt, args.guidance_scale
     )
+    if args.lora is not None:
+        file, strength = args.lora
+        default = replace(default, lora=file.stem, lora_strength=strength)
     lines = [PromptLine("", default, False, None)]
     if args.prompts is not None:
         lines = read_lines(_text(args.prompts), "stdin" if args.prompts == "-" else args.prompts, default)
@@ -230,7 +237,7 @@ def _generate(args: argparse.Namespace, tasks: Sequence[_Task], manifest: Manife
 
         options = RuntimeOptions.of(args)
         options = replace(options, slots=SLOTS) if len(tasks) > 1 else options
-        loras = {} if args.lora is None else {args.lora.stem: args.lora}
+        loras = {} if args.lora is None else {args.lora[0].stem: args.lora[0]}
         with ImageGenerator(args.engines, options, loras=loras) as generator:
             writer.is_loaded()
             requests = [task.request for task in tasks]

@@ -37,6 +37,15 @@ def user_path(text: str | Path) -> Path:
     return Path(os.path.expanduser(text))  # noqa: PTH111  # Path.expanduser raises if there is no such user
 
 
+def parse_lora(text: str) -> tuple[Path, float]:
+    """Parse FILE or FILE:STRENGTH. If a file has the whole text as its name, the text has no strength."""
+    file, _, strength = text.rpartition(":")
+    try:
+        return (user_path(file), float(strength)) if file and not user_path(text).is_file() else (user_path(text), 1.0)
+    except ValueError:
+        return user_path(text), 1.0
+
+
 def text_encoding(file: Path) -> str:
     """Return the encoding of a text file: that of its byte order mark, or else UTF-8.
 

@@ -112,6 +112,7 @@ class ImageGenerator:
         guidance_scale: float = 0.0,
         negative_prompt: str = "",
         lora: str | None = None,
+        lora_strength: float = 1.0,
         previews: int = 0,
         on_progress: OnProgress | None = None,
     ) -> GeneratedImage: ...
@@ -127,6 +128,7 @@ class ImageGenerator:
         guidance_scale: float = 0.0,
         negative_prompt: str = "",
         lora: str | None = None,
+        lora_strength: float = 1.0,
         previews: int = 0,
         on_progress: OnProgress | None = None,
     ) -> list[GeneratedImage]: ...
@@ -141,6 +143,7 @@ class ImageGenerator:
         guidance_scale: float = 0.0,
         negative_prompt: str = "",
         lora: str | None = None,
+        lora_strength: float = 1.0,
         previews: int = 0,
         on_progress: OnProgress | None = None,
     ) -> GeneratedImage | list[GeneratedImage]:
@@ -154,6 +157,7 @@ class ImageGenerator:
             guidance_scale: diffusers' scale, 0 to 30; above 0, every step takes two forward passes.
             negative_prompt: text that guidance moves away from; without guidance it has no effect.
             lora: name of one of the generator's LoRAs.
+            lora_strength: factor of what the LoRA changes, -4 to 4.
             previews: previews per image, spread evenly over its steps; plans of a VAE without an encoder have none.
             on_progress: called after each step. An exception that it raises ends the call; the generator stays usable.
 
@@ -168,7 +172,7 @@ class ImageGenerator:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         width, height = (None, None) if size is None else size
         requests = [
-            ImageRequest(text, width, height, own, steps, negative_prompt, guidance_scale, lora)
+            ImageRequest(text, width, height, own, steps, negative_prompt, guidance_scale, lora, lora_strength)
             for text, own in zip(prompts, _seeds(seed, len(prompts)), strict=True)
         ]
         images: dict[int, GeneratedImage] = {}

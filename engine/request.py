@@ -4,7 +4,7 @@ import random
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from engine.errors import InvalidRequest
 from engine.plan.manifest import Manifest
@@ -19,7 +19,18 @@ MAX_RANDOM_SEED = 2**32 - 1  # seeds with the same low 32 bits give the same ima
 RANDOM = -1  # the seed that stands for a random one
 MAX_STEPS = 100  # the model is distilled for 8; more than this is a mistake
 MAX_LORA = 64  # characters of a name
+MAX_LORA_STRENGTH = 4.0  # of either sign; 0.5 to 1 is usual
 MAX_GUIDANCE = 30.0  # 3 to 7 is usual; far above, latents leave the range that the VAE was trained on
+
+
+class LoraChoice(NamedTuple):
+    """A LoRA at a strength. Images that share the weights have the same."""
+
+    name: str
+    strength: float
+
+    def __str__(self) -> str:
+        return f"{self.name} at strength {self.strength:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +45,17 @@ class ImageRequest:
     negative_prompt: str = ""
     guidance_scale: float = 0.0  # diffusers' scale: positive + scale * (positive - negative); 0 for none
     lora: str | None = None  # name of a LoRA that the loop offers
+    lora_strength: float = 1.0  # 0 is no LoRA
 
     @property
     def is_guided(self) -> bool:
         """True if each step takes two forward passes, one for each prompt."""
         return self.guidance_scale > 0
+
+    @property
+    def lora_choice(self) -> LoraChoice | None:
+        """The LoRA to apply; None for the plans' own weights."""
+        return None if self.lora is None or not self.lora_strength else LoraChoice(self.lora, self.lora_strength)
 
     def numbered(self, index: int) -> "ImageRequest":
         """Return the request of the image at an index, whose seed is `seed + index`; 0 follows the largest seed."""
@@ -81,6 +98,7 @@ class ImageRequest:
             ("seed", self.seed, 0, MAX_SEED),
             ("num_inference_steps", self.steps(manifest), 1, MAX_STEPS),
             ("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE),
+            ("lora_strength", self.lora_strength, -MAX_LORA_STRENGTH, MAX_LORA_STRENGTH),
         ):
             if not low <= value <= high:  # also true for NaN
                 raise InvalidRequest(f"{name} must be between {low} and {high}, got {value}", name)

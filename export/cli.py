@@ -218,9 +218,9 @@ def _add_weights(group: argparse._ArgumentGroup) -> None:
         "--lora",
         action="append",
         default=[],
-        metavar="FILE[:SCALE]",
-        help="LoRA to merge into the transformer, with peft, DiffSynth, ComfyUI, ai-toolkit or kohya keys; repeatable "
-        "(default scale: 1)",
+        metavar="FILE[:STRENGTH]",
+        help="LoRA, LoHa, LoKr or DoRA to merge into the transformer, with the keys of any common trainer; repeatable "
+        "(default strength: 1)",
     )
     group.add_argument(
         "--refittable",

@@ -53,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "lora",
         nargs="+",
-        metavar="FILE[:SCALE]",
-        help="LoRA with peft, DiffSynth, ComfyUI, ai-toolkit or kohya keys; several are added up (default scale: 1)",
+        metavar="FILE[:STRENGTH]",
+        help="LoRA, LoHa, LoKr or DoRA with the keys of any common trainer; several are added up (default strength: 1)",
     )
     parser.add_argument(
         "--model", required=True, metavar="PATH|ID", help="Checkpoint that the plans were built from, folder or hub id"

@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with bind_socket(given.host, given.port) as sock:
             for warning in _warnings(given, sock.getsockname()[0]):
                 log.warning("%s", warning)
-            loras = lora_folder.find(given.loras) if given.loras else ()
             directory = resolve(given.engines)
             manifest = read(directory, verify=False)  # the worker verifies
+            loras = lora_folder.find(given.loras, manifest) if given.loras else ()
             worker = module_command(
                 "server.worker.process",
                 str(directory),

@@ -71,4 +71,5 @@ class GeneratedImage:
             text_tokens=len(self.prompt.ids),
             seconds=self.seconds,
             lora=request.lora,
+            lora_strength=None if request.lora is None else request.lora_strength,
         )

@@ -82,6 +82,7 @@ class EngineLoop:
         """
         started = time.perf_counter()
         request.check(self.pipeline.manifest, self._loras.names)
+        self._loras.require_strength(request)
         texts = (request.prompt, request.negative_prompt) if request.is_guided else (request.prompt,)
         prompts = tuple(map(self.pipeline.tokenize, texts))
         return TokenizedPrompts(prompts, time.perf_counter() - started)

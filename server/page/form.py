@@ -9,7 +9,7 @@ from nicegui import ui
 from engine.errors import InvalidRequest, UnsupportedShape
 from engine.plan.guide import Guide
 from engine.plan.manifest import Manifest
-from engine.request import MAX_GUIDANCE, MAX_STEPS, ImageRequest
+from engine.request import MAX_GUIDANCE, MAX_LORA_STRENGTH, MAX_STEPS, ImageRequest
 from engine.size import Size
 from server.api.task_schemas import GenerateRequest
 
@@ -49,8 +49,11 @@ class Form:
             self._seed.props("outlined dense clearable stack-label")
         self._lora = None
         if loras:
+            limit = MAX_LORA_STRENGTH
             choices = {"": "none"} | {name: name for name in loras}
-            self._lora = ui.select(choices, label="LoRA", value="").props("outlined dense")
+            with ui.element("div").classes("z-pair"):
+                self._lora = ui.select(choices, label="LoRA", value="").props("outlined dense")
+                self._strength = ui.number("Strength", value=1, min=-limit, max=limit, step=0.1).props("outlined dense")
         with ui.expansion("Advanced"):
             self._negative = ui.textarea("Negative prompt").props("outlined dense autogrow")
             self._guidance = ui.number("Guidance", value=0, min=0, max=MAX_GUIDANCE, step=0.5).props("outlined dense")
@@ -78,6 +81,7 @@ class Form:
         }
         if self._lora is not None and self._lora.value:
             fields["lora"] = self._lora.value
+            fields["lora_strength"] = 1.0 if self._strength.value is None else self._strength.value
         return GenerateRequest.model_validate(fields)
 
     def take_over(self, request: ImageRequest) -> None:
@@ -91,6 +95,7 @@ class Form:
         if self._lora is not None:
             lora = request.lora or ""
             self._lora.value = lora if lora in self._lora.options else ""
+            self._strength.value = request.lora_strength
 
     def _choose_size(self) -> None:
         if self._size.value != OTHER:
