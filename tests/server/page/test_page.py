@@ -27,6 +27,8 @@ from fakes.server import serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from engine.sampling.noise import randn
+
 PAGE = 24  # jobs in the gallery
 RECONNECT = 1.0  # seconds after which a closed tab is dropped
 SLOW = 100  # steps of an image that is still running when its test ends
@@ -318,6 +320,14 @@ def test_offered_sizes_are_supported_by_the_plans() -> None:
             manifest.profile_for(size)
     assert {(512, 512), (256, 256), (288, 224), (224, 288)} <= set(offered)
     assert sizes(replace(TWO_PROFILES, profiles=(BANNER,))) == [(1024, 64)]
+
+
+def test_seed_that_a_browser_cannot_hold_is_taken_over_as_one_with_the_same_noise() -> None:
+    from server.page.form import exact_seed
+
+    assert [exact_seed(seed) for seed in (0, 2**53 - 1, 2**63 + 7, 2**64 - 1)] == [0, 2**53 - 1, 7, 2**32 - 1]
+    for seed in (2**63 + 7, 2**64 - 1):
+        assert (randn(exact_seed(seed), (16, 8, 8)) == randn(seed, (16, 8, 8))).all()
 
 
 # on the page
