@@ -3,10 +3,11 @@
 import argparse
 import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from engine.command_line import prepare
-from engine.errors import ZImageError
+from engine.command_line import add_version, one_line_errors, prepare
 
 COMMANDS = {
     "full-size": "Trace a full-size graph from its config, or build some of its layers into an RTX plan.",
@@ -26,29 +27,39 @@ COMMANDS = {
     "peers": "Compare images of the same prompt and seed with those of diffusers and DiffSynth.",
 }
 
+EXAMPLE = "Example: zimage-bench startup --engines out/engines; COMMAND --help has its options."
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run `zimage-bench`. The last line of stdout is JSON; an error exits with status 1 and one line on stderr."""
-    arguments = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser("zimage-bench", description=__doc__)
+    with one_line_errors("zimage-bench"):
+        _run(sys.argv[1:] if argv is None else argv)
+
+
+def _run(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser("zimage-bench", description=__doc__, epilog=EXAMPLE)
+    add_version(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    try:
-        for name, summary in COMMANDS.items():
-            command = commands.add_parser(name, help=summary, description=summary)
-            prepare(command)
-            if name in arguments[:1]:  # imports this benchmark only: some need torch, others must not load it
-                _module(name).add_arguments(command)
-        args = parser.parse_args(arguments)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        prepare(command)
+        if name in arguments[:1]:  # imports this benchmark only: some need torch, others must not load it
+            _module(name).add_arguments(command)
+    args = parser.parse_args(arguments)
+    with _named_if_missing(args.command):
         _module(args.command).run(args)
-    except (ZImageError, OSError) as error:
-        sys.exit(f"zimage-bench: {error}")
-    except KeyboardInterrupt:
-        sys.exit("zimage-bench: interrupted")
 
 
 def _module(command: str) -> Any:
-    try:
+    with _named_if_missing(command):
         return importlib.import_module(f"benchmarks.{command.replace('-', '_')}")
+
+
+@contextmanager
+def _named_if_missing(command: str) -> Iterator[None]:
+    """Exit with the name of a library that is not installed, and the command that installs it."""
+    try:
+        yield
     except ModuleNotFoundError as error:
         sys.exit(
             f"zimage-bench: {command} needs {error.name}, which is not installed; "

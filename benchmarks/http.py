@@ -19,12 +19,13 @@ from benchmarks.harness.subprocess_client import SubprocessClient
 from benchmarks.load.server_process import ServerProcess
 from benchmarks.load.soak import Workload, print_soak, soak
 from benchmarks.load.traffic import PROMPTS, cases, rate
+from engine.options import HELP
 
 WARM = 1.0  # warm-up seconds of each round
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="Output folder of build-engines")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help=HELP["engines"])
     parser.add_argument(
         "--sizes",
         type=_square_sizes,

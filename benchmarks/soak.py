@@ -28,6 +28,7 @@ from benchmarks.faults.server import Server
 from benchmarks.harness.arguments import count, count_or_zero, positive
 from benchmarks.harness.distribution import Distribution
 from benchmarks.harness.report import finish
+from engine.options import HELP
 
 KEYS = [f"client-{number}" for number in range(6)]  # several clients share one
 FLOODER, INNOCENT_KEY = "flooder", "innocent"
@@ -66,7 +67,7 @@ class Phases:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="Output folder of build-engines")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help=HELP["engines"])
     parser.add_argument("--loras", type=Path, metavar="DIR", help="Folder of LoRAs made by zimage-lora (default: none)")
     parser.add_argument("--minutes", type=positive, default=30.0, help="Length of the test (default: %(default)g)")
     parser.add_argument("--clients", type=count, default=32, help="Clients in the storm (default: %(default)s)")

@@ -11,10 +11,11 @@ from pathlib import Path
 from benchmarks.harness.arguments import count
 from benchmarks.harness.report import Stopwatch, finish
 from engine.module_command import module_command
+from engine.options import HELP
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="Output folder of build-engines")
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help=HELP["engines"])
     parser.add_argument("--runs", type=count, default=20, help="Runs after one warm-up (default: %(default)s)")
 
 

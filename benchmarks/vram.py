@@ -14,8 +14,8 @@ from typing import Any
 from benchmarks import full_size
 from benchmarks.harness.report import finish
 from engine.backends.vram import VramPlan
+from engine.options import SLOTS
 from engine.plan.manifest import Graph, GraphName
-from server.settings import SLOTS
 
 CARDS = (12, 16, 24, 32, 80)  # GiB
 TAKEN = 600_000_000  # bytes of a card that the driver and CUDA's context take; assumed, and more with a desktop

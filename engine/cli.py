@@ -1,106 +1,306 @@
-"""`zimage-generate`: writes one PNG for one prompt."""
+"""`zimage-generate`: writes images of a prompt, or of a file of prompts."""
 
 import argparse
 import logging
 import sys
 import time
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING
 
-from engine.command_line import prepare
+from engine.command_line import add_version, one_line_errors, parse_lora, prepare, user_path
 from engine.errors import InvalidRequest, ZImageError
-from engine.files import whole_file
-from engine.images.encode import encode
-from engine.images.metadata import file_metadata
-from engine.options import RuntimeOptions, add_pipeline_arguments
-from engine.pipeline import Pipeline
-from engine.plan.lora import PreparedLora
-from engine.request import MAX_SEED, ImageRequest, random_seed
-from engine.scheduler.loop import EngineLoop
+from engine.files import require_writable
+from engine.options import SLOTS, RuntimeOptions, add_pipeline_arguments
+from engine.plan.directory import read, resolve
+from engine.plan.guide import Guide
+from engine.plan.manifest import Manifest
+from engine.progress_bar import ProgressBar
+from engine.prompt_lines import PromptLine, read_lines
+from engine.request import MAX_SEED, RANDOM, ImageFormat, ImageRequest, random_seed
 from engine.size import Size
+from engine.stages import StageTimes
+
+if TYPE_CHECKING:
+    from engine.images.generated import GeneratedImage
+
+NAME = "zimage-generate"
+EXAMPLES = """\
+examples:
+  zimage-generate "a red circle on a blue background" --engines out/engines
+  zimage-generate "a green star" --engines out/engines --size 256x192 --seed 7 -n 4 -o star.jpg
+  zimage-generate --prompts prompts.txt --engines out/engines -o out.png
+
+A line of --prompts is a prompt, or a JSON object with prompt and, where they differ from the options, size or width and
+height, seed, steps, guidance_scale, negative_prompt and output. Empty lines and lines that begin with # are skipped.
+"""
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command; on an error, exit with status 1 and one line."""
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """An image to generate and its file; `source` is the line of --prompts that asked for it."""
+
+    request: ImageRequest
+    output: Path
+    source: str = ""
+
+    def message(self, about: object) -> str:
+        """Return what is said about the image, with the line that asked for it."""
+        return f"{self.source}: {about}" if self.source else str(about)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; exit with status 1 and one line on an error, with 130 after Ctrl-C."""
     args = _parser().parse_args(argv)
     if args.verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        _run(args)
-    except (ZImageError, OSError) as error:
-        sys.exit(f"zimage-generate: {error}")
-    except KeyboardInterrupt:
-        sys.exit("zimage-generate: interrupted; no image was written")
+    with one_line_errors(NAME):
+        tasks = list(_tasks(args))
+        _generate(args, tasks, _check(args, tasks))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("zimage-generate", description="Generate one image and write it to a PNG file.")
+    parser = argparse.ArgumentParser(
+        NAME,
+        description="Generate images and write them to files, with the prompt and all settings in each file.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     prepare(parser)
-    parser.add_argument("prompt", help="Text to generate an image of")
-    add_pipeline_arguments(parser)
-    parser.add_argument(
+    _add_image(parser.add_argument_group("image"))
+    _add_files(parser.add_argument_group("files"))
+    runtime = parser.add_argument_group("runtime")
+    add_pipeline_arguments(runtime)
+    runtime.add_argument("-v", "--verbose", action="store_true", help="Log what is loaded, and its GPU memory")
+    add_version(parser)
+    return parser
+
+
+def _add_image(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("prompt", nargs="?", help="Text to generate an image of")
+    group.add_argument(
+        "--size",
+        metavar="WxH",
+        help="Size in pixels, such as 1024x768 (default: the size that the plans are tuned for)",
+    )
+    group.add_argument("-n", type=_count, default=1, metavar="N", dest="count", help="Images per prompt (default: 1)")
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=RANDOM,
+        metavar="N",
+        help=f"Seed of the first image, 0 to {MAX_SEED}; each further image has the next one (default: a random one, "
+        "which the command prints)",
+    )
+    group.add_argument("--steps", type=int, metavar="N", help="Denoising steps (default: the model's number, 8)")
+    group.add_argument("--negative-prompt", default="", metavar="TEXT", help="Text that guidance moves away from")
+    group.add_argument(
+        "--guidance-scale",
+        type=float,
+        default=ImageRequest("").guidance_scale,
+        metavar="X",
+        help="Guidance scale as in diffusers; above 0, every step takes two forward passes (default: %(default)s)",
+    )
+    group.add_argument(
+        "--lora",
+        type=parse_lora,
+        metavar="FILE[:STRENGTH]",
+        help="File written by zimage-lora; needs refittable plans (default strength: 1)",
+    )
+
+
+def _add_files(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--prompts", metavar="FILE", help="File with a prompt per line, in place of PROMPT; - reads standard input"
+    )
+    group.add_argument(
         "-o",
         "--output",
         type=Path,
         default=Path("out.png"),
         metavar="FILE",
-        help="File to write (default: %(default)s)",
+        help="File to write: a .png, .jpg or .webp file; several images become out-1.png, out-2.png, ... (default: "
+        "%(default)s)",
     )
-    parser.add_argument(
-        "--size",
-        metavar="WxH",
-        help="Size in pixels, such as 1024x768 (default: the size that the plans are tuned for)",
+    group.add_argument(
+        "--quality",
+        type=int,
+        default=100,
+        metavar="N",
+        help="Quality of JPEG and WebP, 0 to 100 (default: %(default)s)",
     )
-    parser.add_argument(
-        "--seed", type=int, help=f"Seed, 0 to {MAX_SEED} (default: a random one, which the command prints)"
-    )
-    parser.add_argument("--lora", type=Path, metavar="FILE", help="File written by zimage-lora; needs refittable plans")
-    parser.add_argument("-v", "--verbose", action="store_true", help="Log what is loaded, and its GPU memory")
-    parser.add_argument("--steps", type=int, help="Denoising steps (default: the model's number, 8)")
-    parser.add_argument("--negative-prompt", default="", metavar="TEXT", help="Text that guidance moves away from")
-    parser.add_argument(
-        "--guidance-scale",
-        type=float,
-        default=ImageRequest("").guidance_scale,
-        help="Guidance scale as in diffusers; above 0, every step takes two forward passes (default: %(default)s)",
-    )
-    return parser
 
 
-def _run(args: argparse.Namespace) -> None:
+def _tasks(args: argparse.Namespace) -> Iterator[_Task]:
+    """Yield the images to generate, in the order of their lines.
+
+    Raises:
+        InvalidRequest: the options or a line are wrong.
+    """
+    if (args.prompt is None) == (args.prompts is None):
+        raise InvalidRequest("give either a prompt or --prompts FILE", "prompt")
     width, height = (None, None) if args.size is None else Size.parse(args.size)
-    seed = random_seed() if args.seed is None else args.seed
-    if args.negative_prompt and not args.guidance_scale:
-        raise InvalidRequest("--negative-prompt needs a --guidance-scale above 0", "negative_prompt")
-    if not 0 <= seed <= MAX_SEED:
-        raise InvalidRequest(f"seed must be between 0 and {MAX_SEED}, got {seed}", "seed")
-    with whole_file(args.output) as file:
-        request = ImageRequest(args.prompt, width, height, seed, args.steps, args.negative_prompt, args.guidance_scale)
-        report = _generate(args, request, file)
-    print(report)  # after the file is complete: the terminal may be gone
-
-
-def _generate(args: argparse.Namespace, request: ImageRequest, file: IO[bytes]) -> str:
-    """Write an image to a file; return what the command prints."""
-    started = time.perf_counter()
-    lora = PreparedLora.read(args.lora) if args.lora else None
-    with Pipeline.load(args.engines, RuntimeOptions.of(args)) as pipeline:
-        refit = "" if lora is None else f", LoRA {pipeline.refit(lora):.2f} s"
-        loaded = time.perf_counter()
-        image = EngineLoop(pipeline).generate(request)
-    if image.prompt.dropped:
-        limit = pipeline.manifest.model.prompt.max_tokens
-        print(
-            f"the prompt is longer than {limit} tokens; ignored: ...{image.prompt.dropped[:60]!r}",
-            file=sys.stderr,
+    first = random_seed() if args.seed == RANDOM else args.seed
+    if not 0 <= first <= MAX_SEED:
+        raise InvalidRequest(
+            f"seed must be between 0 and {MAX_SEED}, or {RANDOM} for a random one, got {first}", "seed"
         )
-    generated = request if args.lora is None else replace(request, lora=args.lora.stem)
-    metadata = image.metadata(pipeline.manifest, generated)
-    file.write(encode(image.pixels, text=file_metadata(generated, metadata)))
-    stages = ", ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in asdict(image.seconds).items() if seconds)
-    report = f"{args.output}: {metadata.size}, seed {metadata.seed}, {metadata.forwards} forwards"
-    return f"{report}\nload {loaded - started:.2f} s{refit}, {stages}"
+    default = ImageRequest(
+        args.prompt or "", width, height, first, args.steps, args.negative_prompt, args.guidance_scale
+    )
+    if args.lora is not None:
+        file, strength = args.lora
+        default = replace(default, lora=file.stem, lora_strength=strength)
+    lines = [PromptLine("", default, False, None)]
+    if args.prompts is not None:
+        lines = read_lines(_text(args.prompts), "stdin" if args.prompts == "-" else args.prompts, default)
+    without_output = sum(args.count for line in lines if line.output is None)
+    number = unnamed = 0
+    for line in lines:
+        for copy in range(args.count):
+            request = line.request.numbered(copy if line.has_seed else number)
+            unnamed += line.output is None
+            if line.output is None:
+                output = _numbered(args.output, unnamed if without_output > 1 else None)
+            else:
+                output = _numbered(line.output, copy + 1 if args.count > 1 else None)
+            number += 1
+            yield _Task(request, output, line.source)
+
+
+def _text(file: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else user_path(file).read_bytes()
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise OSError(f"cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}", "prompts") from error
+
+
+def _numbered(file: Path, number: int | None) -> Path:
+    return file if number is None else file.with_name(f"{file.stem}-{number}{file.suffix}")
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {count}")
+    return count
+
+
+def _check(args: argparse.Namespace, tasks: Sequence[_Task]) -> Manifest:
+    """Return the manifest of the plans, whose files are not read yet.
+
+    Raises:
+        ZImageError, OSError: an image cannot be generated or written.
+    """
+    sources: dict[Path, str] = {}
+    for task in tasks:
+        try:
+            ImageFormat.of(task.output, args.quality)
+            require_writable(task.output)
+            if (path := task.output.resolve()) in sources:
+                raise InvalidRequest(f"{task.output} is already the output of {sources[path]}", "output")
+            sources[path] = task.source
+        except InvalidRequest as error:
+            raise InvalidRequest(task.message(error), error.param) from error
+        except OSError as error:
+            raise OSError(task.message(error)) from error
+    directory = resolve(args.engines)
+    manifest = read(directory, verify=False)
+    manifest = replace(manifest, profiles=tuple(manifest.choose_profiles(tuple(args.profiles or ())).values()))
+    for task in tasks:
+        try:
+            task.request.check(manifest, () if task.request.lora is None else (task.request.lora,))
+        except InvalidRequest as error:
+            raise InvalidRequest(task.message(error), error.param) from error
+    if any(task.request.negative_prompt and not task.request.is_guided for task in tasks):
+        _say("negative prompts have no effect without a --guidance-scale above 0")
+    guide = Guide.read(directory)
+    if guide.about and sys.stderr.isatty() and not all(guide.covers(task.request.size(manifest)) for task in tasks):
+        _say(guide.about)
+    return manifest
+
+
+def _generate(args: argparse.Namespace, tasks: Sequence[_Task], manifest: Manifest) -> None:
+    """Generate the images and write each as soon as it is finished.
+
+    Raises:
+        ZImageError: the plans cannot be loaded, or images failed.
+        KeyboardInterrupt: with the number of images that were written.
+    """
+    writer = _Writer(args, tasks, manifest)
+    try:
+        writer.bar.show("loading the plans")
+        from engine.generator import ImageGenerator  # takes most of a second; errors in arguments come first
+
+        options = RuntimeOptions.of(args)
+        options = replace(options, slots=SLOTS) if len(tasks) > 1 else options
+        loras = {} if args.lora is None else {args.lora[0].stem: args.lora[0]}
+        with ImageGenerator(args.engines, options, loras=loras) as generator:
+            writer.is_loaded()
+            requests = [task.request for task in tasks]
+            for index, outcome in generator.run(requests, on_progress=lambda _: writer.bar.step()):
+                writer.write(index, outcome)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"{writer.written} of {len(tasks)} images were written") from None
+    finally:
+        writer.bar.clear()
+    writer.summarise()
+
+
+class _Writer:
+    """Writes finished images to their files, and reports on each."""
+
+    def __init__(self, args: argparse.Namespace, tasks: Sequence[_Task], manifest: Manifest) -> None:
+        self._tasks, self._quality, self._manifest = tasks, args.quality, manifest
+        steps = sum(task.request.steps(manifest) for task in tasks)
+        self.bar = ProgressBar(len(tasks), steps, is_wanted=not args.verbose)
+        self.written = 0
+        self._seconds = StageTimes()  # of the last image
+        self._started = self._loaded = time.perf_counter()
+
+    def is_loaded(self) -> None:
+        """Record that the plans are loaded."""
+        self._loaded = time.perf_counter()
+        self.bar.show()
+
+    def write(self, index: int, outcome: "GeneratedImage | ZImageError") -> None:
+        """Write an image, or say why it failed."""
+        task = self._tasks[index]
+        self.bar.clear()
+        if isinstance(outcome, ZImageError):
+            if len(self._tasks) == 1:
+                raise outcome
+            _say(f"{task.output}: {task.message(outcome)}")
+            return
+        outcome.save(task.output, self._quality)
+        self.written += 1
+        self._seconds = outcome.seconds
+        if outcome.prompt.dropped:
+            limit = self._manifest.model.prompt.max_tokens
+            _say(task.message(f"the prompt is longer than {limit} tokens; ignored: ...{outcome.prompt.dropped[:60]!r}"))
+        print(
+            f"{task.output}: {outcome.size}, seed {outcome.seed}, {task.request.forwards(self._manifest)} forwards",
+            flush=True,
+        )
+        self.bar.finish_image()
+
+    def summarise(self) -> None:
+        """Print the times; raise ZImageError if images failed."""
+        seconds = {f"{len(self._tasks)} images": time.perf_counter() - self._loaded}
+        if len(self._tasks) == 1:
+            seconds = {name: value for name, value in asdict(self._seconds).items() if value}
+        stages = ", ".join(f"{name} {value * 1e3:.0f} ms" for name, value in seconds.items())
+        print(f"load {self._loaded - self._started:.2f} s, {stages}")
+        if failed := len(self._tasks) - self.written:
+            raise ZImageError(f"{failed} of {len(self._tasks)} images failed")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -32,6 +32,16 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """Raise the OSError that `whole_file` would raise now; change nothing."""
+    with suppress(_Unwritten), whole_file(path):
+        raise _Unwritten
+
+
+class _Unwritten(Exception):
+    """Ends `whole_file` before the file appears."""
 
 
 def version(file: Path) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from engine.plan.manifest import Flavor
 from engine.size import Size
 
 MAX_THREADS = 256
+SLOTS = 12  # slots for many images at once; a guided image takes two. Enough for three batches of four
 ONLY_FOR: dict[str, tuple[Flavor, ...]] = {  # options that have no effect on plans of other flavors
     "threads": ("onnx",),
     "cuda_graphs": ("tensorrt", "rtx"),
@@ -23,6 +24,7 @@ ONLY_FOR: dict[str, tuple[Flavor, ...]] = {  # options that have no effect on pl
 CudaGraphs = Literal["auto", "on", "off"]
 
 HELP = {  # help texts of the options, also for zimage-serve
+    "engines": "Folder written by build-engines --output",
     "threads": "CPU threads per graph; 0 uses one per core",
     "profiles": "Profile to load, by the name that it was built with; repeat for more",
     "warm_up": "Sizes to prepare at the start, so that their first image is as fast as the next",
@@ -91,7 +93,7 @@ class RuntimeOptions:
         return cls(**given | {"profiles": tuple(args.profiles or ())})
 
 
-def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
+def add_pipeline_arguments(parser: argparse._ActionsContainer) -> None:
     """Add the arguments of `add_backend_arguments`, `--warm-up` and `--self-test`."""
     add_backend_arguments(parser)
     default = RuntimeOptions()
@@ -110,14 +112,16 @@ def add_pipeline_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_backend_arguments(parser: argparse.ArgumentParser) -> None:
+def add_backend_arguments(parser: argparse._ActionsContainer) -> None:
     """Add `--engines` and the options of `RuntimeOptions` that `load_backend` uses."""
     default = RuntimeOptions()
+    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help=HELP["engines"])
     parser.add_argument(
-        "--engines", type=Path, required=True, metavar="DIR", help="Folder written by build-engines --output"
-    )
-    parser.add_argument(
-        "--threads", type=_threads, default=default.threads, help=HELP["threads"] + " (default: %(default)s)"
+        "--threads",
+        type=_threads,
+        default=default.threads,
+        metavar="N",
+        help=HELP["threads"] + " (default: %(default)s)",
     )
     parser.add_argument(
         "--profile", dest="profiles", action="append", metavar="NAME", help=HELP["profiles"] + " (default: all)"

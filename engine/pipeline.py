@@ -92,7 +92,7 @@ class Pipeline(GraphRunner):
         self.close()
 
     def refit(self, lora: PreparedLora | None) -> float:
-        """Apply a LoRA to the plans in place of any other; None restores them bit for bit.
+        """Apply a LoRA to the plans in place of any other; None and a strength of 0 restore them bit for bit.
 
         Returns:
             Seconds that it took.
@@ -110,7 +110,7 @@ class Pipeline(GraphRunner):
         """Do what `refit` does as the iterator is advanced; nothing else may run before it is exhausted."""
         if lora is not None:
             lora.require_match(self.manifest)
-        yield from self.backend.refit(lora)
+        yield from self.backend.refit(lora if lora is not None and lora.strength else None)
 
     def generate(self, request: ImageRequest, on_step: OnStep | None = None) -> GeneratedImage:
         """Generate one image, without guidance.

@@ -3,7 +3,8 @@
 import random
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
 
 from engine.errors import InvalidRequest
 from engine.plan.manifest import Manifest
@@ -11,11 +12,25 @@ from engine.size import Size
 
 ImageKind = Literal["png", "jpeg", "webp"]
 
+KINDS: dict[str, ImageKind] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}  # by suffix
+
 MAX_SEED = 2**64 - 1  # as in torch, whose CPU generator takes the low 32 bits
 MAX_RANDOM_SEED = 2**32 - 1  # seeds with the same low 32 bits give the same image
+RANDOM = -1  # the seed that stands for a random one
 MAX_STEPS = 100  # the model is distilled for 8; more than this is a mistake
 MAX_LORA = 64  # characters of a name
+MAX_LORA_STRENGTH = 4.0  # of either sign; 0.5 to 1 is usual
 MAX_GUIDANCE = 30.0  # 3 to 7 is usual; far above, latents leave the range that the VAE was trained on
+
+
+class LoraChoice(NamedTuple):
+    """A LoRA at a strength. Images that share the weights have the same."""
+
+    name: str
+    strength: float
+
+    def __str__(self) -> str:
+        return f"{self.name} at strength {self.strength:g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +45,17 @@ class ImageRequest:
     negative_prompt: str = ""
     guidance_scale: float = 0.0  # diffusers' scale: positive + scale * (positive - negative); 0 for none
     lora: str | None = None  # name of a LoRA that the loop offers
+    lora_strength: float = 1.0  # 0 is no LoRA
 
     @property
     def is_guided(self) -> bool:
         """True if each step takes two forward passes, one for each prompt."""
         return self.guidance_scale > 0
+
+    @property
+    def lora_choice(self) -> LoraChoice | None:
+        """The LoRA to apply; None for the plans' own weights."""
+        return None if self.lora is None or not self.lora_strength else LoraChoice(self.lora, self.lora_strength)
 
     def numbered(self, index: int) -> "ImageRequest":
         """Return the request of the image at an index, whose seed is `seed + index`; 0 follows the largest seed."""
@@ -77,6 +98,7 @@ class ImageRequest:
             ("seed", self.seed, 0, MAX_SEED),
             ("num_inference_steps", self.steps(manifest), 1, MAX_STEPS),
             ("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE),
+            ("lora_strength", self.lora_strength, -MAX_LORA_STRENGTH, MAX_LORA_STRENGTH),
         ):
             if not low <= value <= high:  # also true for NaN
                 raise InvalidRequest(f"{name} must be between {low} and {high}, got {value}", name)
@@ -106,6 +128,18 @@ class ImageFormat:
                 f"png is lossless: output_compression must be 100, got {self.quality}; use jpeg or webp for lower ones",
                 "output_compression",
             )
+
+    @classmethod
+    def of(cls, file: Path, quality: int = 100) -> Self:
+        """Return the format that a file's name asks for: that of its suffix, or PNG without one.
+
+        Raises:
+            InvalidRequest: the suffix is of no format, or the quality does not fit.
+        """
+        suffix = file.suffix.lower()
+        if suffix and suffix not in KINDS:
+            raise InvalidRequest(f"{file} must end in {', '.join(KINDS)}; got {file.suffix}", "output")
+        return cls(KINDS.get(suffix, "png"), quality)
 
     @property
     def media_type(self) -> str:

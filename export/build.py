@@ -9,6 +9,7 @@ from typing import Literal
 
 from engine.errors import BuildError
 from engine.plan.directory import MANIFEST_FILE, encode
+from engine.plan.guide import GUIDE_FILE, Guide
 from engine.plan.manifest import (
     SCHEMA_VERSION,
     Accumulation,
@@ -147,7 +148,7 @@ def _open(options: BuildOptions, progress: BuildProgress) -> _Build:
         loras = tuple(MergedLora(lora.file.name, lora.fingerprint(), lora.scale) for lora in options.loras)
         model = replace(facts, weights_sha256=checkpoint.fingerprint(), loras=loras)
     target = Target(flavor, builder.name if builder else f"onnx opset {onnx_export.OPSET}", capabilities)
-    draft = _draft(options, model, target, profiles)
+    draft = _draft(options, model, target, profiles, Guide.read(checkpoint.directory))
     return _Build(checkpoint, graphs, precisions, builder, draft)
 
 
@@ -155,6 +156,8 @@ def _fill(directory: Path, build: _Build, options: BuildOptions, progress: Build
     """Write all files of a plan directory but its manifest, and return the manifest."""
     checkpoint, draft = build.checkpoint, build.draft
     _copy_tokenizer(checkpoint, directory)
+    if (guide := checkpoint.directory / GUIDE_FILE).is_file():
+        shutil.copyfile(guide, directory / GUIDE_FILE)
     fitted = fit_preview(checkpoint, progress)
     keys = longest_sequence(draft.profiles, draft.model)
     built = export_graphs(
@@ -194,7 +197,9 @@ def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> PreviewProje
     return fitted
 
 
-def _draft(options: BuildOptions, model: Model, target: Target, profiles: tuple[Profile, ...]) -> Manifest:
+def _draft(
+    options: BuildOptions, model: Model, target: Target, profiles: tuple[Profile, ...], guide: Guide
+) -> Manifest:
     """Make the part of the manifest that is known before the build. Its hash names the directory."""
     draft = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -209,7 +214,7 @@ def _draft(options: BuildOptions, model: Model, target: Target, profiles: tuple[
         refittable=options.refittable,
         accumulation=options.accumulation,
     )
-    return replace(draft, plan_id=plan_directory.plan_id(encode(draft)))
+    return replace(draft, plan_id=plan_directory.plan_id(encode(draft) + repr(guide).encode()))
 
 
 def _describe(checkpoint: Checkpoint) -> Model:

@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.command_line import prepare
-from engine.errors import CheckpointError, ZImageError
+from engine.command_line import add_version, one_line_errors, prepare
+from engine.errors import CheckpointError
 from engine.plan.directory import read
 from engine.plan.manifest import Manifest
 from export.checkpoint.file_kinds import describe
-from export.checkpoint.hub import expand, find
+from export.checkpoint.hub import Location, find
 
 if TYPE_CHECKING:
     from export.progress import BuildProgress
+
+AHEAD_OF_TIME = ("onnx", "rtx")  # flavors whose plans do not depend on this machine
 
 EPILOG = """\
 examples:
@@ -32,30 +34,84 @@ def main(argv: list[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     warnings.filterwarnings("ignore")  # torch's exporter and DiffSynth emit warnings about their own code
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    try:
-        from export.progress import BuildProgress
+    with one_line_errors("build-engines"):
+        try:
+            directory = _find_or_build(args)
+        except ModuleNotFoundError as error:
+            sys.exit(f"build-engines: {error.name} is not installed; in the checkout: pip install -e '.[export]'")
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("nothing was kept") from None
+        print(directory)
+        if args.explain:
+            for line in _explain(read(directory, verify=False)):
+                print(line, file=sys.stderr)
 
-        print(_build(args, BuildProgress()))
-    except ModuleNotFoundError as error:
-        sys.exit(f"build-engines: {error.name} is not installed; in the checkout: pip install -e '.[export]'")
-    except (ZImageError, OSError) as error:
-        sys.exit(f"build-engines: {error}")
-    except KeyboardInterrupt:
-        sys.exit("build-engines: interrupted; nothing was kept")
+
+def _find_or_build(args: argparse.Namespace) -> Path:
+    """Return the plan directory of the arguments. PyTorch is imported only if there is something to build."""
+    from export import known_builds
+    from export.progress import BuildProgress
+
+    location = _check(args)
+    progress = BuildProgress()
+    inputs = None
+    if location is not None and location.path.is_dir() and args.flavor in AHEAD_OF_TIME:
+        inputs = known_builds.digest(*_inputs(args, location.path))
+    if inputs and (found := known_builds.find(args.output, inputs, needs_verified=args.verify)):
+        progress.console.print(f"found {found}, which was built from the same inputs")
+        return found
+    built = _build(args, progress)
+    if inputs:
+        known_builds.record(args.output, inputs, built)
+    return built
+
+
+def _check(args: argparse.Namespace) -> Location | None:
+    """Return where the checkpoint is; None for a hub id.
+
+    Raises:
+        CheckpointError: there is none, or a file of another kind.
+        BuildError: options contradict each other, whatever the checkpoint is.
+    """
+    from export.compile.profiles import split_profile
+    from export.compile.target import compute_capabilities, require_distinct
+    from export.precision.dtypes import graph_precisions, require_accumulation
+
+    require_distinct("--profile", args.profile)
+    for profile in args.profile:
+        split_profile(profile)
+    if args.flavor != "auto":
+        require_accumulation(args.accumulate, args.precision, args.flavor)
+    if args.flavor in AHEAD_OF_TIME:
+        capabilities = compute_capabilities(args.flavor, _capabilities(args))
+        graph_precisions(args.precision, args.flavor, capabilities)
+    location = find(args.model)
+    for file in (location.path if location and not location.path.is_dir() else None, args.transformer_file):
+        if file and (reason := describe(file)):
+            raise CheckpointError(f"{file} {reason}")
+    return location
+
+
+def _capabilities(args: argparse.Namespace) -> tuple[str, ...]:
+    named = args.compute_capability  # an empty text names none, and is refused
+    return () if named is None else tuple(text.strip() for text in named.split(","))
+
+
+def _inputs(args: argparse.Namespace, model: Path) -> tuple[dict[str, object], list[Path]]:
+    """Return the options that change the plans, and the files that do."""
+    options = {name: value for name, value in vars(args).items() if name not in ("output", "explain", "verify")}
+    files = [Path(text) if Path(text).is_file() else Path(text.rpartition(":")[0]) for text in args.lora]
+    files += [config for file in files if (config := file.with_name("adapter_config.json")).is_file()]
+    if args.transformer_file:
+        files.append(args.transformer_file)
+    return options | {"model": str(model.resolve())}, [model, *files]
 
 
 def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
-    transformer_file = args.transformer_file and expand(args.transformer_file)
-    location = find(args.model)
-    for file in (location.path if location and not location.path.is_dir() else None, transformer_file):
-        if file and (reason := describe(file)):
-            raise CheckpointError(f"{file} {reason}")
     with progress.stage("loading PyTorch and DiffSynth"):
         from export.build import BuildOptions, build_engines  # takes seconds; --help and argument errors come first
         from export.checkpoint.lora import Lora
 
-    named = args.compute_capability  # an empty text names none, and is refused
-    capabilities = () if named is None else tuple(text.strip() for text in named.split(","))
     options = BuildOptions(
         model=args.model,
         output=args.output,
@@ -63,18 +119,14 @@ def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
         accumulation=args.accumulate,
         flavor=args.flavor,
         profiles=tuple(args.profile),
-        compute_capabilities=capabilities,
-        transformer_file=transformer_file,
+        compute_capabilities=_capabilities(args),
+        transformer_file=args.transformer_file,
         loras=tuple(map(Lora.parse, args.lora)),
         refittable=args.refittable,
         verify=args.verify,
         name=args.name,
     )
-    directory = build_engines(options, progress)
-    if args.explain:
-        for line in _explain(read(directory, verify=False)):
-            print(line, file=sys.stderr)
-    return directory
+    return build_engines(options, progress)
 
 
 def _explain(manifest: Manifest) -> Iterator[str]:
@@ -131,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_false",
         help="Do not compare the exported graphs with DiffSynth's forward passes; such plans have no self-test",
     )
+    add_version(parser)
     return parser
 
 
@@ -159,9 +212,9 @@ def _add_weights(group: argparse._ArgumentGroup) -> None:
         "--lora",
         action="append",
         default=[],
-        metavar="FILE[:SCALE]",
-        help="LoRA to merge into the transformer, with peft, DiffSynth, ComfyUI, ai-toolkit or kohya keys; repeatable "
-        "(default scale: 1)",
+        metavar="FILE[:STRENGTH]",
+        help="LoRA, LoHa, LoKr or DoRA to merge into the transformer, with the keys of any common trainer; repeatable "
+        "(default strength: 1)",
     )
     group.add_argument(
         "--refittable",

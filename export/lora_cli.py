@@ -5,15 +5,25 @@ import sys
 from os.path import realpath
 from pathlib import Path
 
-from engine.command_line import prepare
-from engine.errors import ZImageError
+from engine.command_line import add_version, one_line_errors, prepare
 from engine.files import whole_file
+from engine.options import HELP
 from engine.plan.directory import read, resolve
+
+EXAMPLE = """\
+example:
+  zimage-lora outlines.safetensors --model nano/z-image-nano --engines out/refittable -o out/loras/outlines.lora
+"""
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run `zimage-lora`. Errors exit with status 1 and one line on stderr."""
     args = _parser().parse_args(argv)
+    with one_line_errors("zimage-lora"):
+        _prepare(args)
+
+
+def _prepare(args: argparse.Namespace) -> None:
     try:
         manifest = read(resolve(args.engines), verify=False)
 
@@ -30,23 +40,21 @@ def main(argv: list[str] | None = None) -> None:
         print(args.output)
     except ModuleNotFoundError as error:
         sys.exit(f"zimage-lora: {error.name} is not installed; in the checkout: pip install -e '.[export]'")
-    except (ZImageError, OSError) as error:
-        sys.exit(f"zimage-lora: {error}")
-    except KeyboardInterrupt:
-        sys.exit("zimage-lora: interrupted")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "zimage-lora",
         description="Prepare a LoRA for plans built with --refittable, which can then swap it in at run time.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     prepare(parser)
     parser.add_argument(
         "lora",
         nargs="+",
-        metavar="FILE[:SCALE]",
-        help="LoRA with peft, DiffSynth, ComfyUI, ai-toolkit or kohya keys; several are added up (default scale: 1)",
+        metavar="FILE[:STRENGTH]",
+        help="LoRA, LoHa, LoKr or DoRA with the keys of any common trainer; several are added up (default strength: 1)",
     )
     parser.add_argument(
         "--model", required=True, metavar="PATH|ID", help="Checkpoint that the plans were built from, folder or hub id"
@@ -54,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--transformer-file", type=Path, metavar="FILE", help="The --transformer-file that the plans were built with"
     )
-    parser.add_argument("--engines", type=Path, required=True, metavar="DIR", help="Plans built with --refittable")
+    parser.add_argument(
+        "--engines", type=Path, required=True, metavar="DIR", help=HELP["engines"] + ", with --refittable"
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -63,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="File to write; zimage-generate --lora takes it",
     )
+    add_version(parser)
     return parser
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -17,26 +18,41 @@ GENERATED_WITHIN = 60  # seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("scripts/demo", description=__doc__)
+    """Run the demo until Ctrl-C; before the server is ready, that exits with 130."""
+    try:
+        demo(arguments())
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser("scripts/demo", description=__doc__, epilog=guide()["about"])
     parser.add_argument("--once", action="store_true", help="stop the server after one image")
     parser.add_argument("--port", type=int, default=8000, help="0 for any free one; default: %(default)s")
     parser.add_argument("--out", type=Path, default=ROOT / "out", metavar="DIR", help="default: out/ in the checkout")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def demo(args: argparse.Namespace) -> None:
     engines = args.out / "engines"
     run(str(BIN / "build-engines"), "--model", str(CHECKPOINT), "--fp16", "--flavor", "onnx", "--output", str(engines))
     serve = [str(BIN / "zimage-serve"), "--engines", str(engines), "--port", str(args.port)]
     server = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True)
+    is_ready = False
     try:
         url = wait_until_ready(server)
+        is_ready = True
         image = args.out / "demo.png"
         image.write_bytes(generate(url))
         print(f"one image through HTTP: {image}", flush=True)
         if not args.once:
-            print(f"the server keeps running, with a page at {url}/; stop it with Ctrl-C. Another image:")
+            print(f"the server keeps running, with a page at {url}/; stop it with Ctrl-C. {guide()['about']}")
+            print("Another image:")
             print(f"  curl {url}/v1/images/generations -H 'content-type: application/json' -d '{json.dumps(body())}'")
             server.wait()
     except KeyboardInterrupt:
-        pass
+        if not is_ready:
+            raise
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(timeout=30)
@@ -57,6 +73,11 @@ def wait_until_ready(server: "subprocess.Popen[str]") -> str:
         if "ready on " in line:
             return line.split("ready on ")[1].split()[0]
     sys.exit(server.wait() or 1)
+
+
+def guide() -> dict[str, Any]:
+    """What to expect of the model, as the page says it."""
+    return dict(json.loads((CHECKPOINT / "guide.json").read_text(encoding="utf-8")))
 
 
 def body() -> dict[str, object]:

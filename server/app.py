@@ -90,7 +90,8 @@ def create_app(jobs: JobService, options: AppOptions) -> FastAPI:
 def _add_middleware(app: FastAPI, options: AppOptions) -> None:
     """Add the layers between HTTP and the routes, the innermost first."""
     if options.page:
-        app.add_middleware(PageMount, jobs=app.state.jobs, authenticator=app.state.authenticator)
+        page = {"jobs": app.state.jobs, "authenticator": app.state.authenticator, "guide": app.state.model.guide}
+        app.add_middleware(PageMount, **page)
     app.add_middleware(AmbiguousLengthMiddleware)
     app.add_middleware(ValidHostMiddleware, names=options.hosts)
     app.add_middleware(ProxyMiddleware, networks=options.trusted_proxies, public_url=options.public_url)

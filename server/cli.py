@@ -4,10 +4,12 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from engine.errors import ZImageError
 from engine.module_command import module_command
 from engine.plan.directory import read, resolve
+from engine.plan.guide import Guide
 from server import logs, lora_folder, settings
 from server.http.host_names import HostNames
 from server.http.sockets import bind_socket, bracketed
@@ -25,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         with bind_socket(given.host, given.port) as sock:
             for warning in _warnings(given, sock.getsockname()[0]):
                 log.warning("%s", warning)
-            loras = lora_folder.find(given.loras) if given.loras else ()
             directory = resolve(given.engines)
             manifest = read(directory, verify=False)  # the worker verifies
+            loras = lora_folder.find(given.loras, manifest) if given.loras else ()
             worker = module_command(
                 "server.worker.process",
                 str(directory),
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 given.log_format,
                 given.log_level,
             )
-            serve(sock, worker, manifest, given.server(loras))
+            serve(sock, worker, manifest, replace(given.server(loras), guide=Guide.read(directory)))
     except (ZImageError, OSError) as error:
         sys.exit(f"zimage-serve: {error}")
 

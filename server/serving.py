@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from engine.plan.guide import Guide
 from engine.plan.manifest import Manifest
 from server.allocator import give_back_large_blocks
 from server.api.dialects.names import DIALECTS
@@ -48,6 +49,7 @@ class ServerOptions:
         cors_origins: origins whose pages may call the API; see `server.http.origins.parse_origin`.
         model_names: names of the model, the one in answers first; empty for the one in the plans.
         strict_model: True to refuse requests for other models.
+        guide: what to expect of the model.
         dialects: names of the dialects to offer, of `server.api.dialects.names.DIALECTS`.
     """
 
@@ -67,6 +69,7 @@ class ServerOptions:
     cors_origins: tuple[str, ...] = ()
     model_names: tuple[str, ...] = ()
     strict_model: bool = False
+    guide: Guide = field(default_factory=Guide)
     dialects: tuple[str, ...] = DIALECTS
     limits: Limits = field(default_factory=Limits)
     timeouts: WorkerTimeouts = field(default_factory=WorkerTimeouts)
@@ -111,7 +114,7 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
         await jobs.start()
         hosts = _host_names(sock.getsockname()[0], options)
         policy = AccessPolicy(options.keys, options.rate, options.shared_history)
-        model = ServedModel(options.model_names or (manifest.model.name,), options.strict_model)
+        model = ServedModel(options.model_names or (manifest.model.name,), options.strict_model, options.guide)
         served = AppOptions(
             policy,
             page=options.page,

@@ -17,10 +17,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from engine.command_line import prepare, text_encoding, user_path
+from engine.command_line import add_version, prepare, text_encoding, user_path
 from engine.errors import ZImageError
 from engine.files import version
-from engine.options import HELP, MAX_THREADS, CudaGraphs, RuntimeOptions
+from engine.options import HELP, MAX_THREADS, SLOTS, CudaGraphs, RuntimeOptions
 from server.api.dialects.names import DIALECTS
 from server.api.public_address import PublicAddress
 from server.jobs.admission import Limits
@@ -45,7 +45,22 @@ from server.setting_types import (
 from server.worker.supervisor import WorkerTimeouts
 
 PREFIX = "ZIMAGE_"
-SLOTS = 12  # slots; a guided image takes two. Enough for three batches of four
+GROUPS = {  # groups of options in the help, by the setting that each begins with
+    "host": "addresses and connections",
+    "page": "what is served",
+    "threads": "device",
+    "loras": "LoRAs, jobs and images",
+    "keys": "clients",
+    "grace": "process",
+}
+EPILOG = f"""\
+examples:
+  zimage-serve --engines engines
+  zimage-serve --engines engines --host 0.0.0.0 --keys "key-of-alice key-of-bob" --database jobs.db
+
+Every option can also be set by an environment variable ({PREFIX}PORT=8000) or in a file of such lines (--settings or
+{PREFIX}SETTINGS). Flags override the environment, which overrides the file.
+"""
 MIB = 1 << 20
 MAX_DAYS = 36_500
 PROTECTING = ("keys", "rate", "hosts", "trusted_proxies")  # settings that must not be lost by an empty variable
@@ -62,7 +77,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, validate_default=False)
 
-    engines: UserPath = Field(description="Folder written by build-engines --output", title="DIR")
+    engines: UserPath = Field(description=HELP["engines"], title="DIR")
     host: Host = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one")
     hosts: Hosts = Field(
@@ -315,15 +330,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "zimage-serve",
         description="Serve the plans of Z-Image-Turbo over HTTP.",
-        epilog=f"Every option can also be set by an environment variable ({PREFIX}PORT=8000) or in a file of such "
-        f"lines (--settings or {PREFIX}SETTINGS). Flags override the environment, which overrides the file.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
     prepare(parser)
     parser.add_argument("--settings", metavar="FILE", help=f"File of settings, as lines such as {PREFIX}PORT=8000")
+    add_version(parser)
+    group = parser.add_argument_group("plans")
     for name, field in Settings.model_fields.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", help=_help(field), **_kind(name, field))
+        group = parser.add_argument_group(GROUPS[name]) if name in GROUPS else group
+        group.add_argument(f"--{name.replace('_', '-')}", help=_help(field), **_kind(name, field))
     return parser
 
 

@@ -90,7 +90,7 @@ def test_options_that_are_named_exist(page: Path) -> None:
 @pytest.mark.parametrize("command", ["build-engines", "zimage-lora", "zimage-generate"])
 def test_building_describes_every_option(command: str) -> None:
     section = (ROOT / "docs" / "building.md").read_text(encoding="utf-8")
-    assert options_of(command) - {"--help"} <= set(OPTION.findall(section))
+    assert options_of(command) - {"--help", "--version"} <= set(OPTION.findall(section))
 
 
 def test_serving_has_the_tables_that_follow_from_the_code() -> None:

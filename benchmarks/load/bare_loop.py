@@ -15,7 +15,7 @@ from benchmarks.load.traffic import Case, cases
 from engine.images.encode import encode
 from engine.images.generated import GeneratedImage
 from engine.images.metadata import file_metadata
-from engine.options import RuntimeOptions
+from engine.options import SLOTS, RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.directory import resolve
 from engine.request import ImageRequest
@@ -23,7 +23,6 @@ from engine.scheduler.batch_table import BatchTable
 from engine.scheduler.events import Denoised, Failed
 from engine.scheduler.loop import EngineLoop
 from engine.scheduler.pending_image import PendingImage
-from server.settings import SLOTS
 from server.worker.finisher import FINISHERS
 from server.worker.process import generate_smallest
 

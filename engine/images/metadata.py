@@ -28,6 +28,7 @@ class ImageMetadata:
         text_tokens: tokens of the prompt, without padding.
         seconds: stage times.
         lora: name of the requested LoRA.
+        lora_strength: its strength; None without a LoRA.
     """
 
     seed: int
@@ -44,6 +45,7 @@ class ImageMetadata:
     text_tokens: int
     seconds: StageTimes
     lora: str | None = None
+    lora_strength: float | None = None
 
     @property
     def size(self) -> Size:
@@ -79,6 +81,8 @@ def _infotext(request: ImageRequest, metadata: ImageMetadata) -> str:
     }
     if metadata.lora is not None:
         settings["LoRA"] = _quoted(metadata.lora)
+        if metadata.lora_strength not in (None, 1):
+            settings["LoRA strength"] = f"{metadata.lora_strength:g}"
     lines = [request.prompt]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")

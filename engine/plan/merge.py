@@ -1,4 +1,4 @@
-"""Merging of low-rank factors into stored weights, on all cores, in the layout in which the weights are stored.
+"""Merging of changes into stored weights, on all cores, in the layout in which the weights are stored.
 
 A weight is merged in blocks of rows that fit a core's cache. Knows arrays; not LoRAs or graphs.
 """
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import ml_dtypes  # noqa: F401  registers bfloat16 with numpy
 import numpy as np
@@ -22,6 +22,24 @@ from engine.plan.half import HalfConverter
 # whose three copies fit the second-level cache. Measured by `zimage-bench lora-swap`.
 PRODUCT_ROWS = 64
 CONVERTED = 1 << 17
+
+
+class Summand(Protocol):
+    """A matrix that is added to part of a weight, and computed in blocks of rows.
+
+    Attributes:
+        row, column: the first of each in the weight.
+    """
+
+    @property
+    def row(self) -> int: ...
+    @property
+    def column(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    def write(self, rows: slice, out: Array) -> None:
+        """Write rows of the matrix, counted from its first one, to [rows, columns] FP32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +56,13 @@ class Product:
     right: Array
     row: int
     column: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.left), self.right.shape[1]
+
+    def write(self, rows: slice, out: Array) -> None:
+        np.matmul(self.left[rows], self.right, out=out)
 
 
 class Merged:
@@ -72,12 +97,12 @@ class Merger:
         self._pool.shutdown(cancel_futures=True)
         self._blas.restore_original_limits()
 
-    def start(self, base: Array, products: Sequence[Product], exponent: int, new_exponent: int) -> Merged:
-        """Start to merge a weight: round((base * 2**-exponent + products) * 2**new_exponent), computed in FP32.
+    def start(self, base: Array, summands: Sequence[Summand], exponent: int, new_exponent: int) -> Merged:
+        """Start to merge a weight: round((base * 2**-exponent + summands) * 2**new_exponent), computed in FP32.
 
         Args:
             base: [rows, columns] or [columns], float16, bfloat16 or float32, scaled by 2**exponent.
-            products: cover no number twice; none for [columns].
+            summands: matrices inside the weight; [columns] counts as [1, columns].
 
         Returns:
             The merged weight, of the base's dtype.
@@ -89,7 +114,7 @@ class Merger:
         def merge_rows(first: int) -> None:
             rows = slice(first, min(first + PRODUCT_ROWS, len(base)))
             scratch = self._scratch(base.shape[1])
-            scratch.merge(base[rows], _cut(products, rows), scales, merged[rows])
+            scratch.merge(base[rows], scratch.compute(summands, rows), scales, merged[rows])
 
         starts = range(0, len(base), PRODUCT_ROWS)
         return Merged(result, [self._pool.submit(merge_rows, first) for first in starts])
@@ -101,6 +126,15 @@ class Merger:
         return scratch
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows of a summand, and their place in a block of the weight."""
+
+    value: Array
+    row: int
+    column: int
+
+
 class _Scratch:
     """A thread's memory, for weights of up to so many columns."""
 
@@ -110,31 +144,40 @@ class _Scratch:
         self._single, self._products = np.empty(size, np.float32), np.empty(PRODUCT_ROWS * columns, np.float32)
         self._converter = HalfConverter(size)
 
-    def merge(self, base: Array, products: Sequence[Product], scales: tuple[float, float], merged: Array) -> None:
-        """Merge up to PRODUCT_ROWS rows; those of products are counted from the first of them."""
-        values = self._multiply(products)
+    def compute(self, summands: Sequence[Summand], rows: slice) -> list["_Part"]:
+        """Compute what up to PRODUCT_ROWS rows of the weight get."""
+        parts, end = [], 0
+        for summand in summands:
+            height, width = summand.shape
+            begin, stop = max(rows.start, summand.row), min(rows.stop, summand.row + height)
+            if begin >= stop:
+                continue
+            size = (stop - begin) * width
+            # summands that overlap may need more than the scratch has
+            space = (
+                self._products[end : end + size] if end + size <= self._products.size else np.empty(size, np.float32)
+            )
+            value = space.reshape(stop - begin, width)
+            summand.write(slice(begin - summand.row, stop - summand.row), value)
+            parts.append(_Part(value, begin - rows.start, summand.column))
+            end += size
+        return parts
+
+    def merge(self, base: Array, parts: Sequence["_Part"], scales: tuple[float, float], merged: Array) -> None:
+        """Merge up to PRODUCT_ROWS rows; those of parts are counted from the first of them."""
         height = max(1, CONVERTED // base.shape[1])
         for start in range(0, len(base), height):
             rows = base[start : start + height]
             single = self._single[: rows.size].reshape(rows.shape)
             self._widen(rows, single)
             _scale(single, scales[0])
-            for product, value in zip(products, values, strict=True):
-                begin, end = max(start, product.row), min(start + len(rows), product.row + len(value))
+            for part in parts:
+                begin, end = max(start, part.row), min(start + len(rows), part.row + len(part.value))
                 if begin < end:
-                    part = single[begin - start : end - start, product.column : product.column + value.shape[1]]
-                    np.add(part, value[begin - product.row : end - product.row], out=part)
+                    place = single[begin - start : end - start, part.column : part.column + part.value.shape[1]]
+                    np.add(place, part.value[begin - part.row : end - part.row], out=place)
             _scale(single, scales[1])
             self._narrow(single, merged[start : start + height])
-
-    def _multiply(self, products: Sequence[Product]) -> list[Array]:
-        values, end = [], 0
-        for product in products:
-            shape = len(product.left), product.right.shape[1]
-            value = self._products[end : end + math.prod(shape)].reshape(shape)
-            values.append(np.matmul(product.left, product.right, out=value))
-            end += value.size
-        return values
 
     def _widen(self, stored: Array, single: Array) -> None:
         if stored.dtype == np.float16:
@@ -147,17 +190,6 @@ class _Scratch:
             self._converter.narrow(single, stored)
         else:
             np.copyto(stored, single, casting="same_kind")
-
-
-def _cut(products: Sequence[Product], rows: slice) -> list[Product]:
-    """Return what these rows of the weight get, counted from the first of them."""
-    found = []
-    for product in products:
-        begin, end = max(rows.start, product.row), min(rows.stop, product.row + len(product.left))
-        if begin < end:
-            left = product.left[begin - product.row : end - product.row]
-            found.append(Product(left, product.right, begin - rows.start, product.column))
-    return found
 
 
 def _scale(values: Array, factor: float) -> None:

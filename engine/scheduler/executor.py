@@ -20,6 +20,7 @@ from engine.array import Array
 from engine.backends.memory import Readback, Tensor, TimingEvent
 from engine.errors import NonFiniteOutput
 from engine.pipeline import Pipeline
+from engine.request import LoraChoice
 from engine.sampling.finite import require_finite
 from engine.sampling.preview import estimate
 from engine.scheduler.lora_registry import LoraRegistry
@@ -92,14 +93,14 @@ class Executor:
         """Batches that may run while the next one is prepared."""
         return self._memory.max_ahead
 
-    def change_lora(self, name: str | None) -> Iterator[None]:
+    def change_lora(self, lora: LoraChoice | None) -> Iterator[None]:
         """Apply a LoRA, in portions, as the iterator is advanced; nothing else may run. None restores the plans.
 
         Raises:
             LoraMismatch: the LoRA cannot be used now; nothing was changed.
             PlanCorrupt: see `Pipeline.refit`.
         """
-        yield from self._loras.apply(name)
+        yield from self._loras.apply(lora)
         for pending in self._uncharged:  # charged to nobody; settled before their timing events are reused
             pending.settle()
         self._uncharged.clear()
@@ -149,7 +150,7 @@ class Executor:
     def _fill_slots(self, sample: Sample) -> None:
         started = time.perf_counter()
         for branch in sample.branches:
-            prompt_embeds = self._encoder.encode(branch.prompt, sample.request.lora)
+            prompt_embeds = self._encoder.encode(branch.prompt, sample.request.lora_choice)
             self._memory.copy(self._slots.prompt_embeds(branch), prompt_embeds)
         sample.first_pass_at = time.perf_counter()
         sample.record(prompt_encoder=sample.first_pass_at - started)

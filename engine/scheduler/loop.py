@@ -82,6 +82,7 @@ class EngineLoop:
         """
         started = time.perf_counter()
         request.check(self.pipeline.manifest, self._loras.names)
+        self._loras.require_strength(request)
         texts = (request.prompt, request.negative_prompt) if request.is_guided else (request.prompt,)
         prompts = tuple(map(self.pipeline.tokenize, texts))
         return TokenizedPrompts(prompts, time.perf_counter() - started)
@@ -184,7 +185,7 @@ class EngineLoop:
             next(running.portions)
         except StopIteration:
             seconds = time.perf_counter() - running.started
-            log.info("applied LoRA %s in %.2f s", change.lora, seconds)
+            log.info("%s in %.2f s", f"applied LoRA {change.lora}" if change.lora else "removed the LoRA", seconds)
             self._scheduler.complete_change(change, seconds)
             return [Switched(seconds)]
         except LoraMismatch as error:

@@ -4,13 +4,15 @@ Knows names, files and the pipeline; not the order of LoRAs.
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from engine.errors import LoraMismatch
+from engine.errors import InvalidRequest, LoraMismatch
 from engine.files import version
 from engine.pipeline import Pipeline
 from engine.plan.lora import PreparedLora
+from engine.request import ImageRequest, LoraChoice
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ class LoraRegistry:
     ) -> None:
         self._pipeline, self._files = pipeline, dict(files or {})
         self._versions = dict(versions or {})  # others are added when a file is first read
+        self._strengths: dict[str, tuple[float, float]] = {}  # smallest and largest, of files that were read
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -46,7 +49,22 @@ class LoraRegistry:
                 problems.append(f"LoRA {name}: {error}")
         return tuple(problems)
 
-    def apply(self, name: str | None) -> Iterator[None]:
+    def require_strength(self, request: ImageRequest) -> None:
+        """Check that a request's LoRA can be applied at its strength, if the LoRA's file was read before.
+
+        Raises:
+            InvalidRequest: it cannot.
+        """
+        choice = request.lora_choice
+        low, high = (0.0, 0.0) if choice is None else self._strengths.get(choice.name, (-math.inf, math.inf))
+        if choice is not None and not low <= choice.strength <= high:
+            raise InvalidRequest(
+                f"lora_strength must be between {low:g} and {high:g} for the LoRA {choice.name!r}, "
+                f"whose weights exceed FP16 beyond; got {choice.strength:g}",
+                "lora_strength",
+            )
+
+    def apply(self, choice: LoraChoice | None) -> Iterator[None]:
         """Apply a LoRA to the plans in place of any other, in portions; None restores them.
 
         Raises:
@@ -54,10 +72,11 @@ class LoraRegistry:
             PlanCorrupt: see `Pipeline.refit`.
         """
         try:
-            lora = None if name is None else self._read(name)
+            lora = None if choice is None else self._read(choice.name).at(choice.strength)
         except LoraMismatch as error:
-            log.error("LoRA %s: %s", name, error)
-            raise LoraMismatch(f"the LoRA {name!r} cannot be used now; the log says why") from error
+            assert choice is not None
+            log.error("LoRA %s: %s", choice, error)
+            raise LoraMismatch(f"the LoRA {choice.name!r} cannot be used now; the log says why") from error
         yield from self._pipeline.refit_in_portions(lora)
 
     def _read(self, name: str) -> PreparedLora:
@@ -69,6 +88,7 @@ class LoraRegistry:
         file = self._files[name]
         lora = PreparedLora.read(file)
         lora.require_match(self._pipeline.manifest)
+        self._strengths[name] = lora.about.strengths
         try:
             found = version(file)
         except OSError as error:

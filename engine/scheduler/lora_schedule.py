@@ -1,17 +1,18 @@
 """The order of LoRAs: time slices, and when the next one begins.
 
-All images under way share the weights, so images of one LoRA are generated together and LoRAs alternate. Knows
-samples, and times that it is given; not files, clocks or engines.
+All images under way share the weights, so images of one LoRA are generated together and LoRAs alternate; a LoRA at
+another strength counts as another one. Knows samples, and times that it is given; not files, clocks or engines.
 """
 
 import math
 
+from engine.request import LoraChoice
 from engine.scheduler.fair_queue import ClientShares, FairQueue
 from engine.scheduler.sample import Sample
 
 MIN_SLICE = 3.0  # seconds that a time slice lasts while samples of other LoRAs wait
 SLICE_PER_CHANGE = 4.0  # a slice lasts at least this many times as long as the change of LoRAs before it
-UNKNOWN = ""  # in place of the active LoRA, after a change that failed; no LoRA has this name
+UNKNOWN = LoraChoice("", 0.0)  # in place of the active LoRA, after a change that failed; no LoRA has this name
 
 
 class LoraScheduler:
@@ -26,11 +27,11 @@ class LoraScheduler:
     """
 
     def __init__(self, min_slice: float = MIN_SLICE) -> None:
-        self.active: str | None = None
+        self.active: LoraChoice | None = None
         self._min_slice = self._slice = min_slice
         self._began = math.inf  # start of the slice: its first batch; inf before
         self._shares = ClientShares()
-        self._queues: dict[str | None, FairQueue] = {}
+        self._queues: dict[LoraChoice | None, FairQueue] = {}
 
     @property
     def queue(self) -> FairQueue:
@@ -38,13 +39,13 @@ class LoraScheduler:
         return self._queues.get(self.active) or FairQueue(self._shares)
 
     def add(self, sample: Sample) -> None:
-        self._queues.setdefault(sample.request.lora, FairQueue(self._shares)).add(sample)
+        self._queues.setdefault(sample.request.lora_choice, FairQueue(self._shares)).add(sample)
 
     def remove(self, sample: Sample) -> None:
-        queue = self._queues[sample.request.lora]
+        queue = self._queues[sample.request.lora_choice]
         queue.remove(sample)
         if queue.oldest is None:
-            del self._queues[sample.request.lora]
+            del self._queues[sample.request.lora_choice]
 
     def longest_waiting(self) -> Sample | None:
         """Return the oldest sample of any LoRA that is not active."""
@@ -61,8 +62,8 @@ class LoraScheduler:
     def charge(self, sample: Sample, seconds: float) -> None:
         """Charge a sample for device time, also after it was removed."""
         self._shares.seconds.charge(sample.client, seconds)
-        if sample.request.lora in self._queues:
-            self._queues[sample.request.lora].charge(sample, seconds)
+        if sample.request.lora_choice in self._queues:
+            self._queues[sample.request.lora_choice].charge(sample, seconds)
 
     def learn(self, tokens: int, seconds: float) -> None:
         """Learn how long a batch of so many tokens takes."""
@@ -79,7 +80,7 @@ class LoraScheduler:
         """Start the time slice with its first batch; later calls change nothing."""
         self._began = min(self._began, now)
 
-    def activate(self, lora: str | None, change_seconds: float) -> None:
+    def activate(self, lora: LoraChoice | None, change_seconds: float) -> None:
         """Make a LoRA active whose change took `change_seconds`."""
         self.active, self._began = lora, math.inf
         self._slice = max(self._min_slice, SLICE_PER_CHANGE * change_seconds)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from engine.array import Array
 from engine.backends.memory import Readback, Tensor
 from engine.pipeline import Pipeline
+from engine.request import LoraChoice
 from engine.sampling.finite import is_finite
 from engine.sampling.tokenizer import TokenizedPrompt
 
@@ -17,7 +18,7 @@ class PromptKey:
     """Key of an encoded prompt. A LoRA may change the prompt encoder too."""
 
     ids: tuple[int, ...]
-    lora: str | None
+    lora: LoraChoice | None
 
 
 class PromptCache:
@@ -59,11 +60,11 @@ class CachedPromptEncoder:
         self._pipeline, self._memory, self._cache = pipeline, pipeline.memory, cache
         self._last: tuple[PromptKey, Readback] | None = None  # the prompt encoded last, not in the cache yet
 
-    def encode(self, prompt: TokenizedPrompt, lora: str | None) -> Tensor:
+    def encode(self, prompt: TokenizedPrompt, lora: LoraChoice | None) -> Tensor:
         """Return [1, L, prompt_embeds_dim], valid until the next call.
 
         Args:
-            lora: name of the LoRA that is applied now.
+            lora: the LoRA that is applied now.
         """
         self.cache_last()
         key = PromptKey(prompt.ids, lora)

@@ -11,6 +11,7 @@ from itertools import islice
 
 from engine.errors import UnsupportedShape
 from engine.plan.manifest import Manifest
+from engine.request import LoraChoice
 from engine.scheduler.batch_table import BatchTable
 from engine.scheduler.lora_schedule import UNKNOWN, LoraScheduler
 from engine.scheduler.sample import Pass, Sample
@@ -58,8 +59,8 @@ class LoraChange:
         return (self.sample,)
 
     @property
-    def lora(self) -> str | None:
-        return self.sample.request.lora
+    def lora(self) -> LoraChoice | None:
+        return self.sample.request.lora_choice
 
 
 class Scheduler:
@@ -102,9 +103,9 @@ class Scheduler:
         """Return the sample of a key."""
         return self._samples.get(key)
 
-    def with_lora(self, lora: str | None) -> list[Sample]:
-        """Return all samples of a LoRA."""
-        return [sample for sample in self._samples.values() if sample.request.lora == lora]
+    def with_lora(self, lora: LoraChoice | None) -> list[Sample]:
+        """Return all samples of a LoRA at a strength."""
+        return [sample for sample in self._samples.values() if sample.request.lora_choice == lora]
 
     def add(self, sample: Sample) -> None:
         """Queue a sample."""

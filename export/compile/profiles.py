@@ -17,11 +17,20 @@ def parse_profile(text: str, model: Model) -> Profile:
     Raises:
         BuildError: the text has another form, or a size or the batch is out of range.
     """
+    sizes, batch = split_profile(text)
+    return _profile(text, sizes, batch, model)
+
+
+def split_profile(text: str) -> tuple[list[Size], int]:
+    """Return the sizes and the largest batch of `SIZE[,SIZE...][:BATCH]`, whatever the model takes.
+
+    Raises:
+        BuildError: the text has another form.
+    """
     match = re.fullmatch(r"(\d{1,5}(?:x\d{1,5})?(?:,\d{1,5}(?:x\d{1,5})?)*)(?::(\d{1,5}))?", text, re.ASCII)
     if match is None:
         raise BuildError(f"--profile must read like 512,1024x1536:2 (sizes, then the largest batch), got {text!r}")
-    sizes = [Size.parse(part) for part in match[1].split(",")]
-    return _profile(text, sizes, int(match[2] or 1), model)
+    return [Size.parse(part) for part in match[1].split(",")], int(match[2] or 1)
 
 
 def default_profiles(sample_size: int, model: Model) -> tuple[Profile, ...]:

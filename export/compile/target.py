@@ -1,10 +1,8 @@
-"""The target of a build: flavor and GPUs."""
+"""The target of a build: flavor and GPUs. Imports PyTorch only where a GPU matters."""
 
 import re
 from collections.abc import Sequence
 from typing import Literal
-
-import torch
 
 from engine.backends.load import NOT_RTX, PACKAGES, RTX_COMPUTE_CAPABILITIES
 from engine.errors import BackendUnavailable, BuildError
@@ -40,7 +38,7 @@ def compute_capabilities(flavor: Flavor, wanted: tuple[str, ...]) -> tuple[str, 
     if flavor == "onnx":
         return ()
     import_tensorrt(flavor)
-    if not torch.cuda.is_available():
+    if not _has_gpu():
         raise BackendUnavailable(
             "--flavor tensorrt builds for the GPU of this machine, and there is none; "
             "--flavor rtx builds ahead of time for GPUs named by --compute-capability"
@@ -59,7 +57,7 @@ def require_refit(flavor: Flavor, capabilities: tuple[str, ...]) -> None:
             f"--refittable: tensorrt {installed} is installed, and 11.3 can drop biases from refittable plans, which "
             "gives wrong images (its release notes); install another version of tensorrt, or merge the LoRA with --lora"
         )
-    if flavor == "rtx" and not (torch.cuda.is_available() and capabilities == (_device_capability(),)):
+    if flavor == "rtx" and not (_has_gpu() and capabilities == (_device_capability(),)):
         raise BackendUnavailable(
             "--refittable --flavor rtx builds on the GPU that the plans are for, and needs it named alone by "
             "--compute-capability; --lora merges a LoRA without a GPU"
@@ -69,7 +67,7 @@ def require_refit(flavor: Flavor, capabilities: tuple[str, ...]) -> None:
 def _automatic(targets_named: bool) -> tuple[Flavor, str]:
     if targets_named:
         return "rtx", "--compute-capability names GPUs to build for ahead of time"
-    if not torch.cuda.is_available():
+    if not _has_gpu():
         return "onnx", "there is no CUDA device here"
     if _imports("tensorrt"):
         return "tensorrt", f"there is a CUDA device and {PACKAGES['tensorrt']} is installed"
@@ -92,7 +90,15 @@ def _imports(flavor: Flavor) -> bool:
     return True
 
 
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _device_capability() -> str:
+    import torch
+
     return "{}.{}".format(*torch.cuda.get_device_capability())
 
 

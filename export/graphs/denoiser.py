@@ -18,7 +18,7 @@ from export.checkpoint.weights import load_finite
 from export.graphs.graph_module import GraphModule
 from export.graphs.layers import linear, transformer_block
 from export.precision.bounds import Modulation
-from export.precision.dtypes import set_dtype
+from export.precision.casts import set_dtype
 from export.precision.fp16 import Z_IMAGE_BLOCK, Fp16Block, Measured, measure_blocks
 
 TIMESTEP_FREQUENCIES = 128  # half of DiffSynth's frequency_embedding_size

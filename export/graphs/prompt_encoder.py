@@ -28,7 +28,7 @@ from export.graphs.layers import (
     transformer_block,
     unscaled,
 )
-from export.precision.dtypes import DTYPES, set_dtype
+from export.precision.casts import DTYPES, set_dtype
 from export.precision.fp16 import QWEN3_LAYER, Z_IMAGE_BLOCK, Fp16Block, Measured, measure_blocks
 
 ROPE_KEYS = ("rope_type", "type", "rope_theta")

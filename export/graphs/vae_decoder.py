@@ -17,7 +17,7 @@ from export.checkpoint.models import Model
 from export.graphs.fused_norm import fused_group_norm
 from export.graphs.graph_module import GraphModule
 from export.graphs.layers import linear
-from export.precision.dtypes import set_dtype
+from export.precision.casts import set_dtype
 
 
 class VaeDecoder(GraphModule):

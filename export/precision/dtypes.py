@@ -1,21 +1,16 @@
-"""Number formats of the graphs.
+"""Number formats of the graphs. Imports no PyTorch, so that a wrong choice is refused at once.
 
 The residual stream, norms, modulation, rotary embedding and final layer are FP32 in every plan. A precision sets the
 format of the large matrix products and of attention, and an accumulation the format in which FP16 products are summed.
 `export.precision.fp16` makes FP16 safe.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
-
-import torch
-from torch import nn
+from collections.abc import Sequence
 
 from engine.errors import BuildError
 from engine.plan.manifest import Accumulation, Flavor, GraphName, Precision
 
 TURING = "7.5"  # the only supported compute capability without BF16
-DTYPES: dict[Precision, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def graph_precisions(
@@ -46,17 +41,3 @@ def require_accumulation(accumulation: Accumulation, precision: Precision, flavo
         raise BuildError(f"--accumulate fp16 needs --fp16; products of --{precision} are always summed in FP32")
     if accumulation == "fp16" and flavor == "onnx":
         raise BuildError("--accumulate fp16 needs --flavor tensorrt or rtx; ONNX Runtime on a CPU always sums in FP32")
-
-
-def set_dtype(modules: Iterable[Any], precision: Precision, accumulation: Accumulation = "fp32") -> None:
-    """Cast the linear and convolution layers of the modules, not their norms, to the precision's dtype.
-
-    Args:
-        accumulation: format in which products of FP16 are summed.
-    """
-    for module in modules:
-        for layer in module.modules():
-            if isinstance(layer, nn.Linear | nn.Conv2d):
-                layer.to(DTYPES[precision])
-                if precision == "fp16" and accumulation == "fp32":
-                    layer.sums = torch.float32  # type: ignore[assignment]  # torch types it as a parameter

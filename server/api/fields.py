@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from engine.errors import InvalidRequest
-from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_SEED, MAX_STEPS, ImageRequest, random_seed
+from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_LORA_STRENGTH, MAX_SEED, MAX_STEPS, ImageRequest, random_seed
 from engine.size import Size
 
 Number = TypeVar("Number", int, float)
@@ -86,6 +86,9 @@ class ImageFields(RequestBody):
     lora: (
         Annotated[str, Field(max_length=MAX_LORA, description="name of a LoRA, from loras in /v1/model_info")] | None
     ) = None
+    lora_strength: Annotated[
+        float, Field(ge=-MAX_LORA_STRENGTH, le=MAX_LORA_STRENGTH, description="ignored without a LoRA; 0 for none")
+    ] = 1.0
     timeout: (
         Annotated[float, Field(gt=0, le=86400, description="seconds until the images are no longer wanted")] | None
     ) = None
@@ -116,6 +119,7 @@ class ImageFields(RequestBody):
             self.negative_prompt,
             agreed(self._guidance()) or 0.0,
             self.lora,
+            1.0 if self.lora is None else self.lora_strength,
         )
 
     def names(self) -> dict[str, str]:
@@ -124,9 +128,13 @@ class ImageFields(RequestBody):
 
     def ignored(self) -> tuple[str, ...]:
         is_guided = any(self._guidance().values())
-        negative = ["negative_prompt"] if self.negative_prompt and not is_guided else []
-        quality = ["quality"] if self.quality != "auto" else []  # auto leaves the choice to the server
-        return (*negative, *(name for name in WITHOUT_EFFECT if getattr(self, name) is not None), *quality)
+        unused = {
+            "negative_prompt": bool(self.negative_prompt) and not is_guided,
+            "lora_strength": "lora_strength" in self.model_fields_set and self.lora is None,
+            **{name: getattr(self, name) is not None for name in WITHOUT_EFFECT},
+            "quality": self.quality != "auto",  # which leaves the choice to the server
+        }
+        return tuple(name for name, is_unused in unused.items() if is_unused)
 
     def _guidance(self) -> dict[str, float | None]:
         """Return diffusers' guidance scale as each field asks for it."""

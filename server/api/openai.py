@@ -96,7 +96,7 @@ def _card(request: Request, name: str) -> ModelCard:
 
 
 @router.get("/v1/model_info")
-async def model_info(jobs: Jobs) -> ModelInfo:
+async def model_info(jobs: Jobs, model: Model) -> ModelInfo:
     """Return the properties of the served plans."""
     manifest = jobs.manifest
     return ModelInfo(
@@ -107,6 +107,8 @@ async def model_info(jobs: Jobs) -> ModelInfo:
         num_inference_steps=manifest.model.default_steps,
         default_size=str(manifest.default_size),
         loras=list(jobs.loras),
+        about=model.guide.about,
+        examples=list(model.guide.examples),
         sizes=[f"{p.width.min}x{p.height.min}..{p.width.max}x{p.height.max}" for p in manifest.profiles],
     )
 

@@ -24,6 +24,8 @@ class ModelInfo(BaseModel):
     default_size: str
     sizes: list[str]
     loras: list[str]
+    about: str
+    examples: list[str]
 
 
 class Error(BaseModel):

@@ -1,11 +1,12 @@
 """The names by which clients know the model. Knows names; not the plans."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
+from engine.plan.guide import Guide
 from server.api import errors
 
 
@@ -16,10 +17,12 @@ class ServedModel:
     Attributes:
         names: its names, as `/v1/models` lists them; answers tell the first one.
         is_strict: True to refuse requests for other models; False to answer them too.
+        guide: what to expect of it.
     """
 
     names: tuple[str, ...]
     is_strict: bool = False
+    guide: Guide = field(default_factory=Guide)
 
     @property
     def name(self) -> str:

@@ -1,13 +1,15 @@
 """The page's form. Knows inputs and the sizes of the plans; not what happens to a request."""
 
+from functools import partial
 from math import sqrt
 from typing import Any
 
 from nicegui import ui
 
 from engine.errors import InvalidRequest, UnsupportedShape
+from engine.plan.guide import Guide
 from engine.plan.manifest import Manifest
-from engine.request import MAX_GUIDANCE, MAX_RANDOM_SEED, MAX_STEPS, ImageRequest
+from engine.request import MAX_GUIDANCE, MAX_LORA_STRENGTH, MAX_RANDOM_SEED, MAX_STEPS, ImageRequest
 from engine.size import Size
 from server.api.task_schemas import GenerateRequest
 
@@ -20,11 +22,18 @@ MAX_EXACT = 2**53 - 1  # integers that a browser's numbers hold
 class Form:
     """Inputs of a request, in the current element."""
 
-    def __init__(self, manifest: Manifest, loras: tuple[str, ...]) -> None:
+    def __init__(self, manifest: Manifest, loras: tuple[str, ...], guide: Guide) -> None:
         self._manifest = manifest
         default = manifest.default_size
         self.prompt = ui.textarea("Prompt", placeholder="Describe the image").props("outlined autogrow autofocus")
-        offered = {str(size): _label(size) for size in sizes(manifest)}
+        if guide.about:
+            ui.label(guide.about).classes("z-quiet")
+        with ui.element("div").classes("z-examples"):
+            for example in guide.examples:
+                ui.button(example, on_click=partial(self.prompt.set_value, example)).props(
+                    "flat dense no-caps align=left"
+                )
+        offered = {str(size): _label(size) for size in sizes(manifest, guide)}
         self._size = ui.select(
             offered | {OTHER: "Other size"}, label="Size", value=str(default), on_change=self._choose_size
         ).props("outlined dense")
@@ -40,8 +49,11 @@ class Form:
             self._seed.props("outlined dense clearable stack-label")
         self._lora = None
         if loras:
+            limit = MAX_LORA_STRENGTH
             choices = {"": "none"} | {name: name for name in loras}
-            self._lora = ui.select(choices, label="LoRA", value="").props("outlined dense")
+            with ui.element("div").classes("z-pair"):
+                self._lora = ui.select(choices, label="LoRA", value="").props("outlined dense")
+                self._strength = ui.number("Strength", value=1, min=-limit, max=limit, step=0.1).props("outlined dense")
         with ui.expansion("Advanced"):
             self._negative = ui.textarea("Negative prompt").props("outlined dense autogrow")
             self._guidance = ui.number("Guidance", value=0, min=0, max=MAX_GUIDANCE, step=0.5).props("outlined dense")
@@ -69,6 +81,7 @@ class Form:
         }
         if self._lora is not None and self._lora.value:
             fields["lora"] = self._lora.value
+            fields["lora_strength"] = 1.0 if self._strength.value is None else self._strength.value
         return GenerateRequest.model_validate(fields)
 
     def take_over(self, request: ImageRequest) -> None:
@@ -82,16 +95,19 @@ class Form:
         if self._lora is not None:
             lora = request.lora or ""
             self._lora.value = lora if lora in self._lora.options else ""
+            self._strength.value = request.lora_strength
 
     def _choose_size(self) -> None:
         if self._size.value != OTHER:
             self._width.value, self._height.value = Size.parse(self._size.value)
 
 
-def sizes(manifest: Manifest) -> list[Size]:
-    """Return the sizes to offer: per profile, common ratios at the area it is tuned for and its largest square."""
-    found = [manifest.default_size]
-    for profile in manifest.profiles:
+def sizes(manifest: Manifest, guide: Guide) -> list[Size]:
+    """Return the sizes to offer: the guide's, or per profile common ratios at the area it is tuned for and its largest
+    square.
+    """
+    found = [manifest.default_size, *map(Size.parse, guide.sizes)]
+    for profile in () if guide.sizes else manifest.profiles:
         area, edge = profile.height.opt * profile.width.opt, min(profile.height.max, profile.width.max)
         found += [_near(area, ratio, manifest.model.size_multiple) for ratio in RATIOS]
         found.append(Size(edge, edge))

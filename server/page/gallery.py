@@ -195,7 +195,7 @@ def _facts(request: ImageRequest, metadata: ImageMetadata) -> dict[str, str]:
         "Size": f"{metadata.width} × {metadata.height}",
         "Steps": str(metadata.num_inference_steps),
         "Seed": str(metadata.seed),
-        "LoRA": request.lora or "",
+        "LoRA": str(request.lora_choice or ""),
         "Guidance": f"{metadata.guidance_scale:g}" if metadata.guidance_scale else "",
         "Negative": request.negative_prompt,
         "Model": f"{metadata.model}, {metadata.precision}",

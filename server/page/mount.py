@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from engine.plan.guide import Guide
 from server.api.access import Authenticator
 from server.api.errors import ECHO, ApiError, refuse
 from server.api.public_address import SCOPE_KEY, PublicAddress, without_default_port
@@ -48,8 +49,8 @@ def is_page(path: str) -> bool:
 class PageMount:
     """Answers requests for the page and passes on all others. One per process: the toolkit keeps state in modules."""
 
-    def __init__(self, app: ASGIApp, jobs: JobService, authenticator: Authenticator) -> None:
-        self._app, self._jobs, self._authenticator = app, jobs, authenticator
+    def __init__(self, app: ASGIApp, jobs: JobService, authenticator: Authenticator, guide: Guide) -> None:
+        self._app, self._jobs, self._authenticator, self._guide = app, jobs, authenticator, guide
         self._page: FastAPI | None = None
         self._loading = asyncio.Lock()
         self._running = AsyncExitStack()
@@ -81,7 +82,7 @@ class PageMount:
         async with self._loading:
             if self._page is None:
                 module = await run_in_threadpool(import_module, "server.page.page")
-                page: FastAPI = module.create(self._jobs, self._authenticator)
+                page: FastAPI = module.create(self._jobs, self._authenticator, self._guide)
                 await self._running.enter_async_context(page.router.lifespan_context(page))
                 self._page = page
                 gc.freeze()  # as in `server.serving`

@@ -17,6 +17,7 @@ from nicegui import background_tasks, ui
 from pydantic import ValidationError
 
 from engine.errors import InvalidRequest
+from engine.plan.guide import Guide
 from engine.request import ImageRequest
 from server.api import errors
 from server.api.access import Authenticator
@@ -46,7 +47,7 @@ GALLERY_TICKS = 6  # between two updates of the gallery
 RECONNECT = 30.0  # seconds to keep a page that lost its connection
 
 
-def create(jobs: JobService, authenticator: Authenticator) -> FastAPI:
+def create(jobs: JobService, authenticator: Authenticator, guide: Guide) -> FastAPI:
     """Create the page as an application. Once per process: the toolkit keeps its routes in a module."""
     style = STYLE.read_text()
 
@@ -56,7 +57,7 @@ def create(jobs: JobService, authenticator: Authenticator) -> FastAPI:
         ui.add_css(style)
         ui.add_body_html(address_check.script(request.headers, address_of(request)))
         ui.colors(primary=BLUE)
-        session = PageSession(jobs, authenticator, request)
+        session = PageSession(jobs, authenticator, request, guide)
         if authenticator.needs_key:
             await session.ask_for_key()
         else:
@@ -80,8 +81,9 @@ def create(jobs: JobService, authenticator: Authenticator) -> FastAPI:
 class PageSession:
     """One visitor's page."""
 
-    def __init__(self, jobs: JobService, authenticator: Authenticator, request: Request) -> None:
+    def __init__(self, jobs: JobService, authenticator: Authenticator, request: Request, guide: Guide) -> None:
         self._jobs, self._authenticator, self._request = jobs, authenticator, request
+        self._guide = guide
         self._root = f"{address_of(request).prefix}/"  # of the server, for links
         self._client = ui.context.client
         self._owner: str | None = None
@@ -128,7 +130,7 @@ class PageSession:
                 ui.button("Forget key", on_click=_forget_key).props("flat dense no-caps")
         with ui.element("main").classes("z-columns"):
             with ui.element("div").classes("z-card z-form"):
-                self._form = Form(manifest, self._jobs.loras)
+                self._form = Form(manifest, self._jobs.loras, self._guide)
                 self._form.prompt.on("keydown.ctrl.enter", self._generate)
                 self._button = (
                     ui.button("Generate", on_click=self._generate).props("unelevated no-caps").classes("z-generate")

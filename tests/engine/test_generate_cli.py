@@ -1,7 +1,10 @@
-"""`zimage-generate` writes one PNG, or exits with one line."""
+"""`zimage-generate` writes images, or exits with one line."""
 
+import io
 import json
 import os
+import re
+import signal
 import stat
 import subprocess
 import sys
@@ -12,15 +15,20 @@ import pytest
 from PIL import Image
 
 from engine.cli import main
-from engine.errors import InvalidRequest
+from engine.errors import InvalidRequest, NonFiniteOutput, ZImageError
+from engine.generator import ImageGenerator
+from engine.images.generated import GeneratedImage
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.directory import read, resolve
-from engine.request import ImageRequest
+from engine.progress_bar import ProgressBar
+from engine.request import MAX_SEED, ImageRequest
+from engine.scheduler.pending_image import PendingImage
 from engine.size import Size
 
 COMMAND = Path(sys.executable).with_name("zimage-generate")  # what pip installs
 PROMPT = "a red circle, 一个红色的圆"
+SMALL = ("--size", "64", "--steps", "1")
 
 
 def generate(engines: Path, output: Path, *arguments: str, prompt: str = PROMPT) -> None:
@@ -88,6 +96,159 @@ def test_guided_image_prints_two_forwards_a_step(
     assert "64x64, seed 7, 4 forwards" in capsys.readouterr().out
 
 
+def test_negative_prompt_without_guidance_is_accepted_with_a_word(
+    engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate(engines, tmp_path / "a.png", *SMALL, "--seed", "7", "--negative-prompt", "a cat")
+    generate(engines, tmp_path / "b.png", *SMALL, "--seed", "7")
+    assert np.array_equal(np.asarray(open_png(tmp_path / "a.png")), np.asarray(open_png(tmp_path / "b.png")))
+    assert capsys.readouterr().err == "negative prompts have no effect without a --guidance-scale above 0\n"
+
+
+def test_extension_chooses_the_format(engines: Path, tmp_path: Path) -> None:
+    generate(engines, tmp_path / "a.jpg", *SMALL, "--quality", "80")
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert (image.format, image.size) == ("JPEG", (64, 64))
+
+
+def test_unknown_extension_is_refused_before_plans_are_looked_for(tmp_path: Path) -> None:
+    refused(tmp_path / "no plans", tmp_path / "a.gif", message="must end in .png, .jpg, .jpeg, .webp; got .gif")
+
+
+def test_several_images_get_numbers_and_seeds_that_follow(
+    engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate(engines, tmp_path / "a.png", *SMALL, "-n", "3", "--seed", "7")
+    said = capsys.readouterr().out
+    for number in (1, 2, 3):
+        assert json.loads(open_png(tmp_path / f"a-{number}.png").info["zimage-trt"])["seed"] == 6 + number
+        assert f"{tmp_path}/a-{number}.png: 64x64, seed {6 + number}, 1 forwards" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-1.png", "a-2.png", "a-3.png"]
+    assert re.search(r"load [\d.]+ s, 3 images \d+ ms", said)
+
+
+LINES = """# two lines, and one with its own fields
+a red circle
+
+{"prompt": "a blue star", "size": "80x64", "seed": 5, "steps": 2.0, "guidance_scale": 1.5, "negative_prompt": "red"}
+{"prompt": "a cat", "width": 80, "height": 96, "seed": null, "output": "own.webp"}
+"""
+
+
+def from_file(engines: Path, folder: Path, text: str, *arguments: str) -> None:
+    (folder / "prompts.txt").write_text(text, encoding="utf-8")
+    files = ("--prompts", str(folder / "prompts.txt"), "--output", str(folder / "a.png"))
+    main([*files, "--engines", str(engines), "--threads", "1", *arguments])
+
+
+def test_file_of_prompts_gives_an_image_per_line(
+    engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    from_file(engines, tmp_path, LINES, *SMALL, "--seed", "20")
+    assert "own.webp: 80x96, seed 22, 1 forwards\n" in capsys.readouterr().out
+    facts = [json.loads(open_png(tmp_path / f"a-{number}.png").info["zimage-trt"]) for number in (1, 2)]
+    names = ("prompt", "width", "height", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
+    assert [facts[0][name] for name in names] == ["a red circle", 64, 64, 20, 1, 0.0, ""]
+    assert [facts[1][name] for name in names] == ["a blue star", 80, 64, 5, 2, 1.5, "red"]
+    with Image.open(tmp_path / "own.webp") as image:
+        assert (image.format, image.size) == ("WEBP", (80, 96))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-1.png", "a-2.png", "own.webp", "prompts.txt"]
+
+
+WRONG_LINES = {
+    "unknown field": ('{"prompt": "a cat", "colour": 1}', "Object contains unknown field `colour`"),
+    "no prompt": ('{"size": "64x64"}', "Object missing required field `prompt`"),
+    "text as a number": ('{"prompt": "a cat", "seed": "7"}', "Expected `int | null`, got `str` - at `$.seed`"),
+    "fraction": ('{"prompt": "a cat", "steps": 1.5}', "Expected `int | null`, got `float` - at `$.steps`"),
+    "no JSON": ('{"prompt": ', "Input data was truncated"),
+    "size": ('{"prompt": "a cat", "size": "large"}', "size must be WIDTHxHEIGHT in pixels"),
+    "two sizes": ('{"prompt": "a cat", "size": "64", "width": 64}', "give either size or width and height"),
+    "plans": ('{"prompt": "a cat", "width": 65, "height": 64}', "width must be a multiple of 16, got 65"),
+    "steps": ('{"prompt": "a cat", "steps": 0}', "num_inference_steps must be between 1 and 100, got 0"),
+    "format": ('{"prompt": "a cat", "output": "a.gif"}', "a.gif must end in .png"),
+    "folder": ('{"prompt": "a cat", "output": "nowhere/a.png"}', "No such file or directory"),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), WRONG_LINES.values(), ids=WRONG_LINES)
+def test_wrong_line_is_named_before_anything_is_drawn(engines: Path, tmp_path: Path, line: str, message: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        from_file(engines, tmp_path, f"a red circle\n# a comment\n{line}\n", *SMALL)
+    assert str(end.value.code).startswith(f"zimage-generate: {tmp_path}/prompts.txt, line 3: ")
+    assert message in str(end.value.code) and "\n" not in str(end.value.code)
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.txt"]
+
+
+def test_output_of_two_lines_is_refused(engines: Path, tmp_path: Path) -> None:
+    same = json.dumps({"prompt": "a cat", "output": str(tmp_path / "b.png")})
+    with pytest.raises(SystemExit) as end:
+        from_file(engines, tmp_path, f"{same}\n{same}\n")
+    assert re.search(r"line 2: .*b\.png is already the output of .*line 1$", str(end.value.code))
+
+
+@pytest.mark.parametrize("text", [b"", b"# nothing\n\n", b"\xff\xfea"])
+def test_file_without_prompts_is_refused(engines: Path, tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "prompts.txt").write_bytes(text)
+    with pytest.raises(SystemExit, match=r"holds no prompts|is not UTF-8 text"):
+        main(["--prompts", str(tmp_path / "prompts.txt"), "--engines", str(engines)])
+
+
+def test_prompts_come_from_standard_input(engines: Path, tmp_path: Path) -> None:
+    arguments = ["--prompts", "-", "--engines", engines, "-o", tmp_path / "a.png", *SMALL]
+    done = subprocess.run(
+        [COMMAND, *arguments], input="a red circle\n", capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert open_png(tmp_path / "a.png").size == (64, 64)
+
+
+def test_failed_image_of_several_is_named_and_the_others_are_written(
+    engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finish = ImageGenerator._finish
+
+    def fail_first(self: ImageGenerator, pending: PendingImage) -> GeneratedImage | ZImageError:
+        if pending.sample.request.prompt == "a cat":
+            return NonFiniteOutput("the latents hold NaN or Inf")
+        return finish(self, pending)
+
+    monkeypatch.setattr(ImageGenerator, "_finish", fail_first)
+    with pytest.raises(SystemExit, match="zimage-generate: 1 of 2 images failed"):
+        from_file(engines, tmp_path, "a cat\na red circle\n", *SMALL)
+    assert f"a-1.png: {tmp_path}/prompts.txt, line 1: the latents hold NaN or Inf\n" in capsys.readouterr().err
+    assert open_png(tmp_path / "a-2.png").size == (64, 64) and not (tmp_path / "a-1.png").exists()
+
+
+def test_interruption_keeps_finished_images_and_prints_one_line(engines: Path, tmp_path: Path) -> None:
+    arguments = ["a red circle", "--engines", engines, "-o", tmp_path / "a.png", "--size", "256", "-n", "50"]
+    with subprocess.Popen([COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "a-1.png" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    written = [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
+    assert said == f"zimage-generate: interrupted; {len(written)} of 50 images were written\n"
+    assert not list(tmp_path.glob(".*")) and written
+
+
+def test_terminal_gets_a_progress_bar_and_other_streams_none() -> None:
+    terminal, file = io.StringIO(), io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    for stream in (terminal, file):
+        bar = ProgressBar(2, 16, stream=stream)
+        for _ in range(4):
+            bar.step()
+        bar.finish_image()
+        bar.step()
+        bar.clear()
+    assert "[######..................] image 1 of 2, step 4 of 16, 0 s" in terminal.getvalue()
+    assert "image 2 of 2, step 5 of 16" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r\x1b[K") and "\n" not in terminal.getvalue()
+    assert file.getvalue() == ""
+
+
 def test_long_prompt_prints_the_ignored_part(engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = "a red circle " * 500 + "and the very end"
     generate(engines, tmp_path / "a.png", "--size", "64", "--steps", "1", prompt=prompt)
@@ -105,9 +266,10 @@ REFUSED = {
     "no size": (["--size", ""], "size must be WIDTHxHEIGHT in pixels, such as 1024x768, got ''"),
     "no steps": (["--steps", "0"], "num_inference_steps must be between 1 and 100, got 0"),
     "too many steps": (["--steps", "101"], "num_inference_steps must be between 1 and 100, got 101"),
-    "unused prompt": (["--negative-prompt", "a cat"], "--negative-prompt needs a --guidance-scale above 0"),
-    "negative seed": (["--seed", "-1"], "seed must be between 0 and 4294967295, got -1"),
-    "large seed": (["--seed", "4294967296"], "seed must be between 0 and 4294967295, got 4294967296"),
+    "negative seed": (["--seed", "-2"], f"seed must be between 0 and {MAX_SEED}, or -1 for a random one, got -2"),
+    "large seed": (["--seed", f"{2**64}"], f"or -1 for a random one, got {2**64}"),
+    "two prompts": (["--prompts", "prompts.txt"], "give either a prompt or --prompts FILE"),
+    "quality of a PNG": (["--quality", "80"], "png is lossless"),
 }
 
 

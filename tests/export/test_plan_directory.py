@@ -254,7 +254,7 @@ def test_builder_killed_at_any_step_leaves_nothing_half_finished(tmp_path: Path)
 def test_unfinished_directory_is_not_served(tmp_path: Path) -> None:
     def look(directory: Path) -> None:
         for path in (directory, tmp_path):
-            with pytest.raises(PlanNotFound, match="a build that was interrupted"):
+            with pytest.raises(PlanNotFound, match="a build that is running or was interrupted"):
                 resolve(path)
 
     build(tmp_path, midway=look)

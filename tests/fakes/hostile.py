@@ -6,6 +6,7 @@ from dataclasses import replace
 import fakes.loop
 import fakes.server
 
+from engine.plan.guide import Guide
 from server.serving import ServerOptions, serve
 from server.worker.supervisor import WorkerTimeouts
 
@@ -34,7 +35,9 @@ def main(descriptor: str = "") -> None:
         return
     with fakes.server.bind_socket("127.0.0.1", 0) as sock:
         worker = [sys.executable, *HOSTILE_SERVER]
-        serve(sock, worker, manifest, ServerOptions(1.0, loras=(LORA,), timeouts=WorkerTimeouts(load=20)))
+        guide = Guide(about=TEXT, sizes=("96x128", "128x128"), examples=("a cat", TEXT))
+        options = ServerOptions(1.0, loras=(LORA,), guide=guide, timeouts=WorkerTimeouts(load=20))
+        serve(sock, worker, manifest, options)
 
 
 if __name__ == "__main__":

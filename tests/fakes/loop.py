@@ -17,7 +17,7 @@ from engine.backends.cuda import failure
 from engine.errors import LoraMismatch, NonFiniteOutput
 from engine.images.generated import GeneratedImage
 from engine.plan.manifest import PreviewProjection, Profile, PromptFormat, Range
-from engine.request import ImageRequest
+from engine.request import ImageRequest, LoraChoice
 from engine.sampling.tokenizer import TokenizedPrompt, TokenizedPrompts
 from engine.scheduler.events import Denoised, Event, Failed, Passed, Started, Stepped, Switched
 from engine.scheduler.prompt_cache import PromptCache
@@ -71,7 +71,7 @@ class FakeLoop:
         self.saves = 0  # of kernels
         self.prompt_cache = PromptCache()
         self.store: Any = None  # of its server
-        self._lora: str | None = None
+        self._lora: LoraChoice | None = None
         self._queue: dict[str, tuple[ImageRequest, int]] = {}
         self._done: dict[str, int] = {}
         self._announced: set[str] = set()
@@ -120,8 +120,8 @@ class FakeLoop:
         time.sleep(self.seconds_per_step)
         self._misbehave(request.prompt, done)
         events: list[Event] = []
-        if request.lora != self._lora:
-            self._lora = request.lora
+        if request.lora_choice != self._lora:
+            self._lora = request.lora_choice
             events.append(Switched(SWITCH))
         size = request.size(MANIFEST)
         estimate = (

@@ -20,7 +20,7 @@ from engine.images.generated import GeneratedImage
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.manifest import GraphName
-from engine.request import ImageRequest
+from engine.request import ImageRequest, LoraChoice
 from engine.sampling.schedule import sigmas
 from engine.sampling.tokenizer import PromptTokenizer, TokenizedPrompt
 from engine.scheduler.batch_table import BatchTable, PassTimes
@@ -108,7 +108,11 @@ class FakeLoras:
 
     names = ("a", "b", "damaged")
 
-    def apply(self, name: str | None) -> Iterator[None]:
+    def require_strength(self, request: ImageRequest) -> None:
+        """Accept any strength."""
+
+    def apply(self, choice: LoraChoice | None) -> Iterator[None]:
+        name, strength = choice or (None, 0.0)
         if name == "damaged":
             raise LoraMismatch("a damaged file")
         self.graphs.lora_offset = np.nan
@@ -117,7 +121,7 @@ class FakeLoras:
         if self.fails is not None:
             raise self.fails
         self.applied.append(name)
-        self.graphs.lora_offset = {None: 0.0, "a": 0.5, "b": -1.5}[name]
+        self.graphs.lora_offset = strength * {None: 0.0, "a": 0.5, "b": -1.5}[name]
 
 
 @dataclass
@@ -184,6 +188,7 @@ def workloads(*loras: str | None) -> st.SearchStrategy[list[Arrival]]:
         negative_prompt=st.sampled_from(["", "a red circle " * 12]),
         guidance_scale=st.sampled_from([0.0, 0.0, 2.5]),
         lora=st.sampled_from(loras),
+        lora_strength=st.sampled_from([1.0, 1.0, 0.5, 0.0]),
     )
     cancel_at = st.none() | st.none() | st.integers(0, 25)
     return st.lists(st.builds(Arrival, images, st.integers(0, 12), cancel_at), min_size=1, max_size=8)

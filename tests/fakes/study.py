@@ -19,7 +19,7 @@ from export.graphs.denoiser import Denoiser
 from export.graphs.graph_module import GraphModule
 from export.graphs.layers import transformer_block
 from export.precision.bounds import Modulation
-from export.precision.dtypes import set_dtype
+from export.precision.casts import set_dtype
 from export.precision.fp16 import Z_IMAGE_BLOCK, Fp16Block, Measured
 from nano.layout import CheckpointSizes, transformer_config
 from nano.miniature import tensor_shapes

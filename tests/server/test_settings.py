@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.options import RuntimeOptions
+from engine.options import SLOTS, RuntimeOptions
 from server import settings
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.retention import DAY, Retention
@@ -60,7 +60,7 @@ def test_names_and_origins_are_words(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_defaults_are_those_of_the_options_classes() -> None:
     given = settings.read(ENGINES)
-    assert given.runtime() == RuntimeOptions(slots=settings.SLOTS)
+    assert given.runtime() == RuntimeOptions(slots=SLOTS)
     assert given.server() == ServerOptions()
 
 

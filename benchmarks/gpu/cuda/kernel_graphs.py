@@ -15,7 +15,8 @@ from engine.array import Array
 from engine.backends.base import Backend, Bindings, Engine
 from engine.backends.host_memory import HostMemory
 from engine.pipeline import Pipeline
-from engine.plan.lora import About, PreparedLora, base_weight
+from engine.plan.delta import LowRank
+from engine.plan.lora import About, PreparedLora, Scaling, base_weight
 from engine.plan.manifest import (
     SCHEMA_VERSION,
     Graph,
@@ -131,7 +132,8 @@ def lora(plans: Manifest) -> PreparedLora:
     rng = np.random.default_rng(1)
     down, up = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, WIDTH), (CHANNELS, 2)))
     precisions: dict[GraphName, Precision] = {name: graph.precision for name, graph in plans.graphs.items()}
-    return PreparedLora(About(WEIGHTS_SHA256, precisions, {TINT.name: 0}), {PART: (down, up)}, {})
+    scalings = (Scaling(1.0, {TINT.name: 0}),)
+    return PreparedLora(About(WEIGHTS_SHA256, precisions, scalings), {PART: (LowRank(down, up),)})
 
 
 def base_tint(folder: Path, graph: Graph) -> Array:

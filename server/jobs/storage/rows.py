@@ -8,7 +8,7 @@ import msgspec
 
 from engine.errors import InvalidRequest
 from engine.images.metadata import ImageMetadata
-from engine.request import MAX_SEED, MAX_STEPS, PNG, ImageRequest
+from engine.request import MAX_LORA_STRENGTH, MAX_SEED, MAX_STEPS, PNG, ImageRequest
 from server.jobs.job import Job, JobError, JobState, StoredImage
 from server.jobs.storage.database import SQLiteValue
 
@@ -60,6 +60,8 @@ def _check(job: Job, row: sqlite3.Row) -> None:
     request = job.request
     if not 0 <= request.seed <= MAX_SEED or not 1 <= (request.num_inference_steps or 1) <= MAX_STEPS:
         raise ValueError(f"it asks for the seed {request.seed} and {request.num_inference_steps} steps")
+    if not abs(request.lora_strength) <= MAX_LORA_STRENGTH:
+        raise ValueError(f"it asks for a LoRA at strength {request.lora_strength}")
     if not 1 <= job.image_count <= MAX_IMAGES or job.attempts < 0:
         raise ValueError(f"it has {job.image_count} images and {job.attempts} attempts")
     has_end, has_error = job.finished is not None, job.error is not None

@@ -9,6 +9,8 @@ import pytest
 from fakes.cuda import FakeCuda, Misuse
 from fakes.manifest import LARGE, MANIFEST, USUAL
 from fakes.plan import FakeContext, FakePlan
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.backends.device_memory import DeviceMemory
 from engine.backends.memory import DeviceTensor
@@ -16,7 +18,8 @@ from engine.backends.tensorrt.cuda_graphs import CAPTURED
 from engine.backends.tensorrt.engine import CONTEXTS, StreamResources, TensorRtEngine, _without_covered
 from engine.errors import DeviceError, PlanCorrupt
 from engine.options import CudaGraphs
-from engine.plan.lora import About, PreparedLora
+from engine.plan.delta import Dense, Kronecker, LowRank
+from engine.plan.lora import About, PreparedLora, Scaling
 from engine.plan.manifest import RefitWeight
 from engine.plan.shapes import dimensions
 
@@ -189,9 +192,9 @@ def test_every_pass_runs_once_with_its_own_tensors(replaying: Device) -> None:
 
 
 def lora(**factors: float) -> PreparedLora:
-    about = About("", {}, {weight.name: 0 for weight in WEIGHTS})
+    about = About("", {}, (Scaling(1.0, {weight.name: 0 for weight in WEIGHTS}),))
     down = np.ones((1, 3), np.float32)
-    return PreparedLora(about, {name: (down, np.full((2, 1), value)) for name, value in factors.items()}, {})
+    return PreparedLora(about, {name: (LowRank(down, np.full((2, 1), value)),) for name, value in factors.items()})
 
 
 def refit(device: Device, lora: PreparedLora | None) -> None:
@@ -217,6 +220,38 @@ def test_lora_changes_only_its_weights_and_is_restored_bit_for_bit(device: Devic
     assert np.array_equal(refitted(device)["v"], BASE[2])
     refit(device, None)
     assert len(device.plan.refitted) == 3
+
+
+# the change of each weight at a strength of 1, in numbers that FP16 and sums of them hold exactly
+CHANGES = {
+    "q": LowRank(np.array([[1, 2, 4]], np.float32), np.array([[1], [-3]], np.float32)),
+    "k": Kronecker(np.array([[2, 4, -8]], np.float32), np.array([[1], [3]], np.float32), np.array([1, 0], np.int32)),
+    "v": Dense(lambda: np.array([[1, -1, 0.5], [0, 0.25, 1]], np.float16), np.array([4], np.float32), (2, 3)),
+}
+DENSE = {"q": [[1, 2, 4], [-3, -6, -12]], "k": [[6, 12, -24], [2, 4, -8]], "v": [[4, -4, 2], [0, 1, 4]]}
+SCALINGS = tuple(
+    Scaling(strength, {"q": 0, "k": exponent, "v": 0}) for strength, exponent in ((1.0, 0), (4.0, -1), (-2.0, 2))
+)
+STRENGTHS = {0.25: 0, 0.5: 0, 1.0: 0, 1.5: -1, 4.0: -1, -0.5: 2, -2.0: 2}  # with the exponent of k
+
+
+@settings(max_examples=50, deadline=None)
+@given(swaps=st.lists(st.none() | st.sampled_from(list(STRENGTHS)), min_size=1, max_size=8))
+def test_weights_after_any_swaps_are_those_of_one_merge(
+    tmp_path_factory: pytest.TempPathFactory, swaps: list[float | None]
+) -> None:
+    device = make(tmp_path_factory.mktemp("plans"), FakeCuda(eagerness=0), "off")
+    weights = {weight.name: base.copy() for weight, base in zip(WEIGHTS, BASE, strict=True)}
+    prepared = PreparedLora(About("", {}, SCALINGS), {name: (change,) for name, change in CHANGES.items()})
+    for strength in [*swaps, None]:
+        refit(device, None if strength is None else prepared.at(strength))
+        device.cuda.synchronize(device.memory.stream)
+        for refitted in device.plan.refitted:
+            weights |= refitted
+        for (name, change), base in zip(DENSE.items(), BASE, strict=True):
+            exponent = STRENGTHS[strength] if strength is not None and name == "k" else 0
+            expected = (base + (strength or 0) * np.array(change)) * 2.0**exponent
+            assert np.array_equal(weights[name], expected.astype(np.float16)), (name, strength)
 
 
 def test_refit_drops_captured_graphs(replaying: Device) -> None:

@@ -241,6 +241,10 @@ def test_file_metadata_names_the_lora() -> None:
     text = file_metadata(REQUEST, replace(METADATA, lora="outlines"))
     assert dict(web_ui_settings(text["parameters"]))["LoRA"] == "outlines"
     assert json.loads(text["zimage-trt"])["lora"] == "outlines"
+    assert "LoRA strength" not in text["parameters"]
+    weaker = file_metadata(REQUEST, replace(METADATA, lora="outlines", lora_strength=0.75))
+    assert dict(web_ui_settings(weaker["parameters"]))["LoRA strength"] == "0.75"
+    assert json.loads(weaker["zimage-trt"])["lora_strength"] == 0.75
 
 
 def test_json_metadata_is_exact_and_ascii() -> None:

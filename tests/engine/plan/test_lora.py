@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import safetensors
@@ -14,7 +15,8 @@ from fakes.manifest import MANIFEST
 
 from engine.array import Array
 from engine.errors import LoraMismatch
-from engine.plan.lora import FORMAT, About, PreparedLora, _digest, is_prepared
+from engine.plan.delta import Dense, Kronecker, LowRank
+from engine.plan.lora import FORMAT, About, PreparedLora, Scaling, _digest, is_prepared
 from engine.plan.manifest import Manifest, RefitWeight
 
 JOINED = RefitWeight("qkv", ("q", "k"), True, 0, "float32", (5, 8), 0)  # [in, out] of two parts
@@ -29,9 +31,11 @@ def plans() -> Manifest:
 
 def lora() -> PreparedLora:
     precisions = {name: graph.precision for name, graph in plans().graphs.items()}
-    about = About(MANIFEST.model.weights_sha256, precisions, {"qkv": 0, "norm": 0}, keys=1 << 20)
-    factors = {"k": (np.ones((2, 5), np.float32), np.ones((4, 2), np.float32))}
-    return PreparedLora(about, factors, {"eps": np.array(1e-5, np.float32)})
+    scaling = Scaling(1.0, {"qkv": 0, "norm": 0}, {"eps": 1e-5})
+    about = About(MANIFEST.model.weights_sha256, precisions, (scaling,), keys=1 << 20)
+    kronecker = Kronecker(single(2, 1), single(2, 5), np.arange(4, dtype=np.int32))
+    deltas = (LowRank(single(2, 5), single(4, 2)), kronecker, Dense.of(single(4, 5)))
+    return PreparedLora(about, {"k": deltas, "n": (Dense.of(single(5)),)})
 
 
 @pytest.fixture
@@ -46,32 +50,40 @@ def rewrite(file: Path, about: str | None = None, tensors: dict[str, Array | Non
         found = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  not a dict
         text = opened.metadata()["about"] if about is None else about
     kept: dict[str, Any] = {key: tensor for key, tensor in (found | (tensors or {})).items() if tensor is not None}
-    metadata = {"format": FORMAT, "about": text, "sha256": _digest(text, kept)}
+    metadata = {"format": FORMAT, "about": text, "sha256": _digest(text, sorted(kept), kept.__getitem__)}
     file.write_bytes(safetensors.numpy.save(kept, metadata))
 
 
 def edited(**changes: object) -> str:
-    """Return the text about a LoRA with other values."""
-    about = lora().about
-    found = {"weights_sha256": about.weights_sha256, "precisions": about.precisions, "exponents": about.exponents}
-    return json.dumps(found | {"keys": about.keys} | changes)
+    """Return the text about a LoRA with other values, at the top or in its scaling."""
+    found = json.loads(msgspec.json.encode(lora().about))
+    [scaling] = found["scalings"]
+    scaling |= {name: value for name, value in changes.items() if name in scaling}
+    return json.dumps(found | {name: value for name, value in changes.items() if name not in scaling})
 
 
 def single(*shape: int) -> Array:
     return np.ones(shape, np.float32)
 
 
+def half(*shape: int) -> Array:
+    return np.ones(shape, np.float16)
+
+
 def test_prepared_lora_is_read_and_fits(file: Path) -> None:
     read = PreparedLora.read(file)
     read.require_match(plans())
     assert read.about == lora().about
-    assert read.factors.keys() == {"k"} and read.scales.keys() == {"eps"}
+    assert {name: [type(delta) for delta in deltas] for name, deltas in read.deltas.items()} == {
+        "k": [LowRank, Kronecker, Dense],
+        "n": [Dense],
+    }
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "an older version": (
         lambda f: f.write_bytes(f.read_bytes().replace(FORMAT.encode(), b"zimage-trt lora 1")),
-        "another version of zimage-lora, in the format 'zimage-trt lora 1', this zimage-trt reads 'zimage-trt lora 2'",
+        f"another version of zimage-lora, in the format 'zimage-trt lora 1', this zimage-trt reads '{FORMAT}'",
     ),
     "altered": (lambda f: f.write_bytes(f.read_bytes()[:-1] + b"x"), "was altered after zimage-lora wrote it"),
     "cut": (lambda f: f.write_bytes(f.read_bytes()[:-1]), "cannot read"),
@@ -82,27 +94,56 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a wrong type": (lambda f: rewrite(f, edited(exponents={"qkv": "x"})), "zimage-lora writes it: Expected `int`"),
     "a huge exponent": (lambda f: rewrite(f, edited(exponents={"qkv": 10**6})), "zimage-lora writes it: .*<= 127"),
     "an unknown precision": (lambda f: rewrite(f, edited(precisions={"denoiser": "int4"})), "writes it: .*int4"),
-    "no up": (lambda f: rewrite(f, tensors={"k.up": None}), "not as zimage-lora writes it: 'k.up'"),
-    "no down": (lambda f: rewrite(f, tensors={"k.down": None}), "not as zimage-lora writes it: 'k.down'"),
+    "an unknown key": (lambda f: rewrite(f, tensors={"k": single(1)}), "not as zimage-lora writes it"),
+    "no up": (
+        lambda f: rewrite(f, tensors={"k.0.up": None}),
+        "not as zimage-lora writes it: a change has down float32",
+    ),
+    "no down": (
+        lambda f: rewrite(f, tensors={"k.0.down": None}),
+        "not as zimage-lora writes it: a change has up float",
+    ),
+    "no scale": (lambda f: rewrite(f, tensors={"k.2.scale": None}), "writes it: a change has , values F16"),
     "other weights": (lambda f: rewrite(f, edited(weights_sha256="0")), "prepared for other weights"),
     "other precisions": (lambda f: rewrite(f, edited(precisions={})), "the LoRA was prepared for {}, the plans have"),
     "another version's weights": (lambda f: rewrite(f, edited(exponents={})), "plans of another version of zimage-trt"),
-    "another rank": (
-        lambda f: rewrite(f, tensors={"k.down": single(3, 5)}),
-        r"has float32 \[3, 5\] and float32 \[4, 2\] for k, these plans need float32 \[rank, 5\] and \[4, rank\]",
+    "a scale for a weight": (
+        lambda f: rewrite(f, edited(exponents={"norm": 0}, scales={"eps": 1.0, "qkv": 1.0})),
+        "plans of another version of zimage-trt",
     ),
-    "no rank": (lambda f: rewrite(f, tensors={"k.down": single(0, 5)}), r"has float32 \[0, 5\] and"),
-    "other columns": (lambda f: rewrite(f, tensors={"k.down": single(2, 4)}), r"has float32 \[2, 4\] and"),
-    "other rows": (lambda f: rewrite(f, tensors={"k.up": single(8, 2)}), r"has .* \[8, 2\] for k"),
-    "a number": (lambda f: rewrite(f, tensors={"k.down": single()}), r"has float32 \[\] and"),
-    "other dtypes": (lambda f: rewrite(f, tensors={"k.up": np.ones((4, 2), np.float16)}), "and float16 "),
-    "factors of a vector": (lambda f: rewrite(f, tensors={"n.down": single(1), "n.up": single(5, 1)}), "for n, these"),
+    "another rank": (
+        lambda f: rewrite(f, tensors={"k.0.down": single(3, 5)}),
+        r"has down float32 \[3, 5\], up float32",
+    ),
+    "no rank": (
+        lambda f: rewrite(f, tensors={"k.0.down": single(0, 5), "k.0.up": single(4, 0)}),
+        r"float32 \[0, 5\], up",
+    ),
+    "a number": (lambda f: rewrite(f, tensors={"k.0.down": single()}), r"has down float32 \[\], up"),
+    "other dtypes": (lambda f: rewrite(f, tensors={"k.0.up": half(4, 2)}), "up float16 "),
+    "values of another dtype": (lambda f: rewrite(f, tensors={"k.2.values": single(4, 5)}), "values F32"),
+    "a row that there is not": (
+        lambda f: rewrite(f, tensors={"k.1.order": np.array([0, 1, 2, 4], np.int32)}),
+        r"writes it: a change has order int32 \[4\], w1",
+    ),
+    "other columns": (
+        lambda f: rewrite(f, tensors={"k.0.down": single(2, 4)}),
+        r"changes \[4, 4\] numbers of k, which has \[4, 5\] in these plans; prepare it again",
+    ),
+    "other rows": (lambda f: rewrite(f, tensors={"k.0.up": single(8, 2)}), r"changes \[8, 5\] numbers of k, which"),
+    "other rows of a product": (
+        lambda f: rewrite(f, tensors={"k.1.order": np.zeros(3, np.int32)}),
+        r"changes \[3, 5\] numbers of k, which",
+    ),
+    "other values": (lambda f: rewrite(f, tensors={"k.2.values": half(5, 4)}), r"changes \[5, 4\] numbers of k, which"),
+    "factors of a vector": (
+        lambda f: rewrite(f, tensors={"n.1.down": single(1, 1), "n.1.up": single(5, 1)}),
+        r"changes \[5, 1\] numbers of n, which has \[5\]",
+    ),
     "an unknown layer": (
-        lambda f: rewrite(f, tensors={"x.down": single(2, 5), "x.up": single(4, 2)}),
+        lambda f: rewrite(f, tensors={"x.0.down": single(2, 5), "x.0.up": single(4, 2)}),
         "the LoRA changes x, which these plans do not have; prepare it again",
     ),
-    "a scale of another shape": (lambda f: rewrite(f, tensors={"eps": single(3)}), r"has float32 \[3\] for eps, these"),
-    "a scale of another dtype": (lambda f: rewrite(f, tensors={"eps": np.array(1.0)}), r"has float64 \[\] for eps"),
 }
 
 

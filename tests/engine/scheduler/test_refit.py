@@ -23,12 +23,12 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from benchmarks.harness.pixels import psnr
-from engine.errors import LoraMismatch, PlanCorrupt
+from engine.errors import InvalidRequest, LoraMismatch, PlanCorrupt
 from engine.pipeline import Pipeline
 from engine.plan.directory import read
-from engine.plan.lora import PreparedLora, base_weight
+from engine.plan.lora import PreparedLora, Scaling, base_weight
 from engine.plan.manifest import MergedLora
-from engine.request import ImageRequest
+from engine.request import ImageRequest, LoraChoice
 from engine.sampling.schedule import sigmas
 from engine.sampling.tokenizer import PromptTokenizer
 from engine.scheduler.events import Denoised, Failed
@@ -37,14 +37,15 @@ from engine.scheduler.lora_registry import LoraRegistry
 from engine.size import Size
 from export.build import BuildOptions
 from export.checkpoint.files import open_checkpoint
-from export.checkpoint.lora import Lora
-from export.checkpoint.rotary_layout import half_split
+from export.checkpoint.lora import Lora, merge
+from export.checkpoint.rotary_layout import half_split, is_rotated
 from export.cli import main as build_engines_command
 from export.lora_cli import main
 from export.precision.bounds import LIMIT
 from export.prepared_lora import prepare
 from export.progress import BuildProgress
 from nano.layout import Z_IMAGE_NANO
+from server.lora_folder import find
 
 pytestmark = pytest.mark.slow
 
@@ -95,6 +96,11 @@ def convert(lora: Lora, checkpoint: Path, plans: Path, output: Path) -> None:
     main([f"{lora.file}:{lora.scale}", "--model", str(checkpoint), "--engines", str(plans), "-o", str(output)])
 
 
+def scaling_of(prepared: PreparedLora, strength: float) -> Scaling:
+    (found,) = [scaling for scaling in prepared.about.scalings if scaling.strength == strength]
+    return found
+
+
 def latents(pipeline: Pipeline, plans: Path) -> np.ndarray:
     """The denoiser's result, which the VAE decodes."""
     prompt = PromptTokenizer(plans, pipeline.manifest.model.prompt)(REQUEST.prompt)
@@ -119,9 +125,10 @@ def test_explain_prints_every_bound(plans: Path, checkpoint: Path, capsys: pytes
 def test_strong_lora_changes_the_powers_of_two(plans: Path, prepared: PreparedLora) -> None:
     """Exponents change for the norms before a branch, eps for those that end it."""
     own = {weight.name: weight.exponent for graph in read(plans).graphs.values() for weight in graph.refittable}
-    changed = {name for name, exponent in prepared.about.exponents.items() if exponent != own[name]}
+    scaling = scaling_of(prepared, 1.0)
+    changed = {name for name, exponent in scaling.exponents.items() if exponent != own[name]}
     assert {name.rsplit(".", 2)[-2] for name in changed} >= {"attention_norm1", "ffn_norm1"}
-    eps = {name: value.item() for name, value in prepared.scales.items() if name.endswith(".eps")}
+    eps = {name: value for name, value in scaling.scales.items() if name.endswith(".eps")}
     assert len(set(eps.values())) > 2, "the LoRA is too weak to test this"
 
 
@@ -162,6 +169,50 @@ def test_refitted_plans_generate_the_image_of_merged_plans(
     assert ratio > 35
 
 
+@pytest.mark.parametrize("strength", [0.5, -1.5, 3.0])
+def test_lora_at_a_strength_has_the_weights_of_the_lora_scaled_before(
+    plans: Path, prepared: PreparedLora, lora: Lora, checkpoint: Path, strength: float
+) -> None:
+    """Up to the powers of two, of which those of a larger strength may serve. The plans' own weights come back."""
+    merged = merge(open_checkpoint(str(checkpoint)), [replace(lora, scale=strength * lora.scale)]).transformer.weights
+    at, head_dim, compared = prepared.at(strength), sum(read(plans).model.rope.axes_dims), 0
+    for graph in read(plans).graphs.values():
+        found = dict(at.weights(graph, plans))
+        for weight in graph.refittable:
+            if not any(part in prepared.deltas for part in weight.parts):
+                continue
+            value = found[weight.name].astype(np.float32) * 2.0 ** -at._scaling.exponents[weight.name]
+            rows = np.split(value.T if weight.transposed else value, len(weight.parts))
+            for part, own in zip(weight.parts, rows, strict=True):
+                expected = merged[part.removeprefix("transformer.")].load().float()
+                ordered = half_split(expected, head_dim) if is_rotated(part) else expected
+                largest = expected.abs().max().item()
+                np.testing.assert_allclose(own, ordered.numpy(), rtol=2e-3, atol=1e-3 * largest)
+                compared += part in prepared.deltas
+    assert compared == len(STRENGTH)
+    pipeline = Pipeline.load(plans, verify=False)
+    own = pipeline.generate(SMALL).pixels
+    pipeline.refit(at)
+    assert not np.array_equal(pipeline.generate(SMALL).pixels, own)
+    pipeline.refit(prepared.at(0.0))
+    assert np.array_equal(pipeline.generate(SMALL).pixels, own)
+
+
+def test_strength_beyond_fp16_is_refused_by_the_loop(plans: Path, prepared: PreparedLora, tmp_path: Path) -> None:
+    usual = [scaling for scaling in prepared.about.scalings if scaling.strength == 1]
+    weak = replace(prepared, about=replace(prepared.about, scalings=tuple(usual)))
+    (tmp_path / "weak.lora").write_bytes(weak.encode())
+    pipeline = Pipeline.load(plans, verify=False)
+    loras = LoraRegistry(pipeline, {"weak": tmp_path / "weak.lora"})
+    assert loras.check() == ()
+    loop = EngineLoop(pipeline, loras=loras)
+    loop.tokenize(replace(SMALL, lora="weak", lora_strength=0.7))
+    for strength in (1.1, -0.5):
+        with pytest.raises(InvalidRequest, match=r"lora_strength must be between 0 and 1 .* 'weak'") as caught:
+            loop.tokenize(replace(SMALL, lora="weak", lora_strength=strength))
+        assert caught.value.param == "lora_strength"
+
+
 def test_weights_that_change_are_known_before_they_are_merged(plans: Path, prepared: PreparedLora) -> None:
     for graph in read(plans).graphs.values():
         weights = dict(prepared.weights(graph, plans))
@@ -170,7 +221,8 @@ def test_weights_that_change_are_known_before_they_are_merged(plans: Path, prepa
         assert all(
             weight.shape == own[name].shape and weight.dtype == own[name].dtype for name, weight in weights.items()
         )
-        assert all(not np.array_equal(weights[name], own[name]) for name in weights if name not in prepared.scales)
+        scales = scaling_of(prepared, 1.0).scales
+        assert all(not np.array_equal(weights[name], own[name]) for name in weights if name not in scales)
 
 
 def test_manifest_names_the_parts_of_each_weight(plans: Path, checkpoint: Path) -> None:
@@ -216,7 +268,7 @@ def test_unprepared_lora_file_is_refused(lora: Lora) -> None:
     [
         ({"weights_sha256": "0" * 64}, "prepared for other weights"),
         ({"precisions": {"denoiser": "bf16"}}, "prepared for .*, the plans have"),
-        ({"exponents": {}}, "prepared for plans of another version of zimage-trt"),
+        ({"scalings": (Scaling(1.0, {}),)}, "prepared for plans of another version of zimage-trt"),
     ],
 )
 def test_lora_prepared_for_other_plans_is_refused(
@@ -242,7 +294,7 @@ def test_plans_with_a_merged_lora_refuse_another(
 
 
 def test_lora_beyond_fp16_is_refused(plans: Path, lora: Lora, checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"with the LoRA, .*FP16.*; give it a smaller scale"):
+    with pytest.raises(SystemExit, match=r"with the LoRA, .*FP16.*; give it a smaller strength"):
         convert(Lora(lora.file, 1e6), checkpoint, plans, tmp_path / "out.lora")
     assert not list(tmp_path.iterdir())
 
@@ -265,7 +317,9 @@ def test_prepared_lora_is_not_prepared_again(
 @pytest.mark.parametrize("damage", ["a factor", "a name", "the rest", "the end"])
 def test_altered_prepared_file_is_refused(prepared: PreparedLora, tmp_path: Path, damage: str) -> None:
     encoded = prepared.encode()
-    part = {"a factor": encoded[-4:], "a name": b"to_v.weight.down", "the rest": b"precisions", "the end": b""}[damage]
+    part = {"a factor": encoded[-4:], "a name": b"to_v.weight.0.down", "the rest": b"precisions", "the end": b""}[
+        damage
+    ]
     place = encoded.rindex(part)
     altered = encoded[:-1] if damage == "the end" else encoded[:place] + part[::-1] + encoded[place + len(part) :]
     (tmp_path / "a.lora").write_bytes(altered)
@@ -340,11 +394,11 @@ def test_changed_or_deleted_lora_is_not_used(plans: Path, outlines: Path, tmp_pa
     pipeline = Pipeline.load(plans, verify=False)
     loras = LoraRegistry(pipeline, {"outlines": file})
     assert loras.check() == ()
-    assert len(list(loras.apply("outlines"))) > 1, "in portions"
+    assert len(list(loras.apply(LoraChoice("outlines", 1.0)))) > 1, "in portions"
     os.utime(file, (0, 0))
     for _ in range(2):
         with pytest.raises(LoraMismatch, match="the LoRA 'outlines' cannot be used now") as caught:
-            next(loras.apply("outlines"))
+            next(loras.apply(LoraChoice("outlines", 1.0)))
         assert str(tmp_path) not in str(caught.value), "clients read this message"
         assert str(file) in str(caught.value.__cause__)
         file.unlink(missing_ok=True)
@@ -412,14 +466,19 @@ def test_server_generates_with_the_requested_lora(
         assert "zimage_worker_starts_total 2.0" in http.get("/metrics").text
 
 
-def test_server_does_not_start_with_a_lora_of_other_weights(
-    plans: Path, prepared: PreparedLora, tmp_path: Path
-) -> None:
+def test_server_skips_loras_of_other_plans_and_says_so(plans: Path, prepared: PreparedLora, tmp_path: Path) -> None:
     about = replace(prepared.about, weights_sha256="0" * 64)
     (tmp_path / "other.safetensors").write_bytes(replace(prepared, about=about).encode())
+    (tmp_path / "own.lora").write_bytes(prepared.encode())
+    found = find(tmp_path, read(plans))
+    assert [name for name, _ in found] == ["own"]
+
+
+def test_server_does_not_start_with_an_altered_lora(plans: Path, prepared: PreparedLora, tmp_path: Path) -> None:
+    (tmp_path / "altered.safetensors").write_bytes(prepared.encode()[:-4] + b"\0\0\0\1")
     done = subprocess.run(command(plans, tmp_path), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert "zimage-serve: LoRA other: the LoRA was prepared for other weights" in done.stderr
+    assert "zimage-serve: LoRA altered: " in done.stderr and "was altered after zimage-lora wrote it" in done.stderr
 
 
 def test_lora_that_is_replaced_while_the_server_runs_is_not_used_by_its_next_worker(

@@ -55,6 +55,13 @@ def kohya(pairs: Pairs, prefix: str = "lora_unet_") -> Tensors:
     return tensors
 
 
+def dotted(pairs: Pairs, prefix: str = "") -> Tensors:
+    tensors = {}
+    for layer, (down, up) in pairs.items():
+        tensors |= {f"{prefix}{layer}.lora.down.weight": down, f"{prefix}{layer}.lora.up.weight": up}
+    return tensors
+
+
 def fuse(pairs: Pairs) -> Pairs:
     """Under ComfyUI's names: Q, K and V in one, `out` for `to_out.0`."""
     rest = {layer.replace("to_out.0", "out"): pair for layer, pair in pairs.items() if layer not in FUSED}
@@ -70,6 +77,18 @@ FORMATS: dict[str, Callable[[Pairs], Tensors]] = {
     "ai-toolkit": lambda pairs: plain(pairs, "diffusion_model."),
     "kohya": kohya,
     "kohya, fused": lambda pairs: kohya(fuse(pairs)),
+    "kohya, two underscores": lambda pairs: kohya(pairs, "lora_unet__"),
+    "LyCORIS": lambda pairs: kohya(pairs, "lycoris_"),
+    "kohya, dots": lambda pairs: dotted(pairs, "lora_unet_"),
+    "dots between words": lambda pairs: {key.replace("to_", "to."): value for key, value in dotted(pairs).items()},
+    "DiffSynth, with the pipeline's prefix": lambda pairs: plain(pairs, "pipe.dit."),
+    "compiled and distributed": lambda pairs: plain(pairs, "module._orig_mod."),
+    "fused and one by one": lambda pairs: plain(fuse(pairs) | pairs, "diffusion_model."),
+    "without .weight": lambda pairs: {key.removesuffix(".weight"): value for key, value in plain(pairs).items()},
+    "diffusers, older": lambda pairs: {
+        key.replace(".to_", ".processor.to_").replace(".lora_A", "_lora.down").replace(".lora_B", "_lora.up"): value
+        for key, value in plain(pairs, "unet.").items()
+    },
 }
 
 
@@ -85,11 +104,12 @@ def test_every_lora_format_merges_to_the_same_weights(
 ) -> None:
     merged = merge(opened, [Lora(write(FORMATS[name](pairs), tmp_path), scale)]).transformer.weights
     for key, weight in opened.transformer.weights.items():
-        expected = weight.load()
         if (layer := key.removesuffix(".weight")) in pairs:
             down, up = pairs[layer]
-            expected = expected.float() + scale * up @ down
-        torch.testing.assert_close(merged[key].load(), expected, rtol=1e-6, atol=1e-6)
+            expected = weight.load().float() + scale * up @ down
+            torch.testing.assert_close(merged[key].load(), expected, rtol=1e-6, atol=1e-6)
+        else:
+            assert merged[key] is weight
 
 
 def test_two_loras_add_up(opened: Checkpoint, pairs: Pairs, tmp_path: Path) -> None:
@@ -135,7 +155,8 @@ def test_alpha_in_the_metadata_scales_the_whole_file(
     ("settings", "message"),
     [
         ({"lora_alpha": 3, "alpha_pattern": {"to_q": 1}}, "has alpha_pattern, which is not supported"),
-        ({"use_dora": True}, "has use_dora, which is not supported"),
+        ({"use_dora": True}, "has use_dora, but .* has no magnitudes"),
+        ({"peft_type": "LOKR", "alpha": 8}, "has the peft_type LOKR, which is not supported"),
         ({"lora_alpha": "much"}, "does not say how strong the LoRA is"),
         ({"use_rslora": "false"}, "does not say how strong the LoRA is: use_rslora is 'false'"),
     ],
@@ -156,26 +177,45 @@ def test_strength_beside_the_file_changes_the_fingerprint(pairs: Pairs, tmp_path
     assert len(prints) == 2
 
 
-@pytest.mark.parametrize(
-    "second",
-    [
-        "transformer.layers.0.attention.to_out.0.lora_A.weight",
-        "layers.0.attention.out.lora_A.weight",
-        "layers.0.attention.to_out.0.lora_A.other.weight",
-        "lora_unet_layers_0_attention_to_out_0.lora_down.weight",
-    ],
-)
-def test_two_keys_for_one_weight_are_refused(opened: Checkpoint, pairs: Pairs, tmp_path: Path, second: str) -> None:
+SECOND = [
+    "transformer.layers.0.attention.to_out.0.{}",
+    "layers.0.attention.out.{}",
+    "layers.0.attention.to_out.{}",
+    "lora_unet_layers_0_attention_to_out_0.{}",
+]
+
+
+@pytest.mark.parametrize("second", SECOND)
+@pytest.mark.parametrize("is_same", [True, False])
+def test_two_names_of_one_weight_are_used_once_or_refused(
+    opened: Checkpoint, pairs: Pairs, tmp_path: Path, second: str, is_same: bool
+) -> None:
+    tensors, (down, up) = plain(pairs), pairs[LAYERS[0]]
+    copy = {second.format("lora_A.weight"): 2 * down, second.format("lora_B.weight"): up / 2 if is_same else up}
+    file = write(tensors | copy, tmp_path)
+    if is_same:
+        own = opened.transformer.weights[f"{LAYERS[0]}.weight"].load()
+        merged = merge(opened, [Lora(file)]).transformer.weights[f"{LAYERS[0]}.weight"].load()
+        torch.testing.assert_close(merged, own.float() + up @ down, rtol=1e-6, atol=1e-6)
+    else:
+        with pytest.raises(CheckpointError, match=r"are for the same weight, .*, but change it differently"):
+            merge(opened, [Lora(file)])
+
+
+def test_two_adapters_in_one_file_are_refused(opened: Checkpoint, pairs: Pairs, tmp_path: Path) -> None:
     tensors = plain(pairs)
-    file = write(tensors | {second: tensors[f"{LAYERS[0]}.lora_A.weight"].clone()}, tmp_path)
+    other = {f"{LAYERS[0]}.lora_A.other.weight": tensors[f"{LAYERS[0]}.lora_A.weight"].clone()}
     with pytest.raises(CheckpointError, match="are for the same weight"):
-        merge(opened, [Lora(file)])
+        merge(opened, [Lora(write(tensors | other, tmp_path))])
 
 
-def test_fused_pair_beside_one_of_its_parts_is_refused(opened: Checkpoint, pairs: Pairs, tmp_path: Path) -> None:
+def test_fused_pair_that_contradicts_one_of_its_parts_is_refused(
+    opened: Checkpoint, pairs: Pairs, tmp_path: Path
+) -> None:
     fused = {layer: pair for layer, pair in fuse(pairs).items() if layer.endswith("qkv")}
-    file = write(plain(fused) | plain({FUSED[1]: pairs[FUSED[1]]}), tmp_path)
-    with pytest.raises(CheckpointError, match="are for the same weight"):
+    down, up = pairs[FUSED[1]]
+    file = write(plain(fused) | plain({FUSED[1]: (down, -up)}), tmp_path)
+    with pytest.raises(CheckpointError, match=r"attention\.to_k\.weight, but change it differently"):
         merge(opened, [Lora(file)])
 
 
@@ -184,9 +224,9 @@ def test_fused_pair_beside_one_of_its_parts_is_refused(opened: Checkpoint, pairs
     [
         ("layers.99.attention.to_q.lora_A.weight", (3, 192)),
         ("text_encoder.layers.0.self_attn.q_proj.lora_A.weight", (3, 192)),
-        ("layers.0.attention.to_q.lora_magnitude_vector", (192,)),  # DoRA
-        ("layers.0.attention.to_q.lokr_w1", (4, 4)),
-        ("layers.0.attention.to_q.diff", (192, 192)),
+        ("layers.99.attention.to_q.lora_magnitude_vector", (192,)),
+        ("lycoris_layers_0_attention_to_x.lokr_w1", (4, 4)),
+        ("layers.0.attention.to_q.difference", (192, 192)),
         ("lora_unet_layers_0_attention_to_x.lora_down.weight", (3, 192)),
     ],
 )
@@ -239,7 +279,7 @@ def test_file_without_a_lora_is_refused(opened: Checkpoint, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("scale", [math.nan, math.inf])
 def test_bad_scale_is_refused(opened: Checkpoint, pairs: Pairs, tmp_path: Path, scale: float) -> None:
-    with pytest.raises(CheckpointError, match="its scale must be finite"):
+    with pytest.raises(CheckpointError, match="its strength must be finite"):
         merge(opened, [Lora(write(plain(pairs), tmp_path), scale)])
 
 

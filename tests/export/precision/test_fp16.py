@@ -25,7 +25,7 @@ from export.compile.parity import Arrays, relative_l2, sample_inputs, velocity
 from export.graphs.denoiser import Denoiser, frequencies, timestep_frequencies
 from export.graphs.prompt_encoder import PromptEncoder
 from export.precision.bounds import LIMIT, Modulation
-from export.precision.dtypes import set_dtype
+from export.precision.casts import set_dtype
 
 SEEDS = 3
 KEYS = 64

@@ -89,6 +89,8 @@ def test_strict_server_refuses_other_models_and_lists_its_names(strict: str) -> 
         ({"partial_images": 2}, "partial_images"),
         ({"negative_prompt": "blue"}, "negative_prompt"),
         ({"negative_prompt": "blue", "guidance_scale": 0}, "negative_prompt"),
+        ({"lora_strength": 0.5}, "lora_strength"),
+        ({"lora_strength": 0.5, "lora": None}, "lora_strength"),
         (
             {"model": "x", "user": "u", "quality": "hd", "negative_prompt": "b"},
             "negative_prompt, user, quality, model",
@@ -118,6 +120,8 @@ def test_what_cannot_change_the_image_is_accepted_and_reported(
         {"negative_prompt": ""},
         {"negative_prompt": "blue", "guidance_scale": 2},
         {"seed": -1},
+        {"lora": "outlines", "lora_strength": 0.5},
+        {"lora_strength": None},
         {"n": 2},
         {"quality": None, "style": None, "user": None, "moderation": None, "negative_prompt": None},
     ],

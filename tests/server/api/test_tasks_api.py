@@ -80,6 +80,14 @@ def test_task_metadata_names_the_lora(http: httpx.Client) -> None:
         assert metadata["lora"] == change.get("lora")
 
 
+@pytest.mark.parametrize("strength", [0.5, -1, 0, None])
+def test_task_metadata_has_the_strength_of_the_lora(http: httpx.Client, strength: float | None) -> None:
+    (metadata,) = ended(http, submit(http, lora="outlines", lora_strength=strength))["result"]["metadata"]
+    assert metadata["lora_strength"] == (1 if strength is None else strength)
+    (metadata,) = ended(http, submit(http, lora_strength=strength))["result"]["metadata"]
+    assert metadata["lora_strength"] is None
+
+
 def test_cfg_scale_is_guidance_plus_one(http: httpx.Client) -> None:
     for scale, guidance, forwards in ((0, 0, 8), (1, 0, 8), (1.5, 0.5, 16), (4, 3, 16)):
         (metadata,) = ended(http, submit(http, cfg_scale=scale))["result"]["metadata"]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from fakes.server import serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from engine.plan.guide import Guide
 from engine.sampling.noise import randn
 
 PAGE = 24  # jobs in the gallery
@@ -314,12 +316,14 @@ def test_offered_sizes_are_supported_by_the_plans() -> None:
     from server.page.form import sizes
 
     for manifest in (MANIFEST, TWO_PROFILES):
-        offered = sizes(manifest)
+        offered = sizes(manifest, Guide())
         assert manifest.default_size in offered and len(offered) == len(set(offered)) > 3
         for size in offered:
             manifest.profile_for(size)
     assert {(512, 512), (256, 256), (288, 224), (224, 288)} <= set(offered)
-    assert sizes(replace(TWO_PROFILES, profiles=(BANNER,))) == [(1024, 64)]
+    assert sizes(replace(TWO_PROFILES, profiles=(BANNER,)), Guide()) == [(1024, 64)]
+    guide = Guide(sizes=("128x96", "4096x64"))  # the second is beyond the plans
+    assert sizes(TWO_PROFILES, guide) == [TWO_PROFILES.default_size, (128, 96)]
 
 
 def test_seed_that_a_browser_cannot_hold_is_taken_over_as_one_with_the_same_noise() -> None:
@@ -441,10 +445,18 @@ def test_scripts_in_prompts_and_names_are_shown_as_text(browser: Browser) -> Non
         assert browser.read("return [typeof ran, document.title]") == ["undefined", TEXT]
         assert not browser.all("img[src='x'], svg[onload], .z-columns script, [onerror]")
 
+    def filled(text: str) -> bool:
+        return browser.field("Prompt").get_attribute("value") == text
+
     with process(*HOSTILE_SERVER) as child:
         url = ready_url(child)
         browser.visit(url)
         browser.find(".z-name", TEXT)
+        browser.find(".z-form .z-quiet", TEXT)
+        for example in ("a cat", TEXT):
+            browser.click(".z-examples button", example)
+            browser.until(partial(filled, example), "the example in the form")
+        assert httpx.get(f"{url}/v1/model_info").json()["examples"] == ["a cat", TEXT]
         browser.click("[aria-label=LoRA]")
         browser.click(".q-menu .q-item", LORA)
         browser.click(".q-expansion-item", "Advanced")

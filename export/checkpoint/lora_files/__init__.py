@@ -1,0 +1,1 @@
+"""The tensors of LoRA files: their keys, and the changes of weights that they stand for."""

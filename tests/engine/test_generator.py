@@ -1,0 +1,172 @@
+"""`ImageGenerator`: the same images as the loop's, callbacks, files, errors."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine import ImageGenerator
+from engine.errors import InvalidRequest, LoraMismatch, NonFiniteOutput, PlanNotFound
+from engine.generator import Progress
+from engine.options import RuntimeOptions
+from engine.pipeline import Pipeline
+from engine.request import ImageRequest
+from engine.scheduler.events import Failed
+
+PROMPT = "a red circle"
+SIZE = (64, 80)
+
+
+@pytest.fixture(scope="module")
+def generator(engines: Path) -> Iterator[ImageGenerator]:
+    with ImageGenerator(engines, RuntimeOptions(threads=1, slots=4)) as generator:
+        yield generator
+
+
+def test_image_is_the_pipelines_and_its_file_has_the_metadata(
+    generator: ImageGenerator, engines: Path, tmp_path: Path
+) -> None:
+    image = generator.generate(PROMPT, size=SIZE, seed=7, steps=2)
+    with Pipeline.load(engines, RuntimeOptions(threads=1)) as pipeline:
+        expected = pipeline.generate(ImageRequest(PROMPT, *SIZE, seed=7, num_inference_steps=2)).pixels
+    assert np.array_equal(image.pixels, expected)
+    assert (image.seed, image.size) == (7, SIZE)
+    image.save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as saved:
+        assert np.array_equal(np.asarray(saved), expected)
+        facts = json.loads(saved.info["zimage-trt"])
+    assert (facts["prompt"], facts["seed"], facts["num_inference_steps"]) == (PROMPT, 7, 2)
+    assert facts["plan_id"] == generator.manifest.plan_id
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.png", "PNG"), ("a.JPG", "JPEG"), ("a.jpeg", "JPEG"), ("a.webp", "WEBP"), ("a", "PNG")]
+)
+def test_suffix_chooses_the_format(generator: ImageGenerator, tmp_path: Path, name: str, kind: str) -> None:
+    generator.generate(PROMPT, size=SIZE, seed=7, steps=1).save(str(tmp_path / name))
+    with Image.open(tmp_path / name) as saved:
+        assert (saved.format, saved.size) == (kind, SIZE)
+
+
+def test_unknown_suffix_is_refused_and_nothing_is_written(generator: ImageGenerator, tmp_path: Path) -> None:
+    image = generator.generate(PROMPT, size=SIZE, steps=1)
+    with pytest.raises(InvalidRequest, match=r"a\.gif must end in \.png, \.jpg, \.jpeg, \.webp; got \.gif"):
+        image.save(tmp_path / "a.gif")
+    assert not list(tmp_path.iterdir())
+
+
+def test_list_gives_an_image_per_prompt_in_order_with_seeds_that_follow(generator: ImageGenerator) -> None:
+    prompts = [PROMPT, "a blue star", "a green square"]
+    images = generator.generate(prompts, size=SIZE, seed=7, steps=1)
+    assert [image.seed for image in images] == [7, 8, 9]
+    for prompt, image in zip(prompts, images, strict=True):
+        alone = generator.generate(prompt, size=SIZE, seed=image.seed, steps=1)
+        assert np.abs(image.pixels.astype(int) - alone.pixels).max() <= 1  # rounding, if they shared a pass
+    assert [image.seed for image in generator.generate(prompts[:2], size=SIZE, seed=[5, 5], steps=1)] == [5, 5]
+    assert generator.generate([]) == []
+
+
+def test_random_seeds_differ_between_calls(generator: ImageGenerator) -> None:
+    seeds = {generator.generate(PROMPT, size=SIZE, steps=1, seed=seed).seed for seed in (None, None, -1)}
+    assert len(seeds) == 3
+
+
+def test_guidance_and_negative_prompt_change_the_image(generator: ImageGenerator) -> None:
+    plain, guided, negative = (
+        generator.generate(PROMPT, size=SIZE, seed=7, steps=1, guidance_scale=scale, negative_prompt=text).pixels
+        for scale, text in ((0.0, ""), (2.0, ""), (2.0, "a blue star"))
+    )
+    assert not np.array_equal(plain, guided) and not np.array_equal(guided, negative)
+
+
+def test_callback_gets_every_step_and_previews_of_the_images_size(generator: ImageGenerator) -> None:
+    seen: list[Progress] = []
+    generator.generate([PROMPT, PROMPT], size=SIZE, seed=7, steps=4, previews=1, on_progress=seen.append)
+    for index in (0, 1):
+        own = [progress for progress in seen if progress.index == index]
+        assert [(progress.done, progress.steps) for progress in own] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+        shapes = [None if progress.preview is None else progress.preview.shape for progress in own]
+        assert shapes == [None, (80, 64, 3), None, None]
+
+
+def test_exception_of_a_callback_ends_the_call_and_the_generator_stays_usable(generator: ImageGenerator) -> None:
+    def stop(_: Progress) -> None:
+        raise ZeroDivisionError
+
+    before = generator.generate(PROMPT, size=SIZE, seed=7, steps=1).pixels
+    with pytest.raises(ZeroDivisionError):
+        generator.generate([PROMPT] * 3, size=SIZE, steps=3, on_progress=stop)
+    assert np.array_equal(generator.generate(PROMPT, size=SIZE, seed=7, steps=1).pixels, before)
+
+
+def test_wrong_request_of_a_list_is_refused_before_any_image(generator: ImageGenerator) -> None:
+    seen: list[Progress] = []
+    with pytest.raises(InvalidRequest, match="prompt must not be empty") as refusal:
+        generator.generate([PROMPT, " "], size=SIZE, steps=1, on_progress=seen.append)
+    assert (refusal.value.param, seen) == ("prompt", [])
+    with pytest.raises(InvalidRequest, match="one for each of 2 prompts, got 1"):
+        generator.generate([PROMPT, PROMPT], seed=[7])
+
+
+def test_failed_image_is_yielded_and_the_others_go_on(
+    generator: ImageGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, error = generator._loop, NonFiniteOutput("the latents hold NaN or Inf")
+    step = loop.step
+
+    def overflow() -> list[object]:
+        events = step()
+        for event in events:
+            if getattr(event, "key", "").endswith("/0"):
+                loop.cancel(event.key)
+                return [Failed(event.key, error)]
+        return events
+
+    monkeypatch.setattr(loop, "step", overflow)
+    requests = [ImageRequest(PROMPT, *SIZE, seed=seed, num_inference_steps=2) for seed in (7, 8)]
+    outcomes = dict(generator.run(requests))
+    assert outcomes[0] is error and outcomes[1].seed == 8
+    with pytest.raises(NonFiniteOutput):
+        generator.generate([PROMPT, PROMPT], size=SIZE, steps=2)
+
+
+def test_second_call_during_an_iteration_is_refused_until_it_is_closed(generator: ImageGenerator) -> None:
+    outcomes = generator.run([ImageRequest(PROMPT, *SIZE, num_inference_steps=1)] * 2)
+    next(outcomes)
+    with pytest.raises(RuntimeError, match="the generator is in use"):
+        generator.generate(PROMPT, size=SIZE, steps=1)
+    outcomes.close()
+    assert generator.generate(PROMPT, size=SIZE, steps=1).size == SIZE
+
+
+def test_missing_plans_and_unusable_loras_are_refused(engines: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlanNotFound, match="no plan directory at"):
+        ImageGenerator(str(tmp_path / "nowhere"))
+    with pytest.raises(LoraMismatch, match=r"LoRA outlines: cannot read .*outlines\.lora"):
+        ImageGenerator(engines, loras={"outlines": tmp_path / "outlines.lora"})
+
+
+def test_unknown_lora_names_the_field(generator: ImageGenerator) -> None:
+    with pytest.raises(InvalidRequest, match="lora must be absent") as refusal:
+        generator.generate(PROMPT, lora="outlines")
+    assert refusal.value.param == "lora"
+
+
+def test_numbered_request_keeps_all_but_the_seed() -> None:
+    request = ImageRequest(PROMPT, *SIZE, seed=2**64 - 1)
+    assert request.numbered(1) == replace(request, seed=0)
+
+
+def test_package_is_imported_without_numpy() -> None:
+    program = (
+        "import sys, engine; assert 'numpy' not in sys.modules; engine.ImageGenerator; assert 'numpy' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    with pytest.raises(ImportError, match="cannot import name 'Images'"):
+        exec("from engine import Images")
