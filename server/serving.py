@@ -117,13 +117,13 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
         model = ServedModel(options.model_names or (manifest.model.name,), options.strict_model, options.guide)
         served = AppOptions(
             policy,
-            options.page,
-            hosts,
-            options.trusted_proxies,
-            options.public_url,
-            model,
-            options.cors_origins,
-            options.dialects,
+            page=options.page,
+            hosts=hosts,
+            trusted_proxies=options.trusted_proxies,
+            public_url=options.public_url,
+            model=model,
+            cors_origins=options.cors_origins,
+            dialects=options.dialects,
         )
         app = create_app(jobs, served)
         gc.freeze()  # a full collection holds the event loop, and what the imports made stays anyway

@@ -53,7 +53,8 @@ def _public_name(value: str) -> str:
 
 
 def _public_url(value: str) -> str:
-    PublicAddress.parse(value)
+    if parse_host(PublicAddress.parse(value).host) is None:  # no request could have this host
+        raise ValueError(f"must have a host name such as example.com, in ASCII (xn--... for others); got {value!r}")
     return value
 
 

@@ -6,7 +6,7 @@ field that contradicts another one, or that nobody knows, is refused by name.
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -21,6 +21,8 @@ MAX_SIZE = 32  # characters of "WIDTHxHEIGHT"
 MAX_EDGE = 999_999  # pixels that `size` can express; the plans' limits are lower
 SIZE = r"^(auto|[0-9]{1,6}([xX*×][0-9]{1,6})?)$"  # for the document; `Size.parse` gives better errors
 RANDOM = -1  # the seed that stands for a random one
+IGNORED = "ignored"
+WITHOUT_EFFECT = ("complexity", "style", "moderation", "user", "safety_identifier", "vae_use_slicing", "vae_use_tiling")
 UNGUIDED = 1.0  # CFG scale at which negative + scale * (positive - negative) is the positive prediction
 
 
@@ -90,6 +92,16 @@ class ImageFields(RequestBody):
     timeout: (
         Annotated[float, Field(gt=0, le=86400, description="seconds until the images are no longer wanted")] | None
     ) = None
+    quality: Annotated[
+        Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"], Field(description=IGNORED)
+    ] = "auto"
+    complexity: Annotated[Literal["low", "medium", "high"], Field(description=IGNORED)] | None = None
+    style: Annotated[Literal["vivid", "natural"], Field(description=IGNORED)] | None = None
+    moderation: Annotated[Literal["auto", "low"], Field(description=IGNORED)] | None = None
+    user: Annotated[str, Field(description=IGNORED)] | None = None
+    safety_identifier: Annotated[str, Field(description=IGNORED)] | None = None
+    vae_use_slicing: Annotated[bool, Field(description=IGNORED)] | None = None
+    vae_use_tiling: Annotated[bool, Field(description=IGNORED)] | None = None
 
     def image(self) -> ImageRequest:
         """Return the request for the first image; the seeds of the others follow. Without a seed, pick one.
@@ -119,6 +131,8 @@ class ImageFields(RequestBody):
         unused = {
             "negative_prompt": bool(self.negative_prompt) and not is_guided,
             "lora_strength": "lora_strength" in self.model_fields_set and self.lora is None,
+            **{name: getattr(self, name) is not None for name in WITHOUT_EFFECT},
+            "quality": self.quality != "auto",  # which leaves the choice to the server
         }
         return tuple(name for name, is_unused in unused.items() if is_unused)
 

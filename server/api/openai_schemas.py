@@ -13,8 +13,6 @@ from server.jobs.job import StoredImage
 
 MAX_PARTIAL = 3
 LOSSLESS = 100  # the only compression of PNG
-IGNORED = "ignored"
-WITHOUT_EFFECT = ("complexity", "style", "moderation", "user", "safety_identifier", "vae_use_slicing", "vae_use_tiling")
 
 
 def _only(*accepted: Hashable, reason: str) -> AfterValidator:
@@ -47,26 +45,14 @@ class ImagesRequest(ImageFields):
         _only("cpu", reason="seeds stand for the noise of torch's CPU generator; use cpu"),
         Field(description="where the noise comes from", json_schema_extra={"enum": ["cpu"]}),
     ] = "cpu"
-    quality: Annotated[
-        Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"], Field(description=IGNORED)
-    ] = "auto"
-    complexity: Annotated[Literal["low", "medium", "high"], Field(description=IGNORED)] | None = None
-    style: Annotated[Literal["vivid", "natural"], Field(description=IGNORED)] | None = None
-    moderation: Annotated[Literal["auto", "low"], Field(description=IGNORED)] | None = None
-    user: Annotated[str, Field(description=IGNORED)] | None = None
-    safety_identifier: Annotated[str, Field(description=IGNORED)] | None = None
-    vae_use_slicing: Annotated[bool, Field(description=IGNORED)] | None = None
-    vae_use_tiling: Annotated[bool, Field(description=IGNORED)] | None = None
 
     def ignored(self) -> tuple[str, ...]:
-        found = [name for name in WITHOUT_EFFECT if getattr(self, name) is not None]
-        if self.quality != "auto":  # which leaves the choice to the server
-            found.append("quality")
+        found = list(super().ignored())
         if self.output_format == "png" and self.output_compression != LOSSLESS:
             found.append("output_compression")
         if self.partial_images and not self.stream:
             found.append("partial_images")
-        return (*super().ignored(), *found)
+        return tuple(found)
 
     def format(self) -> ImageFormat:
         """Return the file format of the images."""

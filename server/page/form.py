@@ -9,14 +9,14 @@ from nicegui import ui
 from engine.errors import InvalidRequest, UnsupportedShape
 from engine.plan.guide import Guide
 from engine.plan.manifest import Manifest
-from engine.request import MAX_GUIDANCE, MAX_LORA_STRENGTH, MAX_STEPS, ImageRequest
+from engine.request import MAX_GUIDANCE, MAX_LORA_STRENGTH, MAX_RANDOM_SEED, MAX_STEPS, ImageRequest
 from engine.size import Size
 from server.api.task_schemas import GenerateRequest
 
 RATIOS = ((1, 1), (4, 3), (3, 4), (3, 2), (2, 3), (16, 9), (9, 16))  # width : height
 PREVIEWS = 4  # per image; about 1 MB each at 1024x1024
 OTHER = "other"
-MAX_EXACT = 2**53 - 1  # integers that a browser's numbers hold; seeds above are for other clients
+MAX_EXACT = 2**53 - 1  # integers that a browser's numbers hold
 
 
 class Form:
@@ -90,7 +90,7 @@ class Form:
         self.prompt.value = request.prompt
         self._size.value = str(size) if str(size) in self._size.options else OTHER
         self._width.value, self._height.value = size
-        self._steps.value, self._seed.value = request.steps(self._manifest), request.seed
+        self._steps.value, self._seed.value = request.steps(self._manifest), exact_seed(request.seed)
         self._negative.value, self._guidance.value = request.negative_prompt, request.guidance_scale
         if self._lora is not None:
             lora = request.lora or ""
@@ -112,6 +112,11 @@ def sizes(manifest: Manifest, guide: Guide) -> list[Size]:
         found += [_near(area, ratio, manifest.model.size_multiple) for ratio in RATIOS]
         found.append(Size(edge, edge))
     return [size for size in dict.fromkeys(found) if _is_supported(manifest, size)]
+
+
+def exact_seed(seed: int) -> int:
+    """Return a seed of the same image that a browser's numbers hold."""
+    return seed if seed <= MAX_EXACT else seed % (MAX_RANDOM_SEED + 1)
 
 
 def _near(area: int, ratio: tuple[int, int], multiple: int) -> Size:

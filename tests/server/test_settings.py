@@ -87,6 +87,8 @@ def test_days_and_mebibytes_become_seconds_and_bytes() -> None:
         (["--keys", "schlüssel"], "--keys: an API key must consist of 1 to 255 visible ASCII"),
         (["--cors-origins", "app.example.com"], "--cors-origins: must be origins such as https://app.example.com"),
         (["--cors-origins", "https://a/b"], "without paths, or *; got 'https://a/b'"),
+        (["--public-url", "images.example.com"], "--public-url: must be a URL such as https://example.com"),
+        (["--public-url", "https://bücher.example/x"], "--public-url: must have a host name such as example.com"),
         (["--warm-up", "64xbig"], "--warm-up: size must be WIDTHxHEIGHT"),
         (["--offload", "--warm-up", "64"], "--offload unloads what --warm-up prepares"),
         (["--settings", "nowhere.env"], "--settings: nowhere.env is not a file"),

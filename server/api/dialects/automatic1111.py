@@ -92,7 +92,7 @@ async def progress(jobs: Jobs, client: Client) -> dict[str, Any]:
             "skipped": False,
             "interrupted": False,
             "stopping_generation": False,
-            "job": waiting[0].id if waiting else "",
+            "job": "scripts_txt2img" if waiting else "",  # no id: without keys, others may share the client's address
             "job_count": len(waiting),
             "job_timestamp": "0",
             "job_no": done // steps if steps else 0,

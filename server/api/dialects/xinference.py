@@ -38,10 +38,11 @@ class XinferenceRequest(ImagesRequest):
             fields = None
         if not isinstance(fields, dict):
             raise InvalidRequest("kwargs must be a JSON object, written as a string", "kwargs")
+        body = {name: value for name, value in body.items() if name != "kwargs" and value is not None}
         if twice := fields.keys() & body.keys():
             name = min(twice)
             raise InvalidRequest(f"{name} is in kwargs and beside it; send only one of them", name)
-        return {name: value for name, value in body.items() if name != "kwargs"} | fields
+        return body | fields
 
 
 def _error(error: ApiError) -> dict[str, Any]:

@@ -145,6 +145,14 @@ def test_tasks_report_a_negative_prompt_without_guidance(http: httpx.Client, pat
     assert IGNORED not in post(http, path, negative_prompt="blue", cfg_scale=2).headers
 
 
+@pytest.mark.parametrize("path", [GENERATE, SUBMIT])
+def test_tasks_take_fields_without_an_effect_as_the_images_api_does(http: httpx.Client, path: str) -> None:
+    given = {"style": "vivid", "user": "me", "vae_use_tiling": True, "quality": "hd"}
+    assert post(http, path, **given).headers[IGNORED] == "style, user, vae_use_tiling, quality"
+    refused = http.post(path, json={"prompt": "a cat", "quality": "hihg"})
+    assert (refused.status_code, error_of(refused)["param"]) == (400, "quality")
+
+
 def test_previews_of_an_awaited_request_are_reported_since_nobody_sees_them(http: httpx.Client) -> None:
     assert post(http, GENERATE, previews=2).headers[IGNORED] == "previews"
     assert IGNORED not in post(http, SUBMIT, previews=2).headers

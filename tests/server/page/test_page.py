@@ -29,6 +29,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from engine.plan.guide import Guide
+from engine.sampling.noise import randn
 
 PAGE = 24  # jobs in the gallery
 RECONNECT = 1.0  # seconds after which a closed tab is dropped
@@ -323,6 +324,14 @@ def test_offered_sizes_are_supported_by_the_plans() -> None:
     assert sizes(replace(TWO_PROFILES, profiles=(BANNER,)), Guide()) == [(1024, 64)]
     guide = Guide(sizes=("128x96", "4096x64"))  # the second is beyond the plans
     assert sizes(TWO_PROFILES, guide) == [TWO_PROFILES.default_size, (128, 96)]
+
+
+def test_seed_that_a_browser_cannot_hold_is_taken_over_as_one_with_the_same_noise() -> None:
+    from server.page.form import exact_seed
+
+    assert [exact_seed(seed) for seed in (0, 2**53 - 1, 2**63 + 7, 2**64 - 1)] == [0, 2**53 - 1, 7, 2**32 - 1]
+    for seed in (2**63 + 7, 2**64 - 1):
+        assert (randn(exact_seed(seed), (16, 8, 8)) == randn(seed, (16, 8, 8))).all()
 
 
 # on the page

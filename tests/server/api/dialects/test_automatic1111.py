@@ -302,6 +302,7 @@ def test_progress_and_interrupt_are_of_the_client_s_own_jobs(guarded: str) -> No
     assert 0 < found["progress"] < 1 and found["eta_relative"] >= 0
     assert (found["state"]["job_count"], found["state"]["sampling_steps"]) == (1, 100)
     assert 0 < found["state"]["sampling_step"] < 100
+    assert "job_" not in str(found["state"]["job"])  # by its id, anybody could read the task
     other = Waiting(guarded, "other")
     openai = Waiting(guarded, "mine", "/v1/images/generations")
     with httpx.Client(base_url=guarded, headers={"x-api-key": "other"}) as http:

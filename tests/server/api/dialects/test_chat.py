@@ -75,6 +75,11 @@ def test_answer_is_a_completion_with_the_real_model(client: openai.OpenAI) -> No
     assert decoded(base64.b64decode(content[0]["image_url"]["url"].split(",")[1]))[0, 0].tolist() == [7, 8, 5]
 
 
+def test_fields_of_images_without_an_effect_are_reported(http: httpx.Client) -> None:
+    answer = ask(http, quality="hd", user="me", extra_body={"style": "vivid"})
+    assert answer.headers[IGNORED] == "style, user, quality"
+
+
 def test_several_images_are_parts_of_one_message(http: httpx.Client) -> None:
     found = images(ask(http, num_outputs_per_prompt=3, seed=7))
     assert [image[0, 0, 0] for image in found] == [7, 8, 9]

@@ -35,10 +35,14 @@ def test_texts_of_all_kinds_are_read_as_pil_writes_them() -> None:
     assert texts(png(PngInfo())) == {}
 
 
-def test_compressed_text_is_inflated_up_to_a_limit() -> None:
+def test_compressed_texts_are_inflated_up_to_a_limit() -> None:
+    half = zlib.compress(b"a" * (MAX_TEXT // 2))
+    two = SIGNATURE + chunk(b"zTXt", b"one\0\0" + half) + chunk(b"iTXt", b"two\0\1\0\0\0" + half)
+    assert set(texts(two).values()) == {"a" * (MAX_TEXT // 2)}
     bomb = zlib.compress(b"a" * 10_000_000)
-    (text,) = texts(SIGNATURE + chunk(b"zTXt", b"name\0\0" + bomb)).values()
-    assert text == "a" * MAX_TEXT
+    for more in (chunk(b"zTXt", b"name\0\0" + bomb), chunk(b"zTXt", b"three\0\0" + zlib.compress(b"a"))):
+        with pytest.raises(ValueError, match=f"more than {MAX_TEXT} bytes"):
+            texts(two + more)
 
 
 def test_texts_after_the_pixels_and_cut_chunks_are_not_read() -> None:

@@ -43,8 +43,8 @@ def test_request_that_waits_gets_its_image(http: httpx.Client) -> None:
 
 
 def test_empty_parameters_count_as_absent_and_ignored_ones_are_reported(http: httpx.Client) -> None:
-    answer = http.post(URL + "&seed=&width=&negative_prompt=blue&model=sdxl")
-    assert answer.headers["x-ignored-parameters"] == "negative_prompt, model"
+    answer = http.post(URL + "&seed=&width=&negative_prompt=blue&model=sdxl&vae_use_tiling=true&quality=hd")
+    assert answer.headers["x-ignored-parameters"] == "negative_prompt, vae_use_tiling, quality, model"
     assert result(http, answer)["width"] == 128
 
 

@@ -36,6 +36,11 @@ def test_fields_in_kwargs_are_followed_or_reported(http: httpx.Client) -> None:
     assert answer.headers["x-ignored-parameters"] == "negative_prompt"
 
 
+def test_null_beside_kwargs_counts_as_absent(http: httpx.Client) -> None:
+    answer = http.post(IMAGES, json=REQUEST | {"seed": None, "size": None, "kwargs": '{"seed": 7, "size": "64x64"}'})
+    assert (answer.json()["data"][0]["seed"], answer.json()["size"]) == (7, "64x64")
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
