@@ -4,6 +4,7 @@ The first deployments of Z-Image-Turbo declared their parameters as plain argume
 them from the query. A request without `prompt` in its URL goes to the endpoint with a JSON body.
 """
 
+from collections import Counter
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter, Request, Response
@@ -55,8 +56,8 @@ def _body(request: Request) -> GenerateRequest:
     """
     given = parse_qsl(request.url.query, keep_blank_values=True)
     values = {name: value for name, value in given if value}
-    names = [name for name, _ in given]
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    counts = Counter(name for name, _ in given)
+    if twice := next((name for name, count in counts.items() if count > 1), None):
         raise errors.ApiError(400, f"{twice[: errors.ECHO]!r} is in the URL twice.", code="invalid_value", param=twice)
     try:
         return GenerateRequest.model_validate_strings(values, strict=False)
