@@ -1,7 +1,7 @@
 """Gradio's queue: the calls of each client's session, with their events in one stream. Knows jobs; no routes."""
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from typing import Any
@@ -12,7 +12,7 @@ from server.jobs.follower import Progress
 from server.jobs.job import Job, JobState
 from server.jobs.service import JobService
 
-MAX_SESSIONS = 1024  # whose calls are remembered; the oldest is forgotten
+MAX_SESSIONS = 1024  # whose calls are remembered; the oldest one without a stream is forgotten
 MAX_WAITING = 64  # calls and events of a session that its stream has not taken up
 LINGER = 1.0  # seconds without calls until a stream ends; gradio_client loses a call that meets the end of its stream
 COMPLETED = "process_completed"
@@ -26,16 +26,17 @@ class Sessions:
 
     def __init__(self) -> None:
         self._inboxes: OrderedDict[Session, asyncio.Queue[Job | Message]] = OrderedDict()
+        self._streams: Counter[Session] = Counter()  # open ones
 
     def add(self, session: Session, call: Job | Message) -> None:
         """Add the job of a call, or the end of one that has no job.
 
         Raises:
-            ApiError: 429, too many calls of the session wait for a stream.
+            ApiError: 429, too many calls of the session wait for a stream, or too many sessions have streams.
         """
         inbox = self._inboxes.setdefault(session, asyncio.Queue(MAX_WAITING))
         if len(self._inboxes) > MAX_SESSIONS:
-            self._inboxes.popitem(last=False)
+            self._forget_oldest(session)
         try:
             inbox.put_nowait(call)
         except asyncio.QueueFull:
@@ -46,6 +47,7 @@ class Sessions:
     async def events(self, session: Session, jobs: JobService, base_url: str) -> AsyncGenerator[Message]:
         """Yield the events of a session's calls until there are no more. Cancel those of a client that leaves."""
         inbox = self._inboxes.setdefault(session, asyncio.Queue(MAX_WAITING))
+        self._streams[session] += 1
         running: dict[str, asyncio.Task[None]] = {}
         try:
             while True:
@@ -67,7 +69,16 @@ class Sessions:
                     _abandon(jobs, call)
             if self._inboxes.get(session) is inbox:
                 del self._inboxes[session]
+            self._streams[session] -= 1
+            self._streams += Counter()  # drops those at 0
         yield {"msg": "close_stream", "event_id": None}
+
+    def _forget_oldest(self, newest: Session) -> None:
+        """Forget a session; not one with a stream, whose next calls would never end for its client."""
+        oldest = next(session for session in self._inboxes if session not in self._streams)
+        del self._inboxes[oldest]
+        if oldest == newest:
+            raise errors.ApiError(429, "Too many sessions have streams.", code="queue_full")
 
 
 async def _follow(jobs: JobService, job: Job, inbox: asyncio.Queue[Job | Message], base_url: str) -> None:
