@@ -54,7 +54,8 @@ class Sessions:
                 async with asyncio.timeout(None if running else LINGER):
                     received = await inbox.get()
                 if isinstance(received, Job):
-                    running[received.id] = asyncio.create_task(_follow(jobs, received, inbox, base_url))
+                    if received.id not in running:  # it is, if its idempotency key was repeated
+                        running[received.id] = asyncio.create_task(_follow(jobs, received, inbox, base_url))
                     continue
                 if received["msg"] == COMPLETED:
                     running.pop(received["event_id"], None)

@@ -195,6 +195,13 @@ def test_call_that_its_session_has_no_room_for_is_cancelled(
     slow.post("/gradio_api/cancel", json={"event_id": answers[0].json()["event_id"]}).raise_for_status()
 
 
+def test_call_that_is_repeated_by_its_key_is_followed_once(slow: httpx.Client) -> None:
+    body = {"data": ["a cat", 64, 64, 5], "session_hash": "k"}
+    answers = [slow.post("/queue/join", json=body, headers={"idempotency-key": "k"}) for _ in range(3)]
+    assert len({answer.json()["event_id"] for answer in answers}) == 1
+    assert slow.get("/queue/data?session_hash=k").text.count("process_completed") == 1
+
+
 def test_session_of_another_owner_is_another_session(slow: httpx.Client) -> None:
     slow.post("/queue/join", json={"data": ["a cat", 64, 64, 1], "session_hash": "s"}).raise_for_status()
     other = slow.get("/queue/data?session_hash=s", headers={"x-api-key": "other"})
