@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fakes.jobs import job
 from fakes.loop import NAN_PROMPT, FakeLoop
 from fakes.server import decoded, serving
 
@@ -277,3 +278,15 @@ def test_call_that_has_no_room_since_all_sessions_have_streams_is_refused(monkey
         sessions.add((None, "b"), failed("event", "reason"))
 
     asyncio.run(fill())
+
+
+def test_waiting_calls_do_not_keep_their_prompts() -> None:
+    """Sessions of clients that never open a stream would fill the memory with them."""
+
+    async def waiting() -> str:
+        sessions = Sessions()
+        sessions.add((None, "a"), job(id="job_7"))
+        return repr(sessions._inboxes)
+
+    found = asyncio.run(waiting())
+    assert "job_7" in found and job().request.prompt not in found
