@@ -23,7 +23,10 @@ REQUESTS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "query": ("/v1/generate?prompt=a%20cat&steps=1", None),
     "xinference": (IMAGES, {"prompt": "a cat", "kwargs": '{"steps": 1}'}),
 }
-JOINS = {"gradio queue": ("/queue/join", {"data": ["a cat"]}), "gradio call": ("/call/predict", {"data": ["a cat"]})}
+JOINS = {
+    "gradio queue": ("/queue/join", {"data": ["a cat"], "session_hash": "s"}),
+    "gradio call": ("/call/predict", {"data": ["a cat"]}),
+}
 
 
 def test_every_dialect_is_tested_here() -> None:
