@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fakes.jobs import job
 from fakes.loop import NAN_PROMPT, FakeLoop
 from fakes.server import decoded, serving
 
@@ -194,6 +195,13 @@ def test_call_that_its_session_has_no_room_for_is_cancelled(
     slow.post("/gradio_api/cancel", json={"event_id": answers[0].json()["event_id"]}).raise_for_status()
 
 
+def test_call_that_is_repeated_by_its_key_is_followed_once(slow: httpx.Client) -> None:
+    body = {"data": ["a cat", 64, 64, 5], "session_hash": "k"}
+    answers = [slow.post("/queue/join", json=body, headers={"idempotency-key": "k"}) for _ in range(3)]
+    assert len({answer.json()["event_id"] for answer in answers}) == 1
+    assert slow.get("/queue/data?session_hash=k").text.count("process_completed") == 1
+
+
 def test_session_of_another_owner_is_another_session(slow: httpx.Client) -> None:
     slow.post("/queue/join", json={"data": ["a cat", 64, 64, 1], "session_hash": "s"}).raise_for_status()
     other = slow.get("/queue/data?session_hash=s", headers={"x-api-key": "other"})
@@ -239,3 +247,45 @@ def test_sessions_and_their_waiting_calls_are_limited() -> None:
         return sessions
 
     assert len(asyncio.run(fill())._inboxes) == MAX_SESSIONS
+
+
+def test_session_with_a_stream_is_not_forgotten(slow: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradio_queue, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(gradio_queue, "LINGER", 10.0)
+    body = {"data": ["a cat", 64, 64, 1], "session_hash": "open"}
+    slow.post("/queue/join", json=body).raise_for_status()
+    with slow.stream("GET", "/queue/data?session_hash=open") as stream:
+        lines = (line for line in stream.iter_lines() if "process_completed" in line)
+        next(lines)
+        for number in range(3):
+            slow.post("/queue/join", json={"data": [], "session_hash": str(number)}).raise_for_status()
+        assert slow.post("/queue/join", json=body).json()["event_id"] in next(lines)
+
+
+def test_call_that_has_no_room_since_all_sessions_have_streams_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradio_queue, "MAX_SESSIONS", 1)
+
+    async def fill() -> None:
+        sessions = Sessions()
+        sessions.add((None, "a"), failed("event", "reason"))
+        events = sessions.events((None, "a"), None, "")  # type: ignore[arg-type]  # it has no jobs
+        await anext(events)
+        with pytest.raises(errors.ApiError) as caught:
+            sessions.add((None, "b"), failed("event", "reason"))
+        assert (caught.value.status, list(sessions._inboxes)) == (429, [(None, "a")])
+        await events.aclose()
+        sessions.add((None, "b"), failed("event", "reason"))
+
+    asyncio.run(fill())
+
+
+def test_waiting_calls_do_not_keep_their_prompts() -> None:
+    """Sessions of clients that never open a stream would fill the memory with them."""
+
+    async def waiting() -> str:
+        sessions = Sessions()
+        sessions.add((None, "a"), job(id="job_7"))
+        return repr(sessions._inboxes)
+
+    found = asyncio.run(waiting())
+    assert "job_7" in found and job().request.prompt not in found
