@@ -143,6 +143,10 @@ def unknown_parameter(name: str) -> ApiError:
     return ApiError(400, f"Unknown parameter: {name!r}.", code="unknown_parameter", param=name)
 
 
+def missing_parameter(name: str) -> ApiError:
+    return ApiError(400, f"Missing required parameter: {name!r}.", code="missing_required_parameter", param=name)
+
+
 def task_not_found() -> ApiError:
     return ApiError(404, "The task does not exist or has been deleted.", code="task_not_found")
 

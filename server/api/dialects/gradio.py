@@ -20,7 +20,7 @@ from server.api.body import read_body
 from server.api.dialects.gradio_queue import Sessions, failed, file_data
 from server.api.dialects.gradio_schemas import MAX_NAME, PREFIX, Call, Cancel, check_function, config, info
 from server.api.dialects.routes import with_errors
-from server.api.errors import ApiError, from_job, logged, task_not_found, translate
+from server.api.errors import ApiError, from_job, logged, missing_parameter, task_not_found
 from server.api.public_address import public_root
 from server.api.submit import (
     Jobs,
@@ -98,15 +98,16 @@ async def call_events(name: str, event_id: str, request: Request, jobs: Jobs, ow
 async def join(request: Request, response: Response, jobs: Jobs, owner: Owner) -> dict[str, str]:
     """Submit a call of a session. The reason why one is invalid is an event: of statuses, clients show no reasons."""
     body = await read_body(request, Call)
-    if not body.session_hash:
-        raise InvalidRequest("session_hash must name the session whose stream tells of the call", "session_hash")
+    if not body.session_hash:  # all clients without one would share a stream
+        raise missing_parameter("session_hash")
     session = owner, body.session_hash
     try:
         job = await _submit(request, response, jobs, owner, body)
     except (ApiError, InvalidRequest) as error:
-        if translate(request, error).status != 400:
+        answer = logged(request, error)
+        if answer.status != 400:
             raise
-        _sessions(request).add(session, failed(event_id := new_id(), str(logged(request, error))))
+        _sessions(request).add(session, failed(event_id := new_id(), str(answer)))
         return {"event_id": event_id}
     try:
         _sessions(request).add(session, job)
@@ -119,7 +120,7 @@ async def join(request: Request, response: Response, jobs: Jobs, owner: Owner) -
 @router.get("/queue/data")
 @router.get(f"{PREFIX}/queue/data")
 async def session_events(
-    request: Request, jobs: Jobs, owner: Owner, session_hash: str = Query(max_length=MAX_NAME)
+    request: Request, jobs: Jobs, owner: Owner, session_hash: str = Query(min_length=1, max_length=MAX_NAME)
 ) -> EventSourceResponse:
     """Send the events of a session's calls."""
     following = _sessions(request).events((owner, session_hash), jobs, public_root(request))

@@ -1,10 +1,10 @@
 """Gradio's queue: the calls of each client's session, with their events in one stream. Knows jobs; no routes."""
 
 import asyncio
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from server.api import errors
 from server.api.schemas import image_path
@@ -12,7 +12,7 @@ from server.jobs.follower import Progress
 from server.jobs.job import Job, JobState
 from server.jobs.service import JobService
 
-MAX_SESSIONS = 1024  # whose calls are remembered; the oldest is forgotten
+MAX_SESSIONS = 1024  # whose calls are remembered; the oldest one without a stream is forgotten
 MAX_WAITING = 64  # calls and events of a session that its stream has not taken up
 LINGER = 1.0  # seconds without calls until a stream ends; gradio_client loses a call that meets the end of its stream
 COMPLETED = "process_completed"
@@ -21,23 +21,31 @@ Message = dict[str, Any]
 Session = tuple[str | None, str]  # owner and the client's own name for it
 
 
+class Submitted(NamedTuple):
+    """A call that waits for its session's stream: its job without the prompt, which would fill the memory."""
+
+    id: str
+    is_durable: bool
+
+
 class Sessions:
     """The sessions of all clients. A client submits its calls first, and then opens the session's stream."""
 
     def __init__(self) -> None:
-        self._inboxes: OrderedDict[Session, asyncio.Queue[Job | Message]] = OrderedDict()
+        self._inboxes: OrderedDict[Session, asyncio.Queue[Submitted | Message]] = OrderedDict()
+        self._streams: Counter[Session] = Counter()  # open ones
 
     def add(self, session: Session, call: Job | Message) -> None:
         """Add the job of a call, or the end of one that has no job.
 
         Raises:
-            ApiError: 429, too many calls of the session wait for a stream.
+            ApiError: 429, too many calls of the session wait for a stream, or too many sessions have streams.
         """
         inbox = self._inboxes.setdefault(session, asyncio.Queue(MAX_WAITING))
         if len(self._inboxes) > MAX_SESSIONS:
-            self._inboxes.popitem(last=False)
+            self._forget_oldest(session)
         try:
-            inbox.put_nowait(call)
+            inbox.put_nowait(Submitted(call.id, call.durable) if isinstance(call, Job) else call)
         except asyncio.QueueFull:
             raise errors.ApiError(
                 429, "Too many calls of the session wait for its stream.", code="queue_full"
@@ -46,13 +54,15 @@ class Sessions:
     async def events(self, session: Session, jobs: JobService, base_url: str) -> AsyncGenerator[Message]:
         """Yield the events of a session's calls until there are no more. Cancel those of a client that leaves."""
         inbox = self._inboxes.setdefault(session, asyncio.Queue(MAX_WAITING))
+        self._streams[session] += 1
         running: dict[str, asyncio.Task[None]] = {}
         try:
             while True:
                 async with asyncio.timeout(None if running else LINGER):
                     received = await inbox.get()
-                if isinstance(received, Job):
-                    running[received.id] = asyncio.create_task(_follow(jobs, received, inbox, base_url))
+                if isinstance(received, Submitted):
+                    if received.id not in running:  # it is, if its idempotency key was repeated
+                        running[received.id] = asyncio.create_task(_follow(jobs, received, inbox, base_url))
                     continue
                 if received["msg"] == COMPLETED:
                     running.pop(received["event_id"], None)
@@ -63,18 +73,29 @@ class Sessions:
             for task in running.values():
                 task.cancel()
             while not inbox.empty():
-                if isinstance(call := inbox.get_nowait(), Job):
+                if isinstance(call := inbox.get_nowait(), Submitted):
                     _abandon(jobs, call)
             if self._inboxes.get(session) is inbox:
                 del self._inboxes[session]
+            self._streams[session] -= 1
+            self._streams += Counter()  # drops those at 0
         yield {"msg": "close_stream", "event_id": None}
 
+    def _forget_oldest(self, newest: Session) -> None:
+        """Forget a session; not one with a stream, whose next calls would never end for its client."""
+        oldest = next(session for session in self._inboxes if session not in self._streams)
+        del self._inboxes[oldest]
+        if oldest == newest:
+            raise errors.ApiError(429, "Too many sessions have streams.", code="queue_full")
 
-async def _follow(jobs: JobService, job: Job, inbox: asyncio.Queue[Job | Message], base_url: str) -> None:
+
+async def _follow(jobs: JobService, call: Submitted, inbox: asyncio.Queue[Submitted | Message], base_url: str) -> None:
     """Put the events of a job into its session's inbox; cancel the job if nobody waits for it any more."""
-    end = failed(job.id, "The events of the call cannot be read; see the server's log.")
+    end = failed(call.id, "The events of the call cannot be read; see the server's log.")
     try:
         with suppress(*errors.EXPECTED):
+            if (job := await jobs.get(call.id)) is None:
+                raise errors.task_not_found()
             async with aclosing(jobs.follow(job)) as events:
                 async for event in events:
                     match event:
@@ -83,14 +104,14 @@ async def _follow(jobs: JobService, job: Job, inbox: asyncio.Queue[Job | Message
                         case Job():
                             end = _completed(event, base_url)
     finally:
-        _abandon(jobs, job)
+        _abandon(jobs, call)
     await inbox.put(end)
 
 
-def _abandon(jobs: JobService, job: Job) -> None:
+def _abandon(jobs: JobService, call: Submitted) -> None:
     """Cancel a job that has not ended, unless its client may come back for it."""
-    if not job.durable:
-        jobs.cancel(job.id)
+    if not call.is_durable:
+        jobs.cancel(call.id)
 
 
 def failed(event_id: str, reason: str) -> Message:

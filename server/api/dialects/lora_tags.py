@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from engine.errors import InvalidRequest
 
-TAG = re.compile(r"\s*<(lora|lyco|hypernet):([^<>]*)>")
+# begins at the first of several spaces only: trying each would take seconds for a prompt of spaces
+TAG = re.compile(r"(?<!\s)\s*<(lora|lyco|hypernet):([^<>]*)>")
 ECHO = 64  # characters of a tag that an error repeats
 
 

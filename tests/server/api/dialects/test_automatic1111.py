@@ -15,6 +15,7 @@ from fakes.server import decoded, serving
 from server.api.access import AccessPolicy
 from server.api.dialects import lora_tags
 from server.api.dialects.lora_tags import TaggedPrompt
+from server.api.fields import MAX_PROMPT
 
 IGNORED = "x-ignored-parameters"
 
@@ -194,6 +195,15 @@ def test_what_would_change_the_image_or_is_unknown_is_refused_by_name(
 )
 def test_tag_in_a_prompt_names_a_lora_and_its_strength(prompt: str, expected: TaggedPrompt) -> None:
     assert lora_tags.parse(prompt) == expected
+
+
+def test_time_for_a_prompt_of_spaces_is_that_of_other_prompts() -> None:
+    def seconds(prompt: str) -> float:
+        start = time.process_time()
+        lora_tags.parse(prompt)
+        return time.process_time() - start
+
+    assert seconds(" " * MAX_PROMPT) < 100 * max(seconds("a" * MAX_PROMPT), 1e-4)  # thousands of times, if quadratic
 
 
 @pytest.mark.parametrize(

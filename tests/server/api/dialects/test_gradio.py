@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fakes.jobs import job
 from fakes.loop import NAN_PROMPT, FakeLoop
 from fakes.server import decoded, serving
 
@@ -112,8 +113,8 @@ def test_reason_of_a_failed_call_is_in_its_stream(http: httpx.Client, data: list
         ("/gradio_api/call/other", {"data": ["a cat"]}, 404),
         ("/gradio_api/cancel", {"event_id": "job_0"}, 404),
         ("/queue/join", {"data": ["a cat"], "session_hash": "x" * 129}, 400),
-        ("/queue/join", {"data": ["a cat"], "session_hash": ""}, 400),
         ("/queue/join", {"data": ["a cat"]}, 400),
+        ("/queue/join", {"data": ["a cat"], "session_hash": ""}, 400),
     ],
 )
 def test_errors_have_a_detail(http: httpx.Client, path: str, body: dict[str, Any], status: int) -> None:
@@ -173,14 +174,15 @@ def test_calls_of_a_client_that_leaves_are_cancelled(slow: httpx.Client, by_sess
 
 
 @pytest.mark.parametrize("by_session", [True, False])
-def test_head_of_a_stream_neither_cancels_a_call_nor_takes_its_events(slow: httpx.Client, by_session: bool) -> None:
+def test_head_of_a_stream_cancels_no_calls(slow: httpx.Client, by_session: bool) -> None:
     path = "/queue/join" if by_session else CALL
     job = slow.post(path, json={"data": ["a cat", 64, 64, 20], "session_hash": "h"}).json()["event_id"]
     url = "/queue/data?session_hash=h" if by_session else f"{CALL}/{job}"
     head = slow.head(url)
     assert (head.status_code, head.content) == (200, b"")
-    assert "complete" in slow.get(url).text
-    assert status(slow, job) == "done"
+    assert head.headers["content-type"].startswith("text/event-stream")
+    end = slow.get(url).text
+    assert f"v1/images/{job}/0.png" in end
 
 
 def test_call_that_its_session_has_no_room_for_is_cancelled(
@@ -192,6 +194,13 @@ def test_call_that_its_session_has_no_room_for_is_cancelled(
     assert [answer.status_code for answer in answers] == [200, 429]
     assert slow.get("/v1/tasks").json()["tasks"][0]["status"] == "cancelled"
     slow.post("/gradio_api/cancel", json={"event_id": answers[0].json()["event_id"]}).raise_for_status()
+
+
+def test_call_that_is_repeated_by_its_key_is_followed_once(slow: httpx.Client) -> None:
+    body = {"data": ["a cat", 64, 64, 5], "session_hash": "k"}
+    answers = [slow.post("/queue/join", json=body, headers={"idempotency-key": "k"}) for _ in range(3)]
+    assert len({answer.json()["event_id"] for answer in answers}) == 1
+    assert slow.get("/queue/data?session_hash=k").text.count("process_completed") == 1
 
 
 def test_session_of_another_owner_is_another_session(slow: httpx.Client) -> None:
@@ -239,3 +248,45 @@ def test_sessions_and_their_waiting_calls_are_limited() -> None:
         return sessions
 
     assert len(asyncio.run(fill())._inboxes) == MAX_SESSIONS
+
+
+def test_session_with_a_stream_is_not_forgotten(slow: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradio_queue, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(gradio_queue, "LINGER", 10.0)
+    body = {"data": ["a cat", 64, 64, 1], "session_hash": "open"}
+    slow.post("/queue/join", json=body).raise_for_status()
+    with slow.stream("GET", "/queue/data?session_hash=open") as stream:
+        lines = (line for line in stream.iter_lines() if "process_completed" in line)
+        next(lines)
+        for number in range(3):
+            slow.post("/queue/join", json={"data": [], "session_hash": str(number)}).raise_for_status()
+        assert slow.post("/queue/join", json=body).json()["event_id"] in next(lines)
+
+
+def test_call_that_has_no_room_since_all_sessions_have_streams_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradio_queue, "MAX_SESSIONS", 1)
+
+    async def fill() -> None:
+        sessions = Sessions()
+        sessions.add((None, "a"), failed("event", "reason"))
+        events = sessions.events((None, "a"), None, "")  # type: ignore[arg-type]  # it has no jobs
+        await anext(events)
+        with pytest.raises(errors.ApiError) as caught:
+            sessions.add((None, "b"), failed("event", "reason"))
+        assert (caught.value.status, list(sessions._inboxes)) == (429, [(None, "a")])
+        await events.aclose()
+        sessions.add((None, "b"), failed("event", "reason"))
+
+    asyncio.run(fill())
+
+
+def test_waiting_calls_do_not_keep_their_prompts() -> None:
+    """Sessions of clients that never open a stream would fill the memory with them."""
+
+    async def waiting() -> str:
+        sessions = Sessions()
+        sessions.add((None, "a"), job(id="job_7"))
+        return repr(sessions._inboxes)
+
+    found = asyncio.run(waiting())
+    assert "job_7" in found and job().request.prompt not in found
