@@ -184,10 +184,9 @@ def _numbered(file: Path, number: int | None) -> Path:
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {count}")
-    return count
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
 
 
 def _check(args: argparse.Namespace, tasks: Sequence[_Task]) -> Manifest:

@@ -100,11 +100,17 @@ def _capabilities(args: argparse.Namespace) -> tuple[str, ...]:
 def _inputs(args: argparse.Namespace, model: Path) -> tuple[dict[str, object], list[Path]]:
     """Return the options that change the plans, and the files that do."""
     options = {name: value for name, value in vars(args).items() if name not in ("output", "explain", "verify")}
-    files = [Path(text) if Path(text).is_file() else Path(text.rpartition(":")[0]) for text in args.lora]
+    files = [_lora_file(text) for text in args.lora]
     files += [config for file in files if (config := file.with_name("adapter_config.json")).is_file()]
     if args.transformer_file:
         files.append(args.transformer_file)
     return options | {"model": str(model.resolve())}, [model, *files]
+
+
+def _lora_file(text: str) -> Path:
+    """Return the file in FILE or FILE:SCALE."""
+    file = text.rpartition(":")[0]
+    return Path(file) if file and not Path(text).is_file() else Path(text)
 
 
 def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:

@@ -2,7 +2,8 @@
 
 In the name `<output>/<name>-<precision>-<flavor>-<plan id>/` the plan id hashes all inputs, so that a second build with
 the same inputs finds the directory. It is filled under a temporary name and renamed once its manifest is written.
-`current` in the output directory points to the newest. A file lock serialises builders of the same plans.
+`current` in the output directory points to the newest; it is a link, or a file where there are no links. A file
+lock serialises builders of the same plans.
 """
 
 import errno
@@ -24,6 +25,7 @@ from engine.plan.manifest import File, Manifest
 log = logging.getLogger(__name__)
 
 UNFINISHED = ".building-"
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # FAT, SMB, FUSE
 LIBRARIES = ("torch", "onnxscript", "onnx-ir", "diffsynth", "transformers")  # their versions affect the graphs
 
 
@@ -84,12 +86,32 @@ def publish(unfinished: Path, finished: Path) -> None:
 
 
 def make_current(finished: Path) -> None:
-    """Point `current` to a plan directory, atomically."""
+    """Point `current` to a plan directory, atomically; see `engine.plan.directory.current`."""
     link = finished.parent / f"{UNFINISHED}{CURRENT}-{finished.name}"  # one per plan directory, for parallel builders
     link.unlink(missing_ok=True)
-    link.symlink_to(finished.name)
+    _make_room(finished.parent / CURRENT)
+    try:
+        link.symlink_to(finished.name)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        link.write_text(f"{finished.name}\n")
     link.replace(finished.parent / CURRENT)
     _sync(finished.parent)
+
+
+def _make_room(current: Path) -> None:
+    """Move plans away that a copy has put in the place of the link `current`."""
+    if current.is_symlink() or not current.is_dir():
+        return
+    try:
+        manifest = read(current, verify=False)
+    except (PlanError, OSError) as error:
+        raise BuildError(f"{current} is a folder without plans, where a link belongs; remove it") from error
+    copy = current.with_name(f"{manifest.plan_id}-copy")
+    shutil.rmtree(copy, ignore_errors=True)  # of the same plans
+    current.rename(copy)
+    log.warning("%s was a folder with plans; it is %s now", current, copy)
 
 
 def list_files(directory: Path) -> tuple[File, ...]:
@@ -129,7 +151,7 @@ def _lock(output: Path, name: str) -> filelock.FileLock:
 def _sweep(output: Path) -> None:
     """Remove unfinished directories of interrupted builds, those whose lock is free."""
     for leftover in output.glob(f"{UNFINISHED}*"):
-        if not leftover.is_symlink():
+        if leftover.is_dir() and not leftover.is_symlink():
             with suppress(filelock.Timeout), _lock(output, leftover.name.removeprefix(UNFINISHED)).acquire(timeout=0):
                 shutil.rmtree(leftover, ignore_errors=True)
 

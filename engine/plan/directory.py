@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,8 @@ from engine.plan.manifest import (
 )
 
 MANIFEST_FILE = "manifest.json"
-CURRENT = "current"  # symlink in an --output directory: the plan directory built last
+CURRENT = "current"  # in an --output directory, a link to the plan directory built last, or a file with its name
+MAX_NAME = 255  # bytes of a file's name
 DAMAGED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # msgspec's for bytes that are no manifest
 
 
@@ -43,25 +45,53 @@ def resolve(directory: Path) -> Path:
         raise PlanNotFound(
             f"no plan directory at {directory}; build one with: build-engines --model ... --output {directory}"
         )
-    for candidate in (directory, directory / CURRENT):
+    for candidate in (directory, current(directory)):
         if (candidate / MANIFEST_FILE).is_file():
             return candidate.resolve()
-    raise PlanNotFound(f"{directory} has no {MANIFEST_FILE}: {_contents(directory)}")
+    finished, link = _finished(directory), directory / CURRENT
+    if len(finished) == 1 and current(directory) == link and not link.is_symlink():  # copied without the link
+        return finished[0].resolve()
+    raise PlanNotFound(f"{directory} has no {MANIFEST_FILE}: {_contents(directory, finished)}")
 
 
-def _contents(directory: Path) -> str:
+def current(output: Path) -> Path:
+    """Return where `current` in an --output directory points to; there may be nothing.
+
+    It is a file with the name of the plan directory where the file system has no symbolic links, or where a copy has
+    turned the link into such a file.
+    """
+    link = output / CURRENT
+    if not link.is_file():
+        return link
+    with link.open("rb") as file:
+        written = file.read(MAX_NAME + len(b"\r\n") + 1).strip()
+    name = os.fsdecode(written)
+    is_name = 0 < len(written) <= MAX_NAME and Path(name).name == name and "\0" not in name
+    return output / name if is_name else link
+
+
+def _finished(directory: Path) -> list[Path]:
+    return sorted(manifest.parent for manifest in directory.glob(f"[!.]*/{MANIFEST_FILE}"))
+
+
+def _contents(directory: Path, finished: Sequence[Path]) -> str:
     """Say what a directory without a manifest holds, and what to do."""
-    finished = sorted(manifest.parent.name for manifest in directory.glob(f"[!.]*/{MANIFEST_FILE}"))
-    link = directory / CURRENT
+    link, found = directory / CURRENT, current(directory)
+    below = sorted({manifest.parent.parent for manifest in directory.glob(f"[!.]*/[!.]*/{MANIFEST_FILE}")})
     if link.is_symlink():
         what = f"its link {CURRENT} points to {link.readlink()}, which has none"
+    elif found != link:
+        what = f"its file {CURRENT} names {found.name}, which has none"
+    elif below and not finished:
+        return f"the plans are in {', '.join(map(str, below))}; name that folder with --engines"
     elif any(any(directory.glob(pattern)) for pattern in ("*.onnx*", "*.plan", ".building-*")):
         what = "a build that is running or was interrupted"
     else:
         what = "no finished build"
     if not finished:
         return f"{what}; run build-engines again"
-    return f"{what}; name one of its plan directories ({', '.join(finished)}), or run build-engines again"
+    names = ", ".join(path.name for path in finished)
+    return f"{what}; name one of its plan directories ({names}), or run build-engines again"
 
 
 def read(directory: Path, *, verify: bool = True) -> Manifest:

@@ -300,6 +300,13 @@ def test_unwritable_output_is_refused_before_anything_is_generated(tmp_path: Pat
     refused(tmp_path / "no plans", tmp_path / output, message=f"cannot write {tmp_path / output}: {why}")
 
 
+@pytest.mark.parametrize("count", ["0", "-1", "1.5", "two", ""])
+def test_wrong_number_of_images_is_refused(engines: Path, count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([PROMPT, "--engines", str(engines), "-n", count])
+    assert f"must be a whole number of at least 1, got {count!r}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("threads", ["-1", "99999"])
 def test_threads_out_of_range_are_refused(engines: Path, threads: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -18,6 +18,7 @@ from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.request import ImageRequest
 from engine.scheduler.events import Failed
+from engine.scheduler.lora_registry import LoraRegistry
 
 PROMPT = "a red circle"
 SIZE = (64, 80)
@@ -150,6 +151,24 @@ def test_missing_plans_and_unusable_loras_are_refused(engines: Path, tmp_path: P
         ImageGenerator(str(tmp_path / "nowhere"))
     with pytest.raises(LoraMismatch, match=r"LoRA outlines: cannot read .*outlines\.lora"):
         ImageGenerator(engines, loras={"outlines": tmp_path / "outlines.lora"})
+
+
+def test_lora_is_applied_for_its_images_and_named_in_their_files(
+    engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied: list[str | None] = []
+
+    def apply(_: LoraRegistry, name: str | None) -> Iterator[None]:
+        applied.append(name)
+        yield from ()
+
+    monkeypatch.setattr(LoraRegistry, "check", lambda _: ())
+    monkeypatch.setattr(LoraRegistry, "apply", apply)
+    loras = {"outlines": tmp_path / "outlines.lora"}
+    with ImageGenerator(engines, RuntimeOptions(threads=1), loras=loras) as generator:
+        images = [generator.generate(PROMPT, size=SIZE, steps=1, lora=name) for name in ("outlines", None)]
+    assert applied == ["outlines", None]
+    assert [json.loads(image.text["zimage-trt"])["lora"] for image in images] == ["outlines", None]
 
 
 def test_unknown_lora_names_the_field(generator: ImageGenerator) -> None:

@@ -114,3 +114,10 @@ def test_plans_that_were_not_compared_are_not_found_for_a_build_that_compares(bu
     builds.run()
     builds.run(verify=True)
     assert builds.count == 2
+
+
+@pytest.mark.parametrize("lora", ["missing.safetensors", "missing.safetensors:0.5", ":0.5"])
+def test_missing_lora_is_left_to_the_build_to_refuse(builds: Builds, lora: str) -> None:
+    builds.run("--flavor", "onnx", "--lora", lora)
+    builds.run("--flavor", "onnx", "--lora", lora)
+    assert builds.count == 2

@@ -3,6 +3,7 @@
 The builds here are a few bytes long and go through `export.plan_directory` as `export.build` does.
 """
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -76,6 +77,43 @@ def test_current_points_to_the_plans_requested_last(tmp_path: Path) -> None:
         assert build(tmp_path, name) is built
         assert_good(tmp_path, name)
     assert visible(tmp_path) == ["current", "one", "two"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_plans_are_published_and_found_without_symbolic_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(link: Path, _target: str) -> None:
+        raise OSError(number, os.strerror(number), str(link))
+
+    assert build(tmp_path, "linked")
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    for name in ("one", "two"):
+        assert build(tmp_path, name)
+        assert_good(tmp_path, name)
+    assert not build(tmp_path, "linked")
+    assert_good(tmp_path, "linked")
+    assert visible(tmp_path) == ["current", "linked", "one", "two"]
+    monkeypatch.undo()
+    assert not build(tmp_path, "one")
+    assert (tmp_path / "current").is_symlink()
+
+
+def test_copy_in_the_place_of_the_link_is_kept_under_another_name(tmp_path: Path) -> None:
+    assert build(tmp_path / "made")
+    copied = shutil.copytree(tmp_path / "made", tmp_path / "copied", symlinks=False)
+    assert (copied / "current").is_dir() and not (copied / "current").is_symlink()
+    assert build(copied, "newer")
+    assert_good(copied, "newer")
+    assert visible(copied) == sorted([f"{MANIFEST.plan_id}-copy", "current", NAME, "newer"])
+
+
+def test_other_folder_in_the_place_of_the_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "current").mkdir()
+    (tmp_path / "current" / "mine.txt").touch()
+    with pytest.raises(BuildError, match="current is a folder without plans, where a link belongs; remove it"):
+        build(tmp_path)
+    assert (tmp_path / "current" / "mine.txt").exists()
 
 
 def test_build_engines_finds_what_it_built(

@@ -232,6 +232,35 @@ def test_output_directory_resolves_to_its_newest_plans(plans: Path) -> None:
     assert read(resolve(plans.parent)).model == MANIFEST.model
 
 
+@pytest.mark.parametrize("text", ["{}", "{}\n", " {}\r\n"])
+def test_current_may_be_a_file_with_the_name_of_the_plans(plans: Path, text: str) -> None:
+    shutil.copytree(plans, plans.parent / "other")
+    (plans.parent / CURRENT).write_text(text.format(plans.name))
+    assert resolve(plans.parent) == plans.resolve()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"../elsewhere", b"\0", b"\xff" * 9999, b"/"])
+def test_only_plans_are_found_without_a_usable_current(plans: Path, content: bytes | None) -> None:
+    if content is not None:
+        (plans.parent / CURRENT).write_bytes(content)
+    assert resolve(plans.parent) == plans.resolve()
+    shutil.copytree(plans, plans.parent / "other")
+    with pytest.raises(PlanNotFound, match=f"name one of its plan directories .other, {plans.name}."):
+        resolve(plans.parent)
+
+
+def test_current_may_be_a_copy_of_the_plans(plans: Path) -> None:
+    shutil.copytree(plans, plans.parent / CURRENT)
+    assert resolve(plans.parent) == (plans.parent / CURRENT).resolve()
+
+
+def test_plans_one_folder_below_are_named(plans: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(plans, output / "engines" / plans.name)
+    with pytest.raises(PlanNotFound, match=f"the plans are in {output / 'engines'}; name that folder with --engines"):
+        resolve(output)
+
+
 def leave_nothing(directory: Path) -> None:
     shutil.rmtree(directory)
 
@@ -280,6 +309,10 @@ NOWHERE: dict[str, tuple[Callable[[Path], object], str]] = {
     "newest one deleted": (
         leave_a_dangling_link,
         "no manifest.json: its link current points to deleted, which has none",
+    ),
+    "newest one deleted, without links": (
+        lambda d: (leave_it_empty(d), (d / CURRENT).write_text("deleted\n")),
+        "no manifest.json: its file current names deleted, which has none",
     ),
     "the newest one is not known": (
         leave_plans_without_a_link,

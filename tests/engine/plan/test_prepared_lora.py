@@ -33,7 +33,7 @@ def kronecker() -> tuple[Delta, np.ndarray]:
 
 
 def dense() -> tuple[Delta, np.ndarray]:
-    values = 1e-6 * numbers(ROWS, COLUMNS)  # FP16 itself has no such numbers
+    values = numbers(ROWS, COLUMNS)
     return Dense.of(values), values
 
 
@@ -62,23 +62,24 @@ def test_parts_of_a_joined_weight_get_their_deltas(tmp_path: Path, kind: str, tr
     for found in (lora, PreparedLora.read(tmp_path / "a.lora")):
         ((name, merged),) = found.at(-0.5).weights(graph, tmp_path)
         assert name == "abc" and merged.shape == shape
-        np.testing.assert_allclose(merged.T if transposed else merged, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(merged.T if transposed else merged, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_small_dense_values_keep_their_precision() -> None:
-    delta, values = dense()
+    values = 1e-6 * numbers(ROWS, COLUMNS)  # FP16 itself has no such numbers
+    delta = Dense.of(values)
     delta.place(0, 0, False).write(slice(0, ROWS), out := np.empty((ROWS, COLUMNS), np.float32))
     np.testing.assert_allclose(out, values, rtol=2.0**-11, atol=2.0**-25 * np.abs(values).max())
 
 
 def test_weight_of_one_dimension_gets_its_difference(tmp_path: Path) -> None:
-    base, values = numbers(5).astype(np.float16), numbers(5)
+    base, values = numbers(10).astype(np.float16), numbers(5)
     base.tofile(tmp_path / "weights")
-    weight = RefitWeight("n", ("n",), transposed=False, exponent=0, dtype="float16", shape=(5,), offset=0)
+    weight = RefitWeight("mn", ("m", "n"), transposed=False, exponent=0, dtype="float16", shape=(10,), offset=0)
     graph = replace(MANIFEST.graphs["denoiser"], refittable=(weight,), weights_file="weights")
-    ((_, merged),) = prepared({"n": (Dense.of(values),)}, "n").weights(graph, tmp_path)
-    assert merged.shape == (5,)
-    np.testing.assert_allclose(merged, base + values, rtol=1e-2, atol=1e-3)
+    ((_, merged),) = prepared({"n": (Dense.of(values),)}, "mn").weights(graph, tmp_path)
+    assert merged.shape == (10,)
+    np.testing.assert_allclose(merged, np.append(base[:5], base[5:] + values), rtol=1e-2, atol=1e-3)
 
 
 def test_values_as_large_as_a_weight_are_read_only_to_check_and_to_merge(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from socket import create_connection
 import httpx
 import pytest
 from fakes.loop import FakeLoop
+from fakes.processes import ROOT
 from fakes.server import HOSTS, IMAGES, serving
 from websockets.sync.client import connect
 
@@ -124,3 +125,9 @@ def test_only_names_of_the_server_are_believed_from_proxies(url: str) -> None:
     assert "generate.example" in HOSTS
     for forwarded, status in (("generate.example, evil.example", 200), ("evil.example, generate.example", 421)):
         assert httpx.get(f"{url}/v1/models", headers={"x-forwarded-host": forwarded}).status_code == status
+
+
+def test_no_url_is_made_from_the_request_s_own_address() -> None:
+    """starlette's `base_url` knows neither prefixes nor --public-url, and is ws:// for WebSockets."""
+    sources = [file for file in (ROOT / "server").rglob("*.py") if ".base_url" in file.read_text()]
+    assert sources == []
