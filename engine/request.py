@@ -24,13 +24,13 @@ MAX_GUIDANCE = 30.0  # 3 to 7 is usual; far above, latents leave the range that 
 
 
 class LoraChoice(NamedTuple):
-    """A LoRA at a strength. Images that share the weights have the same."""
+    """A LoRA at a strength, which its text leaves out if it is 1. Images that share the weights have the same."""
 
     name: str
     strength: float
 
     def __str__(self) -> str:
-        return f"{self.name} at strength {self.strength:g}"
+        return self.name if self.strength == 1 else f"{self.name} at strength {self.strength:g}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,16 @@
 """Answers to HEAD, wherever there is an answer to GET. Knows methods; no routes."""
 
-import asyncio
-
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-NO_BODY: Message = {"type": "http.request", "body": b"", "more_body": False}
-EVENT_STREAM = b"text/event-stream"
-DISCONNECT: Message = {"type": "http.disconnect"}
+
+class _Answered(BaseException):
+    """Ends an endpoint after its headers; not an Exception, which the page's toolkit would log."""
 
 
 class HeadMiddleware:
     """Answers HEAD with the status and the headers of GET.
 
-    A stream ends before it begins: to follow some jobs and to leave cancels them.
+    A stream is never started: some streams cancel their job when the client leaves, and HEAD must not change anything.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -20,29 +18,18 @@ class HeadMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "HEAD":
-            await self._answer(scope, send)
+            await self._answer(scope, receive, send)
         else:
             await self._app(scope, receive, send)
 
-    async def _answer(self, scope: Scope, send: Send) -> None:
-        messages, answered = [NO_BODY], asyncio.Event()
-
-        async def receive() -> Message:
-            if messages:
-                return messages.pop()
-            await answered.wait()
-            return DISCONNECT
-
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_headers(message: Message) -> None:
+            await send(message)
             if message["type"] == "http.response.start":
-                await send(message)
                 await send({"type": "http.response.body", "body": b""})
-                answered.set()
-                if _is_stream(message):
-                    await asyncio.Future()  # until the disconnect cancels the stream
+                raise _Answered
 
-        await self._app(dict(scope) | {"method": "GET"}, receive, send_headers)
-
-
-def _is_stream(start: Message) -> bool:
-    return any(name == b"content-type" and value.startswith(EVENT_STREAM) for name, value in start["headers"])
+        try:
+            await self._app(dict(scope) | {"method": "GET"}, receive, send_headers)
+        except* _Answered:
+            pass

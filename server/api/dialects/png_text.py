@@ -7,19 +7,26 @@ from collections.abc import Iterator
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEAD = struct.Struct(">I4s")  # length and type of a chunk
 CHECKSUM = 4  # bytes after a chunk's data
-MAX_TEXT = 1 << 18  # bytes of all decompressed texts together
+MAX_TEXT = 1 << 20  # bytes of all texts, decompressed
 
 
 def texts(data: bytes) -> dict[str, str]:
     """Return the texts before the pixels, by keyword. `data`: a PNG file, or its beginning.
 
     Raises:
-        ValueError: it is no PNG file, a text is damaged, or compressed texts are too long.
+        ValueError: it is no PNG file, a text is damaged, or the texts are too large.
     """
     if not data.startswith(SIGNATURE):
         raise ValueError("it does not begin as a PNG file does")
-    inflater = _Inflater()
-    return dict(_text(kind, chunk, inflater) for kind, chunk in _chunks(data) if kind in (b"tEXt", b"zTXt", b"iTXt"))
+    found, left = {}, MAX_TEXT
+    for kind, chunk in _chunks(data):
+        if kind in (b"tEXt", b"zTXt", b"iTXt"):
+            keyword, text = _text(kind, chunk, left)
+            left -= len(keyword) + len(text)
+            if left < 0:
+                raise ValueError(f"its texts are larger than {MAX_TEXT} bytes")
+            found[keyword.decode("latin-1")] = text.decode("utf-8" if kind == b"iTXt" else "latin-1")
+    return found
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -34,28 +41,19 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += length + CHECKSUM
 
 
-def _text(kind: bytes, chunk: bytes, inflater: "_Inflater") -> tuple[str, str]:
+def _text(kind: bytes, chunk: bytes, most: int) -> tuple[bytes, bytes]:
+    """Return keyword and text of a chunk. A compressed text is cut after `most` + 1 bytes."""
     keyword, _, rest = chunk.partition(b"\0")
-    if kind == b"iTXt":
-        is_compressed = rest[:1] == b"\1"
-        rest = rest[2:].split(b"\0", 2)[-1]  # after method, language and translated keyword
-        return keyword.decode("latin-1"), (inflater.inflate(rest) if is_compressed else rest).decode()
-    rest = inflater.inflate(rest[1:]) if kind == b"zTXt" else rest
-    return keyword.decode("latin-1"), rest.decode("latin-1")
+    if kind == b"tEXt":
+        return keyword, rest
+    is_compressed = kind == b"zTXt" or rest[:1] == b"\1"
+    # after the method; of iTXt, after flag, method, language and translated keyword
+    text = rest[1:] if kind == b"zTXt" else rest[2:].split(b"\0", 2)[-1]
+    return keyword, _inflated(text, most + 1) if is_compressed else text
 
 
-class _Inflater:
-    """Decompresses the texts of one file, up to MAX_TEXT bytes in all: each of thousands could be small and inflate."""
-
-    def __init__(self) -> None:
-        self._left = MAX_TEXT
-
-    def inflate(self, data: bytes) -> bytes:
-        try:
-            text = zlib.decompressobj().decompress(data, self._left + 1)
-        except zlib.error as error:
-            raise ValueError(f"a compressed text is damaged: {error}") from error
-        self._left -= len(text)
-        if self._left < 0:
-            raise ValueError(f"its compressed texts have more than {MAX_TEXT} bytes")
-        return text
+def _inflated(data: bytes, most: int) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(data, most)
+    except zlib.error as error:
+        raise ValueError(f"a compressed text is damaged: {error}") from error

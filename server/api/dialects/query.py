@@ -56,7 +56,8 @@ def _body(request: Request) -> GenerateRequest:
     """
     given = parse_qsl(request.url.query, keep_blank_values=True)
     values = {name: value for name, value in given if value}
-    if twice := next((name for name, count in Counter(name for name, _ in given).items() if count > 1), None):
+    counts = Counter(name for name, _ in given)
+    if twice := next((name for name, count in counts.items() if count > 1), None):
         raise errors.ApiError(400, f"{twice[: errors.ECHO]!r} is in the URL twice.", code="invalid_value", param=twice)
     try:
         return GenerateRequest.model_validate_strings(values, strict=False)

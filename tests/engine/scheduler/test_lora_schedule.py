@@ -113,6 +113,6 @@ def test_log_names_the_lora_that_was_applied_and_says_that_it_was_removed(
             submit(loop, name)
             finish_order(loop)
     assert [message.split(" in ")[0] for message in caplog.messages] == [
-        "applied LoRA a at strength 1",
+        "applied LoRA a",
         "removed the LoRA",
     ]

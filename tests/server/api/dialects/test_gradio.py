@@ -113,8 +113,8 @@ def test_reason_of_a_failed_call_is_in_its_stream(http: httpx.Client, data: list
         ("/gradio_api/call/other", {"data": ["a cat"]}, 404),
         ("/gradio_api/cancel", {"event_id": "job_0"}, 404),
         ("/queue/join", {"data": ["a cat"], "session_hash": "x" * 129}, 400),
-        ("/queue/join", {"data": ["a cat"], "session_hash": ""}, 400),
         ("/queue/join", {"data": ["a cat"]}, 400),
+        ("/queue/join", {"data": ["a cat"], "session_hash": ""}, 400),
     ],
 )
 def test_errors_have_a_detail(http: httpx.Client, path: str, body: dict[str, Any], status: int) -> None:
@@ -174,14 +174,15 @@ def test_calls_of_a_client_that_leaves_are_cancelled(slow: httpx.Client, by_sess
 
 
 @pytest.mark.parametrize("by_session", [True, False])
-def test_head_of_a_stream_neither_cancels_a_call_nor_takes_its_events(slow: httpx.Client, by_session: bool) -> None:
+def test_head_of_a_stream_cancels_no_calls(slow: httpx.Client, by_session: bool) -> None:
     path = "/queue/join" if by_session else CALL
     job = slow.post(path, json={"data": ["a cat", 64, 64, 20], "session_hash": "h"}).json()["event_id"]
     url = "/queue/data?session_hash=h" if by_session else f"{CALL}/{job}"
     head = slow.head(url)
     assert (head.status_code, head.content) == (200, b"")
-    assert "complete" in slow.get(url).text
-    assert status(slow, job) == "done"
+    assert head.headers["content-type"].startswith("text/event-stream")
+    end = slow.get(url).text
+    assert f"v1/images/{job}/0.png" in end
 
 
 def test_call_that_its_session_has_no_room_for_is_cancelled(

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import pytest
@@ -35,14 +36,19 @@ def test_texts_of_all_kinds_are_read_as_pil_writes_them() -> None:
     assert texts(png(PngInfo())) == {}
 
 
-def test_compressed_texts_are_inflated_up_to_a_limit() -> None:
-    half = zlib.compress(b"a" * (MAX_TEXT // 2))
-    two = SIGNATURE + chunk(b"zTXt", b"one\0\0" + half) + chunk(b"iTXt", b"two\0\1\0\0\0" + half)
-    assert set(texts(two).values()) == {"a" * (MAX_TEXT // 2)}
-    bomb = zlib.compress(b"a" * 10_000_000)
-    for more in (chunk(b"zTXt", b"name\0\0" + bomb), chunk(b"zTXt", b"three\0\0" + zlib.compress(b"a"))):
-        with pytest.raises(ValueError, match=f"more than {MAX_TEXT} bytes"):
-            texts(two + more)
+@pytest.mark.parametrize("kind, head", [(b"zTXt", b"\0\0"), (b"iTXt", b"\0\1\0\0\0")])
+def test_compressed_texts_are_inflated_up_to_a_limit_of_all(kind: bytes, head: bytes) -> None:
+    half = head + zlib.compress(b"a" * (MAX_TEXT // 2 - 1))
+    two = SIGNATURE + chunk(kind, b"1" + half) + chunk(kind, b"2" + half)
+    assert [len(text) for text in texts(two).values()] == [MAX_TEXT // 2 - 1] * 2
+    with pytest.raises(ValueError, match="larger than"):
+        texts(two + chunk(kind, b"3" + head + zlib.compress(b"a")))
+    bomb = head + zlib.compress(b"a" * 10_000_000)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="larger than"):
+        texts(SIGNATURE + b"".join(chunk(kind, b"%d" % number + bomb) for number in range(20)))
+    assert tracemalloc.get_traced_memory()[1] < 8 * MAX_TEXT
+    tracemalloc.stop()
 
 
 def test_texts_after_the_pixels_and_cut_chunks_are_not_read() -> None:
