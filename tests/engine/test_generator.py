@@ -16,7 +16,7 @@ from engine.errors import InvalidRequest, LoraMismatch, NonFiniteOutput, PlanNot
 from engine.generator import Progress
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
-from engine.request import ImageRequest
+from engine.request import ImageRequest, LoraChoice
 from engine.scheduler.events import Failed
 from engine.scheduler.lora_registry import LoraRegistry
 
@@ -158,8 +158,8 @@ def test_lora_is_applied_for_its_images_and_named_in_their_files(
 ) -> None:
     applied: list[str | None] = []
 
-    def apply(_: LoraRegistry, name: str | None) -> Iterator[None]:
-        applied.append(name)
+    def apply(_: LoraRegistry, choice: LoraChoice | None) -> Iterator[None]:
+        applied.append(choice and choice.name)
         yield from ()
 
     monkeypatch.setattr(LoraRegistry, "check", lambda _: ())
