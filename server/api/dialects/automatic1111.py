@@ -37,7 +37,7 @@ from server.api.submit import (
 from server.jobs.job import Job, StoredImage
 
 API = "automatic1111"
-NAMES = {"lora": "prompt", "num_inference_steps": "steps", "guidance_scale": "cfg_scale"}
+NAMES = {"lora": "prompt", "lora_strength": "prompt", "num_inference_steps": "steps", "guidance_scale": "cfg_scale"}
 MAX_PNG = 12 << 20  # bytes of a body with an image; base64 takes a third more than its file
 PNG_HEAD = 1 << 20  # characters that are read; texts come before the pixels
 

@@ -4,7 +4,6 @@ A field either changes our image as it changes theirs, or has no effect here and
 than ours and is refused by name.
 """
 
-from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -113,17 +112,16 @@ class Txt2ImgRequest(ExtraFields):
                 reason = INSTEAD.get(name, "leave it out")
                 raise InvalidRequest(f"{name} would change the image in a way that is not on offer; {reason}", name)
         tagged = lora_tags.TaggedPrompt(self.prompt) if self.disable_extra_networks else lora_tags.parse(self.prompt)
-        return _with_lora(
-            ImageRequest(
-                tagged.text,
-                self.width,
-                self.height,
-                random_seed() if self.seed == RANDOM else self.seed,
-                self.steps,
-                self.negative_prompt,
-                max(self.cfg_scale - UNGUIDED, 0.0),
-            ),
-            tagged,
+        return ImageRequest(
+            tagged.text,
+            self.width,
+            self.height,
+            random_seed() if self.seed == RANDOM else self.seed,
+            self.steps,
+            self.negative_prompt,
+            max(self.cfg_scale - UNGUIDED, 0.0),
+            tagged.lora,
+            tagged.strength,
         )
 
     def ignored(self) -> tuple[str, ...]:
@@ -131,10 +129,3 @@ class Txt2ImgRequest(ExtraFields):
         negative = ("negative_prompt",) if self.negative_prompt and not is_guided else ()
         settings = (f"override_settings.{name}" for name, value in self.override_settings.items() if value is not None)
         return (*negative, *super().ignored(), *(name for name in settings if not name.endswith(f".{MODEL}")))
-
-
-def _with_lora(image: ImageRequest, tagged: lora_tags.TaggedPrompt) -> ImageRequest:
-    """Return a request with the LoRA of its prompt. Raises InvalidRequest: its strength is not on offer."""
-    if tagged.lora is not None and tagged.strength != 1:
-        raise InvalidRequest(f"the strength of a LoRA must be 1, got {tagged.strength:g}", "prompt")
-    return replace(image, lora=tagged.lora)

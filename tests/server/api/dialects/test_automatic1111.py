@@ -217,6 +217,7 @@ def test_time_for_a_prompt_of_spaces_is_that_of_other_prompts() -> None:
         "a cat <lora:a:te=0>",
         "a cat <hypernet:a:1>",
         "a cat <lora:unknown>",
+        f"a cat <lora:{LORAS[0]}:9>",
     ],
 )
 def test_tag_that_cannot_be_followed_is_refused(http: httpx.Client, prompt: str) -> None:
@@ -225,8 +226,8 @@ def test_tag_that_cannot_be_followed_is_refused(http: httpx.Client, prompt: str)
 
 
 def test_tagged_lora_is_used_and_its_tag_is_no_prompt(http: httpx.Client) -> None:
-    made = info(txt2img(http, prompt=f"a cat <lora:{LORAS[0]}:1>"))
-    assert (made["prompt"], f"LoRA: {LORAS[0]}" in made["infotexts"][0]) == ("a cat", True)
+    made = info(txt2img(http, prompt=f"a cat <lora:{LORAS[0]}:0.8>"))
+    assert (made["prompt"], f"LoRA: {LORAS[0]}, LoRA strength: 0.8" in made["infotexts"][0]) == ("a cat", True)
     assert info(txt2img(http, prompt="<lora:x>", disable_extra_networks=True))["prompt"] == "<lora:x>"
     assert [lora["name"] for lora in http.get("/sdapi/v1/loras").json()] == list(LORAS)
 
