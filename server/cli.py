@@ -10,7 +10,7 @@ from engine.errors import ZImageError
 from engine.module_command import module_command
 from engine.plan.directory import read, resolve
 from engine.plan.guide import Guide
-from server import logs, lora_folder, settings
+from server import logs, lora_folder, settings_sources
 from server.http.host_names import HostNames
 from server.http.sockets import bind_socket, bracketed
 from server.serving import serve
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the server; exit with 0 after SIGTERM or SIGINT, or with 1 and a line on stderr if it cannot serve."""
-    given = settings.read(argv)
+    given = settings_sources.read(argv)
     logs.configure(given.log_format, given.log_level, process="server")
     try:
         with bind_socket(given.host, given.port) as sock:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _warnings(given: Settings, address: str) -> Iterator[str]:
     """Yield what is probably not meant in the settings of a server that listens on an address."""
-    for name in settings.unknown(os.environ):
+    for name in settings_sources.unknown(os.environ):
         yield f"The environment variable {name} is not a setting of zimage-serve; see zimage-serve --help"
     if "FORWARDED_ALLOW_IPS" in os.environ:
         yield "The environment variable FORWARDED_ALLOW_IPS is not read; use --trusted-proxies instead"

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from fakes.processes import FAKE_SERVER, process, ready_url
 
-from server import settings
+from server import settings_sources
 from server.cli import _warnings, main
 from server.http.sockets import ACCEPT_FAILED, bind_socket, throttle_accept_errors
 from server.serving import _lock
@@ -137,19 +137,19 @@ def test_empty_host_is_refused(host: str, capsys: pytest.CaptureFixture[str]) ->
     [("127.0.0.1", "", False), ("::1", "", False), ("0.0.0.0", "", True), ("::", "", True), ("0.0.0.0", "key", False)],
 )
 def test_bind_beyond_loopback_without_keys_is_a_warning(address: str, keys: str, is_warned: bool) -> None:
-    given = settings.read(["--engines", "plans", *(["--keys", keys] if keys else [])])
+    given = settings_sources.read(["--engines", "plans", *(["--keys", keys] if keys else [])])
     assert ("there are no API keys; set --keys" in " ".join(_warnings(given, address))) is is_warned
 
 
 def test_warning_without_keys_names_the_shared_history() -> None:
     for more in ([], ["--shared-history"]):
-        warning = " ".join(_warnings(settings.read(["--engines", "x", *more]), "::"))
+        warning = " ".join(_warnings(settings_sources.read(["--engines", "x", *more]), "::"))
         assert ("see and delete everybody's (--shared-history)" in warning) is bool(more)
 
 
 def test_variable_of_uvicorn_that_is_not_read_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
-    given = settings.read(["--engines", "plans"])
+    given = settings_sources.read(["--engines", "plans"])
     assert any(
         "FORWARDED_ALLOW_IPS is not read; use --trusted-proxies" in warning for warning in _warnings(given, "::1")
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from engine.options import SLOTS, RuntimeOptions
-from server import settings
+from server import settings, settings_sources
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.retention import DAY, Retention
 from server.serving import ServerOptions
@@ -21,7 +21,7 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def error_message(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     with pytest.raises(SystemExit) as end:
-        settings.read(arguments)
+        settings_sources.read(arguments)
     assert end.value.code == 2
     return capsys.readouterr().err.splitlines()[-1]
 
@@ -33,7 +33,7 @@ def test_flags_override_the_environment_and_that_the_file(tmp_path: Path, monkey
     monkeypatch.setenv("ZIMAGE_QUEUE", "2")
     monkeypatch.setenv("ZIMAGE_GRACE", "2")
     monkeypatch.setenv("ZIMAGE_HOST", "")  # counts as unset
-    given = settings.read(["--grace", "3"])
+    given = settings_sources.read(["--grace", "3"])
     assert (given.engines, given.port, given.queue, given.grace) == (Path("from-file"), 1, 2, 3)
     assert given.host == "127.0.0.1"
 
@@ -41,10 +41,12 @@ def test_flags_override_the_environment_and_that_the_file(tmp_path: Path, monkey
 def test_lists_are_split_at_spaces_not_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZIMAGE_PROFILE", "512,1024x1536:2 256")
     monkeypatch.setenv("ZIMAGE_WARM_UP", "64x32,128")
-    given = settings.read(ENGINES)
+    given = settings_sources.read(ENGINES)
     assert given.runtime().profiles == ("512,1024x1536:2", "256")
     assert given.runtime().warm_up == ((64, 32), (128, 128))
-    given = settings.read([*ENGINES, "--profile", "512,1024x1536:2", "--profile", "256", "--keys", "first-key second"])
+    given = settings_sources.read(
+        [*ENGINES, "--profile", "512,1024x1536:2", "--profile", "256", "--keys", "first-key second"]
+    )
     assert given.profile == ("512,1024x1536:2", "256")
     assert given.server().keys == ("first-key", "second")
     assert "first-key" not in repr(given) + repr(given.server())
@@ -53,20 +55,20 @@ def test_lists_are_split_at_spaces_not_commas(monkeypatch: pytest.MonkeyPatch) -
 def test_names_and_origins_are_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZIMAGE_CORS_ORIGINS", "https://App.example.com/ *")
     monkeypatch.setenv("ZIMAGE_MODEL_NAME", "z-image gpt-image-1")
-    serving = settings.read([*ENGINES, "--strict-model"]).server()
+    serving = settings_sources.read([*ENGINES, "--strict-model"]).server()
     assert serving.cors_origins == ("https://app.example.com", "*")
     assert (serving.model_names, serving.strict_model) == (("z-image", "gpt-image-1"), True)
 
 
 def test_defaults_are_those_of_the_options_classes() -> None:
-    given = settings.read(ENGINES)
+    given = settings_sources.read(ENGINES)
     assert given.runtime() == RuntimeOptions(slots=SLOTS)
     assert given.server() == ServerOptions()
 
 
 def test_days_and_mebibytes_become_seconds_and_bytes() -> None:
     days_and_mb = "--archive a --archive-days 2 --archive-mb 3 --history-days 0.5 --history-mb 4 --min-free-mb 5"
-    serving = settings.read([*ENGINES, *days_and_mb.split(), "--hang-seconds", "6"]).server()
+    serving = settings_sources.read([*ENGINES, *days_and_mb.split(), "--hang-seconds", "6"]).server()
     assert serving.archive == Archive(Path("a"), Retention(2 * DAY, 3 << 20))
     assert serving.limits.history == Retention(DAY / 2, 4 << 20)
     assert (serving.limits.free_bytes, serving.timeouts.silence) == (5 << 20, 6)
@@ -101,7 +103,7 @@ def test_invalid_setting_is_reported_by_its_flag(
     assert message in error_message(capsys, *ENGINES, *arguments)
 
 
-@pytest.mark.parametrize("name", settings.PROTECTING)
+@pytest.mark.parametrize("name", settings_sources.PROTECTING)
 @pytest.mark.parametrize("value", ["", " "])
 @pytest.mark.parametrize("source", ["environment", "small letters", "file"])
 def test_empty_value_of_a_protecting_setting_is_refused(
@@ -128,8 +130,8 @@ def test_empty_variable_does_not_matter_where_another_source_has_a_value(
 ) -> None:
     (file := tmp_path / "settings.env").write_text("ZIMAGE_KEYS=from-file\n")
     monkeypatch.setenv("ZIMAGE_KEYS", "")
-    assert settings.read([*ENGINES, "--settings", str(file)]).keys == ("from-file",)
-    assert settings.read([*ENGINES, "--keys", "flag"]).keys == ("flag",)
+    assert settings_sources.read([*ENGINES, "--settings", str(file)]).keys == ("from-file",)
+    assert settings_sources.read([*ENGINES, "--keys", "flag"]).keys == ("flag",)
 
 
 def test_unknown_names_are_errors_in_a_file_and_listed_from_the_environment(
@@ -141,12 +143,12 @@ def test_unknown_names_are_errors_in_a_file_and_listed_from_the_environment(
     file.write_text("ZIMAGE_QUEUE=1\nRATE=1/day\nexport port = 2\nMAIL=me\n")
     message = error_message(capsys, *ENGINES, "--settings", str(file))
     assert "--settings: RATE, port in " in message and "names must begin with ZIMAGE_" in message
-    assert settings.unknown(["ZIMAGE_PROT", "ZIMAGE_PORT", "ZIMAGE_SETTINGS", "HOME"]) == ["ZIMAGE_PROT"]
+    assert settings_sources.unknown(["ZIMAGE_PROT", "ZIMAGE_PORT", "ZIMAGE_SETTINGS", "HOME"]) == ["ZIMAGE_PROT"]
 
 
 def test_help_describes_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        settings.read(["--help"])
+        settings_sources.read(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     for name, field in settings.Settings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in text
@@ -157,7 +159,7 @@ def test_help_describes_every_setting(capsys: pytest.CaptureFixture[str]) -> Non
 def test_file_of_any_unicode_encoding_is_read(tmp_path: Path, encoding: str) -> None:
     file = tmp_path / "settings"
     file.write_bytes("ZIMAGE_ENGINES=/plans/图\r\n# Schlüssel\r\nZIMAGE_PORT=7\r\n".encode(encoding))
-    given = settings.read(["--settings", str(file)])
+    given = settings_sources.read(["--settings", str(file)])
     assert (given.engines, given.port) == (Path("/plans/图"), 7)
 
 
@@ -165,7 +167,7 @@ def test_file_in_latin_1_is_one_line_with_the_place(tmp_path: Path, capsys: pyte
     file = tmp_path / "settings"
     file.write_bytes("ZIMAGE_ENGINES=plans\n# Schlüssel\n".encode("latin-1"))
     with pytest.raises(SystemExit) as left:
-        settings.read(["--settings", str(file)])
+        settings_sources.read(["--settings", str(file)])
     assert left.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert f"--settings: {file} is not UTF-8 text (byte 0xfc in line 2); save it as UTF-8" in last
@@ -175,6 +177,6 @@ def test_home_is_expanded_in_flags_variables_and_files(tmp_path: Path, monkeypat
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "settings").write_text("ZIMAGE_DATABASE=~/jobs\nZIMAGE_LORAS=~/loras\n")
     monkeypatch.setenv("ZIMAGE_ARCHIVE", "~/archive")
-    given = settings.read(["--settings=~/settings", "--engines=~/plans", "--runtime-cache", "~/cache"])
+    given = settings_sources.read(["--settings=~/settings", "--engines=~/plans", "--runtime-cache", "~/cache"])
     found = (given.engines, given.database, given.loras, given.archive, given.runtime_cache)
     assert found == tuple(tmp_path / name for name in ("plans", "jobs", "loras", "archive", "cache"))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from server.api.access import AccessPolicy
 from server.api.dialects.names import DIALECTS
-from server.settings import read
+from server.settings_sources import read
 
 MESSAGES = [{"role": "user", "content": "a cat"}]
 # a request for an image by each dialect

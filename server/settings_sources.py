@@ -1,0 +1,131 @@
+"""Where settings come from: flags, environment variables and a file; and the help of `zimage-serve`.
+
+Knows the form of settings; not what they mean.
+"""
+
+import argparse
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from dotenv import dotenv_values
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import NoDecode
+
+from engine.command_line import add_version, prepare, text_encoding, user_path
+from server.setting_types import EMPTY
+from server.settings import PREFIX, Settings
+
+GROUPS = {  # groups of options in the help, by the setting that each begins with
+    "host": "addresses and connections",
+    "page": "what is served",
+    "threads": "device",
+    "loras": "LoRAs, jobs and images",
+    "keys": "clients",
+    "grace": "process",
+}
+EPILOG = f"""\
+examples:
+  zimage-serve --engines engines
+  zimage-serve --engines engines --host 0.0.0.0 --keys "key-of-alice key-of-bob" --database jobs.db
+
+Every option can also be set by an environment variable ({PREFIX}PORT=8000) or in a file of such lines (--settings or
+{PREFIX}SETTINGS). Flags override the environment, which overrides the file.
+"""
+PROTECTING = ("keys", "rate", "hosts", "trusted_proxies")  # settings that must not be lost by an empty variable
+NAME = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)  # in a line of a settings file
+
+
+def read(argv: Sequence[str] | None = None) -> Settings:
+    """Read settings from flags, environment and file; like argparse, exit with status 2 if they are wrong."""
+    parser = _parser()
+    given = vars(parser.parse_args(argv))
+    name = given.pop("settings", None) or os.environ.get(f"{PREFIX}SETTINGS")
+    file = None if name is None else user_path(name)
+    encoding = None if file is None else _check_file(parser, file)
+    try:  # its signature is that of the fields
+        found = Settings(_env_file=file, _env_file_encoding=encoding, **given)  # type: ignore[call-arg]
+    except ValidationError as error:
+        parser.error("; ".join(map(_message, error.errors())))
+    for name in sorted(_emptied(file, encoding) - found.model_fields_set):
+        parser.error(f"--{name.replace('_', '-')}: {PREFIX}{name.upper()} {EMPTY}")
+    return found
+
+
+def unknown(environment: Iterable[str]) -> list[str]:
+    """Return the environment variables that look like settings but are not."""
+    known = {PREFIX + name.upper() for name in (*Settings.model_fields, "settings")}
+    return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
+
+
+def _check_file(parser: argparse.ArgumentParser, file: Path) -> str:
+    """Return the encoding of a settings file; exit like argparse if its text or its names are wrong."""
+    if not file.is_file():
+        parser.error(f"--settings: {file} is not a file")
+    try:
+        encoding = text_encoding(file)
+    except (ValueError, OSError) as error:
+        parser.error(f"--settings: {error}")
+    if lost := [name for name in NAME.findall(file.read_text(encoding)) if name.lower() in Settings.model_fields]:
+        parser.error(f"--settings: {', '.join(lost)} in {file}: names must begin with {PREFIX}")
+    return encoding
+
+
+def _emptied(file: Path | None, encoding: str | None) -> set[str]:
+    """Return the protecting settings that are named by the environment or a file; empty values count as unset."""
+    named = {name.lower() for name in (*os.environ, *(dotenv_values(file, encoding=encoding) if file else ()))}
+    return {name for name in PROTECTING if (PREFIX + name).lower() in named}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "zimage-serve",
+        description="Serve the plans of Z-Image-Turbo over HTTP.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    prepare(parser)
+    parser.add_argument("--settings", metavar="FILE", help=f"File of settings, as lines such as {PREFIX}PORT=8000")
+    add_version(parser)
+    group = parser.add_argument_group("plans")
+    for name, field in Settings.model_fields.items():
+        group = parser.add_argument_group(GROUPS[name]) if name in GROUPS else group
+        group.add_argument(f"--{name.replace('_', '-')}", help=_help(field), **_kind(name, field))
+    return parser
+
+
+def _help(field: FieldInfo) -> str:
+    match field.default:
+        case _ if field.is_required():
+            default = " (required)"
+        case None | ():  # not set
+            default = ""
+        case bool(value):
+            default = f" (default: {'yes' if value else 'no'})"
+        case tuple(words):
+            default = f" (default: {' '.join(words)})"
+        case value:
+            default = f" (default: {value:g})" if isinstance(value, float) else f" (default: {value})"
+    return f"{field.description}{default}".replace("%", "%%")
+
+
+def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
+    if field.annotation is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    metavar = "|".join(choices) or field.title or name.rpartition("_")[2].upper()
+    return {"metavar": metavar, "action": "append" if NoDecode in field.metadata else "store"}
+
+
+def _message(error: ErrorDetails) -> str:
+    name = str(error["loc"][0]).lower().removeprefix(PREFIX.lower()) if error["loc"] else ""
+    if error["type"] == "extra_forbidden":  # in the file; argparse refuses unknown flags
+        return f"{PREFIX}{name.upper()} in the file is not a setting"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"--{name.replace('_', '-')}: {message}" if name else message
