@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes.processes import AT_TERMINAL
 from PIL import Image
 
 from engine.cli import main
@@ -222,7 +223,8 @@ def test_failed_image_of_several_is_named_and_the_others_are_written(
 
 def test_interruption_keeps_finished_images_and_prints_one_line(engines: Path, tmp_path: Path) -> None:
     arguments = ["a red circle", "--engines", engines, "-o", tmp_path / "a.png", "--size", "256", "-n", "50"]
-    with subprocess.Popen([COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [*AT_TERMINAL, COMMAND, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert "a-1.png" in process.stdout.readline()
         process.send_signal(signal.SIGINT)

@@ -12,6 +12,12 @@ TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
 PYTHONPATH = os.pathsep.join((str(ROOT), str(TESTS)))
 FAKE_SERVER = ("-m", "fakes.server")
+# before a command: SIGINT interrupts it, also in a job in the background, which is started with SIGINT ignored
+AT_TERMINAL = (
+    sys.executable,
+    "-c",
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])",
+)
 READY = re.compile(r"zimage-serve: ready on (http://127\.0\.0\.1:\d+) in \d+\.\d\d s\n")
 
 

@@ -26,7 +26,7 @@ from nano.tokenizer import write_tokenizer
 ROOT = Path(__file__).resolve().parents[2]
 LORA = Z_IMAGE_NANO.with_name("z-image-nano-lora")
 FILES = {
-    *("README.md", "model_index.json", "scheduler/scheduler_config.json"),
+    *("README.md", "guide.json", "model_index.json", "scheduler/scheduler_config.json"),
     *("text_encoder/config.json", "text_encoder/model.safetensors"),
     *("tokenizer/merges.txt", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "tokenizer/vocab.json"),
     *("transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"),

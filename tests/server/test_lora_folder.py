@@ -53,7 +53,7 @@ def test_prepared_files_are_found_by_their_stems_and_others_are_skipped_with_the
     unprepared = "is not prepared for plans; prepare it with: zimage-lora "
     assert unprepared in said.pop("plain.lora") and unprepared in said.pop("as it was trained.safetensors")
     assert "was prepared for other weights than these plans have" in said.pop("other.lora")
-    assert "was prepared by another version of zimage-trt" in said.pop("old.lora")
+    assert "was prepared by another version of zimage-lora" in said.pop("old.lora")
     assert said.pop("damaged.safetensors").startswith(f"cannot read {tmp_path / 'damaged.safetensors'}")
     assert said == {
         "pickled.pt": ".pt files are not read; LoRAs must be safetensors files",
