@@ -17,6 +17,7 @@ from torch import Tensor
 
 from engine.errors import CheckpointError
 from export.checkpoint.stored_weights import StoredWeight, read_metadata, stored_weights
+from export.checkpoint.weights import Derived
 
 SCALES = (".scale_weight", ".weight_scale")
 NOTE, METADATA = ".comfy_quant", "_quantization_metadata"
@@ -40,19 +41,11 @@ INSTEAD = "take the file in BF16 or in FP8 (float8_e4m3fn)"
 
 
 @dataclass(frozen=True, slots=True)
-class Dequantized:
+class Dequantized(Derived):
     """A stored weight times its scale, in FP32. The scale is one number, or one per row, [rows, 1]."""
 
     weight: StoredWeight
     scale: StoredWeight
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.weight.shape
-
-    @property
-    def source(self) -> str:
-        return self.weight.source
 
     def load(self) -> Tensor:
         scale = self.scale.load().float()

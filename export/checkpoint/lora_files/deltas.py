@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from export.checkpoint.stored_weights import StoredWeight
-from export.checkpoint.weights import Weight
+from export.checkpoint.weights import Derived, Weight
 
 EPSILON = torch.finfo(torch.float32).eps  # that LyCORIS adds to the norms of DoRA
 
@@ -109,18 +109,10 @@ class Kronecker:
 
 
 @dataclass(frozen=True, slots=True)
-class Full:
+class Full(Derived):
     """A whole difference, as full fine-tuning gives it."""
 
     weight: StoredWeight
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.weight.shape
-
-    @property
-    def source(self) -> str:
-        return self.weight.source
 
     def load(self) -> Tensor:
         return self.weight.load().float()
