@@ -1,5 +1,5 @@
-"""What all commands have in common: terminals, paths and files as shells and editors give them, `--version`, and one
-line for an error or an interruption. Its imports are fast.
+"""Parts of every command: terminals, paths and files as shells and editors give them, `--version`, and one line for an
+error or an interruption. Its imports are fast.
 """
 
 import argparse

@@ -76,7 +76,7 @@ def wait_until_ready(server: "subprocess.Popen[str]") -> str:
 
 
 def guide() -> dict[str, Any]:
-    """What to expect of the model, as the page says it."""
+    """Return the guide of the model, which the page shows too."""
     return dict(json.loads((CHECKPOINT / "guide.json").read_text(encoding="utf-8")))
 
 

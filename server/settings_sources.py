@@ -1,4 +1,4 @@
-"""Where settings come from: flags, environment variables and a file; and the help of `zimage-serve`.
+"""Sources of settings: flags, environment variables and a file; and the help of `zimage-serve`.
 
 Knows the form of settings; not what they mean.
 """

@@ -1,4 +1,4 @@
-"""What all commands have in common: versions, help and interruptions, and what they import before they are sure."""
+"""Properties of all commands: versions, help and interruptions, and what they import before they are sure."""
 
 import importlib
 import re

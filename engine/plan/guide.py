@@ -1,4 +1,4 @@
-"""What a checkpoint's authors say to its users: `guide.json` of the checkpoint, which a build copies to the plans."""
+"""Advice of a checkpoint's authors to its users: the file `guide.json`, which a build copies to the plans."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ GUIDE_FILE = "guide.json"
 
 @dataclass(frozen=True, slots=True)
 class Guide:
-    """What to expect of a model. A checkpoint without a guide has an empty one.
+    """Description of what a model draws well. A checkpoint without a guide has an empty one.
 
     Attributes:
         about: a sentence or two on what the model draws.

@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a folder, a file, a folder of the hub's cache, or a hub id that is downloaded.
+"""Location of a checkpoint: a folder, a file, a folder of the hub's cache, or a hub id that is downloaded.
 
 Needs no PyTorch. Downloads read DiffSynth's environment variables, so that both share what they downloaded.
 """

@@ -19,7 +19,7 @@ EPSILON = torch.finfo(torch.float32).eps  # that LyCORIS adds to the norms of Do
 
 
 class Delta(Protocol):
-    """What a LoRA adds to a weight at a strength of 1."""
+    """Change that a LoRA adds to a weight at a strength of 1."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...

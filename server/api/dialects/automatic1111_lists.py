@@ -1,4 +1,4 @@
-"""What AUTOMATIC1111's clients choose from: models, LoRAs, samplers, ..., and settings. Most lists are empty here.
+"""Lists from which AUTOMATIC1111's clients choose (models, LoRAs, samplers, ...), and settings. Most lists are empty.
 
 Knows neither images nor jobs.
 """

@@ -1,4 +1,4 @@
-"""What Xinference's client sends for images: OpenAI's request, with further fields as JSON in `kwargs`.
+"""Requests of Xinference's client for images: OpenAI's body, with further fields as JSON in `kwargs`.
 
 Models are listed at OpenAI's endpoint. Errors of requests with `kwargs` have Xinference's `detail` too.
 """

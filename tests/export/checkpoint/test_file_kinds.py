@@ -1,4 +1,4 @@
-"""What is said about a file in place of safetensors: what it is and what to get, in one line."""
+"""Files in place of safetensors: one line says what each is and what to get."""
 
 import gzip
 import json

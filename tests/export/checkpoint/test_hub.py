@@ -1,4 +1,4 @@
-"""Where a checkpoint is looked for: on disk, in the hub's cache, or on a hub."""
+"""Locations of a checkpoint: on disk, in the hub's cache, or on a hub."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What all dialects have in common: keys, rates, metrics, arbitrary bodies, and the setting that turns them off."""
+"""Properties of all dialects: keys, rates, metrics, arbitrary bodies, and the setting that turns them off."""
 
 import json
 from typing import Any
