@@ -11,6 +11,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from engine.files import version as file_version
 from export import plan_directory
 
 BUILDERS = ("tensorrt-rtx", "tensorrt-rtx-cu13")  # packages whose versions affect plans, where they are installed
@@ -27,8 +28,7 @@ def digest(options: Mapping[str, object], inputs: Iterable[Path]) -> str | None:
     try:
         for path in inputs:
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                stat = file.stat()
-                files[str(file.absolute())] = stat.st_size, stat.st_mtime_ns
+                files[str(file.absolute())] = file_version(file)
         versions = plan_directory.plan_id(b"")
     except (OSError, PackageNotFoundError):
         return None
