@@ -47,7 +47,7 @@ def prepare(checkpoint: Checkpoint, loras: Sequence[Lora], manifest: Manifest) -
         raise LoraMismatch(f"the plans of {manifest.model.name} were built from other weights than {checkpoint.name}'s")
     merged = merge(checkpoint, loras)
     deltas = _deltas(merged, sum(merged.transformer.config["axes_dims"]))
-    parts = {part for graph in manifest.graphs.values() for weight in graph.refittable for part in weight.parts}
+    parts = {part for weight in manifest.refit_weights for part in weight.parts}
     if missing := sorted(deltas.keys() - parts):
         raise CheckpointError(f"the LoRA changes {missing[0]}, which these plans cannot swap; merge it with --lora")
     keys = longest_sequence(manifest.profiles, manifest.model)

@@ -80,8 +80,8 @@ class About:
         precisions = {name: graph.precision for name, graph in manifest.graphs.items()}
         if self.precisions != precisions:
             raise LoraMismatch(f"the LoRA was prepared for {self.precisions}, the plans have {precisions}")
-        weights = [weight for graph in manifest.graphs.values() for weight in graph.refittable]
-        scaled, single = ({weight.name for weight in weights if bool(weight.parts) is has} for has in (True, False))
+        scaled = {weight.name for weight in manifest.refit_weights if weight.parts}
+        single = {weight.name for weight in manifest.refit_weights if not weight.parts}
         if not all((scaled, single) == (set(one.exponents), set(one.scales)) for one in self.scalings):
             raise LoraMismatch("the LoRA was prepared for plans of another version of zimage-trt; prepare it again")
         keys = longest_sequence(manifest.profiles, manifest.model)
@@ -150,8 +150,7 @@ class PreparedLora:
             LoraMismatch: it was not, or the plans are not refittable, or a change does not fit its weight.
         """
         self.about.require_match(manifest)
-        weights = [weight for graph in manifest.graphs.values() for weight in graph.refittable]
-        shapes = {part: _part_shape(weight) for weight in weights for part in weight.parts}
+        shapes = {part: _part_shape(weight) for weight in manifest.refit_weights for part in weight.parts}
         for parameter, deltas in self.deltas.items():
             if parameter not in shapes:
                 raise LoraMismatch(f"the LoRA changes {parameter}, which these plans do not have; prepare it again")

@@ -245,6 +245,11 @@ class Manifest:
         """The size for a request without one: the size that the first profile is tuned for."""
         return Size(self.profiles[0].width.opt, self.profiles[0].height.opt)
 
+    @property
+    def refit_weights(self) -> tuple[RefitWeight, ...]:
+        """The weights of all graphs that a LoRA can change."""
+        return tuple(weight for graph in self.graphs.values() for weight in graph.refittable)
+
     def choose_profiles(self, names: Sequence[str]) -> dict[int, Profile]:
         """Return the named profiles, or all if no name is given, by TensorRT's profile index.
 
