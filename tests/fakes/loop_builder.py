@@ -80,6 +80,18 @@ class FakeGraphs:
         tensors["image"][0] = np.rint(image)
         tensors["image_mean"][0] = image.mean()
 
+    def vae_encoder(self, tensors: Mapping[str, np.ndarray]) -> None:
+        self.rows["vae_encoder"] += len(tensors["init_image"])
+        blocks = tensors["init_image"][:, ::8, ::8].transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1
+        tensors["image_latents"][:] = np.resize(blocks, (len(blocks), 16, *blocks.shape[2:]))
+        tensors["image_latents"] += 0.1 * tensors["posterior_noise"]
+
+    def blend(self, tensors: Mapping[str, np.ndarray]) -> None:
+        self.rows["blend"] += len(tensors["blend_sigma"])
+        sigma = tensors["blend_sigma"][:, None, None, None]
+        kept = (1 - sigma) * tensors["image_latents"] + sigma * tensors["noise"]
+        tensors["latents_blended"][:] = np.where(tensors["mask"] > 0.5, tensors["latents_to_blend"], kept)
+
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Return [height, width, 3] uint8 of [1, 16, h, w] latents."""
         _, _, h, w = latents.shape
@@ -157,6 +169,8 @@ def loop_builder(folder: Path, device: Device, slots: int = SLOTS) -> LoopBuilde
         "denoiser": graphs.denoiser,
         "guidance": graphs.guidance,
         "vae_decoder": graphs.vae_decoder,
+        "vae_encoder": graphs.vae_encoder,
+        "blend": graphs.blend,
     }
     if device == "host":
         memory = HostMemory(MANIFEST, MANIFEST.profiles, slots)
