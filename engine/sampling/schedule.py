@@ -8,16 +8,6 @@ import numpy as np
 from engine.array import Array
 
 
-def skipped_steps(steps: int, strength: float) -> int:
-    """Return the number of first steps that an init image replaces, with diffusers' arithmetic (`get_timesteps`).
-
-    Args:
-        steps: steps of the whole schedule.
-        strength: share of the noise that the init image gets, 0 to 1; at 0 every step is skipped.
-    """
-    return int(max(steps - min(steps * strength, steps), 0))
-
-
 def sigmas(steps: int, shift: float) -> Array:
     """Return noise levels from 1 down to 0.
 

@@ -9,8 +9,8 @@ from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.request import MAX_STEPS
-from engine.sampling.schedule import sigmas, skipped_steps
+from engine.request import MAX_STEPS, Edit
+from engine.sampling.schedule import sigmas
 
 TOLERANCE = 2e-7  # absolute, on values up to 1: two roundings of float32, measured 1.2e-7
 TURBO = [1, 0.9545, 0.9, 0.8333, 0.75, 0.6429, 0.5, 0.3, 0]  # Z-Image-Turbo's eight steps
@@ -59,7 +59,7 @@ def test_steps_skipped_for_an_init_image_equal_diffusers(steps: int, strength: f
 
     Parts.scheduler.set_timesteps(sigmas=get_default_z_image_sigmas(steps))
     timesteps, left = ZImageImg2ImgPipeline.get_timesteps(Parts(), steps, strength, "cpu")
-    skipped = skipped_steps(steps, strength)
+    skipped = Edit(strength, "").skipped_steps(steps)
     assert (len(timesteps), left) == (steps - skipped, steps - skipped)
     if left:
         assert timesteps[0].item() == pytest.approx(1000 * sigmas(steps, 3.0)[skipped], abs=1e-3)
@@ -69,4 +69,4 @@ def test_steps_skipped_for_an_init_image_equal_diffusers(steps: int, strength: f
     ("steps", "strength", "skipped"), [(8, 0.6, 3), (8, 1.0, 0), (8, 0.0, 8), (8, 0.01, 7), (1, 0.5, 0), (50, 0.3, 35)]
 )
 def test_an_init_image_skips_the_first_steps(steps: int, strength: float, skipped: int) -> None:
-    assert skipped_steps(steps, strength) == skipped
+    assert Edit(strength, "").skipped_steps(steps) == skipped
