@@ -218,7 +218,10 @@ class ImageGenerator:
             requests = [request.starting_from(init_image, strength) for request in requests]
         images: dict[int, GeneratedImage] = {}
         for index, outcome in self.run(
-            requests, init_images=() if init_image is None else (init_image,), previews=previews, on_progress=on_progress
+            requests,
+            init_images=() if init_image is None else (init_image,),
+            previews=previews,
+            on_progress=on_progress,
         ):
             if isinstance(outcome, ZImageError):
                 raise outcome
@@ -258,9 +261,7 @@ class ImageGenerator:
         self._is_running = True
         try:
             for key, index in keys.items():
-                self._loop.submit(
-                    key, wanted[index], previews, prompts=prompts[index], init_image=starts[index]
-                )
+                self._loop.submit(key, wanted[index], previews, prompts=prompts[index], init_image=starts[index])
             yield from self._outcomes(keys, on_progress)
         finally:
             for key in keys:

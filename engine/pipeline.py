@@ -79,7 +79,8 @@ class Pipeline(GraphRunner):
         options = options or RuntimeOptions()
         directory = resolve(directory)
         manifest = read(directory, verify=verify)
-        served = replace(manifest, profiles=tuple(manifest.choose_profiles(options.profiles).values()))
+        loaded = manifest if options.image_input else manifest.without_image_input()
+        served = replace(loaded, profiles=tuple(manifest.choose_profiles(options.profiles).values()))
         for size in options.warm_up:
             served.profile_for(size)
         backend = load_backend(directory, manifest, options)

@@ -33,6 +33,4 @@ class StageTimes:
     @property
     def total(self) -> float:
         """Seconds from the prompt to the file; `passes` is part of `denoiser`."""
-        return (
-            self.tokenize + self.prompt_encoder + self.vae_encoder + self.denoiser + self.vae_decoder + self.encode
-        )
+        return self.tokenize + self.prompt_encoder + self.vae_encoder + self.denoiser + self.vae_decoder + self.encode

@@ -66,7 +66,12 @@ def cases(seed: int = 0) -> Iterator[Case]:
         kind = "img2img" if number % 3 == 0 else MASKS[number // 3 * 2 % len(MASKS) + number % 3 - 2]
         is_multiple = kind == "one pixel" or rng.random() < 0.6  # a resized pixel is too grey to count
         width, height = (rng.choice(SIDES) if is_multiple else rng.randint(64, 256) for _ in range(2))
-        yield Case(kind, _request(rng), _image(rng, width, height), None if kind == "img2img" else mask(kind, rng, width, height))
+        yield Case(
+            kind,
+            _request(rng),
+            _image(rng, width, height),
+            None if kind == "img2img" else mask(kind, rng, width, height),
+        )
 
 
 def mask(kind: str, rng: Random, width: int, height: int) -> Image.Image:
@@ -129,6 +134,8 @@ def _request(rng: Random) -> ImageRequest:
 def _image(rng: Random, width: int, height: int) -> Image.Image:
     """Return a drawn scene, or noise that the model has never seen."""
     if rng.random() < 0.25:
-        return Image.fromarray(np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (height, width, 3), np.uint8))
+        return Image.fromarray(
+            np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (height, width, 3), np.uint8)
+        )
     pixels: Pixels = draw(random_scene(rng), height, width, rng)
     return Image.fromarray(pixels)

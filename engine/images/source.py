@@ -16,7 +16,9 @@ from engine.images.init_image import InitImage
 from engine.images.preparation import Preparation
 from engine.images.prepare import prepare
 
-LIMITS = DecodeLimits(max_bytes=1_000_000_000, max_pixels=170_000_000)  # a user's own files; Pillow stops at 179 million
+LIMITS = DecodeLimits(
+    max_bytes=1_000_000_000, max_pixels=170_000_000
+)  # a user's own files; Pillow stops at 179 million
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | Array
 

@@ -80,7 +80,10 @@ class FakeGraphs:
 
     def blend(self, tensors: Mapping[str, np.ndarray]) -> None:
         self.rows["blend"] += len(tensors["blend_sigma"])
-        sigma, names = tensors["blend_sigma"][:, None, None, None], ("latents_to_blend", "image_latents", "noise", "mask")
+        sigma, names = (
+            tensors["blend_sigma"][:, None, None, None],
+            ("latents_to_blend", "image_latents", "noise", "mask"),
+        )
         tensors["latents_blended"][:] = blended(*(tensors[name] for name in names), sigma)
 
     def vae_decoder(self, tensors: Mapping[str, np.ndarray]) -> None:
@@ -304,4 +307,6 @@ def sample(
     """Return a square sample with prompts of one token."""
     prompts = tuple(GuidanceBranch(TokenizedPrompt((1,), "", "")) for _ in range(branches))
     request = ImageRequest("a", side, side, lora=lora)
-    return Sample(key, request, Size(side, side), steps, sigmas(steps, 3.0), prompts, client=client, submitted_at=submitted_at)
+    return Sample(
+        key, request, Size(side, side), steps, sigmas(steps, 3.0), prompts, client=client, submitted_at=submitted_at
+    )
