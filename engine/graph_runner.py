@@ -146,6 +146,20 @@ class GraphRunner:
         self._enqueue("blend", tensors | {"latents_blended": blended})
         return blended
 
+    def add_noise(self, image_latents: Tensor, noise: Tensor, sigma: Array) -> Tensor:
+        """Enqueue the first latents of a batch of init images: (1 - sigma) * image_latents + sigma * noise.
+
+        Args:
+            image_latents, noise: [B, 16, h, w] float32, in the tensors of these names.
+            sigma: [B] float32.
+
+        Returns:
+            [B, 16, h, w] float32, valid until the next blend.
+        """
+        batch, _, h, w = noise.shape
+        nothing = self.memory.write("mask", np.zeros((batch, 1, h, w), np.float32))
+        return self.blend(self.memory.view("latents_to_blend", noise.shape), image_latents, noise, nothing, sigma)
+
     def decode(self, latents: Tensor, index: int = 0) -> Decoded:
         """Enqueue the decoding of one image of [B, 16, h, w] latents."""
         scale = self.manifest.model.vae_scale
