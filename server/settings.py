@@ -106,6 +106,7 @@ class Settings(BaseSettings):
     cuda_graphs: CudaGraphs = Field(RUNTIME.cuda_graphs, description=HELP["cuda_graphs"])
     offload: bool = Field(RUNTIME.offload, description=HELP["offload"])
     self_test: bool = Field(RUNTIME.self_test, description=HELP["self_test"])
+    image_input: bool = Field(RUNTIME.image_input, description=HELP["image_input"])
     runtime_cache: UserPath | None = Field(RUNTIME.runtime_cache, description=HELP["runtime_cache"], title="DIR")
     loras: UserPath | None = Field(
         None,
@@ -225,6 +226,7 @@ class Settings(BaseSettings):
             self_test=self.self_test,
             runtime_cache=self.runtime_cache,
             slots=SLOTS,
+            image_input=self.image_input,
             loras=loras,
             lora_versions={name: version(file) for name, file in loras},
         )
