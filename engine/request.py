@@ -20,6 +20,8 @@ RANDOM = -1  # the seed that stands for a random one
 MAX_STEPS = 100  # the model is distilled for 8; more than this is a mistake
 MAX_LORA = 64  # characters of a name
 MAX_LORA_STRENGTH = 4.0  # of either sign; 0.5 to 1 is usual
+DEFAULT_STRENGTH = 0.6  # of an init image without a mask, as in diffusers
+DEFAULT_INPAINT_STRENGTH = 1.0  # with a mask
 MAX_GUIDANCE = 30.0  # 3 to 7 is usual; far above, latents leave the range that the VAE was trained on
 
 
@@ -31,6 +33,30 @@ class LoraChoice(NamedTuple):
 
     def __str__(self) -> str:
         return self.name if self.strength == 1 else f"{self.name} at strength {self.strength:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """How a request uses its init image, which travels beside the request (see `engine.images.init_image`).
+
+    Attributes:
+        strength: share of the denoising steps that are run, above 0 to 1: 1 starts from noise alone.
+        image: SHA-256 of the init image, `InitImage.digest()`.
+        is_inpainting: True if a mask says what is drawn anew.
+    """
+
+    strength: float
+    image: str
+    is_inpainting: bool = False
+
+    def skipped_steps(self, steps: int) -> int:
+        """Return how many of the first `steps` the init image replaces, in diffusers' arithmetic."""
+        return int(max(steps - min(steps * self.strength, steps), 0))
+
+
+def default_strength(is_inpainting: bool) -> float:
+    """Return the strength for a request without one."""
+    return DEFAULT_INPAINT_STRENGTH if is_inpainting else DEFAULT_STRENGTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +72,7 @@ class ImageRequest:
     guidance_scale: float = 0.0  # diffusers' scale: positive + scale * (positive - negative); 0 for none
     lora: str | None = None  # name of a LoRA that the loop offers
     lora_strength: float = 1.0  # 0 is no LoRA
+    edit: Edit | None = None  # None to start from noise alone
 
     @property
     def is_guided(self) -> bool:
@@ -70,15 +97,20 @@ class ImageRequest:
         """Return the number of denoising steps."""
         return manifest.model.default_steps if self.num_inference_steps is None else self.num_inference_steps
 
+    def skipped_steps(self, manifest: Manifest) -> int:
+        """Return the number of first denoising steps that the init image replaces."""
+        return 0 if self.edit is None else self.edit.skipped_steps(self.steps(manifest))
+
     def forwards(self, manifest: Manifest) -> int:
         """Return the number of forward passes of the denoiser."""
-        return self.steps(manifest) * (2 if self.is_guided else 1)
+        return (self.steps(manifest) - self.skipped_steps(manifest)) * (2 if self.is_guided else 1)
 
-    def check(self, manifest: Manifest, loras: Collection[str] = ()) -> None:
+    def check(self, manifest: Manifest, loras: Collection[str] = (), image_input: bool = False) -> None:
         """Check that these plans can generate the image.
 
         Args:
             loras: names of the LoRAs on offer.
+            image_input: True if init images are taken: the plans have a VAE encoder, and it is loaded.
 
         Raises:
             InvalidRequest: they cannot; `param` names the field.
@@ -87,7 +119,7 @@ class ImageRequest:
         if self.lora is not None and self.lora not in loras:
             wanted = f"one of {', '.join(loras)}" if loras else "absent, since no LoRAs are offered"
             raise InvalidRequest(f"lora must be {wanted}; got {self.lora[:MAX_LORA]!r}", "lora")
-        if not self.prompt.strip():
+        if not self.prompt.strip() and self.edit is None:
             raise InvalidRequest("prompt must not be empty", "prompt")
         for name, text in (("prompt", self.prompt), ("negative_prompt", self.negative_prompt)):
             try:
@@ -102,6 +134,24 @@ class ImageRequest:
         ):
             if not low <= value <= high:  # also true for NaN
                 raise InvalidRequest(f"{name} must be between {low} and {high}, got {value}", name)
+        if self.edit is not None:
+            self._check_edit(self.edit, self.steps(manifest), image_input)
+
+    def _check_edit(self, edit: Edit, steps: int, image_input: bool) -> None:
+        if not image_input:
+            raise InvalidRequest(
+                "init_image must be absent, since no VAE encoder is loaded; build the plans and start without "
+                "--no-image-input to use one",
+                "init_image",
+            )
+        if not 0 <= edit.strength <= 1:  # also true for NaN
+            raise InvalidRequest(f"strength must be between 0 and 1, got {edit.strength}", "strength")
+        if edit.skipped_steps(steps) == steps:
+            raise InvalidRequest(
+                f"strength must leave at least one of the {steps} steps: the smallest that runs one whole step is "
+                f"{1 / steps:.2g}, got {edit.strength:g}",
+                "strength",
+            )
 
 
 @dataclass(frozen=True, slots=True)
