@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 from engine.errors import InvalidRequest
+from engine.images.init_image import InitImage
 from engine.plan.manifest import Manifest
 from engine.size import Size
 
@@ -20,8 +21,7 @@ RANDOM = -1  # the seed that stands for a random one
 MAX_STEPS = 100  # the model is distilled for 8; more than this is a mistake
 MAX_LORA = 64  # characters of a name
 MAX_LORA_STRENGTH = 4.0  # of either sign; 0.5 to 1 is usual
-DEFAULT_STRENGTH = 0.6  # of an init image without a mask, as in diffusers
-DEFAULT_INPAINT_STRENGTH = 1.0  # with a mask
+IMG2IMG_STRENGTH, INPAINT_STRENGTH = 0.6, 1.0  # diffusers' defaults
 MAX_GUIDANCE = 30.0  # 3 to 7 is usual; far above, latents leave the range that the VAE was trained on
 
 
@@ -37,12 +37,13 @@ class LoraChoice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """How a request uses its init image, which travels beside the request (see `engine.images.init_image`).
+    """What a request makes of its init image, whose pixels travel beside it.
 
     Attributes:
-        strength: share of the denoising steps that are run, above 0 to 1: 1 starts from noise alone.
-        image: SHA-256 of the init image, `InitImage.digest()`.
-        is_inpainting: True if a mask says what is drawn anew.
+        strength: diffusers' strength, 0 to 1: the share of the steps that are run. At 1 the image counts for nothing
+            where it is drawn anew.
+        image: `InitImage.digest()`.
+        is_inpainting: True if a mask says where the image is drawn anew.
     """
 
     strength: float
@@ -50,13 +51,8 @@ class Edit:
     is_inpainting: bool = False
 
     def skipped_steps(self, steps: int) -> int:
-        """Return how many of the first `steps` the init image replaces, in diffusers' arithmetic."""
+        """Return how many of all steps the init image replaces, with the arithmetic of diffusers' `get_timesteps`."""
         return int(max(steps - min(steps * self.strength, steps), 0))
-
-
-def default_strength(is_inpainting: bool) -> float:
-    """Return the strength for a request without one."""
-    return DEFAULT_INPAINT_STRENGTH if is_inpainting else DEFAULT_STRENGTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +68,7 @@ class ImageRequest:
     guidance_scale: float = 0.0  # diffusers' scale: positive + scale * (positive - negative); 0 for none
     lora: str | None = None  # name of a LoRA that the loop offers
     lora_strength: float = 1.0  # 0 is no LoRA
-    edit: Edit | None = None  # None to start from noise alone
+    edit: Edit | None = None  # with an init image
 
     @property
     def is_guided(self) -> bool:
@@ -88,29 +84,42 @@ class ImageRequest:
         """Return the request of the image at an index, whose seed is `seed + index`; 0 follows the largest seed."""
         return replace(self, seed=(self.seed + index) % (MAX_SEED + 1)) if index else self
 
+    def starting_from(self, init_image: InitImage, strength: float | None = None) -> "ImageRequest":
+        """Return the request of an image of this size that begins with an init image.
+
+        Args:
+            strength: None for diffusers' default, which is 1 with a mask and 0.6 without one.
+        """
+        if strength is None:
+            strength = INPAINT_STRENGTH if init_image.is_inpainting else IMG2IMG_STRENGTH
+        width, height = init_image.size
+        return replace(
+            self, width=width, height=height, edit=Edit(strength, init_image.digest(), init_image.is_inpainting)
+        )
+
     def size(self, manifest: Manifest) -> Size:
         """Return the requested size, or the size that the plans are tuned for."""
         width, height = manifest.default_size
         return Size(width if self.width is None else self.width, height if self.height is None else self.height)
 
     def steps(self, manifest: Manifest) -> int:
-        """Return the number of denoising steps."""
+        """Return the number of steps of the whole schedule."""
         return manifest.model.default_steps if self.num_inference_steps is None else self.num_inference_steps
 
-    def skipped_steps(self, manifest: Manifest) -> int:
-        """Return the number of first denoising steps that the init image replaces."""
-        return 0 if self.edit is None else self.edit.skipped_steps(self.steps(manifest))
+    def steps_to_run(self, manifest: Manifest) -> int:
+        """Return the number of denoising steps; an init image replaces the first ones."""
+        steps = self.steps(manifest)
+        return steps if self.edit is None else steps - self.edit.skipped_steps(steps)
 
     def forwards(self, manifest: Manifest) -> int:
         """Return the number of forward passes of the denoiser."""
-        return (self.steps(manifest) - self.skipped_steps(manifest)) * (2 if self.is_guided else 1)
+        return self.steps_to_run(manifest) * (2 if self.is_guided else 1)
 
-    def check(self, manifest: Manifest, loras: Collection[str] = (), image_input: bool = False) -> None:
+    def check(self, manifest: Manifest, loras: Collection[str] = ()) -> None:
         """Check that these plans can generate the image.
 
         Args:
             loras: names of the LoRAs on offer.
-            image_input: True if init images are taken: the plans have a VAE encoder, and it is loaded.
 
         Raises:
             InvalidRequest: they cannot; `param` names the field.
@@ -135,22 +144,40 @@ class ImageRequest:
             if not low <= value <= high:  # also true for NaN
                 raise InvalidRequest(f"{name} must be between {low} and {high}, got {value}", name)
         if self.edit is not None:
-            self._check_edit(self.edit, self.steps(manifest), image_input)
+            self._check_edit(self.edit, manifest)
 
-    def _check_edit(self, edit: Edit, steps: int, image_input: bool) -> None:
-        if not image_input:
+    def check_init_image(self, init_image: InitImage | None, manifest: Manifest) -> None:
+        """Check that the init image of the request came with it.
+
+        Raises:
+            InvalidRequest: it is missing, or is not the one that `edit` describes.
+        """
+        if init_image is None and self.edit is None:
+            return
+        if init_image is None or self.edit is None:
+            got, needs = ("no image", "one") if init_image is None else ("an image", "none")
+            raise InvalidRequest(f"{got} came with a request that needs {needs} (its edit)", "init_image")
+        expected = self.size(manifest), self.edit.is_inpainting
+        if (init_image.size, init_image.is_inpainting) != expected:
             raise InvalidRequest(
-                "init_image must be absent, since no VAE encoder is loaded; build the plans and start without "
-                "--no-image-input to use one",
+                f"the init image must be the one that the request describes: {_described(*expected)}; "
+                f"got {_described(init_image.size, init_image.is_inpainting)}",
+                "init_image",
+            )
+
+    def _check_edit(self, edit: Edit, manifest: Manifest) -> None:
+        steps = self.steps(manifest)
+        if not manifest.has_image_input:
+            raise InvalidRequest(
+                "an image cannot be an input here: the plans have no VAE encoder, or it was not loaded "
+                "(--no-image-input)",
                 "init_image",
             )
         if not 0 <= edit.strength <= 1:  # also true for NaN
             raise InvalidRequest(f"strength must be between 0 and 1, got {edit.strength}", "strength")
         if edit.skipped_steps(steps) == steps:
             raise InvalidRequest(
-                f"strength must leave at least one of the {steps} steps: the smallest that runs one whole step is "
-                f"{1 / steps:.2g}, got {edit.strength:g}",
-                "strength",
+                f"strength must be above 0 (0.01 runs one of {steps} steps), got {edit.strength:g}", "strength"
             )
 
 
@@ -202,6 +229,10 @@ class ImageFormat:
 
 
 PNG = ImageFormat()
+
+
+def _described(size: Size, is_inpainting: bool) -> str:
+    return f"{size} {'with' if is_inpainting else 'without'} a mask"
 
 
 def random_seed() -> int:
