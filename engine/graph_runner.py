@@ -122,14 +122,14 @@ class GraphRunner:
         return image_latents
 
     def blend(
-        self, latents_to_blend: Tensor, image_latents: Tensor, noise: Tensor, mask: Tensor, sigma: Array
+        self, latents_to_blend: Tensor, image_latents: Tensor, noise: Tensor, mask: Tensor, sigma: Tensor
     ) -> Tensor:
         """Enqueue the blend of a batch: latents where the mask is 1, the image at a noise level where it is 0.
 
         Args:
             latents_to_blend, image_latents, noise: [B, 16, h, w] float32, in the tensors of these names.
             mask: [B, 1, h, w] float32 of zeros and ones, in the tensor `mask`.
-            sigma: [B] float32, noise level of the result.
+            sigma: [B] float32, noise level of the result, in the tensor `blend_sigma`.
 
         Returns:
             [B, 16, h, w] float32, valid until the next call. Latents that the mask leaves out may have any value, NaN
@@ -141,7 +141,7 @@ class GraphRunner:
             "image_latents": image_latents,
             "noise": noise,
             "mask": mask,
-            "blend_sigma": self.memory.write("blend_sigma", sigma),
+            "blend_sigma": sigma,
         }
         self._enqueue("blend", tensors | {"latents_blended": blended})
         return blended
@@ -158,7 +158,8 @@ class GraphRunner:
         """
         batch, _, h, w = noise.shape
         nothing = self.memory.write("mask", np.zeros((batch, 1, h, w), np.float32))
-        return self.blend(self.memory.view("latents_to_blend", noise.shape), image_latents, noise, nothing, sigma)
+        level = self.memory.write("blend_sigma", sigma)
+        return self.blend(self.memory.view("latents_to_blend", noise.shape), image_latents, noise, nothing, level)
 
     def decode(self, latents: Tensor, index: int = 0) -> Decoded:
         """Enqueue the decoding of one image of [B, 16, h, w] latents."""

@@ -212,7 +212,7 @@ class Pipeline(GraphRunner):
         for step in range(steps):
             self.step(latents, latents_next, prompt_embeds, levels[step], levels[step + 1])
             if image is not None and image.mask is not None:
-                self.memory.copy(latents, self._blended(image, latents_next, levels[step + 1]))
+                self.memory.copy(latents, self._blended(image, latents_next))
             else:
                 self.memory.copy(latents, latents_next)
             readbacks.append((step + 1, self.memory.read(latents)))  # the next pass does not write them
@@ -238,12 +238,14 @@ class Pipeline(GraphRunner):
             self.memory.write("mask", image.mask)
         return first
 
-    def _blended(self, image: EncodedImage, latents_next: Tensor, sigma: Array) -> Tensor:
-        """Enqueue the blend after a step."""
+    def _blended(self, image: EncodedImage, latents_next: Tensor) -> Tensor:
+        """Enqueue the blend after a step, at the noise level that the step went to."""
         assert image.mask is not None
         noise, mask = self.memory.view("noise", latents_next.shape), self.memory.view("mask", image.mask.shape)
         to_blend = self.memory.view("latents_to_blend", latents_next.shape)
+        sigma = self.memory.view("blend_sigma", (1,))
         self.memory.copy(to_blend, latents_next)
+        self.memory.copy(sigma, self.memory.view("sigma_next", (1,)))
         return self.blend(to_blend, image.latents, noise, mask, sigma)
 
 

@@ -119,7 +119,7 @@ class Executor:
         if guided := [sample for sample in stepped if sample.is_guided]:
             self._replace_rows(latents_next, batch, guided, self._enqueue_guidance(guided))
         if inpainted := [sample for sample in stepped if sample.is_inpainted]:
-            self._replace_rows(latents_next, batch, inpainted, self._init_images.blend(inpainted))
+            self._replace_rows(latents_next, batch, inpainted, self._init_images.blend(batch, inpainted))
         done = self._memory.record_event()  # before the copy to the host, which then waits for it
         latents = self._memory.read(latents_next)
         self._running.append(
