@@ -173,7 +173,7 @@ class Pipeline(GraphRunner):
         return GeneratedImage(pixels, request.seed, request.steps(self.manifest), prompt, seconds)
 
     def schedule(self, request: ImageRequest) -> Array:
-        """Return [steps + 1] float32, the noise levels of the steps that are run; an init image skips the first ones."""
+        """Return [steps + 1] float32, the noise levels of the steps that are run."""
         levels = sigmas(request.steps(self.manifest), self.manifest.model.schedule_shift)
         return levels[-1 - request.steps_to_run(self.manifest) :]
 

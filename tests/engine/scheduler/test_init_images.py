@@ -1,4 +1,4 @@
-"""Images that begin with another one: their first latents, the blend after each step, previews, and what they wait for."""
+"""Images that begin with another one: first latents, the blend after each step, previews, and waits for the device."""
 
 from dataclasses import replace
 from itertools import pairwise
