@@ -10,7 +10,7 @@ from typing import Literal
 from engine.errors import PlanMismatch, UnsupportedShape
 from engine.size import Size
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 WEIGHTS_RATIO = 1.1  # of a plan's bytes to those of its weights, at most, if it stores each weight once
 KERNEL_BYTES = 100_000_000  # in a plan beside its weights, at most
 SEQUENCE_MULTIPLE = 32  # prompt and image tokens are each padded to it (Z-Image, SEQ_MULTI_OF)
@@ -178,6 +178,7 @@ class Model:
     prompt: PromptFormat
     schedule_shift: float
     default_steps: int
+    default_guidance: float
     loras: tuple[MergedLora, ...] = ()
 
     @property

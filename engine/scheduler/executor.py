@@ -113,8 +113,9 @@ class Executor:
                 self._fill_slots(sample)
         encoded = self._memory.record_event()
         latents_next = self._enqueue_pass(batch)
-        stepped = [sample for sample in batch.samples if all(b.enqueued == sample.enqueued for b in sample.branches)]
-        if guided := [sample for sample in stepped if sample.is_guided]:
+        stepped = [sample for sample in batch.samples if sample.is_step_complete]
+        last = {forward.sample: forward for forward in batch.passes}
+        if guided := [sample for sample in stepped if sample.is_guided(last[sample].step)]:
             self._enqueue_guidance(batch, guided, latents_next)
         done = self._memory.record_event()  # before the copy to the host, which then waits for it
         latents = self._memory.read(latents_next)
@@ -177,14 +178,17 @@ class Executor:
 
         All samples share one run of the graph: a write of its scales for each would wait for the device.
         """
-        memory = self._memory
-        shape = (len(samples), *latents_next.shape[1:])
-        sides = memory.view("latents_positive", shape), memory.view("latents_negative", shape)
+        memory, manifest = self._memory, self._pipeline.manifest
+        latents = memory.view("latents", latents_next.shape)  # still those before the step
+        before = {forward.sample: row for row, forward in enumerate(batch.passes)}
+        sides = self._pipeline.guided_latents((len(samples), *latents_next.shape[1:]))
         for row, sample in enumerate(samples):
-            for side, branch in zip(sides, sample.branches, strict=True):
+            for side, branch in zip((sides.positive, sides.negative), sample.branches, strict=True):
                 memory.copy(memory.row(side, row), self._slots.latents(sample, branch))
-        scales = np.array([sample.request.guidance_scale for sample in samples], np.float32)
-        guided = self._pipeline.guide(*sides, scales)
+            memory.copy(memory.row(sides.before, row), memory.row(latents, before[sample]))
+        scales = np.array([sample.request.guidance(manifest) for sample in samples], np.float32)
+        bounds = np.array([sample.request.cfg_normalization for sample in samples], np.float32)
+        guided = self._pipeline.guide(sides, scales, bounds)
         for row, sample in enumerate(samples):
             for branch in sample.branches:
                 memory.copy(self._slots.latents(sample, branch), memory.row(guided, row))
