@@ -35,6 +35,14 @@ class Decoded(NamedTuple):
         return image
 
 
+class Guided(NamedTuple):
+    """Latents that guidance combines, [B, 16, h, w] float32 each."""
+
+    positive: Tensor  # after a step under the prompt
+    negative: Tensor  # after a step under the negative prompt
+    before: Tensor  # before that step
+
+
 class GraphRunner:
     """Enqueues graphs. Tensors that its methods return are valid until the next call."""
 
@@ -86,22 +94,29 @@ class GraphRunner:
         tensors = {"latents": latents, "latents_next": latents_next, "prompt_embeds": prompt_embeds}
         self._enqueue("denoiser", tensors | levels | tables)
 
-    def guide(self, positive: Tensor, negative: Tensor, scale: Array) -> Tensor:
-        """Enqueue the guidance of a batch: positive + scale * (positive - negative).
+    def guide(self, latents: Guided, scale: Array, normalization: Array) -> Tensor:
+        """Enqueue the guidance of a batch: positive + scale * (positive - negative), in bounds.
 
         Args:
-            positive, negative: [B, 16, h, w] float32, after a step under the prompt and under the negative prompt, in
-                the tensors `latents_positive` and `latents_negative`.
+            latents: from `guided_latents`, filled.
             scale: [B] float32.
+            normalization: [B] float32, diffusers' `cfg_normalization`; 0 for no bound.
 
         Returns:
             [B, 16, h, w] float32, valid until the next call.
         """
-        guided = self.memory.view("latents_guided", positive.shape)
-        scales = self.memory.write("guidance_scale", scale)
-        tensors = {"latents_positive": positive, "latents_negative": negative, "latents_guided": guided}
-        self._enqueue("guidance", tensors | {"guidance_scale": scales})
+        guided = self.memory.view("latents_guided", latents.positive.shape)
+        written = {
+            "guidance_scale": self.memory.write("guidance_scale", scale),
+            "cfg_normalization": self.memory.write("cfg_normalization", normalization),
+        }
+        tensors = {f"latents_{name}": tensor for name, tensor in latents._asdict().items()}
+        self._enqueue("guidance", tensors | written | {"latents_guided": guided})
         return guided
+
+    def guided_latents(self, shape: tuple[int, ...]) -> Guided:
+        """Return the inputs of guidance for a batch of shape [B, 16, h, w]."""
+        return Guided(*(self.memory.view(f"latents_{name}", shape) for name in Guided._fields))
 
     def encode_image(self, init_image: Array, posterior_noise: Array) -> Tensor:
         """Enqueue the VAE encoder for one image.

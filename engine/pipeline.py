@@ -141,10 +141,10 @@ class Pipeline(GraphRunner):
             NonFiniteOutput: the model left the range of its number format.
             DeviceError: the GPU failed.
         """
-        if request.is_guided:
-            raise InvalidRequest("guidance needs two prompts at once; use EngineLoop", "guidance_scale")
         request.check(self.manifest)
         request.check_init_image(init_image, self.manifest)
+        if request.is_guided(self.manifest):
+            raise InvalidRequest("guidance needs two prompts at once; use EngineLoop", "guidance_scale")
         schedule = self.schedule(request)
         started = time.perf_counter()
         prompt = self.tokenize(request.prompt)
@@ -174,8 +174,7 @@ class Pipeline(GraphRunner):
 
     def schedule(self, request: ImageRequest) -> Array:
         """Return [steps + 1] float32, the noise levels of the steps that are run."""
-        levels = sigmas(request.steps(self.manifest), self.manifest.model.schedule_shift)
-        return levels[-1 - request.steps_to_run(self.manifest) :]
+        return np.array(request.noise_levels(self.manifest), np.float32)
 
     def noise(self, seed: int, size: Size) -> Array:
         """Return the initial latents, [1, 16, height / 8, width / 8] float32, equal to torch's CPU generator's."""
@@ -267,11 +266,9 @@ def warm_up(pipeline: Pipeline, sizes: Sequence[Size]) -> None:
             for _ in range(WARM_PASSES if size == sizes[0] else 1):
                 prompt_embeds = pipeline.encode_prompt([prompt])
             latents = pipeline.denoise(prompt_embeds, pipeline.noise(0, size), levels)
-        positive, negative = (
-            pipeline.memory.view(f"latents_{side}", latents.shape) for side in ("positive", "negative")
-        )
+        guided, zero = pipeline.guided_latents(latents.shape), np.zeros(1, np.float32)
         for _ in range(WARM_PASSES):
-            pipeline.guide(positive, negative, np.zeros(1, np.float32))
+            pipeline.guide(guided, zero, zero)
             pipeline.decode(latents).wait()
         backend.save_kernels()  # now: if compiling takes longer than the server waits for a start, the next one goes on
         log.info("warmed up %s, %.1f s so far", size, time.perf_counter() - started)

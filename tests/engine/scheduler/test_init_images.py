@@ -51,13 +51,13 @@ def expected(builder: LoopBuilder, arrival: Arrival) -> np.ndarray:
     latents = (1 - schedule[0]) * start + schedule[0] * noise
     for sigma, sigma_next in pairwise(schedule):
         passed = [one_pass(builder, prompt, latents, sigma, sigma_next) for prompt in prompts(request)]
-        latents = guided(*passed, np.float32(request.guidance_scale)) if len(passed) > 1 else passed[0]
+        latents = guided(*passed, latents, np.float32(request.guidance_scale)) if len(passed) > 1 else passed[0]
         latents = blended(latents, start, noise, mask, sigma_next)
     return builder.graphs.decode(latents.astype(np.float32)).astype(int)
 
 
 def prompts(request) -> list[str]:
-    return [request.prompt, request.negative_prompt] if request.is_guided else [request.prompt]
+    return [request.prompt, request.negative_prompt] if request.is_guided(MANIFEST) else [request.prompt]
 
 
 def one_pass(builder: LoopBuilder, prompt: str, latents: np.ndarray, sigma: float, sigma_next: float) -> np.ndarray:
@@ -167,7 +167,7 @@ def test_first_preview_follows_the_first_step(fakes: LoopBuilder, arrival: Arriv
     sigma, sigma_next = sigmas(4, 3.0)[skipped : skipped + 2]
     before = (1 - sigma) * start + sigma * noise
     passed = [one_pass(fakes, text, before, sigma, sigma_next) for text in prompts(arrival.request)]
-    after = guided(*passed, np.float32(2.5)) if len(passed) > 1 else passed[0]
+    after = guided(*passed, before, np.float32(2.5)) if len(passed) > 1 else passed[0]
     if arrival.init_image.is_inpainting:
         after = blended(after, start, noise, arrival.init_image.latents_mask(8), sigma_next)
     finished = after - sigma_next * (after - before) / (sigma_next - sigma)
