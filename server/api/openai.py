@@ -105,6 +105,7 @@ async def model_info(jobs: Jobs, model: Model) -> ModelInfo:
         flavor=manifest.target.flavor,
         plan_id=manifest.plan_id,
         num_inference_steps=manifest.model.default_steps,
+        default_guidance=manifest.model.default_guidance,
         default_size=str(manifest.default_size),
         loras=list(jobs.loras),
         about=model.guide.about,

@@ -21,6 +21,7 @@ class ModelInfo(BaseModel):
     flavor: str
     plan_id: str
     num_inference_steps: int
+    default_guidance: float
     default_size: str
     sizes: list[str]
     loras: list[str]
