@@ -117,6 +117,8 @@ def kind(schema: dict[str, Any]) -> str:
         return f"{schema['type']}, {first} {high if isinstance(high, int) else f'{high:g}'}"
     if "maxLength" in schema:
         return f"{schema['type']}, at most {schema['maxLength']:,} characters"
+    if "anyOf" in schema:
+        return " or ".join(map(kind, schema["anyOf"]))
     return str(schema["type"])
 
 

@@ -103,7 +103,7 @@ def test_negative_prompt_without_guidance_is_accepted_with_a_word(
     generate(engines, tmp_path / "a.png", *SMALL, "--seed", "7", "--negative-prompt", "a cat")
     generate(engines, tmp_path / "b.png", *SMALL, "--seed", "7")
     assert np.array_equal(np.asarray(open_png(tmp_path / "a.png")), np.asarray(open_png(tmp_path / "b.png")))
-    assert capsys.readouterr().err == "negative prompts have no effect without a --guidance-scale above 0\n"
+    assert capsys.readouterr().err == "negative_prompt: no effect without a --guidance-scale above 0\n"
 
 
 def test_extension_chooses_the_format(engines: Path, tmp_path: Path) -> None:
