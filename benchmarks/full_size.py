@@ -58,6 +58,7 @@ MODEL = Model(
     prompt=PromptFormat("", "", max_tokens=512, pad_token_id=0),
     schedule_shift=3.0,
     default_steps=8,
+    default_guidance=0.0,
 )
 
 

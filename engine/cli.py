@@ -255,7 +255,7 @@ class _Writer:
 
     def __init__(self, args: argparse.Namespace, tasks: Sequence[_Task], manifest: Manifest) -> None:
         self._tasks, self._quality, self._manifest = tasks, args.quality, manifest
-        steps = sum(task.request.steps(manifest) for task in tasks)
+        steps = sum(task.request.steps_to_run(manifest) for task in tasks)
         self.bar = ProgressBar(len(tasks), steps, is_wanted=not args.verbose)
         self.written = 0
         self._seconds = StageTimes()  # of the last image

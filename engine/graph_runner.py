@@ -103,6 +103,63 @@ class GraphRunner:
         self._enqueue("guidance", tensors | {"guidance_scale": scales})
         return guided
 
+    def encode_image(self, init_image: Array, posterior_noise: Array) -> Tensor:
+        """Enqueue the VAE encoder for one image.
+
+        Args:
+            init_image: [height, width, 3] uint8, RGB.
+            posterior_noise: [1, 16, h, w] float32, a standard normal sample.
+
+        Returns:
+            [1, 16, h, w] float32 in the tensor `image_latents`, valid until the next call or the next blend.
+        """
+        image_latents = self.memory.view("image_latents", posterior_noise.shape)
+        tensors = {
+            "init_image": self.memory.write("init_image", init_image[None]),
+            "posterior_noise": self.memory.write("posterior_noise", posterior_noise),
+        }
+        self._enqueue("vae_encoder", tensors | {"image_latents": image_latents})
+        return image_latents
+
+    def blend(
+        self, latents_to_blend: Tensor, image_latents: Tensor, noise: Tensor, mask: Tensor, sigma: Array
+    ) -> Tensor:
+        """Enqueue the blend of a batch: latents where the mask is 1, the image at a noise level where it is 0.
+
+        Args:
+            latents_to_blend, image_latents, noise: [B, 16, h, w] float32, in the tensors of these names.
+            mask: [B, 1, h, w] float32 of zeros and ones, in the tensor `mask`.
+            sigma: [B] float32, noise level of the result.
+
+        Returns:
+            [B, 16, h, w] float32, valid until the next call. Latents that the mask leaves out may have any value, NaN
+            included.
+        """
+        blended = self.memory.view("latents_blended", image_latents.shape)
+        tensors = {
+            "latents_to_blend": latents_to_blend,
+            "image_latents": image_latents,
+            "noise": noise,
+            "mask": mask,
+            "blend_sigma": self.memory.write("blend_sigma", sigma),
+        }
+        self._enqueue("blend", tensors | {"latents_blended": blended})
+        return blended
+
+    def add_noise(self, image_latents: Tensor, noise: Tensor, sigma: Array) -> Tensor:
+        """Enqueue the first latents of a batch of init images: (1 - sigma) * image_latents + sigma * noise.
+
+        Args:
+            image_latents, noise: [B, 16, h, w] float32, in the tensors of these names.
+            sigma: [B] float32.
+
+        Returns:
+            [B, 16, h, w] float32, valid until the next blend.
+        """
+        batch, _, h, w = noise.shape
+        nothing = self.memory.write("mask", np.zeros((batch, 1, h, w), np.float32))
+        return self.blend(self.memory.view("latents_to_blend", noise.shape), image_latents, noise, nothing, sigma)
+
     def decode(self, latents: Tensor, index: int = 0) -> Decoded:
         """Enqueue the decoding of one image of [B, 16, h, w] latents."""
         scale = self.manifest.model.vae_scale

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -24,13 +24,15 @@ from engine.backends.memory import Readback, Tensor
 from engine.errors import InvalidRequest
 from engine.graph_runner import GraphRunner
 from engine.images.generated import GeneratedImage
+from engine.images.init_image import InitImage
+from engine.images.mask_crop import paste_back
 from engine.options import RuntimeOptions
 from engine.plan.directory import read, resolve
 from engine.plan.lora import PreparedLora
 from engine.plan.manifest import SEQUENCE_MULTIPLE, Manifest, padded
 from engine.request import ImageRequest
 from engine.sampling.finite import require_finite
-from engine.sampling.noise import randn
+from engine.sampling.noise import Generator, randn
 from engine.sampling.schedule import sigmas
 from engine.sampling.tokenizer import PromptTokenizer, TokenizedPrompt
 from engine.size import Size
@@ -41,6 +43,18 @@ log = logging.getLogger(__name__)
 OnStep = Callable[[int, int], None]
 
 WARM_PASSES = 5  # with the same tensors; a CUDA graph has been captured and compared by then
+
+
+class EncodedImage(NamedTuple):
+    """An init image as latents.
+
+    Attributes:
+        latents: [1, 16, h, w], in the tensor `image_latents`.
+        mask: [1, 1, h, w] float32 of zeros and ones; None if the whole image is drawn anew.
+    """
+
+    latents: Tensor
+    mask: Array | None
 
 
 class Pipeline(GraphRunner):
@@ -65,7 +79,8 @@ class Pipeline(GraphRunner):
         options = options or RuntimeOptions()
         directory = resolve(directory)
         manifest = read(directory, verify=verify)
-        served = replace(manifest, profiles=tuple(manifest.choose_profiles(options.profiles).values()))
+        loaded = manifest if options.image_input else manifest.without_image_input()
+        served = replace(loaded, profiles=tuple(manifest.choose_profiles(options.profiles).values()))
         for size in options.warm_up:
             served.profile_for(size)
         backend = load_backend(directory, manifest, options)
@@ -112,10 +127,13 @@ class Pipeline(GraphRunner):
             lora.require_match(self.manifest)
         yield from self.backend.refit(lora if lora is not None and lora.strength else None)
 
-    def generate(self, request: ImageRequest, on_step: OnStep | None = None) -> GeneratedImage:
+    def generate(
+        self, request: ImageRequest, on_step: OnStep | None = None, *, init_image: InitImage | None = None
+    ) -> GeneratedImage:
         """Generate one image, without guidance.
 
         Args:
+            init_image: the image that the request's `edit` describes.
             on_step: called after each forward pass with (passes done, passes in all). An exception ends the image.
 
         Raises:
@@ -126,6 +144,7 @@ class Pipeline(GraphRunner):
         if request.is_guided:
             raise InvalidRequest("guidance needs two prompts at once; use EngineLoop", "guidance_scale")
         request.check(self.manifest)
+        request.check_init_image(init_image, self.manifest)
         schedule = self.schedule(request)
         started = time.perf_counter()
         prompt = self.tokenize(request.prompt)
@@ -133,30 +152,43 @@ class Pipeline(GraphRunner):
         events = [self.memory.record_event()]
         prompt_embeds = self.encode_prompt([prompt])
         events.append(self.memory.record_event())
-        latents = self.denoise(prompt_embeds, self.noise(request.seed, request.size(self.manifest)), schedule, on_step)
+        generator, shape = Generator(request.seed), self.manifest.model.latents_shape(request.size(self.manifest))
+        image = None if init_image is None else self._encode(init_image, generator.randn(shape))
+        events.append(self.memory.record_event())
+        latents = self.denoise(prompt_embeds, generator.randn(shape), schedule, on_step, image)
         events.append(self.memory.record_event())
         decoded = self.decode(latents)
         events.append(decoded.done)
         pixels = decoded.wait()
-        encoder, denoiser, decoder = (start.seconds_until(end) for start, end in pairwise(events))
+        encoder, image_encoder, denoiser, decoder = (start.seconds_until(end) for start, end in pairwise(events))
         seconds = StageTimes(
             tokenize=tokenized - started,
             prompt_encoder=encoder,
+            vae_encoder=image_encoder if init_image else 0.0,
             passes=denoiser,
             denoiser=denoiser,
             vae_decoder=decoder,
         )
-        return GeneratedImage(pixels, request.seed, len(schedule) - 1, prompt, seconds)
+        pixels = pixels if init_image is None else paste_back(pixels, init_image)
+        return GeneratedImage(pixels, request.seed, request.steps(self.manifest), prompt, seconds)
 
     def schedule(self, request: ImageRequest) -> Array:
-        """Return [steps + 1] float32, the noise levels of a request's steps."""
-        return sigmas(request.steps(self.manifest), self.manifest.model.schedule_shift)
+        """Return [steps + 1] float32, the noise levels of the steps that are run; an init image skips the first ones."""
+        levels = sigmas(request.steps(self.manifest), self.manifest.model.schedule_shift)
+        return levels[-1 - request.steps_to_run(self.manifest) :]
 
     def noise(self, seed: int, size: Size) -> Array:
         """Return the initial latents, [1, 16, height / 8, width / 8] float32, equal to torch's CPU generator's."""
         return randn(seed, self.manifest.model.latents_shape(size))
 
-    def denoise(self, prompt_embeds: Tensor, noise: Array, schedule: Array, on_step: OnStep | None = None) -> Tensor:
+    def denoise(
+        self,
+        prompt_embeds: Tensor,
+        noise: Array,
+        schedule: Array,
+        on_step: OnStep | None = None,
+        image: EncodedImage | None = None,
+    ) -> Tensor:
         """Run the Euler loop. Each step's output is copied over its input, so that all steps have the same bindings.
 
         Args:
@@ -164,17 +196,25 @@ class Pipeline(GraphRunner):
             noise: [B, 16, h, w] float32.
             schedule: [steps + 1] float32, from `schedule`.
             on_step: called when the latents of a step are on the host; on a GPU the next step is running by then.
+            image: the image to begin with in place of noise alone, for a batch of 1.
 
         Returns:
             [B, 16, h, w] float32, valid until the next call.
         """
-        latents, latents_next = self.memory.write("latents", noise), self.memory.view("latents_next", noise.shape)
+        latents, latents_next = (self.memory.view(name, noise.shape) for name in ("latents", "latents_next"))
         levels = np.repeat(schedule[:, None], len(noise), axis=1)  # [steps + 1, B]
+        if image is None:
+            self.memory.write("latents", noise)
+        else:
+            self.memory.copy(latents, self._noised(image, noise, levels[0]))
         steps = len(schedule) - 1
         readbacks: deque[tuple[int, Readback]] = deque()
         for step in range(steps):
             self.step(latents, latents_next, prompt_embeds, levels[step], levels[step + 1])
-            self.memory.copy(latents, latents_next)
+            if image is not None and image.mask is not None:
+                self.memory.copy(latents, self._blended(image, latents_next, levels[step + 1]))
+            else:
+                self.memory.copy(latents, latents_next)
             readbacks.append((step + 1, self.memory.read(latents)))  # the next pass does not write them
             while len(readbacks) > (self.memory.max_ahead if step + 1 < steps else 0):
                 done, readback = readbacks.popleft()
@@ -186,6 +226,25 @@ class Pipeline(GraphRunner):
     def synchronize(self) -> None:
         """Wait until nothing is running."""
         self.memory.synchronize()
+
+    def _encode(self, init_image: InitImage, posterior_noise: Array) -> EncodedImage:
+        mask = init_image.latents_mask(self.manifest.model.vae_scale)[None, None] if init_image.is_inpainting else None
+        return EncodedImage(self.encode_image(init_image.pixel_array(), posterior_noise), mask)
+
+    def _noised(self, image: EncodedImage, noise: Array, sigma: Array) -> Tensor:
+        """Enqueue the first latents of an image. Its noise and its mask stay in their tensors for `_blended`."""
+        first = self.add_noise(image.latents, self.memory.write("noise", noise), sigma)
+        if image.mask is not None:
+            self.memory.write("mask", image.mask)
+        return first
+
+    def _blended(self, image: EncodedImage, latents_next: Tensor, sigma: Array) -> Tensor:
+        """Enqueue the blend after a step."""
+        assert image.mask is not None
+        noise, mask = self.memory.view("noise", latents_next.shape), self.memory.view("mask", image.mask.shape)
+        to_blend = self.memory.view("latents_to_blend", latents_next.shape)
+        self.memory.copy(to_blend, latents_next)
+        return self.blend(to_blend, image.latents, noise, mask, sigma)
 
 
 def warm_up(pipeline: Pipeline, sizes: Sequence[Size]) -> None:

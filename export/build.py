@@ -45,6 +45,7 @@ from export.precision.dtypes import graph_precisions, require_accumulation
 from export.progress import BuildProgress
 
 DEFAULT_STEPS = 8  # forward passes that Z-Image-Turbo is distilled for
+DEFAULT_GUIDANCE = 0.0  # its guidance is distilled too
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ class BuildOptions:
     transformer_file: Path | None = None
     loras: tuple[Lora, ...] = ()
     refittable: bool = False
+    image_input: bool = True
     verify: bool = True
     name: str | None = None
 
@@ -124,6 +126,7 @@ class _Build:
             "prompt_encoder": self.checkpoint.text_encoder,
             "denoiser": self.checkpoint.transformer,
             "vae_decoder": self.checkpoint.vae,
+            "vae_encoder": self.checkpoint.vae,
         }
         one = sum(components[n].parameters * (4 if own == "fp32" else 2) for n, own in self.precisions.items())
         return one if self.builder is None else 2 * one
@@ -141,6 +144,8 @@ def _open(options: BuildOptions, progress: BuildProgress) -> _Build:
     precisions = graph_precisions(options.precision, flavor, capabilities)
     builder = None if flavor == "onnx" else TensorRtBuilder(flavor, capabilities, progress)
     checkpoint = merge(_open_checkpoint(options, progress), options.loras)
+    if not (options.image_input and _has_vae_encoder(checkpoint, progress)):
+        del precisions["vae_encoder"]
     graphs = make_graphs(checkpoint, precisions, options.accumulation)
     facts = _describe(checkpoint)
     profiles = _profiles(options, checkpoint, facts)  # wrong ones are refused before the weights are hashed
@@ -148,7 +153,8 @@ def _open(options: BuildOptions, progress: BuildProgress) -> _Build:
         loras = tuple(MergedLora(lora.file.name, lora.fingerprint(), lora.scale) for lora in options.loras)
         model = replace(facts, weights_sha256=checkpoint.fingerprint(), loras=loras)
     target = Target(flavor, builder.name if builder else f"onnx opset {onnx_export.OPSET}", capabilities)
-    draft = _draft(options, model, target, profiles, Guide.read(checkpoint.directory))
+    other_inputs = repr((Guide.read(checkpoint.directory), sorted(graphs)))
+    draft = _draft(options, model, target, profiles, other_inputs)
     return _Build(checkpoint, graphs, precisions, builder, draft)
 
 
@@ -185,6 +191,13 @@ def _open_checkpoint(options: BuildOptions, progress: BuildProgress) -> Checkpoi
     return checkpoint
 
 
+def _has_vae_encoder(checkpoint: Checkpoint, progress: BuildProgress) -> bool:
+    found = models.has_vae_encoder(checkpoint.vae)
+    if not found:
+        progress.console.print(f"{checkpoint.name} will take no images as inputs: its vae/ has no encoder")
+    return found
+
+
 def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> PreviewProjection | None:
     """Fit the projection for previews of unfinished images; None, with a printed line, if the VAE has no encoder."""
     encoder = models.vae_encoder(checkpoint.vae)
@@ -198,7 +211,7 @@ def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> PreviewProje
 
 
 def _draft(
-    options: BuildOptions, model: Model, target: Target, profiles: tuple[Profile, ...], guide: Guide
+    options: BuildOptions, model: Model, target: Target, profiles: tuple[Profile, ...], other_inputs: str
 ) -> Manifest:
     """Make the part of the manifest that is known before the build. Its hash names the directory."""
     draft = Manifest(
@@ -214,7 +227,7 @@ def _draft(
         refittable=options.refittable,
         accumulation=options.accumulation,
     )
-    return replace(draft, plan_id=plan_directory.plan_id(encode(draft) + repr(guide).encode()))
+    return replace(draft, plan_id=plan_directory.plan_id(encode(draft) + other_inputs.encode()))
 
 
 def _describe(checkpoint: Checkpoint) -> Model:
@@ -231,6 +244,7 @@ def _describe(checkpoint: Checkpoint) -> Model:
         prompt=read_prompt_format(checkpoint.directory / "tokenizer"),
         schedule_shift=positive(checkpoint.scheduler, "shift"),
         default_steps=DEFAULT_STEPS,
+        default_guidance=DEFAULT_GUIDANCE,
     )
 
 

@@ -129,6 +129,7 @@ def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
         transformer_file=args.transformer_file,
         loras=tuple(map(Lora.parse, args.lora)),
         refittable=args.refittable,
+        image_input=args.image_input,
         verify=args.verify,
         name=args.name,
     )
@@ -182,6 +183,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="Print the size of every plan beside that of its weights, and the bound of every FP16 product with the "
         "power of two that it is scaled by",
+    )
+    build.add_argument(
+        "--no-image-input",
+        dest="image_input",
+        action="store_false",
+        help="Leave out the VAE encoder, and with it images as inputs",
     )
     build.add_argument(
         "--no-verify",

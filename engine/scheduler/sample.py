@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from engine.array import Array
+from engine.images.init_image import InitImage
 from engine.plan.manifest import padded
 from engine.request import ImageRequest
 from engine.sampling.tokenizer import TokenizedPrompt
@@ -43,8 +44,10 @@ class Sample:
     """An image from its request to its last step.
 
     Attributes:
-        schedule: [steps + 1] float32 noise levels.
+        num_inference_steps: steps of the whole schedule; an init image skips the first ones.
+        schedule: [steps + 1] float32, noise levels of the steps that are run.
         branches: the prompt, and with guidance the negative prompt.
+        init_image: the image that it begins with, if it does not begin with noise alone.
         previews: steps after which a preview is wanted.
         client: name of the client that asked for it; clients share the device's time equally.
         submitted_at: time.perf_counter() when it was submitted.
@@ -58,8 +61,10 @@ class Sample:
     key: str
     request: ImageRequest
     size: Size
+    num_inference_steps: int
     schedule: Array
     branches: tuple[GuidanceBranch, ...]
+    init_image: InitImage | None = None
     previews: frozenset[int] = frozenset()
     client: str = ""
     submitted_at: float = 0.0
@@ -86,6 +91,11 @@ class Sample:
     @property
     def is_guided(self) -> bool:
         return len(self.branches) > 1
+
+    @property
+    def is_inpainted(self) -> bool:
+        """True if a mask says where the init image is drawn anew."""
+        return self.init_image is not None and self.init_image.is_inpainting
 
     def tokens(self, branch: GuidanceBranch) -> int:
         """Return the tokens that the transformer reads in one pass."""

@@ -36,7 +36,7 @@ class Estimates:
     def learn(self, size: Size, passes: int, seconds: StageTimes) -> None:
         """Learn from a finished image, by its size, its forward passes and the seconds of its stages."""
         per_pass = seconds.passes / passes
-        fixed = seconds.prompt_encoder + seconds.vae_decoder
+        fixed = seconds.prompt_encoder + seconds.vae_encoder + seconds.vae_decoder
         average = self._averages.pop(size, None) or _Average(per_pass, fixed)
         average.learn(per_pass, fixed)
         self._averages[size] = average  # the newest is last
@@ -48,7 +48,7 @@ class Estimates:
         if not self._averages:
             return 0.0
         request, missing = live.job.request, live.job.image_count - len(live.images)
-        steps, size = request.steps(self._manifest), request.size(self._manifest)
+        steps, size = request.steps_to_run(self._manifest), request.size(self._manifest)
         passes = request.forwards(self._manifest) * (missing - sum(live.steps_done.values()) / steps)
         nearest = size
         if size not in self._averages:

@@ -62,7 +62,7 @@ class JobTracker:
         if live is None or live.job.state.is_final:
             return Progress(job.state, 0, 0.0, 0, 0)
         position, eta = self.unfinished.place(live)
-        steps = live.job.request.steps(self._manifest)
+        steps = live.job.request.steps_to_run(self._manifest)
         done = steps * len(live.images) + sum(live.steps_done.values())
         return Progress(live.job.state, position, eta, done, steps * live.job.image_count)
 

@@ -112,7 +112,7 @@ class FakeLoop:
         if key not in self._announced:
             self._announced.add(key)
             return [Started(key)]
-        steps = request.steps(MANIFEST)
+        steps = request.steps_to_run(MANIFEST)
         self._done[key] += 1
         done = self._done[key]
         self.log.append((request.prompt, done))

@@ -66,6 +66,7 @@ def manifest(*, quick: bool) -> Manifest:
             prompt=PromptFormat("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", 512, 0),
             schedule_shift=3.0,
             default_steps=8,
+            default_guidance=0.0,
         ),
         target=Target("tensorrt", "kernels"),
         profiles=(

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from diffsynth.diffusion.flow_match import FlowMatchScheduler
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, ZImageImg2ImgPipeline
 from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.request import MAX_STEPS
+from engine.request import MAX_STEPS, Edit
 from engine.sampling.schedule import sigmas
 
 TOLERANCE = 2e-7  # absolute, on values up to 1: two roundings of float32, measured 1.2e-7
@@ -47,3 +47,26 @@ def test_sigmas_fall_from_one_to_zero(steps: int, shift: float) -> None:
     assert len(ours) == steps + 1
     assert (ours[0], ours[-1]) == (pytest.approx(1, abs=1e-6), 0)
     assert (np.diff(ours) < 0).all()
+
+
+@settings(deadline=None)
+@given(steps_in_range, st.floats(0, 1) | st.integers(0, 100).map(lambda percent: percent / 100))
+def test_steps_skipped_for_an_init_image_equal_diffusers(steps: int, strength: float) -> None:
+    """Also where a product such as 0.07 * 100 is not a whole number."""
+
+    class Parts:
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+    Parts.scheduler.set_timesteps(sigmas=get_default_z_image_sigmas(steps))
+    timesteps, left = ZImageImg2ImgPipeline.get_timesteps(Parts(), steps, strength, "cpu")
+    skipped = Edit(strength, "").skipped_steps(steps)
+    assert (len(timesteps), left) == (steps - skipped, steps - skipped)
+    if left:
+        assert timesteps[0].item() == pytest.approx(1000 * sigmas(steps, 3.0)[skipped], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "skipped"), [(8, 0.6, 3), (8, 1.0, 0), (8, 0.0, 8), (8, 0.01, 7), (1, 0.5, 0), (50, 0.3, 35)]
+)
+def test_an_init_image_skips_the_first_steps(steps: int, strength: float, skipped: int) -> None:
+    assert Edit(strength, "").skipped_steps(steps) == skipped
