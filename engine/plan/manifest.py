@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from engine.errors import PlanMismatch, UnsupportedShape
-from engine.size import Size
+from engine.size import Size, SizeLimits, SizeRange
 
 SCHEMA_VERSION = 7
 WEIGHTS_RATIO = 1.1  # of a plan's bytes to those of its weights, at most, if it stores each weight once
@@ -252,6 +252,12 @@ class Manifest:
     def default_size(self) -> Size:
         """The size for a request without one: the size that the first profile is tuned for."""
         return Size(self.profiles[0].width.opt, self.profiles[0].height.opt)
+
+    @property
+    def size_limits(self) -> SizeLimits:
+        """The sizes of the profiles."""
+        ranges = tuple(SizeRange(p.width.min, p.width.max, p.height.min, p.height.max) for p in self.profiles)
+        return SizeLimits(self.model.size_multiple, ranges, self.default_size)
 
     @property
     def refit_weights(self) -> tuple[RefitWeight, ...]:

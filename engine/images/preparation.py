@@ -1,0 +1,53 @@
+"""Options for preparing an image that comes in. Knows no images; its imports are fast."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from engine.errors import InvalidRequest
+from engine.size import SizeLimits
+
+ResizeMode = Literal["crop", "stretch"]
+
+MAX_PADDING = 8192  # pixels
+MAX_MASK_BLUR = 64  # pixels, AUTOMATIC1111's
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """How an image and its mask are brought to a size that the plans can generate.
+
+    Attributes:
+        limits: sizes of the plans.
+        width, height: pixels of the image to generate. If one is missing, it follows from the image's aspect ratio; if
+            both are, the size is the image's own, fitted to the plans (see `SizeLimits.fitted`).
+        resize_mode: for another aspect ratio, "crop" keeps the image's centre and "stretch" distorts the image.
+        padding_mask_crop: None to generate the whole image. Otherwise, only the part around the mask is generated, with
+            this many pixels of the image around it, and pasted back (diffusers' name; `inpaint_full_res_padding` in
+            AUTOMATIC1111's web UI). Without a width and height, the part is generated in the plans' default size.
+        mask_blur: pixels, radius of the soft edge with which the part is pasted back.
+        alpha_is_mask: True to draw the image's own transparent pixels anew if it has any and comes without a mask.
+
+    Raises:
+        InvalidRequest: a value is out of range; `param` names it.
+    """
+
+    limits: SizeLimits
+    width: int | None = None
+    height: int | None = None
+    resize_mode: ResizeMode = "crop"
+    padding_mask_crop: int | None = None
+    mask_blur: int = 4
+    alpha_is_mask: bool = False
+
+    def __post_init__(self) -> None:
+        if self.resize_mode not in get_args(ResizeMode):
+            raise InvalidRequest(
+                f"resize_mode must be one of {', '.join(get_args(ResizeMode))}; got {self.resize_mode!r:.40}",
+                "resize_mode",
+            )
+        for name, value, most in (
+            ("padding_mask_crop", self.padding_mask_crop or 0, MAX_PADDING),
+            ("mask_blur", self.mask_blur, MAX_MASK_BLUR),
+        ):
+            if not 0 <= value <= most:
+                raise InvalidRequest(f"{name} must be between 0 and {most} pixels, got {value}", name)
