@@ -56,10 +56,10 @@ def test_calls_to_a_store_in_memory_do_not_overlap() -> None:
             self.is_pruned = False
             return super().prune(retention)
 
-        def add(self, added: Job) -> Job:
+        def add(self, added: Job, init_image: PackedImage | None = None) -> Job:
             assert not self.is_pruned
             self.threads.append(threading.current_thread())
-            return super().add(added)
+            return super().add(added, init_image)
 
     store = Watched(None)
 
