@@ -26,7 +26,7 @@ class Form:
 
     Attributes:
         texts: values by name; empty ones are left out, as are files without a name and content, which a browser sends
-            for an empty input.
+            for an empty input. A file in ASCII without a file name is a text.
         files: the first file of each name.
         unused: names of further files, such as "image[1]".
     """
@@ -64,7 +64,7 @@ class FormReader:
 
     Args:
         boundary: between the parts.
-        files: names of the fields that are files; a text in one of them counts as its content.
+        files: names of the fields that are files.
 
     Attributes:
         size: bytes that it keeps.
@@ -148,12 +148,7 @@ class FormReader:
         part.is_file = part.name in self._file_names
         part.has_file_name = bool(options.get(b"filename"))
         if not part.is_file and b"filename" in options:
-            raise errors.ApiError(
-                400,
-                f"{name[: errors.ECHO]!r} must be text, not a file.",
-                code="invalid_type",
-                param=name[: errors.ECHO],
-            )
+            raise _unknown_file(name[: errors.ECHO], self._file_names)
         part.number = self._seen[part.name]
         if part.number and not part.is_file:
             raise errors.ApiError(
@@ -183,7 +178,7 @@ class FormReader:
         self._seen[part.name] += 1
         if part.number:
             self._unused.append(f"{part.name}[{part.number}]")
-        elif part.is_file:
+        elif part.is_file and (part.has_file_name or not part.content.isascii()):
             self._files[part.name] = bytes(part.content)
         else:
             self._texts[part.name] = _text(bytes(part.content), repr(part.name[: errors.ECHO]))
@@ -209,6 +204,11 @@ def too_large(name: str, most: int) -> errors.ApiError:
     """Return the error of a file that is too large."""
     message = f"{name} has more than {most} bytes; send a smaller file."
     return errors.ApiError(413, message, code="file_too_large", param=name)
+
+
+def _unknown_file(name: str, files: Collection[str]) -> errors.ApiError:
+    message = f"{name!r} is no file that this endpoint takes; the files are {', '.join(files)}."
+    return errors.ApiError(400, message, code="unknown_parameter", param=name)
 
 
 def _text(data: bytes, what: str) -> str:

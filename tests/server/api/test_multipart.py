@@ -45,13 +45,15 @@ def test_further_files_of_a_field_are_named_and_not_kept() -> None:
 
 
 def test_empty_texts_and_inputs_without_a_file_are_absent() -> None:
-    assert read(form(("seed", b"", None), ("mask", b"", ""), ("image", b"x", ""))) == Form({}, {"image": b"x"})
+    assert read(form(("seed", b"", None), ("mask", b"", ""), ("image", b"\xff", ""))) == Form({}, {"image": b"\xff"})
     assert read(form(("mask", b"", ""), ("mask", b"second", "m.png"))).files == {"mask": b"second"}
     assert read(form(("mask", b"", "empty.png"))).files == {"mask": b""}  # chosen, so it is an error of its own later
 
 
-def test_file_may_come_as_text() -> None:
-    assert read(form(("image", b"data:image/png;base64,AAAA", None))).files == {"image": b"data:image/png;base64,AAAA"}
+def test_file_may_come_as_text_or_without_a_name() -> None:
+    url = "data:image/png;base64,AAAA"
+    assert read(form(("image", url.encode(), None))) == Form({"image": url}, {})
+    assert read(form(("image", b"\x89PNG", None))) == Form({}, {"image": b"\x89PNG"})
 
 
 def test_text_after_the_end_is_ignored() -> None:
@@ -97,7 +99,8 @@ def test_number_of_parts_is_limited_whatever_they_hold() -> None:
 @pytest.mark.parametrize(
     ("body", "param", "code"),
     [
-        (form(("prompt", b"a", "prompt.txt")), "prompt", "invalid_type"),
+        (form(("prompt", b"a", "prompt.txt")), "prompt", "unknown_parameter"),
+        (form(("markup", b"a", "markup.png")), "markup", "unknown_parameter"),
         (form(("seed", b"1", None), ("seed", b"2", None)), "seed", "invalid_value"),
     ],
 )

@@ -21,6 +21,7 @@ from server.jobs.storage.archive import Archive
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.store import HistoryPage, JobStore
 from server.worker import messages
+from server.worker.packed_image import PackedImage
 
 
 def test_job_ends_with_its_last_image() -> None:
