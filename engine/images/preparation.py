@@ -26,6 +26,7 @@ class Preparation:
             AUTOMATIC1111's web UI). Without a width and height, the part is generated in the plans' default size.
         mask_blur: pixels, radius of the soft edge with which the part is pasted back.
         alpha_is_mask: True to draw the image's own transparent pixels anew if it has any and comes without a mask.
+        image_param, mask_param: names of the fields that the image and the mask are from, for errors.
 
     Raises:
         InvalidRequest: a value is out of range; `param` names it.
@@ -38,6 +39,8 @@ class Preparation:
     padding_mask_crop: int | None = None
     mask_blur: int = 4
     alpha_is_mask: bool = False
+    image_param: str = "image"
+    mask_param: str = "mask"
 
     def __post_init__(self) -> None:
         if self.resize_mode not in get_args(ResizeMode):

@@ -11,7 +11,8 @@ from PIL import Image
 
 from engine.array import Array
 from engine.errors import InvalidRequest
-from engine.images.decode import DecodeLimits, Decoded, decode
+from engine.images.decode import Decoded, decode
+from engine.images.header import DecodeLimits
 from engine.images.init_image import InitImage
 from engine.images.preparation import Preparation
 from engine.images.prepare import prepare
