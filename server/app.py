@@ -4,6 +4,8 @@ Knows what is mounted where; endpoints and the shape of errors are in `server.ap
 """
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from fastapi import APIRouter, FastAPI, Response
@@ -21,7 +23,7 @@ from server.api.dialects import mount as dialect_mount
 from server.api.dialects.gradio_queue import Sessions
 from server.api.dialects.names import DIALECTS
 from server.api.edit_schemas import EditRequest
-from server.api.image_input import MAX_UPLOAD, ImageInput
+from server.api.image_input import ImageInput
 from server.api.openai_schemas import ImagesRequest, StreamedImage
 from server.api.public_address import PublicAddress
 from server.api.request_id import RequestIdMiddleware
@@ -38,7 +40,7 @@ from server.http.proxies import ProxyMiddleware
 from server.http.valid_host import ValidHostMiddleware
 from server.jobs.service import JobService
 from server.page.mount import PageMount, is_page
-from server.uploads.limits import UploadLimits
+from server.uploads.limits import MAX_UPLOAD, UploadLimits
 from server.uploads.uploads import Uploads
 
 probes = APIRouter()
@@ -63,7 +65,6 @@ class AppOptions:
         model: the names of the model; None for that of the plans.
         cors_origins: origins whose pages may call the API; `*` for every one.
         dialects: names of the dialects to mount, beside OpenAI's and that of tasks.
-        image_input: False to take no images, whatever the plans can do with them.
         max_upload: bytes of an image that a client sends.
     """
 
@@ -75,7 +76,6 @@ class AppOptions:
     model: ServedModel | None = None
     cors_origins: tuple[str, ...] = ()
     dialects: tuple[str, ...] = DIALECTS
-    image_input: bool = True
     max_upload: int = MAX_UPLOAD
 
 
@@ -83,7 +83,14 @@ def create_app(jobs: JobService, options: AppOptions) -> FastAPI:
     """Create the application of a job service."""
     # sse-starlette would cut streams off at once; uvicorn lets them end within its grace period
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
-    app = FastAPI(title="zimage-trt", description=openapi.ABOUT, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="zimage-trt",
+        description=openapi.ABOUT,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+    )
     app.state.jobs, app.state.authenticator = jobs, Authenticator(options.policy, jobs.metrics.job_refused)
     app.state.model = options.model or ServedModel((jobs.manifest.model.name,))
     app.state.task_events = TaskEventEncoder(jobs)
@@ -109,8 +116,14 @@ def create_app(jobs: JobService, options: AppOptions) -> FastAPI:
     return app
 
 
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    await app.state.image_input.close()
+
+
 def _image_input(manifest: Manifest, options: AppOptions) -> ImageInput:
-    if not (options.image_input and manifest.has_image_input):
+    if not manifest.has_image_input:
         return ImageInput(None, options.max_upload)
     limits = UploadLimits(DecodeLimits(max_bytes=options.max_upload), waiting=MAX_WAITING)
     return ImageInput(Uploads(limits), options.max_upload)

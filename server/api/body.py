@@ -27,7 +27,7 @@ BODY_SECONDS = 30.0  # for the whole body to arrive
 async def read_body(
     request: Request, model: type[Body], most: int = MAX_BODY, on_growth: Callable[[int], None] = lambda _: None
 ) -> Body:
-    """Read and validate a JSON body of at most `most` bytes, which may be compressed with gzip.
+    """Read and validate a JSON body of at most `most` bytes, or of MAX_BODY bytes if it is compressed with gzip.
 
     The content type must be application/json: other sites' pages cannot send that without asking first (CORS).
 
@@ -39,7 +39,9 @@ async def read_body(
     """
     if not is_json(request):
         raise errors.ApiError(415, "The content type must be application/json.", code="unsupported_media_type")
-    body = Decompressor(request.headers.get("content-encoding", ""), most)
+    encoding = request.headers.get("content-encoding", "")
+    most = min(most, MAX_BODY) if encoding else most  # a larger one would be decompressed for too long at once
+    body = Decompressor(encoding, most)
     async for piece in read_pieces(request, most):
         body.feed(piece)
         on_growth(body.size)

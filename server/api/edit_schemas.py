@@ -17,9 +17,13 @@ class EditRequest(ImagesRequest):
     """Body of `POST /v1/images/edits` and `/v1/images/variations`. A field that is null counts as absent."""
 
     prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
-    image: Annotated[
-        Any, Field(description="image to start from, or several, of which the first is used; like init_image in JSON")
-    ] = None  # those that are not used, once validated
+    further_images: Annotated[
+        Any,
+        Field(
+            alias="image",
+            description="image to start from, or several, of which the first is used; like init_image in JSON",
+        ),
+    ] = None  # once validated, a list of those after the first
     input_fidelity: Annotated[Literal["high", "low"], Field(description=IGNORED)] | None = None
 
     @model_validator(mode="before")
@@ -37,12 +41,12 @@ class EditRequest(ImagesRequest):
             fields["mask"] = _text(fields["mask"], "mask")
         for name, value in given.items():
             images = [_text(each, name) for each in (value if isinstance(value, list) else [value])]
-            if images:
-                fields |= {"init_image": images[0], "image": [""] * (len(images) - 1)}
+            fields |= {"init_image": images[0]} if images else {}
+            fields |= {"image": [""] * (len(images) - 1)} if len(images) > 1 else {}
         return fields
 
     def ignored(self) -> tuple[str, ...]:
-        further = (f"image[{number}]" for number, _ in enumerate(self.image or (), 1))
+        further = (f"image[{number}]" for number, _ in enumerate(self.further_images or (), 1))
         fidelity = () if self.input_fidelity is None else ("input_fidelity",)
         return (*super().ignored(), *fidelity, *further)
 

@@ -14,6 +14,8 @@ from server.api.openai_schemas import ImagesResponse, StreamedImage
 from server.api.submit import Jobs, Owner
 from server.jobs.service import JobService
 
+NULL = "null"  # which browsers make of it in forms
+PROMPTS = ("prompt", "negative_prompt")  # which may be any text
 DOCUMENTED: dict[str, Any] = {
     "response_model": ImagesResponse,
     "openapi_extra": openapi.request_body(EditRequest, files=("image", "mask")),
@@ -50,12 +52,13 @@ async def _answer(request: Request, jobs: JobService, owner: str | None, *, alph
 
 
 def _body(form: Form) -> EditRequest:
-    """Return the texts of a form as the body that they stand for: "8" is a number there.
+    """Return the texts of a form as the body that they stand for: "8" is a number there, and "null" is absent.
 
     Raises:
         ApiError: 400, one of them is invalid or unknown.
     """
+    texts = {name: text for name, text in form.texts.items() if text != NULL or name in PROMPTS}
     try:
-        return EditRequest.model_validate_strings(form.texts)
+        return EditRequest.model_validate_strings(texts, strict=False)
     except ValidationError as error:
         raise errors.invalid_body(error) from error

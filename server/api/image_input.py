@@ -26,12 +26,12 @@ from server.api.client import client_of
 from server.api.fields import InitImageFields
 from server.api.held_bytes import HeldBytes
 from server.api.multipart import Form, FormLimits, FormReader
+from server.uploads.limits import MAX_UPLOAD
 
 Body = TypeVar("Body", bound=InitImageFields)
 T = TypeVar("T")
 P = ParamSpec("P")
 
-MAX_UPLOAD = 20 << 20  # bytes of a file
 FORM_FILES = 4  # times the largest file that a form may have; further images are read and dropped
 HELD_FILES = 8  # largest files that may be read at a time
 KEPT = ("image", "mask")
@@ -89,6 +89,8 @@ class Decoder(Protocol):
 
     async def prepare(self, image: bytes, mask: bytes | None, preparation: Preparation) -> InitImage: ...
 
+    async def close(self) -> None: ...
+
 
 class ImageInput:
     """What a server takes of images.
@@ -129,6 +131,11 @@ class ImageInput:
         with self.held.reading(client) as held:
             held.grow(len(upload.image) + len(upload.mask or b""))
             return await self.require().prepare(upload.image, upload.mask, preparation)
+
+    async def close(self) -> None:
+        """End the decoder's process."""
+        if self._decoder is not None:
+            await self._decoder.close()
 
     @property
     def max_body(self) -> int:

@@ -19,6 +19,7 @@ from engine.plan.manifest import Manifest
 from server.api import errors, openapi
 from server.api.image_input import Upload, image_input, read_body_with_images, take_upload
 from server.api.openai_schemas import (
+    EventType,
     Image,
     ImagesRequest,
     ImagesResponse,
@@ -37,6 +38,14 @@ from server.jobs.job_events import JobEvent
 from server.jobs.service import JobService
 
 EventKind = Literal["image_generation", "image_edit"]
+PARTIAL: dict[EventKind, EventType] = {
+    "image_generation": "image_generation.partial_image",
+    "image_edit": "image_edit.partial_image",
+}
+COMPLETED: dict[EventKind, EventType] = {
+    "image_generation": "image_generation.completed",
+    "image_edit": "image_edit.completed",
+}
 
 IMAGE_NAME = re.compile(r"([0-9]{1,2})\.(?:png|jpg|webp)")
 
@@ -172,7 +181,7 @@ def _partial_image(
 ) -> StreamedImage:
     header = read_header(data)  # an image that is pasted has the size of its original
     return StreamedImage(
-        type=f"{kind}.partial_image",
+        type=PARTIAL[kind],
         index=index,
         b64_json=base64.b64encode(data).decode(),
         partial_image_index=number,
@@ -185,7 +194,7 @@ def _partial_image(
 def _completed_event(jobs: JobService, body: ImagesRequest, kind: EventKind, image: StoredImage) -> ServerSentEvent:
     metadata = image.metadata
     completed = StreamedImage(
-        type=f"{kind}.completed",
+        type=COMPLETED[kind],
         index=image.index,
         b64_json=base64.b64encode(image.data).decode(),
         created_at=int(time.time()),

@@ -12,6 +12,9 @@ from server.api.fields import WHOLE, InitImageFields
 from server.jobs.job import StoredImage
 
 MAX_PARTIAL = 3
+EventType = Literal[
+    "image_generation.partial_image", "image_generation.completed", "image_edit.partial_image", "image_edit.completed"
+]
 LOSSLESS = 100  # the only compression of PNG
 
 
@@ -120,12 +123,7 @@ class ImagesResponse(BaseModel):
 class StreamedImage(BaseModel):
     """Event of a stream: an image, or a preview of one, which has a `partial_image_index`."""
 
-    type: Literal[
-        "image_generation.partial_image",
-        "image_generation.completed",
-        "image_edit.partial_image",
-        "image_edit.completed",
-    ]
+    type: EventType
     b64_json: str
     created_at: int
     size: str
