@@ -8,6 +8,7 @@ from engine.size import SizeLimits
 
 ResizeMode = Literal["crop", "stretch"]
 
+MAX_SIDE = 65_536  # pixels; far beyond any plan
 MAX_PADDING = 8192  # pixels
 MAX_MASK_BLUR = 64  # pixels, AUTOMATIC1111's
 
@@ -48,9 +49,11 @@ class Preparation:
                 f"resize_mode must be one of {', '.join(get_args(ResizeMode))}; got {self.resize_mode!r:.40}",
                 "resize_mode",
             )
-        for name, value, most in (
-            ("padding_mask_crop", self.padding_mask_crop or 0, MAX_PADDING),
-            ("mask_blur", self.mask_blur, MAX_MASK_BLUR),
+        for name, value, low, high in (
+            ("width", self.width, 1, MAX_SIDE),
+            ("height", self.height, 1, MAX_SIDE),
+            ("padding_mask_crop", self.padding_mask_crop, 0, MAX_PADDING),
+            ("mask_blur", self.mask_blur, 0, MAX_MASK_BLUR),
         ):
-            if not 0 <= value <= most:
-                raise InvalidRequest(f"{name} must be between 0 and {most} pixels, got {value}", name)
+            if value is not None and not low <= value <= high:
+                raise InvalidRequest(f"{name} must be between {low} and {high} pixels, got {value}", name)
