@@ -12,7 +12,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from engine.errors import InvalidRequest
 from engine.images.preparation import MAX_MASK_BLUR, MAX_PADDING, ResizeMode
-from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_LORA_STRENGTH, MAX_SEED, MAX_STEPS, ImageRequest, random_seed
+from engine.request import (
+    MAX_GUIDANCE,
+    MAX_LORA,
+    MAX_LORA_STRENGTH,
+    MAX_NORMALIZATION,
+    MAX_SEED,
+    MAX_STEPS,
+    ImageRequest,
+    random_seed,
+)
 from engine.size import Size
 
 Number = TypeVar("Number", int, float)
@@ -45,6 +54,8 @@ WHOLE = BeforeValidator(_whole)  # the last in an Annotated, so that the documen
 Edge = Annotated[int, Field(ge=1, le=MAX_EDGE), WHOLE]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS), WHOLE]
 CfgScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE + UNGUIDED)]
+CfgNormalization = bool | Annotated[float, Field(ge=0, le=MAX_NORMALIZATION)]  # true is 1, as in diffusers
+CfgTruncation = Annotated[float, Field(ge=0, le=1)]
 
 
 class RequestBody(BaseModel):
@@ -79,11 +90,25 @@ class ImageFields(RequestBody):
     num_inference_steps: Steps | None = None
     steps: Annotated[Steps, Field(description="another name of num_inference_steps")] | None = None
     guidance_scale: (
-        Annotated[float, Field(ge=0, le=MAX_GUIDANCE, description="guidance as in diffusers; 0 for none")] | None
+        Annotated[
+            float,
+            Field(ge=0, le=MAX_GUIDANCE, description="guidance as in diffusers; 0 for none, the model's if absent"),
+        ]
+        | None
     ) = None
     cfg_scale: Annotated[CfgScale, Field(description="guidance_scale + 1; up to 1 for none")] | None = None
     true_cfg_scale: Annotated[CfgScale, Field(description="another name of cfg_scale")] | None = None
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT, description="ignored without guidance")] = ""
+    cfg_normalization: (
+        Annotated[
+            CfgNormalization,
+            Field(description="largest norm of the guided velocity, relative to the positive one's; 0 for no bound"),
+        ]
+        | None
+    ) = None
+    cfg_truncation: Annotated[
+        CfgTruncation, Field(description="progress (1 - noise level) beyond which steps are not guided")
+    ] = 1.0
     lora: (
         Annotated[str, Field(max_length=MAX_LORA, description="name of a LoRA, from loras in /v1/model_info")] | None
     ) = None
@@ -118,9 +143,11 @@ class ImageFields(RequestBody):
             random_seed() if self.seed == RANDOM else self.seed,
             agreed({"num_inference_steps": self.num_inference_steps, "steps": self.steps}),
             self.negative_prompt,
-            agreed(self._guidance()) or 0.0,
+            agreed(self._guidance()),
             self.lora,
             1.0 if self.lora is None else self.lora_strength,
+            float(self.cfg_normalization or 0),
+            self.cfg_truncation,
         )
 
     def names(self) -> dict[str, str]:
@@ -128,9 +155,7 @@ class ImageFields(RequestBody):
         return {} if self.size == "auto" else {"width": "size", "height": "size"}
 
     def ignored(self) -> tuple[str, ...]:
-        is_guided = any(self._guidance().values())
         unused = {
-            "negative_prompt": bool(self.negative_prompt) and not is_guided,
             "lora_strength": "lora_strength" in self.model_fields_set and self.lora is None,
             **{name: getattr(self, name) is not None for name in WITHOUT_EFFECT},
             "quality": self.quality != "auto",  # which leaves the choice to the server

@@ -41,11 +41,11 @@ class ModelInfo(BaseModel):
     flavor: str
     plan_id: str
     num_inference_steps: int
+    default_guidance: float
     default_size: str
     sizes: list[str]
     size_limits: list[SizeLimits]
     size_multiple: int
-    default_guidance: float
     max_images: int
     image_input: bool
     needs_key: bool

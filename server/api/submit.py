@@ -70,9 +70,9 @@ class Submission:
         previews: number of previews per image.
         names: the body's names of the fields of `ImageRequest`, where they differ.
         model: name of the model that the client asked for.
-        ignored: names of the given fields that cannot change the images, as the client wrote them; but for `model`,
-            which `answer_headers` adds if it names another model.
-        upload: an image to start from; `body` must tell it apart from others, as `image_input.with_files` makes it.
+        ignored: names of the given fields that cannot change the images, as the client wrote them; `answer_headers`
+            adds those that depend on the served model.
+        upload: an image to start from; `body` must tell it apart from others, as `take_upload` makes it.
     """
 
     api: str
@@ -222,8 +222,11 @@ def answer_headers(
     """
     model: ServedModel = request.app.state.model
     headers = {"x-job-id": job.id, "x-model": model.name}
-    ignored = (*submission.ignored, *(["model"] if model.is_other(submission.model) else []))
-    headers |= ignored_header(ignored)
+    jobs: JobService = request.app.state.jobs
+    unguided = submission.image.without_effect(jobs.manifest)
+    headers |= ignored_header(
+        (*unguided, *submission.ignored, *(["model"] if model.is_other(submission.model) else []))
+    )
     if notes := getattr(request.state, "notes", ()):
         headers["x-image-notes"] = "; ".join(notes).encode("ascii", "replace").decode()
     if images:
