@@ -16,6 +16,7 @@ COMMANDS = {
     "soak": "Mix clients of every kind with kills, pauses and clock jumps of zimage-serve, and account for all jobs.",
     "startup": "Measure the time from starting zimage-serve to its readiness, and the time of its first image.",
     "judge": "Score z-image-nano's images of held-out captions: colours, shapes, places, sizes, backgrounds.",
+    "guidance": "Compare guided images with those of diffusers, and count the passes that both prompts share.",
     "parity": "Compare FP32, FP16 and BF16 of a checkpoint with float64: graphs, steps, images.",
     "verify": "Compare full-width graphs with DiffSynth as a build does, and measure time and peak memory.",
     "self-test": "Run the probes of plans on this device and compare them with FP32, as loading does.",

@@ -97,13 +97,23 @@ def test_guided_image_prints_two_forwards_a_step(
     assert "64x64, seed 7, 4 forwards" in capsys.readouterr().out
 
 
+def test_truncated_guidance_takes_fewer_forwards(
+    engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--size", "64", "--seed", "7", "--steps", "4", "--guidance-scale", "1.5")
+    generate(engines, tmp_path / "a.png", *options, "--cfg-normalization", "0.5", "--cfg-truncation", "0.2")
+    found = json.loads(open_png(tmp_path / "a.png").info["zimage-trt"])
+    assert (found["cfg_normalization"], found["cfg_truncation"], found["forwards"]) == (0.5, 0.2, 6)
+    assert "64x64, seed 7, 6 forwards" in capsys.readouterr().out
+
+
 def test_negative_prompt_without_guidance_is_accepted_with_a_word(
     engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     generate(engines, tmp_path / "a.png", *SMALL, "--seed", "7", "--negative-prompt", "a cat")
     generate(engines, tmp_path / "b.png", *SMALL, "--seed", "7")
     assert np.array_equal(np.asarray(open_png(tmp_path / "a.png")), np.asarray(open_png(tmp_path / "b.png")))
-    assert capsys.readouterr().err == "negative prompts have no effect without a --guidance-scale above 0\n"
+    assert capsys.readouterr().err == "negative_prompt: no effect without a --guidance-scale above 0\n"
 
 
 def test_extension_chooses_the_format(engines: Path, tmp_path: Path) -> None:
@@ -131,7 +141,8 @@ def test_several_images_get_numbers_and_seeds_that_follow(
 LINES = """# two lines, and one with its own fields
 a red circle
 
-{"prompt": "a blue star", "size": "80x64", "seed": 5, "steps": 2.0, "guidance_scale": 1.5, "negative_prompt": "red"}
+{"prompt": "a blue star", "size": "80x64", "seed": 5, "steps": 2.0, "guidance_scale": 1.5, "negative_prompt": "red", \
+"cfg_normalization": true, "cfg_truncation": 0.25}
 {"prompt": "a cat", "width": 80, "height": 96, "seed": null, "output": "own.webp"}
 """
 
@@ -152,6 +163,7 @@ def test_file_of_prompts_gives_an_image_per_line(
     names = ("prompt", "width", "height", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
     assert [facts[0][name] for name in names] == ["a red circle", 64, 64, 20, 1, 0.0, ""]
     assert [facts[1][name] for name in names] == ["a blue star", 80, 64, 5, 2, 1.5, "red"]
+    assert [facts[1][name] for name in ("cfg_normalization", "cfg_truncation", "forwards")] == [1.0, 0.25, 4]
     with Image.open(tmp_path / "own.webp") as image:
         assert (image.format, image.size) == ("WEBP", (80, 96))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-1.png", "a-2.png", "own.webp", "prompts.txt"]

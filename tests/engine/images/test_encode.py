@@ -247,6 +247,16 @@ def test_infotext_has_a_line_for_the_negative_prompt() -> None:
     )
 
 
+def test_infotext_has_the_bounds_of_guidance_where_they_matter() -> None:
+    bounds = {"cfg_normalization": 0.5, "cfg_truncation": 0.75}
+    found = dict(web_ui_settings(file_metadata(REQUEST, replace(METADATA, guidance_scale=3, **bounds))["parameters"]))
+    assert (found["CFG normalization"], found["CFG truncation"]) == ("0.5", "0.75")
+    for metadata in (replace(METADATA, **bounds), replace(METADATA, guidance_scale=3)):
+        text = file_metadata(REQUEST, metadata)
+        assert "normalization" not in text["parameters"] and "truncation" not in text["parameters"]
+        assert json.loads(text["zimage-trt"])["cfg_truncation"] == metadata.cfg_truncation
+
+
 def test_file_metadata_names_the_lora() -> None:
     text = file_metadata(REQUEST, replace(METADATA, lora="outlines"))
     assert dict(web_ui_settings(text["parameters"]))["LoRA"] == "outlines"
