@@ -33,7 +33,8 @@ examples:
   zimage-generate --prompts prompts.txt --engines out/engines -o out.png
 
 A line of --prompts is a prompt, or a JSON object with prompt and, where they differ from the options, size or width and
-height, seed, steps, guidance_scale, negative_prompt and output. Empty lines and lines that begin with # are skipped.
+height, seed, steps, guidance_scale, negative_prompt, cfg_normalization, cfg_truncation and output. Empty lines and
+lines that begin with # are skipped.
 """
 
 
@@ -93,20 +94,37 @@ def _add_image(group: argparse._ArgumentGroup) -> None:
         help=f"Seed of the first image, 0 to {MAX_SEED}; each further image has the next one (default: a random one, "
         "which the command prints)",
     )
-    group.add_argument("--steps", type=int, metavar="N", help="Denoising steps (default: the model's number, 8)")
-    group.add_argument("--negative-prompt", default="", metavar="TEXT", help="Text that guidance moves away from")
-    group.add_argument(
-        "--guidance-scale",
-        type=float,
-        default=ImageRequest("").guidance_scale,
-        metavar="X",
-        help="Guidance scale as in diffusers; above 0, every step takes two forward passes (default: %(default)s)",
-    )
+    group.add_argument("--steps", type=int, metavar="N", help="Denoising steps (default: the model's number)")
+    _add_guidance(group)
     group.add_argument(
         "--lora",
         type=parse_lora,
         metavar="FILE[:STRENGTH]",
         help="File written by zimage-lora; needs refittable plans (default strength: 1)",
+    )
+
+
+def _add_guidance(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--negative-prompt", default="", metavar="TEXT", help="Text that guidance moves away from")
+    group.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="X",
+        help="Guidance scale as in diffusers; above 0, every step takes two forward passes (default: the model's)",
+    )
+    group.add_argument(
+        "--cfg-normalization",
+        type=float,
+        default=ImageRequest("").cfg_normalization,
+        metavar="X",
+        help="Largest norm of the guided velocity, relative to the positive one's; 0 for no bound (the default)",
+    )
+    group.add_argument(
+        "--cfg-truncation",
+        type=float,
+        default=ImageRequest("").cfg_truncation,
+        metavar="X",
+        help="Progress (1 - noise level) beyond which steps are not guided, 0 to 1 (default: %(default)s, never)",
     )
 
 
@@ -147,7 +165,15 @@ def _tasks(args: argparse.Namespace) -> Iterator[_Task]:
             f"seed must be between 0 and {MAX_SEED}, or {RANDOM} for a random one, got {first}", "seed"
         )
     default = ImageRequest(
-        args.prompt or "", width, height, first, args.steps, args.negative_prompt, args.guidance_scale
+        args.prompt or "",
+        width,
+        height,
+        first,
+        args.steps,
+        args.negative_prompt,
+        args.guidance_scale,
+        cfg_normalization=args.cfg_normalization,
+        cfg_truncation=args.cfg_truncation,
     )
     if args.lora is not None:
         file, strength = args.lora
@@ -215,8 +241,9 @@ def _check(args: argparse.Namespace, tasks: Sequence[_Task]) -> Manifest:
             task.request.check(manifest, () if task.request.lora is None else (task.request.lora,))
         except InvalidRequest as error:
             raise InvalidRequest(task.message(error), error.param) from error
-    if any(task.request.negative_prompt and not task.request.is_guided for task in tasks):
-        _say("negative prompts have no effect without a --guidance-scale above 0")
+    unused = dict.fromkeys(name for task in tasks for name in task.request.without_effect(manifest))
+    if unused:
+        _say(f"{', '.join(unused)}: no effect without a --guidance-scale above 0")
     guide = Guide.read(directory)
     if guide.about and sys.stderr.isatty() and not all(guide.covers(task.request.size(manifest)) for task in tasks):
         _say(guide.about)

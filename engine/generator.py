@@ -112,8 +112,10 @@ class ImageGenerator:
         size: tuple[int, int] | None = None,
         seed: int | None = None,
         steps: int | None = None,
-        guidance_scale: float = 0.0,
+        guidance_scale: float | None = None,
         negative_prompt: str = "",
+        cfg_normalization: float = 0.0,
+        cfg_truncation: float = 1.0,
         lora: str | None = None,
         lora_strength: float = 1.0,
         image: ImageSource | None = None,
@@ -134,8 +136,10 @@ class ImageGenerator:
         size: tuple[int, int] | None = None,
         seed: int | Sequence[int] | None = None,
         steps: int | None = None,
-        guidance_scale: float = 0.0,
+        guidance_scale: float | None = None,
         negative_prompt: str = "",
+        cfg_normalization: float = 0.0,
+        cfg_truncation: float = 1.0,
         lora: str | None = None,
         lora_strength: float = 1.0,
         image: ImageSource | None = None,
@@ -155,8 +159,10 @@ class ImageGenerator:
         size: tuple[int, int] | None = None,
         seed: int | Sequence[int] | None = None,
         steps: int | None = None,
-        guidance_scale: float = 0.0,
+        guidance_scale: float | None = None,
         negative_prompt: str = "",
+        cfg_normalization: float = 0.0,
+        cfg_truncation: float = 1.0,
         lora: str | None = None,
         lora_strength: float = 1.0,
         image: ImageSource | None = None,
@@ -175,8 +181,10 @@ class ImageGenerator:
             seed: 0 to 2**64 - 1; None or -1 for a random one. Each further prompt of a list has the next seed. A list
                 of seeds has one per prompt.
             steps: denoising steps, 1 to 100; None for the model's number.
-            guidance_scale: diffusers' scale, 0 to 30; above 0, every step takes two forward passes.
+            guidance_scale: diffusers' scale, 0 to 30, or None for the model's; above 0, steps take two forward passes.
             negative_prompt: text that guidance moves away from; without guidance it has no effect.
+            cfg_normalization: largest norm of the guided velocity, relative to the positive one's; 0 for no bound.
+            cfg_truncation: progress (1 - noise level, 0 to 1) beyond which steps are not guided.
             lora: name of one of the generator's LoRAs.
             lora_strength: factor of what the LoRA changes, -4 to 4.
             image: an image to start from: a file's name, the bytes of a file, a Pillow image, or an array
@@ -211,7 +219,19 @@ class ImageGenerator:
         elif given := [name for name, value in (("mask", mask), ("strength", strength)) if value is not None]:
             raise InvalidRequest(f"{given[0]} needs an image to start from, got none", "image")
         requests = [
-            ImageRequest(text, width, height, own, steps, negative_prompt, guidance_scale, lora, lora_strength)
+            ImageRequest(
+                text,
+                width,
+                height,
+                own,
+                steps,
+                negative_prompt,
+                guidance_scale,
+                lora,
+                lora_strength,
+                float(cfg_normalization),
+                cfg_truncation,
+            )
             for text, own in zip(prompts, _seeds(seed, len(prompts)), strict=True)
         ]
         if init_image is not None:

@@ -141,10 +141,10 @@ class Pipeline(GraphRunner):
             NonFiniteOutput: the model left the range of its number format.
             DeviceError: the GPU failed.
         """
-        if request.is_guided:
-            raise InvalidRequest("guidance needs two prompts at once; use EngineLoop", "guidance_scale")
         request.check(self.manifest)
         request.check_init_image(init_image, self.manifest)
+        if request.is_guided(self.manifest):
+            raise InvalidRequest("guidance needs two prompts at once; use EngineLoop", "guidance_scale")
         schedule = self.schedule(request)
         started = time.perf_counter()
         prompt = self.tokenize(request.prompt)
@@ -173,9 +173,8 @@ class Pipeline(GraphRunner):
         return GeneratedImage(pixels, request.seed, request.steps(self.manifest), prompt, seconds)
 
     def schedule(self, request: ImageRequest) -> Array:
-        """Return [steps + 1] float32, the noise levels of the steps that are run; an init image skips the first ones."""
-        levels = sigmas(request.steps(self.manifest), self.manifest.model.schedule_shift)
-        return levels[-1 - request.steps_to_run(self.manifest) :]
+        """Return [steps + 1] float32, the noise levels of the steps that are run."""
+        return np.array(request.noise_levels(self.manifest), np.float32)
 
     def noise(self, seed: int, size: Size) -> Array:
         """Return the initial latents, [1, 16, height / 8, width / 8] float32, equal to torch's CPU generator's."""
@@ -212,7 +211,7 @@ class Pipeline(GraphRunner):
         for step in range(steps):
             self.step(latents, latents_next, prompt_embeds, levels[step], levels[step + 1])
             if image is not None and image.mask is not None:
-                self.memory.copy(latents, self._blended(image, latents_next, levels[step + 1]))
+                self.memory.copy(latents, self._blended(image, latents_next))
             else:
                 self.memory.copy(latents, latents_next)
             readbacks.append((step + 1, self.memory.read(latents)))  # the next pass does not write them
@@ -238,12 +237,14 @@ class Pipeline(GraphRunner):
             self.memory.write("mask", image.mask)
         return first
 
-    def _blended(self, image: EncodedImage, latents_next: Tensor, sigma: Array) -> Tensor:
-        """Enqueue the blend after a step."""
+    def _blended(self, image: EncodedImage, latents_next: Tensor) -> Tensor:
+        """Enqueue the blend after a step, at the noise level that the step went to."""
         assert image.mask is not None
         noise, mask = self.memory.view("noise", latents_next.shape), self.memory.view("mask", image.mask.shape)
         to_blend = self.memory.view("latents_to_blend", latents_next.shape)
+        sigma = self.memory.view("blend_sigma", (1,))
         self.memory.copy(to_blend, latents_next)
+        self.memory.copy(sigma, self.memory.view("sigma_next", (1,)))
         return self.blend(to_blend, image.latents, noise, mask, sigma)
 
 
@@ -265,11 +266,9 @@ def warm_up(pipeline: Pipeline, sizes: Sequence[Size]) -> None:
             for _ in range(WARM_PASSES if size == sizes[0] else 1):
                 prompt_embeds = pipeline.encode_prompt([prompt])
             latents = pipeline.denoise(prompt_embeds, pipeline.noise(0, size), levels)
-        positive, negative = (
-            pipeline.memory.view(f"latents_{side}", latents.shape) for side in ("positive", "negative")
-        )
+        guided, zero = pipeline.guided_latents(latents.shape), np.zeros(1, np.float32)
         for _ in range(WARM_PASSES):
-            pipeline.guide(positive, negative, np.zeros(1, np.float32))
+            pipeline.guide(guided, zero, zero)
             pipeline.decode(latents).wait()
         backend.save_kernels()  # now: if compiling takes longer than the server waits for a start, the next one goes on
         log.info("warmed up %s, %.1f s so far", size, time.perf_counter() - started)

@@ -30,6 +30,7 @@ from engine.sampling.tokenizer import TOKENIZER_FILE
 from export import plan_directory
 from export.checkpoint import models
 from export.checkpoint.configs import positive
+from export.checkpoint.defaults import defaults_for
 from export.checkpoint.files import Checkpoint, open_checkpoint
 from export.checkpoint.lora import Lora, merge
 from export.checkpoint.prompt_format import read_prompt_format
@@ -44,9 +45,6 @@ from export.graphs.graph_module import GraphModule
 from export.precision.dtypes import graph_precisions, require_accumulation
 from export.progress import BuildProgress
 
-DEFAULT_STEPS = 8  # forward passes that Z-Image-Turbo is distilled for
-DEFAULT_GUIDANCE = 0.0  # its guidance is distilled too
-
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
@@ -54,6 +52,7 @@ class BuildOptions:
 
     Attributes:
         name: the model's name, None for the hub id or the name of the checkpoint's folder.
+        default_steps, default_guidance: of requests that name none; None for what fits the checkpoint.
     """
 
     model: str
@@ -69,6 +68,8 @@ class BuildOptions:
     image_input: bool = True
     verify: bool = True
     name: str | None = None
+    default_steps: int | None = None
+    default_guidance: float | None = None
 
 
 def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
@@ -147,7 +148,7 @@ def _open(options: BuildOptions, progress: BuildProgress) -> _Build:
     if not (options.image_input and _has_vae_encoder(checkpoint, progress)):
         del precisions["vae_encoder"]
     graphs = make_graphs(checkpoint, precisions, options.accumulation)
-    facts = _describe(checkpoint)
+    facts = _describe(checkpoint, options)
     profiles = _profiles(options, checkpoint, facts)  # wrong ones are refused before the weights are hashed
     with progress.stage("hashing the checkpoint"):
         loras = tuple(MergedLora(lora.file.name, lora.fingerprint(), lora.scale) for lora in options.loras)
@@ -230,9 +231,11 @@ def _draft(
     return replace(draft, plan_id=plan_directory.plan_id(encode(draft) + other_inputs.encode()))
 
 
-def _describe(checkpoint: Checkpoint) -> Model:
+def _describe(checkpoint: Checkpoint, options: BuildOptions) -> Model:
     """Return the facts of a checkpoint, without the hashes of its weights and of LoRAs."""
     config, vae = checkpoint.transformer.config, checkpoint.vae.config
+    shift = positive(checkpoint.scheduler, "shift")
+    steps, guidance = defaults_for(shift)
     return Model(
         name=checkpoint.name,
         weights_sha256="",
@@ -242,9 +245,9 @@ def _describe(checkpoint: Checkpoint) -> Model:
         prompt_embeds_dim=config["dim"],
         rope=Rope(config["rope_theta"], tuple(config["axes_dims"]), tuple(config["axes_lens"])),
         prompt=read_prompt_format(checkpoint.directory / "tokenizer"),
-        schedule_shift=positive(checkpoint.scheduler, "shift"),
-        default_steps=DEFAULT_STEPS,
-        default_guidance=DEFAULT_GUIDANCE,
+        schedule_shift=shift,
+        default_steps=steps if options.default_steps is None else options.default_steps,
+        default_guidance=guidance if options.default_guidance is None else options.default_guidance,
     )
 
 

@@ -115,11 +115,12 @@ class Executor:
         first_latents = self._fill_slots([sample for sample in batch.samples if sample.first_pass_at is None])
         encoded = self._memory.record_event()
         latents_next = self._enqueue_pass(batch)
-        stepped = [sample for sample in batch.samples if all(b.enqueued == sample.enqueued for b in sample.branches)]
-        if guided := [sample for sample in stepped if sample.is_guided]:
-            self._replace_rows(latents_next, batch, guided, self._enqueue_guidance(guided))
+        stepped = [sample for sample in batch.samples if sample.is_step_complete]
+        last = {forward.sample: forward for forward in batch.passes}
+        if guided := [sample for sample in stepped if sample.is_guided(last[sample].step)]:
+            self._replace_rows(latents_next, batch, guided, self._enqueue_guidance(batch, guided))
         if inpainted := [sample for sample in stepped if sample.is_inpainted]:
-            self._replace_rows(latents_next, batch, inpainted, self._init_images.blend(inpainted))
+            self._replace_rows(latents_next, batch, inpainted, self._init_images.blend(batch, inpainted))
         done = self._memory.record_event()  # before the copy to the host, which then waits for it
         latents = self._memory.read(latents_next)
         self._running.append(
@@ -191,19 +192,23 @@ class Executor:
             memory.copy(self._slots.latents(sample, branch), memory.row(latents_next, row))
         return latents_next
 
-    def _enqueue_guidance(self, samples: Sequence[Sample]) -> Tensor:
+    def _enqueue_guidance(self, batch: Batch, samples: Sequence[Sample]) -> Tensor:
         """Combine the branches of samples in their slots, and return the result, [S, 16, h, w].
 
         All samples share one run of the graph: a write of its scales for each would wait for the device.
         """
-        memory = self._memory
-        shape = (len(samples), *self._slots.latents(samples[0], samples[0].branches[0]).shape[1:])
-        sides = memory.view("latents_positive", shape), memory.view("latents_negative", shape)
+        memory, manifest, model = self._memory, self._pipeline.manifest, self._pipeline.manifest.model
+        shape = model.latents_shape(batch.size)[1:]
+        latents = memory.view("latents", (len(batch), *shape))  # still those before the step
+        before = {forward.sample: row for row, forward in enumerate(batch.passes)}
+        sides = self._pipeline.guided_latents((len(samples), *shape))
         for row, sample in enumerate(samples):
-            for side, branch in zip(sides, sample.branches, strict=True):
+            for side, branch in zip((sides.positive, sides.negative), sample.branches, strict=True):
                 memory.copy(memory.row(side, row), self._slots.latents(sample, branch))
-        scales = np.array([sample.request.guidance_scale for sample in samples], np.float32)
-        guided = self._pipeline.guide(*sides, scales)
+            memory.copy(memory.row(sides.before, row), memory.row(latents, before[sample]))
+        scales = np.array([sample.request.guidance(manifest) for sample in samples], np.float32)
+        bounds = np.array([sample.request.cfg_normalization for sample in samples], np.float32)
+        guided = self._pipeline.guide(sides, scales, bounds)
         for row, sample in enumerate(samples):
             self._slots.copy_latents(sample, memory.row(guided, row))
         return guided

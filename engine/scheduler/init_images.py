@@ -13,6 +13,7 @@ from engine.backends.memory import Tensor
 from engine.pipeline import Pipeline
 from engine.sampling.noise import Generator
 from engine.scheduler.sample import Sample
+from engine.scheduler.scheduler import Batch
 from engine.scheduler.slot_tensors import SlotTensors
 
 
@@ -44,19 +45,22 @@ class InitImages:
             self._write_masks(inpainted)
         return first
 
-    def blend(self, samples: Sequence[Sample]) -> Tensor:
-        """Enqueue the blend of inpainted samples of one size, whose step is enqueued, and write it to their slots.
+    def blend(self, batch: Batch, samples: Sequence[Sample]) -> Tensor:
+        """Enqueue the blend of inpainted samples whose step ends with this batch's pass, and write it to their slots.
+
+        The noise levels are those that the pass was given: a write of others would wait for the device.
 
         Returns:
             [S, 16, h, w], the latents after the step, valid until the next blend.
         """
-        slots = self._slots
+        slots, rows = self._slots, {forward.sample: row for row, forward in enumerate(batch.passes)}
+        sigma_next = self._memory.view("sigma_next", (len(batch),))
         blended = self._pipeline.blend(
             self._gather("latents_to_blend", [slots.latents(sample, sample.branches[0]) for sample in samples]),
             self._image_latents(samples),
             self._gather("noise", [slots.noise(sample) for sample in samples]),
             self._gather("mask", [slots.mask(sample) for sample in samples]),
-            np.array([sample.schedule[sample.enqueued] for sample in samples]),
+            self._gather("blend_sigma", [self._memory.row(sigma_next, rows[sample]) for sample in samples]),
         )
         for row, sample in enumerate(samples):
             slots.copy_latents(sample, self._memory.row(blended, row))

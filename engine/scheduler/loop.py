@@ -84,7 +84,8 @@ class EngineLoop:
         started = time.perf_counter()
         request.check(self.pipeline.manifest, self._loras.names)
         self._loras.require_strength(request)
-        texts = (request.prompt, request.negative_prompt) if request.is_guided else (request.prompt,)
+        is_guided = request.guided_steps(self.pipeline.manifest) > 0
+        texts = (request.prompt, request.negative_prompt) if is_guided else (request.prompt,)
         prompts = tuple(map(self.pipeline.tokenize, texts))
         return TokenizedPrompts(prompts, time.perf_counter() - started)
 
@@ -113,13 +114,14 @@ class EngineLoop:
         prompts = prompts or self.tokenize(request)
         request.check_init_image(init_image, self.pipeline.manifest)
         schedule = self.pipeline.schedule(request)
+        steps = len(schedule) - 1, request.guided_steps(self.pipeline.manifest)  # of the branches
         sample = Sample(
             key=key,
             request=request,
             size=request.size(self.pipeline.manifest),
             num_inference_steps=request.steps(self.pipeline.manifest),
             schedule=schedule,
-            branches=tuple(map(GuidanceBranch, prompts.prompts)),
+            branches=tuple(map(GuidanceBranch, prompts.prompts, steps)),
             init_image=init_image,
             previews=preview_steps(previews, len(schedule) - 1),
             client=client,

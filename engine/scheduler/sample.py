@@ -23,12 +23,14 @@ class GuidanceBranch:
     """One prompt of a sample: its own or, with guidance, the negative one.
 
     Attributes:
+        steps: forward passes that it takes: the steps of the image, or of the negative prompt those that are guided.
         slot: index of the slot that it occupies; None before it has one.
         enqueued: forward passes that were enqueued.
         completed: forward passes that are known to be over.
     """
 
     prompt: TokenizedPrompt
+    steps: int
     slot: int | None = None
     enqueued: int = 0
     completed: int = 0
@@ -80,17 +82,22 @@ class Sample:
 
     @property
     def done(self) -> int:
-        """Steps that are known to be over, in every branch."""
-        return min(branch.completed for branch in self.branches)
+        """Steps that are known to be over, in every branch that takes part in them."""
+        return min(self.steps if b.completed == b.steps else b.completed for b in self.branches)
 
     @property
     def enqueued(self) -> int:
-        """Steps that are enqueued in every branch."""
-        return min(branch.enqueued for branch in self.branches)
+        """Steps that are enqueued in every branch that takes part in them."""
+        return min(self.steps if b.enqueued == b.steps else b.enqueued for b in self.branches)
 
     @property
-    def is_guided(self) -> bool:
-        return len(self.branches) > 1
+    def is_step_complete(self) -> bool:
+        """True if no branch is enqueued for a step that another one still lacks."""
+        return all(branch.enqueued <= self.enqueued for branch in self.branches)
+
+    def is_guided(self, step: int) -> bool:
+        """Return True if a step, counted from 0, takes a pass of each branch."""
+        return len(self.branches) > 1 and all(step < branch.steps for branch in self.branches)
 
     @property
     def is_inpainted(self) -> bool:
@@ -104,7 +111,7 @@ class Sample:
     @property
     def tokens_left(self) -> int:
         """Tokens of all passes that are not known to be over."""
-        return sum(self.tokens(branch) * (self.steps - branch.completed) for branch in self.branches)
+        return sum(self.tokens(branch) * (branch.steps - branch.completed) for branch in self.branches)
 
     def record(self, **seconds: float) -> None:
         """Record seconds by the fields of `StageTimes`."""
@@ -114,7 +121,7 @@ class Sample:
         """Yield the passes that may be enqueued: a guided branch is at most one pass ahead of the other."""
         step = self.enqueued
         for branch in self.branches:
-            if branch.enqueued == step < self.steps:
+            if branch.enqueued == step < branch.steps:
                 yield Pass(self, branch, step)
 
 

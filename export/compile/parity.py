@@ -29,7 +29,7 @@ FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT)
 SAMPLED: dict[GraphName, tuple[str, ...]] = {
     "prompt_encoder": ("input_ids", "lengths"),
     "denoiser": ("latents", "sigma", "sigma_next", "prompt_embeds"),
-    "guidance": ("latents_positive", "latents_negative", "guidance_scale"),
+    "guidance": ("latents_positive", "latents_negative", "latents_before", "guidance_scale", "cfg_normalization"),
     "vae_decoder": ("latents",),
     "vae_encoder": ("init_image", "posterior_noise"),
     "blend": ("latents_to_blend", "image_latents", "noise", "mask", "blend_sigma"),
@@ -126,9 +126,20 @@ class Reference:
         return {"latents_next": latents + (sigma_next - sigma) * flow[0]}
 
     @staticmethod
-    def _guide(positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> Tensors:
-        """Combine velocities as DiffSynth does, whose scale is larger by one."""
-        return {"latents_guided": (negative + (scale + 1).double() * (positive - negative).double()).float()}
+    def _guide(
+        positive: torch.Tensor,
+        negative: torch.Tensor,
+        before: torch.Tensor,
+        scale: torch.Tensor,
+        normalization: torch.Tensor,
+    ) -> Tensors:
+        """Combine velocities as DiffSynth does, whose scale is larger by one, in diffusers' bound of the norm."""
+        velocity, unwanted = (positive - before).double(), (negative - before).double()
+        guided = unwanted + (scale + 1).double() * (velocity - unwanted)
+        most = normalization.double() * torch.linalg.vector_norm(velocity)
+        if normalization > 0 and torch.linalg.vector_norm(guided) > most:
+            guided *= most / torch.linalg.vector_norm(guided)
+        return {"latents_guided": (before + guided).float()}
 
     def _decode(self, latents: torch.Tensor) -> Tensors:
         pixels = (self._vae(latents[None])[0] + 1) * 127.5
@@ -235,8 +246,8 @@ def sample_inputs(
     if graph == "blend":
         return blend_inputs(latents, rng)
     if graph == "guidance":
-        other, scale = rng.standard_normal(latents.shape, np.float32), rng.uniform(1, 7, batch).astype(np.float32)
-        return {"latents_positive": latents, "latents_negative": other, "guidance_scale": scale}
+        normalization = np.arange(batch, dtype=np.float32) / 2  # 0 for the first sample
+        return guidance_inputs(latents, normalization, rng)
     if graph == "prompt_encoder":
         shorter = rng.integers(max(1, length - 31), tokens + 1, batch - 1)
         return {
@@ -271,6 +282,18 @@ def blend_inputs(latents: Array, rng: np.random.Generator) -> Arrays:
         "noise": rng.standard_normal(latents.shape, np.float32),
         "mask": rng.integers(0, 2, (batch, 1, height, width)).astype(np.float32),
         "blend_sigma": rng.uniform(0, 1, batch).astype(np.float32),
+    }
+
+
+def guidance_inputs(positive: Array, normalization: Array, rng: np.random.Generator) -> Arrays:
+    """Make random inputs of the guidance graph for positive latents [B, 16, h, w] and normalizations [B]."""
+    negative, before = rng.standard_normal((2, *positive.shape), np.float32)
+    return {
+        "latents_positive": positive,
+        "latents_negative": negative,
+        "latents_before": before,
+        "guidance_scale": rng.uniform(1, 7, len(positive)).astype(np.float32),
+        "cfg_normalization": normalization,
     }
 
 

@@ -17,11 +17,12 @@ from engine.size import Size
 from export.checkpoint.files import Checkpoint
 from export.checkpoint.models import Model, vae_decoder, vae_encoder
 from export.checkpoint.weights import Weight
-from export.compile.parity import Array, Arrays, blend_inputs, encoder_inputs
+from export.compile.parity import Array, Arrays, blend_inputs, encoder_inputs, guidance_inputs
 from export.graphs.denoiser import unpatchify
 
 TOKENS = 20  # of most prompts: with padding
 FULL_STEP = 8.0  # sigma - sigma_next: the velocity, not the latents, makes the output
+SMALLEST = "smallest"
 WORST = "worst rows"
 
 
@@ -46,7 +47,7 @@ def probe_shapes(plans: Manifest) -> list[ProbeShape]:
     length = first.prompt_length
     tokens = min(max(TOKENS, length.min - SHORTER), length.max)
     small = Size(first.width.min, first.height.min)
-    smallest = ProbeShape("smallest", small, first.batch.min, tokens)
+    smallest = ProbeShape(SMALLEST, small, first.batch.min, tokens)
     odd = Size(small.width + multiple, small.height + multiple)
     found = [
         smallest,
@@ -134,8 +135,8 @@ class ProbeInputs:
         batch = 1 if graph in ("vae_decoder", "vae_encoder") else shape.batch
         latents = rng.standard_normal((batch, *model.latents_shape(shape.size)[1:]), np.float32)
         if graph == "guidance":
-            other, scale = rng.standard_normal(latents.shape, np.float32), rng.uniform(1, 7, batch).astype(np.float32)
-            return {"latents_positive": latents, "latents_negative": other, "guidance_scale": scale}
+            bound = 0 if shape.name == SMALLEST else 1  # the other shapes let the norm be bounded
+            return guidance_inputs(latents, np.full(batch, bound, np.float32), rng)
         if graph == "vae_decoder":
             return {"latents": self._worst_pattern(latents) if shape.name == WORST else latents}
         if graph == "vae_encoder":

@@ -48,8 +48,9 @@ class Estimates:
         if not self._averages:
             return 0.0
         request, missing = live.job.request, live.job.image_count - len(live.images)
-        steps, size = request.steps_to_run(self._manifest), request.size(self._manifest)
-        passes = request.forwards(self._manifest) * (missing - sum(live.steps_done.values()) / steps)
+        size, begun = request.size(self._manifest), live.steps_done.values()
+        passes = request.forwards(self._manifest) * (missing - len(begun))
+        passes += sum(request.forwards(self._manifest, done) for done in begun)
         nearest = size
         if size not in self._averages:
             nearest = min(self._averages, key=lambda known: abs(known.area - size.area))

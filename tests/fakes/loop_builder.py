@@ -71,8 +71,9 @@ class FakeGraphs:
 
     def guidance(self, tensors: Mapping[str, np.ndarray]) -> None:
         self.rows["guidance"] += len(tensors["guidance_scale"])
-        positive, negative = tensors["latents_positive"], tensors["latents_negative"]
-        tensors["latents_guided"][:] = guided(positive, negative, tensors["guidance_scale"][:, None, None, None])
+        latents = (tensors[f"latents_{name}"] for name in ("positive", "negative", "before"))
+        rows = zip(*latents, tensors["guidance_scale"], tensors["cfg_normalization"], strict=True)
+        tensors["latents_guided"][:] = [guided(*row) for row in rows]
 
     def vae_encoder(self, tensors: Mapping[str, np.ndarray]) -> None:
         self.rows["vae_encoder"] += 1
@@ -101,10 +102,16 @@ class FakeGraphs:
         return tensors["image"][0]
 
 
-def guided(positive: np.ndarray, negative: np.ndarray, scale: np.ndarray | np.float32) -> np.ndarray:
-    """Return the latents after a step with guidance, at diffusers' scale."""
+def guided(
+    positive: np.ndarray, negative: np.ndarray, before: np.ndarray, scale: np.float32, normalization: float = 0.0
+) -> np.ndarray:
+    """Return the latents [16, h, w] after a guided step, at diffusers' scale and with its bound of the norm."""
     with np.errstate(invalid="ignore"):
-        return positive + scale * (positive - negative)
+        change = positive - before + scale * (positive - negative)
+        most = np.float32(normalization) * np.linalg.norm(positive - before)
+        if normalization and np.linalg.norm(change) > most:
+            change *= most / np.linalg.norm(change)
+        return before + change
 
 
 def image_latents(pixels: np.ndarray, posterior_noise: np.ndarray) -> np.ndarray:
@@ -232,6 +239,8 @@ def workloads(*loras: str | None) -> st.SearchStrategy[list[Arrival]]:
         guidance_scale=st.sampled_from([0.0, 0.0, 2.5]),
         lora=st.sampled_from(loras),
         lora_strength=st.sampled_from([1.0, 1.0, 0.5, 0.0]),
+        cfg_normalization=st.sampled_from([0.0, 0.0, 0.5]),
+        cfg_truncation=st.sampled_from([1.0, 1.0, 0.4, 0.0]),
     )
     plain = st.builds(Arrival, images)
     starts = st.builds(
@@ -303,9 +312,17 @@ def sample(
     client: str = "",
     submitted_at: float = 0.0,
     branches: int = 1,
+    tokens: tuple[int, int] = (1, 1),
+    guided_steps: int | None = None,
 ) -> Sample:
-    """Return a square sample with prompts of one token."""
-    prompts = tuple(GuidanceBranch(TokenizedPrompt((1,), "", "")) for _ in range(branches))
+    """Return a square sample.
+
+    Args:
+        tokens: of its prompt and of its negative prompt.
+        guided_steps: steps of the negative prompt, if not all.
+    """
+    passes = steps, steps if guided_steps is None else guided_steps
+    prompts = tuple(GuidanceBranch(TokenizedPrompt((1,) * tokens[i], "", ""), passes[i]) for i in range(branches))
     request = ImageRequest("a", side, side, lora=lora)
     return Sample(
         key, request, Size(side, side), steps, sigmas(steps, 3.0), prompts, client=client, submitted_at=submitted_at

@@ -72,7 +72,13 @@ MANIFEST = Manifest(
         "guidance": Graph(
             "guidance.onnx",
             "fp32",
-            tensors(latents_positive=LATENTS, latents_negative=LATENTS, guidance_scale=("batch",)),
+            tensors(
+                latents_positive=LATENTS,
+                latents_negative=LATENTS,
+                latents_before=LATENTS,
+                guidance_scale=("batch",),
+                cfg_normalization=("batch",),
+            ),
             tensors(latents_guided=LATENTS),
         ),
         "vae_decoder": Graph(

@@ -17,6 +17,7 @@ import numpy as np
 from fakes.loop import LORAS, MANIFEST, FakeLoop
 from PIL import Image
 
+from engine.plan.manifest import Manifest
 from server.api.access import AccessPolicy
 from server.api.public_address import PublicAddress
 from server.app import AppOptions, create_app
@@ -96,11 +97,12 @@ def serving(
     hosts: HostNames = HostNames(public=HOSTS),  # noqa: B008
     trusted_proxies: tuple[str, ...] = (),
     connections: Connections | None = None,
+    manifest: Manifest = MANIFEST,
     **options: Any,
 ) -> Iterator[str]:
     """Run a server in a thread, and yield its base URL. `options`: further ones of `AppOptions`."""
     loop.store = JobStore(database, busy_timeout=0.5)
-    jobs = JobService(loop.store, MANIFEST, limits, loras=LORAS)
+    jobs = JobService(loop.store, manifest, limits, loras=LORAS)
     supervisor = jobs.worker_queue.link = ThreadSupervisor(loop, jobs.worker_queue)
 
     async def run(sock: socket.socket) -> None:

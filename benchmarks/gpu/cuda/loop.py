@@ -80,6 +80,8 @@ def workload(bench: Bench) -> list[Arrival]:
             negative_prompt="a blue star" if i % 5 == 2 else "",
             guidance_scale=2.5 if i % 5 == 2 else 0.0,
             lora=LORA if i % 6 == 4 else None,
+            cfg_normalization=0.5 if i == 7 else 0.0,
+            cfg_truncation=0.3 if i == 12 else 1.0,
         )
         for i in range(14)
     ]
