@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 from engine.images.header import DecodeLimits
 
+MAX_UPLOAD = 20 << 20  # bytes of a file, unless a server is told otherwise
+
 
 @dataclass(frozen=True, slots=True)
 class UploadLimits:
