@@ -133,8 +133,6 @@ def test_noise_scores_at_most_half() -> None:
     assert max(shares([judge(noise, PAIR)]).values()) <= 0.5
 
 
-@settings(max_examples=50, deadline=None)
-@given(seeds)
 def test_untouched_is_the_share_of_kept_pixels_away_from_the_mask() -> None:
     original = draw(PAIR, 100, 100, Random(1))
     mask = np.zeros((100, 100), np.uint8)
@@ -158,6 +156,8 @@ def test_another_first_thing_differs_in_shape_and_colour_only(seed: int) -> None
     assert misses(judge(draw(other, 128, 128, Random(seed)), other)) == {}
 
 
+@settings(max_examples=50, deadline=None)
+@given(seeds)
 def test_unspecified_background_never_hides_a_thing(seed: int) -> None:
     scene = Scene((Thing("star", "orange"),), "centre", None)
     assert misses(judge(draw(scene, 128, 128, Random(seed)), scene)) == {}
