@@ -14,7 +14,7 @@ from rich.progress import track
 
 from benchmarks.harness.arguments import count, count_or_zero
 from benchmarks.harness.report import finish
-from engine.images.init_image import InitImage
+from engine.init_image import InitImage
 from engine.pipeline import Pipeline
 from engine.request import ImageRequest
 from engine.size import Size

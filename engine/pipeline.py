@@ -24,8 +24,8 @@ from engine.backends.memory import Readback, Tensor
 from engine.errors import InvalidRequest
 from engine.graph_runner import GraphRunner
 from engine.images.generated import GeneratedImage
-from engine.images.init_image import InitImage
 from engine.images.mask_crop import paste_back
+from engine.init_image import InitImage
 from engine.options import RuntimeOptions
 from engine.plan.directory import read, resolve
 from engine.plan.lora import PreparedLora
