@@ -113,14 +113,15 @@ def kind(schema: dict[str, Any]) -> str:
         return " or ".join(map(kind, schema["anyOf"]))
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
+    name = " or ".join(schema["type"]) if isinstance(schema["type"], list) else schema["type"]
     low = schema.get("minimum", schema.get("exclusiveMinimum"))
     high = schema.get("maximum")
     if low is not None and high is not None:
         first = f"above {low:g}, at most" if "exclusiveMinimum" in schema else f"{low:g} to"
-        return f"{schema['type']}, {first} {high if isinstance(high, int) else f'{high:g}'}"
+        return f"{name}, {first} {high if isinstance(high, int) else f'{high:g}'}"
     if "maxLength" in schema:
-        return f"{schema['type']}, at most {schema['maxLength']:,} characters"
-    return str(schema["type"])
+        return f"{name}, at most {schema['maxLength']:,} characters"
+    return str(name)
 
 
 def settings() -> Iterator[Sequence[str]]:

@@ -33,7 +33,7 @@ UPRIGHT = {  # how to turn an image of each orientation
     8: Image.Transpose.ROTATE_90,
 }
 MAX_PROFILE = 4_000_000  # bytes of an ICC profile; those for print have up to 3 MB
-# what Pillow raises for damaged files, beside DecompressionBombError, which the check of the size comes before
+# what Pillow raises for damaged files, beside DecompressionBombError
 DAMAGED = (
     OSError,
     SyntaxError,
@@ -43,6 +43,7 @@ DAMAGED = (
     TypeError,
     AttributeError,
     ArithmeticError,
+    AssertionError,  # of a PNG that names colours of a palette and has none
     struct.error,
 )
 
@@ -78,6 +79,10 @@ def decode(data: bytes, param: str = "image", limits: DecodeLimits | None = None
             if _is_animated(file):
                 notes.append(f"{param} is animated; only its first frame is used")
             return Decoded(image, tuple(notes))
+    except Image.DecompressionBombError as error:  # a frame is larger than Pillow's own limit
+        raise InvalidRequest(
+            f"{param} must have at most {limits.max_pixels / 1e6:g} million pixels; {error}", param
+        ) from error
     except DAMAGED as error:
         raise InvalidRequest(
             f"{param} is damaged or incomplete: its {header.kind} data cannot be decoded ({_reason(error)}); "

@@ -16,7 +16,7 @@ ACCEPTED = "PNG, JPEG, WebP, GIF or BMP"
 FileKind = Literal["PNG", "JPEG", "WEBP", "GIF", "BMP"]  # Pillow's names
 
 JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of frames (SOF); the others are tables
-JPEG_STANDALONE = frozenset(range(0xD0, 0xD9)) | {0x01}  # markers without a length
+JPEG_STANDALONE = frozenset(range(0xD0, 0xD9)) | {0x00, 0x01}  # markers without a length, and no marker
 JPEG_END = (0xD9, 0xDA)  # of the image, and the start of its data
 MAX_MARKERS = 4096  # before a JPEG's size; a file of 20 MB has room for millions, and they are read one by one
 
@@ -101,7 +101,8 @@ def _unpacked(form: str, data: bytes, offset: int) -> Size | None:
 def _jpeg_size(data: bytes) -> Size | None:
     position = 2
     for _ in range(MAX_MARKERS):
-        if position + 4 > len(data) or data[position] != 0xFF:
+        position = data.find(b"\xff", position)  # decoders skip what is between two segments
+        if position < 0 or position + 4 > len(data):
             return None
         marker = data[position + 1]
         if marker in JPEG_END:

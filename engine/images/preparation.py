@@ -10,7 +10,7 @@ ResizeMode = Literal["crop", "stretch"]
 
 MAX_SIDE = 65_536  # pixels; far beyond any plan
 MAX_PADDING = 8192  # pixels
-MAX_MASK_BLUR = 64  # pixels, AUTOMATIC1111's
+MASK_BLUR, MAX_MASK_BLUR = 4, 64  # pixels, AUTOMATIC1111's
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Preparation:
     height: int | None = None
     resize_mode: ResizeMode = "crop"
     padding_mask_crop: int | None = None
-    mask_blur: int = 4
+    mask_blur: int = MASK_BLUR
     alpha_is_mask: bool = False
     image_param: str = "image"
     mask_param: str = "mask"

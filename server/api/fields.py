@@ -41,6 +41,11 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _number(value: Any) -> Any:
+    """Return true as 1 and false as 0, which diffusers takes for the same, and anything else as it is."""
+    return float(value) if isinstance(value, bool) else value
+
+
 def _with_nulls(schema: dict[str, Any]) -> None:
     """Allow null in the schema of every optional field."""
     for name, field in schema["properties"].items():
@@ -54,7 +59,11 @@ WHOLE = BeforeValidator(_whole)  # the last in an Annotated, so that the documen
 Edge = Annotated[int, Field(ge=1, le=MAX_EDGE), WHOLE]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS), WHOLE]
 CfgScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE + UNGUIDED)]
-CfgNormalization = bool | Annotated[float, Field(ge=0, le=MAX_NORMALIZATION)]  # true is 1, as in diffusers
+CfgNormalization = Annotated[
+    float,
+    Field(ge=0, le=MAX_NORMALIZATION, json_schema_extra={"type": ["number", "boolean"]}),
+    BeforeValidator(_number),
+]
 CfgTruncation = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -99,13 +108,10 @@ class ImageFields(RequestBody):
     cfg_scale: Annotated[CfgScale, Field(description="guidance_scale + 1; up to 1 for none")] | None = None
     true_cfg_scale: Annotated[CfgScale, Field(description="another name of cfg_scale")] | None = None
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT, description="ignored without guidance")] = ""
-    cfg_normalization: (
-        Annotated[
-            CfgNormalization,
-            Field(description="largest norm of the guided velocity, relative to the positive one's; 0 for no bound"),
-        ]
-        | None
-    ) = None
+    cfg_normalization: Annotated[
+        CfgNormalization,
+        Field(description="largest norm of the guided velocity, relative to the positive one's; 0 for no bound"),
+    ] = 0.0
     cfg_truncation: Annotated[
         CfgTruncation, Field(description="progress (1 - noise level) beyond which steps are not guided")
     ] = 1.0
@@ -146,7 +152,7 @@ class ImageFields(RequestBody):
             agreed(self._guidance()),
             self.lora,
             1.0 if self.lora is None else self.lora_strength,
-            float(self.cfg_normalization or 0),
+            self.cfg_normalization,
             self.cfg_truncation,
         )
 

@@ -15,8 +15,8 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from engine.errors import InvalidRequest
-from engine.images.init_image import InitImage
 from engine.images.preparation import Preparation, ResizeMode
+from engine.init_image import InitImage
 from engine.plan.manifest import Manifest
 from engine.request import IMG2IMG_STRENGTH, INPAINT_STRENGTH, Edit, ImageRequest
 from engine.size import SizeLimits

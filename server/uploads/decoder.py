@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from engine.errors import InvalidRequest
-from engine.images.init_image import InitImage
 from engine.images.preparation import Preparation
+from engine.init_image import InitImage
 from server.errors import UploadsBusy
 from server.uploads.answers import (
     MAX_JSON,
@@ -51,11 +51,11 @@ class Upload:
     preparation: Preparation
 
 
-class ProcessEnded(Exception):
-    """The process died, or answered nonsense, while it decoded a file. `status` is None if the server killed it."""
+class ProcessDied(Exception):
+    """The process ended while it had an upload. `status` is None if it had to be killed."""
 
-    def __init__(self, status: int | None, reason: str, param: str) -> None:
-        super().__init__(reason)
+    def __init__(self, status: int | None, param: str) -> None:
+        super().__init__(f"status {status}")
         self.status, self.param = status, param
 
 
@@ -84,18 +84,15 @@ class Decoder:
         """
         try:
             return await self._attempt(upload)
-        except ProcessEnded as ended:  # it may have died before, such as by the system's lack of memory
-            log.warning("the process that decodes uploads ended: %s; trying again in another", ended)
+        except ProcessDied as died:  # perhaps before it read the upload, such as by the system's lack of memory
+            log.warning("the process that decodes uploads ended (%s); trying again in another", died)
         try:
             return await self._attempt(upload)
-        except ProcessEnded as ended:
-            log.warning("the process that decodes uploads ended again: %s", ended)
-            if ended.status == KILLED_BY_SYSTEM:
-                raise UploadsBusy("the machine has too little memory to decode images now", RETRY_AFTER) from ended
-            raise InvalidRequest(
-                f"{ended.param} cannot be decoded: its decoder crashes. Open it in an image editor and save it again",
-                ended.param,
-            ) from ended
+        except ProcessDied as died:
+            log.warning("the process that decodes uploads ended again (%s)", died)
+            if died.status == KILLED_BY_SYSTEM:
+                raise UploadsBusy("the machine has too little memory to decode images now", RETRY_AFTER) from died
+            raise _crash(died.param) from died
 
     async def stop(self) -> None:
         """End the process, if there is one."""
@@ -124,16 +121,20 @@ class Decoder:
             raise UploadsBusy(
                 f"the machine is too busy to decode {params[-1]} within {self._limits.seconds:g} s now", RETRY_AFTER
             ) from error
-        except (asyncio.IncompleteReadError, ConnectionError, InvalidAnswer) as error:
-            status = None if isinstance(error, InvalidAnswer) else await _exit_status(process)
+        except InvalidAnswer as error:
             await self.stop()
-            if status == TOO_MUCH_TIME:
-                raise InvalidRequest(
-                    f"{params[-1]} takes more than {self._limits.cpu_seconds:g} s to decode; send fewer pixels, or "
-                    "save it again in an image editor",
-                    params[-1],
-                ) from error
-            raise ProcessEnded(status, f"{error} (status {status})", params[-1]) from error
+            log.error("the process that decodes uploads was ended: %s", error)
+            raise _crash(params[-1]) from error
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            status = await _exit_status(process)
+            await self.stop()
+            if status != TOO_MUCH_TIME:
+                raise ProcessDied(status, params[-1]) from error
+            raise InvalidRequest(
+                f"{params[-1]} takes more than {self._limits.cpu_seconds:g} s to decode; send fewer pixels, or save it "
+                "again in an image editor",
+                params[-1],
+            ) from error
         except asyncio.CancelledError:
             await self.stop()
             raise
@@ -200,6 +201,12 @@ class Decoder:
                     )
                 case Prepared():
                     return answer.init_image(received)
+
+
+def _crash(param: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{param} cannot be decoded: its decoder crashes. Open it in an image editor and save it again", param
+    )
 
 
 async def _exit_status(process: asyncio.subprocess.Process) -> int | None:

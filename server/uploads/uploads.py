@@ -11,8 +11,8 @@ from contextlib import suppress
 
 from engine.errors import InvalidRequest
 from engine.images.header import check_header
-from engine.images.init_image import InitImage
 from engine.images.preparation import Preparation
+from engine.init_image import InitImage
 from server.errors import UploadsBusy
 from server.uploads.decoder import COMMAND, RETRY_AFTER, Decoder, Upload
 from server.uploads.limits import UploadLimits

@@ -61,6 +61,13 @@ def test_jpeg_with_millions_of_markers_is_not_read_to_its_end() -> None:
     assert read_header(b"\xff\xd8" + b"\xff" * 5_000_000) == ("JPEG", None)
 
 
+def test_junk_between_the_segments_of_a_jpeg_is_skipped() -> None:
+    """Cameras and old programs write it; Pillow reads such files."""
+    data = file(picture(), "JPEG")
+    for junk in (b"\0", b"\0" * 9, b"\xff\x00ab", b"\xff"):
+        assert read_header(data[:2] + b"\xff\xfe\x00\x04ab" + junk + data[2:]) == ("JPEG", (40, 30))
+
+
 @given(st.sampled_from([b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF....WEBPVP8", b"GIF89a", b"BM", b""]), st.binary())
 def test_header_of_garbage_raises_nothing(start: bytes, rest: bytes) -> None:
     header = read_header(start + rest)
@@ -125,6 +132,12 @@ def test_sixteen_bits_are_reduced_to_eight() -> None:
     rows = b"".join(b"\0" + values[:, :3].astype(">u2")[y].tobytes() for y in range(64))
     rgb, _ = decode(png(1, 64, 16, 2, rows))
     assert np.array_equal(np.asarray(rgb)[:, 0], values[:, :3] >> 8)
+
+
+def test_png_whose_palette_is_missing_is_refused() -> None:
+    """Pillow's assertion fails there."""
+    with pytest.raises(InvalidRequest, match="damaged"):
+        decode(png(2, 1, 8, 3, b"\0\1\2"))
 
 
 def test_colour_that_means_transparent_becomes_alpha() -> None:
@@ -208,12 +221,15 @@ def test_bytes_and_pixels_are_bounded() -> None:
         decode(data, limits=DecodeLimits(max_pixels=1199))
 
 
-def test_gif_whose_frame_is_larger_than_its_header_says_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("side", "message"), [(9000, "at most 40 million pixels, got 9000x9000"), (60_000, "at most 40")]
+)
+def test_gif_whose_frame_is_larger_than_its_header_says_is_refused(side: int, message: str) -> None:
     data = bytearray(file(picture(mode="P"), "GIF"))
     frame = data.index(b"\x2c\0\0\0\0")
-    data[frame + 5 : frame + 9] = struct.pack("<HH", 9000, 9000)
+    data[frame + 5 : frame + 9] = struct.pack("<HH", side, side)
     assert read_header(bytes(data)) == ("GIF", (40, 30))
-    with pytest.raises(InvalidRequest, match="million pixels, got 9000x9000"):
+    with pytest.raises(InvalidRequest, match=message):
         decode(bytes(data))
 
 

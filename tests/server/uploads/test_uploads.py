@@ -224,14 +224,14 @@ FAKE = "import sys, os; sys.stdout.buffer.write(b'R'); sys.stdout.buffer.flush()
         (FAKE + "os._exit(1)", InvalidRequest, "image cannot be decoded: its decoder crashes", 2),
         (FAKE + "os.kill(os.getpid(), 11)", InvalidRequest, "image cannot be decoded: its decoder crashes", 2),
         (FAKE + "os.kill(os.getpid(), 9)", UploadsBusy, "too little memory", 2),
-        (FAKE + "os.write(1, b'\\xff' * 12)", InvalidRequest, "its decoder crashes", 2),
-        (FAKE + "os.write(1, bytes([0,0,0,2]) + bytes(8) + b'{}')", InvalidRequest, "its decoder crashes", 2),
+        (FAKE + "os.write(1, b'\\xff' * 12)", InvalidRequest, "its decoder crashes", 1),
+        (FAKE + "os.write(1, bytes([0,0,0,2]) + bytes(8) + b'{}')", InvalidRequest, "its decoder crashes", 1),
         (FAKE + "os.close(1); sys.stdin.read()", InvalidRequest, "its decoder crashes", 2),
         ("import os; os._exit(1)", UploadsBusy, "cannot decode images now", 1),
         ("print('hello')", UploadsBusy, "cannot decode images now", 1),
     ],
 )
-def test_process_that_crashes_or_answers_nonsense_is_replaced_once(
+def test_process_that_crashes_is_replaced_once_and_one_that_answers_nonsense_is_ended(
     program: str, error: type[Exception], message: str, starts: int
 ) -> None:
     async def test() -> None:
