@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from engine.fair_share import FairShare
-from engine.images.init_image import InitImage
+from engine.init_image import InitImage
 from server.uploads.decoder import Upload
 
 
