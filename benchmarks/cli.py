@@ -24,6 +24,7 @@ COMMANDS = {
     "latency": "Measure every stage against eager PyTorch, torch.compile and the roofline.",
     "batching": "Measure a forward pass at every batch size and write the table that zimage-serve batches by.",
     "encode": "Measure the time and the file size of PNG, JPEG and WebP encoders.",
+    "uploads": "Send thousands of hostile image files to the process that decodes uploads: outcomes, time, memory.",
     "lora-swap": "Measure the host's part of a LoRA swap, in seconds per GB of weights.",
     "peers": "Compare images of the same prompt and seed with those of diffusers and DiffSynth.",
 }

@@ -24,8 +24,8 @@ from engine.backends.memory import Readback, Tensor
 from engine.errors import InvalidRequest
 from engine.graph_runner import GraphRunner
 from engine.images.generated import GeneratedImage
-from engine.images.init_image import InitImage
 from engine.images.mask_crop import paste_back
+from engine.init_image import InitImage
 from engine.options import RuntimeOptions
 from engine.plan.directory import read, resolve
 from engine.plan.lora import PreparedLora
@@ -254,8 +254,8 @@ def warm_up(pipeline: Pipeline, sizes: Sequence[Size]) -> None:
     The bindings are those of `Pipeline.generate` and of `EngineLoop`, which then prepare nothing for such passes.
     Batches of two and more are prepared at first use, since only some of them gain; but if images are guided by
     default, passes of both prompts are prepared too. Each graph runs WARM_PASSES times: the denoiser for each size and
-    each of n padded lengths (16 up to 512 tokens), the prompt encoder for each length, guidance and VAE decoder for
-    each size. Each of these bindings gets a context, all in the one arena.
+    each of n padded lengths (16 up to 512 tokens), the prompt encoder for each length, all other graphs for each size.
+    Each of these bindings gets a context, all in the one arena.
     """
     model, backend = pipeline.manifest.model, pipeline.backend
     levels = sigmas(WARM_PASSES, model.schedule_shift)
@@ -269,10 +269,8 @@ def warm_up(pipeline: Pipeline, sizes: Sequence[Size]) -> None:
             if model.default_guidance and any(profile.covers(size, 2) for profile in pipeline.manifest.profiles):
                 _run_pairs(pipeline, size, length, levels)
             latents = pipeline.denoise(prompt_embeds, pipeline.noise(0, size), levels)
-        guided, zero = pipeline.guided_latents(latents.shape), np.zeros(1, np.float32)
         for _ in range(WARM_PASSES):
-            pipeline.guide(guided, zero, zero)
-            pipeline.decode(latents).wait()
+            _run_other_graphs(pipeline, latents, size)
         backend.save_kernels()  # now: if compiling takes longer than the server waits for a start, the next one goes on
         log.info("warmed up %s, %.1f s so far", size, time.perf_counter() - started)
     backend.pin_bindings(False)
@@ -287,3 +285,14 @@ def _run_pairs(pipeline: Pipeline, size: Size, length: int, levels: Array) -> No
     for sigma, sigma_next in pairwise(levels):
         pipeline.step(latents, latents_next, prompt_embeds, np.repeat(sigma, 2), np.repeat(sigma_next, 2))
     pipeline.synchronize()
+
+
+def _run_other_graphs(pipeline: Pipeline, latents: Tensor, size: Size) -> None:
+    """Run once the graphs that are neither in `Pipeline.encode_prompt` nor in a step."""
+    shape, zero = latents.shape, np.zeros(1, np.float32)
+    pipeline.guide(pipeline.guided_latents(shape), zero, zero)
+    pipeline.decode(latents).wait()
+    if pipeline.manifest.has_image_input:
+        image = np.zeros((size.height, size.width, 3), np.uint8)
+        image_latents = pipeline.encode_image(image, np.zeros(shape, np.float32))
+        pipeline.add_noise(image_latents, pipeline.memory.view("noise", shape), zero)

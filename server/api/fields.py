@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from engine.errors import InvalidRequest
+from engine.images.preparation import MAX_MASK_BLUR, MAX_PADDING, ResizeMode
 from engine.request import (
     MAX_GUIDANCE,
     MAX_LORA,
@@ -173,6 +174,50 @@ class ImageFields(RequestBody):
         return {"guidance_scale": self.guidance_scale} | {
             name: None if scale is None else max(scale - UNGUIDED, 0.0) for name, scale in cfg_scales.items()
         }
+
+
+class InitImageFields(ImageFields):
+    """Fields of requests that may begin with an image."""
+
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT, description="may be empty with an init_image")]
+    init_image: (
+        Annotated[str, Field(description="image to start from, as base64 or as a data URL; URLs are not fetched")]
+        | None
+    ) = None
+    mask: Annotated[str, Field(description="image like init_image: white, or transparent, is drawn anew")] | None = None
+    strength: (
+        Annotated[float, Field(ge=0, le=1, description="how much of init_image is changed; 0.6, or 1 with a mask")]
+        | None
+    ) = None
+    resize_mode: Annotated[ResizeMode, Field(description="for an init_image of another aspect ratio than the size")] = (
+        "crop"
+    )
+    padding_mask_crop: (
+        Annotated[
+            int,
+            Field(
+                ge=0,
+                le=MAX_PADDING,
+                description="generate only the masked part, with so many pixels around it, and paste it back",
+            ),
+            WHOLE,
+        ]
+        | None
+    ) = None
+    mask_blur: Annotated[
+        int,
+        Field(ge=0, le=MAX_MASK_BLUR, description="soft edge in pixels, used with padding_mask_crop"),
+        WHOLE,
+    ] = 4
+
+    def ignored(self) -> tuple[str, ...]:
+        is_cropped = self.padding_mask_crop is not None
+        unused = {
+            **dict.fromkeys(("strength", "resize_mode", "padding_mask_crop"), self.init_image is None),
+            "mask_blur": self.init_image is None or not is_cropped,
+        }
+        given = self.model_fields_set
+        return (*super().ignored(), *(name for name, is_unused in unused.items() if is_unused and name in given))
 
 
 def agreed(values: Mapping[str, Number | None]) -> Number | None:

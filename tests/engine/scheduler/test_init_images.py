@@ -23,8 +23,8 @@ from fakes.manifest import MANIFEST
 from fakes.step_peak import STEP_BYTES, peak_of
 
 from engine.errors import InvalidRequest
-from engine.images.init_image import Box, InitImage, Paste
 from engine.images.mask_crop import paste_back
+from engine.init_image import Box, InitImage, Paste
 from engine.pipeline import Pipeline
 from engine.request import Edit
 from engine.sampling import rope
