@@ -87,7 +87,9 @@ class Upload:
 class Decoder(Protocol):
     """Decodes and prepares untrusted images: `server.uploads`, or a fake."""
 
-    async def prepare(self, image: bytes, mask: bytes | None, preparation: Preparation) -> InitImage: ...
+    async def prepare(
+        self, image: bytes, mask: bytes | None, preparation: Preparation, client: str = ""
+    ) -> InitImage: ...
 
     async def close(self) -> None: ...
 
@@ -130,7 +132,7 @@ class ImageInput:
         """
         with self.held.reading(client) as held:
             held.grow(len(upload.image) + len(upload.mask or b""))
-            return await self.require().prepare(upload.image, upload.mask, preparation)
+            return await self.require().prepare(upload.image, upload.mask, preparation, client)
 
     async def close(self) -> None:
         """End the decoder's process."""
