@@ -13,7 +13,7 @@ from engine.cli_image import ImageOption, add_arguments, check_arguments
 from engine.command_line import add_version, one_line_errors, parse_lora, prepare, user_path
 from engine.errors import InvalidRequest, ZImageError
 from engine.files import require_writable
-from engine.images.init_image import InitImage
+from engine.init_image import InitImage
 from engine.options import SLOTS, RuntimeOptions, add_pipeline_arguments
 from engine.plan.directory import read, resolve
 from engine.plan.guide import Guide

@@ -7,8 +7,8 @@ from typing import get_args
 
 from engine.command_line import user_path
 from engine.errors import InvalidRequest
-from engine.images.init_image import InitImage
 from engine.images.preparation import MASK_BLUR, Preparation, ResizeMode
+from engine.init_image import InitImage
 from engine.request import ImageRequest
 from engine.size import SizeLimits
 

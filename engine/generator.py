@@ -13,10 +13,10 @@ from engine.array import Array
 from engine.errors import DeviceError, InvalidRequest, LoraMismatch, ZImageError
 from engine.images.encode import enlarge
 from engine.images.generated import GeneratedImage
-from engine.images.init_image import InitImage
 from engine.images.metadata import file_metadata
 from engine.images.preparation import MASK_BLUR, Preparation, ResizeMode
 from engine.images.source import ImageSource, read_init_image
+from engine.init_image import InitImage
 from engine.options import SLOTS, RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.directory import resolve

@@ -45,8 +45,6 @@ from server.uploads.uploads import Uploads
 
 probes = APIRouter()
 
-MAX_WAITING = 64  # uploads that wait to be decoded; their bytes are bounded by `ImageInput`
-
 NOT_OK: openapi.Responses = {
     503: {"model": Health, "description": "Not healthy or not ready; the body gives the reason"}
 }
@@ -125,8 +123,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _image_input(manifest: Manifest, options: AppOptions) -> ImageInput:
     if not manifest.has_image_input:
         return ImageInput(None, options.max_upload)
-    limits = UploadLimits(DecodeLimits(max_bytes=options.max_upload), waiting=MAX_WAITING)
-    return ImageInput(Uploads(limits), options.max_upload)
+    return ImageInput(Uploads(UploadLimits(DecodeLimits(options.max_upload))), options.max_upload)
 
 
 def _add_middleware(app: FastAPI, options: AppOptions) -> None:

@@ -7,9 +7,9 @@ pixels. Knows no files (see `decode`).
 from PIL import Image
 
 from engine.errors import InvalidRequest
-from engine.images.init_image import InitImage, Paste
 from engine.images.mask_crop import covering, crop_region, filled, soft_mask
 from engine.images.preparation import Preparation, ResizeMode
+from engine.init_image import InitImage, Paste
 from engine.size import Size
 
 MAX_PASTE_PIXELS = 4096 * 4096  # of an original that is kept until its image is generated

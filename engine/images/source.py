@@ -13,9 +13,9 @@ from engine.array import Array
 from engine.errors import InvalidRequest
 from engine.images.decode import Decoded, decode
 from engine.images.header import DecodeLimits
-from engine.images.init_image import InitImage
 from engine.images.preparation import Preparation
 from engine.images.prepare import prepare
+from engine.init_image import InitImage
 
 LIMITS = DecodeLimits(
     max_bytes=1_000_000_000, max_pixels=170_000_000

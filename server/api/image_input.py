@@ -15,8 +15,8 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from engine.errors import InvalidRequest
-from engine.images.init_image import InitImage
 from engine.images.preparation import Preparation, ResizeMode
+from engine.init_image import InitImage
 from engine.plan.manifest import Manifest
 from engine.request import IMG2IMG_STRENGTH, INPAINT_STRENGTH, Edit, ImageRequest
 from engine.size import SizeLimits
@@ -87,7 +87,9 @@ class Upload:
 class Decoder(Protocol):
     """Decodes and prepares untrusted images: `server.uploads`, or a fake."""
 
-    async def prepare(self, image: bytes, mask: bytes | None, preparation: Preparation) -> InitImage: ...
+    async def prepare(
+        self, image: bytes, mask: bytes | None, preparation: Preparation, client: str = ""
+    ) -> InitImage: ...
 
     async def close(self) -> None: ...
 
@@ -130,7 +132,7 @@ class ImageInput:
         """
         with self.held.reading(client) as held:
             held.grow(len(upload.image) + len(upload.mask or b""))
-            return await self.require().prepare(upload.image, upload.mask, preparation)
+            return await self.require().prepare(upload.image, upload.mask, preparation, client)
 
     async def close(self) -> None:
         """End the decoder's process."""

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
 from engine.errors import InvalidRequest
-from engine.images.init_image import InitImage
+from engine.init_image import InitImage
 from engine.request import PNG, ImageFormat, ImageRequest
 from server.api import errors
 from server.api.access import Authenticator

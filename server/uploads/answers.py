@@ -4,7 +4,7 @@ from typing import Annotated
 
 import msgspec
 
-from engine.images.init_image import Box, InitImage, Paste
+from engine.init_image import Box, InitImage, Paste
 from engine.size import Size
 
 MAX_JSON = 1 << 16  # bytes

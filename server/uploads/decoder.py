@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from engine.errors import InvalidRequest
-from engine.images.init_image import InitImage
 from engine.images.preparation import Preparation
+from engine.init_image import InitImage
 from server.errors import UploadsBusy
 from server.uploads.answers import (
     MAX_JSON,

@@ -19,9 +19,9 @@ from PIL import Image
 from engine.errors import InvalidRequest
 from engine.images.decode import decode
 from engine.images.header import DecodeLimits
-from engine.images.init_image import InitImage
 from engine.images.preparation import Preparation
 from engine.images.prepare import prepare
+from engine.init_image import InitImage
 from engine.size import Size, SizeLimits, SizeRange
 from server.allocator import give_back_large_blocks
 from server.uploads.frames import READY, encode_frame, read_frame

@@ -13,9 +13,9 @@ from functools import partial
 from engine.array import Array
 from engine.errors import DeviceError, LoraMismatch, NonFiniteOutput, ZImageError
 from engine.images.encode import encode, enlarge
-from engine.images.init_image import InitImage
 from engine.images.mask_crop import paste_back
 from engine.images.metadata import file_metadata
+from engine.init_image import InitImage
 from engine.plan.manifest import Manifest
 from engine.request import ImageFormat
 from engine.sampling import preview

@@ -6,7 +6,7 @@ import msgspec
 from isal import isal_zlib
 from isal.igzip_lib import IsalError
 
-from engine.images.init_image import Box, InitImage, Paste
+from engine.init_image import Box, InitImage, Paste
 from engine.size import Size
 
 LEVEL = 1  # of ISA-L; higher ones take longer and save hardly any (`zimage-bench encode`)

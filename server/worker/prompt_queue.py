@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from engine.errors import InvalidRequest
 from engine.fair_share import FairShare
-from engine.images.init_image import InitImage
+from engine.init_image import InitImage
 from engine.request import ImageRequest
 from engine.sampling.tokenizer import TokenizedPrompts
 from server.worker.connection import ServerConnection

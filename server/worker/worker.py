@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from engine.errors import DeviceError, InvalidRequest, PlanCorrupt
-from engine.images.init_image import InitImage
+from engine.init_image import InitImage
 from engine.plan.manifest import Manifest
 from engine.request import ImageFormat, ImageRequest
 from engine.sampling.tokenizer import TokenizedPrompts

@@ -1,6 +1,5 @@
 """Images, from prompt to pixels, against those of diffusers."""
 
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -42,22 +41,16 @@ def test_image_equals_that_of_diffusers(
     assert psnr(pipeline.generate(request).pixels, diffusers.generate([request])[0]) > 60
 
 
-@pytest.mark.parametrize("number", range(15))
-def test_image_from_another_one_equals_that_of_diffusers(pipeline: Pipeline, diffusers: Diffusers, number: int) -> None:
+@pytest.mark.parametrize("kind", ["img2img", *MASKS])
+def test_image_from_another_one_equals_that_of_diffusers(pipeline: Pipeline, diffusers: Diffusers, kind: str) -> None:
     """img2img and masks of every kind, with and without guidance: `zimage-bench peers --edits` has more of them.
 
     40 dB is the goal; it measures 84 dB and more, where single pixels round the other way.
     """
-    compared = compare(next(islice(cases(), number, None)), EngineLoop(pipeline), diffusers)
+    case = next(case for case in cases() if case.kind == kind)
+    compared = compare(case, EngineLoop(pipeline), diffusers)
     assert compared.psnr_db > 60, compared
     assert compared.forwards == compared.diffusers_forwards
-
-
-def test_cases_have_every_kind_of_mask_and_guidance() -> None:
-    found = list(islice(cases(), 15))
-    assert {case.kind for case in found} == {"img2img", *MASKS}
-    assert {bool(case.request.guidance_scale) for case in found if case.mask} == {True, False}
-    assert {case.strength for case in islice(cases(), 60)} >= {0.01, 0.6, 1.0}
 
 
 def test_strength_0_is_refused_by_diffusers_too(diffusers: Diffusers) -> None:

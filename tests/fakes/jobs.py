@@ -4,8 +4,8 @@ import random
 
 import msgspec
 
-from engine.images.init_image import InitImage
 from engine.images.metadata import ImageMetadata
+from engine.init_image import InitImage
 from engine.request import ImageRequest
 from engine.size import Size
 from engine.stages import StageTimes

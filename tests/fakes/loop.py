@@ -16,8 +16,8 @@ from fakes.manifest import MANIFEST as SAMPLE
 from engine.backends.cuda import failure
 from engine.errors import LoraMismatch, NonFiniteOutput
 from engine.images.generated import GeneratedImage
-from engine.images.init_image import InitImage
 from engine.images.mask_crop import paste_back
+from engine.init_image import InitImage
 from engine.plan.manifest import PreviewProjection, Profile, PromptFormat, Range
 from engine.request import ImageRequest, LoraChoice
 from engine.sampling.tokenizer import TokenizedPrompt, TokenizedPrompts

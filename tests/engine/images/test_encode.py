@@ -65,6 +65,16 @@ def pixels_of_any_shape() -> st.SearchStrategy[Array]:
     return st.tuples(sides, sides).flatmap(lambda size: arrays(np.uint8, (*size, 3)))
 
 
+def test_text_of_an_image_from_another_one_has_its_strength_and_digest() -> None:
+    text = file_metadata(REQUEST, replace(METADATA, strength=0.6, init_image="c0ffee"))
+    assert 'Model: "Z-Image, Turbo", Denoising strength: 0.6' in text["parameters"]
+    facts = json.loads(text["zimage-trt"])
+    assert (facts["strength"], facts["init_image"]) == (0.6, "c0ffee")
+    plain = file_metadata(REQUEST, METADATA)
+    assert "Denoising" not in plain["parameters"]
+    assert json.loads(plain["zimage-trt"])["strength"] is None
+
+
 @given(pixels_of_any_shape())
 @settings(max_examples=100, deadline=None)
 def test_png_keeps_every_bit(pixels: Array) -> None:

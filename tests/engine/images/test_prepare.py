@@ -10,10 +10,10 @@ from PIL import Image
 
 from engine.array import Array
 from engine.errors import InvalidRequest
-from engine.images.init_image import Box, Paste
 from engine.images.mask_crop import covering, crop_region, paste_back, pasted, soft_mask
 from engine.images.preparation import Preparation
 from engine.images.prepare import prepare
+from engine.init_image import Box, Paste
 from engine.size import Size, SizeLimits, SizeRange
 
 LIMITS = SizeLimits(16, (SizeRange(64, 512, 64, 512),), Size(256, 256))

@@ -257,23 +257,59 @@ def test_command_that_does_not_exist_is_no_fault_of_the_file(tmp_path: Path) -> 
 HANG = FAKE + "sys.stdin.buffer.read(); import time; time.sleep(60)"
 
 
+async def started(uploads: Uploads, *clients: str) -> list["asyncio.Task[Any]"]:
+    """Begin an upload of each client while the first one is being decoded."""
+    tasks = [asyncio.create_task(uploads.prepare(RED, None, PLAIN, clients[0]))]
+    while uploads.decoder.pid is None:
+        await asyncio.sleep(0.01)
+    tasks += [asyncio.create_task(uploads.prepare(RED, None, PLAIN, client)) for client in clients[1:]]
+    await asyncio.sleep(0)
+    return tasks
+
+
 def test_uploads_beyond_those_that_may_wait_are_refused() -> None:
     async def test() -> None:
-        limits = UploadLimits(seconds=60, waiting=2)
-        async with opened(limits, (sys.executable, "-c", HANG)) as uploads:
-            first = asyncio.create_task(uploads.prepare(RED, None, PLAIN))
-            while uploads.decoder.pid is None:
-                await asyncio.sleep(0.01)
-            waiting = [asyncio.create_task(uploads.prepare(RED, None, PLAIN)) for _ in range(2)]
+        async with opened(UploadLimits(seconds=60, waiting=4), (sys.executable, "-c", HANG)) as uploads:
+            tasks = await started(uploads, "a", "a", "a")
+            with pytest.raises(UploadsBusy, match=r"too many images wait to be decoded \(2\)"):
+                await uploads.prepare(RED, None, PLAIN, "a")
+            tasks.append(asyncio.create_task(uploads.prepare(RED, None, PLAIN, "b")))  # others find room
             await asyncio.sleep(0)
-            with pytest.raises(UploadsBusy, match="too many uploads wait to be decoded, got 2; at most 2 may"):
-                await uploads.prepare(RED, None, PLAIN)
+            for client in ("a", "b"):
+                with pytest.raises(UploadsBusy, match=r"too many images wait to be decoded \(3\)"):
+                    await uploads.prepare(RED, None, PLAIN, client)
             with pytest.raises(InvalidRequest, match="empty"):  # known without the process
-                await uploads.prepare(b"", None, PLAIN)
+                await uploads.prepare(b"", None, PLAIN, "a")
             await uploads.close()
-            for task in (first, *waiting):
+            for task in tasks:
                 with pytest.raises(UploadsBusy, match="shutting down"):
                     await task
+
+    run(test)
+
+
+def test_client_with_many_uploads_does_not_hold_up_others() -> None:
+    async def test() -> None:
+        async with opened(UploadLimits(seconds=60, cpu_seconds=30, waiting=64)) as uploads:
+            order: list[str] = []
+            tasks = await started(uploads, *["flood"] * 6, "other")
+            for task, name in zip(tasks, [*["flood"] * 6, "other"], strict=True):
+                task.add_done_callback(lambda _, name=name: order.append(name))
+            await asyncio.gather(*tasks)
+            assert order.index("other") <= 1
+
+    run(test)
+
+
+def test_upload_that_has_waited_too_long_is_refused() -> None:
+    async def test() -> None:
+        async with opened(UploadLimits(seconds=0.3, patience=0.2), (sys.executable, "-c", HANG)) as uploads:
+            tasks = await started(uploads, "a", "b")
+            with pytest.raises(UploadsBusy, match="the machine is too busy"):
+                await tasks[0]
+            with pytest.raises(UploadsBusy, match="too many images wait"):
+                await tasks[1]
+            assert uploads.decoder.starts == 1
 
     run(test)
 

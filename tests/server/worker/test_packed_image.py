@@ -7,7 +7,7 @@ from fakes.jobs import init_image
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.images.init_image import Box, InitImage, Paste
+from engine.init_image import Box, InitImage, Paste
 from engine.size import Size
 from server.worker import packed_image
 from server.worker.packed_image import pack, unpack

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.images.init_image import Box, InitImage, Paste
+from engine.init_image import Box, InitImage, Paste
 from engine.size import Size
 
 SIZE = Size(32, 16)
