@@ -123,13 +123,13 @@ class _Build:
     @property
     def disk_bytes(self) -> int:
         """Peak disk space: the ONNX files and, with TensorRT, the plans beside them."""
-        components = {
-            "prompt_encoder": self.checkpoint.text_encoder,
-            "denoiser": self.checkpoint.transformer,
-            "vae_decoder": self.checkpoint.vae,
-            "vae_encoder": self.checkpoint.vae,
+        parameters = {
+            "prompt_encoder": self.checkpoint.text_encoder.parameters,
+            "denoiser": self.checkpoint.transformer.parameters,
+            "vae_decoder": self.checkpoint.vae.parameters,  # those of the encoder included
+            "vae_encoder": 0,
         }
-        one = sum(components[n].parameters * (4 if own == "fp32" else 2) for n, own in self.precisions.items())
+        one = sum(parameters[n] * (4 if own == "fp32" else 2) for n, own in self.precisions.items())
         return one if self.builder is None else 2 * one
 
 

@@ -5,6 +5,7 @@ may turn NaN into 0: the image would be black, without an error. So the graph al
 they were clipped, which is NaN or Inf if any of them is.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from export.graphs.fused_norm import fused_group_norm
 from export.graphs.graph_module import GraphModule
 from export.graphs.layers import linear
 from export.precision.casts import set_dtype
+
+Norm = Callable[[Tensor, nn.GroupNorm], Tensor]
 
 
 class VaeDecoder(GraphModule):
@@ -92,18 +95,18 @@ def group_norm(x: Tensor, layer: nn.GroupNorm) -> Tensor:
     return F.group_norm(x.float(), layer.num_groups, layer.weight, layer.bias, layer.eps)
 
 
-def resnet(block: Any, x: Tensor) -> Tensor:
+def resnet(block: Any, x: Tensor, norm: Norm = group_norm) -> Tensor:
     """Apply a residual block, [B, C, h, w] -> [B, C', h, w]."""
-    y = conv(F.silu(group_norm(x, block.norm1)), block.conv1)
-    y = conv(F.silu(group_norm(y, block.norm2)), block.conv2)
+    y = conv(F.silu(norm(x, block.norm1)), block.conv1)
+    y = conv(F.silu(norm(y, block.norm2)), block.conv2)
     return y + (x if block.conv_shortcut is None else conv(x, block.conv_shortcut))
 
 
-def spatial_attention(block: Any, x: Tensor) -> Tensor:
+def spatial_attention(block: Any, x: Tensor, norm: Norm = group_norm) -> Tensor:
     """Attend with a single head over all positions of [B, C, h, w]."""
     attention = block.transformer_blocks[0]
     batch, channels, height, width = x.shape
-    tokens = group_norm(x, block.norm).flatten(2).transpose(1, 2)  # [B, h * w, C]
+    tokens = norm(x, block.norm).flatten(2).transpose(1, 2)  # [B, h * w, C]
     q, k, v = (linear(tokens, layer)[:, None] for layer in (attention.to_q, attention.to_k, attention.to_v))
     y = linear(F.scaled_dot_product_attention(q, k, v)[:, 0], attention.to_out)
     return x + y.transpose(1, 2).reshape(batch, channels, height, width)

@@ -7,7 +7,7 @@ gives diffusers' latents, and the graph scales it.
 import torch
 import torch.nn.functional as F
 from diffsynth.models.flux_vae import DownSampler, ResnetBlock
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.plan.manifest import Precision, TensorSpec
 from export.checkpoint.models import Model
@@ -26,6 +26,7 @@ class VaeEncoder(GraphModule):
         self.vae = vae.module
         set_vae_dtype(self.vae, precision)
         self.weights = {f"vae.{name}": weight for name, weight in vae.weights.items()}
+        self._norm = group_norm if precision == "bf16" else exact_group_norm
         self.vae_scale = 2 ** (len(vae.config["block_out_channels"]) - 1)
         latents = ("batch", vae.config["latent_channels"], "latent_height", "latent_width")
         self.inputs = (
@@ -48,13 +49,30 @@ class VaeEncoder(GraphModule):
         x = conv(2 * (init_image.float() / 255).permute(0, 3, 1, 2) - 1, vae.conv_in)  # TensorRT casts UINT8 first
         for block in vae.blocks:
             if isinstance(block, ResnetBlock):
-                x = resnet(block, x)
+                x = resnet(block, x, self._norm)
             elif isinstance(block, DownSampler):
                 x = conv(F.pad(x, (0, 1, 0, 1)), block.conv)
             else:
-                x = spatial_attention(block, x)
-        x = conv(F.silu(group_norm(x, vae.conv_norm_out)), vae.conv_out)
+                x = spatial_attention(block, x, self._norm)
+        x = conv(F.silu(self._norm(x, vae.conv_norm_out)), vae.conv_out)
         mean, log_variance = x.float().chunk(2, dim=1)
         latents = mean + torch.exp(0.5 * log_variance.clamp(*LOG_VARIANCE)) * posterior_noise
         scaled: Tensor = (latents - vae.shift_factor) * vae.scaling_factor
         return scaled
+
+
+def exact_group_norm(x: Tensor, layer: nn.GroupNorm) -> Tensor:
+    """Apply GroupNorm in FP32 with means of rows, then of their means.
+
+    ONNX Runtime's own norm sums a whole group at once, and loses digits of large images (docs/findings.md).
+    """
+    batch, channels, height, width = x.shape
+    groups = x.float().view(batch, layer.num_groups, channels // layer.num_groups, height, width)
+    centred = groups - _mean(groups)
+    normed = (centred / torch.sqrt(_mean(centred * centred) + layer.eps)).view(batch, channels, height, width)
+    return normed * layer.weight[:, None, None] + layer.bias[:, None, None]
+
+
+def _mean(groups: Tensor) -> Tensor:
+    """Return the mean of each group: [B, G, C / G, h, w] -> [B, G, 1, 1, 1]."""
+    return groups.mean(-1, keepdim=True).mean((2, 3), keepdim=True)

@@ -86,8 +86,13 @@ def test_right_plans_pass_on_a_device(nano: Nano, options: dict[str, object]) ->
     assert not cuda.leaks
 
 
-def outputs(tensors: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    return [tensors[name] for name in ("prompt_embeds", "latents_next", "image") if name in tensors][-1:]
+# The last of these that a graph has is its output.
+OUTPUTS = ("prompt_embeds", "latents_next", "image", "image_latents", "latents_blended")
+
+
+def output_of(tensors: Mapping[str, np.ndarray], names: tuple[str, ...] = OUTPUTS) -> np.ndarray:
+    *_, output = (tensors[name] for name in names if name in tensors)
+    return output
 
 
 def after(change: Callable[[np.ndarray], None]) -> Callable[[Kernel], Kernel]:
@@ -96,8 +101,7 @@ def after(change: Callable[[np.ndarray], None]) -> Callable[[Kernel], Kernel]:
     def faulty(right: Kernel) -> Kernel:
         def run(tensors: dict[str, np.ndarray]) -> None:
             right(tensors)
-            [output] = outputs(tensors)
-            change(output)
+            change(output_of(tensors))
 
         return run
 
@@ -128,8 +132,7 @@ def with_nan(right: Kernel) -> Kernel:
 
     def run(tensors: dict[str, np.ndarray]) -> None:
         right(tensors)
-        *_, output = (tensors[name] for name in ("prompt_embeds", "latents_next", "image_mean") if name in tensors)
-        output.flat[-1] = np.nan
+        output_of(tensors, (*OUTPUTS, "image_mean")).flat[-1] = np.nan
 
     return run
 
@@ -157,9 +160,9 @@ def mixed_up(right: Kernel) -> Kernel:
         turned = {}
         for name, tensor in tensors.items():
             batch, *rest = tensor.shape
-            if name in ("latents", "latents_next"):
+            if name in ("latents", "latents_next", "posterior_noise", "image_latents"):
                 turned[name] = tensor.reshape(batch, 16, rest[2], rest[1])
-            elif name == "image":
+            elif name in ("image", "init_image"):
                 turned[name] = tensor.reshape(batch, rest[1], rest[0], 3)
             else:
                 turned[name] = tensor
@@ -178,7 +181,7 @@ KERNEL_FAULTS: dict[str, tuple[Callable[[Kernel], Kernel], str]] = {
 }
 
 
-@pytest.mark.parametrize("graph", ["prompt_encoder", "denoiser", "vae_decoder"])
+@pytest.mark.parametrize("graph", ["prompt_encoder", "denoiser", "vae_decoder", "vae_encoder", "blend"])
 @pytest.mark.parametrize("fault", KERNEL_FAULTS)
 def test_wrong_kernel_is_refused_by_the_name_of_its_graph(nano: Nano, graph: GraphName, fault: str) -> None:
     faulty, words = KERNEL_FAULTS[fault]
@@ -187,7 +190,7 @@ def test_wrong_kernel_is_refused_by_the_name_of_its_graph(nano: Nano, graph: Gra
     assert re.search(words, said), said
 
 
-@pytest.mark.parametrize("graph", ["denoiser", "vae_decoder"])
+@pytest.mark.parametrize("graph", ["denoiser", "vae_decoder", "vae_encoder"])
 def test_kernel_with_the_shapes_of_another_profile_is_refused(nano: Nano, graph: GraphName) -> None:
     assert "probe 'profile large'" in nano.fault({graph: mixed_up(nano.kernels[graph])})
 

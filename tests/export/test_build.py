@@ -24,11 +24,12 @@ from engine.pipeline import Pipeline
 from engine.plan.directory import read
 from engine.plan.manifest import Manifest, Range
 from engine.request import ImageRequest
-from export.build import BuildOptions, build_engines
+from export.build import BuildOptions, _Build, _open, build_engines
 from export.cli import main
 from export.progress import BuildProgress, Phase
 
-GRAPHS = ("prompt_encoder", "denoiser", "guidance", "vae_decoder")
+GRAPHS = ("prompt_encoder", "denoiser", "guidance", "vae_decoder", "vae_encoder", "blend")
+SMALL = ("guidance", "blend")  # without weights
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
 
 
@@ -77,11 +78,11 @@ def test_rtx_plans_are_built_without_a_gpu(rtx: tuple[Path, Manifest, Recording]
     assert [profile.name for profile in manifest.profiles] == ["64,256:2", "256x128"]
     assert manifest.profiles[1].height == Range(128, 128, 128)
     assert {name: graph.file for name, graph in manifest.graphs.items()} == {g: f"{g}.plan" for g in GRAPHS}
-    assert [manifest.graphs[g].precision for g in GRAPHS] == ["fp16", "fp16", "fp32", "bf16"]
+    assert [manifest.graphs[g].precision for g in GRAPHS] == ["fp16", "fp16", "fp32", "bf16", "bf16", "fp32"]
     for name, graph in manifest.graphs.items():
         assert len(graph.activation_bytes) == len(manifest.profiles)
-        assert (max(graph.activation_bytes) > 1e6) == (name != "guidance"), "guidance writes nothing but its output"
-        assert ((directory / graph.file).stat().st_size > 1e6) == (name != "guidance")
+        assert (max(graph.activation_bytes) > 1e6) == (name not in SMALL), "they write nothing but their output"
+        assert ((directory / graph.file).stat().st_size > 1e6) == (name not in SMALL)
     found = {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()}
     files = ("manifest.json", "guide.json", "probes.safetensors", "tokenizer/tokenizer.json")
     assert found == {*files, *(f"{graph}.plan" for graph in GRAPHS)}
@@ -107,6 +108,30 @@ def test_sizes_of_plans_are_printed_by_the_build_and_by_explain(
     assert line in printed.err
 
 
+def open_build(checkpoint: Path, output: Path, **options: object) -> tuple[_Build, str]:
+    """Return a build before anything is traced, and what it has printed."""
+    progress = Recording()
+    chosen = BuildOptions(str(checkpoint), output, flavor="onnx", **options)  # type: ignore[arg-type]
+    return _open(chosen, progress), progress.text.getvalue()
+
+
+def test_image_input_can_be_left_out(checkpoint: Path, tmp_path: Path) -> None:
+    (whole, said), (without, _) = (open_build(checkpoint, tmp_path, image_input=wanted) for wanted in (True, False))
+    assert [name for name in whole.graphs if name not in without.graphs] == ["vae_encoder", "blend"]
+    assert "vae_encoder" not in without.precisions
+    assert whole.name != without.name, "they are other plans"
+    assert "images as inputs" not in said
+
+
+def test_vae_without_an_encoder_takes_no_images_and_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(checkpoint, tmp_path / "z-image-nano")
+    file = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({name: t for name, t in load_file(file).items() if not name.startswith("encoder.")}, file)
+    build, said = open_build(copy, tmp_path)
+    assert list(build.graphs) == ["prompt_encoder", "denoiser", "guidance", "vae_decoder"]
+    assert "z-image-nano will take no images as inputs: its vae/ has no encoder\n" in said
+
+
 @WITHOUT_GPU
 def test_refittable_rtx_without_the_gpu_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     options = BuildOptions(str(checkpoint), tmp_path, flavor="rtx", compute_capabilities=("8.9",), refittable=True)
@@ -130,7 +155,7 @@ def test_build_prints_each_stage_and_counts_its_phases(rtx: tuple[Path, Manifest
             assert f"{graph}: {stage} ...\n" in lines
             assert progress.seconds[f"{graph}: {stage}"] > 0
         assert f"{graph}: relative L2" in lines
-    assert sum(name == "tensors" and total > 20 for name, total in progress.opened) == len(GRAPHS) - 1
+    assert sum(name == "tensors" and total > 20 for name, total in progress.opened) == len(GRAPHS) - len(SMALL)
     assert sum(name != "tensors" for name, _ in progress.opened) > len(GRAPHS), "TensorRT's own phases"
 
 

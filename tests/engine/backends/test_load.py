@@ -191,6 +191,16 @@ def test_onnx_plans_run_on_onnx_runtime(plan: Path) -> None:
     loaded.close()
 
 
+def test_without_image_input_neither_its_graphs_nor_their_tensors_are_loaded(plan: Path) -> None:
+    manifest = replace(MANIFEST, graphs={name: replace(g, file=GRAPH.file) for name, g in MANIFEST.graphs.items()})
+    tensors = {"init_image", "posterior_noise", "image_latents.0", "noise.1", "mask.1", "latents_blended"}
+    for image_input in (True, False):
+        loaded = load_backend(plan.parent, manifest, RuntimeOptions(threads=1, image_input=image_input))
+        assert loaded.engines.keys() == set(manifest.graphs if image_input else manifest.without_image_input().graphs)
+        assert tensors <= loaded.memory._flat.keys() if image_input else not tensors & loaded.memory._flat.keys()
+        loaded.close()
+
+
 def test_profiles_are_chosen_by_name() -> None:
     assert MANIFEST.choose_profiles(()) == {0: USUAL, 1: LARGE}
     assert MANIFEST.choose_profiles(("large",)) == {1: LARGE}

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes.cuda import FakeCuda
+from fakes.loop_builder import init_image
 from fakes.plan import FakePlan, Kernel, load_fakes
 from fakes.step_peak import STEP_BYTES, step_peak
 
@@ -165,8 +166,8 @@ def plans_of(pipeline: Pipeline) -> list[FakePlan]:
 def test_warmed_up_sizes_prepare_nothing_later_in_the_pipeline_or_the_loop(
     nano: Nano, cuda_graphs: CudaGraphs, guidance: float
 ) -> None:
-    """Prompts of every length, and with guidance: no context, no binding, no graph and no memory. Passes of both
-    prompts are prepared if images are guided by default."""
+    """Prompts of every length, guidance and images as inputs: no context, no binding, no graph and no memory. Passes of
+    both prompts are prepared if images are guided by default."""
     cuda = FakeCuda()
     with nano.on(cuda, cuda_graphs=cuda_graphs) as pipeline:
         model = pipeline.manifest.model
@@ -174,7 +175,7 @@ def test_warmed_up_sizes_prepare_nothing_later_in_the_pipeline_or_the_loop(
         pipeline.manifest = replace(pipeline.manifest, model=model)
         warm_up(pipeline, [Size(96, 64), Size(64, 64)])
         plans = plans_of(pipeline)
-        contexts = {"prompt_encoder": 2, "denoiser": 2 * 2 * (2 if guidance else 1), "guidance": 2, "vae_decoder": 2}
+        contexts = dict.fromkeys(pipeline.backend.engines, 2) | {"denoiser": 2 * 2 * (2 if guidance else 1)}
         assert [len(plan.contexts) for plan in plans] == [contexts[name] for name in pipeline.backend.engines]
         assert [plan.saves for plan in plans] == [2] * len(contexts)
         settings = [context.set.total() for plan in plans for context in plan.contexts]
@@ -188,6 +189,9 @@ def test_warmed_up_sizes_prepare_nothing_later_in_the_pipeline_or_the_loop(
             loop.generate(replace(request, width=64, negative_prompt=negative, guidance_scale=2.0))
             if guidance:
                 loop.generate(replace(request, negative_prompt=prompt, guidance_scale=None))
+            image = init_image(Size(96, 64), masked=True)
+            pipeline.generate(request.starting_from(image), init_image=image)
+            loop.generate(request.starting_from(image), init_image=image)
         assert [context.set.total() for plan in plans for context in plan.contexts] == settings
         assert cuda.resources == before
         assert (cuda.calls["context.enqueue"] == passes) == (cuda_graphs == "auto")  # all of it was replayed
@@ -255,9 +259,9 @@ def test_offloaded_plans_are_opened_one_at_a_time_before_the_others(nano: Nano) 
     assert len(opened) == len(nano.manifest.graphs)
 
 
-@pytest.mark.parametrize("allocations", range(7))
+@pytest.mark.parametrize("allocations", range(9))
 def test_load_that_fails_half_way_leaves_no_resources(nano: Nano, allocations: int) -> None:
-    """Loading makes six allocations: tensors, four plans and the arena."""
+    """Loading makes eight allocations: tensors, six plans and the arena."""
 
     class Small(FakeCuda):
         def allocate(self, size: int) -> int:
@@ -266,7 +270,7 @@ def test_load_that_fails_half_way_leaves_no_resources(nano: Nano, allocations: i
             return super().allocate(size)
 
     cuda = Small()
-    if allocations == 6:
+    if allocations == 8:
         nano.on(cuda).close()
     else:
         with pytest.raises(OutOfDeviceMemory):

@@ -84,3 +84,22 @@ def test_remedies_in_use_are_not_suggested() -> None:
         replace(PLAN, offload=True).require_fit(16 * GB, ["usual"])
     assert "--offload" not in str(refusal.value)
     assert "--profile;" not in str(refusal.value)
+
+
+def test_images_as_inputs_need_memory_that_can_be_saved(tmp_path: Path) -> None:
+    graphs = {name: replace(graph, activation_bytes=(GB, GB)) for name, graph in MANIFEST.graphs.items()}
+    graphs["vae_encoder"] = replace(graphs["vae_encoder"], activation_bytes=(3 * GB, 4 * GB))
+    plans = replace(MANIFEST, graphs=graphs)
+    for graph in graphs.values():
+        (tmp_path / graph.file).write_bytes(b"plan")
+    of = [VramPlan.of(tmp_path, each, (0,), offload=False, slots=2) for each in (plans, plans.without_image_input())]
+    whole, without = of
+    latents, mask = 16 * 32 * 32 * 4, 32 * 32 * 4
+    batched = 4 * (3 * latents + mask)  # latents_to_blend, latents_blended, noise; image_latents take as much again
+    tensors = batched + 4 * latents + 256 + latents + 3 * 256 * 256  # ... blend_sigma, posterior_noise, init_image
+    assert whole.buffers - without.buffers == tensors + 2 * (2 * latents + mask)  # and those of two slots
+    assert (without.image_input, whole.image_input) == (0, whole.needed - without.needed)
+    assert whole.image_input == 2 * GB + 2 * len(b"plan") + whole.buffers - without.buffers
+    assert "of it for images as inputs" in whole.table() and "inputs" not in without.table()
+    with pytest.raises(OutOfDeviceMemory, match=rf"\(--no-image-input\), which needs {without.needed / 1e9:.2f} GB"):
+        whole.require_fit(GB, ["usual"])

@@ -160,3 +160,13 @@ def test_lora_of_another_version_is_still_told_from_other_files(file: Path) -> N
     assert is_prepared(file)
     FAULTS["empty"][0](file)
     assert not is_prepared(file)
+
+
+@pytest.mark.parametrize("own", [plans(), plans().without_image_input()])
+def test_lora_fits_plans_with_and_without_images_as_inputs(own: Manifest) -> None:
+    """It changes the weights of two graphs; the precisions of others do not matter."""
+    lora().about.require_match(own)
+    about = replace(lora().about, precisions={"denoiser": "fp16"})
+    about.require_match(own)
+    with pytest.raises(LoraMismatch, match="the plans have"):
+        replace(about, precisions={"denoiser": "bf16"}).require_match(own)

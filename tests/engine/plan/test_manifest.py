@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.errors import PlanCorrupt, PlanError, PlanMismatch, PlanNotFound, UnsupportedShape
 from engine.plan.directory import CURRENT, MANIFEST_FILE, encode, read, resolve, sha256
-from engine.plan.manifest import SCHEMA_VERSION, File, Manifest, MergedLora, Profile, Target, padded
+from engine.plan.manifest import SCHEMA_VERSION, File, GraphName, Manifest, MergedLora, Profile, Target, padded
 from engine.size import Size
 
 
@@ -52,6 +52,19 @@ def test_what_is_written_is_read(plans: Path) -> None:
     assert encode(manifest) == (plans / MANIFEST_FILE).read_bytes()
 
 
+def test_plans_without_graphs_for_images_as_inputs_are_read(plans: Path) -> None:
+    assert read(plans).has_image_input
+    without = read(plans).without_image_input()
+    assert [name for name in MANIFEST.graphs if name not in without.graphs] == ["vae_encoder", "blend"]
+    write(plans, without)
+    assert not read(plans).has_image_input
+
+
+def without_graph(directory: Path, name: GraphName) -> None:
+    manifest = read(directory)
+    write(directory, replace(manifest, graphs={key: graph for key, graph in manifest.graphs.items() if key != name}))
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], type[PlanError], str]] = {
     "truncated": (
         lambda d: (d / "denoiser.onnx").write_bytes(b"denoiser"),
@@ -72,6 +85,16 @@ FAULTS: dict[str, tuple[Callable[[Path], object], type[PlanError], str]] = {
         lambda d: ((d / "denoiser.onnx").unlink(), (d / "denoiser.onnx").mkdir()),
         PlanCorrupt,
         "denoiser.onnx is missing",
+    ),
+    "no guidance": (
+        lambda d: without_graph(d, "guidance"),
+        PlanCorrupt,
+        "manifest.json lists no file for the guidance; build again",
+    ),
+    "a VAE encoder without the blend": (
+        lambda d: without_graph(d, "blend"),
+        PlanCorrupt,
+        "manifest.json lists no file for the blend; build again",
     ),
     "manifest cut off": (
         lambda d: (d / MANIFEST_FILE).write_bytes((d / MANIFEST_FILE).read_bytes()[:-100]),
