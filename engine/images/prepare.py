@@ -66,7 +66,7 @@ def transparency(image: Image.Image) -> Image.Image | None:
 def _own_mask(image: Image.Image) -> Image.Image | None:
     """Return the mask that an image's alpha is, or None if no pixel is more than half transparent."""
     alpha = transparency(image)
-    return None if alpha is None or alpha.getextrema()[0] >= HALF else alpha.point(INVERTED)
+    return alpha.point(INVERTED) if alpha is not None and any(alpha.histogram()[:HALF]) else None
 
 
 def _in_rgb(image: Image.Image, lay_on_white: bool) -> Image.Image:
