@@ -104,7 +104,7 @@ class Uploads:
         try:
             result = await self.decoder.prepare(waiting.upload)
         except (InvalidRequest, UploadsBusy) as error:
-            _set_error(done, error.with_traceback(None))
+            _set_error(done, error)
         except asyncio.CancelledError:
             _set_error(done, UploadsBusy("the server is shutting down", RETRY_AFTER))
             raise
@@ -117,5 +117,6 @@ class Uploads:
 
 
 def _set_error(done: "asyncio.Future[InitImage]", error: Exception) -> None:
+    """Pass an error on without its traceback, whose frames refer to `done`."""
     if not done.done():
-        done.set_exception(error)
+        done.set_exception(error.with_traceback(None))

@@ -7,6 +7,7 @@ import os
 import signal
 import struct
 import sys
+import weakref
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -346,6 +347,31 @@ def test_cancelled_upload_is_dropped_and_the_next_is_prepared() -> None:
             assert uploads.decoder.starts == 1
 
     run(test)
+
+
+class Tracked(Preparation):
+    """A preparation whose end can be seen, and with it that of the files beside it."""
+
+
+@pytest.mark.parametrize("image", [RED[:-30], RED])
+def test_files_do_not_stay_in_memory_until_the_next_garbage_collection(image: bytes) -> None:
+    async def test() -> None:
+        async with opened() as uploads:
+            preparation = Tracked(SIZES)
+            alive = weakref.ref(preparation)
+            try:
+                await uploads.prepare(image, RED[:-30], preparation)
+            except InvalidRequest as error:
+                del error
+            await uploads.prepare(RED, None, PLAIN)  # another one is the last that was waited for
+            del preparation
+            assert alive() is None
+
+    gc.disable()
+    try:
+        run(test)
+    finally:
+        gc.enable()
 
 
 def test_process_ends_when_no_uploads_come_and_starts_again() -> None:
