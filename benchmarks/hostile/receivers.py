@@ -22,13 +22,14 @@ SETTLE_SECONDS = 0.5  # in which memory is given back after an answer
 BOUNDARY = "2e1f0c"
 FIELDS = {"prompt": "a red circle", "size": "64x64", "num_inference_steps": "1", "response_format": "b64_json"}
 TIMEOUT = 60.0  # seconds
+BUSY = "busy"
 
 
 class Receiver(Protocol):
     """Takes files one after the other."""
 
     async def send(self, image: bytes, mask: bytes | None) -> str:
-        """Return "prepared", "refused", or what went wrong."""
+        """Return "prepared", "refused", "busy: ..." if the machine had no time for it, or what went wrong."""
         ...
 
     async def memory(self) -> dict[str, int]:
@@ -50,7 +51,7 @@ class DecoderReceiver:
         except InvalidRequest as error:
             return _refusal(error.param, str(error))
         except UploadsBusy as error:
-            return f"busy: {error}"
+            return f"{BUSY}: {error}"
         return "prepared"
 
     async def memory(self) -> dict[str, int]:
@@ -82,6 +83,8 @@ class ServerReceiver:
         except urllib.error.HTTPError as error:
             with error:
                 text = error.read()
+            if error.code == 429:
+                return f"{BUSY}: {text[:200]!r}"
             if error.code not in (400, 413):
                 return f"{error.code}: {text[:200]!r}"
             found = json.loads(text)["error"]
