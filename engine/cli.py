@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.cli_image import ImageOption, add_arguments, check_arguments
-from engine.command_line import add_version, one_line_errors, parse_lora, prepare, user_path
+from engine.cli_arguments import NAME, check_arguments, make_parser
+from engine.cli_image import ImageOption
+from engine.command_line import one_line_errors, user_path
 from engine.errors import InvalidRequest, ZImageError
 from engine.files import require_writable
 from engine.init_image import InitImage
-from engine.options import SLOTS, RuntimeOptions, add_pipeline_arguments
+from engine.options import SLOTS, RuntimeOptions
 from engine.plan.directory import read, resolve
 from engine.plan.guide import Guide
 from engine.plan.manifest import Manifest
@@ -26,20 +27,6 @@ from engine.stages import StageTimes
 
 if TYPE_CHECKING:
     from engine.images.generated import GeneratedImage
-
-NAME = "zimage-generate"
-EXAMPLES = """\
-examples:
-  zimage-generate "a red circle on a blue background" --engines out/engines
-  zimage-generate "a green star" --engines out/engines --size 256x192 --seed 7 -n 4 -o star.jpg
-  zimage-generate --prompts prompts.txt --engines out/engines -o out.png
-  zimage-generate "a green star" --engines out/engines --image in.png --strength 0.6
-  zimage-generate "a green star" --engines out/engines --image in.png --mask mask.png --padding-mask-crop 32
-
-A line of --prompts is a prompt, or a JSON object with prompt and, where they differ from the options, size or width and
-height, seed, steps, guidance_scale, negative_prompt, cfg_normalization, cfg_truncation and output. Empty lines and
-lines that begin with # are skipped.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +44,7 @@ class _Task:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; exit with status 1 and one line on an error, with 130 after Ctrl-C."""
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     if args.verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     with one_line_errors(NAME):
@@ -71,97 +58,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             tasks = [_start(task, image) for task in tasks]
         _check_requests(tasks, manifest, Guide.read(directory))
         _generate(args, tasks, manifest, list(image.prepared.values()))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        NAME,
-        description="Generate images and write them to files, with the prompt and all settings in each file.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    prepare(parser)
-    _add_image(parser.add_argument_group("image"))
-    add_arguments(parser.add_argument_group("image to start from"))
-    _add_files(parser.add_argument_group("files"))
-    runtime = parser.add_argument_group("runtime")
-    add_pipeline_arguments(runtime)
-    runtime.add_argument("-v", "--verbose", action="store_true", help="Log what is loaded, and its GPU memory")
-    add_version(parser)
-    return parser
-
-
-def _add_image(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("prompt", nargs="?", help="Text to generate an image of")
-    group.add_argument(
-        "--size",
-        metavar="WxH",
-        help="Size in pixels, such as 1024x768 (default: that of --image or, without one, that the plans are tuned "
-        "for)",
-    )
-    group.add_argument("-n", type=_count, default=1, metavar="N", dest="count", help="Images per prompt (default: 1)")
-    group.add_argument(
-        "--seed",
-        type=int,
-        default=RANDOM,
-        metavar="N",
-        help=f"Seed of the first image, 0 to {MAX_SEED}; each further image has the next one (default: a random one, "
-        "which the command prints)",
-    )
-    group.add_argument("--steps", type=int, metavar="N", help="Denoising steps (default: the model's number)")
-    _add_guidance(group)
-    group.add_argument(
-        "--lora",
-        type=parse_lora,
-        metavar="FILE[:STRENGTH]",
-        help="File written by zimage-lora; needs refittable plans (default strength: 1)",
-    )
-
-
-def _add_guidance(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--negative-prompt", default="", metavar="TEXT", help="Text that guidance moves away from")
-    group.add_argument(
-        "--guidance-scale",
-        type=float,
-        metavar="X",
-        help="Guidance scale as in diffusers; above 0, every step takes two forward passes (default: the model's)",
-    )
-    group.add_argument(
-        "--cfg-normalization",
-        type=float,
-        default=ImageRequest("").cfg_normalization,
-        metavar="X",
-        help="Largest norm of the guided velocity, relative to the positive one's; 0 for no bound (the default)",
-    )
-    group.add_argument(
-        "--cfg-truncation",
-        type=float,
-        default=ImageRequest("").cfg_truncation,
-        metavar="X",
-        help="Progress (1 - noise level) beyond which steps are not guided, 0 to 1 (default: %(default)s, never)",
-    )
-
-
-def _add_files(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--prompts", metavar="FILE", help="File with a prompt per line, in place of PROMPT; - reads standard input"
-    )
-    group.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("out.png"),
-        metavar="FILE",
-        help="File to write: a .png, .jpg or .webp file; several images become out-1.png, out-2.png, ... (default: "
-        "%(default)s)",
-    )
-    group.add_argument(
-        "--quality",
-        type=int,
-        default=100,
-        metavar="N",
-        help="Quality of JPEG and WebP, 0 to 100 (default: %(default)s)",
-    )
 
 
 def _tasks(args: argparse.Namespace) -> Iterator[_Task]:
@@ -221,12 +117,6 @@ def _text(file: str) -> str:
 
 def _numbered(file: Path, number: int | None) -> Path:
     return file if number is None else file.with_name(f"{file.stem}-{number}{file.suffix}")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def _check_files(args: argparse.Namespace, tasks: Sequence[_Task]) -> None:

@@ -1,6 +1,6 @@
 """Images that come in, once they are prepared for the plans: pixels, mask, and the original to paste the result into.
 
-Knows neither files nor how images are prepared (see `engine.images.decode` and `prepare`). Its imports are fast: arrays load numpy.
+Knows neither files nor how images are prepared (see `engine.images`). Its imports are fast: arrays load numpy.
 """
 
 import hashlib

@@ -30,4 +30,4 @@ class UploadLimits:
     waiting: int = 64
     patience: float = 10.0
     idle: float = 60.0
-    start: float = 20.0
+    start: float = 10.0

@@ -55,7 +55,10 @@ def main(memory: int, seconds: float) -> None:
 
 
 def confine(memory: int) -> None:
-    """Take from this process what it does not need: files, connections, child processes, memory without bound."""
+    """Take from this process what it does not need: files, connections, memory without bound, child processes.
+
+    The limit of child processes does not hold for root.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):  # may go to the whole process group; the server closes the input
         signal.signal(number, signal.SIG_IGN)
     nothing = os.open(os.devnull, os.O_WRONLY)

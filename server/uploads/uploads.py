@@ -61,7 +61,10 @@ class Uploads:
         self._waiting.add(Waiting(Upload(image, mask, preparation), client, loop.time(), done))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="uploads")
-        return await done
+        try:
+            return await done
+        finally:
+            del done  # it has the error, whose traceback has this frame and so the files: a cycle
 
     async def close(self) -> None:
         """Refuse what waits and end the process."""
@@ -114,5 +117,6 @@ class Uploads:
 
 
 def _set_error(done: "asyncio.Future[InitImage]", error: Exception) -> None:
+    """Pass an error on without its traceback, whose frames refer to `done`."""
     if not done.done():
-        done.set_exception(error)
+        done.set_exception(error.with_traceback(None))

@@ -305,6 +305,14 @@ def test_image_that_cannot_be_used_is_refused_before_anything_is_generated(
         generator.generate(PROMPT, **arguments)
 
 
+def test_generator_without_image_input_refuses_an_image(engines: Path, photo: Path) -> None:
+    with ImageGenerator(engines, RuntimeOptions(threads=1, slots=2, image_input=False)) as generator:
+        with pytest.raises(InvalidRequest, match="--no-image-input") as refusal:
+            generator.generate(PROMPT, image=photo, steps=1)
+        assert refusal.value.param == "init_image"
+        assert generator.generate(PROMPT, size=SIZE, steps=1).size == SIZE
+
+
 def test_missing_file_is_named(generator: ImageGenerator, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"cannot read the image .*none\.png: No such file"):
         generator.generate(PROMPT, image=tmp_path / "none.png")

@@ -1,14 +1,16 @@
 """Uploads are prepared in a process of their own, which is bounded, killed and replaced."""
 
 import asyncio
+import gc
 import io
 import os
 import signal
 import struct
 import sys
+import weakref
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +349,31 @@ def test_cancelled_upload_is_dropped_and_the_next_is_prepared() -> None:
     run(test)
 
 
+class Tracked(Preparation):
+    """A preparation whose end can be seen, and with it that of the files beside it."""
+
+
+@pytest.mark.parametrize("image", [RED[:-30], RED])
+def test_files_do_not_stay_in_memory_until_the_next_garbage_collection(image: bytes) -> None:
+    async def test() -> None:
+        async with opened() as uploads:
+            preparation = Tracked(SIZES)
+            alive = weakref.ref(preparation)
+            try:
+                await uploads.prepare(image, RED[:-30], preparation)
+            except InvalidRequest as error:
+                del error
+            await uploads.prepare(RED, None, PLAIN)  # another one is the last that was waited for
+            del preparation
+            assert alive() is None
+
+    gc.disable()
+    try:
+        run(test)
+    finally:
+        gc.enable()
+
+
 def test_process_ends_when_no_uploads_come_and_starts_again() -> None:
     async def test() -> None:
         async with opened(UploadLimits(seconds=60, cpu_seconds=30, idle=0.05)) as uploads:
@@ -385,3 +412,23 @@ def test_file_larger_than_allowed_is_refused_without_a_process() -> None:
             assert uploads.decoder.starts == 0
 
     run(test)
+
+
+@pytest.mark.parametrize("image", [RED[:-40], b"no image" * 100, RED])
+def test_files_are_freed_at_once_also_if_they_are_refused(image: bytes) -> None:
+    """Cycles would keep them in memory until the next full collection, which a busy server seldom makes."""
+    image = bytes(bytearray(image))
+
+    async def prepare() -> None:
+        uploads = Uploads()
+        with suppress(InvalidRequest):
+            await uploads.prepare(image, None, PLAIN)
+        await uploads.close()
+
+    gc.disable()
+    try:
+        before = sys.getrefcount(image)
+        asyncio.run(prepare())
+        assert sys.getrefcount(image) == before
+    finally:
+        gc.enable()
