@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -19,6 +19,7 @@ from benchmarks.harness.pixels import EQUAL_DB, psnr
 from benchmarks.harness.report import Stopwatch, finish
 from benchmarks.harness.source import require_same_weights
 from engine.pipeline import Pipeline
+from engine.plan.manifest import Range
 from engine.request import ImageRequest
 from engine.scheduler.events import Denoised, Passed
 from engine.scheduler.loop import EngineLoop
@@ -32,6 +33,7 @@ STEPS, SCALES = (28, 50), (3.0, 4.0, 5.0)  # what Z-Image's model card recommend
 SIZES = (Size(64, 64), Size(96, 64), Size(128, 128), Size(80, 272))
 NEGATIVE = ("", "blurry, a blue star", "a blue star on a green background, " * 6)  # also of another padded length
 REPEATS = 5
+PAIR_SIZES = (Size(64, 64), Size(128, 128), Size(256, 256))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         found = [compare(request, loop, diffusers) for request in track(wanted, "images")]
         figures: dict[str, Any] = {"images": len(found), "settings": list(_rows(found))}
         _print(figures["settings"])
-        figures["pass_pairs"] = {str(size): pairs(pipeline, size) for size in (Size(64, 64), Size(256, 256))}
+        figures["pass_pairs"] = {str(size): pairs(pipeline, size) for size in PAIR_SIZES}
     for size, taken in figures["pass_pairs"].items():
         print(f"{size}: {', '.join(f'{name} {value}' for name, value in taken.items())}")
     finish("guidance", figures)
@@ -93,16 +95,21 @@ def compare(request: ImageRequest, loop: EngineLoop, diffusers: Diffusers) -> Co
 
 
 def pairs(pipeline: Pipeline, size: Size) -> dict[str, float]:
-    """Return the passes and the seconds of a guided image whose prompts share passes, and of one whose do not.
+    """Return the passes and the median seconds of a guided image whose prompts share passes, and of one whose do not.
 
-    The second one's negative prompt is a padding longer, so its passes read 32 more tokens.
+    Both have the same prompts and run alternately, the second one on profiles without a batch of two.
     """
+    profiles = tuple(replace(profile, batch=Range(1, 1, 1)) for profile in pipeline.manifest.profiles)
+    single = Pipeline(replace(pipeline.manifest, profiles=profiles), pipeline.tokenize, pipeline.backend)
+    request = ImageRequest("a red circle", *size, 7, negative_prompt=NEGATIVE[1], guidance_scale=4.0)
+    taken: dict[str, list[tuple[int, float]]] = {"paired": [], "separate": []}
+    for _ in range(REPEATS + 1):
+        for name, used in zip(taken, (pipeline, single), strict=True):
+            taken[name].append(_passes(EngineLoop(used), request))
     figures: dict[str, float] = {}
-    for name, negative in (("paired", NEGATIVE[1]), ("separate", NEGATIVE[2])):
-        request = ImageRequest("a red circle", *size, 7, negative_prompt=negative, guidance_scale=4.0)
-        taken = [_passes(EngineLoop(pipeline), request) for _ in range(REPEATS + 1)][1:]  # the first one warms up
-        figures[f"{name}_passes"] = taken[0][0]
-        figures[f"{name}_s"] = round(median(seconds for _, seconds in taken), 3)
+    for name, (_, *counted) in taken.items():  # the first ones warmed up
+        figures[f"{name}_passes"] = counted[0][0]
+        figures[f"{name}_s"] = round(median(seconds for _, seconds in counted), 3)
     return figures
 
 

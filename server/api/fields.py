@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from engine.errors import InvalidRequest
 from engine.images.preparation import MAX_MASK_BLUR, MAX_PADDING, ResizeMode
@@ -32,6 +32,7 @@ MAX_EDGE = 999_999  # pixels that `size` can express; the plans' limits are lowe
 SIZE = r"^(auto|[0-9]{1,6}([xX*×][0-9]{1,6})?)$"  # for the document; `Size.parse` gives better errors
 RANDOM = -1  # the seed that stands for a random one
 IGNORED = "ignored"
+BOOLEANS = ("true", "false")
 WITHOUT_EFFECT = ("complexity", "style", "moderation", "user", "safety_identifier", "vae_use_slicing", "vae_use_tiling")
 UNGUIDED = 1.0  # CFG scale at which negative + scale * (positive - negative) is the positive prediction
 
@@ -41,9 +42,10 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _number(value: Any) -> Any:
+def _number(value: Any, info: ValidationInfo) -> Any:
     """Return true as 1 and false as 0, which diffusers takes for the same, and anything else as it is."""
-    return float(value) if isinstance(value, bool) else value
+    is_text = info.mode not in ("python", "json")  # of a form or a query
+    return float(value in (True, "true")) if isinstance(value, bool) or (is_text and value in BOOLEANS) else value
 
 
 def _with_nulls(schema: dict[str, Any]) -> None:
