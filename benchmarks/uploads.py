@@ -1,4 +1,4 @@
-"""Thousands of hostile image files through the decoder's process, as zimage-serve uses it: outcomes, time, memory.
+"""Thousands of hostile image files to the decoder's process, or to zimage-serve: outcomes, time, memory.
 
 Files come from a seed: damaged ones, bombs, unusual and foreign formats; `--folder` adds others, such as Pillow's test
 images. A file is the image of an upload or, every third time, its mask. It is an error if a file is neither prepared
@@ -7,7 +7,6 @@ nor refused by name, or is not what it must be, or if memory is not given back; 
 
 import argparse
 import asyncio
-import gc
 import json
 import sys
 import time
@@ -17,24 +16,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from benchmarks.harness.arguments import count, count_or_zero
 from benchmarks.harness.distribution import Distribution
 from benchmarks.harness.report import finish
-from engine.errors import InvalidRequest
-from engine.images.preparation import Preparation
-from engine.size import Size, SizeLimits, SizeRange
+from benchmarks.hostile.receivers import DecoderReceiver, Receiver, ServerReceiver
 from server.allocator import give_back_large_blocks
-from server.errors import UploadsBusy
-from server.uploads.uploads import Uploads
 
-SIZES = SizeLimits(16, (SizeRange(256, 2048, 256, 2048),), Size(1024, 1024))  # Z-Image-Turbo's
-PREPARATION = Preparation(SIZES)
-IMAGE = Path(__file__).parent.parent / "docs" / "contact-sheet.png"
+ORDINARY = Path(__file__).parent.parent / "docs" / "contact-sheet.png"
 MASKS = 3  # every third file is a mask
-GROWTH = 32_000_000  # bytes that the server, or an idle decoder, may have more at the end
+GROWTH = 32_000_000  # bytes that a process may have more at the end
 SHOWN = 5  # slowest files
+RECORDED = 100  # errors
 
 Found = tuple[str, str | None, bytes]  # kind, what must become of it, data
 
@@ -48,11 +40,16 @@ class Tally:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engines",
+        type=Path,
+        metavar="DIR",
+        help="Send the files to zimage-serve with these plans (default: to the decoder)",
+    )
     parser.add_argument("--files", type=count, default=2000, metavar="N", help="Files (default: %(default)s)")
     parser.add_argument("--seed", type=count_or_zero, default=0, help="Of the files (default: %(default)s)")
-    parser.add_argument("--folder", type=Path, action="append", default=[], help="Folder of more files, repeatable")
     parser.add_argument(
-        "--repeat", type=count, default=1, metavar="N", help="Times that each file is sent (default: 1)"
+        "--folder", type=Path, action="append", default=[], metavar="DIR", help="Folder of more files, repeatable"
     )
 
 
@@ -65,45 +62,50 @@ def run(args: argparse.Namespace) -> None:
 
 
 async def _measure(args: argparse.Namespace) -> dict[str, Any]:
-    uploads = Uploads()
+    receiver: Receiver = ServerReceiver(args.engines) if args.engines else DecoderReceiver()
     tallies: dict[str, Tally] = {}
     times: list[tuple[float, str]] = []
     errors: list[str] = []
     try:
-        before = await _memory(uploads)
-        number = 0
+        before = await _settled(receiver)
         async for kind, expected, data in _files(args):
-            for _ in range(args.repeat):
-                is_mask = number % MASKS == 0
-                outcome, seconds = await _outcome(uploads, data, is_mask)
-                number += 1
-                tally = tallies.setdefault(kind, Tally())
-                tally.outcomes[outcome] += 1
-                tally.slowest = max(tally.slowest, seconds)
-                times.append((seconds, kind))
-                wrong = expected is not None and expected != outcome and not is_mask  # a mask may select nothing
-                if outcome not in ("prepared", "refused") or wrong:
-                    errors.append(f"{kind} ({len(data)} bytes): {outcome}")
-        starts = uploads.decoder.starts
-        after = await _memory(uploads)
+            is_mask = len(times) % MASKS == 0
+            started = time.perf_counter()
+            outcome = await receiver.send(*((ORDINARY.read_bytes(), data) if is_mask else (data, None)))
+            times.append((time.perf_counter() - started, kind))
+            tally = tallies.setdefault(kind, Tally())
+            tally.outcomes[outcome.partition(":")[0]] += 1
+            tally.slowest = max(tally.slowest, times[-1][0])
+            wrong = expected is not None and expected != outcome and not is_mask  # a mask may select nothing
+            if outcome not in ("prepared", "refused") or wrong:
+                errors.append(f"{kind} ({len(data)} bytes): {outcome}")
+        after = await _settled(receiver)
     finally:
-        await uploads.close()
+        await receiver.close()
     errors += [
-        f"{name}: {after[name] - before[name]} bytes more" for name in before if after[name] > before[name] + GROWTH
+        f"{name} has {after[name] - before[name]} bytes more" for name in before if after[name] > before[name] + GROWTH
     ]
     _print(tallies, times, errors)
     return {
-        "files": len(times),
+        "receiver": "server" if args.engines else "decoder",
         "outcomes": dict(sum((tally.outcomes for tally in tallies.values()), Counter())),
-        "by_kind": {
-            kind: dict(tally.outcomes) | {"slowest_s": tally.slowest} for kind, tally in sorted(tallies.items())
-        },
         "seconds": asdict(Distribution.of([seconds for seconds, _ in times])),
-        "decoder_starts": starts,
         "memory_before": before,
         "memory_after": after,
-        "errors": errors[:100],
+        "by_kind": {
+            kind: dict(tally.outcomes) | {"slowest_s": round(tally.slowest, 3)}
+            for kind, tally in sorted(tallies.items())
+        },
+        "errors": errors[:RECORDED],
     }
+
+
+async def _settled(receiver: Receiver) -> dict[str, int]:
+    """Return the bytes of memory of each process after an ordinary upload."""
+    outcome = await receiver.send(ORDINARY.read_bytes(), None)
+    if outcome != "prepared":
+        raise RuntimeError(f"an ordinary image is {outcome}")
+    return await receiver.memory()
 
 
 async def _files(args: argparse.Namespace) -> AsyncIterator[Found]:
@@ -117,33 +119,7 @@ async def _files(args: argparse.Namespace) -> AsyncIterator[Found]:
         raise RuntimeError("the files could not be made")
     for folder in args.folder:
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            yield f"{folder.name}: {file.suffix or 'no suffix'}", None, await asyncio.to_thread(file.read_bytes)
-
-
-async def _outcome(uploads: Uploads, data: bytes, is_mask: bool) -> tuple[str, float]:
-    image, mask = (IMAGE.read_bytes(), data) if is_mask else (data, None)
-    started = time.perf_counter()
-    try:
-        await uploads.prepare(image, mask, PREPARATION)
-        outcome = "prepared"
-    except InvalidRequest as error:
-        outcome = (
-            "refused" if error.param in ("image", "mask") and len(str(error)) < 400 else f"refused for {error.param}"
-        )
-    except UploadsBusy:
-        outcome = "busy"
-    return outcome, time.perf_counter() - started
-
-
-async def _memory(uploads: Uploads) -> dict[str, int]:
-    """Return the bytes of memory of this process and of the decoder's, after an ordinary upload."""
-    await uploads.prepare(IMAGE.read_bytes(), None, PREPARATION)
-    gc.collect()
-    await asyncio.sleep(0.5)  # the decoder gives its memory back after its answer
-    return {
-        "server": psutil.Process().memory_info().rss,
-        "decoder": psutil.Process(uploads.decoder.pid).memory_info().rss,
-    }
+            yield f"{folder.name}/*{file.suffix.lower()}", None, await asyncio.to_thread(file.read_bytes)
 
 
 def _print(tallies: dict[str, Tally], times: list[tuple[float, str]], errors: list[str]) -> None:

@@ -26,7 +26,8 @@ class Preparation:
             this many pixels of the image around it, and pasted back (diffusers' name; `inpaint_full_res_padding` in
             AUTOMATIC1111's web UI). Without a width and height, the part is generated in the plans' default size.
         mask_blur: pixels, radius of the soft edge with which the part is pasted back.
-        alpha_is_mask: True to draw the image's own transparent pixels anew if it has any and comes without a mask.
+        alpha_is_mask: True to draw the image's own transparent pixels anew if it comes without a mask and any of its
+            pixels are more than half transparent.
         image_param, mask_param: names of the fields that the image and the mask are from, for errors.
 
     Raises:

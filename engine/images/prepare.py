@@ -4,6 +4,8 @@ Images are resized as by diffusers' `VaeImageProcessor`, with Lanczos, so that t
 pixels. Knows no files (see `decode`).
 """
 
+from dataclasses import replace
+
 from PIL import Image
 
 from engine.errors import InvalidRequest
@@ -15,7 +17,8 @@ from engine.size import Size
 MAX_PASTE_PIXELS = 4096 * 4096  # of an original that is kept until its image is generated
 LANCZOS = Image.Resampling.LANCZOS
 
-WHITE_FROM_HALF = [0] * 128 + [255] * 128  # as a byte, 0.5 is between 127 and 128
+HALF = 128  # the first byte that stands for 0.5 or more
+WHITE_FROM_HALF = [0] * HALF + [255] * (256 - HALF)
 INVERTED = list(range(255, -1, -1))
 
 
@@ -34,11 +37,11 @@ def prepare(
         InvalidRequest: the size is not one of the plans, the mask selects no pixel, or `padding_mask_crop` has no mask
             or a too large image. `param` is "size", "padding_mask_crop", or the name of the image's or mask's field.
     """
-    is_own_mask = mask is None and preparation.alpha_is_mask and transparency(image) is not None
-    if is_own_mask:
-        mask = image
-    rgb = _in_rgb(image, lay_on_white=not is_own_mask)
-    selected = None if mask is None else _drawn_anew(mask)
+    own_mask = _own_mask(image) if mask is None and preparation.alpha_is_mask else None
+    rgb = _in_rgb(image, lay_on_white=own_mask is None)
+    selected = own_mask if mask is None else _drawn_anew(mask)
+    if own_mask is not None:
+        preparation = replace(preparation, mask_param=preparation.image_param)
     if preparation.padding_mask_crop is not None:
         return _crop_to_mask(rgb, selected, preparation, notes)
     original = Size(*rgb.size)
@@ -58,6 +61,12 @@ def transparency(image: Image.Image) -> Image.Image | None:
         return None
     alpha = (image if image.mode in ("RGBA", "LA") else image.convert("RGBA")).getchannel("A")
     return None if alpha.getextrema() == (255, 255) else alpha
+
+
+def _own_mask(image: Image.Image) -> Image.Image | None:
+    """Return the mask that an image's alpha is, or None if no pixel is more than half transparent."""
+    alpha = transparency(image)
+    return alpha.point(INVERTED) if alpha is not None and any(alpha.histogram()[:HALF]) else None
 
 
 def _in_rgb(image: Image.Image, lay_on_white: bool) -> Image.Image:

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from server.api import errors
+from server.errors import UploadsBusy
 
 SHARE = 3  # times the free bytes: a client with more must wait, so that others always find room
-RETRY_AFTER = 5  # seconds
+RETRY_AFTER = 5.0  # seconds
 
 
 class HeldBytes:
@@ -35,19 +35,14 @@ class HeldBytes:
     def _take(self, client: str, more: int) -> None:
         left = self._most - self._by_client.total() - more
         if left < 0 or self._by_client[client] + more > SHARE * left:
-            raise errors.ApiError(
-                429,
-                "Too many large requests are being read; try again later.",
-                code="too_many_uploads",
-                headers={"retry-after": str(RETRY_AFTER)},
-            )
+            raise UploadsBusy("too many large requests are being read; try again later", RETRY_AFTER)
         self._by_client[client] += more
 
     def count(self, body: "HeldBody", size: int) -> None:
         """Count the bytes of a body so far.
 
         Raises:
-            ApiError: 429, there is no room for them.
+            UploadsBusy: there is no room for them.
         """
         more = max(size - self._free, 0) - body.counted
         if more > 0:
@@ -67,5 +62,5 @@ class HeldBody:
         self._held = held
 
     def grow(self, size: int) -> None:
-        """Tell its bytes so far. Raises ApiError: 429, there is no room for them."""
+        """Tell its bytes so far. Raises UploadsBusy: there is no room for them."""
         self._held.count(self, size)

@@ -42,9 +42,11 @@ ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 MAX_PREFIX = 256  # characters of a data URL before its data
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Upload:
     """An image to start from, as a client sent it, and what to do with it.
+
+    Its files are taken out once, since requests wait for their images much longer than for this.
 
     Attributes:
         image, mask: bytes of the files.
@@ -62,6 +64,11 @@ class Upload:
     alpha_is_mask: bool = False
     image_param: str = "init_image"
     mask_param: str = "mask"
+
+    def take(self) -> tuple[bytes, bytes | None]:
+        """Return the image and the mask, and forget them."""
+        image, mask, self.image, self.mask = self.image, self.mask, b"", None
+        return image, mask
 
     def check(self, image: ImageRequest, manifest: Manifest, loras: Collection[str]) -> None:
         """Check what can be known without decoding the files. Raises InvalidRequest."""
@@ -127,12 +134,13 @@ class ImageInput:
 
         Raises:
             InvalidRequest: it cannot be used.
-            UploadsBusy: too many wait to be decoded.
-            ApiError: 400, the server takes no images; 429, too many bytes wait.
+            UploadsBusy: too many wait to be decoded, or too many bytes.
+            ApiError: 400, the server takes no images.
         """
+        image, mask = upload.take()
         with self.held.reading(client) as held:
-            held.grow(len(upload.image) + len(upload.mask or b""))
-            return await self.require().prepare(upload.image, upload.mask, preparation, client)
+            held.grow(len(image) + len(mask or b""))
+            return await self.require().prepare(image, mask, preparation, client)
 
     async def close(self) -> None:
         """End the decoder's process."""
@@ -160,7 +168,7 @@ async def read_body_with_images(request: Request, owner: str | None, model: type
     """Read a JSON body that may have images as base64. See `read_body`.
 
     Raises:
-        ApiError: also 429, too many large bodies are being read.
+        UploadsBusy: too many large bodies are being read.
     """
     images = image_input(request)
     with images.held.reading(client_of(request, owner)) as held:
@@ -172,8 +180,8 @@ async def read_form(request: Request, owner: str | None, files: Collection[str] 
 
     Raises:
         ApiError: 400, the server takes no images, or the form is malformed; 403, a page sent it without asking first;
-            408, it did not arrive in time; 413, it is too large; 415, it is no form, or is compressed; 429, too many
-            large bodies are being read.
+            408, it did not arrive in time; 413, it is too large; 415, it is no form, or is compressed.
+        UploadsBusy: too many large bodies are being read.
     """
     images = image_input(request)
     images.require()  # before anything is read

@@ -66,36 +66,24 @@ class FormReader:
         boundary: between the parts.
         files: names of the fields that are files.
 
-    Attributes:
-        size: bytes that it keeps.
-
     Raises:
         ApiError: 400, the boundary is too long.
     """
 
     def __init__(self, boundary: bytes, limits: FormLimits, files: Collection[str]) -> None:
-        self.size = 0
-        self._limits, self._file_names = limits, files
-        self._texts: dict[str, str] = {}
-        self._files: dict[str, bytes] = {}
-        self._unused: list[str] = []
-        self._seen: Counter[str] = Counter()
-        self._parts = self._text_bytes = 0
-        self._part: _Part | None = None
-        self._header, self._value = bytearray(), bytearray()
-        self._has_ended = False
+        self._parts = parts = _Parts(limits, files)
         try:
-            self._parser = MultipartParser(
+            self._parser = MultipartParser(  # whose callbacks know no parser: cycles would keep files in memory
                 boundary,
                 {
-                    "on_part_begin": self._begin_part,
-                    "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
-                    "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-                    "on_header_end": self._end_header,
-                    "on_headers_finished": self._end_headers,
-                    "on_part_data": self._take,
-                    "on_part_end": self._end_part,
-                    "on_end": self._end,
+                    "on_part_begin": parts.begin_part,
+                    "on_header_field": parts.take_header_name,
+                    "on_header_value": parts.take_header_value,
+                    "on_header_end": parts.end_header,
+                    "on_headers_finished": parts.end_headers,
+                    "on_part_data": parts.take,
+                    "on_part_end": parts.end_part,
+                    "on_end": parts.end,
                 },
                 max_header_count=MAX_HEADERS,
                 max_header_size=MAX_HEADER,
@@ -103,13 +91,18 @@ class FormReader:
         except FormParserError as error:
             raise _invalid(str(error)) from error
 
+    @property
+    def size(self) -> int:
+        """Bytes that it keeps."""
+        return self._parts.size
+
     def feed(self, data: bytes) -> None:
         """Take a piece of the body.
 
         Raises:
             ApiError: 413, a file or the texts are too large; 400, the form is malformed.
         """
-        if self._has_ended:  # the standard allows text after the end, to be ignored
+        if self._parts.has_ended:  # the standard allows text after the end, to be ignored
             return
         try:
             self._parser.write(data)
@@ -118,24 +111,46 @@ class FormReader:
 
     def end(self) -> Form:
         """Return the form. Raises ApiError: 400, its end is missing."""
-        if not self._has_ended:
+        if not self._parts.has_ended:
             raise _invalid("its end is missing")
-        return Form(self._texts, self._files, tuple(self._unused))
+        return Form(self._parts.texts, self._parts.files, tuple(self._parts.unused))
 
-    def _begin_part(self) -> None:
+
+class _Parts:
+    """The parts that have been read, and the one that is being read."""
+
+    def __init__(self, limits: FormLimits, files: Collection[str]) -> None:
+        self.texts: dict[str, str] = {}
+        self.files: dict[str, bytes] = {}
+        self.unused: list[str] = []
+        self.size = 0
+        self.has_ended = False
+        self._limits, self._file_names = limits, files
+        self._seen: Counter[str] = Counter()
+        self._parts = self._text_bytes = 0
+        self._part: _Part | None = None
+        self._header, self._value = bytearray(), bytearray()
+
+    def take_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def take_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def begin_part(self) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
             raise _invalid(f"it has more than {MAX_PARTS} parts")
         self._part = _Part()
 
-    def _end_header(self) -> None:
+    def end_header(self) -> None:
         assert self._part is not None
         if bytes(self._header).lower() == b"content-disposition":
             self._part.disposition = self._value.decode("latin-1")
         self._header.clear()
         self._value.clear()
 
-    def _end_headers(self) -> None:
+    def end_headers(self) -> None:
         """Decide what becomes of the part's content, once its name is known."""
         assert self._part is not None
         part = self._part
@@ -155,7 +170,7 @@ class FormReader:
                 400, f"{name[: errors.ECHO]!r} is there twice.", code="invalid_value", param=name[: errors.ECHO]
             )
 
-    def _take(self, data: bytes, start: int, end: int) -> None:
+    def take(self, data: bytes, start: int, end: int) -> None:
         assert self._part is not None
         part, count = self._part, end - start
         part.size += count
@@ -170,21 +185,21 @@ class FormReader:
             self.size += count
             part.content += data[start:end]
 
-    def _end_part(self) -> None:
+    def end_part(self) -> None:
         assert self._part is not None
         part, self._part = self._part, None
         if not part.size and not part.has_file_name:
             return
         self._seen[part.name] += 1
         if part.number:
-            self._unused.append(f"{part.name}[{part.number}]")
+            self.unused.append(f"{part.name}[{part.number}]")
         elif part.is_file and (part.has_file_name or not part.content.isascii()):
-            self._files[part.name] = bytes(part.content)
+            self.files[part.name] = bytes(part.content)
         else:
-            self._texts[part.name] = _text(bytes(part.content), repr(part.name[: errors.ECHO]))
+            self.texts[part.name] = _text(bytes(part.content), repr(part.name[: errors.ECHO]))
 
-    def _end(self) -> None:
-        self._has_ended = True
+    def end(self) -> None:
+        self.has_ended = True
 
 
 @dataclass(slots=True)

@@ -65,7 +65,8 @@ async def generate_images(request: Request, jobs: Jobs, owner: Owner) -> Respons
 
 async def generate(request: Request, jobs: JobService, owner: str | None, body: ImagesRequest) -> Response:
     """Generate the images of a body; with `stream`, answer with server-sent events."""
-    return await answer(request, jobs, owner, *await take_upload(body, image_input(request)))
+    body, upload = await take_upload(body, image_input(request))  # forgets the base64
+    return await answer(request, jobs, owner, body, upload)
 
 
 async def answer(

@@ -24,7 +24,7 @@ from server.api.body import while_connected
 from server.api.client import client_of
 from server.api.image_input import ImageInput, Upload, image_input
 from server.api.served_model import ServedModel
-from server.errors import JobNotFound
+from server.errors import JobNotFound, UploadsBusy
 from server.jobs.follower import JobPreview
 from server.jobs.job import Job, JobState, StoredImage, new_id
 from server.jobs.service import JobService
@@ -124,6 +124,9 @@ async def _with_init_image(
     try:
         upload.check(image, jobs.manifest, jobs.loras)  # before the file is decoded
         init_image = await images.prepare(upload, upload.preparation(limits, image), client)
+    except UploadsBusy as refusal:
+        jobs.metrics.job_refused(refusal.code)
+        raise
     except InvalidRequest as error:
         raise InvalidRequest(str(error), submission.names.get(error.param, error.param)) from error
     begun = await run_in_threadpool(image.starting_from, init_image, upload.strength)

@@ -7,7 +7,6 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass
 from engine.errors import InvalidRequest
 from engine.images.preparation import Preparation
 from engine.init_image import InitImage
+from engine.module_command import module_command
 from server.errors import UploadsBusy
 from server.uploads.answers import (
     MAX_JSON,
@@ -32,7 +32,7 @@ from server.uploads.limits import UploadLimits
 
 log = logging.getLogger(__name__)
 
-COMMAND = (sys.executable, "-m", "server.uploads.process")
+COMMAND = tuple(module_command("server.uploads.process"))
 ENVIRONMENT = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG")  # no keys, no tokens
 CHUNK = 1 << 20  # bytes of a file that are given to the pipe at once
 KILLED_BY_SYSTEM = -signal.SIGKILL  # its exit status; the machine has too little memory

@@ -61,7 +61,10 @@ class Uploads:
         self._waiting.add(Waiting(Upload(image, mask, preparation), client, loop.time(), done))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="uploads")
-        return await done
+        try:
+            return await done
+        finally:
+            del done  # it has the error, whose traceback has this frame and so the files: a cycle
 
     async def close(self) -> None:
         """Refuse what waits and end the process."""
@@ -101,7 +104,7 @@ class Uploads:
         try:
             result = await self.decoder.prepare(waiting.upload)
         except (InvalidRequest, UploadsBusy) as error:
-            _set_error(done, error)
+            _set_error(done, error.with_traceback(None))
         except asyncio.CancelledError:
             _set_error(done, UploadsBusy("the server is shutting down", RETRY_AFTER))
             raise

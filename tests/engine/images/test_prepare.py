@@ -126,8 +126,23 @@ def test_image_can_be_its_own_mask(mode: str) -> None:
     ours = prepare(image, None, Preparation(LIMITS, alpha_is_mask=True))
     assert (ours.mask_array()[:, :32] == 255).all() and (ours.mask_array()[:, 32:] == 0).all()
     assert (abs(ours.pixel_array()[:, 32:].astype(int) - 200) <= 1).all()
-    opaque = prepare(picture(64, 64, "RGBA"), None, Preparation(LIMITS, alpha_is_mask=True))
-    assert opaque.mask is None
+
+
+@pytest.mark.parametrize("alpha", [128, 200, 255])
+def test_image_without_pixels_that_are_more_than_half_transparent_is_no_mask(alpha: int) -> None:
+    image = picture(64, 64, "RGBA")
+    image.putalpha(alpha)
+    ours = prepare(image, None, Preparation(LIMITS, alpha_is_mask=True))
+    assert ours == prepare(image, None, PLAIN)
+    assert ours.mask is None
+
+
+def test_own_mask_that_vanishes_in_the_size_is_refused_as_the_images() -> None:
+    image = picture(512, 512, "RGBA")
+    image.putpixel((5, 5), (0, 0, 0, 0))
+    with pytest.raises(InvalidRequest, match="image must select something") as refusal:
+        prepare(image, None, Preparation(LIMITS, 64, 64, alpha_is_mask=True))
+    assert refusal.value.param == "image"
 
 
 def test_transparent_part_of_a_mask_is_drawn_anew_and_its_colours_do_not_count() -> None:
