@@ -196,10 +196,6 @@ class Diffusers(Peer):
         self._pipeline.transformer.register_forward_pre_hook(self._count)
         self._record_after(self._pipeline.vae.decoder, "decode")
 
-    def _count(self, _module: nn.Module, arguments: Any) -> None:
-        latents, *_ = arguments
-        self.forwards += len(latents)
-
     def edit(self, request: ImageRequest, image: Image, mask: Image | None = None) -> Pixels:
         """Return the image of `ZImageImg2ImgPipeline` or, with a mask, of `ZImageInpaintPipeline`.
 
@@ -236,6 +232,10 @@ class Diffusers(Peer):
         pixels = [np.asarray(image) for image in output.images]
         self._timer.record("copy")
         return pixels
+
+    def _count(self, _module: nn.Module, arguments: Any) -> None:
+        latents, *_ = arguments
+        self.forwards += len(latents)
 
 
 def _settings(request: ImageRequest) -> dict[str, Any]:

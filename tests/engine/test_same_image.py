@@ -1,5 +1,6 @@
 """Images, from prompt to pixels, against those of diffusers."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,18 @@ def test_image_from_another_one_equals_that_of_diffusers(pipeline: Pipeline, dif
     compared = compare(case, EngineLoop(pipeline), diffusers)
     assert compared.psnr_db > 60, compared
     assert compared.forwards == compared.diffusers_forwards
+
+
+def test_bounded_and_truncated_guidance_of_an_image_from_another_one_equals_diffusers(
+    pipeline: Pipeline, diffusers: Diffusers
+) -> None:
+    """The guided steps are counted from the first one that is run."""
+    case = next(case for case in cases() if case.kind == "soft")
+    request = replace(case.request, guidance_scale=4.0, cfg_normalization=1.0, cfg_truncation=0.4)
+    compared = compare(replace(case, request=request), EngineLoop(pipeline), diffusers)
+    assert compared.psnr_db > 60, compared
+    assert compared.forwards == compared.diffusers_forwards
+    assert 0 < compared.forwards - request.steps_to_run(pipeline.manifest) < request.steps_to_run(pipeline.manifest)
 
 
 def test_strength_0_is_refused_by_diffusers_too(diffusers: Diffusers) -> None:

@@ -1,6 +1,7 @@
 """Uploads are prepared in a process of their own, which is bounded, killed and replaced."""
 
 import asyncio
+import gc
 import io
 import os
 import signal
@@ -8,7 +9,7 @@ import struct
 import sys
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -385,3 +386,23 @@ def test_file_larger_than_allowed_is_refused_without_a_process() -> None:
             assert uploads.decoder.starts == 0
 
     run(test)
+
+
+@pytest.mark.parametrize("image", [RED[:-40], b"no image" * 100, RED])
+def test_files_are_freed_at_once_also_if_they_are_refused(image: bytes) -> None:
+    """Cycles would keep them in memory until the next full collection, which a busy server seldom makes."""
+    image = bytes(bytearray(image))
+
+    async def prepare() -> None:
+        uploads = Uploads()
+        with suppress(InvalidRequest):
+            await uploads.prepare(image, None, PLAIN)
+        await uploads.close()
+
+    gc.disable()
+    try:
+        before = sys.getrefcount(image)
+        asyncio.run(prepare())
+        assert sys.getrefcount(image) == before
+    finally:
+        gc.enable()
