@@ -149,6 +149,14 @@ def test_form_with_base64_and_numbers_as_text(http: httpx.Client) -> None:
     assert decoded(base64.b64decode(answer.json()["data"][0]["b64_json"]))[0, 0].tolist() == [255, 3, RED]
 
 
+def test_null_is_absent_in_a_form_and_a_prompt_all_the_same(http: httpx.Client) -> None:
+    nulls = [(name, b"null", None) for name in ("size", "steps", "strength", "mask", "lora", "prompt")]
+    answer = http.post(EDITS, content=form(IMAGE, *nulls), headers=HEADERS)
+    assert answer.status_code == 200, answer.text
+    data = base64.b64decode(answer.json()["data"][0]["b64_json"])
+    assert json.loads(Image.open(io.BytesIO(data)).info["zimage-trt"])["prompt"] == "null"
+
+
 IMAGE = ("image", picture(), "in.png")
 
 
