@@ -167,6 +167,7 @@ def _submission(body: GenerateRequest, jobs: JobService, *, is_awaited: bool) ->
         body.image(),
         body.image_count,
         is_awaited,
+        format=body.format(),
         timeout=body.timeout,
         previews=body.previews if has_previews else 0,
         names=body.names(),
