@@ -11,6 +11,7 @@ from fastapi.responses import PlainTextResponse
 from sse_starlette.sse import AppStatus
 
 from server.api import documentation, errors, openapi
+from server.api import model_info as model_info_api
 from server.api import openai as openai_api
 from server.api import tasks as tasks_api
 from server.api.access import AccessPolicy, Authenticator
@@ -77,7 +78,7 @@ def create_app(jobs: JobService, options: AppOptions) -> FastAPI:
     app.state.started = int(time.time())
     app.state.gradio_sessions = Sessions()
     dialects = dialect_mount.routers(options.dialects)
-    for router in (probes, *dialects, openai_api.router, tasks_api.router, documentation.router):
+    for router in (probes, *dialects, openai_api.router, model_info_api.router, tasks_api.router, documentation.router):
         app.include_router(router)
     if options.page:
         app.include_router(page_router())
