@@ -1,6 +1,6 @@
 """The page: static files at `/` and `/page/`. Knows files and headers; not what the page does.
 
-The page uses only the public API, and all its URLs are relative: it works behind any proxy and prefix without a setting.
+The page uses only the public API, and all its URLs are relative: it works behind any proxy and prefix.
 """
 
 import gzip
