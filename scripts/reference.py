@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute, APIWebSocketRoute
 from pydantic import BaseModel
 
-from server.api import openai, openapi, tasks
+from server.api import model_info, openai, openapi, tasks
 from server.api.access import AccessPolicy
 from server.api.openai_schemas import ImagesRequest
 from server.api.task_schemas import GenerateRequest
@@ -66,7 +66,7 @@ def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 
 def endpoints() -> Iterator[Sequence[str]]:
     """Method, path, whether a key is needed, and the first line of the documentation of each endpoint."""
-    app, routers = FastAPI(), (openai.router, tasks.router, probes)
+    app, routers = FastAPI(), (openai.router, model_info.router, tasks.router, probes)
     for router in routers:
         app.include_router(router)
     openapi.install(app, AccessPolicy(keys=("any",)), ImagesRequest, GenerateRequest)

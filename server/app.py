@@ -11,6 +11,7 @@ from fastapi.responses import PlainTextResponse
 from sse_starlette.sse import AppStatus
 
 from server.api import documentation, errors, openapi
+from server.api import model_info as model_info_api
 from server.api import openai as openai_api
 from server.api import tasks as tasks_api
 from server.api.access import AccessPolicy, Authenticator
@@ -32,7 +33,7 @@ from server.http.host_names import HostNames
 from server.http.proxies import ProxyMiddleware
 from server.http.valid_host import ValidHostMiddleware
 from server.jobs.service import JobService
-from server.page.mount import PageMount, is_page
+from server.page.mount import page_router
 
 probes = APIRouter()
 
@@ -47,7 +48,7 @@ class AppOptions:
 
     Attributes:
         policy: who may generate images, and how many.
-        page: True to serve the web page at `/`; at most one application per process can.
+        page: True to serve the web page at `/`.
         hosts: names that requests may use.
         trusted_proxies: addresses and networks whose X-Forwarded-* headers are believed.
         public_url: the server's address for its clients; None to take it from each request.
@@ -77,9 +78,11 @@ def create_app(jobs: JobService, options: AppOptions) -> FastAPI:
     app.state.started = int(time.time())
     app.state.gradio_sessions = Sessions()
     dialects = dialect_mount.routers(options.dialects)
-    for router in (probes, *dialects, openai_api.router, tasks_api.router, documentation.router):
+    for router in (probes, *dialects, openai_api.router, model_info_api.router, tasks_api.router, documentation.router):
         app.include_router(router)
-    for api in ("openai", "tasks", *dialect_mount.apis(options.dialects), *(["page"] if options.page else [])):
+    if options.page:
+        app.include_router(page_router())
+    for api in ("openai", "tasks", *dialect_mount.apis(options.dialects)):
         jobs.metrics.add_api(api)
     _add_middleware(app, options)
     errors.install(app)
@@ -89,16 +92,13 @@ def create_app(jobs: JobService, options: AppOptions) -> FastAPI:
 
 def _add_middleware(app: FastAPI, options: AppOptions) -> None:
     """Add the layers between HTTP and the routes, the innermost first."""
-    if options.page:
-        page = {"jobs": app.state.jobs, "authenticator": app.state.authenticator, "guide": app.state.model.guide}
-        app.add_middleware(PageMount, **page)
     app.add_middleware(AmbiguousLengthMiddleware)
     app.add_middleware(ValidHostMiddleware, names=options.hosts)
     app.add_middleware(ProxyMiddleware, networks=options.trusted_proxies, public_url=options.public_url)
     app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestIdMiddleware)
     if options.cors_origins:  # outermost: answers to unexpected exceptions have its headers too
-        app.add_middleware(CrossOriginMiddleware, origins=options.cors_origins, is_page=is_page)
+        app.add_middleware(CrossOriginMiddleware, origins=options.cors_origins)
 
 
 @probes.get("/health", responses=NOT_OK)

@@ -27,7 +27,7 @@ from server.api.openai_schemas import (
     Usage,
 )
 from server.api.public_address import public_root
-from server.api.schemas import ModelInfo, image_path
+from server.api.schemas import image_path
 from server.api.served_model import Model
 from server.api.submit import Jobs, Owner, Submission, answer_headers, encode_images, submit_request, wait_for_images
 from server.jobs.follower import JobPreview
@@ -93,24 +93,6 @@ async def retrieve_model(request: Request, model: str, served: Model) -> ModelCa
 
 def _card(request: Request, name: str) -> ModelCard:
     return ModelCard(id=name, created=request.app.state.started)
-
-
-@router.get("/v1/model_info")
-async def model_info(jobs: Jobs, model: Model) -> ModelInfo:
-    """Return the properties of the served plans."""
-    manifest = jobs.manifest
-    return ModelInfo(
-        model_path=manifest.model.name,
-        precision=manifest.precision,
-        flavor=manifest.target.flavor,
-        plan_id=manifest.plan_id,
-        num_inference_steps=manifest.model.default_steps,
-        default_size=str(manifest.default_size),
-        loras=list(jobs.loras),
-        about=model.guide.about,
-        examples=list(model.guide.examples),
-        sizes=[f"{p.width.min}x{p.height.min}..{p.width.max}x{p.height.max}" for p in manifest.profiles],
-    )
 
 
 def _submission(body: ImagesRequest, *, has_previews: bool) -> Submission:

@@ -23,8 +23,10 @@ from server.errors import TooManyFollowers
 from server.jobs.job import MAX_SEQUENCE, Job, JobState
 from server.jobs.job_events import JobEvent
 from server.jobs.service import JobService
+from server.jobs.storage.store import HistoryPage
 
 MAX_PAGE = 200  # tasks
+MAX_IDS, MAX_ID = 50, 64  # ids of one request, and characters of each with its comma
 TASK_NOT_FOUND = 4404  # close codes of WebSockets
 TRY_AGAIN_LATER = 1013
 
@@ -143,16 +145,23 @@ async def history(
     owner: Owner,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
     before: Annotated[int, Query(ge=1, le=MAX_SEQUENCE)] | None = None,
+    ids: Annotated[str, Query(max_length=MAX_IDS * MAX_ID, description="task ids, separated by commas")] | None = None,
 ) -> Response:
     """List the key's tasks, newest first; `before` is the `sequence` of the last task of the previous page.
 
     Without keys, the list is empty unless the server shares its history: it would be everybody's.
     A page has fewer than `limit` tasks if their prompts have more than a megabyte.
+
+    With `ids`, list those of these tasks that exist, whoever submitted them; `limit` and `before` do not count.
     """
     authenticator: Authenticator = request.app.state.authenticator
-    if not authenticator.lists_history:
-        return Response(TaskList(tasks=[], has_more=False).model_dump_json(), media_type="application/json")
-    page, base_url = await jobs.history(limit, before, owner), public_root(request)
+    if ids is not None:
+        page = await jobs.find(_ids(ids))
+    elif authenticator.lists_history:
+        page = await jobs.history(limit, before, owner)
+    else:
+        page = HistoryPage([], {}, has_more=False)
+    base_url = public_root(request)
     tasks = [Task.of(job, jobs.progress(job), page.metadata[job.id], base_url) for job in page.jobs]
     answer = TaskList(tasks=tasks, has_more=page.has_more)
     return Response(answer.model_dump_json(), media_type="application/json")  # FastAPI would validate it again
@@ -167,12 +176,23 @@ def _submission(body: GenerateRequest, jobs: JobService, *, is_awaited: bool) ->
         body.image(),
         body.image_count,
         is_awaited,
+        format=body.format(),
         timeout=body.timeout,
         previews=body.previews if has_previews else 0,
         names=body.names(),
         model=body.model,
         ignored=(*body.ignored(), *without_previews),
     )
+
+
+def _ids(text: str) -> list[str]:
+    """Return the ids in a list, each once. Raises ApiError: there are too many."""
+    ids = list(dict.fromkeys(filter(None, text.split(","))))
+    if len(ids) > MAX_IDS:
+        raise errors.ApiError(
+            400, f"ids must name {MAX_IDS} tasks at most, got {len(ids)}.", code="invalid_value", param="ids"
+        )
+    return ids
 
 
 async def _find(jobs: JobService, task_id: str) -> Job:

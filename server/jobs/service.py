@@ -7,7 +7,7 @@ accepted job ends once: done, failed with an error, or cancelled.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -201,10 +201,18 @@ class JobService:
 
     async def history(self, limit: int, before: int | None, owner: str | None) -> HistoryPage:
         """Return a page of an owner's jobs, newest first; see `JobStore.history`."""
-        page = await self._async_store.call_in_thread(self._store.history, limit, before, owner)
+        return await self._page(partial(self._store.history, limit, before, owner))
+
+    async def find(self, ids: Sequence[str]) -> HistoryPage:
+        """Return those of some jobs that exist, newest first; see `JobStore.find`."""
+        return await self._page(partial(self._store.find, ids))
+
+    async def _page(self, read: Callable[[], HistoryPage]) -> HistoryPage:
+        """Return a page as the store has it, with what memory knows better."""
+        page = await self._async_store.call_in_thread(read)
         if any(not job.state.is_final and self._tracker.get(job.id) is None for job in page.jobs):
             # they ended, and left the memory, after the page was read
-            page = await self._async_store.call_in_thread(self._store.history, limit, before, owner)
+            page = await self._async_store.call_in_thread(read)
         in_memory = [live for job in page.jobs if (live := self._tracker.get(job.id))]
         jobs = {job.id: job for job in page.jobs} | {live.job.id: live.job for live in in_memory}
         metadata = {live.job.id: [image.metadata for image in live.finished_images()] for live in in_memory}

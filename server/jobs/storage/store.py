@@ -4,7 +4,7 @@ Knows rows and transactions; neither workers nor HTTP.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,7 +36,7 @@ END = "max(?, ifnull(created, 0), ifnull(started, 0))"  # not before the start, 
 
 @dataclass(frozen=True, slots=True)
 class HistoryPage:
-    """Jobs of one owner, newest first.
+    """Jobs, newest first.
 
     Attributes:
         metadata: of the images so far, by job.
@@ -126,12 +126,20 @@ class JobStore:
             owner: None for the jobs without an owner.
         """
         end = MAX_SEQUENCE if before is None else before
-        older = "FROM jobs WHERE owner IS ? AND sequence < ?"
+        return self._page("owner IS ?", (owner,), end, limit)
+
+    def find(self, ids: Sequence[str]) -> HistoryPage:
+        """Return those of some jobs that exist, newest first; fewer if their requests have more than PAGE_BYTES."""
+        return self._page("id IN (SELECT value FROM json_each(?))", (to_json(ids),), MAX_SEQUENCE, len(ids))
+
+    def _page(self, which: str, values: tuple[SQLiteValue, ...], end: int, limit: int) -> HistoryPage:
+        """Return the newest jobs before a sequence that a condition holds for."""
+        older = f"FROM jobs WHERE {which} AND sequence < ?"
         newest = f"SELECT sequence, {SIZE} AS size {older} ORDER BY sequence DESC LIMIT ?"
         up_to = f"SELECT sequence, sum(size) OVER (ORDER BY sequence DESC) - size AS newer FROM ({newest})"
-        which = f"WHERE sequence IN (SELECT sequence FROM ({up_to}) WHERE newer < {PAGE_BYTES}) ORDER BY sequence DESC"
-        jobs = self._jobs(which, owner, end, limit)
-        has_more = bool(jobs) and bool(self.database.rows(f"SELECT 1 {older} LIMIT 1", owner, jobs[-1].sequence))
+        fitting = f"SELECT sequence FROM ({up_to}) WHERE newer < {PAGE_BYTES}"
+        jobs = self._jobs(f"WHERE sequence IN ({fitting}) ORDER BY sequence DESC", *values, end, limit)
+        has_more = bool(jobs) and bool(self.database.rows(f"SELECT 1 {older} LIMIT 1", *values, jobs[-1].sequence))
         return HistoryPage(jobs, {job.id: self.metadata(job.id) for job in jobs}, has_more)
 
     def start(self, id: str) -> bool:

@@ -13,6 +13,7 @@ from fakes.server import decoded, serving
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
+from server.api.access import AccessPolicy
 from server.api.tasks import TASK_NOT_FOUND
 from server.jobs.admission import Limits
 
@@ -168,6 +169,33 @@ def test_history_is_newest_first_in_pages(http: httpx.Client) -> None:
     assert [task["prompt"] for task in following] == ["number 1", "number 0"]
 
 
+def test_tasks_are_found_by_their_ids_without_a_shared_history() -> None:
+    with serving(FakeLoop(), policy=AccessPolicy()) as url, httpx.Client(base_url=url, timeout=10) as http:
+        first, second, other = (submit(http, seed=seed) for seed in (1, 2, 3))
+        for task_id in (first, second, other):
+            ended(http, task_id)
+        found = http.get("/v1/tasks", params={"ids": f"{first},nobody's,,{second},{first}"}).json()
+        assert [task["task_id"] for task in found["tasks"]] == [second, first] and not found["has_more"]
+        assert found["tasks"][1] == http.get(f"/v1/task/{first}").json()
+        assert http.get("/v1/tasks").json() == http.get("/v1/tasks?ids=").json() == {"tasks": [], "has_more": False}
+
+
+def test_running_task_found_by_its_id_has_its_progress(http: httpx.Client) -> None:
+    task_id = submit(http, num_inference_steps=100)
+    try:
+        (found,) = http.get("/v1/tasks", params={"ids": task_id, "limit": 1, "before": 1}).json()["tasks"]
+        assert found["task_id"] == task_id and found["status"] in ("pending", "running")
+    finally:
+        http.delete(f"/v1/task/{task_id}")
+
+
+def test_more_than_fifty_ids_are_refused(http: httpx.Client) -> None:
+    ids = [f"job_{number:032x}" for number in range(51)]
+    assert http.get("/v1/tasks", params={"ids": ",".join(ids[:50])}).json()["tasks"] == []
+    answer = http.get("/v1/tasks", params={"ids": ",".join(ids)})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "ids")
+
+
 @pytest.mark.parametrize(
     ("change", "param"),
     [
@@ -202,3 +230,23 @@ def test_full_queue_is_429_with_retry_after() -> None:
         assert http.post("/v1/generate", json=hopeless).json()["error"]["code"] == "deadline_unreachable"
         assert ended(http, tasks[0])["status"] == "done"
         assert ended(http, submit(http))["status"] == "done"
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_task_gives_images_in_the_requested_format(http: httpx.Client, kind: str) -> None:
+    task = ended(http, submit(http, output_format=kind))
+    image = http.get(task["result"]["paths"][0])
+    assert image.headers["content-type"] == f"image/{kind}" and decoded(image.content, kind.upper()).shape == (
+        96,
+        128,
+        3,
+    )
+    assert task["settings"]["output_format"] == kind
+
+
+def test_task_tells_its_settings_before_it_ends(http: httpx.Client) -> None:
+    body = {"negative_prompt": "dogs", "guidance_scale": 2.5, "seed": 2**64 - 1, "num_images": 2, "width": 64}
+    body |= {"lora": "outlines", "lora_strength": 0.5}
+    settings = http.get(f"/v1/task/{submit(http, **body)}").json()["settings"]
+    assert {name: settings[name] for name in body} == body
+    assert (settings["height"], settings["num_inference_steps"]) == (None, None)
