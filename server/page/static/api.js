@@ -29,12 +29,14 @@ export class ApiError extends Error {
 
 /** The API under one key. */
 export class Api {
-  /** The API key; empty without one. */
-  key = "";
+  /** @param {string} key the API key; empty without one */
+  constructor(key = "") {
+    this.key = key;
+  }
 
   /** @returns {Promise<ModelInfo>} */
   modelInfo() {
-    return this.#json("v1/model_info");
+    return this._json("v1/model_info");
   }
 
   /**
@@ -45,7 +47,7 @@ export class Api {
    */
   submit(body, repetitionKey) {
     const headers = { "content-type": "application/json", "idempotency-key": repetitionKey };
-    return this.#json("v1/generate", { method: "POST", headers, body: JSON.stringify(body) });
+    return this._json("v1/generate", { method: "POST", headers, body: JSON.stringify(body) });
   }
 
   /**
@@ -53,7 +55,7 @@ export class Api {
    * @returns {Promise<Task>}
    */
   task(id) {
-    return this.#json(`v1/task/${id}`);
+    return this._json(`v1/task/${id}`);
   }
 
   /**
@@ -64,7 +66,7 @@ export class Api {
   async tasks(ids) {
     const found = [];
     for (let at = 0; at < ids.length; at += MAX_IDS) {
-      const page = await this.#json(`v1/tasks?ids=${ids.slice(at, at + MAX_IDS).join(",")}`);
+      const page = await this._json(`v1/tasks?ids=${ids.slice(at, at + MAX_IDS).join(",")}`);
       found.push(...page.tasks);
     }
     return found;
@@ -77,7 +79,7 @@ export class Api {
    * @returns {Promise<{tasks: Task[], has_more: boolean}>}
    */
   history(limit, before) {
-    return this.#json(`v1/tasks?limit=${limit}${before === null ? "" : `&before=${before}`}`);
+    return this._json(`v1/tasks?limit=${limit}${before === null ? "" : `&before=${before}`}`);
   }
 
   /**
@@ -86,7 +88,7 @@ export class Api {
    * @returns {Promise<Task>}
    */
   remove(id) {
-    return this.#json(`v1/task/${id}`, { method: "DELETE", keepalive: true });
+    return this._json(`v1/task/${id}`, { method: "DELETE", keepalive: true });
   }
 
   /**
@@ -96,16 +98,16 @@ export class Api {
    * @returns {AsyncGenerator<TaskEvent>}
    */
   async *events(id, signal) {
-    const response = await this.#send(`v1/task/${id}/events?images=false`, { signal });
+    const response = await this._send(`v1/task/${id}/events?images=false`, { signal });
     for await (const data of readEvents(response)) yield parse(data);
   }
 
-  async #json(path, options = {}) {
-    const response = await this.#send(path, options);
+  async _json(path, options = {}) {
+    const response = await this._send(path, options);
     return parse(await response.text());
   }
 
-  async #send(path, { headers = {}, ...options } = {}) {
+  async _send(path, { headers = {}, ...options } = {}) {
     const authorization = this.key ? { authorization: `Bearer ${this.key}` } : {};
     const response = await fetch(new URL(path, ROOT), { ...options, headers: { ...headers, ...authorization } }).catch((error) => {
       if (error.name === "AbortError") throw error;

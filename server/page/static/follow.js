@@ -23,114 +23,112 @@ const MISSES = 3; // answers that there is no such task, until it is lost: anoth
 
 /** Follows tasks until they end. */
 export class Follower {
-  /** @type {Map<string, {misses: number, stream: AbortController | null}>} by id, the oldest first */
-  #followed = new Map();
-  #isPolling = false;
-
   /**
    * @param {Api} api
    * @param {Listener} listener
    */
   constructor(api, listener) {
-    this.api = api;
-    this.listener = listener;
-    document.addEventListener("visibilitychange", () => this.#reconnect());
-    window.addEventListener("online", () => this.#reconnect());
+    this._api = api;
+    this._listener = listener;
+    /** @type {Map<string, {misses: number, stream: AbortController | null}>} by id, the oldest first */
+    this._followed = new Map();
+    this._isPolling = false;
+    document.addEventListener("visibilitychange", () => this._reconnect());
+    window.addEventListener("online", () => this._reconnect());
   }
 
   /** @param {string} id of an unfinished task */
   follow(id) {
-    if (this.#followed.has(id)) return;
-    this.#followed.set(id, { misses: 0, stream: null });
-    this.#openStreams();
-    this.#poll();
+    if (this._followed.has(id)) return;
+    this._followed.set(id, { misses: 0, stream: null });
+    this._openStreams();
   }
 
   /** @param {string} id */
   unfollow(id) {
-    this.#followed.get(id)?.stream?.abort();
-    this.#followed.delete(id);
-    this.#openStreams();
+    this._followed.get(id)?.stream?.abort();
+    this._followed.delete(id);
+    this._openStreams();
   }
 
   /** Open all streams anew: the network or the computer was away. */
-  #reconnect() {
-    for (const entry of this.#followed.values()) {
+  _reconnect() {
+    for (const entry of this._followed.values()) {
       entry.stream?.abort();
       entry.stream = null;
     }
-    this.#openStreams();
+    this._openStreams();
   }
 
-  #openStreams() {
-    if (document.hidden) return;
-    for (const [id, entry] of [...this.#followed].slice(0, MAX_STREAMS)) {
-      if (entry.stream === null) this.#stream(id, entry);
+  _openStreams() {
+    for (const [id, entry] of document.hidden ? [] : [...this._followed].slice(0, MAX_STREAMS)) {
+      if (entry.stream === null) this._stream(id, entry);
     }
+    this._poll();
   }
 
-  async #stream(id, entry) {
+  async _stream(id, entry) {
     const { signal } = (entry.stream = new AbortController());
     for (let failures = 0; !signal.aborted; failures++) {
       try {
-        for await (const event of this.api.events(id, signal)) {
+        for await (const event of this._api.events(id, signal)) {
           if (signal.aborted) return;
           failures = 0;
-          this.#handle(id, event);
+          this._handle(id, event);
         }
       } catch (error) {
-        if (!signal.aborted) this.#handleError(id, error);
+        if (!signal.aborted) this._handleError(id, error);
       }
       await pause(Math.min(2 ** failures, MAX_WAIT_SECONDS), signal);
     }
   }
 
   /** Ask for the tasks that have no stream, as long as there are any. */
-  async #poll() {
-    if (this.#isPolling) return;
-    this.#isPolling = true;
-    for (let ids = this.#withoutStream(); ids.length > 0; ids = this.#withoutStream()) {
+  async _poll() {
+    if (this._isPolling) return;
+    this._isPolling = true;
+    for (let ids = this._withoutStream(); ids.length > 0; ids = this._withoutStream()) {
       await pause(POLL_SECONDS);
       try {
-        await this.#ask(ids.filter((id) => this.#followed.has(id)));
+        await this._ask(ids.filter((id) => this._followed.has(id)));
       } catch (error) {
-        this.#handleError(null, error);
+        this._handleError(null, error);
       }
     }
-    this.#isPolling = false;
+    this._isPolling = false;
   }
 
-  async #ask(ids) {
+  async _ask(ids) {
     if (ids.length === 0) return;
-    const found = await this.api.tasks(ids);
-    for (const task of found) this.#handle(task.task_id, asEvent(task));
+    const found = await this._api.tasks(ids);
+    for (const task of found) this._handle(task.task_id, asEvent(task));
     const known = new Set(found.map((task) => task.task_id));
-    for (const id of ids) if (!known.has(id)) this.#miss(id);
+    for (const id of ids) if (!known.has(id)) this._miss(id);
   }
 
-  #withoutStream() {
-    return [...this.#followed].filter(([, { stream }]) => stream === null).map(([id]) => id);
+  _withoutStream() {
+    return [...this._followed].filter(([, { stream }]) => stream === null).map(([id]) => id);
   }
 
-  #handle(id, event) {
-    const entry = this.#followed.get(id);
+  _handle(id, event) {
+    const entry = this._followed.get(id);
     if (!entry) return;
     entry.misses = 0;
-    this.listener.onConnection(true);
+    this._listener.onConnection(true);
     if (event.type === "end") this.unfollow(id);
-    this.listener.onEvent(id, event);
+    this._listener.onEvent(id, event);
   }
 
-  #handleError(id, error) {
-    if (error.code === "task_not_found") this.#miss(id);
-    else this.listener.onConnection(!(error.isTransient ?? true));
+  _handleError(id, error) {
+    if (error.code === "task_not_found") this._miss(id);
+    else this._listener.onConnection(!(error.isTransient ?? true));
   }
 
-  #miss(id) {
-    const entry = this.#followed.get(id);
+  _miss(id) {
+    const entry = this._followed.get(id);
     if (!entry || ++entry.misses < MISSES) return;
     this.unfollow(id);
-    this.listener.onLost(id);
+    this._listener.onLost(id);
   }
 }
 
