@@ -37,6 +37,12 @@ return [...document.querySelectorAll(arguments[0])].find(
     element => element.checkVisibility() && element.innerText.includes(arguments[1]))
 """
 
+RUN = """
+const values = [...arguments], done = values.pop();
+(async (...values) => { %s })(...values).then(
+    value => done({value: value ?? null}), error => done({error: String(error.stack ?? error)}))
+"""
+
 
 class Browser:
     """Actions in a tab."""
@@ -69,6 +75,12 @@ class Browser:
     def read(self, script: str) -> Any:
         """Return the result of a script, which reads the page at one moment."""
         return self.driver.execute_script(script)
+
+    def run(self, script: str, *values: object) -> Any:
+        """Return what the body of an asynchronous function returns. It may import modules of the page."""
+        answer = self.driver.execute_async_script(RUN % script, *values)
+        assert "error" not in answer, answer["error"]
+        return answer["value"]
 
     def click(self, selector: str, text: str = "") -> None:
         def clicked() -> bool:
