@@ -28,7 +28,7 @@ export class MaskEditor {
 
   /** True if nothing is painted. */
   get isEmpty() {
-    return paintedShare(this._canvas) === 0;
+    return paintedShare(this._context) === 0;
   }
 
   /** The steps of the drawing, to go back to them. @returns {import("./mask.js").MaskStep[]} */
@@ -122,6 +122,7 @@ export class MaskEditor {
       class: "mask-canvas", tabindex: "0", role: "application", width: "1", height: "1",
       "data-i18n-label": "mask.canvas", "aria-describedby": id,
     });
+    this._context = this._canvas.getContext("2d", { willReadFrequently: true });
     this._cursor = element("span", { class: "mask-cursor", "aria-hidden": "true", hidden: true });
     this._brush = button("mask.brush", () => this.choose(false));
     this._eraser = button("mask.eraser", () => this.choose(true));
@@ -156,20 +157,25 @@ export class MaskEditor {
 
   /** @param {import("./mask.js").MaskStep} step */
   _add(step) {
+    drawStep(this._context, step, this._scale, COLOUR);
+    this._keep(step);
+  }
+
+  /** @param {import("./mask.js").MaskStep} step one that is drawn */
+  _keep(step) {
     this._mask.add(step);
-    drawStep(this._canvas.getContext("2d"), step, this._scale, COLOUR);
     this._update();
     this._onChange();
   }
 
   _redraw() {
-    this._mask.draw(this._canvas.getContext("2d"), this._scale, COLOUR);
+    this._mask.draw(this._context, this._scale, COLOUR);
     this._update();
     this._onChange();
   }
 
   _update() {
-    const share = paintedShare(this._canvas);
+    const share = paintedShare(this._context);
     this._brush.setAttribute("aria-pressed", String(!this._isEraser));
     this._eraser.setAttribute("aria-pressed", String(this._isEraser));
     this._undo.disabled = !this._mask.canUndo;
@@ -195,7 +201,7 @@ export class MaskEditor {
     const step = { kind: "stroke", isEraser: this._isEraser, size: this.size, points: [this._point(event)] };
     this._stroke = { id: event.pointerId, step };
     this._showCursor(event);
-    drawStep(this._canvas.getContext("2d"), step, this._scale, COLOUR);
+    drawStep(this._context, step, this._scale, COLOUR);
   }
 
   _onMove(event) {
@@ -204,14 +210,14 @@ export class MaskEditor {
     const { step } = this._stroke, from = step.points.length - 1;
     const events = event.getCoalescedEvents?.() ?? [];
     step.points.push(...(events.length ? events : [event]).map((one) => this._point(one)));
-    drawStep(this._canvas.getContext("2d"), step, this._scale, COLOUR, from);
+    drawStep(this._context, step, this._scale, COLOUR, from);
   }
 
   _onUp(event) {
     if (this._stroke?.id !== event.pointerId) return;
     const { step } = this._stroke;
     this._stroke = null;
-    this._add(step);
+    this._keep(step);
   }
 
   /** Keys that work everywhere in the editor. @param {KeyboardEvent} event */

@@ -74,24 +74,26 @@ export function drawStep(context, step, scale, colour, from = 0) {
     context.globalCompositeOperation = step.isEraser ? "destination-out" : "source-over";
     context.lineWidth = step.size * scale;
     context.lineCap = context.lineJoin = "round";
+    const points = step.points.slice(from).map(([x, y]) => [x * scale, y * scale]);
     context.beginPath();
-    const points = step.points.slice(from);
-    context.moveTo(points[0][0] * scale, points[0][1] * scale);
-    for (const [x, y] of points.length > 1 ? points.slice(1) : points) context.lineTo(x * scale, y * scale);
+    context.arc(...points[0], context.lineWidth / 2, 0, 2 * Math.PI); // a line without a length is not drawn
+    context.fill();
+    context.beginPath();
+    for (const point of points) context.lineTo(...point);
     context.stroke();
   }
   context.globalCompositeOperation = "source-over";
 }
 
 /**
- * Return the share of a canvas that is painted.
- * @param {HTMLCanvasElement} canvas
- * @returns {number} 0 for nothing at all, to 1
+ * Return the share of a canvas that is painted. The soft edges that an eraser leaves are not.
+ * @param {CanvasRenderingContext2D} context
+ * @returns {number} 0 to 1
  */
-export function paintedShare(canvas) {
-  const { width, height } = canvas;
-  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
-  let total = 0;
-  for (let at = 3; at < data.length; at += 4) total += data[at];
-  return total / 255 / (width * height);
+export function paintedShare(context) {
+  const { width, height } = context.canvas;
+  const { data } = context.getImageData(0, 0, width, height);
+  let painted = 0;
+  for (let at = 3; at < data.length; at += 4) painted += data[at] >> 7;
+  return painted / (width * height);
 }
