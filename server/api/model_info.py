@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter, Request
 
-from engine.plan.manifest import Manifest, Profile
-from engine.request import ImageRequest
+from engine.plan.manifest import Profile
 from server.api.access import Authenticator
+from server.api.image_input import image_input
 from server.api.schemas import ModelInfo, SizeLimits
 from server.api.served_model import Model
 from server.api.submit import Jobs
@@ -30,9 +30,9 @@ async def model_info(request: Request, jobs: Jobs, model: Model) -> ModelInfo:
         size_limits=limits,
         recommended_sizes=list(model.guide.sizes),
         size_multiple=manifest.model.size_multiple,
-        default_guidance=ImageRequest("").guidance_scale,
+        default_guidance=manifest.model.default_guidance,
         max_images=MAX_IMAGES,
-        image_input=_has_image_input(manifest),
+        image_input=image_input(request).is_available,
         needs_key=authenticator.needs_key,
         history=authenticator.history,
         loras=list(jobs.loras),
@@ -44,7 +44,3 @@ async def model_info(request: Request, jobs: Jobs, model: Model) -> ModelInfo:
 def _limits(profile: Profile) -> SizeLimits:
     width, height = profile.width, profile.height
     return SizeLimits(min_width=width.min, max_width=width.max, min_height=height.min, max_height=height.max)
-
-
-def _has_image_input(manifest: Manifest) -> bool:
-    return "vae_encoder" in manifest.graphs

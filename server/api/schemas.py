@@ -42,12 +42,12 @@ class ModelInfo(BaseModel):
     flavor: str
     plan_id: str
     num_inference_steps: int
+    default_guidance: float
     default_size: str
     sizes: list[str]
     size_limits: list[SizeLimits]
     recommended_sizes: list[str]
     size_multiple: int
-    default_guidance: float
     max_images: int
     image_input: bool
     needs_key: bool

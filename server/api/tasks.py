@@ -14,7 +14,8 @@ from starlette.requests import ClientDisconnect
 
 from server.api import errors, openapi
 from server.api.access import Authenticator
-from server.api.body import read_body, while_connected
+from server.api.body import while_connected
+from server.api.image_input import Upload, image_input, read_body_with_images, take_upload
 from server.api.public_address import public_root
 from server.api.submit import Jobs, Owner, Submission, answer_headers, encode_images, submit_request, wait_for_images
 from server.api.task_events import TaskEventEncoder
@@ -39,12 +40,13 @@ LINKS = openapi.links_to("/v1/task/{task_id}", "task_id", "get", "delete")
 @router.post("/api/v1/generate", response_model=Images, openapi_extra=BODY, responses=openapi.generation_responses())
 async def generate(request: Request, jobs: Jobs, owner: Owner) -> Response:
     """Generate images and answer with them."""
-    return await wait_for_task(request, jobs, owner, await read_body(request, GenerateRequest))
+    return await wait_for_task(request, jobs, owner, await read_body_with_images(request, owner, GenerateRequest))
 
 
 async def wait_for_task(request: Request, jobs: JobService, owner: str | None, body: GenerateRequest) -> Response:
     """Generate the images of a body and answer with them."""
-    submission = _submission(body, jobs, is_awaited=True)
+    body, upload = await take_upload(body, image_input(request))
+    submission = _submission(body, jobs, upload, is_awaited=True)
     job = await submit_request(request, jobs, owner, submission)
     ended, images = await wait_for_images(request, jobs, job)
 
@@ -62,14 +64,16 @@ async def wait_for_task(request: Request, jobs: JobService, owner: str | None, b
 @router.post("/v1/generate", openapi_extra=BODY, responses=openapi.submission_responses(LINKS))
 async def submit(request: Request, response: Response, jobs: Jobs, owner: Owner) -> Submitted:
     """Submit a task. It runs whether or not a client waits for it."""
-    return await submit_task(request, response, jobs, owner, await read_body(request, GenerateRequest))
+    body = await read_body_with_images(request, owner, GenerateRequest)
+    return await submit_task(request, response, jobs, owner, body)
 
 
 async def submit_task(
     request: Request, response: Response, jobs: JobService, owner: str | None, body: GenerateRequest
 ) -> Submitted:
     """Submit the task of a body. `response`: the one whose headers tell about it."""
-    submission = _submission(body, jobs, is_awaited=False)
+    body, upload = await take_upload(body, image_input(request))
+    submission = _submission(body, jobs, upload, is_awaited=False)
     job = await submit_request(request, jobs, owner, submission)
     response.headers.update(answer_headers(request, submission, job))
     return Submitted(task_id=job.id)
@@ -173,7 +177,7 @@ async def history(
     return Response(answer.model_dump_json(), media_type="application/json")  # FastAPI would validate it again
 
 
-def _submission(body: GenerateRequest, jobs: JobService, *, is_awaited: bool) -> Submission:
+def _submission(body: GenerateRequest, jobs: JobService, upload: Upload | None, *, is_awaited: bool) -> Submission:
     has_previews = jobs.manifest.preview is not None and not is_awaited
     without_previews = ("previews",) if body.previews and not has_previews else ()
     return Submission(
@@ -188,6 +192,7 @@ def _submission(body: GenerateRequest, jobs: JobService, *, is_awaited: bool) ->
         names=body.names(),
         model=body.model,
         ignored=(*body.ignored(), *without_previews),
+        upload=upload,
     )
 
 

@@ -83,7 +83,7 @@ async def progress(jobs: Jobs, client: Client) -> dict[str, Any]:
     """Return the progress of the client's first job; 0 if it has none."""
     waiting = jobs.unfinished(client, API)
     now = jobs.progress(waiting[0]) if waiting else None
-    steps = waiting[0].request.steps(jobs.manifest) if waiting else 0
+    steps = waiting[0].request.steps_to_run(jobs.manifest) if waiting else 0
     done = now.done if now else 0
     return {
         "progress": done / now.steps if now and now.steps else 0.0,

@@ -12,7 +12,18 @@ from engine.errors import InvalidRequest
 from engine.request import MAX_SEED, ImageRequest, random_seed
 from server.api.dialects import lora_tags
 from server.api.dialects.extra_fields import ExtraFields
-from server.api.fields import MAX_PROMPT, RANDOM, UNGUIDED, WHOLE, CfgScale, Edge, Prompt, Steps
+from server.api.fields import (
+    MAX_PROMPT,
+    RANDOM,
+    UNGUIDED,
+    WHOLE,
+    CfgNormalization,
+    CfgScale,
+    CfgTruncation,
+    Edge,
+    Prompt,
+    Steps,
+)
 
 MAX_IMAGES = 10
 MODEL = "sd_model_checkpoint"
@@ -69,7 +80,7 @@ INSTEAD = {"enable_hr": "ask for the size itself, by width and height", "styles"
 
 
 class Txt2ImgRequest(ExtraFields):
-    """Body of `POST /sdapi/v1/txt2img`. What is absent is the model's, not the web UI's: 8 steps without guidance."""
+    """Body of `POST /sdapi/v1/txt2img`. Steps, size and CFG scale that are absent are the model's, not the web UI's."""
 
     without_effect: ClassVar[dict[str, tuple[Any, ...]]] = WITHOUT_EFFECT | REFUSED
 
@@ -77,7 +88,9 @@ class Txt2ImgRequest(ExtraFields):
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
     seed: Annotated[int, Field(ge=RANDOM, le=MAX_SEED), WHOLE] = RANDOM
     steps: Steps | None = None
-    cfg_scale: CfgScale = UNGUIDED
+    cfg_scale: CfgScale | None = None
+    cfg_normalization: CfgNormalization = 0.0
+    cfg_truncation: CfgTruncation = 1.0
     width: Edge | None = None
     height: Edge | None = None
     batch_size: Annotated[int, Field(ge=1, le=MAX_IMAGES), WHOLE] = 1
@@ -119,13 +132,13 @@ class Txt2ImgRequest(ExtraFields):
             random_seed() if self.seed == RANDOM else self.seed,
             self.steps,
             self.negative_prompt,
-            max(self.cfg_scale - UNGUIDED, 0.0),
+            None if self.cfg_scale is None else max(self.cfg_scale - UNGUIDED, 0.0),
             tagged.lora,
             tagged.strength,
+            self.cfg_normalization,
+            self.cfg_truncation,
         )
 
     def ignored(self) -> tuple[str, ...]:
-        is_guided = self.cfg_scale > UNGUIDED
-        negative = ("negative_prompt",) if self.negative_prompt and not is_guided else ()
         settings = (f"override_settings.{name}" for name, value in self.override_settings.items() if value is not None)
-        return (*negative, *super().ignored(), *(name for name in settings if not name.endswith(f".{MODEL}")))
+        return (*super().ignored(), *(name for name in settings if not name.endswith(f".{MODEL}")))

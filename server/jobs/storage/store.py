@@ -26,6 +26,7 @@ from server.jobs.storage.rows import (
     row_of_job,
     to_json,
 )
+from server.worker.packed_image import PackedImage
 
 SERVER_RESTARTED = JobError(
     "server_restarted", "The server was restarted before the images were generated; send the request again."
@@ -83,8 +84,11 @@ class JobStore:
         self.bytes_since_prune = 0
         self._clock, self._pruner = clock, Pruner(self.database, clock, monotonic)
 
-    def add(self, job: Job) -> Job:
+    def add(self, job: Job, init_image: PackedImage | None = None) -> Job:
         """Queue a job and return it with its `sequence`, or return the job with the same idempotency key.
+
+        Args:
+            init_image: the packed image that it begins with; it is deleted with the job.
 
         Raises:
             IdempotencyKeyReused: the key is known with another fingerprint.
@@ -97,7 +101,13 @@ class JobStore:
                 values = ", ".join(f":{name}" for name in COLUMNS)
                 cursor = connection.execute(f"INSERT INTO jobs ({names}) VALUES ({values})", row_of_job(job))
                 assert cursor.lastrowid is not None
-                return replace(job, sequence=cursor.lastrowid)
+                if init_image is not None:
+                    connection.execute(
+                        "INSERT INTO init_images (job, unpacked_bytes, data) VALUES (?, ?, ?)",
+                        (job.id, init_image.unpacked_bytes, init_image.data),
+                    )
+                    self.bytes_since_prune += len(init_image.data)
+                known = replace(job, sequence=cursor.lastrowid)
         return known
 
     def find_by_key(self, job: Job) -> Job | None:
@@ -201,6 +211,18 @@ class JobStore:
         """Return the metadata of the images so far, by index, without reading the images."""
         rows = self.database.rows("SELECT metadata FROM images WHERE job = ? ORDER BY number", id)
         return [metadata for row in rows if (metadata := metadata_of(row["metadata"]))]
+
+    def init_image(self, id: str) -> PackedImage | None:
+        """Return the packed image that a job begins with; None if there is none, or its row is damaged."""
+        rows = self.database.rows("SELECT data, unpacked_bytes FROM init_images WHERE job = ?", id)
+        is_intact = rows and isinstance(rows[0]["data"], bytes) and isinstance(rows[0]["unpacked_bytes"], int)
+        return PackedImage(rows[0]["data"], rows[0]["unpacked_bytes"]) if is_intact else None
+
+    def init_image_bytes(self) -> dict[str, int]:
+        """Return the bytes of the images that unfinished jobs begin with, unpacked, by job."""
+        unfinished = "SELECT id FROM jobs WHERE finished IS NULL"
+        rows = self.database.rows(f"SELECT job, unpacked_bytes FROM init_images WHERE job IN ({unfinished})")
+        return {row["job"]: row["unpacked_bytes"] for row in rows if isinstance(row["unpacked_bytes"], int)}
 
     def delete(self, id: str) -> bool:
         """Delete a job that has ended, with its images. False: it has not ended, or is unknown."""
