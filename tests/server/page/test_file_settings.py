@@ -82,7 +82,7 @@ def test_settings_of_the_server_s_files_are_read_in_every_format(browser: Browse
     ]
     files, expected = [], []
     for request in requests:
-        facts = replace(METADATA, seed=request.seed, guidance_scale=request.guidance_scale, lora=request.lora)
+        facts = replace(METADATA, seed=request.seed, guidance_scale=request.guidance_scale or 0.0, lora=request.lora)
         facts = replace(facts, lora_strength=None if request.lora is None else request.lora_strength)
         settings = {
             "prompt": request.prompt,
@@ -90,7 +90,7 @@ def test_settings_of_the_server_s_files_are_read_in_every_format(browser: Browse
             "width": 256,
             "height": 192,
             "num_inference_steps": 9,
-            "guidance_scale": request.guidance_scale,
+            "guidance_scale": facts.guidance_scale,
             "seed": request.seed if request.seed < 2**53 else request.seed % 2**32,
         }
         if request.lora is not None:
