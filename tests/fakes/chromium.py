@@ -13,6 +13,7 @@ from selenium.common.exceptions import (
     ElementNotInteractableException,
     StaleElementReferenceException,
 )
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -104,8 +105,15 @@ class Browser:
         field.send_keys(text or Keys.DELETE)
 
     def press(self, *keys: str) -> None:
-        """Press keys where the focus is."""
-        self.driver.switch_to.active_element.send_keys(*keys)
+        """Press keys together where the focus is, or type a text."""
+        *held, last = keys
+        actions = ActionChains(self.driver)
+        for key in held:
+            actions.key_down(key)
+        actions.send_keys(last)
+        for key in held:
+            actions.key_up(key)
+        actions.perform()
 
     def generate(self, prompt: str) -> None:
         self.write("#prompt", prompt)

@@ -78,7 +78,7 @@ export class Form {
     if (typeof negative === "string") this._negative.value = negative;
     if (Number.isInteger(width) && Number.isInteger(height)) this._shape.value = { width, height };
     if (Number.isInteger(steps)) this._steps.value = steps;
-    if (seed !== undefined) this._seed.value = seed;
+    if (SeedField.from(seed) !== null) this._seed.value = SeedField.from(seed);
     if (typeof settings.guidance_scale === "number") this._guidance.value = settings.guidance_scale;
     if (["png", "jpeg", "webp"].includes(format)) this._format.value = format;
     if (typeof settings.lora === "string") {

@@ -12,6 +12,7 @@ export class Notices {
     this._region = region;
     /** @type {HTMLElement | null} */
     this._lasting = null;
+    document.addEventListener("close", () => this._move(), { capture: true });
   }
 
   /**
@@ -30,6 +31,7 @@ export class Notices {
       }));
       translate(notice);
     }
+    this._move();
     this._region.append(notice);
   }
 
@@ -45,5 +47,11 @@ export class Notices {
       this._lasting = element("div", { class: "notice" }, element("p", {}, text));
       this._region.append(this._lasting);
     }
+  }
+
+  /** Put the region into the open dialog, since what is outside of it cannot be used, or back into the page. */
+  _move() {
+    const host = document.querySelector("dialog:modal") ?? document.body;
+    if (this._region.parentElement !== host) host.append(this._region);
   }
 }

@@ -53,6 +53,12 @@ export class SeedField {
     return (seed + places) % (seed < SEEDS ? SEEDS : Number.MAX_SAFE_INTEGER);
   }
 
+  /** Return a seed that gives the same images and that a number holds; null for what is no seed. @returns {number | null} */
+  static from(value) {
+    if (Number.isSafeInteger(value) && value >= 0) return value;
+    return typeof value === "string" && /^\d{1,20}$/.test(value) ? Number(BigInt(value) % BigInt(SEEDS)) : null;
+  }
+
   _setLocked(isLocked) {
     this._lock.setAttribute("aria-pressed", String(isLocked));
   }
