@@ -53,6 +53,7 @@ export class MaskEditor {
     this._scale = Math.min(1, CANVAS / Math.max(width, height));
     this._canvas.width = Math.max(1, Math.round(width * this._scale));
     this._canvas.height = Math.max(1, Math.round(height * this._scale));
+    this._frame.style.setProperty("--ratio", width / height);
     this._spot = { x: width / 2, y: height / 2 };
     this.steps = [];
   }
@@ -124,6 +125,7 @@ export class MaskEditor {
     });
     this._context = this._canvas.getContext("2d", { willReadFrequently: true });
     this._cursor = element("span", { class: "mask-cursor", "aria-hidden": "true", hidden: true });
+    this._frame = element("div", { class: "mask-stage" }, this._image, this._canvas, this._cursor);
     this._brush = button("mask.brush", () => this.choose(false));
     this._eraser = button("mask.eraser", () => this.choose(true));
     this._slider = element("input", { type: "range", min: "1", max: "40", step: "1", value: "8" });
@@ -136,7 +138,7 @@ export class MaskEditor {
     this.element = element("div", { class: "mask-editor", role: "group", "data-i18n-label": "mask.title" },
       element("div", { class: "mask-tools", role: "group", "data-i18n-label": "mask.tools" },
         this._brush, this._eraser, size, this._undo, this._redo, this._clear, inverts),
-      element("div", { class: "mask-stage" }, this._image, this._canvas, this._cursor),
+      this._frame,
       this._status,
       element("p", { class: "quiet", id, "data-i18n": "mask.help" }));
     translate(this.element);

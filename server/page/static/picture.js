@@ -3,7 +3,6 @@
 import { imageAddress } from "./api.js";
 import { duration, number, t } from "./i18n.js";
 
-const NOISE_SEEDS = 2n ** 32n; // seeds that differ by a multiple give the same image
 const SUFFIX = { png: "png", jpeg: "jpg", webp: "webp" };
 
 /** @typedef {import("./types.js").Task} Task */
@@ -43,7 +42,7 @@ function factsOf(task, index) {
     ["fact.lora", lora],
     ["fact.strength", typeof strength === "number" && number(strength)],
     ["fact.model", `${metadata.model}, ${metadata.precision}`],
-    ["fact.time", duration(metadata.seconds.total)],
+    ["fact.time", duration(secondsOf(metadata))],
     ["fact.revised", metadata.revised_prompt],
   ];
   return facts.filter(([, value]) => value).map(([key, value]) => [t(key), value]);
@@ -62,7 +61,7 @@ export function settingsOf({ task, index }) {
     width: metadata.width,
     height: metadata.height,
     num_inference_steps: metadata.num_inference_steps,
-    seed: exactSeed(metadata.seed),
+    seed: metadata.seed,
     guidance_scale: metadata.guidance_scale,
     lora: metadata.lora ?? "",
     lora_strength: metadata.lora_strength ?? 1,
@@ -70,7 +69,7 @@ export function settingsOf({ task, index }) {
   };
 }
 
-/** @returns {number} a seed of the same image that a number holds */
-function exactSeed(seed) {
-  return typeof seed === "number" ? seed : Number(BigInt(seed) % NOISE_SEEDS);
+/** @returns {number} the time of all stages; `passes` is a part of `denoiser` */
+function secondsOf({ seconds: { passes: _, ...stages } }) {
+  return Object.values(stages).reduce((sum, each) => sum + each, 0);
 }
