@@ -1,4 +1,4 @@
-"""Pictures of the page for the documentation, from a server with nano's plans: `python -m fakes.screenshots URL docs`."""
+"""Pictures of the page for the documentation, from a server of nano: `python -m fakes.screenshots URL docs`."""
 
 import argparse
 import tempfile

@@ -386,7 +386,7 @@ def test_running_task_is_found_again_after_a_reload_and_in_another_tab(url: str,
 
 def test_task_goes_on_after_a_restart_of_the_server(browser: Browser, tmp_path: Path) -> None:
     def server(port: str) -> tuple[str, ...]:
-        return (*FAKE_SERVER, "0.1", "0", str(tmp_path / "jobs.db"), *[""] * 9, "0", port)
+        return (*FAKE_SERVER, "0.1", "0", str(tmp_path / "jobs.db"), *[""] * 8, "0", port)
 
     with process(*server("0")) as child:
         url = ready_url(child)
