@@ -40,7 +40,7 @@ from server.http.proxies import ProxyMiddleware
 from server.http.unread_body import UnreadBodyMiddleware
 from server.http.valid_host import ValidHostMiddleware
 from server.jobs.service import JobService
-from server.page.mount import PageMount, is_page
+from server.page.mount import page_router
 from server.uploads.limits import MAX_UPLOAD, UploadLimits
 from server.uploads.uploads import Uploads
 
@@ -57,7 +57,7 @@ class AppOptions:
 
     Attributes:
         policy: who may generate images, and how many.
-        page: True to serve the web page at `/`; at most one application per process can.
+        page: True to serve the web page at `/`.
         hosts: names that requests may use.
         trusted_proxies: addresses and networks whose X-Forwarded-* headers are believed.
         public_url: the server's address for its clients; None to take it from each request.
@@ -107,7 +107,9 @@ def create_app(jobs: JobService, options: AppOptions) -> FastAPI:
         documentation.router,
     ):
         app.include_router(router)
-    for api in ("openai", "tasks", *dialect_mount.apis(options.dialects), *(["page"] if options.page else [])):
+    if options.page:
+        app.include_router(page_router())
+    for api in ("openai", "tasks", *dialect_mount.apis(options.dialects)):
         jobs.metrics.add_api(api)
     _add_middleware(app, options)
     errors.install(app)
@@ -129,9 +131,6 @@ def _image_input(manifest: Manifest, options: AppOptions) -> ImageInput:
 
 def _add_middleware(app: FastAPI, options: AppOptions) -> None:
     """Add the layers between HTTP and the routes, the innermost first."""
-    if options.page:
-        page = {"jobs": app.state.jobs, "authenticator": app.state.authenticator, "guide": app.state.model.guide}
-        app.add_middleware(PageMount, **page)
     app.add_middleware(AmbiguousLengthMiddleware)
     app.add_middleware(UnreadBodyMiddleware)
     app.add_middleware(ValidHostMiddleware, names=options.hosts)
@@ -139,7 +138,7 @@ def _add_middleware(app: FastAPI, options: AppOptions) -> None:
     app.add_middleware(HeadMiddleware)
     app.add_middleware(RequestIdMiddleware)
     if options.cors_origins:  # outermost: answers to unexpected exceptions have its headers too
-        app.add_middleware(CrossOriginMiddleware, origins=options.cors_origins, is_page=is_page)
+        app.add_middleware(CrossOriginMiddleware, origins=options.cors_origins)
 
 
 @probes.get("/health", responses=NOT_OK)

@@ -18,7 +18,6 @@ from benchmarks.faults.client import FINAL, IMAGES, JSON, TASKS, Client
 Action = Callable[[Client], Awaitable[None]]
 LOST = (httpx.HTTPError, OSError, websockets.WebSocketException, asyncio.IncompleteReadError)
 MAX_SECONDS = 90.0  # of an action; longer than TIMEOUT
-PAGE_SOCKET = "/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
 
 MALFORMED: tuple[tuple[str, bytes], ...] = (
     (IMAGES, b""),
@@ -149,12 +148,9 @@ async def history(client: Client) -> None:
 
 
 async def page(client: Client) -> None:
-    """Open the page, and its socket without the rest of the page's handshake."""
-    client.read(await client.http.get("/"), "page")
-    with suppress(websockets.InvalidStatus):
-        async with connect(_socket_url(client) + PAGE_SOCKET) as socket:
-            await socket.send("no packet of this protocol")
-            await asyncio.sleep(client.rng.uniform(0, 2))
+    """Open the page, and one of its scripts."""
+    for path in ("/", "/page/main.js"):
+        client.read(await client.http.get(path), "page")
 
 
 async def probe(client: Client) -> None:

@@ -28,6 +28,7 @@ async def model_info(request: Request, jobs: Jobs, model: Model) -> ModelInfo:
         default_size=str(manifest.default_size),
         sizes=[f"{each.min_width}x{each.min_height}..{each.max_width}x{each.max_height}" for each in limits],
         size_limits=limits,
+        recommended_sizes=list(model.guide.sizes),
         size_multiple=manifest.model.size_multiple,
         default_guidance=manifest.model.default_guidance,
         max_images=MAX_IMAGES,

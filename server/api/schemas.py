@@ -27,6 +27,7 @@ class ModelInfo(BaseModel):
 
     Attributes:
         sizes: `size_limits` as text, WIDTHxHEIGHT..WIDTHxHEIGHT.
+        recommended_sizes: sizes that the model draws well, by its authors' guide; empty without one.
         size_multiple: pixels; every side is a multiple of it.
         default_guidance: guidance_scale of requests without one.
         max_images: of one task.
@@ -45,6 +46,7 @@ class ModelInfo(BaseModel):
     default_size: str
     sizes: list[str]
     size_limits: list[SizeLimits]
+    recommended_sizes: list[str]
     size_multiple: int
     max_images: int
     image_input: bool

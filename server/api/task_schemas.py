@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field
 
 from engine.images.metadata import ImageMetadata
+from engine.request import ImageFormat, ImageKind
 from server.api.fields import WHOLE, InitImageFields, agreed
 from server.api.schemas import image_path
 from server.jobs.follower import Progress
@@ -19,6 +20,7 @@ class GenerateRequest(InitImageFields):
 
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="1 if absent"), WHOLE] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="another name of num_images"), WHOLE] | None = None
+    output_format: ImageKind = "png"
     previews: Annotated[
         int, Field(ge=0, le=100, description="of each image; ignored where the request waits for the images"), WHOLE
     ] = 0
@@ -27,6 +29,10 @@ class GenerateRequest(InitImageFields):
     def image_count(self) -> int:
         """Number of images. Raises InvalidRequest if two fields contradict each other."""
         return agreed({"num_images": self.num_images, "n": self.n}) or 1
+
+    def format(self) -> ImageFormat:
+        """Return the file format of the images."""
+        return ImageFormat(self.output_format)
 
 
 class Images(BaseModel):
@@ -58,6 +64,38 @@ class TaskResult(BaseModel):
         return cls(paths=paths, time=round(max(job.finished - job.started, 0.0), 3), metadata=all_metadata)
 
 
+class TaskSettings(BaseModel):
+    """What a task asks for, beside its prompt. Null stands for the model's own value. `seed` is the first image's."""
+
+    negative_prompt: str
+    width: int | None
+    height: int | None
+    seed: int
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    lora: str | None
+    lora_strength: float
+    num_images: int
+    output_format: ImageKind
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        """Return the settings of a job."""
+        request = job.request
+        return cls(
+            negative_prompt=request.negative_prompt,
+            width=request.width,
+            height=request.height,
+            seed=request.seed,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            lora=request.lora,
+            lora_strength=request.lora_strength,
+            num_images=job.image_count,
+            output_format=job.format.kind,
+        )
+
+
 class Task(BaseModel):
     """State of a task. `progress` is in percent, `eta` in seconds, `created` in Unix seconds."""
 
@@ -69,6 +107,7 @@ class Task(BaseModel):
     created: float
     sequence: int
     prompt: str
+    settings: TaskSettings
     result: TaskResult | None = None
     error: str | None = None
     error_code: str | None = None
@@ -87,6 +126,7 @@ class Task(BaseModel):
             created=job.created,
             sequence=job.sequence,
             prompt=job.request.prompt,
+            settings=TaskSettings.of(job),
             result=TaskResult.of(job, all_metadata, base_url) if is_done and all_metadata else None,
             error=None if job.error is None else job.error.message,
             error_code=None if job.error is None else job.error.code,

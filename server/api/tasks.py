@@ -21,7 +21,7 @@ from server.api.submit import Jobs, Owner, Submission, answer_headers, encode_im
 from server.api.task_events import TaskEventEncoder
 from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList
 from server.errors import TooManyFollowers
-from server.jobs.job import MAX_SEQUENCE, Job, JobState
+from server.jobs.job import MAX_SEQUENCE, Job, JobState, StoredImage
 from server.jobs.job_events import JobEvent
 from server.jobs.service import JobService
 from server.jobs.storage.store import HistoryPage
@@ -104,7 +104,12 @@ async def cancel(task_id: str, request: Request, jobs: Jobs, owner: Owner) -> Ta
     response_class=EventSourceResponse,
     responses=openapi.event_responses(TaskEvent) | openapi.error_responses(404, 503),
 )
-async def events(task_id: str, request: Request, jobs: Jobs) -> EventSourceResponse:
+async def events(
+    task_id: str,
+    request: Request,
+    jobs: Jobs,
+    images: Annotated[bool, Query(description="false to leave out the finished images, which have URLs")] = True,
+) -> EventSourceResponse:
     """Send the events of a task as server-sent events: progress, previews, images, end."""
     encoder: TaskEventEncoder = request.app.state.task_events
     following = jobs.follow(await _find(jobs, task_id))
@@ -112,7 +117,8 @@ async def events(task_id: str, request: Request, jobs: Jobs) -> EventSourceRespo
     async def stream() -> AsyncIterator[bytes]:
         async with aclosing(following):
             async for event in following:
-                yield (await encoder.encode(event, public_root(request))).server_sent
+                if images or not isinstance(event, StoredImage):
+                    yield (await encoder.encode(event, public_root(request))).server_sent
 
     return EventSourceResponse(stream())
 
@@ -180,6 +186,7 @@ def _submission(body: GenerateRequest, jobs: JobService, upload: Upload | None, 
         body.image(),
         body.image_count,
         is_awaited,
+        format=body.format(),
         timeout=body.timeout,
         previews=body.previews if has_previews else 0,
         names=body.names(),

@@ -4,7 +4,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class _Answered(BaseException):
-    """Ends an endpoint after its headers; not an Exception, which the page's toolkit would log."""
+    """Ends an endpoint after its headers; not an Exception, which a handler of errors would answer."""
 
 
 class HeadMiddleware:

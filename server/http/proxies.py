@@ -9,7 +9,7 @@ from server.api.client import parsed
 from server.api.public_address import PREFIX, SCOPE_KEY, PublicAddress
 
 FORWARDED = "x-forwarded-"
-KEPT = ("x-forwarded-host", "x-forwarded-prefix")  # for the check of the host, and for the page's toolkit
+KEPT = ("x-forwarded-host", "x-forwarded-prefix")  # for the check of the host, and for what is mounted
 SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
 
 

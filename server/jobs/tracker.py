@@ -145,11 +145,18 @@ class JobTracker:
         _log_end(job)
         live.notify_followers(job)
         live.ended.set()
+        self._tell_places()
         stored = self._store.write_later(write, then=partial(self._live.pop, job.id, None))
         if not self._store.store.database.is_in_memory:
             live.saving.append(stored)
         self.on_ended(live)
         return True
+
+    def _tell_places(self) -> None:
+        """Tell the followers of waiting jobs their new places, since another job has ended."""
+        for live in self.unfinished:
+            if live.followers and live.job.state is JobState.QUEUED:
+                live.notify_followers(self.progress(live.job))
 
     def _gauges(self) -> dict[str, float]:
         running = sum(live.job.state is JobState.RUNNING for live in self.unfinished)

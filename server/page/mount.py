@@ -1,140 +1,80 @@
-"""Middleware that serves the page at `/` beside the endpoints.
+"""The page: static files at `/` and `/page/`. Knows files and headers; not what the page does.
 
-Knows paths, origins and headers; not the page. NiceGUI, the page's toolkit, takes half a second to import: the first
-visitor waits for it, the start of the server does not.
+The page uses only the public API, and all its URLs are relative: it works behind any proxy and prefix.
 """
 
-import asyncio
-import gc
-import logging
-from collections.abc import MutableMapping
-from contextlib import AsyncExitStack
-from importlib import import_module
-from typing import Any
-from urllib.parse import urlsplit
+import gzip
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
-from fastapi import FastAPI
-from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Receive, Scope, Send
+from fastapi import APIRouter, Request, Response
 
-from engine.plan.guide import Guide
-from server.api.access import Authenticator
-from server.api.errors import ECHO, ApiError, refuse
-from server.api.public_address import SCOPE_KEY, PublicAddress, without_default_port
-from server.jobs.service import JobService
-from server.page.address_check import ADVICE, own_hosts
-from server.page.packets import checked
+from server.api import errors
 
-log = logging.getLogger(__name__)
-
-PATH = "/"
-MAX_PATH = 255  # bytes, the limit for names of files
-FILES = "/_nicegui/"  # the page's scripts and styles
-SOCKET = "/_nicegui_ws/socket.io/"
-HEADERS = {  # the toolkit needs eval for its scripts; the policy keeps them from reaching other hosts
-    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval';"
-    " style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; base-uri 'none';"
-    " form-action 'self'; frame-ancestors 'self'",
-    "referrer-policy": "no-referrer",
+STATIC = Path(__file__).with_name("static")
+INDEX = "index.html"
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
 }
-NO_NAVIGATION = ApiError(403, "This address is a page; open it in a tab of a browser.", code="not_a_navigation")
+HEADERS = {
+    "cache-control": "no-cache",  # browsers ask with the ETag, so that all files are of one version after an upgrade
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:;"
+    " connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'self'",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "vary": "accept-encoding",
+}
 
 
-def is_page(path: str) -> bool:
-    """Return True for the paths of the page and its parts."""
-    return path == PATH or path.startswith((FILES, SOCKET))
+@dataclass(frozen=True, slots=True)
+class PageFile:
+    """A file of the page, plain and compressed."""
+
+    media_type: str
+    plain: bytes
+    zipped: bytes
+    etag: str  # of the content: files of two versions may have the same size and time
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        data = path.read_bytes()
+        etag = f'W/"{hashlib.sha256(data).hexdigest()[:32]}"'  # weak: the same for plain and compressed
+        return cls(TYPES[path.suffix], data, gzip.compress(data, mtime=0), etag)
+
+    def response(self, request: Request) -> Response:
+        """Return the file, or 304 if the client has it."""
+        headers = HEADERS | {"etag": self.etag}
+        known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
+        if "*" in known or self.etag in known or self.etag.removeprefix("W/") in known:
+            return Response(status_code=304, headers=headers)
+        if "gzip" not in request.headers.get("accept-encoding", ""):
+            return Response(self.plain, media_type=self.media_type, headers=headers)
+        return Response(self.zipped, media_type=self.media_type, headers=headers | {"content-encoding": "gzip"})
 
 
-class PageMount:
-    """Answers requests for the page and passes on all others. One per process: the toolkit keeps state in modules."""
+def page_router() -> APIRouter:
+    """Return the routes of the page. Its files are read now, so that no request can name another file."""
+    files = {
+        path.relative_to(STATIC).as_posix(): PageFile.read(path)
+        for path in sorted(STATIC.rglob("*"))
+        if path.suffix in TYPES
+    }
+    router = APIRouter(include_in_schema=False)
 
-    def __init__(self, app: ASGIApp, jobs: JobService, authenticator: Authenticator, guide: Guide) -> None:
-        self._app, self._jobs, self._authenticator, self._guide = app, jobs, authenticator, guide
-        self._page: FastAPI | None = None
-        self._loading = asyncio.Lock()
-        self._running = AsyncExitStack()
+    @router.get("/")
+    async def index(request: Request) -> Response:
+        return files[INDEX].response(request)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match scope["type"]:
-            case "lifespan":
-                async with self._running:
-                    await self._app(scope, receive, send)
-            case "http" if scope["path"] == PATH and scope["method"] == "GET":
-                is_navigation = _is_navigation(Headers(scope=scope))
-                answer = await self._loaded() if is_navigation else NO_NAVIGATION.response()
-                await answer(scope, receive, _with_headers(send))
-            case "http" if scope["path"].startswith(FILES) and not _is_unopenable(scope["path"]):
-                await self._serve_part(scope, receive, send)
-            case "websocket" if scope["path"] == SOCKET:
-                await self._serve_part(scope, checked(receive), send)
-            case _:
-                await self._app(scope, receive, send)
+    @router.get("/page/{name:path}")
+    async def file(name: str, request: Request) -> Response:
+        if name not in files:
+            raise errors.ApiError(404, "The page has no such file.", code="not_found")
+        return files[name].response(request)
 
-    async def _serve_part(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if error := _refusal(Headers(scope=scope), scope[SCOPE_KEY]):
-            log.warning("%s", error)
-            await refuse(error, scope, receive, send)
-        else:
-            await (await self._loaded())(scope, receive, send)
-
-    async def _loaded(self) -> FastAPI:
-        async with self._loading:
-            if self._page is None:
-                module = await run_in_threadpool(import_module, "server.page.page")
-                page: FastAPI = module.create(self._jobs, self._authenticator, self._guide)
-                await self._running.enter_async_context(page.router.lifespan_context(page))
-                self._page = page
-                gc.freeze()  # as in `server.serving`
-            return self._page
-
-
-def _with_headers(send: Send) -> Send:
-    async def send_with_headers(message: MutableMapping[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            MutableHeaders(scope=message).update(HEADERS)
-        await send(message)
-
-    return send_with_headers
-
-
-def _is_navigation(headers: Headers) -> bool:
-    """Return False if a page of any site loads this one as an image, a script or the like: it would never connect.
-
-    Browsers send `Sec-Fetch-Dest` only with TLS and to this machine.
-    """
-    destination = headers.get("sec-fetch-dest")
-    if destination in ("iframe", "frame"):
-        return headers.get("sec-fetch-site") == "same-origin"
-    return destination in (None, "document") and not headers.get("accept", "").startswith("image/")
-
-
-def _refusal(headers: Headers, address: PublicAddress) -> ApiError | None:
-    """Return the error if a page of another site sent a request, as Go's `http.CrossOriginProtection` does.
-
-    Browsers send `Sec-Fetch-Site` only with TLS and not for WebSockets; otherwise the host in `Origin` is compared.
-    """
-    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
-    if site is not None:
-        return None if site in ("same-origin", "none") else _foreign(f"Sec-Fetch-Site: {site[:ECHO]!r}", address)
-    if origin is None:  # not a browser
-        return None
-    try:
-        parts = urlsplit(origin)
-    except ValueError:  # as with http://[
-        return _foreign(f"Origin: {origin[:ECHO]!r}", address)
-    is_own = without_default_port(parts.netloc, parts.scheme) in own_hosts(headers, address, parts.scheme)
-    return None if is_own else _foreign(f"Origin: {origin[:ECHO]!r}", address)
-
-
-def _foreign(got: str, address: PublicAddress) -> ApiError:
-    return ApiError(
-        403,
-        f"Other sites must not use the page of this server: got {got}, expected {address.root}. {ADVICE}",
-        code="foreign_origin",
-    )
-
-
-def _is_unopenable(path: str) -> bool:
-    """Return True if the system would refuse to open a path; the toolkit opens every path that it gets."""
-    return "\0" in path or len(path.encode()) > MAX_PATH
+    return router

@@ -13,6 +13,7 @@ from selenium.common.exceptions import (
     ElementNotInteractableException,
     StaleElementReferenceException,
 )
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -37,6 +38,19 @@ return [...document.querySelectorAll(arguments[0])].find(
     element => element.checkVisibility() && element.innerText.includes(arguments[1]))
 """
 
+WATCH = """
+window.problems = [];
+const note = (name, text) => window.problems.push(`${name}: ${text}`);
+addEventListener('securitypolicyviolation', event => note(event.violatedDirective, event.blockedURI));
+addEventListener('error', event => note('error', event.message));
+addEventListener('unhandledrejection', event => note('rejection', event.reason));
+"""
+RUN = """
+const values = [...arguments], done = values.pop();
+(async (...values) => { %s })(...values).then(
+    value => done({value: value ?? null}), error => done({error: String(error.stack ?? error)}))
+"""
+
 
 class Browser:
     """Actions in a tab."""
@@ -46,7 +60,7 @@ class Browser:
 
     def visit(self, url: str) -> None:
         self.driver.get(url)
-        self.find(".z-generate")
+        self.find("#generate")
 
     def until(self, condition: Callable[[], object], description: str) -> object:
         def met(_: object) -> object:
@@ -70,6 +84,12 @@ class Browser:
         """Return the result of a script, which reads the page at one moment."""
         return self.driver.execute_script(script)
 
+    def run(self, script: str, *values: object) -> Any:
+        """Return what the body of an asynchronous function returns. It may import modules of the page."""
+        answer = self.driver.execute_async_script(RUN % script, *values)
+        assert "error" not in answer, answer["error"]
+        return answer["value"]
+
     def click(self, selector: str, text: str = "") -> None:
         def clicked() -> bool:
             self.find(selector, text).click()
@@ -77,18 +97,36 @@ class Browser:
 
         self.until(clicked, f"a click on {selector} with {text!r}")
 
-    def field(self, label: str) -> WebElement:
-        return self.find(f"[aria-label='{label}']")
-
-    def write(self, label: str, text: str) -> None:
-        field = self.field(label)
+    def write(self, selector: str, text: str) -> None:
+        """Replace the text in an input."""
+        field = self.find(selector)
         field.click()
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(text or Keys.DELETE)
 
+    def press(self, *keys: str) -> None:
+        """Press keys together where the focus is, or type a text."""
+        *held, last = keys
+        actions = ActionChains(self.driver)
+        for key in held:
+            actions.key_down(key)
+        actions.send_keys(last)
+        for key in held:
+            actions.key_up(key)
+        actions.perform()
+
     def generate(self, prompt: str) -> None:
-        self.write("Prompt", prompt)
-        self.click(".z-generate", "Generate")
+        self.write("#prompt", prompt)
+        self.click("#generate")
+
+    def emulate(self, command: str, **values: Any) -> None:
+        """Run a command of Chromium's Emulation domain."""
+        self.driver.execute_cdp_cmd(f"Emulation.{command}", values)
+
+    def problems(self) -> list[str]:
+        """Return what the page has caused since the last call: errors, warnings, violations of its policy."""
+        found = self.read("return window.problems.splice(0)")
+        return [*found, *(entry["message"] for entry in self.driver.get_log("browser"))]
 
 
 @contextmanager
@@ -99,8 +137,10 @@ def browsing(folder: Path) -> Iterator[Browser]:
     options.binary_location = CHROMIUM
     for option in (*QUIET.split(), f"--user-data-dir={folder}"):
         options.add_argument(option)
+    options.add_experimental_option("prefs", {"download.default_directory": str(folder / "downloads")})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
     try:
         yield Browser(driver)
     finally:

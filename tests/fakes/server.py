@@ -164,7 +164,6 @@ def main(
     keys: str = "",
     rate: str = "",
     queue: str = "",
-    reconnect: str = "",
     trusted_proxies: str = "",
     archive: str = "",
     model_names: str = "",
@@ -174,11 +173,6 @@ def main(
     port: str = "0",
     shared_history: str = "yes",
 ) -> None:
-    if reconnect:
-        import server.page.page
-        import server.page.toolkit
-
-        server.page.page.RECONNECT, server.page.toolkit.MAX_WAITING = float(reconnect), 20
     options = ServerOptions(
         float(grace),
         float(drain),

@@ -32,7 +32,7 @@ def test_signal_ends_a_ready_server_with_status_0_and_no_traceback(number: signa
 
 
 def test_names_of_the_model_and_origins_reach_the_application() -> None:
-    with process(*FAKE_SERVER, "0", "1", *[""] * 7, "first second", "https://app.example.com") as child:
+    with process(*FAKE_SERVER, "0", "1", *[""] * 6, "first second", "https://app.example.com") as child:
         url = ready_url(child)
         answer = httpx.get(f"{url}/v1/models", headers={"origin": "https://app.example.com"})
         refused = httpx.post(f"{url}/v1/generate", json={"prompt": "a cat", "model": "third"})

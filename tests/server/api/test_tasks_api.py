@@ -230,3 +230,23 @@ def test_full_queue_is_429_with_retry_after() -> None:
         assert http.post("/v1/generate", json=hopeless).json()["error"]["code"] == "deadline_unreachable"
         assert ended(http, tasks[0])["status"] == "done"
         assert ended(http, submit(http))["status"] == "done"
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+def test_task_gives_images_in_the_requested_format(http: httpx.Client, kind: str) -> None:
+    task = ended(http, submit(http, output_format=kind))
+    image = http.get(task["result"]["paths"][0])
+    assert image.headers["content-type"] == f"image/{kind}" and decoded(image.content, kind.upper()).shape == (
+        96,
+        128,
+        3,
+    )
+    assert task["settings"]["output_format"] == kind
+
+
+def test_task_tells_its_settings_before_it_ends(http: httpx.Client) -> None:
+    body = {"negative_prompt": "dogs", "guidance_scale": 2.5, "seed": 2**64 - 1, "num_images": 2, "width": 64}
+    body |= {"lora": "outlines", "lora_strength": 0.5}
+    settings = http.get(f"/v1/task/{submit(http, **body)}").json()["settings"]
+    assert {name: settings[name] for name in body} == body
+    assert (settings["height"], settings["num_inference_steps"]) == (None, None)

@@ -13,10 +13,8 @@ from fakes.server import IMAGES, serving
 
 from server.api.access import AccessPolicy
 from server.api.body import MAX_BODY
-from server.http.cors import CrossOriginMiddleware
 from server.http.origins import parse_origin
 from server.jobs.service import JobService
-from server.page.mount import is_page
 
 ORIGIN, OTHER = "https://app.example.com", "https://evil.example"
 KEY = {"authorization": "Bearer a-key"}
@@ -109,27 +107,6 @@ def test_without_origins_nothing_is_allowed() -> None:
         answers = [preflight(http, "POST", IMAGES), http.get("/v1/models"), http.post(IMAGES, json={"prompt": "a cat"})]
     assert [answer.status_code for answer in answers] == [204, 200, 200]
     assert not any(name.startswith("access-control") for answer in answers for name in answer.headers)
-
-
-def test_page_of_this_server_stays_closed_to_other_sites() -> None:
-    seen: list[str] = []
-
-    async def app(scope: dict[str, str], *_: object) -> None:
-        seen.append(scope["path"])
-
-    middleware = CrossOriginMiddleware(app, ("*",), is_page)  # type: ignore[arg-type]
-    passed_on = ("/", "/_nicegui/1/static/a.js", "/_nicegui_ws/socket.io/")
-    for path in passed_on:
-        preflight_of_the_page = {
-            "type": "http",
-            "method": "OPTIONS",
-            "path": path,
-            "headers": [(b"origin", b"https://a"), (b"access-control-request-method", b"GET")],
-        }
-        coroutine = middleware(preflight_of_the_page, None, None)  # type: ignore[arg-type]  # neither is used
-        with pytest.raises(StopIteration):
-            coroutine.send(None)
-    assert tuple(seen) == passed_on
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ map $http_upgrade $zimage_connection {{
 @contextmanager
 def leaving(drain: float, port: int = 0) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     """Run a server that drains for some seconds; yield its URL and its process."""
-    with process(*FAKE_SERVER, "0.002", "20", *[""] * 10, str(drain), str(port)) as child:
+    with process(*FAKE_SERVER, "0.002", "20", *[""] * 9, str(drain), str(port)) as child:
         yield ready_url(child), child
 
 

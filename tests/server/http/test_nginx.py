@@ -14,7 +14,6 @@ from fakes.forms import HEADERS, form
 from fakes.loop import FakeLoop
 from fakes.nginx import behind_nginx, needs_nginx
 from fakes.pictures import RED, picture
-from fakes.processes import FAKE_SERVER, process, ready_url
 from fakes.raw_client import checked_status, connected, read_to_end, send
 from fakes.server import IMAGES, decoded, serving
 from websockets.sync.client import connect
@@ -99,16 +98,6 @@ def test_rate_counts_by_the_address_that_nginx_sees(tmp_path: Path) -> None:
     ):
         claims = ({"x-forwarded-for": f"192.0.2.{number}"} for number in range(2))
         assert [httpx.post(url + IMAGES, json=BODY, headers=claim).status_code for claim in claims] == [200, 429]
-
-
-def test_page_under_a_prefix_names_its_parts_with_the_prefix(tmp_path: Path) -> None:
-    with (
-        process(*FAKE_SERVER, "0.0", "1", "", "", "", "", "", *PROXIES) as child,
-        behind_nginx(ready_url(child), tmp_path, prefix="/generate") as url,
-    ):
-        page = httpx.get(f"{url}/")
-        assert page.status_code == 200 and '"/generate/_nicegui/' in page.text
-        assert httpx.get(f"{url}/health").json()["status"] == "ok"
 
 
 def test_urls_under_a_prefix_lead_back_through_nginx(direct: str, tmp_path: Path) -> None:
