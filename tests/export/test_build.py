@@ -155,7 +155,9 @@ def test_build_prints_each_stage_and_counts_its_phases(rtx: tuple[Path, Manifest
             assert f"{graph}: {stage} ...\n" in lines
             assert progress.seconds[f"{graph}: {stage}"] > 0
         assert f"{graph}: relative L2" in lines
-    assert sum(name == "tensors" and total > 20 for name, total in progress.opened) == len(GRAPHS) - len(WITHOUT_WEIGHTS)
+    assert sum(name == "tensors" and total > 20 for name, total in progress.opened) == len(GRAPHS) - len(
+        WITHOUT_WEIGHTS
+    )
     assert sum(name != "tensors" for name, _ in progress.opened) > len(GRAPHS), "TensorRT's own phases"
 
 
