@@ -13,10 +13,10 @@ from engine.array import Array
 from engine.errors import DeviceError, InvalidRequest, LoraMismatch, ZImageError
 from engine.images.encode import enlarge
 from engine.images.generated import GeneratedImage
-from engine.images.init_image import InitImage
 from engine.images.metadata import file_metadata
-from engine.images.preparation import Preparation, ResizeMode
+from engine.images.preparation import MASK_BLUR, Preparation, ResizeMode
 from engine.images.source import ImageSource, read_init_image
+from engine.init_image import InitImage
 from engine.options import SLOTS, RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.directory import resolve
@@ -122,7 +122,7 @@ class ImageGenerator:
         mask: ImageSource | None = None,
         strength: float | None = None,
         padding_mask_crop: int | None = None,
-        mask_blur: int = 4,
+        mask_blur: int = MASK_BLUR,
         resize_mode: ResizeMode = "crop",
         previews: int = 0,
         on_progress: OnProgress | None = None,
@@ -146,7 +146,7 @@ class ImageGenerator:
         mask: ImageSource | None = None,
         strength: float | None = None,
         padding_mask_crop: int | None = None,
-        mask_blur: int = 4,
+        mask_blur: int = MASK_BLUR,
         resize_mode: ResizeMode = "crop",
         previews: int = 0,
         on_progress: OnProgress | None = None,
@@ -169,7 +169,7 @@ class ImageGenerator:
         mask: ImageSource | None = None,
         strength: float | None = None,
         padding_mask_crop: int | None = None,
-        mask_blur: int = 4,
+        mask_blur: int = MASK_BLUR,
         resize_mode: ResizeMode = "crop",
         previews: int = 0,
         on_progress: OnProgress | None = None,
@@ -216,8 +216,9 @@ class ImageGenerator:
             limits = self.manifest.size_limits
             preparation = Preparation(limits, width, height, resize_mode, padding_mask_crop, mask_blur)
             init_image = read_init_image(image, mask, preparation)
-        elif given := [name for name, value in (("mask", mask), ("strength", strength)) if value is not None]:
-            raise InvalidRequest(f"{given[0]} needs an image to start from, got none", "image")
+        for name, value in (("mask", mask), ("strength", strength), ("padding_mask_crop", padding_mask_crop)):
+            if image is None and value is not None:
+                raise InvalidRequest(f"{name} needs an image to start from, got none", "image")
         requests = [
             ImageRequest(
                 text,

@@ -31,7 +31,7 @@ HELP = {  # help texts of the options, also for zimage-serve
     "cuda_graphs": "TensorRT: use of CUDA graphs; auto keeps those that are measurably faster, TensorRT-RTX keeps all",
     "offload": "TensorRT: keep only one of prompt encoder and denoiser in GPU memory; each new prompt costs seconds",
     "self_test": "TensorRT: compare what this GPU computes with FP32 before anything is generated",
-    "image_input": "Load the VAE encoder, which images as inputs need, if the plans have one",
+    "image_input": "Load what images as inputs need, if the plans have it",
     "runtime_cache": "TensorRT-RTX: folder for kernels compiled for this GPU (default: the user's cache folder)",
 }
 

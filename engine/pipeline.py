@@ -24,8 +24,8 @@ from engine.backends.memory import Readback, Tensor
 from engine.errors import InvalidRequest
 from engine.graph_runner import GraphRunner
 from engine.images.generated import GeneratedImage
-from engine.images.init_image import InitImage
 from engine.images.mask_crop import paste_back
+from engine.init_image import InitImage
 from engine.options import RuntimeOptions
 from engine.plan.directory import read, resolve
 from engine.plan.lora import PreparedLora
@@ -252,9 +252,10 @@ def warm_up(pipeline: Pipeline, sizes: Sequence[Size]) -> None:
     """Prepare kernels, contexts and CUDA graphs of each size, for single passes with prompts of every length.
 
     The bindings are those of `Pipeline.generate` and of `EngineLoop`, which then prepare nothing for such passes.
-    Batches of two and more are prepared at first use, since only some of them gain. Each graph runs WARM_PASSES times:
-    the denoiser for each size and each of n padded lengths (16 up to 512 tokens), the prompt encoder for each length,
-    all other graphs for each size. Each of these bindings gets a context, all in the one arena.
+    Batches of two and more are prepared at first use, since only some of them gain; but if images are guided by
+    default, passes of both prompts are prepared too. Each graph runs WARM_PASSES times: the denoiser for each size and
+    each of n padded lengths (16 up to 512 tokens), the prompt encoder for each length, all other graphs for each size.
+    Each of these bindings gets a context, all in the one arena.
     """
     model, backend = pipeline.manifest.model, pipeline.backend
     levels = sigmas(WARM_PASSES, model.schedule_shift)
@@ -265,12 +266,25 @@ def warm_up(pipeline: Pipeline, sizes: Sequence[Size]) -> None:
             prompt = TokenizedPrompt((model.prompt.pad_token_id,) * length, "", "")
             for _ in range(WARM_PASSES if size == sizes[0] else 1):
                 prompt_embeds = pipeline.encode_prompt([prompt])
+            if model.default_guidance and any(profile.covers(size, 2) for profile in pipeline.manifest.profiles):
+                _run_pairs(pipeline, size, length, levels)
             latents = pipeline.denoise(prompt_embeds, pipeline.noise(0, size), levels)
         for _ in range(WARM_PASSES):
             _run_other_graphs(pipeline, latents, size)
         backend.save_kernels()  # now: if compiling takes longer than the server waits for a start, the next one goes on
         log.info("warmed up %s, %.1f s so far", size, time.perf_counter() - started)
     backend.pin_bindings(False)
+
+
+def _run_pairs(pipeline: Pipeline, size: Size, length: int, levels: Array) -> None:
+    """Run passes of both prompts of a guided image, which are of one length, with whatever is in memory."""
+    memory, model = pipeline.memory, pipeline.manifest.model
+    shape = (2, *model.latents_shape(size)[1:])
+    latents, latents_next = memory.view("latents", shape), memory.view("latents_next", shape)
+    prompt_embeds = memory.view("prompt_embeds", (2, length, model.prompt_embeds_dim))
+    for sigma, sigma_next in pairwise(levels):
+        pipeline.step(latents, latents_next, prompt_embeds, np.repeat(sigma, 2), np.repeat(sigma_next, 2))
+    pipeline.synchronize()
 
 
 def _run_other_graphs(pipeline: Pipeline, latents: Tensor, size: Size) -> None:

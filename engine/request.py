@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 from engine.errors import InvalidRequest
-from engine.images.init_image import InitImage
+from engine.init_image import InitImage
 from engine.noise_levels import guided_steps, noise_levels
 from engine.plan.manifest import Manifest
 from engine.size import Size

@@ -75,7 +75,7 @@ class SizeLimits:
         own = Size(size.width - size.width % self.multiple, size.height - size.height % self.multiple)
         if own in self:
             return own
-        return min((self._fitted(size, each) for each in self.ranges), key=lambda fitted: _distance(size, fitted))
+        return min(self._fitted(size, each) for each in self.ranges)[2]
 
     def completed(self, width: int | None, height: int | None, size: Size) -> Size:
         """Return a size of which one side or none may be given, for an image of `size`.
@@ -95,14 +95,19 @@ class SizeLimits:
                 widths = [(r.min_width, r.max_width) for r in self.ranges if r.min_height <= height <= r.max_height]
                 return Size(self._side(size.width * height / size.height, widths), height)
 
-    def _fitted(self, size: Size, within: SizeRange) -> Size:
+    def _fitted(self, size: Size, within: SizeRange) -> tuple[bool, float, Size]:
+        """Return the nearest size within a range, after how far it is from `size`.
+
+        That is True if no scale keeps the aspect ratio, and the logarithm of the change of scale or of aspect ratio.
+        """
         low = max(within.min_width / size.width, within.min_height / size.height)
         high = min(within.max_width / size.width, within.max_height / size.height)
-        scale = min(max(1.0, low), high)  # if low > high, no scale keeps the aspect ratio within the range
-        return Size(
+        scale = min(max(1.0, low), high)
+        fitted = Size(
             self._side(size.width * scale, [(within.min_width, within.max_width)]),
             self._side(size.height * scale, [(within.min_height, within.max_height)]),
         )
+        return low > high, abs(math.log(low / high if low > high else scale)), fitted
 
     def _side(self, length: float, bounds: list[tuple[int, int]]) -> int:
         """Return the multiple below a length that is nearest to it within one of the bounds."""
@@ -112,9 +117,3 @@ class SizeLimits:
             for low, high in bounds
         ]
         return min(sides, key=lambda side: abs(side - down), default=down)
-
-
-def _distance(size: Size, fitted: Size) -> tuple[float, float]:
-    """Return the change of the aspect ratio, as far as it is more than rounding, and of the area; both logarithms."""
-    stretch = abs(math.log(fitted.width * size.height / (fitted.height * size.width)))
-    return round(stretch, 0), abs(math.log(fitted.area / size.area)) + stretch

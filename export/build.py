@@ -148,7 +148,7 @@ def _open(options: BuildOptions, progress: BuildProgress) -> _Build:
     if not (options.image_input and _has_vae_encoder(checkpoint, progress)):
         del precisions["vae_encoder"]
     graphs = make_graphs(checkpoint, precisions, options.accumulation)
-    facts = _describe(checkpoint, options)
+    facts = describe_model(checkpoint, options)
     profiles = _profiles(options, checkpoint, facts)  # wrong ones are refused before the weights are hashed
     with progress.stage("hashing the checkpoint"):
         loras = tuple(MergedLora(lora.file.name, lora.fingerprint(), lora.scale) for lora in options.loras)
@@ -231,7 +231,7 @@ def _draft(
     return replace(draft, plan_id=plan_directory.plan_id(encode(draft) + other_inputs.encode()))
 
 
-def _describe(checkpoint: Checkpoint, options: BuildOptions) -> Model:
+def describe_model(checkpoint: Checkpoint, options: BuildOptions) -> Model:
     """Return the facts of a checkpoint, without the hashes of its weights and of LoRAs."""
     config, vae = checkpoint.transformer.config, checkpoint.vae.config
     shift = positive(checkpoint.scheduler, "shift")

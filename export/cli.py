@@ -262,15 +262,15 @@ def _add_defaults(group: argparse._ArgumentGroup) -> None:
         "--default-steps",
         type=_steps,
         metavar="N",
-        help="Denoising steps of requests that name none (default: 50 if the scheduler's shift is above 3, as that of "
-        "Z-Image, else 8, as for Z-Image-Turbo)",
+        help="Denoising steps of requests that name none (default: 50 if the scheduler's shift is nearer to Z-Image's, "
+        "6, than to Z-Image-Turbo's, 3; else 8)",
     )
     group.add_argument(
         "--default-guidance",
         type=_guidance,
         metavar="X",
-        help="Guidance scale of requests that name none, 0 for none (default: 4 if the scheduler's shift is above 3, "
-        "else 0)",
+        help="Guidance scale of requests that name none, 0 for no guidance (default: 4 with Z-Image's shift, 0 with "
+        "Z-Image-Turbo's)",
     )
 
 

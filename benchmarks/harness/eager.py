@@ -196,10 +196,6 @@ class Diffusers(Peer):
         self._pipeline.transformer.register_forward_pre_hook(self._count)
         self._record_after(self._pipeline.vae.decoder, "decode")
 
-    def _count(self, _module: nn.Module, arguments: Any) -> None:
-        latents, *_ = arguments
-        self.forwards += len(latents)
-
     def edit(self, request: ImageRequest, image: Image, mask: Image | None = None) -> Pixels:
         """Return the image of `ZImageImg2ImgPipeline` or, with a mask, of `ZImageInpaintPipeline`.
 
@@ -218,10 +214,8 @@ class Diffusers(Peer):
             negative_prompt=[request.negative_prompt],
             image=image,
             strength=request.edit.strength,
-            num_inference_steps=request.num_inference_steps or STEPS,
-            guidance_scale=request.guidance_scale or 0.0,
             generator=torch.Generator().manual_seed(request.seed),
-            max_sequence_length=MAX_SEQUENCE,
+            **_settings(request),
             **({} if mask is None else {"mask_image": mask}),
         )
         return np.asarray(output.images[0])
@@ -229,16 +223,30 @@ class Diffusers(Peer):
     def _generate(self, requests: Sequence[ImageRequest]) -> list[Pixels]:
         output = self._pipeline(
             prompt=[request.prompt for request in requests],
+            negative_prompt=[request.negative_prompt for request in requests],
             height=requests[0].height,
             width=requests[0].width,
-            num_inference_steps=requests[0].num_inference_steps or STEPS,
-            guidance_scale=0,
             generator=[torch.Generator().manual_seed(request.seed) for request in requests],
-            max_sequence_length=MAX_SEQUENCE,
+            **_settings(requests[0]),
         )
         pixels = [np.asarray(image) for image in output.images]
         self._timer.record("copy")
         return pixels
+
+    def _count(self, _module: nn.Module, arguments: Any) -> None:
+        latents, *_ = arguments
+        self.forwards += len(latents)
+
+
+def _settings(request: ImageRequest) -> dict[str, Any]:
+    """Return the settings of a request that the images of a batch share, as arguments of diffusers' pipelines."""
+    return {
+        "num_inference_steps": request.num_inference_steps or STEPS,
+        "guidance_scale": request.guidance_scale or 0.0,
+        "cfg_normalization": request.cfg_normalization,
+        "cfg_truncation": request.cfg_truncation,
+        "max_sequence_length": MAX_SEQUENCE,
+    }
 
 
 def _diffusers_pipeline(checkpoint: Checkpoint, dtype: torch.dtype, device: Device) -> Any:

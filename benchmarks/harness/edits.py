@@ -13,9 +13,9 @@ from PIL import Image
 
 from benchmarks.harness.eager import Diffusers
 from benchmarks.harness.pixels import psnr
-from engine.images.init_image import InitImage
 from engine.images.preparation import Preparation
 from engine.images.prepare import prepare
+from engine.init_image import InitImage
 from engine.plan.manifest import Manifest
 from engine.request import Edit, ImageRequest
 from engine.scheduler.loop import EngineLoop

@@ -19,7 +19,7 @@ from engine.plan.shapes import dimensions
 Tensor = Any  # an Array on the host, a DeviceTensor on a device
 
 ALIGNMENT = 256  # bytes; TensorRT requires it of addresses
-VIEWS = 256  # cached views; a repeated shape returns the same object, so engines need not rebind
+VIEWS = 1024  # cached views; a repeated shape returns the same object, so engines need not rebind
 # Tensors that a sample keeps between its steps; the last three only where images are inputs
 PER_SLOT = ("latents", "prompt_embeds", "image_latents", "noise", "mask")
 

@@ -11,22 +11,17 @@ purpose: their libraries contain many codecs, each a way in for hostile files.
 import io
 import struct
 import warnings
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from PIL import Image, ImageCms, ImageFile, JpegImagePlugin, MpoImagePlugin, WebPImagePlugin
+from PIL import Image, ImageCms, ImageFile, JpegImagePlugin, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from engine.errors import InvalidRequest
-from engine.images.header import Header, read_header
+from engine.images.header import DecodeLimits, check_header, check_size
 from engine.size import Size
 
-ACCEPTED = "PNG, JPEG, WebP, GIF or BMP"
-PLUGINS = (
-    ImageFile,
-    JpegImagePlugin,
-    MpoImagePlugin,
-    WebPImagePlugin,
-)  # Pillow imports these, and only these, when it needs them
+# Pillow imports these when a file needs them (TIFF's for EXIF data), and a confined process can open no module
+PLUGINS = (JpegImagePlugin, MpoImagePlugin, TiffImagePlugin, WebPImagePlugin)
+COPIED = ("GIF", "WEBP")  # a GIF moves on when its next frame is looked for; a WebP holds three times its pixels
 ORIENTATION = 0x0112  # EXIF's tag
 UPRIGHT = {  # how to turn an image of each orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,7 +33,7 @@ UPRIGHT = {  # how to turn an image of each orientation
     8: Image.Transpose.ROTATE_90,
 }
 MAX_PROFILE = 4_000_000  # bytes of an ICC profile; those for print have up to 3 MB
-# what Pillow raises for damaged files, beside DecompressionBombError, which the check of the size comes before
+# what Pillow raises for damaged files, beside DecompressionBombError
 DAMAGED = (
     OSError,
     SyntaxError,
@@ -48,21 +43,9 @@ DAMAGED = (
     TypeError,
     AttributeError,
     ArithmeticError,
+    AssertionError,  # of a PNG that names colours of a palette and has none
     struct.error,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeLimits:
-    """Bounds on an image file. Only the first frame of an animation is decoded.
-
-    Attributes:
-        max_bytes: of the file.
-        max_pixels: width times height, as the file states them before anything is decoded.
-    """
-
-    max_bytes: int = 20_000_000
-    max_pixels: int = 40_000_000
 
 
 class Decoded(NamedTuple):
@@ -87,15 +70,19 @@ def decode(data: bytes, param: str = "image", limits: DecodeLimits | None = None
         MemoryError: decoding takes more memory than there is.
     """
     limits = limits or DecodeLimits()
-    header = _checked_header(data, param, limits)
+    header = check_header(data, param, limits)
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=[header.kind]) as file:
-            _require_size(Size(*file.size), param, limits)  # a GIF's frame may be larger than its header says
+            check_size(Size(*file.size), param, limits)  # a GIF's frame may be larger than its header says
             image, notes = _in_srgb(_plain(file), None if is_mask else file.info.get("icc_profile"), param)
             image = _upright(image, file)
             if _is_animated(file):
                 notes.append(f"{param} is animated; only its first frame is used")
             return Decoded(image, tuple(notes))
+    except Image.DecompressionBombError as error:  # a frame is larger than Pillow's own limit
+        raise InvalidRequest(
+            f"{param} must have at most {limits.max_pixels / 1e6:g} million pixels; {error}", param
+        ) from error
     except DAMAGED as error:
         raise InvalidRequest(
             f"{param} is damaged or incomplete: its {header.kind} data cannot be decoded ({_reason(error)}); "
@@ -111,9 +98,9 @@ def _plain(file: ImageFile.ImageFile) -> Image.Image:
         high = slice(0, None, 2) if file.mode.endswith("B") else slice(1, None, 2)
         return Image.frombytes("L", file.size, file.tobytes()[high])  # as Pillow reads RGB of 16 bits
     if file.has_transparency_data:
-        return file.convert("RGBA")
+        return file.copy() if file.mode == "RGBA" and file.format in COPIED else file.convert("RGBA")
     if file.mode in ("1", "L", "P", "RGB", "CMYK"):
-        return file.copy()
+        return file.copy() if file.format in COPIED else file
     return file.convert("L" if file.mode in ("I", "F") else "RGB")
 
 
@@ -167,44 +154,3 @@ def _is_animated(file: ImageFile.ImageFile) -> bool:
 
 def _reason(error: BaseException) -> str:
     return f"{error!s:.120}" or type(error).__name__
-
-
-def _checked_header(data: bytes, param: str, limits: DecodeLimits) -> Header:
-    if len(data) > limits.max_bytes:
-        raise InvalidRequest(
-            f"{param} must have at most {limits.max_bytes / 1e6:.0f} MB, got {len(data) / 1e6:.1f} MB", param
-        )
-    if not data:
-        raise InvalidRequest(f"{param} is empty; send a {ACCEPTED} file", param)
-    header = read_header(data)
-    if header is None:
-        raise InvalidRequest(f"{param} must be a {ACCEPTED} file; got {_described(data)}", param)
-    if header.size is None:
-        raise InvalidRequest(f"{param} is damaged: its {header.kind} header states no size", param)
-    _require_size(header.size, param, limits)
-    return header
-
-
-def _require_size(size: Size, param: str, limits: DecodeLimits) -> None:
-    if size.area > limits.max_pixels:
-        raise InvalidRequest(
-            f"{param} must have at most {limits.max_pixels / 1e6:.0f} million pixels, got {size} "
-            f"({size.area / 1e6:.0f} million)",
-            param,
-        )
-
-
-def _described(data: bytes) -> str:
-    """Return what a file that is no image of ours seems to be."""
-    for start, name in (
-        (b"%PDF", "a PDF"), (b"PK\x03\x04", "a ZIP archive"), (b"II*\0", "a TIFF"), (b"MM\0*", "a TIFF"),
-        (b"%!PS", "PostScript"), (b"\x1f\x8b", "a gzip file"), (b"\0\0\x01\0", "an icon"),
-        (b"\0\0\0\x0cjP  ", "JPEG 2000"), (b"8BPS", "a Photoshop file"),
-    ):  # fmt: skip
-        if data.startswith(start):
-            return name
-    if data[4:8] == b"ftyp":
-        return "AVIF, HEIC or a video"
-    if data.lstrip()[:1] == b"<":
-        return "SVG, HTML or XML"
-    return f"a file that begins with the bytes {data[:8].hex(' ')}"

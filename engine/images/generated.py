@@ -74,4 +74,6 @@ class GeneratedImage:
             lora_strength=None if request.lora is None else request.lora_strength,
             cfg_normalization=request.cfg_normalization,
             cfg_truncation=request.cfg_truncation,
+            strength=None if request.edit is None else request.edit.strength,
+            init_image=None if request.edit is None else request.edit.image,
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageFilter
 
-from engine.images.init_image import Box, InitImage, Paste
+from engine.init_image import Box, InitImage, Paste
 from engine.size import Size
 
 if TYPE_CHECKING:

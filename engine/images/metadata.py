@@ -30,6 +30,8 @@ class ImageMetadata:
         lora: name of the requested LoRA.
         lora_strength: its strength; None without a LoRA.
         cfg_normalization, cfg_truncation: diffusers'; without effect where `guidance_scale` is 0.
+        strength: of the init image; None without one.
+        init_image: digest of the init image, its mask and its paste (`InitImage.digest`).
     """
 
     seed: int
@@ -49,6 +51,8 @@ class ImageMetadata:
     lora_strength: float | None = None
     cfg_normalization: float = 0.0
     cfg_truncation: float = 1.0
+    strength: float | None = None
+    init_image: str | None = None
 
     @property
     def size(self) -> Size:
@@ -82,6 +86,8 @@ def _infotext(request: ImageRequest, metadata: ImageMetadata) -> str:
         "Size": str(metadata.size),
         "Model": _quoted(metadata.model),
     }
+    if metadata.strength is not None:
+        settings["Denoising strength"] = f"{metadata.strength:g}"
     if metadata.guidance_scale:
         if metadata.cfg_normalization:
             settings["CFG normalization"] = f"{metadata.cfg_normalization:g}"

@@ -8,8 +8,9 @@ from engine.size import SizeLimits
 
 ResizeMode = Literal["crop", "stretch"]
 
+MAX_SIDE = 65_536  # pixels; far beyond any plan
 MAX_PADDING = 8192  # pixels
-MAX_MASK_BLUR = 64  # pixels, AUTOMATIC1111's
+MASK_BLUR, MAX_MASK_BLUR = 4, 64  # pixels, AUTOMATIC1111's
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,9 @@ class Preparation:
             this many pixels of the image around it, and pasted back (diffusers' name; `inpaint_full_res_padding` in
             AUTOMATIC1111's web UI). Without a width and height, the part is generated in the plans' default size.
         mask_blur: pixels, radius of the soft edge with which the part is pasted back.
-        alpha_is_mask: True to draw the image's own transparent pixels anew if it has any and comes without a mask.
+        alpha_is_mask: True to draw the image's own transparent pixels anew if it comes without a mask and any of its
+            pixels are more than half transparent.
+        image_param, mask_param: names of the fields that the image and the mask are from, for errors.
 
     Raises:
         InvalidRequest: a value is out of range; `param` names it.
@@ -36,8 +39,10 @@ class Preparation:
     height: int | None = None
     resize_mode: ResizeMode = "crop"
     padding_mask_crop: int | None = None
-    mask_blur: int = 4
+    mask_blur: int = MASK_BLUR
     alpha_is_mask: bool = False
+    image_param: str = "image"
+    mask_param: str = "mask"
 
     def __post_init__(self) -> None:
         if self.resize_mode not in get_args(ResizeMode):
@@ -45,9 +50,11 @@ class Preparation:
                 f"resize_mode must be one of {', '.join(get_args(ResizeMode))}; got {self.resize_mode!r:.40}",
                 "resize_mode",
             )
-        for name, value, most in (
-            ("padding_mask_crop", self.padding_mask_crop or 0, MAX_PADDING),
-            ("mask_blur", self.mask_blur, MAX_MASK_BLUR),
+        for name, value, low, high in (
+            ("width", self.width, 1, MAX_SIDE),
+            ("height", self.height, 1, MAX_SIDE),
+            ("padding_mask_crop", self.padding_mask_crop, 0, MAX_PADDING),
+            ("mask_blur", self.mask_blur, 0, MAX_MASK_BLUR),
         ):
-            if not 0 <= value <= most:
-                raise InvalidRequest(f"{name} must be between 0 and {most} pixels, got {value}", name)
+            if value is not None and not low <= value <= high:
+                raise InvalidRequest(f"{name} must be between {low} and {high} pixels, got {value}", name)

@@ -4,18 +4,21 @@ Images are resized as by diffusers' `VaeImageProcessor`, with Lanczos, so that t
 pixels. Knows no files (see `decode`).
 """
 
+from dataclasses import replace
+
 from PIL import Image
 
 from engine.errors import InvalidRequest
-from engine.images.init_image import InitImage, Paste
 from engine.images.mask_crop import covering, crop_region, filled, soft_mask
 from engine.images.preparation import Preparation, ResizeMode
+from engine.init_image import InitImage, Paste
 from engine.size import Size
 
 MAX_PASTE_PIXELS = 4096 * 4096  # of an original that is kept until its image is generated
 LANCZOS = Image.Resampling.LANCZOS
 
-WHITE_FROM_HALF = [0] * 128 + [255] * 128  # as a byte, 0.5 is between 127 and 128
+HALF = 128  # the first byte that stands for 0.5 or more
+WHITE_FROM_HALF = [0] * HALF + [255] * (256 - HALF)
 INVERTED = list(range(255, -1, -1))
 
 
@@ -32,13 +35,13 @@ def prepare(
 
     Raises:
         InvalidRequest: the size is not one of the plans, the mask selects no pixel, or `padding_mask_crop` has no mask
-            or a too large image. `param` is "size", "mask", "image" or "padding_mask_crop".
+            or a too large image. `param` is "size", "padding_mask_crop", or the name of the image's or mask's field.
     """
-    is_own_mask = mask is None and preparation.alpha_is_mask and transparency(image) is not None
-    if is_own_mask:
-        mask = image
-    rgb = _in_rgb(image, lay_on_white=not is_own_mask)
-    selected = None if mask is None else _drawn_anew(mask)
+    own_mask = _own_mask(image) if mask is None and preparation.alpha_is_mask else None
+    rgb = _in_rgb(image, lay_on_white=own_mask is None)
+    selected = own_mask if mask is None else _drawn_anew(mask)
+    if own_mask is not None:
+        preparation = replace(preparation, mask_param=preparation.image_param)
     if preparation.padding_mask_crop is not None:
         return _crop_to_mask(rgb, selected, preparation, notes)
     original = Size(*rgb.size)
@@ -48,7 +51,8 @@ def prepare(
     pixels = _resized(rgb, size, original, mode).tobytes()
     if selected is None:
         return InitImage(size, pixels, notes=notes)
-    return InitImage(size, pixels, _binary(_resized(selected, size, original, mode), size), notes=notes)
+    binary = _binary(_resized(selected, size, original, mode), size, preparation)
+    return InitImage(size, pixels, binary, notes=notes)
 
 
 def transparency(image: Image.Image) -> Image.Image | None:
@@ -59,12 +63,20 @@ def transparency(image: Image.Image) -> Image.Image | None:
     return None if alpha.getextrema() == (255, 255) else alpha
 
 
+def _own_mask(image: Image.Image) -> Image.Image | None:
+    """Return the mask that an image's alpha is, or None if no pixel is more than half transparent."""
+    alpha = transparency(image)
+    return alpha.point(INVERTED) if alpha is not None and any(alpha.histogram()[:HALF]) else None
+
+
 def _in_rgb(image: Image.Image, lay_on_white: bool) -> Image.Image:
     """Return an image without alpha; the colours of transparent pixels stay as they are stored unless laid on white."""
-    if lay_on_white and transparency(image) is not None:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    alpha = transparency(image) if lay_on_white else None
+    if alpha is None:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image if image.mode == "RGBA" else image.convert("RGB"), mask=alpha)
+    return white
 
 
 def _drawn_anew(mask: Image.Image) -> Image.Image:
@@ -105,13 +117,13 @@ def _resized(image: Image.Image, size: Size, original: Size, mode: ResizeMode) -
     return covering(image, size)
 
 
-def _binary(mask: Image.Image, size: Size) -> bytes:
+def _binary(mask: Image.Image, size: Size, preparation: Preparation) -> bytes:
     binary = mask.convert("L").point(WHITE_FROM_HALF)
     if binary.getbbox() is None:
         raise InvalidRequest(
-            f"mask must select at least one pixel at {size} to draw anew: white, or transparent if it has "
-            "transparent pixels; this one selects none",
-            "mask",
+            f"{preparation.mask_param} must select something to draw anew: white, or transparent if it has "
+            f"transparent pixels; this one selects no pixel of {size}",
+            preparation.mask_param,
         )
     return binary.tobytes()
 
@@ -125,9 +137,10 @@ def _crop_to_mask(
     original = Size(*image.size)
     if original.area > MAX_PASTE_PIXELS:
         raise InvalidRequest(
-            f"image must have at most {MAX_PASTE_PIXELS / 1e6:.1f} million pixels with padding_mask_crop, got "
-            f"{original} ({original.area / 1e6:.1f} million); send a smaller one or leave out padding_mask_crop",
-            "image",
+            f"with padding_mask_crop, {preparation.image_param} must have at most {MAX_PASTE_PIXELS / 1e6:.1f} million "
+            f"pixels, got {original} ({original.area / 1e6:.1f} million); send a smaller one or no "
+            "padding_mask_crop",
+            preparation.image_param,
         )
     size = preparation.limits.default
     if preparation.width is not None or preparation.height is not None:
@@ -135,9 +148,9 @@ def _crop_to_mask(
     _require(size, preparation)
     if mask.size != original:
         mask = mask.resize(original, LANCZOS)
-    binary = Image.frombytes("L", original, _binary(mask, original))
+    binary = Image.frombytes("L", original, _binary(mask, original, preparation))
     soft = soft_mask(binary, preparation.mask_blur)
     box = crop_region(soft, size, preparation.padding_mask_crop)
     pixels = filled(image.crop(box), size).tobytes()
     paste = Paste(original, image.tobytes(), box, soft.crop(box).tobytes())
-    return InitImage(size, pixels, _binary(filled(binary.crop(box), size), size), paste, notes)
+    return InitImage(size, pixels, _binary(filled(binary.crop(box), size), size, preparation), paste, notes)

@@ -4,6 +4,7 @@ Knows neither uploads nor how images are brought to the size of the plans (see `
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,14 @@ from PIL import Image
 
 from engine.array import Array
 from engine.errors import InvalidRequest
-from engine.images.decode import Decoded, DecodeLimits, decode
-from engine.images.init_image import InitImage
+from engine.images.decode import Decoded, decode
+from engine.images.header import DecodeLimits
 from engine.images.preparation import Preparation
 from engine.images.prepare import prepare
+from engine.init_image import InitImage
 
-LIMITS = DecodeLimits(
-    max_bytes=1_000_000_000, max_pixels=170_000_000
-)  # a user's own files; Pillow stops at 179 million
+# of a user's own files; Pillow stops at 179 million pixels
+LIMITS = DecodeLimits(max_bytes=1_000_000_000, max_pixels=170_000_000)
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | Array
 
@@ -36,10 +37,9 @@ def read_init_image(image: ImageSource, mask: ImageSource | None, preparation: P
         OSError: a file cannot be read.
     """
     opened, notes = _opened(image, "image")
-    if mask is None:
-        return prepare(opened, None, preparation, notes)
-    opened_mask, mask_notes = _opened(mask, "mask")
-    return prepare(opened, opened_mask, preparation, notes + mask_notes)
+    opened_mask, mask_notes = (None, ()) if mask is None else _opened(mask, "mask")
+    prepared = prepare(opened, opened_mask, preparation, notes + mask_notes)
+    return replace(prepared, sha256=prepared.digest())
 
 
 def _opened(source: ImageSource, param: str) -> Decoded:

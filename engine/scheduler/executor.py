@@ -68,7 +68,7 @@ class _RunningBatch:
     batch: Batch
     stepped: Sequence[Sample]  # their step is over with the batch, in every branch
     latents: Readback  # [B, 16, h, w]; after guidance and blend for samples that stepped
-    first_latents: tuple[Sequence[Sample], Readback] | None  # [S, 16, h, w] of samples that preview their first step
+    first_latents: tuple[Sequence[Sample], Readback] | None  # [S, 16, h, w] of init images, if a preview needs them
     started: TimingEvent  # before the prompts and init images that the batch needs
     encoded: TimingEvent  # before the forward pass
     done: TimingEvent
@@ -139,7 +139,7 @@ class Executor:
         self._encoder.cache_last()
         if running.first_latents is not None:
             for sample, row in zip(running.first_latents[0], running.first_latents[1].wait(), strict=True):
-                sample.latents = row.copy()
+                sample.latents = row.copy() if 1 in sample.previews else None
         return BatchResult(batch, seconds, charges, self._step_results(running, latents, seconds / len(batch)))
 
     def decode(self, sample: Sample) -> PendingImage:

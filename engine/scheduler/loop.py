@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from engine.errors import LoraMismatch
 from engine.images.generated import GeneratedImage
-from engine.images.init_image import InitImage
+from engine.init_image import InitImage
 from engine.pipeline import Pipeline
 from engine.request import ImageRequest
 from engine.sampling.preview import preview_steps

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from engine.array import Array
-from engine.images.init_image import InitImage
+from engine.init_image import InitImage
 from engine.plan.manifest import padded
 from engine.request import ImageRequest
 from engine.sampling.tokenizer import TokenizedPrompt

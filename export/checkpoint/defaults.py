@@ -1,15 +1,18 @@
 """Steps and guidance for requests that name none, as the authors of the checkpoint recommend.
 
-No file of a checkpoint holds them, so they follow from the time shift of its scheduler, which is what sets the two
-official checkpoints apart and what fine-tunes in their layout inherit:
+No file of a checkpoint holds them. The configurations of the two official checkpoints differ only in the time shift of
+the scheduler, which fine-tunes in their layout inherit, so the nearer shift decides:
 
-    Tongyi-MAI/Z-Image-Turbo  shift 3  8 steps   no guidance (distilled; github.com/Tongyi-MAI/Z-Image, README)
-    Tongyi-MAI/Z-Image        shift 6  50 steps  scale 4 (model card: 28 to 50 steps, 3 to 5; its example: 50 and 4)
+    Tongyi-MAI/Z-Image-Turbo  shift 3   8 steps without guidance
+    Tongyi-MAI/Z-Image        shift 6  50 steps with scale 4; 28 to 50 steps and scales of 3 to 5 are recommended
+
+Sources: the model zoo of github.com/Tongyi-MAI/Z-Image (8 steps without CFG, 50 with it), and for the ranges and the
+example of 50 steps at scale 4 the model card, as vllm-project/vllm-omni#1229 quotes it.
 """
 
 from typing import NamedTuple
 
-TURBO_SHIFT = 3.0  # of distilled checkpoints, at most; above, a checkpoint is taken for Z-Image
+MIDDLE = (3.0 + 6.0) / 2  # of the two shifts
 
 
 class Defaults(NamedTuple):
@@ -24,4 +27,4 @@ TURBO, BASE = Defaults(8, 0.0), Defaults(50, 4.0)
 
 def defaults_for(shift: float) -> Defaults:
     """Return the defaults of a checkpoint by `scheduler_config.json`'s shift."""
-    return BASE if shift > TURBO_SHIFT else TURBO
+    return BASE if shift > MIDDLE else TURBO

@@ -17,7 +17,7 @@ from engine.backends.base import Backend
 from engine.backends.host_memory import HostMemory
 from engine.errors import LoraMismatch, ZImageError
 from engine.images.generated import GeneratedImage
-from engine.images.init_image import InitImage
+from engine.init_image import InitImage
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.manifest import GraphName

@@ -89,7 +89,7 @@ class Txt2ImgRequest(ExtraFields):
     seed: Annotated[int, Field(ge=RANDOM, le=MAX_SEED), WHOLE] = RANDOM
     steps: Steps | None = None
     cfg_scale: CfgScale | None = None
-    cfg_normalization: CfgNormalization = False
+    cfg_normalization: CfgNormalization = 0.0
     cfg_truncation: CfgTruncation = 1.0
     width: Edge | None = None
     height: Edge | None = None
@@ -135,7 +135,7 @@ class Txt2ImgRequest(ExtraFields):
             None if self.cfg_scale is None else max(self.cfg_scale - UNGUIDED, 0.0),
             tagged.lora,
             tagged.strength,
-            float(self.cfg_normalization),
+            self.cfg_normalization,
             self.cfg_truncation,
         )
 

@@ -13,9 +13,9 @@ from pydantic import model_validator
 from engine.errors import InvalidRequest
 from server.api import openai
 from server.api.access import Authenticator
-from server.api.body import read_body
 from server.api.dialects.routes import with_errors
 from server.api.errors import ApiError
+from server.api.image_input import read_body_with_images
 from server.api.openai_schemas import ImagesRequest
 from server.api.submit import Jobs, Owner
 
@@ -62,4 +62,4 @@ async def needs_key(request: Request) -> dict[str, bool]:
 @router.post("/v1/images/generations")
 async def generate_images(request: Request, jobs: Jobs, owner: Owner) -> Response:
     """Generate images as OpenAI's endpoint does."""
-    return await openai.generate(request, jobs, owner, await read_body(request, XinferenceRequest))
+    return await openai.generate(request, jobs, owner, await read_body_with_images(request, owner, XinferenceRequest))

@@ -10,6 +10,7 @@ from fakes.loop_builder import (
     DEVICES,
     RED,
     Arrival,
+    Device,
     LoopBuilder,
     blended,
     edited,
@@ -23,10 +24,10 @@ from fakes.manifest import MANIFEST
 from fakes.step_peak import STEP_BYTES, peak_of
 
 from engine.errors import InvalidRequest
-from engine.images.init_image import Box, InitImage, Paste
 from engine.images.mask_crop import paste_back
+from engine.init_image import Box, InitImage, Paste
 from engine.pipeline import Pipeline
-from engine.request import Edit
+from engine.request import Edit, ImageRequest
 from engine.sampling import rope
 from engine.sampling.noise import Generator
 from engine.sampling.schedule import sigmas
@@ -56,7 +57,7 @@ def expected(builder: LoopBuilder, arrival: Arrival) -> np.ndarray:
     return builder.graphs.decode(latents.astype(np.float32)).astype(int)
 
 
-def prompts(request) -> list[str]:
+def prompts(request: ImageRequest) -> list[str]:
     return [request.prompt, request.negative_prompt] if request.is_guided(MANIFEST) else [request.prompt]
 
 
@@ -138,7 +139,7 @@ def test_loop_equals_pipeline(fakes: LoopBuilder, arrival: Arrival) -> None:
 
 @pytest.mark.parametrize("arrival", [EDITED, INPAINTED, GUIDED])
 @pytest.mark.parametrize("device", DEVICES)
-def test_image_in_the_slots_of_a_cancelled_one_is_its_own(fake_plans: Path, device, arrival: Arrival) -> None:
+def test_image_in_the_slots_of_a_cancelled_one_is_its_own(fake_plans: Path, device: Device, arrival: Arrival) -> None:
     builder = loop_builder(fake_plans, device, slots=2)
     other = edited(replace(arrival.request, seed=9, edit=None), 1.0, seed=3, masked=True)
     alone = builder.loop().generate(arrival.request, init_image=arrival.init_image).pixels
@@ -151,11 +152,12 @@ def test_image_in_the_slots_of_a_cancelled_one_is_its_own(fake_plans: Path, devi
 # previews
 
 
+@pytest.mark.parametrize("others", [0, 2])
 @pytest.mark.parametrize("arrival", [EDITED, INPAINTED, GUIDED])
-def test_first_preview_follows_the_first_step(fakes: LoopBuilder, arrival: Arrival) -> None:
-    """From the noised image to the end of the first step's velocity; five others begin beside it."""
+def test_first_preview_follows_the_first_step(fakes: LoopBuilder, arrival: Arrival, others: int) -> None:
+    """From the noised image to the end of the first step's velocity; others begin beside it."""
     loop = fakes.loop()
-    for seed in range(2):
+    for seed in range(others):
         beside = edited(replace(RED, seed=seed), 1.0, seed=seed)
         loop.submit(str(seed), beside.request, previews=3, init_image=beside.init_image)
     loop.submit("a", arrival.request, previews=3, init_image=arrival.init_image)
