@@ -187,11 +187,12 @@ def test_warmed_up_sizes_prepare_nothing_later_in_the_pipeline_or_the_loop(
             pipeline.generate(request)
             loop.generate(request)
             loop.generate(replace(request, width=64, negative_prompt=negative, guidance_scale=2.0))
+            image = init_image(Size(96, 64), masked=True)
+            edited = request.starting_from(image)
+            pipeline.generate(edited, init_image=image)
+            loop.generate(edited, init_image=image)
             if guidance:
                 loop.generate(replace(request, negative_prompt=prompt, guidance_scale=None))
-            image = init_image(Size(96, 64), masked=True)
-            pipeline.generate(request.starting_from(image), init_image=image)
-            loop.generate(request.starting_from(image), init_image=image)
         assert [context.set.total() for plan in plans for context in plan.contexts] == settings
         assert cuda.resources == before
         assert (cuda.calls["context.enqueue"] == passes) == (cuda_graphs == "auto")  # all of it was replayed
