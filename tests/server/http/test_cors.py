@@ -74,7 +74,9 @@ def test_streams_and_errors_have_cors_headers(http: httpx.Client, monkeypatch: p
         assert stream.headers[ALLOWED] == ORIGIN
         assert "image_generation.completed" in stream.read().decode()
     unauthorized = http.post(IMAGES, json={"prompt": "a cat"})
-    large = http.post(IMAGES, content=b" " * (MAX_BODY + 1), headers=KEY | {"content-type": "application/json"})
+    large = http.post(
+        "/v1/chat/completions", content=b" " * (MAX_BODY + 1), headers=KEY | {"content-type": "application/json"}
+    )
     misdirected = http.get("/v1/models", headers={"host": "unknown.example"})
 
     async def broken(*_: object, **__: object) -> None:
