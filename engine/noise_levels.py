@@ -5,7 +5,6 @@ a last bit decides whether a step is beyond `cfg_truncation`. Without numpy, so 
 """
 
 import struct
-from collections.abc import Sequence
 from functools import lru_cache
 
 TRAIN_TIMESTEPS = 1000.0
@@ -23,7 +22,8 @@ def noise_levels(steps: int, shift: float) -> tuple[float, ...]:
     return (*(_shifted(level, shift) for level in _linear(steps)), 0.0)
 
 
-def guided_steps(levels: Sequence[float], truncation: float) -> int:
+@lru_cache(maxsize=1024)
+def guided_steps(levels: tuple[float, ...], truncation: float) -> int:
     """Return the number of steps, the first ones, that are guided under diffusers' `cfg_truncation`.
 
     A step is not guided if 1 - its noise level exceeds the truncation, with the roundings of diffusers' timesteps.

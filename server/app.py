@@ -37,6 +37,7 @@ from server.http.cors import CrossOriginMiddleware
 from server.http.head import HeadMiddleware
 from server.http.host_names import HostNames
 from server.http.proxies import ProxyMiddleware
+from server.http.unread_body import UnreadBodyMiddleware
 from server.http.valid_host import ValidHostMiddleware
 from server.jobs.service import JobService
 from server.page.mount import PageMount, is_page
@@ -132,6 +133,7 @@ def _add_middleware(app: FastAPI, options: AppOptions) -> None:
         page = {"jobs": app.state.jobs, "authenticator": app.state.authenticator, "guide": app.state.model.guide}
         app.add_middleware(PageMount, **page)
     app.add_middleware(AmbiguousLengthMiddleware)
+    app.add_middleware(UnreadBodyMiddleware)
     app.add_middleware(ValidHostMiddleware, names=options.hosts)
     app.add_middleware(ProxyMiddleware, networks=options.trusted_proxies, public_url=options.public_url)
     app.add_middleware(HeadMiddleware)

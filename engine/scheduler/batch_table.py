@@ -42,7 +42,10 @@ class PassTimes:
 
 @dataclass(frozen=True, slots=True)
 class BatchTable:
-    """Measured times by size, and the machine that measured them. With an empty table, nothing is batched."""
+    """Measured times by size, and the machine that measured them.
+
+    With an empty table, nothing shares a pass but both prompts of an image.
+    """
 
     machine: str = ""
     rows: tuple[PassTimes, ...] = ()

@@ -22,21 +22,30 @@ from hypothesis import strategies as st
 from engine.pipeline import Pipeline
 from engine.request import ImageRequest
 from engine.sampling.schedule import sigmas
+from engine.scheduler.batch_table import BatchTable
 from engine.scheduler.loop import EngineLoop
 from engine.size import Size
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(arrivals=workloads(None, None, "a", "b"), min_slice=st.sampled_from([0.0, 3600.0]))
-@example(arrivals=[Arrival(ImageRequest("a", 64, 64, lora=lora)) for lora in (None, "a", "a")], min_slice=0.0)
+@given(
+    arrivals=workloads(None, None, "a", "b"),
+    min_slice=st.sampled_from([0.0, 3600.0]),
+    table=st.sampled_from([BATCHING, BatchTable()]),
+)
+@example(
+    arrivals=[Arrival(ImageRequest("a", 64, 64, lora=lora)) for lora in (None, "a", "a")],
+    min_slice=0.0,
+    table=BATCHING,
+)
 @pytest.mark.parametrize("device", DEVICES)
 def test_image_in_any_workload_equals_image_alone(
-    fake_plans: Path, device: Device, arrivals: list[Arrival], min_slice: float
+    fake_plans: Path, device: Device, arrivals: list[Arrival], min_slice: float, table: BatchTable
 ) -> None:
     """Bit for bit, with other images under any LoRA that join at any step and are cancelled at any step, with short
     and with long time slices. No image is lost."""
     builder = loop_builder(fake_plans, device)
-    outcomes = run_workload(builder.loop(min_slice=min_slice), arrivals)
+    outcomes = run_workload(builder.loop(table, min_slice), arrivals)
     for number, arrival in enumerate(arrivals):
         if arrival.cancel_at is None:
             alone = builder.loop().generate(arrival.request, init_image=arrival.init_image)

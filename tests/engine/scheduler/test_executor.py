@@ -200,10 +200,11 @@ def test_preview_equals_the_image_of_a_single_step(fakes: LoopBuilder, guidance:
 # times and memory
 
 
-def test_steps_allocate_no_arrays(nano: Pipeline) -> None:
+@pytest.mark.parametrize("guidance", [0.0, 2.0])
+def test_steps_allocate_no_arrays(nano: Pipeline, guidance: float) -> None:
     loop = EngineLoop(nano, BATCHING)
     for side in (256, 64):
-        request = ImageRequest("a red circle", side, side)
+        request = ImageRequest("a red circle", side, side, guidance_scale=guidance, cfg_normalization=1.0)
         loop.generate(request)  # binds the arrays
         assert peak_of(lambda on_step, request=request: loop.generate(request, on_step)) < STEP_BYTES
 
