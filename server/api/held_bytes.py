@@ -34,7 +34,7 @@ class HeldBytes:
 
     def _take(self, client: str, more: int) -> None:
         left = self._most - self._by_client.total() - more
-        if left < 0 or self._by_client[client] + more > SHARE * left:
+        if self._by_client[client] + more > SHARE * left:  # also if nothing is left
             raise UploadsBusy("too many large requests are being read; try again later", RETRY_AFTER)
         self._by_client[client] += more
 

@@ -306,4 +306,4 @@ def from_base64(text: str, name: str, most: int = MAX_UPLOAD) -> bytes:
 
 def _not_base64(name: str, reason: str) -> errors.ApiError:
     message = f"{name} must be an image as base64 or as a data URL: {reason}."
-    return errors.ApiError(400, message, code="invalid_base64", param=name)
+    return errors.ApiError(400, message, code="invalid_data_url", param=name)

@@ -149,6 +149,14 @@ def test_form_with_base64_and_numbers_as_text(http: httpx.Client) -> None:
     assert decoded(base64.b64decode(answer.json()["data"][0]["b64_json"]))[0, 0].tolist() == [255, 3, RED]
 
 
+def test_null_is_absent_in_a_form_and_a_prompt_all_the_same(http: httpx.Client) -> None:
+    nulls = [(name, b"null", None) for name in ("size", "steps", "strength", "mask", "lora", "prompt")]
+    answer = http.post(EDITS, content=form(IMAGE, *nulls), headers=HEADERS)
+    assert answer.status_code == 200, answer.text
+    data = base64.b64decode(answer.json()["data"][0]["b64_json"])
+    assert json.loads(Image.open(io.BytesIO(data)).info["zimage-trt"])["prompt"] == "null"
+
+
 IMAGE = ("image", picture(), "in.png")
 
 
@@ -174,7 +182,7 @@ IMAGE = ("image", picture(), "in.png")
         ([IMAGE, ("mask", picture(colour=(0, 0, 0)), "m.png")], "mask", "invalid_value"),
         ([("mask", left_half(), "m.png")], "mask", "invalid_value"),
         ([("image", b"https://example.com/cat.png", None)], "image", "url_not_fetched"),
-        ([("image", b"!!", None)], "image", "invalid_base64"),
+        ([("image", b"!!", None)], "image", "invalid_data_url"),
     ],
 )
 def test_what_cannot_be_followed_is_400_by_name(http: httpx.Client, parts: list[Any], param: str, code: str) -> None:
@@ -194,7 +202,7 @@ def test_what_cannot_be_followed_is_400_by_name(http: httpx.Client, parts: list[
         ({"image": {"file_id": "file-1"}}, "image", "invalid_value"),
         ({"image": "file:///etc/passwd"}, "image", "url_not_fetched"),
         ({"image": {"url": "HTTP://127.0.0.1/"}}, "image", "url_not_fetched"),
-        ({"image": "data:image/png,plain"}, "image", "invalid_base64"),
+        ({"image": "data:image/png,plain"}, "image", "invalid_data_url"),
         ({"image": "AAAA", "init_image": "AAAA"}, "init_image", "invalid_value"),
         ({"mask": as_base64(left_half())}, "mask", "invalid_value"),
         ({"image": as_base64(picture()), "mask": "https://example.com/m.png"}, "mask", "url_not_fetched"),

@@ -163,3 +163,14 @@ def test_images_that_are_being_stored_count_too() -> None:
         assert jobs._admitting_bytes == 0
 
     play(story, limits=Limits(init_image_bytes=400))
+
+
+def test_images_of_an_earlier_server_s_jobs_count_too(tmp_path: Path) -> None:
+    with closing(JobStore(tmp_path / "jobs.db")) as store:
+        store.add(edit_job("a"), PackedImage(PACKED.data, 300))
+
+    async def story(jobs: JobService, _link: FakeLink) -> None:
+        with pytest.raises(QueueFull, match="The images that unfinished jobs begin with"):
+            await jobs.submit(edit_job("b"), client="other", init_image=PackedImage(PACKED.data, 200))
+
+    play(story, JobStore(tmp_path / "jobs.db"), limits=Limits(init_image_bytes=400))
