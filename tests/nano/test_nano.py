@@ -142,7 +142,7 @@ def test_merged_lora_generates_outlines(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_inpainted_thing_is_the_asked_one_and_the_rest_is_untouched(pipeline: Pipeline) -> None:
-    """Measured over 200 images of 192x192: docs/results.md. The autoencoder alone changes some pixels at edges."""
+    """docs/results.md has 100 images. The autoencoder alone changes some pixels at edges."""
     scores = bench.score_inpainting(pipeline, Size(192, 192), 12)
     print(scores)
     assert all(scores[attribute] >= least for attribute, least in LEAST.items()), scores
