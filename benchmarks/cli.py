@@ -16,6 +16,7 @@ COMMANDS = {
     "soak": "Mix clients of every kind with kills, pauses and clock jumps of zimage-serve, and account for all jobs.",
     "startup": "Measure the time from starting zimage-serve to its readiness, and the time of its first image.",
     "judge": "Score z-image-nano's images of held-out captions: colours, shapes, places, sizes, backgrounds.",
+    "guidance": "Compare guided images with those of diffusers, and count the passes that both prompts share.",
     "parity": "Compare FP32, FP16 and BF16 of a checkpoint with float64: graphs, steps, images.",
     "verify": "Compare full-width graphs with DiffSynth as a build does, and measure time and peak memory.",
     "self-test": "Run the probes of plans on this device and compare them with FP32, as loading does.",
@@ -23,6 +24,7 @@ COMMANDS = {
     "latency": "Measure every stage against eager PyTorch, torch.compile and the roofline.",
     "batching": "Measure a forward pass at every batch size and write the table that zimage-serve batches by.",
     "encode": "Measure the time and the file size of PNG, JPEG and WebP encoders.",
+    "uploads": "Send thousands of hostile image files to the process that decodes uploads: outcomes, time, memory.",
     "lora-swap": "Measure the host's part of a LoRA swap, in seconds per GB of weights.",
     "peers": "Compare images of the same prompt and seed with those of diffusers and DiffSynth.",
 }

@@ -39,11 +39,12 @@ from export.graphs.denoiser import Denoiser
 from export.graphs.graph_module import GraphModule
 from export.graphs.prompt_encoder import PromptEncoder
 from export.graphs.vae_decoder import VaeDecoder
+from export.graphs.vae_encoder import VaeEncoder
 from export.precision.dtypes import graph_precisions
 from export.progress import BuildProgress
 from nano.layout import Z_IMAGE_TURBO, CheckpointSizes
 
-GRAPHS: tuple[GraphName, ...] = ("prompt_encoder", "denoiser", "vae_decoder")  # those with weights
+GRAPHS: tuple[GraphName, ...] = ("prompt_encoder", "denoiser", "vae_decoder", "vae_encoder")  # those with weights
 DEFAULTS: dict[str, Any] = {"layers": 4, "profile": [], "compute_capability": "8.9", "accumulate": "fp32"}  # of --build
 GRAPHS_WITH = {"layers": ("prompt_encoder", "denoiser"), "accumulate": ("denoiser",)}
 # The facts that profiles need; there is no checkpoint.
@@ -58,6 +59,7 @@ MODEL = Model(
     prompt=PromptFormat("", "", max_tokens=512, pad_token_id=0),
     schedule_shift=3.0,
     default_steps=8,
+    default_guidance=0.0,
 )
 
 
@@ -197,6 +199,10 @@ def graph_of(
     parts = random_components(sizes)
     if graph == "vae_decoder":
         return VaeDecoder(models.vae_decoder(parts["vae"]), precision)
+    if graph == "vae_encoder":
+        encoder = models.vae_encoder(parts["vae"])
+        assert encoder is not None
+        return VaeEncoder(encoder, precision)
     transformer = models.transformer(parts["transformer"])
     if graph == "denoiser":
         return Denoiser(transformer, precision, accumulation=accumulation)

@@ -1,4 +1,7 @@
-"""Scores of z-image-nano: plans generate images of held-out captions, and `nano.judge` scores the images."""
+"""Scores of z-image-nano: plans generate images of held-out captions, and `nano.judge` scores the images.
+
+It also scores images whose first thing is drawn anew inside a mask.
+"""
 
 import argparse
 from collections.abc import Iterator
@@ -9,14 +12,15 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from benchmarks.harness.arguments import count
+from benchmarks.harness.arguments import count, count_or_zero
 from benchmarks.harness.report import finish
+from engine.init_image import InitImage
 from engine.pipeline import Pipeline
 from engine.request import ImageRequest
 from engine.size import Size
 from nano.captions import caption
-from nano.judge import judge, shares
-from nano.scenes import Pixels, Scene, held_out_scene
+from nano.judge import judge, shares, untouched
+from nano.scenes import Pixels, Scene, draw, held_out_scene, with_another_first_thing
 
 SEED = 2026
 SIZES = ("128", "256x192", "256")
@@ -33,6 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size", action="append", metavar="WxH", help=f"Image size, repeatable (default: {', '.join(SIZES)})"
+    )
+    parser.add_argument(
+        "--inpaint",
+        type=count_or_zero,
+        default=0,
+        metavar="N",
+        help="Also draw one of two things anew in N images per size (default: %(default)s)",
     )
     parser.add_argument("--sheet", type=Path, metavar="PNG", help="Also write a contact sheet of 18 images")
 
@@ -51,6 +62,10 @@ def run(args: argparse.Namespace) -> None:
         figures[size] = {
             language: {name: round(share, 4) for name, share in found.items()} for language, found in scores.items()
         }
+        if args.inpaint:
+            found = score_inpainting(pipeline, Size.parse(size), args.inpaint)
+            print(f"{size}, inpainted:", ", ".join(f"{name} {share:.1%}" for name, share in found.items()))
+            figures[f"{size}, inpainted"] = {name: round(share, 4) for name, share in found.items()}
     finish("judge", figures)
 
 
@@ -72,6 +87,36 @@ def score(pipeline: Pipeline, size: Size, count: int) -> dict[str, dict[str, flo
         judge(pipeline.generate(ImageRequest(text, *size, seed)).pixels, scene) for seed, (scene, text) in captions
     ]
     return {"all": shares(verdicts), "en": shares(verdicts[0::2]), "zh": shares(verdicts[1::2])}
+
+
+def inpainted(pipeline: Pipeline, size: Size, number: int) -> tuple[Scene, InitImage, Pixels]:
+    """Draw a held-out scene of two things, and generate another first thing in its half of the image.
+
+    Returns:
+        The scene that the image shall show, the drawn image with its mask, and the generated pixels.
+    """
+    rng = Random(SEED + number)
+    scenes = iter(lambda: held_out_scene(rng), None)
+    scene = next(scene for scene in scenes if len(scene.things) == 2 and scene.background is not None)
+    wanted = with_another_first_thing(scene, rng)
+    mask = np.zeros((size.height, size.width), np.uint8)
+    if scene.place == "above":
+        mask[: size.height // 2] = 255
+    else:
+        mask[:, : size.width // 2] = 255
+    image = InitImage(size, draw(scene, size.height, size.width, rng).tobytes(), mask.tobytes())
+    request = ImageRequest(caption(wanted, "zh" if number % 2 else "en", rng), seed=number).starting_from(image)
+    return wanted, image, pipeline.generate(request, init_image=image).pixels
+
+
+def score_inpainting(pipeline: Pipeline, size: Size, count: int) -> dict[str, float]:
+    """Return the share of correct statements per attribute over `count` inpainted images, and of untouched pixels."""
+    verdicts, kept = [], []
+    for number in track(range(count), f"{size}, inpainted", total=count):
+        scene, image, pixels = inpainted(pipeline, size, number)
+        verdicts.append(judge(pixels, scene))
+        kept.append(untouched(pixels, image.pixel_array(), image.mask_array()))
+    return shares(verdicts) | {"untouched": float(np.mean(kept)), "least untouched": min(kept)}
 
 
 def contact_sheet(pipeline: Pipeline, count: int) -> tuple[Pixels, list[str]]:

@@ -16,11 +16,12 @@ from benchmarks.harness.report import finish
 from engine.backends.vram import VramPlan
 from engine.options import SLOTS
 from engine.plan.manifest import Graph, GraphName
+from export.graphs.blend import Blend
 
 CARDS = (12, 16, 24, 32, 80)  # GiB
 TAKEN = 600_000_000  # bytes of a card that the driver and CUDA's context take; assumed, and more with a desktop
 # Of the graphs with weights. Layers use the same memory one after another; the last one less, having fewer rows.
-LAYERS: dict[GraphName, int] = {"prompt_encoder": 1, "denoiser": 2, "vae_decoder": 1}
+LAYERS: dict[GraphName, int] = {"prompt_encoder": 1, "denoiser": 2, "vae_decoder": 1, "vae_encoder": 1}
 BUILDS: tuple[tuple[str, ...], ...] = ((), ("1024,256:2",), ("1024,256",), ("768,256",), ("512,256:4",), ("512,256",))
 
 
@@ -79,9 +80,12 @@ def rows_of(
         weights: bytes of the whole graphs' weights; their plans are taken to be larger by the measured ratio.
     """
     profiles = full_size.profiles_of(build)
+    blend = Blend(full_size.MODEL.latent_channels)
     whole = {name: replace(each.graph, weight_bytes=weights[name]) for name, each in measured.items()}
+    whole["blend"] = Graph("blend.plan", blend.precision, blend.inputs, blend.outputs)  # its tensors count
     manifest = full_size.manifest(full_size.MODEL, "fp16", profiles, whole)
     with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / whole["blend"].file).touch()
         for name, each in measured.items():
             with (Path(folder) / each.graph.file).open("wb") as plan:
                 plan.truncate(int(weights[name] * each.ratio))  # a hole: only its size counts
@@ -94,11 +98,11 @@ def rows_of(
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the lines of a Markdown table, in GB of 10^9 bytes."""
     cards = " | ".join(f"{card} GiB" for card in CARDS)
-    yield f"| build-engines | zimage-serve | Weights | Activations | Tensors | Needed | {cards} |"
-    yield "| --- " * (6 + len(CARDS)) + "|"
+    yield f"| build-engines | zimage-serve | Weights | Activations | Tensors | Needed | For images in | {cards} |"
+    yield "| --- " * (7 + len(CARDS)) + "|"
     for row in rows:
         options = _profile_options(row.serve) + ["--offload"] * row.vram.offload
-        sizes = (row.vram.resident, row.vram.arena, row.vram.buffers, row.vram.needed)
+        sizes = (row.vram.resident, row.vram.arena, row.vram.buffers, row.vram.needed, row.vram.image_input)
         cells = [
             f"`{' '.join(_profile_options(row.build))}`" if row.build else "default",
             f"`{' '.join(options)}`" if options else "default",
@@ -121,5 +125,6 @@ def _figures(row: Row) -> dict[str, Any]:
         "activations": dict(row.vram.activations),
         "tensors": row.vram.buffers,
         "needed": row.vram.needed,
+        "image_input": row.vram.image_input,
         "fits": [card for card in CARDS if row.fits(card)],
     }

@@ -9,10 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.command_line import add_version, one_line_errors, parse_lora, prepare, user_path
+from engine.cli_arguments import NAME, check_arguments, make_parser
+from engine.cli_image import ImageOption
+from engine.command_line import one_line_errors, user_path
 from engine.errors import InvalidRequest, ZImageError
 from engine.files import require_writable
-from engine.options import SLOTS, RuntimeOptions, add_pipeline_arguments
+from engine.init_image import InitImage
+from engine.options import SLOTS, RuntimeOptions
 from engine.plan.directory import read, resolve
 from engine.plan.guide import Guide
 from engine.plan.manifest import Manifest
@@ -24,17 +27,6 @@ from engine.stages import StageTimes
 
 if TYPE_CHECKING:
     from engine.images.generated import GeneratedImage
-
-NAME = "zimage-generate"
-EXAMPLES = """\
-examples:
-  zimage-generate "a red circle on a blue background" --engines out/engines
-  zimage-generate "a green star" --engines out/engines --size 256x192 --seed 7 -n 4 -o star.jpg
-  zimage-generate --prompts prompts.txt --engines out/engines -o out.png
-
-A line of --prompts is a prompt, or a JSON object with prompt and, where they differ from the options, size or width and
-height, seed, steps, guidance_scale, negative_prompt and output. Empty lines and lines that begin with # are skipped.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,84 +44,20 @@ class _Task:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; exit with status 1 and one line on an error, with 130 after Ctrl-C."""
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     if args.verbose:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     with one_line_errors(NAME):
+        check_arguments(args)
         tasks = list(_tasks(args))
-        _generate(args, tasks, _check(args, tasks))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        NAME,
-        description="Generate images and write them to files, with the prompt and all settings in each file.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    prepare(parser)
-    _add_image(parser.add_argument_group("image"))
-    _add_files(parser.add_argument_group("files"))
-    runtime = parser.add_argument_group("runtime")
-    add_pipeline_arguments(runtime)
-    runtime.add_argument("-v", "--verbose", action="store_true", help="Log what is loaded, and its GPU memory")
-    add_version(parser)
-    return parser
-
-
-def _add_image(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("prompt", nargs="?", help="Text to generate an image of")
-    group.add_argument(
-        "--size",
-        metavar="WxH",
-        help="Size in pixels, such as 1024x768 (default: the size that the plans are tuned for)",
-    )
-    group.add_argument("-n", type=_count, default=1, metavar="N", dest="count", help="Images per prompt (default: 1)")
-    group.add_argument(
-        "--seed",
-        type=int,
-        default=RANDOM,
-        metavar="N",
-        help=f"Seed of the first image, 0 to {MAX_SEED}; each further image has the next one (default: a random one, "
-        "which the command prints)",
-    )
-    group.add_argument("--steps", type=int, metavar="N", help="Denoising steps (default: the model's number, 8)")
-    group.add_argument("--negative-prompt", default="", metavar="TEXT", help="Text that guidance moves away from")
-    group.add_argument(
-        "--guidance-scale",
-        type=float,
-        default=ImageRequest("").guidance_scale,
-        metavar="X",
-        help="Guidance scale as in diffusers; above 0, every step takes two forward passes (default: %(default)s)",
-    )
-    group.add_argument(
-        "--lora",
-        type=parse_lora,
-        metavar="FILE[:STRENGTH]",
-        help="File written by zimage-lora; needs refittable plans (default strength: 1)",
-    )
-
-
-def _add_files(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--prompts", metavar="FILE", help="File with a prompt per line, in place of PROMPT; - reads standard input"
-    )
-    group.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("out.png"),
-        metavar="FILE",
-        help="File to write: a .png, .jpg or .webp file; several images become out-1.png, out-2.png, ... (default: "
-        "%(default)s)",
-    )
-    group.add_argument(
-        "--quality",
-        type=int,
-        default=100,
-        metavar="N",
-        help="Quality of JPEG and WebP, 0 to 100 (default: %(default)s)",
-    )
+        _check_files(args, tasks)
+        directory = resolve(args.engines)
+        manifest = _manifest(args, directory)
+        image = ImageOption(args, manifest.size_limits)
+        if args.image is not None:
+            tasks = [_start(task, image) for task in tasks]
+        _check_requests(tasks, manifest, Guide.read(directory))
+        _generate(args, tasks, manifest, list(image.prepared.values()))
 
 
 def _tasks(args: argparse.Namespace) -> Iterator[_Task]:
@@ -147,7 +75,15 @@ def _tasks(args: argparse.Namespace) -> Iterator[_Task]:
             f"seed must be between 0 and {MAX_SEED}, or {RANDOM} for a random one, got {first}", "seed"
         )
     default = ImageRequest(
-        args.prompt or "", width, height, first, args.steps, args.negative_prompt, args.guidance_scale
+        args.prompt or "",
+        width,
+        height,
+        first,
+        args.steps,
+        args.negative_prompt,
+        args.guidance_scale,
+        cfg_normalization=args.cfg_normalization,
+        cfg_truncation=args.cfg_truncation,
     )
     if args.lora is not None:
         file, strength = args.lora
@@ -183,18 +119,8 @@ def _numbered(file: Path, number: int | None) -> Path:
     return file if number is None else file.with_name(f"{file.stem}-{number}{file.suffix}")
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def _check(args: argparse.Namespace, tasks: Sequence[_Task]) -> Manifest:
-    """Return the manifest of the plans, whose files are not read yet.
-
-    Raises:
-        ZImageError, OSError: an image cannot be generated or written.
-    """
+def _check_files(args: argparse.Namespace, tasks: Sequence[_Task]) -> None:
+    """Raise InvalidRequest or OSError if an image cannot be written."""
     sources: dict[Path, str] = {}
     for task in tasks:
         try:
@@ -207,23 +133,39 @@ def _check(args: argparse.Namespace, tasks: Sequence[_Task]) -> Manifest:
             raise InvalidRequest(task.message(error), error.param) from error
         except OSError as error:
             raise OSError(task.message(error)) from error
-    directory = resolve(args.engines)
+
+
+def _manifest(args: argparse.Namespace, directory: Path) -> Manifest:
+    """Return the manifest of plans whose files are not read yet, with the profiles to load."""
     manifest = read(directory, verify=False)
-    manifest = replace(manifest, profiles=tuple(manifest.choose_profiles(tuple(args.profiles or ())).values()))
+    return replace(manifest, profiles=tuple(manifest.choose_profiles(tuple(args.profiles or ())).values()))
+
+
+def _start(task: _Task, image: ImageOption) -> _Task:
+    """Return a task that starts from an image."""
+    try:
+        return replace(task, request=image.start(task.request))
+    except InvalidRequest as error:
+        raise InvalidRequest(task.message(error), error.param) from error
+
+
+def _check_requests(tasks: Sequence[_Task], manifest: Manifest, guide: Guide) -> None:
+    """Raise InvalidRequest if an image cannot be generated; tell which fields have no effect."""
     for task in tasks:
         try:
             task.request.check(manifest, () if task.request.lora is None else (task.request.lora,))
         except InvalidRequest as error:
             raise InvalidRequest(task.message(error), error.param) from error
-    if any(task.request.negative_prompt and not task.request.is_guided for task in tasks):
-        _say("negative prompts have no effect without a --guidance-scale above 0")
-    guide = Guide.read(directory)
+    unused = dict.fromkeys(name for task in tasks for name in task.request.without_effect(manifest))
+    if unused:
+        _say(f"{', '.join(unused)}: no effect without a --guidance-scale above 0")
     if guide.about and sys.stderr.isatty() and not all(guide.covers(task.request.size(manifest)) for task in tasks):
         _say(guide.about)
-    return manifest
 
 
-def _generate(args: argparse.Namespace, tasks: Sequence[_Task], manifest: Manifest) -> None:
+def _generate(
+    args: argparse.Namespace, tasks: Sequence[_Task], manifest: Manifest, init_images: Sequence[InitImage]
+) -> None:
     """Generate the images and write each as soon as it is finished.
 
     Raises:
@@ -231,17 +173,20 @@ def _generate(args: argparse.Namespace, tasks: Sequence[_Task], manifest: Manife
         KeyboardInterrupt: with the number of images that were written.
     """
     writer = _Writer(args, tasks, manifest)
+    for note in dict.fromkeys(note for init_image in init_images for note in init_image.notes):
+        _say(note)
     try:
         writer.bar.show("loading the plans")
         from engine.generator import ImageGenerator  # takes most of a second; errors in arguments come first
 
-        options = RuntimeOptions.of(args)
+        options = replace(RuntimeOptions.of(args), image_input=bool(init_images))
         options = replace(options, slots=SLOTS) if len(tasks) > 1 else options
         loras = {} if args.lora is None else {args.lora[0].stem: args.lora[0]}
         with ImageGenerator(args.engines, options, loras=loras) as generator:
             writer.is_loaded()
             requests = [task.request for task in tasks]
-            for index, outcome in generator.run(requests, on_progress=lambda _: writer.bar.step()):
+            outcomes = generator.run(requests, init_images=init_images, on_progress=lambda _: writer.bar.step())
+            for index, outcome in outcomes:
                 writer.write(index, outcome)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"{writer.written} of {len(tasks)} images were written") from None
@@ -255,7 +200,7 @@ class _Writer:
 
     def __init__(self, args: argparse.Namespace, tasks: Sequence[_Task], manifest: Manifest) -> None:
         self._tasks, self._quality, self._manifest = tasks, args.quality, manifest
-        steps = sum(task.request.steps(manifest) for task in tasks)
+        steps = sum(task.request.steps_to_run(manifest) for task in tasks)
         self.bar = ProgressBar(len(tasks), steps, is_wanted=not args.verbose)
         self.written = 0
         self._seconds = StageTimes()  # of the last image

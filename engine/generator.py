@@ -14,6 +14,9 @@ from engine.errors import DeviceError, InvalidRequest, LoraMismatch, ZImageError
 from engine.images.encode import enlarge
 from engine.images.generated import GeneratedImage
 from engine.images.metadata import file_metadata
+from engine.images.preparation import MASK_BLUR, Preparation, ResizeMode
+from engine.images.source import ImageSource, read_init_image
+from engine.init_image import InitImage
 from engine.options import SLOTS, RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.directory import resolve
@@ -109,10 +112,18 @@ class ImageGenerator:
         size: tuple[int, int] | None = None,
         seed: int | None = None,
         steps: int | None = None,
-        guidance_scale: float = 0.0,
+        guidance_scale: float | None = None,
         negative_prompt: str = "",
+        cfg_normalization: float = 0.0,
+        cfg_truncation: float = 1.0,
         lora: str | None = None,
         lora_strength: float = 1.0,
+        image: ImageSource | None = None,
+        mask: ImageSource | None = None,
+        strength: float | None = None,
+        padding_mask_crop: int | None = None,
+        mask_blur: int = MASK_BLUR,
+        resize_mode: ResizeMode = "crop",
         previews: int = 0,
         on_progress: OnProgress | None = None,
     ) -> GeneratedImage: ...
@@ -125,10 +136,18 @@ class ImageGenerator:
         size: tuple[int, int] | None = None,
         seed: int | Sequence[int] | None = None,
         steps: int | None = None,
-        guidance_scale: float = 0.0,
+        guidance_scale: float | None = None,
         negative_prompt: str = "",
+        cfg_normalization: float = 0.0,
+        cfg_truncation: float = 1.0,
         lora: str | None = None,
         lora_strength: float = 1.0,
+        image: ImageSource | None = None,
+        mask: ImageSource | None = None,
+        strength: float | None = None,
+        padding_mask_crop: int | None = None,
+        mask_blur: int = MASK_BLUR,
+        resize_mode: ResizeMode = "crop",
         previews: int = 0,
         on_progress: OnProgress | None = None,
     ) -> list[GeneratedImage]: ...
@@ -140,24 +159,44 @@ class ImageGenerator:
         size: tuple[int, int] | None = None,
         seed: int | Sequence[int] | None = None,
         steps: int | None = None,
-        guidance_scale: float = 0.0,
+        guidance_scale: float | None = None,
         negative_prompt: str = "",
+        cfg_normalization: float = 0.0,
+        cfg_truncation: float = 1.0,
         lora: str | None = None,
         lora_strength: float = 1.0,
+        image: ImageSource | None = None,
+        mask: ImageSource | None = None,
+        strength: float | None = None,
+        padding_mask_crop: int | None = None,
+        mask_blur: int = MASK_BLUR,
+        resize_mode: ResizeMode = "crop",
         previews: int = 0,
         on_progress: OnProgress | None = None,
     ) -> GeneratedImage | list[GeneratedImage]:
         """Generate an image of a prompt, or an image of each prompt of a list.
 
         Args:
-            size: (width, height) in pixels; None for the size that the plans are tuned for.
+            size: (width, height) in pixels; None for the size of `image` or, without one, that the plans are tuned for.
             seed: 0 to 2**64 - 1; None or -1 for a random one. Each further prompt of a list has the next seed. A list
                 of seeds has one per prompt.
             steps: denoising steps, 1 to 100; None for the model's number.
-            guidance_scale: diffusers' scale, 0 to 30; above 0, every step takes two forward passes.
+            guidance_scale: diffusers' scale, 0 to 30, or None for the model's; above 0, steps take two forward passes.
             negative_prompt: text that guidance moves away from; without guidance it has no effect.
+            cfg_normalization: largest norm of the guided velocity, relative to the positive one's; 0 for no bound.
+            cfg_truncation: progress (1 - noise level, 0 to 1) beyond which steps are not guided.
             lora: name of one of the generator's LoRAs.
             lora_strength: factor of what the LoRA changes, -4 to 4.
+            image: an image to start from: a file's name, the bytes of a file, a Pillow image, or an array
+                [height, width, 3] of uint8. All prompts share it.
+            mask: where `image` is drawn anew: white, in any of these forms and any size; None for all of it.
+            strength: share of the steps that are run, above 0 and up to 1; None for 0.6, or for 1 with a mask. At 1,
+                `image` counts for nothing where it is drawn anew.
+            padding_mask_crop: None to generate the whole image. Otherwise only the part around the mask is generated,
+                in the given size, with this many pixels of the image around it, and pasted into `image`.
+            mask_blur: pixels, radius of the soft edge of that part.
+            resize_mode: for an image of another aspect ratio than `size`, "crop" keeps its centre and "stretch"
+                distorts it.
             previews: previews per image, spread evenly over its steps; plans of a VAE without an encoder have none.
             on_progress: called after each step. An exception that it raises ends the call; the generator stays usable.
 
@@ -166,28 +205,64 @@ class ImageGenerator:
 
         Raises:
             InvalidRequest: an image cannot be generated; `param` names the field, and nothing was generated.
+            OSError: a file cannot be read.
             NonFiniteOutput: an image left the range of its number format.
             DeviceError: the GPU failed.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         width, height = (None, None) if size is None else size
+        init_image = None
+        if image is not None:
+            limits = self.manifest.size_limits
+            preparation = Preparation(limits, width, height, resize_mode, padding_mask_crop, mask_blur)
+            init_image = read_init_image(image, mask, preparation)
+        for name, value in (("mask", mask), ("strength", strength), ("padding_mask_crop", padding_mask_crop)):
+            if image is None and value is not None:
+                raise InvalidRequest(f"{name} needs an image to start from, got none", "image")
         requests = [
-            ImageRequest(text, width, height, own, steps, negative_prompt, guidance_scale, lora, lora_strength)
+            ImageRequest(
+                text,
+                width,
+                height,
+                own,
+                steps,
+                negative_prompt,
+                guidance_scale,
+                lora,
+                lora_strength,
+                float(cfg_normalization),
+                cfg_truncation,
+            )
             for text, own in zip(prompts, _seeds(seed, len(prompts)), strict=True)
         ]
+        if init_image is not None:
+            requests = [request.starting_from(init_image, strength) for request in requests]
         images: dict[int, GeneratedImage] = {}
-        for index, outcome in self.run(requests, previews=previews, on_progress=on_progress):
+        for index, outcome in self.run(
+            requests,
+            init_images=() if init_image is None else (init_image,),
+            previews=previews,
+            on_progress=on_progress,
+        ):
             if isinstance(outcome, ZImageError):
                 raise outcome
             images[index] = outcome
         return images[0] if isinstance(prompt, str) else [images[index] for index in range(len(prompts))]
 
     def run(
-        self, requests: Iterable[ImageRequest], *, previews: int = 0, on_progress: OnProgress | None = None
+        self,
+        requests: Iterable[ImageRequest],
+        *,
+        init_images: Iterable[InitImage] = (),
+        previews: int = 0,
+        on_progress: OnProgress | None = None,
     ) -> Iterator[tuple[int, GeneratedImage | ZImageError]]:
         """Generate images of any requests, and yield each with the index of its request as soon as it is finished.
 
         An image that fails is yielded as its error, and the others go on. Closing the iterator cancels the rest.
+
+        Args:
+            init_images: the images that requests start from (`ImageRequest.starting_from`), each once.
 
         Raises:
             InvalidRequest: a request cannot be generated; nothing was generated.
@@ -197,13 +272,17 @@ class ImageGenerator:
         if self._is_running:
             raise RuntimeError("the generator is in use: finish or close the iterator of the earlier call first")
         wanted = list(requests)
+        by_digest = {init_image.digest(): init_image for init_image in init_images}
+        starts = [None if request.edit is None else by_digest.get(request.edit.image) for request in wanted]
+        for request, start in zip(wanted, starts, strict=True):
+            request.check_init_image(start, self.manifest)
         prompts = [self._loop.tokenize(request) for request in wanted]
         self._runs += 1
         keys = {f"{self._runs}/{index}": index for index in range(len(wanted))}  # keys of cancelled images never return
         self._is_running = True
         try:
             for key, index in keys.items():
-                self._loop.submit(key, wanted[index], previews, prompts=prompts[index])
+                self._loop.submit(key, wanted[index], previews, prompts=prompts[index], init_image=starts[index])
             yield from self._outcomes(keys, on_progress)
         finally:
             for key in keys:

@@ -35,6 +35,14 @@ class Decoded(NamedTuple):
         return image
 
 
+class Guided(NamedTuple):
+    """Latents that guidance combines, [B, 16, h, w] float32 each."""
+
+    positive: Tensor  # after a step under the prompt
+    negative: Tensor  # after a step under the negative prompt
+    before: Tensor  # before that step
+
+
 class GraphRunner:
     """Enqueues graphs. Tensors that its methods return are valid until the next call."""
 
@@ -86,22 +94,87 @@ class GraphRunner:
         tensors = {"latents": latents, "latents_next": latents_next, "prompt_embeds": prompt_embeds}
         self._enqueue("denoiser", tensors | levels | tables)
 
-    def guide(self, positive: Tensor, negative: Tensor, scale: Array) -> Tensor:
-        """Enqueue the guidance of a batch: positive + scale * (positive - negative).
+    def guide(self, latents: Guided, scale: Array, normalization: Array) -> Tensor:
+        """Enqueue the guidance of a batch: positive + scale * (positive - negative), in bounds.
 
         Args:
-            positive, negative: [B, 16, h, w] float32, after a step under the prompt and under the negative prompt, in
-                the tensors `latents_positive` and `latents_negative`.
+            latents: from `guided_latents`, filled.
             scale: [B] float32.
+            normalization: [B] float32, diffusers' `cfg_normalization`; 0 for no bound.
 
         Returns:
             [B, 16, h, w] float32, valid until the next call.
         """
-        guided = self.memory.view("latents_guided", positive.shape)
-        scales = self.memory.write("guidance_scale", scale)
-        tensors = {"latents_positive": positive, "latents_negative": negative, "latents_guided": guided}
-        self._enqueue("guidance", tensors | {"guidance_scale": scales})
+        guided = self.memory.view("latents_guided", latents.positive.shape)
+        written = {
+            "guidance_scale": self.memory.write("guidance_scale", scale),
+            "cfg_normalization": self.memory.write("cfg_normalization", normalization),
+        }
+        tensors = {f"latents_{name}": tensor for name, tensor in latents._asdict().items()}
+        self._enqueue("guidance", tensors | written | {"latents_guided": guided})
         return guided
+
+    def guided_latents(self, shape: tuple[int, ...]) -> Guided:
+        """Return the inputs of guidance for a batch of shape [B, 16, h, w]."""
+        return Guided(*(self.memory.view(f"latents_{name}", shape) for name in Guided._fields))
+
+    def encode_image(self, init_image: Array, posterior_noise: Array) -> Tensor:
+        """Enqueue the VAE encoder for one image.
+
+        Args:
+            init_image: [height, width, 3] uint8, RGB.
+            posterior_noise: [1, 16, h, w] float32, a standard normal sample.
+
+        Returns:
+            [1, 16, h, w] float32 in the tensor `image_latents`, valid until the next call or the next blend.
+        """
+        image_latents = self.memory.view("image_latents", posterior_noise.shape)
+        tensors = {
+            "init_image": self.memory.write("init_image", init_image[None]),
+            "posterior_noise": self.memory.write("posterior_noise", posterior_noise),
+        }
+        self._enqueue("vae_encoder", tensors | {"image_latents": image_latents})
+        return image_latents
+
+    def blend(
+        self, latents_to_blend: Tensor, image_latents: Tensor, noise: Tensor, mask: Tensor, sigma: Tensor
+    ) -> Tensor:
+        """Enqueue the blend of a batch: latents where the mask is 1, the image at a noise level where it is 0.
+
+        Args:
+            latents_to_blend, image_latents, noise: [B, 16, h, w] float32, in the tensors of these names.
+            mask: [B, 1, h, w] float32 of zeros and ones, in the tensor `mask`.
+            sigma: [B] float32, noise level of the result, in the tensor `blend_sigma`.
+
+        Returns:
+            [B, 16, h, w] float32, valid until the next call. Latents that the mask leaves out may have any value, NaN
+            included.
+        """
+        blended = self.memory.view("latents_blended", image_latents.shape)
+        tensors = {
+            "latents_to_blend": latents_to_blend,
+            "image_latents": image_latents,
+            "noise": noise,
+            "mask": mask,
+            "blend_sigma": sigma,
+        }
+        self._enqueue("blend", tensors | {"latents_blended": blended})
+        return blended
+
+    def add_noise(self, image_latents: Tensor, noise: Tensor, sigma: Array) -> Tensor:
+        """Enqueue the first latents of a batch of init images: (1 - sigma) * image_latents + sigma * noise.
+
+        Args:
+            image_latents, noise: [B, 16, h, w] float32, in the tensors of these names.
+            sigma: [B] float32.
+
+        Returns:
+            [B, 16, h, w] float32, valid until the next blend.
+        """
+        batch, _, h, w = noise.shape
+        nothing = self.memory.write("mask", np.zeros((batch, 1, h, w), np.float32))
+        level = self.memory.write("blend_sigma", sigma)
+        return self.blend(self.memory.view("latents_to_blend", noise.shape), image_latents, noise, nothing, level)
 
     def decode(self, latents: Tensor, index: int = 0) -> Decoded:
         """Enqueue the decoding of one image of [B, 16, h, w] latents."""

@@ -31,6 +31,7 @@ HELP = {  # help texts of the options, also for zimage-serve
     "cuda_graphs": "TensorRT: use of CUDA graphs; auto keeps those that are measurably faster, TensorRT-RTX keeps all",
     "offload": "TensorRT: keep only one of prompt encoder and denoiser in GPU memory; each new prompt costs seconds",
     "self_test": "TensorRT: compare what this GPU computes with FP32 before anything is generated",
+    "image_input": "Load what images as inputs need, if the plans have it",
     "runtime_cache": "TensorRT-RTX: folder for kernels compiled for this GPU (default: the user's cache folder)",
 }
 
@@ -48,6 +49,7 @@ class RuntimeOptions:
         self_test: True to compare the plans' probes with FP32 while loading; ONNX Runtime is not tested.
         runtime_cache: folder for kernels that TensorRT-RTX compiles on this GPU; None for the user's cache folder.
         slots: slots for images between two of their steps; a guided image takes two.
+        image_input: True to load the graphs that images as inputs need, if the plans have them.
         loras: names of the LoRAs that requests may use, each with the file that `zimage-lora` wrote.
         lora_versions: `engine.files.version` of these files by name. A file of another version is refused; one that is
             not listed must keep the version that is read first.
@@ -61,6 +63,7 @@ class RuntimeOptions:
     self_test: bool = True
     runtime_cache: Path | None = None
     slots: int = 2
+    image_input: bool = True
     loras: tuple[tuple[str, Path], ...] = ()
     lora_versions: dict[str, tuple[int, int]] = field(default_factory=dict)
 

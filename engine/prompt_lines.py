@@ -41,6 +41,8 @@ class _Fields(msgspec.Struct, forbid_unknown_fields=True):
     steps: int | None = None
     guidance_scale: float | None = None
     negative_prompt: str | None = None
+    cfg_normalization: float | bool | None = None
+    cfg_truncation: float | None = None
     output: Annotated[str, msgspec.Meta(min_length=1)] | None = None
 
 
@@ -92,6 +94,8 @@ def _from_json(line: str, source: str, default: ImageRequest) -> PromptLine:
         "num_inference_steps": fields.steps,
         "guidance_scale": fields.guidance_scale,
         "negative_prompt": fields.negative_prompt,
+        "cfg_normalization": None if fields.cfg_normalization is None else float(fields.cfg_normalization),
+        "cfg_truncation": fields.cfg_truncation,
     }
     request = replace(default, prompt=fields.prompt, width=size[0], height=size[1])
     request = replace(request, **{name: value for name, value in given.items() if value is not None})

@@ -15,6 +15,7 @@ class StageTimes:
     Attributes:
         tokenize: prompts to token ids.
         prompt_encoder: token ids to prompt_embeds; on a GPU by the device's clock.
+        vae_encoder: init image to latents.
         passes: this image's share of the forward passes that it was part of.
         denoiser: from the first forward pass to the last, the passes of other images between them included.
         vae_decoder: latents to pixels.
@@ -23,6 +24,7 @@ class StageTimes:
 
     tokenize: Seconds = 0.0
     prompt_encoder: Seconds = 0.0
+    vae_encoder: Seconds = 0.0
     passes: Seconds = 0.0
     denoiser: Seconds = 0.0
     vae_decoder: Seconds = 0.0
@@ -31,4 +33,4 @@ class StageTimes:
     @property
     def total(self) -> float:
         """Seconds from the prompt to the file; `passes` is part of `denoiser`."""
-        return self.tokenize + self.prompt_encoder + self.denoiser + self.vae_decoder + self.encode
+        return self.tokenize + self.prompt_encoder + self.vae_encoder + self.denoiser + self.vae_decoder + self.encode

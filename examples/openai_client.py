@@ -1,4 +1,4 @@
-"""Generate images with OpenAI's Python client: a plain request, then a stream with previews.
+"""Generate images with OpenAI's Python client: a plain request, a stream with previews, an edit of an image.
 
 .venv/bin/python examples/openai_client.py http://127.0.0.1:8000 out
 """
@@ -32,6 +32,11 @@ def main() -> None:
             save(args.output / f"preview-{event.partial_image_index}.png", event.b64_json)
         else:
             save(args.output / "streamed.png", event.b64_json)
+
+    edited = client.images.edit(
+        image=args.output / "image.png", prompt="红色圆形", extra_body={"seed": 7, "strength": 0.6}
+    )
+    save(args.output / "edited.png", edited.data[0].b64_json)
 
 
 def save(path: Path, b64_json: str) -> None:

@@ -30,6 +30,7 @@ from engine.sampling.tokenizer import TOKENIZER_FILE
 from export import plan_directory
 from export.checkpoint import models
 from export.checkpoint.configs import positive
+from export.checkpoint.defaults import defaults_for
 from export.checkpoint.files import Checkpoint, open_checkpoint
 from export.checkpoint.lora import Lora, merge
 from export.checkpoint.prompt_format import read_prompt_format
@@ -44,8 +45,6 @@ from export.graphs.graph_module import GraphModule
 from export.precision.dtypes import graph_precisions, require_accumulation
 from export.progress import BuildProgress
 
-DEFAULT_STEPS = 8  # forward passes that Z-Image-Turbo is distilled for
-
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
@@ -53,6 +52,7 @@ class BuildOptions:
 
     Attributes:
         name: the model's name, None for the hub id or the name of the checkpoint's folder.
+        default_steps, default_guidance: of requests that name none; None for what fits the checkpoint.
     """
 
     model: str
@@ -65,8 +65,11 @@ class BuildOptions:
     transformer_file: Path | None = None
     loras: tuple[Lora, ...] = ()
     refittable: bool = False
+    image_input: bool = True
     verify: bool = True
     name: str | None = None
+    default_steps: int | None = None
+    default_guidance: float | None = None
 
 
 def build_engines(options: BuildOptions, progress: BuildProgress) -> Path:
@@ -124,6 +127,7 @@ class _Build:
             "prompt_encoder": self.checkpoint.text_encoder,
             "denoiser": self.checkpoint.transformer,
             "vae_decoder": self.checkpoint.vae,
+            "vae_encoder": self.checkpoint.vae,
         }
         one = sum(components[n].parameters * (4 if own == "fp32" else 2) for n, own in self.precisions.items())
         return one if self.builder is None else 2 * one
@@ -141,14 +145,17 @@ def _open(options: BuildOptions, progress: BuildProgress) -> _Build:
     precisions = graph_precisions(options.precision, flavor, capabilities)
     builder = None if flavor == "onnx" else TensorRtBuilder(flavor, capabilities, progress)
     checkpoint = merge(_open_checkpoint(options, progress), options.loras)
+    if not (options.image_input and _has_vae_encoder(checkpoint, progress)):
+        del precisions["vae_encoder"]
     graphs = make_graphs(checkpoint, precisions, options.accumulation)
-    facts = _describe(checkpoint)
+    facts = describe_model(checkpoint, options)
     profiles = _profiles(options, checkpoint, facts)  # wrong ones are refused before the weights are hashed
     with progress.stage("hashing the checkpoint"):
         loras = tuple(MergedLora(lora.file.name, lora.fingerprint(), lora.scale) for lora in options.loras)
         model = replace(facts, weights_sha256=checkpoint.fingerprint(), loras=loras)
     target = Target(flavor, builder.name if builder else f"onnx opset {onnx_export.OPSET}", capabilities)
-    draft = _draft(options, model, target, profiles, Guide.read(checkpoint.directory))
+    other_inputs = repr((Guide.read(checkpoint.directory), sorted(graphs)))
+    draft = _draft(options, model, target, profiles, other_inputs)
     return _Build(checkpoint, graphs, precisions, builder, draft)
 
 
@@ -185,6 +192,13 @@ def _open_checkpoint(options: BuildOptions, progress: BuildProgress) -> Checkpoi
     return checkpoint
 
 
+def _has_vae_encoder(checkpoint: Checkpoint, progress: BuildProgress) -> bool:
+    found = models.has_vae_encoder(checkpoint.vae)
+    if not found:
+        progress.console.print(f"{checkpoint.name} will take no images as inputs: its vae/ has no encoder")
+    return found
+
+
 def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> PreviewProjection | None:
     """Fit the projection for previews of unfinished images; None, with a printed line, if the VAE has no encoder."""
     encoder = models.vae_encoder(checkpoint.vae)
@@ -198,7 +212,7 @@ def fit_preview(checkpoint: Checkpoint, progress: BuildProgress) -> PreviewProje
 
 
 def _draft(
-    options: BuildOptions, model: Model, target: Target, profiles: tuple[Profile, ...], guide: Guide
+    options: BuildOptions, model: Model, target: Target, profiles: tuple[Profile, ...], other_inputs: str
 ) -> Manifest:
     """Make the part of the manifest that is known before the build. Its hash names the directory."""
     draft = Manifest(
@@ -214,12 +228,14 @@ def _draft(
         refittable=options.refittable,
         accumulation=options.accumulation,
     )
-    return replace(draft, plan_id=plan_directory.plan_id(encode(draft) + repr(guide).encode()))
+    return replace(draft, plan_id=plan_directory.plan_id(encode(draft) + other_inputs.encode()))
 
 
-def _describe(checkpoint: Checkpoint) -> Model:
+def describe_model(checkpoint: Checkpoint, options: BuildOptions) -> Model:
     """Return the facts of a checkpoint, without the hashes of its weights and of LoRAs."""
     config, vae = checkpoint.transformer.config, checkpoint.vae.config
+    shift = positive(checkpoint.scheduler, "shift")
+    steps, guidance = defaults_for(shift)
     return Model(
         name=checkpoint.name,
         weights_sha256="",
@@ -229,8 +245,9 @@ def _describe(checkpoint: Checkpoint) -> Model:
         prompt_embeds_dim=config["dim"],
         rope=Rope(config["rope_theta"], tuple(config["axes_dims"]), tuple(config["axes_lens"])),
         prompt=read_prompt_format(checkpoint.directory / "tokenizer"),
-        schedule_shift=positive(checkpoint.scheduler, "shift"),
-        default_steps=DEFAULT_STEPS,
+        schedule_shift=shift,
+        default_steps=steps if options.default_steps is None else options.default_steps,
+        default_guidance=guidance if options.default_guidance is None else options.default_guidance,
     )
 
 

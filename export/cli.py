@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import re
 import sys
 import warnings
@@ -13,6 +14,7 @@ from engine.command_line import add_version, one_line_errors, prepare
 from engine.errors import CheckpointError
 from engine.plan.directory import read
 from engine.plan.manifest import Manifest
+from engine.request import MAX_GUIDANCE, MAX_STEPS
 from export.checkpoint.file_kinds import describe
 from export.checkpoint.hub import Location, find
 
@@ -129,8 +131,11 @@ def _build(args: argparse.Namespace, progress: "BuildProgress") -> Path:
         transformer_file=args.transformer_file,
         loras=tuple(map(Lora.parse, args.lora)),
         refittable=args.refittable,
+        image_input=args.image_input,
         verify=args.verify,
         name=args.name,
+        default_steps=args.default_steps,
+        default_guidance=args.default_guidance,
     )
     return build_engines(options, progress)
 
@@ -162,6 +167,22 @@ def _name(text: str) -> str:
     return text
 
 
+def _steps(text: str) -> int:
+    if not (text.isdecimal() and 1 <= int(text) <= MAX_STEPS):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {MAX_STEPS}, got {text!r}")
+    return int(text)
+
+
+def _guidance(text: str) -> float:
+    try:
+        scale = float(text)
+    except ValueError:
+        scale = math.nan
+    if not 0 <= scale <= MAX_GUIDANCE:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to {MAX_GUIDANCE:g}, got {text!r}")
+    return scale
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "build-engines",
@@ -171,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     prepare(parser)
     _add_weights(parser.add_argument_group("weights"))
+    _add_defaults(parser.add_argument_group("defaults of requests"))
     _add_number_formats(parser.add_argument_group("number formats"))
     _add_target(parser.add_argument_group("GPUs and image sizes"))
     build = parser.add_argument_group("build")
@@ -182,6 +204,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="Print the size of every plan beside that of its weights, and the bound of every FP16 product with the "
         "power of two that it is scaled by",
+    )
+    build.add_argument(
+        "--no-image-input",
+        dest="image_input",
+        action="store_false",
+        help="Leave out the VAE encoder, and with it images as inputs",
     )
     build.add_argument(
         "--no-verify",
@@ -226,6 +254,23 @@ def _add_weights(group: argparse._ArgumentGroup) -> None:
         "--refittable",
         action="store_true",
         help="Build plans that can swap LoRAs prepared by zimage-lora at run time; such plans are less optimised",
+    )
+
+
+def _add_defaults(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--default-steps",
+        type=_steps,
+        metavar="N",
+        help="Denoising steps of requests that name none (default: 50 if the scheduler's shift is nearer to Z-Image's, "
+        "6, than to Z-Image-Turbo's, 3; else 8)",
+    )
+    group.add_argument(
+        "--default-guidance",
+        type=_guidance,
+        metavar="X",
+        help="Guidance scale of requests that name none, 0 for no guidance (default: 4 with Z-Image's shift, 0 with "
+        "Z-Image-Turbo's)",
     )
 
 

@@ -27,6 +27,8 @@ TEMPLATE = 48  # side in pixels of the square in which shapes are compared
 ALIKE = 0.7  # intersection over union below which a piece has no shape
 NEAR = 70  # RGB distance from the palette above which a pixel has no colour
 PURE = 0.75  # least share of a piece's pixels with its colour
+KEPT_MARGIN = 8  # pixels of one latent: beside the mask, the decoder mixes what is kept with what is drawn anew
+UNTOUCHED = 45  # RGB distance of a kept pixel from the original, at most; the autoencoder softens edges
 PALETTE = np.array(list(COLOURS.values()), np.float32)
 
 Verdict = dict[str, tuple[int, int]]  # attribute -> (statements that hold, all statements)
@@ -74,6 +76,18 @@ def shares(verdicts: list[Verdict]) -> dict[str, float]:
     """Return the share of statements that hold over many images, by attribute; attributes without any are left out."""
     totals = {a: np.sum([(0, 0), *(verdict[a] for verdict in verdicts)], axis=0) for a in ATTRIBUTES}
     return {attribute: float(held / total) for attribute, (held, total) in totals.items() if total}
+
+
+def untouched(image: Pixels, original: Pixels, mask: Any) -> float:
+    """Return the share of kept pixels, at least KEPT_MARGIN from the mask, that are the original's within UNTOUCHED.
+
+    Args:
+        image, original: [height, width, 3] uint8.
+        mask: [height, width], above 0 where the image was drawn anew.
+    """
+    kept = ~ndimage.binary_dilation(mask > 0, iterations=KEPT_MARGIN)
+    distance = np.linalg.norm(image.astype(np.float32) - original, axis=-1)
+    return float((distance[kept] <= UNTOUCHED).mean())
 
 
 def fit_background(image: Pixels) -> Any:

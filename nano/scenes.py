@@ -8,7 +8,7 @@ thing is in the centre, and two things are side by side, the first on the left. 
 import math
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal
 
@@ -112,6 +112,16 @@ def training_scene(rng: Random) -> Scene:
 def held_out_scene(rng: Random) -> Scene:
     """Return a scene that is never trained on."""
     return next(scene for scene in _scenes(rng) if scene.held_out)
+
+
+def with_another_first_thing(scene: Scene, rng: Random) -> Scene:
+    """Return a scene whose first thing has another shape and another colour, and the same size."""
+    first, *others = scene.things
+    while True:
+        thing = replace(_random_thing(rng), size=first.size)
+        things = (thing, *others)
+        if thing.shape != first.shape and thing.colour != first.colour and _distinct(things, scene.background):
+            return replace(scene, things=things)
 
 
 def draw(scene: Scene, height: int, width: int, rng: Random, style: Style = "filled") -> Pixels:

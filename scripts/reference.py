@@ -18,8 +18,9 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute, APIWebSocketRoute
 from pydantic import BaseModel
 
-from server.api import openai, openapi, tasks
+from server.api import edits, model_info, openai, openapi, tasks
 from server.api.access import AccessPolicy
+from server.api.edit_schemas import EditRequest
 from server.api.openai_schemas import ImagesRequest
 from server.api.task_schemas import GenerateRequest
 from server.app import probes
@@ -66,10 +67,10 @@ def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 
 def endpoints() -> Iterator[Sequence[str]]:
     """Method, path, whether a key is needed, and the first line of the documentation of each endpoint."""
-    app, routers = FastAPI(), (openai.router, tasks.router, probes)
+    app, routers = FastAPI(), (openai.router, edits.router, model_info.router, tasks.router, probes)
     for router in routers:
         app.include_router(router)
-    openapi.install(app, AccessPolicy(keys=("any",)), ImagesRequest, GenerateRequest)
+    openapi.install(app, AccessPolicy(keys=("any",)), ImagesRequest, EditRequest, GenerateRequest)
     described: dict[str, Any] = app.openapi()["paths"]
     routes: dict[tuple[str, str], tuple[str, ...]] = {}
     for route in (route for router in routers for route in router.routes):
@@ -108,16 +109,19 @@ def fields(body: type[BaseModel]) -> Iterator[Sequence[str]]:
 
 def kind(schema: dict[str, Any]) -> str:
     """A JSON type with its limits, such as `integer 0..100`."""
+    if "anyOf" in schema:
+        return " or ".join(map(kind, schema["anyOf"]))
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
+    name = " or ".join(schema["type"]) if isinstance(schema["type"], list) else schema["type"]
     low = schema.get("minimum", schema.get("exclusiveMinimum"))
     high = schema.get("maximum")
     if low is not None and high is not None:
         first = f"above {low:g}, at most" if "exclusiveMinimum" in schema else f"{low:g} to"
-        return f"{schema['type']}, {first} {high if isinstance(high, int) else f'{high:g}'}"
+        return f"{name}, {first} {high if isinstance(high, int) else f'{high:g}'}"
     if "maxLength" in schema:
-        return f"{schema['type']}, at most {schema['maxLength']:,} characters"
-    return str(schema["type"])
+        return f"{name}, at most {schema['maxLength']:,} characters"
+    return str(name)
 
 
 def settings() -> Iterator[Sequence[str]]:

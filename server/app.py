@@ -4,19 +4,26 @@ Knows what is mounted where; endpoints and the shape of errors are in `server.ap
 """
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import PlainTextResponse
 from sse_starlette.sse import AppStatus
 
-from server.api import documentation, errors, openapi
+from engine.images.header import DecodeLimits
+from engine.plan.manifest import Manifest
+from server.api import documentation, edits, errors, openapi
+from server.api import model_info as model_info_api
 from server.api import openai as openai_api
 from server.api import tasks as tasks_api
 from server.api.access import AccessPolicy, Authenticator
 from server.api.dialects import mount as dialect_mount
 from server.api.dialects.gradio_queue import Sessions
 from server.api.dialects.names import DIALECTS
+from server.api.edit_schemas import EditRequest
+from server.api.image_input import ImageInput
 from server.api.openai_schemas import ImagesRequest, StreamedImage
 from server.api.public_address import PublicAddress
 from server.api.request_id import RequestIdMiddleware
@@ -30,9 +37,12 @@ from server.http.cors import CrossOriginMiddleware
 from server.http.head import HeadMiddleware
 from server.http.host_names import HostNames
 from server.http.proxies import ProxyMiddleware
+from server.http.unread_body import UnreadBodyMiddleware
 from server.http.valid_host import ValidHostMiddleware
 from server.jobs.service import JobService
 from server.page.mount import PageMount, is_page
+from server.uploads.limits import MAX_UPLOAD, UploadLimits
+from server.uploads.uploads import Uploads
 
 probes = APIRouter()
 
@@ -54,6 +64,7 @@ class AppOptions:
         model: the names of the model; None for that of the plans.
         cors_origins: origins whose pages may call the API; `*` for every one.
         dialects: names of the dialects to mount, beside OpenAI's and that of tasks.
+        max_upload: bytes of an image that a client sends.
     """
 
     policy: AccessPolicy
@@ -64,27 +75,56 @@ class AppOptions:
     model: ServedModel | None = None
     cors_origins: tuple[str, ...] = ()
     dialects: tuple[str, ...] = DIALECTS
+    max_upload: int = MAX_UPLOAD
 
 
 def create_app(jobs: JobService, options: AppOptions) -> FastAPI:
     """Create the application of a job service."""
     # sse-starlette would cut streams off at once; uvicorn lets them end within its grace period
     AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
-    app = FastAPI(title="zimage-trt", description=openapi.ABOUT, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="zimage-trt",
+        description=openapi.ABOUT,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+    )
     app.state.jobs, app.state.authenticator = jobs, Authenticator(options.policy, jobs.metrics.job_refused)
     app.state.model = options.model or ServedModel((jobs.manifest.model.name,))
     app.state.task_events = TaskEventEncoder(jobs)
+    app.state.image_input = _image_input(jobs.manifest, options)
     app.state.started = int(time.time())
     app.state.gradio_sessions = Sessions()
     dialects = dialect_mount.routers(options.dialects)
-    for router in (probes, *dialects, openai_api.router, tasks_api.router, documentation.router):
+    for router in (
+        probes,
+        *dialects,
+        openai_api.router,
+        edits.router,
+        model_info_api.router,
+        tasks_api.router,
+        documentation.router,
+    ):
         app.include_router(router)
     for api in ("openai", "tasks", *dialect_mount.apis(options.dialects), *(["page"] if options.page else [])):
         jobs.metrics.add_api(api)
     _add_middleware(app, options)
     errors.install(app)
-    openapi.install(app, options.policy, ImagesRequest, StreamedImage, GenerateRequest, TaskEvent)
+    openapi.install(app, options.policy, ImagesRequest, EditRequest, StreamedImage, GenerateRequest, TaskEvent)
     return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    await app.state.image_input.close()
+
+
+def _image_input(manifest: Manifest, options: AppOptions) -> ImageInput:
+    if not manifest.has_image_input:
+        return ImageInput(None, options.max_upload)
+    return ImageInput(Uploads(UploadLimits(DecodeLimits(options.max_upload))), options.max_upload)
 
 
 def _add_middleware(app: FastAPI, options: AppOptions) -> None:
@@ -93,6 +133,7 @@ def _add_middleware(app: FastAPI, options: AppOptions) -> None:
         page = {"jobs": app.state.jobs, "authenticator": app.state.authenticator, "guide": app.state.model.guide}
         app.add_middleware(PageMount, **page)
     app.add_middleware(AmbiguousLengthMiddleware)
+    app.add_middleware(UnreadBodyMiddleware)
     app.add_middleware(ValidHostMiddleware, names=options.hosts)
     app.add_middleware(ProxyMiddleware, networks=options.trusted_proxies, public_url=options.public_url)
     app.add_middleware(HeadMiddleware)

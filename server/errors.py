@@ -7,6 +7,7 @@
     |  |- MemoryShort           the machine has too little free memory
     |  |- WorkerUnavailable     no worker can be started
     |  |- ServerShuttingDown    the server finishes its jobs and takes no new ones
+    |  |- UploadsBusy           too many uploads wait to be decoded
     |- TooManyFollowers         too many clients follow the job
     |- IdempotencyKeyReused     a known idempotency key with another request
     |- JobNotFound              a job that was deleted, or never was
@@ -60,6 +61,12 @@ class ServerShuttingDown(JobRefused):
     """The server finishes its jobs and takes no new ones."""
 
     code = "server_shutting_down"
+
+
+class UploadsBusy(JobRefused):
+    """Too many uploads wait to be decoded, or the machine has no time or memory for it."""
+
+    code = "uploads_busy"
 
 
 class TooManyFollowers(ZImageError):

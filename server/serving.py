@@ -27,6 +27,7 @@ from server.jobs.service import JobService
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.database import open_private
 from server.jobs.storage.store import JobStore
+from server.uploads.limits import MAX_UPLOAD
 from server.worker.supervisor import Supervisor, WorkerTimeouts
 
 
@@ -51,6 +52,8 @@ class ServerOptions:
         strict_model: True to refuse requests for other models.
         guide: what to expect of the model.
         dialects: names of the dialects to offer, of `server.api.dialects.names.DIALECTS`.
+        image_input: False to take no images, whatever the plans can do with them.
+        max_upload: bytes of an image that a client sends.
     """
 
     grace: float = 20.0
@@ -71,6 +74,8 @@ class ServerOptions:
     strict_model: bool = False
     guide: Guide = field(default_factory=Guide)
     dialects: tuple[str, ...] = DIALECTS
+    image_input: bool = True
+    max_upload: int = MAX_UPLOAD
     limits: Limits = field(default_factory=Limits)
     timeouts: WorkerTimeouts = field(default_factory=WorkerTimeouts)
 
@@ -98,6 +103,7 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, option
 async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, options: ServerOptions) -> None:
     throttle_accept_errors(asyncio.get_running_loop())
     most = max_connections(raise_limit())
+    manifest = manifest if options.image_input else manifest.without_image_input()
     jobs = JobService(JobStore(options.database), manifest, options.limits, options.archive, options.loras)
     supervisor = jobs.worker_queue.link = Supervisor(worker, jobs.worker_queue, options.timeouts)
     starting = asyncio.create_task(supervisor.start())
@@ -124,6 +130,7 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
             model=model,
             cors_origins=options.cors_origins,
             dialects=options.dialects,
+            max_upload=options.max_upload,
         )
         app = create_app(jobs, served)
         gc.freeze()  # a full collection holds the event loop, and what the imports made stays anyway

@@ -38,6 +38,7 @@ from server.worker.supervisor import WorkerTimeouts
 PREFIX = "ZIMAGE_"
 MIB = 1 << 20
 MAX_DAYS = 36_500
+MAX_UPLOAD_MIB = 1024
 
 FoundLoras = tuple[tuple[str, Path], ...]  # name and file of each LoRA
 
@@ -106,6 +107,16 @@ class Settings(BaseSettings):
     cuda_graphs: CudaGraphs = Field(RUNTIME.cuda_graphs, description=HELP["cuda_graphs"])
     offload: bool = Field(RUNTIME.offload, description=HELP["offload"])
     self_test: bool = Field(RUNTIME.self_test, description=HELP["self_test"])
+    image_input: bool = Field(
+        RUNTIME.image_input, description=f"{HELP['image_input']}, and take images; without, less memory is needed"
+    )
+    max_upload: int = Field(
+        SERVER.max_upload // MIB,
+        ge=1,
+        le=MAX_UPLOAD_MIB,
+        title="MIB",
+        description="Maximum size of an image that a client sends, in MiB",
+    )
     runtime_cache: UserPath | None = Field(RUNTIME.runtime_cache, description=HELP["runtime_cache"], title="DIR")
     loras: UserPath | None = Field(
         None,
@@ -224,6 +235,7 @@ class Settings(BaseSettings):
             offload=self.offload,
             self_test=self.self_test,
             runtime_cache=self.runtime_cache,
+            image_input=self.image_input,
             slots=SLOTS,
             loras=loras,
             lora_versions={name: version(file) for name, file in loras},
@@ -250,6 +262,8 @@ class Settings(BaseSettings):
             model_names=self.model_name,
             strict_model=self.strict_model,
             dialects=self.dialects,
+            image_input=self.image_input,
+            max_upload=self.max_upload * MIB,
             loras=tuple(name for name, _ in loras),
             limits=Limits(
                 self.queue, Retention(self.history_days * DAY, self.history_mb * MIB), self.min_free_mb * MIB

@@ -6,14 +6,19 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+import httpx
 import numpy as np
 import pytest
 from openai import OpenAI
 from PIL import Image
 
+from engine.images.preparation import Preparation
+from engine.images.source import read_init_image
 from engine.pipeline import Pipeline
 from engine.request import ImageRequest
 from nano.judge import judge
@@ -24,16 +29,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_openai_client_gets_the_pipelines_image(engines: Path) -> None:
-    command = [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
-        try:
-            assert server.stdout is not None
-            url = server.stdout.readline().split("ready on ")[1].split()[0]
-            client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-            answer = client.images.generate(prompt="a red circle", size="96x64", extra_body={"seed": 7})
-            long = client.images.generate(prompt=LONG, size="64x64")
-        finally:
-            server.terminate()
+    with serving(engines) as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        answer = client.images.generate(prompt="a red circle", size="96x64", extra_body={"seed": 7})
+        long = client.images.generate(prompt=LONG, size="64x64")
     assert answer.data is not None and long.data is not None
     png = base64.b64decode(answer.data[0].b64_json or "")
     expected = Pipeline.load(engines).generate(ImageRequest("a red circle", 96, 64, seed=7))
@@ -42,6 +41,61 @@ def test_the_openai_client_gets_the_pipelines_image(engines: Path) -> None:
     generated = long.data[0].revised_prompt or ""
     assert 500 < len(generated) < len(LONG)
     assert LONG.startswith(generated)
+
+
+def test_the_openai_client_edits_an_image_as_the_pipeline_does(engines: Path) -> None:
+    generator = np.random.default_rng(1)
+    image = np.kron(generator.integers(0, 256, (7, 9, 3), np.uint8), np.ones((16, 16, 1), np.uint8))  # 144 x 112
+    mask = np.zeros((112, 144), np.uint8)
+    mask[32:80, 48:] = 255
+    files = {"image": png_of(image), "mask": png_of(mask)}
+    fields = {"seed": 7, "strength": 0.75, "num_inference_steps": 4}
+    with serving(engines) as url:
+        client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        edit = client.images.edit(**files, prompt="a red circle", extra_body=fields)
+        cropped = client.images.edit(**files, prompt="a red circle", extra_body=fields | {"padding_mask_crop": 8})
+        task = httpx.post(
+            f"{url}/api/v1/generate",
+            json={"prompt": "", "init_image": base64.b64encode(files["image"]).decode()} | fields,
+            timeout=60,
+        ).json()
+    pipeline = Pipeline.load(engines)
+    request = ImageRequest("a red circle", seed=7, num_inference_steps=4)
+    for answer, padding in ((edit, None), (cropped, 8)):
+        preparation = Preparation(pipeline.manifest.size_limits, padding_mask_crop=padding)
+        init_image = read_init_image(image, mask, preparation)
+        expected = pipeline.generate(request.starting_from(init_image, 0.75), init_image=init_image)
+        assert answer.data is not None
+        found = decoded(answer.data[0].b64_json or "")
+        assert found.shape == (112, 144, 3) and np.array_equal(found, expected.pixels)
+        assert not np.array_equal(found, image)
+    init_image = read_init_image(image, None, Preparation(pipeline.manifest.size_limits))
+    expected = pipeline.generate(
+        ImageRequest("", seed=7, num_inference_steps=4).starting_from(init_image, 0.75), init_image=init_image
+    )
+    assert np.array_equal(decoded(task["images"][0]), expected.pixels)
+
+
+def png_of(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def decoded(text: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+
+
+@contextmanager
+def serving(engines: Path) -> Iterator[str]:
+    """Run zimage-serve and yield its URL."""
+    command = [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield server.stdout.readline().split("ready on ")[1].split()[0]
+        finally:
+            server.terminate()
 
 
 @pytest.mark.slow

@@ -56,6 +56,16 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
+def test_inpaint_keeps_the_half_outside_the_mask(engines: Path, tmp_path: Path) -> None:
+    run("inpaint.py", engines, tmp_path)
+    original, inpainted, varied = (
+        pixels(tmp_path / f"{name}.png").astype(int) for name in ("original", "inpainted", "varied")
+    )
+    assert np.abs(inpainted - original)[:, 136:].mean() < 6
+    assert np.abs(inpainted - original)[:, :128].mean() > 12
+    assert not np.array_equal(varied, original)
+
+
 def test_generate_writes_the_pipelines_image(engines: Path, pipeline: Pipeline, tmp_path: Path) -> None:
     said = run("generate.py", engines, tmp_path / "out.png", RED_CIRCLE.prompt)
     assert np.array_equal(pixels(tmp_path / "out.png"), pipeline.generate(RED_CIRCLE).pixels)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import nn
 
 from benchmarks.harness.device import CPU, Device
@@ -172,9 +173,14 @@ class CompiledDiffSynth(DiffSynth):
 
 
 class Diffusers(Peer):
-    """diffusers' ZImagePipeline."""
+    """diffusers' ZImagePipeline.
+
+    Attributes:
+        forwards: forward passes of the transformer so far, counted by image.
+    """
 
     name = "diffusers"
+    forwards = 0
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: Device = CPU) -> None:
         from diffusers.utils import logging as diffusers_logging
@@ -187,21 +193,60 @@ class Diffusers(Peer):
         self._record_before(self._pipeline.text_encoder, "tokenize")
         self._record_after(self._pipeline.text_encoder, "prompt_encoder")
         self._record_after(self._pipeline.transformer, "step")
+        self._pipeline.transformer.register_forward_pre_hook(self._count)
         self._record_after(self._pipeline.vae.decoder, "decode")
+
+    def _count(self, _module: nn.Module, arguments: Any) -> None:
+        latents, *_ = arguments
+        self.forwards += len(latents)
+
+    def edit(self, request: ImageRequest, image: Image, mask: Image | None = None) -> Pixels:
+        """Return the image of `ZImageImg2ImgPipeline` or, with a mask, of `ZImageInpaintPipeline`.
+
+        Args:
+            request: with a strength in its `edit`; its size is ignored, as the image has one.
+            image: as it is given to diffusers, which resizes it itself.
+        """
+        import diffusers
+
+        assert request.edit is not None
+        kind = diffusers.ZImageImg2ImgPipeline if mask is None else diffusers.ZImageInpaintPipeline
+        pipeline = kind(**self._pipeline.components)
+        pipeline.set_progress_bar_config(disable=True)
+        output = pipeline(
+            prompt=[request.prompt],
+            negative_prompt=[request.negative_prompt],
+            image=image,
+            strength=request.edit.strength,
+            generator=torch.Generator().manual_seed(request.seed),
+            **_settings(request),
+            **({} if mask is None else {"mask_image": mask}),
+        )
+        return np.asarray(output.images[0])
 
     def _generate(self, requests: Sequence[ImageRequest]) -> list[Pixels]:
         output = self._pipeline(
             prompt=[request.prompt for request in requests],
+            negative_prompt=[request.negative_prompt for request in requests],
             height=requests[0].height,
             width=requests[0].width,
-            num_inference_steps=requests[0].num_inference_steps or STEPS,
-            guidance_scale=0,
             generator=[torch.Generator().manual_seed(request.seed) for request in requests],
-            max_sequence_length=MAX_SEQUENCE,
+            **_settings(requests[0]),
         )
         pixels = [np.asarray(image) for image in output.images]
         self._timer.record("copy")
         return pixels
+
+
+def _settings(request: ImageRequest) -> dict[str, Any]:
+    """Return the settings of a request that the images of a batch share, as arguments of diffusers' pipelines."""
+    return {
+        "num_inference_steps": request.num_inference_steps or STEPS,
+        "guidance_scale": request.guidance_scale or 0.0,
+        "cfg_normalization": request.cfg_normalization,
+        "cfg_truncation": request.cfg_truncation,
+        "max_sequence_length": MAX_SEQUENCE,
+    }
 
 
 def _diffusers_pipeline(checkpoint: Checkpoint, dtype: torch.dtype, device: Device) -> Any:

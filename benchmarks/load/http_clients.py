@@ -21,7 +21,7 @@ from benchmarks.load.traffic import Case, cases
 PATH = "/v1/images/generations"
 IMAGE = b'"b64_json":"'
 ACCEPT_SECONDS = 0.01  # time for the server to accept a connection before a request is timed
-ENGINE_STAGES = ("tokenize", "prompt_encoder", "denoiser", "vae_decoder")
+ENGINE_STAGES = ("tokenize", "prompt_encoder", "vae_encoder", "denoiser", "vae_decoder")
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ def load_backend(directory: Path, manifest: Manifest, options: RuntimeOptions) -
         PlanMismatch: the plans were built by another version of the library, or for another GPU.
         PlanCorrupt, OutOfDeviceMemory: the plans cannot be loaded.
     """
+    if not options.image_input:
+        manifest = manifest.without_image_input()
     target = manifest.target
     for name in options.without_effect(target.flavor):
         log.warning("%s has no effect on %s plans", name, target.flavor)

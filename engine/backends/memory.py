@@ -1,7 +1,7 @@
 """Memory for the tensors of the graphs, allocated once and sized for the largest profile.
 
 Each tensor name has one flat allocation; a view is a window of it in the current shape. Every slot has allocations of
-its own for one sample's latents and prompt_embeds. Knows names, shapes and events; not the meaning of the tensors.
+its own for one sample's tensors (`PER_SLOT`). Knows names, shapes and events; not the meaning of the tensors.
 `host_memory` and `device_memory` implement the protocol.
 """
 
@@ -19,8 +19,9 @@ from engine.plan.shapes import dimensions
 Tensor = Any  # an Array on the host, a DeviceTensor on a device
 
 ALIGNMENT = 256  # bytes; TensorRT requires it of addresses
-VIEWS = 256  # cached views; a repeated shape returns the same object, so engines need not rebind
-PER_SLOT = ("latents", "prompt_embeds")  # tensors that a sample keeps between its steps
+VIEWS = 1024  # cached views; a repeated shape returns the same object, so engines need not rebind
+# Tensors that a sample keeps between its steps; the last three only where images are inputs
+PER_SLOT = ("latents", "prompt_embeds", "image_latents", "noise", "mask")
 
 
 class DeviceTensor(NamedTuple):
@@ -57,7 +58,7 @@ class Memory(Protocol):
 
     Attributes:
         stream: CUDA stream of its copies and of the engines; 0 on the host.
-        slots: samples whose latents and prompt_embeds it can keep.
+        slots: samples whose tensors it can keep.
         max_ahead: steps that may be enqueued before the oldest of them is waited for.
     """
 

@@ -23,6 +23,7 @@ class VramPlan:
         weights: bytes of each plan file. It holds the weights, as often as TensorRT laid them out, and little else.
         activations: bytes of each graph's largest context; None if the builder did not record them.
         buffers: bytes of the tensors between the graphs.
+        image_input: bytes of all this that images as inputs need; 0 if they are not loaded.
         offload: True if only one of the prompt encoder and the denoiser is resident at a time.
         repeated: graphs whose plans hold weights twice.
     """
@@ -30,6 +31,7 @@ class VramPlan:
     weights: Mapping[GraphName, int]
     activations: Mapping[GraphName, int | None]
     buffers: int
+    image_input: int = 0
     offload: bool = False
     repeated: tuple[GraphName, ...] = ()
 
@@ -37,8 +39,9 @@ class VramPlan:
     def of(cls, directory: Path, manifest: Manifest, profiles: Iterable[int], *, offload: bool, slots: int = 0) -> Self:
         """Return the VRAM plan for the profiles of these indices."""
         chosen = list(profiles)
+        without = manifest.without_image_input()
         plans = {name: (directory / graph.file).stat().st_size for name, graph in manifest.graphs.items()}
-        return cls(
+        found = cls(
             weights=plans,
             activations={
                 name: max((graph.activation_bytes[i] for i in chosen), default=None) if graph.activation_bytes else None
@@ -48,6 +51,10 @@ class VramPlan:
             offload=offload,
             repeated=tuple(name for name, graph in manifest.graphs.items() if graph.repeats_weights(plans[name])),
         )
+        if without.graphs.keys() == manifest.graphs.keys():
+            return found
+        less = cls.of(directory, without, chosen, offload=offload, slots=slots)
+        return replace(found, image_input=found.needed - less.needed)
 
     @property
     def resident(self) -> int:
@@ -77,6 +84,7 @@ class VramPlan:
             ("tensors between them", "", _gb(self.buffers)),
             ("kernels, CUDA graphs (estimate)", "", _gb(RESERVE)),
             ("needed" if None not in self.activations.values() else "needed, at least", "", _gb(self.needed)),
+            *([("of it for images as inputs", "", _gb(self.image_input))] if self.image_input else []),
         ]
         return "\n".join(f"{name:<32}{weights:>10}{rest:>13}" for name, weights, rest in rows)
 
@@ -97,6 +105,10 @@ class VramPlan:
             ways.append(
                 f"load prompt encoder and denoiser one at a time (--offload), which needs {_gb(less.needed)} "
                 "and adds seconds to each new prompt"
+            )
+        if self.image_input:
+            ways.append(
+                f"serve without images as inputs (--no-image-input), which needs {_gb(self.needed - self.image_input)}"
             )
         if len(names) > 1:
             ways.append(f"serve fewer profiles with --profile (now: {' and '.join(names)})")

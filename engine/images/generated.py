@@ -62,7 +62,7 @@ class GeneratedImage:
             height=self.size.height,
             num_inference_steps=self.num_inference_steps,
             forwards=request.forwards(manifest),
-            guidance_scale=request.guidance_scale,
+            guidance_scale=request.guidance(manifest),
             plan_id=manifest.plan_id,
             precision=manifest.precision,
             flavor=manifest.target.flavor,
@@ -72,4 +72,8 @@ class GeneratedImage:
             seconds=self.seconds,
             lora=request.lora,
             lora_strength=None if request.lora is None else request.lora_strength,
+            cfg_normalization=request.cfg_normalization,
+            cfg_truncation=request.cfg_truncation,
+            strength=None if request.edit is None else request.edit.strength,
+            init_image=None if request.edit is None else request.edit.image,
         )

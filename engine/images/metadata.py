@@ -29,6 +29,9 @@ class ImageMetadata:
         seconds: stage times.
         lora: name of the requested LoRA.
         lora_strength: its strength; None without a LoRA.
+        cfg_normalization, cfg_truncation: diffusers'; without effect where `guidance_scale` is 0.
+        strength: of the init image; None without one.
+        init_image: digest of the init image, its mask and its paste (`InitImage.digest`).
     """
 
     seed: int
@@ -46,6 +49,10 @@ class ImageMetadata:
     seconds: StageTimes
     lora: str | None = None
     lora_strength: float | None = None
+    cfg_normalization: float = 0.0
+    cfg_truncation: float = 1.0
+    strength: float | None = None
+    init_image: str | None = None
 
     @property
     def size(self) -> Size:
@@ -79,6 +86,13 @@ def _infotext(request: ImageRequest, metadata: ImageMetadata) -> str:
         "Size": str(metadata.size),
         "Model": _quoted(metadata.model),
     }
+    if metadata.strength is not None:
+        settings["Denoising strength"] = f"{metadata.strength:g}"
+    if metadata.guidance_scale:
+        if metadata.cfg_normalization:
+            settings["CFG normalization"] = f"{metadata.cfg_normalization:g}"
+        if metadata.cfg_truncation < 1:
+            settings["CFG truncation"] = f"{metadata.cfg_truncation:g}"
     if metadata.lora is not None:
         settings["LoRA"] = _quoted(metadata.lora)
         if metadata.lora_strength not in (None, 1):

@@ -17,6 +17,7 @@ import msgspec
 
 from engine.errors import PlanCorrupt, PlanMismatch, PlanNotFound
 from engine.plan.manifest import (
+    IMAGE_INPUT,
     SCHEMA_VERSION,
     Accumulation,
     File,
@@ -192,6 +193,8 @@ class _OldManifest:
 def _check_complete(directory: Path, manifest: Manifest) -> None:
     listed = {file.path for file in manifest.files}
     for name in get_args(GraphName):
+        if name in IMAGE_INPUT and not manifest.graphs.keys() & IMAGE_INPUT:
+            continue
         if name not in manifest.graphs or manifest.graphs[name].file not in listed:
             raise PlanCorrupt(f"{directory / MANIFEST_FILE} lists no file for the {name}; build again")
     if not manifest.profiles:

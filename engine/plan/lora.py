@@ -77,8 +77,8 @@ class About:
         require_refittable(manifest)
         if self.weights_sha256 != manifest.model.weights_sha256:
             raise LoraMismatch(f"the LoRA was prepared for other weights than these plans have ({manifest.model.name})")
-        precisions = {name: graph.precision for name, graph in manifest.graphs.items()}
-        if self.precisions != precisions:
+        precisions = {name: graph.precision for name, graph in manifest.graphs.items() if graph.refittable}
+        if not precisions.items() <= self.precisions.items():
             raise LoraMismatch(f"the LoRA was prepared for {self.precisions}, the plans have {precisions}")
         scaled = {weight.name for weight in manifest.refit_weights if weight.parts}
         single = {weight.name for weight in manifest.refit_weights if not weight.parts}

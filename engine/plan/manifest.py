@@ -4,21 +4,23 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from engine.errors import PlanMismatch, UnsupportedShape
-from engine.size import Size
+from engine.size import Size, SizeLimits, SizeRange
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 WEIGHTS_RATIO = 1.1  # of a plan's bytes to those of its weights, at most, if it stores each weight once
 KERNEL_BYTES = 100_000_000  # in a plan beside its weights, at most
 SEQUENCE_MULTIPLE = 32  # prompt and image tokens are each padded to it (Z-Image, SEQ_MULTI_OF)
 
 Flavor = Literal["onnx", "tensorrt", "rtx"]
-GraphName = Literal["prompt_encoder", "denoiser", "guidance", "vae_decoder"]
+GraphName = Literal["prompt_encoder", "denoiser", "guidance", "vae_decoder", "vae_encoder", "blend"]
 Precision = Literal["fp16", "bf16", "fp32"]
 Accumulation = Literal["fp32", "fp16"]
+
+IMAGE_INPUT: tuple[GraphName, ...] = ("vae_encoder", "blend")  # plans have both, or take no images
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,7 @@ class Model:
     prompt: PromptFormat
     schedule_shift: float
     default_steps: int
+    default_guidance: float  # diffusers' guidance_scale; 0 for none
     loras: tuple[MergedLora, ...] = ()
 
     @property
@@ -241,14 +244,29 @@ class Manifest:
         return all(graph.parity is not None for graph in self.graphs.values())
 
     @property
+    def has_image_input(self) -> bool:
+        """True if an image can be an input: the plans have a VAE encoder."""
+        return all(name in self.graphs for name in IMAGE_INPUT)
+
+    @property
     def default_size(self) -> Size:
         """The size for a request without one: the size that the first profile is tuned for."""
         return Size(self.profiles[0].width.opt, self.profiles[0].height.opt)
 
     @property
+    def size_limits(self) -> SizeLimits:
+        """The sizes of the profiles."""
+        ranges = tuple(SizeRange(p.width.min, p.width.max, p.height.min, p.height.max) for p in self.profiles)
+        return SizeLimits(self.model.size_multiple, ranges, self.default_size)
+
+    @property
     def refit_weights(self) -> tuple[RefitWeight, ...]:
         """The weights of all graphs that a LoRA can change."""
         return tuple(weight for graph in self.graphs.values() for weight in graph.refittable)
+
+    def without_image_input(self) -> "Manifest":
+        """Return the manifest without the graphs that images as inputs need."""
+        return replace(self, graphs={name: graph for name, graph in self.graphs.items() if name not in IMAGE_INPUT})
 
     def choose_profiles(self, names: Sequence[str]) -> dict[int, Profile]:
         """Return the named profiles, or all if no name is given, by TensorRT's profile index.

@@ -8,7 +8,8 @@ from engine.plan.manifest import Graph, GraphName, Model, Profile, Range, padded
 def dimensions(graph: GraphName, profile: Profile, model: Model) -> dict[str, Range]:
     """Return the bounds by the dimension's name in the manifest.
 
-    Images are decoded one at a time, so the VAE's batch is 1: at 1024x1024 its activations take 1.6 GB per image.
+    Images are encoded and decoded one at a time, so the VAE's batch is 1: at 1024x1024 the activations of its decoder
+    take 1.6 GB per image.
     """
     h, w = (_divided(r, model.vae_scale) for r in (profile.height, profile.width))
     tokens = [
@@ -16,7 +17,7 @@ def dimensions(graph: GraphName, profile: Profile, model: Model) -> dict[str, Ra
         for which in ("min", "opt", "max")
     ]
     return {
-        "batch": Range(1, 1, 1) if graph == "vae_decoder" else profile.batch,
+        "batch": Range(1, 1, 1) if graph in ("vae_decoder", "vae_encoder") else profile.batch,
         "prompt_length": profile.prompt_length,
         "sequence": Range(*tokens),
         "latent_height": h,

@@ -14,22 +14,35 @@ from engine.array import Array
 BLOCK = 16
 
 
-def randn(seed: int, shape: tuple[int, ...]) -> Array:
-    """Return the values of `torch.randn(shape, generator=torch.Generator().manual_seed(seed))`.
+class Generator:
+    """A counterpart of `torch.Generator().manual_seed(seed)`.
 
     Args:
         seed: any integer; only its low 32 bits count, as in torch's MT19937.
-        shape: at least 16 elements in all.
     """
-    count = int(np.prod(shape))
-    assert count >= BLOCK, f"torch generates fewer than {BLOCK} values differently; got {shape}"
-    generator = np.random.RandomState(seed & 0xFFFFFFFF)
-    values = _uniform(generator, count)
-    whole = count - count % BLOCK
-    values[:whole] = _box_muller(values[:whole])
-    if whole < count:  # torch generates the last block again
-        values[-BLOCK:] = _box_muller(_uniform(generator, BLOCK))
-    return values.reshape(shape)
+
+    def __init__(self, seed: int) -> None:
+        self._bits = np.random.RandomState(seed & 0xFFFFFFFF)
+
+    def randn(self, shape: tuple[int, ...]) -> Array:
+        """Return the values of the next `torch.randn(shape, generator=...)`.
+
+        Args:
+            shape: at least 16 elements in all.
+        """
+        count = int(np.prod(shape))
+        assert count >= BLOCK, f"torch generates fewer than {BLOCK} values differently; got {shape}"
+        values = _uniform(self._bits, count)
+        whole = count - count % BLOCK
+        values[:whole] = _box_muller(values[:whole])
+        if whole < count:  # torch generates the last block again
+            values[-BLOCK:] = _box_muller(_uniform(self._bits, BLOCK))
+        return values.reshape(shape)
+
+
+def randn(seed: int, shape: tuple[int, ...]) -> Array:
+    """Return the first values of a seed's generator; see `Generator.randn`."""
+    return Generator(seed).randn(shape)
 
 
 def _uniform(generator: np.random.RandomState, count: int) -> Array:

@@ -3,7 +3,8 @@
 A sample that has begun keeps its latents and prompt_embeds in slots. For a forward pass they are copied to the tensors
 that the engines are bound to, and the latents are copied back. So every step can have another batch, while neither
 addresses nor CUDA graphs change. A guided sample has latents in the slots of both branches; after the second of its two
-passes a graph combines them. On a GPU all this takes microseconds and the host does not wait for it: it learns of a
+passes a graph combines them. After each step of an inpainted sample, another graph puts its image back around the mask.
+On a GPU all this takes microseconds and the host does not wait for it: it learns of a
 step while the next one runs.
 
 Knows engines, tensors and events; not which batch is next.
@@ -23,6 +24,7 @@ from engine.pipeline import Pipeline
 from engine.request import LoraChoice
 from engine.sampling.finite import require_finite
 from engine.sampling.preview import estimate
+from engine.scheduler.init_images import InitImages
 from engine.scheduler.lora_registry import LoraRegistry
 from engine.scheduler.pending_image import PendingImage
 from engine.scheduler.prompt_cache import CachedPromptEncoder, PromptCache
@@ -50,7 +52,7 @@ class BatchResult:
     """A forward pass that is over.
 
     Attributes:
-        seconds: device time of the forward pass and of the guidance after it.
+        seconds: device time of the forward pass, and of the guidance and the blend after it.
         charges: device time by sample: of the batch and the prompts encoded for it, and of images decoded before it.
         steps: a guided step is over when both branches are.
     """
@@ -65,8 +67,9 @@ class BatchResult:
 class _RunningBatch:
     batch: Batch
     stepped: Sequence[Sample]  # their step is over with the batch, in every branch
-    latents: Readback  # [B, 16, h, w]; after guidance for samples that stepped
-    started: TimingEvent  # before the prompts that the batch needs
+    latents: Readback  # [B, 16, h, w]; after guidance and blend for samples that stepped
+    first_latents: tuple[Sequence[Sample], Readback] | None  # [S, 16, h, w] of init images, if a preview needs them
+    started: TimingEvent  # before the prompts and init images that the batch needs
     encoded: TimingEvent  # before the forward pass
     done: TimingEvent
     decoded: Sequence[PendingImage]  # before the batch, and not charged yet
@@ -79,6 +82,7 @@ class Executor:
         self._pipeline, self._memory, self._loras = pipeline, pipeline.memory, loras
         self._encoder = CachedPromptEncoder(pipeline, prompt_cache)
         self._slots = SlotTensors(pipeline.memory, pipeline.manifest.model)
+        self._init_images = InitImages(pipeline, self._slots)
         self._running: deque[_RunningBatch] = deque()
         self._pending_images: deque[PendingImage] = deque()  # pixels may still be in the buffers
         self._uncharged: list[PendingImage] = []  # decoded since the last batch
@@ -106,19 +110,22 @@ class Executor:
         self._uncharged.clear()
 
     def enqueue(self, batch: Batch) -> None:
-        """Enqueue a batch, with the prompts and noise of samples that begin with it."""
+        """Enqueue a batch, with the prompts, noise and init images of samples that begin with it."""
         started = self._memory.record_event()
-        for sample in batch.samples:
-            if sample.first_pass_at is None:
-                self._fill_slots(sample)
+        first_latents = self._fill_slots([sample for sample in batch.samples if sample.first_pass_at is None])
         encoded = self._memory.record_event()
         latents_next = self._enqueue_pass(batch)
-        stepped = [sample for sample in batch.samples if all(b.enqueued == sample.enqueued for b in sample.branches)]
-        if guided := [sample for sample in stepped if sample.is_guided]:
-            self._enqueue_guidance(batch, guided, latents_next)
+        stepped = [sample for sample in batch.samples if sample.is_step_complete]
+        last = {forward.sample: forward for forward in batch.passes}
+        if guided := [sample for sample in stepped if sample.is_guided(last[sample].step)]:
+            self._replace_rows(latents_next, batch, guided, self._enqueue_guidance(batch, guided))
+        if inpainted := [sample for sample in stepped if sample.is_inpainted]:
+            self._replace_rows(latents_next, batch, inpainted, self._init_images.blend(batch, inpainted))
         done = self._memory.record_event()  # before the copy to the host, which then waits for it
         latents = self._memory.read(latents_next)
-        self._running.append(_RunningBatch(batch, stepped, latents, started, encoded, done, self._uncharged))
+        self._running.append(
+            _RunningBatch(batch, stepped, latents, first_latents, started, encoded, done, self._uncharged)
+        )
         self._uncharged = []
 
     def wait(self) -> BatchResult:
@@ -130,6 +137,9 @@ class Executor:
         charges = [(forward.sample, share) for forward in batch.passes]
         charges += [(pending.sample, pending.decoding_seconds()) for pending in running.decoded]
         self._encoder.cache_last()
+        if running.first_latents is not None:
+            for sample, row in zip(running.first_latents[0], running.first_latents[1].wait(), strict=True):
+                sample.latents = row.copy() if 1 in sample.previews else None
         return BatchResult(batch, seconds, charges, self._step_results(running, latents, seconds / len(batch)))
 
     def decode(self, sample: Sample) -> PendingImage:
@@ -147,15 +157,25 @@ class Executor:
         self._uncharged.append(pending)
         return pending
 
-    def _fill_slots(self, sample: Sample) -> None:
-        started = time.perf_counter()
-        for branch in sample.branches:
-            prompt_embeds = self._encoder.encode(branch.prompt, sample.request.lora_choice)
-            self._memory.copy(self._slots.prompt_embeds(branch), prompt_embeds)
-        sample.first_pass_at = time.perf_counter()
-        sample.record(prompt_encoder=sample.first_pass_at - started)
-        sample.latents = self._pipeline.noise(sample.request.seed, sample.size)
-        self._slots.write_latents(sample, sample.latents)
+    def _fill_slots(self, samples: Sequence[Sample]) -> tuple[Sequence[Sample], Readback] | None:
+        """Fill the slots of samples that begin, and return the first latents that previews need from the device."""
+        for sample in samples:
+            started = time.perf_counter()
+            for branch in sample.branches:
+                prompt_embeds = self._encoder.encode(branch.prompt, sample.request.lora_choice)
+                self._memory.copy(self._slots.prompt_embeds(branch), prompt_embeds)
+            sample.first_pass_at = time.perf_counter()
+            sample.record(prompt_encoder=sample.first_pass_at - started)
+            if sample.init_image is None:
+                sample.latents = self._pipeline.noise(sample.request.seed, sample.size)
+                self._slots.write_latents(sample, sample.latents)
+        edited = [sample for sample in samples if sample.init_image is not None]
+        first_latents = self._init_images.start(edited) if edited else None
+        for sample in edited:
+            sample.first_pass_at = time.perf_counter()
+        if first_latents is None or not any(1 in sample.previews for sample in edited):
+            return None
+        return edited, self._memory.read(first_latents)
 
     def _enqueue_pass(self, batch: Batch) -> Tensor:
         """Enqueue a forward pass and return its output, [B, 16, h, w]."""
@@ -172,25 +192,33 @@ class Executor:
             memory.copy(self._slots.latents(sample, branch), memory.row(latents_next, row))
         return latents_next
 
-    def _enqueue_guidance(self, batch: Batch, samples: Sequence[Sample], latents_next: Tensor) -> None:
-        """Combine the branches of samples, and write the result to their slots and to their rows of the batch's output.
+    def _enqueue_guidance(self, batch: Batch, samples: Sequence[Sample]) -> Tensor:
+        """Combine the branches of samples in their slots, and return the result, [S, 16, h, w].
 
         All samples share one run of the graph: a write of its scales for each would wait for the device.
         """
-        memory = self._memory
-        shape = (len(samples), *latents_next.shape[1:])
-        sides = memory.view("latents_positive", shape), memory.view("latents_negative", shape)
+        memory, manifest, model = self._memory, self._pipeline.manifest, self._pipeline.manifest.model
+        shape = model.latents_shape(batch.size)[1:]
+        latents = memory.view("latents", (len(batch), *shape))  # still those before the step
+        before = {forward.sample: row for row, forward in enumerate(batch.passes)}
+        sides = self._pipeline.guided_latents((len(samples), *shape))
         for row, sample in enumerate(samples):
-            for side, branch in zip(sides, sample.branches, strict=True):
+            for side, branch in zip((sides.positive, sides.negative), sample.branches, strict=True):
                 memory.copy(memory.row(side, row), self._slots.latents(sample, branch))
-        scales = np.array([sample.request.guidance_scale for sample in samples], np.float32)
-        guided = self._pipeline.guide(*sides, scales)
+            memory.copy(memory.row(sides.before, row), memory.row(latents, before[sample]))
+        scales = np.array([sample.request.guidance(manifest) for sample in samples], np.float32)
+        bounds = np.array([sample.request.cfg_normalization for sample in samples], np.float32)
+        guided = self._pipeline.guide(sides, scales, bounds)
         for row, sample in enumerate(samples):
-            for branch in sample.branches:
-                memory.copy(self._slots.latents(sample, branch), memory.row(guided, row))
+            self._slots.copy_latents(sample, memory.row(guided, row))
+        return guided
+
+    def _replace_rows(self, latents_next: Tensor, batch: Batch, samples: Sequence[Sample], latents: Tensor) -> None:
+        """Copy the latents of samples, [S, 16, h, w], to their rows of a batch's output."""
+        rows = {sample: self._memory.row(latents, row) for row, sample in enumerate(samples)}
         for row, forward in enumerate(batch.passes):
-            if forward.sample in samples:
-                memory.copy(memory.row(latents_next, row), memory.row(guided, samples.index(forward.sample)))
+            if forward.sample in rows:
+                self._memory.copy(self._memory.row(latents_next, row), rows[forward.sample])
 
     def _step_results(self, running: _RunningBatch, latents: Array, seconds: float) -> list[StepResult]:
         """Return the steps that a batch has finished, and those that failed.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from engine.errors import LoraMismatch
 from engine.images.generated import GeneratedImage
+from engine.init_image import InitImage
 from engine.pipeline import Pipeline
 from engine.request import ImageRequest
 from engine.sampling.preview import preview_steps
@@ -83,7 +84,8 @@ class EngineLoop:
         started = time.perf_counter()
         request.check(self.pipeline.manifest, self._loras.names)
         self._loras.require_strength(request)
-        texts = (request.prompt, request.negative_prompt) if request.is_guided else (request.prompt,)
+        is_guided = request.guided_steps(self.pipeline.manifest) > 0
+        texts = (request.prompt, request.negative_prompt) if is_guided else (request.prompt,)
         prompts = tuple(map(self.pipeline.tokenize, texts))
         return TokenizedPrompts(prompts, time.perf_counter() - started)
 
@@ -94,6 +96,7 @@ class EngineLoop:
         previews: int = 0,
         *,
         prompts: TokenizedPrompts | None = None,
+        init_image: InitImage | None = None,
         client: str = "",
     ) -> None:
         """Queue an image.
@@ -102,19 +105,24 @@ class EngineLoop:
             key: name of the image in events; no other image under way may have it.
             previews: previews to return with `Stepped` events, spread evenly over the steps.
             prompts: result of `tokenize` for this request or for one with another seed; None to do it now.
+            init_image: the image that the request's `edit` describes.
             client: name of the client, which gets an equal share of the device's time.
 
         Raises:
             InvalidRequest: the image cannot be generated.
         """
         prompts = prompts or self.tokenize(request)
+        request.check_init_image(init_image, self.pipeline.manifest)
         schedule = self.pipeline.schedule(request)
+        steps = len(schedule) - 1, request.guided_steps(self.pipeline.manifest)  # of the branches
         sample = Sample(
             key=key,
             request=request,
             size=request.size(self.pipeline.manifest),
+            num_inference_steps=request.steps(self.pipeline.manifest),
             schedule=schedule,
-            branches=tuple(map(GuidanceBranch, prompts.prompts)),
+            branches=tuple(map(GuidanceBranch, prompts.prompts, steps)),
+            init_image=init_image,
             previews=preview_steps(previews, len(schedule) - 1),
             client=client,
             submitted_at=time.perf_counter(),
@@ -154,17 +162,24 @@ class EngineLoop:
             events += self._complete(self._executor.wait())
         return events
 
-    def generate(self, request: ImageRequest, on_step: Callable[[int, int], None] | None = None) -> GeneratedImage:
+    def generate(
+        self,
+        request: ImageRequest,
+        on_step: Callable[[int, int], None] | None = None,
+        *,
+        init_image: InitImage | None = None,
+    ) -> GeneratedImage:
         """Generate one image on a loop that has no other.
 
         Args:
+            init_image: the image that the request's `edit` describes.
             on_step: called after each step with (steps done, steps in all).
 
         Raises:
             InvalidRequest, NonFiniteOutput, DeviceError: the reason why there is no image.
         """
         assert self._scheduler.is_empty
-        self.submit("", request)
+        self.submit("", request, init_image=init_image)
         try:
             while True:
                 for event in self.step():

@@ -7,6 +7,7 @@ from engine.backends.memory import TimingEvent
 from engine.errors import ZImageError
 from engine.graph_runner import Decoded
 from engine.images.generated import GeneratedImage
+from engine.images.mask_crop import paste_back
 from engine.scheduler.sample import Sample
 
 
@@ -58,4 +59,8 @@ class PendingImage:
         self._decoded.image.wait()
         seconds = replace(sample.seconds, vae_decoder=self.decoding_seconds())
         pixels = self._decoded.wait()
-        return GeneratedImage(pixels, sample.request.seed, sample.steps, sample.branches[0].prompt, seconds)
+        if sample.init_image is not None:
+            pixels = paste_back(pixels, sample.init_image)
+        return GeneratedImage(
+            pixels, sample.request.seed, sample.num_inference_steps, sample.branches[0].prompt, seconds
+        )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from engine.array import Array
+from engine.init_image import InitImage
 from engine.plan.manifest import padded
 from engine.request import ImageRequest
 from engine.sampling.tokenizer import TokenizedPrompt
@@ -22,12 +23,14 @@ class GuidanceBranch:
     """One prompt of a sample: its own or, with guidance, the negative one.
 
     Attributes:
+        steps: forward passes that it takes: the steps of the image, or of the negative prompt those that are guided.
         slot: index of the slot that it occupies; None before it has one.
         enqueued: forward passes that were enqueued.
         completed: forward passes that are known to be over.
     """
 
     prompt: TokenizedPrompt
+    steps: int
     slot: int | None = None
     enqueued: int = 0
     completed: int = 0
@@ -43,8 +46,10 @@ class Sample:
     """An image from its request to its last step.
 
     Attributes:
-        schedule: [steps + 1] float32 noise levels.
+        num_inference_steps: steps of the whole schedule; an init image skips the first ones.
+        schedule: [steps + 1] float32, noise levels of the steps that are run.
         branches: the prompt, and with guidance the negative prompt.
+        init_image: the image that it begins with, if it does not begin with noise alone.
         previews: steps after which a preview is wanted.
         client: name of the client that asked for it; clients share the device's time equally.
         submitted_at: time.perf_counter() when it was submitted.
@@ -58,8 +63,10 @@ class Sample:
     key: str
     request: ImageRequest
     size: Size
+    num_inference_steps: int
     schedule: Array
     branches: tuple[GuidanceBranch, ...]
+    init_image: InitImage | None = None
     previews: frozenset[int] = frozenset()
     client: str = ""
     submitted_at: float = 0.0
@@ -75,17 +82,27 @@ class Sample:
 
     @property
     def done(self) -> int:
-        """Steps that are known to be over, in every branch."""
-        return min(branch.completed for branch in self.branches)
+        """Steps that are known to be over, in every branch that takes part in them."""
+        return min(self.steps if b.completed == b.steps else b.completed for b in self.branches)
 
     @property
     def enqueued(self) -> int:
-        """Steps that are enqueued in every branch."""
-        return min(branch.enqueued for branch in self.branches)
+        """Steps that are enqueued in every branch that takes part in them."""
+        return min(self.steps if b.enqueued == b.steps else b.enqueued for b in self.branches)
 
     @property
-    def is_guided(self) -> bool:
-        return len(self.branches) > 1
+    def is_step_complete(self) -> bool:
+        """True if no branch is enqueued for a step that another one still lacks."""
+        return all(branch.enqueued <= self.enqueued for branch in self.branches)
+
+    def is_guided(self, step: int) -> bool:
+        """Return True if a step, counted from 0, takes a pass of each branch."""
+        return len(self.branches) > 1 and all(step < branch.steps for branch in self.branches)
+
+    @property
+    def is_inpainted(self) -> bool:
+        """True if a mask says where the init image is drawn anew."""
+        return self.init_image is not None and self.init_image.is_inpainting
 
     def tokens(self, branch: GuidanceBranch) -> int:
         """Return the tokens that the transformer reads in one pass."""
@@ -94,7 +111,7 @@ class Sample:
     @property
     def tokens_left(self) -> int:
         """Tokens of all passes that are not known to be over."""
-        return sum(self.tokens(branch) * (self.steps - branch.completed) for branch in self.branches)
+        return sum(self.tokens(branch) * (branch.steps - branch.completed) for branch in self.branches)
 
     def record(self, **seconds: float) -> None:
         """Record seconds by the fields of `StageTimes`."""
@@ -104,7 +121,7 @@ class Sample:
         """Yield the passes that may be enqueued: a guided branch is at most one pass ahead of the other."""
         step = self.enqueued
         for branch in self.branches:
-            if branch.enqueued == step < self.steps:
+            if branch.enqueued == step < branch.steps:
                 yield Pass(self, branch, step)
 
 

@@ -7,7 +7,6 @@ times from a table in place of an executor, it simulates a server.
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 
 from engine.errors import UnsupportedShape
 from engine.plan.manifest import Manifest
@@ -181,14 +180,29 @@ class Scheduler:
         return first and Batch(tuple(self._matching(first, queue.with_slots())))
 
     def _matching(self, first: Pass, samples: Iterable[Sample]) -> list[Pass]:
-        """Return the passes that can share a batch with the first one, and that one."""
-        size, length = first.sample.size, first.branch.length
-        ready = (forward for sample in samples if sample.size == size for forward in sample.ready())
-        return list(islice((forward for forward in ready if forward.branch.length == length), self._max_batch(size)))
+        """Return the passes that can share a batch with the first one, and that one.
 
-    def _max_batch(self, size: Size) -> int:
-        """Return the largest batch that gains throughput and that a profile covers."""
-        for batch in range(self._table.limit(size), 1, -1):
+        A guided sample whose prompts are equally long has both passes in the batch or none, even if no batch gains
+        throughput: two rows of one pass need one enqueue. Only profiles without a batch of two separate them.
+        """
+        size, length = first.sample.size, first.branch.length
+        pair = self._max_batch(size, 2)
+        limit = self._max_batch(size, self._table.limit(size))
+        found: list[Pass] = []
+        for sample in samples:
+            if sample.size == size:
+                passes = [forward for forward in sample.ready() if forward.branch.length == length][:pair]
+                if not found:
+                    limit = max(limit, len(passes))
+                if len(found) + len(passes) <= limit:
+                    found += passes
+            if len(found) == limit:
+                break
+        return found
+
+    def _max_batch(self, size: Size, most: int) -> int:
+        """Return the largest batch up to `most` that a profile covers."""
+        for batch in range(most, 1, -1):
             with suppress(UnsupportedShape):
                 self._manifest.profile_for(size, batch)
                 return batch

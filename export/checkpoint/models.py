@@ -113,7 +113,7 @@ def vae_encoder(component: Component) -> Model | None:
         CheckpointError: the config is not supported, or the weights do not match it.
     """
     config = component.config
-    if not any(key.startswith("encoder.") for key in component.weights):
+    if not has_vae_encoder(component):
         return None
     check_keys(config, "vae")
     if config["latent_channels"] != 16:
@@ -124,6 +124,11 @@ def vae_encoder(component: Component) -> Model | None:
         module = _construct("vae", ConfiguredVaeEncoder, {"config": config})
     names = encoder_names((name for name, _ in module.named_parameters()), config)
     return _model(component, module, names, ("decoder.", "quant_conv."))
+
+
+def has_vae_encoder(component: Component) -> bool:
+    """Return True if the checkpoint's VAE has an encoder."""
+    return any(key.startswith("encoder.") for key in component.weights)
 
 
 def require_match(transformer: Component, text_encoder: Component, vae: Component) -> None:

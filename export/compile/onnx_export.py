@@ -43,28 +43,35 @@ class Dimension:
 
 _ROWS, _COLUMNS, _PROMPT_LENGTH = 33, 35, 64  # tokens; odd rows and columns, whose product is not a multiple of 32
 
+_ROWS_DIM, _COLUMNS_DIM = Dim("rows", min=4, max=4096), Dim("columns", min=4, max=4096)
+
 DIMENSIONS = {
     "batch": Dimension(2, Dim("batch", min=1, max=1024)),
     "prompt_length": Dimension(_PROMPT_LENGTH, Dim.DYNAMIC),
     "sequence": Dimension(padded(_ROWS * _COLUMNS) + _PROMPT_LENGTH, Dim.DYNAMIC),
-    "latent_height": Dimension(2 * _ROWS, 2 * Dim("rows", min=4, max=4096)),
-    "latent_width": Dimension(2 * _COLUMNS, 2 * Dim("columns", min=4, max=4096)),
+    "latent_height": Dimension(2 * _ROWS, 2 * _ROWS_DIM),
+    "latent_width": Dimension(2 * _COLUMNS, 2 * _COLUMNS_DIM),
 }
 
 
 def trace(module: GraphModule) -> ir.Model:
     """Trace a module, whose parameters may be on the meta device. The weights of the result have no values."""
     device = next((parameter.device for parameter in module.parameters()), None)
+    side = 2 * module.vae_scale  # pixels of a token along an axis
+    dimensions = DIMENSIONS | {
+        "height": Dimension(side * _ROWS, side * _ROWS_DIM),
+        "width": Dimension(side * _COLUMNS, side * _COLUMNS_DIM),
+    }
     example = tuple(
         torch.empty(
-            [d if isinstance(d, int) else DIMENSIONS[d].example for d in spec.shape],
+            [d if isinstance(d, int) else dimensions[d].example for d in spec.shape],
             dtype=getattr(torch, spec.dtype),
             device=device,
         )
         for spec in module.inputs
     )
     dynamic = tuple(
-        {axis: DIMENSIONS[d].symbol for axis, d in enumerate(spec.shape) if isinstance(d, str)}
+        {axis: dimensions[d].symbol for axis, d in enumerate(spec.shape) if isinstance(d, str)}
         for spec in module.inputs
     )
     exported = torch.export.export(module, example, dynamic_shapes=dynamic, strict=False)

@@ -17,6 +17,7 @@ from export.checkpoint import models
 from export.checkpoint.files import Checkpoint
 from export.compile.layer_stream import LayerStream
 from export.compile.rounding import Rounding, round_products, rounded_pass
+from export.graphs.vae_encoder import LOG_VARIANCE
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
@@ -28,8 +29,10 @@ FLOATS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT)
 SAMPLED: dict[GraphName, tuple[str, ...]] = {
     "prompt_encoder": ("input_ids", "lengths"),
     "denoiser": ("latents", "sigma", "sigma_next", "prompt_embeds"),
-    "guidance": ("latents_positive", "latents_negative", "guidance_scale"),
+    "guidance": ("latents_positive", "latents_negative", "latents_before", "guidance_scale", "cfg_normalization"),
     "vae_decoder": ("latents",),
+    "vae_encoder": ("init_image", "posterior_noise"),
+    "blend": ("latents_to_blend", "image_latents", "noise", "mask", "blend_sigma"),
 }
 EMBEDDING = "embed_tokens.weight"  # of the text encoder; passes read the rows of their tokens only
 
@@ -50,12 +53,15 @@ class Reference:
         self._dit = self._layers.add(models.transformer(checkpoint.transformer))
         models.embed_timesteps_in_fp32(self._dit)
         self._vae = self._layers.add(models.vae_decoder(checkpoint.vae), whole=True)
+        encoder = models.vae_encoder(checkpoint.vae)
+        self._vae_encoder = None if encoder is None else self._layers.add(encoder, whole=True)
         text_encoder = models.text_encoder(checkpoint.text_encoder)
         self._embedding = text_encoder.weights[EMBEDDING]
         self._text_encoder = self._layers.add(text_encoder, without=[EMBEDDING])
         models.make_rotary_buffers(self._text_encoder)
-        for module in (self._dit, self._vae, self._text_encoder):
-            round_products(module)
+        for module in (self._dit, self._vae, self._vae_encoder, self._text_encoder):
+            if module is not None:
+                round_products(module)
 
     def run(
         self, graph: GraphName, batches: Sequence[Arrays], rounding: Sequence[Rounding | None] | None = None
@@ -104,6 +110,8 @@ class Reference:
             "denoiser": self._step,
             "guidance": self._guide,
             "vae_decoder": self._decode,
+            "vae_encoder": self._encode_image,
+            "blend": self._blend,
         }
 
     def _encode(self, ids: torch.Tensor, length: torch.Tensor) -> Tensors:
@@ -118,13 +126,42 @@ class Reference:
         return {"latents_next": latents + (sigma_next - sigma) * flow[0]}
 
     @staticmethod
-    def _guide(positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> Tensors:
-        """Combine velocities as DiffSynth does, whose scale is larger by one."""
-        return {"latents_guided": (negative + (scale + 1).double() * (positive - negative).double()).float()}
+    def _guide(
+        positive: torch.Tensor,
+        negative: torch.Tensor,
+        before: torch.Tensor,
+        scale: torch.Tensor,
+        normalization: torch.Tensor,
+    ) -> Tensors:
+        """Combine velocities as DiffSynth does, whose scale is larger by one, in diffusers' bound of the norm."""
+        velocity, unwanted = (positive - before).double(), (negative - before).double()
+        guided = unwanted + (scale + 1).double() * (velocity - unwanted)
+        most = normalization.double() * torch.linalg.vector_norm(velocity)
+        if normalization > 0 and torch.linalg.vector_norm(guided) > most:
+            guided *= most / torch.linalg.vector_norm(guided)
+        return {"latents_guided": (before + guided).float()}
 
     def _decode(self, latents: torch.Tensor) -> Tensors:
         pixels = (self._vae(latents[None])[0] + 1) * 127.5
         return {"image": pixels.clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0), "image_mean": pixels.mean()}
+
+    def _encode_image(self, init_image: torch.Tensor, posterior_noise: torch.Tensor) -> Tensors:
+        """Run DiffSynth's encoder, which returns the scaled mean, and add diffusers' noise from the log-variance."""
+        encoder = self._vae_encoder
+        assert encoder is not None, "plans of a VAE without an encoder have no such graph"
+        pixels = init_image.permute(2, 0, 1)[None].contiguous().float() / 127.5 - 1
+        with recorded_output(encoder.conv_out) as outputs:
+            [mean] = encoder(pixels)
+        _, log_variance = outputs[0][0].chunk(2)
+        deviation = (log_variance.clamp(*LOG_VARIANCE) / 2).exp() * encoder.scaling_factor
+        return {"image_latents": mean + deviation * posterior_noise}
+
+    @staticmethod
+    def _blend(
+        latents: torch.Tensor, image: torch.Tensor, noise: torch.Tensor, mask: torch.Tensor, sigma: torch.Tensor
+    ) -> Tensors:
+        """Blend as diffusers does."""
+        return {"latents_blended": (1 - mask) * (sigma * noise + (1 - sigma) * image) + mask * latents}
 
     def _tensor(self, array: Array) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
@@ -142,6 +179,17 @@ class Reference:
             x = block(x, attn_mask=None, freqs_cis=freqs[None])
         refined: torch.Tensor = x[0]
         return refined
+
+
+@contextmanager
+def recorded_output(layer: Any) -> Iterator[list[torch.Tensor]]:
+    """Record what a layer returns."""
+    outputs: list[torch.Tensor] = []
+    hook = layer.register_forward_hook(lambda _layer, _inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        hook.remove()
 
 
 def _stack(samples: Sequence[Tensors]) -> Arrays:
@@ -193,9 +241,13 @@ def sample_inputs(
     latents = rng.standard_normal((batch, config["in_channels"], height, width), np.float32)
     if graph == "vae_decoder":
         return {"latents": latents}
+    if graph == "vae_encoder":
+        return encoder_inputs(latents, rng, height * 8, width * 8)
+    if graph == "blend":
+        return blend_inputs(latents, rng)
     if graph == "guidance":
-        other, scale = rng.standard_normal(latents.shape, np.float32), rng.uniform(1, 7, batch).astype(np.float32)
-        return {"latents_positive": latents, "latents_negative": other, "guidance_scale": scale}
+        normalization = np.arange(batch, dtype=np.float32) / 2  # 0 for the first sample
+        return guidance_inputs(latents, normalization, rng)
     if graph == "prompt_encoder":
         shorter = rng.integers(max(1, length - 31), tokens + 1, batch - 1)
         return {
@@ -212,6 +264,36 @@ def sample_inputs(
         "prompt_embeds": rng.standard_normal((batch, length, config["dim"]), np.float32),
         "rope_cos": cos,
         "rope_sin": sin,
+    }
+
+
+def encoder_inputs(posterior_noise: Array, rng: np.random.Generator, height: int, width: int) -> Arrays:
+    """Make inputs of the VAE encoder; [height, width] in pixels."""
+    image = rng.integers(0, 256, (len(posterior_noise), height, width, 3), np.uint8)
+    return {"init_image": image, "posterior_noise": posterior_noise}
+
+
+def blend_inputs(latents: Array, rng: np.random.Generator) -> Arrays:
+    """Make inputs of the blend for latents [B, C, h, w]."""
+    batch, _, height, width = latents.shape
+    return {
+        "latents_to_blend": latents,
+        "image_latents": rng.standard_normal(latents.shape, np.float32),
+        "noise": rng.standard_normal(latents.shape, np.float32),
+        "mask": rng.integers(0, 2, (batch, 1, height, width)).astype(np.float32),
+        "blend_sigma": rng.uniform(0, 1, batch).astype(np.float32),
+    }
+
+
+def guidance_inputs(positive: Array, normalization: Array, rng: np.random.Generator) -> Arrays:
+    """Make random inputs of the guidance graph for positive latents [B, 16, h, w] and normalizations [B]."""
+    negative, before = rng.standard_normal((2, *positive.shape), np.float32)
+    return {
+        "latents_positive": positive,
+        "latents_negative": negative,
+        "latents_before": before,
+        "guidance_scale": rng.uniform(1, 7, len(positive)).astype(np.float32),
+        "cfg_normalization": normalization,
     }
 
 

@@ -15,13 +15,14 @@ from engine.plan.manifest import GraphName, Manifest, Profile, padded
 from engine.sampling.rope import tables
 from engine.size import Size
 from export.checkpoint.files import Checkpoint
-from export.checkpoint.models import vae_decoder
+from export.checkpoint.models import Model, vae_decoder, vae_encoder
 from export.checkpoint.weights import Weight
-from export.compile.parity import Array, Arrays
+from export.compile.parity import Array, Arrays, blend_inputs, encoder_inputs, guidance_inputs
 from export.graphs.denoiser import unpatchify
 
 TOKENS = 20  # of most prompts: with padding
 FULL_STEP = 8.0  # sigma - sigma_next: the velocity, not the latents, makes the output
+SMALLEST = "smallest"
 WORST = "worst rows"
 
 
@@ -46,7 +47,7 @@ def probe_shapes(plans: Manifest) -> list[ProbeShape]:
     length = first.prompt_length
     tokens = min(max(TOKENS, length.min - SHORTER), length.max)
     small = Size(first.width.min, first.height.min)
-    smallest = ProbeShape("smallest", small, first.batch.min, tokens)
+    smallest = ProbeShape(SMALLEST, small, first.batch.min, tokens)
     odd = Size(small.width + multiple, small.height + multiple)
     found = [
         smallest,
@@ -111,8 +112,8 @@ class ProbeInputs:
         found: dict[str, Arrays] = {}
         known: list[tuple[tuple[int, ...], ...]] = []
         for index, shape in enumerate(self.shapes):
-            if shape.name == WORST and graph in ("prompt_encoder", "guidance"):
-                continue  # token ids choose rows of the embedding and leave no freedom; guidance has no weights
+            if shape.name == WORST and graph in ("prompt_encoder", "guidance", "blend"):
+                continue  # token ids choose rows of the embedding and leave no freedom; the others have no weights
             inputs = self._inputs(graph, shape, embeds, np.random.default_rng(index))
             key = tuple(array.shape for array in inputs.values())
             if shape.name == WORST or key not in known:
@@ -131,13 +132,18 @@ class ProbeInputs:
                 "input_ids": rng.integers(0, vocabulary, (shape.batch, length), np.int64),
                 "lengths": np.array([shape.tokens, *shorter], np.int64),
             }
-        batch = 1 if graph == "vae_decoder" else shape.batch
+        batch = 1 if graph in ("vae_decoder", "vae_encoder") else shape.batch
         latents = rng.standard_normal((batch, *model.latents_shape(shape.size)[1:]), np.float32)
         if graph == "guidance":
-            other, scale = rng.standard_normal(latents.shape, np.float32), rng.uniform(1, 7, batch).astype(np.float32)
-            return {"latents_positive": latents, "latents_negative": other, "guidance_scale": scale}
+            bound = 0 if shape.name == SMALLEST else 1  # the other shapes let the norm be bounded
+            return guidance_inputs(latents, np.full(batch, bound, np.float32), rng)
         if graph == "vae_decoder":
             return {"latents": self._worst_pattern(latents) if shape.name == WORST else latents}
+        if graph == "vae_encoder":
+            found = encoder_inputs(latents, rng, shape.size.height, shape.size.width)
+            return found | {"init_image": self._worst_image(shape.size)} if shape.name == WORST else found
+        if graph == "blend":
+            return blend_inputs(latents, rng)
         prompt_embeds = embeds[batch, length]
         if shape.name == WORST:
             latents, prompt_embeds = self._worst_latents(latents), self._worst_prompt(prompt_embeds)
@@ -178,16 +184,36 @@ class ProbeInputs:
 
     def _worst_pattern(self, latents: Array) -> Array:
         """Repeat the longest filter of the first convolution over the whole image."""
-        weight = vae_decoder(self._checkpoint.vae).weights["conv_in.weight"].load().float()
-        longest = weight[weight.flatten(1).norm(dim=1).argmax()].numpy()  # [16, 3, 3]
         _, _, height, width = latents.shape
-        tiled = np.tile(longest, (1, 1, height // 3 + 1, width // 3 + 1))[:, :, :height, :width]
-        pattern: Array = (tiled / tiled.std()).astype(np.float32).reshape(latents.shape)
+        tiled = _tiled(_longest_filter(vae_decoder(self._checkpoint.vae)), height, width)
+        pattern: Array = (tiled / tiled.std()).astype(np.float32)[None]
         return pattern
+
+    def _worst_image(self, size: Size) -> Array:
+        """Repeat the longest filter of the first convolution over the whole image, at full contrast."""
+        encoder = vae_encoder(self._checkpoint.vae)
+        assert encoder is not None, "plans of a VAE without an encoder have no such graph"
+        tiled = _tiled(_longest_filter(encoder), size.height, size.width)
+        levels = 127.5 + 127.5 * tiled / np.abs(tiled).max()
+        image: Array = levels.round().astype(np.uint8).transpose(1, 2, 0)[None]
+        return image
 
     def _transformer(self, name: str) -> torch.Tensor:
         weight: Weight = self._checkpoint.transformer.weights[name]
         return weight.load().float()
+
+
+def _longest_filter(vae: Model) -> Array:
+    """Return the longest filter of the first convolution, [C, 3, 3]."""
+    weight = vae.weights["conv_in.weight"].load().float()
+    longest: Array = weight[weight.flatten(1).norm(dim=1).argmax()].numpy()
+    return longest
+
+
+def _tiled(pattern: Array, height: int, width: int) -> Array:
+    """Repeat [C, 3, 3] to [C, height, width]."""
+    tiled: Array = np.tile(pattern, (1, height // 3 + 1, width // 3 + 1))[:, :height, :width]
+    return tiled
 
 
 def _longest(rows: torch.Tensor, count: int, *, unit: bool = True) -> torch.Tensor:

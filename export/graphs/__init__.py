@@ -1,1 +1,1 @@
-"""The graphs as traceable modules: one for each of the three models, and a small one for guidance."""
+"""The graphs as traceable modules: one for each model, and small ones for guidance and inpainting."""

@@ -16,12 +16,14 @@ class GraphModule(nn.Module):
         precision: precision of the large matrix products.
         inputs, outputs: tensors in the order of `forward`, with the names of the ONNX file and the plan.
         weights: checkpoint tensor of each parameter. Parameters may be on the meta device.
+        vae_scale: pixels per latent, of graphs with both.
     """
 
     precision: Precision
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     weights: Mapping[str, Weight]
+    vae_scale: int = 1
 
     def measure(self, keys: int | None = None) -> Measured:
         """Read the checkpoint, and return the bounds of FP16 products and the graph's weights.

@@ -27,10 +27,7 @@ class VaeDecoder(GraphModule):
         super().__init__()
         self.precision = precision
         self.vae = vae.module
-        set_dtype([self.vae], precision)
-        if precision == "bf16":
-            for norm in (module for module in self.vae.modules() if isinstance(module, nn.GroupNorm)):
-                norm.to(torch.bfloat16)
+        set_vae_dtype(self.vae, precision)
         self.weights = {f"vae.{name}": weight for name, weight in vae.weights.items()}
         channels = vae.config["latent_channels"]
         self.inputs = (TensorSpec("latents", "float32", ("batch", channels, "latent_height", "latent_width")),)
@@ -71,9 +68,17 @@ def quantize(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return image, pixels.mean((1, 2, 3))
 
 
+def set_vae_dtype(vae: nn.Module, precision: Precision) -> None:
+    """Cast convolutions and linear layers to the precision's dtype, and norms where that fuses them (`group_norm`)."""
+    set_dtype([vae], precision)
+    if precision == "bf16":
+        for norm in (module for module in vae.modules() if isinstance(module, nn.GroupNorm)):
+            norm.to(torch.bfloat16)
+
+
 def conv(x: Tensor, layer: nn.Conv2d) -> Tensor:
     """Convolve in the dtype of the layer's weights."""
-    return F.conv2d(x.to(layer.weight.dtype), layer.weight, layer.bias, padding=layer.padding)
+    return F.conv2d(x.to(layer.weight.dtype), layer.weight, layer.bias, layer.stride, layer.padding)
 
 
 def group_norm(x: Tensor, layer: nn.GroupNorm) -> Tensor:

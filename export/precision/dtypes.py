@@ -16,7 +16,7 @@ TURING = "7.5"  # the only supported compute capability without BF16
 def graph_precisions(
     precision: Precision, flavor: Flavor, capabilities: Sequence[str] = ()
 ) -> dict[GraphName, Precision]:
-    """Return the precision of each graph for the precision on the command line.
+    """Return the precision of each graph with weights for the precision on the command line.
 
     The VAE does not support FP16: nothing bounds the outputs of its convolutions, and Z-Image-Turbo's leave the range.
     It uses BF16, which has the range of FP32, or FP32 where BF16 is missing: in ONNX Runtime on a CPU and on Turing.
@@ -31,8 +31,8 @@ def graph_precisions(
     if precision == "bf16" and wide == "fp32":
         where = "ONNX Runtime on a CPU" if flavor == "onnx" else f"compute capability {TURING}"
         raise BuildError(f"--bf16: {where} has no BF16; use --fp16 or --fp32")
-    vae_decoder = wide if precision == "fp16" else precision
-    return {"prompt_encoder": precision, "denoiser": precision, "vae_decoder": vae_decoder}
+    vae = wide if precision == "fp16" else precision
+    return {"prompt_encoder": precision, "denoiser": precision, "vae_decoder": vae, "vae_encoder": vae}
 
 
 def require_accumulation(accumulation: Accumulation, precision: Precision, flavor: Flavor) -> None:

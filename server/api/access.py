@@ -5,6 +5,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from fastapi import Request
 
@@ -60,7 +61,14 @@ class Authenticator:
     @property
     def lists_history(self) -> bool:
         """True if a client may list jobs: its own with keys, those of all clients without."""
-        return self.needs_key or self._shares_history
+        return self.history != "browser"
+
+    @property
+    def history(self) -> Literal["shared", "browser", "key"]:
+        """Jobs that a client may list: those of all clients, none but what its browser remembers, or its key's."""
+        if self.needs_key:
+            return "key"
+        return "shared" if self._shares_history else "browser"
 
     def owner(self, request: Request) -> str | None:
         """Return the owner of a request's jobs; see `owner_of`."""

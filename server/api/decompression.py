@@ -32,6 +32,11 @@ class Decompressor:
         self._most, self._received = most, 0
         self._body = bytearray()
 
+    @property
+    def size(self) -> int:
+        """Bytes so far, decompressed."""
+        return len(self._body)
+
     def feed(self, data: bytes) -> None:
         """Take a part of the body.
 
@@ -43,8 +48,8 @@ class Decompressor:
             self._body += data
         else:
             self._inflate(self._stream, data)
-        if max(self._received, len(self._body)) > self._most:
-            raise errors.ApiError(413, f"The body is larger than {self._most} bytes.", code="request_too_large")
+        if max(self._received, self.size) > self._most:
+            raise too_large(self._most)
 
     def end(self) -> bytes:
         """Return the decompressed body. Raises ApiError: 400, it is not complete."""
@@ -60,6 +65,11 @@ class Decompressor:
             raise _invalid(str(error)) from error
         if stream.unused_data:  # a second member; no client sends one, and a thousand tiny ones would cost seconds
             raise _invalid("there is something after its end")
+
+
+def too_large(most: int) -> errors.ApiError:
+    """Return the error of a body that has more than `most` bytes."""
+    return errors.ApiError(413, f"The body is larger than {most} bytes.", code="request_too_large")
 
 
 def _invalid(reason: str) -> errors.ApiError:

@@ -48,7 +48,7 @@ CLIENT_CLOSED_REQUEST = 499  # nginx's status; only logged, since the client has
 NO_RETRY = {"x-should-retry": "false"}  # OpenAI's client retries 409 and 5xx otherwise
 # statuses by the code of a job's error; 500 for others
 STATUS = {"invalid_value": 400, "deadline_exceeded": 504, "worker_unavailable": 503, "lora_unavailable": 503}
-OVERLOAD = ("queue_full", "deadline_unreachable")  # codes of refusals that are 429; others are 503
+OVERLOAD = ("queue_full", "deadline_unreachable", "uploads_busy")  # codes of refusals that are 429; others are 503
 STORE_RETRY_AFTER = 5  # seconds
 FOLLOW_RETRY_AFTER = 5  # seconds
 MEMORY_RETRY_AFTER = 10  # seconds

@@ -8,10 +8,20 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from engine.errors import InvalidRequest
-from engine.request import MAX_GUIDANCE, MAX_LORA, MAX_LORA_STRENGTH, MAX_SEED, MAX_STEPS, ImageRequest, random_seed
+from engine.images.preparation import MAX_MASK_BLUR, MAX_PADDING, ResizeMode
+from engine.request import (
+    MAX_GUIDANCE,
+    MAX_LORA,
+    MAX_LORA_STRENGTH,
+    MAX_NORMALIZATION,
+    MAX_SEED,
+    MAX_STEPS,
+    ImageRequest,
+    random_seed,
+)
 from engine.size import Size
 
 Number = TypeVar("Number", int, float)
@@ -22,6 +32,7 @@ MAX_EDGE = 999_999  # pixels that `size` can express; the plans' limits are lowe
 SIZE = r"^(auto|[0-9]{1,6}([xX*×][0-9]{1,6})?)$"  # for the document; `Size.parse` gives better errors
 RANDOM = -1  # the seed that stands for a random one
 IGNORED = "ignored"
+BOOLEANS = ("true", "false")
 WITHOUT_EFFECT = ("complexity", "style", "moderation", "user", "safety_identifier", "vae_use_slicing", "vae_use_tiling")
 UNGUIDED = 1.0  # CFG scale at which negative + scale * (positive - negative) is the positive prediction
 
@@ -29,6 +40,12 @@ UNGUIDED = 1.0  # CFG scale at which negative + scale * (positive - negative) is
 def _whole(value: Any) -> Any:
     """Return an integer that was written as 1.0 as an integer, and anything else as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _number(value: Any, info: ValidationInfo) -> Any:
+    """Return true as 1 and false as 0, which diffusers takes for the same, and anything else as it is."""
+    is_text = info.mode not in ("python", "json")  # of a form or a query
+    return float(value in (True, "true")) if isinstance(value, bool) or (is_text and value in BOOLEANS) else value
 
 
 def _with_nulls(schema: dict[str, Any]) -> None:
@@ -44,6 +61,12 @@ WHOLE = BeforeValidator(_whole)  # the last in an Annotated, so that the documen
 Edge = Annotated[int, Field(ge=1, le=MAX_EDGE), WHOLE]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS), WHOLE]
 CfgScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE + UNGUIDED)]
+CfgNormalization = Annotated[
+    float,
+    Field(ge=0, le=MAX_NORMALIZATION, json_schema_extra={"type": ["number", "boolean"]}),
+    BeforeValidator(_number),
+]
+CfgTruncation = Annotated[float, Field(ge=0, le=1)]
 
 
 class RequestBody(BaseModel):
@@ -78,11 +101,22 @@ class ImageFields(RequestBody):
     num_inference_steps: Steps | None = None
     steps: Annotated[Steps, Field(description="another name of num_inference_steps")] | None = None
     guidance_scale: (
-        Annotated[float, Field(ge=0, le=MAX_GUIDANCE, description="guidance as in diffusers; 0 for none")] | None
+        Annotated[
+            float,
+            Field(ge=0, le=MAX_GUIDANCE, description="guidance as in diffusers; 0 for none, the model's if absent"),
+        ]
+        | None
     ) = None
     cfg_scale: Annotated[CfgScale, Field(description="guidance_scale + 1; up to 1 for none")] | None = None
     true_cfg_scale: Annotated[CfgScale, Field(description="another name of cfg_scale")] | None = None
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT, description="ignored without guidance")] = ""
+    cfg_normalization: Annotated[
+        CfgNormalization,
+        Field(description="largest norm of the guided velocity, relative to the positive one's; 0 for no bound"),
+    ] = 0.0
+    cfg_truncation: Annotated[
+        CfgTruncation, Field(description="progress (1 - noise level) beyond which steps are not guided")
+    ] = 1.0
     lora: (
         Annotated[str, Field(max_length=MAX_LORA, description="name of a LoRA, from loras in /v1/model_info")] | None
     ) = None
@@ -117,9 +151,11 @@ class ImageFields(RequestBody):
             random_seed() if self.seed == RANDOM else self.seed,
             agreed({"num_inference_steps": self.num_inference_steps, "steps": self.steps}),
             self.negative_prompt,
-            agreed(self._guidance()) or 0.0,
+            agreed(self._guidance()),
             self.lora,
             1.0 if self.lora is None else self.lora_strength,
+            self.cfg_normalization,
+            self.cfg_truncation,
         )
 
     def names(self) -> dict[str, str]:
@@ -127,9 +163,7 @@ class ImageFields(RequestBody):
         return {} if self.size == "auto" else {"width": "size", "height": "size"}
 
     def ignored(self) -> tuple[str, ...]:
-        is_guided = any(self._guidance().values())
         unused = {
-            "negative_prompt": bool(self.negative_prompt) and not is_guided,
             "lora_strength": "lora_strength" in self.model_fields_set and self.lora is None,
             **{name: getattr(self, name) is not None for name in WITHOUT_EFFECT},
             "quality": self.quality != "auto",  # which leaves the choice to the server
@@ -142,6 +176,50 @@ class ImageFields(RequestBody):
         return {"guidance_scale": self.guidance_scale} | {
             name: None if scale is None else max(scale - UNGUIDED, 0.0) for name, scale in cfg_scales.items()
         }
+
+
+class InitImageFields(ImageFields):
+    """Fields of requests that may begin with an image."""
+
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT, description="may be empty with an init_image")]
+    init_image: (
+        Annotated[str, Field(description="image to start from, as base64 or as a data URL; URLs are not fetched")]
+        | None
+    ) = None
+    mask: Annotated[str, Field(description="image like init_image: white, or transparent, is drawn anew")] | None = None
+    strength: (
+        Annotated[float, Field(ge=0, le=1, description="how much of init_image is changed; 0.6, or 1 with a mask")]
+        | None
+    ) = None
+    resize_mode: Annotated[ResizeMode, Field(description="for an init_image of another aspect ratio than the size")] = (
+        "crop"
+    )
+    padding_mask_crop: (
+        Annotated[
+            int,
+            Field(
+                ge=0,
+                le=MAX_PADDING,
+                description="generate only the masked part, with so many pixels around it, and paste it back",
+            ),
+            WHOLE,
+        ]
+        | None
+    ) = None
+    mask_blur: Annotated[
+        int,
+        Field(ge=0, le=MAX_MASK_BLUR, description="soft edge in pixels, used with padding_mask_crop"),
+        WHOLE,
+    ] = 4
+
+    def ignored(self) -> tuple[str, ...]:
+        is_cropped = self.padding_mask_crop is not None
+        unused = {
+            **dict.fromkeys(("strength", "resize_mode", "padding_mask_crop"), self.init_image is None),
+            "mask_blur": self.init_image is None or not is_cropped,
+        }
+        given = self.model_fields_set
+        return (*super().ignored(), *(name for name, is_unused in unused.items() if is_unused and name in given))
 
 
 def agreed(values: Mapping[str, Number | None]) -> Number | None:

@@ -7,17 +7,19 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from engine.errors import InvalidRequest
+from engine.images.header import read_header
 from engine.plan.manifest import Manifest
 from server.api import errors, openapi
-from server.api.body import read_body
+from server.api.image_input import Upload, image_input, read_body_with_images, take_upload
 from server.api.openai_schemas import (
+    EventType,
     Image,
     ImagesRequest,
     ImagesResponse,
@@ -27,13 +29,23 @@ from server.api.openai_schemas import (
     Usage,
 )
 from server.api.public_address import public_root
-from server.api.schemas import ModelInfo, image_path
+from server.api.schemas import image_path
 from server.api.served_model import Model
 from server.api.submit import Jobs, Owner, Submission, answer_headers, encode_images, submit_request, wait_for_images
 from server.jobs.follower import JobPreview
 from server.jobs.job import Job, JobState, StoredImage
 from server.jobs.job_events import JobEvent
 from server.jobs.service import JobService
+
+EventKind = Literal["image_generation", "image_edit"]
+PARTIAL: dict[EventKind, EventType] = {
+    "image_generation": "image_generation.partial_image",
+    "image_edit": "image_edit.partial_image",
+}
+COMPLETED: dict[EventKind, EventType] = {
+    "image_generation": "image_generation.completed",
+    "image_edit": "image_edit.completed",
+}
 
 IMAGE_NAME = re.compile(r"([0-9]{1,2})\.(?:png|jpg|webp)")
 
@@ -48,15 +60,34 @@ router = APIRouter()
 )
 async def generate_images(request: Request, jobs: Jobs, owner: Owner) -> Response:
     """Generate `n` images; with `stream`, answer with server-sent events."""
-    return await generate(request, jobs, owner, await read_body(request, ImagesRequest))
+    return await generate(request, jobs, owner, await read_body_with_images(request, owner, ImagesRequest))
 
 
 async def generate(request: Request, jobs: JobService, owner: str | None, body: ImagesRequest) -> Response:
     """Generate the images of a body; with `stream`, answer with server-sent events."""
-    submission = _submission(body, has_previews=jobs.manifest.preview is not None)
+    body, upload = await take_upload(body, image_input(request))  # forgets the base64
+    return await answer(request, jobs, owner, body, upload)
+
+
+async def answer(
+    request: Request,
+    jobs: JobService,
+    owner: str | None,
+    body: ImagesRequest,
+    upload: Upload | None,
+    kind: EventKind = "image_generation",
+    unused: Sequence[str] = (),
+) -> Response:
+    """Generate the images of a body that begin with an upload.
+
+    Args:
+        kind: of the events of a stream.
+        unused: names of files that cannot change the images.
+    """
+    submission = _submission(body, upload, unused, has_previews=jobs.manifest.preview is not None)
     job = await submit_request(request, jobs, owner, submission)
     if body.stream:
-        events = _stream(jobs, job, jobs.follow(job), body)
+        events = _stream(jobs, job, jobs.follow(job), body, kind)
         return EventSourceResponse(events, headers=answer_headers(request, submission, job))
     ended, images = await wait_for_images(request, jobs, job)
     content = await encode_images(images, partial(_images_response, request, ended, images, jobs.manifest, body))
@@ -95,25 +126,7 @@ def _card(request: Request, name: str) -> ModelCard:
     return ModelCard(id=name, created=request.app.state.started)
 
 
-@router.get("/v1/model_info")
-async def model_info(jobs: Jobs, model: Model) -> ModelInfo:
-    """Return the properties of the served plans."""
-    manifest = jobs.manifest
-    return ModelInfo(
-        model_path=manifest.model.name,
-        precision=manifest.precision,
-        flavor=manifest.target.flavor,
-        plan_id=manifest.plan_id,
-        num_inference_steps=manifest.model.default_steps,
-        default_size=str(manifest.default_size),
-        loras=list(jobs.loras),
-        about=model.guide.about,
-        examples=list(model.guide.examples),
-        sizes=[f"{p.width.min}x{p.height.min}..{p.width.max}x{p.height.max}" for p in manifest.profiles],
-    )
-
-
-def _submission(body: ImagesRequest, *, has_previews: bool) -> Submission:
+def _submission(body: ImagesRequest, upload: Upload | None, unused: Sequence[str], *, has_previews: bool) -> Submission:
     """Return the submission of a body.
 
     Raises:
@@ -133,12 +146,13 @@ def _submission(body: ImagesRequest, *, has_previews: bool) -> Submission:
         previews=body.partial_images if body.stream else 0,
         names=body.names(),
         model=body.model,
-        ignored=(*body.ignored(), *without_previews),
+        ignored=(*body.ignored(), *without_previews, *unused),
+        upload=upload,
     )
 
 
 async def _stream(
-    jobs: JobService, job: Job, following: AsyncGenerator[JobEvent], body: ImagesRequest
+    jobs: JobService, job: Job, following: AsyncGenerator[JobEvent], body: ImagesRequest, kind: EventKind
 ) -> AsyncIterator[ServerSentEvent]:
     """Yield previews and images as they arrive, or an error as OpenAI's clients raise it."""
     sent = 0
@@ -147,10 +161,10 @@ async def _stream(
             async for event in events:
                 match event:
                     case JobPreview(index, _, data) if sent < body.partial_images * body.n:
-                        yield _event(_partial_image(jobs, job, body, index, data, sent))
+                        yield _event(_partial_image(jobs, job, body, kind, index, data, sent))
                         sent += 1
                     case StoredImage():
-                        yield await run_in_threadpool(_completed_event, jobs, body, event)
+                        yield await run_in_threadpool(_completed_event, jobs, body, kind, event)
                     case Job() if event.state is not JobState.DONE:
                         error = errors.from_job(event)
                         yield ServerSentEvent(json.dumps(error.body()), event="error")
@@ -164,23 +178,24 @@ def _event(image: StreamedImage) -> ServerSentEvent:
 
 
 def _partial_image(
-    jobs: JobService, job: Job, body: ImagesRequest, index: int, data: bytes, number: int
+    jobs: JobService, job: Job, body: ImagesRequest, kind: EventKind, index: int, data: bytes, number: int
 ) -> StreamedImage:
+    header = read_header(data)  # an image that is pasted has the size of its original
     return StreamedImage(
-        type="image_generation.partial_image",
+        type=PARTIAL[kind],
         index=index,
         b64_json=base64.b64encode(data).decode(),
         partial_image_index=number,
         created_at=int(time.time()),
-        size=str(job.request.size(jobs.manifest)),
+        size=str(job.request.size(jobs.manifest) if header is None else header.size),
         output_format=body.output_format,
     )
 
 
-def _completed_event(jobs: JobService, body: ImagesRequest, image: StoredImage) -> ServerSentEvent:
+def _completed_event(jobs: JobService, body: ImagesRequest, kind: EventKind, image: StoredImage) -> ServerSentEvent:
     metadata = image.metadata
     completed = StreamedImage(
-        type="image_generation.completed",
+        type=COMPLETED[kind],
         index=image.index,
         b64_json=base64.b64encode(image.data).decode(),
         created_at=int(time.time()),

@@ -8,10 +8,13 @@ from pydantic import AfterValidator, BaseModel, Field
 from pydantic_core import PydanticCustomError
 
 from engine.request import ImageFormat
-from server.api.fields import WHOLE, ImageFields
+from server.api.fields import WHOLE, InitImageFields
 from server.jobs.job import StoredImage
 
 MAX_PARTIAL = 3
+EventType = Literal[
+    "image_generation.partial_image", "image_generation.completed", "image_edit.partial_image", "image_edit.completed"
+]
 LOSSLESS = 100  # the only compression of PNG
 
 
@@ -26,7 +29,7 @@ def _only(*accepted: Hashable, reason: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-class ImagesRequest(ImageFields):
+class ImagesRequest(InitImageFields):
     """Body of `POST /v1/images/generations`. A field that is null counts as absent."""
 
     n: Annotated[int, Field(ge=1, le=10), WHOLE] = 1
@@ -107,7 +110,7 @@ class Usage(BaseModel):
 
 
 class ImagesResponse(BaseModel):
-    """Response of `POST /v1/images/generations`."""
+    """Response of OpenAI's endpoints for images."""
 
     created: int
     data: list[Image]
@@ -120,7 +123,7 @@ class ImagesResponse(BaseModel):
 class StreamedImage(BaseModel):
     """Event of a stream: an image, or a preview of one, which has a `partial_image_index`."""
 
-    type: Literal["image_generation.partial_image", "image_generation.completed"]
+    type: EventType
     b64_json: str
     created_at: int
     size: str

@@ -5,6 +5,7 @@ their own parts (`request_body`, `error_responses`, ...); `install` adds what is
 """
 
 import re
+from collections.abc import Collection
 from http import HTTPStatus
 from typing import Any, get_args
 
@@ -24,7 +25,7 @@ Responses = dict[int | str, Content]
 ABOUT = (
     "Images from text, with Z-Image-Turbo. A field that is null counts as absent; a field that cannot change the image"
     " is accepted and named in X-Ignored-Parameters. HEAD is answered wherever GET is; OPTIONS names the methods of a"
-    " path. Bodies may be compressed with gzip."
+    " path. JSON may be compressed with gzip."
 )
 SCHEMAS = "#/components/schemas/"
 SECTION = "\n\nAttributes:"  # of a class' docstring; not for readers of the document
@@ -35,7 +36,7 @@ ERRORS = {
     408: "The body took too long to arrive",
     409: "The job was cancelled",
     413: "The body is too large",
-    415: "The content type is not application/json, or the content encoding is not gzip",
+    415: "The content type or the content encoding is none that the endpoint takes",
     422: "The Idempotency-Key was already used with another body",
     429: "Too many requests, a full queue, or a deadline that cannot be met",
     500: "The server or its worker failed; a retry helps only if the code is internal_error",
@@ -56,6 +57,7 @@ JOB = {
     "x-job-id": _header("id of the job"),
     "x-model": _header("name of the model that is served"),
     "x-ignored-parameters": _header("names of fields that cannot change the images", required=False),
+    "x-image-notes": _header("how the image to start from was read, such as its first frame only", required=False),
 }
 TIMING = {"server-timing": _header("milliseconds per stage", required=False)}  # not known when a stream begins
 ERROR_HEADERS = {
@@ -74,9 +76,17 @@ PARAMETERS = [
 KEYS = {"bearer": {"type": "http", "scheme": "bearer"}, "key": {"type": "apiKey", "in": "header", "name": "x-api-key"}}
 
 
-def request_body(body: type[BaseModel]) -> Content:
-    """Return `openapi_extra` of a route that submits jobs: its body, and the header Idempotency-Key."""
-    content = {"application/json": {"schema": {"$ref": SCHEMAS + body.__name__}}}
+def request_body(body: type[BaseModel], files: Collection[str] = ()) -> Content:
+    """Return `openapi_extra` of a route that submits jobs: its body, and the header Idempotency-Key.
+
+    Args:
+        files: fields that are files if the body comes as a form; empty if it is always JSON.
+    """
+    fields = {"$ref": SCHEMAS + body.__name__}
+    content: Content = {"application/json": {"schema": fields}}
+    if files:
+        properties = {name: {"type": "string", "format": "binary"} for name in files}
+        content = {"multipart/form-data": {"schema": {"allOf": [fields, {"properties": properties}]}}} | content
     return {"requestBody": {"required": True, "content": content}, "parameters": PARAMETERS}
 
 

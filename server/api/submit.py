@@ -7,7 +7,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
@@ -16,22 +16,25 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
 from engine.errors import InvalidRequest
+from engine.init_image import InitImage
 from engine.request import PNG, ImageFormat, ImageRequest
 from server.api import errors
 from server.api.access import Authenticator
 from server.api.body import while_connected
 from server.api.client import client_of
+from server.api.image_input import ImageInput, Upload, image_input
 from server.api.served_model import ServedModel
-from server.errors import JobNotFound
+from server.errors import JobNotFound, UploadsBusy
 from server.jobs.follower import JobPreview
 from server.jobs.job import Job, JobState, StoredImage, new_id
 from server.jobs.service import JobService
+from server.worker.packed_image import PackedImage, pack
 
 Encoded = TypeVar("Encoded")
 
 INLINE_BYTES = 1 << 18  # of images that are encoded in the event loop; a thread would take longer
 MAX_KEY = 255  # characters of an Idempotency-Key
-FIELD = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # a name that is safe in a header
+FIELD = re.compile(r"[A-Za-z0-9_.:\[\]-]{1,64}")  # a name that is safe in a header
 MAX_IGNORED = 64  # names in a header
 
 
@@ -67,8 +70,9 @@ class Submission:
         previews: number of previews per image.
         names: the body's names of the fields of `ImageRequest`, where they differ.
         model: name of the model that the client asked for.
-        ignored: names of the given fields that cannot change the images, as the client wrote them; but for `model`,
-            which `answer_headers` adds if it names another model.
+        ignored: names of the given fields that cannot change the images, as the client wrote them; `answer_headers`
+            adds those that depend on the served model.
+        upload: an image to start from; `body` must tell it apart from others, as `take_upload` makes it.
     """
 
     api: str
@@ -82,26 +86,66 @@ class Submission:
     names: Mapping[str, str] = field(default_factory=dict)
     model: str | None = None
     ignored: tuple[str, ...] = ()
+    upload: Upload | None = None
 
 
 async def submit_request(request: Request, jobs: JobService, owner: str | None, submission: Submission) -> Job:
     """Count a request and queue its job; return the earlier job if the Idempotency-Key is repeated.
 
     Raises:
-        ApiError: the owner exceeds the rate limit, or the server refuses other models and the client named one.
+        ApiError: the owner exceeds the rate limit, or the server refuses other models and the client named one, or it
+            takes no images.
+        UploadsBusy: too many images wait to be decoded.
         InvalidRequest, JobRefused, IdempotencyKeyReused, StoreUnavailable: see `enqueue`.
     """
     model: ServedModel = request.app.state.model
     model.check(submission.model)
     request.app.state.authenticator.count(request, owner)
-    key = request.headers.get("idempotency-key")
-    return await enqueue(jobs, owner, submission, client=client_of(request, owner), key=key)
+    key, client, packed = request.headers.get("idempotency-key"), client_of(request, owner), None
+    if submission.upload is not None:
+        submission, init_image = await _with_init_image(jobs, submission, image_input(request), client)
+        packed = await run_in_threadpool(pack, init_image)
+        request.state.notes = init_image.notes
+    return await enqueue(jobs, owner, submission, client=client, key=key, init_image=packed)
+
+
+async def _with_init_image(
+    jobs: JobService, submission: Submission, images: ImageInput, client: str
+) -> tuple[Submission, InitImage]:
+    """Return a submission whose request begins with its upload, and the prepared upload.
+
+    Raises:
+        InvalidRequest: the plans cannot generate the image, or the upload cannot be used.
+        UploadsBusy, ApiError: see `ImageInput.prepare`.
+    """
+    upload, image = submission.upload, submission.image
+    assert upload is not None
+    limits = jobs.manifest.size_limits
+    try:
+        upload.check(image, jobs.manifest, jobs.loras)  # before the file is decoded
+        init_image = await images.prepare(upload, upload.preparation(limits, image), client)
+    except UploadsBusy as refusal:
+        jobs.metrics.job_refused(refusal.code)
+        raise
+    except InvalidRequest as error:
+        raise InvalidRequest(str(error), submission.names.get(error.param, error.param)) from error
+    begun = await run_in_threadpool(image.starting_from, init_image, upload.strength)
+    return replace(submission, image=begun, upload=None), init_image
 
 
 async def enqueue(
-    jobs: JobService, owner: str | None, submission: Submission, *, client: str, key: str | None = None
+    jobs: JobService,
+    owner: str | None,
+    submission: Submission,
+    *,
+    client: str,
+    key: str | None = None,
+    init_image: PackedImage | None = None,
 ) -> Job:
     """Queue a job, without counting it; return the earlier job if the idempotency key is repeated.
+
+    Args:
+        init_image: the image that the request's `edit` describes.
 
     Raises:
         InvalidRequest: the plans cannot generate the images, or the key is too long.
@@ -129,7 +173,7 @@ async def enqueue(
         created=now,
         deadline=None if submission.timeout is None else now + submission.timeout,
     )
-    return await jobs.submit(job, submission.previews, client)
+    return await jobs.submit(job, submission.previews, client, init_image)
 
 
 def _fingerprint(submission: Submission) -> str:
@@ -172,15 +216,22 @@ async def encode_images(images: Sequence[StoredImage | JobPreview], work: Callab
 def answer_headers(
     request: Request, submission: Submission, job: Job, images: Sequence[StoredImage] = ()
 ) -> dict[str, str]:
-    """Return the headers of every answer to a submission: X-Job-Id, X-Model, X-Ignored-Parameters, Server-Timing.
+    """Return the headers of every answer to a submission.
+
+    X-Job-Id, X-Model, X-Ignored-Parameters, X-Image-Notes (how its image was read), Server-Timing.
 
     Args:
         images: finished images, whose times Server-Timing tells; none if the answer comes before them.
     """
     model: ServedModel = request.app.state.model
     headers = {"x-job-id": job.id, "x-model": model.name}
-    ignored = (*submission.ignored, *(["model"] if model.is_other(submission.model) else []))
-    headers |= ignored_header(ignored)
+    jobs: JobService = request.app.state.jobs
+    unguided = submission.image.without_effect(jobs.manifest)
+    headers |= ignored_header(
+        (*unguided, *submission.ignored, *(["model"] if model.is_other(submission.model) else []))
+    )
+    if notes := getattr(request.state, "notes", ()):
+        headers["x-image-notes"] = "; ".join(notes).encode("ascii", "replace").decode()
     if images:
         headers["server-timing"] = _timing(job, images)
     return headers

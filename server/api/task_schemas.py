@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, Field
 
 from engine.images.metadata import ImageMetadata
-from server.api.fields import WHOLE, ImageFields, agreed
+from server.api.fields import WHOLE, InitImageFields, agreed
 from server.api.schemas import image_path
 from server.jobs.follower import Progress
 from server.jobs.job import Job, JobState
@@ -14,7 +14,7 @@ STATUS = {state: "pending" if state is JobState.QUEUED else state.value for stat
 MAX_IMAGES = 4
 
 
-class GenerateRequest(ImageFields):
+class GenerateRequest(InitImageFields):
     """Body of requests for images. A field that is null counts as absent."""
 
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="1 if absent"), WHOLE] | None = None

@@ -14,7 +14,8 @@ from starlette.requests import ClientDisconnect
 
 from server.api import errors, openapi
 from server.api.access import Authenticator
-from server.api.body import read_body, while_connected
+from server.api.body import while_connected
+from server.api.image_input import Upload, image_input, read_body_with_images, take_upload
 from server.api.public_address import public_root
 from server.api.submit import Jobs, Owner, Submission, answer_headers, encode_images, submit_request, wait_for_images
 from server.api.task_events import TaskEventEncoder
@@ -23,8 +24,10 @@ from server.errors import TooManyFollowers
 from server.jobs.job import MAX_SEQUENCE, Job, JobState
 from server.jobs.job_events import JobEvent
 from server.jobs.service import JobService
+from server.jobs.storage.store import HistoryPage
 
 MAX_PAGE = 200  # tasks
+MAX_IDS, MAX_ID = 50, 64  # ids of one request, and characters of each with its comma
 TASK_NOT_FOUND = 4404  # close codes of WebSockets
 TRY_AGAIN_LATER = 1013
 
@@ -37,12 +40,13 @@ LINKS = openapi.links_to("/v1/task/{task_id}", "task_id", "get", "delete")
 @router.post("/api/v1/generate", response_model=Images, openapi_extra=BODY, responses=openapi.generation_responses())
 async def generate(request: Request, jobs: Jobs, owner: Owner) -> Response:
     """Generate images and answer with them."""
-    return await wait_for_task(request, jobs, owner, await read_body(request, GenerateRequest))
+    return await wait_for_task(request, jobs, owner, await read_body_with_images(request, owner, GenerateRequest))
 
 
 async def wait_for_task(request: Request, jobs: JobService, owner: str | None, body: GenerateRequest) -> Response:
     """Generate the images of a body and answer with them."""
-    submission = _submission(body, jobs, is_awaited=True)
+    body, upload = await take_upload(body, image_input(request))
+    submission = _submission(body, jobs, upload, is_awaited=True)
     job = await submit_request(request, jobs, owner, submission)
     ended, images = await wait_for_images(request, jobs, job)
 
@@ -60,14 +64,16 @@ async def wait_for_task(request: Request, jobs: JobService, owner: str | None, b
 @router.post("/v1/generate", openapi_extra=BODY, responses=openapi.submission_responses(LINKS))
 async def submit(request: Request, response: Response, jobs: Jobs, owner: Owner) -> Submitted:
     """Submit a task. It runs whether or not a client waits for it."""
-    return await submit_task(request, response, jobs, owner, await read_body(request, GenerateRequest))
+    body = await read_body_with_images(request, owner, GenerateRequest)
+    return await submit_task(request, response, jobs, owner, body)
 
 
 async def submit_task(
     request: Request, response: Response, jobs: JobService, owner: str | None, body: GenerateRequest
 ) -> Submitted:
     """Submit the task of a body. `response`: the one whose headers tell about it."""
-    submission = _submission(body, jobs, is_awaited=False)
+    body, upload = await take_upload(body, image_input(request))
+    submission = _submission(body, jobs, upload, is_awaited=False)
     job = await submit_request(request, jobs, owner, submission)
     response.headers.update(answer_headers(request, submission, job))
     return Submitted(task_id=job.id)
@@ -143,22 +149,29 @@ async def history(
     owner: Owner,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 50,
     before: Annotated[int, Query(ge=1, le=MAX_SEQUENCE)] | None = None,
+    ids: Annotated[str, Query(max_length=MAX_IDS * MAX_ID, description="task ids, separated by commas")] | None = None,
 ) -> Response:
     """List the key's tasks, newest first; `before` is the `sequence` of the last task of the previous page.
 
     Without keys, the list is empty unless the server shares its history: it would be everybody's.
     A page has fewer than `limit` tasks if their prompts have more than a megabyte.
+
+    With `ids`, list those of these tasks that exist, whoever submitted them; `limit` and `before` do not count.
     """
     authenticator: Authenticator = request.app.state.authenticator
-    if not authenticator.lists_history:
-        return Response(TaskList(tasks=[], has_more=False).model_dump_json(), media_type="application/json")
-    page, base_url = await jobs.history(limit, before, owner), public_root(request)
+    if ids is not None:
+        page = await jobs.find(_ids(ids))
+    elif authenticator.lists_history:
+        page = await jobs.history(limit, before, owner)
+    else:
+        page = HistoryPage([], {}, has_more=False)
+    base_url = public_root(request)
     tasks = [Task.of(job, jobs.progress(job), page.metadata[job.id], base_url) for job in page.jobs]
     answer = TaskList(tasks=tasks, has_more=page.has_more)
     return Response(answer.model_dump_json(), media_type="application/json")  # FastAPI would validate it again
 
 
-def _submission(body: GenerateRequest, jobs: JobService, *, is_awaited: bool) -> Submission:
+def _submission(body: GenerateRequest, jobs: JobService, upload: Upload | None, *, is_awaited: bool) -> Submission:
     has_previews = jobs.manifest.preview is not None and not is_awaited
     without_previews = ("previews",) if body.previews and not has_previews else ()
     return Submission(
@@ -172,7 +185,18 @@ def _submission(body: GenerateRequest, jobs: JobService, *, is_awaited: bool) ->
         names=body.names(),
         model=body.model,
         ignored=(*body.ignored(), *without_previews),
+        upload=upload,
     )
+
+
+def _ids(text: str) -> list[str]:
+    """Return the ids in a list, each once. Raises ApiError: there are too many."""
+    ids = list(dict.fromkeys(filter(None, text.split(","))))
+    if len(ids) > MAX_IDS:
+        raise errors.ApiError(
+            400, f"ids must name {MAX_IDS} tasks at most, got {len(ids)}.", code="invalid_value", param="ids"
+        )
+    return ids
 
 
 async def _find(jobs: JobService, task_id: str) -> Job:

@@ -13,6 +13,7 @@ EXPOSED = (
     "Server-Timing",
     "WWW-Authenticate",
     "X-Ignored-Parameters",
+    "X-Image-Notes",
     "X-Job-Id",
     "X-Model",
     "X-Request-Id",

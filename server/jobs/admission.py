@@ -28,11 +28,14 @@ class Limits:
         queue: jobs that may be unfinished at once; one client alone can have three quarters of them.
         history: of finished jobs, images included.
         free_bytes: memory of the machine that must be free.
+        init_image_bytes: of the images that unfinished jobs begin with, in the worker's memory; one client alone can
+            have three quarters of them.
     """
 
     queue: int = 256
     history: Retention = field(default_factory=lambda: Retention(max_bytes=1 << 30))
     free_bytes: int = 256 << 20
+    init_image_bytes: int = 1 << 30
 
 
 class Admission:
@@ -42,7 +45,7 @@ class Admission:
         self._limits, self._estimates = limits, estimates
         self._free_memory = FreeMemory()
 
-    def check(self, live: LiveJob, unfinished: QueueOrder, admitted: Counter[str]) -> None:
+    def check(self, live: LiveJob, unfinished: QueueOrder, admitted: Counter[str], admitted_bytes: int = 0) -> None:
         """Raise if a job cannot be accepted now.
 
         A client may have SHARE times as many jobs as there are free places, as in the dynamic thresholds of Choudhury
@@ -50,6 +53,7 @@ class Admission:
 
         Args:
             admitted: number of accepted jobs that are not in `unfinished` yet, by client.
+            admitted_bytes: of the images that these jobs begin with.
 
         Raises:
             MemoryShort, QueueFull, DeadlineUnreachable: with the seconds after which to try again.
@@ -69,12 +73,26 @@ class Admission:
                 f"{own} of your jobs are unfinished; the last places are for other clients. Try again later.",
                 self._soon(unfinished),
             )
+        if live.init_image_bytes:
+            self._check_init_images(live, unfinished, admitted_bytes)
         if live.job.deadline is not None:
             ready = unfinished.seconds_until(live)
             left = live.job.deadline - time.time()
             if ready > left:
                 message = f"It would take about {ready:.1f} s, and the deadline is in {left:.1f} s; try again later."
                 raise DeadlineUnreachable(message, ready - left)
+
+    def _check_init_images(self, live: LiveJob, unfinished: QueueOrder, admitted_bytes: int) -> None:
+        used, own = admitted_bytes, live.init_image_bytes
+        for other in unfinished:
+            used += other.init_image_bytes
+            own += other.init_image_bytes if other.client == live.client else 0
+        free = self._limits.init_image_bytes - used - live.init_image_bytes
+        if free < 0 or own > SHARE * free:
+            raise QueueFull(
+                f"The images that unfinished jobs begin with take {used >> 20} MiB; try again later.",
+                self._soon(unfinished),
+            )
 
     def _soon(self, unfinished: QueueOrder) -> float:
         """Return the estimated seconds until a fourth of the queue is generated."""

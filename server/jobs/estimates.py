@@ -36,7 +36,7 @@ class Estimates:
     def learn(self, size: Size, passes: int, seconds: StageTimes) -> None:
         """Learn from a finished image, by its size, its forward passes and the seconds of its stages."""
         per_pass = seconds.passes / passes
-        fixed = seconds.prompt_encoder + seconds.vae_decoder
+        fixed = seconds.prompt_encoder + seconds.vae_encoder + seconds.vae_decoder
         average = self._averages.pop(size, None) or _Average(per_pass, fixed)
         average.learn(per_pass, fixed)
         self._averages[size] = average  # the newest is last
@@ -48,8 +48,9 @@ class Estimates:
         if not self._averages:
             return 0.0
         request, missing = live.job.request, live.job.image_count - len(live.images)
-        steps, size = request.steps(self._manifest), request.size(self._manifest)
-        passes = request.forwards(self._manifest) * (missing - sum(live.steps_done.values()) / steps)
+        size, begun = request.size(self._manifest), live.steps_done.values()
+        passes = request.forwards(self._manifest) * (missing - len(begun))
+        passes += sum(request.forwards(self._manifest, done) for done in begun)
         nearest = size
         if size not in self._averages:
             nearest = min(self._averages, key=lambda known: abs(known.area - size.area))

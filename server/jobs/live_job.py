@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from server.jobs.follower import Change, Follower, ImageFinished, Progress
 from server.jobs.job import Job, StoredImage
+from server.worker.packed_image import PackedImage
 
 SAVE_SECONDS = 2.0  # that an answer waits at most until its images and its job's end are on the disk
 
@@ -20,6 +21,8 @@ class LiveJob:
         client: name of the client that submitted it; clients get equal shares of the worker's time.
         images: finished ones, by index.
         steps_done: of the images that are not finished, by index.
+        init_image: the packed image that it begins with, until the worker has it; None if the store must be asked.
+        init_image_bytes: of that image in the worker, unpacked.
         is_sent: True if the present worker has it.
         is_started: True if the present worker has begun to generate it.
         ended: set when the state is final.
@@ -31,6 +34,8 @@ class LiveJob:
     client: str = ""
     images: dict[int, StoredImage] = field(default_factory=dict)
     steps_done: dict[int, int] = field(default_factory=dict)
+    init_image: PackedImage | None = None
+    init_image_bytes: int = 0
     is_sent: bool = False
     is_started: bool = False
     followers: set[Follower] = field(default_factory=set)

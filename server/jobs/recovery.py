@@ -11,10 +11,12 @@ MAX_TOTAL_ATTEMPTS = 4  # of a job over several servers; a job that kills server
 async def recover(store: AsyncStore, tracker: JobTracker, worker_queue: WorkerQueue) -> None:
     """Resume the unfinished jobs of the store; those that may have killed a server run one at a time."""
     found = []
-    for job in await store.call(store.store.recover):
+    unfinished, sizes = await store.call(store.store.recover), await store.call(store.store.init_image_bytes)
+    for job in unfinished:
         images = await store.call(store.store.images, job.id)
         client = job.owner or ""  # addresses are not stored
-        found.append(LiveJob(job, client=client, images={image.index: image for image in images}))
+        by_index = {image.index: image for image in images}
+        found.append(LiveJob(job, client=client, images=by_index, init_image_bytes=sizes.get(job.id, 0)))
     for live in found:
         tracker.add(live)
     worker_queue.add_suspects(live for live in found if live.missing() and 0 < live.job.attempts < MAX_TOTAL_ATTEMPTS)

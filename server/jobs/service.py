@@ -7,7 +7,7 @@ accepted job ends once: done, failed with an error, or cancelled.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -29,6 +29,7 @@ from server.jobs.storage.async_store import AsyncStore
 from server.jobs.storage.store import HistoryPage, JobStore
 from server.jobs.tracker import JobTracker
 from server.jobs.worker_queue import WorkerQueue
+from server.worker.packed_image import PackedImage
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class JobService:
         self._events = JobEvents(self._tracker, self._async_store)
         self._admission = Admission(limits, self._tracker.estimates)
         self._admitting: Counter[str] = Counter()  # admitted jobs that are not in the store yet, by client
+        self._admitting_bytes = 0  # of their init images
         self._drain_started: float | None = None  # by the event loop's clock
         self.is_leaving = False
 
@@ -103,6 +105,7 @@ class JobService:
                     if live.is_started:  # this end is not the job's fault
                         self._async_store.write_later(partial(self._store.requeue, live.job.id, refund_attempt=True))
                 await self._async_store.flush()
+        self.worker_queue.stop()
         if self._store.database.is_in_memory and self._tracker.unfinished:
             log.warning("%d unfinished jobs are lost, since there is no --database", len(self._tracker.unfinished))
         self._async_store.close()
@@ -133,12 +136,13 @@ class JobService:
             return "draining"
         return "ok" if self.is_ready else "starting"
 
-    async def submit(self, job: Job, previews: int = 0, client: str = "") -> Job:
+    async def submit(self, job: Job, previews: int = 0, client: str = "", init_image: PackedImage | None = None) -> Job:
         """Store and queue a job, or return the one that the same idempotency key has made.
 
         Args:
             previews: of each image.
             client: name of the client; clients get equal shares of the queue and of the worker's time.
+            init_image: the image that the request's `edit` describes.
 
         Raises:
             JobRefused: the queue is full, the deadline cannot be met, or there is no worker.
@@ -150,13 +154,15 @@ class JobService:
             live = self._tracker.get(known.id)
             if live is None or live.job.error is None or not live.job.error.is_transient:
                 return known
-        submitted = LiveJob(job, previews, client)
+        size = 0 if init_image is None else init_image.unpacked_bytes
+        submitted = LiveJob(job, previews, client, init_image=init_image, init_image_bytes=size)
         try:
             self._admit(submitted)
         except JobRefused as refusal:
             self.metrics.job_refused(refusal.code)
             raise
         self._admitting[client] += 1
+        self._admitting_bytes += size
         # shielded: a job that is in the store must be queued, even if the client disconnects meanwhile
         return await asyncio.shield(self._add(submitted, has_failed_before=known is not None))
 
@@ -165,7 +171,7 @@ class JobService:
             raise ServerShuttingDown("The server is shutting down; send the request again.", 1.0)
         if self.worker_queue.is_hopeless:
             raise WorkerUnavailable("No worker can be started; the server's log says why.", 30.0)
-        self._admission.check(live, self._tracker.unfinished, self._admitting)
+        self._admission.check(live, self._tracker.unfinished, self._admitting, self._admitting_bytes)
 
     async def _add(self, live: LiveJob, *, has_failed_before: bool) -> Job:
         """Store an admitted job. `has_failed_before`: its key is free once that failure is in the store."""
@@ -173,8 +179,9 @@ class JobService:
         try:
             if has_failed_before:
                 await self._async_store.flush()
-            stored = await self._async_store.add(job)
+            stored = await self._async_store.add(job, live.init_image)
         finally:
+            self._admitting_bytes -= live.init_image_bytes
             self._admitting[live.client] -= 1
             self._admitting += Counter()  # drops those at 0
         if stored.id == job.id:
@@ -201,10 +208,18 @@ class JobService:
 
     async def history(self, limit: int, before: int | None, owner: str | None) -> HistoryPage:
         """Return a page of an owner's jobs, newest first; see `JobStore.history`."""
-        page = await self._async_store.call_in_thread(self._store.history, limit, before, owner)
+        return await self._page(partial(self._store.history, limit, before, owner))
+
+    async def find(self, ids: Sequence[str]) -> HistoryPage:
+        """Return those of some jobs that exist, newest first; see `JobStore.find`."""
+        return await self._page(partial(self._store.find, ids))
+
+    async def _page(self, read: Callable[[], HistoryPage]) -> HistoryPage:
+        """Return a page as the store has it, with what memory knows better."""
+        page = await self._async_store.call_in_thread(read)
         if any(not job.state.is_final and self._tracker.get(job.id) is None for job in page.jobs):
             # they ended, and left the memory, after the page was read
-            page = await self._async_store.call_in_thread(self._store.history, limit, before, owner)
+            page = await self._async_store.call_in_thread(read)
         in_memory = [live for job in page.jobs if (live := self._tracker.get(job.id))]
         jobs = {job.id: job for job in page.jobs} | {live.job.id: live.job for live in in_memory}
         metadata = {live.job.id: [image.metadata for image in live.finished_images()] for live in in_memory}

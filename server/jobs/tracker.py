@@ -20,6 +20,7 @@ from server.jobs.metrics import Metrics
 from server.jobs.queue_order import QueueOrder
 from server.jobs.storage.archive_writer import ArchiveWriter
 from server.jobs.storage.async_store import AsyncStore
+from server.worker.packed_image import PackedImage
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +57,17 @@ class JobTracker:
             left = max(job.deadline - time.time(), 0.0)
             live.deadline_timer = asyncio.get_running_loop().call_later(left, self._expire, live)
 
+    async def stored_init_image(self, job_id: str) -> PackedImage | None:
+        """Return the image that a job begins with, from the store; None if it is damaged."""
+        return await self._store.call(self._store.store.init_image, job_id)
+
     def progress(self, job: Job) -> Progress:
         """Return the place of a job in the queue, its steps and the estimated time until its end."""
         live = self._live.get(job.id)
         if live is None or live.job.state.is_final:
             return Progress(job.state, 0, 0.0, 0, 0)
         position, eta = self.unfinished.place(live)
-        steps = live.job.request.steps(self._manifest)
+        steps = live.job.request.steps_to_run(self._manifest)
         done = steps * len(live.images) + sum(live.steps_done.values())
         return Progress(live.job.state, position, eta, done, steps * live.job.image_count)
 
@@ -101,7 +106,7 @@ class JobTracker:
     def add_image(self, live: LiveJob, image: StoredImage) -> None:
         """Store a finished image. The job ends with its last one."""
         metadata = image.metadata
-        self.estimates.learn(metadata.size, metadata.forwards, metadata.seconds)
+        self.estimates.learn(live.job.request.size(self._manifest), metadata.forwards, metadata.seconds)
         live.images[image.index] = image
         live.steps_done.pop(image.index, None)
         self.unfinished.on_image(live)

@@ -3,9 +3,12 @@
 Knows messages; neither processes nor clients.
 """
 
+import asyncio
+import logging
 from collections.abc import Iterable
 from typing import Protocol
 
+from server.errors import StoreUnavailable
 from server.jobs.follower import JobPreview
 from server.jobs.job import StoredImage
 from server.jobs.live_job import LiveJob
@@ -14,6 +17,9 @@ from server.jobs.tracker import JobTracker
 from server.worker import messages
 from server.worker.messages import FromWorker, InvalidMessage, ToWorker
 
+log = logging.getLogger(__name__)
+
+LOAD_AGAIN = 1.0  # seconds between two attempts to read an init image that the disk refuses
 MAX_ATTEMPTS = 2  # of a job whose worker dies: the first, and one replay
 HOPELESS_STARTS = 5  # failed starts of a worker in a row, after which jobs fail instead of waiting
 
@@ -56,6 +62,7 @@ class WorkerQueue:
         self._suspects: list[LiveJob] = []  # unfinished
         self._tokenizing: str | None = None  # job whose prompts the worker tokenizes now
         self._device_memory: messages.DeviceMemory | None = None
+        self._loading: dict[str, asyncio.Task[None]] = {}  # by job whose init image is being read
         tracker.on_ended = self._on_job_ended
         metrics.add_gauges(self._gauges)
 
@@ -77,6 +84,11 @@ class WorkerQueue:
     def pid(self) -> int | None:
         return None if self.link is None else self.link.pid
 
+    def stop(self) -> None:
+        """Send no more jobs whose images are still to be read."""
+        for task in self._loading.values():
+            task.cancel()
+
     def add_suspects(self, jobs: Iterable[LiveJob]) -> None:
         """Replay these jobs one at a time, before all others."""
         self._suspects.extend(jobs)
@@ -86,10 +98,39 @@ class WorkerQueue:
         if self.link is None or not self.link.is_ready:
             return
         for live in self._suspects[:1] or self._tracker.unfinished:
-            if not live.is_sent:
-                job, missing = live.job, tuple(live.missing())
-                self.link.send(messages.Generate(job.id, job.request, job.format, missing, live.previews, live.client))
-                live.is_sent = True  # last: `send` may find no memory, and the next call tries again
+            if live.is_sent:
+                continue
+            if live.job.request.edit is not None and live.init_image is None:
+                self._load_later(live)
+                continue
+            job, missing = live.job, tuple(live.missing())
+            data = None if live.init_image is None else live.init_image.data
+            self.link.send(
+                messages.Generate(job.id, job.request, job.format, missing, live.previews, live.client, data)
+            )
+            live.is_sent = True  # last: `send` may find no memory, and the next call tries again
+            live.init_image = None
+
+    def _load_later(self, live: LiveJob) -> None:
+        """Load the init image of a job from the store, and send the job then."""
+        if live.job.id not in self._loading:
+            self._loading[live.job.id] = asyncio.create_task(self._load(live))
+
+    async def _load(self, live: LiveJob) -> None:
+        try:
+            while live.init_image is None and not live.job.state.is_final:
+                try:
+                    live.init_image = await self._tracker.stored_init_image(live.job.id)
+                except StoreUnavailable as error:
+                    log.error("%s; the image of %s is read again later", error, live.job.id)
+                    await asyncio.sleep(LOAD_AGAIN)
+                    continue
+                if live.init_image is None:
+                    message = "The image that this job begins with is damaged or missing; send the request again."
+                    self._tracker.fail(live, "job_damaged", message)
+        finally:
+            del self._loading[live.job.id]
+        self.send_pending()
 
     def on_message(self, message: FromWorker) -> None:
         match message:

@@ -56,7 +56,8 @@ class Form:
                 self._strength = ui.number("Strength", value=1, min=-limit, max=limit, step=0.1).props("outlined dense")
         with ui.expansion("Advanced"):
             self._negative = ui.textarea("Negative prompt").props("outlined dense autogrow")
-            self._guidance = ui.number("Guidance", value=0, min=0, max=MAX_GUIDANCE, step=0.5).props("outlined dense")
+            self._guidance = ui.number("Guidance", min=0, max=MAX_GUIDANCE, step=0.5).props("outlined dense")
+            self._guidance.value = manifest.model.default_guidance
             ui.label("0 is off. Above 0, every step takes twice as long.").classes("z-quiet")
 
     def request(self) -> GenerateRequest:
@@ -91,7 +92,7 @@ class Form:
         self._size.value = str(size) if str(size) in self._size.options else OTHER
         self._width.value, self._height.value = size
         self._steps.value, self._seed.value = request.steps(self._manifest), exact_seed(request.seed)
-        self._negative.value, self._guidance.value = request.negative_prompt, request.guidance_scale
+        self._negative.value, self._guidance.value = request.negative_prompt, request.guidance(self._manifest)
         if self._lora is not None:
             lora = request.lora or ""
             self._lora.value = lora if lora in self._lora.options else ""

@@ -13,7 +13,9 @@ from functools import partial
 from engine.array import Array
 from engine.errors import DeviceError, LoraMismatch, NonFiniteOutput, ZImageError
 from engine.images.encode import encode, enlarge
+from engine.images.mask_crop import paste_back
 from engine.images.metadata import file_metadata
+from engine.init_image import InitImage
 from engine.plan.manifest import Manifest
 from engine.request import ImageFormat
 from engine.sampling import preview
@@ -44,9 +46,20 @@ class ImageFinisher:
         self._threads = ThreadPoolExecutor(FINISHERS, thread_name_prefix="finisher")
         self._last: dict[str, Future[None]] = {}  # task of each image
 
-    def show_preview(self, key: str, done: int, estimate: Array, image_format: ImageFormat) -> None:
-        """Send a preview after `done` steps. `estimate`: latents [16, h, w]."""
-        self._submit(key, partial(self._preview, key, done, estimate, image_format))
+    def show_preview(
+        self,
+        key: str,
+        done: int,
+        estimate: Array,
+        image_format: ImageFormat,
+        init_image: InitImage | None = None,
+    ) -> None:
+        """Send a preview after `done` steps, pasted into the original where the image will be.
+
+        Args:
+            estimate: latents [16, h, w].
+        """
+        self._submit(key, partial(self._preview, key, done, estimate, image_format, init_image))
 
     def finish(self, key: str, pending: PendingImage, image_format: ImageFormat) -> None:
         """Send an image, or the reason for its failure."""
@@ -72,11 +85,15 @@ class ImageFinisher:
 
         self._last[key] = self._threads.submit(run)
 
-    def _preview(self, key: str, done: int, estimate: Array, image_format: ImageFormat) -> None:
+    def _preview(
+        self, key: str, done: int, estimate: Array, image_format: ImageFormat, init_image: InitImage | None
+    ) -> None:
         assert self._manifest.preview is not None
         try:
             pixels = preview.project(self._manifest.preview, estimate)
             large = enlarge(pixels, self._manifest.model.vae_scale)
+            if init_image is not None:
+                large = paste_back(large, init_image)
             self._send(messages.PreviewReady(key, done, encode(large, image_format)))
         except Exception:  # the image itself may still be right
             log.exception("a preview of %s could not be made", key)

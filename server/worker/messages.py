@@ -30,6 +30,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
         request: of the first image of the job; see `ImageRequest.numbered`.
         indices: of the images to generate.
         client: name of the client, which gets an equal share of the worker's time.
+        init_image: the image that the job begins with, as `packed_image.pack` returns it.
     """
 
     job: str
@@ -38,6 +39,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     indices: tuple[int, ...] = (0,)
     previews: int = 0
     client: str = ""
+    init_image: bytes | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):

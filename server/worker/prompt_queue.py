@@ -1,24 +1,34 @@
-"""Tokenizing of prompts in a thread, beside the steps. Knows jobs and their clients; neither tokens nor the loop."""
+"""Tokenizing of prompts and unpacking of init images in a thread, beside the steps.
+
+Knows jobs and their clients; neither tokens nor the loop.
+"""
 
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from engine.errors import InvalidRequest
 from engine.fair_share import FairShare
+from engine.init_image import InitImage
 from engine.request import ImageRequest
 from engine.sampling.tokenizer import TokenizedPrompts
 from server.worker.connection import ServerConnection
 from server.worker.messages import Generate, Tokenizing
+from server.worker.packed_image import unpack
+
+BYTES_PER_CHARACTER = 256  # of an image that is unpacked in the time of one character of a prompt
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedJob:
-    """A job whose prompts are tokenized, or the error that this raised."""
+    """A job whose prompts are tokenized and whose init image is unpacked, or the error that this raised."""
 
-    generate: Generate
+    generate: Generate  # without its packed image
     outcome: TokenizedPrompts | BaseException
+    init_image: InitImage | None = None
 
 
 class PromptQueue:
@@ -58,6 +68,7 @@ class PromptQueue:
     def put(self, generate: Generate) -> None:
         """Queue a job."""
         cost = len(generate.request.prompt) + len(generate.request.negative_prompt)
+        cost += len(generate.init_image or b"") // BYTES_PER_CHARACTER
         with self._changed:
             self._waiting[generate.job] = _Waiting(generate, cost)
             self._shares.add(generate.client)
@@ -78,17 +89,20 @@ class PromptQueue:
             self._connection.send(Tokenizing(generate.job))
             self._connection.flush()
             outcome: TokenizedPrompts | BaseException
+            init_image = None
             with self._busy():
                 try:
                     outcome = self._tokenize(generate.request)
+                    init_image = _init_image(generate)
                 except BaseException as error:  # noqa: BLE001 (a panic of the tokenizer; raised where the loop steps)
                     outcome = error
             if isinstance(outcome, TokenizedPrompts | InvalidRequest):  # else the server knows who ended this process
                 self._connection.send(Tokenizing(None))
             with self._changed:
                 if self._current == generate.job:
-                    self._deliver(TokenizedJob(generate, outcome))
+                    self._deliver(TokenizedJob(replace(generate, init_image=None), outcome, init_image))
                 self._current = None
+            del generate, init_image
 
     def _next(self) -> Generate | None:
         """Wait for a job and return it; return None after `close`."""
@@ -106,6 +120,21 @@ class PromptQueue:
             self._shares.remove(generate.client)
             self._current = generate.job
             return generate
+
+
+def _init_image(generate: Generate) -> InitImage | None:
+    """Return the image that a job begins with. Raises InvalidRequest: its bytes are damaged."""
+    if generate.init_image is None:
+        return None
+    edit = generate.request.edit
+    try:
+        image = unpack(generate.init_image)
+        if edit is None or image.digest() != edit.image:
+            raise ValueError("they are of another image")
+    except ValueError as error:
+        message = f"the bytes of the image that this job begins with are no such image: {error}; send the request again"
+        raise InvalidRequest(message, "init_image") from error
+    return image
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from engine.errors import DeviceError, InvalidRequest, PlanCorrupt
+from engine.init_image import InitImage
 from engine.plan.manifest import Manifest
 from engine.request import ImageFormat, ImageRequest
 from engine.sampling.tokenizer import TokenizedPrompts
@@ -51,6 +52,7 @@ class Loop(Protocol):
         previews: int = 0,
         *,
         prompts: TokenizedPrompts | None = None,
+        init_image: InitImage | None = None,
         client: str = "",
     ) -> None: ...
 
@@ -79,7 +81,7 @@ class Worker:
         self._finisher = ImageFinisher(manifest, self._connection.send, self._life_signs.busy)
         self._prompts = PromptQueue(loop.tokenize, self._connection, self._inbox.put, self._life_signs.busy)
         self._tokenized: dict[str, TokenizedJob] = {}  # by job; not submitted to the loop yet
-        self._generating: dict[str, ImageFormat] = {}  # by key
+        self._generating: dict[str, tuple[ImageFormat, InitImage | None]] = {}  # by key
         self._passes: list[tuple[int, float]] = []  # since the last heartbeat
         self._steps_done: dict[str, int] = {}  # by key, since the last heartbeat
         self._heartbeat_due = 0.0
@@ -169,8 +171,15 @@ class Worker:
             raise prompts
         for index in generate.indices:
             key, request = image_key(generate.job, index), generate.request.numbered(index)
-            self._loop.submit(key, request, generate.previews, prompts=prompts, client=generate.client)
-            self._generating[key] = generate.format
+            self._loop.submit(
+                key,
+                request,
+                generate.previews,
+                prompts=prompts,
+                init_image=tokenized.init_image,
+                client=generate.client,
+            )
+            self._generating[key] = generate.format, tokenized.init_image
             prompts = replace(prompts, seconds=0.0)  # spent once, for all images of the job
 
     def _forget(self, key: str) -> None:
@@ -189,10 +198,10 @@ class Worker:
                 case Stepped(key, done, _, estimate):
                     self._steps_done[key] = done
                     if estimate is not None:
-                        self._finisher.show_preview(key, done, estimate, self._generating[key])
+                        self._finisher.show_preview(key, done, estimate, *self._generating[key])
                 case Denoised(key, pending):
                     has_ended = True
-                    self._finisher.finish(key, pending, self._generating.pop(key))
+                    self._finisher.finish(key, pending, self._generating.pop(key)[0])
                 case Failed(key, error):
                     self._forget(key)
                     self._connection.send(failure(key, error))

@@ -97,13 +97,23 @@ def test_guided_image_prints_two_forwards_a_step(
     assert "64x64, seed 7, 4 forwards" in capsys.readouterr().out
 
 
+def test_truncated_guidance_takes_fewer_forwards(
+    engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--size", "64", "--seed", "7", "--steps", "4", "--guidance-scale", "1.5")
+    generate(engines, tmp_path / "a.png", *options, "--cfg-normalization", "0.5", "--cfg-truncation", "0.2")
+    found = json.loads(open_png(tmp_path / "a.png").info["zimage-trt"])
+    assert (found["cfg_normalization"], found["cfg_truncation"], found["forwards"]) == (0.5, 0.2, 6)
+    assert "64x64, seed 7, 6 forwards" in capsys.readouterr().out
+
+
 def test_negative_prompt_without_guidance_is_accepted_with_a_word(
     engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     generate(engines, tmp_path / "a.png", *SMALL, "--seed", "7", "--negative-prompt", "a cat")
     generate(engines, tmp_path / "b.png", *SMALL, "--seed", "7")
     assert np.array_equal(np.asarray(open_png(tmp_path / "a.png")), np.asarray(open_png(tmp_path / "b.png")))
-    assert capsys.readouterr().err == "negative prompts have no effect without a --guidance-scale above 0\n"
+    assert capsys.readouterr().err == "negative_prompt: no effect without a --guidance-scale above 0\n"
 
 
 def test_extension_chooses_the_format(engines: Path, tmp_path: Path) -> None:
@@ -131,7 +141,8 @@ def test_several_images_get_numbers_and_seeds_that_follow(
 LINES = """# two lines, and one with its own fields
 a red circle
 
-{"prompt": "a blue star", "size": "80x64", "seed": 5, "steps": 2.0, "guidance_scale": 1.5, "negative_prompt": "red"}
+{"prompt": "a blue star", "size": "80x64", "seed": 5, "steps": 2.0, "guidance_scale": 1.5, "negative_prompt": "red", \
+"cfg_normalization": true, "cfg_truncation": 0.25}
 {"prompt": "a cat", "width": 80, "height": 96, "seed": null, "output": "own.webp"}
 """
 
@@ -152,6 +163,7 @@ def test_file_of_prompts_gives_an_image_per_line(
     names = ("prompt", "width", "height", "seed", "num_inference_steps", "guidance_scale", "negative_prompt")
     assert [facts[0][name] for name in names] == ["a red circle", 64, 64, 20, 1, 0.0, ""]
     assert [facts[1][name] for name in names] == ["a blue star", 80, 64, 5, 2, 1.5, "red"]
+    assert [facts[1][name] for name in ("cfg_normalization", "cfg_truncation", "forwards")] == [1.0, 0.25, 4]
     with Image.open(tmp_path / "own.webp") as image:
         assert (image.format, image.size) == ("WEBP", (80, 96))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-1.png", "a-2.png", "own.webp", "prompts.txt"]
@@ -387,3 +399,85 @@ def test_invalid_size_text_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest, match="WIDTHxHEIGHT in pixels") as refusal:
         Size.parse(text)
     assert refusal.value.param == "size"
+
+
+# an image to start from
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with in.png, 83 x 70 pixels, and mask.png, whose left half is white."""
+    folder = tmp_path_factory.mktemp("images")
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 83, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "in.png")
+    Image.fromarray(np.where(np.arange(83) < 41, 255, 0).astype(np.uint8)[None].repeat(70, 0)).save(folder / "mask.png")
+    return folder
+
+
+def test_image_starts_from_another_one_in_its_size(
+    engines: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--image", str(images / "in.png"), "--seed", "7", "--steps", "4", "-n", "2")
+    generate(engines, tmp_path / "a.png", *arguments, "--strength", "0.6")
+    assert "a-1.png: 80x64, seed 7, 3 forwards" in capsys.readouterr().out
+    generate(engines, tmp_path / "b.png", *arguments, "--mask", str(images / "mask.png"))
+    assert "b-1.png: 80x64, seed 7, 4 forwards" in capsys.readouterr().out
+    written = [open_png(tmp_path / name) for name in ("a-1.png", "b-1.png")]
+    assert [json.loads(image.info["zimage-trt"])["strength"] for image in written] == [0.6, 1.0]
+    with ImageGenerator(engines, RuntimeOptions(threads=1, slots=4)) as generator:
+        expected = generator.generate(PROMPT, image=images / "in.png", mask=images / "mask.png", seed=7, steps=4)
+    assert np.abs(np.asarray(written[1]).astype(int) - expected.pixels).max() <= 1
+
+
+def test_crop_to_the_mask_has_the_images_size(
+    engines: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = ("--image", str(images / "in.png"), "--mask", str(images / "mask.png"), "--padding-mask-crop", "8")
+    generate(engines, tmp_path / "a.png", *SMALL, *paths, "--mask-blur", "2")
+    assert "a.png: 83x70" in capsys.readouterr().out
+    assert open_png(tmp_path / "a.png").size == (83, 70)
+
+
+def test_lines_of_other_sizes_share_the_image(
+    engines: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text('a red circle\n{"prompt": "", "size": "64x96"}\n')
+    command = ["--prompts", str(lines), "--image", str(images / "in.png"), "--engines", str(engines), "--threads", "1"]
+    main([*command, "--steps", "1", "--resize-mode", "stretch", "--output", str(tmp_path / "a.png")])
+    assert re.findall(r"a-\d\.png: (\w+)", capsys.readouterr().out) == ["80x64", "64x96"]
+
+
+def test_notes_about_the_image_are_said_once(engines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    generate(engines, tmp_path / "a.png", *SMALL, "-n", "2", "--image", str(tmp_path / "a.gif"))
+    assert capsys.readouterr().err.count("only its first frame is used") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mask", "mask.png"], "--mask needs --image"),
+        (["--strength", "0.5"], "--strength needs --image"),
+        (["--image", "in.png", "--padding-mask-crop", "3"], "--padding-mask-crop needs --mask"),
+        (["--image", "in.png", "--mask", "mask.png", "--mask-blur", "3"], "--mask-blur needs --padding-mask-crop"),
+        (["--image", "none.png"], r"cannot read the image .*none\.png: No such file or directory"),
+        (["--image", "in.png", "--mask", "text.png"], r"text\.png: mask must be a PNG, JPEG, WebP, GIF or BMP file"),
+        (["--image", "in.png", "--strength", "0"], r"strength must be above 0 \(0\.01 runs one of 8 steps\), got 0"),
+        (["--image", "in.png", "--size", "4096x64"], "size must be within"),
+    ],
+)
+def test_wrong_image_options_are_one_line(
+    engines: Path,
+    images: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    (images / "text.png").write_text("no image")
+    named = [str(images / word) if word.endswith(".png") else word for word in arguments]
+    with pytest.raises(SystemExit, match=message) as stopped:
+        generate(engines, tmp_path / "a.png", *named)
+    assert str(stopped.value).startswith("zimage-generate: ") and "\n" not in str(stopped.value)
+    assert not (tmp_path / "a.png").exists()

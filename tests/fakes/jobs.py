@@ -1,9 +1,13 @@
 """Jobs and images for a store, and a clock that tests set."""
 
+import random
+
 import msgspec
 
 from engine.images.metadata import ImageMetadata
+from engine.init_image import InitImage
 from engine.request import ImageRequest
+from engine.size import Size
 from engine.stages import StageTimes
 from server.jobs.job import ImageFormat, Job, JobError, StoredImage, new_id
 from server.jobs.storage.rows import ROW_BYTES
@@ -31,6 +35,13 @@ def job(images: int = 1, **fields: object) -> Job:
 
 def image(index: int = 0, data: bytes = b"data") -> StoredImage:
     return StoredImage(index, "image/png", data, METADATA)
+
+
+def init_image(size: Size = Size(64, 64), *, mask: bool = False, seed: int = 0) -> InitImage:  # noqa: B008
+    """Return an image of noise, with a mask of its left half."""
+    pixels = random.Random(seed).randbytes(3 * size.area)
+    half = bytes([255] * (size.width // 2) + [0] * (size.width - size.width // 2)) * size.height
+    return InitImage(size, pixels, half if mask else None)
 
 
 def pages(store: JobStore, limit: int, owner: str | None = None) -> list[Job]:

@@ -16,6 +16,8 @@ from fakes.manifest import MANIFEST as SAMPLE
 from engine.backends.cuda import failure
 from engine.errors import LoraMismatch, NonFiniteOutput
 from engine.images.generated import GeneratedImage
+from engine.images.mask_crop import paste_back
+from engine.init_image import InitImage
 from engine.plan.manifest import PreviewProjection, Profile, PromptFormat, Range
 from engine.request import ImageRequest, LoraChoice
 from engine.sampling.tokenizer import TokenizedPrompt, TokenizedPrompts
@@ -59,7 +61,8 @@ class Finished(NamedTuple):
 class FakeLoop:
     """Generates one image after the other, a step at a time.
 
-    Red is the seed, green the number of steps, blue the length of the prompt.
+    Red is the seed, green the number of steps that were run, blue the length of the prompt. With an init image, blue is
+    the red of its first pixel, and pixels that its mask keeps are unchanged.
     """
 
     seconds_per_step: float = 0.0
@@ -72,7 +75,7 @@ class FakeLoop:
         self.prompt_cache = PromptCache()
         self.store: Any = None  # of its server
         self._lora: LoraChoice | None = None
-        self._queue: dict[str, tuple[ImageRequest, int]] = {}
+        self._queue: dict[str, tuple[ImageRequest, int, InitImage | None]] = {}
         self._done: dict[str, int] = {}
         self._announced: set[str] = set()
 
@@ -94,8 +97,18 @@ class FakeLoop:
             os.kill(os.getpid(), signal.SIGKILL)
         return TokenizedPrompts((), 0.0)
 
-    def submit(self, key: str, request: ImageRequest, previews: int = 0, **_: object) -> None:
-        self._queue[key] = request, previews
+    def submit(
+        self,
+        key: str,
+        request: ImageRequest,
+        previews: int = 0,
+        *,
+        init_image: InitImage | None = None,
+        **_: object,
+    ) -> None:
+        request.check_init_image(init_image, MANIFEST)
+        assert init_image is None or init_image.digest() == request.edit.image
+        self._queue[key] = request, previews, init_image
         self._done[key] = 0
         self._announced.discard(key)
 
@@ -105,14 +118,14 @@ class FakeLoop:
     def step(self) -> list[Event]:
         if not self._queue:
             return []
-        key, (request, previews) = next(iter(self._queue.items()))
+        key, (request, previews, init_image) = next(iter(self._queue.items()))
         if request.lora == "damaged":
             del self._queue[key]
             return [Failed(key, LoraMismatch("the LoRA 'damaged' cannot be used now; the log says why"))]
         if key not in self._announced:
             self._announced.add(key)
             return [Started(key)]
-        steps = request.steps(MANIFEST)
+        steps = request.steps_to_run(MANIFEST)
         self._done[key] += 1
         done = self._done[key]
         self.log.append((request.prompt, done))
@@ -134,7 +147,9 @@ class FakeLoop:
                 events[-1] = Failed(key, NonFiniteOutput("the latents hold NaN or Inf"))
             else:
                 events.append(
-                    Denoised(key, Finished(SimpleNamespace(request=request), self._image(request, size, steps)))
+                    Denoised(
+                        key, Finished(SimpleNamespace(request=request), self._image(request, size, steps, init_image))
+                    )
                 )
         return events
 
@@ -150,14 +165,21 @@ class FakeLoop:
         if prompt == HANG_PROMPT:
             time.sleep(3600 if self.may_kill else 2.5)
 
-    def _image(self, request: ImageRequest, size: Size, steps: int) -> GeneratedImage:
-        colour = np.array([request.seed % 256, steps, len(request.prompt) % 256], np.uint8)
-        pixels = np.broadcast_to(colour, (size.height, size.width, 3)).copy()
+    def _image(self, request: ImageRequest, size: Size, steps: int, init_image: InitImage | None) -> GeneratedImage:
+        blue = len(request.prompt) % 256 if init_image is None else init_image.pixels[0]
+        pixels = np.broadcast_to(np.array([request.seed % 256, steps, blue], np.uint8), (size.height, size.width, 3))
+        if init_image is not None and init_image.mask is not None:
+            pixels = np.where(init_image.mask_array()[:, :, None], pixels, init_image.pixel_array())
+        if init_image is not None:
+            pixels = paste_back(np.ascontiguousarray(pixels), init_image)
+        pixels = np.ascontiguousarray(pixels)
         words = request.prompt.split(" ")
         kept, dropped = " ".join(words[:WORDS]), " ".join(words[WORDS:])
         prompt = TokenizedPrompt(tuple(range(len(words[:WORDS]))), kept, dropped)
         passes = self.seconds_per_step * steps
-        return GeneratedImage(pixels, request.seed, steps, prompt, StageTimes(passes=passes, denoiser=passes))
+        return GeneratedImage(
+            pixels, request.seed, request.steps(MANIFEST), prompt, StageTimes(passes=passes, denoiser=passes)
+        )
 
 
 def main(seconds_per_step: str, descriptor: str) -> None:

@@ -17,6 +17,7 @@ from engine.backends.base import Backend
 from engine.backends.host_memory import HostMemory
 from engine.errors import LoraMismatch, ZImageError
 from engine.images.generated import GeneratedImage
+from engine.init_image import InitImage
 from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.manifest import GraphName
@@ -70,8 +71,21 @@ class FakeGraphs:
 
     def guidance(self, tensors: Mapping[str, np.ndarray]) -> None:
         self.rows["guidance"] += len(tensors["guidance_scale"])
-        positive, negative = tensors["latents_positive"], tensors["latents_negative"]
-        tensors["latents_guided"][:] = guided(positive, negative, tensors["guidance_scale"][:, None, None, None])
+        latents = (tensors[f"latents_{name}"] for name in ("positive", "negative", "before"))
+        rows = zip(*latents, tensors["guidance_scale"], tensors["cfg_normalization"], strict=True)
+        tensors["latents_guided"][:] = [guided(*row) for row in rows]
+
+    def vae_encoder(self, tensors: Mapping[str, np.ndarray]) -> None:
+        self.rows["vae_encoder"] += 1
+        tensors["image_latents"][0] = image_latents(tensors["init_image"][0], tensors["posterior_noise"][0])
+
+    def blend(self, tensors: Mapping[str, np.ndarray]) -> None:
+        self.rows["blend"] += len(tensors["blend_sigma"])
+        sigma, names = (
+            tensors["blend_sigma"][:, None, None, None],
+            ("latents_to_blend", "image_latents", "noise", "mask"),
+        )
+        tensors["latents_blended"][:] = blended(*(tensors[name] for name in names), sigma)
 
     def vae_decoder(self, tensors: Mapping[str, np.ndarray]) -> None:
         latents = tensors["latents"][0]
@@ -88,10 +102,29 @@ class FakeGraphs:
         return tensors["image"][0]
 
 
-def guided(positive: np.ndarray, negative: np.ndarray, scale: np.ndarray | np.float32) -> np.ndarray:
-    """Return the latents after a step with guidance, at diffusers' scale."""
+def guided(
+    positive: np.ndarray, negative: np.ndarray, before: np.ndarray, scale: np.float32, normalization: float = 0.0
+) -> np.ndarray:
+    """Return the latents [16, h, w] after a guided step, at diffusers' scale and with its bound of the norm."""
     with np.errstate(invalid="ignore"):
-        return positive + scale * (positive - negative)
+        change = positive - before + scale * (positive - negative)
+        most = np.float32(normalization) * np.linalg.norm(positive - before)
+        if normalization and np.linalg.norm(change) > most:
+            change *= most / np.linalg.norm(change)
+        return before + change
+
+
+def image_latents(pixels: np.ndarray, posterior_noise: np.ndarray) -> np.ndarray:
+    """Return latents [16, h, w] of an image, [8 * h, 8 * w, 3] uint8."""
+    return pixels[::8, ::8].mean(-1)[None] / 128 - 1 + np.float32(0.1) * posterior_noise
+
+
+def blended(
+    latents: np.ndarray, image: np.ndarray, noise: np.ndarray, mask: np.ndarray, sigma: np.ndarray | np.float32
+) -> np.ndarray:
+    """Return the latents where the mask is 1, and the image at a noise level where it is 0."""
+    with np.errstate(invalid="ignore"):
+        return np.where(mask > 0.5, latents, (1 - sigma) * image + sigma * noise)
 
 
 @dataclass
@@ -157,6 +190,8 @@ def loop_builder(folder: Path, device: Device, slots: int = SLOTS) -> LoopBuilde
         "denoiser": graphs.denoiser,
         "guidance": graphs.guidance,
         "vae_decoder": graphs.vae_decoder,
+        "vae_encoder": graphs.vae_encoder,
+        "blend": graphs.blend,
     }
     if device == "host":
         memory = HostMemory(MANIFEST, MANIFEST.profiles, slots)
@@ -174,10 +209,25 @@ class Arrival:
     request: ImageRequest
     submit_at: int = 0
     cancel_at: int | None = None
+    init_image: InitImage | None = None
+
+
+def init_image(size: Size, seed: int = 0, *, masked: bool = False) -> InitImage:
+    """Return a random image, with a random mask of blocks that differ between neighbouring latents."""
+    chance = np.random.default_rng(seed)
+    pixels = chance.integers(0, 256, (size.height, size.width, 3), np.uint8)
+    mask = chance.integers(0, 2, (size.height // 8, size.width // 8), np.uint8).repeat(8, 0).repeat(8, 1) * 255
+    return InitImage(size, pixels.tobytes(), mask.tobytes() if masked else None)
+
+
+def edited(request: ImageRequest, strength: float | None = None, *, seed: int = 0, masked: bool = False) -> Arrival:
+    """Return an image that begins with a random one, submitted at once."""
+    image = init_image(request.size(MANIFEST), seed, masked=masked)
+    return Arrival(request.starting_from(image, strength), init_image=image)
 
 
 def workloads(*loras: str | None) -> st.SearchStrategy[list[Arrival]]:
-    """Return a strategy for images under these LoRAs."""
+    """Return a strategy for images under these LoRAs, from noise, from an image, and inpainted."""
     images = st.builds(
         ImageRequest,
         prompt=st.sampled_from(["a red circle", "a blue star", "a blue star " * 12]),
@@ -189,9 +239,21 @@ def workloads(*loras: str | None) -> st.SearchStrategy[list[Arrival]]:
         guidance_scale=st.sampled_from([0.0, 0.0, 2.5]),
         lora=st.sampled_from(loras),
         lora_strength=st.sampled_from([1.0, 1.0, 0.5, 0.0]),
+        cfg_normalization=st.sampled_from([0.0, 0.0, 0.5]),
+        cfg_truncation=st.sampled_from([1.0, 1.0, 0.4, 0.0]),
+    )
+    plain = st.builds(Arrival, images)
+    starts = st.builds(
+        edited, images, st.sampled_from([0.01, 0.3, 0.6, 1.0]), seed=st.integers(0, 3), masked=st.booleans()
     )
     cancel_at = st.none() | st.none() | st.integers(0, 25)
-    return st.lists(st.builds(Arrival, images, st.integers(0, 12), cancel_at), min_size=1, max_size=8)
+    arrivals = st.builds(
+        lambda arrival, at, cancel: replace(arrival, submit_at=at, cancel_at=cancel),
+        plain | starts,
+        st.integers(0, 12),
+        cancel_at,
+    )
+    return st.lists(arrivals, min_size=1, max_size=8)
 
 
 def run_workload(loop: EngineLoop, arrivals: list[Arrival]) -> dict[int, GeneratedImage | ZImageError]:
@@ -201,7 +263,7 @@ def run_workload(loop: EngineLoop, arrivals: list[Arrival]) -> dict[int, Generat
     while step <= max(arrival.submit_at for arrival in arrivals) or not loop.is_idle:
         for number, arrival in enumerate(arrivals):
             if arrival.submit_at == step:
-                loop.submit(str(number), arrival.request)
+                loop.submit(str(number), arrival.request, init_image=arrival.init_image)
             if arrival.cancel_at == step:
                 loop.cancel(str(number))
         for event in loop.step():
@@ -250,8 +312,18 @@ def sample(
     client: str = "",
     submitted_at: float = 0.0,
     branches: int = 1,
+    tokens: tuple[int, int] = (1, 1),
+    guided_steps: int | None = None,
 ) -> Sample:
-    """Return a square sample with prompts of one token."""
-    prompts = tuple(GuidanceBranch(TokenizedPrompt((1,), "", "")) for _ in range(branches))
+    """Return a square sample.
+
+    Args:
+        tokens: of its prompt and of its negative prompt.
+        guided_steps: steps of the negative prompt, if not all.
+    """
+    passes = steps, steps if guided_steps is None else guided_steps
+    prompts = tuple(GuidanceBranch(TokenizedPrompt((1,) * tokens[i], "", ""), passes[i]) for i in range(branches))
     request = ImageRequest("a", side, side, lora=lora)
-    return Sample(key, request, Size(side, side), sigmas(steps, 3.0), prompts, client=client, submitted_at=submitted_at)
+    return Sample(
+        key, request, Size(side, side), steps, sigmas(steps, 3.0), prompts, client=client, submitted_at=submitted_at
+    )

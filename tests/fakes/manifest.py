@@ -43,6 +43,7 @@ MANIFEST = Manifest(
         prompt=PromptFormat("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", 512, 0),
         schedule_shift=3.0,
         default_steps=8,
+        default_guidance=0.0,
     ),
     target=Target("onnx", "onnx opset 20"),
     profiles=(USUAL, LARGE),
@@ -71,7 +72,13 @@ MANIFEST = Manifest(
         "guidance": Graph(
             "guidance.onnx",
             "fp32",
-            tensors(latents_positive=LATENTS, latents_negative=LATENTS, guidance_scale=("batch",)),
+            tensors(
+                latents_positive=LATENTS,
+                latents_negative=LATENTS,
+                latents_before=LATENTS,
+                guidance_scale=("batch",),
+                cfg_normalization=("batch",),
+            ),
             tensors(latents_guided=LATENTS),
         ),
         "vae_decoder": Graph(
@@ -79,6 +86,24 @@ MANIFEST = Manifest(
             "bf16",
             tensors(latents=LATENTS),
             (TensorSpec("image", "uint8", ("batch", "height", "width", 3)), *tensors(image_mean=("batch",))),
+        ),
+        "vae_encoder": Graph(
+            "vae_encoder.onnx",
+            "bf16",
+            (TensorSpec("init_image", "uint8", ("batch", "height", "width", 3)), *tensors(posterior_noise=LATENTS)),
+            tensors(image_latents=LATENTS),
+        ),
+        "blend": Graph(
+            "blend.onnx",
+            "fp32",
+            tensors(
+                latents_to_blend=LATENTS,
+                image_latents=LATENTS,
+                noise=LATENTS,
+                mask=("batch", 1, "latent_height", "latent_width"),
+                blend_sigma=("batch",),
+            ),
+            tensors(latents_blended=LATENTS),
         ),
     },
     files=(),

@@ -17,6 +17,7 @@ import numpy as np
 from fakes.loop import LORAS, MANIFEST, FakeLoop
 from PIL import Image
 
+from engine.plan.manifest import Manifest
 from server.api.access import AccessPolicy
 from server.api.public_address import PublicAddress
 from server.app import AppOptions, create_app
@@ -47,10 +48,10 @@ class ThreadProcess:
 
     pid = os.getpid()
 
-    def __init__(self, loop: FakeLoop, theirs: socket.socket) -> None:
+    def __init__(self, loop: FakeLoop, manifest: Manifest, theirs: socket.socket) -> None:
         self.returncode: int | None = None
         self._sock = theirs.dup()
-        self._worker = Worker(loop, MANIFEST, self._sock, abandon=lambda: self._worker.stop())
+        self._worker = Worker(loop, manifest, self._sock, abandon=lambda: self._worker.stop())
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
@@ -78,13 +79,13 @@ class ThreadProcess:
 class ThreadSupervisor(Supervisor):
     """Supervisor of workers in threads, so that tests see what they generate."""
 
-    def __init__(self, loop: FakeLoop, listener: WorkerListener) -> None:
+    def __init__(self, loop: FakeLoop, manifest: Manifest, listener: WorkerListener) -> None:
         super().__init__([], listener, SHORT_TIMEOUTS)
-        self._fake = loop
+        self._fake, self._manifest = loop, manifest
 
     async def _launch(self, theirs: socket.socket) -> ThreadProcess:
         self._fake._queue.clear()
-        return ThreadProcess(self._fake, theirs)
+        return ThreadProcess(self._fake, self._manifest, theirs)
 
 
 @contextmanager
@@ -96,12 +97,13 @@ def serving(
     hosts: HostNames = HostNames(public=HOSTS),  # noqa: B008
     trusted_proxies: tuple[str, ...] = (),
     connections: Connections | None = None,
+    manifest: Manifest = MANIFEST,
     **options: Any,
 ) -> Iterator[str]:
     """Run a server in a thread, and yield its base URL. `options`: further ones of `AppOptions`."""
     loop.store = JobStore(database, busy_timeout=0.5)
-    jobs = JobService(loop.store, MANIFEST, limits, loras=LORAS)
-    supervisor = jobs.worker_queue.link = ThreadSupervisor(loop, jobs.worker_queue)
+    jobs = JobService(loop.store, manifest, limits, loras=LORAS)
+    supervisor = jobs.worker_queue.link = ThreadSupervisor(loop, manifest, jobs.worker_queue)
 
     async def run(sock: socket.socket) -> None:
         await supervisor.start()

@@ -11,8 +11,20 @@ from scipy import ndimage
 from tokenizers import Tokenizer
 
 from nano.captions import ZH_COLOURS, ZH_SHAPES, caption
-from nano.judge import Verdict, find_pieces, fit_background, judge, shares
-from nano.scenes import CELLS, COLOURS, SHAPES, SIZES, Background, Scene, Thing, draw, random_scene, training_scene
+from nano.judge import KEPT_MARGIN, Verdict, find_pieces, fit_background, judge, shares, untouched
+from nano.scenes import (
+    CELLS,
+    COLOURS,
+    SHAPES,
+    SIZES,
+    Background,
+    Scene,
+    Thing,
+    draw,
+    random_scene,
+    training_scene,
+    with_another_first_thing,
+)
 from nano.tokenizer import train_tokenizer
 
 seeds = st.integers(0, 2**32)
@@ -119,6 +131,29 @@ def test_blur_and_noise_of_an_autoencoder_are_tolerated(seed: int) -> None:
 def test_noise_scores_at_most_half() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
     assert max(shares([judge(noise, PAIR)]).values()) <= 0.5
+
+
+def test_untouched_is_the_share_of_kept_pixels_away_from_the_mask() -> None:
+    original = draw(PAIR, 100, 100, Random(1))
+    mask = np.zeros((100, 100), np.uint8)
+    mask[:, :40] = 255
+    changed = original.copy()
+    changed[:, : 40 + KEPT_MARGIN] = 255 - original[:, : 40 + KEPT_MARGIN]
+    assert untouched(changed, original, mask) == 1.0
+    changed[:13, 40 + KEPT_MARGIN :] = 255 - original[:13, 40 + KEPT_MARGIN :]
+    assert untouched(changed, original, mask) == pytest.approx(0.87)
+    faint = np.clip(original.astype(int) + 20, 0, 255).astype(np.uint8)
+    assert untouched(faint, original, mask) == 1.0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_another_first_thing_differs_in_shape_and_colour_only(seed: int) -> None:
+    scene = random_scene(Random(seed))
+    other = with_another_first_thing(scene, Random(seed))
+    first, changed = scene.things[0], other.things[0]
+    assert changed.shape != first.shape and changed.colour != first.colour and changed.size == first.size
+    assert other == replace(scene, things=(changed, *scene.things[1:]))
+    assert misses(judge(draw(other, 128, 128, Random(seed)), other)) == {}
 
 
 @settings(max_examples=50, deadline=None)

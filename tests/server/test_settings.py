@@ -74,10 +74,17 @@ def test_days_and_mebibytes_become_seconds_and_bytes() -> None:
     assert (serving.limits.free_bytes, serving.timeouts.silence) == (5 << 20, 6)
 
 
+def test_image_input_and_its_limit_reach_worker_and_server() -> None:
+    given = settings_sources.read([*ENGINES, "--no-image-input", "--max-upload", "7"])
+    assert (given.runtime().image_input, given.server().image_input) == (False, False)
+    assert given.server().max_upload == 7 << 20
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--port", "70000"], "--port: "),
+        (["--max-upload", "0"], "--max-upload: "),
         (["--host", " "], "--host: must not be empty"),
         (["--rate", "often"], "--rate: must be a number per second, minute, hour or day"),
         (["--keys", ""], "--keys: is empty"),

@@ -66,6 +66,7 @@ def manifest(*, quick: bool) -> Manifest:
             prompt=PromptFormat("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", 512, 0),
             schedule_shift=3.0,
             default_steps=8,
+            default_guidance=0.0,
         ),
         target=Target("tensorrt", "kernels"),
         profiles=(
@@ -86,12 +87,13 @@ def manifest(*, quick: bool) -> Manifest:
 def _graphs(dim: int, rotations: int) -> dict[GraphName, Graph]:
     """Return the graphs; `dim` is of the prompt's tokens, `rotations` the width of the rotary tables."""
     shape = ("batch", CHANNELS, "latent_height", "latent_width")
-    latents, after, positive, negative, guided = (
-        TensorSpec(name, "float32", shape)
-        for name in ("latents", "latents_next", "latents_positive", "latents_negative", "latents_guided")
+    latents, *guided = (
+        TensorSpec(f"latents{name}", "float32", shape) for name in ("", "_positive", "_negative", "_before", "_guided")
     )
-    sigma, sigma_next, scale, mean = (
-        TensorSpec(name, "float32", ("batch",)) for name in ("sigma", "sigma_next", "guidance_scale", "image_mean")
+    after = TensorSpec("latents_next", "float32", shape)
+    sigma, sigma_next, scale, normalization, mean = (
+        TensorSpec(name, "float32", ("batch",))
+        for name in ("sigma", "sigma_next", "guidance_scale", "cfg_normalization", "image_mean")
     )
     tables = (TensorSpec(f"rope_{function}", "float32", ("sequence", rotations)) for function in ("cos", "sin"))
     ids, lengths = (
@@ -104,7 +106,7 @@ def _graphs(dim: int, rotations: int) -> dict[GraphName, Graph]:
     return {
         "prompt_encoder": Graph("prompt_encoder.plan", "fp32", (ids, lengths), (prompt_embeds,)),
         "denoiser": replace(denoiser, refittable=(TINT,), weights_file="denoiser.weights"),
-        "guidance": Graph("guidance.plan", "fp32", (positive, negative, scale), (guided,)),
+        "guidance": Graph("guidance.plan", "fp32", (*guided[:-1], scale, normalization), (guided[-1],)),
         "vae_decoder": Graph("vae_decoder.plan", "fp32", (latents,), (image, mean)),
     }
 
@@ -204,9 +206,10 @@ def denoise(tensors: Mapping[str, Array], tint: Array) -> None:
 
 def guide(tensors: Mapping[str, Array]) -> None:
     """Compute `guide` of `kernel_source`."""
-    positive, negative = tensors["latents_positive"], tensors["latents_negative"]
-    scale = tensors["guidance_scale"][:, None, None, None]
-    tensors["latents_guided"][:] = positive + scale * (positive - negative)
+    positive, negative, before = (tensors[f"latents_{name}"] for name in ("positive", "negative", "before"))
+    scale, bound = (tensors[name][:, None, None, None] for name in ("guidance_scale", "cfg_normalization"))
+    guided = positive + scale * (positive - negative)
+    tensors["latents_guided"][:] = np.where(bound > 0, before + bound * (guided - before), guided)
 
 
 def decode(tensors: Mapping[str, Array]) -> None:

@@ -165,8 +165,8 @@ class KernelContext:
 
     def _guide(self, launch: Any) -> None:
         at, shape = self._addresses, self._shapes["latents_positive"]
-        sides = at["latents_positive"], at["latents_negative"]
-        launch("guide", math.prod(shape), math.prod(shape[1:]), *sides, at["guidance_scale"], self._scratch)
+        names = ("latents_positive", "latents_negative", "latents_before", "guidance_scale", "cfg_normalization")
+        launch("guide", math.prod(shape), math.prod(shape[1:]), *(at[name] for name in names), self._scratch)
         launch("move", math.prod(shape), self._scratch, at["latents_guided"])
 
     def _decode(self, launch: Any) -> None:

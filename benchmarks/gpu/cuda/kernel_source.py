@@ -62,8 +62,14 @@ KERNEL euler(int n, int sample, const float* latents, const float* sigma, const 
     EACH(i, n) out[i] = latents[i] + (sigma_next[i / sample] - sigma[i / sample]) * velocity[i];
 }
 
-KERNEL guide(int n, int sample, const float* positive, const float* negative, const float* scale, float* out) {
-    EACH(i, n) out[i] = positive[i] + scale[i / sample] * (positive[i] - negative[i]);
+// A normalization above 0 scales every change, without the norms of the real graph.
+KERNEL guide(int n, int sample, const float* positive, const float* negative, const float* before, const float* scale,
+             const float* normalization, float* out) {
+    EACH(i, n) {
+        float bound = normalization[i / sample];
+        float guided = positive[i] + scale[i / sample] * (positive[i] - negative[i]);
+        out[i] = bound > 0.0f ? before[i] + bound * (guided - before[i]) : guided;
+    }
 }
 
 // latents [C, h, w] -> [8h, 8w, 3], not clipped

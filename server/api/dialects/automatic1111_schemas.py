@@ -1,7 +1,7 @@
-"""Bodies of AUTOMATIC1111's `txt2img` and `img2img`, with the fields of its descendants Forge and SD.Next. Knows no routes.
+"""Bodies of AUTOMATIC1111's `txt2img` and `img2img`, with the fields of its descendants Forge and SD.Next.
 
 A field either changes our image as it changes theirs, or has no effect here and is reported, or asks for another image
-than ours and is refused by name.
+than ours and is refused by name. Knows no routes.
 """
 
 from typing import Annotated, Any, ClassVar
@@ -9,10 +9,24 @@ from typing import Annotated, Any, ClassVar
 from pydantic import BeforeValidator, Field
 
 from engine.errors import InvalidRequest
+from engine.images.preparation import MASK_BLUR, MAX_MASK_BLUR, MAX_PADDING, ResizeMode
 from engine.request import MAX_SEED, ImageRequest, random_seed
 from server.api.dialects import lora_tags
 from server.api.dialects.extra_fields import ExtraFields
-from server.api.fields import MAX_PROMPT, RANDOM, UNGUIDED, WHOLE, CfgScale, Edge, Prompt, Steps, agreed
+from server.api.fields import (
+    MAX_PROMPT,
+    RANDOM,
+    UNGUIDED,
+    WHOLE,
+    CfgNormalization,
+    CfgScale,
+    CfgTruncation,
+    Edge,
+    Prompt,
+    Steps,
+    agreed,
+)
+from server.api.image_input import Upload
 
 MAX_IMAGES = 10
 MODEL = "sd_model_checkpoint"
@@ -80,15 +94,12 @@ OF_MASKS = (  # fields that mean nothing without a mask
     "inpaint_full_res_padding",
     "inpainting_mask_invert",
 )
-MASK_BLUR = 4  # pixels, the web UI's default
 INSTEAD = {
     "enable_hr": "ask for the size itself, by width and height",
     "styles": "write them into the prompt",
     "latent_mask": "send a mask",
 }
-RESIZE_MODES = {0: "stretch", 1: "crop"}
-MAX_BLUR = 64  # pixels, as in the web UI's form
-MAX_PADDING = 256  # pixels, likewise
+RESIZE_MODES: dict[int, ResizeMode] = {0: "stretch", 1: "crop"}
 FROM_SURROUNDINGS, FROM_ORIGINAL = 0, 1  # of inpainting_fill; the others begin with noise or with nothing
 
 
@@ -101,7 +112,7 @@ Flag = Annotated[bool, BeforeValidator(_as_bool)]
 
 
 class ProcessingRequest(ExtraFields):
-    """Fields of `txt2img` and `img2img`. What is absent is the model's, not the web UI's: 8 steps without guidance.
+    """Fields of `txt2img` and `img2img`. Steps, size and CFG scale that are absent are the model's.
 
     Attributes:
         refused: fields that ask for another image, with the values that do not.
@@ -114,7 +125,9 @@ class ProcessingRequest(ExtraFields):
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
     seed: Annotated[int, Field(ge=RANDOM, le=MAX_SEED), WHOLE] = RANDOM
     steps: Steps | None = None
-    cfg_scale: CfgScale = UNGUIDED
+    cfg_scale: CfgScale | None = None
+    cfg_normalization: CfgNormalization = 0.0
+    cfg_truncation: CfgTruncation = 1.0
     width: Edge | None = None
     height: Edge | None = None
     batch_size: Annotated[int, Field(ge=1, le=MAX_IMAGES), WHOLE] = 1
@@ -156,16 +169,16 @@ class ProcessingRequest(ExtraFields):
             random_seed() if self.seed == RANDOM else self.seed,
             self.steps,
             self.negative_prompt,
-            max(self.cfg_scale - UNGUIDED, 0.0),
+            None if self.cfg_scale is None else max(self.cfg_scale - UNGUIDED, 0.0),
             tagged.lora,
             tagged.strength,
+            self.cfg_normalization,
+            self.cfg_truncation,
         )
 
     def ignored(self) -> tuple[str, ...]:
-        is_guided = self.cfg_scale > UNGUIDED
-        negative = ("negative_prompt",) if self.negative_prompt and not is_guided else ()
         settings = (f"override_settings.{name}" for name, value in self.override_settings.items() if value is not None)
-        return (*negative, *super().ignored(), *(name for name in settings if not name.endswith(f".{MODEL}")))
+        return (*super().ignored(), *(name for name in settings if not name.endswith(f".{MODEL}")))
 
 
 class Txt2ImgRequest(ProcessingRequest):
@@ -188,9 +201,9 @@ class Img2ImgRequest(ProcessingRequest):
     mask: str | None = None
     denoising_strength: Annotated[float, Field(ge=0, le=1)] = 0.75
     resize_mode: Annotated[int, Field(ge=0, le=3), WHOLE] = 0
-    mask_blur: Annotated[int, Field(ge=0, le=MAX_BLUR), WHOLE] | None = None
-    mask_blur_x: Annotated[int, Field(ge=0, le=MAX_BLUR), WHOLE] | None = None
-    mask_blur_y: Annotated[int, Field(ge=0, le=MAX_BLUR), WHOLE] | None = None
+    mask_blur: Annotated[int, Field(ge=0, le=MAX_MASK_BLUR), WHOLE] | None = None
+    mask_blur_x: Annotated[int, Field(ge=0, le=MAX_MASK_BLUR), WHOLE] | None = None
+    mask_blur_y: Annotated[int, Field(ge=0, le=MAX_MASK_BLUR), WHOLE] | None = None
     inpainting_fill: Annotated[int, Field(ge=0, le=3), WHOLE] = FROM_SURROUNDINGS
     inpaint_full_res: Flag = True
     inpaint_full_res_padding: Annotated[int, Field(ge=0, le=MAX_PADDING), WHOLE] = 0
@@ -201,6 +214,24 @@ class Img2ImgRequest(ProcessingRequest):
         """Width of the soft edge of a mask in pixels. Raises InvalidRequest if it differs between the directions."""
         blur = agreed({"mask_blur": self.mask_blur, "mask_blur_x": self.mask_blur_x, "mask_blur_y": self.mask_blur_y})
         return MASK_BLUR if blur is None else blur
+
+    def images(self) -> dict[str, str]:
+        """Return the init image and the mask, as base64, by the names of their fields."""
+        return {"init_images": self.init_images[0]} | ({"mask": self.mask} if self.mask else {})
+
+    def upload(self, image: bytes, mask: bytes | None) -> Upload:
+        """Return the init image with what to do with it. `image`, `mask`: the decoded fields."""
+        return Upload(
+            image,
+            mask,
+            self.denoising_strength,
+            RESIZE_MODES[self.resize_mode],
+            self.inpaint_full_res_padding if mask is not None and self.inpaint_full_res else None,
+            self.blur,
+            mask_is_inverted=mask is not None and self.inpainting_mask_invert,
+            is_filled=mask is not None and self.inpainting_fill != FROM_ORIGINAL,
+            image_param="init_images",
+        )
 
     def image(self) -> ImageRequest:
         """Return the request for the first image, without its init image.
@@ -214,13 +245,12 @@ class Img2ImgRequest(ProcessingRequest):
             )
         if self.resize_mode not in RESIZE_MODES:
             raise InvalidRequest(
-                f"resize_mode must be 0 (stretch) or 1 (crop), got {self.resize_mode}; nothing fills borders, or resizes"
-                " latents",
+                f"resize_mode must be 0 (stretch) or 1 (crop), got {self.resize_mode}; 2 (fill) and 3 (latents)"
+                " are not on offer",
                 "resize_mode",
             )
-        # at full strength the masked part begins with noise alone, whatever fills it
-        if self.mask and self.denoising_strength < 1 and self.inpainting_fill > FROM_ORIGINAL:
-            raise InvalidRequest(
+        if self.mask and self.inpainting_fill > FROM_ORIGINAL and self.denoising_strength < 1:
+            raise InvalidRequest(  # at full strength the masked part begins with noise alone
                 f"inpainting_fill must be 0 (surroundings) or 1 (original), got {self.inpainting_fill};"
                 " set denoising_strength to 1 to begin with noise",
                 "inpainting_fill",

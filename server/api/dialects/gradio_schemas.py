@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from engine.plan.manifest import Manifest
 from server.api import errors
-from server.api.fields import RequestBody
+from server.api.fields import UNGUIDED, RequestBody
 from server.api.public_address import public_root
 from server.api.task_schemas import GenerateRequest
 
@@ -23,6 +23,8 @@ INPUTS = {
     "cfg_scale": "number",
     "seed": "number",
     "negative_prompt": "string",
+    "cfg_normalization": "number",
+    "cfg_truncation": "number",
 }
 PYTHON_TYPES = {"string": "str", "number": "float"}
 COMPONENTS = {"string": "Textbox", "number": "Number"}
@@ -125,9 +127,9 @@ def info(manifest: Manifest) -> dict[str, Any]:
         "width": width,
         "height": height,
         "num_inference_steps": manifest.model.default_steps,
-        "cfg_scale": 1.0,
+        "cfg_scale": manifest.model.default_guidance + UNGUIDED,
     }
-    defaults |= {"seed": -1, "negative_prompt": ""}
+    defaults |= {"seed": -1, "negative_prompt": "", "cfg_normalization": 0, "cfg_truncation": 1}
     parameters = [
         {
             "label": name,

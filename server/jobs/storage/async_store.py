@@ -16,6 +16,7 @@ from server.errors import StoreUnavailable
 from server.jobs.job import Job
 from server.jobs.storage.retention import PRUNE_EVERY, Retention
 from server.jobs.storage.store import JobStore
+from server.worker.packed_image import PackedImage
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class AsyncStore:
             return method(*args)
         return await self.call_in_thread(method, *args)
 
-    async def add(self, job: Job) -> Job:
+    async def add(self, job: Job, init_image: PackedImage | None = None) -> Job:
         """Store a job; see `JobStore.add`.
 
         Raises:
@@ -78,7 +79,7 @@ class AsyncStore:
         """
         if self._is_refused and self._pending_writes > MAX_REFUSED_WRITES:
             raise StoreUnavailable(f"{self._pending_writes} writes wait for the disk; free disk space")
-        return await self.call(self.store.add, job)
+        return await self.call(self.store.add, job, init_image)
 
     def write_later(
         self, write: Callable[[], object], then: Callable[[], object] = lambda: None

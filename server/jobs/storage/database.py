@@ -16,7 +16,12 @@ from server.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-VERSION = 3  # of the schema
+VERSION = 4  # of the schema
+INIT_IMAGES = """CREATE TABLE init_images (
+    job TEXT NOT NULL PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
+    unpacked_bytes INTEGER NOT NULL,
+    data BLOB NOT NULL
+)"""
 SCHEMA = (
     """CREATE TABLE jobs (
         sequence INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -57,8 +62,11 @@ SCHEMA = (
         data BLOB NOT NULL,
         PRIMARY KEY (job, number)
     )""",
+    INIT_IMAGES,
     f"PRAGMA user_version = {VERSION}",
 )
+TABLES = {"jobs", "images"}  # of every version
+UPGRADES = {3: (INIT_IMAGES,)}  # statements that make the next version of one
 SQLiteValue = str | bytes | int | float | None
 MAX_PROBLEMS = 5  # that a check lists
 PRIVATE = 0o600  # mode of a new file, since it holds prompts and images; SQLite copies it to the files beside it
@@ -176,11 +184,16 @@ def _connect(path: Path | None, busy_timeout: float, name: str) -> sqlite3.Conne
 
 
 def _create_schema(connection: sqlite3.Connection, name: str) -> None:
-    """Create the tables of a new file; refuse a file with other tables."""
+    """Create the tables of a new file, or add what is new to those of an earlier version; refuse other files."""
     with connection:
         connection.execute("BEGIN IMMEDIATE")  # of two processes that open a new file, one creates the tables
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        while version in UPGRADES and tables >= TABLES:
+            log.info("%s has schema %d; it is carried over to schema %d", name, version, version + 1)
+            for statement in (*UPGRADES[version], f"PRAGMA user_version = {version + 1}"):
+                connection.execute(statement)
+            version += 1
         if version not in (0, VERSION):
             raise StoreUnavailable(
                 f"{name} has schema {version}, but this zimage-trt reads schema {VERSION};"

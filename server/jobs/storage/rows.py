@@ -8,13 +8,24 @@ import msgspec
 
 from engine.errors import InvalidRequest
 from engine.images.metadata import ImageMetadata
-from engine.request import MAX_LORA_STRENGTH, MAX_SEED, MAX_STEPS, PNG, ImageRequest
+from engine.request import (
+    MAX_GUIDANCE,
+    MAX_LORA_STRENGTH,
+    MAX_NORMALIZATION,
+    MAX_SEED,
+    MAX_STEPS,
+    PNG,
+    ImageRequest,
+)
 from server.jobs.job import Job, JobError, JobState, StoredImage
 from server.jobs.storage.database import SQLiteValue
 
 ROW_BYTES = 1 << 10  # estimate of a job's row without its request
 SIZE = f"(ifnull(length(CAST(request AS BLOB)), 0) + {ROW_BYTES})"  # bytes of an ended job without its images
-SIZE_WITH_IMAGES = f"{SIZE} + (SELECT ifnull(sum(length(data)), 0) FROM images WHERE job = id)"
+SIZE_WITH_IMAGES = (
+    f"{SIZE} + (SELECT ifnull(sum(length(data)), 0) FROM images WHERE job = id)"
+    " + (SELECT ifnull(sum(length(data)), 0) FROM init_images WHERE job = id)"
+)
 COLUMNS = tuple(field.name for field in fields(Job) if field.name != "sequence")
 JSON_COLUMNS = ("request", "format", "error")
 MAX_IMAGES = 1000  # of a job; the endpoints allow far fewer
@@ -62,6 +73,11 @@ def _check(job: Job, row: sqlite3.Row) -> None:
         raise ValueError(f"it asks for the seed {request.seed} and {request.num_inference_steps} steps")
     if not abs(request.lora_strength) <= MAX_LORA_STRENGTH:
         raise ValueError(f"it asks for a LoRA at strength {request.lora_strength}")
+    if request.edit is not None and not 0 <= request.edit.strength <= 1:
+        raise ValueError(f"it asks for the strength {request.edit.strength}")
+    guidance = request.guidance_scale or 0.0, request.cfg_normalization, request.cfg_truncation
+    if not all(0 <= value <= most for value, most in zip(guidance, (MAX_GUIDANCE, MAX_NORMALIZATION, 1), strict=True)):
+        raise ValueError(f"it asks for the guidance {guidance}")
     if not 1 <= job.image_count <= MAX_IMAGES or job.attempts < 0:
         raise ValueError(f"it has {job.image_count} images and {job.attempts} attempts")
     has_end, has_error = job.finished is not None, job.error is not None

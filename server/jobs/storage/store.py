@@ -4,7 +4,7 @@ Knows rows and transactions; neither workers nor HTTP.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from server.jobs.storage.rows import (
     row_of_job,
     to_json,
 )
+from server.worker.packed_image import PackedImage
 
 SERVER_RESTARTED = JobError(
     "server_restarted", "The server was restarted before the images were generated; send the request again."
@@ -36,7 +37,7 @@ END = "max(?, ifnull(created, 0), ifnull(started, 0))"  # not before the start, 
 
 @dataclass(frozen=True, slots=True)
 class HistoryPage:
-    """Jobs of one owner, newest first.
+    """Jobs, newest first.
 
     Attributes:
         metadata: of the images so far, by job.
@@ -83,8 +84,11 @@ class JobStore:
         self.bytes_since_prune = 0
         self._clock, self._pruner = clock, Pruner(self.database, clock, monotonic)
 
-    def add(self, job: Job) -> Job:
+    def add(self, job: Job, init_image: PackedImage | None = None) -> Job:
         """Queue a job and return it with its `sequence`, or return the job with the same idempotency key.
+
+        Args:
+            init_image: the packed image that it begins with; it is deleted with the job.
 
         Raises:
             IdempotencyKeyReused: the key is known with another fingerprint.
@@ -97,7 +101,13 @@ class JobStore:
                 values = ", ".join(f":{name}" for name in COLUMNS)
                 cursor = connection.execute(f"INSERT INTO jobs ({names}) VALUES ({values})", row_of_job(job))
                 assert cursor.lastrowid is not None
-                return replace(job, sequence=cursor.lastrowid)
+                if init_image is not None:
+                    connection.execute(
+                        "INSERT INTO init_images (job, unpacked_bytes, data) VALUES (?, ?, ?)",
+                        (job.id, init_image.unpacked_bytes, init_image.data),
+                    )
+                    self.bytes_since_prune += len(init_image.data)
+                known = replace(job, sequence=cursor.lastrowid)
         return known
 
     def find_by_key(self, job: Job) -> Job | None:
@@ -126,12 +136,20 @@ class JobStore:
             owner: None for the jobs without an owner.
         """
         end = MAX_SEQUENCE if before is None else before
-        older = "FROM jobs WHERE owner IS ? AND sequence < ?"
+        return self._page("owner IS ?", (owner,), end, limit)
+
+    def find(self, ids: Sequence[str]) -> HistoryPage:
+        """Return those of some jobs that exist, newest first; fewer if their requests have more than PAGE_BYTES."""
+        return self._page("id IN (SELECT value FROM json_each(?))", (to_json(ids),), MAX_SEQUENCE, len(ids))
+
+    def _page(self, which: str, values: tuple[SQLiteValue, ...], end: int, limit: int) -> HistoryPage:
+        """Return the newest jobs before a sequence that a condition holds for."""
+        older = f"FROM jobs WHERE {which} AND sequence < ?"
         newest = f"SELECT sequence, {SIZE} AS size {older} ORDER BY sequence DESC LIMIT ?"
         up_to = f"SELECT sequence, sum(size) OVER (ORDER BY sequence DESC) - size AS newer FROM ({newest})"
-        which = f"WHERE sequence IN (SELECT sequence FROM ({up_to}) WHERE newer < {PAGE_BYTES}) ORDER BY sequence DESC"
-        jobs = self._jobs(which, owner, end, limit)
-        has_more = bool(jobs) and bool(self.database.rows(f"SELECT 1 {older} LIMIT 1", owner, jobs[-1].sequence))
+        fitting = f"SELECT sequence FROM ({up_to}) WHERE newer < {PAGE_BYTES}"
+        jobs = self._jobs(f"WHERE sequence IN ({fitting}) ORDER BY sequence DESC", *values, end, limit)
+        has_more = bool(jobs) and bool(self.database.rows(f"SELECT 1 {older} LIMIT 1", *values, jobs[-1].sequence))
         return HistoryPage(jobs, {job.id: self.metadata(job.id) for job in jobs}, has_more)
 
     def start(self, id: str) -> bool:
@@ -193,6 +211,18 @@ class JobStore:
         """Return the metadata of the images so far, by index, without reading the images."""
         rows = self.database.rows("SELECT metadata FROM images WHERE job = ? ORDER BY number", id)
         return [metadata for row in rows if (metadata := metadata_of(row["metadata"]))]
+
+    def init_image(self, id: str) -> PackedImage | None:
+        """Return the packed image that a job begins with; None if there is none, or its row is damaged."""
+        rows = self.database.rows("SELECT data, unpacked_bytes FROM init_images WHERE job = ?", id)
+        is_intact = rows and isinstance(rows[0]["data"], bytes) and isinstance(rows[0]["unpacked_bytes"], int)
+        return PackedImage(rows[0]["data"], rows[0]["unpacked_bytes"]) if is_intact else None
+
+    def init_image_bytes(self) -> dict[str, int]:
+        """Return the bytes of the images that unfinished jobs begin with, unpacked, by job."""
+        unfinished = "SELECT id FROM jobs WHERE finished IS NULL"
+        rows = self.database.rows(f"SELECT job, unpacked_bytes FROM init_images WHERE job IN ({unfinished})")
+        return {row["job"]: row["unpacked_bytes"] for row in rows if isinstance(row["unpacked_bytes"], int)}
 
     def delete(self, id: str) -> bool:
         """Delete a job that has ended, with its images. False: it has not ended, or is unknown."""

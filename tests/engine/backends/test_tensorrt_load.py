@@ -161,18 +161,20 @@ def plans_of(pipeline: Pipeline) -> list[FakePlan]:
     return plans
 
 
-@pytest.mark.parametrize("cuda_graphs", ["off", "auto"])
-def test_warmed_up_sizes_prepare_nothing_later_in_the_pipeline_or_the_loop(nano: Nano, cuda_graphs: CudaGraphs) -> None:
-    """Prompts of every length, and with guidance: no context, no binding, no graph and no memory."""
+@pytest.mark.parametrize(("cuda_graphs", "guidance"), [("off", 0.0), ("auto", 0.0), ("auto", 4.0)])
+def test_warmed_up_sizes_prepare_nothing_later_in_the_pipeline_or_the_loop(
+    nano: Nano, cuda_graphs: CudaGraphs, guidance: float
+) -> None:
+    """Prompts of every length, and with guidance: no context, no binding, no graph and no memory. Passes of both
+    prompts are prepared if images are guided by default."""
     cuda = FakeCuda()
     with nano.on(cuda, cuda_graphs=cuda_graphs) as pipeline:
         model = pipeline.manifest.model
-        pipeline.manifest = replace(
-            pipeline.manifest, model=replace(model, prompt=replace(model.prompt, max_tokens=64))
-        )
+        model = replace(model, prompt=replace(model.prompt, max_tokens=64), default_guidance=guidance)
+        pipeline.manifest = replace(pipeline.manifest, model=model)
         warm_up(pipeline, [Size(96, 64), Size(64, 64)])
         plans = plans_of(pipeline)
-        contexts = {"prompt_encoder": 2, "denoiser": 2 * 2, "guidance": 2, "vae_decoder": 2}
+        contexts = {"prompt_encoder": 2, "denoiser": 2 * 2 * (2 if guidance else 1), "guidance": 2, "vae_decoder": 2}
         assert [len(plan.contexts) for plan in plans] == [contexts[name] for name in pipeline.backend.engines]
         assert [plan.saves for plan in plans] == [2] * len(contexts)
         settings = [context.set.total() for plan in plans for context in plan.contexts]
@@ -180,10 +182,12 @@ def test_warmed_up_sizes_prepare_nothing_later_in_the_pipeline_or_the_loop(nano:
         loop, prompts = EngineLoop(pipeline), ("a red circle", "a green ring on a white background " * 5)
         assert {len(pipeline.tokenize(prompt).ids) > 32 for prompt in prompts} == {False, True}
         for prompt, negative in (prompts, prompts[::-1]):
-            request = ImageRequest(prompt, 96, 64, seed=1, num_inference_steps=2)
+            request = ImageRequest(prompt, 96, 64, seed=1, num_inference_steps=2, guidance_scale=0)
             pipeline.generate(request)
             loop.generate(request)
             loop.generate(replace(request, width=64, negative_prompt=negative, guidance_scale=2.0))
+            if guidance:
+                loop.generate(replace(request, negative_prompt=prompt, guidance_scale=None))
         assert [context.set.total() for plan in plans for context in plan.contexts] == settings
         assert cuda.resources == before
         assert (cuda.calls["context.enqueue"] == passes) == (cuda_graphs == "auto")  # all of it was replayed

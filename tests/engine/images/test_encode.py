@@ -65,6 +65,16 @@ def pixels_of_any_shape() -> st.SearchStrategy[Array]:
     return st.tuples(sides, sides).flatmap(lambda size: arrays(np.uint8, (*size, 3)))
 
 
+def test_text_of_an_image_from_another_one_has_its_strength_and_digest() -> None:
+    text = file_metadata(REQUEST, replace(METADATA, strength=0.6, init_image="c0ffee"))
+    assert 'Model: "Z-Image, Turbo", Denoising strength: 0.6' in text["parameters"]
+    facts = json.loads(text["zimage-trt"])
+    assert (facts["strength"], facts["init_image"]) == (0.6, "c0ffee")
+    plain = file_metadata(REQUEST, METADATA)
+    assert "Denoising" not in plain["parameters"]
+    assert json.loads(plain["zimage-trt"])["strength"] is None
+
+
 @given(pixels_of_any_shape())
 @settings(max_examples=100, deadline=None)
 def test_png_keeps_every_bit(pixels: Array) -> None:
@@ -235,6 +245,16 @@ def test_infotext_has_a_line_for_the_negative_prompt() -> None:
     assert file_metadata(request, metadata)["parameters"] == (
         "a cat\nNegative prompt: a dog\nSteps: 8, Sampler: Euler, CFG scale: 4.5, Seed: 7, Size: 64x64, Model: m"
     )
+
+
+def test_infotext_has_the_bounds_of_guidance_where_they_matter() -> None:
+    bounds = {"cfg_normalization": 0.5, "cfg_truncation": 0.75}
+    found = dict(web_ui_settings(file_metadata(REQUEST, replace(METADATA, guidance_scale=3, **bounds))["parameters"]))
+    assert (found["CFG normalization"], found["CFG truncation"]) == ("0.5", "0.75")
+    for metadata in (replace(METADATA, **bounds), replace(METADATA, guidance_scale=3)):
+        text = file_metadata(REQUEST, metadata)
+        assert "normalization" not in text["parameters"] and "truncation" not in text["parameters"]
+        assert json.loads(text["zimage-trt"])["cfg_truncation"] == metadata.cfg_truncation
 
 
 def test_file_metadata_names_the_lora() -> None:

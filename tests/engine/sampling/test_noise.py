@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.sampling.noise import randn
+from engine.sampling.noise import Generator, randn
 
 TOLERANCE = 1e-6  # absolute; measured 4.8e-7. torch's own AVX2 and plain kernels are up to 2e-6 apart
 PLAIN = torch.backends.cpu.get_cpu_capability() == "DEFAULT"
@@ -45,6 +45,16 @@ def test_most_values_are_bit_equal_to_torchs(seed: int) -> None:
 def test_only_the_low_32_bits_of_a_seed_count() -> None:
     assert np.array_equal(randn(7, (64,)), randn(2**32 + 7, (64,)))
     assert not np.array_equal(randn(7, (64,)), randn(8, (64,)))
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 8, 8), (1, 16, 34, 10), (1, 16, 64, 96), (33,), (1000003,)])
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, 2**64 - 1])
+def test_consecutive_calls_of_a_generator_equal_torchs(seed: int, shape: tuple[int, ...]) -> None:
+    """diffusers draws the noise of an init image after a sample of the VAE's posterior, from one generator."""
+    ours, theirs = Generator(seed), torch.Generator().manual_seed(seed)
+    for _ in range(3):
+        expected = torch.randn(shape, generator=theirs).numpy()
+        np.testing.assert_allclose(ours.randn(shape), expected, rtol=0, atol=TOLERANCE)
 
 
 def test_values_are_normally_distributed() -> None:

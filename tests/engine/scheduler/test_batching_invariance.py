@@ -39,7 +39,7 @@ def test_image_in_any_workload_equals_image_alone(
     outcomes = run_workload(builder.loop(min_slice=min_slice), arrivals)
     for number, arrival in enumerate(arrivals):
         if arrival.cancel_at is None:
-            alone = builder.loop().generate(arrival.request)
+            alone = builder.loop().generate(arrival.request, init_image=arrival.init_image)
             assert np.array_equal(outcomes[number].pixels, alone.pixels), arrival
     builder.pipeline.close()
 
@@ -56,7 +56,7 @@ def test_nano_image_in_any_workload_equals_image_alone(nano: Pipeline, arrivals:
     outcomes = run_workload(EngineLoop(nano, BATCHING), arrivals)
     for number, arrival in enumerate(arrivals):
         if arrival.cancel_at is None:
-            alone = EngineLoop(nano).generate(arrival.request).pixels.astype(int)
+            alone = EngineLoop(nano).generate(arrival.request, init_image=arrival.init_image).pixels.astype(int)
             assert np.abs(outcomes[number].pixels - alone).max() <= 1, arrival
 
 

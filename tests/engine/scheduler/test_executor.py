@@ -43,9 +43,18 @@ NEGATIVE = ("a blue star", "a blue star " * 12)  # of one length with RED, so in
 
 
 @pytest.mark.parametrize("negative", NEGATIVE)
-def test_guidance_moves_from_the_negative_prompt_to_the_positive_one(fakes: LoopBuilder, negative: str) -> None:
-    """diffusers' scale: positive + scale * (positive - negative), at every step."""
-    request = replace(RED, negative_prompt=negative, guidance_scale=2.5)
+@pytest.mark.parametrize(("normalization", "truncation"), [(0.0, 1.0), (0.5, 1.0), (0.5, 0.2)])
+def test_guidance_moves_from_the_negative_prompt_to_the_positive_one(
+    fakes: LoopBuilder, negative: str, normalization: float, truncation: float
+) -> None:
+    """diffusers' scale: positive + scale * (positive - negative), at every step before the truncation."""
+    request = replace(
+        RED,
+        negative_prompt=negative,
+        guidance_scale=2.5,
+        cfg_normalization=normalization,
+        cfg_truncation=truncation,
+    )
     embeds = []
     for prompt in (request.prompt, request.negative_prompt):
         ids = fakes.pipeline.tokenize(prompt).ids
@@ -65,7 +74,11 @@ def test_guidance_moves_from_the_negative_prompt_to_the_positive_one(fakes: Loop
             levels = {"sigma": np.array([sigma]), "sigma_next": np.array([sigma_next])}
             tensors = {"latents": latents, "latents_next": outputs[-1], "prompt_embeds": prompt_embeds, "rope_cos": cos}
             fakes.graphs.denoiser(tensors | levels)
-        latents = guided(*outputs, np.float32(2.5))
+        if 1 - sigma > truncation:
+            latents = outputs[0]
+        else:
+            sides = (array[0] for array in (*outputs, latents))
+            latents = guided(*sides, np.float32(2.5), normalization)[None]
     image = fakes.graphs.decode(latents).astype(int)
     assert np.abs(fakes.loop().generate(request).pixels - image).max() <= 1
 
@@ -76,6 +89,16 @@ def test_guidance_takes_two_passes_a_step_and_its_absence_one(fakes: LoopBuilder
     fakes.graphs.rows.clear()
     fakes.loop().generate(replace(RED, guidance_scale=1.0))
     assert fakes.graphs.rows == {"prompt_encoder": 2, "denoiser": 8, "guidance": 4, "vae_decoder": 1}
+
+
+@pytest.mark.parametrize("negative", NEGATIVE)
+def test_steps_after_the_truncation_take_one_pass(fakes: LoopBuilder, negative: str) -> None:
+    """The noise levels of four steps at shift 3 are 1, 0.9, 0.75 and 0.5."""
+    request = replace(RED, guidance_scale=1.0, negative_prompt=negative, cfg_truncation=0.2)
+    fakes.loop(BatchTable()).generate(request)
+    assert fakes.graphs.rows == {"prompt_encoder": 2, "denoiser": 6, "guidance": 2, "vae_decoder": 1}
+    assert fakes.graphs.rows["denoiser"] == request.forwards(MANIFEST)
+    assert fakes.graphs.batches == ([2, 2, 1, 1] if negative == NEGATIVE[0] else [1] * 6)
 
 
 @pytest.mark.parametrize("negative", NEGATIVE)

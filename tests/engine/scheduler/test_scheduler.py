@@ -16,6 +16,8 @@ from fakes.loop_builder import (
     sample,
 )
 from fakes.manifest import MANIFEST
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.scheduler.batch_table import BatchTable, PassTimes
 from engine.scheduler.events import Denoised, Stepped
@@ -98,13 +100,72 @@ def test_removed_sample_frees_its_slots_and_its_running_pass_delays_a_change() -
     assert isinstance(scheduler.next(1.0), LoraChange)
 
 
-def test_guided_branches_wait_for_each_other() -> None:
-    scheduler = Scheduler(MANIFEST, slots=2)  # without a table, so one pass at a time
-    guided: Sample = sample("guided", 64, steps=2, branches=2)
+def guided_passes(guided: Sample) -> list[list[tuple[int, int]]]:
+    """Return (branch, step) of each pass of each batch, for a scheduler without a table."""
+    scheduler = Scheduler(MANIFEST, slots=2)
     scheduler.add(guided)
-    passes = [work.passes[0] for _, work in run(scheduler, {64: 1.0})]
-    order = [(guided.branches.index(forward.branch), forward.step) for forward in passes]
-    assert order == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    batches = [work.passes for _, work in run(scheduler, {64: 1.0, 512: 1.0})]
+    return [[(guided.branches.index(forward.branch), forward.step) for forward in passes] for passes in batches]
+
+
+def test_guided_branches_wait_for_each_other() -> None:
+    guided = sample("guided", 64, steps=2, branches=2, tokens=(1, 40))
+    assert guided_passes(guided) == [[(0, 0)], [(1, 0)], [(0, 1)], [(1, 1)]]
+
+
+def test_guided_branches_of_one_length_share_each_pass_without_gain() -> None:
+    guided = sample("guided", 64, steps=2, branches=2, tokens=(1, 32))
+    assert guided_passes(guided) == [[(0, 0), (1, 0)], [(0, 1), (1, 1)]]
+
+
+def test_guided_branches_run_one_after_the_other_where_no_profile_covers_two() -> None:
+    guided = sample("guided", 512, steps=2, branches=2)
+    assert guided_passes(guided) == [[(0, 0)], [(1, 0)], [(0, 1)], [(1, 1)]]
+
+
+@pytest.mark.parametrize("tokens", [(1, 1), (1, 40), (40, 1)])
+def test_negative_branch_ends_with_the_guided_steps(tokens: tuple[int, int]) -> None:
+    guided = sample("guided", 64, steps=4, branches=2, tokens=tokens, guided_steps=1)
+    assert guided.tokens_left == 4 * (16 + guided.branches[0].length) + 16 + guided.branches[1].length
+    passes = [each for batch in guided_passes(guided) for each in batch]
+    assert sorted(passes) == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0)]
+    assert passes.index((1, 0)) < passes.index((0, 1))
+    assert (guided.done, guided.enqueued, guided.tokens_left) == (4, 4, 0)
+
+
+def test_step_is_complete_once_every_branch_that_takes_part_is_enqueued() -> None:
+    """Also while the negative prompt, whose last step this is, runs ahead of the prompt."""
+    guided = sample("guided", 64, steps=3, branches=2, guided_steps=1)
+    positive, negative = guided.branches
+    states = []
+    for branch in (negative, positive, positive):
+        branch.enqueued += 1
+        states.append((guided.enqueued, guided.is_step_complete))
+    assert states == [(0, False), (1, True), (2, True)]
+    assert [guided.is_guided(step) for step in range(3)] == [True, False, False]
+
+
+@settings(deadline=None)
+@given(
+    gains=st.integers(1, 4),
+    images=st.lists(st.tuples(st.sampled_from([64, 96]), st.sampled_from(["", "equal", "longer"]), st.integers(1, 4))),
+)
+def test_guided_branches_of_one_length_are_never_separated(gains: int, images: list[tuple[int, str, int]]) -> None:
+    table = BatchTable("", (PassTimes(512, 512, tuple(1 + i / 10 for i in range(gains))),))
+    scheduler = Scheduler(MANIFEST, slots=5, table=table)
+    for number, (side, negative, guided_steps) in enumerate(images):
+        tokens = (1, 40 if negative == "longer" else 1)
+        branches = 2 if negative else 1
+        added = sample(
+            f"{number}", side, 4, client=side * "a", branches=branches, tokens=tokens, guided_steps=guided_steps
+        )
+        scheduler.add(added)
+    for _, work in run(scheduler, {64: 1.0, 96: 2.0}):
+        assert len(work) <= max(gains, 2)
+        for forward in work.passes:
+            guided = forward.sample
+            if guided.is_guided(forward.step) and guided.branches[0].length == guided.branches[1].length:
+                assert {other.branch for other in work.passes if other.sample is guided} == set(guided.branches)
 
 
 def test_younger_samples_do_not_overtake_a_sample_that_waits_for_two_slots() -> None:

@@ -25,11 +25,11 @@ Change = Callable[[torch.Tensor], torch.Tensor]
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("fp16", "rtx", ("8.9", "12.0")), ("fp16", "fp16", "bf16")),
-        (("fp16", "tensorrt", ("7.5",)), ("fp16", "fp16", "fp32")),  # Turing has no BF16
-        (("fp16", "onnx"), ("fp16", "fp16", "fp32")),
-        (("bf16", "rtx", ("8.9",)), ("bf16", "bf16", "bf16")),
-        (("fp32", "onnx"), ("fp32", "fp32", "fp32")),
+        (("fp16", "rtx", ("8.9", "12.0")), ("fp16", "fp16", "bf16", "bf16")),
+        (("fp16", "tensorrt", ("7.5",)), ("fp16", "fp16", "fp32", "fp32")),  # Turing has no BF16
+        (("fp16", "onnx"), ("fp16", "fp16", "fp32", "fp32")),
+        (("bf16", "rtx", ("8.9",)), ("bf16", "bf16", "bf16", "bf16")),
+        (("fp32", "onnx"), ("fp32", "fp32", "fp32", "fp32")),
     ],
 )
 def test_each_graph_gets_a_precision_that_its_target_supports(

@@ -122,7 +122,7 @@ def test_job_that_kills_its_workers_fails_as_worker_lost_after_two_attempts(
 def test_request_for_which_there_is_no_memory_is_refused_without_a_traceback(
     http: httpx.Client, fake: FakeLoop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def add(_: Job) -> Job:
+    def add(*_: object) -> Job:
         raise MemoryError
 
     monkeypatch.setattr(fake.store, "add", add)

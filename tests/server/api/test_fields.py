@@ -4,12 +4,13 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from fakes.loop import MODEL, FakeLoop
+from fakes.loop import MANIFEST, MODEL, FakeLoop
 from fakes.server import IMAGES, decoded, error_of, official_client, pixels, serving
 from PIL import Image
 
@@ -89,6 +90,7 @@ def test_strict_server_refuses_other_models_and_lists_its_names(strict: str) -> 
         ({"partial_images": 2}, "partial_images"),
         ({"negative_prompt": "blue"}, "negative_prompt"),
         ({"negative_prompt": "blue", "guidance_scale": 0}, "negative_prompt"),
+        ({"cfg_normalization": 1.0, "cfg_truncation": 0.5}, "cfg_normalization, cfg_truncation"),
         ({"lora_strength": 0.5}, "lora_strength"),
         ({"lora_strength": 0.5, "lora": None}, "lora_strength"),
         (
@@ -203,10 +205,69 @@ def test_scales_and_steps_have_the_names_of_other_servers(
     assert made["num_inference_steps"] == steps
 
 
+@pytest.fixture(scope="module")
+def guided() -> Iterator[httpx.Client]:
+    """A server of a model with guidance by default, as Z-Image is."""
+    manifest = replace(MANIFEST, model=replace(MANIFEST.model, default_guidance=4.0))
+    with serving(FakeLoop(), manifest=manifest) as url, httpx.Client(base_url=url) as http:
+        yield http
+
+
+@pytest.mark.parametrize("path", [IMAGES, GENERATE])
+@pytest.mark.parametrize(
+    ("given", "guidance", "ignored"),
+    [
+        ({}, 4.0, None),
+        ({"guidance_scale": None}, 4.0, None),
+        ({"negative_prompt": "b", "cfg_normalization": True, "cfg_truncation": 0.5}, 4.0, None),
+        ({"guidance_scale": 0, "negative_prompt": "b"}, 0.0, "negative_prompt"),
+        ({"cfg_scale": 1, "cfg_normalization": 1, "cfg_truncation": 0}, 0.0, "cfg_normalization, cfg_truncation"),
+        ({"true_cfg_scale": 3}, 2.0, None),
+    ],
+)
+def test_absent_guidance_is_that_of_the_model(
+    guided: httpx.Client, path: str, given: dict[str, Any], guidance: float, ignored: str | None
+) -> None:
+    made = made_with(guided, path, steps=2, **given)
+    assert (made["guidance_scale"], made["forwards"]) == (guidance, 4 if guidance else 2)
+    assert post(guided, path, steps=2, **given).headers.get(IGNORED) == ignored
+
+
+def test_guidance_of_the_model_is_told(guided: httpx.Client, http: httpx.Client) -> None:
+    assert guided.get("/v1/model_info").json()["default_guidance"] == 4.0
+    assert http.get("/v1/model_info").json()["default_guidance"] == 0.0
+
+
+@pytest.mark.parametrize("path", [IMAGES, GENERATE])
+@pytest.mark.parametrize(
+    ("given", "bound", "truncation"),
+    [
+        ({"cfg_normalization": True}, 1.0, 1.0),
+        ({"cfg_normalization": False}, 0.0, 1.0),
+        ({"cfg_normalization": 1}, 1.0, 1.0),
+        ({"cfg_normalization": 0.5, "cfg_truncation": 0.7}, 0.5, 0.7),
+        ({"cfg_normalization": None, "cfg_truncation": None}, 0.0, 1.0),
+    ],
+)
+def test_bounds_of_guidance_are_followed_and_kept(
+    http: httpx.Client, path: str, given: dict[str, Any], bound: float, truncation: float
+) -> None:
+    made = made_with(http, path, guidance_scale=2, steps=4, **given)
+    assert (made["cfg_normalization"], made["cfg_truncation"]) == (bound, truncation)
+    assert made["forwards"] == 8  # the last step begins at a progress of 0.5
+    cut = made_with(http, path, guidance_scale=2, steps=4, **given | {"cfg_truncation": 0.2})
+    assert cut["forwards"] == 6
+
+
 @pytest.mark.parametrize("path", ALL)
 @pytest.mark.parametrize(
     ("given", "param"),
     [
+        ({"cfg_normalization": -1}, "cfg_normalization"),
+        ({"cfg_normalization": "1"}, "cfg_normalization"),
+        ({"cfg_normalization": 101}, "cfg_normalization"),
+        ({"cfg_truncation": 1.1}, "cfg_truncation"),
+        ({"cfg_truncation": True}, "cfg_truncation"),
         ({"size": "64x96", "width": 96}, "width"),
         ({"size": "64x96", "height": 64}, "height"),
         ({"steps": 3, "num_inference_steps": 4}, "steps"),

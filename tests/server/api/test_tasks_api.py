@@ -13,6 +13,7 @@ from fakes.server import decoded, serving
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
+from server.api.access import AccessPolicy
 from server.api.tasks import TASK_NOT_FOUND
 from server.jobs.admission import Limits
 
@@ -166,6 +167,33 @@ def test_history_is_newest_first_in_pages(http: httpx.Client) -> None:
     assert page[0]["result"]["paths"]
     following = http.get("/v1/tasks", params={"limit": 2, "before": page[-1]["sequence"]}).json()["tasks"]
     assert [task["prompt"] for task in following] == ["number 1", "number 0"]
+
+
+def test_tasks_are_found_by_their_ids_without_a_shared_history() -> None:
+    with serving(FakeLoop(), policy=AccessPolicy()) as url, httpx.Client(base_url=url, timeout=10) as http:
+        first, second, other = (submit(http, seed=seed) for seed in (1, 2, 3))
+        for task_id in (first, second, other):
+            ended(http, task_id)
+        found = http.get("/v1/tasks", params={"ids": f"{first},nobody's,,{second},{first}"}).json()
+        assert [task["task_id"] for task in found["tasks"]] == [second, first] and not found["has_more"]
+        assert found["tasks"][1] == http.get(f"/v1/task/{first}").json()
+        assert http.get("/v1/tasks").json() == http.get("/v1/tasks?ids=").json() == {"tasks": [], "has_more": False}
+
+
+def test_running_task_found_by_its_id_has_its_progress(http: httpx.Client) -> None:
+    task_id = submit(http, num_inference_steps=100)
+    try:
+        (found,) = http.get("/v1/tasks", params={"ids": task_id, "limit": 1, "before": 1}).json()["tasks"]
+        assert found["task_id"] == task_id and found["status"] in ("pending", "running")
+    finally:
+        http.delete(f"/v1/task/{task_id}")
+
+
+def test_more_than_fifty_ids_are_refused(http: httpx.Client) -> None:
+    ids = [f"job_{number:032x}" for number in range(51)]
+    assert http.get("/v1/tasks", params={"ids": ",".join(ids[:50])}).json()["tasks"] == []
+    answer = http.get("/v1/tasks", params={"ids": ",".join(ids)})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "ids")
 
 
 @pytest.mark.parametrize(

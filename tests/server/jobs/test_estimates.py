@@ -40,3 +40,16 @@ def test_steps_and_images_that_are_done_do_not_remain() -> None:
     live.images[0] = image()
     live.steps_done[1] = 4
     assert estimates.remaining(live) == pytest.approx(14.0)
+
+
+def test_steps_after_the_guided_ones_take_one_pass() -> None:
+    """The noise levels of four steps at shift 3 are 1, 0.9, 0.75 and 0.5, so two of them are guided."""
+    estimates = Estimates(MANIFEST)
+    estimates.learn(WIDE, 6, StageTimes(passes=6.0))
+    request = ImageRequest("a cat", *WIDE, num_inference_steps=4, guidance_scale=2.0, cfg_truncation=0.2)
+    live = LiveJob(job(2, request=request))
+    left = []
+    for done in range(4):
+        live.steps_done[0] = done
+        left.append(estimates.remaining(live))
+    assert left == pytest.approx([12.0, 10.0, 8.0, 7.0])

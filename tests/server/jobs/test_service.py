@@ -21,6 +21,7 @@ from server.jobs.storage.archive import Archive
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.store import HistoryPage, JobStore
 from server.worker import messages
+from server.worker.packed_image import PackedImage
 
 
 def test_job_ends_with_its_last_image() -> None:
@@ -56,10 +57,10 @@ def test_calls_to_a_store_in_memory_do_not_overlap() -> None:
             self.is_pruned = False
             return super().prune(retention)
 
-        def add(self, added: Job) -> Job:
+        def add(self, added: Job, init_image: PackedImage | None = None) -> Job:
             assert not self.is_pruned
             self.threads.append(threading.current_thread())
-            return super().add(added)
+            return super().add(added, init_image)
 
     store = Watched(None)
 

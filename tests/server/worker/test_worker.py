@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from fakes.jobs import init_image
 from fakes.loop import MANIFEST, FakeLoop
 from msgspec.structs import replace
 
@@ -21,6 +22,7 @@ from server.worker.messages import (
     LENGTH,
     Alive,
     Cancel,
+    Failed,
     Finished,
     FromWorker,
     Generate,
@@ -31,6 +33,7 @@ from server.worker.messages import (
     decode_from_worker,
     encode_frame,
 )
+from server.worker.packed_image import pack
 from server.worker.worker import Worker
 
 CAT = ImageRequest("a cat", 64, 64, num_inference_steps=2)
@@ -243,3 +246,14 @@ def test_worker_waits_for_a_server_that_does_not_read() -> None:
         server.send(Cancel("a", tuple(range(1000))))
         assert isinstance(server.receive(Finished), Finished)
         server.drain()
+
+
+@pytest.mark.parametrize("packed", [pack(init_image(seed=2)).data, b"damaged"])
+def test_job_whose_image_is_not_its_own_fails_by_name_and_the_next_is_generated(packed: bytes) -> None:
+    request = ImageRequest("a cat", num_inference_steps=1).starting_from(init_image(seed=1), 1.0)
+    with working(FakeLoop()) as server:
+        server.send(Generate("wrong", request, ImageFormat(), init_image=packed))
+        server.send(Generate("right", request, ImageFormat(), init_image=pack(init_image(seed=1)).data))
+        failed = server.receive(Failed)
+        assert (failed.key, failed.code) == ("wrong:0", "invalid_value") and "no such image" in failed.message
+        assert server.receive(Finished).key == "right:0"

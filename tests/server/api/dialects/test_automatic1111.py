@@ -5,11 +5,12 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
-from fakes.loop import LORAS, MODEL, FakeLoop
+from fakes.loop import LORAS, MANIFEST, MODEL, FakeLoop
 from fakes.server import decoded, serving
 
 from server.api.access import AccessPolicy
@@ -101,6 +102,26 @@ def test_absent_fields_are_the_model_s_and_not_the_web_ui_s(http: httpx.Client) 
     made = info(txt2img(http))
     assert (made["steps"], made["cfg_scale"], made["width"], made["height"]) == (8, 1.0, 128, 96)
     assert made["sd_model_name"] == MODEL
+
+
+def test_guidance_that_is_absent_is_the_models() -> None:
+    manifest = replace(MANIFEST, model=replace(MANIFEST.model, default_guidance=4.0))
+    with serving(FakeLoop(), manifest=manifest) as url, httpx.Client(base_url=url) as guided:
+        for given, cfg_scale in (
+            ({}, 5.0),
+            ({"cfg_scale": None}, 5.0),
+            ({"cfg_scale": 7}, 7.0),
+            ({"cfg_scale": 1}, 1.0),
+        ):
+            answer = txt2img(guided, steps=2, negative_prompt="b", **given)
+            assert info(answer)["cfg_scale"] == cfg_scale
+            assert answer.headers.get(IGNORED) == ("negative_prompt" if cfg_scale == 1 else None)
+
+
+def test_bounds_of_guidance_are_followed(http: httpx.Client) -> None:
+    made = info(txt2img(http, cfg_scale=4.5, cfg_normalization=True, cfg_truncation=0.2))
+    assert "CFG scale: 4.5" in made["infotexts"][0]
+    assert "CFG normalization: 1, CFG truncation: 0.2" in made["infotexts"][0]
 
 
 def test_batches_and_iterations_are_images_with_consecutive_seeds(http: httpx.Client) -> None:
@@ -232,11 +253,11 @@ def test_tagged_lora_is_used_and_its_tag_is_no_prompt(http: httpx.Client) -> Non
     assert [lora["name"] for lora in http.get("/sdapi/v1/loras").json()] == list(LORAS)
 
 
-@pytest.mark.parametrize("path", ["img2img", "extra-single-image", "extra-batch-images", "interrogate"])
-def test_requests_with_images_are_refused_by_name(http: httpx.Client, path: str) -> None:
+@pytest.mark.parametrize("path", ["extra-single-image", "extra-batch-images", "interrogate"])
+def test_other_uses_of_images_are_refused(http: httpx.Client, path: str) -> None:
     answer = http.post(f"/sdapi/v1/{path}", json={"init_images": ["x"], "prompt": "a cat"})
     assert answer.status_code == 400
-    assert "mages cannot be inputs yet" in answer.json()["detail"]
+    assert "neither enlarged nor described" in answer.json()["detail"]
 
 
 def test_settings_name_the_model_and_take_others_without_effect(http: httpx.Client) -> None:

@@ -83,9 +83,18 @@ def test_dialects_are_in_the_metrics_from_the_start_and_not_in_the_document(http
     assert not [path for path in http.get("/openapi.json").json()["paths"] if "sdapi" in path or "chat" in path]
 
 
-@pytest.mark.parametrize("path", ["/sdapi/v1/txt2img", "/v1/chat/completions", "/api/predict/", "/queue/join"])
-def test_bodies_are_bounded_and_must_be_json(http: httpx.Client, path: str) -> None:
-    large = json.dumps({"prompt": "x" * (1 << 20)})
+@pytest.mark.parametrize(
+    ("path", "most"),
+    [
+        ("/sdapi/v1/txt2img", 1 << 20),
+        ("/sdapi/v1/img2img", 57 << 20),  # with two images as base64
+        ("/v1/chat/completions", 57 << 20),
+        ("/api/predict/", 1 << 20),
+        ("/queue/join", 1 << 20),
+    ],
+)
+def test_bodies_are_bounded_and_must_be_json(http: httpx.Client, path: str, most: int) -> None:
+    large = json.dumps({"prompt": "x" * most})
     headers = {"content-type": "application/json"}
     assert http.post(path, content=large, headers=headers).status_code == 413
     assert http.post(path, content=large, headers={"content-type": "text/plain"}).status_code == 415

@@ -59,6 +59,8 @@ def test_arguments_that_are_missing_or_null_have_defaults(http: httpx.Client) ->
     seeded = http.post("/api/predict/", json={"data": ["a cat", 64, 64, 2.0, 1, 7.0, "blue"]})
     assert decoded(base64.b64decode(seeded.json()["data"][0].split(",")[1]))[0, 0].tolist() == [7, 2, 5]
     assert seeded.headers["x-ignored-parameters"] == "negative_prompt"
+    bounded = http.post("/api/predict/", json={"data": ["a cat", 64, 64, 2, 1, 7, "", 0.5, 0.25]})
+    assert bounded.headers["x-ignored-parameters"] == "cfg_normalization, cfg_truncation"
 
 
 def test_call_is_submitted_and_its_file_is_read_from_its_stream(http: httpx.Client) -> None:
@@ -104,7 +106,7 @@ def test_reason_of_a_failed_call_is_in_its_stream(http: httpx.Client, data: list
     ("path", "body", "status"),
     [
         ("/api/predict/", {"data": ["a cat", 17]}, 400),
-        ("/api/predict/", {"data": ["a cat"] * 8}, 400),
+        ("/api/predict/", {"data": ["a cat", *[None] * 9]}, 400),
         ("/api/predict/", {"data": "a cat"}, 400),
         ("/api/predict/", {"data": []}, 400),
         ("/api/predict/", {"data": ["a cat"], "fn_index": 1}, 400),

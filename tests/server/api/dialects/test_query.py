@@ -53,9 +53,18 @@ def test_empty_parameters_count_as_absent_and_ignored_ones_are_reported(http: ht
     assert result(http, answer)["width"] == 128
 
 
+@pytest.mark.parametrize(("written", "bound"), [("true", 1.0), ("false", 0.0), ("1", 1.0), ("0.5", 0.5)])
+def test_bound_of_guidance_may_be_written_as_a_number_or_a_boolean(
+    http: httpx.Client, written: str, bound: float
+) -> None:
+    found = result(http, http.post(f"{URL}&guidance_scale=2&cfg_normalization={written}"))
+    assert found["cfg_normalization"] == bound
+
+
 @pytest.mark.parametrize(
     ("query", "param"),
     [
+        ("cfg_normalization=yes", "cfg_normalization"),
         ("width=1.5", "width"),
         ("width=x", "width"),
         ("width=100", "width"),

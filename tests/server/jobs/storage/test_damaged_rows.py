@@ -23,8 +23,10 @@ from server.jobs.storage.store import JobStore
 
 IMAGE_COLUMNS = ("job", "number", "media_type", "metadata", "data")
 NOT_UTF8 = "CAST(x'22ff22' AS TEXT)"
+GUIDANCE = ('"guidance_scale": -1', '"guidance_scale": 31', '"cfg_normalization": 1e9', '"cfg_truncation": 2')
 DAMAGE = {
-    "request": ["'{'", "'[]'", "x'00ff'", "''", NOT_UTF8, "5", "NULL", """'{"prompt": 5}'"""],
+    "request": ["'{'", "'[]'", "x'00ff'", "''", NOT_UTF8, "5", "NULL", """'{"prompt": 5}'"""]
+    + [f"""'{{"prompt": "a cat", {field}}}'""" for field in GUIDANCE],
     "image_count": ["'many'", "0", "-1", "1e9", "NULL", "1000000000"],
     "format": ["'{'", """'{"quality": 50}'""", NOT_UTF8, "NULL"],
     "api": [NOT_UTF8, "x'00'", "NULL"],

@@ -1,0 +1,1 @@
+"""Image files that are made to break what reads them."""

@@ -1,0 +1,45 @@
+"""What a server can generate, and for whom: `GET /v1/model_info`. Knows plans and settings; not jobs."""
+
+from fastapi import APIRouter, Request
+
+from engine.plan.manifest import Profile
+from server.api.access import Authenticator
+from server.api.image_input import image_input
+from server.api.schemas import ModelInfo, SizeLimits
+from server.api.served_model import Model
+from server.api.submit import Jobs
+from server.api.task_schemas import MAX_IMAGES
+
+router = APIRouter()
+
+
+@router.get("/v1/model_info")
+async def model_info(request: Request, jobs: Jobs, model: Model) -> ModelInfo:
+    """Return the properties of the served plans."""
+    manifest, authenticator = jobs.manifest, request.app.state.authenticator
+    assert isinstance(authenticator, Authenticator)
+    limits = [_limits(profile) for profile in manifest.profiles]
+    return ModelInfo(
+        model_path=manifest.model.name,
+        precision=manifest.precision,
+        flavor=manifest.target.flavor,
+        plan_id=manifest.plan_id,
+        num_inference_steps=manifest.model.default_steps,
+        default_size=str(manifest.default_size),
+        sizes=[f"{each.min_width}x{each.min_height}..{each.max_width}x{each.max_height}" for each in limits],
+        size_limits=limits,
+        size_multiple=manifest.model.size_multiple,
+        default_guidance=manifest.model.default_guidance,
+        max_images=MAX_IMAGES,
+        image_input=image_input(request).is_available,
+        needs_key=authenticator.needs_key,
+        history=authenticator.history,
+        loras=list(jobs.loras),
+        about=model.guide.about,
+        examples=list(model.guide.examples),
+    )
+
+
+def _limits(profile: Profile) -> SizeLimits:
+    width, height = profile.width, profile.height
+    return SizeLimits(min_width=width.min, max_width=width.max, min_height=height.min, max_height=height.max)
