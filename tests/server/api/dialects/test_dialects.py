@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 from fakes.loop import FakeLoop
+from fakes.pictures import as_base64, picture
 from fakes.server import IMAGES, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -107,11 +108,13 @@ JSON_VALUES = st.recursive(
 )
 NAMES = """prompt seed steps width kwargs n data fn_index session_hash messages extra_body role content image styles
     override_settings alwayson_scripts event_id temperature batch_size n_iter sd_model_checkpoint"""
-KEYS = st.sampled_from(NAMES.split())
+IMG2IMG_NAMES = "mask denoising_strength resize_mode mask_blur inpainting_fill inpaint_full_res inpainting_mask_invert"
+KEYS = st.sampled_from(NAMES.split() + IMG2IMG_NAMES.split())
 BODIES = st.dictionaries(KEYS, JSON_VALUES | st.dictionaries(KEYS, JSON_VALUES, max_size=3), max_size=5)
 # paths that take bodies, with what makes an arbitrary body more probably valid
 PATHS: dict[str, dict[str, Any]] = {
     "/sdapi/v1/txt2img": {"prompt": "a cat"},
+    "/sdapi/v1/img2img": {"init_images": [as_base64(picture())]},
     "/sdapi/v1/options": {},
     "/sdapi/v1/png-info": {"image": "x"},
     "/v1/chat/completions": {"messages": MESSAGES},
