@@ -28,6 +28,8 @@ class Preparation:
         mask_blur: pixels, radius of the soft edge with which the part is pasted back.
         alpha_is_mask: True to draw the image's own transparent pixels anew if it comes without a mask and any of its
             pixels are more than half transparent.
+        mask_is_inverted: True to draw what the mask leaves anew, and keep what it selects.
+        is_filled: True to begin the masked part with the colours around it (see `fill`), not with its own.
         image_param, mask_param: names of the fields that the image and the mask are from, for errors.
 
     Raises:
@@ -41,6 +43,8 @@ class Preparation:
     padding_mask_crop: int | None = None
     mask_blur: int = MASK_BLUR
     alpha_is_mask: bool = False
+    mask_is_inverted: bool = False
+    is_filled: bool = False
     image_param: str = "image"
     mask_param: str = "mask"
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from PIL import Image
 
 from engine.errors import InvalidRequest
+from engine.images.fill import fill_from_surroundings
 from engine.images.mask_crop import covering, crop_region, filled, soft_mask
 from engine.images.preparation import Preparation, ResizeMode
 from engine.init_image import InitImage, Paste
@@ -39,7 +40,7 @@ def prepare(
     """
     own_mask = _own_mask(image) if mask is None and preparation.alpha_is_mask else None
     rgb = _in_rgb(image, lay_on_white=own_mask is None)
-    selected = own_mask if mask is None else _drawn_anew(mask)
+    selected = own_mask if mask is None else _drawn_anew(mask, is_inverted=preparation.mask_is_inverted)
     if own_mask is not None:
         preparation = replace(preparation, mask_param=preparation.image_param)
     if preparation.padding_mask_crop is not None:
@@ -48,11 +49,11 @@ def prepare(
     size = preparation.limits.completed(preparation.width, preparation.height, original)
     _require(size, preparation)
     mode = _resize_mode(original, size, preparation)
-    pixels = _resized(rgb, size, original, mode).tobytes()
+    resized = _resized(rgb, size, original, mode)
     if selected is None:
-        return InitImage(size, pixels, notes=notes)
+        return InitImage(size, resized.tobytes(), notes=notes)
     binary = _binary(_resized(selected, size, original, mode), size, preparation)
-    return InitImage(size, pixels, binary, notes=notes)
+    return InitImage(size, _start(resized, binary, preparation), binary, notes=notes)
 
 
 def transparency(image: Image.Image) -> Image.Image | None:
@@ -79,14 +80,16 @@ def _in_rgb(image: Image.Image, lay_on_white: bool) -> Image.Image:
     return white
 
 
-def _drawn_anew(mask: Image.Image) -> Image.Image:
+def _drawn_anew(mask: Image.Image, *, is_inverted: bool) -> Image.Image:
     """Return a mask that is white where the image is drawn anew, in a mode without alpha.
 
     An opaque mask keeps its mode: diffusers resizes it first and then converts it to grey.
     """
     alpha = transparency(mask)
     if alpha is not None:
-        return alpha.point(INVERTED)
+        return alpha if is_inverted else alpha.point(INVERTED)
+    if is_inverted:
+        return mask.convert("L").point(INVERTED)
     if mask.mode in ("1", "L", "P", "RGB"):
         return mask
     return mask.convert("L" if mask.mode in ("LA", "La") else "RGB")
@@ -151,6 +154,13 @@ def _crop_to_mask(
     binary = Image.frombytes("L", original, _binary(mask, original, preparation))
     soft = soft_mask(binary, preparation.mask_blur)
     box = crop_region(soft, size, preparation.padding_mask_crop)
-    pixels = filled(image.crop(box), size).tobytes()
-    paste = Paste(original, image.tobytes(), box, soft.crop(box).tobytes())
-    return InitImage(size, pixels, _binary(filled(binary.crop(box), size), size, preparation), paste, notes)
+    cropped = _binary(filled(binary.crop(box), size), size, preparation)
+    pixels = _start(filled(image.crop(box), size), cropped, preparation)
+    return InitImage(size, pixels, cropped, Paste(original, image.tobytes(), box, soft.crop(box).tobytes()), notes)
+
+
+def _start(image: Image.Image, binary: bytes, preparation: Preparation) -> bytes:
+    """Return the pixels to start from."""
+    if not preparation.is_filled:
+        return image.tobytes()
+    return fill_from_surroundings(image, Image.frombytes("L", image.size, binary)).tobytes()

@@ -25,6 +25,7 @@ class EditRequest(ImagesRequest):
         ),
     ] = None  # once validated, a list of those after the first
     input_fidelity: Annotated[Literal["high", "low"], Field(description=IGNORED)] | None = None
+    bot_task: Annotated[str, Field(description="ignored; vLLM-Omni's load tool sends it")] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -47,8 +48,8 @@ class EditRequest(ImagesRequest):
 
     def ignored(self) -> tuple[str, ...]:
         further = (f"image[{number}]" for number, _ in enumerate(self.further_images or (), 1))
-        fidelity = () if self.input_fidelity is None else ("input_fidelity",)
-        return (*super().ignored(), *fidelity, *further)
+        unused = (name for name in ("input_fidelity", "bot_task") if getattr(self, name) is not None)
+        return (*super().ignored(), *unused, *further)
 
 
 def _text(image: Any, name: str) -> str:

@@ -1,6 +1,5 @@
 """OpenAI's endpoints for images that begin with an image: edits and variations. Knows forms and JSON; not pixels."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -9,7 +8,7 @@ from pydantic import ValidationError
 from server.api import errors, openai, openapi
 from server.api.body import is_json
 from server.api.edit_schemas import EditRequest
-from server.api.image_input import Upload, image_input, read_body_with_images, read_form, take_upload
+from server.api.image_input import image_input, read_body_with_images, read_form, take_upload
 from server.api.multipart import Form
 from server.api.openai_schemas import ImagesResponse, StreamedImage
 from server.api.submit import Jobs, Owner
@@ -39,18 +38,6 @@ async def vary_image(request: Request, jobs: Jobs, owner: Owner) -> Response:
 
 
 async def _answer(request: Request, jobs: JobService, owner: str | None, *, alpha_is_mask: bool) -> Response:
-    body, upload, unused = await _read(request, owner, alpha_is_mask=alpha_is_mask)
-    return await openai.answer(request, jobs, owner, body, upload, "image_edit", unused)
-
-
-async def _read(
-    request: Request, owner: str | None, *, alpha_is_mask: bool
-) -> tuple[EditRequest, Upload, Sequence[str]]:
-    """Read a form or JSON, and return its fields, its image, and the names of files that are not used.
-
-    Raises:
-        ApiError: it cannot be read, or has no image.
-    """
     images, form = image_input(request), Form()
     images.require()  # before anything is read
     if is_json(request):
@@ -58,10 +45,24 @@ async def _read(
     else:
         form = await read_form(request, owner)
         body = _body(form)
+    return await _draw(request, jobs, owner, body, form, alpha_is_mask=alpha_is_mask)
+
+
+async def answer_form(
+    request: Request, jobs: JobService, owner: str | None, form: Form, *, alpha_is_mask: bool = False
+) -> Response:
+    """Answer a form with an image that was read elsewhere, in OpenAI's names."""
+    return await _draw(request, jobs, owner, _body(form), form, alpha_is_mask=alpha_is_mask)
+
+
+async def _draw(
+    request: Request, jobs: JobService, owner: str | None, body: EditRequest, form: Form, *, alpha_is_mask: bool
+) -> Response:
+    images = image_input(request)
     body, upload = await take_upload(body, images, form.files, alpha_is_mask=alpha_is_mask, image_param="image")
     if upload is None:
         raise errors.missing_parameter("image")
-    return body, upload, form.unused
+    return await openai.answer(request, jobs, owner, body, upload, "image_edit", form.unused)
 
 
 def _body(form: Form) -> EditRequest:

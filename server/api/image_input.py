@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import ParamSpec, Protocol, TypeVar
 
 from fastapi import Request
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from engine.errors import InvalidRequest
@@ -29,6 +30,7 @@ from server.api.multipart import Form, FormLimits, FormReader
 from server.uploads.limits import MAX_UPLOAD
 
 Body = TypeVar("Body", bound=InitImageFields)
+AnyBody = TypeVar("AnyBody", bound=BaseModel)
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -51,8 +53,8 @@ class Upload:
     Attributes:
         image, mask: bytes of the files.
         strength: 0 to 1; None for the default, 0.6 without a mask and 1 with one.
-        resize_mode, padding_mask_crop, mask_blur, alpha_is_mask, image_param, mask_param: fields of
-            `engine.images.preparation.Preparation`.
+        resize_mode, padding_mask_crop, mask_blur, alpha_is_mask, mask_is_inverted, is_filled, image_param, mask_param:
+            fields of `engine.images.preparation.Preparation`.
     """
 
     image: bytes = field(repr=False)
@@ -62,6 +64,8 @@ class Upload:
     padding_mask_crop: int | None = None
     mask_blur: int = 4
     alpha_is_mask: bool = False
+    mask_is_inverted: bool = False
+    is_filled: bool = False
     image_param: str = "init_image"
     mask_param: str = "mask"
 
@@ -86,6 +90,8 @@ class Upload:
             self.padding_mask_crop,
             self.mask_blur,
             self.alpha_is_mask,
+            self.mask_is_inverted,
+            self.is_filled,
             image_param=self.image_param,
             mask_param=self.mask_param,
         )
@@ -164,7 +170,7 @@ def base64_length(size: int) -> int:
     return -(-size // 3) * 4
 
 
-async def read_body_with_images(request: Request, owner: str | None, model: type[Body]) -> Body:
+async def read_body_with_images(request: Request, owner: str | None, model: type[AnyBody]) -> AnyBody:
     """Read a JSON body that may have images as base64. See `read_body`.
 
     Raises:
@@ -238,11 +244,10 @@ async def take_upload(
     if "image" not in texts and "image" not in files:
         raise InvalidRequest(f"mask needs an image: {image_param}", "mask")
     named = {names[name]: text for name, text in texts.items()}
-    size = sum(map(len, texts.values())) + sum(map(len, files.values()))
-    decoded = await _in_thread(size, _all_from_base64, named, images.max_upload)
+    decoded = await all_from_base64(named, images.max_upload)
     image = files.get("image") or decoded.get(image_param, b"")
     mask = files.get("mask", decoded.get("mask"))
-    hashes = await _in_thread(size, _hashes, {"init_image": image, "mask": mask})
+    hashes = await hashes_of({"init_image": image, "mask": mask})
     upload = Upload(
         image,
         mask,
@@ -251,17 +256,27 @@ async def take_upload(
         body.padding_mask_crop,
         body.mask_blur,
         alpha_is_mask,
-        image_param,
+        image_param=image_param,
     )
     return body.model_copy(update=hashes), upload
 
 
-def _hashes(files: Mapping[str, bytes | None]) -> dict[str, str]:
-    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if data is not None}
+async def hashes_of(files: Mapping[str, bytes | None]) -> dict[str, str]:
+    """Return the SHA-256 of each file that is there, for a body in whose place it stands."""
+
+    def hashes() -> dict[str, str]:
+        return {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if data is not None}
+
+    return await _in_thread(sum(len(data or b"") for data in files.values()), hashes)
 
 
-def _all_from_base64(texts: Mapping[str, str], most: int) -> dict[str, bytes]:
-    return {name: from_base64(text, name, most) for name, text in texts.items()}
+async def all_from_base64(texts: Mapping[str, str], most: int) -> dict[str, bytes]:
+    """Return the bytes of several images by the names of their fields. See `from_base64`."""
+
+    def decoded() -> dict[str, bytes]:
+        return {name: from_base64(text, name, most) for name, text in texts.items()}
+
+    return await _in_thread(sum(map(len, texts.values())), decoded)
 
 
 async def _in_thread(size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -14,6 +14,7 @@ from PIL import Image
 
 WIDTH, HEIGHT, SEED, STEPS = 128, 64, 7, 3
 PROMPT = "a cat"
+RED = 200  # of images to start from
 KEY = "a-key"  # that the server knows
 
 
@@ -44,6 +45,13 @@ def webuiapi(url: str, _: Path) -> Any:
         height=HEIGHT,
         batch_size=2,
     )
+    image = Image.new("RGB", (WIDTH, HEIGHT), (RED, 20, 30))
+    mask = Image.new("L", image.size)
+    mask.paste(255, (0, 0, WIDTH // 2, HEIGHT))
+    options = {"images": [image], "prompt": PROMPT, "seed": SEED, "steps": 8, "cfg_scale": 1}
+    options |= {"width": WIDTH, "height": HEIGHT}
+    drawn = api.img2img(**options)
+    inpainted = api.img2img(**options, mask_image=mask, mask_blur=0).image.convert("RGB")
     loras = [lora["name"] for lora in api.get_loras()]
     api.util_set_model("sdxl")
     api.util_wait_for_ready(0.1)
@@ -52,6 +60,8 @@ def webuiapi(url: str, _: Path) -> Any:
     return {
         "pixels": _pixels(answer.image),
         "images": len(answer.images),
+        "drawn": _pixels(drawn.image),
+        "inpainted": [inpainted.getpixel((at, 0)) for at in (0, WIDTH // 2 - 1, WIDTH // 2, WIDTH - 1)],
         "seeds": answer.info["all_seeds"],
         "info": api.png_info(answer.image).info,
         "infotext": answer.info["infotexts"][0],
@@ -89,9 +99,17 @@ def xinference(url: str, _: Path) -> Any:
     answer = model.text_to_image(
         PROMPT, size=f"{WIDTH}*{HEIGHT}", response_format="b64_json", seed=SEED, num_inference_steps=STEPS
     )
+    options = {"size": f"{WIDTH}*{HEIGHT}", "response_format": "b64_json", "seed": SEED, "num_inference_steps": 8}
+    image, mask = _png("RGB", (RED, 20, 30)), _png("L", 255)
+    drawn = {
+        "image_to_image": model.image_to_image(image, PROMPT, **options, strength=0.5),
+        "image_edit": model.image_edit(image, PROMPT, **options, strength=0.5),
+        "inpainting": model.inpainting(image, mask, PROMPT, **options),
+    }
     by_url = model.text_to_image(PROMPT, size=f"{WIDTH}*{HEIGHT}")
     return {
         "pixels": _pixels(_decoded(answer["data"][0]["b64_json"])),
+        "drawn": {name: _pixels(_decoded(made["data"][0]["b64_json"])) for name, made in drawn.items()},
         "url": by_url["data"][0]["url"],
         "error": _error(lambda: model.text_to_image(PROMPT, size="17*17")),
     }
@@ -106,17 +124,36 @@ def langchain(url: str, _: Path) -> Any:
 
 
 def litellm(url: str, _: Path) -> Any:
-    from litellm import image_generation
+    from litellm import image_edit, image_generation
 
     def call(model: str, size: str) -> Any:
         return image_generation(prompt=PROMPT, model=model, size=size, api_base=f"{url}/v1", api_key=KEY, max_retries=0)
 
     size = f"{WIDTH}x{HEIGHT}"
+    edited = {
+        model: image_edit(
+            image=io.BytesIO(_png("RGB", (RED, 20, 30))),
+            prompt=PROMPT,
+            model=model,
+            size=size,
+            response_format="b64_json",
+            api_base=f"{url}/v1",
+            api_key=KEY,
+        )
+        for model in ("openai/dall-e-2", "openai/gpt-image-1")
+    }
     answers = {model: call(model, size).data[0].b64_json for model in ("openai/dall-e-3", "xinference/any")}
     return {
+        "edited": {model: _pixels(_decoded(answer.data[0].b64_json)) for model, answer in edited.items()},
         "sizes": {model: _decoded(data).size for model, data in answers.items()},
         "error": _error(lambda: call("openai/dall-e-3", "17x17")),
     }
+
+
+def _png(mode: str, colour: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, (WIDTH, HEIGHT), colour).save(file, "PNG")
+    return file.getvalue()
 
 
 def _decoded(data: str) -> Image.Image:

@@ -20,10 +20,11 @@ from server.api.body import read_body
 from server.api.client import client_of
 from server.api.dialects import png_text
 from server.api.dialects.automatic1111_lists import SAMPLER, Route, lists
-from server.api.dialects.automatic1111_schemas import Txt2ImgRequest
+from server.api.dialects.automatic1111_schemas import Img2ImgRequest, ProcessingRequest, Txt2ImgRequest
 from server.api.dialects.routes import refuse_pages
 from server.api.errors import ApiError
 from server.api.fields import UNGUIDED, RequestBody
+from server.api.image_input import Upload, all_from_base64, hashes_of, image_input, read_body_with_images
 from server.api.submit import (
     NEEDS_KEY,
     Jobs,
@@ -35,9 +36,17 @@ from server.api.submit import (
     wait_for_images,
 )
 from server.jobs.job import Job, StoredImage
+from server.jobs.service import JobService
 
 API = "automatic1111"
-NAMES = {"lora": "prompt", "lora_strength": "prompt", "num_inference_steps": "steps", "guidance_scale": "cfg_scale"}
+NAMES = {
+    "strength": "denoising_strength",
+    "padding_mask_crop": "inpaint_full_res_padding",
+    "lora": "prompt",
+    "lora_strength": "prompt",
+    "num_inference_steps": "steps",
+    "guidance_scale": "cfg_scale",
+}
 MAX_PNG = 12 << 20  # bytes of a body with an image; base64 takes a third more than its file
 PNG_HEAD = 1 << 20  # characters that are read; texts come before the pixels
 
@@ -61,7 +70,27 @@ pngs_at_once = asyncio.Semaphore(2)
 @router.post("/txt2img")
 async def txt2img(request: Request, jobs: Jobs, owner: Owner) -> Response:
     """Generate images and answer with them, as base64."""
-    body = await read_body(request, Txt2ImgRequest)
+    return await _generate(request, jobs, owner, await read_body(request, Txt2ImgRequest))
+
+
+@router.post("/img2img")
+async def img2img(request: Request, jobs: Jobs, owner: Owner) -> Response:
+    """Draw an image anew, or the part that a mask selects, and answer with the results, as base64."""
+    images = image_input(request)
+    images.require()  # before anything is read
+    body = await read_body_with_images(request, owner, Img2ImgRequest)
+    body.image()  # before images are decoded
+    files = await all_from_base64(body.images(), images.max_upload)
+    image, mask = files["init_images"], files.get("mask")
+    hashes = await hashes_of(files)
+    upload = body.upload(image, mask)
+    body = body.model_copy(update=hashes | {"init_images": [hashes["init_images"]]})
+    return await _generate(request, jobs, owner, body, upload)
+
+
+async def _generate(
+    request: Request, jobs: JobService, owner: str | None, body: ProcessingRequest, upload: Upload | None = None
+) -> Response:
     submission = Submission(
         API,
         body,
@@ -71,6 +100,7 @@ async def txt2img(request: Request, jobs: Jobs, owner: Owner) -> Response:
         names=NAMES,
         model=body.model,
         ignored=body.ignored(),
+        upload=upload,
     )
     job = await submit_request(request, jobs, owner, submission)
     ended, images = await wait_for_images(request, jobs, job)
@@ -92,7 +122,7 @@ async def progress(jobs: Jobs, client: Client) -> dict[str, Any]:
             "skipped": False,
             "interrupted": False,
             "stopping_generation": False,
-            "job": "scripts_txt2img" if waiting else "",  # no id: without keys, others may share the client's address
+            "job": _script(waiting[0]) if waiting else "",  # no id: without keys, others may share the client's address
             "job_count": len(waiting),
             "job_timestamp": "0",
             "job_no": done // steps if steps else 0,
@@ -126,22 +156,30 @@ async def png_info(request: Request) -> dict[str, Any]:
     return {"info": found.pop("parameters", ""), "items": found, "parameters": {}}
 
 
-@router.post("/img2img")
 @router.post("/extra-single-image")
 @router.post("/extra-batch-images")
 @router.post("/interrogate")
-async def refuse_images() -> None:
-    """Refuse a request with an image."""
-    raise ApiError(400, "Images cannot be inputs yet; send a text to /sdapi/v1/txt2img.", code="unsupported_value")
+async def refuse_other_uses() -> None:
+    """Refuse to enlarge or to describe an image."""
+    raise ApiError(
+        400,
+        "Images are neither enlarged nor described here; /sdapi/v1/img2img draws one anew.",
+        code="unsupported_value",
+    )
 
 
 router.include_router(lists)
 
 
-def _answer(job: Job, images: Sequence[StoredImage], body: Txt2ImgRequest) -> str:
+def _script(job: Job) -> str:
+    """Return the web UI's name of what a job does."""
+    return "scripts_txt2img" if job.request.edit is None else "scripts_img2img"
+
+
+def _answer(job: Job, images: Sequence[StoredImage], body: ProcessingRequest) -> str:
     sent = images if body.send_images else ()
     made = _made(job, images)
-    parameters = {name: value for name, value in made.items() if name in Txt2ImgRequest.model_fields}
+    parameters = {name: value for name, value in made.items() if name in type(body).model_fields}
     answer = {
         "images": [base64.b64encode(image.data).decode() for image in sent],
         "parameters": parameters | {"n_iter": body.n_iter, "batch_size": body.batch_size, "sampler_name": SAMPLER},

@@ -1,14 +1,15 @@
-"""Body of AUTOMATIC1111's `txt2img`, with the fields of its descendants Forge and SD.Next. Knows no routes.
+"""Bodies of AUTOMATIC1111's `txt2img` and `img2img`, with the fields of its descendants Forge and SD.Next.
 
 A field either changes our image as it changes theirs, or has no effect here and is reported, or asks for another image
-than ours and is refused by name.
+than ours and is refused by name. Knows no routes.
 """
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from engine.errors import InvalidRequest
+from engine.images.preparation import MASK_BLUR, MAX_MASK_BLUR, MAX_PADDING, ResizeMode
 from engine.request import MAX_SEED, ImageRequest, random_seed
 from server.api.dialects import lora_tags
 from server.api.dialects.extra_fields import ExtraFields
@@ -23,7 +24,9 @@ from server.api.fields import (
     Edge,
     Prompt,
     Steps,
+    agreed,
 )
+from server.api.image_input import Upload
 
 MAX_IMAGES = 10
 MODEL = "sd_model_checkpoint"
@@ -76,13 +79,47 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "refiner_checkpoint": ("", "None"),
     "infotext": ("",),
 }
-INSTEAD = {"enable_hr": "ask for the size itself, by width and height", "styles": "write them into the prompt"}
+# of img2img alone
+IMG2IMG_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "image_cfg_scale": (1.5,),  # is for models that were trained to follow instructions
+    "include_init_images": (False,),
+}
+IMG2IMG_REFUSED: dict[str, tuple[Any, ...]] = {"initial_noise_multiplier": (0, 1), "latent_mask": ()}
+OF_MASKS = (  # fields that mean nothing without a mask
+    "mask_blur",
+    "mask_blur_x",
+    "mask_blur_y",
+    "inpainting_fill",
+    "inpaint_full_res",
+    "inpaint_full_res_padding",
+    "inpainting_mask_invert",
+)
+INSTEAD = {
+    "enable_hr": "ask for the size itself, by width and height",
+    "styles": "write them into the prompt",
+    "latent_mask": "send a mask",
+}
+RESIZE_MODES: dict[int, ResizeMode] = {0: "stretch", 1: "crop"}
+FROM_SURROUNDINGS, FROM_ORIGINAL = 0, 1  # of inpainting_fill; the others begin with noise or with nothing
 
 
-class Txt2ImgRequest(ExtraFields):
-    """Body of `POST /sdapi/v1/txt2img`. Steps, size and CFG scale that are absent are the model's, not the web UI's."""
+def _as_bool(value: Any) -> Any:
+    """Return 0 and 1 as booleans, and anything else as it is."""
+    return bool(value) if value in (0, 1) else value
+
+
+Flag = Annotated[bool, BeforeValidator(_as_bool)]
+
+
+class ProcessingRequest(ExtraFields):
+    """Fields of `txt2img` and `img2img`. Steps, size and CFG scale that are absent are the model's.
+
+    Attributes:
+        refused: fields that ask for another image, with the values that do not.
+    """
 
     without_effect: ClassVar[dict[str, tuple[Any, ...]]] = WITHOUT_EFFECT | REFUSED
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = REFUSED
 
     prompt: Prompt
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
@@ -121,7 +158,7 @@ class Txt2ImgRequest(ExtraFields):
             InvalidRequest: a field asks for another image, or a tag in the prompt is none.
         """
         for name, value in (self.model_extra or {}).items():
-            if value is not None and value not in REFUSED.get(name, (value,)):
+            if value is not None and value not in self.refused.get(name, (value,)):
                 reason = INSTEAD.get(name, "leave it out")
                 raise InvalidRequest(f"{name} would change the image in a way that is not on offer; {reason}", name)
         tagged = lora_tags.TaggedPrompt(self.prompt) if self.disable_extra_networks else lora_tags.parse(self.prompt)
@@ -142,3 +179,86 @@ class Txt2ImgRequest(ExtraFields):
     def ignored(self) -> tuple[str, ...]:
         settings = (f"override_settings.{name}" for name, value in self.override_settings.items() if value is not None)
         return (*super().ignored(), *(name for name in settings if not name.endswith(f".{MODEL}")))
+
+
+class Txt2ImgRequest(ProcessingRequest):
+    """Body of `POST /sdapi/v1/txt2img`."""
+
+
+class Img2ImgRequest(ProcessingRequest):
+    """Body of `POST /sdapi/v1/img2img`. Without a size, the result has that of the init image."""
+
+    without_effect: ClassVar[dict[str, tuple[Any, ...]]] = (
+        {name: values for name, values in WITHOUT_EFFECT.items() if name != "denoising_strength"}
+        | IMG2IMG_WITHOUT_EFFECT
+        | REFUSED
+        | IMG2IMG_REFUSED
+    )
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = REFUSED | IMG2IMG_REFUSED
+
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT)] = ""
+    init_images: Annotated[list[str], Field(min_length=1, max_length=MAX_IMAGES)]
+    mask: str | None = None
+    denoising_strength: Annotated[float, Field(ge=0, le=1)] = 0.75
+    resize_mode: Annotated[int, Field(ge=0, le=3), WHOLE] = 0
+    mask_blur: Annotated[int, Field(ge=0, le=MAX_MASK_BLUR), WHOLE] | None = None
+    mask_blur_x: Annotated[int, Field(ge=0, le=MAX_MASK_BLUR), WHOLE] | None = None
+    mask_blur_y: Annotated[int, Field(ge=0, le=MAX_MASK_BLUR), WHOLE] | None = None
+    inpainting_fill: Annotated[int, Field(ge=0, le=3), WHOLE] = FROM_SURROUNDINGS
+    inpaint_full_res: Flag = True
+    inpaint_full_res_padding: Annotated[int, Field(ge=0, le=MAX_PADDING), WHOLE] = 0
+    inpainting_mask_invert: Flag = False
+
+    @property
+    def blur(self) -> int:
+        """Width of the soft edge of a mask in pixels. Raises InvalidRequest if it differs between the directions."""
+        blur = agreed({"mask_blur": self.mask_blur, "mask_blur_x": self.mask_blur_x, "mask_blur_y": self.mask_blur_y})
+        return MASK_BLUR if blur is None else blur
+
+    def images(self) -> dict[str, str]:
+        """Return the init image and the mask, as base64, by the names of their fields."""
+        return {"init_images": self.init_images[0]} | ({"mask": self.mask} if self.mask else {})
+
+    def upload(self, image: bytes, mask: bytes | None) -> Upload:
+        """Return the init image with what to do with it. `image`, `mask`: the decoded fields."""
+        return Upload(
+            image,
+            mask,
+            self.denoising_strength,
+            RESIZE_MODES[self.resize_mode],
+            self.inpaint_full_res_padding if mask is not None and self.inpaint_full_res else None,
+            self.blur,
+            mask_is_inverted=mask is not None and self.inpainting_mask_invert,
+            is_filled=mask is not None and self.inpainting_fill != FROM_ORIGINAL,
+            image_param="init_images",
+        )
+
+    def image(self) -> ImageRequest:
+        """Return the request for the first image, without its init image.
+
+        Raises:
+            InvalidRequest: as for `txt2img`, or there is more than one init image.
+        """
+        if any(image != self.init_images[0] for image in self.init_images):
+            raise InvalidRequest(
+                "init_images must hold one image, or copies of it; send a request for each image", "init_images"
+            )
+        if self.resize_mode not in RESIZE_MODES:
+            raise InvalidRequest(
+                f"resize_mode must be 0 (stretch) or 1 (crop), got {self.resize_mode}; 2 (fill) and 3 (latents)"
+                " are not on offer",
+                "resize_mode",
+            )
+        if self.mask and self.inpainting_fill > FROM_ORIGINAL and self.denoising_strength < 1:
+            raise InvalidRequest(  # at full strength the masked part begins with noise alone
+                f"inpainting_fill must be 0 (surroundings) or 1 (original), got {self.inpainting_fill};"
+                " set denoising_strength to 1 to begin with noise",
+                "inpainting_fill",
+            )
+        return super().image()
+
+    def ignored(self) -> tuple[str, ...]:
+        unused = OF_MASKS if not self.mask else () if self.inpaint_full_res else ("inpaint_full_res_padding",)
+        fields = type(self).model_fields
+        given = (name for name in unused if getattr(self, name) not in (fields[name].default, MASK_BLUR))
+        return (*super().ignored(), *given)

@@ -11,8 +11,8 @@ from typing import Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from server.api.body import read_body
 from server.api.dialects.chat_schemas import ChatRequest
+from server.api.image_input import image_input, read_body_with_images, take_upload
 from server.api.openai_schemas import Usage
 from server.api.served_model import Model
 from server.api.submit import Jobs, Owner, Submission, answer_headers, encode_images, submit_request, wait_for_images
@@ -71,8 +71,11 @@ class ChatCompletion(BaseModel):
 
 @router.post("/v1/chat/completions")
 async def complete(request: Request, jobs: Jobs, owner: Owner, model: Model) -> Response:
-    """Generate images of the user's last message."""
-    body = await read_body(request, ChatRequest)
+    """Generate images of the user's last message, which may hold an image to start from."""
+    body = await read_body_with_images(request, owner, ChatRequest)
+    body, upload = await take_upload(
+        body, image_input(request), image_param="messages" if body.has_image else "init_image"
+    )
     submission = Submission(
         "chat",
         body,
@@ -83,6 +86,7 @@ async def complete(request: Request, jobs: Jobs, owner: Owner, model: Model) -> 
         names=body.names(),
         model=body.model,
         ignored=body.ignored(),
+        upload=upload,
     )
     job = await submit_request(request, jobs, owner, submission)
     ended, images = await wait_for_images(request, jobs, job)

@@ -253,11 +253,11 @@ def test_tagged_lora_is_used_and_its_tag_is_no_prompt(http: httpx.Client) -> Non
     assert [lora["name"] for lora in http.get("/sdapi/v1/loras").json()] == list(LORAS)
 
 
-@pytest.mark.parametrize("path", ["img2img", "extra-single-image", "extra-batch-images", "interrogate"])
-def test_requests_with_images_are_refused_by_name(http: httpx.Client, path: str) -> None:
+@pytest.mark.parametrize("path", ["extra-single-image", "extra-batch-images", "interrogate"])
+def test_other_uses_of_images_are_refused(http: httpx.Client, path: str) -> None:
     answer = http.post(f"/sdapi/v1/{path}", json={"init_images": ["x"], "prompt": "a cat"})
     assert answer.status_code == 400
-    assert "mages cannot be inputs yet" in answer.json()["detail"]
+    assert "neither enlarged nor described" in answer.json()["detail"]
 
 
 def test_settings_name_the_model_and_take_others_without_effect(http: httpx.Client) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fakes.client_calls import HEIGHT, KEY, PROMPT, SEED, STEPS, WIDTH
+from fakes.client_calls import HEIGHT, KEY, PROMPT, RED, SEED, STEPS, WIDTH
 from fakes.loop import LORAS, MODEL, FakeLoop
 from fakes.processes import PYTHONPATH, ROOT
 from fakes.server import serving
@@ -49,6 +49,8 @@ def test_webuiapi_generates_and_reads_everything_that_it_can_list(url: str, tmp_
     assert found["info"] == found["infotext"]
     assert found["info"].startswith(f"{PROMPT}\nSteps: {STEPS}, Sampler: Euler, CFG scale: 1, Seed: {SEED}")
     assert (found["model"], found["names"]) == (MODEL, [["Euler"], ["simple"], list(LORAS)])
+    assert found["drawn"] == [WIDTH, HEIGHT, SEED, 6, RED]  # 0.75 of 8 steps
+    assert [pixel[:2] for pixel in found["inpainted"]] == [[SEED, 6]] * 2 + [[RED, 20]] * 2
     assert found["progress"] == 0
     assert "enable_hr" in found["error"] and "RuntimeError" in found["error"]
 
@@ -63,6 +65,8 @@ def test_gradio_client_draws_by_position_by_name_and_concurrently(url: str, tmp_
 def test_xinference_client_finds_the_model_and_draws(url: str, tmp_path: Path) -> None:
     found = answers_of("xinference_client", url, tmp_path)
     assert found["pixels"] == PIXELS
+    half, whole = [WIDTH, HEIGHT, SEED, 4, RED], [WIDTH, HEIGHT, SEED, 8, RED]
+    assert found["drawn"] == {"image_to_image": half, "image_edit": half, "inpainting": whole}
     assert httpx.get(found["url"]).headers["content-type"] == "image/png"
     assert "must be a multiple of 16, got 17" in found["error"]
 
@@ -75,5 +79,7 @@ def test_langchain_s_wrapper_of_openai_gets_a_url(url: str, tmp_path: Path) -> N
 
 def test_litellm_draws_as_if_for_openai_and_for_xinference(url: str, tmp_path: Path) -> None:
     found = answers_of("litellm", url, tmp_path)
+    for width, height, _, steps, red in found["edited"].values():  # litellm drops the seed
+        assert [width, height, steps, red] == [WIDTH, HEIGHT, 5, RED]  # 0.6 of 8 steps, rounded up
     assert found["sizes"] == {name: [WIDTH, HEIGHT] for name in ("openai/dall-e-3", "xinference/any")}
     assert "must be a multiple of 16, got 17" in found["error"]

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 from fakes.loop import FakeLoop
+from fakes.pictures import as_base64, picture
 from fakes.server import IMAGES, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -83,9 +84,18 @@ def test_dialects_are_in_the_metrics_from_the_start_and_not_in_the_document(http
     assert not [path for path in http.get("/openapi.json").json()["paths"] if "sdapi" in path or "chat" in path]
 
 
-@pytest.mark.parametrize("path", ["/sdapi/v1/txt2img", "/v1/chat/completions", "/api/predict/", "/queue/join"])
-def test_bodies_are_bounded_and_must_be_json(http: httpx.Client, path: str) -> None:
-    large = json.dumps({"prompt": "x" * (1 << 20)})
+@pytest.mark.parametrize(
+    ("path", "most"),
+    [
+        ("/sdapi/v1/txt2img", 1 << 20),
+        ("/sdapi/v1/img2img", 57 << 20),  # with two images as base64
+        ("/v1/chat/completions", 57 << 20),
+        ("/api/predict/", 1 << 20),
+        ("/queue/join", 1 << 20),
+    ],
+)
+def test_bodies_are_bounded_and_must_be_json(http: httpx.Client, path: str, most: int) -> None:
+    large = json.dumps({"prompt": "x" * most})
     headers = {"content-type": "application/json"}
     assert http.post(path, content=large, headers=headers).status_code == 413
     assert http.post(path, content=large, headers={"content-type": "text/plain"}).status_code == 415
@@ -98,11 +108,13 @@ JSON_VALUES = st.recursive(
 )
 NAMES = """prompt seed steps width kwargs n data fn_index session_hash messages extra_body role content image styles
     override_settings alwayson_scripts event_id temperature batch_size n_iter sd_model_checkpoint"""
-KEYS = st.sampled_from(NAMES.split())
+IMG2IMG_NAMES = "mask denoising_strength resize_mode mask_blur inpainting_fill inpaint_full_res inpainting_mask_invert"
+KEYS = st.sampled_from(NAMES.split() + IMG2IMG_NAMES.split())
 BODIES = st.dictionaries(KEYS, JSON_VALUES | st.dictionaries(KEYS, JSON_VALUES, max_size=3), max_size=5)
 # paths that take bodies, with what makes an arbitrary body more probably valid
 PATHS: dict[str, dict[str, Any]] = {
     "/sdapi/v1/txt2img": {"prompt": "a cat"},
+    "/sdapi/v1/img2img": {"init_images": [as_base64(picture())]},
     "/sdapi/v1/options": {},
     "/sdapi/v1/png-info": {"image": "x"},
     "/v1/chat/completions": {"messages": MESSAGES},
