@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from fastapi import APIRouter, Request, Response
-
-from server.api import errors
+from fastapi import APIRouter, HTTPException, Request, Response
 
 STATIC = Path(__file__).with_name("static")
 INDEX = "index.html"
@@ -74,7 +72,7 @@ def page_router() -> APIRouter:
     @router.get("/page/{name:path}")
     async def file(name: str, request: Request) -> Response:
         if name not in files:
-            raise errors.ApiError(404, "The page has no such file.", code="not_found")
+            raise HTTPException(404)
         return files[name].response(request)
 
     return router

@@ -25,7 +25,7 @@ def test_health_and_ready_are_200_with_a_report(http: httpx.Client) -> None:
     ("method", "path", "status", "code"),
     [
         ("GET", "/", 404, "not_found"),
-        ("POST", "/v1/images/edits", 404, "not_found"),
+        ("POST", "/v1/images/edit", 404, "not_found"),
         ("GET", "/v1/images/generations/", 404, "not_found"),
         ("GET", IMAGES, 405, "method_not_allowed"),
         ("POST", "/health", 405, "method_not_allowed"),

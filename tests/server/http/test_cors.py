@@ -75,7 +75,7 @@ def test_streams_and_errors_have_cors_headers(http: httpx.Client, monkeypatch: p
         assert "image_generation.completed" in stream.read().decode()
     unauthorized = http.post(IMAGES, json={"prompt": "a cat"})
     large = http.post(
-        "/v1/chat/completions", content=b" " * (MAX_BODY + 1), headers=KEY | {"content-type": "application/json"}
+        "/sdapi/v1/txt2img", content=b" " * (MAX_BODY + 1), headers=KEY | {"content-type": "application/json"}
     )
     misdirected = http.get("/v1/models", headers={"host": "unknown.example"})
 
