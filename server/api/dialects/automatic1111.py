@@ -16,6 +16,7 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from engine.errors import InvalidRequest
 from engine.images.metadata import file_metadata
+from server.api.base64_images import all_from_base64, hashes_of
 from server.api.body import read_body
 from server.api.client import client_of
 from server.api.dialects import png_text
@@ -24,7 +25,7 @@ from server.api.dialects.automatic1111_schemas import Img2ImgRequest, Processing
 from server.api.dialects.routes import refuse_pages
 from server.api.errors import ApiError
 from server.api.fields import UNGUIDED, RequestBody
-from server.api.image_input import Upload, all_from_base64, hashes_of, image_input, read_body_with_images
+from server.api.image_input import Upload, image_input, read_body_with_images
 from server.api.submit import (
     NEEDS_KEY,
     Jobs,

@@ -21,9 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.api import body
+from server.api.base64_images import from_base64
 from server.api.body import MAX_BODY
 from server.api.errors import ApiError
-from server.api.image_input import FORM_FILES, from_base64
+from server.api.image_input import FORM_FILES
 
 EDITS, GENERATE, TASKS = "/v1/images/edits", "/api/v1/generate", ("/v1/generate", "/api/v1/generate_async")
 LIMIT = 1 << 20  # bytes of a file, on the server of these tests
