@@ -35,8 +35,9 @@ def prepare(
         notes: kept in the result.
 
     Raises:
-        InvalidRequest: the size is not one of the plans, the mask selects no pixel, or `padding_mask_crop` has no mask
-            or a too large image. `param` is "size", "padding_mask_crop", or the name of the image's or mask's field.
+        InvalidRequest: the size is not one of the plans, the mask selects no pixel or is too small for its blur, or
+            `padding_mask_crop` has no mask or a too large image. `param` is "size", "padding_mask_crop", "mask_blur",
+            or the name of the image's or mask's field.
     """
     own_mask = _own_mask(image) if mask is None and preparation.alpha_is_mask else None
     rgb = _in_rgb(image, lay_on_white=own_mask is None)
@@ -153,6 +154,12 @@ def _crop_to_mask(
         mask = mask.resize(original, LANCZOS)
     binary = Image.frombytes("L", original, _binary(mask, original, preparation))
     soft = soft_mask(binary, preparation.mask_blur)
+    if soft.getbbox() is None:
+        raise InvalidRequest(
+            f"mask_blur must be smaller for so small a mask: a radius of {preparation.mask_blur} pixels leaves nothing "
+            "of it; send a smaller one or a larger mask",
+            "mask_blur",
+        )
     box = crop_region(soft, size, preparation.padding_mask_crop)
     cropped = _binary(filled(binary.crop(box), size), size, preparation)
     pixels = _start(filled(image.crop(box), size), cropped, preparation)

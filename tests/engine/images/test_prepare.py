@@ -257,6 +257,13 @@ def test_image_without_a_crop_is_not_pasted() -> None:
         ((64, 64), None, {"width": 70, "height": 64}, "size", "got 70x64"),
         ((64, 64), None, {"width": 65536, "height": 65536}, "size", "got 65536x65536"),
         ((64, 64), None, {"height": 32}, "size", "got 32x32"),
+        (
+            (64, 64),
+            box_mask(64, 64, (30, 30, 31, 31)),
+            {"padding_mask_crop": 4, "mask_blur": 64},
+            "mask_blur",
+            "a radius of 64 pixels leaves nothing",
+        ),
         ((4097, 4096), box_mask(9, 9, (0, 0, 5, 5)), {"padding_mask_crop": 4}, "image", "at most 16.8 million pixels"),
     ],
 )
