@@ -163,9 +163,9 @@ class Decoder:
             log.error("the process that decodes uploads cannot be started: %s", error)
             raise UploadsBusy("the machine cannot decode images now", RETRY_AFTER) from error
         if ready != READY:
-            status = await process.wait()
+            status = await _exit_status(process)
             await self.stop()
-            log.error("the process that decodes uploads ended at its start with status %s", status)
+            log.error("the process that decodes uploads failed at its start; its exit status is %s", status)
             raise UploadsBusy("the machine cannot decode images now", RETRY_AFTER)
         return process
 

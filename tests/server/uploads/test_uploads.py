@@ -231,6 +231,7 @@ FAKE = "import sys, os; sys.stdout.buffer.write(b'R'); sys.stdout.buffer.flush()
         (FAKE + "os.close(1); sys.stdin.read()", InvalidRequest, "its decoder crashes", 2),
         ("import os; os._exit(1)", UploadsBusy, "cannot decode images now", 1),
         ("print('hello')", UploadsBusy, "cannot decode images now", 1),
+        ("print('hello', flush=True); input()", UploadsBusy, "cannot decode images now", 1),
     ],
 )
 def test_process_that_crashes_is_replaced_once_and_one_that_answers_nonsense_is_ended(
