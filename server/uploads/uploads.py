@@ -58,13 +58,17 @@ class Uploads:
             raise UploadsBusy(f"too many images wait to be decoded ({len(self._waiting)})", RETRY_AFTER)
         loop = asyncio.get_running_loop()
         done: asyncio.Future[InitImage] = loop.create_future()
-        self._waiting.add(Waiting(Upload(image, mask, preparation), client, loop.time(), done))
+        waiting = Waiting(Upload(image, mask, preparation), client, loop.time(), done)
+        self._waiting.add(waiting)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="uploads")
         try:
             return await done
+        except asyncio.CancelledError:
+            self._waiting.take_back(waiting)
+            raise
         finally:
-            del done  # it has the error, whose traceback has this frame and so the files: a cycle
+            del done, waiting  # they have the error, whose traceback has this frame and so the files: a cycle
 
     async def close(self) -> None:
         """Refuse what waits and end the process."""
@@ -80,19 +84,25 @@ class Uploads:
     async def _run(self) -> None:
         """Prepare uploads until none has come for a while; then end the process, which gives its memory back."""
         while True:
-            try:
-                async with asyncio.timeout(self.limits.idle):
-                    waiting = await self._waiting.next()
-            except TimeoutError:
-                await self.decoder.stop()
-                if not len(self._waiting):
-                    return
-                continue
-            started = asyncio.get_running_loop().time()
-            try:
-                await self._decode(waiting)
-            finally:
-                self._waiting.finished(waiting, asyncio.get_running_loop().time() - started)
+            while await self._decode_next():  # whose frame holds an upload's files no longer than it takes
+                pass
+            await self.decoder.stop()
+            if not len(self._waiting):
+                return
+
+    async def _decode_next(self) -> bool:
+        """Wait for the next upload and prepare it. Return False if none has come for a while."""
+        try:
+            async with asyncio.timeout(self.limits.idle):
+                waiting = await self._waiting.next()
+        except TimeoutError:
+            return False
+        started = asyncio.get_running_loop().time()
+        try:
+            await self._decode(waiting)
+        finally:
+            self._waiting.finished(waiting, asyncio.get_running_loop().time() - started)
+        return True
 
     async def _decode(self, waiting: Waiting) -> None:
         done = waiting.done

@@ -9,7 +9,7 @@ from engine.init_image import InitImage
 from server.uploads.decoder import Upload
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Waiting:
     """An upload that waits since a time of the event loop's clock, and where its result goes."""
 
@@ -48,18 +48,29 @@ class WaitingUploads:
         self._share.add(waiting.client)
         self._changed.set()
 
+    def take_back(self, waiting: Waiting) -> None:
+        """Drop an upload, unless it has been taken by `next`."""
+        if waiting in self._by_client.get(waiting.client, ()):
+            self._remove(waiting)
+            self.finished(waiting, 0.0)
+
     async def next(self) -> Waiting:
         """Wait for an upload, and take one of the client that has used least time."""
         while not self._by_client:
             self._changed.clear()
             await self._changed.wait()
         client = min(self._by_client, key=self._share.spent)
-        waiting = self._by_client[client].popleft()
-        if not self._by_client[client]:
-            del self._by_client[client]
+        waiting = self._by_client[client][0]
+        self._remove(waiting)
         return waiting
 
     def finished(self, waiting: Waiting, seconds: float) -> None:
-        """Charge a client for the time that an upload took; 0 if it was dropped."""
+        """Charge a client for the seconds that an upload took; 0 if it was dropped."""
         self._share.charge(waiting.client, seconds)
         self._share.remove(waiting.client)
+
+    def _remove(self, waiting: Waiting) -> None:
+        own = self._by_client[waiting.client]
+        own.remove(waiting)
+        if not own:
+            del self._by_client[waiting.client]

@@ -364,9 +364,39 @@ def test_files_do_not_stay_in_memory_until_the_next_garbage_collection(image: by
                 await uploads.prepare(image, RED[:-30], preparation)
             except InvalidRequest as error:
                 del error
-            await uploads.prepare(RED, None, PLAIN)  # another one is the last that was waited for
             del preparation
+            await asyncio.sleep(0)
             assert alive() is None
+
+    gc.disable()
+    try:
+        run(test)
+    finally:
+        gc.enable()
+
+
+def test_files_of_a_cancelled_upload_leave_the_queue_at_once() -> None:
+    async def test() -> None:
+        async with opened(UploadLimits(seconds=60, waiting=2), (sys.executable, "-c", HANG)) as uploads:
+            tasks = await started(uploads, "a")
+            preparation = Tracked(SIZES)
+            alive = weakref.ref(preparation)
+            waiting = asyncio.create_task(uploads.prepare(RED, None, preparation, "a"))
+            del preparation
+            await asyncio.sleep(0)
+            with pytest.raises(UploadsBusy, match="too many images wait"):
+                await uploads.prepare(RED, None, PLAIN, "a")
+            waiting.cancel()
+            with suppress(asyncio.CancelledError):
+                await waiting
+            del waiting
+            await asyncio.sleep(0)
+            assert alive() is None
+            tasks += await started(uploads, "a")  # its place is free
+            await uploads.close()
+            for task in tasks:
+                with pytest.raises(UploadsBusy, match="shutting down"):
+                    await task
 
     gc.disable()
     try:
