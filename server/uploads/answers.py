@@ -13,6 +13,7 @@ MAX_SIDE = 65535  # pixels
 
 Side = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIDE)]
 Text = Annotated[str, msgspec.Meta(max_length=1000)]
+Note = Annotated[str, msgspec.Meta(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*\Z")]  # a line of a header
 
 
 class InvalidAnswer(Exception):
@@ -61,8 +62,8 @@ class Prepared(Answer, frozen=True, tag="prepared"):
     """An `InitImage` without its parts: pixels, mask, and the original's pixels and mask, as far as there are any."""
 
     size: tuple[Side, Side]
-    notes: Annotated[tuple[Text, ...], msgspec.Meta(max_length=8)]
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    notes: Annotated[tuple[Note, ...], msgspec.Meta(max_length=8)]
+    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
     paste: PastePlace | None = None
 
     def init_image(self, parts: list[bytes]) -> InitImage:

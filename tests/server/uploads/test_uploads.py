@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import io
+import json
 import os
 import signal
 import struct
@@ -25,6 +26,7 @@ from engine.images.preparation import Preparation
 from engine.images.prepare import prepare
 from engine.size import Size, SizeLimits, SizeRange
 from server.errors import UploadsBusy
+from server.uploads.answers import InvalidAnswer, Prepared, decode_answer
 from server.uploads.limits import UploadLimits
 from server.uploads.uploads import Uploads
 
@@ -245,6 +247,30 @@ def test_process_that_crashes_is_replaced_once_and_one_that_answers_nonsense_is_
             assert uploads.decoder.pid is None
 
     run(test)
+
+
+ANSWER = {"type": "prepared", "size": (1, 1), "notes": ["a note"], "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"notes": ["a\r\nset-cookie: b=c"]},
+        {"notes": ["a\n"]},
+        {"notes": ["a"] * 9},
+        {"sha256": "0" * 64 + "\n"},
+        {"size": (-1, -1)},
+        {"size": (1, 2)},
+        {"paste": {"size": (1, 1), "box": (0, 0, 2, 1)}},
+    ],
+)
+def test_answer_that_no_intact_process_gives_is_refused(change: dict[str, Any]) -> None:
+    intact = decode_answer(json.dumps(ANSWER).encode())
+    assert isinstance(intact, Prepared) and intact.init_image([bytes(3)]).notes == ("a note",)
+    with pytest.raises(InvalidAnswer):
+        answer = decode_answer(json.dumps(ANSWER | change).encode())
+        assert isinstance(answer, Prepared)
+        answer.init_image([bytes(3)])
 
 
 def test_command_that_does_not_exist_is_no_fault_of_the_file(tmp_path: Path) -> None:
