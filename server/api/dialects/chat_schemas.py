@@ -88,7 +88,7 @@ class ChatRequest(ExtraFields, InitImageFields):
         return super().image()
 
     def names(self) -> dict[str, str]:
-        return super().names() | {"prompt": "messages", "init_image": "messages"}
+        return super().names() | {"prompt": "messages"} | ({"init_image": "messages"} if self.has_image else {})
 
     def ignored(self) -> tuple[str, ...]:
         is_ignored = len(self.messages) > 1 or len(self._images()) > 1

@@ -159,6 +159,11 @@ def test_image_in_a_message_that_cannot_be_used_is_refused(http: httpx.Client, u
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
 
 
+def test_init_image_beside_the_messages_is_refused_by_its_own_name(http: httpx.Client) -> None:
+    answer = http.post("/v1/chat/completions", json=chat(init_image="eA=="))
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "init_image")
+
+
 def test_edits_of_vllm_omni_s_load_tool_are_followed(http: httpx.Client) -> None:
     """Fields of `async_request_image_edits` (benchmarks/diffusion/backends.py, commit 0780e45)."""
     data = {"model": "default", "prompt": "a cat", "size": "64x96", "response_format": "b64_json"}
