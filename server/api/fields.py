@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from engine.errors import InvalidRequest
-from engine.images.preparation import MAX_MASK_BLUR, MAX_PADDING, ResizeMode
+from engine.images.preparation import MASK_BLUR, MAX_MASK_BLUR, MAX_PADDING, ResizeMode
 from engine.request import (
     MAX_GUIDANCE,
     MAX_LORA,
@@ -210,7 +210,7 @@ class InitImageFields(ImageFields):
         int,
         Field(ge=0, le=MAX_MASK_BLUR, description="soft edge in pixels, used with padding_mask_crop"),
         WHOLE,
-    ] = 4
+    ] = MASK_BLUR
 
     def ignored(self) -> tuple[str, ...]:
         is_cropped = self.padding_mask_crop is not None

@@ -12,7 +12,7 @@ from fastapi import Request
 from pydantic import BaseModel
 
 from engine.errors import InvalidRequest
-from engine.images.preparation import Preparation, ResizeMode
+from engine.images.preparation import MASK_BLUR, Preparation, ResizeMode
 from engine.init_image import InitImage
 from engine.plan.manifest import Manifest
 from engine.request import IMG2IMG_STRENGTH, INPAINT_STRENGTH, Edit, ImageRequest
@@ -52,7 +52,7 @@ class Upload:
     strength: float | None = None
     resize_mode: ResizeMode = "crop"
     padding_mask_crop: int | None = None
-    mask_blur: int = 4
+    mask_blur: int = MASK_BLUR
     alpha_is_mask: bool = False
     mask_is_inverted: bool = False
     is_filled: bool = False

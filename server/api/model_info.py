@@ -2,7 +2,6 @@
 
 from fastapi import APIRouter, Request
 
-from engine.plan.manifest import Profile
 from server.api.access import Authenticator
 from server.api.image_input import image_input
 from server.api.schemas import ModelInfo, SizeLimits
@@ -18,7 +17,7 @@ async def model_info(request: Request, jobs: Jobs, model: Model) -> ModelInfo:
     """Return the properties of the served plans."""
     manifest, authenticator = jobs.manifest, request.app.state.authenticator
     assert isinstance(authenticator, Authenticator)
-    limits = [_limits(profile) for profile in manifest.profiles]
+    limits = [SizeLimits(**each._asdict()) for each in manifest.size_limits.ranges]
     return ModelInfo(
         model_path=manifest.model.name,
         precision=manifest.precision,
@@ -39,8 +38,3 @@ async def model_info(request: Request, jobs: Jobs, model: Model) -> ModelInfo:
         about=model.guide.about,
         examples=list(model.guide.examples),
     )
-
-
-def _limits(profile: Profile) -> SizeLimits:
-    width, height = profile.width, profile.height
-    return SizeLimits(min_width=width.min, max_width=width.max, min_height=height.min, max_height=height.max)
