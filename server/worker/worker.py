@@ -78,6 +78,7 @@ class Worker:
         self._inbox: queue.SimpleQueue[TokenizedJob | Cancel | Stop] = queue.SimpleQueue()
         self._connection = ServerConnection(sock, self._receive, abandon)
         self._life_signs = LifeSigns(self._connection.send)
+        self._manifest = manifest
         self._finisher = ImageFinisher(manifest, self._connection.send, self._life_signs.busy)
         self._prompts = PromptQueue(loop.tokenize, self._connection, self._inbox.put, self._life_signs.busy)
         self._tokenized: dict[str, TokenizedJob] = {}  # by job; not submitted to the loop yet
@@ -164,11 +165,15 @@ class Worker:
     def _submit(self, tokenized: TokenizedJob) -> None:
         generate, prompts = tokenized.generate, tokenized.outcome
         if isinstance(prompts, InvalidRequest):
-            key = image_key(generate.job, generate.indices[0])
-            self._connection.send(messages.Failed(key, "invalid_value", str(prompts)))
+            self._refuse(generate, prompts)
             return
         if isinstance(prompts, BaseException):
             raise prompts
+        try:
+            generate.request.check_init_image(tokenized.init_image, self._manifest)
+        except InvalidRequest as error:  # the store is damaged
+            self._refuse(generate, error)
+            return
         for index in generate.indices:
             key, request = image_key(generate.job, index), generate.request.numbered(index)
             self._loop.submit(
@@ -181,6 +186,11 @@ class Worker:
             )
             self._generating[key] = generate.format, tokenized.init_image
             prompts = replace(prompts, seconds=0.0)  # spent once, for all images of the job
+
+    def _refuse(self, generate: messages.Generate, error: InvalidRequest) -> None:
+        """Send the error of a job whose images cannot be generated."""
+        key = image_key(generate.job, generate.indices[0])
+        self._connection.send(messages.Failed(key, "invalid_value", str(error)))
 
     def _forget(self, key: str) -> None:
         self._generating.pop(key, None)

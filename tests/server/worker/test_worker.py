@@ -1,5 +1,6 @@
 """The worker, in this process."""
 
+import dataclasses
 import queue
 import socket
 import threading
@@ -248,12 +249,25 @@ def test_worker_waits_for_a_server_that_does_not_read() -> None:
         server.drain()
 
 
-@pytest.mark.parametrize("packed", [pack(init_image(seed=2)).data, b"damaged"])
-def test_job_whose_image_is_not_its_own_fails_by_name_and_the_next_is_generated(packed: bytes) -> None:
+OWN = pack(init_image(seed=1)).data
+
+
+@pytest.mark.parametrize(
+    ("packed", "change", "message"),
+    [
+        (pack(init_image(seed=2)).data, {}, "no such image"),
+        (b"damaged", {}, "no such image"),
+        (None, {}, "no image came with a request that needs one"),
+        (OWN, {"width": 128}, "must be the one that the request describes: 128x"),
+    ],
+)
+def test_job_whose_image_is_not_its_own_fails_by_name_and_the_next_is_generated(
+    packed: bytes | None, change: dict[str, int], message: str
+) -> None:
     request = ImageRequest("a cat", num_inference_steps=1).starting_from(init_image(seed=1), 1.0)
     with working(FakeLoop()) as server:
-        server.send(Generate("wrong", request, ImageFormat(), init_image=packed))
-        server.send(Generate("right", request, ImageFormat(), init_image=pack(init_image(seed=1)).data))
+        server.send(Generate("wrong", dataclasses.replace(request, **change), ImageFormat(), init_image=packed))  # type: ignore[arg-type]
+        server.send(Generate("right", request, ImageFormat(), init_image=OWN))
         failed = server.receive(Failed)
-        assert (failed.key, failed.code) == ("wrong:0", "invalid_value") and "no such image" in failed.message
+        assert (failed.key, failed.code) == ("wrong:0", "invalid_value") and message in failed.message
         assert server.receive(Finished).key == "right:0"
