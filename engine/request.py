@@ -39,7 +39,7 @@ class LoraChoice(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """What a request makes of its init image, whose pixels travel beside it.
+    """Image-to-image or inpainting in a request; the pixels of the init image travel beside it.
 
     Attributes:
         strength: diffusers' strength, 0 to 1: the share of the steps that are run. At 1 the image counts for nothing

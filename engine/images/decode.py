@@ -1,4 +1,4 @@
-"""From the bytes of an image file that anybody may have made to pixels, within bounds.
+"""Decoding of untrusted image files, within bounds.
 
 The format is chosen by content from an allow-list, and the size is read before anything is decoded. Knows neither masks
 nor plans (see `prepare`), and does not bound the time: hostile files belong in a process of their own (see

@@ -15,7 +15,7 @@ MASK_BLUR, MAX_MASK_BLUR = 4, 64  # pixels, AUTOMATIC1111's
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """How an image and its mask are brought to a size that the plans can generate.
+    """Options for bringing an image and its mask to a size that the plans can generate.
 
     Attributes:
         limits: sizes of the plans.

@@ -1,4 +1,4 @@
-"""From decoded images to an `InitImage`: sizes, crop or stretch, masks, and crop to the mask.
+"""Preparation of decoded images as an `InitImage`: sizes, crop or stretch, masks, and crop to the mask.
 
 Images are resized as by diffusers' `VaeImageProcessor`, with Lanczos, so that the same image and mask give the same
 pixels. Knows no files (see `decode`).

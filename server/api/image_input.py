@@ -98,7 +98,7 @@ class Decoder(Protocol):
 
 
 class ImageInput:
-    """What a server takes of images.
+    """Images as inputs of a server: their decoder and their limits.
 
     Args:
         decoder: None if the server takes no images.
@@ -150,7 +150,7 @@ class ImageInput:
 
 
 def image_input(request: Request) -> ImageInput:
-    """Return what the server of a request takes of images."""
+    """Return the image input of a request's server."""
     found: ImageInput = request.app.state.image_input
     return found
 

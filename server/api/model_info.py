@@ -1,4 +1,4 @@
-"""What a server can generate, and for whom: `GET /v1/model_info`. Knows plans and settings; not jobs."""
+"""Properties of the served plans and settings: `GET /v1/model_info`. Knows no jobs."""
 
 from fastapi import APIRouter, Request
 

@@ -65,7 +65,7 @@ class TaskResult(BaseModel):
 
 
 class TaskSettings(BaseModel):
-    """What a task asks for, beside its prompt. Null stands for the model's own value. `seed` is the first image's."""
+    """Settings of a task, beside its prompt. Null stands for the model's default. `seed` is that of the first image."""
 
     negative_prompt: str
     width: int | None
