@@ -213,10 +213,12 @@ class InitImageFields(ImageFields):
     ] = MASK_BLUR
 
     def ignored(self) -> tuple[str, ...]:
-        is_cropped = self.padding_mask_crop is not None
+        has_image, is_cropped = self.init_image is not None, self.padding_mask_crop is not None
         unused = {
-            **dict.fromkeys(("strength", "resize_mode", "padding_mask_crop"), self.init_image is None),
-            "mask_blur": self.init_image is None or not is_cropped,
+            "strength": not has_image,
+            "resize_mode": not has_image or is_cropped,
+            "padding_mask_crop": not has_image,
+            "mask_blur": not has_image or not is_cropped,
         }
         given = self.model_fields_set
         return (*super().ignored(), *(name for name, is_unused in unused.items() if is_unused and name in given))

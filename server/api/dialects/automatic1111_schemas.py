@@ -85,15 +85,9 @@ IMG2IMG_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "include_init_images": (False,),
 }
 IMG2IMG_REFUSED: dict[str, tuple[Any, ...]] = {"initial_noise_multiplier": (0, 1), "latent_mask": ()}
-OF_MASKS = (  # fields that mean nothing without a mask
-    "mask_blur",
-    "mask_blur_x",
-    "mask_blur_y",
-    "inpainting_fill",
-    "inpaint_full_res",
-    "inpaint_full_res_padding",
-    "inpainting_mask_invert",
-)
+BLURS = ("mask_blur", "mask_blur_x", "mask_blur_y")
+OF_CROPS = (*BLURS, "inpaint_full_res_padding")  # fields that mean nothing without a crop to the mask
+OF_MASKS = (*OF_CROPS, "inpainting_fill", "inpaint_full_res", "inpainting_mask_invert")  # nor without a mask
 INSTEAD = {
     "enable_hr": "ask for the size itself, by width and height",
     "styles": "write them into the prompt",
@@ -258,7 +252,8 @@ class Img2ImgRequest(ProcessingRequest):
         return super().image()
 
     def ignored(self) -> tuple[str, ...]:
-        unused = OF_MASKS if not self.mask else () if self.inpaint_full_res else ("inpaint_full_res_padding",)
+        unused = OF_MASKS if not self.mask else () if self.inpaint_full_res else OF_CROPS
         fields = type(self).model_fields
-        given = (name for name in unused if getattr(self, name) not in (fields[name].default, MASK_BLUR))
+        defaults = {name: MASK_BLUR if name in BLURS else fields[name].default for name in unused}
+        given = (name for name in unused if getattr(self, name) not in (None, defaults[name]))
         return (*super().ignored(), *given)

@@ -105,6 +105,8 @@ def test_options_without_an_init_image_are_named_as_ignored(http: httpx.Client, 
     assert answer.headers[IGNORED] == "strength, resize_mode, padding_mask_crop, mask_blur"
     with_image = {"prompt": "a cat", "init_image": as_base64(picture()), "strength": 0.5, "mask_blur": 3}
     assert http.post(path, json=with_image).headers[IGNORED] == "mask_blur"
+    cropped = with_image | {"mask": as_base64(left_half(transparent=False)), "padding_mask_crop": 8}
+    assert http.post(path, json=cropped | {"resize_mode": "stretch"}).headers[IGNORED] == "resize_mode"
 
 
 def test_explicit_size_crops_the_image_to_its_aspect_ratio(http: httpx.Client) -> None:

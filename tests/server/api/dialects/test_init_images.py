@@ -103,6 +103,13 @@ def test_fields_of_masks_are_reported_where_there_is_no_mask(http: httpx.Client)
     assert answer.headers[IGNORED] == "image_cfg_scale, mask_blur, inpainting_fill, inpainting_mask_invert"
 
 
+def test_fields_of_crops_are_reported_where_the_whole_image_is_generated(http: httpx.Client) -> None:
+    mask = as_base64(left_half(transparent=False))
+    given = {"mask": mask, "mask_blur": 8, "inpaint_full_res_padding": 4}
+    assert img2img(http, **given, inpaint_full_res=False).headers[IGNORED] == "mask_blur, inpaint_full_res_padding"
+    assert IGNORED not in img2img(http, **given, inpaint_full_res=True).headers
+
+
 @pytest.mark.parametrize("path", ["variations", "edits"])
 def test_forms_of_xinference_are_followed(http: httpx.Client, path: str) -> None:
     name = "images" if path == "edits" else "image"
