@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 from fakes.processes import PYTHONPATH
 from rich.console import Console
@@ -13,6 +14,10 @@ from nano.layout import Z_IMAGE_NANO
 os.environ["PYTHONPATH"] = PYTHONPATH  # for processes that tests start
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: a worker per core is parallel enough
+
+# no example has a deadline: a busy machine must not fail a test
+hypothesis.settings.register_profile("without_deadline", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("without_deadline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
