@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageFilter
 
-from engine.init_image import Box, InitImage, Paste
+from engine.init_image import Box, InitImage
 from engine.size import Size
 
 if TYPE_CHECKING:
@@ -105,15 +105,11 @@ def paste_back(pixels: "Array", init_image: InitImage) -> "Array":
     Returns:
         [height, width, 3] uint8, of `init_image.result_size`.
     """
-    if init_image.paste is None:
-        return pixels
-    return pasted(pixels, init_image.paste)
-
-
-def pasted(pixels: "Array", paste: Paste) -> "Array":
-    """Return the original of a `Paste`, [height, width, 3] uint8, with generated pixels of any size in its box."""
     import numpy as np  # not at the top: the process that decodes uploads pastes nothing
 
+    paste = init_image.paste
+    if paste is None:
+        return pixels
     box = paste.box
     generated = np.asarray(covering(Image.fromarray(pixels), box.size), np.uint32)
     result = paste.pixel_array().copy()

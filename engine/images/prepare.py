@@ -9,7 +9,7 @@ from dataclasses import replace
 from PIL import Image
 
 from engine.errors import InvalidRequest
-from engine.images.fill import fill_from_surroundings
+from engine.images.fill import INVERTED, fill_from_surroundings
 from engine.images.mask_crop import covering, crop_region, filled, soft_mask
 from engine.images.preparation import Preparation, ResizeMode
 from engine.init_image import InitImage, Paste
@@ -20,7 +20,6 @@ LANCZOS = Image.Resampling.LANCZOS
 
 HALF = 128  # the first byte that stands for 0.5 or more
 WHITE_FROM_HALF = [0] * HALF + [255] * (256 - HALF)
-INVERTED = list(range(255, -1, -1))
 
 
 def prepare(

@@ -227,7 +227,7 @@ async def take_upload(
     if twice := sorted(texts.keys() & files.keys()):
         raise InvalidRequest(f"{names[twice[0]]} is there as a file and as text; send one of them", names[twice[0]])
     if "image" not in texts and "image" not in files:
-        raise InvalidRequest(f"mask needs an image: {image_param}", "mask")
+        raise InvalidRequest(f"mask needs an image to start from: send {image_param} too", "mask")
     named = {names[name]: text for name, text in texts.items()}
     decoded = await all_from_base64(named, images.max_upload)
     image = files.get("image") or decoded.get(image_param, b"")
