@@ -10,10 +10,10 @@ from PIL import Image
 
 from engine.array import Array
 from engine.errors import InvalidRequest
-from engine.images.mask_crop import covering, crop_region, paste_back, pasted, soft_mask
+from engine.images.mask_crop import covering, crop_region, paste_back, soft_mask
 from engine.images.preparation import Preparation
 from engine.images.prepare import prepare
-from engine.init_image import Box, Paste
+from engine.init_image import Box, InitImage, Paste
 from engine.size import Size, SizeLimits, SizeRange
 
 LIMITS = SizeLimits(16, (SizeRange(64, 512, 64, 512),), Size(256, 256))
@@ -220,7 +220,8 @@ def fitted_part(box: Size, size: Size) -> tuple[slice, slice]:
 def test_pasted_pixels_are_the_originals_where_the_mask_is_black_and_generated_where_it_is_white() -> None:
     original = Image.new("RGB", (6, 4), (10, 20, 30))
     paste = Paste(Size(6, 4), original.tobytes(), Box(1, 1, 5, 3), bytes([0, 255, 128, 1, 255, 255, 255, 255]))
-    result = pasted(np.full((32, 64, 3), 200, np.uint8), paste)
+    cropped = InitImage(Size(64, 32), bytes(64 * 32 * 3), paste=paste)
+    result = paste_back(np.full((32, 64, 3), 200, np.uint8), cropped)
     assert result.shape == (4, 6, 3)
     assert result[1, :, 0].tolist() == [10, 10, 200, 105, 11, 10]
     assert result[2, :, 1].tolist() == [20, 200, 200, 200, 200, 20]
