@@ -26,7 +26,7 @@ class UnreadBodyMiddleware:
         if scope["type"] != "http" or _declared(scope) < LARGE:
             await self._app(scope, receive, send)
             return
-        body = _Body(receive)
+        body = _Body(receive, is_on_its_way=_header(scope, b"expect").lower() != b"100-continue")
 
         async def send_after_body(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -37,13 +37,18 @@ class UnreadBodyMiddleware:
 
 
 class _Body:
-    """The body of a request, and whether all of it has been received."""
+    """The body of a request, and whether all of it has been received.
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    Args:
+        is_on_its_way: False if the client sends it only once it is asked for, by the first `receive`.
+    """
+
+    def __init__(self, receive: Receive, *, is_on_its_way: bool) -> None:
+        self._receive, self._is_on_its_way = receive, is_on_its_way
         self._has_ended = False
 
     async def receive(self) -> Message:
+        self._is_on_its_way = True
         message = await self._receive()
         if message["type"] != "http.request" or not message.get("more_body", False):
             self._has_ended = True
@@ -51,6 +56,8 @@ class _Body:
 
     async def drop_rest(self) -> None:
         """Receive what is left, within limits, and drop it."""
+        if not self._is_on_its_way:
+            return
         clock = asyncio.get_running_loop().time
         dropped, until = 0, clock() + SECONDS
         while not self._has_ended and dropped < MOST and clock() < until:
@@ -64,5 +71,11 @@ class _Body:
 
 def _declared(scope: Scope) -> int:
     """Return the length that a request declares for its body; 0 if it declares none."""
-    text = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+    text = _header(scope, b"content-length")
     return int(text) if text.isdigit() and len(text) <= MAX_DIGITS else 0
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes:
+    """Return the value of a header; empty if there is none."""
+    value: bytes = next((value for name, value in scope["headers"] if name == wanted), b"")
+    return value

@@ -42,6 +42,12 @@ def test_client_that_falls_silent_is_answered_soon(monkeypatch: pytest.MonkeyPat
         assert time.monotonic() - started < 15  # not the 30 s
 
 
+def test_body_that_the_client_has_not_begun_to_send_is_not_asked_for() -> None:
+    with serving(FakeLoop(), policy=KEYS) as url, connected(url) as client:
+        client.sendall(head(SIZE).replace(b"connection", b"expect: 100-continue\r\nconnection"))
+        assert read_to_end(client).startswith(b"HTTP/1.1 401 ")
+
+
 @pytest.mark.parametrize(("limit", "value"), [("MOST", 5), ("SECONDS", 0.0)])
 def test_no_more_is_dropped_than_the_limits_allow(monkeypatch: pytest.MonkeyPatch, limit: str, value: float) -> None:
     monkeypatch.setattr(unread_body, limit, value)
