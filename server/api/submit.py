@@ -178,8 +178,9 @@ async def enqueue(
 
 def _fingerprint(submission: Submission) -> str:
     """Return the hash of a body; defaults that are written out make no difference, nor do fields of later versions."""
-    body = submission.body.model_dump_json(exclude_defaults=True)
-    return hashlib.sha256(f"{submission.api} {body}".encode()).hexdigest()
+    body, edit = submission.body.model_dump_json(exclude_defaults=True), submission.image.edit
+    use = "inpainting " if edit is not None and edit.is_inpainting else ""  # an image may be its own mask, or not
+    return hashlib.sha256(f"{submission.api} {use}{body}".encode()).hexdigest()
 
 
 async def wait_for_images(request: Request, jobs: JobService, job: Job) -> tuple[Job, Sequence[StoredImage]]:

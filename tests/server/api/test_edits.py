@@ -264,6 +264,15 @@ def test_repeated_key_needs_the_same_image(http: httpx.Client, fake: FakeLoop) -
         assert (other.status_code, error_of(other)["code"]) == (422, "idempotency_key_reused")
 
 
+def test_key_of_an_edit_by_alpha_is_not_that_of_a_variation_of_the_same_image(http: httpx.Client) -> None:
+    image = Image.open(io.BytesIO(picture(colour=(RED, 20, 30, 255))))
+    image.paste((RED, 20, 30, 0), (0, 0, 32, 96))
+    body, key = form(("image", saved(image), "x")), {"idempotency-key": "by alpha"}
+    assert http.post(EDITS, content=body, headers=HEADERS | key).status_code == 200
+    other = http.post(VARIATIONS, content=body, headers=HEADERS | key)
+    assert (other.status_code, error_of(other)["code"]) == (422, "idempotency_key_reused")
+
+
 def test_metadata_in_the_file_say_how_it_was_made(http: httpx.Client) -> None:
     body = {"prompt": "a cat", "image": as_base64(picture()), "strength": 0.5, "num_inference_steps": 6}
     data = base64.b64decode(http.post(EDITS, json=body).json()["data"][0]["b64_json"])
