@@ -13,6 +13,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.plan.guide import Guide
 from engine.plan.manifest import Manifest
@@ -29,6 +30,9 @@ from server.jobs.storage.database import open_private
 from server.jobs.storage.store import JobStore
 from server.uploads.limits import MAX_UPLOAD
 from server.worker.supervisor import Supervisor, WorkerTimeouts
+
+if TYPE_CHECKING:
+    from server.app import AppOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,29 +114,13 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
     try:
         launched = asyncio.create_task(supervisor.launched.wait())
         await asyncio.wait((starting, launched), return_when=asyncio.FIRST_COMPLETED)
-        from server.api.access import AccessPolicy  # while the worker loads
-        from server.api.served_model import ServedModel
-        from server.app import AppOptions, create_app
+        from server.app import create_app  # while the worker loads
         from server.http.connections import Connections
         from server.http.proxies import TrustedProxies
         from server.http.server import HttpServer
 
         await jobs.start()
-        hosts = _host_names(sock.getsockname()[0], options)
-        policy = AccessPolicy(options.keys, options.rate, options.shared_history)
-        model = ServedModel(options.model_names or (manifest.model.name,), options.strict_model, options.guide)
-        served = AppOptions(
-            policy,
-            page=options.page,
-            hosts=hosts,
-            trusted_proxies=options.trusted_proxies,
-            public_url=options.public_url,
-            model=model,
-            cors_origins=options.cors_origins,
-            dialects=options.dialects,
-            max_upload=options.max_upload,
-        )
-        app = create_app(jobs, served)
+        app = create_app(jobs, _app_options(sock.getsockname()[0], manifest, options))
         gc.freeze()  # a full collection holds the event loop, and what the imports made stays anyway
         connections = Connections(most, options.connections_per_address, TrustedProxies(options.trusted_proxies))
         await HttpServer(app, jobs, options.grace, options.drain, starting, connections).serve(sockets=[sock])
@@ -142,6 +130,25 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
         starting.cancel()
         await jobs.stop(options.grace)
         await supervisor.stop()
+
+
+def _app_options(address: str, manifest: Manifest, options: ServerOptions) -> "AppOptions":
+    """Return the options of the application at an address."""
+    from server.api.access import AccessPolicy  # not at the top: they take long to import
+    from server.api.served_model import ServedModel
+    from server.app import AppOptions
+
+    return AppOptions(
+        AccessPolicy(options.keys, options.rate, options.shared_history),
+        page=options.page,
+        hosts=_host_names(address, options),
+        trusted_proxies=options.trusted_proxies,
+        public_url=options.public_url,
+        model=ServedModel(options.model_names or (manifest.model.name,), options.strict_model, options.guide),
+        cors_origins=options.cors_origins,
+        dialects=options.dialects,
+        max_upload=options.max_upload,
+    )
 
 
 def _host_names(address: str, options: ServerOptions) -> HostNames:
