@@ -85,6 +85,7 @@ export class Form {
       this._lora.value = this._info.loras.includes(settings.lora) ? settings.lora : "";
       this._loraStrength.value = settings.lora_strength ?? 1;
     }
+    if (typeof settings.strength === "number") this._image.strength = settings.strength;
     this._update();
   }
 
