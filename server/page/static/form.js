@@ -121,9 +121,9 @@ export class Form {
     this._form.scrollIntoView({ block: "nearest" });
   }
 
-  /** Lock the button while requests are sent. @param {boolean} isBusy */
+  /** Show that requests are being sent. The button keeps the focus, which a disabled one loses. @param {boolean} isBusy */
   set isBusy(isBusy) {
-    this._generate.disabled = isBusy;
+    this._generate.setAttribute("aria-disabled", String(isBusy));
   }
 
   _build() {

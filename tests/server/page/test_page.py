@@ -508,7 +508,7 @@ def test_errors_are_in_people_s_words(browser: Browser) -> None:
         steps(browser, 1)
         for _ in range(4):
             browser.click("#generate")
-            browser.until(lambda: browser.find("#generate").is_enabled(), "the answer")
+            browser.until(lambda: browser.find("#generate").get_attribute("aria-disabled") != "true", "the answer")
         browser.find("#problem", "Too many requests. Try again in")
         browser.find("#language").send_keys("中文")
         browser.click("#generate")
@@ -585,6 +585,7 @@ def test_image_is_generated_and_looked_at_with_keys_alone(url: str, browser: Bro
     tab_to("#generate")
     browser.press(Keys.ENTER)
     wait_for_gallery(browser, "a cat", "a cat")
+    assert browser.read("return document.activeElement.id") == "generate"
     shape = tasks(url)[0]["settings"]
     assert shape["width"] < shape["height"]
     tab_to("#gallery .tile")
