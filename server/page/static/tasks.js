@@ -212,7 +212,7 @@ export class Tasks {
 }
 
 /** @param {Task} task */
-export function isUnfinished(task) {
+function isUnfinished(task) {
   return task.status === "pending" || task.status === "running";
 }
 

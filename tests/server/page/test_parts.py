@@ -48,7 +48,8 @@ const actions = [
   {key: 'image.reuse', run: item => window.ran.push(['reuse', item.name]), closes: true},
   {key: 'image.delete', run: item => window.viewer.remove(other => other === item), isDanger: true},
 ];
-window.viewer = new Viewer(actions, {onClose: () => window.ran.push(['closed'])});
+window.viewer = new Viewer(actions);
+window.viewer.element.addEventListener('close', () => window.ran.push(['closed']));
 const opener = document.createElement('button');
 opener.textContent = 'open';
 opener.className = 'opener';
