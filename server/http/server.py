@@ -26,7 +26,7 @@ from server.jobs.service import JobService
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE = MAX_BODY  # bytes of a WebSocket message; the page sends prompts in them
+MAX_MESSAGE = MAX_BODY  # bytes of a WebSocket message from a client
 PING_SECONDS = 20.0  # between pings of a WebSocket, and for their answers
 KEEP_ALIVE_SECONDS = 5  # for the next request of a connection to begin
 ACCEPT_AT_ONCE = 32  # connections; uvicorn's backlog, which asyncio also takes for this

@@ -33,14 +33,17 @@ function useSettings(form, picture) {
 }
 
 function vary(form, picture, generate) {
-  form.takeOver(settingsOf(picture));
+  const settings = settingsOf(picture);
+  if (settings.strength === undefined) form.image.clear(); // it was made from text alone
+  form.takeOver(settings);
   form.unlockSeed();
   generate();
 }
 
 async function useAsInput(form, { src }) {
-  const response = await fetch(src);
-  await form.image.take(await response.blob());
+  const response = await fetch(src).catch(() => null);
+  if (response?.ok) await form.image.take(await response.blob());
+  else form.showProblem(t(response === null ? "error.unreachable" : "error.gone"));
   form.focus();
 }
 
@@ -53,10 +56,12 @@ async function copyText(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const area = document.createElement("textarea"); // without TLS, browsers have no clipboard object
   area.value = text;
+  const focused = document.activeElement;
   (document.querySelector("dialog[open]") ?? document.body).append(area);
   area.select();
   const isDone = document.execCommand("copy");
   area.remove();
+  if (focused instanceof HTMLElement) focused.focus();
   if (!isDone) throw new Error("not allowed");
 }
 

@@ -104,7 +104,10 @@ export class Api {
 
   async _json(path, options = {}) {
     const response = await this._send(path, options);
-    return parse(await response.text());
+    const text = await response.text().catch(() => {
+      throw new ApiError("unreachable"); // in the middle of its answer
+    });
+    return parse(text);
   }
 
   async _send(path, { headers = {}, ...options } = {}) {

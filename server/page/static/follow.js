@@ -101,6 +101,7 @@ export class Follower {
   async _ask(ids) {
     if (ids.length === 0) return;
     const found = await this._api.tasks(ids);
+    this._listener.onConnection(true);
     for (const task of found) this._handle(task.task_id, asEvent(task));
     const known = new Set(found.map((task) => task.task_id));
     for (const id of ids) if (!known.has(id)) this._miss(id);
@@ -120,8 +121,8 @@ export class Follower {
   }
 
   _handleError(id, error) {
+    this._listener.onConnection(!(error.isTransient ?? true));
     if (error.code === "task_not_found") this._miss(id);
-    else this._listener.onConnection(!(error.isTransient ?? true));
   }
 
   _miss(id) {

@@ -85,6 +85,7 @@ export class Form {
       this._lora.value = this._info.loras.includes(settings.lora) ? settings.lora : "";
       this._loraStrength.value = settings.lora_strength ?? 1;
     }
+    if (typeof settings.strength === "number") this._image.strength = settings.strength;
     this._update();
   }
 
@@ -120,9 +121,9 @@ export class Form {
     this._form.scrollIntoView({ block: "nearest" });
   }
 
-  /** Lock the button while requests are sent. @param {boolean} isBusy */
+  /** Show that requests are being sent. The button keeps the focus, which a disabled one loses. @param {boolean} isBusy */
   set isBusy(isBusy) {
-    this._generate.disabled = isBusy;
+    this._generate.setAttribute("aria-disabled", String(isBusy));
   }
 
   _build() {

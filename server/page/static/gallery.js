@@ -32,11 +32,14 @@ export class Gallery {
       if (task.status === "failed") wanted.set(task.task_id, () => this._failure(task));
       for (const picture of picturesOf(task)) wanted.set(picture.id, () => this._tile(picture));
     }
+    let next = null; // the tile beside one that is removed with the focus in it
     for (const [id, tile] of this._tiles) {
       if (wanted.has(id)) continue;
+      if (tile.contains(document.activeElement)) next = tile.nextElementSibling ?? tile.previousElementSibling;
       tile.remove();
       this._tiles.delete(id);
     }
+    (next?.querySelector("button") ?? next)?.focus();
     let place = this._container.firstElementChild;
     for (const [id, make] of wanted) {
       if (!this._tiles.has(id)) this._tiles.set(id, make());

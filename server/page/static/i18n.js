@@ -80,14 +80,6 @@ export function duration(seconds) {
 }
 
 /**
- * Return date and time in the language.
- * @param {number} unixSeconds
- */
-export function moment(unixSeconds) {
-  return new Intl.DateTimeFormat(TAGS[current], { dateStyle: "medium", timeStyle: "short" }).format(unixSeconds * 1000);
-}
-
-/**
  * Write the messages into elements with `data-i18n` (text), `data-i18n-label`, `data-i18n-title` or
  * `data-i18n-placeholder`.
  * @param {ParentNode} [root] whose descendants are translated

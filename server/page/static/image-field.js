@@ -36,6 +36,12 @@ export class ImageField {
     return this._file !== null;
   }
 
+  /** How much of the image is changed; it is set where there is an image. @param {number} strength */
+  set strength(strength) {
+    if (this.isFilled) this._strength.value = strength;
+    this._update();
+  }
+
   /**
    * Start from a file.
    * @param {Blob} file
@@ -45,7 +51,7 @@ export class ImageField {
     const image = await readable(file).catch(() => null);
     if (image === null) return this._listener.onProblem(t("image.unreadable"));
     if (image.size > MAX_MEGABYTES * 1e6) {
-      const size = number(image.size / 1e6, { maximumFractionDigits: 0 });
+      const size = number(image.size / 1e6, { maximumFractionDigits: 1 });
       return this._listener.onProblem(t("image.tooLarge", { size, limit: MAX_MEGABYTES }));
     }
     this.clear();
@@ -53,7 +59,9 @@ export class ImageField {
     this._settings = settings;
     this._thumbnail.src = URL.createObjectURL(image);
     this._strength.value = STRENGTH;
+    const hadFocus = document.activeElement === this._input;
     this._update();
+    if (hadFocus) this._paint.focus(); // the input is hidden now
   }
 
   /** Start from nothing again. */
@@ -99,7 +107,10 @@ export class ImageField {
       element("div", { class: "image-row" },
         this._thumbnail,
         element("div", { class: "image-buttons" }, this._paint, this._unmask, this._useSettings),
-        signButton("×", "image.remove", () => this.clear())),
+        signButton("×", "image.remove", () => {
+          this.clear();
+          this._input.focus();
+        })),
       this._hasMask,
       this._cropLabel,
       element("div", { class: "field-head" }, element("label", { for: "strength", "data-i18n": "image.strength" }), this._strengthText),
@@ -111,8 +122,8 @@ export class ImageField {
   }
 
   _setMask(mask) {
+    if ((mask === null) !== (this._mask === null)) this._strength.value = mask === null ? STRENGTH : MASK_STRENGTH;
     this._mask = mask;
-    this._strength.value = mask === null ? STRENGTH : MASK_STRENGTH;
     this._update();
   }
 
@@ -130,11 +141,13 @@ export class ImageField {
 
 /** @returns {Promise<Blob>} an image that the server reads. Rejected if the browser cannot read it */
 async function readable(file) {
-  const bitmap = await createImageBitmap(file);
+  const bitmap = await createImageBitmap(file), canvas = element("canvas");
+  if (!TYPES.includes(file.type)) {
+    Object.assign(canvas, { width: bitmap.width, height: bitmap.height });
+    canvas.getContext("2d").drawImage(bitmap, 0, 0);
+  }
+  bitmap.close(); // else its pixels stay in memory for a while
   if (TYPES.includes(file.type)) return file;
-  const canvas = element("canvas");
-  Object.assign(canvas, { width: bitmap.width, height: bitmap.height });
-  canvas.getContext("2d").drawImage(bitmap, 0, 0);
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
 

@@ -1,9 +1,11 @@
 /** The API key: asked for once, kept in this browser, sent with every request. */
 
 import { t } from "./i18n.js";
+import { problemText } from "./problems.js";
 import { load, save } from "./storage.js";
 
 const STORAGE = "zimage-api-key";
+const SENDABLE = /^[\x20-\x7e]+$/; // in a header
 
 /**
  * Set the key of the API: the one that is kept, or one that the visitor types in.
@@ -22,8 +24,12 @@ export async function enterKey(api) {
       event.preventDefault();
       api.key = input.value.trim();
       problem.textContent = "";
-      if (await isValid(api)) resolve();
-      else problem.textContent = t("key.invalid");
+      try {
+        if (SENDABLE.test(api.key) && (await isValid(api))) resolve();
+        else problem.textContent = t("key.invalid");
+      } catch (error) {
+        problem.textContent = problemText(error);
+      }
     });
   });
   save(STORAGE, api.key);

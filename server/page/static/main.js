@@ -33,7 +33,8 @@ class Page {
     this._info = info;
     this._notices = notices;
     this._selected = { id: null, index: 0 };
-    this._announced = new Set(); // ids of finished tasks
+    this._awaited = new Set(); // ids of tasks that were unfinished
+    this._isSending = false;
     this._form = new Form(info, () => this._generate());
     this._tasks = new Tasks(api, info, (isConnected) => notices.hold(isConnected ? null : t("error.offline")));
     const actions = actionsFor({
@@ -45,7 +46,7 @@ class Page {
     });
     this._viewer = new Viewer(actions);
     document.body.append(this._viewer.element);
-    const onOpen = (picture) => this._open(picture), onCancel = (id) => this._attempt(this._tasks.cancel(id));
+    const onOpen = (picture) => this._open(picture), onCancel = (id) => this._cancel(id);
     this._stage = new Stage(part("stage"), { actions, onOpen, onCancel });
     this._running = new Running(part("running"), { onSelect: (id) => this._select(id), onCancel });
     this._gallery = new Gallery(part("gallery"), { onOpen, onRemove: (id) => this._remove(id) });
@@ -73,9 +74,10 @@ class Page {
   }
 
   async _generate() {
-    const bodies = await this._form.requests();
-    this._form.isBusy = true;
+    if (this._isSending) return; // Ctrl+Enter is held down
+    this._form.isBusy = this._isSending = true;
     try {
+      const bodies = await this._form.requests();
       for (const [index, body] of bodies.entries()) {
         const id = await this._tasks.submit(body);
         if (index === 0) this._select(id);
@@ -84,7 +86,7 @@ class Page {
     } catch (error) {
       this._form.showProblem(problemText(error));
     } finally {
-      this._form.isBusy = false;
+      this._form.isBusy = this._isSending = false;
     }
   }
 
@@ -108,12 +110,26 @@ class Page {
     this._viewer.open(pictures, pictures.findIndex(({ id }) => id === picture.id));
   }
 
+  /** Delete a task, show the one beside it instead, and offer to undo that. */
   _remove(id) {
-    const count = this._tasks.get(id)?.result?.paths.length ?? 0;
-    const undo = this._tasks.delete(id);
+    const count = this._tasks.get(id)?.result?.paths.length ?? 0, place = this._tasks.all.findIndex((task) => task.task_id === id);
+    const undo = this._tasks.delete(id), rest = this._tasks.all;
+    if (this._selected.id === id) this._select((rest[place] ?? rest.at(-1))?.task_id ?? null);
     if (this._viewer.isOpen) this._viewer.remove(({ task }) => task.task_id === id);
     const text = count > 1 ? t("gallery.deletedSeveral", { count }) : t("gallery.deleted");
     this._notices.show(text, { key: "gallery.undo", run: undo });
+    this._keepFocus();
+  }
+
+  async _cancel(id) {
+    await this._attempt(this._tasks.cancel(id));
+    this._keepFocus();
+  }
+
+  /** Move the focus to the stage if the button that had it is hidden or gone. */
+  _keepFocus() {
+    const focused = document.activeElement;
+    if (focused === document.body || !focused?.checkVisibility()) part("stage").focus({ preventScroll: true });
   }
 
   /** Wait for something, and say what went wrong. */
@@ -133,13 +149,13 @@ class Page {
     this._announce(shown);
   }
 
-  /** Tell screen readers which images are ready since the last time, and the window's title what is going on. */
+  /** Tell screen readers how many images have become ready, and the window's title what is going on. */
   _announce(shown) {
-    const done = shown.filter((task) => task.status === "done"), isFirst = this._announced.size === 0;
-    const news = done.filter((task) => !this._announced.has(task.task_id));
-    for (const task of news) this._announced.add(task.task_id);
-    if (!isFirst && news.length > 0) part("status").textContent = t("run.done", { count: news.length });
-    const running = this._tasks.unfinished[0];
+    const unfinished = this._tasks.unfinished;
+    const ready = shown.filter((task) => task.status === "done" && this._awaited.has(task.task_id));
+    this._awaited = new Set(unfinished.map((task) => task.task_id));
+    if (ready.length > 0) part("status").textContent = t("run.done", { count: ready.length });
+    const running = unfinished[0];
     document.title = running ? `${running.progress} % · ${this._info.model_path}` : this._info.model_path;
   }
 }
@@ -166,10 +182,9 @@ async function untilAnswered(notices, attempt) {
   }
 }
 
-async function main() {
-  const api = new Api(), notices = new Notices(part("notices"));
-  offerLanguages();
-  translate();
+/** Ask the server what it can do, and the visitor for a key if it needs one; then open the page. */
+async function main(notices) {
+  const api = new Api();
   const info = await untilAnswered(notices, () => api.modelInfo());
   part("model").removeAttribute("data-i18n");
   part("model").textContent = info.model_path;
@@ -181,4 +196,10 @@ async function main() {
   await new Page(api, info, notices).open();
 }
 
-await main();
+const notices = new Notices(part("notices"));
+offerLanguages();
+translate();
+await main(notices).catch((error) => {
+  notices.hold(problemText(error));
+  throw error;
+});

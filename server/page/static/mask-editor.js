@@ -177,12 +177,13 @@ export class MaskEditor {
   }
 
   _update() {
-    const share = paintedShare(this._context);
+    const share = paintedShare(this._context), focused = document.activeElement;
     this._brush.setAttribute("aria-pressed", String(!this._isEraser));
     this._eraser.setAttribute("aria-pressed", String(this._isEraser));
     this._undo.disabled = !this._mask.canUndo;
     this._redo.disabled = !this._mask.canRedo;
     this._clear.disabled = share === 0;
+    if (focused instanceof HTMLButtonElement && focused.disabled) this.focus(); // else keys reach nothing
     const painted = number(share, { style: "percent", maximumFractionDigits: share < 0.1 ? 1 : 0 });
     this._slider.setAttribute("aria-valuetext", t("pixels", { count: Math.round(this.size) }));
     this._status.textContent = share ? t("mask.painted", { share: painted }) : t("mask.nothing");

@@ -23,14 +23,16 @@ export function picturesOf(task) {
       src: imageAddress(path),
       name: `zimage-${seed}.${SUFFIX[task.settings.output_format]}`,
       prompt: task.prompt,
-      facts: factsOf(task, index),
+      get facts() {
+        return factsOf(task, index);
+      },
     };
   });
 }
 
 /** @returns {[string, string][]} names and values in the visitor's language */
 function factsOf(task, index) {
-  const metadata = task.result.metadata[index], strength = metadata.strength ?? task.settings.strength;
+  const metadata = task.result.metadata[index];
   const lora = metadata.lora && `${metadata.lora} (${number(metadata.lora_strength ?? 1)})`;
   /** @type {[string, string | null | undefined | false][]} */
   const facts = [
@@ -40,7 +42,7 @@ function factsOf(task, index) {
     ["fact.guidance", metadata.guidance_scale > 0 && number(metadata.guidance_scale)],
     ["fact.negative", metadata.guidance_scale > 0 && task.settings.negative_prompt],
     ["fact.lora", lora],
-    ["fact.strength", typeof strength === "number" && number(strength)],
+    ["fact.strength", typeof metadata.strength === "number" && number(metadata.strength)],
     ["fact.model", `${metadata.model}, ${metadata.precision}`],
     ["fact.time", duration(secondsOf(metadata))],
     ["fact.revised", metadata.revised_prompt],
@@ -65,6 +67,7 @@ export function settingsOf({ task, index }) {
     guidance_scale: metadata.guidance_scale,
     lora: metadata.lora ?? "",
     lora_strength: metadata.lora_strength ?? 1,
+    strength: metadata.strength ?? undefined,
     output_format: task.settings.output_format,
   };
 }

@@ -25,7 +25,9 @@ const XMP = "http://ns.adobe.com/xap/1.0/\0";
  */
 export async function settingsFrom(file) {
   if (file.size > MAX_FILE) return null;
-  const bytes = new Uint8Array(await file.arrayBuffer());
+  const buffer = await file.arrayBuffer().catch(() => null); // the file may be gone by now
+  if (buffer === null) return null;
+  const bytes = new Uint8Array(buffer);
   try {
     const texts = await textsOf(bytes);
     const record = texts.has(RECORD) ? parseRecord(texts.get(RECORD)) : null;

@@ -10,7 +10,6 @@ const BY_CODE = {
   queue_full: "error.busy",
   deadline_unreachable: "error.busy",
   out_of_memory: "error.busy",
-  too_many_uploads: "error.busy",
   deadline_exceeded: "error.late",
   lora_unavailable: "error.lora",
   non_finite_output: "error.nonFinite",

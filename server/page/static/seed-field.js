@@ -9,7 +9,11 @@ export class SeedField {
   constructor() {
     this._input = document.getElementById("seed");
     this._lock = document.getElementById("lock");
-    document.getElementById("dice").addEventListener("click", () => this.roll());
+    this._isRolled = false; // by the dice, for the next images
+    document.getElementById("dice").addEventListener("click", () => {
+      this.roll();
+      this._isRolled = true;
+    });
     this._lock.addEventListener("click", () => this._setLocked(!this.isLocked));
     this._input.addEventListener("input", () => this._setLocked(this._input.value.trim() !== ""));
   }
@@ -28,6 +32,7 @@ export class SeedField {
   /** Fill in a seed and keep it; null for random ones. */
   set value(seed) {
     this._input.value = seed ?? "";
+    this._isRolled = false;
     this._setLocked(seed !== null);
   }
 
@@ -42,9 +47,10 @@ export class SeedField {
     this._input.value = String(crypto.getRandomValues(new Uint32Array(1))[0]);
   }
 
-  /** Return the seed of the next image, a new one unless it is locked. @returns {number} */
+  /** Return the seed of the next image: a new one, unless it is locked or the dice have rolled one. @returns {number} */
   next() {
-    if (!this.isLocked || this.value === null) this.roll();
+    if (!(this.isLocked || this._isRolled) || this.value === null) this.roll();
+    this._isRolled = false;
     return this.value;
   }
 

@@ -34,7 +34,10 @@ export class Tasks {
     this._tasks = new Map();
     this._deletions = new Map(); // timers by id
     this._listeners = new Set();
-    this._hasOlder = false;
+    this._onConnection = onConnection;
+    this._askedFor = new Set(); // ids that this browser has kept; the server may have lost their tasks
+    /** @type {boolean | null} null before the first answer */
+    this._hasOlder = null;
     this._follower = new Follower(api, {
       onEvent: (id, event) => this._onEvent(id, event),
       onLost: (id) => this._drop(id),
@@ -63,7 +66,7 @@ export class Tasks {
 
   /** True if the server has older tasks. */
   get hasOlder() {
-    return this._hasOlder;
+    return this._hasOlder === true;
   }
 
   /** @param {string} id @returns {ShownTask | undefined} */
@@ -73,15 +76,16 @@ export class Tasks {
 
   /** Look for tasks that are new. */
   async refresh() {
-    const known = this._tasks.size > 0;
     const { tasks, has_more: hasMore } = await this._page(null);
-    if (!known) this._hasOlder = hasMore;
+    this._onConnection(true);
+    this._hasOlder ??= hasMore;
     this._add(tasks);
   }
 
   /** Add the next page of older tasks. */
   async loadOlder() {
-    const { tasks, has_more: hasMore } = await this._page(Math.min(...[...this._tasks.values()].map((task) => task.sequence)));
+    const sequences = [...this._tasks.values()].map((task) => task.sequence);
+    const { tasks, has_more: hasMore } = await this._page(Math.min(...sequences, Number.MAX_SAFE_INTEGER));
     this._hasOlder = hasMore;
     this._add(tasks);
   }
@@ -135,8 +139,8 @@ export class Tasks {
   /** Delete hidden tasks at the server. */
   _deleteNow(ids = [...this._deletions.keys()]) {
     for (const id of ids) {
-      this._api.remove(id).catch(() => {}); // it stays, and is shown again at the next visit
-      this._drop(id);
+      const removed = this._api.remove(id).then(() => this._forget(id), () => {}); // else it stays, and is shown again
+      removed.then(() => this._drop(id));
     }
   }
 
@@ -144,8 +148,10 @@ export class Tasks {
   async _page(before) {
     if (!this._isKeptHere) return this._api.history(PAGE, before);
     const ids = keptIds();
-    const rest = before === null ? ids : ids.filter((id) => !this._tasks.has(id));
-    return { tasks: await this._api.tasks(rest.slice(0, PAGE)), has_more: rest.length > PAGE };
+    const rest = before === null ? ids : ids.filter((id) => !this._askedFor.has(id) && !this._tasks.has(id));
+    const page = rest.slice(0, PAGE), tasks = await this._api.tasks(page);
+    for (const id of page) this._askedFor.add(id);
+    return { tasks, has_more: rest.length > PAGE };
   }
 
   _add(tasks) {
@@ -159,8 +165,9 @@ export class Tasks {
   }
 
   _put(task) {
-    const { task_id: id } = task;
-    const preview = isUnfinished(task) ? (this._tasks.get(id)?.preview ?? null) : null;
+    const { task_id: id } = task, known = this._tasks.get(id);
+    if (known && !isUnfinished(known) && isUnfinished(task)) return; // an answer that was overtaken
+    const preview = isUnfinished(task) ? (known?.preview ?? null) : null;
     this._tasks.set(id, { ...task, preview, updated: Date.now() });
     if (isUnfinished(task)) this._follower.follow(id);
     else this._follower.unfollow(id);
@@ -194,13 +201,18 @@ export class Tasks {
     save(STORAGE, [id, ...keptIds().filter((other) => other !== id)].slice(0, MAX_KEPT));
   }
 
+  /** Keep the id of a task no longer. */
+  _forget(id) {
+    if (keptIds().includes(id)) save(STORAGE, keptIds().filter((other) => other !== id));
+  }
+
   _notify() {
     for (const listener of this._listeners) listener();
   }
 }
 
 /** @param {Task} task */
-export function isUnfinished(task) {
+function isUnfinished(task) {
   return task.status === "pending" || task.status === "running";
 }
 

@@ -40,6 +40,7 @@
  * @property {string | null} revised_prompt
  * @property {string | null} lora
  * @property {number | null} lora_strength
+ * @property {number | null} strength of the image that it starts from; null without one
  * @property {{total: number}} seconds
  */
 

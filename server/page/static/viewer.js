@@ -24,11 +24,8 @@ import { Zoom } from "./zoom.js";
 
 /** The dialog; `element` is to be put into the document once. */
 export class Viewer {
-  /**
-   * @param {ViewerAction[]} actions
-   * @param {{onClose?: () => void}} [options]
-   */
-  constructor(actions, { onClose = () => {} } = {}) {
+  /** @param {ViewerAction[]} actions */
+  constructor(actions) {
     /** @type {ViewerItem[]} */
     this._items = [];
     this._index = 0;
@@ -38,10 +35,7 @@ export class Viewer {
       onSwipe: (direction) => this.step(direction),
     });
     this.element.addEventListener("keydown", (event) => this._onKey(event));
-    this.element.addEventListener("close", () => {
-      this._image.removeAttribute("src");
-      onClose();
-    });
+    this.element.addEventListener("close", () => this._image.removeAttribute("src"));
     this.element.addEventListener("click", (event) => {
       if (event.target === this.element) this.element.close(); // the backdrop
     });
@@ -69,10 +63,6 @@ export class Viewer {
     if (!this.element.open) this.element.showModal();
     this._show();
     this._stage.focus();
-  }
-
-  close() {
-    this.element.close();
   }
 
   /**

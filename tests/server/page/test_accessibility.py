@@ -22,6 +22,13 @@ PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
 SERIOUS = ("serious", "critical")
 RUN_AXE = "return (await axe.run(document, {resultTypes: ['violations']})).violations"
 
+DROP = """
+const transfer = new DataTransfer(), canvas = document.createElement('canvas');
+const blob = await new Promise(resolve => canvas.toBlob(resolve));
+transfer.items.add(new File([blob], 'image', {type: 'image/png'}));
+document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: transfer, bubbles: true, cancelable: true}));
+"""
+
 
 @pytest.fixture(scope="module")
 def axe() -> str:
@@ -133,6 +140,7 @@ def test_image_to_start_from_reaches_the_request_with_its_mask_and_strength(
     upload(browser, tmp_path)
     assert browser.find("#image-field output").text == "0.6"
     paint(browser)
+    browser.run(DROP)  # on the mask editor, which goes on with its image
     browser.click(".mask-dialog button", "Use this mask")
     browser.find("#image-field", "Only the painted part")
     browser.read(
@@ -145,3 +153,12 @@ def test_image_to_start_from_reaches_the_request_with_its_mask_and_strength(
     metadata = task["result"]["metadata"][0]
     assert (metadata["width"], metadata["height"], metadata["strength"]) == (128, 96, 0.5)
     assert metadata["init_image"]
+    browser.click("#image-field button.sign")
+    assert browser.read("return document.activeElement.id") == "image"
+    browser.generate("a blue circle")
+    browser.until(lambda: len(browser.all("#gallery .tile")) == 2, "the second image")
+    upload(browser, tmp_path)
+    browser.click("#stage button", "Again with another seed")  # of an image that was made from text alone
+    browser.until(lambda: len(browser.all("#gallery .tile")) == 3, "the third image")
+    newest = httpx.get(f"{url}/v1/tasks").json()["tasks"][0]
+    assert newest["prompt"] == "a blue circle" and newest["result"]["metadata"][0]["strength"] is None

@@ -105,10 +105,20 @@ def test_image_is_generated_with_progress_and_previews(url: str, browser: Browse
     browser.until(lambda: browser.read("return document.querySelector('#stage img').naturalWidth") == 128, "the image")
     task = tasks(url)[0]
     seed = task["result"]["metadata"][0]["seed"]
+    assert browser.read("return document.querySelector('#status').textContent") == "1 image is ready."
     assert f"Seed {seed}" in browser.find("#stage").text and "128 × 96" in browser.find("#stage").text
     loaded = browser.read("return performance.getEntriesByType('resource').map(entry => entry.name)")
     assert len(loaded) > 10 and all(name.startswith((url, "data:")) for name in loaded)
     assert browser.driver.get_cookies() == []
+
+
+def test_ctrl_enter_that_is_held_down_generates_once(url: str, browser: Browser) -> None:
+    browser.visit(url)
+    steps(browser, 1)
+    browser.write("#prompt", "a cat")
+    browser.read("for (let i = 0; i < 3; i++) document.querySelector('#form').requestSubmit()")
+    wait_for_gallery(browser, "a cat")
+    assert len(tasks(url)) == 1
 
 
 def test_every_input_reaches_the_request(url: str, browser: Browser) -> None:
@@ -163,17 +173,21 @@ def test_dice_and_lock_of_the_seed(url: str, browser: Browser) -> None:
     assert re.fullmatch(r"\d{1,10}", rolled)
     browser.click("#dice")
     assert value(browser, "#seed") != rolled
+    rolled = value(browser, "#seed")
     browser.generate("one")
     wait_for_gallery(browser, "one")
+    assert str(tasks(url)[0]["settings"]["seed"]) == rolled
+    browser.click("#generate")
+    wait_for_gallery(browser, "one", "one")
     browser.click("#lock")
     locked = value(browser, "#seed")
     browser.generate("two")
-    wait_for_gallery(browser, "two", "one")
+    wait_for_gallery(browser, "two", "one", "one")
     browser.click("#lock")
     browser.generate("three")
-    wait_for_gallery(browser, "three", "two", "one")
+    wait_for_gallery(browser, "three", "two", "one", "one")
     seeds = [str(task["settings"]["seed"]) for task in tasks(url)]
-    assert seeds[1] == seeds[2] == locked and seeds[0] != locked
+    assert seeds[1] == seeds[2] == locked and seeds[0] != locked and seeds[3] == rolled != seeds[2]
 
 
 def test_examples_and_history_fill_in_the_prompt(browser: Browser) -> None:
@@ -270,6 +284,22 @@ def test_deleting_can_be_undone_and_happens_at_the_latest_when_the_page_is_left(
     wait_for_gallery(browser, "image 2", "image 1")
 
 
+def test_image_beside_a_deleted_one_is_shown_and_the_focus_stays(url: str, browser: Browser) -> None:
+    for number in range(2):
+        httpx.post(f"{url}/v1/generate", json={"prompt": f"image {number}", "steps": 1})
+    browser.visit(url)
+    wait_for_gallery(browser, "image 1", "image 0")
+    browser.find("#stage", "image 1")
+    browser.click("#stage button", "Delete")
+    browser.find("#stage", "image 0")
+    assert browser.read("return document.activeElement.textContent") == "Delete"
+    browser.click("#stage button", "Delete")
+    wait_for_gallery(browser)
+    assert browser.read("return document.activeElement.id") == "stage"
+    browser.all(".notice button")[1].click()
+    wait_for_gallery(browser, "image 0")
+
+
 def test_viewer_shows_all_images_and_their_parameters(url: str, browser: Browser) -> None:
     for number in range(3):
         httpx.post(f"{url}/v1/generate", json={"prompt": f"image {number}", "steps": 1, "seed": number})
@@ -312,6 +342,19 @@ def test_gallery_loads_older_images(browser: Browser) -> None:
         browser.click("#older")
         wait_for_gallery(browser, *prompts)
         assert not browser.find("#gallery").find_elements("xpath", "//*[@id='older' and not(@hidden)]")
+
+
+def test_ids_that_the_server_has_lost_do_not_hide_older_images(browser: Browser) -> None:
+    with serving(FakeLoop(), page=True, policy=AccessPolicy(shared_history=False)) as url:
+        task_id = httpx.post(f"{url}/v1/generate", json={"prompt": "old", "steps": 1}).json()["task_id"]
+        lost = [f"job_{number:032x}" for number in range(2 * PAGE)]
+        browser.visit(url)
+        browser.run("localStorage.setItem('zimage-tasks', JSON.stringify(values))", *lost, task_id)
+        browser.visit(url)
+        browser.until(lambda: gallery(browser) or browser.find("#older").click(), "the image")
+        browser.click("#gallery .tile")
+        browser.click(".viewer button", "Delete")
+        browser.until(lambda: task_id not in browser.read("return localStorage.getItem('zimage-tasks')"), "no id of it")
 
 
 def test_file_s_settings_are_taken_over_by_drop_and_paste(url: str, browser: Browser) -> None:
@@ -465,7 +508,7 @@ def test_errors_are_in_people_s_words(browser: Browser) -> None:
         steps(browser, 1)
         for _ in range(4):
             browser.click("#generate")
-            browser.until(lambda: browser.find("#generate").is_enabled(), "the answer")
+            browser.until(lambda: browser.find("#generate").get_attribute("aria-disabled") != "true", "the answer")
         browser.find("#problem", "Too many requests. Try again in")
         browser.find("#language").send_keys("中文")
         browser.click("#generate")
@@ -501,8 +544,10 @@ def test_key_is_asked_for_once_and_sent_as_a_header(browser: Browser) -> None:
         browser.driver.get(url)
         browser.find("#key")
         assert not browser.find("body").find_elements("css selector", "#work:not([hidden])")
-        enter("wrong")
-        browser.find("#key-problem", "This key is not valid.")
+        for wrong in ("wrong", "密钥"):  # no header can hold the second one
+            enter(wrong)
+            browser.find("#key-problem", "This key is not valid.")
+            browser.write("#key", "")
         enter(FIRST)
         browser.find("#generate")
         browser.generate("mine")
@@ -540,6 +585,7 @@ def test_image_is_generated_and_looked_at_with_keys_alone(url: str, browser: Bro
     tab_to("#generate")
     browser.press(Keys.ENTER)
     wait_for_gallery(browser, "a cat", "a cat")
+    assert browser.read("return document.activeElement.id") == "generate"
     shape = tasks(url)[0]["settings"]
     assert shape["width"] < shape["height"]
     tab_to("#gallery .tile")

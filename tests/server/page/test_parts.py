@@ -18,6 +18,8 @@ from selenium.webdriver.common.actions.pointer_input import PointerInput
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.keys import Keys
 
+from server.page.mount import STATIC
+
 pytestmark = [pytest.mark.slow, needs_chromium]
 
 PROMPTS = "zimage-prompts"
@@ -46,7 +48,8 @@ const actions = [
   {key: 'image.reuse', run: item => window.ran.push(['reuse', item.name]), closes: true},
   {key: 'image.delete', run: item => window.viewer.remove(other => other === item), isDanger: true},
 ];
-window.viewer = new Viewer(actions, {onClose: () => window.ran.push(['closed'])});
+window.viewer = new Viewer(actions);
+window.viewer.element.addEventListener('close', () => window.ran.push(['closed']));
 const opener = document.createElement('button');
 opener.textContent = 'open';
 opener.className = 'opener';
@@ -336,6 +339,9 @@ def test_languages_have_the_same_messages_with_the_same_values(browser: Browser)
     plurals = {key for key, message in english.items() if isinstance(message, dict)}
     assert plurals == {key for key, message in chinese.items() if isinstance(message, dict)}
     assert all(english[key].keys() == {"one", "other"} and chinese[key].keys() == {"other"} for key in plurals)
+    files = [path for path in STATIC.glob("*.*") if path.suffix in (".js", ".html")]
+    page = "".join(path.read_text() for path in files)
+    assert [key for key in english if f'"{key}"' not in page] == []  # unused
     han = re.compile("[\u4e00-\u9fff]")
     assert {key for key, message in chinese.items() if not han.search(str(message))} == {"form.lora", "fact.lora"}
     assert not [message for message in english.values() if han.search(str(message))]
@@ -354,8 +360,8 @@ def test_language_is_the_browser_s_until_another_is_chosen(browser: Browser) -> 
         for (const code of ['zh', 'xx', 'en']) {
           const [bold, italic] = root.children;
           found.push([language(), bold.textContent, italic.getAttribute('aria-label'), italic.title,
-            document.documentElement.lang, t('images', {count: 1}), t('images', {count: 2}),
-            t('no such key'), t('toString'), t('run.step', {step: 1, steps: 2000})]);
+            document.documentElement.lang, t('run.done', {count: 1}), t('run.done', {count: 2}),
+            t('no such key'), t('toString'), t('viewer.position', {index: 1, total: 2000})]);
           setLanguage(code);
         }
         stop();
@@ -363,12 +369,32 @@ def test_language_is_the_browser_s_until_another_is_chosen(browser: Browser) -> 
         setLanguage('en');
         return [found, heard, localStorage.getItem('zimage-language')];
     """)
-    english = ["en", "Close", "Close", "Cancel", "en", "1 image", "2 images", "no such key", "toString"]
-    chinese = ["zh", "关闭", "关闭", "取消", "zh-Hans", "1 张图片", "2 张图片", "no such key", "toString"]
+    english = [
+        "en",
+        "Close",
+        "Close",
+        "Cancel",
+        "en",
+        "1 image is ready.",
+        "2 images are ready.",
+        "no such key",
+        "toString",
+    ]
+    chinese = [
+        "zh",
+        "关闭",
+        "关闭",
+        "取消",
+        "zh-Hans",
+        "1 张图片已生成。",
+        "2 张图片已生成。",
+        "no such key",
+        "toString",
+    ]
     found = [
-        [*english, "step 1 of 2000"],
-        [*chinese, "第 1 步，共 2000 步"],
-        [*chinese, "第 1 步，共 2000 步"],
+        [*english, "Image 1 of 2000"],
+        [*chinese, "第 1 张，共 2000 张"],
+        [*chinese, "第 1 张，共 2000 张"],
     ]
     assert shown == [found, ["zh", "en"], "en"]
 
