@@ -273,9 +273,12 @@ def test_self_test_part_passes_right_plans_and_names_the_fault_of_wrong_ones(
     assert figures["faults"] == [] and figures["graphs"].keys() == read(plan_directory).graphs.keys()
     assert f"yes, {figures['outputs']} outputs" in figures["answer"] and "guidance" in figures["answer"]
     nano.add(directory=str(wrong))
+    outputs = figures["outputs"]
     with pytest.raises(SystemExit):
         run_here(part("self-test"), settings(tmp_path))
-    assert "6 of 22 outputs: this device computes the denoiser wrongly" in capsys.readouterr().err.splitlines()[-1]
+    assert (
+        f"6 of {outputs} outputs: this device computes the denoiser wrongly" in capsys.readouterr().err.splitlines()[-1]
+    )
     assert len(read_figures(tmp_path, "self-test")["faults"]) == 6
 
 

@@ -1,6 +1,7 @@
 """`zimage-bench peers --edits`: images that start from others, beside those of diffusers."""
 
 import json
+import logging
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -22,8 +23,9 @@ def test_cases_cover_masks_strengths_guidance_and_sizes() -> None:
 
 
 def test_edits_prints_worst_and_median_of_each_kind(
-    checkpoint: Path, engines: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, engines: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(logging, "disable", lambda _: None)  # it would silence the tests that follow
     main(["peers", "--model", str(checkpoint), "--engines", str(engines), "--edits", "1"])
     lines = capsys.readouterr().out.splitlines()
     figures = json.loads(lines[-1])["figures"]["edits"]

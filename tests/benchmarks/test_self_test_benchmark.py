@@ -24,7 +24,7 @@ def test_intact_plans_pass_on_the_cpu(engines: Path, capsys: pytest.CaptureFixtu
     *table, last = capsys.readouterr().out.splitlines()
     figures = json.loads(last)["figures"]
     assert figures["faults"] == 0 and figures["device"] == "CPU" and figures["seconds"] > 0
-    assert set(figures["graphs"]) == {"prompt_encoder", "denoiser", "guidance", "vae_decoder"}
+    assert set(figures["graphs"]) == {"prompt_encoder", "denoiser", "guidance", "vae_decoder", "vae_encoder", "blend"}
     assert all(
         0 < graph["relative_l2"] < 1e-4 and graph["share_of_limit"] < 0.1 for graph in figures["graphs"].values()
     )

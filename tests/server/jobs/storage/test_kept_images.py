@@ -22,7 +22,7 @@ IMAGES = 24
 
 def places(tmp_path: Path) -> tuple[str, ...]:
     """Return the arguments of a server with a database and an archive."""
-    return str(tmp_path / "jobs.db"), "", "", "", "", "", str(tmp_path / "images")
+    return str(tmp_path / "jobs.db"), "", "", "", "", str(tmp_path / "images")
 
 
 @pytest.mark.slow
