@@ -25,10 +25,10 @@ def test_intact_plans_pass_on_the_cpu(engines: Path, capsys: pytest.CaptureFixtu
     figures = json.loads(last)["figures"]
     assert figures["faults"] == 0 and figures["device"] == "CPU" and figures["seconds"] > 0
     assert set(figures["graphs"]) == {"prompt_encoder", "denoiser", "guidance", "vae_decoder", "vae_encoder", "blend"}
-    assert all(
-        0 < graph["relative_l2"] < 1e-4 and graph["share_of_limit"] < 0.1 for graph in figures["graphs"].values()
-    )
-    assert table[0].split()[0] == "graph" and "22 of 22 outputs are right" in table[-1]
+    errors = {name: graph["relative_l2"] for name, graph in figures["graphs"].items()}
+    assert all(0 < error < 1e-4 for name, error in errors.items() if name != "blend") and errors["blend"] == 0
+    assert all(graph["share_of_limit"] < 0.1 for graph in figures["graphs"].values())
+    assert table[0].split()[0] == "graph" and "30 of 30 outputs are right" in table[-1]
     print(f"self-test of z-image-nano: {figures['seconds']:.2f} s")
 
 
