@@ -77,6 +77,7 @@ export class Follower {
           this._handle(id, event);
         }
       } catch (error) {
+        if (error.code === "task_not_found") failures = 0; // the server is there
         if (!signal.aborted) this._handleError(id, error);
       }
       await pause(Math.min(2 ** failures, MAX_WAIT_SECONDS), signal);

@@ -18,6 +18,7 @@ import { Tasks } from "./tasks.js";
 import { Viewer } from "./viewer.js";
 
 const RETRY_SECONDS = 3;
+const SHOWN_PROMPT = 100; // characters in a notice
 const TICK_SECONDS = 1; // between two updates of the time left
 
 const part = (id) => document.getElementById(id);
@@ -36,7 +37,10 @@ class Page {
     this._awaited = new Set(); // ids of tasks that were unfinished
     this._isSending = false;
     this._form = new Form(info, () => this._generate());
-    this._tasks = new Tasks(api, info, (isConnected) => notices.hold(isConnected ? null : t("error.offline")));
+    this._tasks = new Tasks(api, info, {
+      onConnection: (isConnected) => notices.hold(isConnected ? null : t("error.offline")),
+      onLost: ({ prompt }) => notices.show(t("error.lost", { prompt: prompt.slice(0, SHOWN_PROMPT) })),
+    });
     const actions = actionsFor({
       form: this._form,
       notices,

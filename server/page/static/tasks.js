@@ -25,9 +25,10 @@ export class Tasks {
   /**
    * @param {import("./api.js").Api} api
    * @param {import("./types.js").ModelInfo} info
-   * @param {(isConnected: boolean) => void} onConnection
+   * @param {{onConnection: (isConnected: boolean) => void, onLost: (task: ShownTask) => void}} listener onLost: the server
+   *   does not know an unfinished task any more
    */
-  constructor(api, info, onConnection) {
+  constructor(api, info, { onConnection, onLost }) {
     this._api = api;
     this._isKeptHere = info.history === "browser";
     /** @type {Map<string, ShownTask>} */
@@ -40,7 +41,11 @@ export class Tasks {
     this._hasOlder = null;
     this._follower = new Follower(api, {
       onEvent: (id, event) => this._onEvent(id, event),
-      onLost: (id) => this._drop(id),
+      onLost: (id) => {
+        const task = this._tasks.get(id);
+        this._drop(id);
+        if (task) onLost(task);
+      },
       onConnection,
     });
     window.addEventListener("pagehide", () => this._deleteNow());

@@ -446,6 +446,24 @@ def test_task_goes_on_after_a_restart_of_the_server(browser: Browser, tmp_path: 
         assert len(tasks(url)) == 1
 
 
+def test_task_that_is_lost_in_a_restart_without_a_database_is_named(browser: Browser) -> None:
+    def server(port: str) -> tuple[str, ...]:
+        return (*FAKE_SERVER, "0.1", "0", *[""] * 9, "0", port)
+
+    with process(*server("0")) as child:
+        url = ready_url(child)
+        browser.visit(url)
+        steps(browser, 30)
+        browser.generate("a cat")
+        browser.find("#stage", "% done")
+        child.kill()
+        browser.find(".notice", "cannot be reached")
+    with process(*server(url.rpartition(":")[2])) as child:
+        ready_url(child)
+        browser.find(".notice", "no longer knows this image: a cat")
+        assert not browser.all("#running .tile")
+
+
 def test_without_a_shared_history_the_gallery_shows_the_images_of_this_browser(browser: Browser) -> None:
     with serving(FakeLoop(0.02), page=True, policy=AccessPolicy(shared_history=False)) as url:
         httpx.post(f"{url}/v1/generate", json={"prompt": "of another visitor"})

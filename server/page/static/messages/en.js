@@ -161,4 +161,5 @@ export default {
   "error.unreachable": "The server does not answer. Check the connection and try again.",
   "error.offline": "The server cannot be reached. Trying again …",
   "error.gone": "This image is no longer on the server.",
+  "error.lost": "The server no longer knows this image: {prompt}",
 };

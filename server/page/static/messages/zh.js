@@ -161,4 +161,5 @@ export default {
   "error.unreachable": "服务器没有响应，请检查网络连接后重试。",
   "error.offline": "无法连接服务器，正在重试……",
   "error.gone": "服务器上已没有这张图片。",
+  "error.lost": "服务器上已没有这个任务：{prompt}",
 };
