@@ -45,12 +45,14 @@ def main(memory: int, seconds: float) -> None:
     while (job := read_frame(source)) is not None:
         signal.setitimer(signal.ITIMER_PROF, seconds)  # SIGPROF ends the process
         try:
-            _answer(*job, sink)
+            answer = _answer(*job, sink)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"[:MAX_MESSAGE]
             _write(sink, *encode_frame({"type": "crashed", "message": reason}))
             raise
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)  # before the answer: the signal must not end the next upload
+        _write(sink, *answer)
+        del job, answer
         gc.collect()
 
 
@@ -80,8 +82,12 @@ def _limit(what: int, most: int) -> None:
     resource.setrlimit(what, (most, most))
 
 
-def _answer(facts: dict[str, Any], parts: Sequence[bytes], sink: BinaryIO) -> None:
-    """Write what an upload becomes, or why it is refused. Any other error ends this process."""
+def _answer(facts: dict[str, Any], parts: Sequence[bytes], sink: BinaryIO) -> list[bytes]:
+    """Return the frame of what an upload becomes, or of why it is refused. Any other error ends this process.
+
+    Args:
+        sink: told when the mask's turn comes.
+    """
     preparation = preparation_of(facts["preparation"])
     limits = DecodeLimits(**facts["limits"])
     param = preparation.image_param
@@ -96,11 +102,11 @@ def _answer(facts: dict[str, Any], parts: Sequence[bytes], sink: BinaryIO) -> No
             gc.collect()
             notes += more
         init_image = prepare(image, mask, preparation, notes)
-        _write(sink, *encode_frame(*_prepared(replace(init_image, sha256=init_image.digest()))))
+        return list(encode_frame(*_prepared(replace(init_image, sha256=init_image.digest()))))
     except InvalidRequest as error:
-        _write(sink, *encode_frame({"type": "refused", "message": str(error)[:MAX_MESSAGE], "param": error.param}))
+        return list(encode_frame({"type": "refused", "message": str(error)[:MAX_MESSAGE], "param": error.param}))
     except MemoryError:
-        _write(sink, *encode_frame({"type": "out_of_memory", "param": param}))
+        return list(encode_frame({"type": "out_of_memory", "param": param}))
 
 
 def preparation_of(facts: dict[str, Any]) -> Preparation:
