@@ -166,6 +166,7 @@ def exif_bomb(rng: random.Random) -> bytes:
 def profile_bomb(rng: random.Random) -> bytes:
     """A colour profile whose tables are larger than the file, or that is nothing but large."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[24:36] = bytes(12)  # the time of its creation
     for _ in range(rng.randint(1, 12)):
         at = rng.randrange(128, len(profile) - 4)
         profile[at : at + 4] = rng.choice(
