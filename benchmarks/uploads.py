@@ -34,7 +34,7 @@ Found = tuple[str, str | None, bytes]  # kind, what must become of it, data
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the files of one kind."""
+    """Outcomes of the files of one kind, and the time of the slowest."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0  # seconds

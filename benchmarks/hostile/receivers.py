@@ -1,4 +1,4 @@
-"""What hostile files are sent to: the decoder's process alone, or zimage-serve. Knows nothing of the files."""
+"""Receivers of hostile files: the process of the decoder alone, or zimage-serve. Knows nothing of the files."""
 
 import asyncio
 import gc

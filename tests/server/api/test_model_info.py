@@ -1,4 +1,4 @@
-"""What `/v1/model_info` says about plans and settings, over real HTTP."""
+"""Tests of `/v1/model_info` over real HTTP: plans and settings as the page reads them."""
 
 import httpx
 import pytest
