@@ -136,12 +136,10 @@ class JobService:
             return "draining"
         return "ok" if self.is_ready else "starting"
 
-    async def submit(self, job: Job, previews: int = 0, client: str = "", init_image: PackedImage | None = None) -> Job:
+    async def submit(self, job: Job, init_image: PackedImage | None = None) -> Job:
         """Store and queue a job, or return the one that the same idempotency key has made.
 
         Args:
-            previews: of each image.
-            client: name of the client; clients get equal shares of the queue and of the worker's time.
             init_image: the image that the request's `edit` describes.
 
         Raises:
@@ -155,13 +153,13 @@ class JobService:
             if live is None or live.job.error is None or not live.job.error.is_transient:
                 return known
         size = 0 if init_image is None else init_image.unpacked_bytes
-        submitted = LiveJob(job, previews, client, init_image=init_image, init_image_bytes=size)
+        submitted = LiveJob(job, init_image=init_image, init_image_bytes=size)
         try:
             self._admit(submitted)
         except JobRefused as refusal:
             self.metrics.job_refused(refusal.code)
             raise
-        self._admitting[client] += 1
+        self._admitting[job.client] += 1
         self._admitting_bytes += size
         # shielded: a job that is in the store must be queued, even if the client disconnects meanwhile
         return await asyncio.shield(self._add(submitted, has_failed_before=known is not None))
@@ -182,7 +180,7 @@ class JobService:
             stored = await self._async_store.add(job, live.init_image)
         finally:
             self._admitting_bytes -= live.init_image_bytes
-            self._admitting[live.client] -= 1
+            self._admitting[job.client] -= 1
             self._admitting += Counter()  # drops those at 0
         if stored.id == job.id:
             self.metrics.job_accepted(job)
@@ -240,7 +238,7 @@ class JobService:
 
     def unfinished(self, client: str, api: str) -> list[Job]:
         """Return a client's unfinished jobs of one API, in their order."""
-        return [live.job for live in self._tracker.unfinished if live.client == client and live.job.api == api]
+        return [live.job for live in self._tracker.unfinished if live.job.client == client and live.job.api == api]
 
     def progress(self, job: Job) -> Progress:
         return self._tracker.progress(job)
