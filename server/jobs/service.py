@@ -77,12 +77,10 @@ class JobService(ABC):
         """Fail the jobs whose clients wait, since no worker starts."""
 
     @abstractmethod
-    async def submit(self, job: Job, previews: int = 0, client: str = "", init_image: PackedImage | None = None) -> Job:
+    async def submit(self, job: Job, init_image: PackedImage | None = None) -> Job:
         """Store and queue a job, or return the one that the same idempotency key has made.
 
         Args:
-            previews: of each image.
-            client: name of the client; clients get equal shares of the queue and of the workers' time.
             init_image: the image that the request's `edit` describes.
 
         Raises:

@@ -37,7 +37,7 @@ class FakeLink:
         return found
 
 
-def job(name: str, *, key: str | None = None, deadline: float | None = None, n: int = 1) -> Job:
+def job(name: str, *, key: str | None = None, deadline: float | None = None, n: int = 1, client: str = "") -> Job:
     return Job(
         id=name,
         request=ImageRequest("a cat", 64, 64),
@@ -49,6 +49,7 @@ def job(name: str, *, key: str | None = None, deadline: float | None = None, n: 
         fingerprint="f",
         created=time.time(),
         deadline=deadline,
+        client=client,
     )
 
 
