@@ -79,14 +79,23 @@ class Job:
     sequence: int = 0  # order of acceptance, from 1
 
 
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image in an image store."""
+
+    name: str  # among the files of its job
+    bytes: int
+
+
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class StoredImage:
     """An encoded image of a job, with its metadata."""
 
     index: int  # into the job's requests
     media_type: str
-    data: bytes
+    data: bytes  # empty if the image store has them and has not been asked
     metadata: ImageMetadata
+    file: ImageFile | None = None  # None if the bytes are in the database
 
 
 def new_id() -> str:

@@ -112,7 +112,7 @@ class JobTracker:
         self.unfinished.on_image(live)
         self._metrics.image_finished(metadata)
         live.notify_followers(ImageFinished(image.index))
-        self._store.write_later(partial(self._store.store.add_image, live.job.id, image))
+        self._store.add_image(live.job.id, image)
         if self._archive is not None:
             live.saving.append(asyncio.wrap_future(self._archive.put(live.job, image)))
         if not live.missing():
@@ -120,7 +120,7 @@ class JobTracker:
 
     def finish(self, live: LiveJob) -> None:
         """End a job that has all its images."""
-        self._end(live, JobState.DONE, partial(self._store.store.finish, live.job.id))
+        self._end(live, JobState.DONE)
 
     def cancel(self, live: LiveJob) -> bool:
         """End a job that is no longer wanted. False: it had ended."""
@@ -133,8 +133,14 @@ class JobTracker:
     def _expire(self, live: LiveJob) -> None:
         self.fail(live, "deadline_exceeded", "The deadline passed before the images were generated.")
 
-    def _end(self, live: LiveJob, state: JobState, write: Callable[[], object], error: JobError | None = None) -> bool:
-        """End a job, unless it has ended. It stays in memory until the store has its end."""
+    def _end(
+        self, live: LiveJob, state: JobState, write: Callable[[], object] | None = None, error: JobError | None = None
+    ) -> bool:
+        """End a job, unless it has ended. It stays in memory until the store has its end.
+
+        Args:
+            write: stores the end; None for that of a job with all its images.
+        """
         if live.job.state.is_final:
             return False
         live.job = job = replace(live.job, state=state, error=error, finished=_not_before(live.job))
@@ -146,7 +152,8 @@ class JobTracker:
         live.notify_followers(job)
         live.ended.set()
         self._tell_places()
-        stored = self._store.write_later(write, then=partial(self._live.pop, job.id, None))
+        forget = partial(self._live.pop, job.id, None)
+        stored = self._store.end(job.id, write, forget) if write else self._store.finish(job.id, forget)
         if not self._store.store.database.is_in_memory:
             live.saving.append(stored)
         self.on_ended(live)
