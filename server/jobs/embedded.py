@@ -21,6 +21,7 @@ from server.jobs.job import Job, StoredImage
 from server.jobs.job_events import JobEvents
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
+from server.jobs.rate import Rate, RateLimiter
 from server.jobs.recovery import recover
 from server.jobs.service import JobEvent, JobService, ServiceStatus
 from server.jobs.storage.archive import Archive
@@ -63,6 +64,7 @@ class EmbeddedJobs(JobService):
         self._admission = Admission(limits, self._tracker.estimates)
         self._admitting: Counter[str] = Counter()  # admitted jobs that are not in the store yet, by client
         self._admitting_bytes = 0  # of their init images
+        self._limiters: dict[Rate, RateLimiter] = {}
         self._drain_started: float | None = None  # by the event loop's clock
         self.is_leaving = False
 
@@ -131,6 +133,11 @@ class EmbeddedJobs(JobService):
 
     def devices(self) -> list[DeviceStatus]:
         return self.worker_queue.devices()
+
+    async def hit(self, client: str, rate: Rate) -> float:
+        if rate not in self._limiters:
+            self._limiters[rate] = RateLimiter(rate)
+        return self._limiters[rate].hit(client)
 
     async def submit(self, job: Job, init_image: PackedImage | None = None) -> Job:
         known = None
