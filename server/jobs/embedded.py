@@ -18,7 +18,7 @@ from server.jobs.admission import Admission, Limits
 from server.jobs.device_status import DeviceStatus
 from server.jobs.follower import Progress
 from server.jobs.job import Job, StoredImage
-from server.jobs.job_events import JobEvents
+from server.jobs.job_events import LiveJobEvents
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
 from server.jobs.rate import Rate, RateLimiter
@@ -60,7 +60,7 @@ class EmbeddedJobs(JobService):
         self._archive = ArchiveWriter(archive) if archive else None
         self._tracker = JobTracker(self._async_store, manifest, self.metrics, self._archive)
         self.worker_queue = WorkerQueue(self._tracker, self.metrics)
-        self._events = JobEvents(self._tracker, self._async_store)
+        self._events = LiveJobEvents(self._tracker, self._async_store)
         self._admission = Admission(limits, self._tracker.estimates)
         self._admitting: Counter[str] = Counter()  # admitted jobs that are not in the store yet, by client
         self._admitting_bytes = 0  # of their init images
