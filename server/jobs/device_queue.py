@@ -151,7 +151,7 @@ class DeviceQueue:
         for estimates in (self._estimates, self._tracker.estimates):
             if not estimates.is_empty:
                 return estimates.remaining(live, indices)
-        return GUESS * self._tracker.unfinished.image_cost(live) * len(indices)
+        return GUESS * self._tracker.unfinished.image_cost(live) / live.job.cost_factor * len(indices)
 
     def backlog(self) -> dict[Kind, float]:
         """Return the estimated seconds of the images here, by their size and LoRA."""
@@ -166,7 +166,9 @@ class DeviceQueue:
         assert self.link is not None
         job, indices = live.job, tuple(indices)
         data = None if live.init_image is None else live.init_image.data
-        self.link.send(messages.Generate(job.id, job.request, job.format, indices, live.previews, live.client, data))
+        self.link.send(
+            messages.Generate(job.id, job.request, job.format, indices, job.previews, job.share, job.cost_factor, data)
+        )
         self.images.setdefault(live, set()).update(indices)  # last: `send` may find no memory, and the next call tries
         live.sent.update(indices)
 

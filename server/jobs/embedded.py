@@ -6,7 +6,7 @@ Knows jobs; neither HTTP nor how workers get them.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -126,23 +126,26 @@ class EmbeddedJobs(JobService):
             return "draining"
         return "ok" if self.is_ready else "starting"
 
+    def plan_ids(self) -> list[str]:
+        return [self.manifest.plan_id]
+
     def devices(self) -> list[DeviceStatus]:
         return self.worker_queue.devices()
 
-    async def submit(self, job: Job, previews: int = 0, client: str = "", init_image: PackedImage | None = None) -> Job:
+    async def submit(self, job: Job, init_image: PackedImage | None = None) -> Job:
         known = None
         if job.idempotency_key is not None and (known := await self._async_store.call(self._store.find_by_key, job)):
             live = self._tracker.get(known.id)
             if live is None or live.job.error is None or not live.job.error.is_transient:
                 return known
         size = 0 if init_image is None else init_image.unpacked_bytes
-        submitted = LiveJob(job, previews, client, init_image=init_image, init_image_bytes=size)
+        submitted = LiveJob(job, init_image=init_image, init_image_bytes=size)
         try:
             self._admit(submitted)
         except JobRefused as refusal:
             self.metrics.job_refused(refusal.code)
             raise
-        self._admitting[client] += 1
+        self._admitting[job.client] += 1
         self._admitting_bytes += size
         # shielded: a job that is in the store must be queued, even if the client disconnects meanwhile
         return await asyncio.shield(self._add(submitted, has_failed_before=known is not None))
@@ -163,7 +166,7 @@ class EmbeddedJobs(JobService):
             stored = await self._async_store.add(job, live.init_image)
         finally:
             self._admitting_bytes -= live.init_image_bytes
-            self._admitting[live.client] -= 1
+            self._admitting[job.client] -= 1
             self._admitting += Counter()  # drops those at 0
         if stored.id == job.id:
             self.metrics.job_accepted(job)
@@ -215,7 +218,7 @@ class EmbeddedJobs(JobService):
         return live is not None and self._tracker.cancel(live)
 
     async def unfinished(self, client: str, api: str) -> list[Job]:
-        return [live.job for live in self._tracker.unfinished if live.client == client and live.job.api == api]
+        return [live.job for live in self._tracker.unfinished if live.job.client == client and live.job.api == api]
 
     async def progress(self, job: Job) -> Progress:
         return self._tracker.progress(job)
@@ -232,5 +235,5 @@ class EmbeddedJobs(JobService):
             raise JobNotFound(f"there is no job {job.id}, or it was deleted")
         return ended, images
 
-    def follow(self, job: Job) -> AsyncGenerator[JobEvent]:
-        return self._events.follow(job)
+    def follow(self, job: Job, received: Collection[int] = ()) -> AsyncGenerator[JobEvent]:
+        return self._events.follow(job, received)

@@ -5,7 +5,7 @@ ends once: done, failed with an error, or cancelled.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import Literal
 
 from engine.images.metadata import ImageMetadata
@@ -57,6 +57,10 @@ class JobService(ABC):
         """Return the devices that generate images, with their workers."""
 
     @abstractmethod
+    def plan_ids(self) -> list[str]:
+        """Return the ids of the plans that jobs may name."""
+
+    @abstractmethod
     async def start(self) -> None:
         """Begin to take jobs, and resume what an earlier server has left unfinished."""
 
@@ -77,12 +81,10 @@ class JobService(ABC):
         """Fail the jobs whose clients wait, since no worker starts."""
 
     @abstractmethod
-    async def submit(self, job: Job, previews: int = 0, client: str = "", init_image: PackedImage | None = None) -> Job:
+    async def submit(self, job: Job, init_image: PackedImage | None = None) -> Job:
         """Store and queue a job, or return the one that the same idempotency key has made.
 
         Args:
-            previews: of each image.
-            client: name of the client; clients get equal shares of the queue and of the workers' time.
             init_image: the image that the request's `edit` describes.
 
         Raises:
@@ -137,8 +139,11 @@ class JobService(ABC):
         """
 
     @abstractmethod
-    def follow(self, job: Job) -> AsyncGenerator[JobEvent]:
+    def follow(self, job: Job, received: Collection[int] = ()) -> AsyncGenerator[JobEvent]:
         """Yield progress and images so far, then each event. The last is the ended job, unless it was deleted.
+
+        Args:
+            received: indices of images that the follower has already, and does not get.
 
         Raises:
             TooManyFollowers: too many clients follow the job already.

@@ -53,7 +53,7 @@ async def full_queue(watchdog: Watchdog) -> AsyncIterator[tuple[EmbeddedJobs, ht
         jobs.worker_queue._tracker.estimates.learn(size, 8, StageTimes(passes=1.0))
     request = ImageRequest(LONG_PROMPT, *SIZES[-1], negative_prompt=LONG_PROMPT, guidance_scale=4.0)
     for number in range(QUEUE):
-        await jobs.submit(replace(job(f"job_{number}", n=10), request=request), client=f"client {number}")
+        await jobs.submit(replace(job(f"job_{number}", n=10), request=request, client=f"client {number}"))
     transport = httpx.ASGITransport(create_app(jobs, AppOptions(AccessPolicy(shared_history=True))))
     watching = asyncio.create_task(watchdog.run())
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:

@@ -18,7 +18,7 @@ def test_full_queue_refuses_with_a_retry_time_and_still_returns_known_keys() -> 
         await jobs.submit(job("first"))
         jobs.worker_queue.queues[0].on_message(finished("first"))  # which took one second
         for number in range(8):
-            await jobs.submit(job(f"{number}", key=f"key {number}"), client=f"client {number}")
+            await jobs.submit(job(f"{number}", key=f"key {number}", client=f"client {number}"))
         with pytest.raises(JobRefused) as refusal:
             await jobs.submit(job("late"))
         assert refusal.value.code == "queue_full"
@@ -34,14 +34,14 @@ def test_full_queue_refuses_with_a_retry_time_and_still_returns_known_keys() -> 
 def test_client_cannot_take_the_last_places_of_the_queue() -> None:
     async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
         for number in range(12):
-            await jobs.submit(job(f"{number}"), client="flood")
+            await jobs.submit(job(f"{number}", client="flood"))
         for _ in range(2):
             with pytest.raises(QueueFull, match="12 of your jobs are unfinished"):
-                await jobs.submit(job("more"), client="flood")
+                await jobs.submit(job("more", client="flood"))
         for number in range(4):
-            await jobs.submit(job(f"other {number}"), client=f"client {number}")
+            await jobs.submit(job(f"other {number}", client=f"client {number}"))
         with pytest.raises(QueueFull, match="The queue is full"):
-            await jobs.submit(job("late"), client="late")
+            await jobs.submit(job("late", client="late"))
 
     play(story, limits=Limits(queue=16))
 
@@ -51,13 +51,13 @@ def test_deadline_of_one_client_does_not_depend_on_the_queue_of_another() -> Non
         await jobs.submit(job("first"))
         jobs.worker_queue.queues[0].on_message(finished("first"))  # which took one second
         for number in range(50):
-            await jobs.submit(job(f"{number}"), client="flood")
+            await jobs.submit(job(f"{number}", client="flood"))
         jobs.worker_queue.queues[0].on_message(Started("0:0"))
-        await jobs.submit(job("soon", deadline=time.time() + 2.5), client="single")
+        await jobs.submit(job("soon", deadline=time.time() + 2.5, client="single"))
         soon = await jobs.get("soon")
         assert soon is not None and (await jobs.progress(soon)).position == 1
         with pytest.raises(DeadlineUnreachable):
-            await jobs.submit(job("late", deadline=time.time() + 2.5), client="flood")
+            await jobs.submit(job("late", deadline=time.time() + 2.5, client="flood"))
 
     play(story)
 

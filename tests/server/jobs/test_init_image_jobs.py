@@ -22,8 +22,8 @@ IMAGE = init_image()
 PACKED = pack(IMAGE)
 
 
-def edit_job(name: str, deadline: float | None = None) -> Job:
-    made = job(name, deadline=deadline)
+def edit_job(name: str, deadline: float | None = None, client: str = "") -> Job:
+    made = job(name, deadline=deadline, client=client)
     return replace(made, request=made.request.starting_from(IMAGE))
 
 
@@ -139,16 +139,16 @@ def test_images_of_unfinished_jobs_are_bounded_and_one_client_leaves_room() -> N
 
     async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
         for name in "abc":
-            await jobs.submit(edit_job(name), client="first", init_image=large)
+            await jobs.submit(edit_job(name, client="first"), init_image=large)
         with pytest.raises(QueueFull, match="The images that unfinished jobs begin with") as refusal:
-            await jobs.submit(edit_job("d"), client="first", init_image=large)
+            await jobs.submit(edit_job("d", client="first"), init_image=large)
         assert refusal.value.retry_after >= 0
-        await jobs.submit(job("e"), client="first")  # without an image
-        await jobs.submit(edit_job("f"), client="second", init_image=PackedImage(PACKED.data, 70))
+        await jobs.submit(job("e", client="first"))  # without an image
+        await jobs.submit(edit_job("f", client="second"), init_image=PackedImage(PACKED.data, 70))
         with pytest.raises(QueueFull):
-            await jobs.submit(edit_job("g"), client="second", init_image=large)
+            await jobs.submit(edit_job("g", client="second"), init_image=large)
         assert await jobs.cancel("a")
-        await jobs.submit(edit_job("h"), client="second", init_image=PackedImage(PACKED.data, 30))
+        await jobs.submit(edit_job("h", client="second"), init_image=PackedImage(PACKED.data, 30))
 
     play(story, limits=Limits(init_image_bytes=400))
 
@@ -157,7 +157,7 @@ def test_images_that_are_being_stored_count_too() -> None:
     large = PackedImage(PACKED.data, 100)
 
     async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
-        wanted = (jobs.submit(edit_job(f"{n}"), client=f"{n}", init_image=large) for n in range(20))
+        wanted = (jobs.submit(edit_job(f"{n}", client=f"{n}"), init_image=large) for n in range(20))
         outcomes = await asyncio.gather(*wanted, return_exceptions=True)
         assert sum(isinstance(outcome, Job) for outcome in outcomes) == 3
         assert jobs._admitting_bytes == 0
@@ -171,6 +171,6 @@ def test_images_of_an_earlier_server_s_jobs_count_too(tmp_path: Path) -> None:
 
     async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
         with pytest.raises(QueueFull, match="The images that unfinished jobs begin with"):
-            await jobs.submit(edit_job("b"), client="other", init_image=PackedImage(PACKED.data, 200))
+            await jobs.submit(edit_job("b", client="other"), init_image=PackedImage(PACKED.data, 200))
 
     play(story, JobStore(tmp_path / "jobs.db"), limits=Limits(init_image_bytes=400))
