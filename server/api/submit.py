@@ -208,7 +208,7 @@ async def _end(jobs: JobService, job: Job) -> tuple[Job, list[StoredImage]]:
         return await jobs.wait(job)
     finally:
         if not job.durable:
-            jobs.cancel(job.id)
+            await jobs.cancel(job.id)
 
 
 async def encode_images(images: Sequence[StoredImage | JobPreview], work: Callable[[], Encoded]) -> Encoded:

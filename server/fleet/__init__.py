@@ -1,1 +1,1 @@
-"""Many machines: API replicas and worker hosts that share a broker and a database."""
+"""Many machines: API replicas and worker hosts that share a database, and a broker that wakes them."""

@@ -110,7 +110,7 @@ def _lora_queue(fleet: str, model: str, lora: str) -> str:
 def queue(name: str) -> Queue:
     """Return a queue as every side declares it: on RabbitMQ a quorum queue, which survives the loss of a node.
 
-    RabbitMQ refuses to declare a queue that it has with other arguments, so a change of the arguments needs other names.
+    RabbitMQ refuses to declare a queue again with other arguments, so a change of the arguments needs other names.
     """
     return Queue(
         name,

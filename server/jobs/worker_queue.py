@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from server.errors import StoreUnavailable
+from server.jobs.device_status import DeviceStatus
 from server.jobs.follower import JobPreview
 from server.jobs.job import StoredImage
 from server.jobs.live_job import LiveJob
@@ -83,6 +84,13 @@ class WorkerQueue:
     @property
     def pid(self) -> int | None:
         return None if self.link is None else self.link.pid
+
+    def devices(self) -> list[DeviceStatus]:
+        """Return the devices of the workers."""
+        if self.link is None:
+            return []
+        jobs = sum(live.is_sent for live in self._tracker.unfinished)
+        return [DeviceStatus("0", self.link.is_ready, self.link.starts, self.link.last_failure, jobs)]
 
     def stop(self) -> None:
         """Send no more jobs whose images are still to be read."""

@@ -17,7 +17,7 @@ from engine.stages import StageTimes
 from server.api.access import AccessPolicy
 from server.app import AppOptions, create_app
 from server.jobs.admission import Limits
-from server.jobs.service import JobService
+from server.jobs.embedded import EmbeddedJobs
 from server.jobs.storage.store import JobStore
 from server.worker.messages import Heartbeat
 
@@ -44,9 +44,9 @@ class Watchdog:
 
 
 @asynccontextmanager
-async def full_queue(watchdog: Watchdog) -> AsyncIterator[tuple[JobService, httpx.AsyncClient]]:
+async def full_queue(watchdog: Watchdog) -> AsyncIterator[tuple[EmbeddedJobs, httpx.AsyncClient]]:
     """Yield a service with 256 unfinished jobs of ten images, each of another client, with long prompts."""
-    jobs = JobService(JobStore(None), MANIFEST, Limits(queue=QUEUE))
+    jobs = EmbeddedJobs(JobStore(None), MANIFEST, Limits(queue=QUEUE))
     jobs.worker_queue.link = FakeLink()
     await jobs.start()
     for size in SIZES[:-1]:
