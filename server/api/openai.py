@@ -147,6 +147,8 @@ def _submission(body: ImagesRequest, upload: Upload | None, unused: Sequence[str
         model=body.model,
         ignored=(*body.ignored(), *without_previews, *unused),
         upload=upload,
+        priority=body.job_priority(),
+        plan_id=body.plan_id,
     )
 
 

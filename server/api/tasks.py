@@ -192,6 +192,8 @@ def _submission(body: GenerateRequest, jobs: JobService, upload: Upload | None, 
         model=body.model,
         ignored=(*body.ignored(), *without_previews),
         upload=upload,
+        priority=body.job_priority(),
+        plan_id=body.plan_id,
     )
 
 

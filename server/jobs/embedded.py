@@ -126,6 +126,9 @@ class EmbeddedJobs(JobService):
             return "draining"
         return "ok" if self.is_ready else "starting"
 
+    def plan_ids(self) -> list[str]:
+        return [self.manifest.plan_id]
+
     def devices(self) -> list[DeviceStatus]:
         return self.worker_queue.devices()
 

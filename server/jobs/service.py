@@ -57,6 +57,10 @@ class JobService(ABC):
         """Return the devices that generate images, with their workers."""
 
     @abstractmethod
+    def plan_ids(self) -> list[str]:
+        """Return the ids of the plans that jobs may name."""
+
+    @abstractmethod
     async def start(self) -> None:
         """Begin to take jobs, and resume what an earlier server has left unfinished."""
 
