@@ -6,7 +6,7 @@ Knows jobs; neither HTTP nor how workers get them.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -235,5 +235,5 @@ class EmbeddedJobs(JobService):
             raise JobNotFound(f"there is no job {job.id}, or it was deleted")
         return ended, images
 
-    def follow(self, job: Job) -> AsyncGenerator[JobEvent]:
-        return self._events.follow(job)
+    def follow(self, job: Job, received: Collection[int] = ()) -> AsyncGenerator[JobEvent]:
+        return self._events.follow(job, received)

@@ -5,7 +5,7 @@ ends once: done, failed with an error, or cancelled.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import Literal
 
 from engine.images.metadata import ImageMetadata
@@ -139,8 +139,11 @@ class JobService(ABC):
         """
 
     @abstractmethod
-    def follow(self, job: Job) -> AsyncGenerator[JobEvent]:
+    def follow(self, job: Job, received: Collection[int] = ()) -> AsyncGenerator[JobEvent]:
         """Yield progress and images so far, then each event. The last is the ended job, unless it was deleted.
+
+        Args:
+            received: indices of images that the follower has already, and does not get.
 
         Raises:
             TooManyFollowers: too many clients follow the job already.
