@@ -17,7 +17,7 @@ from server.errors import JobNotFound, JobRefused, ServerShuttingDown, StoreUnav
 from server.jobs.admission import Admission, Limits
 from server.jobs.device_status import DeviceStatus
 from server.jobs.follower import Progress
-from server.jobs.job import Job, StoredImage
+from server.jobs.job import Job, JobState, StoredImage
 from server.jobs.job_events import JobEvents
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
@@ -56,7 +56,7 @@ class EmbeddedJobs(JobService):
     ) -> None:
         limits = limits or Limits()
         self.manifest, self.loras = manifest, loras
-        self.metrics = Metrics(lambda: self.worker_queue.pid)
+        self.metrics = Metrics()
         self._store, self._async_store = store, AsyncStore(store, limits.history, images)
         self._archive = ArchiveWriter(archive) if archive else None
         self._tracker = JobTracker(self._async_store, manifest, self.metrics, self._archive)
@@ -96,7 +96,7 @@ class EmbeddedJobs(JobService):
                 while any(not live.job.durable for live in self._tracker.unfinished):
                     await asyncio.sleep(POLL_SECONDS)
                 for live in self._tracker.unfinished:
-                    if live.is_started:  # this end is not the job's fault
+                    if live.job.state is JobState.RUNNING:  # this end is not the job's fault
                         self._async_store.write_later(partial(self._store.requeue, live.job.id, refund_attempt=True))
                 await self._async_store.flush()
         self.worker_queue.stop()

@@ -29,6 +29,7 @@ class JobTracker:
     """Jobs that have not ended, or whose end is not stored yet.
 
     Attributes:
+        manifest: of the plans.
         estimates: learned from the images that are added.
         unfinished: jobs that have not ended, in their order.
         on_ended: called with each job that has ended.
@@ -38,10 +39,10 @@ class JobTracker:
     def __init__(
         self, store: AsyncStore, manifest: Manifest, metrics: Metrics, archive: ArchiveWriter | None = None
     ) -> None:
-        self.estimates = Estimates(manifest)
+        self.manifest, self.estimates = manifest, Estimates(manifest)
         self.on_ended: Callable[[LiveJob], None] = lambda _: None
         self.on_stored: Callable[[Job, int | None], object] = lambda _, __: None
-        self._store, self._manifest, self._metrics, self._archive = store, manifest, metrics, archive
+        self._store, self._metrics, self._archive = store, metrics, archive
         self.unfinished = QueueOrder(self.estimates, manifest)
         self._live: dict[str, LiveJob] = {}
         metrics.add_gauges(self._gauges)
@@ -73,7 +74,7 @@ class JobTracker:
         if live is None or live.job.state.is_final:
             return Progress(job.state, 0, 0.0, 0, 0)
         position, eta = self.unfinished.place(live)
-        steps = live.job.request.steps_to_run(self._manifest)
+        steps = live.job.request.steps_to_run(self.manifest)
         done = steps * len(live.images) + sum(live.steps_done.values())
         return Progress(live.job.state, position, eta, done, steps * live.job.image_count)
 
@@ -86,8 +87,7 @@ class JobTracker:
         self._announce(self._store.write_later(partial(self._store.store.start, live.job.id)), live.job)
 
     def requeue(self, live: LiveJob) -> None:
-        """Put a job whose worker died back into the queue. Its images so far stay, its steps do not."""
-        live.steps_done.clear()
+        """Put a job whose worker died back into the queue. Its images so far stay."""
         if live.job.state is JobState.RUNNING:
             live.job = replace(live.job, state=JobState.QUEUED)
             self._store.write_later(partial(self._store.store.requeue, live.job.id))
@@ -112,7 +112,7 @@ class JobTracker:
     def add_image(self, live: LiveJob, image: StoredImage) -> None:
         """Store a finished image. The job ends with its last one."""
         metadata = image.metadata
-        self.estimates.learn(live.job.request.size(self._manifest), metadata.forwards, metadata.seconds)
+        self.estimates.learn(live.job.request.size(self.manifest), metadata.forwards, metadata.seconds)
         live.images[image.index] = image
         live.steps_done.pop(image.index, None)
         self.unfinished.on_image(live)
@@ -194,7 +194,7 @@ class JobTracker:
         return {
             "zimage_jobs_running": running,
             "zimage_jobs_waiting": len(self.unfinished) - running,
-            "zimage_queue_estimated_seconds": sum(map(self.estimates.remaining, self.unfinished)),
+            "zimage_queue_estimated_seconds": self.unfinished.seconds,
             "zimage_store_writes_pending": self._store.pending_writes,
         }
 
