@@ -121,7 +121,7 @@ class LiveJobEvents(JobEvents):
         return await super().image(job_id, index) if live is None else live.images.get(index)
 
     async def _read_image(self, job_id: str, index: int) -> StoredImage | None:
-        return await self._store.call(self._store.store.image, job_id, index)
+        return await self._store.image(job_id, index)
 
     async def _read_job(self, job_id: str) -> Job | None:
         return await self._store.call(self._store.store.get, job_id)
