@@ -38,7 +38,8 @@ from server.jobs.job import Job
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
 from server.jobs.storage.async_store import AsyncStore
-from server.jobs.storage.fleet_store import LEASE_SECONDS, FleetStore
+from server.jobs.storage.expiry import LEASE_SECONDS
+from server.jobs.storage.fleet_store import FleetStore
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.worker_info import Claimed, WorkerInfo
 from server.jobs.tracker import JobTracker
@@ -88,7 +89,7 @@ class WorkerHost:
     """
 
     def __init__(self, store: FleetStore, manifest: Manifest, app: Celery, window: int, options: HostOptions) -> None:
-        self.metrics = Metrics(lambda: None)
+        self.metrics = Metrics()
         self._store, self._manifest, self._options, self._window = store, manifest, options, window
         self._async_store = AsyncStore(store.held_by(options.id), Retention())
         self._tracker = JobTracker(self._async_store, manifest, self.metrics)
@@ -101,6 +102,7 @@ class WorkerHost:
         self._queue_name = app.conf.task_default_queue
         self._tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._hurried = asyncio.Event()
         self._last_answer = 0.0  # of the database to a heartbeat, by the event loop's clock
         self._store_error: str | None = None  # of the last heartbeat
         self.metrics.add_gauges(self._gauges)
@@ -158,21 +160,27 @@ class WorkerHost:
     def drain(self) -> None:
         """Claim no more jobs, and finish those that are here."""
         if not self.is_draining:
-            log.info("draining: %d jobs are finished, and no more are claimed", len(self._tracker.unfinished))
+            log.info("draining: %d jobs are finished, and no more are claimed", self.jobs)
             self._claims.close()
             self._tickets.pause()
+
+    def hurry(self) -> None:
+        """Do not wait for jobs any longer, once `stop` is called."""
+        self._hurried.set()
 
     async def stop(self) -> None:
         """Leave the fleet: finish jobs within the grace period, and give the others back without an attempt."""
         self.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._options.grace):
-                while self._tracker.unfinished:
+                while self.jobs and not self._hurried.is_set():
                     await asyncio.sleep(POLL_SECONDS)
         self._release_all()
         with suppress(TimeoutError, StoreUnavailable):
             async with asyncio.timeout(STORE_SECONDS):
                 await self._async_store.flush()
+                for task in self._tasks:
+                    task.cancel()
                 await asyncio.to_thread(self._store.forget, self._options.id)
         for task in self._tasks:
             task.cancel()
@@ -236,14 +244,13 @@ class WorkerHost:
     def _release_if_lost(self) -> None:
         """Give all jobs back if no device has a worker that starts, before `WorkerQueue` fails them."""
         queues = self.worker_queue.queues
-        if self._tracker.unfinished and not any(queue.is_ready for queue in queues):
-            if all(queue.link is not None and queue.link.failed_starts for queue in queues):
-                log.error("no device of this host is ready; %d jobs go back", len(self._tracker.unfinished))
-                self._release_all()
+        if self.jobs and all(queue.link is not None and queue.link.failed_starts for queue in queues):
+            log.error("no device of this host gets a worker that starts; %d jobs go back", self.jobs)
+            self._release_all()
 
     def _release_all(self) -> None:
         for live in list(self._tracker.unfinished):
-            release = partial(self._store.release, live.job.id, self._options.id, live.is_started)
+            release = partial(self._store.release, live.job.id, self._options.id, True)
             self._tracker.forget(live)
             self._async_store.write_later(release, then=self._on_waiting)
 
@@ -265,6 +272,7 @@ class WorkerHost:
             loras=options.loras,
             window=self._window,
             image_input=self._manifest.has_image_input,
+            averages=self._tracker.estimates.averages,
             devices=tuple(replace(device, host=options.host) for device in self.worker_queue.devices()),
             is_draining=self.is_draining,
         )

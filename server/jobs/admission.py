@@ -85,4 +85,4 @@ class Admission:
     def _soon(self, unfinished: QueueOrder) -> float:
         """Return the estimated seconds until a fourth of the queue is generated."""
         first = islice(unfinished, max(1, len(unfinished) // RETRY_SHARE))
-        return sum(map(self._estimates.remaining, first))
+        return sum(map(self._estimates.remaining, first)) / unfinished.devices
