@@ -40,9 +40,7 @@ class FleetQueue:
         order: the jobs as they were when they were last read, each with the images that are left of it.
     """
 
-    def __init__(
-        self, calls: AsyncStore, store: FleetStore, manifest: Manifest, view: Callable[[], FleetView]
-    ) -> None:
+    def __init__(self, calls: AsyncStore, store: FleetStore, manifest: Manifest, view: Callable[[], FleetView]) -> None:
         self._calls, self._store, self._manifest, self._view = calls, store, manifest, view
         self._averages: tuple[SizeAverage, ...] = ()  # of the last hosts that had any
         self._jobs: dict[str, LiveJob] = {}

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0  # between two reads of all watched jobs
 MAX_REMEMBERED = 4096  # jobs whose steps, or whose end, are remembered
 
+
 @dataclass(eq=False, slots=True)
 class _WatchedJob:
     """A job with those that watch it.

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from server.errors import DeadlineUnreachable, MemoryShort, QueueFull
-from server.jobs.estimates import Estimates
 from server.jobs.free_memory import FreeMemory
 from server.jobs.live_job import LiveJob
 from server.jobs.queue_limit import SHARE, check_queue
@@ -41,8 +40,8 @@ class Limits:
 class Admission:
     """Refuses jobs that cannot be generated in time or in memory."""
 
-    def __init__(self, limits: Limits, estimates: Estimates) -> None:
-        self._limits, self._estimates = limits, estimates
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._free_memory = FreeMemory()
 
     def check(self, live: LiveJob, unfinished: QueueOrder, admitted: Counter[str], admitted_bytes: int = 0) -> None:
@@ -91,5 +90,4 @@ class Admission:
 
     def soon(self, unfinished: QueueOrder) -> float:
         """Return the estimated seconds until a fourth of the queue is generated."""
-        first = islice(unfinished, max(1, len(unfinished) // RETRY_SHARE))
-        return sum(map(self._estimates.remaining, first)) / unfinished.devices
+        return unfinished.seconds_of(islice(unfinished, max(1, len(unfinished) // RETRY_SHARE)))
