@@ -17,6 +17,7 @@ from server.http.host_names import parse_host
 from server.http.origins import parse_origin
 from server.jobs.rate import Rate
 from server.jobs.storage.image_store import check_url
+from server.worker.devices import RequestedDevices
 
 EMPTY = "is empty; perhaps the secret that should fill it does not exist. Give it a value, or unset it to do without"
 
@@ -84,6 +85,12 @@ def _given(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _devices(value: str) -> str:
+    RequestedDevices.parse(value)
+    return value
+
+
+DevicesText = Annotated[str, AfterValidator(_devices)]
 Host = Annotated[str, AfterValidator(_host)]
 PublicUrl = Annotated[str, AfterValidator(_public_url)]
 ImagesUrl = Annotated[str, AfterValidator(_images_url)]

@@ -16,7 +16,7 @@ from dataclasses import replace
 import httpx
 from fakes.loop import MANIFEST
 from fakes.processes import PYTHONPATH, ROOT
-from fakes.server import SHORT_TIMEOUTS
+from fakes.thread_worker import SHORT_TIMEOUTS
 
 from server.fleet.celery_app import create_celery, queues_of_host
 from server.fleet.host import HostOptions, WorkerHost
