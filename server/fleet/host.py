@@ -185,8 +185,8 @@ class WorkerHost:
         for task in self._tasks:
             task.cancel()
         self.worker_queue.stop()
-        await asyncio.to_thread(self._tickets.stop, BROKER_SECONDS)
-        await asyncio.to_thread(self._bus.close, BROKER_SECONDS)
+        closing = (self._tickets.stop, self._bus.close)
+        await asyncio.gather(*(asyncio.to_thread(close, BROKER_SECONDS) for close in closing))
         self._async_store.close()
 
     async def _claim(self, images: int) -> list[LiveJob]:
