@@ -13,9 +13,10 @@ from engine.size import Size
 from server.api.api_key import check_api_key
 from server.api.dialects.names import NONE, parse_dialect
 from server.api.public_address import PublicAddress
-from server.api.rate import Rate
 from server.http.host_names import parse_host
 from server.http.origins import parse_origin
+from server.jobs.rate import Rate
+from server.worker.devices import RequestedDevices
 
 EMPTY = "is empty; perhaps the secret that should fill it does not exist. Give it a value, or unset it to do without"
 
@@ -78,6 +79,12 @@ def _given(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _devices(value: str) -> str:
+    RequestedDevices.parse(value)
+    return value
+
+
+DevicesText = Annotated[str, AfterValidator(_devices)]
 Host = Annotated[str, AfterValidator(_host)]
 PublicUrl = Annotated[str, AfterValidator(_public_url)]
 RateText = Annotated[str, AfterValidator(_rate)]

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from engine.errors import ZImageError
 from engine.files import version
 from engine.options import HELP, MAX_THREADS, SLOTS, CudaGraphs, RuntimeOptions
+from engine.plan.manifest import Flavor
 from server.api.dialects.names import DIALECTS
 from server.api.public_address import PublicAddress
 from server.jobs.admission import Limits
@@ -21,6 +22,7 @@ from server.jobs.storage.retention import DAY, Retention
 from server.logs import LogFormat
 from server.serving import ServerOptions
 from server.setting_types import (
+    DevicesText,
     Dialects,
     Host,
     Hosts,
@@ -33,6 +35,8 @@ from server.setting_types import (
     UserPath,
     Words,
 )
+from server.worker.devices import HELP as DEVICES_HELP
+from server.worker.devices import Device, RequestedDevices, default_device
 from server.worker.supervisor import WorkerTimeouts
 
 PREFIX = "ZIMAGE_"
@@ -102,6 +106,7 @@ class Settings(BaseSettings):
         title="NAMES",
     )
 
+    devices: DevicesText | None = Field(None, description=DEVICES_HELP, title="DEVICES")
     threads: int = Field(RUNTIME.threads, ge=0, le=MAX_THREADS, description=HELP["threads"])
     profile: Words = Field(RUNTIME.profiles, description=f"{HELP['profiles']} (default: all)", title="NAME")
     warm_up: Sizes = Field(RUNTIME.warm_up, description=HELP["warm_up"], title="WxH,...")
@@ -227,6 +232,16 @@ class Settings(BaseSettings):
         except ZImageError as error:
             raise ValueError(str(error)) from error
         return self
+
+    def workers(self, flavor: Flavor) -> list[Device]:
+        """Return the devices for plans of a flavor, each of which gets a worker.
+
+        Raises:
+            BackendUnavailable: the plans do not run on these devices, or there are no such GPUs.
+        """
+        if self.devices is None:
+            return [default_device(flavor)]
+        return RequestedDevices.parse(self.devices).devices(flavor, self.threads)
 
     def runtime(self, loras: FoundLoras = ()) -> RuntimeOptions:
         """Return the options of the runtime.

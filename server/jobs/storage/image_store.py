@@ -1,9 +1,13 @@
-"""Where the bytes of images are, if not in the database. Knows the interface; the places are in modules of their own."""
+"""Where the bytes of images are, if not in the database: the interface. `folder_images` and `s3_images` implement it.
+
+Knows names and URLs; neither rows nor HTTP.
+"""
 
 import secrets
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 URL_FORMS = "file:///FOLDER or s3://BUCKET/PREFIX?endpoint=URL"
 
@@ -38,12 +42,19 @@ def open_image_store(url: str) -> ImageStore:
         case "file":
             from server.jobs.storage.folder_images import FolderImages
 
-            return FolderImages(folder_of(url))
+            return FolderImages(_folder(url))
         case "s3":
             from server.jobs.storage.s3_images import S3Images
 
             return S3Images(url)
     raise ValueError(f"expected {URL_FORMS}, got {url!r}")
+
+
+def _folder(url: str) -> Path:
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment or not parts.path.strip("/"):
+        raise ValueError(f"expected file:///FOLDER, such as file:///srv/images, got {url!r}")
+    return Path(unquote(parts.path))
 
 
 async def check(images: ImageStore) -> None:

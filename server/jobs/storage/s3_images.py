@@ -1,15 +1,18 @@
 """Images in S3, Amazon's or that of another service, over obstore. Knows objects; neither rows nor formats."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
-import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from server.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config  # not importable at runtime
 
 CONNECT_TIMEOUT, REQUEST_TIMEOUT = timedelta(seconds=5), timedelta(seconds=20)
 MAX_RETRIES, RETRY_TIMEOUT = 3, timedelta(seconds=10)  # for answers such as 503; the caller tries again later
@@ -87,19 +90,26 @@ def _open(url: str) -> S3Store:
     endpoint = parameters.get("endpoint")
     if endpoint is not None and (urlsplit(endpoint).scheme not in ("http", "https") or "@" in endpoint):
         raise ValueError(f"the endpoint of S3 must be http://HOST:PORT or https://HOST, got {endpoint!r}")
-    options = {"region": parameters["region"]} if "region" in parameters else {}
     return S3Store(
         parts.netloc,
         prefix=parts.path.strip("/") or None,
+        config=_config(parameters),
         client_options={
             "allow_http": endpoint is not None and endpoint.startswith("http:"),
             "connect_timeout": CONNECT_TIMEOUT,
             "timeout": REQUEST_TIMEOUT,
         },
         retry_config={"max_retries": MAX_RETRIES, "retry_timeout": RETRY_TIMEOUT},
-        **({"endpoint": endpoint} if endpoint else {}),
-        **options,
     )
+
+
+def _config(parameters: Mapping[str, str]) -> "S3Config":
+    config: S3Config = {}
+    if "endpoint" in parameters:
+        config["endpoint"] = parameters["endpoint"]
+    if "region" in parameters:
+        config["region"] = parameters["region"]
+    return config
 
 
 def _job(path: str) -> str:
