@@ -34,7 +34,7 @@ class Client:
 
     def __init__(self, urls: Sequence[str], key: str, accounts: Accounts, seed: int, steps: int = 4) -> None:
         self.accounts, self.rng = accounts, random.Random(seed)
-        self._urls, self._steps = itertools.cycle(urls[seed % len(urls) :] + urls[: seed % len(urls)]), steps
+        self._urls, self._steps = itertools.islice(itertools.cycle(urls), seed % len(urls), None), steps
         self._http = httpx.AsyncClient(headers={"authorization": f"Bearer {key}"}, timeout=TIMEOUT)
 
     async def __aenter__(self) -> Self:

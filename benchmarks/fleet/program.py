@@ -89,10 +89,14 @@ class Program:
             self._process.kill()
             self._process.wait()
 
+    def terminate(self) -> None:
+        """Ask the process to end, as an operator does."""
+        self.signal(signal.SIGTERM)
+
     def stop(self) -> None:
-        """End the process as an operator does."""
+        """End the process, and wait for that."""
         if self._process is not None:
-            self._process.terminate()
+            self.terminate()
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_SECONDS)
             self.kill()

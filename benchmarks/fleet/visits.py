@@ -58,7 +58,7 @@ async def follow(client: Client, request: Request) -> str:
                 async for line in response.aiter_lines():
                     if line.startswith("id: "):
                         last = line.removeprefix("id: ")
-                    event = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {"type": ""}
+                    event: dict[str, Any] = json.loads(line[6:]) if line.startswith("data: ") else {"type": None}
                     if event["type"] == "image":
                         images[event["index"]] = base64.b64decode(event["image"])
                     if event["type"] == "end":
