@@ -1,6 +1,7 @@
 """Every request of the clients of a fleet, and what became of it. Knows answers; not the database."""
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -45,6 +46,7 @@ class Accounts:
         statuses: number of HTTP answers by status, and of errors without an answer by their name.
         broken: number of broken promises by kind; `notes` has the first of each kind.
         images: compared images.
+        may_fail: codes with which a job may end, such as those of a storm that kills workers again and again.
     """
 
     requests: list[Request] = field(default_factory=list)
@@ -52,6 +54,7 @@ class Accounts:
     broken: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     images: int = 0
+    may_fail: Collection[str] = ()
 
     def open(self, request: Request) -> Request:
         """Record a request before it is sent."""
@@ -77,7 +80,7 @@ class Accounts:
         request.outcome, request.ended = outcome, now
         if outcome == "no answer":
             self.break_promise("no answer", f"{request.key} ({request.job}), {request.attempts} attempts")
-        elif outcome != "done" and request.must_succeed:
+        elif outcome != "done" and request.must_succeed and outcome not in self.may_fail:
             self.break_promise("failed job", f"{request.job}: {outcome}")
 
     def break_promise(self, kind: str, note: str) -> None:
