@@ -34,8 +34,7 @@ from server.api.served_model import Model
 from server.api.submit import Jobs, Owner, Submission, answer_headers, encode_images, submit_request, wait_for_images
 from server.jobs.follower import JobPreview
 from server.jobs.job import Job, JobState, StoredImage
-from server.jobs.job_events import JobEvent
-from server.jobs.service import JobService
+from server.jobs.service import JobEvent, JobService
 
 EventKind = Literal["image_generation", "image_edit"]
 PARTIAL: dict[EventKind, EventType] = {
@@ -170,7 +169,7 @@ async def _stream(
                         yield ServerSentEvent(json.dumps(error.body()), event="error")
     finally:
         if not job.durable:
-            jobs.cancel(job.id)
+            await jobs.cancel(job.id)
 
 
 def _event(image: StreamedImage) -> ServerSentEvent:

@@ -153,16 +153,16 @@ async def enqueue(
         IdempotencyKeyReused: the key was used with another body.
         StoreUnavailable: the job cannot be stored.
     """
-    now = time.time()
+    now, image = time.time(), submission.image
     if key is not None and not 0 < len(key) <= MAX_KEY:
         raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY} characters, got {len(key)}", "Idempotency-Key")
     try:
-        submission.image.check(jobs.manifest, jobs.loras)
+        image.check(jobs.manifest, jobs.loras)
     except InvalidRequest as error:
         raise InvalidRequest(str(error), submission.names.get(error.param, error.param)) from error
     job = Job(
         id=new_id(),
-        request=submission.image,
+        request=image,
         image_count=submission.image_count,
         format=submission.format,
         api=submission.api,
@@ -172,8 +172,11 @@ async def enqueue(
         fingerprint=_fingerprint(submission),
         created=now,
         deadline=None if submission.timeout is None else now + submission.timeout,
+        client=client,
+        previews=submission.previews,
+        cost=image.forwards(jobs.manifest) * image.size(jobs.manifest).area * submission.image_count,
     )
-    return await jobs.submit(job, submission.previews, client, init_image)
+    return await jobs.submit(job, init_image)
 
 
 def _fingerprint(submission: Submission) -> str:
@@ -205,7 +208,7 @@ async def _end(jobs: JobService, job: Job) -> tuple[Job, list[StoredImage]]:
         return await jobs.wait(job)
     finally:
         if not job.durable:
-            jobs.cancel(job.id)
+            await jobs.cancel(job.id)
 
 
 async def encode_images(images: Sequence[StoredImage | JobPreview], work: Callable[[], Encoded]) -> Encoded:

@@ -10,8 +10,7 @@ from server.api.submit import encode_images
 from server.api.task_schemas import STATUS, Task, TaskEvent
 from server.jobs.follower import JobPreview, Progress
 from server.jobs.job import Job, StoredImage
-from server.jobs.job_events import JobEvent
-from server.jobs.service import JobService
+from server.jobs.service import JobEvent, JobService
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -41,7 +40,7 @@ class TaskEventEncoder:
                 return _encoded(_progress(event))
             case Job():
                 all_metadata = await self._jobs.metadata(event.id)
-                task = Task.of(event, self._jobs.progress(event), all_metadata, base_url)
+                task = Task.of(event, await self._jobs.progress(event), all_metadata, base_url)
                 return _encoded(TaskEvent(type="end", task=task))
             case JobPreview() | StoredImage():
                 return await self._encode_once(event)

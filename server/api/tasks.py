@@ -22,8 +22,7 @@ from server.api.task_events import TaskEventEncoder
 from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList
 from server.errors import TooManyFollowers
 from server.jobs.job import MAX_SEQUENCE, Job, JobState, StoredImage
-from server.jobs.job_events import JobEvent
-from server.jobs.service import JobService
+from server.jobs.service import JobEvent, JobService
 from server.jobs.storage.store import HistoryPage
 
 MAX_PAGE = 200  # tasks
@@ -95,7 +94,7 @@ async def cancel(task_id: str, request: Request, jobs: Jobs, owner: Owner) -> Ta
         answer = await _task(request, jobs, job)
         await jobs.delete(task_id)
         return answer
-    jobs.cancel(task_id)
+    await jobs.cancel(task_id)
     return await _task(request, jobs, await _find(jobs, task_id))
 
 
@@ -172,7 +171,7 @@ async def history(
     else:
         page = HistoryPage([], {}, has_more=False)
     base_url = public_root(request)
-    tasks = [Task.of(job, jobs.progress(job), page.metadata[job.id], base_url) for job in page.jobs]
+    tasks = [Task.of(job, await jobs.progress(job), page.metadata[job.id], base_url) for job in page.jobs]
     answer = TaskList(tasks=tasks, has_more=page.has_more)
     return Response(answer.model_dump_json(), media_type="application/json")  # FastAPI would validate it again
 
@@ -215,4 +214,4 @@ async def _find(jobs: JobService, task_id: str) -> Job:
 
 async def _task(request: Request, jobs: JobService, job: Job) -> Task:
     all_metadata = await jobs.metadata(job.id) if job.state is JobState.DONE else []
-    return Task.of(job, jobs.progress(job), all_metadata, public_root(request))
+    return Task.of(job, await jobs.progress(job), all_metadata, public_root(request))

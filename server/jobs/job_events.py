@@ -10,15 +10,14 @@ from contextlib import aclosing
 from weakref import WeakValueDictionary
 
 from server.errors import TooManyFollowers
-from server.jobs.follower import ImageFinished, JobPreview, Progress
+from server.jobs.follower import ImageFinished
 from server.jobs.job import Job, StoredImage
 from server.jobs.live_job import LiveJob
+from server.jobs.service import JobEvent
 from server.jobs.storage.async_store import AsyncStore
 from server.jobs.tracker import JobTracker
 
 MAX_FOLLOWERS = 32  # of one job
-
-JobEvent = Progress | JobPreview | StoredImage | Job  # the last one is the ended job
 
 
 class JobEvents:

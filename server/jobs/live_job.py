@@ -17,8 +17,6 @@ class LiveJob:
     """A job that has not ended, or whose end is not stored yet.
 
     Attributes:
-        previews: of each image.
-        client: name of the client that submitted it; clients get equal shares of the worker's time.
         images: finished ones, by index.
         steps_done: of the images that are not finished, by index.
         init_image: the packed image that it begins with, until the worker has it; None if the store must be asked.
@@ -30,8 +28,6 @@ class LiveJob:
     """
 
     job: Job
-    previews: int = 0
-    client: str = ""
     images: dict[int, StoredImage] = field(default_factory=dict)
     steps_done: dict[int, int] = field(default_factory=dict)
     init_image: PackedImage | None = None

@@ -35,18 +35,18 @@ class QueueOrder:
 
     def add(self, live: LiveJob) -> None:
         self._jobs[live.job.id] = live
-        self._shares.add(live.client)
+        self._shares.add(live.job.client)
         self._places = None
 
     def remove(self, live: LiveJob) -> None:
         """Remove a job that has ended."""
         del self._jobs[live.job.id]
-        self._shares.remove(live.client)
+        self._shares.remove(live.job.client)
         self._places = None
 
     def on_image(self, live: LiveJob) -> None:
         """Record that one more image of a job is finished."""
-        self._shares.charge(live.client, self._image_cost(live))
+        self._shares.charge(live.job.client, self._image_cost(live))
         self._places = None
 
     def on_progress(self) -> None:
@@ -65,8 +65,8 @@ class QueueOrder:
 
     def seconds_until(self, live: LiveJob) -> float:
         """Return the estimated seconds until the end of a job that is not queued yet."""
-        own = [other for other in self if other.client == live.client]
-        end = self._shares.spent(live.client) + sum(map(self._cost, [*own, live]))
+        own = [other for other in self if other.job.client == live.job.client]
+        end = self._shares.spent(live.job.client) + sum(map(self._cost, [*own, live]))
         before = [self._jobs[job_id] for job_id, other in self._ends().items() if other <= end]
         return sum(map(self._estimates.remaining, [*before, live]))
 
@@ -75,8 +75,8 @@ class QueueOrder:
         spent = {client: self._shares.spent(client) for client in self._shares.users}
         ends: dict[str, float] = {}
         for live in self:
-            spent[live.client] += self._cost(live)
-            ends[live.job.id] = spent[live.client]
+            spent[live.job.client] += self._cost(live)
+            ends[live.job.id] = spent[live.job.client]
         return ends
 
     def _cost(self, live: LiveJob) -> float:

@@ -16,7 +16,7 @@ from server.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-VERSION = 4  # of the schema
+VERSION = 5  # of the schema
 INIT_IMAGES = """CREATE TABLE init_images (
     job TEXT NOT NULL PRIMARY KEY REFERENCES jobs (id) ON DELETE CASCADE,
     unpacked_bytes INTEGER NOT NULL,
@@ -41,6 +41,16 @@ SCHEMA = (
         finished REAL,
         attempts INTEGER NOT NULL,
         error TEXT NOT NULL,
+        client TEXT NOT NULL DEFAULT '',
+        previews INTEGER NOT NULL DEFAULT 0,
+        priority TEXT NOT NULL DEFAULT 'interactive',
+        model TEXT,
+        plan_id TEXT,
+        cost REAL NOT NULL DEFAULT 0,
+        trace TEXT,
+        worker TEXT,
+        lease REAL,
+        steps_done INTEGER NOT NULL DEFAULT 0,
         bytes INTEGER NOT NULL DEFAULT 0, -- of an ended job, with its images
         CHECK ((finished IS NULL) = (state IN ('queued', 'running')))
     )""",
@@ -66,7 +76,22 @@ SCHEMA = (
     f"PRAGMA user_version = {VERSION}",
 )
 TABLES = {"jobs", "images"}  # of every version
-UPGRADES = {3: (INIT_IMAGES,)}  # statements that make the next version of one
+NEW_COLUMNS = (
+    "client TEXT NOT NULL DEFAULT ''",
+    "previews INTEGER NOT NULL DEFAULT 0",
+    "priority TEXT NOT NULL DEFAULT 'interactive'",
+    "model TEXT",
+    "plan_id TEXT",
+    "cost REAL NOT NULL DEFAULT 0",
+    "trace TEXT",
+    "worker TEXT",
+    "lease REAL",
+    "steps_done INTEGER NOT NULL DEFAULT 0",
+)
+UPGRADES = {  # statements that make the next version of one
+    3: (INIT_IMAGES,),
+    4: tuple(f"ALTER TABLE jobs ADD COLUMN {column}" for column in NEW_COLUMNS),
+}
 SQLiteValue = str | bytes | int | float | None
 MAX_PROBLEMS = 5  # that a check lists
 PRIVATE = 0o600  # mode of a new file, since it holds prompts and images; SQLite copies it to the files beside it

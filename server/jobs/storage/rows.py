@@ -80,6 +80,8 @@ def _check(job: Job, row: sqlite3.Row) -> None:
         raise ValueError(f"it asks for the guidance {guidance}")
     if not 1 <= job.image_count <= MAX_IMAGES or job.attempts < 0:
         raise ValueError(f"it has {job.image_count} images and {job.attempts} attempts")
+    if min(job.previews, job.cost, job.steps_done) < 0:
+        raise ValueError(f"it has {job.previews} previews, the cost {job.cost} and {job.steps_done} steps")
     has_end, has_error = job.finished is not None, job.error is not None
     if has_end != job.state.is_final or has_error != (job.state is JobState.FAILED):
         raise ValueError(f"it is {job.state.value}, with the end {job.finished} and the error {job.error}")

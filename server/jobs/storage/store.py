@@ -247,8 +247,8 @@ class JobStore:
             for job in self._jobs("WHERE finished IS NULL"):
                 repair(self.database, job, self._clock())
             connection.execute(
-                f"UPDATE jobs SET state = 'failed', finished = {END}, error = ?, bytes = {SIZE_WITH_IMAGES}"
-                " WHERE finished IS NULL AND NOT durable",
+                f"UPDATE jobs SET state = 'failed', finished = {END}, error = ?, client = '',"
+                f" bytes = {SIZE_WITH_IMAGES} WHERE finished IS NULL AND NOT durable",
                 (self._clock(), to_json(SERVER_RESTARTED)),
             )
             connection.execute("UPDATE jobs SET state = 'queued' WHERE finished IS NULL")
@@ -266,7 +266,7 @@ class JobStore:
         key = "NULL" if error is not None and error.is_transient else "idempotency_key"
         with self.database.transaction() as connection:
             sizes = connection.execute(
-                f"UPDATE jobs SET state = ?, finished = {END}, error = ?, idempotency_key = {key},"
+                f"UPDATE jobs SET state = ?, finished = {END}, error = ?, idempotency_key = {key}, client = '',"
                 f" bytes = {SIZE_WITH_IMAGES} WHERE id = ? AND finished IS NULL RETURNING {SIZE}",
                 (state, self._clock(), to_json(error), id),
             ).fetchall()
