@@ -9,6 +9,7 @@ asked for. The exit status is 1 if not.
 
 import argparse
 import asyncio
+import math
 import random
 import sys
 import tempfile
@@ -89,7 +90,9 @@ def _folder(opened: ExitStack, keep: Path | None, name: str) -> Path:
 def _run_one(site: Site, plan: Plan, name: str, seed: int) -> dict[str, Any]:
     possible = {fault.__name__ for fault in faults.possible(site)} | DEADLY.keys()
     if name not in possible:
-        print(f"  {name:16} skipped: this machine has no network namespaces, libfaketime or S3 server for it", flush=True)
+        print(
+            f"  {name:16} skipped: this machine has no network namespaces, libfaketime or S3 server for it", flush=True
+        )
         return {"fault": name, "skipped": True}
     found = asyncio.run(run_case(site, name, plan.keys, seed, Pace()))
     _print(name, found)
@@ -111,7 +114,8 @@ async def soak(site: Site, plan: Plan, seconds: float, seed: int) -> dict[str, A
         await clients.finish()
     await settle(site, accounts)
     counted = records.check(records.read(site.links.database), accounts)
-    recoveries = [Recovery.of(*window, accounts.requests) for window in windows]
+    ends = [*(began for _, began, _ in windows[1:]), math.inf]
+    recoveries = [Recovery.of(*window, accounts.requests, end) for window, end in zip(windows, ends, strict=True)]
     found = figures(accounts) | {"fault": "soak", "records": counted, "recoveries": list(map(asdict, recoveries))}
     _print_soak(found, recoveries)
     return found

@@ -35,9 +35,7 @@ class Clients:
 
     def __init__(self, site: Site, keys: Sequence[str], accounts: Accounts, seed: int) -> None:
         self.accounts = accounts
-        self._clients = [
-            Client(site.deployment.urls, key, accounts, seed + number) for number, key in enumerate(keys)
-        ]
+        self._clients = [Client(site.deployment.urls, key, accounts, seed + number) for number, key in enumerate(keys)]
         self._is_stopping = False
         self._running: list[asyncio.Task[None]] = []
         self._opened = AsyncExitStack()

@@ -97,11 +97,13 @@ def check(records: dict[str, JobRecord], accounts: Accounts) -> dict[str, int]:
         if count > 1:
             accounts.break_promise("two jobs for one key", f"{key}: {count}")
     for request in accounts.requests:
-        record = None if request.job is None else records.get(request.job)
-        if request.job is not None and record is None:
+        if request.job is None:
+            continue
+        known = records.get(request.job)
+        if known is None:
             accounts.break_promise("accepted job is not in the database", request.job)
-        if record is not None and request.outcome == "done" and record.state not in ("done", None):
-            accounts.break_promise("another end in the database", f"{request.job}: {record.state}")
+        elif request.outcome == "done" and known.state not in ("done", None):
+            accounts.break_promise("another end in the database", f"{request.job}: {known.state}")
     return {
         "accepted": len(records),
         "ended": sum(record.events["ended"] > 0 for record in records.values()),

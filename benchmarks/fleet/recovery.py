@@ -1,5 +1,7 @@
 """Times of recovery from a fault, from the clients' requests alone."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,17 +29,19 @@ class Recovery:
     under_way: int
 
     @classmethod
-    def of(cls, fault: str, began: float, mended: float, requests: Sequence[Request]) -> "Recovery":
-        """Return the times of a fault from all requests, which have ended."""
+    def of(
+        cls, fault: str, began: float, mended: float, requests: Sequence[Request], until: float = math.inf
+    ) -> "Recovery":
+        """Return the times of a fault from all requests, which have ended. `until`: start of the next fault."""
         successes = sorted(r.ended for r in requests if r.outcome == "done" and r.ended is not None)
         fresh = [r.ended for r in requests if r.outcome == "done" and r.ended is not None and r.started > began]
         caught = [r.ended for r in requests if r.ended is not None and r.started <= began < r.ended]
-        after = [began, *(at for at in successes if at > began)]
+        after = [began, *(at for at in successes if began < at <= until)]
         return cls(
             fault,
             mended - began,
             min(fresh) - began if fresh else None,
             max(caught) - began if caught else 0.0,
-            max((later - earlier for earlier, later in zip(after, after[1:], strict=False)), default=0.0),
+            max((later - earlier for earlier, later in itertools.pairwise(after)), default=0.0),
             len(caught),
         )

@@ -122,9 +122,7 @@ def running(plan: Plan, folder: Path) -> Iterator[Site]:
         links = Links(broker.fresh_url(), database.fresh_url(), images)
         engines = write_plans(folder / "plans", [PassTimes(SIDE, SIDE, plan.pass_seconds)])
         deployment = fleet(Setup(engines, folder, plan.keys), links, plan.replicas, plan.hosts)
-        site = Site(
-            deployment, links, database, broker, network, disk, None, FAKETIME.exists(), folder / "clock"
-        )
+        site = Site(deployment, links, database, broker, network, disk, None, FAKETIME.exists(), folder / "clock")
         site.set_clock("+0")
         if network is not None:
             deployment.hosts[0].prefix = network.prefix
