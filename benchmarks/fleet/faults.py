@@ -110,6 +110,11 @@ async def restart_s3(site: Site, _: random.Random) -> None:
     await _restart(site.s3)
 
 
+async def pause_s3(site: Site, _: random.Random) -> None:
+    assert site.s3 is not None
+    await _pause(site.s3)
+
+
 PROCESSES: tuple[Fault, ...] = (
     kill_replica, kill_host, kill_engine, hang_engine, stop_engine, stop_host, restart_broker, pause_broker,
     restart_database, pause_database, deliver_again,
@@ -117,7 +122,7 @@ PROCESSES: tuple[Fault, ...] = (
 NETWORK: tuple[Fault, ...] = (cut_broker, cut_database, cut_both)
 CLOCKS: tuple[Fault, ...] = (clock_ahead, clock_behind)
 DISK: tuple[Fault, ...] = (fill_disk,)
-S3: tuple[Fault, ...] = (restart_s3,)
+S3: tuple[Fault, ...] = (restart_s3, pause_s3)
 ALL: dict[str, Fault] = {fault.__name__: fault for fault in (*PROCESSES, *NETWORK, *CLOCKS, *DISK, *S3)}
 
 

@@ -16,6 +16,7 @@ from benchmarks.fleet.program import clock
 from benchmarks.services.postgres import PostgreSql
 from benchmarks.services.rabbitmq import RabbitMq
 from benchmarks.services.redis import Redis
+from benchmarks.services.seaweed import SeaweedS3
 from benchmarks.services.service import Service
 from engine.scheduler.batch_table import PassTimes
 from server.fleet.celery_app import ANY_MODEL, TASK, create_celery, queue
@@ -112,20 +113,24 @@ class Site:
 def running(plan: Plan, folder: Path) -> Iterator[Site]:
     """Run a fleet; the records of its jobs begin with its start."""
     with ExitStack() as opened:
-        network = None if Network.missing() else opened.enter_context(Network(links=2))
+        has_network = plan.images == "database" and not Network.missing()  # other stores cannot be reached from there
+        network = opened.enter_context(Network(links=2)) if has_network else None
         addresses = ["127.0.0.1"] * 2 if network is None else network.addresses
         kind = Redis if plan.broker == "redis" else RabbitMq
         broker: Service = opened.enter_context(kind(addresses[BROKER_LINK]))
         database = opened.enter_context(PostgreSql(addresses[DATABASE_LINK]))
         disk = opened.enter_context(SmallDisk(folder / "images")) if plan.images == "folder" else None
-        images = f"file://{disk.folder}" if disk is not None else None
+        s3 = opened.enter_context(SeaweedS3()) if plan.images == "s3" else None
+        images = f"file://{disk.folder}" if disk is not None else s3 and s3.fresh_url()
         links = Links(broker.fresh_url(), database.fresh_url(), images)
         engines = write_plans(folder / "plans", [PassTimes(SIDE, SIDE, plan.pass_seconds)])
         deployment = fleet(Setup(engines, folder, plan.keys), links, plan.replicas, plan.hosts)
-        site = Site(deployment, links, database, broker, network, disk, None, FAKETIME.exists(), folder / "clock")
+        site = Site(deployment, links, database, broker, network, disk, s3, FAKETIME.exists(), folder / "clock")
         site.set_clock("+0")
         if network is not None:
             deployment.hosts[0].prefix = network.prefix
+        for program in deployment.programs if s3 is not None else ():
+            program.environment = {**program.environment, **s3.credentials}
         if site.has_clock:
             for program in (deployment.replicas[-1], deployment.hosts[-1]):
                 program.environment = {**program.environment, **clock(site.clock_file)}
