@@ -121,7 +121,7 @@ def running(plan: Plan, folder: Path) -> Iterator[Site]:
         database = opened.enter_context(PostgreSql(addresses[DATABASE_LINK]))
         disk = opened.enter_context(SmallDisk(folder / "images")) if plan.images == "folder" else None
         s3 = opened.enter_context(SeaweedS3()) if plan.images == "s3" else None
-        images = f"file://{disk.folder}" if disk is not None else s3 and s3.fresh_url()
+        images = f"file://{disk.folder}" if disk is not None else None if s3 is None else s3.fresh_url()
         links = Links(broker.fresh_url(), database.fresh_url(), images)
         engines = write_plans(folder / "plans", [PassTimes(SIDE, SIDE, plan.pass_seconds)])
         deployment = fleet(Setup(engines, folder, plan.keys), links, plan.replicas, plan.hosts)
@@ -129,8 +129,9 @@ def running(plan: Plan, folder: Path) -> Iterator[Site]:
         site.set_clock("+0")
         if network is not None:
             deployment.hosts[0].prefix = network.prefix
-        for program in deployment.programs if s3 is not None else ():
-            program.environment = {**program.environment, **s3.credentials}
+        credentials = {} if s3 is None else s3.credentials
+        for program in deployment.programs:
+            program.environment = {**program.environment, **credentials}
         if site.has_clock:
             for program in (deployment.replicas[-1], deployment.hosts[-1]):
                 program.environment = {**program.environment, **clock(site.clock_file)}
