@@ -26,7 +26,7 @@ from server.http.sockets import throttle_accept_errors
 from server.jobs.admission import Limits
 from server.jobs.embedded import EmbeddedJobs
 from server.jobs.storage.archive import Archive
-from server.jobs.storage.database import open_private
+from server.jobs.storage.sqlite import open_private
 from server.jobs.storage.store import JobStore
 from server.uploads.limits import MAX_UPLOAD
 from server.worker.supervisor import Supervisor, WorkerTimeouts

@@ -26,7 +26,7 @@ from server.api.image_input import ImageInput, Upload, image_input
 from server.api.served_model import ServedModel
 from server.errors import JobNotFound, UploadsBusy
 from server.jobs.follower import JobPreview
-from server.jobs.job import Job, JobState, StoredImage, new_id
+from server.jobs.job import Job, JobState, Priority, StoredImage, new_id
 from server.jobs.service import JobService
 from server.worker.packed_image import PackedImage, pack
 
@@ -73,6 +73,8 @@ class Submission:
         ignored: names of the given fields that cannot change the images, as the client wrote them; `answer_headers`
             adds those that depend on the served model.
         upload: an image to start from; `body` must tell it apart from others, as `take_upload` makes it.
+        priority: batch jobs come after interactive ones.
+        plan_id: of the plans to generate with; None for any.
     """
 
     api: str
@@ -87,6 +89,8 @@ class Submission:
     model: str | None = None
     ignored: tuple[str, ...] = ()
     upload: Upload | None = None
+    priority: Priority = "interactive"
+    plan_id: str | None = None
 
 
 async def submit_request(request: Request, jobs: JobService, owner: str | None, submission: Submission) -> Job:
@@ -148,7 +152,7 @@ async def enqueue(
         init_image: the image that the request's `edit` describes.
 
     Raises:
-        InvalidRequest: the plans cannot generate the images, or the key is too long.
+        InvalidRequest: the plans cannot generate the images, no worker has the plans, or the key is too long.
         JobRefused: the server takes no more jobs now, or cannot finish this one before its deadline.
         IdempotencyKeyReused: the key was used with another body.
         StoreUnavailable: the job cannot be stored.
@@ -160,6 +164,7 @@ async def enqueue(
         image.check(jobs.manifest, jobs.loras)
     except InvalidRequest as error:
         raise InvalidRequest(str(error), submission.names.get(error.param, error.param)) from error
+    _check_plan(jobs, submission.plan_id)
     job = Job(
         id=new_id(),
         request=image,
@@ -174,9 +179,17 @@ async def enqueue(
         deadline=None if submission.timeout is None else now + submission.timeout,
         client=client,
         previews=submission.previews,
+        priority=submission.priority,
+        model=jobs.manifest.model.name,
+        plan_id=submission.plan_id,
         cost=image.forwards(jobs.manifest) * image.size(jobs.manifest).area * submission.image_count,
     )
     return await jobs.submit(job, init_image)
+
+
+def _check_plan(jobs: JobService, plan_id: str | None) -> None:
+    if plan_id is not None and plan_id not in (served := jobs.plan_ids()):
+        raise InvalidRequest(f"plan_id must be one of {', '.join(served)}, or absent; got {plan_id!r}", "plan_id")
 
 
 def _fingerprint(submission: Submission) -> str:

@@ -6,7 +6,7 @@ Knows jobs; neither HTTP nor how workers get them.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -126,6 +126,9 @@ class EmbeddedJobs(JobService):
             return "draining"
         return "ok" if self.is_ready else "starting"
 
+    def plan_ids(self) -> list[str]:
+        return [self.manifest.plan_id]
+
     def devices(self) -> list[DeviceStatus]:
         return self.worker_queue.devices()
 
@@ -232,5 +235,5 @@ class EmbeddedJobs(JobService):
             raise JobNotFound(f"there is no job {job.id}, or it was deleted")
         return ended, images
 
-    def follow(self, job: Job) -> AsyncGenerator[JobEvent]:
-        return self._events.follow(job)
+    def follow(self, job: Job, received: Collection[int] = ()) -> AsyncGenerator[JobEvent]:
+        return self._events.follow(job, received)

@@ -14,6 +14,8 @@ from engine.request import ImageFormat, ImageRequest
 MAX_SEQUENCE = 2**63 - 1  # signed, 64 bits
 
 Priority = Literal["interactive", "batch"]
+BATCH = "batch"  # share of all batch jobs
+BATCH_FACTOR = 8.0  # a client with interactive jobs gets as many times the workers' time as all batch jobs together
 
 
 class JobState(StrEnum):
@@ -77,6 +79,16 @@ class Job:
     lease: float | None = None  # time until which that host holds it
     steps_done: int = 0  # of all its images, as its host last reported
     sequence: int = 0  # order of acceptance, from 1
+
+    @property
+    def share(self) -> str:
+        """Name of the client whose share of the workers' time it uses; all batch jobs count as those of one client."""
+        return self.client if self.priority == "interactive" else BATCH
+
+    @property
+    def cost_factor(self) -> float:
+        """Times which its cost counts against that share, so that interactive jobs come first."""
+        return 1.0 if self.priority == "interactive" else BATCH_FACTOR
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)

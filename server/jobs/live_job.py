@@ -1,7 +1,7 @@
 """Unfinished jobs in memory, with the clients that follow them. Knows neither store nor worker."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -53,12 +53,17 @@ class LiveJob:
             await asyncio.wait(self.saving, timeout=SAVE_SECONDS)
 
     @contextmanager
-    def follow(self, progress: Progress) -> Iterator[Follower]:
-        """Yield a follower with the events so far, which gets those to come. `progress`: the current one."""
+    def follow(self, progress: Progress, received: Collection[int] = ()) -> Iterator[Follower]:
+        """Yield a follower with the events so far, which gets those to come.
+
+        Args:
+            progress: the current one.
+            received: indices of images that the follower has.
+        """
         follower = Follower()
         if not self.job.state.is_final:
             follower.put(progress)
-        for index in sorted(self.images):
+        for index in sorted(self.images.keys() - set(received)):
             follower.put(ImageFinished(index))
         if self.job.state.is_final:
             follower.put(self.job)

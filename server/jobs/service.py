@@ -5,7 +5,7 @@ ends once: done, failed with an error, or cancelled.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import Literal
 
 from engine.images.metadata import ImageMetadata
@@ -55,6 +55,10 @@ class JobService(ABC):
     @abstractmethod
     def devices(self) -> list[DeviceStatus]:
         """Return the devices that generate images, with their workers."""
+
+    @abstractmethod
+    def plan_ids(self) -> list[str]:
+        """Return the ids of the plans that jobs may name."""
 
     @abstractmethod
     async def start(self) -> None:
@@ -135,8 +139,11 @@ class JobService(ABC):
         """
 
     @abstractmethod
-    def follow(self, job: Job) -> AsyncGenerator[JobEvent]:
+    def follow(self, job: Job, received: Collection[int] = ()) -> AsyncGenerator[JobEvent]:
         """Yield progress and images so far, then each event. The last is the ended job, unless it was deleted.
+
+        Args:
+            received: indices of images that the follower has already, and does not get.
 
         Raises:
             TooManyFollowers: too many clients follow the job already.

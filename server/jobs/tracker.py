@@ -32,6 +32,7 @@ class JobTracker:
         estimates: learned from the images that are added.
         unfinished: jobs that have not ended, in their order.
         on_ended: called with each job that has ended.
+        on_stored: called with a job once the store has its state, and with the index of an image once it has that.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class JobTracker:
     ) -> None:
         self.estimates = Estimates(manifest)
         self.on_ended: Callable[[LiveJob], None] = lambda _: None
+        self.on_stored: Callable[[Job, int | None], object] = lambda _, __: None
         self._store, self._manifest, self._metrics, self._archive = store, manifest, metrics, archive
         self.unfinished = QueueOrder(self.estimates, manifest)
         self._live: dict[str, LiveJob] = {}
@@ -47,6 +49,10 @@ class JobTracker:
     def get(self, job_id: str) -> LiveJob | None:
         """Return a job that is still in memory."""
         return self._live.get(job_id)
+
+    def in_memory(self) -> list[LiveJob]:
+        """Return the jobs that have not ended, and those whose end is not stored yet."""
+        return list(self._live.values())
 
     def add(self, live: LiveJob) -> None:
         """Track a job that is stored, and fail it at its deadline."""
@@ -77,7 +83,7 @@ class JobTracker:
         live.job = replace(live.job, state=JobState.RUNNING, attempts=live.job.attempts + 1, started=started)
         if is_first:
             self._metrics.job_started(live.job)
-        self._store.write_later(partial(self._store.store.start, live.job.id))
+        self._write(partial(self._store.store.start, live.job.id), live.job)
 
     def requeue(self, live: LiveJob) -> None:
         """Put a job whose worker died back into the queue. Its images so far stay, its steps do not."""
@@ -112,7 +118,7 @@ class JobTracker:
         self.unfinished.on_image(live)
         self._metrics.image_finished(metadata)
         live.notify_followers(ImageFinished(image.index))
-        self._store.write_later(partial(self._store.store.add_image, live.job.id, image))
+        self._write(partial(self._store.store.add_image, live.job.id, image), live.job, image.index)
         if self._archive is not None:
             live.saving.append(asyncio.wrap_future(self._archive.put(live.job, image)))
         if not live.missing():
@@ -130,6 +136,15 @@ class JobTracker:
         error = JobError(code, message)
         self._end(live, JobState.FAILED, partial(self._store.store.fail, live.job.id, error), error)
 
+    def forget(self, live: LiveJob) -> None:
+        """Stop with a job that is not this process's any more, without a write: another one has it, or has ended it."""
+        if live.job.state.is_final:
+            return
+        live.job = replace(live.job, state=JobState.CANCELLED, finished=_not_before(live.job))
+        self._live.pop(live.job.id, None)
+        self._leave_queue(live)
+        self.on_ended(live)
+
     def _expire(self, live: LiveJob) -> None:
         self.fail(live, "deadline_exceeded", "The deadline passed before the images were generated.")
 
@@ -138,19 +153,32 @@ class JobTracker:
         if live.job.state.is_final:
             return False
         live.job = job = replace(live.job, state=state, error=error, finished=_not_before(live.job))
-        self.unfinished.remove(live)
-        if live.deadline_timer is not None:
-            live.deadline_timer.cancel()
+        self._leave_queue(live)
         self._metrics.job_ended(job)
         _log_end(job)
         live.notify_followers(job)
-        live.ended.set()
         self._tell_places()
-        stored = self._store.write_later(write, then=partial(self._live.pop, job.id, None))
+        stored = self._write(write, job)
         if not self._store.store.database.is_in_memory:
             live.saving.append(stored)
         self.on_ended(live)
         return True
+
+    def _leave_queue(self, live: LiveJob) -> None:
+        self.unfinished.remove(live)
+        if live.deadline_timer is not None:
+            live.deadline_timer.cancel()
+        live.ended.set()
+
+    def _write(self, write: Callable[[], object], job: Job, index: int | None = None) -> "asyncio.Future[None]":
+        """Write a job's state, or its image at an index, in the background."""
+
+        def then() -> None:
+            if job.state.is_final:
+                self._live.pop(job.id, None)
+            self.on_stored(job, index)
+
+        return self._store.write_later(write, then)
 
     def _tell_places(self) -> None:
         """Tell the followers of waiting jobs their new places, since another job has ended."""

@@ -113,7 +113,11 @@ class WorkerQueue:
                 continue
             job, missing = live.job, tuple(live.missing())
             data = None if live.init_image is None else live.init_image.data
-            self.link.send(messages.Generate(job.id, job.request, job.format, missing, job.previews, job.client, data))
+            self.link.send(
+                messages.Generate(
+                    job.id, job.request, job.format, missing, job.previews, job.share, job.cost_factor, data
+                )
+            )
             live.is_sent = True  # last: `send` may find no memory, and the next call tries again
             live.init_image = None
 

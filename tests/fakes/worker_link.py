@@ -12,7 +12,7 @@ from engine.request import ImageFormat, ImageRequest
 from engine.stages import StageTimes
 from server.jobs.admission import Limits
 from server.jobs.embedded import EmbeddedJobs
-from server.jobs.job import Job
+from server.jobs.job import Job, Priority
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.store import JobStore
 from server.worker import messages
@@ -37,7 +37,15 @@ class FakeLink:
         return found
 
 
-def job(name: str, *, key: str | None = None, deadline: float | None = None, n: int = 1, client: str = "") -> Job:
+def job(
+    name: str,
+    *,
+    key: str | None = None,
+    deadline: float | None = None,
+    n: int = 1,
+    client: str = "",
+    priority: Priority = "interactive",
+) -> Job:
     return Job(
         id=name,
         request=ImageRequest("a cat", 64, 64),
@@ -50,6 +58,7 @@ def job(name: str, *, key: str | None = None, deadline: float | None = None, n: 
         created=time.time(),
         deadline=deadline,
         client=client,
+        priority=priority,
     )
 
 

@@ -86,7 +86,7 @@ class Expired:
 
     Attributes:
         requeued: jobs whose hosts were lost; they need new tickets.
-        ended: jobs that have failed, by their deadline or their attempts, or that were complete when their host was lost.
+        ended: jobs that failed, by their deadline or their attempts, or were complete when their host was lost.
         workers: ids of hosts that are forgotten.
     """
 

@@ -35,7 +35,7 @@ def test_followers_share_one_encoded_image() -> None:
         encoder = TaskEventEncoder(jobs)
 
         async def first_event() -> object:
-            return await encoder.encode(await anext(jobs.follow(ended)), "http://localhost/")
+            return await encoder.encode(await anext(jobs.follow(ended)), "0", "http://localhost/")
 
         encoded = await asyncio.gather(*(first_event() for _ in range(20)))
         assert store.reads == 1 and len(set(map(id, encoded))) == 1

@@ -112,3 +112,12 @@ def test_job_that_ends_workers_before_they_begin_it_fails_and_the_others_are_gen
         assert [(await jobs.get(name)).state for name in "bc"] == [JobState.DONE] * 2
 
     play(story)
+
+
+def test_batch_job_uses_the_share_of_all_batch_jobs_at_eight_times_its_cost() -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
+        await jobs.submit(job("later", client="one", priority="batch"))
+        await jobs.submit(job("now", client="one"))
+        assert [(message.client, message.cost_factor) for message in link.sent] == [("batch", 8.0), ("one", 1.0)]  # type: ignore[union-attr]
+
+    play(story)
