@@ -78,6 +78,7 @@ class TimedLoop:
         prompts: TokenizedPrompts | None = None,
         init_image: InitImage | None = None,
         client: str = "",
+        cost_factor: float = 1.0,
     ) -> None:
         prompts = prompts or self.tokenize(request)
         request.check_init_image(init_image, self._manifest)
@@ -93,6 +94,7 @@ class TimedLoop:
             init_image=init_image,
             previews=preview_steps(previews, len(schedule) - 1),
             client=client,
+            cost_factor=cost_factor,
             submitted_at=time.perf_counter(),
         )
         self._scheduler.add(sample)
