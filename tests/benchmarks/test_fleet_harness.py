@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import scaling
-from benchmarks.fleet import records
+from benchmarks.fleet import records, stand_in_measurements
 from benchmarks.fleet.accounting import Accounts, Request
 from benchmarks.fleet.network import Network
 from benchmarks.fleet.plans import MANIFEST, picture, write_plans
@@ -150,9 +150,9 @@ def test_cut_link_carries_nothing_and_the_other_one_does() -> None:
 
 
 def test_scaling_measures_an_embedded_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "WARM_UP", 0.5)
-    monkeypatch.setattr(scaling, "LARGE_PASS", 0.02)
-    found = scaling.measure("embedded", [1], seconds=2.0, requests=5)
+    monkeypatch.setattr(stand_in_measurements, "LARGE_PASS", 0.02)
+    monkeypatch.setitem(scaling.LEAST, "embedded", 0.0)
+    found = scaling.measure("embedded", [1], seconds=2.0, requests=5, warm_up=0.5)
     assert found["images"] > 10 and not found["broken"], found["notes"]
     assert found["cost"]["requests"] == 5 and found["cost"]["p50_s"] > 0
     assert 0 < found["workers"][1]["of_linear"] <= 1.1
