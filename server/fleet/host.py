@@ -101,6 +101,7 @@ class WorkerHost:
         self._queue_name = app.conf.task_default_queue
         self._tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._hurried = asyncio.Event()
         self._last_answer = 0.0  # of the database to a heartbeat, by the event loop's clock
         self._store_error: str | None = None  # of the last heartbeat
         self.metrics.add_gauges(self._gauges)
@@ -162,12 +163,16 @@ class WorkerHost:
             self._claims.close()
             self._tickets.pause()
 
+    def hurry(self) -> None:
+        """Do not wait for jobs any longer, once `stop` is called."""
+        self._hurried.set()
+
     async def stop(self) -> None:
         """Leave the fleet: finish jobs within the grace period, and give the others back without an attempt."""
         self.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._options.grace):
-                while self._tracker.unfinished:
+                while self.jobs and not self._hurried.is_set():
                     await asyncio.sleep(POLL_SECONDS)
         self._release_all()
         with suppress(TimeoutError, StoreUnavailable):
@@ -236,10 +241,9 @@ class WorkerHost:
     def _release_if_lost(self) -> None:
         """Give all jobs back if no device has a worker that starts, before `WorkerQueue` fails them."""
         queues = self.worker_queue.queues
-        if self._tracker.unfinished and not any(queue.is_ready for queue in queues):
-            if all(queue.link is not None and queue.link.failed_starts for queue in queues):
-                log.error("no device of this host is ready; %d jobs go back", len(self._tracker.unfinished))
-                self._release_all()
+        if self.jobs and all(queue.link is not None and queue.link.failed_starts for queue in queues):
+            log.error("no device of this host gets a worker that starts; %d jobs go back", self.jobs)
+            self._release_all()
 
     def _release_all(self) -> None:
         for live in list(self._tracker.unfinished):

@@ -3,6 +3,7 @@
 Knows sizes and passes; not queues.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from engine.plan.manifest import Manifest
@@ -43,12 +44,23 @@ class Estimates:
         if len(self._averages) > MAX_SIZES:
             del self._averages[next(iter(self._averages))]
 
-    def remaining(self, live: LiveJob) -> float:
-        """Return the seconds of the engine's time that a job still needs; 0 before the first image is finished."""
+    @property
+    def is_empty(self) -> bool:
+        """True before the first image is finished."""
+        return not self._averages
+
+    def remaining(self, live: LiveJob, indices: Collection[int] | None = None) -> float:
+        """Return the seconds of the engine's time that a job still needs; 0 before the first image is finished.
+
+        Args:
+            indices: of the unfinished images that count; all of them by default.
+        """
         if not self._averages:
             return 0.0
-        request, missing = live.job.request, live.job.image_count - len(live.images)
-        size, begun = request.size(self._manifest), live.steps_done.values()
+        request, missing, begun = live.job.request, live.job.image_count - len(live.images), [*live.steps_done.values()]
+        if indices is not None:
+            missing, begun = len(indices), [live.steps_done[index] for index in indices if index in live.steps_done]
+        size = request.size(self._manifest)
         passes = request.forwards(self._manifest) * (missing - len(begun))
         passes += sum(request.forwards(self._manifest, done) for done in begun)
         nearest = size
