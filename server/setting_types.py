@@ -13,9 +13,9 @@ from engine.size import Size
 from server.api.api_key import check_api_key
 from server.api.dialects.names import NONE, parse_dialect
 from server.api.public_address import PublicAddress
-from server.api.rate import Rate
 from server.http.host_names import parse_host
 from server.http.origins import parse_origin
+from server.jobs.rate import Rate
 
 EMPTY = "is empty; perhaps the secret that should fill it does not exist. Give it a value, or unset it to do without"
 
