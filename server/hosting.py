@@ -73,7 +73,7 @@ async def _until(stopping: asyncio.Event, starts: list["asyncio.Task[None]"]) ->
     """Wait for a signal. Raises WorkerStartFailed if a first worker cannot serve the plans."""
     signalled = asyncio.create_task(stopping.wait())
     try:
-        waiting: set[asyncio.Task[object]] = {signalled, *starts}  # type: ignore[arg-type]
+        waiting: set[asyncio.Task[object]] = {signalled, *starts}
         while not stopping.is_set():
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for task in done:

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from engine.errors import ZImageError
 from engine.files import version
 from engine.options import HELP, MAX_THREADS, SLOTS, CudaGraphs, RuntimeOptions
+from engine.plan.manifest import Flavor
 from server.api.dialects.names import DIALECTS
 from server.api.public_address import PublicAddress
 from server.jobs.admission import Limits
@@ -21,9 +22,11 @@ from server.jobs.storage.retention import DAY, Retention
 from server.logs import LogFormat
 from server.serving import ServerOptions
 from server.setting_types import (
+    DevicesText,
     Dialects,
     Host,
     Hosts,
+    ImagesUrl,
     Keys,
     Networks,
     Origins,
@@ -33,6 +36,8 @@ from server.setting_types import (
     UserPath,
     Words,
 )
+from server.worker.devices import HELP as DEVICES_HELP
+from server.worker.devices import Device, RequestedDevices, default_device
 from server.worker.supervisor import WorkerTimeouts
 
 PREFIX = "ZIMAGE_"
@@ -102,6 +107,7 @@ class Settings(BaseSettings):
         title="NAMES",
     )
 
+    devices: DevicesText | None = Field(None, description=DEVICES_HELP, title="DEVICES")
     threads: int = Field(RUNTIME.threads, ge=0, le=MAX_THREADS, description=HELP["threads"])
     profile: Words = Field(RUNTIME.profiles, description=f"{HELP['profiles']} (default: all)", title="NAME")
     warm_up: Sizes = Field(RUNTIME.warm_up, description=HELP["warm_up"], title="WxH,...")
@@ -129,6 +135,13 @@ class Settings(BaseSettings):
         SERVER.database,
         description="SQLite file for jobs and images (default: memory, which is lost at a restart)",
         title="FILE",
+    )
+    images: ImagesUrl | None = Field(
+        SERVER.images,
+        description="Where images are kept: file:///FOLDER, which machines may share, or "
+        "s3://BUCKET/PREFIX?endpoint=URL&region=NAME with credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. "
+        "Each database needs a place of its own (default: in the database)",
+        title="URL",
     )
     history_days: float = Field(
         LIMITS.history.max_age / DAY,
@@ -226,7 +239,19 @@ class Settings(BaseSettings):
             self.runtime()
         except ZImageError as error:
             raise ValueError(str(error)) from error
+        if self.images is not None and self.database is None:
+            raise ValueError("--images needs --database, since only the database knows whose images these are")
         return self
+
+    def workers(self, flavor: Flavor) -> list[Device]:
+        """Return the devices for plans of a flavor, each of which gets a worker.
+
+        Raises:
+            BackendUnavailable: the plans do not run on these devices, or there are no such GPUs.
+        """
+        if self.devices is None:
+            return [default_device(flavor)]
+        return RequestedDevices.parse(self.devices).devices(flavor, self.threads)
 
     def runtime(self, loras: FoundLoras = ()) -> RuntimeOptions:
         """Return the options of the runtime.
@@ -257,6 +282,7 @@ class Settings(BaseSettings):
             grace=self.grace,
             drain=self.drain_seconds,
             database=self.database,
+            images=self.images,
             archive=Archive(self.archive, archived) if self.archive else None,
             keys=self.keys,
             rate=self.rate,

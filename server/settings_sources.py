@@ -24,7 +24,7 @@ from server.settings import HOST_SETTINGS, PREFIX, Settings
 GROUPS = {  # groups of options in the help, by the setting that each begins with
     "host": "addresses and connections",
     "page": "what is served",
-    "threads": "device",
+    "devices": "devices",
     "loras": "LoRAs, jobs and images",
     "keys": "clients",
     "grace": "process",

@@ -38,7 +38,8 @@ from server.jobs.job import Job
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
 from server.jobs.storage.async_store import AsyncStore
-from server.jobs.storage.fleet_store import LEASE_SECONDS, FleetStore
+from server.jobs.storage.expiry import LEASE_SECONDS
+from server.jobs.storage.fleet_store import FleetStore
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.worker_info import Claimed, WorkerInfo
 from server.jobs.tracker import JobTracker
@@ -88,7 +89,7 @@ class WorkerHost:
     """
 
     def __init__(self, store: FleetStore, manifest: Manifest, app: Celery, window: int, options: HostOptions) -> None:
-        self.metrics = Metrics(lambda: None)
+        self.metrics = Metrics()
         self._store, self._manifest, self._options, self._window = store, manifest, options, window
         self._async_store = AsyncStore(store.held_by(options.id), Retention())
         self._tracker = JobTracker(self._async_store, manifest, self.metrics)
@@ -159,7 +160,7 @@ class WorkerHost:
     def drain(self) -> None:
         """Claim no more jobs, and finish those that are here."""
         if not self.is_draining:
-            log.info("draining: %d jobs are finished, and no more are claimed", len(self._tracker.unfinished))
+            log.info("draining: %d jobs are finished, and no more are claimed", self.jobs)
             self._claims.close()
             self._tickets.pause()
 
@@ -178,12 +179,14 @@ class WorkerHost:
         with suppress(TimeoutError, StoreUnavailable):
             async with asyncio.timeout(STORE_SECONDS):
                 await self._async_store.flush()
+                for task in self._tasks:
+                    task.cancel()
                 await asyncio.to_thread(self._store.forget, self._options.id)
         for task in self._tasks:
             task.cancel()
         self.worker_queue.stop()
-        await asyncio.to_thread(self._tickets.stop, BROKER_SECONDS)
-        await asyncio.to_thread(self._bus.close, BROKER_SECONDS)
+        closing = (self._tickets.stop, self._bus.close)
+        await asyncio.gather(*(asyncio.to_thread(close, BROKER_SECONDS) for close in closing))
         self._async_store.close()
 
     async def _claim(self, images: int) -> list[LiveJob]:
@@ -247,7 +250,7 @@ class WorkerHost:
 
     def _release_all(self) -> None:
         for live in list(self._tracker.unfinished):
-            release = partial(self._store.release, live.job.id, self._options.id, live.is_started)
+            release = partial(self._store.release, live.job.id, self._options.id, True)
             self._tracker.forget(live)
             self._async_store.write_later(release, then=self._on_waiting)
 
@@ -269,6 +272,7 @@ class WorkerHost:
             loras=options.loras,
             window=self._window,
             image_input=self._manifest.has_image_input,
+            averages=self._tracker.estimates.averages,
             devices=tuple(replace(device, host=options.host) for device in self.worker_queue.devices()),
             is_draining=self.is_draining,
         )

@@ -34,6 +34,16 @@ class _Consumer(Consumer):  # type: ignore[misc]
     class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
         default_steps: ClassVar[list[str]] = [f"celery.worker.consumer.{step}" for step in STEPS]
 
+    is_consuming = False
+
+    def on_ready(self) -> None:
+        super().on_ready()
+        self.is_consuming = True
+
+    def on_close(self) -> None:
+        self.is_consuming = False
+        super().on_close()
+
     def ensure_connected(self, connection: Any) -> Any:
         """Connect, however often it takes; Celery itself would wait up to 30 s between two attempts."""
         connection.ensure_connection = partial(connection.ensure_connection, **CONNECTING)
@@ -70,9 +80,9 @@ class TicketWorker:
 
     @property
     def is_connected(self) -> bool:
-        """True if the broker can be reached, as far as Celery knows."""
+        """True if the broker delivers tickets, as far as Celery knows."""
         consumer = getattr(self._worker, "consumer", None)
-        return consumer is not None and consumer.connection is not None and consumer.connection.connected
+        return consumer is not None and consumer.is_consuming
 
     def pause(self) -> None:
         """Take no more tickets, and go on acknowledging."""

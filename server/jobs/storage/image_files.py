@@ -90,9 +90,7 @@ class ImageFiles:
         if not tasks:
             del self._tasks[job_id]
 
-    async def _write(
-        self, job_id: str, image: StoredImage, then: Callable[[StoredImage], Awaitable[object]]
-    ) -> None:
+    async def _write(self, job_id: str, image: StoredImage, then: Callable[[StoredImage], Awaitable[object]]) -> None:
         # a new name each time: no writer can change the file that a row tells of
         kind = image.media_type.rpartition("/")[2]
         file = ImageFile(f"{image.index}-{secrets.token_hex(4)}.{kind}", len(image.data))
