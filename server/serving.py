@@ -24,9 +24,9 @@ from server.http.descriptors import max_connections, raise_limit
 from server.http.host_names import HostNames
 from server.http.sockets import throttle_accept_errors
 from server.jobs.admission import Limits
-from server.jobs.service import JobService
+from server.jobs.embedded import EmbeddedJobs
 from server.jobs.storage.archive import Archive
-from server.jobs.storage.database import open_private
+from server.jobs.storage.sqlite import open_private
 from server.jobs.storage.store import JobStore
 from server.uploads.limits import MAX_UPLOAD
 from server.worker.supervisor import Supervisor, WorkerTimeouts
@@ -108,7 +108,7 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
     throttle_accept_errors(asyncio.get_running_loop())
     most = max_connections(raise_limit())
     manifest = manifest if options.image_input else manifest.without_image_input()
-    jobs = JobService(JobStore(options.database), manifest, options.limits, options.archive, options.loras)
+    jobs = EmbeddedJobs(JobStore(options.database), manifest, options.limits, options.archive, options.loras)
     supervisor = jobs.worker_queue.link = Supervisor(worker, jobs.worker_queue, options.timeouts)
     starting = asyncio.create_task(supervisor.start())
     try:

@@ -1,12 +1,13 @@
 """Fixtures that many tests share: the trained small checkpoint and the plans built from it, once per test run."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 from fakes.processes import PYTHONPATH
+from fakes.services import PostgreSql, RabbitMq, Redis, new
 from rich.console import Console
 
 from nano.layout import Z_IMAGE_NANO
@@ -84,3 +85,42 @@ def engines(checkpoint: Path, run_folder: Path, build_plans: Callable[..., Path]
 def plan_directory(engines: Path) -> Path:
     """The plan directory in `engines`."""
     return (engines / "current").resolve()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgreSql]:
+    """A PostgreSQL server that all tests of this process share: make databases, but do not stop it."""
+    with new(PostgreSql) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[Redis]:
+    """A Redis server that all tests of this process share."""
+    with new(Redis) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def rabbitmq() -> Iterator[RabbitMq]:
+    """A RabbitMQ server that all tests of this process share."""
+    with new(RabbitMq) as service:
+        yield service
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgreSql) -> str:
+    """URL of a new, empty database."""
+    return postgres.fresh_url()
+
+
+@pytest.fixture
+def redis_url(redis: Redis) -> str:
+    """URL of an empty Redis database."""
+    return redis.fresh_url()
+
+
+@pytest.fixture
+def rabbitmq_url(rabbitmq: RabbitMq) -> str:
+    """URL of a new virtual host."""
+    return rabbitmq.fresh_url()

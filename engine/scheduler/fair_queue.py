@@ -18,7 +18,7 @@ class ClientShares:
     """The device's time by client, over all LoRAs.
 
     Attributes:
-        seconds: that each client has spent.
+        seconds: that each client has spent, times the `cost_factor` of its samples.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,8 @@ class ClientShares:
         The smallest end comes first. So images of equal cost finish one after the other instead of all of them late,
         and a short image does not wait for a long one of another client.
         """
-        return self.seconds.spent(sample.client) + self._seconds_per_token * sample.tokens_left
+        left = self._seconds_per_token * sample.tokens_left
+        return self.seconds.spent(sample.client) + sample.cost_factor * left
 
     def learn(self, tokens: int, seconds: float) -> None:
         """Learn from a batch."""

@@ -98,6 +98,7 @@ class EngineLoop:
         prompts: TokenizedPrompts | None = None,
         init_image: InitImage | None = None,
         client: str = "",
+        cost_factor: float = 1.0,
     ) -> None:
         """Queue an image.
 
@@ -107,6 +108,7 @@ class EngineLoop:
             prompts: result of `tokenize` for this request or for one with another seed; None to do it now.
             init_image: the image that the request's `edit` describes.
             client: name of the client, which gets an equal share of the device's time.
+            cost_factor: times which the image counts against that share.
 
         Raises:
             InvalidRequest: the image cannot be generated.
@@ -125,6 +127,7 @@ class EngineLoop:
             init_image=init_image,
             previews=preview_steps(previews, len(schedule) - 1),
             client=client,
+            cost_factor=cost_factor,
             submitted_at=time.perf_counter(),
             seconds=StageTimes(tokenize=prompts.seconds),
         )

@@ -61,7 +61,7 @@ class LoraScheduler:
 
     def charge(self, sample: Sample, seconds: float) -> None:
         """Charge a sample for device time, also after it was removed."""
-        self._shares.seconds.charge(sample.client, seconds)
+        self._shares.seconds.charge(sample.client, sample.cost_factor * seconds)
         if sample.request.lora_choice in self._queues:
             self._queues[sample.request.lora_choice].charge(sample, seconds)
 

@@ -52,6 +52,7 @@ class Sample:
         init_image: the image that it begins with, if it does not begin with noise alone.
         previews: steps after which a preview is wanted.
         client: name of the client that asked for it; clients share the device's time equally.
+        cost_factor: times which its device time counts against the share of its client.
         submitted_at: time.perf_counter() when it was submitted.
         is_announced: True once a `Started` event was returned for it.
         is_removed: True once it is finished, cancelled or failed; results of passes still running are ignored.
@@ -69,6 +70,7 @@ class Sample:
     init_image: InitImage | None = None
     previews: frozenset[int] = frozenset()
     client: str = ""
+    cost_factor: float = 1.0
     submitted_at: float = 0.0
     is_announced: bool = False
     is_removed: bool = False

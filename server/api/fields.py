@@ -23,6 +23,7 @@ from engine.request import (
     random_seed,
 )
 from engine.size import Size
+from server.jobs.job import Priority
 
 Number = TypeVar("Number", int, float)
 
@@ -34,6 +35,8 @@ RANDOM = -1  # the seed that stands for a random one
 IGNORED = "ignored"
 BOOLEANS = ("true", "false")
 WITHOUT_EFFECT = ("complexity", "style", "moderation", "user", "safety_identifier", "vae_use_slicing", "vae_use_tiling")
+MAX_PLAN_ID = 128  # characters
+PRIORITIES: dict[str, Priority] = {"flex": "batch", "priority": "interactive"}  # by tier; the others leave it open
 UNGUIDED = 1.0  # CFG scale at which negative + scale * (positive - negative) is the positive prediction
 
 
@@ -126,6 +129,20 @@ class ImageFields(RequestBody):
     timeout: (
         Annotated[float, Field(gt=0, le=86400, description="seconds until the images are no longer wanted")] | None
     ) = None
+    priority: (
+        Annotated[Priority, Field(description="batch: after interactive requests, with a small share of the time")]
+        | None
+    ) = None
+    service_tier: (
+        Annotated[Literal["auto", "default", "flex", "priority"], Field(description="flex: like priority batch")] | None
+    ) = None
+    plan_id: (
+        Annotated[
+            str,
+            Field(max_length=MAX_PLAN_ID, description="plans to generate with, as plan_id in an image's metadata"),
+        ]
+        | None
+    ) = None
     quality: Annotated[
         Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"], Field(description=IGNORED)
     ] = "auto"
@@ -158,6 +175,16 @@ class ImageFields(RequestBody):
             self.cfg_truncation,
         )
 
+    def job_priority(self) -> Priority:
+        """Return the priority. Raises InvalidRequest: priority and service_tier contradict each other."""
+        by_tier = PRIORITIES.get(self.service_tier or "auto")
+        if None not in (self.priority, by_tier) and self.priority != by_tier:
+            raise InvalidRequest(
+                f"service_tier {self.service_tier} contradicts priority {self.priority}; send only one of them",
+                "service_tier",
+            )
+        return self.priority or by_tier or "interactive"
+
     def names(self) -> dict[str, str]:
         """Return the names under which the client gave the fields of `ImageRequest`, where they differ."""
         return {} if self.size == "auto" else {"width": "size", "height": "size"}
@@ -166,6 +193,7 @@ class ImageFields(RequestBody):
         unused = {
             "lora_strength": "lora_strength" in self.model_fields_set and self.lora is None,
             **{name: getattr(self, name) is not None for name in WITHOUT_EFFECT},
+            "service_tier": self.service_tier == "priority",  # every interactive request has the same
             "quality": self.quality != "auto",  # which leaves the choice to the server
         }
         return tuple(name for name, is_unused in unused.items() if is_unused)

@@ -17,6 +17,7 @@ from engine.errors import InvalidRequest
 from engine.images.header import read_header
 from engine.plan.manifest import Manifest
 from server.api import errors, openapi
+from server.api.event_ids import event_id, images_of
 from server.api.image_input import Upload, image_input, read_body_with_images, take_upload
 from server.api.openai_schemas import (
     EventType,
@@ -34,8 +35,7 @@ from server.api.served_model import Model
 from server.api.submit import Jobs, Owner, Submission, answer_headers, encode_images, submit_request, wait_for_images
 from server.jobs.follower import JobPreview
 from server.jobs.job import Job, JobState, StoredImage
-from server.jobs.job_events import JobEvent
-from server.jobs.service import JobService
+from server.jobs.service import JobEvent, JobService
 
 EventKind = Literal["image_generation", "image_edit"]
 PARTIAL: dict[EventKind, EventType] = {
@@ -87,7 +87,8 @@ async def answer(
     submission = _submission(body, upload, unused, has_previews=jobs.manifest.preview is not None)
     job = await submit_request(request, jobs, owner, submission)
     if body.stream:
-        events = _stream(jobs, job, jobs.follow(job), body, kind)
+        received = images_of(request.headers.get("last-event-id"))
+        events = _stream(jobs, job, jobs.follow(job, received), received, body, kind)
         return EventSourceResponse(events, headers=answer_headers(request, submission, job))
     ended, images = await wait_for_images(request, jobs, job)
     content = await encode_images(images, partial(_images_response, request, ended, images, jobs.manifest, body))
@@ -148,33 +149,45 @@ def _submission(body: ImagesRequest, upload: Upload | None, unused: Sequence[str
         model=body.model,
         ignored=(*body.ignored(), *without_previews, *unused),
         upload=upload,
+        priority=body.job_priority(),
+        plan_id=body.plan_id,
     )
 
 
 async def _stream(
-    jobs: JobService, job: Job, following: AsyncGenerator[JobEvent], body: ImagesRequest, kind: EventKind
+    jobs: JobService,
+    job: Job,
+    following: AsyncGenerator[JobEvent],
+    received: frozenset[int],
+    body: ImagesRequest,
+    kind: EventKind,
 ) -> AsyncIterator[ServerSentEvent]:
-    """Yield previews and images as they arrive, or an error as OpenAI's clients raise it."""
+    """Yield previews and images as they arrive, or an error as OpenAI's clients raise it.
+
+    Args:
+        received: indices of the images that the client has.
+    """
     sent = 0
     try:
         async with aclosing(following) as events:
             async for event in events:
                 match event:
                     case JobPreview(index, _, data) if sent < body.partial_images * body.n:
-                        yield _event(_partial_image(jobs, job, body, kind, index, data, sent))
+                        yield _event(_partial_image(jobs, job, body, kind, index, data, sent), received)
                         sent += 1
                     case StoredImage():
-                        yield await run_in_threadpool(_completed_event, jobs, body, kind, event)
+                        received |= {event.index}
+                        yield await run_in_threadpool(_completed_event, jobs, body, kind, event, received)
                     case Job() if event.state is not JobState.DONE:
                         error = errors.from_job(event)
-                        yield ServerSentEvent(json.dumps(error.body()), event="error")
+                        yield ServerSentEvent(json.dumps(error.body()), event="error", id=event_id(received))
     finally:
         if not job.durable:
-            jobs.cancel(job.id)
+            await jobs.cancel(job.id)
 
 
-def _event(image: StreamedImage) -> ServerSentEvent:
-    return ServerSentEvent(image.model_dump_json(exclude_none=True), event=image.type)
+def _event(image: StreamedImage, received: frozenset[int]) -> ServerSentEvent:
+    return ServerSentEvent(image.model_dump_json(exclude_none=True), event=image.type, id=event_id(received))
 
 
 def _partial_image(
@@ -192,7 +205,9 @@ def _partial_image(
     )
 
 
-def _completed_event(jobs: JobService, body: ImagesRequest, kind: EventKind, image: StoredImage) -> ServerSentEvent:
+def _completed_event(
+    jobs: JobService, body: ImagesRequest, kind: EventKind, image: StoredImage, received: frozenset[int]
+) -> ServerSentEvent:
     metadata = image.metadata
     completed = StreamedImage(
         type=COMPLETED[kind],
@@ -205,7 +220,7 @@ def _completed_event(jobs: JobService, body: ImagesRequest, kind: EventKind, ima
         revised_prompt=metadata.revised_prompt,
         usage=Usage.of([image], jobs.manifest.model.size_multiple),
     )
-    return _event(completed)
+    return _event(completed, received)
 
 
 def _images_response(

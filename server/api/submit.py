@@ -26,7 +26,7 @@ from server.api.image_input import ImageInput, Upload, image_input
 from server.api.served_model import ServedModel
 from server.errors import JobNotFound, UploadsBusy
 from server.jobs.follower import JobPreview
-from server.jobs.job import Job, JobState, StoredImage, new_id
+from server.jobs.job import Job, JobState, Priority, StoredImage, new_id
 from server.jobs.service import JobService
 from server.worker.packed_image import PackedImage, pack
 
@@ -73,6 +73,8 @@ class Submission:
         ignored: names of the given fields that cannot change the images, as the client wrote them; `answer_headers`
             adds those that depend on the served model.
         upload: an image to start from; `body` must tell it apart from others, as `take_upload` makes it.
+        priority: batch jobs come after interactive ones.
+        plan_id: of the plans to generate with; None for any.
     """
 
     api: str
@@ -87,6 +89,8 @@ class Submission:
     model: str | None = None
     ignored: tuple[str, ...] = ()
     upload: Upload | None = None
+    priority: Priority = "interactive"
+    plan_id: str | None = None
 
 
 async def submit_request(request: Request, jobs: JobService, owner: str | None, submission: Submission) -> Job:
@@ -148,21 +152,22 @@ async def enqueue(
         init_image: the image that the request's `edit` describes.
 
     Raises:
-        InvalidRequest: the plans cannot generate the images, or the key is too long.
+        InvalidRequest: the plans cannot generate the images, no worker has the plans, or the key is too long.
         JobRefused: the server takes no more jobs now, or cannot finish this one before its deadline.
         IdempotencyKeyReused: the key was used with another body.
         StoreUnavailable: the job cannot be stored.
     """
-    now = time.time()
+    now, image = time.time(), submission.image
     if key is not None and not 0 < len(key) <= MAX_KEY:
         raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY} characters, got {len(key)}", "Idempotency-Key")
     try:
-        submission.image.check(jobs.manifest, jobs.loras)
+        image.check(jobs.manifest, jobs.loras)
     except InvalidRequest as error:
         raise InvalidRequest(str(error), submission.names.get(error.param, error.param)) from error
+    _check_plan(jobs, submission.plan_id)
     job = Job(
         id=new_id(),
-        request=submission.image,
+        request=image,
         image_count=submission.image_count,
         format=submission.format,
         api=submission.api,
@@ -172,8 +177,19 @@ async def enqueue(
         fingerprint=_fingerprint(submission),
         created=now,
         deadline=None if submission.timeout is None else now + submission.timeout,
+        client=client,
+        previews=submission.previews,
+        priority=submission.priority,
+        model=jobs.manifest.model.name,
+        plan_id=submission.plan_id,
+        cost=image.forwards(jobs.manifest) * image.size(jobs.manifest).area * submission.image_count,
     )
-    return await jobs.submit(job, submission.previews, client, init_image)
+    return await jobs.submit(job, init_image)
+
+
+def _check_plan(jobs: JobService, plan_id: str | None) -> None:
+    if plan_id is not None and plan_id not in (served := jobs.plan_ids()):
+        raise InvalidRequest(f"plan_id must be one of {', '.join(served)}, or absent; got {plan_id!r}", "plan_id")
 
 
 def _fingerprint(submission: Submission) -> str:
@@ -205,7 +221,7 @@ async def _end(jobs: JobService, job: Job) -> tuple[Job, list[StoredImage]]:
         return await jobs.wait(job)
     finally:
         if not job.durable:
-            jobs.cancel(job.id)
+            await jobs.cancel(job.id)
 
 
 async def encode_images(images: Sequence[StoredImage | JobPreview], work: Callable[[], Encoded]) -> Encoded:

@@ -141,9 +141,13 @@ class TaskList(BaseModel):
 
 
 class TaskEvent(BaseModel):
-    """Event of a task. `image` is base64; `step` is the number of steps before a preview."""
+    """Event of a task. `image` is base64; `step` is the number of steps before a preview.
+
+    A new stream with the `id` of the last event received, as `Last-Event-ID` or `last_event_id`, sends no image again.
+    """
 
     type: Literal["progress", "preview", "image", "end"]
+    id: str
     status: str | None = None
     progress: int | None = None
     queue_position: int | None = None

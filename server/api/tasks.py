@@ -10,20 +10,20 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response, WebSocket, WebSocketDisconnect
 from sse_starlette import EventSourceResponse
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, HTTPConnection
 
 from server.api import errors, openapi
 from server.api.access import Authenticator
 from server.api.body import while_connected
+from server.api.event_ids import LastEventId, LastEventIdQuery, event_id, images_of
 from server.api.image_input import Upload, image_input, read_body_with_images, take_upload
 from server.api.public_address import public_root
 from server.api.submit import Jobs, Owner, Submission, answer_headers, encode_images, submit_request, wait_for_images
-from server.api.task_events import TaskEventEncoder
+from server.api.task_events import EncodedEvent, TaskEventEncoder
 from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, TaskEvent, TaskList
 from server.errors import TooManyFollowers
 from server.jobs.job import MAX_SEQUENCE, Job, JobState, StoredImage
-from server.jobs.job_events import JobEvent
-from server.jobs.service import JobService
+from server.jobs.service import JobEvent, JobService
 from server.jobs.storage.store import HistoryPage
 
 MAX_PAGE = 200  # tasks
@@ -95,7 +95,7 @@ async def cancel(task_id: str, request: Request, jobs: Jobs, owner: Owner) -> Ta
         answer = await _task(request, jobs, job)
         await jobs.delete(task_id)
         return answer
-    jobs.cancel(task_id)
+    await jobs.cancel(task_id)
     return await _task(request, jobs, await _find(jobs, task_id))
 
 
@@ -109,43 +109,63 @@ async def events(
     request: Request,
     jobs: Jobs,
     images: Annotated[bool, Query(description="false to leave out the finished images, which have URLs")] = True,
+    last_event_id: LastEventId = None,
 ) -> EventSourceResponse:
     """Send the events of a task as server-sent events: progress, previews, images, end."""
-    encoder: TaskEventEncoder = request.app.state.task_events
-    following = jobs.follow(await _find(jobs, task_id))
+    received = images_of(last_event_id)
+    following = jobs.follow(await _find(jobs, task_id), received)
 
     async def stream() -> AsyncIterator[bytes]:
-        async with aclosing(following):
-            async for event in following:
-                if images or not isinstance(event, StoredImage):
-                    yield (await encoder.encode(event, public_root(request))).server_sent
+        async with aclosing(_encoded(request, following, received, with_images=images)) as encoded:
+            async for event in encoded:
+                yield event.server_sent
 
     return EventSourceResponse(stream())
 
 
 @router.websocket("/v1/task/{task_id}/ws")
-async def events_by_websocket(task_id: str, socket: WebSocket, jobs: Jobs) -> None:
+async def events_by_websocket(
+    task_id: str, socket: WebSocket, jobs: Jobs, last_event_id: LastEventIdQuery = None
+) -> None:
     """Send the events of a task as JSON messages."""
     job = await jobs.get(task_id)
     await socket.accept()
     if job is None:
         await socket.close(TASK_NOT_FOUND, "no such task")
         return
+    received = images_of(last_event_id)
     try:
-        following = jobs.follow(job)
+        following = jobs.follow(job, received)
     except TooManyFollowers as error:
         await socket.close(TRY_AGAIN_LATER, str(error))
         return
     with suppress(WebSocketDisconnect, ClientDisconnect):
-        await while_connected(socket, _send_events(socket, following))
+        await while_connected(socket, _send_events(socket, following, received))
 
 
-async def _send_events(socket: WebSocket, following: AsyncGenerator[JobEvent]) -> None:
-    encoder: TaskEventEncoder = socket.app.state.task_events
+async def _send_events(socket: WebSocket, following: AsyncGenerator[JobEvent], received: frozenset[int]) -> None:
+    async with aclosing(_encoded(socket, following, received)) as encoded:
+        async for event in encoded:
+            await socket.send_text(event.text)
+    await socket.close()
+
+
+async def _encoded(
+    connection: HTTPConnection,
+    following: AsyncGenerator[JobEvent],
+    received: frozenset[int],
+    *,
+    with_images: bool = True,
+) -> AsyncGenerator[EncodedEvent]:
+    """Yield the events of a task for a client that has received some of its images."""
+    encoder: TaskEventEncoder = connection.app.state.task_events
     async with aclosing(following):
         async for event in following:
-            await socket.send_text((await encoder.encode(event, public_root(socket))).text)
-    await socket.close()
+            if isinstance(event, StoredImage):
+                if not with_images:
+                    continue
+                received |= {event.index}
+            yield await encoder.encode(event, event_id(received), public_root(connection))
 
 
 @router.get("/v1/tasks", response_model=TaskList, responses=openapi.error_responses(401, 503))
@@ -172,7 +192,7 @@ async def history(
     else:
         page = HistoryPage([], {}, has_more=False)
     base_url = public_root(request)
-    tasks = [Task.of(job, jobs.progress(job), page.metadata[job.id], base_url) for job in page.jobs]
+    tasks = [Task.of(job, await jobs.progress(job), page.metadata[job.id], base_url) for job in page.jobs]
     answer = TaskList(tasks=tasks, has_more=page.has_more)
     return Response(answer.model_dump_json(), media_type="application/json")  # FastAPI would validate it again
 
@@ -193,6 +213,8 @@ def _submission(body: GenerateRequest, jobs: JobService, upload: Upload | None, 
         model=body.model,
         ignored=(*body.ignored(), *without_previews),
         upload=upload,
+        priority=body.job_priority(),
+        plan_id=body.plan_id,
     )
 
 
@@ -215,4 +237,4 @@ async def _find(jobs: JobService, task_id: str) -> Job:
 
 async def _task(request: Request, jobs: JobService, job: Job) -> Task:
     all_metadata = await jobs.metadata(job.id) if job.state is JobState.DONE else []
-    return Task.of(job, jobs.progress(job), all_metadata, public_root(request))
+    return Task.of(job, await jobs.progress(job), all_metadata, public_root(request))

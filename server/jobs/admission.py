@@ -63,7 +63,7 @@ class Admission:
             raise MemoryShort("The machine is short of memory; try again later.", MEMORY_RETRY_SECONDS)
         taken = len(unfinished) + admitted.total()
         free = limits.queue - taken
-        own = unfinished.by_client[live.client] + admitted[live.client]
+        own = unfinished.by_client[live.job.client] + admitted[live.job.client]
         if free <= 0:
             raise QueueFull(
                 f"The queue is full, with {taken} unfinished jobs; try again later.", self._soon(unfinished)
@@ -86,7 +86,7 @@ class Admission:
         used, own = admitted_bytes, live.init_image_bytes
         for other in unfinished:
             used += other.init_image_bytes
-            own += other.init_image_bytes if other.client == live.client else 0
+            own += other.init_image_bytes if other.job.client == live.job.client else 0
         free = self._limits.init_image_bytes - used - live.init_image_bytes
         if free < 0 or own > SHARE * free:
             raise QueueFull(

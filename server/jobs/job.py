@@ -6,11 +6,16 @@ Knows neither the store nor HTTP.
 import uuid
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from engine.images.metadata import ImageMetadata
 from engine.request import ImageFormat, ImageRequest
 
 MAX_SEQUENCE = 2**63 - 1  # signed, 64 bits
+
+Priority = Literal["interactive", "batch"]
+BATCH = "batch"  # share of all batch jobs
+BATCH_FACTOR = 8.0  # a client with interactive jobs gets as many times the workers' time as all batch jobs together
 
 
 class JobState(StrEnum):
@@ -55,13 +60,35 @@ class Job:
     fingerprint: str  # hash of the body; a repeated key needs the same fingerprint
     created: float
     deadline: float | None = None
+    client: str = (
+        ""  # name for equal shares of the workers' time, such as an address; "" in the store once it has ended
+    )
+    previews: int = 0  # of each image
+    priority: Priority = "interactive"
+    model: str | None = None  # that it asks for; None for any
+    plan_id: str | None = None  # of the plans that it must be generated with; None for any
+    cost: float = 0.0  # pixels x forward passes x images
+    trace: str | None = None  # `traceparent` of the request (W3C Trace Context)
     # set by the store
     state: JobState = JobState.QUEUED
     started: float | None = None  # time of the first attempt
     finished: float | None = None  # time of the final state
     attempts: int = 0  # number of workers that started to generate it
     error: JobError | None = None
+    worker: str | None = None  # host that holds it
+    lease: float | None = None  # time until which that host holds it
+    steps_done: int = 0  # of all its images, as its host last reported
     sequence: int = 0  # order of acceptance, from 1
+
+    @property
+    def share(self) -> str:
+        """Name of the client whose share of the workers' time it uses; all batch jobs count as those of one client."""
+        return self.client if self.priority == "interactive" else BATCH
+
+    @property
+    def cost_factor(self) -> float:
+        """Times which its cost counts against that share, so that interactive jobs come first."""
+        return 1.0 if self.priority == "interactive" else BATCH_FACTOR
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)

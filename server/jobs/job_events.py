@@ -5,20 +5,19 @@ Knows jobs in memory and in the store; neither HTTP nor workers.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from weakref import WeakValueDictionary
 
 from server.errors import TooManyFollowers
-from server.jobs.follower import ImageFinished, JobPreview, Progress
+from server.jobs.follower import ImageFinished
 from server.jobs.job import Job, StoredImage
 from server.jobs.live_job import LiveJob
+from server.jobs.service import JobEvent
 from server.jobs.storage.async_store import AsyncStore
 from server.jobs.tracker import JobTracker
 
 MAX_FOLLOWERS = 32  # of one job
-
-JobEvent = Progress | JobPreview | StoredImage | Job  # the last one is the ended job
 
 
 class JobEvents:
@@ -48,23 +47,23 @@ class JobEvents:
         for key in [key for key in self._shared if key[0] == job_id]:
             del self._shared[key]
 
-    def follow(self, job: Job) -> AsyncGenerator[JobEvent]:
-        """Yield progress and images so far, then each event. The last is the ended job, unless it was deleted.
+    def follow(self, job: Job, received: Collection[int] = ()) -> AsyncGenerator[JobEvent]:
+        """Yield the events of a job; see `JobService.follow`.
 
         Raises:
             TooManyFollowers: MAX_FOLLOWERS clients follow the job already.
         """
         if self._followers[job.id] >= MAX_FOLLOWERS:
             raise TooManyFollowers(f"{MAX_FOLLOWERS} clients follow this task already; try again later.")
-        return self._counted(job)
+        return self._counted(job, received)
 
-    async def _counted(self, job: Job) -> AsyncGenerator[JobEvent]:
+    async def _counted(self, job: Job, received: Collection[int]) -> AsyncGenerator[JobEvent]:
         if self._followers[job.id] >= MAX_FOLLOWERS:  # others came since `follow` was called
             return
         self._followers[job.id] += 1
         try:
             live = self._tracker.get(job.id)
-            events = self._of_ended(job) if live is None else self._of_live(live)
+            events = self._of_ended(job, received) if live is None else self._of_live(live, received)
             async with aclosing(events):
                 async for event in events:
                     yield event
@@ -72,8 +71,8 @@ class JobEvents:
             self._followers[job.id] -= 1
             self._followers += Counter()  # drops those at 0
 
-    async def _of_live(self, live: LiveJob) -> AsyncGenerator[JobEvent]:
-        with live.follow(self._tracker.progress(live.job)) as follower:
+    async def _of_live(self, live: LiveJob, received: Collection[int]) -> AsyncGenerator[JobEvent]:
+        with live.follow(self._tracker.progress(live.job), received) as follower:
             while True:
                 match change := await follower.get():
                     case ImageFinished(index):
@@ -86,9 +85,9 @@ class JobEvents:
                     case _:
                         yield change
 
-    async def _of_ended(self, job: Job) -> AsyncGenerator[JobEvent]:
+    async def _of_ended(self, job: Job, received: Collection[int]) -> AsyncGenerator[JobEvent]:
         for index in range(job.image_count):
-            if (image := await self.image(job.id, index)) is not None:
+            if index not in received and (image := await self.image(job.id, index)) is not None:
                 yield image
         if (ended := await self._store.call(self._store.store.get, job.id)) is not None:
             yield ended

@@ -1,7 +1,7 @@
 """Unfinished jobs in memory, with the clients that follow them. Knows neither store nor worker."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -17,8 +17,6 @@ class LiveJob:
     """A job that has not ended, or whose end is not stored yet.
 
     Attributes:
-        previews: of each image.
-        client: name of the client that submitted it; clients get equal shares of the worker's time.
         images: finished ones, by index.
         steps_done: of the images that are not finished, by index.
         init_image: the packed image that it begins with, until the worker has it; None if the store must be asked.
@@ -30,8 +28,6 @@ class LiveJob:
     """
 
     job: Job
-    previews: int = 0
-    client: str = ""
     images: dict[int, StoredImage] = field(default_factory=dict)
     steps_done: dict[int, int] = field(default_factory=dict)
     init_image: PackedImage | None = None
@@ -57,12 +53,17 @@ class LiveJob:
             await asyncio.wait(self.saving, timeout=SAVE_SECONDS)
 
     @contextmanager
-    def follow(self, progress: Progress) -> Iterator[Follower]:
-        """Yield a follower with the events so far, which gets those to come. `progress`: the current one."""
+    def follow(self, progress: Progress, received: Collection[int] = ()) -> Iterator[Follower]:
+        """Yield a follower with the events so far, which gets those to come.
+
+        Args:
+            progress: the current one.
+            received: indices of images that the follower has.
+        """
         follower = Follower()
         if not self.job.state.is_final:
             follower.put(progress)
-        for index in sorted(self.images):
+        for index in sorted(self.images.keys() - set(received)):
             follower.put(ImageFinished(index))
         if self.job.state.is_final:
             follower.put(self.job)

@@ -13,18 +13,18 @@ from server.jobs.live_job import LiveJob
 
 
 class QueueOrder:
-    """Unfinished jobs of all clients, and the place of each."""
+    """Unfinished jobs of all clients, and the place of each.
+
+    Attributes:
+        by_client: number of unfinished jobs by client.
+    """
 
     def __init__(self, estimates: Estimates, manifest: Manifest) -> None:
         self._estimates, self._manifest = estimates, manifest
         self._shares: FairShare[str] = FairShare()
+        self.by_client: Counter[str] = Counter()
         self._jobs: dict[str, LiveJob] = {}  # in the order of their acceptance
         self._places: dict[str, tuple[int, float]] | None = None  # by job; computed at once for all jobs
-
-    @property
-    def by_client(self) -> Counter[str]:
-        """Number of unfinished jobs by client."""
-        return self._shares.users
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -35,18 +35,21 @@ class QueueOrder:
 
     def add(self, live: LiveJob) -> None:
         self._jobs[live.job.id] = live
-        self._shares.add(live.client)
+        self._shares.add(live.job.share)
+        self.by_client[live.job.client] += 1
         self._places = None
 
     def remove(self, live: LiveJob) -> None:
         """Remove a job that has ended."""
         del self._jobs[live.job.id]
-        self._shares.remove(live.client)
+        self._shares.remove(live.job.share)
+        self.by_client[live.job.client] -= 1
+        self.by_client += Counter()  # drops those at 0
         self._places = None
 
     def on_image(self, live: LiveJob) -> None:
         """Record that one more image of a job is finished."""
-        self._shares.charge(live.client, self._image_cost(live))
+        self._shares.charge(live.job.share, self._image_cost(live))
         self._places = None
 
     def on_progress(self) -> None:
@@ -65,18 +68,18 @@ class QueueOrder:
 
     def seconds_until(self, live: LiveJob) -> float:
         """Return the estimated seconds until the end of a job that is not queued yet."""
-        own = [other for other in self if other.client == live.client]
-        end = self._shares.spent(live.client) + sum(map(self._cost, [*own, live]))
+        own = [other for other in self if other.job.share == live.job.share]
+        end = self._shares.spent(live.job.share) + sum(map(self._cost, [*own, live]))
         before = [self._jobs[job_id] for job_id, other in self._ends().items() if other <= end]
         return sum(map(self._estimates.remaining, [*before, live]))
 
     def _ends(self) -> dict[str, float]:
-        """Return what the client of each job will have spent at the job's end, by job."""
-        spent = {client: self._shares.spent(client) for client in self._shares.users}
+        """Return what the share of each job will have spent at the job's end, by job."""
+        spent = {share: self._shares.spent(share) for share in self._shares.users}
         ends: dict[str, float] = {}
         for live in self:
-            spent[live.client] += self._cost(live)
-            ends[live.job.id] = spent[live.client]
+            spent[live.job.share] += self._cost(live)
+            ends[live.job.id] = spent[live.job.share]
         return ends
 
     def _cost(self, live: LiveJob) -> float:
@@ -84,6 +87,6 @@ class QueueOrder:
         return (live.job.image_count - len(live.images)) * self._image_cost(live)
 
     def _image_cost(self, live: LiveJob) -> float:
-        """Return the pixels of an image times its forward passes, which is about proportional to its time."""
+        """Return the pixels of an image times its forward passes, about proportional to its time, times its factor."""
         request = live.job.request
-        return request.forwards(self._manifest) * request.size(self._manifest).area
+        return live.job.cost_factor * request.forwards(self._manifest) * request.size(self._manifest).area

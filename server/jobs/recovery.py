@@ -1,5 +1,7 @@
 """Jobs that an earlier server left unfinished, and their way back into the queue."""
 
+from dataclasses import replace
+
 from server.jobs.live_job import LiveJob
 from server.jobs.storage.async_store import AsyncStore
 from server.jobs.tracker import JobTracker
@@ -14,9 +16,9 @@ async def recover(store: AsyncStore, tracker: JobTracker, worker_queue: WorkerQu
     unfinished, sizes = await store.call(store.store.recover), await store.call(store.store.init_image_bytes)
     for job in unfinished:
         images = await store.call(store.store.images, job.id)
-        client = job.owner or ""  # addresses are not stored
+        job = replace(job, client=job.client or job.owner or "")  # version 4 stored no clients
         by_index = {image.index: image for image in images}
-        found.append(LiveJob(job, client=client, images=by_index, init_image_bytes=sizes.get(job.id, 0)))
+        found.append(LiveJob(job, images=by_index, init_image_bytes=sizes.get(job.id, 0)))
     for live in found:
         tracker.add(live)
     worker_queue.add_suspects(live for live in found if live.missing() and 0 < live.job.attempts < MAX_TOTAL_ATTEMPTS)

@@ -1,147 +1,90 @@
-"""Jobs as the HTTP layer uses them: submission, queries, events and the end of the server.
+"""Jobs as the HTTP layer uses them: the interface, whichever way jobs take to a worker.
 
-Knows jobs; neither HTTP nor how workers get them. A job is in the store before its submission is answered, and every
-accepted job ends once: done, failed with an error, or cancelled.
+Knows jobs; neither HTTP nor workers. A job is in the store before its submission is answered, and every accepted job
+ends once: done, failed with an error, or cancelled.
 """
 
-import asyncio
-import logging
-from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import suppress
-from dataclasses import replace
-from functools import partial
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import Literal
 
 from engine.images.metadata import ImageMetadata
 from engine.plan.manifest import Manifest
-from server.errors import JobNotFound, JobRefused, ServerShuttingDown, StoreUnavailable, WorkerUnavailable
-from server.jobs.admission import Admission, Limits
-from server.jobs.follower import Progress
+from server.jobs.device_status import DeviceStatus
+from server.jobs.follower import JobPreview, Progress
 from server.jobs.job import Job, StoredImage
-from server.jobs.job_events import JobEvent, JobEvents
-from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
-from server.jobs.recovery import recover
-from server.jobs.storage.archive import Archive
-from server.jobs.storage.archive_writer import ArchiveWriter
-from server.jobs.storage.async_store import AsyncStore
-from server.jobs.storage.store import HistoryPage, JobStore
-from server.jobs.tracker import JobTracker
-from server.jobs.worker_queue import WorkerQueue
+from server.jobs.storage.store import HistoryPage
 from server.worker.packed_image import PackedImage
-
-log = logging.getLogger(__name__)
-
-SHUTDOWN_STORE_SECONDS = 2.0  # minimum for the store at shutdown, even after the grace period
-POLL_SECONDS = 0.02  # between two checks for unfinished jobs at shutdown
 
 ServiceStatus = Literal["ok", "starting", "draining", "failing"]
 
+JobEvent = Progress | JobPreview | StoredImage | Job  # the last one is the ended job
 
-class JobService:
-    """All jobs of one server. Used from one event loop.
+
+class JobService(ABC):
+    """All jobs that a server answers for. Used from one event loop.
+
+    `server.jobs.embedded.EmbeddedJobs` gives them to the workers of this machine.
 
     Attributes:
         manifest: of the plans that generate the images.
         loras: names that requests may ask for.
-        worker_queue: sends the jobs to a worker; `server.serving` connects it.
         is_leaving: True once the server tells load balancers to move on; it still accepts jobs until `drain`.
     """
 
-    def __init__(
-        self,
-        store: JobStore,
-        manifest: Manifest,
-        limits: Limits | None = None,
-        archive: Archive | None = None,
-        loras: tuple[str, ...] = (),
-    ) -> None:
-        limits = limits or Limits()
-        self.manifest, self.loras = manifest, loras
-        self.metrics = Metrics(lambda: self.worker_queue.pid)
-        self._store, self._async_store = store, AsyncStore(store, limits.history)
-        self._archive = ArchiveWriter(archive) if archive else None
-        self._tracker = JobTracker(self._async_store, manifest, self.metrics, self._archive)
-        self.worker_queue = WorkerQueue(self._tracker, self.metrics)
-        self._events = JobEvents(self._tracker, self._async_store)
-        self._admission = Admission(limits, self._tracker.estimates)
-        self._admitting: Counter[str] = Counter()  # admitted jobs that are not in the store yet, by client
-        self._admitting_bytes = 0  # of their init images
-        self._drain_started: float | None = None  # by the event loop's clock
-        self.is_leaving = False
+    manifest: Manifest
+    loras: tuple[str, ...]
+    metrics: Metrics
+    is_leaving: bool
 
+    @property
+    @abstractmethod
+    def status(self) -> ServiceStatus: ...
+
+    @property
+    @abstractmethod
+    def is_ready(self) -> bool:
+        """True if jobs can be accepted and begun now."""
+
+    @property
+    @abstractmethod
+    def last_failure(self) -> str | None:
+        """Reason for the last failure of what the status is about."""
+
+    @abstractmethod
+    def devices(self) -> list[DeviceStatus]:
+        """Return the devices that generate images, with their workers."""
+
+    @abstractmethod
+    def plan_ids(self) -> list[str]:
+        """Return the ids of the plans that jobs may name."""
+
+    @abstractmethod
     async def start(self) -> None:
-        """Start writing to the store and the archive, and resume what an earlier server has left unfinished."""
-        self._async_store.start()
-        if self._archive is not None:
-            self._archive.start()
-        await recover(self._async_store, self._tracker, self.worker_queue)
+        """Begin to take jobs, and resume what an earlier server has left unfinished."""
 
+    @abstractmethod
     def leave(self) -> None:
         """Report that the server stops soon, and go on as before."""
-        self.is_leaving = True
 
+    @abstractmethod
     def drain(self) -> None:
         """Accept no more jobs."""
-        self.is_leaving = True
-        if self._drain_started is None:
-            self._drain_started = asyncio.get_running_loop().time()
 
+    @abstractmethod
     async def stop(self, grace: float) -> None:
-        """Wait until no client waits for a job, then for the store.
+        """Wait until no client waits for a job, but no longer than `grace` seconds after `drain`."""
 
-        Args:
-            grace: seconds since `drain` for the jobs; the store has at least SHUTDOWN_STORE_SECONDS from now.
-        """
-        self.drain()
-        assert self._drain_started is not None
-        until = max(self._drain_started + grace, asyncio.get_running_loop().time() + SHUTDOWN_STORE_SECONDS)
-        with suppress(TimeoutError, StoreUnavailable):
-            async with asyncio.timeout_at(until):
-                while any(not live.job.durable for live in self._tracker.unfinished):
-                    await asyncio.sleep(POLL_SECONDS)
-                for live in self._tracker.unfinished:
-                    if live.is_started:  # this end is not the job's fault
-                        self._async_store.write_later(partial(self._store.requeue, live.job.id, refund_attempt=True))
-                await self._async_store.flush()
-        self.worker_queue.stop()
-        if self._store.database.is_in_memory and self._tracker.unfinished:
-            log.warning("%d unfinished jobs are lost, since there is no --database", len(self._tracker.unfinished))
-        self._async_store.close()
-        if self._archive is not None:
-            await asyncio.to_thread(self._archive.close, SHUTDOWN_STORE_SECONDS)
-
+    @abstractmethod
     def fail_connected(self, reason: str) -> None:
-        """Fail the jobs whose clients wait, since no worker starts. Durable jobs stay for the next server."""
-        for live in list(self._tracker.unfinished):
-            if not live.job.durable:
-                self._tracker.fail(live, "worker_unavailable", f"No worker can be started: {reason}")
+        """Fail the jobs whose clients wait, since no worker starts."""
 
-    @property
-    def is_ready(self) -> bool:
-        """True if a worker takes jobs now."""
-        return self.worker_queue.is_ready
-
-    @property
-    def last_failure(self) -> str | None:
-        """Reason for the end of the last worker."""
-        return self.worker_queue.last_failure
-
-    @property
-    def status(self) -> ServiceStatus:
-        if self.worker_queue.is_hopeless:
-            return "failing"
-        if self.is_leaving:
-            return "draining"
-        return "ok" if self.is_ready else "starting"
-
-    async def submit(self, job: Job, previews: int = 0, client: str = "", init_image: PackedImage | None = None) -> Job:
+    @abstractmethod
+    async def submit(self, job: Job, init_image: PackedImage | None = None) -> Job:
         """Store and queue a job, or return the one that the same idempotency key has made.
 
         Args:
-            previews: of each image.
-            client: name of the client; clients get equal shares of the queue and of the worker's time.
             init_image: the image that the request's `edit` describes.
 
         Raises:
@@ -149,119 +92,59 @@ class JobService:
             IdempotencyKeyReused: the key was used for another request.
             StoreUnavailable: the job cannot be stored now.
         """
-        known = None
-        if job.idempotency_key is not None and (known := await self._async_store.call(self._store.find_by_key, job)):
-            live = self._tracker.get(known.id)
-            if live is None or live.job.error is None or not live.job.error.is_transient:
-                return known
-        size = 0 if init_image is None else init_image.unpacked_bytes
-        submitted = LiveJob(job, previews, client, init_image=init_image, init_image_bytes=size)
-        try:
-            self._admit(submitted)
-        except JobRefused as refusal:
-            self.metrics.job_refused(refusal.code)
-            raise
-        self._admitting[client] += 1
-        self._admitting_bytes += size
-        # shielded: a job that is in the store must be queued, even if the client disconnects meanwhile
-        return await asyncio.shield(self._add(submitted, has_failed_before=known is not None))
 
-    def _admit(self, live: LiveJob) -> None:
-        if self._drain_started is not None:
-            raise ServerShuttingDown("The server is shutting down; send the request again.", 1.0)
-        if self.worker_queue.is_hopeless:
-            raise WorkerUnavailable("No worker can be started; the server's log says why.", 30.0)
-        self._admission.check(live, self._tracker.unfinished, self._admitting, self._admitting_bytes)
+    @abstractmethod
+    async def get(self, job_id: str) -> Job | None: ...
 
-    async def _add(self, live: LiveJob, *, has_failed_before: bool) -> Job:
-        """Store an admitted job. `has_failed_before`: its key is free once that failure is in the store."""
-        job = live.job
-        try:
-            if has_failed_before:
-                await self._async_store.flush()
-            stored = await self._async_store.add(job, live.init_image)
-        finally:
-            self._admitting_bytes -= live.init_image_bytes
-            self._admitting[live.client] -= 1
-            self._admitting += Counter()  # drops those at 0
-        if stored.id == job.id:
-            self.metrics.job_accepted(job)
-            log.info("%s accepted", job.id, extra={"job": job.id, "api": job.api, "images": job.image_count})
-            live.job = stored
-            self._tracker.add(live)
-            self.worker_queue.send_pending()
-        return stored
+    @abstractmethod
+    async def image(self, job_id: str, index: int) -> StoredImage | None: ...
 
-    async def get(self, job_id: str) -> Job | None:
-        live = self._tracker.get(job_id)
-        return live.job if live is not None else await self._async_store.call(self._store.get, job_id)
-
-    async def image(self, job_id: str, index: int) -> StoredImage | None:
-        return await self._events.image(job_id, index)
-
+    @abstractmethod
     async def metadata(self, job_id: str) -> list[ImageMetadata]:
         """Return the metadata of a job's images, without reading the images."""
-        live = self._tracker.get(job_id)
-        if live is None:
-            return await self._async_store.call(self._store.metadata, job_id)
-        return [image.metadata for image in live.finished_images()]
 
+    @abstractmethod
     async def history(self, limit: int, before: int | None, owner: str | None) -> HistoryPage:
         """Return a page of an owner's jobs, newest first; see `JobStore.history`."""
-        return await self._page(partial(self._store.history, limit, before, owner))
 
+    @abstractmethod
     async def find(self, ids: Sequence[str]) -> HistoryPage:
         """Return those of some jobs that exist, newest first; see `JobStore.find`."""
-        return await self._page(partial(self._store.find, ids))
 
-    async def _page(self, read: Callable[[], HistoryPage]) -> HistoryPage:
-        """Return a page as the store has it, with what memory knows better."""
-        page = await self._async_store.call_in_thread(read)
-        if any(not job.state.is_final and self._tracker.get(job.id) is None for job in page.jobs):
-            # they ended, and left the memory, after the page was read
-            page = await self._async_store.call_in_thread(read)
-        in_memory = [live for job in page.jobs if (live := self._tracker.get(job.id))]
-        jobs = {job.id: job for job in page.jobs} | {live.job.id: live.job for live in in_memory}
-        metadata = {live.job.id: [image.metadata for image in live.finished_images()] for live in in_memory}
-        return replace(page, jobs=list(jobs.values()), metadata=page.metadata | metadata)
-
+    @abstractmethod
     async def delete(self, job_id: str) -> bool:
         """Delete a job that has ended, with its images. False: it has not ended, or is unknown."""
-        if self._tracker.get(job_id) is not None:
-            await self._async_store.flush()  # its end may not be stored yet
-        is_deleted = await self._async_store.call(self._store.delete, job_id)
-        self._events.forget_images(job_id)
-        return is_deleted
 
-    def cancel(self, job_id: str) -> bool:
-        """End a job now; its images stop at their next step. False: it had ended, or is unknown."""
-        live = self._tracker.get(job_id)
-        return live is not None and self._tracker.cancel(live)
+    @abstractmethod
+    async def cancel(self, job_id: str) -> bool:
+        """End a job now; its images stop at their next step. False: it had ended, or is unknown.
 
-    def unfinished(self, client: str, api: str) -> list[Job]:
+        The job is cancelled even if the caller is cancelled meanwhile, as it is when its client disconnects.
+        """
+
+    @abstractmethod
+    async def unfinished(self, client: str, api: str) -> list[Job]:
         """Return a client's unfinished jobs of one API, in their order."""
-        return [live.job for live in self._tracker.unfinished if live.client == client and live.job.api == api]
 
-    def progress(self, job: Job) -> Progress:
-        return self._tracker.progress(job)
+    @abstractmethod
+    async def progress(self, job: Job) -> Progress:
+        """Return the place of a job in the queue, its steps and the estimated time until its end."""
 
+    @abstractmethod
     async def wait(self, job: Job) -> tuple[Job, list[StoredImage]]:
         """Return the job and its images when it has ended.
 
         Raises:
             JobNotFound: it was deleted.
         """
-        live = self._tracker.get(job.id)
-        if live is not None:
-            await live.ended.wait()
-            await live.saved()
-            return live.job, live.finished_images()
-        images = await self._async_store.call(self._store.images, job.id)
-        ended = await self._async_store.call(self._store.get, job.id)
-        if ended is None:
-            raise JobNotFound(f"there is no job {job.id}, or it was deleted")
-        return ended, images
 
-    def follow(self, job: Job) -> AsyncGenerator[JobEvent]:
-        """Yield the events of a job; see `JobEvents.follow`."""
-        return self._events.follow(job)
+    @abstractmethod
+    def follow(self, job: Job, received: Collection[int] = ()) -> AsyncGenerator[JobEvent]:
+        """Yield progress and images so far, then each event. The last is the ended job, unless it was deleted.
+
+        Args:
+            received: indices of images that the follower has already, and does not get.
+
+        Raises:
+            TooManyFollowers: too many clients follow the job already.
+        """

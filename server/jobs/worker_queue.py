@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from server.errors import StoreUnavailable
+from server.jobs.device_status import DeviceStatus
 from server.jobs.follower import JobPreview
 from server.jobs.job import StoredImage
 from server.jobs.live_job import LiveJob
@@ -84,6 +85,13 @@ class WorkerQueue:
     def pid(self) -> int | None:
         return None if self.link is None else self.link.pid
 
+    def devices(self) -> list[DeviceStatus]:
+        """Return the devices of the workers."""
+        if self.link is None:
+            return []
+        jobs = sum(live.is_sent for live in self._tracker.unfinished)
+        return [DeviceStatus("0", self.link.is_ready, self.link.starts, self.link.last_failure, jobs)]
+
     def stop(self) -> None:
         """Send no more jobs whose images are still to be read."""
         for task in self._loading.values():
@@ -106,7 +114,9 @@ class WorkerQueue:
             job, missing = live.job, tuple(live.missing())
             data = None if live.init_image is None else live.init_image.data
             self.link.send(
-                messages.Generate(job.id, job.request, job.format, missing, live.previews, live.client, data)
+                messages.Generate(
+                    job.id, job.request, job.format, missing, job.previews, job.share, job.cost_factor, data
+                )
             )
             live.is_sent = True  # last: `send` may find no memory, and the next call tries again
             live.init_image = None

@@ -30,6 +30,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
         request: of the first image of the job; see `ImageRequest.numbered`.
         indices: of the images to generate.
         client: name of the client, which gets an equal share of the worker's time.
+        cost_factor: times which the job counts against that share.
         init_image: the image that the job begins with, as `packed_image.pack` returns it.
     """
 
@@ -39,6 +40,7 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     indices: tuple[int, ...] = (0,)
     previews: int = 0
     client: str = ""
+    cost_factor: float = 1.0
     init_image: bytes | None = None
 
 

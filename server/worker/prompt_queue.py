@@ -70,7 +70,7 @@ class PromptQueue:
         cost = len(generate.request.prompt) + len(generate.request.negative_prompt)
         cost += len(generate.init_image or b"") // BYTES_PER_CHARACTER
         with self._changed:
-            self._waiting[generate.job] = _Waiting(generate, cost)
+            self._waiting[generate.job] = _Waiting(generate, generate.cost_factor * cost)
             self._shares.add(generate.client)
             self._changed.notify()
 
@@ -140,4 +140,4 @@ def _init_image(generate: Generate) -> InitImage | None:
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     generate: Generate
-    cost: int  # characters
+    cost: float  # characters, times the job's `cost_factor`

@@ -54,6 +54,7 @@ class Loop(Protocol):
         prompts: TokenizedPrompts | None = None,
         init_image: InitImage | None = None,
         client: str = "",
+        cost_factor: float = 1.0,
     ) -> None: ...
 
     def cancel(self, key: str) -> bool: ...
@@ -183,6 +184,7 @@ class Worker:
                 prompts=prompts,
                 init_image=tokenized.init_image,
                 client=generate.client,
+                cost_factor=generate.cost_factor,
             )
             self._generating[key] = generate.format, tokenized.init_image
             prompts = replace(prompts, seconds=0.0)  # spent once, for all images of the job

@@ -27,7 +27,7 @@ from server.http.server import config
 from server.http.sockets import bind_socket
 from server.http.timeouts import TimeoutServer
 from server.jobs.admission import Limits
-from server.jobs.service import JobService
+from server.jobs.embedded import EmbeddedJobs
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.store import JobStore
 from server.serving import ServerOptions, serve
@@ -102,7 +102,7 @@ def serving(
 ) -> Iterator[str]:
     """Run a server in a thread, and yield its base URL. `options`: further ones of `AppOptions`."""
     loop.store = JobStore(database, busy_timeout=0.5)
-    jobs = JobService(loop.store, manifest, limits, loras=LORAS)
+    jobs = EmbeddedJobs(loop.store, manifest, limits, loras=LORAS)
     supervisor = jobs.worker_queue.link = ThreadSupervisor(loop, manifest, jobs.worker_queue)
 
     async def run(sock: socket.socket) -> None:

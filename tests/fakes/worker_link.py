@@ -11,8 +11,8 @@ from fakes.loop import MANIFEST
 from engine.request import ImageFormat, ImageRequest
 from engine.stages import StageTimes
 from server.jobs.admission import Limits
-from server.jobs.job import Job
-from server.jobs.service import JobService
+from server.jobs.embedded import EmbeddedJobs
+from server.jobs.job import Job, Priority
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.store import JobStore
 from server.worker import messages
@@ -37,7 +37,15 @@ class FakeLink:
         return found
 
 
-def job(name: str, *, key: str | None = None, deadline: float | None = None, n: int = 1) -> Job:
+def job(
+    name: str,
+    *,
+    key: str | None = None,
+    deadline: float | None = None,
+    n: int = 1,
+    client: str = "",
+    priority: Priority = "interactive",
+) -> Job:
     return Job(
         id=name,
         request=ImageRequest("a cat", 64, 64),
@@ -49,6 +57,8 @@ def job(name: str, *, key: str | None = None, deadline: float | None = None, n: 
         fingerprint="f",
         created=time.time(),
         deadline=deadline,
+        client=client,
+        priority=priority,
     )
 
 
@@ -57,7 +67,7 @@ def finished(name: str, index: int = 0) -> messages.Finished:
     return messages.Finished(f"{name}:{index}", b"image", replace(METADATA, width=64, height=64, seconds=seconds))
 
 
-Story = Callable[[JobService, FakeLink], Awaitable[None]]
+Story = Callable[[EmbeddedJobs, FakeLink], Awaitable[None]]
 
 
 def play(
@@ -67,7 +77,7 @@ def play(
 
     async def run() -> None:
         link = FakeLink()
-        jobs = JobService(store or JobStore(None), MANIFEST, limits, archive)
+        jobs = EmbeddedJobs(store or JobStore(None), MANIFEST, limits, archive)
         jobs.worker_queue.link = link
         await jobs.start()
         await story(jobs, link)
@@ -76,5 +86,5 @@ def play(
     asyncio.run(asyncio.wait_for(run(), 20))
 
 
-async def follow(jobs: JobService, accepted: Job) -> list[object]:
+async def follow(jobs: EmbeddedJobs, accepted: Job) -> list[object]:
     return [event async for event in jobs.follow(accepted)]

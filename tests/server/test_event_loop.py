@@ -17,7 +17,7 @@ from engine.stages import StageTimes
 from server.api.access import AccessPolicy
 from server.app import AppOptions, create_app
 from server.jobs.admission import Limits
-from server.jobs.service import JobService
+from server.jobs.embedded import EmbeddedJobs
 from server.jobs.storage.store import JobStore
 from server.worker.messages import Heartbeat
 
@@ -44,16 +44,16 @@ class Watchdog:
 
 
 @asynccontextmanager
-async def full_queue(watchdog: Watchdog) -> AsyncIterator[tuple[JobService, httpx.AsyncClient]]:
+async def full_queue(watchdog: Watchdog) -> AsyncIterator[tuple[EmbeddedJobs, httpx.AsyncClient]]:
     """Yield a service with 256 unfinished jobs of ten images, each of another client, with long prompts."""
-    jobs = JobService(JobStore(None), MANIFEST, Limits(queue=QUEUE))
+    jobs = EmbeddedJobs(JobStore(None), MANIFEST, Limits(queue=QUEUE))
     jobs.worker_queue.link = FakeLink()
     await jobs.start()
     for size in SIZES[:-1]:
         jobs.worker_queue._tracker.estimates.learn(size, 8, StageTimes(passes=1.0))
     request = ImageRequest(LONG_PROMPT, *SIZES[-1], negative_prompt=LONG_PROMPT, guidance_scale=4.0)
     for number in range(QUEUE):
-        await jobs.submit(replace(job(f"job_{number}", n=10), request=request), client=f"client {number}")
+        await jobs.submit(replace(job(f"job_{number}", n=10), request=request, client=f"client {number}"))
     transport = httpx.ASGITransport(create_app(jobs, AppOptions(AccessPolicy(shared_history=True))))
     watching = asyncio.create_task(watchdog.run())
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:

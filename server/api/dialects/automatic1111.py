@@ -112,8 +112,8 @@ async def _generate(
 @router.get("/progress")
 async def progress(jobs: Jobs, client: Client) -> dict[str, Any]:
     """Return the progress of the client's first job; 0 if it has none."""
-    waiting = jobs.unfinished(client, API)
-    now = jobs.progress(waiting[0]) if waiting else None
+    waiting = await jobs.unfinished(client, API)
+    now = await jobs.progress(waiting[0]) if waiting else None
     steps = waiting[0].request.steps_to_run(jobs.manifest) if waiting else 0
     done = now.done if now else 0
     return {
@@ -139,8 +139,8 @@ async def progress(jobs: Jobs, client: Client) -> dict[str, Any]:
 async def interrupt(request: Request, jobs: Jobs, client: Client) -> dict[str, str]:
     """Cancel the client's jobs of this API."""
     refuse_pages(request)
-    for job in jobs.unfinished(client, API):
-        jobs.cancel(job.id)
+    for job in await jobs.unfinished(client, API):
+        await jobs.cancel(job.id)
     return {}
 
 

@@ -87,6 +87,8 @@ async def complete(request: Request, jobs: Jobs, owner: Owner, model: Model) -> 
         model=body.model,
         ignored=body.ignored(),
         upload=upload,
+        priority=body.job_priority(),
+        plan_id=body.plan_id,
     )
     job = await submit_request(request, jobs, owner, submission)
     ended, images = await wait_for_images(request, jobs, job)

@@ -16,7 +16,7 @@ TEXT, IMAGE = "text", "image_url"  # types of parts that are read
 OF_TEXT = (  # fields that change texts and videos only
     "audio chat_template_kwargs fps frequency_penalty ignore_eos logit_bias logprobs max_completion_tokens max_tokens"
     " metadata min_p min_tokens modalities parallel_tool_calls presence_penalty reasoning_effort repetition_penalty"
-    " response_format service_tier skip_special_tokens stop stop_token_ids store stream_options"
+    " response_format skip_special_tokens stop stop_token_ids store stream_options"
     " temperature tool_choice tools top_k top_logprobs top_p verbosity"
 )
 

@@ -111,7 +111,7 @@ async def join(request: Request, response: Response, jobs: Jobs, owner: Owner) -
     try:
         _sessions(request).add(session, job)
     except ApiError:
-        jobs.cancel(job.id)
+        await jobs.cancel(job.id)
         raise
     return {"event_id": job.id}
 
@@ -140,7 +140,7 @@ async def cancel(request: Request, jobs: Jobs, owner: Owner) -> dict[str, bool]:
     """Cancel a call."""
     body = await read_body(request, Cancel)
     job = await _find(jobs, body.event_id or "", owner)
-    return {"success": jobs.cancel(job.id)}
+    return {"success": await jobs.cancel(job.id)}
 
 
 @router.get(f"/file={IMAGE}")
@@ -176,7 +176,7 @@ async def _end(jobs: JobService, job: Job, base_url: str) -> AsyncIterator[dict[
         ended, _ = await jobs.wait(job)
     finally:
         if not job.durable:
-            jobs.cancel(job.id)
+            await jobs.cancel(job.id)
     if ended.state is JobState.DONE:
         yield {"event": "complete", "data": json.dumps([file_data(ended, base_url)])}
     else:

@@ -74,7 +74,7 @@ class Sessions:
                 task.cancel()
             while not inbox.empty():
                 if isinstance(call := inbox.get_nowait(), Submitted):
-                    _abandon(jobs, call)
+                    await _abandon(jobs, call)
             if self._inboxes.get(session) is inbox:
                 del self._inboxes[session]
             self._streams[session] -= 1
@@ -104,14 +104,14 @@ async def _follow(jobs: JobService, call: Submitted, inbox: asyncio.Queue[Submit
                         case Job():
                             end = _completed(event, base_url)
     finally:
-        _abandon(jobs, call)
+        await _abandon(jobs, call)
     await inbox.put(end)
 
 
-def _abandon(jobs: JobService, call: Submitted) -> None:
+async def _abandon(jobs: JobService, call: Submitted) -> None:
     """Cancel a job that has not ended, unless its client may come back for it."""
     if not call.is_durable:
-        jobs.cancel(call.id)
+        await jobs.cancel(call.id)
 
 
 def failed(event_id: str, reason: str) -> Message:

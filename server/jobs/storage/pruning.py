@@ -1,18 +1,19 @@
 """Deletion of old jobs from the database. Knows ages, bytes and owners; not what was generated."""
 
-import sqlite3
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 from server.jobs.job import JobState
-from server.jobs.storage.database import Database, SQLiteValue
+from server.jobs.storage.database import Database, Lock, Row, Value
 from server.jobs.storage.retention import ClockGuard, Retention
+from server.jobs.storage.rows import owned_by
 
 PRUNE_BATCH = 20  # jobs that one `prune` deletes at most
 VACUUM_PAGES = 4096  # of 4 KiB, that one `prune` gives back at most
-DONE = "jobs INDEXED BY jobs_done WHERE state = 'done'"
-WITHOUT_RESULT = "jobs INDEXED BY jobs_without_result WHERE finished IS NOT NULL AND state <> 'done'"
+BYTES = "CAST(coalesce(sum(bytes), 0) AS {integer}) AS bytes"
+DONE = "jobs {using_jobs_done} WHERE state = 'done'"
+WITHOUT_RESULT = "jobs {using_jobs_without_result} WHERE finished IS NOT NULL AND state <> 'done'"
 
 
 class Pruner:
@@ -22,12 +23,11 @@ class Pruner:
     no owner within an equal share loses a done job to another.
 
     Args:
-        clock: returns unix seconds.
         monotonic: returns seconds that no one sets.
     """
 
-    def __init__(self, database: Database, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
-        self._database, self._clock = database, clock
+    def __init__(self, database: Database, monotonic: Callable[[], float]) -> None:
+        self._database = database
         file = None if database.path is None else Path(f"{database.path}.clock")
         self._clock_guard = ClockGuard("the job history", file, monotonic)
         self._used: Counter[str | None] | None = None  # bytes of done jobs by owner; None: count them again
@@ -44,12 +44,18 @@ class Pruner:
             retention: age since the job's end; bytes of all jobs that have ended, with their images.
 
         Returns:
-            The number of deleted jobs.
+            The number of deleted jobs; 0 while another process prunes.
         """
-        now = self._clock()
+        with self._database.transaction():
+            deleted = self._prune(retention) if self._database.try_lock(Lock.PRUNER) else 0
+        self._database.shrink(VACUUM_PAGES)
+        return deleted
+
+    def _prune(self, retention: Retention) -> int:
+        now = self._database.now()
         retention = self._clock_guard.apply(retention, now, self._newest())
         oldest = now - retention.max_age
-        if self._used is None:
+        if self._used is None or self._database.is_shared:
             self._used, self._wasted = self._count()
         used = self._used
         excess = self._wasted + sum(used.values()) - retention.max_bytes
@@ -59,35 +65,32 @@ class Pruner:
             if expired is None and excess > 0:
                 expired = self._first(WITHOUT_RESULT)
                 if expired is None and used:
-                    expired = self._first(f"{DONE} AND owner IS ?", max(used, key=used.__getitem__))
+                    owned, values = owned_by(max(used, key=used.__getitem__))
+                    expired = self._first(f"{DONE} AND {owned}", *values)
             if expired is None:
                 self._used = None
                 break
-            deleted += self._database.change("DELETE FROM jobs WHERE sequence = ?", expired["sequence"])
+            deleted += self._database.execute("DELETE FROM jobs WHERE sequence = ?", expired["sequence"])
             excess -= expired["bytes"]
             if expired["state"] == JobState.DONE:
                 used[expired["owner"]] -= expired["bytes"]
             else:
                 self._wasted -= expired["bytes"]
-        self._database.shrink(VACUUM_PAGES)
         return deleted
 
     def _count(self) -> tuple[Counter[str | None], int]:
         """Return the bytes of done jobs by owner, and of the other ended jobs. Takes 0.1 s for a million jobs."""
-        rows = self._database.rows(f"SELECT owner, ifnull(sum(bytes), 0) AS bytes FROM {DONE} GROUP BY owner")
+        rows = self._database.rows(f"SELECT owner, {BYTES} FROM {DONE} GROUP BY owner")
         used = Counter({row["owner"]: row["bytes"] for row in rows if str(row["owner"]).isascii()})  # else damaged
-        ((wasted,),) = self._database.rows(f"SELECT ifnull(sum(bytes), 0) FROM {WITHOUT_RESULT}")
-        return used, wasted
+        return used, self._database.rows(f"SELECT {BYTES} FROM {WITHOUT_RESULT}")[0]["bytes"]
 
-    def _first(self, which: str, *values: SQLiteValue) -> sqlite3.Row | None:
+    def _first(self, which: str, *values: Value) -> Row | None:
         """Return the job that ended first: its sequence, owner, state and bytes."""
-        columns = "sequence, owner, state, ifnull(CAST(bytes AS INTEGER), 0) AS bytes"
+        columns = "sequence, owner, state, coalesce(CAST(bytes AS {integer}), 0) AS bytes"
         rows = self._database.rows(f"SELECT {columns} FROM {which} ORDER BY finished, sequence LIMIT 1", *values)
         return next(iter(rows), None)
 
     def _newest(self) -> float | None:
         """Return the time at which the last job was accepted."""
-        rows = self._database.rows(
-            "SELECT created FROM jobs WHERE typeof(created) = 'real' ORDER BY sequence DESC LIMIT 1"
-        )
-        return rows[0][0] if rows else None
+        rows = self._database.rows("SELECT created FROM jobs ORDER BY sequence DESC LIMIT 9")
+        return next((row["created"] for row in rows if isinstance(row["created"], float)), None)  # others are damaged

@@ -1,7 +1,6 @@
 """Jobs and images as rows of the database, and what is left of a damaged row. Knows columns; no transactions."""
 
 import re
-import sqlite3
 from dataclasses import fields
 
 import msgspec
@@ -18,33 +17,33 @@ from engine.request import (
     ImageRequest,
 )
 from server.jobs.job import Job, JobError, JobState, StoredImage
-from server.jobs.storage.database import SQLiteValue
+from server.jobs.storage.database import Row, Value
 
 ROW_BYTES = 1 << 10  # estimate of a job's row without its request
-SIZE = f"(ifnull(length(CAST(request AS BLOB)), 0) + {ROW_BYTES})"  # bytes of an ended job without its images
+SIZE = f"(coalesce({{request_bytes}}, 0) + {ROW_BYTES})"  # bytes of an ended job without its images
 SIZE_WITH_IMAGES = (
-    f"{SIZE} + (SELECT ifnull(sum(length(data)), 0) FROM images WHERE job = id)"
-    " + (SELECT ifnull(sum(length(data)), 0) FROM init_images WHERE job = id)"
+    f"{SIZE} + (SELECT CAST(coalesce(sum(coalesce(size, length(data))), 0) AS {{integer}}) FROM images WHERE job = id)"
+    " + (SELECT CAST(coalesce(sum(length(data)), 0) AS {integer}) FROM init_images WHERE job = id)"
 )
-COLUMNS = tuple(field.name for field in fields(Job) if field.name != "sequence")
+COLUMNS = (*(field.name for field in fields(Job) if field.name != "sequence"), "lora")
 JSON_COLUMNS = ("request", "format", "error")
 MAX_IMAGES = 1000  # of a job; the endpoints allow far fewer
 MAX_TIME = 1 << 40  # unix seconds
 MEDIA_TYPE = re.compile("image/[a-z]+")
 
-# whole images of a job, for `job_of_row`; neither expression reads an image
-STORED = (
-    "(SELECT count(*) FROM images WHERE job = jobs.id AND typeof(data) = 'blob' AND json_valid(metadata)) AS stored"
-)
+# whole images of a job, for `job_of_row`
+STORED = "(SELECT count(*) FROM images WHERE job = jobs.id AND {whole_image}) AS stored"
 
 
-def row_of_job(job: Job) -> dict[str, SQLiteValue]:
-    """Return the values of a job by column."""
-    values: dict[str, SQLiteValue] = msgspec.to_builtins(job)
-    return values | {name: to_json(getattr(job, name)) for name in JSON_COLUMNS}
+def row_of_job(job: Job) -> list[Value]:
+    """Return the values of a job, one for each of COLUMNS."""
+    values: dict[str, Value] = msgspec.to_builtins(job)
+    texts = {name: to_json(getattr(job, name)) for name in JSON_COLUMNS}
+    values |= texts | {"durable": int(job.durable), "lora": job.request.lora}
+    return [values[name] for name in COLUMNS]
 
 
-def job_of_row(row: sqlite3.Row) -> Job:
+def job_of_row(row: Row) -> Job:
     """Return the job of a row with `STORED`. Fields that are new since it was written have their defaults.
 
     A damaged row is a failed job with the error job_damaged, so that it hides no other job.
@@ -60,9 +59,9 @@ def job_of_row(row: sqlite3.Row) -> Job:
     return job
 
 
-def _check(job: Job, row: sqlite3.Row) -> None:
+def _check(job: Job, row: Row) -> None:
     """Raise ValueError if the values of a row contradict each other, or could never have been stored."""
-    for text in row:
+    for text in dict(row).values():
         if isinstance(text, str):
             text.encode()  # raises for what was no UTF-8
     times = [time for time in (job.created, job.deadline, job.started, job.finished) if time is not None]
@@ -80,6 +79,8 @@ def _check(job: Job, row: sqlite3.Row) -> None:
         raise ValueError(f"it asks for the guidance {guidance}")
     if not 1 <= job.image_count <= MAX_IMAGES or job.attempts < 0:
         raise ValueError(f"it has {job.image_count} images and {job.attempts} attempts")
+    if min(job.previews, job.cost, job.steps_done) < 0:
+        raise ValueError(f"it has {job.previews} previews, the cost {job.cost} and {job.steps_done} steps")
     has_end, has_error = job.finished is not None, job.error is not None
     if has_end != job.state.is_final or has_error != (job.state is JobState.FAILED):
         raise ValueError(f"it is {job.state.value}, with the end {job.finished} and the error {job.error}")
@@ -87,7 +88,7 @@ def _check(job: Job, row: sqlite3.Row) -> None:
         raise ValueError(f"{row['stored']} of its {job.image_count} images are there")
 
 
-def _failed(row: sqlite3.Row, message: str) -> Job:
+def _failed(row: Row, message: str) -> Job:
     """Return a failed job with what can be read of a damaged row."""
     owner, created = row["owner"], row["created"]
     created = created if isinstance(created, float) and 0 <= created < MAX_TIME else 0.0
@@ -108,12 +109,12 @@ def _failed(row: sqlite3.Row, message: str) -> Job:
     )
 
 
-def _readable(value: SQLiteValue) -> str:
+def _readable(value: Value) -> str:
     """Return a text that can be sent; an empty one for anything else."""
     return value if isinstance(value, str) and value.isascii() else ""
 
 
-def image_of_row(row: sqlite3.Row) -> StoredImage | None:
+def image_of_row(row: Row) -> StoredImage | None:
     """Return the image of a row; None if the row is damaged."""
     metadata = metadata_of(row["metadata"])
     index, media_type, data = row["number"], row["media_type"], row["data"]
@@ -123,12 +124,17 @@ def image_of_row(row: sqlite3.Row) -> StoredImage | None:
     return StoredImage(index, media_type, data, metadata)
 
 
-def metadata_of(text: SQLiteValue) -> ImageMetadata | None:
+def metadata_of(text: Value) -> ImageMetadata | None:
     """Return the metadata of an image; None if they are damaged."""
     try:
         return msgspec.json.decode(text, type=ImageMetadata)  # type: ignore[arg-type]  # raises TypeError
     except (msgspec.MsgspecError, RecursionError, TypeError, ValueError):
         return None
+
+
+def owned_by(owner: str | None) -> tuple[str, tuple[Value, ...]]:
+    """Return the condition for the jobs of an owner, which an index serves in every dialect, and its values."""
+    return ("owner IS NULL", ()) if owner is None else ("owner = ?", (owner,))
 
 
 def to_json(value: object) -> str:

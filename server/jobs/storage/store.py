@@ -1,4 +1,4 @@
-"""Jobs and their images in an SQLite file, so that neither a crash nor a restart loses an accepted job.
+"""Jobs and their images in a database, so that neither a crash nor a restart loses an accepted job.
 
 Knows rows and transactions; neither workers nor HTTP.
 """
@@ -11,7 +11,8 @@ from pathlib import Path
 from engine.images.metadata import ImageMetadata
 from server.errors import IdempotencyKeyReused
 from server.jobs.job import MAX_SEQUENCE, Job, JobError, JobState, StoredImage
-from server.jobs.storage.database import Database, SQLiteValue
+from server.jobs.storage.database import Database, Value, placeholders
+from server.jobs.storage.open_database import open_database
 from server.jobs.storage.pruning import Pruner
 from server.jobs.storage.repair import repair
 from server.jobs.storage.retention import Retention
@@ -23,16 +24,19 @@ from server.jobs.storage.rows import (
     image_of_row,
     job_of_row,
     metadata_of,
+    owned_by,
     row_of_job,
     to_json,
 )
+from server.jobs.storage.sqlite import SqliteDatabase
 from server.worker.packed_image import PackedImage
 
 SERVER_RESTARTED = JobError(
     "server_restarted", "The server was restarted before the images were generated; send the request again."
 )
 PAGE_BYTES = 1 << 20  # of the requests of one page of the history
-END = "max(?, ifnull(created, 0), ifnull(started, 0))"  # not before the start, even if the clock was set back
+# not before the start, even if the clock was set back
+END = "{greatest}({now}, coalesce(created, 0), coalesce(started, 0))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +56,21 @@ class HistoryPage:
 class JobStore:
     """Jobs in the order of their acceptance, each with its images so far.
 
-    For any thread, but only one at a time: callers hold a lock. Every method may wait up to `busy_timeout` for another
-    process and may raise StoreUnavailable; then nothing has changed (`prune` has deleted whole jobs or none).
+    A store in PostgreSQL may be used by any number of threads, one in SQLite by any, but only one at a time. Every
+    method may raise StoreUnavailable. Then nothing has changed, unless a server was lost at the moment of the commit;
+    each call may be repeated and has its effect once.
 
-    What a method has written survives any end of the process, kill -9 too. The log is not forced to the disk at every
-    commit (WAL, synchronous=NORMAL): a power cut may lose the last moments, but damages nothing.
+    What a method has written survives any end of the process, kill -9 too. SQLite's log is not forced to the disk at
+    every commit (WAL, synchronous=NORMAL): a power cut may lose the last moments, but damages nothing.
 
     Attributes:
+        database: where the jobs are.
         bytes_since_prune: bytes that the last `prune` has not considered.
     """
 
     def __init__(
         self,
-        path: Path | None,
+        database: Database | Path | str | None,
         busy_timeout: float = 5.0,
         *,
         clock: Callable[[], float] = time.time,
@@ -72,20 +78,22 @@ class JobStore:
     ) -> None:
         """
         Args:
-            path: the file, created if it does not exist; None keeps the jobs in memory.
+            database: see `open_database`, which opens all but a `Database`.
             busy_timeout: seconds.
-            clock: returns unix seconds.
+            clock: returns unix seconds; PostgreSQL has its own.
             monotonic: returns seconds that no one sets.
 
         Raises:
-            StoreUnavailable: there is no such directory, or the file is damaged, of a newer version or no store at all.
+            StoreUnavailable: see `open_database`.
         """
-        self.database = Database(path, busy_timeout)
+        if not isinstance(database, Database):
+            database = open_database(database, busy_timeout, clock)
+        self.database = database
         self.bytes_since_prune = 0
-        self._clock, self._pruner = clock, Pruner(self.database, clock, monotonic)
+        self._pruner = Pruner(database, monotonic)
 
     def add(self, job: Job, init_image: PackedImage | None = None) -> Job:
-        """Queue a job and return it with its `sequence`, or return the job with the same idempotency key.
+        """Queue a job and return it with its `sequence`, or return the job with the same idempotency key or id.
 
         Args:
             init_image: the packed image that it begins with; it is deleted with the job.
@@ -93,27 +101,37 @@ class JobStore:
         Raises:
             IdempotencyKeyReused: the key is known with another fingerprint.
         """
+        with self.database.transaction():
+            return self.find_by_key(job) or self._insert(job, init_image)
+
+    def _insert(self, job: Job, init_image: PackedImage | None) -> Job:
+        """Insert a job, or return the one that another process has added since `find_by_key`. In a transaction."""
         assert job.state is JobState.QUEUED and job.image_count > 0 and job.owner != ""
-        with self.database.transaction() as connection:
-            known = self.find_by_key(job)
-            if known is None:
-                names = ", ".join(COLUMNS)
-                values = ", ".join(f":{name}" for name in COLUMNS)
-                cursor = connection.execute(f"INSERT INTO jobs ({names}) VALUES ({values})", row_of_job(job))
-                assert cursor.lastrowid is not None
-                if init_image is not None:
-                    connection.execute(
-                        "INSERT INTO init_images (job, unpacked_bytes, data) VALUES (?, ?, ?)",
-                        (job.id, init_image.unpacked_bytes, init_image.data),
-                    )
-                    self.bytes_since_prune += len(init_image.data)
-                known = replace(job, sequence=cursor.lastrowid)
-        return known
+        added = self.database.rows(
+            f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({placeholders(len(COLUMNS))})"
+            " ON CONFLICT DO NOTHING RETURNING sequence",
+            *row_of_job(job),
+        )
+        if not added:
+            known = self.find_by_key(job) or self.get(job.id)
+            assert known is not None
+            return known
+        if init_image is not None:
+            self.database.execute(
+                "INSERT INTO init_images (job, unpacked_bytes, data) VALUES (?, ?, ?)",
+                job.id,
+                init_image.unpacked_bytes,
+                init_image.data,
+            )
+            self.bytes_since_prune += len(init_image.data)
+        return replace(job, sequence=added[0]["sequence"])
 
     def find_by_key(self, job: Job) -> Job | None:
         """Return the stored job with this job's idempotency key. Raises IdempotencyKeyReused."""
-        where = "WHERE idempotency_key = ? AND ifnull(owner, '') = ifnull(?, '')"  # a key of NULL matches nothing
-        known = next(iter(self._jobs(where, job.idempotency_key, job.owner)), None)
+        if job.idempotency_key is None:
+            return None
+        where = "WHERE idempotency_key = ? AND coalesce(owner, '') = ?"
+        known = next(iter(self._jobs(where, job.idempotency_key, job.owner or "")), None)
         if known is not None and known.fingerprint != job.fingerprint:
             raise IdempotencyKeyReused(
                 f"the idempotency key {job.idempotency_key!r} was used for another request; use a new key for each"
@@ -136,30 +154,32 @@ class JobStore:
             owner: None for the jobs without an owner.
         """
         end = MAX_SEQUENCE if before is None else before
-        return self._page("owner IS ?", (owner,), end, limit)
+        return self._page(*owned_by(owner), end, limit)
 
     def find(self, ids: Sequence[str]) -> HistoryPage:
         """Return those of some jobs that exist, newest first; fewer if their requests have more than PAGE_BYTES."""
-        return self._page("id IN (SELECT value FROM json_each(?))", (to_json(ids),), MAX_SEQUENCE, len(ids))
+        if not ids:
+            return HistoryPage([], {}, has_more=False)
+        return self._page(f"id IN ({placeholders(len(ids))})", tuple(ids), MAX_SEQUENCE, len(ids))
 
-    def _page(self, which: str, values: tuple[SQLiteValue, ...], end: int, limit: int) -> HistoryPage:
+    def _page(self, which: str, values: tuple[Value, ...], end: int, limit: int) -> HistoryPage:
         """Return the newest jobs before a sequence that a condition holds for."""
         older = f"FROM jobs WHERE {which} AND sequence < ?"
         newest = f"SELECT sequence, {SIZE} AS size {older} ORDER BY sequence DESC LIMIT ?"
-        up_to = f"SELECT sequence, sum(size) OVER (ORDER BY sequence DESC) - size AS newer FROM ({newest})"
-        fitting = f"SELECT sequence FROM ({up_to}) WHERE newer < {PAGE_BYTES}"
+        up_to = f"SELECT sequence, sum(size) OVER (ORDER BY sequence DESC) - size AS newer FROM ({newest}) AS newest"
+        fitting = f"SELECT sequence FROM ({up_to}) AS up_to WHERE newer < {PAGE_BYTES}"
         jobs = self._jobs(f"WHERE sequence IN ({fitting}) ORDER BY sequence DESC", *values, end, limit)
-        has_more = bool(jobs) and bool(self.database.rows(f"SELECT 1 {older} LIMIT 1", *values, jobs[-1].sequence))
+        has_more = bool(jobs) and bool(self.database.rows(f"SELECT id {older} LIMIT 1", *values, jobs[-1].sequence))
         return HistoryPage(jobs, {job.id: self.metadata(job.id) for job in jobs}, has_more)
 
     def start(self, id: str) -> bool:
         """Set a queued job to running and count an attempt. False: it is not queued, so do not generate it."""
-        return self.database.change(
-            "UPDATE jobs SET state = 'running', attempts = attempts + 1, started = ifnull(started, max(?, created))"
-            " WHERE id = ? AND state = 'queued'",
-            self._clock(),
+        changed = self.database.execute(
+            "UPDATE jobs SET state = 'running', attempts = attempts + 1,"
+            " started = coalesce(started, {greatest}({now}, created)) WHERE id = ? AND state = 'queued'",
             id,
         )
+        return changed == 1
 
     def requeue(self, id: str, *, refund_attempt: bool = False) -> bool:
         """Set a running job to queued. False: it is not running.
@@ -168,14 +188,14 @@ class JobStore:
             refund_attempt: True if the worker was stopped in order; False if it died.
         """
         sql = "UPDATE jobs SET state = 'queued', attempts = attempts - ? WHERE id = ? AND state = 'running'"
-        return self.database.change(sql, int(refund_attempt), id)
+        return self.database.execute(sql, int(refund_attempt), id) == 1
 
     def finish(self, id: str) -> bool:
         """End a job that has all its images. False, as for `fail` and `cancel`: it had ended, or is unknown."""
         expected = self._image_count(id)
         if expected is None:
             return False
-        ((stored,),) = self.database.rows("SELECT count(*) FROM images WHERE job = ?", id)
+        stored = self.database.rows("SELECT count(*) AS stored FROM images WHERE job = ?", id)[0]["stored"]
         assert stored == expected, f"{id} has {stored} of {expected} images"
         return self._end(id, JobState.DONE)
 
@@ -187,15 +207,19 @@ class JobStore:
 
     def add_image(self, id: str, image: StoredImage) -> bool:
         """Store an image, unless there is one with its index. False: the job has ended or is unknown."""
-        with self.database.transaction() as connection:
+        with self.database.transaction():
             expected = self._image_count(id)
             if expected is None:
                 return False
             assert 0 <= image.index < expected
-            connection.execute(
+            self.database.execute(
                 "INSERT INTO images (job, number, media_type, metadata, data) VALUES (?, ?, ?, ?, ?)"
                 " ON CONFLICT (job, number) DO NOTHING",
-                (id, image.index, image.media_type, to_json(image.metadata), image.data),
+                id,
+                image.index,
+                image.media_type,
+                to_json(image.metadata),
+                image.data,
             )
         self.bytes_since_prune += len(image.data)
         return True
@@ -227,7 +251,7 @@ class JobStore:
     def delete(self, id: str) -> bool:
         """Delete a job that has ended, with its images. False: it has not ended, or is unknown."""
         self._pruner.on_deleted()
-        return self.database.change("DELETE FROM jobs WHERE id = ? AND finished IS NOT NULL", id)
+        return self.database.execute("DELETE FROM jobs WHERE id = ? AND finished IS NOT NULL", id) == 1
 
     def prune(self, retention: Retention) -> int:
         """Delete a few of the expired jobs, and return their number. Call it until it returns 0; see `Pruner`."""
@@ -243,15 +267,16 @@ class JobStore:
         Returns:
             The unfinished jobs, in the order of their acceptance.
         """
-        with self.database.transaction() as connection:
-            for job in self._jobs("WHERE finished IS NULL"):
-                repair(self.database, job, self._clock())
-            connection.execute(
-                f"UPDATE jobs SET state = 'failed', finished = {END}, error = ?, bytes = {SIZE_WITH_IMAGES}"
-                " WHERE finished IS NULL AND NOT durable",
-                (self._clock(), to_json(SERVER_RESTARTED)),
+        with self.database.transaction():
+            if isinstance(self.database, SqliteDatabase):  # a server sees damage, and refuses it, by itself
+                for job in self._jobs("WHERE finished IS NULL"):
+                    repair(self.database, job)
+            self.database.execute(
+                f"UPDATE jobs SET state = 'failed', finished = {END}, error = ?, client = '',"
+                f" bytes = {SIZE_WITH_IMAGES} WHERE finished IS NULL AND durable = 0",
+                to_json(SERVER_RESTARTED),
             )
-            connection.execute("UPDATE jobs SET state = 'queued' WHERE finished IS NULL")
+            self.database.execute("UPDATE jobs SET state = 'queued' WHERE finished IS NULL")
             return self.unfinished()
 
     def close(self) -> None:
@@ -260,23 +285,24 @@ class JobStore:
     def _image_count(self, id: str) -> int | None:
         """Return the number of images that an unfinished job asks for; None for other jobs."""
         rows = self.database.rows("SELECT image_count FROM jobs WHERE id = ? AND finished IS NULL", id)
-        return rows[0][0] if rows else None
+        return rows[0]["image_count"] if rows else None
 
     def _end(self, id: str, state: JobState, error: JobError | None = None) -> bool:
         key = "NULL" if error is not None and error.is_transient else "idempotency_key"
-        with self.database.transaction() as connection:
-            sizes = connection.execute(
-                f"UPDATE jobs SET state = ?, finished = {END}, error = ?, idempotency_key = {key},"
-                f" bytes = {SIZE_WITH_IMAGES} WHERE id = ? AND finished IS NULL RETURNING {SIZE}",
-                (state, self._clock(), to_json(error), id),
-            ).fetchall()
-        for (size,) in sizes:
-            self.bytes_since_prune += size
-        return bool(sizes)
+        ended = self.database.rows(
+            f"UPDATE jobs SET state = ?, finished = {END}, error = ?, idempotency_key = {key}, client = '',"
+            f" lease = NULL, bytes = {SIZE_WITH_IMAGES} WHERE id = ? AND finished IS NULL RETURNING {SIZE} AS size",
+            state.value,
+            to_json(error),
+            id,
+        )
+        for row in ended:
+            self.bytes_since_prune += row["size"]
+        return bool(ended)
 
-    def _jobs(self, which: str, *values: SQLiteValue) -> list[Job]:
+    def _jobs(self, which: str, *values: Value) -> list[Job]:
         return [job_of_row(row) for row in self.database.rows(f"SELECT *, {STORED} FROM jobs {which}", *values)]
 
-    def _images(self, which: str, *values: SQLiteValue) -> list[StoredImage]:
+    def _images(self, which: str, *values: Value) -> list[StoredImage]:
         rows = self.database.rows(f"SELECT * FROM images {which}", *values)
         return [image for row in rows if (image := image_of_row(row))]

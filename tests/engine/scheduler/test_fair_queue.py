@@ -20,8 +20,11 @@ class Device:
         self.queue = FairQueue(self.shares)
         self.spent: Counter[object] = Counter()  # seconds by client and by width
 
-    def add(self, key: str, side: int = 64, steps: int = 8, client: str = "", branches: int = 1) -> Sample:
+    def add(
+        self, key: str, side: int = 64, steps: int = 8, client: str = "", branches: int = 1, factor: float = 1.0
+    ) -> Sample:
         added = sample(key, side, steps, client=client, branches=branches)
+        added.cost_factor = factor
         self.queue.add(added)
         return added
 
@@ -33,7 +36,7 @@ class Device:
         seconds = tokens / SMALL
         forward.branch.enqueued += 1
         self.queue.charge(first, seconds)
-        self.shares.seconds.charge(first.client, seconds)
+        self.shares.seconds.charge(first.client, first.cost_factor * seconds)
         self.shares.learn(tokens, seconds)
         forward.branch.completed += 1
         self.spent[first.client] += seconds
@@ -109,6 +112,15 @@ def test_client_gets_half_the_time_beside_a_client_with_more_images_and_sizes(si
         if (finished := device.step()) and finished.client == "single":
             device.add("single", client="single")
     assert device.spent["single"] == pytest.approx(750, rel=0.15)
+
+
+def test_client_whose_images_cost_eight_times_gets_an_eighth_of_the_time_of_another() -> None:
+    device = Device()
+    for number in range(90):
+        device.add(f"batch {number}", client="batch", factor=8.0)
+        device.add(f"other {number}", client="other")
+    device.finish(90)
+    assert device.spent["batch"] == pytest.approx(device.spent["other"] / 8, rel=0.15)
 
 
 def test_share_does_not_depend_on_sizes_that_come_later_or_end_earlier() -> None:

@@ -349,6 +349,41 @@ def images(client: openai.OpenAI, response_format: Any) -> Any:
     return client.images.generate(prompt="a cat", response_format=response_format, extra_body={"seed": 7})
 
 
+@pytest.mark.parametrize(
+    ("given", "reported"),
+    [
+        ({"priority": "batch"}, None),
+        ({"priority": "batch", "service_tier": "flex"}, None),
+        ({"priority": "batch", "service_tier": "auto"}, None),
+        ({"service_tier": "default", "priority": "interactive"}, None),
+        ({"service_tier": "priority"}, "service_tier"),
+        ({"plan_id": MANIFEST.plan_id}, None),
+    ],
+)
+@pytest.mark.parametrize("path", ALL)
+def test_priority_and_plans_may_be_named(
+    http: httpx.Client, path: str, given: dict[str, Any], reported: str | None
+) -> None:
+    assert post(http, path, **given).headers.get(IGNORED) == reported
+
+
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"priority": "urgent"}, "priority"),
+        ({"service_tier": "flex", "priority": "interactive"}, "service_tier"),
+        ({"service_tier": "priority", "priority": "batch"}, "service_tier"),
+        ({"plan_id": "of another build"}, "plan_id"),
+    ],
+)
+@pytest.mark.parametrize("path", ALL)
+def test_unknown_and_contradicting_priorities_and_plans_are_refused_by_name(
+    http: httpx.Client, path: str, given: dict[str, Any], param: str
+) -> None:
+    refused = http.post(path, json={"prompt": "a cat"} | given)
+    assert refused.status_code == 400 and error_of(refused)["param"] == param
+
+
 def test_stream_by_url_and_another_noise_are_refused(client: openai.OpenAI) -> None:
     for given, param in (
         ({"stream": True, "response_format": "url"}, "response_format"),

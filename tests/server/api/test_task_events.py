@@ -8,8 +8,8 @@ from fakes.loop import MANIFEST
 from fakes.worker_link import FakeLink
 
 from server.api.task_events import TaskEventEncoder
+from server.jobs.embedded import EmbeddedJobs
 from server.jobs.job import StoredImage
-from server.jobs.service import JobService
 from server.jobs.storage.store import JobStore
 
 MB = 1 << 20
@@ -29,13 +29,13 @@ def test_followers_share_one_encoded_image() -> None:
         store.start(ended.id)
         store.add_image(ended.id, image(data=bytes(2 * MB)))
         store.finish(ended.id)
-        jobs = JobService(store, MANIFEST)
+        jobs = EmbeddedJobs(store, MANIFEST)
         jobs.worker_queue.link = FakeLink()
         await jobs.start()
         encoder = TaskEventEncoder(jobs)
 
         async def first_event() -> object:
-            return await encoder.encode(await anext(jobs.follow(ended)), "http://localhost/")
+            return await encoder.encode(await anext(jobs.follow(ended)), "0", "http://localhost/")
 
         encoded = await asyncio.gather(*(first_event() for _ in range(20)))
         assert store.reads == 1 and len(set(map(id, encoded))) == 1

@@ -14,7 +14,7 @@ from fakes.server import IMAGES, serving
 from server.api.access import AccessPolicy
 from server.api.body import MAX_BODY
 from server.http.origins import parse_origin
-from server.jobs.service import JobService
+from server.jobs.embedded import EmbeddedJobs
 
 ORIGIN, OTHER = "https://app.example.com", "https://evil.example"
 KEY = {"authorization": "Bearer a-key"}
@@ -82,7 +82,7 @@ def test_streams_and_errors_have_cors_headers(http: httpx.Client, monkeypatch: p
     async def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(JobService, "submit", broken)
+    monkeypatch.setattr(EmbeddedJobs, "submit", broken)
     failed = http.post(IMAGES, json={"prompt": "a cat"}, headers=KEY)
     answers = {401: unauthorized, 413: large, 421: misdirected, 500: failed}
     assert {status: answer.status_code for status, answer in answers.items()} == {status: status for status in answers}

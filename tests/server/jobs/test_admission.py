@@ -8,23 +8,23 @@ from fakes.worker_link import FakeLink, finished, job, play
 
 from server.errors import DeadlineUnreachable, JobRefused, QueueFull
 from server.jobs.admission import Limits
+from server.jobs.embedded import EmbeddedJobs
 from server.jobs.job import Job
-from server.jobs.service import JobService
 from server.worker.messages import Cancel, Started
 
 
 def test_full_queue_refuses_with_a_retry_time_and_still_returns_known_keys() -> None:
-    async def story(jobs: JobService, link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         await jobs.submit(job("first"))
         jobs.worker_queue.on_message(finished("first"))  # which took one second
         for number in range(8):
-            await jobs.submit(job(f"{number}", key=f"key {number}"), client=f"client {number}")
+            await jobs.submit(job(f"{number}", key=f"key {number}", client=f"client {number}"))
         with pytest.raises(JobRefused) as refusal:
             await jobs.submit(job("late"))
         assert refusal.value.code == "queue_full"
         assert refusal.value.retry_after == pytest.approx(2.0, rel=0.01)  # seconds of a fourth of the queue
         assert (await jobs.submit(job("again", key="key 3"))).id == "3"
-        jobs.cancel("5")
+        await jobs.cancel("5")
         assert Cancel("5") in link.sent
         await jobs.submit(job("late"))
 
@@ -32,37 +32,38 @@ def test_full_queue_refuses_with_a_retry_time_and_still_returns_known_keys() -> 
 
 
 def test_client_cannot_take_the_last_places_of_the_queue() -> None:
-    async def story(jobs: JobService, _link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
         for number in range(12):
-            await jobs.submit(job(f"{number}"), client="flood")
+            await jobs.submit(job(f"{number}", client="flood"))
         for _ in range(2):
             with pytest.raises(QueueFull, match="12 of your jobs are unfinished"):
-                await jobs.submit(job("more"), client="flood")
+                await jobs.submit(job("more", client="flood"))
         for number in range(4):
-            await jobs.submit(job(f"other {number}"), client=f"client {number}")
+            await jobs.submit(job(f"other {number}", client=f"client {number}"))
         with pytest.raises(QueueFull, match="The queue is full"):
-            await jobs.submit(job("late"), client="late")
+            await jobs.submit(job("late", client="late"))
 
     play(story, limits=Limits(queue=16))
 
 
 def test_deadline_of_one_client_does_not_depend_on_the_queue_of_another() -> None:
-    async def story(jobs: JobService, _link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
         await jobs.submit(job("first"))
         jobs.worker_queue.on_message(finished("first"))  # which took one second
         for number in range(50):
-            await jobs.submit(job(f"{number}"), client="flood")
+            await jobs.submit(job(f"{number}", client="flood"))
         jobs.worker_queue.on_message(Started("0:0"))
-        await jobs.submit(job("soon", deadline=time.time() + 2.5), client="single")
-        assert jobs.progress(await jobs.get("soon")).position == 1
+        await jobs.submit(job("soon", deadline=time.time() + 2.5, client="single"))
+        soon = await jobs.get("soon")
+        assert soon is not None and (await jobs.progress(soon)).position == 1
         with pytest.raises(DeadlineUnreachable):
-            await jobs.submit(job("late", deadline=time.time() + 2.5), client="flood")
+            await jobs.submit(job("late", deadline=time.time() + 2.5, client="flood"))
 
     play(story)
 
 
 def test_concurrent_submissions_cannot_exceed_the_queue_limit() -> None:
-    async def story(jobs: JobService, _link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
         submissions = (jobs.submit(job(f"{number}")) for number in range(5))
         answers = await asyncio.gather(*submissions, return_exceptions=True)
         assert [type(answer) for answer in answers] == [Job, Job, QueueFull, QueueFull, QueueFull]
@@ -72,7 +73,7 @@ def test_concurrent_submissions_cannot_exceed_the_queue_limit() -> None:
 
 
 def test_missed_deadline_fails_the_job_and_stops_its_images() -> None:
-    async def story(jobs: JobService, link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         accepted = await jobs.submit(job("late", deadline=time.time() + 0.5))
         ended, _ = await jobs.wait(accepted)
         assert ended.error.code == "deadline_exceeded"
@@ -82,7 +83,7 @@ def test_missed_deadline_fails_the_job_and_stops_its_images() -> None:
 
 
 def test_unreachable_deadline_is_refused() -> None:
-    async def story(jobs: JobService, _link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
         await jobs.submit(job("first"))
         jobs.worker_queue.on_message(finished("first"))
         for number in range(3):

@@ -11,8 +11,8 @@ from fakes.worker_link import FakeLink, finished, job, play
 
 from server.errors import QueueFull
 from server.jobs.admission import Limits
+from server.jobs.embedded import EmbeddedJobs
 from server.jobs.job import Job, JobState
-from server.jobs.service import JobService
 from server.jobs.storage.store import JobStore
 from server.worker import messages
 from server.worker.messages import Generate
@@ -22,8 +22,8 @@ IMAGE = init_image()
 PACKED = pack(IMAGE)
 
 
-def edit_job(name: str, deadline: float | None = None) -> Job:
-    made = job(name, deadline=deadline)
+def edit_job(name: str, deadline: float | None = None, client: str = "") -> Job:
+    made = job(name, deadline=deadline, client=client)
     return replace(made, request=made.request.starting_from(IMAGE))
 
 
@@ -36,7 +36,7 @@ async def sent(link: FakeLink, count: int = 1) -> dict[str, bytes | None]:
 
 
 def test_job_goes_to_the_worker_with_its_image_and_leaves_the_server_s_memory() -> None:
-    async def story(jobs: JobService, link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         await jobs.submit(edit_job("a"), init_image=PACKED)
         await jobs.submit(job("b"))
         assert await sent(link, 2) == {"a": PACKED.data, "b": None}
@@ -48,7 +48,7 @@ def test_job_goes_to_the_worker_with_its_image_and_leaves_the_server_s_memory() 
 
 
 def test_replay_after_the_worker_s_death_has_the_image_again() -> None:
-    async def story(jobs: JobService, link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         await jobs.submit(edit_job("a"), init_image=PACKED)
         jobs.worker_queue.on_message(messages.Started("a:0"))
         link.sent.clear()
@@ -65,7 +65,7 @@ def test_job_of_a_killed_server_is_replayed_with_its_image(tmp_path: Path) -> No
         store.start("a")
         store.add(edit_job("b"), PACKED)
 
-    async def story(jobs: JobService, link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         assert await sent(link) == {"a": PACKED.data}  # alone, since it may have killed that server
         jobs.worker_queue.on_message(finished("a"))
         assert unpack((await sent(link, 2))["b"]) == IMAGE
@@ -80,7 +80,7 @@ def test_job_whose_image_is_damaged_fails_by_name_and_the_others_are_sent(tmp_pa
         store.add(job("b"))
         store.database.connection.execute(damage)
 
-    async def story(jobs: JobService, link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         assert await sent(link) == {"b": None}
         live = jobs._tracker.get("a")
         if live is not None:
@@ -92,13 +92,13 @@ def test_job_whose_image_is_damaged_fails_by_name_and_the_others_are_sent(tmp_pa
 
 
 def test_job_cancelled_while_its_image_is_read_is_not_sent() -> None:
-    async def story(jobs: JobService, link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         link.is_ready = False
         await jobs.submit(edit_job("a"), init_image=PACKED)
         jobs._tracker.get("a").init_image = None
         link.is_ready = True
         jobs.worker_queue.send_pending()
-        assert jobs.cancel("a")
+        assert await jobs.cancel("a")
         await asyncio.sleep(0.05)
         assert not link.sent and not jobs.worker_queue._loading
 
@@ -112,7 +112,7 @@ def test_image_that_the_store_cannot_read_now_is_read_later(monkeypatch: pytest.
     monkeypatch.setattr(worker_queue, "LOAD_AGAIN", 0.01)
     attempts = []
 
-    async def story(jobs: JobService, link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         read = jobs._store.init_image
 
         def refused(id: str) -> PackedImage | None:
@@ -137,18 +137,18 @@ def test_image_that_the_store_cannot_read_now_is_read_later(monkeypatch: pytest.
 def test_images_of_unfinished_jobs_are_bounded_and_one_client_leaves_room() -> None:
     large = PackedImage(PACKED.data, 100)
 
-    async def story(jobs: JobService, _link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
         for name in "abc":
-            await jobs.submit(edit_job(name), client="first", init_image=large)
+            await jobs.submit(edit_job(name, client="first"), init_image=large)
         with pytest.raises(QueueFull, match="The images that unfinished jobs begin with") as refusal:
-            await jobs.submit(edit_job("d"), client="first", init_image=large)
+            await jobs.submit(edit_job("d", client="first"), init_image=large)
         assert refusal.value.retry_after >= 0
-        await jobs.submit(job("e"), client="first")  # without an image
-        await jobs.submit(edit_job("f"), client="second", init_image=PackedImage(PACKED.data, 70))
+        await jobs.submit(job("e", client="first"))  # without an image
+        await jobs.submit(edit_job("f", client="second"), init_image=PackedImage(PACKED.data, 70))
         with pytest.raises(QueueFull):
-            await jobs.submit(edit_job("g"), client="second", init_image=large)
-        assert jobs.cancel("a")
-        await jobs.submit(edit_job("h"), client="second", init_image=PackedImage(PACKED.data, 30))
+            await jobs.submit(edit_job("g", client="second"), init_image=large)
+        assert await jobs.cancel("a")
+        await jobs.submit(edit_job("h", client="second"), init_image=PackedImage(PACKED.data, 30))
 
     play(story, limits=Limits(init_image_bytes=400))
 
@@ -156,8 +156,8 @@ def test_images_of_unfinished_jobs_are_bounded_and_one_client_leaves_room() -> N
 def test_images_that_are_being_stored_count_too() -> None:
     large = PackedImage(PACKED.data, 100)
 
-    async def story(jobs: JobService, _link: FakeLink) -> None:
-        wanted = (jobs.submit(edit_job(f"{n}"), client=f"{n}", init_image=large) for n in range(20))
+    async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
+        wanted = (jobs.submit(edit_job(f"{n}", client=f"{n}"), init_image=large) for n in range(20))
         outcomes = await asyncio.gather(*wanted, return_exceptions=True)
         assert sum(isinstance(outcome, Job) for outcome in outcomes) == 3
         assert jobs._admitting_bytes == 0
@@ -169,8 +169,8 @@ def test_images_of_an_earlier_server_s_jobs_count_too(tmp_path: Path) -> None:
     with closing(JobStore(tmp_path / "jobs.db")) as store:
         store.add(edit_job("a"), PackedImage(PACKED.data, 300))
 
-    async def story(jobs: JobService, _link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
         with pytest.raises(QueueFull, match="The images that unfinished jobs begin with"):
-            await jobs.submit(edit_job("b"), client="other", init_image=PackedImage(PACKED.data, 200))
+            await jobs.submit(edit_job("b", client="other"), init_image=PackedImage(PACKED.data, 200))
 
     play(story, JobStore(tmp_path / "jobs.db"), limits=Limits(init_image_bytes=400))

@@ -7,9 +7,9 @@ from pathlib import Path
 from fakes.jobs import METADATA
 from fakes.worker_link import FakeLink, finished, job, play
 
+from server.jobs.embedded import EmbeddedJobs
 from server.jobs.job import JobState, StoredImage
 from server.jobs.recovery import MAX_TOTAL_ATTEMPTS
-from server.jobs.service import JobService
 from server.jobs.storage.store import JobStore
 from server.worker import messages
 
@@ -24,7 +24,7 @@ def test_jobs_of_a_killed_server_are_finished_replayed_or_failed_by_their_attemp
         store.start("c")
     store.add_image("a", StoredImage(0, "image/png", b"image", METADATA))
 
-    async def story(jobs: JobService, link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         assert (await jobs.get("a")).state is JobState.DONE
         assert (await jobs.get("c")).error.code == "worker_lost"
         assert link.take_generated() == ["b"]  # alone, since it may have killed that server
@@ -34,7 +34,7 @@ def test_jobs_of_a_killed_server_are_finished_replayed_or_failed_by_their_attemp
 
 
 def test_orderly_stop_costs_a_running_job_no_attempt(tmp_path: Path) -> None:
-    async def story(jobs: JobService, _link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
         await jobs.submit(job("a"))
         jobs.worker_queue.on_message(messages.Started("a:0"))
 
@@ -51,7 +51,7 @@ def test_resumed_jobs_belong_to_the_clients_that_own_them(tmp_path: Path) -> Non
     for name, owner in (("a1", "alice"), ("a2", "alice"), ("b1", "bob"), ("n1", None)):
         store.add(replace(job(name), owner=owner))
 
-    async def story(_jobs: JobService, link: FakeLink) -> None:
+    async def story(_jobs: EmbeddedJobs, link: FakeLink) -> None:
         sent = {message.job: message.client for message in link.sent if isinstance(message, messages.Generate)}
         assert sent == {"a1": "alice", "a2": "alice", "b1": "bob", "n1": ""}
 

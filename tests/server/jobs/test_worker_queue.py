@@ -4,14 +4,14 @@ import pytest
 from fakes.worker_link import FakeLink, finished, job, play
 
 from server.errors import JobRefused
+from server.jobs.embedded import EmbeddedJobs
 from server.jobs.job import JobState
-from server.jobs.service import JobService
 from server.jobs.worker_queue import HOPELESS_STARTS
 from server.worker import messages
 
 
 def test_jobs_of_a_dead_worker_are_replayed_one_at_a_time_even_after_a_failed_start() -> None:
-    async def story(jobs: JobService, link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         for name in "abcd":
             await jobs.submit(job(name))
         assert link.take_generated() == ["a", "b", "c", "d"]
@@ -43,20 +43,20 @@ def test_jobs_of_a_dead_worker_are_replayed_one_at_a_time_even_after_a_failed_st
 
 
 def test_job_cancelled_while_no_worker_is_ready_is_not_kept_for_a_replay() -> None:
-    async def story(jobs: JobService, link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         for name in "ab":
             await jobs.submit(job(name))
             jobs.worker_queue.on_message(messages.Started(f"{name}:0"))
         link.is_ready = False
         jobs.worker_queue.on_worker_lost("it died")
-        assert jobs.cancel("b")
+        assert await jobs.cancel("b")
         assert [live.job.id for live in jobs.worker_queue._suspects] == ["a"]
 
     play(story)
 
 
 def test_jobs_fail_while_no_worker_starts_and_are_accepted_once_one_does() -> None:
-    async def story(jobs: JobService, link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         await jobs.submit(job("a", key="my key"))
         link.failed_starts = HOPELESS_STARTS
         jobs.worker_queue.on_worker_lost("no device")
@@ -81,7 +81,7 @@ def test_job_that_could_not_be_sent_for_lack_of_memory_is_sent_later() -> None:
                 raise MemoryError
             super().send(message)
 
-    async def story(jobs: JobService, _: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, _: FakeLink) -> None:
         jobs.worker_queue.link = short = ShortLink()
         with pytest.raises(MemoryError):
             await jobs.submit(job("a"))
@@ -95,7 +95,7 @@ def test_job_that_could_not_be_sent_for_lack_of_memory_is_sent_later() -> None:
 def test_job_that_ends_workers_before_they_begin_it_fails_and_the_others_are_generated() -> None:
     """Reading its message ends the worker, for example."""
 
-    async def story(jobs: JobService, link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         for name in "abc":
             await jobs.submit(job(name))
         assert link.take_generated() == ["a", "b", "c"]
@@ -110,5 +110,14 @@ def test_job_that_ends_workers_before_they_begin_it_fails_and_the_others_are_gen
         for name in "bc":
             jobs.worker_queue.on_message(finished(name))
         assert [(await jobs.get(name)).state for name in "bc"] == [JobState.DONE] * 2
+
+    play(story)
+
+
+def test_batch_job_uses_the_share_of_all_batch_jobs_at_eight_times_its_cost() -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
+        await jobs.submit(job("later", client="one", priority="batch"))
+        await jobs.submit(job("now", client="one"))
+        assert [(message.client, message.cost_factor) for message in link.sent] == [("batch", 8.0), ("one", 1.0)]  # type: ignore[union-attr]
 
     play(story)

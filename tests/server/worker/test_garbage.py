@@ -8,14 +8,14 @@ from fakes.garbage import BROKEN, HARMLESS, GarbageSupervisor
 from fakes.loop import MANIFEST
 from fakes.worker_link import job
 
+from server.jobs.embedded import EmbeddedJobs
 from server.jobs.job import JobState
-from server.jobs.service import JobService
 from server.jobs.storage.store import JobStore
 
 
-async def serve(kind: str) -> tuple[JobService, GarbageSupervisor]:
+async def serve(kind: str) -> tuple[EmbeddedJobs, GarbageSupervisor]:
     """Give a job of two images to workers that write garbage, and wait for its end."""
-    jobs = JobService(JobStore(None), MANIFEST)
+    jobs = EmbeddedJobs(JobStore(None), MANIFEST)
     supervisor = jobs.worker_queue.link = GarbageSupervisor(kind, jobs.worker_queue)
     await jobs.start()
     await supervisor.start()

@@ -12,7 +12,7 @@ from fakes.worker_link import FakeLink, finished, play
 from fakes.worker_link import job as new_job
 
 from server.jobs import live_job
-from server.jobs.service import JobService
+from server.jobs.embedded import EmbeddedJobs
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.archive_writer import MAX_QUEUED, ArchiveWriter
 from server.jobs.storage.retention import Retention
@@ -54,7 +54,7 @@ def test_many_new_bytes_are_pruned_at_once(folder: Path) -> None:
 def test_answer_and_last_event_wait_for_the_archive(folder: Path) -> None:
     Hanging.go_on.clear()
 
-    async def story(jobs: JobService, _: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, _: FakeLink) -> None:
         accepted = await jobs.submit(new_job("job_00000000"))
         waiting = [asyncio.ensure_future(jobs.wait(accepted)), asyncio.ensure_future(last_event(jobs))]
         await asyncio.sleep(0)
@@ -65,7 +65,7 @@ def test_answer_and_last_event_wait_for_the_archive(folder: Path) -> None:
         await asyncio.gather(*waiting)
         assert len(names(folder)) == 1
 
-    async def last_event(jobs: JobService) -> object:
+    async def last_event(jobs: EmbeddedJobs) -> object:
         return [event async for event in jobs.follow(await jobs.get("job_00000000"))][-1]
 
     play(story, archive=Hanging(folder))
@@ -75,7 +75,7 @@ def test_hanging_archive_delays_an_answer_only_for_a_time(folder: Path, monkeypa
     Hanging.go_on.clear()
     monkeypatch.setattr(live_job, "SAVE_SECONDS", 0.05)
 
-    async def story(jobs: JobService, _: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, _: FakeLink) -> None:
         accepted = await jobs.submit(new_job("job_00000000"))
         waiting = asyncio.ensure_future(jobs.wait(accepted))
         await asyncio.sleep(0)

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import IdempotencyKeyReused, JobNotFound
+from server.jobs.embedded import EmbeddedJobs
 from server.jobs.job import JobState
-from server.jobs.service import JobService
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.rows import COLUMNS
 from server.jobs.storage.store import JobStore
@@ -62,7 +62,7 @@ def test_unfinished_damaged_job_fails_by_name_and_the_others_are_generated(
             store.add(job(name))
     damage(path, "jobs", column, value, "id = 'b'")
 
-    async def story(jobs: JobService, link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         assert link.take_generated() == ["a", "c"]
         failed = await jobs.get("b")
         assert (failed.state, failed.error.code) == (JobState.FAILED, "job_damaged")
@@ -83,7 +83,7 @@ def test_damaged_id_and_owner_hide_no_other_job(path: Path, value: str) -> None:
     damage(path, "jobs", "id", value, "id = 'b'")
     damage(path, "jobs", "owner", value, "id = 'c'")
 
-    async def story(jobs: JobService, link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         assert set(link.take_generated()) >= {"a", "d"}
         assert {"a", "d", kept} <= {j.id for j in (await jobs.history(9, None, None)).jobs}
 
@@ -112,7 +112,7 @@ def test_damaged_image_of_an_unfinished_job_is_generated_again(path: Path, colum
         store.add_image("a", image(1))
     damage(path, "images", column, value, "number = 0")
 
-    async def story(jobs: JobService, link: FakeLink) -> None:
+    async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         assert link.take_generated() == ["a"]
         jobs.worker_queue.on_message(finished("a", 0))
         ended, images = await jobs.wait(await jobs.get("a"))
@@ -184,7 +184,7 @@ def test_random_damage_stops_neither_the_start_nor_a_read(changes: list[tuple[st
         if any(column == "bytes" for _, column, _, _ in changes):  # what seems too large is pruned
             touched = set(range(1, 8))
 
-        async def story(jobs: JobService, _: FakeLink) -> None:
+        async def story(jobs: EmbeddedJobs, _: FakeLink) -> None:
             found = (await jobs.history(99, None, None)).jobs
             assert set(range(1, 8)) - touched <= {j.sequence for j in found}
             for shown in found:
@@ -192,7 +192,7 @@ def test_random_damage_stops_neither_the_start_nor_a_read(changes: list[tuple[st
                 await jobs.get(shown.id)
                 await jobs.metadata(shown.id)
                 await jobs.image(shown.id, 0)
-                assert jobs.progress(shown).steps >= 0
+                assert (await jobs.progress(shown)).steps >= 0
                 if shown.state.is_final:
                     with suppress(JobNotFound):  # its id was damaged
                         await jobs.wait(shown)
@@ -201,7 +201,7 @@ def test_random_damage_stops_neither_the_start_nor_a_read(changes: list[tuple[st
                     await jobs.submit(job(f"{name} again", key=name, n=2))
             assert 7 in touched or (await jobs.get("c")).error is None
             for live in list(jobs._tracker.unfinished):
-                jobs.cancel(live.job.id)
+                await jobs.cancel(live.job.id)
             await jobs._async_store.flush()
             for shown in (await jobs.history(99, None, None)).jobs:
                 await jobs.delete(shown.id)

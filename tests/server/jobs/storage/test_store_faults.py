@@ -16,7 +16,7 @@ from fakes.jobs import MB, generated, image, job
 
 from engine.request import ImageRequest
 from server.errors import StoreUnavailable
-from server.jobs.storage.database import VERSION
+from server.jobs.storage.schema import VERSION
 from server.jobs.storage.store import JobStore
 
 WAIT = 0.2  # seconds that a store waits for a lock
@@ -137,13 +137,17 @@ def test_write_refused_by_the_disk_changes_nothing(store: JobStore, path: Path, 
 
 
 def test_end_of_a_job_needs_no_read_after_its_commit(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise StoreUnavailable("the disk fails")
+    statements: list[str] = []
 
-    id = store.add(job()).id
+    def run(sql: str, *values: object) -> object:
+        statements.append(sql)
+        return rows(sql, *values)
+
+    id, rows = store.add(job()).id, store.database.rows
     before = store.bytes_since_prune
-    monkeypatch.setattr(store.database, "rows", refuse)
+    monkeypatch.setattr(store.database, "rows", run)
     assert store.cancel(id)
+    assert len(statements) == 1
     assert not store.cancel(id)
     assert store.bytes_since_prune > before
 

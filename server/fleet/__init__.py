@@ -1,0 +1,1 @@
+"""Many machines: API replicas and worker hosts that share a database, and a broker that wakes them."""

@@ -1,0 +1,24 @@
+"""State of a device, as health checks report it. Knows neither workers nor jobs."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """A device and its worker.
+
+    Attributes:
+        name: such as "0" for the first GPU, or "cpu".
+        is_ready: True if its worker takes jobs now.
+        starts: worker processes started so far.
+        last_failure: reason for the end of the last worker; None if none has ended.
+        jobs: unfinished jobs that the worker has.
+        host: name of the worker host; None if the device belongs to this server.
+    """
+
+    name: str
+    is_ready: bool
+    starts: int
+    last_failure: str | None
+    jobs: int
+    host: str | None = None
