@@ -25,8 +25,9 @@ ENV PATH=/opt/zimage/bin:/usr/local/bin:/usr/bin:/bin \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     ZIMAGE_ENGINES=/engines \
+    ZIMAGE_METRICS_HOST=0.0.0.0 \
     ZIMAGE_RUNTIME_CACHE=/cache
 WORKDIR /tmp
 USER 10001:10001
-EXPOSE 9100
+EXPOSE 8001
 ENTRYPOINT ["zimage-worker"]

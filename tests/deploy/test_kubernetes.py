@@ -10,6 +10,10 @@ import jsonschema
 import kubernetes_validate
 import pytest
 from fakes.deployment import OVERLAYS, SECRET, documents, needs_kubectl, rendered
+from fakes.jobs import ERROR, job
+
+from server.jobs.storage.open_database import open_database
+from server.jobs.storage.store import JobStore
 
 pytestmark = needs_kubectl
 
@@ -162,6 +166,22 @@ def test_workers_get_the_time_that_they_need() -> None:
     downscale = scaler["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
     assert min(scaler["cooldownPeriod"], downscale["stabilizationWindowSeconds"]) > LOAD_SECONDS
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 1}
+
+
+def test_keda_counts_the_unfinished_jobs(postgres_url: str) -> None:
+    (scaler,) = (each["spec"] for each in rendered("gpu-redis") if each["kind"] == "ScaledObject")
+    (trigger,) = scaler["triggers"]
+    store, database = JobStore(postgres_url), open_database(postgres_url)
+    try:
+        jobs = [store.add(job()) for _ in range(4)]
+        store.start(jobs[0].id)
+        store.fail(jobs[1].id, ERROR)
+        store.cancel(jobs[2].id)
+        (row,) = database.rows(trigger["metadata"]["query"])
+        assert [row[name] for name in row] == [2]
+    finally:
+        store.close()
+        database.close()
 
 
 def workloads(overlay: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -115,7 +115,7 @@ def _of_systemd() -> Iterator[Command]:
         lines = [line.split("=", 1) for line in unit.read_text().splitlines() if re.match(r"\w+=", line)]
         environment: dict[str, str] = {}
         for key, value in lines:
-            if key == "EnvironmentFile":  # later files override earlier ones
+            if key == "EnvironmentFile" and "%i" not in value:  # later files override earlier ones
                 environment |= variables((folder / Path(value.lstrip("-")).name).read_text())
         settings = dict(lines)
         program, *arguments = settings["ExecStart"].replace("%i", "all").split()
