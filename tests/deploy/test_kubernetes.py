@@ -13,6 +13,7 @@ from fakes.deployment import OVERLAYS, SECRET, documents, needs_kubectl, rendere
 from fakes.jobs import ERROR, job
 
 from server.jobs.storage.open_database import open_database
+from server.jobs.storage.postgres_connections import MAX_CONNECTIONS
 from server.jobs.storage.store import JobStore
 
 pytestmark = needs_kubectl
@@ -182,6 +183,24 @@ def test_keda_counts_the_unfinished_jobs(postgres_url: str) -> None:
     finally:
         store.close()
         database.close()
+
+
+def test_database_takes_the_connections_of_all_replicas() -> None:
+    manifests = rendered("gpu-redis")
+    (most,) = (
+        int(text.removeprefix("max_connections="))
+        for each in manifests
+        if each["kind"] == "StatefulSet" and each["metadata"]["name"] == "postgres"
+        for text in each["spec"]["template"]["spec"]["containers"][0]["args"]
+        if text.startswith("max_connections=")
+    )
+    replicas = [
+        each["spec"].get("maxReplicas", each["spec"].get("maxReplicaCount"))
+        for each in manifests
+        if each["kind"] in ("HorizontalPodAutoscaler", "ScaledObject")
+    ]
+    surge = 1  # of the Deployment of the API
+    assert len(replicas) == 2 and (sum(replicas) + surge) * MAX_CONNECTIONS < most
 
 
 def workloads(overlay: str) -> Iterator[tuple[str, dict[str, Any]]]:
