@@ -109,7 +109,8 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
     most = max_connections(raise_limit())
     manifest = manifest if options.image_input else manifest.without_image_input()
     jobs = EmbeddedJobs(JobStore(options.database), manifest, options.limits, options.archive, options.loras)
-    supervisor = jobs.worker_queue.link = Supervisor(worker, jobs.worker_queue, options.timeouts)
+    device = jobs.worker_queue.add_device("cpu")
+    supervisor = device.link = Supervisor(worker, device, options.timeouts)
     starting = asyncio.create_task(supervisor.start())
     try:
         launched = asyncio.create_task(supervisor.launched.wait())

@@ -6,12 +6,12 @@ row of the job decides what happens: a ticket that is lost, doubled or delivered
 
 import logging
 from collections.abc import Iterable
-from urllib.parse import urlsplit
 
 from celery import Celery
 from kombu import Exchange, Queue
 from kombu.exceptions import KombuError
 
+from server.fleet.broker import Broker
 from server.jobs.job import Job
 
 log = logging.getLogger(__name__)
@@ -22,9 +22,8 @@ PRIORITIES = ("interactive", "batch")
 # Redis gives a ticket to another host after this time without an acknowledgement. It is longer than a host may hold
 # one, `server.fleet.tickets.HOLD_SECONDS`
 VISIBILITY_SECONDS = 6 * 3600
-SOCKET_SECONDS = 5.0  # for one command, so that a broker that is silent holds up neither replicas nor hosts for long
+REDIS_SECONDS = 3  # for one attempt at a command, of which redis-py makes four
 HEARTBEAT_SECONDS = 10  # of AMQP; two that are missed end the connection
-HEALTH_SECONDS = 5  # between two checks of a connection to Redis
 IDLE_QUEUE_SECONDS = (
     24 * 3600.0
 )  # after which RabbitMQ deletes a queue that no host consumes, as of plans that are gone
@@ -35,12 +34,15 @@ def create_celery(broker: str, fleet: str, queues: Iterable[str] = ()) -> Celery
     """Return the application of a fleet, with neither connections nor tasks.
 
     Args:
-        broker: URL such as amqp://user:password@host:5672/vhost or redis://host:6379/0; several, separated by
-            semicolons, are tried in turn.
+        broker: URL of RabbitMQ or Redis; see `Broker`.
         fleet: name that keeps fleets on one broker apart.
         queues: names of the queues to consume; see `queues_of_host`.
+
+    Raises:
+        InvalidBroker: the URL cannot be used.
     """
-    app = Celery(fleet, broker=broker, set_as_current=False)
+    server = Broker(broker, fleet)
+    app = Celery(fleet, broker=server.plain_url, set_as_current=False)
     app.conf.update(
         task_serializer="json",
         accept_content=["json"],
@@ -50,6 +52,7 @@ def create_celery(broker: str, fleet: str, queues: Iterable[str] = ()) -> Celery
         task_default_queue=f"{fleet}.{ANY_MODEL}.{PRIORITIES[0]}",
         task_default_queue_type="quorum",
         task_queues=[queue(name) for name in queues] or None,
+        task_publish_retry=server.kind == "rabbitmq",  # redis-py repeats a command by itself
         task_publish_retry_policy=RETRIES,
         worker_prefetch_multiplier=1,
         worker_detect_quorum_queues=True,
@@ -63,21 +66,20 @@ def create_celery(broker: str, fleet: str, queues: Iterable[str] = ()) -> Celery
         broker_channel_error_retry=True,  # such as RabbitMQ's limit for acknowledgements
         broker_heartbeat=HEARTBEAT_SECONDS,
         broker_pool_limit=4,
-        broker_transport_options=_transport_options(broker, fleet),
+        broker_use_ssl=server.ssl,
+        broker_transport_options=_transport_options(server),
     )
     return app
 
 
-def _transport_options(broker: str, fleet: str) -> dict[str, object]:
-    if urlsplit(broker).scheme.startswith("amqp"):
-        return {"read_timeout": SOCKET_SECONDS, "write_timeout": SOCKET_SECONDS}
-    return {
+def _transport_options(broker: Broker) -> dict[str, object]:
+    if broker.kind == "rabbitmq":
+        return broker.transport_options
+    return broker.transport_options | {
         "visibility_timeout": VISIBILITY_SECONDS,
-        "global_keyprefix": f"{fleet}:",
-        "socket_timeout": SOCKET_SECONDS,
-        "socket_connect_timeout": SOCKET_SECONDS,
-        "socket_keepalive": True,
-        "health_check_interval": HEALTH_SECONDS,
+        "socket_timeout": REDIS_SECONDS,
+        "socket_connect_timeout": REDIS_SECONDS,
+        "health_check_interval": REDIS_SECONDS,
         "priority_steps": [0],  # queues have priorities, not messages; the fewer keys, the cheaper a BRPOP
     }
 

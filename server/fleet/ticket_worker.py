@@ -7,6 +7,7 @@ at all, as while the broker is away, the host finds its jobs by itself; see `ser
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 from celery import Celery
@@ -19,6 +20,7 @@ from server.fleet.celery_app import TASK
 log = logging.getLogger(__name__)
 
 RESTART_SECONDS = 5.0  # before another Celery worker takes the place of one that ended unexpectedly
+CONNECTING = {"interval_start": 1, "interval_step": 1, "interval_max": 5}  # seconds between two attempts
 STEPS = ("connection:Connection", "mingle:Mingle", "events:Events", "tasks:Tasks", "consumer:Evloop")
 
 
@@ -31,6 +33,11 @@ class _Consumer(Consumer):  # type: ignore[misc]
 
     class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
         default_steps: ClassVar[list[str]] = [f"celery.worker.consumer.{step}" for step in STEPS]
+
+    def ensure_connected(self, connection: Any) -> Any:
+        """Connect, however often it takes; Celery itself would wait up to 30 s between two attempts."""
+        connection.ensure_connection = partial(connection.ensure_connection, **CONNECTING)
+        return super().ensure_connected(connection)
 
 
 class TicketWorker:
@@ -94,6 +101,7 @@ class TicketWorker:
                 log.debug("%s is not cancelled: %s", queue, error)
 
     def _run(self) -> None:
+        self._app.set_default()  # where Celery's threads look for the task
         while not self._is_stopping.is_set():
             self._worker = WorkController(
                 app=self._app,

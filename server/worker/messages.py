@@ -13,6 +13,7 @@ from engine.request import MAX_STEPS, ImageFormat, ImageRequest
 from engine.stages import Seconds
 
 LENGTH = struct.Struct(">I")
+MAX_WINDOW = 1024  # slots
 MAX_BYTES = 64 << 20  # of a message from a worker; an uncompressed image of 4096x4096 has 50 MB
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -61,10 +62,12 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     Attributes:
         seconds: duration of the start.
         unusable_loras: a sentence for each LoRA that does not fit the plans.
+        window: slots that the engine makes use of; more images at once are generated no sooner.
     """
 
     seconds: Seconds
     unusable_loras: tuple[str, ...] = ()
+    window: Annotated[int, msgspec.Meta(ge=1, le=MAX_WINDOW)] = 4
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag=True):

@@ -103,7 +103,8 @@ def serving(
     """Run a server in a thread, and yield its base URL. `options`: further ones of `AppOptions`."""
     loop.store = JobStore(database, busy_timeout=0.5)
     jobs = EmbeddedJobs(loop.store, manifest, limits, loras=LORAS)
-    supervisor = jobs.worker_queue.link = ThreadSupervisor(loop, manifest, jobs.worker_queue)
+    device = jobs.worker_queue.add_device("cpu")
+    supervisor = device.link = ThreadSupervisor(loop, manifest, device)
 
     async def run(sock: socket.socket) -> None:
         await supervisor.start()
