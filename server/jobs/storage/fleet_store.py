@@ -170,7 +170,8 @@ class FleetStore(JobStore):
         """Return the states of those of some jobs that exist, for their watchers."""
         rows = self.database.rows(
             "SELECT id, state, steps_done,"
-            " ARRAY(SELECT number FROM images WHERE job = jobs.id ORDER BY number) AS images FROM jobs WHERE id = ANY(?)",
+            " ARRAY(SELECT number FROM images WHERE job = jobs.id ORDER BY number) AS images"
+            " FROM jobs WHERE id = ANY(?)",
             list(ids),
         )
         return {row["id"]: JobStatus(JobState(row["state"]), row["steps_done"], tuple(row["images"])) for row in rows}
@@ -224,8 +225,8 @@ class FleetStore(JobStore):
         """Queue a failed job again, with all attempts and no deadline. None: it has not failed, or is unknown."""
         changed = self.database.execute(
             "UPDATE jobs SET state = 'queued', finished = NULL, error = 'null', attempts = 0, losses = 0,"
-            " worker = NULL, lease = NULL, deadline = NULL, charged = 0, steps_done = 0, bytes = 0, client = coalesce(owner, '')"
-            " WHERE id = ? AND state = 'failed'",
+            " worker = NULL, lease = NULL, deadline = NULL, charged = 0, steps_done = 0, bytes = 0,"
+            " client = coalesce(owner, '') WHERE id = ? AND state = 'failed'",
             id,
         )
         return self.get(id) if changed else None
