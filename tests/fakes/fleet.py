@@ -23,7 +23,6 @@ from server.jobs.storage.fleet_store import FleetStore
 from server.jobs.storage.image_store import ImageStore
 
 READY_SECONDS = 20.0
-WINDOW = 4  # images
 
 
 def new_options(services: FleetServices) -> FleetOptions:
@@ -47,7 +46,7 @@ def hosting(
     app = create_celery(options.broker, options.name, queues)
     id = f"host-{uuid.uuid4().hex[:8]}"
     of_host = HostOptions(id, "test", "0", options.broker, options.name, LORAS, grace=5.0)
-    host = WorkerHost(FleetStore(options.database, timeout=2.0), manifest, app, WINDOW, of_host, images)
+    host = WorkerHost(FleetStore(options.database, timeout=2.0), manifest, app, of_host, images)
     device = host.worker_queue.add_device("cpu")
     supervisor = device.link = ThreadSupervisor(loop, manifest, device)
 
