@@ -7,7 +7,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from fakes.jobs_mode import FleetServices
@@ -46,7 +46,8 @@ def hosting(
     app = create_celery(options.broker, options.name, queues)
     id = f"host-{uuid.uuid4().hex[:8]}"
     of_host = HostOptions(id, "test", "0", options.broker, options.name, LORAS, grace=5.0)
-    host = WorkerHost(FleetStore(options.database, timeout=2.0), manifest, app, of_host, images)
+    store = FleetStore(options.database, timeout=2.0)
+    host = WorkerHost(store, manifest, app, of_host, images)
     device = host.worker_queue.add_device("cpu")
     supervisor = device.link = ThreadSupervisor(loop, manifest, device)
 
@@ -60,7 +61,7 @@ def hosting(
             await host.stop()
             await supervisor.stop()
 
-    with in_thread(run):
+    with closing(store), in_thread(run):
         yield host
 
 
