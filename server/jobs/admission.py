@@ -12,12 +12,12 @@ from server.errors import DeadlineUnreachable, MemoryShort, QueueFull
 from server.jobs.estimates import Estimates
 from server.jobs.free_memory import FreeMemory
 from server.jobs.live_job import LiveJob
+from server.jobs.queue_limit import SHARE, check_queue
 from server.jobs.queue_order import QueueOrder
 from server.jobs.storage.retention import Retention
 
 RETRY_SHARE = 4  # a refused client may come again when a fourth of the queue has been generated
 MEMORY_RETRY_SECONDS = 10.0
-SHARE = 3  # times the free places: a client with more jobs must wait, so that others always find a place
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,6 @@ class Admission:
     def check(self, live: LiveJob, unfinished: QueueOrder, admitted: Counter[str], admitted_bytes: int = 0) -> None:
         """Raise if a job cannot be accepted now.
 
-        A client may have SHARE times as many jobs as there are free places, as in the dynamic thresholds of Choudhury
-        and Hahne (IEEE/ACM Transactions on Networking, 1998).
-
         Args:
             admitted: number of accepted jobs that are not in `unfinished` yet, by client.
             admitted_bytes: of the images that these jobs begin with.
@@ -62,17 +59,8 @@ class Admission:
         if limits.free_bytes and self._free_memory() < limits.free_bytes:
             raise MemoryShort("The machine is short of memory; try again later.", MEMORY_RETRY_SECONDS)
         taken = len(unfinished) + admitted.total()
-        free = limits.queue - taken
         own = unfinished.by_client[live.job.client] + admitted[live.job.client]
-        if free <= 0:
-            raise QueueFull(
-                f"The queue is full, with {taken} unfinished jobs; try again later.", self._soon(unfinished)
-            )
-        if own >= SHARE * free:
-            raise QueueFull(
-                f"{own} of your jobs are unfinished; the last places are for other clients. Try again later.",
-                self._soon(unfinished),
-            )
+        check_queue(taken, own, limits.queue, lambda: self._soon(unfinished))
         if live.init_image_bytes:
             self._check_init_images(live, unfinished, admitted_bytes)
         if live.job.deadline is not None:

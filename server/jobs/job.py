@@ -14,6 +14,7 @@ from engine.request import ImageFormat, ImageRequest
 MAX_SEQUENCE = 2**63 - 1  # signed, 64 bits
 
 Priority = Literal["interactive", "batch"]
+MAX_TOTAL_ATTEMPTS = 4  # of a job over several servers; a job that kills servers must not do so for ever
 BATCH = "batch"  # share of all batch jobs
 BATCH_FACTOR = 8.0  # a client with interactive jobs gets as many times the workers' time as all batch jobs together
 
@@ -60,9 +61,7 @@ class Job:
     fingerprint: str  # hash of the body; a repeated key needs the same fingerprint
     created: float
     deadline: float | None = None
-    client: str = (
-        ""  # name for equal shares of the workers' time, such as an address; "" in the store once it has ended
-    )
+    client: str = ""  # name for equal shares of the workers' time, such as an address; "" in the store after its end
     previews: int = 0  # of each image
     priority: Priority = "interactive"
     model: str | None = None  # that it asks for; None for any

@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 
+from server.jobs.job import MAX_TOTAL_ATTEMPTS
 from server.jobs.live_job import LiveJob
 from server.jobs.storage.async_store import AsyncStore
 from server.jobs.tracker import JobTracker
 from server.jobs.worker_queue import WorkerQueue
-
-MAX_TOTAL_ATTEMPTS = 4  # of a job over several servers; a job that kills servers must not do so for ever
 
 
 async def recover(store: AsyncStore, tracker: JobTracker, worker_queue: WorkerQueue) -> None:

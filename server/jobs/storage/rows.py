@@ -22,7 +22,7 @@ from server.jobs.storage.database import Row, Value
 ROW_BYTES = 1 << 10  # estimate of a job's row without its request
 SIZE = f"(coalesce({{request_bytes}}, 0) + {ROW_BYTES})"  # bytes of an ended job without its images
 SIZE_WITH_IMAGES = (
-    f"{SIZE} + (SELECT CAST(coalesce(sum(coalesce(size, length(data))), 0) AS {{integer}}) FROM images WHERE job = id)"
+    f"{SIZE} + (SELECT CAST(coalesce(sum(length(data) + file_bytes), 0) AS {{integer}}) FROM images WHERE job = id)"
     " + (SELECT CAST(coalesce(sum(length(data)), 0) AS {integer}) FROM init_images WHERE job = id)"
 )
 COLUMNS = (*(field.name for field in fields(Job) if field.name != "sequence"), "lora")

@@ -68,6 +68,8 @@ class JobStore:
         bytes_since_prune: bytes that the last `prune` has not considered.
     """
 
+    _changeable = "id = ?"  # condition for the job that a method may change
+
     def __init__(
         self,
         database: Database | Path | str | None,
@@ -176,8 +178,9 @@ class JobStore:
         """Set a queued job to running and count an attempt. False: it is not queued, so do not generate it."""
         changed = self.database.execute(
             "UPDATE jobs SET state = 'running', attempts = attempts + 1,"
-            " started = coalesce(started, {greatest}({now}, created)) WHERE id = ? AND state = 'queued'",
-            id,
+            " started = coalesce(started, {greatest}({now}, created))"
+            f" WHERE {self._changeable} AND state = 'queued'",
+            *self._keys(id),
         )
         return changed == 1
 
@@ -187,8 +190,9 @@ class JobStore:
         Args:
             refund_attempt: True if the worker was stopped in order; False if it died.
         """
-        sql = "UPDATE jobs SET state = 'queued', attempts = attempts - ? WHERE id = ? AND state = 'running'"
-        return self.database.execute(sql, int(refund_attempt), id) == 1
+        sql = "UPDATE jobs SET state = 'queued', attempts = attempts - ?"
+        sql += f" WHERE {self._changeable} AND state = 'running'"
+        return self.database.execute(sql, int(refund_attempt), *self._keys(id)) == 1
 
     def finish(self, id: str) -> bool:
         """End a job that has all its images. False, as for `fail` and `cancel`: it had ended, or is unknown."""
@@ -282,19 +286,25 @@ class JobStore:
     def close(self) -> None:
         self.database.close()
 
+    def _keys(self, id: str) -> tuple[Value, ...]:
+        """Return the values of `_changeable`."""
+        return (id,)
+
     def _image_count(self, id: str) -> int | None:
         """Return the number of images that an unfinished job asks for; None for other jobs."""
-        rows = self.database.rows("SELECT image_count FROM jobs WHERE id = ? AND finished IS NULL", id)
+        sql = f"SELECT image_count FROM jobs WHERE {self._changeable} AND finished IS NULL {{for_update}}"
+        rows = self.database.rows(sql, *self._keys(id))
         return rows[0]["image_count"] if rows else None
 
     def _end(self, id: str, state: JobState, error: JobError | None = None) -> bool:
         key = "NULL" if error is not None and error.is_transient else "idempotency_key"
         ended = self.database.rows(
             f"UPDATE jobs SET state = ?, finished = {END}, error = ?, idempotency_key = {key}, client = '',"
-            f" lease = NULL, bytes = {SIZE_WITH_IMAGES} WHERE id = ? AND finished IS NULL RETURNING {SIZE} AS size",
+            f" lease = NULL, bytes = {SIZE_WITH_IMAGES} WHERE {self._changeable} AND finished IS NULL"
+            f" RETURNING {SIZE} AS size",
             state.value,
             to_json(error),
-            id,
+            *self._keys(id),
         )
         for row in ended:
             self.bytes_since_prune += row["size"]
