@@ -44,6 +44,7 @@ FoundLoras = tuple[tuple[str, Path], ...]  # name and file of each LoRA
 
 RUNTIME, SERVER, LIMITS, TIMEOUTS = RuntimeOptions(), ServerOptions(), Limits(), WorkerTimeouts()
 ARCHIVED = Retention()
+HOST_SETTINGS = ("metrics_host", "metrics_port")  # of zimage-worker alone
 
 
 class Settings(BaseSettings):
@@ -207,6 +208,13 @@ class Settings(BaseSettings):
     )
     load_seconds: float = Field(
         TIMEOUTS.load, gt=0, le=86400, description="Maximum time for a worker to load the plans, in seconds"
+    )
+
+    metrics_host: Host = Field(
+        "127.0.0.1", description="Address of the port for /health, /ready and /metrics; 0.0.0.0 for every interface"
+    )
+    metrics_port: int = Field(
+        8001, ge=0, le=65535, description="Port for /health, /ready and /metrics; 0 picks a free one"
     )
 
     log_format: LogFormat = Field("text", description="Format of log lines; json writes one object per line")

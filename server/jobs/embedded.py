@@ -26,6 +26,7 @@ from server.jobs.service import JobEvent, JobService, ServiceStatus
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.archive_writer import ArchiveWriter
 from server.jobs.storage.async_store import AsyncStore
+from server.jobs.storage.image_store import ImageStore
 from server.jobs.storage.store import HistoryPage, JobStore
 from server.jobs.tracker import JobTracker
 from server.jobs.worker_queue import WorkerQueue
@@ -51,11 +52,12 @@ class EmbeddedJobs(JobService):
         limits: Limits | None = None,
         archive: Archive | None = None,
         loras: tuple[str, ...] = (),
+        images: ImageStore | None = None,
     ) -> None:
         limits = limits or Limits()
         self.manifest, self.loras = manifest, loras
         self.metrics = Metrics()
-        self._store, self._async_store = store, AsyncStore(store, limits.history)
+        self._store, self._async_store = store, AsyncStore(store, limits.history, images)
         self._archive = ArchiveWriter(archive) if archive else None
         self._tracker = JobTracker(self._async_store, manifest, self.metrics, self._archive)
         self.worker_queue = WorkerQueue(self._tracker, self.metrics)
@@ -209,7 +211,7 @@ class EmbeddedJobs(JobService):
     async def delete(self, job_id: str) -> bool:
         if self._tracker.get(job_id) is not None:
             await self._async_store.flush()  # its end may not be stored yet
-        is_deleted = await self._async_store.call(self._store.delete, job_id)
+        is_deleted = await self._async_store.delete(job_id)
         self._events.forget_images(job_id)
         return is_deleted
 
@@ -229,7 +231,7 @@ class EmbeddedJobs(JobService):
             await live.ended.wait()
             await live.saved()
             return live.job, live.finished_images()
-        images = await self._async_store.call(self._store.images, job.id)
+        images = await self._async_store.images(job.id)
         ended = await self._async_store.call(self._store.get, job.id)
         if ended is None:
             raise JobNotFound(f"there is no job {job.id}, or it was deleted")

@@ -37,7 +37,7 @@ class JobEvents:
         async with self._reading:
             image = self._shared.get((job_id, index))
             if image is None:
-                image = await self._store.call(self._store.store.image, job_id, index)
+                image = await self._store.image(job_id, index)
                 if image is not None:
                     self._shared[job_id, index] = image
             return image

@@ -1,0 +1,106 @@
+"""Images in S3, Amazon's or that of another service, over obstore. Knows objects; neither rows nor formats."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from urllib.parse import parse_qsl, urlsplit
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+from server.errors import StoreUnavailable
+
+CONNECT_TIMEOUT, REQUEST_TIMEOUT = timedelta(seconds=5), timedelta(seconds=20)
+MAX_RETRIES, RETRY_TIMEOUT = 3, timedelta(seconds=10)  # for answers such as 503; the caller tries again later
+PAGE = 1000  # objects
+PARAMETERS = ("endpoint", "region")
+EXPECTED = "expected s3://BUCKET/PREFIX?endpoint=URL&region=NAME"
+ADVICE = {
+    "PermissionDeniedError": "its key must be allowed to list, read, write and delete there",
+    "UnauthenticatedError": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "FileNotFoundError": "the bucket must exist",
+}
+
+
+class S3Images:
+    """Objects PREFIX/JOB/NAME in a bucket; see `ImageStore`.
+
+    Credentials come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and so on, or from the machine's or pod's role.
+
+    Args:
+        url: `s3://BUCKET/PREFIX`; `?endpoint=URL` for another service than Amazon's, `&region=NAME` for its region.
+
+    Raises:
+        ValueError: the URL has another form.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._store = _open(url)
+        self._name = f"the bucket of images {url}"
+
+    async def put(self, job: str, name: str, media_type: str, data: bytes) -> None:
+        with self._explained():
+            # in one request: the parts of an upload that breaks off would stay, out of sight
+            await self._store.put_async(
+                f"{job}/{name}", data, attributes={"Content-Type": media_type}, use_multipart=False
+            )
+
+    async def get(self, job: str, name: str) -> bytes | None:
+        with self._explained():
+            try:
+                found = await self._store.get_async(f"{job}/{name}")
+            except FileNotFoundError as error:
+                if "NoSuchBucket" in str(error):
+                    raise
+                return None
+            return bytes(await found.bytes_async())
+
+    async def delete(self, job: str) -> None:
+        with self._explained():
+            async for page in self._store.list(f"{job}/", chunk_size=PAGE):
+                await self._store.delete_async([item["path"] for item in page])
+
+    async def jobs_before(self, time: float) -> AsyncIterator[set[str]]:
+        with self._explained():
+            async for page in self._store.list(chunk_size=PAGE):
+                new = {_job(item["path"]) for item in page if item["last_modified"].timestamp() >= time}
+                yield {_job(item["path"]) for item in page} - new
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise StoreUnavailable, with advice, for what the service refuses and for a service that is away."""
+        try:
+            yield
+        except (BaseError, OSError) as error:
+            reason = str(error).partition("\n")[0]  # the rest is for the library's authors
+            advice = ADVICE.get(type(error).__name__, "check that the service runs and can be reached")
+            raise StoreUnavailable(f"{self._name}: {reason}; {advice}") from error
+
+
+def _open(url: str) -> S3Store:
+    parts = urlsplit(url)
+    parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
+    unknown = set(parameters) - set(PARAMETERS)
+    if not parts.hostname or "@" in parts.netloc or parts.port or unknown or parts.fragment:
+        raise ValueError(f"{EXPECTED}, with credentials in AWS_ACCESS_KEY_ID and so on, got {url!r}")
+    endpoint = parameters.get("endpoint")
+    if endpoint is not None and (urlsplit(endpoint).scheme not in ("http", "https") or "@" in endpoint):
+        raise ValueError(f"the endpoint of S3 must be http://HOST:PORT or https://HOST, got {endpoint!r}")
+    options = {"region": parameters["region"]} if "region" in parameters else {}
+    return S3Store(
+        parts.netloc,
+        prefix=parts.path.strip("/") or None,
+        client_options={
+            "allow_http": endpoint is not None and endpoint.startswith("http:"),
+            "connect_timeout": CONNECT_TIMEOUT,
+            "timeout": REQUEST_TIMEOUT,
+        },
+        retry_config={"max_retries": MAX_RETRIES, "retry_timeout": RETRY_TIMEOUT},
+        **({"endpoint": endpoint} if endpoint else {}),
+        **options,
+    )
+
+
+def _job(path: str) -> str:
+    return path.partition("/")[0]
