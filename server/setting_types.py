@@ -13,9 +13,10 @@ from engine.size import Size
 from server.api.api_key import check_api_key
 from server.api.dialects.names import NONE, parse_dialect
 from server.api.public_address import PublicAddress
-from server.api.rate import Rate
 from server.http.host_names import parse_host
 from server.http.origins import parse_origin
+from server.jobs.rate import Rate
+from server.jobs.storage.image_store import check_url
 
 EMPTY = "is empty; perhaps the secret that should fill it does not exist. Give it a value, or unset it to do without"
 
@@ -58,6 +59,11 @@ def _public_url(value: str) -> str:
     return value
 
 
+def _images_url(value: str) -> str:
+    check_url(value)
+    return value
+
+
 def _network(value: str) -> str:
     try:
         return str(ip_network(value))
@@ -80,6 +86,7 @@ def _given(value: tuple[str, ...]) -> tuple[str, ...]:
 
 Host = Annotated[str, AfterValidator(_host)]
 PublicUrl = Annotated[str, AfterValidator(_public_url)]
+ImagesUrl = Annotated[str, AfterValidator(_images_url)]
 RateText = Annotated[str, AfterValidator(_rate)]
 UserPath = Annotated[Path, AfterValidator(user_path)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]

@@ -24,6 +24,7 @@ from server.setting_types import (
     Dialects,
     Host,
     Hosts,
+    ImagesUrl,
     Keys,
     Networks,
     Origins,
@@ -130,6 +131,13 @@ class Settings(BaseSettings):
         description="SQLite file for jobs and images (default: memory, which is lost at a restart)",
         title="FILE",
     )
+    images: ImagesUrl | None = Field(
+        SERVER.images,
+        description="Where images are kept: file:///FOLDER, which machines may share, or "
+        "s3://BUCKET/PREFIX?endpoint=URL&region=NAME with credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. "
+        "Each database needs a place of its own (default: in the database)",
+        title="URL",
+    )
     history_days: float = Field(
         LIMITS.history.max_age / DAY,
         ge=0,
@@ -226,6 +234,8 @@ class Settings(BaseSettings):
             self.runtime()
         except ZImageError as error:
             raise ValueError(str(error)) from error
+        if self.images is not None and self.database is None:
+            raise ValueError("--images needs --database, since only the database knows whose images these are")
         return self
 
     def runtime(self, loras: FoundLoras = ()) -> RuntimeOptions:
@@ -257,6 +267,7 @@ class Settings(BaseSettings):
             grace=self.grace,
             drain=self.drain_seconds,
             database=self.database,
+            images=self.images,
             archive=Archive(self.archive, archived) if self.archive else None,
             keys=self.keys,
             rate=self.rate,

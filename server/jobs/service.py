@@ -14,10 +14,12 @@ from server.jobs.device_status import DeviceStatus
 from server.jobs.follower import JobPreview, Progress
 from server.jobs.job import Job, StoredImage
 from server.jobs.metrics import Metrics
+from server.jobs.rate import Rate
 from server.jobs.storage.store import HistoryPage
+from server.jobs.storage.worker_info import WorkerInfo
 from server.worker.packed_image import PackedImage
 
-ServiceStatus = Literal["ok", "starting", "draining", "failing"]
+ServiceStatus = Literal["ok", "starting", "draining", "failing", "store_unavailable"]  # the last one: of a fleet
 
 JobEvent = Progress | JobPreview | StoredImage | Job  # the last one is the ended job
 
@@ -56,6 +58,10 @@ class JobService(ABC):
     def devices(self) -> list[DeviceStatus]:
         """Return the devices that generate images, with their workers."""
 
+    def workers(self) -> list[WorkerInfo]:
+        """Return the worker hosts of the fleet; none if the devices are this server's own."""
+        return []
+
     @abstractmethod
     def plan_ids(self) -> list[str]:
         """Return the ids of the plans that jobs may name."""
@@ -79,6 +85,14 @@ class JobService(ABC):
     @abstractmethod
     def fail_connected(self, reason: str) -> None:
         """Fail the jobs whose clients wait, since no worker starts."""
+
+    @abstractmethod
+    async def hit(self, client: str, rate: Rate) -> float:
+        """Count a request of a client and return 0; or return the seconds until its rate allows the next one.
+
+        Raises:
+            StoreUnavailable: several servers count together, and their store does not answer.
+        """
 
     @abstractmethod
     async def submit(self, job: Job, init_image: PackedImage | None = None) -> Job:
