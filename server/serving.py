@@ -30,7 +30,8 @@ from server.jobs.storage.image_store import open_image_store
 from server.jobs.storage.sqlite import open_private
 from server.jobs.storage.store import JobStore
 from server.uploads.limits import MAX_UPLOAD
-from server.worker.supervisor import Supervisor, WorkerTimeouts
+from server.worker.supervisor import WorkerTimeouts
+from server.worker.supervisors import Supervisors, WorkerCommand
 
 if TYPE_CHECKING:
     from server.app import AppOptions
@@ -87,12 +88,12 @@ class ServerOptions:
     timeouts: WorkerTimeouts = field(default_factory=WorkerTimeouts)
 
 
-def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, options: ServerOptions) -> None:
+def serve(sock: socket.socket, workers: Sequence[WorkerCommand], manifest: Manifest, options: ServerOptions) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         sock: socket bound to the address.
-        worker: command that starts a worker; the descriptor of the worker's socket is appended.
+        workers: commands that start the worker of each device.
 
     Raises:
         WorkerStartFailed: the worker cannot serve the plans.
@@ -105,20 +106,23 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, option
     with contextlib.suppress(KeyboardInterrupt), _lock(options.database):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _interrupt)
-        asyncio.run(_serve(sock, worker, manifest, options))
+        asyncio.run(_serve(sock, workers, manifest, options))
 
 
-async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, options: ServerOptions) -> None:
+async def _serve(
+    sock: socket.socket, workers: Sequence[WorkerCommand], manifest: Manifest, options: ServerOptions
+) -> None:
     throttle_accept_errors(asyncio.get_running_loop())
     most = max_connections(raise_limit())
     manifest = manifest if options.image_input else manifest.without_image_input()
     images = await open_image_store(options.images)
     jobs = EmbeddedJobs(JobStore(options.database), manifest, options.limits, options.archive, options.loras, images)
-    device = jobs.worker_queue.add_device("cpu")
-    supervisor = device.link = Supervisor(worker, device, options.timeouts)
-    starting = asyncio.create_task(supervisor.start())
+    supervisors = Supervisors(workers, jobs.worker_queue.add_device, options.timeouts)
+    for queue in jobs.worker_queue.queues:
+        queue.link = supervisors.all[queue.name]
+    starting = asyncio.create_task(supervisors.start())
     try:
-        launched = asyncio.create_task(supervisor.launched.wait())
+        launched = asyncio.create_task(supervisors.launched())
         await asyncio.wait((starting, launched), return_when=asyncio.FIRST_COMPLETED)
         from server.app import create_app  # while the worker loads
         from server.http.connections import Connections
@@ -135,7 +139,7 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
     finally:
         starting.cancel()
         await jobs.stop(options.grace)
-        await supervisor.stop()
+        await supervisors.stop()
 
 
 def _app_options(address: str, manifest: Manifest, options: ServerOptions) -> "AppOptions":

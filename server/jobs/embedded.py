@@ -56,14 +56,14 @@ class EmbeddedJobs(JobService):
         images: ImageStore | None = None,
     ) -> None:
         limits = limits or Limits()
-        self.manifest, self.loras = manifest, loras
+        self.manifest, self._loras = manifest, loras
         self.metrics = Metrics()
         self._store, self._async_store = store, AsyncStore(store, limits.history, images)
         self._archive = ArchiveWriter(archive) if archive else None
         self._tracker = JobTracker(self._async_store, manifest, self.metrics, self._archive)
         self.worker_queue = WorkerQueue(self._tracker, self.metrics)
         self._events = LiveJobEvents(self._tracker, self._async_store)
-        self._admission = Admission(limits, self._tracker.estimates)
+        self._admission = Admission(limits)
         self._admitting: Counter[str] = Counter()  # admitted jobs that are not in the store yet, by client
         self._admitting_bytes = 0  # of their init images
         self._limiters: dict[Rate, RateLimiter] = {}
@@ -132,6 +132,10 @@ class EmbeddedJobs(JobService):
 
     def plan_ids(self) -> list[str]:
         return [self.manifest.plan_id]
+
+    @property
+    def loras(self) -> tuple[str, ...]:
+        return self._loras
 
     def devices(self) -> list[DeviceStatus]:
         return self.worker_queue.devices()

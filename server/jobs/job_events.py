@@ -26,7 +26,7 @@ class JobEvents(ABC):
 
     def __init__(self) -> None:
         self._followers: Counter[str] = Counter()  # by job
-        self._reading = asyncio.Lock()
+        self._reading: WeakValueDictionary[tuple[str, int], asyncio.Lock] = WeakValueDictionary()
         self._shared: WeakValueDictionary[tuple[str, int], StoredImage] = WeakValueDictionary()
 
     @abstractmethod
@@ -43,12 +43,13 @@ class JobEvents(ABC):
 
     async def image(self, job_id: str, index: int) -> StoredImage | None:
         """Return an image; None if there is none."""
-        async with self._reading:
-            image = self._shared.get((job_id, index))
+        key = job_id, index
+        async with self._reading.setdefault(key, asyncio.Lock()):
+            image = self._shared.get(key)
             if image is None:
                 image = await self._read_image(job_id, index)
                 if image is not None:
-                    self._shared[job_id, index] = image
+                    self._shared[key] = image
             return image
 
     def forget_images(self, job_id: str) -> None:

@@ -31,12 +31,10 @@ class JobService(ABC):
 
     Attributes:
         manifest: of the plans that generate the images.
-        loras: names that requests may ask for.
         is_leaving: True once the server tells load balancers to move on; it still accepts jobs until `drain`.
     """
 
     manifest: Manifest
-    loras: tuple[str, ...]
     metrics: Metrics
     is_leaving: bool
 
@@ -53,6 +51,11 @@ class JobService(ABC):
     @abstractmethod
     def last_failure(self) -> str | None:
         """Reason for the last failure of what the status is about."""
+
+    @property
+    @abstractmethod
+    def loras(self) -> tuple[str, ...]:
+        """Names of LoRAs that requests may ask for."""
 
     @abstractmethod
     def devices(self) -> list[DeviceStatus]:

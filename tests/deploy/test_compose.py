@@ -5,10 +5,12 @@ import re
 import shutil
 import subprocess
 from functools import cache
+from pathlib import Path
 
 import pytest
 import yaml
 from fakes.deployment import DEPLOY, compose, example_environment, variables
+from fakes.nginx import checked, needs_nginx
 
 FOLDER = DEPLOY / "compose"
 
@@ -66,6 +68,15 @@ def test_nginx_knows_the_addresses_of_the_replicas() -> None:
     }
     (network,) = yaml.safe_load((FOLDER / "compose.yaml").read_text())["networks"]["fleet"]["ipam"]["config"]
     assert all(ipaddress.ip_address(each) in ipaddress.ip_network(network["subnet"]) for each in addresses.values())
+
+
+@needs_nginx
+def test_nginx_reads_its_configuration_with_the_replicas_of_compose(tmp_path: Path) -> None:
+    (tmp_path / "conf.d").mkdir()
+    volumes = [volume.split(":")[:2] for volume in compose("compose.yaml")["nginx"]["volumes"]]
+    for source, target in volumes:
+        shutil.copy(FOLDER / source, tmp_path / "conf.d" / Path(target).name)
+    assert "syntax is ok" in checked(tmp_path)
 
 
 def test_files_and_folders_that_are_mounted_or_built_exist() -> None:

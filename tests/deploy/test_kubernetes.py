@@ -77,7 +77,9 @@ def test_policies_select_pods_with_the_ports_that_they_name(overlay: str) -> Non
         ports = {port["name"] for pod in selected for port in ports_of(pod)}
         for rule in policy["spec"].get("ingress", ()):
             assert {port["port"] for port in rule["ports"]} <= ports
-    servers = {port for name, pod in workloads(overlay) for port in ports_of(pod, "containerPort") if "zimage" not in name}
+    servers = {
+        port for name, pod in workloads(overlay) for port in ports_of(pod, "containerPort") if "zimage" not in name
+    }
     (outward,) = (each for each in policies if each["metadata"]["name"] == "to-services")
     assert servers <= {port["port"] for rule in outward["spec"]["egress"] for port in rule["ports"]}
 

@@ -19,9 +19,13 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
         (program,) = re.findall(r"^ExecStart=(\S+)", text, re.MULTILINE)
         (tmp_path / unit.name.replace("@", "@all")).write_text(text.replace(program, "/bin/true"))
         units.append(unit.name.replace("@", "@all"))
-    done = subprocess.run(["systemd-analyze", "verify", *(f"./{unit}" for unit in units)], cwd=tmp_path, capture_output=True)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *(f"./{unit}" for unit in units)], cwd=tmp_path, capture_output=True
+    )
     said = done.stderr.decode()
-    assert len(units) == 2 and not [line for line in said.splitlines() if str(tmp_path) in line or "zimage" in line], said
+    assert len(units) == 2 and not [line for line in said.splitlines() if str(tmp_path) in line or "zimage" in line], (
+        said
+    )
     assert done.returncode == 0
 
 

@@ -119,9 +119,7 @@ def _of_systemd() -> Iterator[Command]:
                 environment |= variables((folder / Path(value.lstrip("-")).name).read_text())
         settings = dict(lines)
         program, *arguments = settings["ExecStart"].replace("%i", "all").split()
-        yield Command(
-            unit.name, Path(program).name, tuple(arguments), environment, float(settings["TimeoutStopSec"])
-        )
+        yield Command(unit.name, Path(program).name, tuple(arguments), environment, float(settings["TimeoutStopSec"]))
 
 
 def _of_kubernetes(overlay: str) -> Iterator[Command]:

@@ -62,13 +62,7 @@ def behind_nginx(
     (folder / "conf.d").mkdir()
     for name, text in files.items():
         (folder / "conf.d" / name).write_text(text)
-    temp_paths = "\n    ".join(f"{name}_temp_path {folder}/{name};" for name in TEMP_PATHS)
-    (folder / "nginx.conf").write_text(MAIN.format(folder=folder, temp_paths=temp_paths))
-    folder.chmod(0o755)
-    assert NGINX is not None
-    command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]
-    if os.geteuid() == 0:
-        command += ["-g", "user root;"]  # for the folder
+    command = _command(folder)
     with (folder / "log").open("w") as log, subprocess.Popen(command, stderr=log) as nginx:
         try:
             _wait_until_listening(nginx, port, folder / "log")
@@ -77,11 +71,27 @@ def behind_nginx(
             nginx.terminate()
 
 
+def checked(folder: Path) -> str:
+    """Return what nginx says of the configuration in the folder's conf.d, without running it."""
+    done = subprocess.run([*_command(folder), "-t"], capture_output=True, text=True)
+    return done.stderr
+
+
 def free_port() -> int:
     """Return a port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port
+
+
+def _command(folder: Path) -> list[str]:
+    """Write nginx.conf into a folder, for the files in its conf.d, and return the command that runs nginx with it."""
+    temp_paths = "\n    ".join(f"{name}_temp_path {folder}/{name};" for name in TEMP_PATHS)
+    (folder / "nginx.conf").write_text(MAIN.format(folder=folder, temp_paths=temp_paths))
+    folder.chmod(0o755)
+    assert NGINX is not None
+    command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]
+    return [*command, "-g", "user root;"] if os.geteuid() == 0 else command  # for the folder
 
 
 def _wait_until_listening(nginx: subprocess.Popen[bytes], port: int, log: Path) -> None:
