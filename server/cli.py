@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from engine.errors import ZImageError
-from engine.module_command import module_command
 from engine.plan.directory import read, resolve
 from engine.plan.guide import Guide
 from server import logs, lora_folder, settings_sources, tracing
@@ -15,6 +14,7 @@ from server.http.host_names import HostNames
 from server.http.sockets import bind_socket, bracketed
 from server.serving import serve
 from server.settings import Settings
+from server.worker.supervisors import worker_commands
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +30,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             directory = resolve(given.engines)
             manifest = read(directory, verify=False)  # the worker verifies
             loras = lora_folder.find(given.loras, manifest) if given.loras else ()
-            worker = module_command(
-                "server.worker.process",
-                str(directory),
-                given.runtime(loras).encode(),
+            workers = worker_commands(
+                directory,
+                given.runtime(loras),
+                given.workers(manifest.target.flavor),
                 given.log_format,
                 given.log_level,
             )
-            serve(sock, worker, manifest, replace(given.server(loras), guide=Guide.read(directory)))
+            serve(sock, workers, manifest, replace(given.server(loras), guide=Guide.read(directory)))
     except (ZImageError, OSError) as error:
         sys.exit(f"zimage-serve: {error}")
 

@@ -105,7 +105,7 @@ async def submit_request(request: Request, jobs: JobService, owner: str | None, 
     """
     model: ServedModel = request.app.state.model
     model.check(submission.model)
-    request.app.state.authenticator.count(request, owner)
+    await request.app.state.authenticator.count(request, owner)
     key, client, packed = request.headers.get("idempotency-key"), client_of(request, owner), None
     if submission.upload is not None:
         submission, init_image = await _with_init_image(jobs, submission, image_input(request), client)

@@ -32,6 +32,7 @@ from server.jobs.storage.archive import Archive
 from server.jobs.storage.store import JobStore
 from server.serving import ServerOptions, serve
 from server.worker.supervisor import Supervisor, WorkerListener, WorkerTimeouts
+from server.worker.supervisors import WorkerCommand
 from server.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ def main(
     drain: str = "0",
     port: str = "0",
     shared_history: str = "yes",
+    devices: str = "cpu",
 ) -> None:
     options = ServerOptions(
         float(grace),
@@ -193,7 +195,7 @@ def main(
     )
     worker = [sys.executable, "-m", "fakes.loop", seconds_per_step]
     with bind_socket("127.0.0.1", int(port)) as sock:
-        serve(sock, worker, MANIFEST, options)
+        serve(sock, [WorkerCommand(name, worker) for name in devices.split()], MANIFEST, options)
 
 
 if __name__ == "__main__":

@@ -39,20 +39,24 @@ class AsyncStore:
     Args:
         retention: of jobs that have ended, with their images.
         images: keeps the bytes of new images; None for the database.
+        threads: that call the store; more than one only for a database that many may use at once.
 
     Attributes:
-        store: for its methods, which go through `call` and `write_later`. Images are read and written, and jobs deleted,
-            by the methods here.
+        store: for its methods, which go through `call` and `write_later`. Images are read and written, and jobs ended
+            and deleted, by the methods here.
     """
 
-    def __init__(self, store: JobStore, retention: Retention, images: ImageStore | None = None) -> None:
+    def __init__(
+        self, store: JobStore, retention: Retention, images: ImageStore | None = None, threads: int = 1
+    ) -> None:
         self.store = store
         self._retention = retention
         self._files = None if images is None else ImageFiles(images)
         self._deletion = None
         if images is not None:
-            self._deletion = ImageDeletion(images, store, self.call, retention.max_age)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")  # keeps the order of the calls
+            store.deleted.may_have_files = True
+            self._deletion = ImageDeletion(images, store.deleted, self.call, retention.max_age)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="store")  # one keeps the order of the calls
         self._calls_in_thread = 0  # while there are any, no other thread may use the store
         self._writes: asyncio.Queue[Write] = asyncio.Queue()
         self._pending_writes = 0
@@ -75,7 +79,7 @@ class AsyncStore:
             task.cancel()
         if self._files is not None:
             self._files.close()
-        self._thread.shutdown()
+        self._threads.shutdown()
         self.store.close()
 
     async def call(self, method: Callable[..., T], *args: object) -> T:
@@ -90,9 +94,10 @@ class AsyncStore:
         Raises:
             StoreUnavailable: also if the disk takes small jobs but no images, which would fill the memory.
         """
-        is_refused = self._is_refused or (self._files is not None and self._files.is_refused)
-        if is_refused and self.pending_writes > MAX_REFUSED_WRITES:
-            raise StoreUnavailable(f"{self.pending_writes} writes wait; the server's log says why")
+        if self._is_refused and self._pending_writes > MAX_REFUSED_WRITES:
+            raise StoreUnavailable(f"{self._pending_writes} writes wait for the disk; free disk space")
+        if self._files is not None and self._files.is_refused and self._files.pending > MAX_REFUSED_WRITES:
+            raise StoreUnavailable(f"{self._files.pending} images wait for their store; the server's log says why")
         return await self.call(self.store.add, job, init_image)
 
     async def image(self, id: str, index: int) -> StoredImage | None:
@@ -170,7 +175,7 @@ class AsyncStore:
 
     async def call_in_thread(self, method: Callable[..., T], *args: object) -> T:
         """Return the result of a method that may take long, without holding up the event loop."""
-        call = asyncio.get_running_loop().run_in_executor(self._thread, method, *args)
+        call = asyncio.get_running_loop().run_in_executor(self._threads, method, *args)
         self._calls_in_thread += 1
         call.add_done_callback(self._on_call_done)
         return await asyncio.shield(call)  # a cancelled caller leaves the call running
