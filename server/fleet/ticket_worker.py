@@ -56,13 +56,12 @@ class TicketWorker:
     Args:
         app: Celery application, with the queues to consume.
         name: of the host, unique in the fleet.
-        concurrency: number of tickets that are held at once.
         hold: called in a thread with a job's id; the ticket is acknowledged when it returns. False: the ticket goes
             back to its queue, for another host.
     """
 
-    def __init__(self, app: Celery, name: str, concurrency: int, hold: Callable[[str], bool]) -> None:
-        self._app, self._name, self._concurrency = app, name, concurrency
+    def __init__(self, app: Celery, name: str, hold: Callable[[str], bool]) -> None:
+        self._app, self._name, self._concurrency = app, name, 1
         self._worker: WorkController | None = None
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="celery", daemon=True)  # may hang with a broker
@@ -73,7 +72,9 @@ class TicketWorker:
 
         app.task(name=TASK, acks_late=True, reject_on_worker_lost=True, ignore_result=True, shared=False)(take)
 
-    def start(self) -> None:
+    def start(self, concurrency: int) -> None:
+        """Begin to take tickets, and hold up to `concurrency` of them at once, from each queue."""
+        self._concurrency = concurrency
         for name in ("celery", "kombu"):  # a line for each ticket, and one for each attempt to connect
             logging.getLogger(name).setLevel(logging.WARNING)
         self._thread.start()

@@ -1,6 +1,5 @@
 """Worker hosts whose engines generate plain colours, in processes of their own. As a script: such a host."""
 
-import asyncio
 import json
 import os
 import signal
@@ -21,14 +20,14 @@ from fakes.server import SHORT_TIMEOUTS
 
 from engine.request import ImageRequest
 from server.errors import StoreUnavailable
-from server.fleet.celery_app import create_celery, queues_of_host, send_ticket
 from server.fleet import host
-from server.fleet.host import HostOptions, WorkerHost
+from server.fleet.celery_app import create_celery, send_ticket
+from server.fleet.host import HostOptions
 from server.hosting import run_host
 from server.jobs.job import Job, JobState
 from server.jobs.storage import fleet_store
 from server.jobs.storage.fleet_store import FleetStore
-from server.worker.supervisor import Supervisor
+from server.worker.supervisors import WorkerCommand
 
 FLEET = "test"
 READY_SECONDS = 60.0
@@ -194,7 +193,6 @@ class Fleet(Submitter):
 def main(text: str) -> None:
     given = json.loads(text)
     manifest, loras = replace(MANIFEST, plan_id=given["plan_id"]), tuple(given["loras"])
-    app = create_celery(given["broker"], FLEET, queues_of_host(FLEET, manifest.model.name, manifest.plan_id, loras))
     fleet_store.LEASE_SECONDS, host.HEARTBEAT_SECONDS = given["lease"], given["lease"] / 5
     options = HostOptions(
         id=given["id"],
@@ -206,18 +204,10 @@ def main(text: str) -> None:
         grace=given["grace"],
     )
 
-    async def run() -> None:
-        store = fleet_store.FleetStore(given["database"])
-        worker_host = WorkerHost(store, manifest, app, 4 * given["devices"], options)
-        supervisors = []
-        for number in range(given["devices"]):
-            queue = worker_host.worker_queue.add_device(str(number))
-            command = [sys.executable, "-m", "fakes.loop", str(given["seconds_per_step"])]
-            queue.link = Supervisor(command, queue, SHORT_TIMEOUTS)
-            supervisors.append(queue.link)
-        await run_host(worker_host, supervisors, socket.socket(fileno=given["socket"]))
-
-    asyncio.run(run())
+    command = (sys.executable, "-m", "fakes.loop", str(given["seconds_per_step"]))
+    workers = [WorkerCommand(f"cpu:{number}", command) for number in range(given["devices"])]
+    probes = socket.socket(fileno=given["socket"])
+    run_host(probes, workers, manifest, given["database"], options, timeouts=SHORT_TIMEOUTS)
 
 
 if __name__ == "__main__":

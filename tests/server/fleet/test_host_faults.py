@@ -1,4 +1,4 @@
-"""Faults of a fleet, with real servers and processes: nothing accepted is lost, stored twice, or left without an end."""
+"""Faults of a fleet, with real servers and processes: nothing accepted is lost, stored twice or left without an end."""
 
 import time
 from collections.abc import Iterator

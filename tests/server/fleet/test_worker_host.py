@@ -4,18 +4,17 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-import httpx
 import numpy as np
 import pytest
-from fakes.loop import KILL_PROMPT, MANIFEST, NAN_PROMPT
 from fakes.server import decoded
 from fakes.worker_host import FLEET, Fleet
 
 from engine.request import ImageRequest
 from server.fleet.celery_app import send_ticket
 from server.fleet.event_bus import EventBus
-from server.fleet.events import CancelJob, Event, ImageStored, JobEnded, JobRunning
+from server.fleet.events import Event, ImageStored, JobEnded, JobRunning
 from server.jobs.job import Job, JobState
+
 
 @pytest.fixture
 def fleet(redis_url: str, postgres_url: str) -> Iterator[Fleet]:
