@@ -131,4 +131,4 @@ def host(setup: Setup, links: Links, name: str) -> Program:
     """Return a `zimage-worker` that is not started yet."""
     port = free_port()
     options = [*links.options(), "--devices", "cpu:1", "--metrics-port", str(port), "--threads", str(setup.threads)]
-    return Program(name, setup.command("server.fleet.worker_cli", *options), f"http://127.0.0.1:{port}", setup.folder)
+    return Program(name, setup.command("server.worker_cli", *options), f"http://127.0.0.1:{port}", setup.folder)

@@ -213,7 +213,10 @@ class WorkerHost:
     async def _claim(self, images: int) -> list[LiveJob]:
         """Claim jobs with up to a number of images, and return those that begin here."""
         loaded = [(choice and choice.name, size) for choice, size in self.worker_queue.loaded()]
+        began = time.time()
         claimed = await asyncio.to_thread(self._store.claim, self.info(), loaded, images, self._size)
+        for each in claimed:
+            self._tracker.traces.claimed(each.job, self._options.id, began)
         begun = [live for each in claimed if (live := self._begin(each))]
         self.worker_queue.send_pending()
         return begun

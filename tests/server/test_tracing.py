@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import httpx
 import pytest
 from fakes.jobs import METADATA, image, job
+from fakes.jobs_mode import FleetServices
 from fakes.loop import FakeLoop
 from fakes.processes import PYTHONPATH
 from fakes.server import serving
@@ -57,28 +58,34 @@ def parents(exporter: InMemorySpanExporter) -> dict[str, str]:
     return {span.name: names[span.parent.span_id] for span in finished if span.parent and span.parent.span_id in names}
 
 
-def test_request_is_one_trace_from_http_to_each_stage(exporter: InMemorySpanExporter) -> None:
+@pytest.fixture(params=["embedded", "redis"])
+def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Have `serving` generate images in the server's own worker, or in a fleet."""
+    if request.param == "redis":
+        new_database = request.getfixturevalue("postgres").fresh_url
+        services = FleetServices(request.getfixturevalue("redis_url"), new_database)
+        monkeypatch.setattr(FleetServices, "current", services)
+    return str(request.param)
+
+
+def test_request_is_one_trace_from_http_to_each_stage(exporter: InMemorySpanExporter, mode: str) -> None:
     with serving(FakeLoop()) as server:
         headers = {"traceparent": TRACEPARENT}
         answer = httpx.post(f"{server}/v1/images/generations", json=BODY, headers=headers, timeout=60)
         assert answer.status_code == 200
         httpx.get(f"{server}/health")
     found = spans(exporter)
-    request = "POST /v1/images/generations"
-    assert {name: len(same) for name, same in found.items()} == {
-        request: 1,
-        "queue": 1,
-        "generate": 1,
-        "image": 2,
-        **dict.fromkeys(STAGES_OF_THE_FAKE, 2),
-    }
+    request, claim = "POST /v1/images/generations", {} if mode == "embedded" else {"claim": 1}
+    stages = dict.fromkeys(STAGES_OF_THE_FAKE, 2)
+    assert {name: len(same) for name, same in found.items()} == (
+        {request: 1, "queue": 1, "generate": 1, "image": 2} | claim | stages
+    )
     assert {span.context.trace_id for same in found.values() for span in same if span.context} == {int(TRACE, 16)}
-    assert parents(exporter) == {
-        "queue": request,
-        "generate": request,
-        "image": "generate",
-        **dict.fromkeys(STAGES_OF_THE_FAKE, "image"),
-    }
+    assert parents(exporter) == (
+        {"queue": request, "generate": request, "image": "generate"}
+        | dict.fromkeys(claim, request)
+        | dict.fromkeys(stages, "image")
+    )
     (http,), (generate,) = found[request], found["generate"]
     assert http.parent is not None and http.parent.span_id == int("b7ad6b7169203331", 16)
     assert http.attributes is not None and generate.attributes is not None
