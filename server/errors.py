@@ -34,9 +34,17 @@ class JobRefused(ZImageError):
 
 
 class QueueFull(JobRefused):
-    """As many jobs are unfinished as the server takes."""
+    """As many jobs are unfinished as the server takes.
+
+    Args:
+        taken, own: unfinished jobs of all clients, and of this one.
+    """
 
     code = "queue_full"
+
+    def __init__(self, message: str, retry_after: float, taken: int = 0, own: int = 0) -> None:
+        super().__init__(message, retry_after)
+        self.taken, self.own = taken, own
 
 
 class DeadlineUnreachable(JobRefused):

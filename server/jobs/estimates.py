@@ -10,6 +10,7 @@ from engine.plan.manifest import Manifest
 from engine.size import Size
 from engine.stages import StageTimes
 from server.jobs.live_job import LiveJob
+from server.jobs.storage.worker_info import SizeAverage
 
 WEIGHT = 0.2  # of the newest image in the moving averages
 MAX_SIZES = 32  # that are remembered; those of the newest images
@@ -48,6 +49,14 @@ class Estimates:
     def is_empty(self) -> bool:
         """True before the first image is finished."""
         return not self._averages
+
+    @property
+    def averages(self) -> tuple[SizeAverage, ...]:
+        """What is learned, for other processes; the newest size last."""
+        return tuple(
+            SizeAverage(width=size.width, height=size.height, per_pass=average.per_pass, fixed=average.fixed)
+            for size, average in self._averages.items()
+        )
 
     def remaining(self, live: LiveJob, indices: Collection[int] | None = None) -> float:
         """Return the seconds of the engine's time that a job still needs; 0 before the first image is finished.

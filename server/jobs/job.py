@@ -14,6 +14,7 @@ from engine.request import ImageFormat, ImageRequest
 MAX_SEQUENCE = 2**63 - 1  # signed, 64 bits
 
 Priority = Literal["interactive", "batch"]
+MAX_TOTAL_ATTEMPTS = 4  # of a job over several servers; a job that kills servers must not do so for ever
 BATCH = "batch"  # share of all batch jobs
 BATCH_FACTOR = 8.0  # a client with interactive jobs gets as many times the workers' time as all batch jobs together
 
@@ -60,9 +61,7 @@ class Job:
     fingerprint: str  # hash of the body; a repeated key needs the same fingerprint
     created: float
     deadline: float | None = None
-    client: str = (
-        ""  # name for equal shares of the workers' time, such as an address; "" in the store once it has ended
-    )
+    client: str = ""  # name for equal shares of the workers' time, such as an address; "" in the store after its end
     previews: int = 0  # of each image
     priority: Priority = "interactive"
     model: str | None = None  # that it asks for; None for any
@@ -91,14 +90,23 @@ class Job:
         return 1.0 if self.priority == "interactive" else BATCH_FACTOR
 
 
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image in an image store."""
+
+    name: str  # among the files of its job
+    bytes: int
+
+
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class StoredImage:
     """An encoded image of a job, with its metadata."""
 
     index: int  # into the job's requests
     media_type: str
-    data: bytes
+    data: bytes  # empty if the image store has them and has not been asked
     metadata: ImageMetadata
+    file: ImageFile | None = None  # None if the bytes are in the database
 
 
 def new_id() -> str:

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from engine.images.metadata import ImageMetadata
 from engine.stages import StageTimes
@@ -100,6 +101,10 @@ class Metrics:
     def add_gauges(self, gauges: Gauges) -> None:
         """Add gauges by name, read at each request; those whose names end in _total are counters."""
         self._registry.register(_Gauges(gauges))
+
+    def add_collector(self, collector: Collector) -> None:
+        """Add metrics with labels of their own."""
+        self._registry.register(collector)
 
     def job_accepted(self, job: Job) -> None:
         self._accepted.labels(job.api).inc()

@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 
+from server.jobs.job import MAX_TOTAL_ATTEMPTS
 from server.jobs.live_job import LiveJob
 from server.jobs.storage.async_store import AsyncStore
 from server.jobs.tracker import JobTracker
 from server.jobs.worker_queue import WorkerQueue
-
-MAX_TOTAL_ATTEMPTS = 4  # of a job over several servers; a job that kills servers must not do so for ever
 
 
 async def recover(store: AsyncStore, tracker: JobTracker, worker_queue: WorkerQueue) -> None:
@@ -15,7 +14,7 @@ async def recover(store: AsyncStore, tracker: JobTracker, worker_queue: WorkerQu
     found = []
     unfinished, sizes = await store.call(store.store.recover), await store.call(store.store.init_image_bytes)
     for job in unfinished:
-        images = await store.call(store.store.images, job.id)
+        images = await store.images(job.id)
         job = replace(job, client=job.client or job.owner or "")  # version 4 stored no clients
         by_index = {image.index: image for image in images}
         found.append(LiveJob(job, images=by_index, init_image_bytes=sizes.get(job.id, 0)))

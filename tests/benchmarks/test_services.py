@@ -12,6 +12,8 @@ import redis as redis_client
 from fakes.processes import ROOT
 from fakes.services import PostgreSql, RabbitMq, Redis, Service, new
 
+from benchmarks.services.service import is_alive
+
 KINDS = (PostgreSql, Redis, RabbitMq)
 
 
@@ -64,12 +66,19 @@ def test_killed_server_returns_with_its_data(kind: type[Service]) -> None:
         service.restart()
         assert service.pid != before
         assert read(url) == "kept"
-        assert not any(process.is_running() for process in processes)
-        service.stop()
-        service.start()
+        assert not any(map(is_alive, processes))
         folder, last = service.folder, psutil.Process(service.pid)
     assert not folder.exists()
-    assert not last.is_running()
+    assert not is_alive(last)
+
+
+@pytest.mark.parametrize("kind", [PostgreSql, Redis])
+def test_stopped_server_returns_with_its_data(kind: type[Service]) -> None:
+    with new(kind) as service:
+        write(service.url, "kept")
+        service.stop()
+        service.start()
+        assert read(service.url) == "kept"
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-Value = str | bytes | int | float | None
+Value = str | bytes | int | float | list[str] | list[int] | None  # lists: PostgreSQL only
 TRANSLATIONS = 512  # statements that are remembered; few have more than one form
 
 
@@ -40,6 +40,7 @@ class Fragments:
 
     Attributes:
         now: unix seconds by the clock that the store goes by.
+        for_update: locks the rows of a SELECT until the end of the transaction.
         greatest: name of the function that returns the greatest of its arguments.
         request_bytes: bytes of the column `request`.
         whole_image: condition for a row of `images` that can be read.
@@ -48,6 +49,7 @@ class Fragments:
     """
 
     now: str
+    for_update: str
     greatest: str
     request_bytes: str
     whole_image: str

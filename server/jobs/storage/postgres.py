@@ -38,6 +38,7 @@ ADVICE = {  # by the code of an error, or its class
 }
 FRAGMENTS = Fragments(
     now="CAST(extract(epoch FROM statement_timestamp()) AS double precision)",
+    for_update="FOR UPDATE",
     greatest="greatest",
     request_bytes="octet_length(request)",
     whole_image="true",

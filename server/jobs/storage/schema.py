@@ -22,11 +22,12 @@ NEW_COLUMNS = (  # of `jobs` in version 5
     "trace TEXT",
     "worker TEXT",
     "lease {real}",
+    "charged {real} NOT NULL DEFAULT 0",  # to its client, by the claim that holds it
     "losses {integer} NOT NULL DEFAULT 0",  # hosts that vanished while they held the job
     "steps_done {integer} NOT NULL DEFAULT 0",
 )
-SIZE = "size {integer}"  # of an image whose bytes are elsewhere; its data are empty
-REMOVED_IMAGES = """CREATE TABLE removed_images (
+FILE = ("file TEXT", "file_bytes {integer} NOT NULL DEFAULT 0")  # of an image that is kept elsewhere; no data then
+DELETED_IMAGES = """CREATE TABLE deleted_images (
     job TEXT NOT NULL PRIMARY KEY -- deleted, but its images may still be in the store of images
 )"""
 JOBS = f"""CREATE TABLE jobs (
@@ -69,11 +70,11 @@ TABLES = (
         media_type TEXT NOT NULL,
         metadata TEXT NOT NULL,
         data {{blob}} NOT NULL,
-        {SIZE},
+        {", ".join(FILE)},
         PRIMARY KEY (job, number)
     )""",
     INIT_IMAGES,
-    REMOVED_IMAGES,
+    DELETED_IMAGES,
 )
 FLEET_TABLES = (
     """CREATE TABLE workers (
@@ -82,13 +83,16 @@ FLEET_TABLES = (
         seen {real} NOT NULL,
         is_draining {integer} NOT NULL DEFAULT 0
     )""",
-    # what `Shares` keeps: clients get equal shares among the jobs of a model
+    # what each client has been charged for the jobs of a model; see `Claims`
     """CREATE TABLE shares (
         model TEXT NOT NULL,
         client TEXT NOT NULL,
         spent {real} NOT NULL,
         PRIMARY KEY (model, client)
     )""",
+    "CREATE TABLE virtual_times (model TEXT NOT NULL PRIMARY KEY, now {real} NOT NULL)",
+    "CREATE TABLE janitor (last_run {real} NOT NULL)",
+    "INSERT INTO janitor (last_run) VALUES (0)",
     "CREATE TABLE rates (client TEXT NOT NULL PRIMARY KEY, due {real} NOT NULL)",
     "CREATE INDEX jobs_waiting ON jobs (model, sequence) WHERE finished IS NULL AND worker IS NULL",
     "CREATE INDEX jobs_held ON jobs (worker) WHERE finished IS NULL AND worker IS NOT NULL",
@@ -97,7 +101,7 @@ UPGRADES = {  # statements that make the next version of one
     3: (INIT_IMAGES,),
     4: (
         *(f"ALTER TABLE jobs ADD COLUMN {column}" for column in NEW_COLUMNS),
-        f"ALTER TABLE images ADD COLUMN {SIZE}",
-        REMOVED_IMAGES,
+        *(f"ALTER TABLE images ADD COLUMN {column}" for column in FILE),
+        DELETED_IMAGES,
     ),
 }

@@ -36,6 +36,7 @@ ADVICE = {
 
 FRAGMENTS = Fragments(
     now="unix_time()",
+    for_update="",  # a transaction excludes all other writers
     greatest="max",
     request_bytes="length(CAST(request AS BLOB))",
     # neither expression reads an image

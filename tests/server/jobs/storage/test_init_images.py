@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from fakes.databases import Place
 from fakes.jobs import image, init_image, job, stored_size
 
 from engine.request import ImageRequest
@@ -42,26 +43,27 @@ OLD_JOB = (
 
 
 def rows(store: JobStore) -> int:
-    count: int = store.database.rows("SELECT count(*) FROM init_images")[0][0]
+    count: int = store.database.rows("SELECT count(*) AS count FROM init_images")[0]["count"]
     return count
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_init_image_is_read_back_with_its_job_only(path: Path, in_memory: bool) -> None:
-    with closing(JobStore(None if in_memory else path)) as store:
+def test_init_image_is_read_back_with_its_job_only(place: Place) -> None:
+    with closing(place.open()) as store:
         first, other = store.add(job(), PACKED), store.add(job())
         assert store.init_image(first.id) == PACKED
         assert store.init_image(other.id) is store.init_image("unknown") is None
         assert store.init_image_bytes() == {first.id: init_image().nbytes}
 
 
-def test_repeated_key_keeps_the_first_init_image(store: JobStore) -> None:
+def test_repeated_key_keeps_the_first_init_image(either_store: JobStore) -> None:
+    store = either_store
     first = store.add(job(idempotency_key="key"), PACKED)
     assert store.add(job(idempotency_key="key"), PackedImage(b"other", 5)) == first
     assert store.init_image(first.id) == PACKED and rows(store) == 1
 
 
-def test_init_image_is_deleted_with_its_job(store: JobStore) -> None:
+def test_init_image_is_deleted_with_its_job(either_store: JobStore) -> None:
+    store = either_store
     ids = [store.add(job(), PACKED).id for _ in range(3)]
     for id in ids:
         store.cancel(id)
@@ -71,17 +73,18 @@ def test_init_image_is_deleted_with_its_job(store: JobStore) -> None:
     assert rows(store) == 0 and store.init_image(ids[1]) is None
 
 
-def test_bytes_of_init_images_count_against_the_history(store: JobStore) -> None:
+def test_bytes_of_init_images_count_against_the_history(either_store: JobStore) -> None:
+    store = either_store
     wanted = job()
     assert store.bytes_since_prune == 0
     store.add(wanted, PACKED)
     assert store.bytes_since_prune == len(PACKED.data)
     store.cancel(wanted.id)
-    ((size,),) = store.database.rows("SELECT bytes FROM jobs")
-    assert size == stored_size(wanted) + len(PACKED.data)
+    assert store.database.rows("SELECT bytes FROM jobs")[0]["bytes"] == stored_size(wanted) + len(PACKED.data)
 
 
-def test_prune_deletes_jobs_whose_init_images_are_too_many_bytes(store: JobStore) -> None:
+def test_prune_deletes_jobs_whose_init_images_are_too_many_bytes(either_store: JobStore) -> None:
+    store = either_store
     ids = []
     for _ in range(3):
         id = store.add(job(), PACKED).id

@@ -3,9 +3,9 @@
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from fakes.databases import Place
 from fakes.jobs import ERROR, Clock, image, job
 
 from engine.request import MAX_SEED, ImageRequest
@@ -19,13 +19,24 @@ def test_ids_are_long_and_unique() -> None:
     assert all(id.startswith("job_") and len(id) == 36 for id in ids)
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_stored_job_and_images_are_read_back_unchanged(path: Path, in_memory: bool) -> None:
+def test_stored_job_and_images_are_read_back_unchanged(place: Place) -> None:
     request = ImageRequest('"quotes", \0 and 红色的圆\U0001f534', 640, 512, MAX_SEED, 9)
     wanted = job(
-        2, request=request, format=ImageFormat("webp", 80), owner="null", idempotency_key="1", deadline=1e9 + 0.1
+        2,
+        request=request,
+        format=ImageFormat("webp", 80),
+        owner="null",
+        idempotency_key="1",
+        deadline=1e9 + 0.1,
+        client="192.0.2.1",
+        previews=3,
+        priority="batch",
+        model="nano",
+        plan_id="a plan",
+        cost=0.1,
+        trace="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     )
-    with closing(JobStore(None if in_memory else path)) as store:
+    with closing(place.open()) as store:
         assert store.add(wanted) == replace(wanted, sequence=1)
         assert store.get(wanted.id) == replace(wanted, sequence=1)
         for index in (1, 0):
@@ -40,7 +51,8 @@ def test_database_uses_wal_and_normal_synchronous(store: JobStore) -> None:
     assert store.database.connection.execute("PRAGMA synchronous").fetchone()[0] == 1  # NORMAL
 
 
-def test_unknown_id_returns_nothing_and_changes_nothing(store: JobStore) -> None:
+def test_unknown_id_returns_nothing_and_changes_nothing(either_store: JobStore) -> None:
+    store = either_store
     assert store.get("job_x") is None
     assert store.image("job_x", 0) is None
     assert store.images("job_x") == store.metadata("job_x") == []
@@ -55,7 +67,8 @@ def test_job_of_an_older_version_gets_the_defaults_of_new_fields(store: JobStore
     assert store.get(id).request == ImageRequest("old")
 
 
-def test_history_pages_do_not_shift_when_jobs_are_added_or_deleted(store: JobStore) -> None:
+def test_history_pages_do_not_shift_when_jobs_are_added_or_deleted(either_store: JobStore) -> None:
+    store = either_store
     ids = [store.add(job()).id for _ in range(6)]
     first = store.history(2).jobs
     store.add(job())
@@ -73,9 +86,9 @@ ENDS = {
 
 
 @pytest.mark.parametrize("first", ENDS)
-def test_ended_job_takes_no_further_change(path: Path, first: str) -> None:
+def test_ended_job_takes_no_further_change(place: Place, first: str) -> None:
     clock = Clock()
-    with closing(JobStore(path, clock=clock)) as store:
+    with closing(place.open(clock)) as store:
         id = store.add(job()).id
         store.start(id)
         store.add_image(id, image())
@@ -92,9 +105,9 @@ def test_ended_job_takes_no_further_change(path: Path, first: str) -> None:
         assert store.recover() == []
 
 
-def test_concurrent_ends_of_a_job_succeed_once(path: Path) -> None:
+def test_concurrent_ends_of_a_job_succeed_once(place: Place) -> None:
     """Two connections, like a server and one that still shuts down, end the same jobs differently."""
-    with closing(JobStore(path)) as one, closing(JobStore(path)) as other, ThreadPoolExecutor(2) as threads:
+    with closing(place.open()) as one, closing(place.open()) as other, ThreadPoolExecutor(2) as threads:
         ids = [one.add(job()).id for _ in range(50)]
         cancelled = threads.submit(lambda: [one.cancel(id) for id in ids])
         failed = threads.submit(lambda: [other.fail(id, ERROR) for id in ids])
@@ -103,9 +116,9 @@ def test_concurrent_ends_of_a_job_succeed_once(path: Path) -> None:
         assert [one.get(id).state for id in ids] == expected
 
 
-def test_replay_keeps_the_first_start_and_counts_attempts(path: Path) -> None:
+def test_replay_keeps_the_first_start_and_counts_attempts(place: Place) -> None:
     clock = Clock()
-    with closing(JobStore(path, clock=clock)) as store:
+    with closing(place.open(clock)) as store:
         id = store.add(job()).id
         assert store.start(id) and not store.start(id)
         clock.now += 5
@@ -113,14 +126,14 @@ def test_replay_keeps_the_first_start_and_counts_attempts(path: Path) -> None:
         assert (store.get(id).started, store.get(id).attempts) == (1000.0, 2)
 
 
-def test_recovery_requeues_durable_jobs_and_fails_the_others(path: Path) -> None:
-    with closing(JobStore(path)) as store:
+def test_recovery_requeues_durable_jobs_and_fails_the_others(place: Place) -> None:
+    with closing(place.open()) as store:
         queued, running = store.add(job(images=2)).id, store.add(job(images=2)).id
         waiting, pending = store.add(job(durable=False)).id, store.add(job(durable=False)).id
         store.start(running)
         store.add_image(running, image(1))
         store.start(pending)
-    with closing(JobStore(path)) as store:
+    with closing(place.open()) as store:
         assert [(j.id, j.state, j.attempts) for j in store.recover()] == [(queued, "queued", 0), (running, "queued", 1)]
         assert store.images(running) == [image(1)]
         for id in (waiting, pending):

@@ -2,10 +2,11 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
 import pytest
+from fakes.databases import Place
 from fakes.jobs import job
 
 from server.errors import IdempotencyKeyReused, StoreUnavailable
@@ -15,8 +16,9 @@ from server.jobs.storage.store import JobStore
 WAIT_FOR_THREADS = 20  # seconds
 
 
-def test_concurrent_requests_with_one_key_make_one_job(store: JobStore) -> None:
-    lock, together = threading.Lock(), threading.Barrier(16, timeout=WAIT_FOR_THREADS)
+def test_concurrent_requests_with_one_key_make_one_job(place: Place, either_store: JobStore) -> None:
+    store, together = either_store, threading.Barrier(16, timeout=WAIT_FOR_THREADS)
+    lock = nullcontext() if place.is_shared else threading.Lock()
 
     def add(_: int) -> Job:
         together.wait()
@@ -28,7 +30,7 @@ def test_concurrent_requests_with_one_key_make_one_job(store: JobStore) -> None:
     assert len(store.history(99).jobs) == 1
 
 
-def test_two_stores_with_one_key_make_one_job(path: Path) -> None:
+def test_two_stores_with_one_key_make_one_job(place: Place) -> None:
     together = threading.Barrier(2, timeout=WAIT_FOR_THREADS)
 
     def add(store: JobStore) -> list[str]:
@@ -38,7 +40,7 @@ def test_two_stores_with_one_key_make_one_job(path: Path) -> None:
             ids.append(store.add(job(idempotency_key=str(key))).id)
         return ids
 
-    with closing(JobStore(path)) as one, closing(JobStore(path)) as other, ThreadPoolExecutor(2) as threads:
+    with closing(place.open()) as one, closing(place.open()) as other, ThreadPoolExecutor(2) as threads:
         first, second = threads.map(add, (one, other))
         assert first == second
         assert len(one.history(999).jobs) == 100
@@ -62,7 +64,8 @@ def test_key_added_by_another_store_at_any_moment_makes_one_job(store: JobStore,
         assert other.history(9).jobs == [added]
 
 
-def test_key_of_another_request_is_refused(store: JobStore) -> None:
+def test_key_of_another_request_is_refused(either_store: JobStore) -> None:
+    store = either_store
     store.add(job(idempotency_key="key", fingerprint="one"))
     with pytest.raises(IdempotencyKeyReused, match="'key' was used for another request"):
         store.add(job(idempotency_key="key", fingerprint="another"))

@@ -5,6 +5,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+from fakes.databases import Place
 from fakes.jobs import ERROR, MB, Clock, generated, image, job, pages, stored_size
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,9 +20,9 @@ def by_size(max_bytes: float) -> Retention:
     return Retention(math.inf, max_bytes)
 
 
-def test_jobs_older_than_max_age_are_pruned(path: Path) -> None:
+def test_jobs_older_than_max_age_are_pruned(place: Place) -> None:
     clock = Clock()
-    with closing(JobStore(path, clock=clock)) as store:
+    with closing(place.open(clock)) as store:
         ids = []
         for _ in range(3):
             ids.append(generated(store))
@@ -32,9 +33,9 @@ def test_jobs_older_than_max_age_are_pruned(path: Path) -> None:
         assert store.images(ids[0]) == []
 
 
-def test_first_ended_job_is_pruned_first(path: Path) -> None:
+def test_first_ended_job_is_pruned_first(place: Place) -> None:
     clock = Clock()
-    with closing(JobStore(path, clock=clock)) as store:
+    with closing(place.open(clock)) as store:
         ids = [store.add(job()).id for _ in range(3)]
         for id in (ids[1], ids[2], ids[0]):
             clock.now += 1
@@ -67,7 +68,8 @@ def test_pruning_by_size_shrinks_the_file_in_parts(store: JobStore, path: Path) 
     assert len(store.images(unfinished)) == 1  # it does not count
 
 
-def test_bytes_of_images_and_ended_jobs_are_counted_until_the_next_pruning(store: JobStore) -> None:
+def test_bytes_of_images_and_ended_jobs_are_counted_until_the_next_pruning(either_store: JobStore) -> None:
+    store = either_store
     added = store.add(job())
     assert store.bytes_since_prune == 0
     store.add_image(added.id, image(data=bytes(100)))
@@ -78,7 +80,8 @@ def test_bytes_of_images_and_ended_jobs_are_counted_until_the_next_pruning(store
     assert store.bytes_since_prune == 0
 
 
-def test_cancelled_jobs_of_one_owner_push_out_no_image_of_another(store: JobStore) -> None:
+def test_cancelled_jobs_of_one_owner_push_out_no_image_of_another(either_store: JobStore) -> None:
+    store = either_store
     kept = [generated(store, bytes(2 * MB), owner="alice") for _ in range(20)]
     for _ in range(36):  # clients that hang up
         store.cancel(store.add(job(owner="bob", request=ImageRequest("x" * MB))).id)
@@ -88,7 +91,8 @@ def test_cancelled_jobs_of_one_owner_push_out_no_image_of_another(store: JobStor
     assert len(pages(store, 99, owner="bob")) == 23
 
 
-def test_owner_who_uses_most_loses_the_oldest_done_jobs(store: JobStore) -> None:
+def test_owner_who_uses_most_loses_the_oldest_done_jobs(either_store: JobStore) -> None:
+    store = either_store
     kept = generated(store, bytes(MB), owner="alice")
     ids = [generated(store, bytes(MB), owner="bob") for _ in range(5)]
     assert store.prune(by_size(4.5 * MB)) == 2
@@ -120,9 +124,9 @@ def test_owner_within_an_equal_share_loses_no_done_job(jobs: list[tuple[str | No
             assert store.get(id) or used[owner] > (max_kb << 10) / len(used)
 
 
-def test_end_is_never_before_the_start_even_if_the_clock_is_set_back(path: Path) -> None:
+def test_end_is_never_before_the_start_even_if_the_clock_is_set_back(place: Place) -> None:
     clock = Clock()
-    with closing(JobStore(path, clock=clock)) as store:
+    with closing(place.open(clock)) as store:
         waiting, started = store.add(job(created=clock.now)).id, store.add(job(created=clock.now)).id
         clock.now += 10
         store.start(started)
@@ -132,13 +136,13 @@ def test_end_is_never_before_the_start_even_if_the_clock_is_set_back(path: Path)
         assert [store.get(id).finished for id in (waiting, started)] == [1000.0, 1010.0]
 
 
-def test_clock_set_ahead_deletes_no_job_by_age_for_a_day_of_running(path: Path) -> None:
+def test_clock_set_ahead_deletes_no_job_by_age_for_a_day_of_running(place: Place) -> None:
     clock, uptime = Clock(), Clock()
-    with closing(JobStore(path)) as store:
+    with closing(place.open()) as store:
         added = store.add(job(durable=False, created=time.time())).id
         kept = generated(store, created=time.time())
     clock.now = time.time() + 10 * DAY
-    with closing(JobStore(path, clock=clock, monotonic=uptime)) as store:
+    with closing(place.open(clock, uptime)) as store:
         store.recover()  # ends the first job by the wrong clock
         assert store.prune(Retention()) == 0
         assert store.get(kept)
