@@ -16,7 +16,7 @@ import httpx
 from fakes.jobs import job
 from fakes.loop import MANIFEST
 from fakes.processes import PYTHONPATH, ROOT
-from fakes.server import SHORT_TIMEOUTS
+from fakes.thread_worker import SHORT_TIMEOUTS
 
 from engine.request import ImageRequest
 from server.errors import StoreUnavailable
