@@ -26,6 +26,7 @@ from server.http.sockets import throttle_accept_errors
 from server.jobs.admission import Limits
 from server.jobs.embedded import EmbeddedJobs
 from server.jobs.storage.archive import Archive
+from server.jobs.storage.image_store import open_image_store
 from server.jobs.storage.sqlite import open_private
 from server.jobs.storage.store import JobStore
 from server.uploads.limits import MAX_UPLOAD
@@ -44,6 +45,7 @@ class ServerOptions:
         grace: seconds to finish running images after SIGTERM or SIGINT; Kubernetes kills after 30 by default.
         drain: seconds to go on after SIGTERM, before `grace`, so that load balancers move on; 0 for none.
         database: SQLite file of jobs and images; None keeps them in memory.
+        images: URL of the image store; None to keep images in the database. See `image_store.check_url`.
         archive: folder for copies of images; None for no copies.
         page: True to serve the web page at /.
         keys, rate, shared_history: fields of `server.api.access.AccessPolicy`.
@@ -64,6 +66,7 @@ class ServerOptions:
     grace: float = 20.0
     drain: float = 2.0
     database: Path | None = None
+    images: str | None = None
     archive: Archive | None = None
     page: bool = True
     keys: tuple[str, ...] = field(default=(), repr=False)
@@ -94,7 +97,8 @@ def serve(sock: socket.socket, workers: Sequence[WorkerCommand], manifest: Manif
 
     Raises:
         WorkerStartFailed: the worker cannot serve the plans.
-        StoreUnavailable, OSError: the database or the archive cannot be opened, or another server uses the database.
+        StoreUnavailable, OSError: the database, the image store or the archive cannot be opened, or another server uses
+            the database.
     """
     give_back_large_blocks()
     if options.archive is not None:
@@ -111,7 +115,8 @@ async def _serve(
     throttle_accept_errors(asyncio.get_running_loop())
     most = max_connections(raise_limit())
     manifest = manifest if options.image_input else manifest.without_image_input()
-    jobs = EmbeddedJobs(JobStore(options.database), manifest, options.limits, options.archive, options.loras)
+    images = await open_image_store(options.images)
+    jobs = EmbeddedJobs(JobStore(options.database), manifest, options.limits, options.archive, options.loras, images)
     supervisors = Supervisors(workers, jobs.worker_queue.add_device, options.timeouts)
     for queue in jobs.worker_queue.queues:
         queue.link = supervisors.all[queue.name]

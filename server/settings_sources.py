@@ -28,6 +28,8 @@ GROUPS = {  # groups of options in the help, by the setting that each begins wit
     "loras": "LoRAs, jobs and images",
     "keys": "clients",
     "grace": "process",
+    "broker": "fleet",
+    "hang_seconds": "workers, probes and log",
 }
 EPILOG = f"""\
 
