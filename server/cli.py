@@ -9,7 +9,7 @@ from dataclasses import replace
 from engine.errors import ZImageError
 from engine.plan.directory import read, resolve
 from engine.plan.guide import Guide
-from server import logs, lora_folder, settings_sources
+from server import logs, lora_folder, settings_sources, tracing
 from server.http.host_names import HostNames
 from server.http.sockets import bind_socket, bracketed
 from server.serving import serve
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = settings_sources.read(argv)
     logs.configure(given.log_format, given.log_level, process="server")
     try:
-        with bind_socket(given.host, given.port) as sock:
+        with bind_socket(given.host, given.port) as sock, tracing.started("zimage-serve"):
             for warning in _warnings(given, sock.getsockname()[0]):
                 log.warning("%s", warning)
             directory = resolve(given.engines)

@@ -28,7 +28,7 @@ class Found:
     has_broker: bool = True
     tickets: list[str] = field(default_factory=list)
     ended: list[Job] = field(default_factory=list)
-    metrics: Metrics = field(default_factory=lambda: Metrics())
+    metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self) -> None:
         self.fleet_metrics = FleetMetrics(self.metrics, EventBus("redis://127.0.0.1:1/0", "zimage"))
