@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
 
     commands.module_command = replaced
     if "FAKETIME_TIMESTAMP_FILE" in os.environ:
-        time.sleep = sleep
+        time.sleep = sleep  # type: ignore[assignment]
     sys.argv = argv
     runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
 
