@@ -2,21 +2,27 @@
 
 import asyncio
 import contextlib
-import logging
 import signal
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 
+import psutil
+
+from engine.plan.manifest import Manifest
 from server.allocator import give_back_large_blocks
-from server.errors import WorkerStartFailed
-from server.fleet.host import WorkerHost
+from server.fleet.celery_app import create_celery, queues_of_host
+from server.fleet.host import HostOptions, WorkerHost
 from server.fleet.probes import probe_app
 from server.http.connections import Connections
 from server.http.server import config
+from server.http.sockets import bracketed
 from server.http.timeouts import TimeoutServer
-from server.worker.supervisor import Supervisor
-
-log = logging.getLogger(__name__)
+from server.jobs.storage.fleet_store import FleetStore
+from server.jobs.storage.image_store import open_image_store
+from server.worker.supervisor import WorkerTimeouts
+from server.worker.supervisors import Supervisors, WorkerCommand
 
 PROBE_CONNECTIONS = 64
 
@@ -32,35 +38,73 @@ class ProbeServer(TimeoutServer):
         yield
 
 
-async def run_host(host: WorkerHost, supervisors: list[Supervisor], sock: socket.socket | None) -> None:
+def run_host(
+    sock: socket.socket,
+    workers: Sequence[WorkerCommand],
+    manifest: Manifest,
+    database: str,
+    options: HostOptions,
+    *,
+    images: str | None = None,
+    timeouts: WorkerTimeouts | None = None,
+) -> None:
     """Run a host until SIGTERM or SIGINT; a second signal ends it without waiting for its jobs.
 
     Args:
-        supervisors: of the devices of `host.worker_queue`.
-        sock: bound to the address of the probes; None for none.
+        sock: bound to the address of the probes.
+        workers: commands that start the workers of the devices.
+        database: URL.
+        images: URL of the image store; None for the database.
 
     Raises:
-        WorkerStartFailed: a worker cannot serve the plans.
-        StoreUnavailable: the database does not answer.
+        WorkerStartFailed: no worker can serve the plans.
+        StoreUnavailable: the database or the image store cannot be used.
     """
     give_back_large_blocks()
-    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _on_signal, host, stopping)
-    server = ProbeServer(host)
-    serving = asyncio.create_task(server.serve([sock])) if sock is not None else None
-    starts = [asyncio.create_task(supervisor.start()) for supervisor in supervisors]
+    asyncio.run(_run(sock, workers, manifest, database, options, images, timeouts))
+
+
+async def _run(
+    sock: socket.socket,
+    workers: Sequence[WorkerCommand],
+    manifest: Manifest,
+    database: str,
+    options: HostOptions,
+    images: str | None,
+    timeouts: WorkerTimeouts | None,
+) -> None:
+    queues = queues_of_host(options.fleet, manifest.model.name, manifest.plan_id, options.loras)
+    app = create_celery(options.broker, options.fleet, queues)
+    with closing(await asyncio.to_thread(FleetStore, database)) as store:
+        host = WorkerHost(store, manifest, app, options, await open_image_store(images))
+        supervisors = Supervisors(workers, host.worker_queue.add_device, timeouts)
+        for queue in host.worker_queue.queues:
+            queue.link = supervisors.all[queue.name]
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, _on_signal, host, stopping)
+        server = ProbeServer(host)
+        serving = asyncio.create_task(server.serve([sock]))
+        try:
+            await _until(stopping, asyncio.create_task(_start(host, supervisors, sock)))
+        finally:
+            await host.stop()
+            await supervisors.stop()
+            server.should_exit = True
+            await serving
+
+
+async def _start(host: WorkerHost, supervisors: Supervisors, sock: socket.socket) -> None:
+    """Start host and workers; print that the host is ready once the first worker is."""
+    starting = asyncio.create_task(supervisors.start())
     try:
         await host.start()
-        await _until(stopping, starts)
+        await starting
     finally:
-        for start in starts:
-            start.cancel()
-        await host.stop()
-        await asyncio.gather(*(supervisor.stop() for supervisor in supervisors))
-        server.should_exit = True
-        if serving is not None:
-            await serving
+        starting.cancel()
+    address, port = sock.getsockname()[:2]
+    seconds = time.time() - psutil.Process().create_time()
+    print(f"zimage-worker: ready, probes on http://{bracketed(address)}:{port}, in {seconds:.2f} s", flush=True)
 
 
 def _on_signal(host: WorkerHost, stopping: asyncio.Event) -> None:
@@ -69,17 +113,14 @@ def _on_signal(host: WorkerHost, stopping: asyncio.Event) -> None:
     stopping.set()
 
 
-async def _until(stopping: asyncio.Event, starts: list["asyncio.Task[None]"]) -> None:
-    """Wait for a signal. Raises WorkerStartFailed if a first worker cannot serve the plans."""
+async def _until(stopping: asyncio.Event, starting: "asyncio.Task[None]") -> None:
+    """Wait for a signal. Raises what `starting` raises."""
     signalled = asyncio.create_task(stopping.wait())
     try:
-        waiting: set[asyncio.Task[object]] = {signalled, *starts}
-        while not stopping.is_set():
-            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-    except WorkerStartFailed:
-        log.error("the host stops, since a worker cannot be started")
-        raise
+        await asyncio.wait((signalled, starting), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            await signalled
     finally:
         signalled.cancel()
+        starting.cancel()

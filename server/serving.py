@@ -26,10 +26,12 @@ from server.http.sockets import throttle_accept_errors
 from server.jobs.admission import Limits
 from server.jobs.embedded import EmbeddedJobs
 from server.jobs.storage.archive import Archive
+from server.jobs.storage.image_store import open_image_store
 from server.jobs.storage.sqlite import open_private
 from server.jobs.storage.store import JobStore
 from server.uploads.limits import MAX_UPLOAD
-from server.worker.supervisor import Supervisor, WorkerTimeouts
+from server.worker.supervisor import WorkerTimeouts
+from server.worker.supervisors import Supervisors, WorkerCommand
 
 if TYPE_CHECKING:
     from server.app import AppOptions
@@ -43,6 +45,7 @@ class ServerOptions:
         grace: seconds to finish running images after SIGTERM or SIGINT; Kubernetes kills after 30 by default.
         drain: seconds to go on after SIGTERM, before `grace`, so that load balancers move on; 0 for none.
         database: SQLite file of jobs and images; None keeps them in memory.
+        images: URL of the image store; None to keep images in the database. See `image_store.check_url`.
         archive: folder for copies of images; None for no copies.
         page: True to serve the web page at /.
         keys, rate, shared_history: fields of `server.api.access.AccessPolicy`.
@@ -63,6 +66,7 @@ class ServerOptions:
     grace: float = 20.0
     drain: float = 2.0
     database: Path | None = None
+    images: str | None = None
     archive: Archive | None = None
     page: bool = True
     keys: tuple[str, ...] = field(default=(), repr=False)
@@ -84,16 +88,17 @@ class ServerOptions:
     timeouts: WorkerTimeouts = field(default_factory=WorkerTimeouts)
 
 
-def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, options: ServerOptions) -> None:
+def serve(sock: socket.socket, workers: Sequence[WorkerCommand], manifest: Manifest, options: ServerOptions) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         sock: socket bound to the address.
-        worker: command that starts a worker; the descriptor of the worker's socket is appended.
+        workers: commands that start the worker of each device.
 
     Raises:
         WorkerStartFailed: the worker cannot serve the plans.
-        StoreUnavailable, OSError: the database or the archive cannot be opened, or another server uses the database.
+        StoreUnavailable, OSError: the database, the image store or the archive cannot be opened, or another server uses
+            the database.
     """
     give_back_large_blocks()
     if options.archive is not None:
@@ -101,19 +106,23 @@ def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, option
     with contextlib.suppress(KeyboardInterrupt), _lock(options.database):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _interrupt)
-        asyncio.run(_serve(sock, worker, manifest, options))
+        asyncio.run(_serve(sock, workers, manifest, options))
 
 
-async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, options: ServerOptions) -> None:
+async def _serve(
+    sock: socket.socket, workers: Sequence[WorkerCommand], manifest: Manifest, options: ServerOptions
+) -> None:
     throttle_accept_errors(asyncio.get_running_loop())
     most = max_connections(raise_limit())
     manifest = manifest if options.image_input else manifest.without_image_input()
-    jobs = EmbeddedJobs(JobStore(options.database), manifest, options.limits, options.archive, options.loras)
-    device = jobs.worker_queue.add_device("cpu")
-    supervisor = device.link = Supervisor(worker, device, options.timeouts)
-    starting = asyncio.create_task(supervisor.start())
+    images = await open_image_store(options.images)
+    jobs = EmbeddedJobs(JobStore(options.database), manifest, options.limits, options.archive, options.loras, images)
+    supervisors = Supervisors(workers, jobs.worker_queue.add_device, options.timeouts)
+    for queue in jobs.worker_queue.queues:
+        queue.link = supervisors.all[queue.name]
+    starting = asyncio.create_task(supervisors.start())
     try:
-        launched = asyncio.create_task(supervisor.launched.wait())
+        launched = asyncio.create_task(supervisors.launched())
         await asyncio.wait((starting, launched), return_when=asyncio.FIRST_COMPLETED)
         from server.app import create_app  # while the worker loads
         from server.http.connections import Connections
@@ -130,7 +139,7 @@ async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest,
     finally:
         starting.cancel()
         await jobs.stop(options.grace)
-        await supervisor.stop()
+        await supervisors.stop()
 
 
 def _app_options(address: str, manifest: Manifest, options: ServerOptions) -> "AppOptions":

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from engine.errors import ZImageError
 from engine.files import version
 from engine.options import HELP, MAX_THREADS, SLOTS, CudaGraphs, RuntimeOptions
+from engine.plan.manifest import Flavor
 from server.api.dialects.names import DIALECTS
 from server.api.public_address import PublicAddress
 from server.jobs.admission import Limits
@@ -21,9 +22,14 @@ from server.jobs.storage.retention import DAY, Retention
 from server.logs import LogFormat
 from server.serving import ServerOptions
 from server.setting_types import (
+    BrokerUrl,
+    DatabasePlace,
+    DevicesText,
     Dialects,
+    FleetName,
     Host,
     Hosts,
+    ImagesUrl,
     Keys,
     Networks,
     Origins,
@@ -33,6 +39,8 @@ from server.setting_types import (
     UserPath,
     Words,
 )
+from server.worker.devices import HELP as DEVICES_HELP
+from server.worker.devices import Device, RequestedDevices, default_device
 from server.worker.supervisor import WorkerTimeouts
 
 PREFIX = "ZIMAGE_"
@@ -102,6 +110,7 @@ class Settings(BaseSettings):
         title="NAMES",
     )
 
+    devices: DevicesText | None = Field(None, description=DEVICES_HELP, title="DEVICES")
     threads: int = Field(RUNTIME.threads, ge=0, le=MAX_THREADS, description=HELP["threads"])
     profile: Words = Field(RUNTIME.profiles, description=f"{HELP['profiles']} (default: all)", title="NAME")
     warm_up: Sizes = Field(RUNTIME.warm_up, description=HELP["warm_up"], title="WxH,...")
@@ -125,10 +134,19 @@ class Settings(BaseSettings):
         title="DIR",
     )
 
-    database: UserPath | None = Field(
+    database: DatabasePlace | None = Field(
         SERVER.database,
-        description="SQLite file for jobs and images (default: memory, which is lost at a restart)",
-        title="FILE",
+        description="SQLite file for jobs and images, or in a fleet postgresql://USER:PASSWORD@HOST/NAME (default: "
+        "memory, which is lost at a restart)",
+        title="FILE|URL",
+        repr=False,
+    )
+    images: ImagesUrl | None = Field(
+        SERVER.images,
+        description="Where images are kept: file:///FOLDER, which machines may share, or "
+        "s3://BUCKET/PREFIX?endpoint=URL&region=NAME with credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. "
+        "Each database needs a place of its own (default: in the database)",
+        title="URL",
     )
     history_days: float = Field(
         LIMITS.history.max_age / DAY,
@@ -199,6 +217,15 @@ class Settings(BaseSettings):
         "closed, so that load balancers move on",
         title="SECONDS",
     )
+    broker: BrokerUrl | None = Field(
+        None,
+        description="Broker of a fleet of machines, as amqp://USER:PASSWORD@HOST/VHOST (RabbitMQ) or "
+        "redis://:PASSWORD@HOST/0; prefer the environment, since ps shows flags (default: no fleet)",
+        title="URL",
+        repr=False,
+    )
+    fleet: FleetName = Field("zimage", description="Name of the fleet, of several that share a broker", title="NAME")
+
     hang_seconds: float = Field(
         TIMEOUTS.silence,
         gt=0,
@@ -226,7 +253,23 @@ class Settings(BaseSettings):
             self.runtime()
         except ZImageError as error:
             raise ValueError(str(error)) from error
+        if self.images is not None and self.database is None:
+            raise ValueError("--images needs --database, since only the database knows whose images these are")
+        if (self.broker is None) == isinstance(self.database, str):
+            raise ValueError(
+                "--broker and --database postgresql://... need each other: they are the two parts of a fleet"
+            )
         return self
+
+    def workers(self, flavor: Flavor) -> list[Device]:
+        """Return the devices for plans of a flavor, each of which gets a worker.
+
+        Raises:
+            BackendUnavailable: the plans do not run on these devices, or there are no such GPUs.
+        """
+        if self.devices is None:
+            return [default_device(flavor)]
+        return RequestedDevices.parse(self.devices).devices(flavor, self.threads)
 
     def runtime(self, loras: FoundLoras = ()) -> RuntimeOptions:
         """Return the options of the runtime.
@@ -256,7 +299,8 @@ class Settings(BaseSettings):
         return ServerOptions(
             grace=self.grace,
             drain=self.drain_seconds,
-            database=self.database,
+            database=None if isinstance(self.database, str) else self.database,
+            images=self.images,
             archive=Archive(self.archive, archived) if self.archive else None,
             keys=self.keys,
             rate=self.rate,

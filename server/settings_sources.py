@@ -24,10 +24,12 @@ from server.settings import HOST_SETTINGS, PREFIX, Settings
 GROUPS = {  # groups of options in the help, by the setting that each begins with
     "host": "addresses and connections",
     "page": "what is served",
-    "threads": "device",
+    "devices": "devices",
     "loras": "LoRAs, jobs and images",
     "keys": "clients",
     "grace": "process",
+    "broker": "fleet",
+    "hang_seconds": "workers, probes and log",
 }
 EPILOG = f"""\
 

@@ -51,9 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _operations(args: argparse.Namespace) -> "FleetOperations":
     try:
         from server.fleet.operations import FleetOperations
-        from server.jobs.storage.fleet_store import FleetStore
 
-        return FleetOperations(FleetStore(args.database), args.broker or None, args.fleet)
+        return FleetOperations(args.database, args.broker or None, args.fleet)
     except ModuleNotFoundError as error:
         raise ExtraMissing(f"{error.name} is not installed; pip install 'zimage-trt[fleet]'") from error
 

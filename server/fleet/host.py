@@ -19,6 +19,7 @@ from engine.errors import InvalidRequest
 from engine.plan.manifest import Manifest
 from engine.size import Size
 from server.errors import StoreUnavailable
+from server.fleet.celery_app import send_ticket
 from server.fleet.claims import Claims
 from server.fleet.event_bus import EventBus
 from server.fleet.events import (
@@ -32,6 +33,8 @@ from server.fleet.events import (
     StepsDone,
     WorkWaits,
 )
+from server.fleet.janitor import Findings, Janitor
+from server.fleet.metrics import FleetMetrics
 from server.fleet.ticket_worker import TicketWorker
 from server.jobs.follower import Change, Follower, JobPreview, Progress
 from server.jobs.job import Job
@@ -40,6 +43,7 @@ from server.jobs.metrics import Metrics
 from server.jobs.storage.async_store import AsyncStore
 from server.jobs.storage.expiry import LEASE_SECONDS
 from server.jobs.storage.fleet_store import FleetStore
+from server.jobs.storage.image_store import ImageStore
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.worker_info import Claimed, WorkerInfo
 from server.jobs.tracker import JobTracker
@@ -81,24 +85,36 @@ class WorkerHost:
 
     Args:
         store: of the fleet; several threads use it.
+        images: where the bytes of images are kept; None for the database.
         app: Celery application with the queues of `queues_of_host`.
-        window: images that the devices hold at once.
 
     Attributes:
         worker_queue: sends the jobs to the devices, which the caller adds.
     """
 
-    def __init__(self, store: FleetStore, manifest: Manifest, app: Celery, window: int, options: HostOptions) -> None:
+    def __init__(
+        self,
+        store: FleetStore,
+        manifest: Manifest,
+        app: Celery,
+        options: HostOptions,
+        images: ImageStore | None = None,
+    ) -> None:
         self.metrics = Metrics()
-        self._store, self._manifest, self._options, self._window = store, manifest, options, window
-        self._async_store = AsyncStore(store.held_by(options.id), Retention())
+        self._store, self._manifest, self._options = store, manifest, options
+        self._async_store = AsyncStore(store.held_by(options.id), Retention(), images)
         self._tracker = JobTracker(self._async_store, manifest, self.metrics)
         self._tracker.on_stored = self._on_stored
         self.worker_queue = WorkerQueue(self._tracker, self.metrics)
-        self._claims = Claims(self._claim, lambda: self.worker_queue.room, self._on_waiting)
-        self.worker_queue.on_room = self._claims.wake
+        self._claims = Claims(self._claim, self._room, self._on_waiting)
+        self.worker_queue.on_room = self._on_room
         self._bus = EventBus(options.broker, options.fleet, "control", self._on_event)
-        self._tickets = TicketWorker(app, options.id, window, self._hold)
+        self._tickets = TicketWorker(app, options.id, self._hold)
+        self._takes_tickets = False
+        self._fleet_metrics = FleetMetrics(self.metrics, self._bus)
+        findings = Findings(self._send_ticket, lambda job: self._bus.publish(JobEnded(job.id)))
+        self._janitor = Janitor(store, self._fleet_metrics, findings)
+        self._celery = app
         self._queue_name = app.conf.task_default_queue
         self._tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -118,7 +134,7 @@ class WorkerHost:
         self._last_answer = self._loop.time()
         self._async_store.start()
         self._bus.start()
-        self._tickets.start()
+        self._janitor.start()
         self._tasks = [asyncio.create_task(self._claims.run()), asyncio.create_task(self._beat())]
 
     @property
@@ -128,7 +144,8 @@ class WorkerHost:
     @property
     def is_ready(self) -> bool:
         """True if jobs are claimed: a device is ready, and the database answers."""
-        assert self._loop is not None
+        if self._loop is None:
+            return False
         answered = self._loop.time() - self._last_answer < LEASE_SECONDS
         return self.worker_queue.is_ready and answered and not self.is_draining
 
@@ -185,14 +202,21 @@ class WorkerHost:
         for task in self._tasks:
             task.cancel()
         self.worker_queue.stop()
-        await asyncio.to_thread(self._tickets.stop, BROKER_SECONDS)
-        await asyncio.to_thread(self._bus.close, BROKER_SECONDS)
+        closing = (self._janitor.close, self._tickets.stop, self._bus.close)
+        await asyncio.gather(*(asyncio.to_thread(close, BROKER_SECONDS) for close in closing))
         self._async_store.close()
+
+    def _room(self) -> int:
+        """Return the number of images to claim: none while those that are finished cannot be stored."""
+        return 0 if self._async_store.refusal else self.worker_queue.room
 
     async def _claim(self, images: int) -> list[LiveJob]:
         """Claim jobs with up to a number of images, and return those that begin here."""
         loaded = [(choice and choice.name, size) for choice, size in self.worker_queue.loaded()]
+        began = time.time()
         claimed = await asyncio.to_thread(self._store.claim, self.info(), loaded, images, self._size)
+        for each in claimed:
+            self._tracker.traces.claimed(each.job, self._options.id, began)
         begun = [live for each in claimed if (live := self._begin(each))]
         self.worker_queue.send_pending()
         return begun
@@ -270,12 +294,18 @@ class WorkerHost:
             model=self._manifest.model.name,
             plan_id=self._manifest.plan_id,
             loras=options.loras,
-            window=self._window,
+            window=self._slots,
             image_input=self._manifest.has_image_input,
             averages=self._tracker.estimates.averages,
             devices=tuple(replace(device, host=options.host) for device in self.worker_queue.devices()),
             is_draining=self.is_draining,
         )
+
+    def _send_ticket(self, job: Job) -> bool:
+        """Send the ticket of a requeued job, in the janitor's thread."""
+        is_sent = send_ticket(self._celery, job)
+        self._fleet_metrics.count_ticket(is_sent=is_sent)
+        return is_sent
 
     def _hold(self, _: str) -> bool:
         """Hold a ticket, in a thread of Celery. Its job is not looked at: the one that comes next is claimed."""
@@ -284,6 +314,17 @@ class WorkerHost:
             return asyncio.run_coroutine_threadsafe(self._claims.hold(), self._loop).result()
         except (CancelledError, RuntimeError):  # the event loop has ended
             return False
+
+    @property
+    def _slots(self) -> int:
+        return max(1, sum(queue.window for queue in self.worker_queue.queues))
+
+    def _on_room(self) -> None:
+        """Claim jobs; from the first worker that is ready, whose slots are known by then, also by tickets."""
+        if not self._takes_tickets and self.worker_queue.is_ready:
+            self._takes_tickets = True
+            self._tickets.start(self._slots)
+        self._claims.wake()
 
     def _on_waiting(self) -> None:
         """Tell other hosts that jobs wait which this one has no room for."""

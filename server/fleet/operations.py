@@ -33,16 +33,16 @@ class FleetOperations:
     """A connection to a fleet. Every method may raise StoreUnavailable.
 
     Args:
-        broker: URL; None to do without.
+        database, broker: URLs; without a broker, None.
 
     Raises:
         StoreUnavailable, InvalidBroker: from the constructor.
     """
 
-    def __init__(self, store: FleetStore, broker: str | None, fleet: str) -> None:
-        self._store = store
+    def __init__(self, database: str, broker: str | None, fleet: str) -> None:
         self._app = create_celery(broker, fleet) if broker else None
         self._bus = EventBus(broker, fleet) if broker else None
+        self._store = FleetStore(database)
         if self._bus is not None:
             self._bus.start()
 

@@ -34,6 +34,16 @@ class _Consumer(Consumer):  # type: ignore[misc]
     class Blueprint(Consumer.Blueprint):  # type: ignore[misc]
         default_steps: ClassVar[list[str]] = [f"celery.worker.consumer.{step}" for step in STEPS]
 
+    is_consuming = False
+
+    def on_ready(self) -> None:
+        super().on_ready()
+        self.is_consuming = True
+
+    def on_close(self) -> None:
+        self.is_consuming = False
+        super().on_close()
+
     def ensure_connected(self, connection: Any) -> Any:
         """Connect, however often it takes; Celery itself would wait up to 30 s between two attempts."""
         connection.ensure_connection = partial(connection.ensure_connection, **CONNECTING)
@@ -46,13 +56,12 @@ class TicketWorker:
     Args:
         app: Celery application, with the queues to consume.
         name: of the host, unique in the fleet.
-        concurrency: number of tickets that are held at once.
         hold: called in a thread with a job's id; the ticket is acknowledged when it returns. False: the ticket goes
             back to its queue, for another host.
     """
 
-    def __init__(self, app: Celery, name: str, concurrency: int, hold: Callable[[str], bool]) -> None:
-        self._app, self._name, self._concurrency = app, name, concurrency
+    def __init__(self, app: Celery, name: str, hold: Callable[[str], bool]) -> None:
+        self._app, self._name, self._concurrency = app, name, 1
         self._worker: WorkController | None = None
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="celery", daemon=True)  # may hang with a broker
@@ -63,16 +72,18 @@ class TicketWorker:
 
         app.task(name=TASK, acks_late=True, reject_on_worker_lost=True, ignore_result=True, shared=False)(take)
 
-    def start(self) -> None:
+    def start(self, concurrency: int) -> None:
+        """Begin to take tickets, and hold up to `concurrency` of them at once, from each queue."""
+        self._concurrency = concurrency
         for name in ("celery", "kombu"):  # a line for each ticket, and one for each attempt to connect
             logging.getLogger(name).setLevel(logging.WARNING)
         self._thread.start()
 
     @property
     def is_connected(self) -> bool:
-        """True if the broker can be reached, as far as Celery knows."""
+        """True if the broker delivers tickets, as far as Celery knows."""
         consumer = getattr(self._worker, "consumer", None)
-        return consumer is not None and consumer.connection is not None and consumer.connection.connected
+        return consumer is not None and consumer.is_consuming
 
     def pause(self) -> None:
         """Take no more tickets, and go on acknowledging."""

@@ -23,7 +23,6 @@ from server.worker.messages import FromWorker, InvalidMessage, ToWorker
 
 log = logging.getLogger(__name__)
 
-WINDOW = 4  # slots, until the worker has said how many its engine makes use of
 HOPELESS_STARTS = 5  # failed starts of a worker in a row, after which its device is out of use
 MAX_LOSSES = 3  # workers in a row that died before an image was finished, after which their device is out of use
 OUT_SECONDS = 60.0  # out of use after MAX_LOSSES; doubled at each further loss
@@ -99,7 +98,7 @@ class DeviceQueue:
         self.lora_seconds: float | None = None
         self._tracker, self._metrics, self._listener = tracker, metrics, listener
         self._estimates = Estimates(tracker.manifest)  # of this device
-        self._window = WINDOW
+        self._window = messages.WINDOW
         self._heard, self._busy = 0.0, 0.0  # time of the last message; seconds of the piece of work under way
         self._tokenizing: str | None = None  # job whose prompts the worker tokenizes now
         self._rest: asyncio.TimerHandle | None = None  # while the device is out of use

@@ -18,9 +18,10 @@ from server.jobs.admission import Admission, Limits
 from server.jobs.device_status import DeviceStatus
 from server.jobs.follower import Progress
 from server.jobs.job import Job, JobState, StoredImage
-from server.jobs.job_events import JobEvents
+from server.jobs.job_events import LiveJobEvents
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
+from server.jobs.rate import Rate, RateLimiter
 from server.jobs.recovery import recover
 from server.jobs.service import JobEvent, JobService, ServiceStatus
 from server.jobs.storage.archive import Archive
@@ -55,16 +56,17 @@ class EmbeddedJobs(JobService):
         images: ImageStore | None = None,
     ) -> None:
         limits = limits or Limits()
-        self.manifest, self.loras = manifest, loras
+        self.manifest, self._loras = manifest, loras
         self.metrics = Metrics()
         self._store, self._async_store = store, AsyncStore(store, limits.history, images)
         self._archive = ArchiveWriter(archive) if archive else None
         self._tracker = JobTracker(self._async_store, manifest, self.metrics, self._archive)
         self.worker_queue = WorkerQueue(self._tracker, self.metrics)
-        self._events = JobEvents(self._tracker, self._async_store)
-        self._admission = Admission(limits, self._tracker.estimates)
+        self._events = LiveJobEvents(self._tracker, self._async_store)
+        self._admission = Admission(limits)
         self._admitting: Counter[str] = Counter()  # admitted jobs that are not in the store yet, by client
         self._admitting_bytes = 0  # of their init images
+        self._limiters: dict[Rate, RateLimiter] = {}
         self._drain_started: float | None = None  # by the event loop's clock
         self.is_leaving = False
 
@@ -131,8 +133,17 @@ class EmbeddedJobs(JobService):
     def plan_ids(self) -> list[str]:
         return [self.manifest.plan_id]
 
+    @property
+    def loras(self) -> tuple[str, ...]:
+        return self._loras
+
     def devices(self) -> list[DeviceStatus]:
         return self.worker_queue.devices()
+
+    async def hit(self, client: str, rate: Rate) -> float:
+        if rate not in self._limiters:
+            self._limiters[rate] = RateLimiter(rate)
+        return self._limiters[rate].hit(client)
 
     async def submit(self, job: Job, init_image: PackedImage | None = None) -> Job:
         known = None

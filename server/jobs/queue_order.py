@@ -40,7 +40,11 @@ class QueueOrder:
     @property
     def seconds(self) -> float:
         """Estimated seconds until the end of all jobs."""
-        return sum(map(self._estimates.remaining, self)) / self.devices
+        return self.seconds_of(self)
+
+    def seconds_of(self, jobs: Iterable[LiveJob]) -> float:
+        """Return the estimated seconds that all devices together need for some jobs."""
+        return sum(map(self._estimates.remaining, jobs)) / self.devices
 
     def in_order(self) -> Iterator[LiveJob]:
         """Yield the jobs in the estimated order of their ends."""

@@ -13,7 +13,8 @@ from engine.request import MAX_STEPS, ImageFormat, ImageRequest
 from engine.stages import Seconds
 
 LENGTH = struct.Struct(">I")
-MAX_WINDOW = 1024  # slots
+WINDOW = 4  # slots that an engine makes use of, unless it says otherwise
+MAX_WINDOW = 1024
 MAX_BYTES = 64 << 20  # of a message from a worker; an uncompressed image of 4096x4096 has 50 MB
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -67,7 +68,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
     seconds: Seconds
     unusable_loras: tuple[str, ...] = ()
-    window: Annotated[int, msgspec.Meta(ge=1, le=MAX_WINDOW)] = 4
+    window: Annotated[int, msgspec.Meta(ge=1, le=MAX_WINDOW)] = WINDOW
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag=True):

@@ -89,18 +89,19 @@ class Worker:
         self._heartbeat_due = 0.0
         self._memory_due = 0.0
 
-    def run(self, seconds: float, unusable_loras: tuple[str, ...] = ()) -> None:
+    def run(self, seconds: float, unusable_loras: tuple[str, ...] = (), window: int = messages.WINDOW) -> None:
         """Serve until Stop comes.
 
         Args:
             seconds: duration of the start.
             unusable_loras: a sentence for each LoRA that does not fit the plans.
+            window: slots that the engine makes use of.
 
         Raises:
             DeviceError: the device failed.
             PlanCorrupt: files of the plans have changed, which a change of LoRAs finds.
         """
-        self._connection.send(messages.Ready(seconds, unusable_loras))
+        self._connection.send(messages.Ready(seconds, unusable_loras, window))
         self._connection.start()
         self._prompts.start()
         self._life_signs.start()

@@ -12,6 +12,7 @@ from engine.stages import StageTimes
 from server.jobs.job import ImageFormat, Job, JobError, StoredImage, new_id
 from server.jobs.storage.rows import ROW_BYTES
 from server.jobs.storage.store import JobStore
+from server.jobs.storage.worker_info import WorkerInfo
 
 METADATA = ImageMetadata(
     7, 640, 512, 8, 8, 0.0, "plan", "fp16", "onnx", "nano", "a cut prompt", 12, StageTimes(denoiser=0.25)
@@ -72,3 +73,9 @@ def generated(store: JobStore, data: bytes = b"data", **fields: object) -> str:
     id = store.add(job(**fields)).id
     assert store.start(id) and store.add_image(id, image(data=data)) and store.finish(id)
     return id
+
+
+def host(name: str = "host", **fields: object) -> WorkerInfo:
+    """Return a worker host with plans of z-image-nano."""
+    usual = {"id": name, "host": "machine", "version": "1", "model": "nano", "plan_id": "plan", "loras": ("ink",)}
+    return WorkerInfo(**usual | fields)

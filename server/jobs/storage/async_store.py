@@ -39,20 +39,25 @@ class AsyncStore:
     Args:
         retention: of jobs that have ended, with their images.
         images: keeps the bytes of new images; None for the database.
+        threads: that call the store; more than one only for a database that many may use at once.
 
     Attributes:
-        store: for its methods, which go through `call` and `write_later`. Images are read and written, and jobs deleted,
-            by the methods here.
+        store: for its methods, which go through `call` and `write_later`. Images are read and written, and jobs ended
+            and deleted, by the methods here.
     """
 
-    def __init__(self, store: JobStore, retention: Retention, images: ImageStore | None = None) -> None:
+    def __init__(
+        self, store: JobStore, retention: Retention, images: ImageStore | None = None, threads: int = 1
+    ) -> None:
         self.store = store
         self._retention = retention
         self._files = None if images is None else ImageFiles(images)
         self._deletion = None
         if images is not None:
-            self._deletion = ImageDeletion(images, store, self.call, retention.max_age)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")  # keeps the order of the calls
+            store.deleted.may_have_files = True
+        if images is not None and store.deletes_jobs:
+            self._deletion = ImageDeletion(images, store.deleted, self.call, retention.max_age)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="store")  # one keeps the order of the calls
         self._calls_in_thread = 0  # while there are any, no other thread may use the store
         self._writes: asyncio.Queue[Write] = asyncio.Queue()
         self._pending_writes = 0
@@ -65,6 +70,15 @@ class AsyncStore:
         """Writes that the store has not taken yet, and files that the image store has not taken."""
         return self._pending_writes + (self._files.pending if self._files else 0)
 
+    @property
+    def refusal(self) -> str | None:
+        """Reason for which no more images may be generated: too many wait in memory, and no write succeeds."""
+        if self._is_refused and self._pending_writes > MAX_REFUSED_WRITES:
+            return f"{self._pending_writes} writes wait for the disk; free disk space"
+        if self._files is not None and self._files.is_refused and self._files.pending > MAX_REFUSED_WRITES:
+            return f"{self._files.pending} images wait for their store; the server's log says why"
+        return None
+
     def start(self) -> None:
         work = [self._write, self._prune, self._check, *([self._deletion.run] if self._deletion else [])]
         self._tasks = [asyncio.create_task(call()) for call in work]
@@ -75,7 +89,7 @@ class AsyncStore:
             task.cancel()
         if self._files is not None:
             self._files.close()
-        self._thread.shutdown()
+        self._threads.shutdown()
         self.store.close()
 
     async def call(self, method: Callable[..., T], *args: object) -> T:
@@ -90,9 +104,8 @@ class AsyncStore:
         Raises:
             StoreUnavailable: also if the disk takes small jobs but no images, which would fill the memory.
         """
-        is_refused = self._is_refused or (self._files is not None and self._files.is_refused)
-        if is_refused and self.pending_writes > MAX_REFUSED_WRITES:
-            raise StoreUnavailable(f"{self.pending_writes} writes wait; the server's log says why")
+        if (reason := self.refusal) is not None:
+            raise StoreUnavailable(reason)
         return await self.call(self.store.add, job, init_image)
 
     async def image(self, id: str, index: int) -> StoredImage | None:
@@ -170,7 +183,7 @@ class AsyncStore:
 
     async def call_in_thread(self, method: Callable[..., T], *args: object) -> T:
         """Return the result of a method that may take long, without holding up the event loop."""
-        call = asyncio.get_running_loop().run_in_executor(self._thread, method, *args)
+        call = asyncio.get_running_loop().run_in_executor(self._threads, method, *args)
         self._calls_in_thread += 1
         call.add_done_callback(self._on_call_done)
         return await asyncio.shield(call)  # a cancelled caller leaves the call running

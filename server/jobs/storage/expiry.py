@@ -9,7 +9,6 @@ from server.jobs.storage.worker_info import Expired
 
 LEASE_SECONDS = 10.0  # for which a host holds a job after its last heartbeat
 FORGET_SECONDS = 60.0  # after which a host that was not seen leaves the table
-PAUSE_SECONDS = LEASE_SECONDS / 2  # without a janitor, after which hosts get time for a heartbeat
 MAX_LOSSES = 12  # hosts that may vanish with a job; nothing says that it was the job's fault
 LATE = JobError("deadline_exceeded", "The deadline passed before the images were generated.")
 
@@ -20,12 +19,13 @@ class Expiry:
     """One run of the janitor. In a transaction with Lock.JANITOR.
 
     Args:
+        lease: seconds of a lease.
         get: returns a job.
         end: ends a job; see `JobStore`.
     """
 
-    def __init__(self, database: Database, get: Callable[[str], Job | None], end: End) -> None:
-        self._database, self._get, self._end = database, get, end
+    def __init__(self, database: Database, lease: float, get: Callable[[str], Job | None], end: End) -> None:
+        self._database, self._lease, self._get, self._end = database, lease, get, end
 
     def run(self) -> Expired:
         if self._was_paused():
@@ -45,15 +45,19 @@ class Expiry:
         return Expired(self._jobs(requeued), self._jobs(ended), self._forget_hosts())
 
     def _was_paused(self) -> bool:
-        """Return True if no janitor ran for long: heartbeats cannot have come either if the database was away."""
+        """Return True if no janitor ran for half a lease.
+
+        Then the database may have been away, so that no heartbeat could come either.
+        """
         last = self._database.rows("SELECT {now} - last_run AS seconds FROM janitor")[0]
         self._database.execute("UPDATE janitor SET last_run = {now}")
-        return bool(last["seconds"] > PAUSE_SECONDS)
+        return bool(last["seconds"] > self._lease / 2)
 
     def _extend_all(self) -> None:
+        """Give all hosts the time for a heartbeat."""
         self._database.execute(
             "UPDATE jobs SET lease = {now} + ? WHERE finished IS NULL AND worker IS NOT NULL AND lease > 0",
-            LEASE_SECONDS,
+            self._lease,
         )
         self._database.execute("UPDATE workers SET seen = {now}")
 

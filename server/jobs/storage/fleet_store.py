@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import msgspec
 
+from server.errors import StoreUnavailable
 from server.jobs.job import Job, JobState
 from server.jobs.queue_limit import check_queue
 from server.jobs.storage.claims import SHARE, Claims, Loaded, SizeOf, requeue
-from server.jobs.storage.database import Lock, Row
+from server.jobs.storage.database import Database, Lock, Row
 from server.jobs.storage.expiry import LEASE_SECONDS, Expiry
 from server.jobs.storage.host_store import HostStore
-from server.jobs.storage.open_database import open_database
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.rows import to_json
 from server.jobs.storage.store import JobStore
@@ -31,16 +31,20 @@ class FleetStore(JobStore):
     job whose lease has ended goes back into the queue.
 
     Args:
-        url: of a PostgreSQL database; see `open_database`.
+        database: URL of a PostgreSQL database; see `open_database`.
         timeout: seconds to wait for a connection or a lock.
+        lease: seconds for which a host holds a job after its last heartbeat.
 
     Raises:
         StoreUnavailable: see `open_database`.
     """
 
-    def __init__(self, url: str, timeout: float = 5.0) -> None:
-        super().__init__(open_database(url, timeout))
-        assert self.database.is_shared
+    def __init__(self, database: Database | str, timeout: float = 5.0, lease: float = LEASE_SECONDS) -> None:
+        super().__init__(database, timeout)
+        self._lease = lease
+        if not self.database.is_shared:
+            self.close()
+            raise StoreUnavailable(f"a fleet keeps its jobs in PostgreSQL; got {database}, expected postgresql://...")
 
     def add(self, job: Job, init_image: PackedImage | None = None, queue_limit: int | None = None) -> Job:
         """Queue a job and return it with its `sequence`, or return the job with the same idempotency key or id.
@@ -76,7 +80,7 @@ class FleetStore(JobStore):
         self.heartbeat(info, {})
 
     def heartbeat(self, info: WorkerInfo, steps: Mapping[str, int]) -> HeartbeatAnswer:
-        """Extend the leases of a host's jobs for LEASE_SECONDS.
+        """Extend the leases of a host's jobs.
 
         Args:
             steps: steps done so far, by job, of all jobs that the host believes to hold. The leases of others end, such
@@ -91,7 +95,7 @@ class FleetStore(JobStore):
             " SELECT (SELECT is_draining FROM seen) AS is_draining, ARRAY(SELECT id FROM held) AS held",
             info.id,
             to_json(info),
-            LEASE_SECONDS,
+            self._lease,
             list(steps),
             list(steps.values()),
             info.id,
@@ -132,7 +136,7 @@ class FleetStore(JobStore):
             return []
         with self.database.transaction():
             self.database.lock(Lock.CLAIM)
-            jobs = Claims(self.database, worker, LEASE_SECONDS, loaded, size_of).take(count)
+            jobs = Claims(self.database, worker, self._lease, loaded, size_of).take(count)
         return [self._claimed(job, worker.id) for job in jobs]
 
     def _claimed(self, job: Job, worker: str) -> Claimed:
@@ -164,7 +168,7 @@ class FleetStore(JobStore):
         with self.database.transaction():
             if not self.database.try_lock(Lock.JANITOR):
                 return Expired([], [], [])
-            return Expiry(self.database, self.get, self._end).run()
+            return Expiry(self.database, self._lease, self.get, self._end).run()
 
     def states(self, ids: Sequence[str]) -> dict[str, JobStatus]:
         """Return the states of those of some jobs that exist, for their watchers."""

@@ -8,14 +8,15 @@ from contextlib import suppress
 from typing import Any
 
 from server.errors import StoreUnavailable
+from server.jobs.storage.deleted_jobs import DeletedJobs
 from server.jobs.storage.image_store import ImageStore
 from server.jobs.storage.retention import DAY
-from server.jobs.storage.store import JobStore
 
 log = logging.getLogger(__name__)
 
 DELETE_EVERY = 60.0  # seconds between two attempts, unless a job is deleted
 SWEEP_EVERY = DAY  # seconds between two searches for files that belong to no job
+FIRST_SWEEP = 3600.0  # seconds from the start, so that restarts do not list a large bucket again and again
 
 
 class ImageDeletion:
@@ -26,8 +27,8 @@ class ImageDeletion:
 
     Args:
         images: where the files are.
-        store: asked for the deleted jobs.
-        call: awaits a method of the store, as `AsyncStore.call` does.
+        deleted: the jobs whose files must be deleted.
+        call: awaits a method of `deleted`, as `AsyncStore.call` does.
         max_age: seconds for which jobs are kept.
         clock: returns unix seconds.
     """
@@ -35,15 +36,15 @@ class ImageDeletion:
     def __init__(
         self,
         images: ImageStore,
-        store: JobStore,
+        deleted: DeletedJobs,
         call: Callable[..., Any],
         max_age: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._images, self._store, self._call = images, store, call
+        self._images, self._deleted, self._call = images, deleted, call
         self._max_age, self._clock = max_age, clock
         self._due = asyncio.Event()
-        self._sweep_due = 0.0  # by the monotonic clock
+        self._sweep_due = time.monotonic() + FIRST_SWEEP  # by the monotonic clock
 
     def on_deleted(self) -> None:
         """Delete soon, since a job was deleted."""
@@ -66,16 +67,16 @@ class ImageDeletion:
 
     async def delete(self) -> None:
         """Delete the files of all deleted jobs."""
-        while jobs := await self._call(self._store.deleted_images):
+        while jobs := await self._call(self._deleted.listed):
             for job in jobs:
                 await self._images.delete(job)
-                await self._call(self._store.forget_deleted, job)
+                await self._call(self._deleted.forget, job)
 
     async def sweep(self) -> int:
         """Delete the files of jobs that are unknown and would be too old; return the number of jobs."""
         found = 0
         async for jobs in self._images.jobs_before(self._clock() - self._max_age - DAY):
-            for job in await self._call(self._store.unknown, sorted(jobs)):
+            for job in await self._call(self._deleted.unknown, jobs):
                 log.warning("the files of %s belong to no job and are deleted", job)
                 await self._images.delete(job)
                 found += 1

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -47,11 +47,7 @@ class Connections:
     """
 
     def __init__(self, url: str, timeout: float) -> None:
-        try:
-            given = conninfo_to_dict(url)
-        except psycopg.Error as error:
-            message = f"the URL of the database is not valid ({error}); write postgresql://user:password@host/name"
-            raise StoreUnavailable(message) from error
+        given = _parse(url)
         self._name = (
             f"postgresql://{given.get('host', 'localhost')}:{given.get('port', 5432)}/{given.get('dbname', '')}"
         )
@@ -118,6 +114,20 @@ class Connections:
             connection.close()
         else:
             self._idle.append((connection, time.monotonic()))
+
+
+def _parse(url: str) -> dict[str, Any]:
+    """Return the parameters of a URL. Its errors quote nothing of it, since a part may be of the password."""
+    given = {}
+    with suppress(psycopg.Error, UnicodeError):
+        given = conninfo_to_dict(url)
+    ports = str(given.get("port", 0)).split(",")
+    if not given or not all(port.isdecimal() for port in ports) or "@" in f"{given.get('host')}{given.get('dbname')}":
+        raise StoreUnavailable(
+            "the URL of the database is not valid; write postgresql://user:password@host:port/name, "
+            "with special characters of the password as %40, %2F, %23"
+        )
+    return given
 
 
 def _works(connection: Connection) -> bool:

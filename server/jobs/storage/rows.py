@@ -16,7 +16,7 @@ from engine.request import (
     PNG,
     ImageRequest,
 )
-from server.jobs.job import Job, JobError, JobState, StoredImage
+from server.jobs.job import ImageFile, Job, JobError, JobState, StoredImage
 from server.jobs.storage.database import Row, Value
 
 ROW_BYTES = 1 << 10  # estimate of a job's row without its request
@@ -30,6 +30,7 @@ JSON_COLUMNS = ("request", "format", "error")
 MAX_IMAGES = 1000  # of a job; the endpoints allow far fewer
 MAX_TIME = 1 << 40  # unix seconds
 MEDIA_TYPE = re.compile("image/[a-z]+")
+FILE_NAME = re.compile(r"[0-9a-z-]+\.[a-z]+")  # nothing that leaves a folder
 
 # whole images of a job, for `job_of_row`
 STORED = "(SELECT count(*) FROM images WHERE job = jobs.id AND {whole_image}) AS stored"
@@ -121,7 +122,11 @@ def image_of_row(row: Row) -> StoredImage | None:
     is_intact = isinstance(index, int) and index >= 0 and isinstance(data, bytes)
     if metadata is None or not is_intact or not MEDIA_TYPE.fullmatch(str(media_type)):
         return None
-    return StoredImage(index, media_type, data, metadata)
+    file, size = row["file"], row["file_bytes"]
+    if file is None:
+        return StoredImage(index, media_type, data, metadata)
+    is_file = FILE_NAME.fullmatch(str(file)) and isinstance(size, int)
+    return StoredImage(index, media_type, b"", metadata, ImageFile(file, size)) if is_file else None
 
 
 def metadata_of(text: Value) -> ImageMetadata | None:

@@ -3,19 +3,21 @@
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from urllib.parse import parse_qsl, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from server.errors import StoreUnavailable
+from server.jobs.storage.image_store import s3_parameters
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config  # not importable at runtime
 
 CONNECT_TIMEOUT, REQUEST_TIMEOUT = timedelta(seconds=5), timedelta(seconds=20)
 MAX_RETRIES, RETRY_TIMEOUT = 3, timedelta(seconds=10)  # for answers such as 503; the caller tries again later
 PAGE = 1000  # objects
-PARAMETERS = ("endpoint", "region")
-EXPECTED = "expected s3://BUCKET/PREFIX?endpoint=URL&region=NAME"
 ADVICE = {
     "PermissionDeniedError": "its key must be allowed to list, read, write and delete there",
     "UnauthenticatedError": "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -29,10 +31,7 @@ class S3Images:
     Credentials come from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and so on, or from the machine's or pod's role.
 
     Args:
-        url: `s3://BUCKET/PREFIX`; `?endpoint=URL` for another service than Amazon's, `&region=NAME` for its region.
-
-    Raises:
-        ValueError: the URL has another form.
+        url: one that `image_store.check_url` accepts.
     """
 
     def __init__(self, url: str) -> None:
@@ -73,32 +72,28 @@ class S3Images:
         try:
             yield
         except (BaseError, OSError) as error:
-            reason = str(error).partition("\n")[0]  # the rest is for the library's authors
+            reason = str(error).partition("\n")[0].partition(": <?xml")[0]  # the rest repeats it
             advice = ADVICE.get(type(error).__name__, "check that the service runs and can be reached")
             raise StoreUnavailable(f"{self._name}: {reason}; {advice}") from error
 
 
 def _open(url: str) -> S3Store:
-    parts = urlsplit(url)
-    parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
-    unknown = set(parameters) - set(PARAMETERS)
-    if not parts.hostname or "@" in parts.netloc or parts.port or unknown or parts.fragment:
-        raise ValueError(f"{EXPECTED}, with credentials in AWS_ACCESS_KEY_ID and so on, got {url!r}")
-    endpoint = parameters.get("endpoint")
-    if endpoint is not None and (urlsplit(endpoint).scheme not in ("http", "https") or "@" in endpoint):
-        raise ValueError(f"the endpoint of S3 must be http://HOST:PORT or https://HOST, got {endpoint!r}")
-    options = {"region": parameters["region"]} if "region" in parameters else {}
+    parts, parameters = urlsplit(url), s3_parameters(url)
+    config: S3Config = {}
+    if "endpoint" in parameters:
+        config["endpoint"] = parameters["endpoint"]
+    if "region" in parameters:
+        config["region"] = parameters["region"]
     return S3Store(
         parts.netloc,
         prefix=parts.path.strip("/") or None,
+        config=config,
         client_options={
-            "allow_http": endpoint is not None and endpoint.startswith("http:"),
+            "allow_http": parameters.get("endpoint", "").startswith("http:"),
             "connect_timeout": CONNECT_TIMEOUT,
             "timeout": REQUEST_TIMEOUT,
         },
         retry_config={"max_retries": MAX_RETRIES, "retry_timeout": RETRY_TIMEOUT},
-        **({"endpoint": endpoint} if endpoint else {}),
-        **options,
     )
 
 

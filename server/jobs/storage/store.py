@@ -12,6 +12,7 @@ from engine.images.metadata import ImageMetadata
 from server.errors import IdempotencyKeyReused
 from server.jobs.job import MAX_SEQUENCE, Job, JobError, JobState, StoredImage
 from server.jobs.storage.database import Database, Value, placeholders
+from server.jobs.storage.deleted_jobs import DeletedJobs
 from server.jobs.storage.open_database import open_database
 from server.jobs.storage.pruning import Pruner
 from server.jobs.storage.repair import repair
@@ -65,9 +66,12 @@ class JobStore:
 
     Attributes:
         database: where the jobs are.
+        deletes_jobs: False if other processes delete old jobs, and the files of deleted ones.
+        deleted: jobs whose image files must be deleted too.
         bytes_since_prune: bytes that the last `prune` has not considered.
     """
 
+    deletes_jobs = True
     _changeable = "id = ?"  # condition for the job that a method may change
 
     def __init__(
@@ -92,7 +96,8 @@ class JobStore:
             database = open_database(database, busy_timeout, clock)
         self.database = database
         self.bytes_since_prune = 0
-        self._pruner = Pruner(database, monotonic)
+        self.deleted = DeletedJobs(database)
+        self._pruner = Pruner(database, self.deleted, monotonic)
 
     def add(self, job: Job, init_image: PackedImage | None = None) -> Job:
         """Queue a job and return it with its `sequence`, or return the job with the same idempotency key or id.
@@ -210,26 +215,36 @@ class JobStore:
         return self._end(id, JobState.CANCELLED)
 
     def add_image(self, id: str, image: StoredImage) -> bool:
-        """Store an image, unless there is one with its index. False: the job has ended or is unknown."""
+        """Store an image, unless there is one with its index. False: the job has ended or is unknown.
+
+        A later file takes the place of an earlier one, which is lost if the image was generated again.
+        """
+        size = 0 if image.file is None else image.file.bytes
         with self.database.transaction():
             expected = self._image_count(id)
             if expected is None:
+                if image.file is not None and self.get(id) is None:  # deleted while the file was written
+                    self.deleted.add(id)
                 return False
             assert 0 <= image.index < expected
             self.database.execute(
-                "INSERT INTO images (job, number, media_type, metadata, data) VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT (job, number) DO NOTHING",
+                "INSERT INTO images (job, number, media_type, metadata, data, file, file_bytes)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (job, number) DO UPDATE SET"
+                " metadata = excluded.metadata, file = excluded.file, file_bytes = excluded.file_bytes"
+                " WHERE images.file IS NOT NULL AND excluded.file IS NOT NULL",
                 id,
                 image.index,
                 image.media_type,
                 to_json(image.metadata),
                 image.data,
+                None if image.file is None else image.file.name,
+                size,
             )
-        self.bytes_since_prune += len(image.data)
+        self.bytes_since_prune += len(image.data) + size
         return True
 
     def images(self, id: str) -> list[StoredImage]:
-        """Return the images so far, by index."""
+        """Return the images so far, by index; without data if they are in files."""
         return self._images("WHERE job = ? ORDER BY number", id)
 
     def image(self, id: str, index: int) -> StoredImage | None:
@@ -255,7 +270,8 @@ class JobStore:
     def delete(self, id: str) -> bool:
         """Delete a job that has ended, with its images. False: it has not ended, or is unknown."""
         self._pruner.on_deleted()
-        return self.database.execute("DELETE FROM jobs WHERE id = ? AND finished IS NOT NULL", id) == 1
+        with self.database.transaction():
+            return self.deleted.delete_jobs("id = ? AND finished IS NOT NULL", id) == 1
 
     def prune(self, retention: Retention) -> int:
         """Delete a few of the expired jobs, and return their number. Call it until it returns 0; see `Pruner`."""

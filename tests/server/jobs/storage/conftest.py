@@ -5,9 +5,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from fakes.databases import Place, empty
+from fakes.databases import ClockedPostgres, Place, empty
+from fakes.jobs import Clock
 from fakes.services import PostgreSql
 
+from server.jobs.storage.fleet_store import FleetStore
 from server.jobs.storage.store import JobStore
 
 
@@ -54,3 +56,15 @@ def either_store(place: Place) -> Iterator[JobStore]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "images"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def fleet(store_url: str, clock: Clock) -> Iterator[FleetStore]:
+    """An empty store of a fleet, which goes by `clock`."""
+    with closing(FleetStore(ClockedPostgres(store_url, clock))) as opened:
+        yield opened

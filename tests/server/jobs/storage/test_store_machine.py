@@ -1,4 +1,4 @@
-"""Random sequences of calls to a job store on a file, compared with a dictionary."""
+"""Random sequences of calls to a job store, compared with a dictionary."""
 
 import tempfile
 from collections.abc import Callable
@@ -6,27 +6,39 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fakes.databases import Place, empty
 from fakes.jobs import ERROR, Clock, image, job, pages, stored_size
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 
 from server.errors import IdempotencyKeyReused
 from server.jobs.job import Job, JobError, JobState, StoredImage
 from server.jobs.storage.retention import Retention
-from server.jobs.storage.store import JobStore
 
 OWNERS = [None, "alice", "bob"]
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """A store on a file, and a dictionary that must agree with it."""
+    """A store, and a dictionary that must agree with it. `url`: of a database; None for a file."""
 
     ids = Bundle("ids")
 
-    def __init__(self) -> None:
+    def __init__(self, url: str | None = None) -> None:
         super().__init__()
         self.directory = tempfile.TemporaryDirectory()
+        self.place = Place(url or Path(self.directory.name) / "jobs.sqlite")
+        if url is not None:
+            empty(url)
         self.clock = Clock()
         self.jobs: dict[str, Job] = {}  # in the order of acceptance
         self.generated: dict[str, dict[int, StoredImage]] = {}
@@ -34,7 +46,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def open(self) -> None:
-        self.store = JobStore(Path(self.directory.name) / "jobs.sqlite", clock=self.clock, monotonic=self.clock)
+        self.store = self.place.open(self.clock, self.clock)
 
     @rule()
     def reopen(self) -> None:
@@ -51,7 +63,15 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def add(self, images: int, owner: str | None, key: str | None, fingerprint: str, durable: bool) -> object:
         id = f"job_{999 - self.accepted}"  # so that sorted ids are not in the order of acceptance
-        new = job(images, id=id, owner=owner, idempotency_key=key, fingerprint=fingerprint, durable=durable)
+        new = job(
+            images,
+            client="192.0.2.1",
+            id=id,
+            owner=owner,
+            idempotency_key=key,
+            fingerprint=fingerprint,
+            durable=durable,
+        )
         same = [j for j in self.jobs.values() if key and (j.owner, j.idempotency_key) == (owner, key)]
         if not same:
             self.accepted += 1
@@ -137,7 +157,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.update(id, state=JobState.QUEUED)
             else:
                 error = JobError("server_restarted", "")
-                self.update(id, state=JobState.FAILED, finished=now, error=error)
+                self.update(id, state=JobState.FAILED, finished=now, error=error, client="")
         recovered = self.store.recover()
         self.take_over_messages()
         assert recovered == [j for j in self.jobs.values() if self.is_open(j.id)]
@@ -180,7 +200,7 @@ class StoreMachine(RuleBasedStateMachine):
         now = self.tick()
         assert change(id) == self.is_open(id)
         if self.is_open(id):
-            self.update(id, state=state, finished=now, error=error)
+            self.update(id, state=state, finished=now, error=error, client="")
 
     def take_over_messages(self) -> None:
         """Take the messages of "server_restarted" from the store, since only the code is fixed."""
@@ -191,7 +211,10 @@ class StoreMachine(RuleBasedStateMachine):
                 self.update(id, error=found.error)
 
 
-TestStore = StoreMachine.TestCase
+def test_store_in_a_file_agrees_with_a_dictionary() -> None:
+    run_state_machine_as_test(StoreMachine, settings=settings(max_examples=40, stateful_step_count=30, deadline=None))
 
 
-TestStore.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+def test_store_in_postgresql_agrees_with_a_dictionary(reused_url: str) -> None:
+    few = settings(max_examples=15, stateful_step_count=30, deadline=None)
+    run_state_machine_as_test(lambda: StoreMachine(reused_url), settings=few)

@@ -1,0 +1,51 @@
+"""Tickets of an API replica on their way to the broker, so that no answer waits for it. Knows a queue and a thread."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable
+
+from server.jobs.job import Job
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 1000  # tickets; hosts find the jobs of those beyond without them
+
+
+class TicketSender:
+    """Sends tickets, one at a time.
+
+    Args:
+        send: sends the ticket of a job; returns False if the broker cannot be reached.
+    """
+
+    def __init__(self, send: Callable[[Job], bool]) -> None:
+        self._send = send
+        self._waiting: queue.Queue[Job | None] = queue.Queue(MAX_WAITING)
+        self._thread = threading.Thread(target=self._run, name="tickets", daemon=True)  # may hang with the broker
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, job: Job) -> None:
+        """Send the ticket of a job soon; never wait."""
+        try:
+            self._waiting.put_nowait(job)
+        except queue.Full:
+            log.warning("no ticket for %s: %d wait already; hosts find the job without it", job.id, MAX_WAITING)
+
+    def close(self, timeout: float) -> None:
+        """Send what waits, for `timeout` seconds at most."""
+        try:
+            self._waiting.put_nowait(None)
+        except queue.Full:
+            return
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while (job := self._waiting.get()) is not None:
+            try:
+                self._send(job)
+            except Exception:  # of one ticket; the next ones must go
+                log.exception("no ticket for %s; hosts find the job without it", job.id)
