@@ -63,8 +63,6 @@ class TicketWorker:
             back to its queue, for another host.
     """
 
-    consume_seconds = CONSUME_SECONDS
-
     def __init__(self, app: Celery, name: str, hold: Callable[[str], bool]) -> None:
         self._app, self._name, self._concurrency = app, name, 1
         self._worker: WorkController | None = None
@@ -115,8 +113,11 @@ class TicketWorker:
         idle = 0.0
         while not self._is_stopping.wait(1.0):
             consumer = getattr(self._worker, "consumer", None)
-            idle = idle + 1.0 if consumer is not None and consumer.connection and not consumer.is_consuming else 0.0
-            if idle >= self.consume_seconds:
+            if consumer is None or consumer.connection is None or consumer.is_consuming:
+                idle = 0.0
+                continue
+            idle += 1.0
+            if idle >= CONSUME_SECONDS:
                 log.error("the broker has not let this host consume its queues for %.0f s; connecting again", idle)
                 try:
                     delete_unused_queues(self._app)
