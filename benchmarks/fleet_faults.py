@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
             if args.soak:
                 found = [asyncio.run(soak(site, plan, args.soak * 60, args.seed))]
             else:
-                found = [_run_one(site, plan, name, args.seed) for name in names]
+                found = [_run_one(site, plan, name, args.seed + number) for number, name in enumerate(names)]
             results += [row | {"broker": broker, "images": images} for row in found]
     finish("fleet-faults", {"clients": args.clients, "soak_minutes": args.soak, "cases": results})
     if any(row.get("broken") for row in results):
