@@ -14,6 +14,7 @@ from sse_starlette.sse import AppStatus
 
 from engine.images.header import DecodeLimits
 from engine.plan.manifest import Manifest
+from server import tracing
 from server.api import documentation, edits, errors, openapi
 from server.api import model_info as model_info_api
 from server.api import openai as openai_api
@@ -131,6 +132,10 @@ def _image_input(manifest: Manifest, options: AppOptions) -> ImageInput:
 
 def _add_middleware(app: FastAPI, options: AppOptions) -> None:
     """Add the layers between HTTP and the routes, the innermost first."""
+    if (active := tracing.active()) is not None:  # innermost, since others copy the scope, which gets the route
+        from server.http.request_traces import RequestTraceMiddleware  # needs the extra `tracing`
+
+        app.add_middleware(RequestTraceMiddleware, tracing=active)
     app.add_middleware(AmbiguousLengthMiddleware)
     app.add_middleware(UnreadBodyMiddleware)
     app.add_middleware(ValidHostMiddleware, names=options.hosts)

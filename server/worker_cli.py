@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from engine.command_line import one_line_errors
 from engine.plan.directory import read, resolve
-from server import logs, lora_folder, settings_sources
+from server import logs, lora_folder, settings_sources, tracing
 from server.http.sockets import bind_socket
 from server.settings import HOST_SETTINGS, Settings
 from server.settings_sources import EPILOG, Command
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors("zimage-worker"):
         if given.broker is None:
             sys.exit("zimage-worker: name the fleet by --broker and --database; without a fleet, use zimage-serve")
-        with bind_socket(given.metrics_host, given.metrics_port) as sock:
+        with bind_socket(given.metrics_host, given.metrics_port) as sock, tracing.started("zimage-worker"):
             for name in settings_sources.unknown(os.environ):
                 log.warning("The environment variable %s is not a setting of zimage-worker or zimage-serve", name)
             _run(given, given.broker, sock)

@@ -33,8 +33,8 @@ class SeaweedS3(Service):
         return f"http://{self.host}:{self.port}"
 
     def fresh_url(self) -> str:
-        """Return the URL of images in a bucket that is created with its first file."""
-        return f"s3://zimage-{secrets.token_hex(6)}/images?endpoint={self.url}"
+        """Return the URL of an empty place in the one bucket, since every bucket takes volumes of its own."""
+        return f"s3://zimage/{secrets.token_hex(6)}?endpoint={self.url}"
 
     @property
     def credentials(self) -> dict[str, str]:
@@ -60,8 +60,15 @@ class SeaweedS3(Service):
         return [
             str(_program()), "server", f"-dir={self.folder / 'data'}", f"-ip={self.host}", "-master.telemetry=false",
             "-master.volumeSizeLimitMB=64", "-volume.max=8", "-filer", "-s3", f"-s3.port={self.port}",
-            f"-s3.config={self.folder / 'users.json'}", "-s3.iam=false", *ports,
+            f"-s3.config={self.folder / 'users.json'}", "-s3.iam=false", "-s3.port.iceberg=0",
+            "-s3.port.lance=0", *ports,
         ]  # fmt: skip
+
+    def close(self) -> None:
+        super().close()
+        for port in (self.port, *self._ports):
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # no setting moves them all
+                socket_file.unlink(missing_ok=True)
 
     def _answers(self) -> bool:
         """Return True if a bucket can be asked for: S3 listens before the parts behind it are there."""

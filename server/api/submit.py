@@ -18,6 +18,7 @@ from starlette.requests import HTTPConnection
 from engine.errors import InvalidRequest
 from engine.init_image import InitImage
 from engine.request import PNG, ImageFormat, ImageRequest
+from server import tracing
 from server.api import errors
 from server.api.access import Authenticator
 from server.api.body import while_connected
@@ -182,6 +183,7 @@ async def enqueue(
         priority=submission.priority,
         model=jobs.manifest.model.name,
         plan_id=submission.plan_id,
+        trace=tracing.traceparent(),
         cost=image.forwards(jobs.manifest) * image.size(jobs.manifest).area * submission.image_count,
     )
     return await jobs.submit(job, init_image)

@@ -106,7 +106,7 @@ class WorkerHost:
         self._tracker = JobTracker(self._async_store, manifest, self.metrics)
         self._tracker.on_stored = self._on_stored
         self.worker_queue = WorkerQueue(self._tracker, self.metrics)
-        self._claims = Claims(self._claim, lambda: self.worker_queue.room, self._on_waiting)
+        self._claims = Claims(self._claim, self._room, self._on_waiting)
         self.worker_queue.on_room = self._on_room
         self._bus = EventBus(options.broker, options.fleet, "control", self._on_event)
         self._tickets = TicketWorker(app, options.id, self._hold)
@@ -206,10 +206,17 @@ class WorkerHost:
         await asyncio.gather(*(asyncio.to_thread(close, BROKER_SECONDS) for close in closing))
         self._async_store.close()
 
+    def _room(self) -> int:
+        """Return the number of images to claim: none while those that are finished cannot be stored."""
+        return 0 if self._async_store.refusal else self.worker_queue.room
+
     async def _claim(self, images: int) -> list[LiveJob]:
         """Claim jobs with up to a number of images, and return those that begin here."""
         loaded = [(choice and choice.name, size) for choice, size in self.worker_queue.loaded()]
+        began = time.time()
         claimed = await asyncio.to_thread(self._store.claim, self.info(), loaded, images, self._size)
+        for each in claimed:
+            self._tracker.traces.claimed(each.job, self._options.id, began)
         begun = [live for each in claimed if (live := self._begin(each))]
         self.worker_queue.send_pending()
         return begun
@@ -303,9 +310,11 @@ class WorkerHost:
     def _hold(self, _: str) -> bool:
         """Hold a ticket, in a thread of Celery. Its job is not looked at: the one that comes next is claimed."""
         assert self._loop is not None
+        holding = self._claims.hold()
         try:
-            return asyncio.run_coroutine_threadsafe(self._claims.hold(), self._loop).result()
+            return asyncio.run_coroutine_threadsafe(holding, self._loop).result()
         except (CancelledError, RuntimeError):  # the event loop has ended
+            holding.close()
             return False
 
     @property

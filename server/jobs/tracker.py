@@ -15,6 +15,7 @@ from engine.plan.manifest import Manifest
 from server.jobs.estimates import Estimates
 from server.jobs.follower import ImageFinished, JobPreview, Progress
 from server.jobs.job import Job, JobError, JobState, StoredImage
+from server.jobs.job_traces import JobTraces
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
 from server.jobs.queue_order import QueueOrder
@@ -32,6 +33,7 @@ class JobTracker:
         manifest: of the plans.
         estimates: learned from the images that are added.
         unfinished: jobs that have not ended, in their order.
+        traces: spans of the jobs.
         on_ended: called with each job that has ended.
         on_stored: called with a job once the store has its state, and with the index of an image once it has that.
     """
@@ -43,6 +45,7 @@ class JobTracker:
         self.on_ended: Callable[[LiveJob], None] = lambda _: None
         self.on_stored: Callable[[Job, int | None], object] = lambda _, __: None
         self._store, self._metrics, self._archive = store, metrics, archive
+        self.traces = JobTraces()
         self.unfinished = QueueOrder(self.estimates, manifest)
         self._live: dict[str, LiveJob] = {}
         metrics.add_gauges(self._gauges)
@@ -84,12 +87,14 @@ class JobTracker:
         live.job = replace(live.job, state=JobState.RUNNING, attempts=live.job.attempts + 1, started=started)
         if is_first:
             self._metrics.job_started(live.job)
+        self.traces.started(live.job)
         self._announce(self._store.write_later(partial(self._store.store.start, live.job.id)), live.job)
 
     def requeue(self, live: LiveJob) -> None:
         """Put a job whose worker died back into the queue. Its images so far stay."""
         if live.job.state is JobState.RUNNING:
             live.job = replace(live.job, state=JobState.QUEUED)
+            self.traces.stopped(live.job, "the worker was lost")
             self._store.write_later(partial(self._store.store.requeue, live.job.id))
 
     def set_steps_done(self, steps: Iterable[tuple[LiveJob, int, int]]) -> None:
@@ -117,6 +122,7 @@ class JobTracker:
         live.steps_done.pop(image.index, None)
         self.unfinished.on_image(live)
         self._metrics.image_finished(metadata)
+        self.traces.image_finished(live.job, image)
         live.notify_followers(ImageFinished(image.index))
         self._announce(self._store.add_image(live.job.id, image), live.job, image.index)
         if self._archive is not None:
@@ -142,6 +148,7 @@ class JobTracker:
             return
         live.job = replace(live.job, state=JobState.CANCELLED, finished=_not_before(live.job))
         self._live.pop(live.job.id, None)
+        self.traces.stopped(live.job, "the job was given up")
         self._store.give_up_images(live.job.id)
         self._leave_queue(live)
         self.on_ended(live)
@@ -162,6 +169,7 @@ class JobTracker:
         live.job = job = replace(live.job, state=state, error=error, finished=_not_before(live.job))
         self._leave_queue(live)
         self._metrics.job_ended(job)
+        self.traces.ended(job)
         _log_end(job)
         live.notify_followers(job)
         self._tell_places()

@@ -7,7 +7,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from fakes.jobs_mode import FleetServices
@@ -22,7 +22,6 @@ from server.jobs.admission import Limits
 from server.jobs.storage.fleet_store import FleetStore
 
 READY_SECONDS = 20.0
-WINDOW = 4  # images
 
 
 def new_options(services: FleetServices) -> FleetOptions:
@@ -42,7 +41,8 @@ def hosting(loop: FakeLoop, options: FleetOptions, manifest: Manifest) -> Iterat
     app = create_celery(options.broker, options.name, queues)
     id = f"host-{uuid.uuid4().hex[:8]}"
     of_host = HostOptions(id, "test", "0", options.broker, options.name, LORAS, grace=5.0)
-    host = WorkerHost(FleetStore(options.database, timeout=2.0), manifest, app, WINDOW, of_host)
+    store = FleetStore(options.database, timeout=2.0)
+    host = WorkerHost(store, manifest, app, of_host)
     device = host.worker_queue.add_device("cpu")
     supervisor = device.link = ThreadSupervisor(loop, manifest, device)
 
@@ -56,7 +56,7 @@ def hosting(loop: FakeLoop, options: FleetOptions, manifest: Manifest) -> Iterat
             await host.stop()
             await supervisor.stop()
 
-    with in_thread(run):
+    with closing(store), in_thread(run):
         yield host
 
 

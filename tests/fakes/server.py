@@ -65,18 +65,18 @@ def serving(
     app_options = AppOptions(policy, hosts=hosts, trusted_proxies=trusted_proxies, **options)
     if FleetServices.current is None or database is not None:
         loop.store = JobStore(database, busy_timeout=0.5)
-        with _running(EmbeddedJobs(loop.store, manifest, limits, loras=LORAS), app_options, connections, loop) as url:
+        with running(EmbeddedJobs(loop.store, manifest, limits, loras=LORAS), app_options, connections, loop) as url:
             yield url
         return
     from fakes.fleet import hosting, new_options, replica  # not at the top: servers in processes need no Celery
 
     fleet = new_options(FleetServices.current)
-    with hosting(loop, fleet, manifest), _running(replica(fleet, manifest, limits), app_options, connections) as url:
+    with hosting(loop, fleet, manifest), running(replica(fleet, manifest, limits), app_options, connections) as url:
         yield url
 
 
 @contextmanager
-def _running(
+def running(
     jobs: JobService, options: AppOptions, connections: Connections | None = None, loop: FakeLoop | None = None
 ) -> Iterator[str]:
     """Run a server of jobs in a thread, with a worker if a loop for it is given."""
@@ -154,11 +154,13 @@ def main(
     port: str = "0",
     shared_history: str = "yes",
     devices: str = "cpu",
+    images: str = "",
 ) -> None:
     options = ServerOptions(
         float(grace),
         float(drain),
         Path(database) if database else None,
+        images or None,
         Archive(Path(archive)) if archive else None,
         keys=tuple(keys.split()),
         rate=rate or None,

@@ -55,6 +55,7 @@ class AsyncStore:
         self._deletion = None
         if images is not None:
             store.deleted.may_have_files = True
+        if images is not None and store.deletes_jobs:
             self._deletion = ImageDeletion(images, store.deleted, self.call, retention.max_age)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="store")  # one keeps the order of the calls
         self._calls_in_thread = 0  # while there are any, no other thread may use the store
@@ -68,6 +69,15 @@ class AsyncStore:
     def pending_writes(self) -> int:
         """Writes that the store has not taken yet, and files that the image store has not taken."""
         return self._pending_writes + (self._files.pending if self._files else 0)
+
+    @property
+    def refusal(self) -> str | None:
+        """Reason for which no more images may be generated: too many wait in memory, and no write succeeds."""
+        if self._is_refused and self._pending_writes > MAX_REFUSED_WRITES:
+            return f"{self._pending_writes} writes wait for the disk; free disk space"
+        if self._files is not None and self._files.is_refused and self._files.pending > MAX_REFUSED_WRITES:
+            return f"{self._files.pending} images wait for their store; the server's log says why"
+        return None
 
     def start(self) -> None:
         work = [self._write, self._prune, self._check, *([self._deletion.run] if self._deletion else [])]
@@ -94,10 +104,8 @@ class AsyncStore:
         Raises:
             StoreUnavailable: also if the disk takes small jobs but no images, which would fill the memory.
         """
-        if self._is_refused and self._pending_writes > MAX_REFUSED_WRITES:
-            raise StoreUnavailable(f"{self._pending_writes} writes wait for the disk; free disk space")
-        if self._files is not None and self._files.is_refused and self._files.pending > MAX_REFUSED_WRITES:
-            raise StoreUnavailable(f"{self._files.pending} images wait for their store; the server's log says why")
+        if (reason := self.refusal) is not None:
+            raise StoreUnavailable(reason)
         return await self.call(self.store.add, job, init_image)
 
     async def image(self, id: str, index: int) -> StoredImage | None:

@@ -73,7 +73,7 @@ class ImageFiles:
         data = await self._images.get(job_id, image.file.name)
         if data is None or len(data) != image.file.bytes:
             size = "missing" if data is None else f"{len(data)} bytes long"
-            log.error("image %d of %s is lost: its file %s is %s", image.index, job_id, image.file, size)
+            log.error("image %d of %s is lost: its file %s is %s", image.index, job_id, image.file.name, size)
             return None
         return replace(image, data=data)
 

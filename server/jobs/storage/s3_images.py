@@ -72,7 +72,7 @@ class S3Images:
         try:
             yield
         except (BaseError, OSError) as error:
-            reason = str(error).partition("\n")[0]  # the rest is for the library's authors
+            reason = str(error).partition("\n")[0].partition(": <?xml")[0]  # the rest repeats it
             advice = ADVICE.get(type(error).__name__, "check that the service runs and can be reached")
             raise StoreUnavailable(f"{self._name}: {reason}; {advice}") from error
 

@@ -66,10 +66,12 @@ class JobStore:
 
     Attributes:
         database: where the jobs are.
+        deletes_jobs: False if other processes delete old jobs, and the files of deleted ones.
         deleted: jobs whose image files must be deleted too.
         bytes_since_prune: bytes that the last `prune` has not considered.
     """
 
+    deletes_jobs = True
     _changeable = "id = ?"  # condition for the job that a method may change
 
     def __init__(

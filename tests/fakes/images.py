@@ -1,0 +1,43 @@
+"""An image store in memory, whose failures tests choose."""
+
+from collections.abc import AsyncIterator
+
+from server.errors import StoreUnavailable
+
+
+class FakeImages:
+    """Files by job and name.
+
+    Attributes:
+        is_away: True to refuse every call.
+        puts: number of attempts to store a file.
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, dict[str, bytes]] = {}
+        self.is_away = False
+        self.puts = 0
+
+    async def put(self, job: str, name: str, media_type: str, data: bytes) -> None:
+        self.puts += 1
+        self._require()
+        assert media_type == "image/png"
+        assert name not in self.files.get(job, {}), "a file was written twice"
+        self.files.setdefault(job, {})[name] = data
+
+    async def get(self, job: str, name: str) -> bytes | None:
+        self._require()
+        return self.files.get(job, {}).get(name)
+
+    async def delete(self, job: str) -> None:
+        self._require()
+        self.files.pop(job, None)
+
+    async def jobs_before(self, time: float) -> AsyncIterator[set[str]]:
+        self._require()
+        self.asked_before = time
+        yield set(self.files)
+
+    def _require(self) -> None:
+        if self.is_away:
+            raise StoreUnavailable("the image store is away")
