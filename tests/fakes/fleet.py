@@ -42,7 +42,7 @@ def hosting(loop: FakeLoop, options: FleetOptions, manifest: Manifest) -> Iterat
     id = f"host-{uuid.uuid4().hex[:8]}"
     of_host = HostOptions(id, "test", "0", options.broker, options.name, LORAS, grace=5.0)
     store = FleetStore(options.database, timeout=2.0)
-    host = WorkerHost(store, manifest, app, of_host)
+    host = WorkerHost(store, manifest, app, of_host, images)
     device = host.worker_queue.add_device("cpu")
     supervisor = device.link = ThreadSupervisor(loop, manifest, device)
 
