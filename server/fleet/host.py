@@ -310,9 +310,11 @@ class WorkerHost:
     def _hold(self, _: str) -> bool:
         """Hold a ticket, in a thread of Celery. Its job is not looked at: the one that comes next is claimed."""
         assert self._loop is not None
+        holding = self._claims.hold()
         try:
-            return asyncio.run_coroutine_threadsafe(self._claims.hold(), self._loop).result()
+            return asyncio.run_coroutine_threadsafe(holding, self._loop).result()
         except (CancelledError, RuntimeError):  # the event loop has ended
+            holding.close()
             return False
 
     @property

@@ -3,6 +3,7 @@
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 
 from server.jobs.job import Job
@@ -10,6 +11,7 @@ from server.jobs.job import Job
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 1000  # tickets; hosts find the jobs of those beyond without them
+REST_SECONDS = 1.0  # after a failure, in which no ticket is tried: one takes seconds while the broker is away
 
 
 class TicketSender:
@@ -22,6 +24,7 @@ class TicketSender:
     def __init__(self, send: Callable[[Job], bool]) -> None:
         self._send = send
         self._waiting: queue.Queue[Job | None] = queue.Queue(MAX_WAITING)
+        self._rests_until = 0.0  # by the monotonic clock
         self._thread = threading.Thread(target=self._run, name="tickets", daemon=True)  # may hang with the broker
 
     def start(self) -> None:
@@ -45,7 +48,12 @@ class TicketSender:
 
     def _run(self) -> None:
         while (job := self._waiting.get()) is not None:
+            if time.monotonic() < self._rests_until:
+                continue
             try:
-                self._send(job)
+                is_sent = self._send(job)
             except Exception:  # of one ticket; the next ones must go
                 log.exception("no ticket for %s; hosts find the job without it", job.id)
+                is_sent = False
+            if not is_sent:
+                self._rests_until = time.monotonic() + REST_SECONDS

@@ -7,7 +7,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from fakes.jobs_mode import FleetServices
@@ -20,7 +20,6 @@ from server.fleet.host import HostOptions, WorkerHost
 from server.fleet.service import FleetJobs, FleetOptions
 from server.jobs.admission import Limits
 from server.jobs.storage.fleet_store import FleetStore
-from server.jobs.storage.image_store import ImageStore
 
 READY_SECONDS = 20.0
 
@@ -30,23 +29,20 @@ def new_options(services: FleetServices) -> FleetOptions:
     return FleetOptions(services.broker, services.new_database(), f"fleet-{uuid.uuid4().hex[:8]}")
 
 
-def replica(
-    options: FleetOptions, manifest: Manifest, limits: Limits | None = None, images: ImageStore | None = None
-) -> FleetJobs:
+def replica(options: FleetOptions, manifest: Manifest, limits: Limits | None = None) -> FleetJobs:
     """Return the jobs of a replica, which may name the LoRAs of the fake engine before a host is there."""
-    return FleetJobs(FleetStore(options.database, timeout=2.0), manifest, options, limits, LORAS, images)
+    return FleetJobs(FleetStore(options.database, timeout=2.0), manifest, options, limits, LORAS)
 
 
 @contextmanager
-def hosting(
-    loop: FakeLoop, options: FleetOptions, manifest: Manifest, images: ImageStore | None = None
-) -> Iterator[WorkerHost]:
+def hosting(loop: FakeLoop, options: FleetOptions, manifest: Manifest) -> Iterator[WorkerHost]:
     """Run a worker host of one device, in a thread."""
     queues = queues_of_host(options.name, manifest.model.name, manifest.plan_id, LORAS)
     app = create_celery(options.broker, options.name, queues)
     id = f"host-{uuid.uuid4().hex[:8]}"
     of_host = HostOptions(id, "test", "0", options.broker, options.name, LORAS, grace=5.0)
-    host = WorkerHost(FleetStore(options.database, timeout=2.0), manifest, app, of_host, images)
+    store = FleetStore(options.database, timeout=2.0)
+    host = WorkerHost(store, manifest, app, of_host)
     device = host.worker_queue.add_device("cpu")
     supervisor = device.link = ThreadSupervisor(loop, manifest, device)
 
@@ -60,7 +56,7 @@ def hosting(
             await host.stop()
             await supervisor.stop()
 
-    with in_thread(run):
+    with closing(store), in_thread(run):
         yield host
 
 
