@@ -34,8 +34,8 @@ from server.jobs.rate import Rate
 from server.jobs.service import JobEvent, JobService, ServiceStatus
 from server.jobs.storage.async_store import AsyncStore
 from server.jobs.storage.fleet_store import FleetStore
+from server.jobs.storage.history import HistoryPage
 from server.jobs.storage.image_store import ImageStore
-from server.jobs.storage.store import HistoryPage
 from server.jobs.storage.worker_info import WorkerInfo
 from server.worker.packed_image import PackedImage
 
