@@ -192,6 +192,7 @@ class DeviceQueue:
 
     def rest(self) -> None:
         """Take the device out of use for a while."""
+        self.stop()
         pause = min(OUT_SECONDS * 2.0 ** (self.losses - MAX_LOSSES), MAX_OUT_SECONDS)
         log.error(
             "%s is out of use for %.0f s, since %d of its workers died in a row (%s); the other devices go on",

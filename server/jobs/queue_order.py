@@ -17,7 +17,7 @@ class QueueOrder:
     """Unfinished jobs of all clients, and the place of each.
 
     Attributes:
-        devices: that take jobs now, at least 1.
+        devices: that take jobs now, at least 1; see `set_devices`.
         by_client: number of unfinished jobs by client.
     """
 
@@ -45,6 +45,11 @@ class QueueOrder:
     def seconds_of(self, jobs: Iterable[LiveJob]) -> float:
         """Return the estimated seconds that all devices together need for some jobs."""
         return sum(map(self._estimates.remaining, jobs)) / self.devices
+
+    def set_devices(self, devices: int) -> None:
+        """Set the number of devices that take jobs, at least 1."""
+        if devices != self.devices:
+            self.devices, self._places = devices, None
 
     def in_order(self) -> Iterator[LiveJob]:
         """Yield the jobs in the estimated order of their ends."""

@@ -50,6 +50,7 @@ class WorkerQueue:
         self._reserved: DeviceQueue | None = None  # takes no further jobs until it is empty and has a suspect
         self._loading: dict[str, asyncio.Task[None]] = {}  # by job whose init image is being read
         self._last_room = 0
+        self._is_sorting = False  # the jobs of a dead worker; nothing is sent meanwhile
         tracker.on_ended = self._on_job_ended
         metrics.add_gauges(self._gauges)
 
@@ -110,8 +111,10 @@ class WorkerQueue:
 
     def send_pending(self) -> None:
         """Send what no worker has yet, as far as the devices have room for it."""
+        if self._is_sorting:
+            return
         in_use = self._in_use()
-        self._tracker.unfinished.devices = max(len(in_use), 1)
+        self._tracker.unfinished.set_devices(max(len(in_use), 1))
         self._replay_suspects(in_use)
         open_queues = [queue for queue in in_use if self._takes_jobs(queue)]
         if len(self.queues) == 1 and open_queues:
@@ -205,6 +208,15 @@ class WorkerQueue:
 
     def on_device_lost(self, device: DeviceQueue, reason: str) -> None:
         """Requeue the jobs of a worker. Fail those without attempts left, or all if no worker starts."""
+        self._is_sorting = True
+        try:
+            self._sort(device, reason)
+        finally:
+            self._is_sorting = False
+        self.send_pending()
+
+    def _sort(self, device: DeviceQueue, reason: str) -> None:
+        """Find the suspects among the jobs of a dead worker, and the jobs that end with it."""
         taken, begun = device.take_back()
         suspects = begun or list(taken)  # without begun jobs, one that was only sent may have ended the worker
         charged = suspects if begun or len(taken) == 1 else []
@@ -222,7 +234,6 @@ class WorkerQueue:
         if self.is_hopeless:
             for live in list(self._tracker.unfinished):
                 self._tracker.fail(live, "worker_unavailable", f"No worker can be started: {reason}.")
-        self.send_pending()
 
     def _judge(self, device: DeviceQueue, charged: list[LiveJob]) -> None:
         """Count the death of a worker against its device, or against the one job that killed another worker before.

@@ -26,7 +26,7 @@ class InvalidMessage(Exception):
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
-    """To the worker: generate images of a job and show `previews` of each before.
+    """To the worker: generate images of a job, of which other workers may have others; show `previews` of each before.
 
     Attributes:
         request: of the first image of the job; see `ImageRequest.numbered`.
@@ -45,9 +45,14 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     cost_factor: float = 1.0
     init_image: bytes | None = None
 
+    @property
+    def key(self) -> str:
+        """Key of its first image, by which a worker tells several messages about one job apart."""
+        return image_key(self.job, self.indices[0])
+
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """To the worker: stop generating images of a job."""
+    """To the worker: stop generating all images of a job that it has; `indices` are theirs."""
 
     job: str
     indices: tuple[int, ...] = (0,)

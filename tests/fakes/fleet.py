@@ -17,10 +17,12 @@ from fakes.thread_worker import ThreadSupervisor
 from engine.plan.manifest import Manifest
 from server.fleet.celery_app import create_celery, queues_of_host
 from server.fleet.fleet_options import FleetOptions
-from server.fleet.host import HostOptions, WorkerHost
+from server.fleet.host import WorkerHost
+from server.fleet.host_options import HostOptions
 from server.fleet.service import FleetJobs
 from server.jobs.admission import Limits
 from server.jobs.storage.fleet_store import FleetStore
+from server.jobs.storage.image_store import ImageStore
 
 READY_SECONDS = 20.0
 
@@ -30,20 +32,24 @@ def new_options(services: FleetServices) -> FleetOptions:
     return FleetOptions(services.broker, services.new_database(), f"fleet-{uuid.uuid4().hex[:8]}")
 
 
-def replica(options: FleetOptions, manifest: Manifest, limits: Limits | None = None) -> FleetJobs:
+def replica(
+    options: FleetOptions, manifest: Manifest, limits: Limits | None = None, images: ImageStore | None = None
+) -> FleetJobs:
     """Return the jobs of a replica, which may name the LoRAs of the fake engine before a host is there."""
-    return FleetJobs(FleetStore(options.database, timeout=2.0), manifest, options, limits, LORAS)
+    return FleetJobs(FleetStore(options.database, timeout=2.0), manifest, options, limits, LORAS, images)
 
 
 @contextmanager
-def hosting(loop: FakeLoop, options: FleetOptions, manifest: Manifest) -> Iterator[WorkerHost]:
+def hosting(
+    loop: FakeLoop, options: FleetOptions, manifest: Manifest, images: ImageStore | None = None
+) -> Iterator[WorkerHost]:
     """Run a worker host of one device, in a thread."""
     queues = queues_of_host(options.name, manifest.model.name, manifest.plan_id, LORAS)
     app = create_celery(options.broker, options.name, queues)
     id = f"host-{uuid.uuid4().hex[:8]}"
     of_host = HostOptions(id, "test", "0", options.broker, options.name, LORAS, grace=5.0)
     store = FleetStore(options.database, timeout=2.0)
-    host = WorkerHost(store, manifest, app, of_host)
+    host = WorkerHost(store, manifest, app, of_host, images)
     device = host.worker_queue.add_device("cpu")
     supervisor = device.link = ThreadSupervisor(loop, manifest, device)
 
