@@ -107,9 +107,12 @@ class TicketWorker:
 
     def pause(self) -> None:
         """Take no more tickets, and go on acknowledging."""
+        queues = list(self._app.amqp.queues.consume_from)
+        for queue in queues:
+            self._app.amqp.queues.deselect(queue)  # for a connection that is not made yet
         consumer = getattr(self._worker, "consumer", None)
         if consumer is not None:
-            consumer.call_soon(self._cancel, consumer)
+            consumer.call_soon(self._cancel, consumer, queues)
 
     def stop(self, seconds: float) -> None:
         """Disconnect from the broker. Call it when no call of `hold` waits; give up after some seconds."""
@@ -142,8 +145,8 @@ class TicketWorker:
                 bound_open_broker_sockets(consumer.connection, 1.0)
                 idle = 0.0
 
-    def _cancel(self, consumer: Any) -> None:
-        for queue in list(self._app.amqp.queues.consume_from):
+    def _cancel(self, consumer: Any, queues: list[str]) -> None:
+        for queue in queues:
             try:
                 consumer.cancel_task_queue(queue)
             except Exception as error:  # noqa: BLE001  (the connection is lost; another one consumes nothing any more)
