@@ -71,7 +71,9 @@ def serving(
     from fakes.fleet import hosting, new_options, replica  # not at the top: servers in processes need no Celery
 
     fleet = new_options(FleetServices.current)
-    with hosting(loop, fleet, manifest), running(replica(fleet, manifest, limits), app_options, connections) as url:
+    jobs = replica(fleet, manifest, limits)
+    loop.store = jobs._store
+    with hosting(loop, fleet, manifest), running(jobs, app_options, connections) as url:
         yield url
 
 

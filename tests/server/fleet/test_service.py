@@ -12,8 +12,9 @@ from fakes.loop import MANIFEST
 from fakes.worker_link import job
 
 from server.errors import DeadlineUnreachable, JobNotFound, QueueFull, ServerShuttingDown, StoreUnavailable
-from server.fleet import service, watch
-from server.fleet.service import FleetJobs, FleetOptions
+from server.fleet import replica_store, service, watch
+from server.fleet.fleet_options import FleetOptions
+from server.fleet.service import FleetJobs
 from server.fleet.watch import Watch
 from server.jobs.admission import Limits
 from server.jobs.follower import Progress
@@ -135,7 +136,7 @@ def test_deleted_job_ends_the_wait_and_the_stream(postgres_url: str, monkeypatch
 def test_cancel_survives_its_caller_and_a_database_that_is_away(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(replica_store, "RETRY_SECONDS", 0.05)
 
     async def story(jobs: FleetJobs, host: Host) -> None:
         for name in ("a", "b"):
@@ -162,7 +163,7 @@ def test_cancel_survives_its_caller_and_a_database_that_is_away(
 
 
 def test_answer_waits_for_a_database_that_comes_back(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(replica_store, "RETRY_SECONDS", 0.05)
 
     async def story(jobs: FleetJobs, host: Host) -> None:
         accepted = await jobs.submit(job("a"))
