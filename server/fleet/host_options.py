@@ -1,6 +1,6 @@
 """Options of a worker host. Knows no defaults of the command line."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class HostOptions:
     id: str
     host: str
     version: str
-    broker: str
+    broker: str = field(repr=False)
     fleet: str
     loras: tuple[str, ...] = ()
     grace: float = 60.0
