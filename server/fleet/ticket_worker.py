@@ -63,6 +63,22 @@ class _Consumer(Consumer):  # type: ignore[misc]
         self.is_consuming = False
         super().on_close()
 
+    def call_soon_ack(self, acknowledge: Callable[..., object], *args: Any) -> Any:
+        """Acknowledge or reject a message soon, and connect anew if that fails.
+
+        Celery only logs the failure. It would go on to count the message as held, and with `concurrency` of them it
+        would never ask Redis for another one.
+        """
+        message = acknowledge.__self__  # type: ignore[attr-defined]
+
+        def run() -> None:
+            acknowledge(*args)
+            is_current = self.task_consumer is not None and message.channel is self.task_consumer.channel
+            if is_current and not message.acknowledged:
+                raise ConnectionResetError("a ticket could not be acknowledged")
+
+        return self.hub.call_soon(run)
+
     def ensure_connected(self, connection: Any) -> Any:
         """Connect, however often it takes; Celery itself would wait up to 30 s between two attempts."""
         connection.ensure_connection = partial(connection.ensure_connection, **CONNECTING)
@@ -107,9 +123,12 @@ class TicketWorker:
 
     def pause(self) -> None:
         """Take no more tickets, and go on acknowledging."""
+        queues = list(self._app.amqp.queues.consume_from)
+        for queue in queues:
+            self._app.amqp.queues.deselect(queue)  # for a connection that is not made yet
         consumer = getattr(self._worker, "consumer", None)
         if consumer is not None:
-            consumer.call_soon(self._cancel, consumer)
+            consumer.call_soon(self._cancel, consumer, queues)
 
     def stop(self, seconds: float) -> None:
         """Disconnect from the broker. Call it when no call of `hold` waits; give up after some seconds."""
@@ -142,8 +161,8 @@ class TicketWorker:
                 bound_open_broker_sockets(consumer.connection, 1.0)
                 idle = 0.0
 
-    def _cancel(self, consumer: Any) -> None:
-        for queue in list(self._app.amqp.queues.consume_from):
+    def _cancel(self, consumer: Any, queues: list[str]) -> None:
+        for queue in queues:
             try:
                 consumer.cancel_task_queue(queue)
             except Exception as error:  # noqa: BLE001  (the connection is lost; another one consumes nothing any more)

@@ -83,6 +83,20 @@ def test_tickets_are_held_given_back_and_acknowledged(broker: str, request: pyte
     assert sorted(held) == sorted([*(each.id for each in jobs), late.id])  # the first two were acknowledged
 
 
+def test_worker_that_is_paused_at_once_takes_no_tickets(redis_url: str) -> None:
+    """It would take each one, and give it back, for as long as its host drains."""
+    held: list[str] = []
+    with celery(redis_url, consumes=True) as app:
+        worker = TicketWorker(app, "paused", held.append)
+        worker.start(1)
+        worker.pause()
+        send_ticket(app, replace(job(), model="m"))
+        wait_for(lambda: worker.is_connected)
+        time.sleep(0.3)
+        worker.stop(20)
+    assert held == []
+
+
 def wait_for(condition: object, seconds: float = 30.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
