@@ -40,6 +40,7 @@ def create_celery(broker: str, fleet: str, queues: Iterable[str] = ()) -> Celery
         InvalidBroker: the URL cannot be used.
     """
     server = Broker(broker, fleet)
+    server.refuse_compression()
     app = Celery(fleet, broker=server.plain_url, set_as_current=False)
     app.conf.update(
         task_serializer="json",

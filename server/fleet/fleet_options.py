@@ -1,6 +1,6 @@
 """What all processes of a fleet must agree on. Knows names; not what is there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +13,6 @@ class FleetOptions:
         name: keeps fleets apart that share a broker.
     """
 
-    broker: str
-    database: str
+    broker: str = field(repr=False)
+    database: str = field(repr=False)
     name: str = "zimage"

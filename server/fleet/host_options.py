@@ -1,7 +1,7 @@
 """Options of a worker host, and what it tells the fleet about itself. Knows no jobs."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from engine.plan.manifest import Manifest
 from server.jobs.device_queue import DeviceQueue
@@ -25,7 +25,7 @@ class HostOptions:
     id: str
     host: str
     version: str
-    broker: str
+    broker: str = field(repr=False)
     fleet: str
     loras: tuple[str, ...] = ()
     grace: float = 60.0

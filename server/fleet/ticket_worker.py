@@ -39,6 +39,22 @@ class _Consumer(Consumer):  # type: ignore[misc]
 
     is_consuming = False
 
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
+        """Return what handles a message. One that no replica sends would end the Celery worker, and then the next."""
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def handle_any(message: Any) -> None:
+            try:
+                handle(message)
+            except Exception as error:
+                if isinstance(error, self.connection_errors) and not isinstance(error, KeyError):  # kombu's own
+                    raise
+                log.exception("a message that is no ticket is dropped")
+                if not message.acknowledged:
+                    message.reject_log_error(log, self.connection_errors)
+
+        return handle_any
+
     def on_ready(self) -> None:
         super().on_ready()
         self.is_consuming = True
