@@ -23,6 +23,7 @@ from typing import Any, get_args
 from benchmarks.fleet import faults, records
 from benchmarks.fleet.accounting import Accounts
 from benchmarks.fleet.cases import DEADLY, Clients, Pace, figures, run_case, settle
+from benchmarks.fleet.logs import tracebacks
 from benchmarks.fleet.recovery import Recovery
 from benchmarks.fleet.site import Broker, Images, Plan, Site, running
 from benchmarks.harness.arguments import count, positive
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Cause the faults; exit with 1 if a promise was broken."""
     results: list[dict[str, Any]] = []
+    logs: dict[str, dict[str, int]] = {}
     for broker, images in SITES:
         if broker not in args.brokers or (args.soak and images != "database"):
             continue
@@ -64,9 +66,10 @@ def run(args: argparse.Namespace) -> None:
             if args.soak:
                 found = [asyncio.run(soak(site, plan, args.soak * 60, args.seed))]
             else:
-                found = [_run_one(site, plan, name, args.seed) for name in names]
+                found = [_run_one(site, plan, name, args.seed + number) for number, name in enumerate(names)]
             results += [row | {"broker": broker, "images": images} for row in found]
-    finish("fleet-faults", {"clients": args.clients, "soak_minutes": args.soak, "cases": results})
+            logs[f"{broker}-{images}"] = _tracebacks(site)
+    finish("fleet-faults", {"clients": args.clients, "soak_minutes": args.soak, "cases": results, "tracebacks": logs})
     if any(row.get("broken") for row in results):
         sys.exit(1)
 
@@ -78,6 +81,14 @@ def _names(images: Images, chosen: Sequence[str]) -> list[str]:
     if images in own:
         return [fault.__name__ for fault in own[images] if fault.__name__ in chosen]
     return [name for name in chosen if name not in stores]
+
+
+def _tracebacks(site: Site) -> dict[str, int]:
+    """Print and return the tracebacks in the logs of all processes."""
+    found = tracebacks([log for program in site.deployment.programs for log in program.logs])
+    for line, number in found.most_common():
+        print(f"  {number} tracebacks: {line}", flush=True)
+    return dict(found)
 
 
 def _folder(opened: ExitStack, keep: Path | None, name: str) -> Path:

@@ -2,17 +2,19 @@
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from engine.errors import ZImageError
-from engine.plan.directory import read, resolve
+from engine.plan.directory import read, read_manifest, resolve
 from engine.plan.guide import Guide
+from engine.plan.manifest import Manifest
 from server import logs, lora_folder, settings_sources, tracing
 from server.http.host_names import HostNames
 from server.http.sockets import bind_socket, bracketed
-from server.serving import serve
+from server.serving import ServerOptions, serve, serve_replica
 from server.settings import Settings
 from server.worker.supervisors import worker_commands
 
@@ -28,8 +30,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             for warning in _warnings(given, sock.getsockname()[0]):
                 log.warning("%s", warning)
             directory = resolve(given.engines)
-            manifest = read(directory, verify=False)  # the worker verifies
+            # a replica has no engines; otherwise the worker verifies
+            manifest = read(directory, verify=False) if given.broker is None else read_manifest(directory)
             loras = lora_folder.find(given.loras, manifest) if given.loras else ()
+            options = replace(given.server(loras), guide=Guide.read(directory))
+            if given.broker is not None:
+                _serve_replica(sock, manifest, given, options)
+                return
             workers = worker_commands(
                 directory,
                 given.runtime(loras),
@@ -37,9 +44,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                 given.log_format,
                 given.log_level,
             )
-            serve(sock, workers, manifest, replace(given.server(loras), guide=Guide.read(directory)))
+            serve(sock, workers, manifest, options)
     except (ZImageError, OSError) as error:
         sys.exit(f"zimage-serve: {error}")
+
+
+def _serve_replica(sock: socket.socket, manifest: Manifest, given: Settings, options: ServerOptions) -> None:
+    from server.fleet.service import FleetOptions  # not at the top: servers without a fleet lack its packages
+
+    assert given.broker is not None and isinstance(given.database, str)
+    serve_replica(sock, manifest, FleetOptions(given.broker, given.database, given.fleet), options)
 
 
 def _warnings(given: Settings, address: str) -> Iterator[str]:

@@ -13,7 +13,8 @@ import psutil
 from engine.plan.manifest import Manifest
 from server.allocator import give_back_large_blocks
 from server.fleet.celery_app import create_celery, queues_of_host
-from server.fleet.host import HostOptions, WorkerHost
+from server.fleet.host import WorkerHost
+from server.fleet.host_options import HostOptions
 from server.fleet.probes import probe_app
 from server.http.connections import Connections
 from server.http.server import config
@@ -25,13 +26,14 @@ from server.worker.supervisor import WorkerTimeouts
 from server.worker.supervisors import Supervisors, WorkerCommand
 
 PROBE_CONNECTIONS = 64
+PROBE_SECONDS = 1.0  # for the last answers
 
 
 class ProbeServer(TimeoutServer):
     """uvicorn for a host's probes. It answers until the host has stopped, so signals are not its matter."""
 
     def __init__(self, host: WorkerHost) -> None:
-        super().__init__(config(probe_app(host), 0.0, Connections(PROBE_CONNECTIONS)))
+        super().__init__(config(probe_app(host), PROBE_SECONDS, Connections(PROBE_CONNECTIONS)))
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

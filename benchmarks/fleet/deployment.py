@@ -118,17 +118,22 @@ class Links:
         return ["--broker", self.broker, "--database", self.database, *images]
 
 
-def fleet(setup: Setup, links: Links, replicas: int, hosts: int) -> Deployment:
-    """Return a fleet in which every host has one worker."""
-    options = links.options()
+def fleet(setup: Setup, links: Links, replicas: int, hosts: int, first_host: str = "127.0.0.1") -> Deployment:
+    """Return a fleet in which every host has one worker.
+
+    Args:
+        first_host: address at which the first host answers probes.
+    """
+    addresses = [first_host, *["127.0.0.1"] * hosts]
     return Deployment(
-        [setup.server(f"replica-{number}", *options) for number in range(replicas)],
-        [host(setup, links, f"host-{number}") for number in range(hosts)],
+        [setup.server(f"replica-{number}", *links.options()) for number in range(replicas)],
+        [host(setup, links, f"host-{number}", addresses[number]) for number in range(hosts)],
     )
 
 
-def host(setup: Setup, links: Links, name: str) -> Program:
+def host(setup: Setup, links: Links, name: str, address: str) -> Program:
     """Return a `zimage-worker` that is not started yet."""
     port = free_port()
-    options = [*links.options(), "--devices", "cpu:1", "--metrics-port", str(port), "--threads", str(setup.threads)]
-    return Program(name, setup.command("server.worker_cli", *options), f"http://127.0.0.1:{port}", setup.folder)
+    probes = ["--metrics-host", address, "--metrics-port", str(port)]
+    options = [*links.options(), "--devices", "cpu:1", "--threads", str(setup.threads), *probes]
+    return Program(name, setup.command("server.worker_cli", *options), f"http://{address}:{port}", setup.folder)

@@ -3,8 +3,11 @@
 Arguments: MODULE ARGUMENT...
 """
 
+import os
 import runpy
+import select
 import sys
+import time
 
 from engine import module_command as commands
 
@@ -24,8 +27,15 @@ def main(argv: list[str]) -> None:
         return original(STAND_IN if module == REPLACED else module, *arguments)
 
     commands.module_command = replaced
+    if "FAKETIME_TIMESTAMP_FILE" in os.environ:
+        time.sleep = sleep  # type: ignore[assignment]
     sys.argv = argv
     runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
+
+
+def sleep(seconds: float) -> None:
+    """Sleep as `time.sleep` does, which fails under libfaketime: it knows no clock_nanosleep with an absolute time."""
+    select.select([], [], [], seconds)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ class Network:
     Attributes:
         prefix: command in front of one that is to run in the namespace.
         addresses: of this machine, one per link; servers that the namespace needs listen there.
+        inside: of the namespace, one per link.
     """
 
     def __init__(self, links: int) -> None:
@@ -28,7 +29,8 @@ class Network:
         self.prefix: Sequence[str] = ("ip", "netns", "exec", self._name)
         subnet = secrets.randbelow(250)
         self.addresses = [f"{BENCHMARKING}.{subnet}.{16 * link + 9}" for link in range(links)]
-        self._ends = [tuple(f"{BENCHMARKING}.{subnet}.{16 * link + host}" for host in (1, 2)) for link in range(links)]
+        ends = [tuple(f"{BENCHMARKING}.{subnet}.{16 * link + host}" for host in (1, 2)) for link in range(links)]
+        self._outside, self.inside = [end[0] for end in ends], [end[1] for end in ends]
 
     @staticmethod
     def missing() -> str | None:
@@ -47,8 +49,8 @@ class Network:
         _run("ip", "netns", "add", self._name)
         try:
             _run(*self.prefix, "ip", "link", "set", "lo", "up")
-            for link, (address, (ours, theirs)) in enumerate(zip(self.addresses, self._ends, strict=True)):
-                self._connect(link, address, ours, theirs)
+            for link in range(len(self.addresses)):
+                self._connect(link)
         except BaseException:
             self.__exit__()
             raise
@@ -69,13 +71,13 @@ class Network:
         """Carry packets again."""
         _run("ip", "link", "set", self._interface(link), "up")
 
-    def _connect(self, link: int, address: str, ours: str, theirs: str) -> None:
-        inner = f"{self._interface(link)}i"
+    def _connect(self, link: int) -> None:
+        inner, address, ours = f"{self._interface(link)}i", self.addresses[link], self._outside[link]
         _run("ip", "address", "add", f"{address}/32", "dev", "lo")
         _run("ip", "link", "add", self._interface(link), "type", "veth", "peer", "name", inner, "netns", self._name)
         _run("ip", "address", "add", f"{ours}/30", "dev", self._interface(link))
         _run("ip", "link", "set", self._interface(link), "up")
-        _run(*self.prefix, "ip", "address", "add", f"{theirs}/30", "dev", inner)
+        _run(*self.prefix, "ip", "address", "add", f"{self.inside[link]}/30", "dev", inner)
         _run(*self.prefix, "ip", "link", "set", inner, "up")
         _run(*self.prefix, "ip", "route", "add", f"{address}/32", "via", ours)
 

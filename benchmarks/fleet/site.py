@@ -21,7 +21,7 @@ from benchmarks.services.service import Service
 from engine.scheduler.batch_table import PassTimes
 from server.fleet.celery_app import ANY_MODEL, TASK, create_celery, queue
 
-BROKER_LINK, DATABASE_LINK = 0, 1
+BROKER_LINK, DATABASE_LINK, PROBE_LINK = range(3)
 FLEET = "zimage"  # the default of --fleet
 DISK_MIB = 4
 SIDE = 64  # of images, in pixels
@@ -114,8 +114,8 @@ def running(plan: Plan, folder: Path) -> Iterator[Site]:
     """Run a fleet; the records of its jobs begin with its start."""
     with ExitStack() as opened:
         has_network = plan.images == "database" and not Network.missing()  # other stores cannot be reached from there
-        network = opened.enter_context(Network(links=2)) if has_network else None
-        addresses = ["127.0.0.1"] * 2 if network is None else network.addresses
+        network = opened.enter_context(Network(links=3)) if has_network else None
+        addresses = ["127.0.0.1"] * 3 if network is None else network.addresses
         kind = Redis if plan.broker == "redis" else RabbitMq
         broker: Service = opened.enter_context(kind(addresses[BROKER_LINK]))
         database = opened.enter_context(PostgreSql(addresses[DATABASE_LINK]))
@@ -124,7 +124,8 @@ def running(plan: Plan, folder: Path) -> Iterator[Site]:
         images = f"file://{disk.folder}" if disk is not None else None if s3 is None else s3.fresh_url()
         links = Links(broker.fresh_url(), database.fresh_url(), images)
         engines = write_plans(folder / "plans", [PassTimes(SIDE, SIDE, plan.pass_seconds)])
-        deployment = fleet(Setup(engines, folder, plan.keys), links, plan.replicas, plan.hosts)
+        probes = "127.0.0.1" if network is None else network.inside[PROBE_LINK]
+        deployment = fleet(Setup(engines, folder, plan.keys), links, plan.replicas, plan.hosts, probes)
         site = Site(deployment, links, database, broker, network, disk, s3, FAKETIME.exists(), folder / "clock")
         site.set_clock("+0")
         if network is not None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.fleet.launch import sleep
 from benchmarks.fleet.plans import picture
 from engine.images.generated import GeneratedImage
 from engine.init_image import InitImage
@@ -122,7 +123,7 @@ class TimedLoop:
     def _run(self, batch: Batch, now: float) -> list[Event]:
         self._scheduler.start(batch, now)
         self._misbehave(batch)
-        time.sleep(self.seconds(batch))
+        sleep(self.seconds(batch))
         spent = time.perf_counter() - now
         self._scheduler.complete(batch, [(forward.sample, spent / len(batch)) for forward in batch.passes])
         events: list[Event] = [Passed(len(batch), spent)]
@@ -147,7 +148,7 @@ class TimedLoop:
         if KILL_PROMPT in prompts:
             os.kill(os.getpid(), signal.SIGKILL)
         while HANG_PROMPT in prompts or self.hangs.is_set():
-            time.sleep(3600)
+            sleep(3600.0)
 
     def _draw(self, sample: Sample) -> GeneratedImage:
         return GeneratedImage(

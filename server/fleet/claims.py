@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from server.errors import StoreUnavailable
+from server.jobs.job import JobState
 from server.jobs.live_job import LiveJob
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Claims:
                     return self._is_open
                 await live.ended.wait()
                 await live.saved()
+                return live.job.state is not JobState.CANCELLED  # a job that was given back needs its ticket elsewhere
         return True
 
     async def run(self) -> None:
@@ -91,6 +93,9 @@ class Claims:
                 await self._fill()
             except StoreUnavailable as error:
                 log.error("no jobs can be claimed: %s", error)
+                await asyncio.sleep(POLL_SECONDS)
+            except Exception:  # the host must not stop claiming unnoticed
+                log.exception("claiming jobs failed")
                 await asyncio.sleep(POLL_SECONDS)
 
     async def _fill(self) -> None:

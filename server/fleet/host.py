@@ -9,7 +9,7 @@ import logging
 import time
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -19,24 +19,15 @@ from engine.errors import InvalidRequest
 from engine.plan.manifest import Manifest
 from engine.size import Size
 from server.errors import StoreUnavailable
+from server.fleet.announcements import ProgressAnnouncer, announce_stored
 from server.fleet.celery_app import send_ticket
 from server.fleet.claims import Claims
 from server.fleet.event_bus import EventBus
-from server.fleet.events import (
-    CancelJob,
-    DrainWorker,
-    Event,
-    ImageStored,
-    JobEnded,
-    JobRunning,
-    Preview,
-    StepsDone,
-    WorkWaits,
-)
+from server.fleet.events import CancelJob, DrainWorker, Event, JobEnded, WorkWaits
+from server.fleet.host_options import HostOptions
 from server.fleet.janitor import Findings, Janitor
 from server.fleet.metrics import FleetMetrics
 from server.fleet.ticket_worker import TicketWorker
-from server.jobs.follower import Change, Follower, JobPreview, Progress
 from server.jobs.job import Job
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
@@ -55,29 +46,6 @@ HEARTBEAT_SECONDS = LEASE_SECONDS / 5
 POLL_SECONDS = 0.02  # between two checks for unfinished jobs at the end
 STORE_SECONDS = 5.0  # for the last writes, after the grace period
 BROKER_SECONDS = 5.0  # to say goodbye to the broker
-
-
-@dataclass(frozen=True, slots=True)
-class HostOptions:
-    """Options of a host.
-
-    Attributes:
-        id: unique for each start of a host.
-        host: name of its machine.
-        version: of zimage-trt.
-        broker: URL.
-        fleet: name of the fleet.
-        loras: names that its devices can apply.
-        grace: seconds to finish running jobs after SIGTERM; others go back into the queue.
-    """
-
-    id: str
-    host: str
-    version: str
-    broker: str
-    fleet: str
-    loras: tuple[str, ...] = ()
-    grace: float = 60.0
 
 
 class WorkerHost:
@@ -104,11 +72,11 @@ class WorkerHost:
         self._store, self._manifest, self._options = store, manifest, options
         self._async_store = AsyncStore(store.held_by(options.id), Retention(), images)
         self._tracker = JobTracker(self._async_store, manifest, self.metrics)
-        self._tracker.on_stored = self._on_stored
         self.worker_queue = WorkerQueue(self._tracker, self.metrics)
         self._claims = Claims(self._claim, self._room, self._on_waiting)
         self.worker_queue.on_room = self._on_room
         self._bus = EventBus(options.broker, options.fleet, "control", self._on_event)
+        self._tracker.on_stored = partial(announce_stored, self._bus)
         self._tickets = TicketWorker(app, options.id, self._hold)
         self._takes_tickets = False
         self._fleet_metrics = FleetMetrics(self.metrics, self._bus)
@@ -228,7 +196,7 @@ class WorkerHost:
         left = claimed.seconds_left
         job = replace(claimed.job, deadline=None if left is None else time.time() + left)  # by the clock of this host
         live = LiveJob(job, images=dict(claimed.images), init_image=claimed.init_image)
-        live.followers.add(_Announcer(job.id, self._bus))
+        live.followers.add(ProgressAnnouncer(job.id, self._bus))
         self._tracker.add(live)
         if not live.missing():
             self._tracker.finish(live)
@@ -253,6 +221,8 @@ class WorkerHost:
             except StoreUnavailable as error:
                 self._store_error = str(error)
                 log.error("no heartbeat: %s", error)
+            except Exception:  # without heartbeats this host would lose every job that it claims
+                log.exception("a heartbeat failed")
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def _heartbeat(self) -> None:
@@ -310,9 +280,11 @@ class WorkerHost:
     def _hold(self, _: str) -> bool:
         """Hold a ticket, in a thread of Celery. Its job is not looked at: the one that comes next is claimed."""
         assert self._loop is not None
+        holding = self._claims.hold()
         try:
-            return asyncio.run_coroutine_threadsafe(self._claims.hold(), self._loop).result()
+            return asyncio.run_coroutine_threadsafe(holding, self._loop).result()
         except (CancelledError, RuntimeError):  # the event loop has ended
+            holding.close()
             return False
 
     @property
@@ -342,31 +314,9 @@ class WorkerHost:
                 case WorkWaits():
                     self._loop.call_soon_threadsafe(self._claims.wake)
 
-    def _on_stored(self, job: Job, index: int | None) -> None:
-        """Tell the API replicas what the store has."""
-        if index is not None:
-            self._bus.publish(ImageStored(job.id, index))
-        else:
-            self._bus.publish(JobEnded(job.id) if job.state.is_final else JobRunning(job.id))
-
     def _gauges(self) -> dict[str, float]:
         return {
-            "zimage_host_broker_connected": float(self._tickets.is_connected),
+            "zimage_host_takes_tickets": float(self._tickets.is_connected),
             "zimage_host_claims_by_ticket_total": self._claims.by_ticket,
             "zimage_host_claims_by_poll_total": self._claims.by_poll,
         }
-
-
-class _Announcer(Follower):
-    """A follower of a job that tells the API replicas of its steps and previews."""
-
-    def __init__(self, job_id: str, bus: EventBus) -> None:
-        super().__init__()
-        self._job_id, self._bus = job_id, bus
-
-    def put(self, change: Change) -> None:
-        match change:
-            case Progress(done=done, steps=steps):
-                self._bus.publish(StepsDone(self._job_id, done, steps))
-            case JobPreview(index, done, data):
-                self._bus.publish(Preview(self._job_id, index, done, data))

@@ -239,11 +239,21 @@ class FleetJobs(JobService):
     async def cancel(self, job_id: str) -> bool:
         if self._watch.has_ended(job_id):
             return False
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._keep(self._cancel_surely(job_id, answer))
+        return await answer
+
+    async def _cancel_surely(self, job_id: str, answer: "asyncio.Future[bool]") -> None:
+        """Cancel a job; if the store is away, tell the caller, and go on: it may not be there to ask again."""
         try:
-            return await asyncio.shield(self._keep(self._cancel(job_id)))
-        except StoreUnavailable:
-            self._keep(self._patient(partial(self._cancel, job_id)))  # nobody may be there to ask again
-            raise
+            is_cancelled = await self._cancel(job_id)
+        except StoreUnavailable as error:
+            if not answer.done():
+                answer.set_exception(error)
+            await self._patient(partial(self._cancel, job_id))
+        else:
+            if not answer.done():
+                answer.set_result(is_cancelled)
 
     async def _cancel(self, job_id: str) -> bool:
         if not await self._call(self._store.cancel, job_id):

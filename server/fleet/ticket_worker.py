@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from celery import Celery
 from celery.exceptions import Reject
+from celery.utils.threads import bound_open_broker_sockets
 from celery.worker import WorkController, state
 from celery.worker.consumer import Consumer
 
@@ -19,6 +20,8 @@ from server.fleet.celery_app import TASK
 
 log = logging.getLogger(__name__)
 
+CONSUME_SECONDS = 30.0  # from a connection until all queues are consumed
+DELETE_SECONDS = 15.0  # for RabbitMQ to delete a queue that does not answer; it takes 5
 RESTART_SECONDS = 5.0  # before another Celery worker takes the place of one that ended unexpectedly
 CONNECTING = {"interval_start": 1, "interval_step": 1, "interval_max": 5}  # seconds between two attempts
 STEPS = ("connection:Connection", "mingle:Mingle", "events:Events", "tasks:Tasks", "consumer:Evloop")
@@ -78,6 +81,7 @@ class TicketWorker:
         for name in ("celery", "kombu"):  # a line for each ticket, and one for each attempt to connect
             logging.getLogger(name).setLevel(logging.WARNING)
         self._thread.start()
+        threading.Thread(target=self._watch, name="celery watch", daemon=True).start()
 
     @property
     def is_connected(self) -> bool:
@@ -104,6 +108,24 @@ class TicketWorker:
         finally:
             state.should_stop = None
 
+    def _watch(self) -> None:
+        """End a connection on which the broker does not let Celery consume."""
+        idle = 0.0
+        while not self._is_stopping.wait(1.0):
+            consumer = getattr(self._worker, "consumer", None)
+            if consumer is None or consumer.connection is None or consumer.is_consuming:
+                idle = 0.0
+                continue
+            idle += 1.0
+            if idle >= CONSUME_SECONDS:
+                log.error("the broker has not let this host consume its queues for %.0f s; connecting again", idle)
+                try:
+                    delete_unused_queues(self._app)
+                except Exception as error:  # noqa: BLE001  (of the broker, in many forms)
+                    log.error("queues that do not answer could not be deleted: %s", error)
+                bound_open_broker_sockets(consumer.connection, 1.0)
+                idle = 0.0
+
     def _cancel(self, consumer: Any) -> None:
         for queue in list(self._app.amqp.queues.consume_from):
             try:
@@ -127,3 +149,22 @@ class TicketWorker:
             self._worker.start()
             if not self._is_stopping.wait(RESTART_SECONDS):
                 log.error("the Celery worker has ended; another one takes its place")
+
+
+def delete_unused_queues(app: Celery) -> None:
+    """Delete the queues of an application that nobody consumes; their tickets are not needed.
+
+    RabbitMQ cannot start a quorum queue again that was declared a moment before it was killed (3.10, measured). Such a
+    queue never answers a consumer, while heartbeats keep the connection alive.
+    """
+    with app.connection_for_write() as connection:
+        if connection.transport.driver_type != "amqp":
+            return
+        connection.connect()
+        bound_open_broker_sockets(connection, DELETE_SECONDS)
+        channel = connection.channel()
+        for queue in app.amqp.queues.consume_from.values():
+            declared = queue(channel).queue_declare(passive=True)
+            if declared.consumer_count == 0:
+                log.error("the queue %s is deleted, since nobody can consume it", queue.name)
+                queue(channel).delete()

@@ -1,6 +1,7 @@
 """The harness of `zimage-bench scaling` and `fleet-faults`: what it looks for, it finds."""
 
 import io
+import json
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from PIL import Image
 from benchmarks import scaling
 from benchmarks.fleet import records, stand_in_measurements
 from benchmarks.fleet.accounting import Accounts, Request
+from benchmarks.fleet.logs import tracebacks
 from benchmarks.fleet.network import Network
 from benchmarks.fleet.plans import MANIFEST, picture, write_plans
 from benchmarks.fleet.recovery import Recovery
@@ -114,6 +116,13 @@ def test_database_without_end_or_images_and_with_two_of_them_breaks_promises(pos
         "another end in the database": 1,
         "accepted job is not in the database": 1,
     }
+
+
+def test_equal_tracebacks_are_counted_together(tmp_path: Path) -> None:
+    lines = [{"logger": "a", "exc_info": f"Traceback\n  File\nOSError: port {port}"} for port in (10, 22)]
+    text = [json.dumps(line) for line in (*lines, {"logger": "a", "message": "Traceback"})]
+    (tmp_path / "log").write_text("\n".join([*text, "Traceback (most recent call last):", "not JSON"]))
+    assert tracebacks([tmp_path / "log"]) == {"a: OSError: port ##": 2, "Traceback": 1}
 
 
 def test_recovery_counts_from_the_fault() -> None:

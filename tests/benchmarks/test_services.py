@@ -118,3 +118,21 @@ def test_server_ends_with_the_process_that_started_it() -> None:
     psutil.wait_procs([psutil.Process(int(pid))] if psutil.pid_exists(int(pid)) else [], timeout=20)
     assert not psutil.pid_exists(int(pid))
     subprocess.run(["rm", "-r", folder], check=True)
+
+
+def test_script_gives_urls_to_a_command_and_ends_with_its_status() -> None:
+    if Redis.missing():
+        pytest.skip("needs redis-server")
+    program = (
+        "import os, redis; redis.from_url(os.environ['REDIS_URL']).ping(); print(os.environ['REDIS_URL']); exit(7)"
+    )
+    command = [sys.executable, "scripts/services.py", "redis", "--", sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 7, done.stderr
+    with pytest.raises(redis_client.ConnectionError):
+        read(done.stdout.strip())
+
+
+def test_script_names_what_is_not_installed_or_unknown() -> None:
+    done = subprocess.run([sys.executable, "scripts/services.py", "mysql"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "expected postgres, redis, rabbitmq, s3; got mysql" in done.stderr

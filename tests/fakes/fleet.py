@@ -7,7 +7,7 @@ import asyncio
 import threading
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from fakes.jobs_mode import FleetServices
@@ -16,7 +16,8 @@ from fakes.thread_worker import ThreadSupervisor
 
 from engine.plan.manifest import Manifest
 from server.fleet.celery_app import create_celery, queues_of_host
-from server.fleet.host import HostOptions, WorkerHost
+from server.fleet.host import WorkerHost
+from server.fleet.host_options import HostOptions
 from server.fleet.service import FleetJobs, FleetOptions
 from server.jobs.admission import Limits
 from server.jobs.storage.fleet_store import FleetStore
@@ -46,7 +47,8 @@ def hosting(
     app = create_celery(options.broker, options.name, queues)
     id = f"host-{uuid.uuid4().hex[:8]}"
     of_host = HostOptions(id, "test", "0", options.broker, options.name, LORAS, grace=5.0)
-    host = WorkerHost(FleetStore(options.database, timeout=2.0), manifest, app, of_host, images)
+    store = FleetStore(options.database, timeout=2.0)
+    host = WorkerHost(store, manifest, app, of_host, images)
     device = host.worker_queue.add_device("cpu")
     supervisor = device.link = ThreadSupervisor(loop, manifest, device)
 
@@ -60,7 +62,7 @@ def hosting(
             await host.stop()
             await supervisor.stop()
 
-    with in_thread(run):
+    with closing(store), in_thread(run):
         yield host
 
 

@@ -10,13 +10,13 @@ class FakeImages:
 
     Attributes:
         is_away: True to refuse every call.
-        puts: number of attempts to store a file.
+        puts, gets: number of attempts to store and to read a file.
     """
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}
         self.is_away = False
-        self.puts = 0
+        self.puts = self.gets = 0
 
     async def put(self, job: str, name: str, media_type: str, data: bytes) -> None:
         self.puts += 1
@@ -26,6 +26,7 @@ class FakeImages:
         self.files.setdefault(job, {})[name] = data
 
     async def get(self, job: str, name: str) -> bytes | None:
+        self.gets += 1
         self._require()
         return self.files.get(job, {}).get(name)
 

@@ -22,7 +22,7 @@ from engine.request import ImageRequest
 from server.errors import StoreUnavailable
 from server.fleet import host
 from server.fleet.celery_app import create_celery, send_ticket
-from server.fleet.host import HostOptions
+from server.fleet.host_options import HostOptions
 from server.hosting import run_host
 from server.jobs.job import Job, JobState
 from server.jobs.storage import fleet_store
@@ -46,13 +46,13 @@ class HostProcess:
         self.process, self.id, self.url = process, id, f"http://127.0.0.1:{port}"
 
     def wait_until_ready(self) -> None:
+        """Wait until a worker is ready, and the broker delivers tickets."""
         until = time.monotonic() + READY_SECONDS
         while self.process.poll() is None and time.monotonic() < until:
-            try:
-                if httpx.get(f"{self.url}/ready", timeout=5).status_code == 200:
+            with suppress(httpx.TransportError):
+                is_ready = httpx.get(f"{self.url}/ready", timeout=5).status_code == 200
+                if is_ready and self.metric("zimage_host_takes_tickets"):
                     return
-            except httpx.TransportError:
-                pass
             time.sleep(0.05)
         raise AssertionError(f"the host {self.id} is not ready; status {self.process.poll()}")
 
