@@ -17,14 +17,13 @@ class DeviceChoice:
     """Devices with the images that they have, and those that are about to be sent to them.
 
     Args:
-        open_devices: devices that take images now.
-        full_devices: devices that will take images once they have finished others.
+        devices: those that take jobs, full ones too.
     """
 
-    def __init__(self, open_devices: Sequence[DeviceQueue], full_devices: Sequence[DeviceQueue]) -> None:
-        self._open = [_Plan(device) for device in open_devices if device.room]
-        self._others = [*full_devices, *(device for device in open_devices if not device.room)]
-        self._full: list[_Plan] | None = None  # of the others, made when they matter
+    def __init__(self, devices: Sequence[DeviceQueue]) -> None:
+        self._devices = devices
+        self._open = [_Plan(device) for device in devices if device.room]
+        self._full: list[_Plan] | None = None  # of those without room, made when they matter
 
     def fits(self, slots: int) -> bool:
         """Return True if a device has as many free slots, or nothing else."""
@@ -41,8 +40,7 @@ class DeviceChoice:
         """
         if not (fitting := [plan for plan in self._open if plan.fits(slots)]):
             return None
-        devices = [*self._others, *(plan.device for plan in self._open)]
-        change = max((each.lora_seconds for each in devices if each.lora_seconds), default=LORA_SECONDS)
+        change = max((each.lora_seconds for each in self._devices if each.lora_seconds), default=LORA_SECONDS)
         best = min(fitting, key=lambda plan: plan.end(live, index, change))
         if live.job.request.lora_choice not in best.loras:
             end = best.end(live, index, change)
@@ -52,9 +50,9 @@ class DeviceChoice:
         return best.device
 
     def _with_lora(self, live: LiveJob) -> list["_Plan"]:
-        """Return all devices, full ones too, that need no change of LoRAs for a job."""
+        """Return the devices, full ones too, that need no change of LoRAs for a job."""
         if self._full is None:
-            self._full = [_Plan(device) for device in self._others]
+            self._full = [_Plan(device) for device in self._devices if not device.room]
         return [plan for plan in (*self._open, *self._full) if live.job.request.lora_choice in plan.loras]
 
 

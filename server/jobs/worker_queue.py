@@ -87,11 +87,11 @@ class WorkerQueue:
 
     @property
     def room(self) -> int:
-        """Images that could be taken now, beside those that wait here; a guided image counts twice."""
+        """Images that could be taken now, beside those that wait here, if they are as guided as the model's default."""
+        manifest, waiting = self._tracker.manifest, self._tracker.unfinished.waiting
         free = sum(queue.room for queue in self._in_use() if self._takes_jobs(queue))
-        manifest = self._tracker.manifest
-        waiting = self._tracker.unfinished.waiting
-        return max(free - sum(len(live.unsent()) * live.slots(manifest) for live in waiting), 0)
+        free -= sum(len(live.unsent()) * live.slots(manifest) for live in waiting)
+        return max(free, 0) // (2 if manifest.model.default_guidance > 0 else 1)
 
     def loaded(self) -> list[tuple[LoraChoice | None, Size]]:
         """Return the LoRA and the size of each job that a device has."""
@@ -120,7 +120,7 @@ class WorkerQueue:
         if len(self.queues) == 1 and open_queues:
             self._send_everything(open_queues[0])
         elif self._tracker.unfinished.waiting and any(queue.room for queue in open_queues):
-            self._send_waiting(DeviceChoice(open_queues, [queue for queue in in_use if not self._takes_jobs(queue)]))
+            self._send_waiting(DeviceChoice(open_queues))
         if self.on_room is not None:
             before, self._last_room = self._last_room, self.room
             if self._last_room > before:
