@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import psycopg
@@ -50,8 +50,11 @@ class Connections:
         try:
             given = conninfo_to_dict(url)
         except psycopg.Error as error:
-            message = f"the URL of the database is not valid ({error}); write postgresql://user:password@host/name"
-            raise StoreUnavailable(message) from error
+            reason = (
+                "" if "://" in str(error) else f" ({str(error).strip()})"
+            )  # it may repeat the URL, with the password
+            message = f"the URL of the database is not valid{reason}; write postgresql://user:password@host/name"
+            raise StoreUnavailable(message) from None
         self._name = (
             f"postgresql://{given.get('host', 'localhost')}:{given.get('port', 5432)}/{given.get('dbname', '')}"
         )
@@ -110,7 +113,10 @@ class Connections:
             ) from error
         limits = f"SET lock_timeout = {round(self._timeout * 1000)}; "
         limits += f"SET idle_in_transaction_session_timeout = {round(STOPPED_SECONDS * 1000)}"
-        connection.execute(limits.encode())
+        with ExitStack() as undo:
+            undo.callback(connection.close)
+            connection.execute(limits.encode())
+            undo.pop_all()
         return connection
 
     def _keep(self, connection: Connection) -> None:
