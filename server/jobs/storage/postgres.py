@@ -6,7 +6,7 @@ server does.
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,7 +75,7 @@ class PostgresDatabase(Database):
             self.close()
             raise
 
-    def rows(self, sql: str, *values: Value) -> Sequence[Row]:
+    def rows(self, sql: str, *values: Value) -> list[Row]:
         with self._connection() as connection:
             return self._run(connection, sql, values).fetchall()
 

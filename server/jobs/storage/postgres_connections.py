@@ -50,14 +50,12 @@ class Connections:
         try:
             given = conninfo_to_dict(url)
         except psycopg.Error as error:
-            reason = (
-                "" if "://" in str(error) else f" ({str(error).strip()})"
-            )  # it may repeat the URL, with the password
+            words = str(error).strip()
+            reason = "" if "://" in words else f" ({words})"  # some errors repeat the URL, with its password
             message = f"the URL of the database is not valid{reason}; write postgresql://user:password@host/name"
             raise StoreUnavailable(message) from None
-        self._name = (
-            f"postgresql://{given.get('host', 'localhost')}:{given.get('port', 5432)}/{given.get('dbname', '')}"
-        )
+        host, port = given.get("host", "localhost"), given.get("port", 5432)
+        self._name = f"postgresql://{host}:{port}/{given.get('dbname', '')}"
         defaults = DEFAULTS | {"connect_timeout": max(2, math.ceil(timeout))}
         self._conninfo = make_conninfo(url, **{name: value for name, value in defaults.items() if name not in given})
         self._timeout = timeout
