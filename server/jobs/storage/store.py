@@ -34,6 +34,10 @@ from server.worker.packed_image import PackedImage
 SERVER_RESTARTED = JobError(
     "server_restarted", "The server was restarted before the images were generated; send the request again."
 )
+INSERT = (
+    f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({placeholders(len(COLUMNS))})"
+    " ON CONFLICT DO NOTHING RETURNING sequence"
+)
 PAGE_BYTES = 1 << 20  # of the requests of one page of the history
 # not before the start, even if the clock was set back
 END = "{greatest}({now}, coalesce(created, 0), coalesce(started, 0))"
@@ -104,16 +108,12 @@ class JobStore:
             IdempotencyKeyReused: the key is known with another fingerprint.
         """
         with self.database.transaction():
-            return self.find_by_key(job) or self._insert(job, init_image)
+            return self._insert(job, init_image)
 
     def _insert(self, job: Job, init_image: PackedImage | None) -> Job:
-        """Insert a job, or return the one that another process has added since `find_by_key`. In a transaction."""
+        """Insert a job, or return the one with its key or id. In a transaction."""
         assert job.state is JobState.QUEUED and job.image_count > 0 and job.owner != ""
-        added = self.database.rows(
-            f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({placeholders(len(COLUMNS))})"
-            " ON CONFLICT DO NOTHING RETURNING sequence",
-            *row_of_job(job),
-        )
+        added = self.database.rows(INSERT, *row_of_job(job))
         if not added:
             known = self.find_by_key(job) or self.get(job.id)
             assert known is not None

@@ -56,7 +56,7 @@ def test_unfinished_jobs_of_version_4_are_resumed(old: Path) -> None:
 def test_keys_of_version_4_are_still_taken(old: Path) -> None:
     with closing(JobStore(old)) as store:
         assert store.add(job(owner="alice", idempotency_key="key")).id == "done"
-        assert store.add(job(idempotency_key="key")).sequence == 6
+        assert store.add(job(idempotency_key="key")).sequence > 5
 
 
 def test_tables_of_version_4_become_those_of_a_new_database(old: Path) -> None:
