@@ -212,7 +212,7 @@ class JobStore:
     def add_image(self, id: str, image: StoredImage) -> bool:
         """Store an image, unless there is one with its index. False: the job has ended or is unknown."""
         with self.database.transaction():
-            expected = self._image_count(id)
+            expected = self._image_count(id, "{for_update}")  # so that the job does not end before its image is there
             if expected is None:
                 return False
             assert 0 <= image.index < expected
@@ -290,9 +290,9 @@ class JobStore:
         """Return the values of `_changeable`."""
         return (id,)
 
-    def _image_count(self, id: str) -> int | None:
+    def _image_count(self, id: str, lock: str = "") -> int | None:
         """Return the number of images that an unfinished job asks for; None for other jobs."""
-        sql = f"SELECT image_count FROM jobs WHERE {self._changeable} AND finished IS NULL {{for_update}}"
+        sql = f"SELECT image_count FROM jobs WHERE {self._changeable} AND finished IS NULL {lock}"
         rows = self.database.rows(sql, *self._keys(id))
         return rows[0]["image_count"] if rows else None
 
