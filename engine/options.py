@@ -51,6 +51,7 @@ class RuntimeOptions:
         slots: slots for images between two of their steps; a guided image takes two.
         image_input: True to load the graphs that images as inputs need, if the plans have them.
         loras: names of the LoRAs that requests may use, each with the file that `zimage-lora` wrote.
+        cpus: CPUs that a worker process may use; empty for all that its server may use.
         lora_versions: `engine.files.version` of these files by name. A file of another version is refused; one that is
             not listed must keep the version that is read first.
     """
@@ -66,6 +67,7 @@ class RuntimeOptions:
     image_input: bool = True
     loras: tuple[tuple[str, Path], ...] = ()
     lora_versions: dict[str, tuple[int, int]] = field(default_factory=dict)
+    cpus: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.offload and self.warm_up:

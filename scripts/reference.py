@@ -25,6 +25,7 @@ from server.api.openai_schemas import ImagesRequest
 from server.api.task_schemas import GenerateRequest
 from server.app import probes
 from server.settings import Settings
+from server.settings_sources import SERVE
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "serving.md"
 NONE = ""  # what an empty cell holds
@@ -126,7 +127,8 @@ def kind(schema: dict[str, Any]) -> str:
 
 def settings() -> Iterator[Sequence[str]]:
     """Flag, default and description of each setting."""
-    for name, field in Settings.model_fields.items():
+    for name in SERVE.settings:
+        field = Settings.model_fields[name]
         flag = f"--{name.replace('_', '-')}"
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         if field.annotation is bool:

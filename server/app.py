@@ -14,6 +14,7 @@ from sse_starlette.sse import AppStatus
 
 from engine.images.header import DecodeLimits
 from engine.plan.manifest import Manifest
+from server import tracing
 from server.api import documentation, edits, errors, openapi
 from server.api import model_info as model_info_api
 from server.api import openai as openai_api
@@ -90,7 +91,7 @@ def create_app(jobs: JobService, options: AppOptions) -> FastAPI:
         redirect_slashes=False,
         lifespan=_lifespan,
     )
-    app.state.jobs, app.state.authenticator = jobs, Authenticator(options.policy, jobs.metrics.job_refused)
+    app.state.jobs, app.state.authenticator = jobs, Authenticator(options.policy, jobs.hit, jobs.metrics.job_refused)
     app.state.model = options.model or ServedModel((jobs.manifest.model.name,))
     app.state.task_events = TaskEventEncoder(jobs)
     app.state.image_input = _image_input(jobs.manifest, options)
@@ -131,6 +132,10 @@ def _image_input(manifest: Manifest, options: AppOptions) -> ImageInput:
 
 def _add_middleware(app: FastAPI, options: AppOptions) -> None:
     """Add the layers between HTTP and the routes, the innermost first."""
+    if (active := tracing.active()) is not None:  # innermost, since others copy the scope, which gets the route
+        from server.http.request_traces import RequestTraceMiddleware  # needs the extra `tracing`
+
+        app.add_middleware(RequestTraceMiddleware, tracing=active)
     app.add_middleware(AmbiguousLengthMiddleware)
     app.add_middleware(UnreadBodyMiddleware)
     app.add_middleware(ValidHostMiddleware, names=options.hosts)
@@ -144,7 +149,7 @@ def _add_middleware(app: FastAPI, options: AppOptions) -> None:
 @probes.get("/health", responses=NOT_OK)
 async def health(jobs: Jobs, response: Response) -> Health:
     """Liveness: 503 once workers repeatedly fail to start, so that an orchestrator replaces the container."""
-    report = _report(jobs)
+    report = Health.of(jobs)
     response.status_code = 503 if report.status == "failing" else 200
     return report
 
@@ -152,7 +157,7 @@ async def health(jobs: Jobs, response: Response) -> Health:
 @probes.get("/ready", responses=NOT_OK)
 async def ready(jobs: Jobs, response: Response) -> Health:
     """Readiness: 503 while a worker starts and while the server shuts down."""
-    report = _report(jobs)
+    report = Health.of(jobs)
     response.status_code = 200 if report.status == "ok" else 503
     return report
 
@@ -161,14 +166,3 @@ async def ready(jobs: Jobs, response: Response) -> Health:
 async def metrics(jobs: Jobs) -> Response:
     """Metrics in Prometheus' text format."""
     return Response(jobs.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-def _report(jobs: JobService) -> Health:
-    manifest, status = jobs.manifest, jobs.status
-    return Health(
-        status=status,
-        model=manifest.model.name,
-        precision=manifest.precision,
-        flavor=manifest.target.flavor,
-        detail=None if status == "ok" else jobs.last_failure,
-    )

@@ -2,19 +2,21 @@
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from engine.errors import ZImageError
-from engine.module_command import module_command
-from engine.plan.directory import read, resolve
+from engine.plan.directory import read, read_manifest, resolve
 from engine.plan.guide import Guide
-from server import logs, lora_folder, settings_sources
+from engine.plan.manifest import Manifest
+from server import logs, lora_folder, settings_sources, tracing
 from server.http.host_names import HostNames
 from server.http.sockets import bind_socket, bracketed
-from server.serving import serve
+from server.serving import ServerOptions, serve, serve_replica
 from server.settings import Settings
+from server.worker.supervisors import worker_commands
 
 log = logging.getLogger(__name__)
 
@@ -24,22 +26,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = settings_sources.read(argv)
     logs.configure(given.log_format, given.log_level, process="server")
     try:
-        with bind_socket(given.host, given.port) as sock:
+        with bind_socket(given.host, given.port) as sock, tracing.started("zimage-serve"):
             for warning in _warnings(given, sock.getsockname()[0]):
                 log.warning("%s", warning)
             directory = resolve(given.engines)
-            manifest = read(directory, verify=False)  # the worker verifies
+            # a replica has no engines; otherwise the worker verifies
+            manifest = read(directory, verify=False) if given.broker is None else read_manifest(directory)
             loras = lora_folder.find(given.loras, manifest) if given.loras else ()
-            worker = module_command(
-                "server.worker.process",
-                str(directory),
-                given.runtime(loras).encode(),
+            options = replace(given.server(loras), guide=Guide.read(directory))
+            if given.broker is not None:
+                _serve_replica(sock, manifest, given, options)
+                return
+            workers = worker_commands(
+                directory,
+                given.runtime(loras),
+                given.workers(manifest.target.flavor),
                 given.log_format,
                 given.log_level,
             )
-            serve(sock, worker, manifest, replace(given.server(loras), guide=Guide.read(directory)))
+            serve(sock, workers, manifest, options)
     except (ZImageError, OSError) as error:
         sys.exit(f"zimage-serve: {error}")
+
+
+def _serve_replica(sock: socket.socket, manifest: Manifest, given: Settings, options: ServerOptions) -> None:
+    from server.fleet.service import FleetOptions  # not at the top: servers without a fleet lack its packages
+
+    assert given.broker is not None and isinstance(given.database, str)
+    serve_replica(sock, manifest, FleetOptions(given.broker, given.database, given.fleet), options)
 
 
 def _warnings(given: Settings, address: str) -> Iterator[str]:

@@ -10,10 +10,10 @@ import fcntl
 import gc
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.plan.guide import Guide
 from engine.plan.manifest import Manifest
@@ -25,14 +25,18 @@ from server.http.host_names import HostNames
 from server.http.sockets import throttle_accept_errors
 from server.jobs.admission import Limits
 from server.jobs.embedded import EmbeddedJobs
+from server.jobs.service import JobService
 from server.jobs.storage.archive import Archive
+from server.jobs.storage.image_store import open_image_store
 from server.jobs.storage.sqlite import open_private
 from server.jobs.storage.store import JobStore
 from server.uploads.limits import MAX_UPLOAD
-from server.worker.supervisor import Supervisor, WorkerTimeouts
+from server.worker.supervisor import WorkerTimeouts
+from server.worker.supervisors import Supervisors, WorkerCommand
 
 if TYPE_CHECKING:
     from server.app import AppOptions
+    from server.fleet.service import FleetOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,7 @@ class ServerOptions:
         grace: seconds to finish running images after SIGTERM or SIGINT; Kubernetes kills after 30 by default.
         drain: seconds to go on after SIGTERM, before `grace`, so that load balancers move on; 0 for none.
         database: SQLite file of jobs and images; None keeps them in memory.
+        images: URL of the image store; None to keep images in the database. See `image_store.check_url`.
         archive: folder for copies of images; None for no copies.
         page: True to serve the web page at /.
         keys, rate, shared_history: fields of `server.api.access.AccessPolicy`.
@@ -63,6 +68,7 @@ class ServerOptions:
     grace: float = 20.0
     drain: float = 2.0
     database: Path | None = None
+    images: str | None = None
     archive: Archive | None = None
     page: bool = True
     keys: tuple[str, ...] = field(default=(), repr=False)
@@ -84,52 +90,103 @@ class ServerOptions:
     timeouts: WorkerTimeouts = field(default_factory=WorkerTimeouts)
 
 
-def serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, options: ServerOptions) -> None:
+def serve(sock: socket.socket, workers: Sequence[WorkerCommand], manifest: Manifest, options: ServerOptions) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         sock: socket bound to the address.
-        worker: command that starts a worker; the descriptor of the worker's socket is appended.
+        workers: commands that start the worker of each device.
 
     Raises:
         WorkerStartFailed: the worker cannot serve the plans.
-        StoreUnavailable, OSError: the database or the archive cannot be opened, or another server uses the database.
+        StoreUnavailable, OSError: the database, the image store or the archive cannot be opened, or another server uses
+            the database.
     """
-    give_back_large_blocks()
     if options.archive is not None:
         options.archive.require_usable()
-    with contextlib.suppress(KeyboardInterrupt), _lock(options.database):
+    with _lock(options.database):
+        _run(_serve(sock, workers, manifest, options))
+
+
+def serve_replica(sock: socket.socket, manifest: Manifest, fleet: "FleetOptions", options: ServerOptions) -> None:
+    """Serve as an API replica of a fleet until SIGTERM or SIGINT.
+
+    Args:
+        sock: socket bound to the address.
+        options: those of workers and of a database of the server's own have no effect.
+
+    Raises:
+        StoreUnavailable: the database or the image store does not answer.
+    """
+    _run(_serve_replica(sock, manifest, fleet, options))
+
+
+def _run(server: Coroutine[Any, Any, None]) -> None:
+    give_back_large_blocks()
+    with contextlib.suppress(KeyboardInterrupt):
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _interrupt)
-        asyncio.run(_serve(sock, worker, manifest, options))
+        asyncio.run(server)
 
 
-async def _serve(sock: socket.socket, worker: Sequence[str], manifest: Manifest, options: ServerOptions) -> None:
-    throttle_accept_errors(asyncio.get_running_loop())
-    most = max_connections(raise_limit())
+async def _serve_replica(
+    sock: socket.socket, manifest: Manifest, fleet: "FleetOptions", options: ServerOptions
+) -> None:
+    from server.fleet.service import FleetJobs  # not at the top: servers without a fleet lack its packages
+    from server.jobs.storage.fleet_store import FleetStore
+
     manifest = manifest if options.image_input else manifest.without_image_input()
-    jobs = EmbeddedJobs(JobStore(options.database), manifest, options.limits, options.archive, options.loras)
-    supervisor = jobs.worker_queue.link = Supervisor(worker, jobs.worker_queue, options.timeouts)
-    starting = asyncio.create_task(supervisor.start())
+    images = await open_image_store(options.images)
+    store = await asyncio.to_thread(FleetStore, fleet.database)
+    jobs = FleetJobs(store, manifest, fleet, options.limits, options.loras, images)
+    starting = asyncio.create_task(jobs.start())
     try:
-        launched = asyncio.create_task(supervisor.launched.wait())
+        await starting
+        await _serve_http(sock, jobs, starting, options)
+    finally:
+        await jobs.stop(options.grace)
+
+
+async def _serve(
+    sock: socket.socket, workers: Sequence[WorkerCommand], manifest: Manifest, options: ServerOptions
+) -> None:
+    manifest = manifest if options.image_input else manifest.without_image_input()
+    images = await open_image_store(options.images)
+    jobs = EmbeddedJobs(JobStore(options.database), manifest, options.limits, options.archive, options.loras, images)
+    supervisors = Supervisors(workers, jobs.worker_queue.add_device, options.timeouts)
+    for queue in jobs.worker_queue.queues:
+        queue.link = supervisors.all[queue.name]
+    starting = asyncio.create_task(supervisors.start())
+    try:
+        launched = asyncio.create_task(supervisors.launched())
         await asyncio.wait((starting, launched), return_when=asyncio.FIRST_COMPLETED)
-        from server.app import create_app  # while the worker loads
-        from server.http.connections import Connections
-        from server.http.proxies import TrustedProxies
-        from server.http.server import HttpServer
+        import server.app  # noqa: F401  # while the worker loads
 
         await jobs.start()
-        app = create_app(jobs, _app_options(sock.getsockname()[0], manifest, options))
-        gc.freeze()  # a full collection holds the event loop, and what the imports made stays anyway
-        connections = Connections(most, options.connections_per_address, TrustedProxies(options.trusted_proxies))
-        await HttpServer(app, jobs, options.grace, options.drain, starting, connections).serve(sockets=[sock])
+        await _serve_http(sock, jobs, starting, options)
         if starting.done():
             starting.result()  # raises the reason if the worker could not start
     finally:
         starting.cancel()
         await jobs.stop(options.grace)
-        await supervisor.stop()
+        await supervisors.stop()
+
+
+async def _serve_http(
+    sock: socket.socket, jobs: JobService, starting: "asyncio.Task[None]", options: ServerOptions
+) -> None:
+    """Serve over HTTP until SIGTERM or SIGINT, ready once `starting` is done."""
+    from server.app import create_app  # not at the top: they take long to import
+    from server.http.connections import Connections
+    from server.http.proxies import TrustedProxies
+    from server.http.server import HttpServer
+
+    throttle_accept_errors(asyncio.get_running_loop())
+    most = max_connections(raise_limit())
+    app = create_app(jobs, _app_options(sock.getsockname()[0], jobs.manifest, options))
+    gc.freeze()  # a full collection holds the event loop, and what the imports made stays anyway
+    connections = Connections(most, options.connections_per_address, TrustedProxies(options.trusted_proxies))
+    await HttpServer(app, jobs, options.grace, options.drain, starting, connections).serve(sockets=[sock])
 
 
 def _app_options(address: str, manifest: Manifest, options: ServerOptions) -> "AppOptions":

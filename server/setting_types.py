@@ -1,5 +1,6 @@
 """Types of settings: how texts of flags and variables become values. Knows no setting."""
 
+import re
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated
@@ -13,10 +14,14 @@ from engine.size import Size
 from server.api.api_key import check_api_key
 from server.api.dialects.names import NONE, parse_dialect
 from server.api.public_address import PublicAddress
-from server.api.rate import Rate
 from server.http.host_names import parse_host
 from server.http.origins import parse_origin
+from server.jobs.rate import Rate
+from server.jobs.storage.image_store import check_url
+from server.jobs.storage.open_database import SERVER
+from server.worker.devices import RequestedDevices
 
+FLEET = re.compile(r"[a-z0-9-]{1,40}")
 EMPTY = "is empty; perhaps the secret that should fill it does not exist. Give it a value, or unset it to do without"
 
 
@@ -58,6 +63,11 @@ def _public_url(value: str) -> str:
     return value
 
 
+def _images_url(value: str) -> str:
+    check_url(value)
+    return value
+
+
 def _network(value: str) -> str:
     try:
         return str(ip_network(value))
@@ -78,8 +88,41 @@ def _given(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _database(value: object) -> object:
+    """Return the path of an SQLite file, or the URL of a database server."""
+    return value if isinstance(value, str) and value.startswith(SERVER) else user_path(Path(str(value)))
+
+
+def _broker(value: str) -> str:
+    try:
+        from server.fleet.broker import Broker, InvalidBroker
+    except ImportError as error:
+        raise ValueError(f"needs the packages of a fleet: pip install 'zimage-trt[fleet]' ({error})") from error
+    try:
+        Broker(value)
+    except InvalidBroker as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+def _fleet(value: str) -> str:
+    if not FLEET.fullmatch(value):
+        raise ValueError(f"must be 1 to 40 lower-case letters, digits and hyphens; got {value!r}")
+    return value
+
+
+def _devices(value: str) -> str:
+    RequestedDevices.parse(value)
+    return value
+
+
+BrokerUrl = Annotated[str, AfterValidator(_broker)]
+DatabasePlace = Annotated[Path | str, BeforeValidator(_database)]
+DevicesText = Annotated[str, AfterValidator(_devices)]
+FleetName = Annotated[str, AfterValidator(_fleet)]
 Host = Annotated[str, AfterValidator(_host)]
 PublicUrl = Annotated[str, AfterValidator(_public_url)]
+ImagesUrl = Annotated[str, AfterValidator(_images_url)]
 RateText = Annotated[str, AfterValidator(_rate)]
 UserPath = Annotated[Path, AfterValidator(user_path)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)]

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from engine.errors import ZImageError
 from engine.files import version
 from engine.options import HELP, MAX_THREADS, SLOTS, CudaGraphs, RuntimeOptions
+from engine.plan.manifest import Flavor
 from server.api.dialects.names import DIALECTS
 from server.api.public_address import PublicAddress
 from server.jobs.admission import Limits
@@ -21,9 +22,14 @@ from server.jobs.storage.retention import DAY, Retention
 from server.logs import LogFormat
 from server.serving import ServerOptions
 from server.setting_types import (
+    BrokerUrl,
+    DatabasePlace,
+    DevicesText,
     Dialects,
+    FleetName,
     Host,
     Hosts,
+    ImagesUrl,
     Keys,
     Networks,
     Origins,
@@ -33,6 +39,8 @@ from server.setting_types import (
     UserPath,
     Words,
 )
+from server.worker.devices import HELP as DEVICES_HELP
+from server.worker.devices import Device, RequestedDevices, default_device
 from server.worker.supervisor import WorkerTimeouts
 
 PREFIX = "ZIMAGE_"
@@ -44,6 +52,7 @@ FoundLoras = tuple[tuple[str, Path], ...]  # name and file of each LoRA
 
 RUNTIME, SERVER, LIMITS, TIMEOUTS = RuntimeOptions(), ServerOptions(), Limits(), WorkerTimeouts()
 ARCHIVED = Retention()
+HOST_SETTINGS = ("metrics_host", "metrics_port")  # of zimage-worker alone
 
 
 class Settings(BaseSettings):
@@ -101,6 +110,7 @@ class Settings(BaseSettings):
         title="NAMES",
     )
 
+    devices: DevicesText | None = Field(None, description=DEVICES_HELP, title="DEVICES")
     threads: int = Field(RUNTIME.threads, ge=0, le=MAX_THREADS, description=HELP["threads"])
     profile: Words = Field(RUNTIME.profiles, description=f"{HELP['profiles']} (default: all)", title="NAME")
     warm_up: Sizes = Field(RUNTIME.warm_up, description=HELP["warm_up"], title="WxH,...")
@@ -124,10 +134,19 @@ class Settings(BaseSettings):
         title="DIR",
     )
 
-    database: UserPath | None = Field(
+    database: DatabasePlace | None = Field(
         SERVER.database,
-        description="SQLite file for jobs and images (default: memory, which is lost at a restart)",
-        title="FILE",
+        description="SQLite file for jobs and images, or in a fleet postgresql://USER:PASSWORD@HOST/NAME (default: "
+        "memory, which is lost at a restart)",
+        title="FILE|URL",
+        repr=False,
+    )
+    images: ImagesUrl | None = Field(
+        SERVER.images,
+        description="Where images are kept: file:///FOLDER, which machines may share, or "
+        "s3://BUCKET/PREFIX?endpoint=URL&region=NAME with credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. "
+        "Each database needs a place of its own (default: in the database)",
+        title="URL",
     )
     history_days: float = Field(
         LIMITS.history.max_age / DAY,
@@ -198,6 +217,15 @@ class Settings(BaseSettings):
         "closed, so that load balancers move on",
         title="SECONDS",
     )
+    broker: BrokerUrl | None = Field(
+        None,
+        description="Broker of a fleet of machines, as amqp://USER:PASSWORD@HOST/VHOST (RabbitMQ) or "
+        "redis://:PASSWORD@HOST/0; prefer the environment, since ps shows flags (default: no fleet)",
+        title="URL",
+        repr=False,
+    )
+    fleet: FleetName = Field("zimage", description="Name of the fleet, of several that share a broker", title="NAME")
+
     hang_seconds: float = Field(
         TIMEOUTS.silence,
         gt=0,
@@ -209,6 +237,13 @@ class Settings(BaseSettings):
         TIMEOUTS.load, gt=0, le=86400, description="Maximum time for a worker to load the plans, in seconds"
     )
 
+    metrics_host: Host = Field(
+        "127.0.0.1", description="Address of the port for /health, /ready and /metrics; 0.0.0.0 for every interface"
+    )
+    metrics_port: int = Field(
+        8001, ge=0, le=65535, description="Port for /health, /ready and /metrics; 0 picks a free one"
+    )
+
     log_format: LogFormat = Field("text", description="Format of log lines; json writes one object per line")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level to log")
 
@@ -218,7 +253,27 @@ class Settings(BaseSettings):
             self.runtime()
         except ZImageError as error:
             raise ValueError(str(error)) from error
+        if self.images is not None and self.database is None:
+            raise ValueError("--images needs --database, since only the database knows whose images these are")
+        if (self.broker is None) == isinstance(self.database, str):
+            raise ValueError(
+                "--broker and --database postgresql://... need each other: they are the two parts of a fleet"
+            )
+        if self.broker is not None and self.archive is not None:
+            raise ValueError(
+                "--archive copies the images of a single server; in a fleet, --images names a shared place"
+            )
         return self
+
+    def workers(self, flavor: Flavor) -> list[Device]:
+        """Return the devices for plans of a flavor, each of which gets a worker.
+
+        Raises:
+            BackendUnavailable: the plans do not run on these devices, or there are no such GPUs.
+        """
+        if self.devices is None:
+            return [default_device(flavor)]
+        return RequestedDevices.parse(self.devices).devices(flavor, self.threads)
 
     def runtime(self, loras: FoundLoras = ()) -> RuntimeOptions:
         """Return the options of the runtime.
@@ -248,7 +303,8 @@ class Settings(BaseSettings):
         return ServerOptions(
             grace=self.grace,
             drain=self.drain_seconds,
-            database=self.database,
+            database=None if isinstance(self.database, str) else self.database,
+            images=self.images,
             archive=Archive(self.archive, archived) if self.archive else None,
             keys=self.keys,
             rate=self.rate,

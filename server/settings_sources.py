@@ -1,4 +1,4 @@
-"""Sources of settings: flags, environment variables and a file; and the help of `zimage-serve`.
+"""Sources of settings: flags, environment variables and a file; and the help of the commands that have them.
 
 Knows the form of settings; not what they mean.
 """
@@ -6,7 +6,8 @@ Knows the form of settings; not what they mean.
 import argparse
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -18,31 +19,53 @@ from pydantic_settings import NoDecode
 
 from engine.command_line import add_version, prepare, text_encoding, user_path
 from server.setting_types import EMPTY
-from server.settings import PREFIX, Settings
+from server.settings import HOST_SETTINGS, PREFIX, Settings
 
 GROUPS = {  # groups of options in the help, by the setting that each begins with
     "host": "addresses and connections",
     "page": "what is served",
-    "threads": "device",
+    "devices": "devices",
     "loras": "LoRAs, jobs and images",
     "keys": "clients",
     "grace": "process",
+    "broker": "fleet",
+    "hang_seconds": "workers, probes and log",
 }
 EPILOG = f"""\
-examples:
-  zimage-serve --engines engines
-  zimage-serve --engines engines --host 0.0.0.0 --keys "key-of-alice key-of-bob" --database jobs.db
 
-Every option can also be set by an environment variable ({PREFIX}PORT=8000) or in a file of such lines (--settings or
+Every option can also be set by an environment variable ({PREFIX}%s=%s) or in a file of such lines (--settings or
 {PREFIX}SETTINGS). Flags override the environment, which overrides the file.
 """
 PROTECTING = ("keys", "rate", "hosts", "trusted_proxies")  # settings that must not be lost by an empty variable
 NAME = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)  # in a line of a settings file
 
 
-def read(argv: Sequence[str] | None = None) -> Settings:
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command with settings: its name, what its help says, and the settings that it has."""
+
+    name: str
+    description: str
+    epilog: str
+    settings: Collection[str]
+
+
+SERVE = Command(
+    "zimage-serve",
+    "Serve the plans of Z-Image-Turbo over HTTP.",
+    """\
+examples:
+  zimage-serve --engines engines
+  zimage-serve --engines engines --host 0.0.0.0 --keys "key-of-alice key-of-bob" --database jobs.db
+"""
+    + EPILOG % ("PORT", "8000"),
+    [name for name in Settings.model_fields if name not in HOST_SETTINGS],
+)
+
+
+def read(argv: Sequence[str] | None = None, command: Command = SERVE) -> Settings:
     """Read settings from flags, environment and file; like argparse, exit with status 2 if they are wrong."""
-    parser = _parser()
+    parser = _parser(command)
     given = vars(parser.parse_args(argv))
     name = given.pop("settings", None) or os.environ.get(f"{PREFIX}SETTINGS")
     file = None if name is None else user_path(name)
@@ -81,11 +104,11 @@ def _emptied(file: Path | None, encoding: str | None) -> set[str]:
     return {name for name in PROTECTING if (PREFIX + name).lower() in named}
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: Command) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "zimage-serve",
-        description="Serve the plans of Z-Image-Turbo over HTTP.",
-        epilog=EPILOG,
+        command.name,
+        description=command.description,
+        epilog=command.epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -95,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     add_version(parser)
     group = parser.add_argument_group("plans")
     for name, field in Settings.model_fields.items():
+        if name not in command.settings:
+            continue
         group = parser.add_argument_group(GROUPS[name]) if name in GROUPS else group
         group.add_argument(f"--{name.replace('_', '-')}", help=_help(field), **_kind(name, field))
     return parser

@@ -7,7 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from fakes.processes import PYTHONPATH
-from fakes.services import PostgreSql, RabbitMq, Redis, new
+from fakes.services import PostgreSql, RabbitMq, Redis, SeaweedS3, new
 from rich.console import Console
 
 from nano.layout import Z_IMAGE_NANO
@@ -108,6 +108,13 @@ def rabbitmq() -> Iterator[RabbitMq]:
         yield service
 
 
+@pytest.fixture(scope="session")
+def s3() -> Iterator[SeaweedS3]:
+    """An S3 server that all tests of this process share."""
+    with new(SeaweedS3) as service:
+        yield service
+
+
 @pytest.fixture
 def postgres_url(postgres: PostgreSql) -> str:
     """URL of a new, empty database."""
@@ -124,3 +131,11 @@ def redis_url(redis: Redis) -> str:
 def rabbitmq_url(rabbitmq: RabbitMq) -> str:
     """URL of a new virtual host."""
     return rabbitmq.fresh_url()
+
+
+@pytest.fixture
+def s3_url(s3: SeaweedS3, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of an empty image store in S3, with credentials in the environment."""
+    for name, value in s3.credentials.items():
+        monkeypatch.setenv(name, value)
+    return s3.fresh_url()

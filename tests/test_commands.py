@@ -19,6 +19,7 @@ COMMANDS = {
     "zimage-lora": "export.lora_cli",
     "zimage-generate": "engine.cli",
     "zimage-serve": "server.cli",
+    "zimage-admin": "server.fleet.admin",
     "zimage-bench": "benchmarks.cli",
 }
 SLOW = ("torch", "transformers", "diffsynth", "onnx", "onnxruntime", "tensorrt_rtx")

@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 
 from server.api import errors
+from server.fleet.event_bus import EventBus
+from server.fleet.fleet_view import FleetView
+from server.fleet.metrics import FleetMetrics
 from server.jobs.metrics import Metrics
 from server.settings import PREFIX, Settings
 
@@ -33,6 +36,8 @@ COMMANDS = {
     "zimage-lora": "export.lora_cli",
     "zimage-generate": "engine.cli",
     "zimage-serve": "server.cli",
+    "zimage-worker": "server.worker_cli",
+    "zimage-admin": "server.fleet.admin",
 }
 README_WORDS = 900
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -109,9 +114,9 @@ def test_variables_that_are_named_are_settings(page: Path) -> None:
 
 def test_serving_lists_every_metric_and_no_other() -> None:
     listed = set(re.findall(r"`(zimage_[a-z_]+)`", (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")))
-    counted = re.findall(
-        r"^# TYPE (zimage_\w+) (?:counter|histogram)", Metrics(lambda: None).text().decode(), re.MULTILINE
-    )
+    metrics = Metrics()
+    FleetMetrics(metrics, EventBus("redis://127.0.0.1:1/0", "zimage"), FleetView)
+    counted = re.findall(r"^# TYPE (zimage_\w+) ", metrics.text().decode(), re.MULTILINE)
     counted = [name for name in counted if not name.endswith("_created") and "_process_" not in name]
     sources = " ".join(source("server").values())
     gauges = set(re.findall(r'"(zimage_[a-z_]+)"(?:: |\] = )', sources))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = ("bash", "cat", "cp", "dirname", "env", "id", "mkdir", "sha256sum", "uname")
+TOOLS = ("bash", "cat", "chmod", "cp", "dirname", "env", "id", "mkdir", "rm", "sh", "sha256sum", "uname")
 
 PYTHON = """#!/bin/bash
 [ "$1" = - ] && exit 0
@@ -17,6 +17,7 @@ echo "python $*" >> log
 """
 APT_GET = """#!/bin/bash
 echo "apt-get $*" >> log
+[ "$1" = update ] || "$POLICY_RC_D" || echo "daemons: $?" >> log
 """
 
 
@@ -43,7 +44,7 @@ def install(checkout: Path, *arguments: str) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHON"}
     subprocess.run(
         [checkout / "scripts" / "install", *arguments],
-        env=environment | {"PATH": str(checkout / "bin")},
+        env=environment | {"PATH": str(checkout / "bin"), "POLICY_RC_D": str(checkout / "policy-rc.d")},
         check=True,
         stdout=subprocess.PIPE,
     )
@@ -77,3 +78,16 @@ def test_unknown_kind_is_refused(checkout: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError) as end:
         install(checkout, "all")
     assert end.value.returncode == 2 and not (checkout / "log").exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+def test_packages_are_installed_without_their_daemons_and_without_python(checkout: Path) -> None:
+    ran = install(checkout, "packages")
+    assert [line for line in ran if "install" in line and "--no-install-recommends" in line and "chromium" in line]
+    assert "daemons: 101" in ran  # what policy-rc.d answers: start nothing
+    assert not (checkout / "policy-rc.d").exists()
+    assert not [line for line in ran if line.startswith("python")]
+    (checkout / "policy-rc.d").write_text("#!/bin/sh\nexit 102\n")
+    (checkout / "policy-rc.d").chmod(0o755)
+    assert "daemons: 102" in install(checkout, "packages")  # the machine's own
+    assert (checkout / "policy-rc.d").exists()

@@ -113,10 +113,11 @@ def is_same(data: bytes, expected: Pixels, kind: ImageKind) -> bool:
     """Return True if an image file shows the expected pixels."""
     if kind != "png":
         encoded = encode(expected, ImageFormat(kind))
-        return psnr(_pixels(data), _pixels(encoded)) >= LOSSY_DB
-    found = _pixels(data)
+        return psnr(decoded(data), decoded(encoded)) >= LOSSY_DB
+    found = decoded(data)
     return found.shape == expected.shape and int(np.abs(found.astype(int) - expected).max()) <= TOLERANCE
 
 
-def _pixels(data: bytes) -> Pixels:
+def decoded(data: bytes) -> Pixels:
+    """Return the pixels of an image file, [height, width, 3]."""
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))

@@ -17,7 +17,7 @@ from typing import ClassVar, Self
 
 import psutil
 
-START_TIMEOUT = 60.0  # seconds; RabbitMQ takes 4 on an idle machine
+START_TIMEOUT = 120.0  # seconds; RabbitMQ takes 5 on an idle machine
 STOP_TIMEOUT = 20.0  # seconds
 POLL_DELAY = 0.05  # seconds between two attempts to reach a server that starts
 USER = "zimage"  # of every server
@@ -154,7 +154,8 @@ class Service(ABC):
         if self._process is not None:
             self._process.wait()
             self._process = None
-        psutil.wait_procs(processes[1:], timeout=STOP_TIMEOUT)
+        while any(map(is_alive, processes)):  # a child of a killed server is not ours to wait for
+            time.sleep(POLL_DELAY / 5)
 
     def restart(self) -> None:
         """Kill the server if it runs, and start it on the same port and data."""
@@ -181,10 +182,6 @@ class Service(ABC):
         log = self.folder / "log"
         return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else ""
 
-    def memory(self) -> int:
-        """Return the proportional memory of the server's processes, in bytes."""
-        return sum(process.memory_full_info().pss for process in self._processes())
-
     def _processes(self) -> list[psutil.Process]:
         """Return the server's process and then its descendants; empty if it does not run."""
         if self._process is None or self._process.poll() is not None:
@@ -196,6 +193,14 @@ class Service(ABC):
         """Return a command that runs `command` as an ordinary user and ends with this thread."""
         identity = ["--reuid", self._user, "--regid", str(_group(self._user)), "--init-groups"] if self._user else []
         return ["setpriv", *identity, "--pdeathsig", "KILL", "--", *command]
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Return False once a process has ended, also if its parent has not asked for its status yet."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def free_port(host: str = "127.0.0.1") -> int:

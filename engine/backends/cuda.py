@@ -114,13 +114,7 @@ class CudaRuntime:
     """
 
     def __init__(self) -> None:
-        try:
-            from cuda.bindings import runtime
-        except ImportError as error:
-            raise BackendUnavailable(
-                "TensorRT plans need cuda-bindings, which is not installed; install it with: pip install cuda-bindings"
-            ) from error
-        self._runtime: Any = runtime
+        self._runtime: Any = _runtime()
         self._require_driver()
         try:
             self._call("cudaSetDevice", FIRST_DEVICE)
@@ -240,6 +234,18 @@ class CudaRuntime:
         return results[0] if len(results) == 1 else tuple(results)
 
 
+def count_devices() -> int:
+    """Return the number of devices that CUDA_VISIBLE_DEVICES shows, without creating a context.
+
+    Raises:
+        BackendUnavailable: there is no driver, no device or no cuda-bindings, or the driver is too old.
+    """
+    status, count = _runtime().cudaGetDeviceCount()
+    if status.name != "cudaSuccess":
+        raise _unavailable(str(failure("cudaGetDeviceCount", status.name)))
+    return int(count)
+
+
 def failure(function: str, status: str, arguments: tuple[Any, ...] = ()) -> DeviceError:
     """Return the error for a CUDA function's status."""
     if status == "cudaErrorMemoryAllocation":
@@ -252,6 +258,17 @@ def failure(function: str, status: str, arguments: tuple[Any, ...] = ()) -> Devi
 
 
 REPLACE = "the GPU context of this process is lost, so it can generate nothing more; replace the process"
+
+
+def _runtime() -> Any:
+    """Return the module of the CUDA runtime."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise BackendUnavailable(
+            "TensorRT plans need cuda-bindings, which is not installed; install it with: pip install cuda-bindings"
+        ) from error
+    return runtime
 
 
 def _unavailable(reason: str) -> BackendUnavailable:

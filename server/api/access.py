@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,7 +12,7 @@ from fastapi import Request
 from server.api import errors
 from server.api.api_key import check_api_key
 from server.api.client import client_of
-from server.api.rate import Rate, RateLimiter
+from server.jobs.rate import Rate
 
 BEARER, BASIC = "bearer ", "basic "
 
@@ -43,15 +43,20 @@ class Authenticator:
     """Checks the API key and the rate of requests.
 
     Args:
+        hit: counts a request of a client, and returns the seconds until its rate allows one; see `JobService.hit`.
         on_refused: called with the code of each refusal for the rate.
     """
 
-    def __init__(self, policy: AccessPolicy, on_refused: Callable[[str], None] = lambda _: None) -> None:
-        self._on_refused = on_refused
+    def __init__(
+        self,
+        policy: AccessPolicy,
+        hit: Callable[[str, Rate], Awaitable[float]],
+        on_refused: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._hit, self._on_refused = hit, on_refused
         self._owners = {_digest(key) for key in policy.keys}
-        self._rate = policy.rate
+        self._rate = None if policy.rate is None else Rate.parse(policy.rate)
         self._shares_history = policy.shared_history
-        self._limiter = RateLimiter(Rate.parse(policy.rate)) if policy.rate is not None else None
 
     @property
     def needs_key(self) -> bool:
@@ -92,13 +97,14 @@ class Authenticator:
             )
         return owner
 
-    def count(self, request: Request, owner: str | None) -> None:
+    async def count(self, request: Request, owner: str | None) -> None:
         """Count a request for images.
 
         Raises:
             ApiError: 429, the rate is exceeded; retry-after is in seconds.
+            StoreUnavailable: the servers count together, and what they share cannot be reached.
         """
-        wait = 0.0 if self._limiter is None else self._limiter.hit(client_of(request, owner))
+        wait = 0.0 if self._rate is None else await self._hit(client_of(request, owner), self._rate)
         if wait == 0.0:
             return
         seconds = math.ceil(wait)

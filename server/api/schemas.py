@@ -1,11 +1,11 @@
 """Parts of answers that all dialects share: errors, and the state of the server. Knows no routes."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel
 
 from server.jobs.job import Job
-from server.jobs.service import ServiceStatus
+from server.jobs.service import JobService, ServiceStatus
 
 
 def image_path(job: Job, index: int) -> str:
@@ -72,11 +72,71 @@ class ErrorAnswer(BaseModel):
     error: Error
 
 
+class DeviceHealth(BaseModel):
+    """A device that generates images.
+
+    Attributes:
+        starts: worker processes that were started on it.
+        jobs: unfinished jobs that it has.
+        last_failure: why its last worker ended.
+        host: machine that it is in; null for this server's own.
+    """
+
+    name: str
+    is_ready: bool
+    starts: int
+    jobs: int
+    last_failure: str | None
+    host: str | None
+
+
+class WorkerHealth(BaseModel):
+    """A worker host of the fleet.
+
+    Attributes:
+        host: name of its machine.
+        version: of zimage-trt.
+        window: images that its devices hold at once.
+    """
+
+    id: str
+    host: str
+    version: str
+    model: str
+    plan_id: str
+    loras: list[str]
+    window: int
+    is_draining: bool
+    seconds_since_seen: float
+
+
 class Health(BaseModel):
-    """Response of `GET /health` and `GET /ready`. `detail` is the last failure of the worker, unless all is well."""
+    """Response of `GET /health` and `GET /ready`.
+
+    Attributes:
+        detail: the last failure of the worker, or of the database of a fleet, unless all is well.
+        devices: that generate images, of all machines.
+        workers: worker hosts; empty for a server with devices of its own.
+    """
 
     status: ServiceStatus
     model: str
     precision: str
     flavor: str
     detail: str | None = None
+    devices: list[DeviceHealth]
+    workers: list[WorkerHealth]
+
+    @classmethod
+    def of(cls, jobs: JobService) -> Self:
+        """Return the state of a server."""
+        manifest, status = jobs.manifest, jobs.status
+        return cls(
+            status=status,
+            model=manifest.model.name,
+            precision=manifest.precision,
+            flavor=manifest.target.flavor,
+            detail=None if status == "ok" else jobs.last_failure,
+            devices=[DeviceHealth.model_validate(device, from_attributes=True) for device in jobs.devices()],
+            workers=[WorkerHealth.model_validate(worker, from_attributes=True) for worker in jobs.workers()],
+        )

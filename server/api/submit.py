@@ -18,6 +18,7 @@ from starlette.requests import HTTPConnection
 from engine.errors import InvalidRequest
 from engine.init_image import InitImage
 from engine.request import PNG, ImageFormat, ImageRequest
+from server import tracing
 from server.api import errors
 from server.api.access import Authenticator
 from server.api.body import while_connected
@@ -104,7 +105,7 @@ async def submit_request(request: Request, jobs: JobService, owner: str | None, 
     """
     model: ServedModel = request.app.state.model
     model.check(submission.model)
-    request.app.state.authenticator.count(request, owner)
+    await request.app.state.authenticator.count(request, owner)
     key, client, packed = request.headers.get("idempotency-key"), client_of(request, owner), None
     if submission.upload is not None:
         submission, init_image = await _with_init_image(jobs, submission, image_input(request), client)
@@ -182,6 +183,7 @@ async def enqueue(
         priority=submission.priority,
         model=jobs.manifest.model.name,
         plan_id=submission.plan_id,
+        trace=tracing.traceparent(),
         cost=image.forwards(jobs.manifest) * image.size(jobs.manifest).area * submission.image_count,
     )
     return await jobs.submit(job, init_image)

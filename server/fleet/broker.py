@@ -3,6 +3,7 @@
 Knows how to connect; not what is sent.
 """
 
+import re
 import socket
 import ssl
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from kombu import Connection
 
 from engine.errors import ZImageError
 
+FLEET = re.compile(r"[A-Za-z0-9_-]{1,64}")
 KINDS: dict[str, Literal["redis", "rabbitmq"]] = {
     "redis": "redis",
     "rediss": "redis",
@@ -54,7 +56,11 @@ class Broker:
     fleet: str = "zimage"
 
     def __post_init__(self) -> None:
-        _ = self._parts, self._query, self.ssl
+        if not FLEET.fullmatch(self.fleet):
+            raise InvalidBroker(f"a fleet's name has 1 to 64 letters, digits, - and _; got {self.fleet[:80]!r}")
+        parts, _ = self._parts, self.ssl
+        if self.kind == "redis" and not re.fullmatch(r"/?|/[0-9]+", parts.path):
+            raise InvalidBroker("the path of a Redis URL must be the number of a database, such as /0")
 
     def __str__(self) -> str:
         """Return the URL without user, password and parameters."""
@@ -129,7 +135,7 @@ class Broker:
     @cached_property
     def _parts(self) -> SplitResult:
         try:
-            parts = urlsplit(self.url)
+            parts = urlsplit(self.url if self.url.isprintable() and not set(self.url) & set(" ;") else "")
             _ = parts.port, parts.hostname  # both raise ValueError, with a part of the URL in its text
         except ValueError:
             raise InvalidBroker(

@@ -8,6 +8,7 @@ import random
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from typing import get_args
 
@@ -27,7 +28,7 @@ MAX_QUEUE_BYTES = 32 << 20  # in RabbitMQ, for a listener that does not read
 HEARTBEAT = 10.0  # seconds, of a listener on RabbitMQ
 DRAIN_TIMEOUT = 0.2  # seconds in which a listener notices that the bus is closed
 QUEUE_EXPIRES = 60.0  # seconds after which the broker forgets a listener that is gone
-MIN_DELAY, MAX_DELAY = 0.1, 5.0  # seconds between attempts to connect
+MIN_DELAY, MAX_DELAY = 0.1, 2.0  # seconds between attempts to connect
 
 
 class EventBus:
@@ -56,16 +57,15 @@ class EventBus:
         }
         self._outbox, self._inbox = EventBuffer(), EventBuffer()
         self._progress = ProgressLimit()
-        self._unsent: BufferedEvent | None = None  # taken from the outbox, and not sent yet
+        self._unsent: deque[BufferedEvent] = deque()  # taken from the outbox
         self._too_late = 0
         self.sent = self.received = self.ignored = 0
         self._closed, self._listening = threading.Event(), threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(self._send,), name="event sender", daemon=True)]
+        self._drained = 0  # times that the listener's connection was read
+        self._threads = [_thread("event sender", self._run, self._send, lambda: self.sent)]
         if listens_to is not None:
-            self._threads += [
-                threading.Thread(target=self._run, args=(self._listen,), name="event listener", daemon=True),
-                threading.Thread(target=self._dispatch, name="event dispatcher", daemon=True),
-            ]
+            listen = _thread("event listener", self._run, self._listen, lambda: self._drained, HEARTBEAT)
+            self._threads += [listen, _thread("event dispatcher", self._dispatch)]
 
     @property
     def lost(self) -> int:
@@ -102,12 +102,15 @@ class EventBus:
             if thread.is_alive() and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _run(self, work: Callable[[Connection], None]) -> None:
-        """Connect, do the work and begin again, until the bus is closed."""
+    def _run(self, work: Callable[[Connection], None], successes: Callable[[], int], heartbeat: float = 0) -> None:
+        """Connect, do the work and begin again, until the bus is closed.
+
+        Args:
+            successes: returns a number that grows while a connection is of use.
+        """
         delay = MIN_DELAY
         while True:
-            connection = self._broker.connection(HEARTBEAT if work == self._listen else 0)
-            began = time.monotonic()
+            connection, before = self._broker.connection(heartbeat), successes()
             try:
                 connection.ensure_connection(max_retries=0)
                 work(connection)
@@ -119,31 +122,28 @@ class EventBus:
             finally:
                 self._listening.clear()
                 _close(connection)
-            if time.monotonic() - began > MAX_DELAY:
-                delay = MIN_DELAY
+            delay = MIN_DELAY if successes() > before else min(MAX_DELAY, 2 * delay)
             if self._closed.wait(delay * random.uniform(0.5, 1.0)):
                 return
-            delay = min(MAX_DELAY, 2 * delay)
 
     def _send(self, connection: Connection) -> None:
         producer = Producer(connection.channel())
         for exchange in self._exchanges.values():
             exchange(producer.channel).declare()
         while True:
-            for item in self._due():
-                self._unsent = item
-                self._publish(producer, item)
-                self._unsent = None
+            if not self._unsent:
+                self._wait_for_events()
+            while self._unsent:
+                self._publish(producer, self._unsent[0])
+                self._unsent.popleft()
             if self._closed.is_set() and not len(self._outbox):
                 return
 
-    def _due(self) -> list[BufferedEvent]:
-        """Wait for events to send, and return them."""
-        if self._unsent is not None:
-            return [self._unsent]
+    def _wait_for_events(self) -> None:
         item = self._outbox.get(self._progress.wait)
-        due = self._progress.released()
-        return [*due, item] if item is not None and self._progress.admits(item) else due
+        self._unsent.extend(self._progress.released())
+        if item is not None and self._progress.admits(item):
+            self._unsent.append(item)
 
     def _publish(self, producer: Producer, item: BufferedEvent) -> None:
         if time.monotonic() - item.time > MAX_AGE:
@@ -167,25 +167,30 @@ class EventBus:
             message_ttl=MAX_AGE,
             max_length_bytes=MAX_QUEUE_BYTES,
         )
-        with Consumer(connection.channel(), [queue], no_ack=True, on_message=self._on_message):
+        channel = connection.channel()
+        with Consumer(channel, [queue], no_ack=True, on_message=self._receive, on_decode_error=self._ignore):
             while not self._closed.is_set():
                 try:
                     connection.drain_events(timeout=DRAIN_TIMEOUT)
                 except TimeoutError:
                     connection.heartbeat_check()
+                self._drained += 1
                 self._listening.set()
 
-    def _on_message(self, message: Message) -> None:
+    def _receive(self, message: Message) -> None:
         body = message.body
         try:
-            event = events.decode(body if isinstance(body, bytes) else str(body).encode())
+            event = events.decode(body if isinstance(body, bytes) else str(body).encode(errors="replace"))
         except InvalidEvent as error:
-            self.ignored += 1
-            log.warning("ignored a message on %s: %s", self._listens_to, error)
+            self._ignore(message, error)
             return
         if events.direction(event) == self._listens_to:
             self.received += 1
             self._inbox.put(event, body)
+
+    def _ignore(self, _: Message, error: Exception) -> None:
+        self.ignored += 1
+        log.warning("ignored a message on %s that is no event: %s", self._listens_to, error)
 
     def _dispatch(self) -> None:
         while (item := self._inbox.get()) is not None:
@@ -195,6 +200,10 @@ class EventBus:
                 self._on_event(item.event)
             except Exception:
                 log.exception("%s was not handled", type(item.event).__name__)
+
+
+def _thread(name: str, target: Callable[..., None], *args: object) -> threading.Thread:
+    return threading.Thread(target=target, args=args, name=name, daemon=True)
 
 
 def _close(connection: Connection) -> None:

@@ -1,7 +1,7 @@
 """Timeouts that no option of uvicorn gives: for requests that do not arrive, and answers that are not read.
 
 Without them, one client of a directly exposed server holds connections and answers in memory for as long as it likes.
-A reverse proxy has its own (`deploy/nginx.conf`). Knows connections; no routes.
+A reverse proxy has its own (`deploy/nginx/zimage.conf`). Knows connections; no routes.
 """
 
 import asyncio

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from server.errors import DeadlineUnreachable, MemoryShort, QueueFull
-from server.jobs.estimates import Estimates
 from server.jobs.free_memory import FreeMemory
 from server.jobs.live_job import LiveJob
 from server.jobs.queue_limit import SHARE, check_queue
@@ -41,8 +40,8 @@ class Limits:
 class Admission:
     """Refuses jobs that cannot be generated in time or in memory."""
 
-    def __init__(self, limits: Limits, estimates: Estimates) -> None:
-        self._limits, self._estimates = limits, estimates
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self._free_memory = FreeMemory()
 
     def check(self, live: LiveJob, unfinished: QueueOrder, admitted: Counter[str], admitted_bytes: int = 0) -> None:
@@ -55,12 +54,19 @@ class Admission:
         Raises:
             MemoryShort, QueueFull, DeadlineUnreachable: with the seconds after which to try again.
         """
-        limits = self._limits
-        if limits.free_bytes and self._free_memory() < limits.free_bytes:
-            raise MemoryShort("The machine is short of memory; try again later.", MEMORY_RETRY_SECONDS)
+        self.check_memory()
         taken = len(unfinished) + admitted.total()
         own = unfinished.by_client[live.job.client] + admitted[live.job.client]
-        check_queue(taken, own, limits.queue, lambda: self._soon(unfinished))
+        check_queue(taken, own, self._limits.queue, lambda: self.soon(unfinished))
+        self.check_estimates(live, unfinished, admitted_bytes)
+
+    def check_memory(self) -> None:
+        """Raise MemoryShort if this machine has too little free memory."""
+        if self._limits.free_bytes and self._free_memory() < self._limits.free_bytes:
+            raise MemoryShort("The machine is short of memory; try again later.", MEMORY_RETRY_SECONDS)
+
+    def check_estimates(self, live: LiveJob, unfinished: QueueOrder, admitted_bytes: int = 0) -> None:
+        """Raise QueueFull if there are too many images to begin with, DeadlineUnreachable if the job would be late."""
         if live.init_image_bytes:
             self._check_init_images(live, unfinished, admitted_bytes)
         if live.job.deadline is not None:
@@ -79,10 +85,9 @@ class Admission:
         if free < 0 or own > SHARE * free:
             raise QueueFull(
                 f"The images that unfinished jobs begin with take {used >> 20} MiB; try again later.",
-                self._soon(unfinished),
+                self.soon(unfinished),
             )
 
-    def _soon(self, unfinished: QueueOrder) -> float:
+    def soon(self, unfinished: QueueOrder) -> float:
         """Return the estimated seconds until a fourth of the queue is generated."""
-        first = islice(unfinished, max(1, len(unfinished) // RETRY_SHARE))
-        return sum(map(self._estimates.remaining, first))
+        return unfinished.seconds_of(islice(unfinished, max(1, len(unfinished) // RETRY_SHARE)))

@@ -17,16 +17,19 @@ from server.errors import JobNotFound, JobRefused, ServerShuttingDown, StoreUnav
 from server.jobs.admission import Admission, Limits
 from server.jobs.device_status import DeviceStatus
 from server.jobs.follower import Progress
-from server.jobs.job import Job, StoredImage
-from server.jobs.job_events import JobEvents
+from server.jobs.job import Job, JobState, StoredImage
+from server.jobs.job_events import LiveJobEvents
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
+from server.jobs.rate import Rate, RateLimiter
 from server.jobs.recovery import recover
 from server.jobs.service import JobEvent, JobService, ServiceStatus
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.archive_writer import ArchiveWriter
 from server.jobs.storage.async_store import AsyncStore
-from server.jobs.storage.store import HistoryPage, JobStore
+from server.jobs.storage.history import HistoryPage
+from server.jobs.storage.image_store import ImageStore
+from server.jobs.storage.store import JobStore
 from server.jobs.tracker import JobTracker
 from server.jobs.worker_queue import WorkerQueue
 from server.worker.packed_image import PackedImage
@@ -51,18 +54,20 @@ class EmbeddedJobs(JobService):
         limits: Limits | None = None,
         archive: Archive | None = None,
         loras: tuple[str, ...] = (),
+        images: ImageStore | None = None,
     ) -> None:
         limits = limits or Limits()
-        self.manifest, self.loras = manifest, loras
-        self.metrics = Metrics(lambda: self.worker_queue.pid)
-        self._store, self._async_store = store, AsyncStore(store, limits.history)
+        self.manifest, self._loras = manifest, loras
+        self.metrics = Metrics()
+        self._store, self._async_store = store, AsyncStore(store, limits.history, images)
         self._archive = ArchiveWriter(archive) if archive else None
         self._tracker = JobTracker(self._async_store, manifest, self.metrics, self._archive)
         self.worker_queue = WorkerQueue(self._tracker, self.metrics)
-        self._events = JobEvents(self._tracker, self._async_store)
-        self._admission = Admission(limits, self._tracker.estimates)
+        self._events = LiveJobEvents(self._tracker, self._async_store)
+        self._admission = Admission(limits)
         self._admitting: Counter[str] = Counter()  # admitted jobs that are not in the store yet, by client
         self._admitting_bytes = 0  # of their init images
+        self._limiters: dict[Rate, RateLimiter] = {}
         self._drain_started: float | None = None  # by the event loop's clock
         self.is_leaving = False
 
@@ -94,7 +99,7 @@ class EmbeddedJobs(JobService):
                 while any(not live.job.durable for live in self._tracker.unfinished):
                     await asyncio.sleep(POLL_SECONDS)
                 for live in self._tracker.unfinished:
-                    if live.is_started:  # this end is not the job's fault
+                    if live.job.state is JobState.RUNNING:  # this end is not the job's fault
                         self._async_store.write_later(partial(self._store.requeue, live.job.id, refund_attempt=True))
                 await self._async_store.flush()
         self.worker_queue.stop()
@@ -129,8 +134,17 @@ class EmbeddedJobs(JobService):
     def plan_ids(self) -> list[str]:
         return [self.manifest.plan_id]
 
+    @property
+    def loras(self) -> tuple[str, ...]:
+        return self._loras
+
     def devices(self) -> list[DeviceStatus]:
         return self.worker_queue.devices()
+
+    async def hit(self, client: str, rate: Rate) -> float:
+        if rate not in self._limiters:
+            self._limiters[rate] = RateLimiter(rate)
+        return self._limiters[rate].hit(client)
 
     async def submit(self, job: Job, init_image: PackedImage | None = None) -> Job:
         known = None
@@ -209,7 +223,7 @@ class EmbeddedJobs(JobService):
     async def delete(self, job_id: str) -> bool:
         if self._tracker.get(job_id) is not None:
             await self._async_store.flush()  # its end may not be stored yet
-        is_deleted = await self._async_store.call(self._store.delete, job_id)
+        is_deleted = await self._async_store.delete(job_id)
         self._events.forget_images(job_id)
         return is_deleted
 
@@ -229,7 +243,7 @@ class EmbeddedJobs(JobService):
             await live.ended.wait()
             await live.saved()
             return live.job, live.finished_images()
-        images = await self._async_store.call(self._store.images, job.id)
+        images = await self._async_store.images(job.id)
         ended = await self._async_store.call(self._store.get, job.id)
         if ended is None:
             raise JobNotFound(f"there is no job {job.id}, or it was deleted")

@@ -3,12 +3,14 @@
 Knows sizes and passes; not queues.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from engine.plan.manifest import Manifest
 from engine.size import Size
 from engine.stages import StageTimes
 from server.jobs.live_job import LiveJob
+from server.jobs.storage.worker_info import SizeAverage
 
 WEIGHT = 0.2  # of the newest image in the moving averages
 MAX_SIZES = 32  # that are remembered; those of the newest images
@@ -43,12 +45,31 @@ class Estimates:
         if len(self._averages) > MAX_SIZES:
             del self._averages[next(iter(self._averages))]
 
-    def remaining(self, live: LiveJob) -> float:
-        """Return the seconds of the engine's time that a job still needs; 0 before the first image is finished."""
+    @property
+    def is_empty(self) -> bool:
+        """True before the first image is finished."""
+        return not self._averages
+
+    @property
+    def averages(self) -> tuple[SizeAverage, ...]:
+        """What is learned, for other processes; the newest size last."""
+        return tuple(
+            SizeAverage(width=size.width, height=size.height, per_pass=average.per_pass, fixed=average.fixed)
+            for size, average in self._averages.items()
+        )
+
+    def remaining(self, live: LiveJob, indices: Collection[int] | None = None) -> float:
+        """Return the seconds of the engine's time that a job still needs; 0 before the first image is finished.
+
+        Args:
+            indices: of the unfinished images that count; all of them by default.
+        """
         if not self._averages:
             return 0.0
-        request, missing = live.job.request, live.job.image_count - len(live.images)
-        size, begun = request.size(self._manifest), live.steps_done.values()
+        request, missing, begun = live.job.request, live.job.image_count - len(live.images), [*live.steps_done.values()]
+        if indices is not None:
+            missing, begun = len(indices), [live.steps_done[index] for index in indices if index in live.steps_done]
+        size = request.size(self._manifest)
         passes = request.forwards(self._manifest) * (missing - len(begun))
         passes += sum(request.forwards(self._manifest, done) for done in begun)
         nearest = size

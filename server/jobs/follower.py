@@ -43,7 +43,7 @@ class ImageFinished:
     index: int
 
 
-Change = Progress | JobPreview | ImageFinished | Job  # the last one is the ended job
+Change = Progress | JobPreview | ImageFinished | Job | None  # the last one is the ended job; None if it was deleted
 
 
 class Follower:
@@ -57,7 +57,8 @@ class Follower:
         self._progress: Progress | None = None
         self._images: deque[JobPreview | ImageFinished] = deque()
         self._preview_bytes = 0
-        self._ended: Job | None = None
+        self._end: Job | None = None
+        self._has_ended = False
         self._changed = asyncio.Event()
 
     def put(self, change: Change) -> None:
@@ -70,13 +71,13 @@ class Follower:
                 self._images.append(change)
                 self._preview_bytes += len(change.data)
                 self._drop_previews()
-            case Job():
-                self._progress, self._ended = None, change
+            case Job() | None:
+                self._progress, self._end, self._has_ended = None, change, True
         self._changed.set()
 
     async def get(self) -> Change:
         """Wait for the next event."""
-        while self._progress is None and not self._images and self._ended is None:
+        while self._progress is None and not self._images and not self._has_ended:
             self._changed.clear()
             await self._changed.wait()
         if self._images:  # before progress, of which there is always more
@@ -86,8 +87,7 @@ class Follower:
         if self._progress is not None:
             progress, self._progress = self._progress, None
             return progress
-        assert self._ended is not None
-        return self._ended
+        return self._end
 
     def _drop_previews(self) -> None:
         """Drop the oldest previews, but not the newest one."""

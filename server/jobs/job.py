@@ -90,14 +90,23 @@ class Job:
         return 1.0 if self.priority == "interactive" else BATCH_FACTOR
 
 
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image in an image store."""
+
+    name: str  # among the files of its job
+    bytes: int
+
+
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class StoredImage:
     """An encoded image of a job, with its metadata."""
 
     index: int  # into the job's requests
     media_type: str
-    data: bytes
+    data: bytes  # empty if the image store has them and has not been asked
     metadata: ImageMetadata
+    file: ImageFile | None = None  # None if the bytes are in the database
 
 
 def new_id() -> str:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from engine.plan.manifest import Manifest
 from server.jobs.follower import Change, Follower, ImageFinished, Progress
 from server.jobs.job import Job, StoredImage
 from server.worker.packed_image import PackedImage
@@ -21,8 +22,8 @@ class LiveJob:
         steps_done: of the images that are not finished, by index.
         init_image: the packed image that it begins with, until the worker has it; None if the store must be asked.
         init_image_bytes: of that image in the worker, unpacked.
-        is_sent: True if the present worker has it.
-        is_started: True if the present worker has begun to generate it.
+        sent: indices of the unfinished images that workers have.
+        lost_on: name of the device whose worker died while it may have been generating this.
         ended: set when the state is final.
         saving: writes to the disk that its answer waits for.
     """
@@ -32,8 +33,8 @@ class LiveJob:
     steps_done: dict[int, int] = field(default_factory=dict)
     init_image: PackedImage | None = None
     init_image_bytes: int = 0
-    is_sent: bool = False
-    is_started: bool = False
+    sent: set[int] = field(default_factory=set)
+    lost_on: str | None = None
     followers: set[Follower] = field(default_factory=set)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     saving: list["asyncio.Future[None]"] = field(default_factory=list)
@@ -42,6 +43,19 @@ class LiveJob:
     def missing(self) -> list[int]:
         """Return the indices of the images that are not finished."""
         return [index for index in range(self.job.image_count) if index not in self.images]
+
+    def slots(self, manifest: Manifest) -> int:
+        """Return the number of the engine's slots that each image takes."""
+        return 2 if self.job.request.is_guided(manifest) else 1
+
+    @property
+    def is_waiting(self) -> bool:
+        """True if there are unfinished images that no worker has."""
+        return len(self.sent) + len(self.images) < self.job.image_count
+
+    def unsent(self) -> list[int]:
+        """Return the indices of the unfinished images that no worker has."""
+        return [index for index in self.missing() if index not in self.sent]
 
     def finished_images(self) -> list[StoredImage]:
         """Return the finished images in the order of their indices."""

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from engine.images.metadata import ImageMetadata
 from engine.stages import StageTimes
@@ -33,20 +34,17 @@ FAILURES = (  # codes of jobs' errors
 
 NO_HEARTBEAT = Heartbeat([], 0, 0, {})
 
-Gauges = Callable[[], Mapping[str, float]]
+Gauges = Callable[[], Mapping[str, float | Mapping[str, float]]]  # by name; those of devices by device
 
 
 class Metrics:
-    """The counters of one server.
+    """The counters of one server."""
 
-    Args:
-        worker_pid: returns the process id of its worker, while there is one.
-    """
-
-    def __init__(self, worker_pid: Callable[[], int | None]) -> None:
+    def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        ProcessCollector("zimage_worker", pid=lambda: worker_pid() or "none", registry=registry)
+        self._processes = _WorkerProcesses()
+        registry.register(self._processes)
         self._accepted = Counter("zimage_jobs_accepted", "Accepted jobs.", ["api"], registry=registry)
         self._refused = Counter("zimage_jobs_refused", "Refused jobs.", ["code"], registry=registry)
         self._ended = Counter("zimage_jobs_ended", "Ended jobs.", ["api", "state", "code"], registry=registry)
@@ -67,14 +65,19 @@ class Metrics:
         self._batch = Histogram(
             "zimage_forward_batch_size", "Images in a forward pass.", buckets=BATCHES, registry=registry
         )
-        self._forward_seconds = Counter("zimage_forward_seconds", "Time in forward passes.", registry=registry)
+        self._device_images = Counter(
+            "zimage_device_images", "Images generated on a device.", ["device"], registry=registry
+        )
+        self._forward_seconds = Counter(
+            "zimage_forward_seconds", "Time in forward passes.", ["device"], registry=registry
+        )
         prompt_cache_requests = Counter(
             "zimage_prompt_cache_requests", "Prompts to encode, by hit or miss.", ["cache"], registry=registry
         )
         self._hits, self._misses = (prompt_cache_requests.labels(cache) for cache in ("hit", "miss"))
         self._switches = Counter("zimage_lora_switches", "Changes to another LoRA or to none.", registry=registry)
         self._switch_seconds = Counter("zimage_lora_switch_seconds", "Time in such changes.", registry=registry)
-        self._last_heartbeat = NO_HEARTBEAT
+        self._last_heartbeats: dict[str, Heartbeat] = {}  # by device
         for refusal in REFUSALS:
             self._refused.labels(refusal)
         for stage in fields(StageTimes):
@@ -89,9 +92,19 @@ class Metrics:
         for code in FAILURES:
             self._ended.labels(api, JobState.FAILED.value, code)
 
+    def add_device(self, device: str, worker_pid: Callable[[], int | None]) -> None:
+        """Add a device. `worker_pid`: returns the process id of its worker, while there is one."""
+        self._processes.pids[device] = worker_pid
+        self._device_images.labels(device)
+        self._forward_seconds.labels(device)
+
     def add_gauges(self, gauges: Gauges) -> None:
         """Add gauges by name, read at each request; those whose names end in _total are counters."""
         self._registry.register(_Gauges(gauges))
+
+    def add_collector(self, collector: Collector) -> None:
+        """Add metrics with labels of their own."""
+        self._registry.register(collector)
 
     def job_accepted(self, job: Job) -> None:
         self._accepted.labels(job.api).inc()
@@ -104,6 +117,10 @@ class Metrics:
         assert job.started is not None
         self._queue_seconds.observe(max(job.started - job.created, 0.0))
 
+    def device_image(self, device: str) -> None:
+        """Count an image of a device."""
+        self._device_images.labels(device).inc()
+
     def image_finished(self, metadata: ImageMetadata) -> None:
         self._images.inc()
         self._pixels.inc(metadata.size.area)
@@ -115,16 +132,17 @@ class Metrics:
         self._ended.labels(job.api, job.state.value, job.error.code if job.error else "").inc()
         self._job_seconds.labels(job.api).observe(max(job.finished - job.created, 0.0))
 
-    def heartbeat(self, message: Heartbeat) -> None:
+    def heartbeat(self, device: str, message: Heartbeat) -> None:
         """Count forward passes and uses of the prompt cache, whose counts start at 0 in a new worker."""
         for batch, seconds in message.passes:
             self._batch.observe(batch)
-            self._forward_seconds.inc(seconds)
-        is_same_worker = message.prompt_cache_misses >= self._last_heartbeat.prompt_cache_misses
-        before = self._last_heartbeat if is_same_worker else NO_HEARTBEAT
+            self._forward_seconds.labels(device).inc(seconds)
+        before = self._last_heartbeats.get(device, NO_HEARTBEAT)
+        if message.prompt_cache_misses < before.prompt_cache_misses:  # of the worker before this one
+            before = NO_HEARTBEAT
         self._hits.inc(max(message.prompt_cache_hits - before.prompt_cache_hits, 0))
         self._misses.inc(message.prompt_cache_misses - before.prompt_cache_misses)
-        self._last_heartbeat = message
+        self._last_heartbeats[device] = message
 
     def lora_switched(self, seconds: float) -> None:
         self._switches.inc()
@@ -141,6 +159,30 @@ class _Gauges:
 
     def collect(self) -> Iterator[Metric]:
         for name, value in self._gauges().items():
+            if value == {}:
+                continue
             about = name.removeprefix("zimage_").replace("_", " ").capitalize() + "."
             family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            yield family(name, about, value)
+            if isinstance(value, Mapping):
+                metric = family(name, about, labels=["device"])
+                for device, its_value in value.items():
+                    metric.add_metric([device], its_value)
+                yield metric
+            else:
+                yield family(name, about, value)
+
+
+class _WorkerProcesses:
+    """CPU time, memory and descriptors of the worker processes, by device."""
+
+    def __init__(self) -> None:
+        self.pids: dict[str, Callable[[], int | None]] = {}
+
+    def collect(self) -> Iterator[Metric]:
+        found: dict[str, Metric] = {}
+        for device, worker_pid in self.pids.items():
+            pid = worker_pid() or "none"
+            for metric in ProcessCollector("zimage_worker", pid=lambda pid=pid: pid, registry=None).collect():  # type: ignore[misc]
+                total = found.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+                total.samples += [sample._replace(labels={"device": device}) for sample in metric.samples]
+        return iter(found.values())

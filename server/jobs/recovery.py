@@ -14,7 +14,7 @@ async def recover(store: AsyncStore, tracker: JobTracker, worker_queue: WorkerQu
     found = []
     unfinished, sizes = await store.call(store.store.recover), await store.call(store.store.init_image_bytes)
     for job in unfinished:
-        images = await store.call(store.store.images, job.id)
+        images = await store.images(job.id)
         job = replace(job, client=job.client or job.owner or "")  # version 4 stored no clients
         by_index = {image.index: image for image in images}
         found.append(LiveJob(job, images=by_index, init_image_bytes=sizes.get(job.id, 0)))

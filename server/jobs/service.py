@@ -14,10 +14,12 @@ from server.jobs.device_status import DeviceStatus
 from server.jobs.follower import JobPreview, Progress
 from server.jobs.job import Job, StoredImage
 from server.jobs.metrics import Metrics
-from server.jobs.storage.store import HistoryPage
+from server.jobs.rate import Rate
+from server.jobs.storage.history import HistoryPage
+from server.jobs.storage.worker_info import WorkerInfo
 from server.worker.packed_image import PackedImage
 
-ServiceStatus = Literal["ok", "starting", "draining", "failing"]
+ServiceStatus = Literal["ok", "starting", "draining", "failing", "store_unavailable"]  # the last one: of a fleet
 
 JobEvent = Progress | JobPreview | StoredImage | Job  # the last one is the ended job
 
@@ -29,12 +31,10 @@ class JobService(ABC):
 
     Attributes:
         manifest: of the plans that generate the images.
-        loras: names that requests may ask for.
         is_leaving: True once the server tells load balancers to move on; it still accepts jobs until `drain`.
     """
 
     manifest: Manifest
-    loras: tuple[str, ...]
     metrics: Metrics
     is_leaving: bool
 
@@ -52,9 +52,18 @@ class JobService(ABC):
     def last_failure(self) -> str | None:
         """Reason for the last failure of what the status is about."""
 
+    @property
+    @abstractmethod
+    def loras(self) -> tuple[str, ...]:
+        """Names of LoRAs that requests may ask for."""
+
     @abstractmethod
     def devices(self) -> list[DeviceStatus]:
         """Return the devices that generate images, with their workers."""
+
+    def workers(self) -> list[WorkerInfo]:
+        """Return the worker hosts of the fleet; none if the devices are this server's own."""
+        return []
 
     @abstractmethod
     def plan_ids(self) -> list[str]:
@@ -79,6 +88,14 @@ class JobService(ABC):
     @abstractmethod
     def fail_connected(self, reason: str) -> None:
         """Fail the jobs whose clients wait, since no worker starts."""
+
+    @abstractmethod
+    async def hit(self, client: str, rate: Rate) -> float:
+        """Count a request of a client and return 0; or return the seconds until its rate allows the next one.
+
+        Raises:
+            StoreUnavailable: several servers count together, and their store does not answer.
+        """
 
     @abstractmethod
     async def submit(self, job: Job, init_image: PackedImage | None = None) -> Job:

@@ -15,6 +15,7 @@ from engine.plan.manifest import Manifest
 from server.jobs.estimates import Estimates
 from server.jobs.follower import ImageFinished, JobPreview, Progress
 from server.jobs.job import Job, JobError, JobState, StoredImage
+from server.jobs.job_traces import JobTraces
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
 from server.jobs.queue_order import QueueOrder
@@ -29,17 +30,22 @@ class JobTracker:
     """Jobs that have not ended, or whose end is not stored yet.
 
     Attributes:
+        manifest: of the plans.
         estimates: learned from the images that are added.
         unfinished: jobs that have not ended, in their order.
+        traces: spans of the jobs.
         on_ended: called with each job that has ended.
+        on_stored: called with a job once the store has its state, and with the index of an image once it has that.
     """
 
     def __init__(
         self, store: AsyncStore, manifest: Manifest, metrics: Metrics, archive: ArchiveWriter | None = None
     ) -> None:
-        self.estimates = Estimates(manifest)
+        self.manifest, self.estimates = manifest, Estimates(manifest)
         self.on_ended: Callable[[LiveJob], None] = lambda _: None
-        self._store, self._manifest, self._metrics, self._archive = store, manifest, metrics, archive
+        self.on_stored: Callable[[Job, int | None], object] = lambda _, __: None
+        self._store, self._metrics, self._archive = store, metrics, archive
+        self.traces = JobTraces()
         self.unfinished = QueueOrder(self.estimates, manifest)
         self._live: dict[str, LiveJob] = {}
         metrics.add_gauges(self._gauges)
@@ -47,6 +53,10 @@ class JobTracker:
     def get(self, job_id: str) -> LiveJob | None:
         """Return a job that is still in memory."""
         return self._live.get(job_id)
+
+    def in_memory(self) -> list[LiveJob]:
+        """Return the jobs that have not ended, and those whose end is not stored yet."""
+        return list(self._live.values())
 
     def add(self, live: LiveJob) -> None:
         """Track a job that is stored, and fail it at its deadline."""
@@ -67,7 +77,7 @@ class JobTracker:
         if live is None or live.job.state.is_final:
             return Progress(job.state, 0, 0.0, 0, 0)
         position, eta = self.unfinished.place(live)
-        steps = live.job.request.steps_to_run(self._manifest)
+        steps = live.job.request.steps_to_run(self.manifest)
         done = steps * len(live.images) + sum(live.steps_done.values())
         return Progress(live.job.state, position, eta, done, steps * live.job.image_count)
 
@@ -77,13 +87,14 @@ class JobTracker:
         live.job = replace(live.job, state=JobState.RUNNING, attempts=live.job.attempts + 1, started=started)
         if is_first:
             self._metrics.job_started(live.job)
-        self._store.write_later(partial(self._store.store.start, live.job.id))
+        self.traces.started(live.job)
+        self._announce(self._store.write_later(partial(self._store.store.start, live.job.id)), live.job)
 
     def requeue(self, live: LiveJob) -> None:
-        """Put a job whose worker died back into the queue. Its images so far stay, its steps do not."""
-        live.steps_done.clear()
+        """Put a job whose worker died back into the queue. Its images so far stay."""
         if live.job.state is JobState.RUNNING:
             live.job = replace(live.job, state=JobState.QUEUED)
+            self.traces.stopped(live.job, "the worker was lost")
             self._store.write_later(partial(self._store.store.requeue, live.job.id))
 
     def set_steps_done(self, steps: Iterable[tuple[LiveJob, int, int]]) -> None:
@@ -106,13 +117,14 @@ class JobTracker:
     def add_image(self, live: LiveJob, image: StoredImage) -> None:
         """Store a finished image. The job ends with its last one."""
         metadata = image.metadata
-        self.estimates.learn(live.job.request.size(self._manifest), metadata.forwards, metadata.seconds)
+        self.estimates.learn(live.job.request.size(self.manifest), metadata.forwards, metadata.seconds)
         live.images[image.index] = image
         live.steps_done.pop(image.index, None)
         self.unfinished.on_image(live)
         self._metrics.image_finished(metadata)
+        self.traces.image_finished(live.job, image)
         live.notify_followers(ImageFinished(image.index))
-        self._store.write_later(partial(self._store.store.add_image, live.job.id, image))
+        self._announce(self._store.add_image(live.job.id, image), live.job, image.index)
         if self._archive is not None:
             live.saving.append(asyncio.wrap_future(self._archive.put(live.job, image)))
         if not live.missing():
@@ -120,7 +132,7 @@ class JobTracker:
 
     def finish(self, live: LiveJob) -> None:
         """End a job that has all its images."""
-        self._end(live, JobState.DONE, partial(self._store.store.finish, live.job.id))
+        self._end(live, JobState.DONE)
 
     def cancel(self, live: LiveJob) -> bool:
         """End a job that is no longer wanted. False: it had ended."""
@@ -130,27 +142,54 @@ class JobTracker:
         error = JobError(code, message)
         self._end(live, JobState.FAILED, partial(self._store.store.fail, live.job.id, error), error)
 
+    def forget(self, live: LiveJob) -> None:
+        """Stop with a job that is not this process's any more, without a write: another one has it, or has ended it."""
+        if live.job.state.is_final:
+            return
+        live.job = replace(live.job, state=JobState.CANCELLED, finished=_not_before(live.job))
+        self._live.pop(live.job.id, None)
+        self.traces.stopped(live.job, "the job was given up")
+        self._store.give_up_images(live.job.id)
+        self._leave_queue(live)
+        self.on_ended(live)
+
     def _expire(self, live: LiveJob) -> None:
         self.fail(live, "deadline_exceeded", "The deadline passed before the images were generated.")
 
-    def _end(self, live: LiveJob, state: JobState, write: Callable[[], object], error: JobError | None = None) -> bool:
-        """End a job, unless it has ended. It stays in memory until the store has its end."""
+    def _end(
+        self, live: LiveJob, state: JobState, write: Callable[[], object] | None = None, error: JobError | None = None
+    ) -> bool:
+        """End a job, unless it has ended. It stays in memory until the store has its end.
+
+        Args:
+            write: stores the end; None for that of a job with all its images.
+        """
         if live.job.state.is_final:
             return False
         live.job = job = replace(live.job, state=state, error=error, finished=_not_before(live.job))
-        self.unfinished.remove(live)
-        if live.deadline_timer is not None:
-            live.deadline_timer.cancel()
+        self._leave_queue(live)
         self._metrics.job_ended(job)
+        self.traces.ended(job)
         _log_end(job)
         live.notify_followers(job)
-        live.ended.set()
         self._tell_places()
-        stored = self._store.write_later(write, then=partial(self._live.pop, job.id, None))
+        forget = partial(self._live.pop, job.id, None)
+        stored = self._store.end(job.id, write, forget) if write else self._store.finish(job.id, forget)
+        self._announce(stored, job)
         if not self._store.store.database.is_in_memory:
             live.saving.append(stored)
         self.on_ended(live)
         return True
+
+    def _leave_queue(self, live: LiveJob) -> None:
+        self.unfinished.remove(live)
+        if live.deadline_timer is not None:
+            live.deadline_timer.cancel()
+        live.ended.set()
+
+    def _announce(self, stored: "asyncio.Future[None]", job: Job, index: int | None = None) -> None:
+        """Call `on_stored` when the store has a job's state, or its image at an index."""
+        stored.add_done_callback(lambda future: None if future.cancelled() else self.on_stored(job, index))
 
     def _tell_places(self) -> None:
         """Tell the followers of waiting jobs their new places, since another job has ended."""
@@ -163,7 +202,7 @@ class JobTracker:
         return {
             "zimage_jobs_running": running,
             "zimage_jobs_waiting": len(self.unfinished) - running,
-            "zimage_queue_estimated_seconds": sum(map(self.estimates.remaining, self.unfinished)),
+            "zimage_queue_estimated_seconds": self.unfinished.seconds,
             "zimage_store_writes_pending": self._store.pending_writes,
         }
 

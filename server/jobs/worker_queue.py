@@ -1,132 +1,189 @@
-"""Delivery of jobs to a worker: sending them, handling its messages, and replays after its death.
+"""Delivery of jobs to the workers of all devices: which device gets what and when, and replays after a death.
 
 Knows messages; neither processes nor clients.
 """
 
 import asyncio
 import logging
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from itertools import islice
 
+from engine.request import LoraChoice
+from engine.size import Size
 from server.errors import StoreUnavailable
+from server.jobs.device_choice import DeviceChoice
+from server.jobs.device_queue import HOPELESS_STARTS, MAX_LOSSES, DeviceQueue
 from server.jobs.device_status import DeviceStatus
-from server.jobs.follower import JobPreview
-from server.jobs.job import StoredImage
+from server.jobs.job import JobState
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
 from server.jobs.tracker import JobTracker
-from server.worker import messages
-from server.worker.messages import FromWorker, InvalidMessage, ToWorker
 
 log = logging.getLogger(__name__)
 
 LOAD_AGAIN = 1.0  # seconds between two attempts to read an init image that the disk refuses
 MAX_ATTEMPTS = 2  # of a job whose worker dies: the first, and one replay
-HOPELESS_STARTS = 5  # failed starts of a worker in a row, after which jobs fail instead of waiting
-
-
-class WorkerLink(Protocol):
-    """The connection to a worker: `server.worker.supervisor.Supervisor`, or a fake.
-
-    Attributes:
-        is_ready: True if a worker takes messages.
-        starts: worker processes started so far.
-        failed_starts: starts in a row after which the worker was never ready.
-        last_failure: reason for the end of the last worker.
-        pid: process id of the worker, while there is one.
-    """
-
-    is_ready: bool
-    starts: int
-    failed_starts: int
-    last_failure: str | None
-
-    @property
-    def pid(self) -> int | None: ...
-
-    def send(self, message: ToWorker) -> None: ...
+SCAN = 64  # waiting jobs that are considered at once
 
 
 class WorkerQueue:
-    """Sends unfinished jobs to one worker: all at once, or one suspect at a time after a worker has died.
+    """Sends unfinished jobs to the workers of one or more devices.
+
+    One device gets everything at once, and decides the order itself. With several, a device has at most its window of
+    images; the rest waits here in the order of `QueueOrder`, so that an image goes to the device where it ends first.
+    The images of one job may be generated on several devices.
 
     Suspects are the jobs that a worker was generating when it died. One of them may have caused that, so each is
-    replayed alone: if it kills the next worker too, no other job loses an attempt.
+    replayed alone on a device, if possible on another one: if it kills the next worker too, no other job loses an
+    attempt.
 
     Attributes:
-        link: connection to the worker; None until `server.serving` has set it.
+        queues: of the devices.
+        on_room: called when `room` has grown; None if nobody asks for it.
     """
 
     def __init__(self, tracker: JobTracker, metrics: Metrics) -> None:
-        self.link: WorkerLink | None = None
+        self.queues: list[DeviceQueue] = []
+        self.on_room: Callable[[], None] | None = None
         self._tracker, self._metrics = tracker, metrics
         self._suspects: list[LiveJob] = []  # unfinished
-        self._tokenizing: str | None = None  # job whose prompts the worker tokenizes now
-        self._device_memory: messages.DeviceMemory | None = None
+        self._reserved: DeviceQueue | None = None  # takes no further jobs until it is empty and has a suspect
         self._loading: dict[str, asyncio.Task[None]] = {}  # by job whose init image is being read
+        self._last_room = 0
+        self._is_sorting = False  # the jobs of a dead worker; nothing is sent meanwhile
         tracker.on_ended = self._on_job_ended
         metrics.add_gauges(self._gauges)
+
+    def add_device(self, name: str) -> DeviceQueue:
+        """Add a device, whose supervisor is then set as its `link` and has it as its listener."""
+        queue = DeviceQueue(name, self._tracker, self._metrics, self)
+        self.queues.append(queue)
+        self._metrics.add_device(name, lambda: None if queue.link is None else queue.link.pid)
+        return queue
 
     @property
     def is_ready(self) -> bool:
         """True if a worker takes jobs now."""
-        return self.link is not None and self.link.is_ready
+        return any(queue.is_ready for queue in self.queues)
 
     @property
     def is_hopeless(self) -> bool:
-        """True if starting a worker failed too often in a row."""
-        return self.link is not None and self.link.failed_starts >= HOPELESS_STARTS
+        """True if starting a worker failed too often in a row on every device."""
+        return bool(self.queues) and all(queue.is_hopeless for queue in self.queues)
 
     @property
     def last_failure(self) -> str | None:
-        return None if self.link is None else self.link.last_failure
-
-    @property
-    def pid(self) -> int | None:
-        return None if self.link is None else self.link.pid
+        """Reason for the end of the last worker, of a device that is not ready if there is one."""
+        failures = [(queue.is_ready, queue.name, queue.link.last_failure) for queue in self.queues if queue.link]
+        named = [(ready, name, failure) for ready, name, failure in failures if failure is not None]
+        if not named:
+            return None
+        _, name, failure = min(named)
+        return failure if len(self.queues) == 1 else f"{name}: {failure}"
 
     def devices(self) -> list[DeviceStatus]:
-        """Return the devices of the workers."""
-        if self.link is None:
-            return []
-        jobs = sum(live.is_sent for live in self._tracker.unfinished)
-        return [DeviceStatus("0", self.link.is_ready, self.link.starts, self.link.last_failure, jobs)]
+        """Return the states of the devices."""
+        return [queue.status for queue in self.queues]
+
+    @property
+    def room(self) -> int:
+        """Images that could be taken now, beside those that wait here; a guided image counts twice."""
+        free = sum(queue.room for queue in self._in_use() if self._takes_jobs(queue))
+        manifest = self._tracker.manifest
+        waiting = (live for live in self._tracker.unfinished if live.is_waiting)
+        return max(free - sum(len(live.unsent()) * live.slots(manifest) for live in waiting), 0)
+
+    def loaded(self) -> list[tuple[LoraChoice | None, Size]]:
+        """Return the LoRA and the size of each job that a device has."""
+        jobs = dict.fromkeys(live for queue in self.queues for live in queue.images)
+        return [(live.job.request.lora_choice, live.job.request.size(self._tracker.manifest)) for live in jobs]
 
     def stop(self) -> None:
-        """Send no more jobs whose images are still to be read."""
+        """Send no more jobs whose images are still to be read, and no device back into use."""
         for task in self._loading.values():
             task.cancel()
+        for queue in self.queues:
+            queue.stop()
 
     def add_suspects(self, jobs: Iterable[LiveJob]) -> None:
         """Replay these jobs one at a time, before all others."""
         self._suspects.extend(jobs)
 
     def send_pending(self) -> None:
-        """Send what the worker does not have yet: the first suspect, or else all unfinished jobs."""
-        if self.link is None or not self.link.is_ready:
+        """Send what no worker has yet, as far as the devices have room for it."""
+        if self._is_sorting:
             return
-        for live in self._suspects[:1] or self._tracker.unfinished:
-            if live.is_sent:
-                continue
-            if live.job.request.edit is not None and live.init_image is None:
-                self._load_later(live)
-                continue
-            job, missing = live.job, tuple(live.missing())
-            data = None if live.init_image is None else live.init_image.data
-            self.link.send(
-                messages.Generate(
-                    job.id, job.request, job.format, missing, job.previews, job.share, job.cost_factor, data
-                )
-            )
-            live.is_sent = True  # last: `send` may find no memory, and the next call tries again
-            live.init_image = None
+        in_use = self._in_use()
+        self._tracker.unfinished.set_devices(max(len(in_use), 1))
+        self._replay_suspects(in_use)
+        open_queues = [queue for queue in in_use if self._takes_jobs(queue)]
+        if len(self.queues) == 1 and open_queues:
+            self._send_everything(open_queues[0])
+        elif any(queue.room for queue in open_queues):
+            self._send_waiting(DeviceChoice(open_queues, [queue for queue in in_use if queue not in open_queues]))
+        if self.on_room is not None:
+            before, self._last_room = self._last_room, self.room
+            if self._last_room > before:
+                self.on_room()
 
-    def _load_later(self, live: LiveJob) -> None:
-        """Load the init image of a job from the store, and send the job then."""
+    def _in_use(self) -> list[DeviceQueue]:
+        """Return the devices whose workers take jobs; those that rest only if there are no others."""
+        ready = [queue for queue in self.queues if queue.is_ready]
+        return [queue for queue in ready if not queue.is_resting] or ready
+
+    def _takes_jobs(self, queue: DeviceQueue) -> bool:
+        return queue is not self._reserved and queue.suspect is None
+
+    def _send_everything(self, queue: DeviceQueue) -> None:
+        for live in self._tracker.unfinished:
+            if live.is_waiting and live not in self._suspects and self._has_init_image(live):
+                queue.send(live, live.unsent())
+                live.init_image = None
+
+    def _send_waiting(self, choice: DeviceChoice) -> None:
+        """Send the first waiting jobs, until no device has room."""
+        manifest, suspects = self._tracker.manifest, set(self._suspects)
+        waiting = (live for live in self._tracker.unfinished.in_order() if live.is_waiting and live not in suspects)
+        for live in islice(waiting, SCAN):
+            if not choice.fits(live.slots(manifest)):
+                return  # jobs behind it wait too; else a guided one might never find two free slots
+            if not self._has_init_image(live):
+                continue
+            chosen: dict[DeviceQueue, list[int]] = {}
+            for index in live.unsent():
+                if (queue := choice.choose(live, index, live.slots(manifest))) is None:
+                    break
+                chosen.setdefault(queue, []).append(index)
+            for queue, indices in chosen.items():
+                queue.send(live, indices)
+            if not live.is_waiting:
+                live.init_image = None
+
+    def _replay_suspects(self, in_use: list[DeviceQueue]) -> None:
+        """Send suspects to devices that have nothing else, and keep a device free for the next one."""
+        reserved, self._reserved = self._reserved, None
+        for live in self._suspects:
+            if not live.is_waiting:
+                continue
+            others = [queue for queue in in_use if queue.name != live.lost_on] or in_use
+            free = [queue for queue in others if not queue.images and queue is not self._reserved]
+            if free and self._has_init_image(live):
+                free[0].send(live, live.unsent())
+                free[0].suspect, live.init_image = live, None
+            elif self._reserved is None and not any(queue.suspect for queue in others):
+                least = min(free or others, key=lambda queue: sum(queue.backlog().values()), default=None)
+                self._reserved = reserved if reserved in others else least
+
+    def _has_init_image(self, live: LiveJob) -> bool:
+        """Return True if the image that a job begins with is in memory, or there is none; else load it, to send it."""
+        if live.job.request.edit is None or live.init_image is not None:
+            return True
         if live.job.id not in self._loading:
             self._loading[live.job.id] = asyncio.create_task(self._load(live))
+        return False
 
     async def _load(self, live: LiveJob) -> None:
+        """Load the init image of a job from the store, and send the job then."""
         try:
             while live.init_image is None and not live.job.state.is_final:
                 try:
@@ -142,84 +199,83 @@ class WorkerQueue:
             del self._loading[live.job.id]
         self.send_pending()
 
-    def on_message(self, message: FromWorker) -> None:
-        match message:
-            case messages.Tokenizing(job):
-                self._tokenizing = job
-            case messages.Started(key):
-                if (found := self._find(key)) and not found[0].is_started:
-                    found[0].is_started = True
-                    self._tracker.record_attempt(found[0])
-            case messages.Heartbeat():
-                self._metrics.heartbeat(message)
-                found_steps = ((self._find(key), done) for key, done in message.steps_done.items())
-                self._tracker.set_steps_done([(*found, done) for found, done in found_steps if found])
-            case messages.PreviewReady(key, done, data):
-                if found := self._find(key):
-                    self._tracker.show_preview(found[0], JobPreview(found[1], done, data))
-            case messages.Finished(key, data, metadata):
-                if (found := self._find(key)) and found[1] not in found[0].images:
-                    live, index = found
-                    self._tracker.add_image(live, StoredImage(index, live.job.format.media_type, data, metadata))
-            case messages.Failed(key, code, text):
-                if found := self._find(key):
-                    self._tracker.fail(found[0], code, text)
-            case messages.DeviceMemory():
-                self._device_memory = message
-            case messages.LoraSwitched(seconds):
-                self._metrics.lora_switched(seconds)
+    def on_device_room(self) -> None:
+        if len(self.queues) > 1 or self.on_room is not None:  # the only device has everything already
+            self.send_pending()
 
-    def on_worker_ready(self) -> None:
+    def on_device_ready(self) -> None:
         self.send_pending()
 
-    def on_worker_lost(self, reason: str) -> None:
-        """Requeue all jobs of the worker. Fail those without attempts left, or all if no worker starts."""
-        unfinished = list(self._tracker.unfinished)
-        sent = [live for live in unfinished if live.is_sent]
-        begun = [live for live in sent if live.is_started or live.job.id == self._tokenizing]
-        self._tokenizing = None
-        suspects = begun or sent  # without begun jobs, one that was only sent may have ended the worker
-        charged = suspects if begun or len(sent) == 1 else []
-        for live in charged:
-            if not live.is_started:
-                self._tracker.record_attempt(live)
+    def on_device_lost(self, device: DeviceQueue, reason: str) -> None:
+        """Requeue the jobs of a worker. Fail those without attempts left, or all if no worker starts."""
+        self._is_sorting = True
+        try:
+            self._sort(device, reason)
+        finally:
+            self._is_sorting = False
+        self.send_pending()
+
+    def _sort(self, device: DeviceQueue, reason: str) -> None:
+        """Find the suspects among the jobs of a dead worker, and the jobs that end with it."""
+        taken, begun = device.take_back()
+        suspects = begun or list(taken)  # without begun jobs, one that was only sent may have ended the worker
+        charged = suspects if begun or len(taken) == 1 else []
+        self._judge(device, charged)
+        for live in suspects:
+            live.lost_on = device.name
         self._suspects = list(dict.fromkeys([*suspects, *self._suspects]))
-        for live in unfinished:
-            live.is_sent = live.is_started = False
+        for live in charged:
+            if live.job.state is not JobState.RUNNING:
+                self._tracker.record_attempt(live)
             self._tracker.requeue(live)
-            if self.is_hopeless:
-                self._tracker.fail(live, "worker_unavailable", f"No worker can be started: {reason}.")
-            elif live in charged and live.job.attempts >= MAX_ATTEMPTS:
+        for live in charged:
+            if live.job.attempts >= MAX_ATTEMPTS:
                 self._tracker.fail(live, "worker_lost", f"The worker died twice while generating this: {reason}.")
+        if self.is_hopeless:
+            for live in list(self._tracker.unfinished):
+                self._tracker.fail(live, "worker_unavailable", f"No worker can be started: {reason}.")
+
+    def _judge(self, device: DeviceQueue, charged: list[LiveJob]) -> None:
+        """Count the death of a worker against its device, or against the one job that killed another worker before.
+
+        A device that loses too many workers in a row rests, unless it is the last one.
+        """
+        if device.link is None or device.link.failed_starts:  # the supervisor waits longer and longer
+            if device.link is not None and device.link.failed_starts == HOPELESS_STARTS and len(self.queues) > 1:
+                log.error(
+                    "%s is out of use, since its worker did not start %d times in a row (%s); it is tried again, and "
+                    "the other devices go on",
+                    device.name,
+                    HOPELESS_STARTS,
+                    device.link.last_failure,
+                )
+            return
+        guilty = charged[0].lost_on if len(charged) == 1 else None
+        if guilty is not None and guilty != device.name:
+            for other in self.queues:
+                if other.name == guilty:
+                    other.losses = max(other.losses - 1, 0)
+            return
+        device.losses += 1
+        if device.losses >= MAX_LOSSES and any(other is not device for other in self._in_use()):
+            device.rest()
 
     def _on_job_ended(self, live: LiveJob) -> None:
-        """Stop generating what is left of a job, and send the next suspect."""
+        """Stop generating what is left of a job, and send what waits."""
         if live in self._suspects:
             self._suspects.remove(live)
-        if self.link is not None and live.is_sent and (missing := live.missing()):
-            self.link.send(messages.Cancel(live.job.id, tuple(missing)))
+        for queue in self.queues:
+            queue.cancel(live)
         self.send_pending()
 
-    def _find(self, key: str) -> tuple[LiveJob, int] | None:
-        """Return the job and the image's index that a message is about, unless the job has ended.
-
-        Raises:
-            InvalidMessage: the job has no such image.
-        """
-        job_id, _, index = key.rpartition(":")
-        live = self._tracker.get(job_id)
-        if live is None or live.job.state.is_final:
-            return None
-        if index not in map(str, range(live.job.image_count)):
-            raise InvalidMessage(f"a message about image {index[:8]!r} of a job of {live.job.image_count}")
-        return live, int(index)
-
-    def _gauges(self) -> dict[str, float]:
-        gauges = {
-            "zimage_worker_ready": float(self.is_ready),
-            "zimage_worker_starts_total": float(0 if self.link is None else self.link.starts),
+    def _gauges(self) -> dict[str, dict[str, float]]:
+        """Return the gauges of each device."""
+        gauges: dict[str, dict[str, float]] = {
+            "zimage_worker_ready": {queue.name: float(queue.status.is_ready) for queue in self.queues},
+            "zimage_worker_starts_total": {queue.name: float(queue.status.starts) for queue in self.queues},
+            "zimage_worker_jobs": {queue.name: float(len(queue.images)) for queue in self.queues},
         }
-        if (memory := self._device_memory) is not None:
-            gauges["zimage_device_memory_used_bytes"] = memory.used
-            gauges["zimage_device_memory_total_bytes"] = memory.total
+        memory = {queue.name: queue.memory for queue in self.queues if queue.memory is not None}
+        gauges["zimage_device_memory_used_bytes"] = {name: float(each.used) for name, each in memory.items()}
+        gauges["zimage_device_memory_total_bytes"] = {name: float(each.total) for name, each in memory.items()}
         return gauges

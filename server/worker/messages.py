@@ -13,6 +13,8 @@ from engine.request import MAX_STEPS, ImageFormat, ImageRequest
 from engine.stages import Seconds
 
 LENGTH = struct.Struct(">I")
+WINDOW = 4  # slots that an engine makes use of, unless it says otherwise
+MAX_WINDOW = 1024
 MAX_BYTES = 64 << 20  # of a message from a worker; an uncompressed image of 4096x4096 has 50 MB
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -24,7 +26,7 @@ class InvalidMessage(Exception):
 
 
 class Generate(msgspec.Struct, frozen=True, tag=True):
-    """To the worker: generate images of a job and show `previews` of each before.
+    """To the worker: generate images of a job, of which other workers may have others; show `previews` of each before.
 
     Attributes:
         request: of the first image of the job; see `ImageRequest.numbered`.
@@ -43,9 +45,14 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     cost_factor: float = 1.0
     init_image: bytes | None = None
 
+    @property
+    def key(self) -> str:
+        """Key of its first image, by which a worker tells several messages about one job apart."""
+        return image_key(self.job, self.indices[0])
+
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """To the worker: stop generating images of a job."""
+    """To the worker: stop generating all images of a job that it has; `indices` are theirs."""
 
     job: str
     indices: tuple[int, ...] = (0,)
@@ -61,10 +68,12 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     Attributes:
         seconds: duration of the start.
         unusable_loras: a sentence for each LoRA that does not fit the plans.
+        window: slots that the engine makes use of; more images at once are generated no sooner.
     """
 
     seconds: Seconds
     unusable_loras: tuple[str, ...] = ()
+    window: Annotated[int, msgspec.Meta(ge=1, le=MAX_WINDOW)] = WINDOW
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag=True):

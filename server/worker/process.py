@@ -3,7 +3,7 @@
 When the server closes its end of the socket, the process ends at once. When the device fails, the process reports that
 and ends; the server starts another.
 
-Its arguments: PLANS OPTIONS LOG_FORMAT LOG_LEVEL DESCRIPTOR
+Its arguments: PLANS OPTIONS LOG_FORMAT LOG_LEVEL DEVICE DESCRIPTOR
 """
 
 import logging
@@ -32,15 +32,19 @@ from server.worker.worker import Worker
 log = logging.getLogger(__name__)
 
 DEVICE_LOST = 3  # exit status
+BATCHES = 2
+MIN_WINDOW = 4  # images; while one is generated, others are tokenized, encoded as files and on their way
 
 
 def main(argv: list[str]) -> None:
     """Load plans and generate until the server stops the process; its last message says why it ended."""
     started = time.perf_counter()
-    directory, options, descriptor = Path(argv[0]), RuntimeOptions.decode(argv[1]), int(argv[4])
+    directory, options, descriptor = Path(argv[0]), RuntimeOptions.decode(argv[1]), int(argv[5])
     for kind in (signal.SIGINT, signal.SIGTERM):  # may go to the whole process group; the server sends Stop
         signal.signal(kind, signal.SIG_IGN)
-    logs.configure("json" if argv[2] == "json" else "text", argv[3], process="worker")
+    logs.configure("json" if argv[2] == "json" else "text", argv[3], process=f"worker {argv[4]}".strip())
+    if options.cpus:
+        os.sched_setaffinity(0, options.cpus)
     with ExitStack() as owned:
         sock = owned.enter_context(socket.socket(fileno=descriptor))
         threading.Thread(target=_exit_with_server, args=[sock], daemon=True).start()
@@ -59,10 +63,16 @@ def main(argv: list[str]) -> None:
             sock.sendall(encode_frame(messages.StartFailed(str(error))))
             return
         try:
-            Worker(loop, pipeline.manifest, sock).run(time.perf_counter() - started, unusable)
+            worker = Worker(loop, pipeline.manifest, sock)
+            worker.run(time.perf_counter() - started, unusable, window(table, options.slots))
         except (DeviceError, PlanCorrupt) as error:
             log.error("%s", error)
             sys.exit(DEVICE_LOST)
+
+
+def window(table: BatchTable, slots: int) -> int:
+    """Return the number of slots that the engine makes use of: of two batches, so that the next one is complete."""
+    return min(max(MIN_WINDOW, BATCHES * max((row.best for row in table.rows), default=1)), slots)
 
 
 def generate_smallest(loop: EngineLoop) -> None:

@@ -50,8 +50,8 @@ class PromptQueue:
     ) -> None:
         self._tokenize, self._connection, self._deliver, self._busy = tokenize, connection, deliver, busy
         self._shares: FairShare[str] = FairShare()
-        self._waiting: dict[str, _Waiting] = {}  # by job, in the order of arrival
-        self._current: str | None = None  # job whose prompts are tokenized now, unless it was cancelled
+        self._waiting: dict[str, _Waiting] = {}  # by `Generate.key`, in the order of arrival
+        self._current: Generate | None = None  # whose prompts are tokenized now, unless it was cancelled
         self._is_closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="tokenizer", daemon=True)
@@ -70,19 +70,18 @@ class PromptQueue:
         cost = len(generate.request.prompt) + len(generate.request.negative_prompt)
         cost += len(generate.init_image or b"") // BYTES_PER_CHARACTER
         with self._changed:
-            self._waiting[generate.job] = _Waiting(generate, generate.cost_factor * cost)
+            self._waiting[generate.key] = _Waiting(generate, generate.cost_factor * cost)
             self._shares.add(generate.client)
             self._changed.notify()
 
-    def cancel(self, job: str) -> bool:
-        """Drop a job. Return False if it is not here, since it was delivered."""
+    def cancel(self, job: str) -> None:
+        """Drop what is here of a job; it is not delivered any more."""
         with self._changed:
-            if (waiting := self._waiting.pop(job, None)) is not None:
+            for waiting in [each for each in self._waiting.values() if each.generate.job == job]:
+                del self._waiting[waiting.generate.key]
                 self._shares.remove(waiting.generate.client)
-                return True
-            is_current = self._current == job
-            self._current = None if is_current else self._current
-            return is_current
+            if self._current is not None and self._current.job == job:
+                self._current = None
 
     def _run(self) -> None:
         while (generate := self._next()) is not None:
@@ -99,7 +98,7 @@ class PromptQueue:
             if isinstance(outcome, TokenizedPrompts | InvalidRequest):  # else the server knows who ended this process
                 self._connection.send(Tokenizing(None))
             with self._changed:
-                if self._current == generate.job:
+                if self._current is generate:
                     self._deliver(TokenizedJob(replace(generate, init_image=None), outcome, init_image))
                 self._current = None
             del generate, init_image
@@ -115,10 +114,10 @@ class PromptQueue:
                 oldest.setdefault(waiting.generate.client, waiting)
             first = min(oldest.values(), key=lambda each: self._shares.spent(each.generate.client) + each.cost)
             generate = first.generate
-            del self._waiting[generate.job]
+            del self._waiting[generate.key]
             self._shares.charge(generate.client, first.cost)
             self._shares.remove(generate.client)
-            self._current = generate.job
+            self._current = generate
             return generate
 
 

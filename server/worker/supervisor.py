@@ -7,8 +7,9 @@ import asyncio
 import errno
 import itertools
 import logging
+import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -78,13 +79,23 @@ class Supervisor:
 
     Args:
         command: starts a worker; the descriptor of its socket is appended.
+        name: of the worker, in log lines.
+        environment: variables of the worker, beside those of this process.
+        goes_on: True to start another worker after a first one that was never ready.
 
     Attributes:
         launched: set when the first process runs, before it has loaded the plans.
     """
 
     def __init__(
-        self, command: Sequence[str], listener: WorkerListener, timeouts: WorkerTimeouts | None = None
+        self,
+        command: Sequence[str],
+        listener: WorkerListener,
+        timeouts: WorkerTimeouts | None = None,
+        *,
+        name: str = "the worker",
+        environment: Mapping[str, str] | None = None,
+        goes_on: bool = False,
     ) -> None:
         self.launched = asyncio.Event()
         self.is_ready = False
@@ -92,6 +103,7 @@ class Supervisor:
         self.failed_starts = 0  # in a row
         self.last_failure: str | None = None
         self._command, self._listener, self._timeouts = list(command), listener, timeouts or WorkerTimeouts()
+        self._name, self._environment, self._goes_on = name, dict(environment or {}), goes_on
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._messages = 0  # from all workers
@@ -132,7 +144,7 @@ class Supervisor:
             self._writer.write(encode_frame(message))
 
     async def _keep_running(self, ready: "asyncio.Future[None]") -> None:
-        """Start workers until `stop`. The first start's failure goes to `ready`, and is the last."""
+        """Start workers until `stop`. The first start's failure goes to `ready`, and is the last unless it goes on."""
         while not self._is_stopping:
             try:
                 reason = await self._run(ready)
@@ -141,13 +153,14 @@ class Supervisor:
                     log.exception("starting a worker or reading its messages failed")
                 if not ready.done():
                     ready.set_exception(error)
-                    return
+                    if not self._goes_on:
+                        return
                 self.failed_starts += 1
                 reason = str(error) if isinstance(error, WorkerStartFailed) else f"{type(error).__name__}: {error}"
             if self._is_stopping:
                 return
             self.last_failure = reason
-            log.error("the worker is gone: %s; starting another", reason)
+            log.error("%s is gone: %s; starting another", self._name, reason)
             self._listener.on_worker_lost(reason)
             await asyncio.sleep(self._timeouts.pause(self.failed_starts))
 
@@ -244,7 +257,8 @@ class Supervisor:
     async def _launch(self, theirs: socket.socket) -> asyncio.subprocess.Process:
         """Start a process that inherits its end of the socket pair."""
         command = [*self._command, str(theirs.fileno())]
-        return await asyncio.create_subprocess_exec(*command, pass_fds=[theirs.fileno()])
+        environment = {**os.environ, **self._environment}
+        return await asyncio.create_subprocess_exec(*command, pass_fds=[theirs.fileno()], env=environment)
 
     async def _watch(self, writer: asyncio.StreamWriter) -> None:
         """Abort the connection of a worker that loads or is silent for too long.

@@ -82,25 +82,26 @@ class Worker:
         self._manifest = manifest
         self._finisher = ImageFinisher(manifest, self._connection.send, self._life_signs.busy)
         self._prompts = PromptQueue(loop.tokenize, self._connection, self._inbox.put, self._life_signs.busy)
-        self._tokenized: dict[str, TokenizedJob] = {}  # by job; not submitted to the loop yet
+        self._tokenized: dict[str, TokenizedJob] = {}  # by `Generate.key`; not submitted to the loop yet
         self._generating: dict[str, tuple[ImageFormat, InitImage | None]] = {}  # by key
         self._passes: list[tuple[int, float]] = []  # since the last heartbeat
         self._steps_done: dict[str, int] = {}  # by key, since the last heartbeat
         self._heartbeat_due = 0.0
         self._memory_due = 0.0
 
-    def run(self, seconds: float, unusable_loras: tuple[str, ...] = ()) -> None:
+    def run(self, seconds: float, unusable_loras: tuple[str, ...] = (), window: int = messages.WINDOW) -> None:
         """Serve until Stop comes.
 
         Args:
             seconds: duration of the start.
             unusable_loras: a sentence for each LoRA that does not fit the plans.
+            window: slots that the engine makes use of.
 
         Raises:
             DeviceError: the device failed.
             PlanCorrupt: files of the plans have changed, which a change of LoRAs finds.
         """
-        self._connection.send(messages.Ready(seconds, unusable_loras))
+        self._connection.send(messages.Ready(seconds, unusable_loras, window))
         self._connection.start()
         self._prompts.start()
         self._life_signs.start()
@@ -128,9 +129,10 @@ class Worker:
         match message:
             case Generate():
                 self._prompts.put(message)
-            case Cancel(job) if self._prompts.cancel(job):
-                pass
-            case Cancel() | Stop():
+            case Cancel(job):
+                self._prompts.cancel(job)
+                self._inbox.put(message)
+            case Stop():
                 self._inbox.put(message)
 
     def _handle_messages(self) -> bool:
@@ -138,10 +140,10 @@ class Worker:
         while not self._inbox.empty() or (self._loop.is_idle and not self._tokenized):
             match self._next_message():
                 case TokenizedJob() as tokenized:
-                    self._tokenized[tokenized.generate.job] = tokenized
+                    self._tokenized[tokenized.generate.key] = tokenized
                 case Cancel(job, indices):
-                    self._tokenized.pop(job, None)
                     for index in indices:
+                        self._tokenized.pop(image_key(job, index), None)
                         self._loop.cancel(image_key(job, index))
                         self._forget(image_key(job, index))
                 case Stop():

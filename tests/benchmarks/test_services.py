@@ -12,6 +12,8 @@ import redis as redis_client
 from fakes.processes import ROOT
 from fakes.services import PostgreSql, RabbitMq, Redis, Service, new
 
+from benchmarks.services.service import is_alive
+
 KINDS = (PostgreSql, Redis, RabbitMq)
 
 
@@ -64,12 +66,19 @@ def test_killed_server_returns_with_its_data(kind: type[Service]) -> None:
         service.restart()
         assert service.pid != before
         assert read(url) == "kept"
-        assert not any(process.is_running() for process in processes)
-        service.stop()
-        service.start()
+        assert not any(map(is_alive, processes))
         folder, last = service.folder, psutil.Process(service.pid)
     assert not folder.exists()
-    assert not last.is_running()
+    assert not is_alive(last)
+
+
+@pytest.mark.parametrize("kind", [PostgreSql, Redis])
+def test_stopped_server_returns_with_its_data(kind: type[Service]) -> None:
+    with new(kind) as service:
+        write(service.url, "kept")
+        service.stop()
+        service.start()
+        assert read(service.url) == "kept"
 
 
 @contextmanager
@@ -109,3 +118,21 @@ def test_server_ends_with_the_process_that_started_it() -> None:
     psutil.wait_procs([psutil.Process(int(pid))] if psutil.pid_exists(int(pid)) else [], timeout=20)
     assert not psutil.pid_exists(int(pid))
     subprocess.run(["rm", "-r", folder], check=True)
+
+
+def test_script_gives_urls_to_a_command_and_ends_with_its_status() -> None:
+    if Redis.missing():
+        pytest.skip("needs redis-server")
+    program = (
+        "import os, redis; redis.from_url(os.environ['REDIS_URL']).ping(); print(os.environ['REDIS_URL']); exit(7)"
+    )
+    command = [sys.executable, "scripts/services.py", "redis", "--", sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 7, done.stderr
+    with pytest.raises(redis_client.ConnectionError):
+        read(done.stdout.strip())
+
+
+def test_script_names_what_is_not_installed_or_unknown() -> None:
+    done = subprocess.run([sys.executable, "scripts/services.py", "mysql"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "expected postgres, redis, rabbitmq, s3; got mysql" in done.stderr

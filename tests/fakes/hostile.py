@@ -9,6 +9,7 @@ import fakes.server
 from engine.plan.guide import Guide
 from server.serving import ServerOptions, serve
 from server.worker.supervisor import WorkerTimeouts
+from server.worker.supervisors import WorkerCommand
 
 HOSTILE = (
     "<script>ran=1</script>",
@@ -37,7 +38,7 @@ def main(descriptor: str = "") -> None:
         worker = [sys.executable, *HOSTILE_SERVER]
         guide = Guide(about=TEXT, sizes=("96x128", "128x128"), examples=("a cat", TEXT))
         options = ServerOptions(1.0, loras=(LORA,), guide=guide, timeouts=WorkerTimeouts(load=20))
-        serve(sock, worker, manifest, options)
+        serve(sock, [WorkerCommand("cpu", worker)], manifest, options)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,19 @@
 import asyncio
 import base64
 import io
-import os
 import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
+from fakes.jobs_mode import FleetServices
 from fakes.loop import LORAS, MANIFEST, FakeLoop
+from fakes.thread_worker import SHORT_TIMEOUTS, ThreadSupervisor
 from PIL import Image
 
 from engine.plan.manifest import Manifest
@@ -28,11 +29,12 @@ from server.http.sockets import bind_socket
 from server.http.timeouts import TimeoutServer
 from server.jobs.admission import Limits
 from server.jobs.embedded import EmbeddedJobs
+from server.jobs.service import JobService
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.store import JobStore
 from server.serving import ServerOptions, serve
-from server.worker.supervisor import Supervisor, WorkerListener, WorkerTimeouts
-from server.worker.worker import Worker
+from server.worker.supervisor import Supervisor
+from server.worker.supervisors import WorkerCommand
 
 if TYPE_CHECKING:
     import openai
@@ -40,52 +42,6 @@ if TYPE_CHECKING:
 
 HOSTS = ("a", "generate.example", "images.test")  # names in requests of the tests
 IMAGES = "/v1/images/generations"
-SHORT_TIMEOUTS = WorkerTimeouts(load=20, silence=1.0, stop=2, backoff=0.01)
-
-
-class ThreadProcess:
-    """A worker in a thread with the interface of a process. An exception ends it, as it would end a process."""
-
-    pid = os.getpid()
-
-    def __init__(self, loop: FakeLoop, manifest: Manifest, theirs: socket.socket) -> None:
-        self.returncode: int | None = None
-        self._sock = theirs.dup()
-        self._worker = Worker(loop, manifest, self._sock, abandon=lambda: self._worker.stop())
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        status = 1
-        try:
-            self._worker.run(0.0)
-            status = 0
-        except Exception as error:  # noqa: BLE001
-            print(f"the worker died: {error!r}", file=sys.stderr)
-        self.returncode = status
-        with suppress(OSError):  # the server may have closed its end
-            self._sock.shutdown(socket.SHUT_RDWR)
-        self._sock.close()
-
-    async def wait(self) -> int:
-        await asyncio.to_thread(self._thread.join)
-        assert self.returncode is not None
-        return self.returncode
-
-    def kill(self) -> None:
-        self._worker.stop()
-
-
-class ThreadSupervisor(Supervisor):
-    """Supervisor of workers in threads, so that tests see what they generate."""
-
-    def __init__(self, loop: FakeLoop, manifest: Manifest, listener: WorkerListener) -> None:
-        super().__init__([], listener, SHORT_TIMEOUTS)
-        self._fake, self._manifest = loop, manifest
-
-    async def _launch(self, theirs: socket.socket) -> ThreadProcess:
-        self._fake._queue.clear()
-        return ThreadProcess(self._fake, self._manifest, theirs)
 
 
 @contextmanager
@@ -100,23 +56,48 @@ def serving(
     manifest: Manifest = MANIFEST,
     **options: Any,
 ) -> Iterator[str]:
-    """Run a server in a thread, and yield its base URL. `options`: further ones of `AppOptions`."""
-    loop.store = JobStore(database, busy_timeout=0.5)
-    jobs = EmbeddedJobs(loop.store, manifest, limits, loras=LORAS)
-    supervisor = jobs.worker_queue.link = ThreadSupervisor(loop, manifest, jobs.worker_queue)
+    """Run a server in a thread, with a worker or a fleet over `FleetServices.current`, and yield its base URL.
+
+    Args:
+        options: further ones of `AppOptions`.
+    """
+    policy = policy or AccessPolicy(shared_history=True)
+    app_options = AppOptions(policy, hosts=hosts, trusted_proxies=trusted_proxies, **options)
+    if FleetServices.current is None or database is not None:
+        loop.store = JobStore(database, busy_timeout=0.5)
+        with running(EmbeddedJobs(loop.store, manifest, limits, loras=LORAS), app_options, connections, loop) as url:
+            yield url
+        return
+    from fakes.fleet import hosting, new_options, replica  # not at the top: servers in processes need no Celery
+
+    fleet = new_options(FleetServices.current)
+    with hosting(loop, fleet, manifest), running(replica(fleet, manifest, limits), app_options, connections) as url:
+        yield url
+
+
+@contextmanager
+def running(
+    jobs: JobService, options: AppOptions, connections: Connections | None = None, loop: FakeLoop | None = None
+) -> Iterator[str]:
+    """Run a server of jobs in a thread, with a worker if a loop for it is given."""
+    supervisor: Supervisor | None = None
+    if isinstance(jobs, EmbeddedJobs):
+        assert loop is not None
+        device = jobs.worker_queue.add_device("cpu")
+        supervisor = device.link = ThreadSupervisor(loop, jobs.manifest, device)
 
     async def run(sock: socket.socket) -> None:
-        await supervisor.start()
+        if supervisor is not None:
+            await supervisor.start()
         try:
             await jobs.start()
             await server.serve(sockets=[sock])
         finally:
             await jobs.stop(grace=5)
-            await supervisor.stop()
+            if supervisor is not None:
+                await supervisor.stop()
 
-    policy = policy or AccessPolicy(shared_history=True)
-    app = create_app(jobs, AppOptions(policy, hosts=hosts, trusted_proxies=trusted_proxies, **options))
-    server = TimeoutServer(config(app, grace=5, connections=connections))
+    server = TimeoutServer(config(create_app(jobs, options), grace=5, connections=connections))
     with bind_socket("127.0.0.1", 0) as sock:
         sock.listen()  # clients wait for the worker to be ready
         thread = threading.Thread(target=lambda: asyncio.run(run(sock)))
@@ -172,11 +153,14 @@ def main(
     drain: str = "0",
     port: str = "0",
     shared_history: str = "yes",
+    devices: str = "cpu",
+    images: str = "",
 ) -> None:
     options = ServerOptions(
         float(grace),
         float(drain),
         Path(database) if database else None,
+        images or None,
         Archive(Path(archive)) if archive else None,
         keys=tuple(keys.split()),
         rate=rate or None,
@@ -192,7 +176,7 @@ def main(
     )
     worker = [sys.executable, "-m", "fakes.loop", seconds_per_step]
     with bind_socket("127.0.0.1", int(port)) as sock:
-        serve(sock, worker, MANIFEST, options)
+        serve(sock, [WorkerCommand(name, worker) for name in devices.split()], MANIFEST, options)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Real PostgreSQL, Redis and RabbitMQ servers for tests; see benchmarks/services.
+"""Real PostgreSQL, Redis, RabbitMQ and S3 servers for tests; see benchmarks/services.
 
 One of each per process of a test run, started by the first test that needs it; PostgreSQL takes a second, RabbitMQ
-four. A test that stops, kills or pauses a server starts its own: `with new(Redis) as redis:`.
+and S3 four. A test that stops, kills or pauses a server starts its own: `with new(Redis) as redis:`.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,10 @@ import pytest
 from benchmarks.services.postgres import PostgreSql
 from benchmarks.services.rabbitmq import RabbitMq
 from benchmarks.services.redis import Redis
+from benchmarks.services.seaweed import SeaweedS3
 from benchmarks.services.service import Service
 
-__all__ = ["PostgreSql", "RabbitMq", "Redis", "Service", "new"]
+__all__ = ["PostgreSql", "RabbitMq", "Redis", "SeaweedS3", "Service", "new"]
 
 S = TypeVar("S", bound=Service)
 

@@ -78,7 +78,7 @@ def play(
     async def run() -> None:
         link = FakeLink()
         jobs = EmbeddedJobs(store or JobStore(None), MANIFEST, limits, archive)
-        jobs.worker_queue.link = link
+        jobs.worker_queue.add_device("cpu").link = link
         await jobs.start()
         await story(jobs, link)
         await jobs.stop(grace=1)

@@ -47,7 +47,7 @@ class Watchdog:
 async def full_queue(watchdog: Watchdog) -> AsyncIterator[tuple[EmbeddedJobs, httpx.AsyncClient]]:
     """Yield a service with 256 unfinished jobs of ten images, each of another client, with long prompts."""
     jobs = EmbeddedJobs(JobStore(None), MANIFEST, Limits(queue=QUEUE))
-    jobs.worker_queue.link = FakeLink()
+    jobs.worker_queue.add_device("cpu").link = FakeLink()
     await jobs.start()
     for size in SIZES[:-1]:
         jobs.worker_queue._tracker.estimates.learn(size, 8, StageTimes(passes=1.0))
@@ -102,7 +102,7 @@ def test_progress_of_many_followed_jobs_does_not_hold_up_the_event_loop() -> Non
             watchdog.largest = 0.0
             for done in range(1, 8):
                 steps = {f"job_{number}:{index}": done for number in range(2) for index in range(6)}
-                jobs.worker_queue.on_message(Heartbeat([(4, 0.01)], 0, 0, steps))
+                jobs.worker_queue.queues[0].on_message(Heartbeat([(4, 0.01)], 0, 0, steps))
                 await asyncio.sleep(0.01)
             for task in following:
                 task.cancel()

@@ -50,4 +50,4 @@ def test_nine_clients_do_not_wait_for_the_long_prompts_of_a_tenth(http: httpx.Cl
     while not all(http.get(f"/v1/task/{single}").json()["status"] == "done" for single in singles):
         assert ended(http) - before <= len(SINGLES) + 2
         time.sleep(0.05)
-    assert http.get("/metrics").text.count("zimage_worker_starts_total 1.0") == 1
+    assert http.get("/metrics").text.count('zimage_worker_starts_total{device="cpu"} 1.0') == 1

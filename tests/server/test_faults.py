@@ -28,9 +28,11 @@ import sys
 from fakes.loop import MANIFEST
 from server.serving import ServerOptions, serve
 from server.http.sockets import bind_socket
+from server.worker.supervisors import WorkerCommand
 sock = bind_socket("127.0.0.1", 0)
 print(f"http://127.0.0.1:{sock.getsockname()[1]}", flush=True)
-serve(sock, [sys.executable, "-c", sys.argv[1]], MANIFEST, ServerOptions(page=False))
+worker = WorkerCommand("cpu", [sys.executable, "-c", sys.argv[1]])
+serve(sock, [worker], MANIFEST, ServerOptions(page=False))
 """
 
 

@@ -16,7 +16,9 @@ def test_models_list_and_retrieve_the_served_model(client: openai.OpenAI) -> Non
 def test_health_and_ready_are_200_with_a_report(http: httpx.Client) -> None:
     for probe in ("/health", "/ready"):
         report = http.get(probe).json()
-        assert report.pop("detail") is None
+        assert report.pop("detail") is None and report.pop("workers") == []
+        (device,) = report.pop("devices")
+        assert device["is_ready"] and device["starts"] == 1 and device["jobs"] == 0 and device["host"] is None
         assert report == {"status": "ok", "model": MODEL, "precision": "fp16", "flavor": "onnx"}
         assert http.head(probe).status_code == 200
 

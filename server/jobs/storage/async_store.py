@@ -10,10 +10,14 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from server.errors import StoreUnavailable
-from server.jobs.job import Job
+from server.jobs.job import Job, StoredImage
+from server.jobs.storage.image_deletion import ImageDeletion
+from server.jobs.storage.image_files import ImageFiles
+from server.jobs.storage.image_store import ImageStore
 from server.jobs.storage.retention import PRUNE_EVERY, Retention
 from server.jobs.storage.store import JobStore
 from server.worker.packed_image import PackedImage
@@ -34,15 +38,26 @@ class AsyncStore:
 
     Args:
         retention: of jobs that have ended, with their images.
+        images: keeps the bytes of new images; None for the database.
+        threads: that call the store; more than one only for a database that many may use at once.
 
     Attributes:
-        store: for its methods, which go through `call` and `write_later`.
+        store: for its methods, which go through `call` and `write_later`. Images are read and written, and jobs ended
+            and deleted, by the methods here.
     """
 
-    def __init__(self, store: JobStore, retention: Retention) -> None:
+    def __init__(
+        self, store: JobStore, retention: Retention, images: ImageStore | None = None, threads: int = 1
+    ) -> None:
         self.store = store
         self._retention = retention
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")  # keeps the order of the calls
+        self._files = None if images is None else ImageFiles(images)
+        self._deletion = None
+        if images is not None:
+            store.deleted.may_have_files = True
+        if images is not None and store.deletes_jobs:
+            self._deletion = ImageDeletion(images, store.deleted, self.call, retention.max_age)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="store")  # one keeps the order of the calls
         self._calls_in_thread = 0  # while there are any, no other thread may use the store
         self._writes: asyncio.Queue[Write] = asyncio.Queue()
         self._pending_writes = 0
@@ -52,17 +67,29 @@ class AsyncStore:
 
     @property
     def pending_writes(self) -> int:
-        """Writes that the store has not taken yet."""
-        return self._pending_writes
+        """Writes that the store has not taken yet, and files that the image store has not taken."""
+        return self._pending_writes + (self._files.pending if self._files else 0)
+
+    @property
+    def refusal(self) -> str | None:
+        """Reason for which no more images may be generated: too many wait in memory, and no write succeeds."""
+        if self._is_refused and self._pending_writes > MAX_REFUSED_WRITES:
+            return f"{self._pending_writes} writes wait for the disk; free disk space"
+        if self._files is not None and self._files.is_refused and self._files.pending > MAX_REFUSED_WRITES:
+            return f"{self._files.pending} images wait for their store; the server's log says why"
+        return None
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(call()) for call in (self._write, self._prune, self._check)]
+        work = [self._write, self._prune, self._check, *([self._deletion.run] if self._deletion else [])]
+        self._tasks = [asyncio.create_task(call()) for call in work]
 
     def close(self) -> None:
         """Drop the pending writes and close the store."""
         for task in self._tasks:
             task.cancel()
-        self._thread.shutdown()
+        if self._files is not None:
+            self._files.close()
+        self._threads.shutdown()
         self.store.close()
 
     async def call(self, method: Callable[..., T], *args: object) -> T:
@@ -77,9 +104,54 @@ class AsyncStore:
         Raises:
             StoreUnavailable: also if the disk takes small jobs but no images, which would fill the memory.
         """
-        if self._is_refused and self._pending_writes > MAX_REFUSED_WRITES:
-            raise StoreUnavailable(f"{self._pending_writes} writes wait for the disk; free disk space")
+        if (reason := self.refusal) is not None:
+            raise StoreUnavailable(reason)
         return await self.call(self.store.add, job, init_image)
+
+    async def image(self, id: str, index: int) -> StoredImage | None:
+        """Return an image with its data; None if there is none, or it is lost."""
+        image = await self.call(self.store.image, id, index)
+        return image if image is None or self._files is None else await self._files.read(id, image)
+
+    async def images(self, id: str) -> list[StoredImage]:
+        """Return the images so far, by index, with their data."""
+        images = await self.call(self.store.images, id)
+        if self._files is None:
+            return images
+        read = await asyncio.gather(*(self._files.read(id, image) for image in images))
+        return [image for image in read if image is not None]
+
+    async def delete(self, id: str) -> bool:
+        """Delete a job that has ended, with its images; see `JobStore.delete`."""
+        is_deleted = await self.call(self.store.delete, id)
+        if self._deletion is not None:
+            self._deletion.on_deleted()
+        return is_deleted
+
+    def add_image(self, id: str, image: StoredImage) -> "asyncio.Future[None]":
+        """Store an image in the background; see `write_later`. Its row is written when its file is there."""
+        if self._files is None:
+            return self.write_later(partial(self.store.add_image, id, image))
+        return self._files.write(id, image, lambda stored: self.write_later(partial(self.store.add_image, id, stored)))
+
+    def finish(self, id: str, then: Callable[[], object] = lambda: None) -> "asyncio.Future[None]":
+        """End a job in the background, after its images are stored; see `write_later`."""
+        write = partial(self.store.finish, id)
+        if self._files is None:
+            return self.write_later(write, then)
+        return self._files.after_writes(id, lambda: self.write_later(write, then))
+
+    def end(
+        self, id: str, write: Callable[[], object], then: Callable[[], object] = lambda: None
+    ) -> "asyncio.Future[None]":
+        """Write the end of a job that failed or was cancelled; its images that are not stored yet are dropped."""
+        self.give_up_images(id)
+        return self.write_later(write, then)
+
+    def give_up_images(self, id: str) -> None:
+        """Drop what is not stored yet of the images of a job that is not this server's any more."""
+        if self._files is not None:
+            self._files.give_up(id)
 
     def write_later(
         self, write: Callable[[], object], then: Callable[[], object] = lambda: None
@@ -99,17 +171,19 @@ class AsyncStore:
 
     async def flush(self) -> None:
         """Wait until all writes so far are done. Raises StoreUnavailable after FLUSH_TIMEOUT."""
-        if not self._pending_writes:
+        if not self.pending_writes:
             return
         try:
             async with asyncio.timeout(FLUSH_TIMEOUT):
+                if self._files is not None:
+                    await self._files.settle()
                 await asyncio.shield(self.write_later(lambda: None))
         except TimeoutError as error:
             raise StoreUnavailable(f"earlier writes were not done in {FLUSH_TIMEOUT:.0f} s; try again later") from error
 
     async def call_in_thread(self, method: Callable[..., T], *args: object) -> T:
         """Return the result of a method that may take long, without holding up the event loop."""
-        call = asyncio.get_running_loop().run_in_executor(self._thread, method, *args)
+        call = asyncio.get_running_loop().run_in_executor(self._threads, method, *args)
         self._calls_in_thread += 1
         call.add_done_callback(self._on_call_done)
         return await asyncio.shield(call)  # a cancelled caller leaves the call running
@@ -156,7 +230,8 @@ class AsyncStore:
         while True:
             try:
                 while await self.call_in_thread(self.store.prune, self._retention):
-                    pass  # few jobs at a time, so that other calls come in between
+                    if self._deletion is not None:
+                        self._deletion.on_deleted()  # few jobs at a time, so that other calls come in between
             except StoreUnavailable as error:
                 log.error("%s; expired jobs are kept for now", error)
             except Exception:

@@ -14,6 +14,7 @@ class HostStore(JobStore):
         worker: id of the host.
     """
 
+    deletes_jobs = False
     _changeable = "id = ? AND worker = ?"
 
     def __init__(self, database: Database, worker: str) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -47,13 +47,7 @@ class Connections:
     """
 
     def __init__(self, url: str, timeout: float) -> None:
-        try:
-            given = conninfo_to_dict(url)
-        except psycopg.Error as error:
-            words = str(error).strip()
-            reason = "" if "://" in words else f" ({words})"  # some errors repeat the URL, with its password
-            message = f"the URL of the database is not valid{reason}; write postgresql://user:password@host/name"
-            raise StoreUnavailable(message) from None
+        given = _parse(url)
         host, port = given.get("host", "localhost"), given.get("port", 5432)
         self._name = f"postgresql://{host}:{port}/{given.get('dbname', '')}"
         defaults = DEFAULTS | {"connect_timeout": max(2, math.ceil(timeout))}
@@ -122,6 +116,20 @@ class Connections:
             connection.close()
         else:
             self._idle.append((connection, time.monotonic()))
+
+
+def _parse(url: str) -> dict[str, Any]:
+    """Return the parameters of a URL. Its errors quote nothing of it, since a part may be of the password."""
+    given = {}
+    with suppress(psycopg.Error, UnicodeError):
+        given = conninfo_to_dict(url)
+    ports = str(given.get("port", 0)).split(",")
+    if not given or not all(port.isdecimal() for port in ports) or "@" in f"{given.get('host')}{given.get('dbname')}":
+        raise StoreUnavailable(
+            "the URL of the database is not valid; write postgresql://user:password@host:port/name, "
+            "with special characters of the password as %40, %2F, %23"
+        )
+    return given
 
 
 def _works(connection: Connection) -> bool:

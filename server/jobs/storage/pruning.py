@@ -6,6 +6,7 @@ from pathlib import Path
 
 from server.jobs.job import JobState
 from server.jobs.storage.database import Database, Lock, Row, Value
+from server.jobs.storage.deleted_jobs import DeletedJobs
 from server.jobs.storage.retention import ClockGuard, Retention
 from server.jobs.storage.rows import owned_by
 
@@ -23,11 +24,12 @@ class Pruner:
     no owner within an equal share loses a done job to another.
 
     Args:
+        deleted_jobs: deletes them.
         monotonic: returns seconds that no one sets.
     """
 
-    def __init__(self, database: Database, monotonic: Callable[[], float]) -> None:
-        self._database = database
+    def __init__(self, database: Database, deleted_jobs: DeletedJobs, monotonic: Callable[[], float]) -> None:
+        self._database, self._deleted_jobs = database, deleted_jobs
         file = None if database.path is None else Path(f"{database.path}.clock")
         self._clock_guard = ClockGuard("the job history", file, monotonic)
         self._used: Counter[str | None] | None = None  # bytes of done jobs by owner; None: count them again
@@ -70,7 +72,7 @@ class Pruner:
             if expired is None:
                 self._used = None
                 break
-            deleted += self._database.execute("DELETE FROM jobs WHERE sequence = ?", expired["sequence"])
+            deleted += self._deleted_jobs.delete_jobs("sequence = ?", expired["sequence"])
             excess -= expired["bytes"]
             if expired["state"] == JobState.DONE:
                 used[expired["owner"]] -= expired["bytes"]

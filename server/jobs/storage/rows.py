@@ -16,8 +16,8 @@ from engine.request import (
     PNG,
     ImageRequest,
 )
-from server.jobs.job import Job, JobError, JobState, StoredImage
-from server.jobs.storage.database import Row, Value
+from server.jobs.job import ImageFile, Job, JobError, JobState, StoredImage
+from server.jobs.storage.database import Database, Row, Value
 
 ROW_BYTES = 1 << 10  # estimate of a job's row without its request
 SIZE = f"(coalesce({{request_bytes}}, 0) + {ROW_BYTES})"  # bytes of an ended job without its images
@@ -30,6 +30,7 @@ JSON_COLUMNS = ("request", "format", "error")
 MAX_IMAGES = 1000  # of a job; the endpoints allow far fewer
 MAX_TIME = 1 << 40  # unix seconds
 MEDIA_TYPE = re.compile("image/[a-z]+")
+FILE_NAME = re.compile(r"[0-9a-z-]+\.[a-z]+")  # nothing that leaves a folder
 
 # whole images of a job, for `job_of_row`
 STORED = "(SELECT count(*) FROM images WHERE job = jobs.id AND {whole_image}) AS stored"
@@ -114,6 +115,28 @@ def _readable(value: Value) -> str:
     return value if isinstance(value, str) and value.isascii() else ""
 
 
+def insert_image(database: Database, id: str, image: StoredImage) -> int:
+    """Insert the row of an image, unless there is one with its index; return the bytes of the image.
+
+    A later file takes the place of an earlier one, which is lost if the image was generated again.
+    """
+    size = 0 if image.file is None else image.file.bytes
+    database.execute(
+        "INSERT INTO images (job, number, media_type, metadata, data, file, file_bytes)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (job, number) DO UPDATE SET"
+        " metadata = excluded.metadata, file = excluded.file, file_bytes = excluded.file_bytes"
+        " WHERE images.file IS NOT NULL AND excluded.file IS NOT NULL",
+        id,
+        image.index,
+        image.media_type,
+        to_json(image.metadata),
+        image.data,
+        None if image.file is None else image.file.name,
+        size,
+    )
+    return len(image.data) + size
+
+
 def image_of_row(row: Row) -> StoredImage | None:
     """Return the image of a row; None if the row is damaged."""
     metadata = metadata_of(row["metadata"])
@@ -121,7 +144,11 @@ def image_of_row(row: Row) -> StoredImage | None:
     is_intact = isinstance(index, int) and index >= 0 and isinstance(data, bytes)
     if metadata is None or not is_intact or not MEDIA_TYPE.fullmatch(str(media_type)):
         return None
-    return StoredImage(index, media_type, data, metadata)
+    file, size = row["file"], row["file_bytes"]
+    if file is None:
+        return StoredImage(index, media_type, data, metadata)
+    is_file = FILE_NAME.fullmatch(str(file)) and isinstance(size, int)
+    return StoredImage(index, media_type, b"", metadata, ImageFile(file, size)) if is_file else None
 
 
 def metadata_of(text: Value) -> ImageMetadata | None:

@@ -5,13 +5,15 @@ Knows rows and transactions; neither workers nor HTTP.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from engine.images.metadata import ImageMetadata
 from server.errors import IdempotencyKeyReused
 from server.jobs.job import MAX_SEQUENCE, Job, JobError, JobState, StoredImage
 from server.jobs.storage.database import Database, Value, placeholders
+from server.jobs.storage.deleted_jobs import DeletedJobs
+from server.jobs.storage.history import HistoryPage, read_jobs, read_metadata, read_page
 from server.jobs.storage.open_database import open_database
 from server.jobs.storage.pruning import Pruner
 from server.jobs.storage.repair import repair
@@ -20,10 +22,8 @@ from server.jobs.storage.rows import (
     COLUMNS,
     SIZE,
     SIZE_WITH_IMAGES,
-    STORED,
     image_of_row,
-    job_of_row,
-    metadata_of,
+    insert_image,
     owned_by,
     row_of_job,
     to_json,
@@ -38,23 +38,8 @@ INSERT = (
     f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({placeholders(len(COLUMNS))})"
     " ON CONFLICT DO NOTHING RETURNING sequence"
 )
-PAGE_BYTES = 1 << 20  # of the requests of one page of the history
 # not before the start, even if the clock was set back
 END = "{greatest}({now}, coalesce(created, 0), coalesce(started, 0))"
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryPage:
-    """Jobs, newest first.
-
-    Attributes:
-        metadata: of the images so far, by job.
-        has_more: True if there are older jobs.
-    """
-
-    jobs: list[Job]
-    metadata: dict[str, list[ImageMetadata]]
-    has_more: bool
 
 
 class JobStore:
@@ -69,9 +54,12 @@ class JobStore:
 
     Attributes:
         database: where the jobs are.
+        deletes_jobs: False if other processes delete old jobs, and the files of deleted ones.
+        deleted: jobs whose image files must be deleted too.
         bytes_since_prune: bytes that the last `prune` has not considered.
     """
 
+    deletes_jobs = True
     _changeable = "id = ?"  # condition for the job that a method may change
 
     def __init__(
@@ -96,7 +84,8 @@ class JobStore:
             database = open_database(database, busy_timeout, clock)
         self.database = database
         self.bytes_since_prune = 0
-        self._pruner = Pruner(database, monotonic)
+        self.deleted = DeletedJobs(database)
+        self._pruner = Pruner(database, self.deleted, monotonic)
 
     def add(self, job: Job, init_image: PackedImage | None = None) -> Job:
         """Queue a job and return it with its `sequence`, or return the job with the same idempotency key or id.
@@ -156,23 +145,13 @@ class JobStore:
             owner: None for the jobs without an owner.
         """
         end = MAX_SEQUENCE if before is None else before
-        return self._page(*owned_by(owner), end, limit)
+        return read_page(self.database, *owned_by(owner), end, limit)
 
     def find(self, ids: Sequence[str]) -> HistoryPage:
         """Return those of some jobs that exist, newest first; fewer if their requests have more than PAGE_BYTES."""
         if not ids:
             return HistoryPage([], {}, has_more=False)
-        return self._page(f"id IN ({placeholders(len(ids))})", tuple(ids), MAX_SEQUENCE, len(ids))
-
-    def _page(self, which: str, values: tuple[Value, ...], end: int, limit: int) -> HistoryPage:
-        """Return the newest jobs before a sequence that a condition holds for."""
-        older = f"FROM jobs WHERE {which} AND sequence < ?"
-        newest = f"SELECT sequence, {SIZE} AS size {older} ORDER BY sequence DESC LIMIT ?"
-        up_to = f"SELECT sequence, sum(size) OVER (ORDER BY sequence DESC) - size AS newer FROM ({newest}) AS newest"
-        fitting = f"SELECT sequence FROM ({up_to}) AS up_to WHERE newer < {PAGE_BYTES}"
-        jobs = self._jobs(f"WHERE sequence IN ({fitting}) ORDER BY sequence DESC", *values, end, limit)
-        has_more = bool(jobs) and bool(self.database.rows(f"SELECT id {older} LIMIT 1", *values, jobs[-1].sequence))
-        return HistoryPage(jobs, {job.id: self.metadata(job.id) for job in jobs}, has_more)
+        return read_page(self.database, f"id IN ({placeholders(len(ids))})", tuple(ids), MAX_SEQUENCE, len(ids))
 
     def start(self, id: str) -> bool:
         """Set a queued job to running and count an attempt. False: it is not queued, so do not generate it."""
@@ -214,22 +193,16 @@ class JobStore:
         with self.database.transaction():
             expected = self._image_count(id, "{for_update}")  # so that the job does not end before its image is there
             if expected is None:
+                if image.file is not None and self.get(id) is None:  # deleted while the file was written
+                    self.deleted.add(id)
                 return False
             assert 0 <= image.index < expected
-            self.database.execute(
-                "INSERT INTO images (job, number, media_type, metadata, data) VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT (job, number) DO NOTHING",
-                id,
-                image.index,
-                image.media_type,
-                to_json(image.metadata),
-                image.data,
-            )
-        self.bytes_since_prune += len(image.data)
+            added = insert_image(self.database, id, image)
+        self.bytes_since_prune += added
         return True
 
     def images(self, id: str) -> list[StoredImage]:
-        """Return the images so far, by index."""
+        """Return the images so far, by index; without data if they are in files."""
         return self._images("WHERE job = ? ORDER BY number", id)
 
     def image(self, id: str, index: int) -> StoredImage | None:
@@ -237,8 +210,7 @@ class JobStore:
 
     def metadata(self, id: str) -> list[ImageMetadata]:
         """Return the metadata of the images so far, by index, without reading the images."""
-        rows = self.database.rows("SELECT metadata FROM images WHERE job = ? ORDER BY number", id)
-        return [metadata for row in rows if (metadata := metadata_of(row["metadata"]))]
+        return read_metadata(self.database, id)
 
     def init_image(self, id: str) -> PackedImage | None:
         """Return the packed image that a job begins with; None if there is none, or its row is damaged."""
@@ -255,7 +227,8 @@ class JobStore:
     def delete(self, id: str) -> bool:
         """Delete a job that has ended, with its images. False: it has not ended, or is unknown."""
         self._pruner.on_deleted()
-        return self.database.execute("DELETE FROM jobs WHERE id = ? AND finished IS NOT NULL", id) == 1
+        with self.database.transaction():
+            return self.deleted.delete_jobs("id = ? AND finished IS NOT NULL", id) == 1
 
     def prune(self, retention: Retention) -> int:
         """Delete a few of the expired jobs, and return their number. Call it until it returns 0; see `Pruner`."""
@@ -311,7 +284,7 @@ class JobStore:
         return bool(ended)
 
     def _jobs(self, which: str, *values: Value) -> list[Job]:
-        return [job_of_row(row) for row in self.database.rows(f"SELECT *, {STORED} FROM jobs {which}", *values)]
+        return read_jobs(self.database, which, *values)
 
     def _images(self, which: str, *values: Value) -> list[StoredImage]:
         rows = self.database.rows(f"SELECT * FROM images {which}", *values)

@@ -463,7 +463,7 @@ def test_server_generates_with_the_requested_lora(
             assert np.array_equal(pixels_of(ask(http, None)), alone[None])
             gone = ask(http, "outlines")
             assert (gone.status_code, gone.json()["error"]["code"]) == (503, "lora_unavailable")
-        assert "zimage_worker_starts_total 2.0" in http.get("/metrics").text
+        assert 'zimage_worker_starts_total{device="cpu"} 2.0' in http.get("/metrics").text
 
 
 def test_server_skips_loras_of_other_plans_and_says_so(plans: Path, prepared: PreparedLora, tmp_path: Path) -> None:

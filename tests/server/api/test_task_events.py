@@ -30,7 +30,7 @@ def test_followers_share_one_encoded_image() -> None:
         store.add_image(ended.id, image(data=bytes(2 * MB)))
         store.finish(ended.id)
         jobs = EmbeddedJobs(store, MANIFEST)
-        jobs.worker_queue.link = FakeLink()
+        jobs.worker_queue.add_device("cpu").link = FakeLink()
         await jobs.start()
         encoder = TaskEventEncoder(jobs)
 

@@ -18,15 +18,6 @@ from fakes.server import IMAGES
 
 BODY = {"prompt": "a cat", "num_inference_steps": 2}
 CLIENTS = 4
-UPSTREAM = """upstream zimage {{
-    server 127.0.0.1:{} max_fails=0;
-    server 127.0.0.1:{} max_fails=0;
-    keepalive 16;
-}}
-
-map $http_upgrade $zimage_connection {{
-    default upgrade;
-    "" "";"""
 
 
 @contextmanager
@@ -72,12 +63,6 @@ def test_ctrl_c_ends_a_server_without_waiting_for_load_balancers() -> None:
 @needs_nginx
 def test_rolling_restart_behind_nginx_loses_no_request(tmp_path: Path) -> None:
     ports = [free_port(), free_port()]
-    changes = {
-        'map $http_upgrade $zimage_connection {\n    default upgrade;  # WebSockets\n    "" close;': UPSTREAM.format(
-            *ports
-        ),
-        "http://127.0.0.1:8000;": "http://zimage;",
-    }
     answers: Counter[str] = Counter()
     stopping = threading.Event()
 
@@ -91,7 +76,7 @@ def test_rolling_restart_behind_nginx_loses_no_request(tmp_path: Path) -> None:
 
     with ExitStack() as running:
         servers = [running.enter_context(leaving(0.5, port)) for port in ports]
-        url = running.enter_context(behind_nginx(servers[0][0], tmp_path, changes=changes))
+        url = running.enter_context(behind_nginx([url for url, _ in servers], tmp_path))
         clients = [threading.Thread(target=ask, args=[url]) for _ in range(CLIENTS)]
         for client in clients:
             client.start()

@@ -1,4 +1,4 @@
-"""deploy/nginx.conf in a real nginx: features that pass through it, and clients that it limits."""
+"""deploy/nginx/ in a real nginx: features that pass through it, and clients that it limits."""
 
 import base64
 import json

@@ -16,7 +16,7 @@ from server.worker.messages import Cancel, Started
 def test_full_queue_refuses_with_a_retry_time_and_still_returns_known_keys() -> None:
     async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         await jobs.submit(job("first"))
-        jobs.worker_queue.on_message(finished("first"))  # which took one second
+        jobs.worker_queue.queues[0].on_message(finished("first"))  # which took one second
         for number in range(8):
             await jobs.submit(job(f"{number}", key=f"key {number}", client=f"client {number}"))
         with pytest.raises(JobRefused) as refusal:
@@ -49,10 +49,10 @@ def test_client_cannot_take_the_last_places_of_the_queue() -> None:
 def test_deadline_of_one_client_does_not_depend_on_the_queue_of_another() -> None:
     async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
         await jobs.submit(job("first"))
-        jobs.worker_queue.on_message(finished("first"))  # which took one second
+        jobs.worker_queue.queues[0].on_message(finished("first"))  # which took one second
         for number in range(50):
             await jobs.submit(job(f"{number}", client="flood"))
-        jobs.worker_queue.on_message(Started("0:0"))
+        jobs.worker_queue.queues[0].on_message(Started("0:0"))
         await jobs.submit(job("soon", deadline=time.time() + 2.5, client="single"))
         soon = await jobs.get("soon")
         assert soon is not None and (await jobs.progress(soon)).position == 1
@@ -85,7 +85,7 @@ def test_missed_deadline_fails_the_job_and_stops_its_images() -> None:
 def test_unreachable_deadline_is_refused() -> None:
     async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
         await jobs.submit(job("first"))
-        jobs.worker_queue.on_message(finished("first"))
+        jobs.worker_queue.queues[0].on_message(finished("first"))
         for number in range(3):
             await jobs.submit(job(f"{number}"))
         with pytest.raises(JobRefused, match=r"about 4\.0 s, and the deadline is in 3\.0 s") as refusal:

@@ -18,8 +18,9 @@ from server.jobs.follower import JobPreview, Progress
 from server.jobs.job import Job, JobState, StoredImage, new_id
 from server.jobs.job_events import MAX_FOLLOWERS
 from server.jobs.storage.archive import Archive
+from server.jobs.storage.history import HistoryPage
 from server.jobs.storage.retention import Retention
-from server.jobs.storage.store import HistoryPage, JobStore
+from server.jobs.storage.store import JobStore
 from server.worker import messages
 from server.worker.packed_image import PackedImage
 
@@ -30,16 +31,16 @@ def test_job_ends_with_its_last_image() -> None:
         assert link.take_generated() == ["a", "a"]
         events = asyncio.create_task(follow(jobs, accepted))
         await asyncio.sleep(0)  # the first progress is read; the next ones come at once
-        jobs.worker_queue.on_message(messages.Started("a:0"))
-        jobs.worker_queue.on_message(messages.Heartbeat([(1, 0.0)], 0, 0, {"a:0": 4}))
+        jobs.worker_queue.queues[0].on_message(messages.Started("a:0"))
+        jobs.worker_queue.queues[0].on_message(messages.Heartbeat([(1, 0.0)], 0, 0, {"a:0": 4}))
         assert (await jobs.progress(accepted)).done == 4
         for index in (1, 0):
             assert (await jobs.get("a")).state is JobState.RUNNING
-            jobs.worker_queue.on_message(finished("a", index))
+            jobs.worker_queue.queues[0].on_message(finished("a", index))
         kinds = [type(event) for event in await events]
         assert kinds == [Progress, StoredImage, StoredImage, Job]
         assert [image.index for image in (await jobs.wait(accepted))[1]] == [0, 1]
-        jobs.worker_queue.on_message(finished("a", 0))  # too late
+        jobs.worker_queue.queues[0].on_message(finished("a", 0))  # too late
         assert (await jobs.get("a")).state is JobState.DONE
         assert await jobs.get(new_id()) is None
 
@@ -83,7 +84,7 @@ def test_waiting_client_gets_images_that_are_pruned_at_once() -> None:
         accepted = await jobs.submit(job("a"))
         waiting = asyncio.create_task(jobs.wait(accepted))
         await asyncio.sleep(0)
-        jobs.worker_queue.on_message(finished("a"))
+        jobs.worker_queue.queues[0].on_message(finished("a"))
         while await jobs.get("a") is not None:
             await asyncio.sleep(0.001)  # until it was pruned
         ended, images = await waiting
@@ -168,7 +169,7 @@ def test_images_are_archived_and_an_unusable_archive_fails_no_job(tmp_path: Path
     async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
         accepted = await jobs.submit(job("job_0123456789abcdef", n=2))
         for index in range(2):
-            jobs.worker_queue.on_message(finished(accepted.id, index))
+            jobs.worker_queue.queues[0].on_message(finished(accepted.id, index))
 
     play(story, archive=Archive(folder))
     assert sorted(path.name[26:] for path in folder.iterdir()) == ["abcdef00.png", "abcdef01.png"]
@@ -176,7 +177,7 @@ def test_images_are_archived_and_an_unusable_archive_fails_no_job(tmp_path: Path
 
     async def unusable(jobs: EmbeddedJobs, _link: FakeLink) -> None:
         accepted = await jobs.submit(job("job_0123456789abcdef"))
-        jobs.worker_queue.on_message(finished(accepted.id))
+        jobs.worker_queue.queues[0].on_message(finished(accepted.id))
         assert (await jobs.get(accepted.id)).state is JobState.DONE
 
     (tmp_path / "file").write_text("not a folder")
@@ -194,7 +195,7 @@ def test_previews_reach_followers_until_the_image_is_finished() -> None:
             messages.PreviewReady("a:0", 6, b"late"),
             finished("a", 1),
         ):
-            jobs.worker_queue.on_message(message)
+            jobs.worker_queue.queues[0].on_message(message)
         assert [event for event in await events if isinstance(event, JobPreview)] == [JobPreview(0, 4, b"preview")]
 
     play(story)
@@ -203,11 +204,11 @@ def test_previews_reach_followers_until_the_image_is_finished() -> None:
 def test_position_and_eta_count_earlier_jobs() -> None:
     async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
         await jobs.submit(job("first"))
-        jobs.worker_queue.on_message(finished("first"))
+        jobs.worker_queue.queues[0].on_message(finished("first"))
         accepted = [await jobs.submit(job(f"{number}", n=2)) for number in range(3)]
         assert [(await jobs.progress(one)).position for one in accepted] == [0, 1, 2]
         assert [(await jobs.progress(one)).eta for one in accepted] == pytest.approx([2.0, 4.0, 6.0])
-        jobs.worker_queue.on_message(messages.Heartbeat([(1, 0.0)], 0, 0, {"0:0": 4}))
+        jobs.worker_queue.queues[0].on_message(messages.Heartbeat([(1, 0.0)], 0, 0, {"0:0": 4}))
         assert (await jobs.progress(accepted[2])).eta == pytest.approx(5.6)
 
     play(story)
@@ -219,7 +220,7 @@ def test_no_time_of_a_job_is_before_its_acceptance_after_the_clock_was_set_back(
     async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
         for name in "ab":
             await jobs.submit(replace(job(name), created=accepted))
-        jobs.worker_queue.on_message(messages.Started("a:0"))
+        jobs.worker_queue.queues[0].on_message(messages.Started("a:0"))
         await jobs.cancel("b")
         await jobs.cancel("a")
         ended = [await jobs.get(name) for name in "ab"]

@@ -41,7 +41,7 @@ def test_job_goes_to_the_worker_with_its_image_and_leaves_the_server_s_memory() 
         await jobs.submit(job("b"))
         assert await sent(link, 2) == {"a": PACKED.data, "b": None}
         assert jobs._tracker.get("a").init_image is None
-        jobs.worker_queue.on_message(finished("a"))
+        jobs.worker_queue.queues[0].on_message(finished("a"))
         assert (await jobs.get("a")).state is JobState.DONE
 
     play(story)
@@ -50,10 +50,10 @@ def test_job_goes_to_the_worker_with_its_image_and_leaves_the_server_s_memory() 
 def test_replay_after_the_worker_s_death_has_the_image_again() -> None:
     async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         await jobs.submit(edit_job("a"), init_image=PACKED)
-        jobs.worker_queue.on_message(messages.Started("a:0"))
+        jobs.worker_queue.queues[0].on_message(messages.Started("a:0"))
         link.sent.clear()
-        jobs.worker_queue.on_worker_lost("it was killed")
-        jobs.worker_queue.on_worker_ready()
+        jobs.worker_queue.queues[0].on_worker_lost("it was killed")
+        jobs.worker_queue.queues[0].on_worker_ready()
         assert await sent(link) == {"a": PACKED.data}
 
     play(story)
@@ -67,7 +67,7 @@ def test_job_of_a_killed_server_is_replayed_with_its_image(tmp_path: Path) -> No
 
     async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         assert await sent(link) == {"a": PACKED.data}  # alone, since it may have killed that server
-        jobs.worker_queue.on_message(finished("a"))
+        jobs.worker_queue.queues[0].on_message(finished("a"))
         assert unpack((await sent(link, 2))["b"]) == IMAGE
 
     play(story, JobStore(tmp_path / "jobs.db"))

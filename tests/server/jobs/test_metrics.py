@@ -73,18 +73,18 @@ def test_jobs_images_and_workers_are_counted(http: httpx.Client) -> None:
     assert found["zimage_jobs_ended_total", "openai", "", "done"] == 1
     assert found["zimage_jobs_ended_total", "openai", "non_finite_output", "failed"] == 2
     assert found["zimage_jobs_ended_total", "tasks", "", "cancelled"] == 2
-    assert found["zimage_images_total",] == 2
+    assert found["zimage_images_total",] == found["zimage_device_images_total", "cpu"] == 2
     assert found["zimage_pixels_total",] == 2 * 128 * 64
     assert found["zimage_stage_seconds_count", "encode"] == 2
     assert found["zimage_stage_seconds_sum", "passes"] == pytest.approx(2 * 8 * 0.01)
     assert found["zimage_forward_batch_size_count",] >= 24
     assert found["zimage_job_seconds_count", "openai"] == 3
     assert found["zimage_job_queue_seconds_count",] >= 2
-    assert (found["zimage_worker_ready",], found["zimage_worker_starts_total",]) == (1, 1)
+    assert (found["zimage_worker_ready", "cpu"], found["zimage_worker_starts_total", "cpu"]) == (1, 1)
     assert found["process_resident_memory_bytes",] > 1e7
-    assert found["zimage_worker_process_resident_memory_bytes",] > 1e7
-    assert found["zimage_device_memory_used_bytes",] == 3 << 30
-    assert found["zimage_device_memory_total_bytes",] == 8 << 30
+    assert found["zimage_worker_process_resident_memory_bytes", "cpu"] > 1e7
+    assert found["zimage_device_memory_used_bytes", "cpu"] == 3 << 30
+    assert found["zimage_device_memory_total_bytes", "cpu"] == 8 << 30
     assert KILL_PROMPT not in http.get("/metrics").text
 
 

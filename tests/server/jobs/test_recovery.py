@@ -28,7 +28,7 @@ def test_jobs_of_a_killed_server_are_finished_replayed_or_failed_by_their_attemp
         assert (await jobs.get("a")).state is JobState.DONE
         assert (await jobs.get("c")).error.code == "worker_lost"
         assert link.take_generated() == ["b"]  # alone, since it may have killed that server
-        jobs.worker_queue.on_message(finished("b"))
+        jobs.worker_queue.queues[0].on_message(finished("b"))
 
     play(story, store)
 
@@ -36,7 +36,7 @@ def test_jobs_of_a_killed_server_are_finished_replayed_or_failed_by_their_attemp
 def test_orderly_stop_costs_a_running_job_no_attempt(tmp_path: Path) -> None:
     async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
         await jobs.submit(job("a"))
-        jobs.worker_queue.on_message(messages.Started("a:0"))
+        jobs.worker_queue.queues[0].on_message(messages.Started("a:0"))
 
     path = tmp_path / "jobs.db"
     play(story, JobStore(path))

@@ -16,7 +16,8 @@ from server.jobs.storage.store import JobStore
 async def serve(kind: str) -> tuple[EmbeddedJobs, GarbageSupervisor]:
     """Give a job of two images to workers that write garbage, and wait for its end."""
     jobs = EmbeddedJobs(JobStore(None), MANIFEST)
-    supervisor = jobs.worker_queue.link = GarbageSupervisor(kind, jobs.worker_queue)
+    device = jobs.worker_queue.add_device("cpu")
+    supervisor = device.link = GarbageSupervisor(kind, device)
     await jobs.start()
     await supervisor.start()
     ended, images = await jobs.wait(await jobs.submit(job("a", n=2)))

@@ -109,7 +109,7 @@ def test_job_cancelled_before_its_prompt_is_tokenized_is_not_submitted() -> None
         server.send(prompt("first"))
         assert loop.tokenized.get(timeout=20) == "first"
         server.send(prompt("a"), prompt("b"), Cancel("a"), Cancel("first"), prompt("c"))
-        while "c" not in server.worker._prompts._waiting:  # until all messages are read
+        while "c:0" not in server.worker._prompts._waiting:  # until all messages are read
             time.sleep(0.001)
         loop.permits.release(9)
         assert server.receive(Finished).key == "b:0"
@@ -271,3 +271,32 @@ def test_job_whose_image_is_not_its_own_fails_by_name_and_the_next_is_generated(
         failed = server.receive(Failed)
         assert (failed.key, failed.code) == ("wrong:0", "invalid_value") and message in failed.message
         assert server.receive(Finished).key == "right:0"
+
+
+def test_images_of_one_job_that_come_in_several_messages_are_all_generated() -> None:
+    loop = SlowTokenizer()
+    with working(loop) as server:
+        part = prompt("a")
+        server.send(*(replace(part, indices=indices) for indices in ((0, 3), (1,), (2, 4))), prompt("b"))
+        while "b:0" not in server.worker._prompts._waiting:  # until all messages are read
+            time.sleep(0.001)
+        loop.permits.release(9)
+        keys = {server.receive(Finished).key for _ in range(6)}
+    assert keys == {*(f"a:{index}" for index in range(5)), "b:0"}
+
+
+def test_cancelling_a_job_stops_what_came_in_all_its_messages() -> None:
+    loop = SlowTokenizer(0.01)
+    with working(loop) as server:
+        part = Generate("a", dataclasses.replace(CAT, num_inference_steps=100), ImageFormat())
+        loop.permits.release()
+        server.send(part)
+        server.receive(Started)
+        server.send(*(replace(part, indices=(index,)) for index in (1, 2)))
+        assert [loop.tokenized.get(timeout=20) for _ in range(2)] == ["a cat", "a cat"]
+        server.send(Cancel("a", (0, 1, 2)), prompt("b"))
+        while "b:0" not in server.worker._prompts._waiting:
+            time.sleep(0.001)
+        loop.permits.release(9)
+        assert server.receive(Finished, Failed).key == "b:0"
+    assert loop.submitted == ["a:0", "b:0"]

@@ -58,7 +58,7 @@ def test_answer_and_last_event_wait_for_the_archive(folder: Path) -> None:
         accepted = await jobs.submit(new_job("job_00000000"))
         waiting = [asyncio.ensure_future(jobs.wait(accepted)), asyncio.ensure_future(last_event(jobs))]
         await asyncio.sleep(0)
-        jobs.worker_queue.on_message(finished("job_00000000"))
+        jobs.worker_queue.queues[0].on_message(finished("job_00000000"))
         await asyncio.sleep(0.1)
         assert not any(future.done() for future in waiting)
         Hanging.go_on.set()
@@ -79,7 +79,7 @@ def test_hanging_archive_delays_an_answer_only_for_a_time(folder: Path, monkeypa
         accepted = await jobs.submit(new_job("job_00000000"))
         waiting = asyncio.ensure_future(jobs.wait(accepted))
         await asyncio.sleep(0)
-        jobs.worker_queue.on_message(finished("job_00000000"))
+        jobs.worker_queue.queues[0].on_message(finished("job_00000000"))
         ended, images = await waiting
         assert ended.state == "done" and len(images) == 1 and not folder.exists()
         Hanging.go_on.set()

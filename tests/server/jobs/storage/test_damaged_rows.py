@@ -114,7 +114,7 @@ def test_damaged_image_of_an_unfinished_job_is_generated_again(path: Path, colum
 
     async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
         assert link.take_generated() == ["a"]
-        jobs.worker_queue.on_message(finished("a", 0))
+        jobs.worker_queue.queues[0].on_message(finished("a", 0))
         ended, images = await jobs.wait(await jobs.get("a"))
         assert ended.state is JobState.DONE and len(images) == 2
 

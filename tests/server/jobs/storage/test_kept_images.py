@@ -4,7 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from fakes.archive import names
 from fakes.faults import ask, colour, server, wait_until_accepted
 from fakes.processes import FAKE_SERVER, PYTHONPATH, ROOT
+from fakes.server import decoded
 
 from server.jobs.storage.store import JobStore
 
@@ -82,6 +84,46 @@ def test_full_disk_of_database_and_archive_delays_answers_and_names_its_errors(
     said = capfd.readouterr().err
     assert "is not archived: [Errno 28] No space left on device" in said
     assert "jobs.db: database or disk is full; free disk space" in said or "disk I/O error; the disk fails or" in said
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def finished(url: str, task: str) -> bytes:
+    """Wait for a task and return its image."""
+    while (status := httpx.get(f"{url}/v1/task/{task}").json())["status"] != "done":
+        assert status["status"] in ("pending", "running"), status
+        time.sleep(0.02)
+    return httpx.get(status["result"]["paths"][0]).content
+
+
+@pytest.mark.slow
+def test_task_is_done_only_with_its_image_on_a_disk_that_was_full(
+    small_disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    database = tmp_path / "jobs.db"
+    arguments = (str(database), *[""] * 8, "0", "0", "yes", "cpu", f"file://{small_disk}/images")
+    with server(*arguments) as (url, child):
+        first = httpx.post(f"{url}/v1/generate", json={"prompt": "a cat", "seed": 1}).json()["task_id"]
+        assert decoded(finished(url, first))[0, 0, 0] == 1
+        fill(small_disk / "filler")
+        second = httpx.post(f"{url}/v1/generate", json={"prompt": "a cat", "seed": 2}).json()["task_id"]
+        assert decoded(finished(url, second))[0, 0, 0] == 2  # from memory
+        child.kill()
+        child.wait()
+    with closing(JobStore(database)) as store:
+        assert {job.id: job.state for job in store.history(9).jobs} == {first: "done", second: "running"}
+    (small_disk / "filler").unlink()
+    with server(*arguments) as (url, _):
+        assert decoded(finished(url, second))[0, 0, 0] == 2  # generated again
+        assert decoded(finished(url, first))[0, 0, 0] == 1
+        assert httpx.delete(f"{url}/v1/task/{first}").status_code == 200
+        wait_until(lambda: names(small_disk / "images") == {second})
+    assert "images: No space left on device; free disk space, or keep fewer images" in capfd.readouterr().err
 
 
 @pytest.mark.slow

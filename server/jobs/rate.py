@@ -13,10 +13,14 @@ MAX_CLIENTS = 65_536  # whose requests are remembered; about 12 MB
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A number of requests in a time in seconds."""
+    """A number of requests in a time in seconds. `str` is the text that `parse` reads."""
 
     amount: int
     seconds: int
+
+    def __str__(self) -> str:
+        unit = next(name for name, seconds in UNITS.items() if seconds == self.seconds)
+        return f"{self.amount}/{unit}"
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -1,14 +1,18 @@
 """Rates of clients, by a clock that the system's time does not move."""
 
+import asyncio
 import time
 
 import pytest
+from fakes.loop import MANIFEST
 from fastapi import Request
 
-from server.api import rate
 from server.api.access import AccessPolicy, Authenticator
 from server.api.errors import ApiError
-from server.api.rate import Rate, RateLimiter
+from server.jobs import rate
+from server.jobs.embedded import EmbeddedJobs
+from server.jobs.rate import Rate, RateLimiter
+from server.jobs.storage.store import JobStore
 
 SECOND = 10**9  # nanoseconds
 DAY = 86400.0
@@ -57,22 +61,26 @@ def test_clients_are_forgotten_when_they_are_quiet_or_too_many(monkeypatch: pyte
     assert list(limiter._due) == ["a"]
 
 
+async def counted(authenticator: Authenticator, request: Request, times: int = 1) -> None:
+    for _ in range(times):
+        await authenticator.count(request, None)
+
+
 @pytest.mark.parametrize("jump", [DAY, -DAY])
 def test_jump_of_the_system_s_time_changes_no_rate(monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
-    authenticator = Authenticator(AccessPolicy(rate="2/minute"))
+    authenticator = Authenticator(AccessPolicy(rate="2/minute"), EmbeddedJobs(JobStore(None), MANIFEST).hit)
     request = Request({"type": "http", "client": ("192.0.2.1", 1), "headers": []})
-    for _ in range(2):
-        authenticator.count(request, None)
+    asyncio.run(counted(authenticator, request, times=2))
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + jump)
     with pytest.raises(ApiError) as refused:
-        authenticator.count(request, None)
+        asyncio.run(counted(authenticator, request))
     assert refused.value.headers is not None and 1 <= int(refused.value.headers["retry-after"]) <= 60
 
 
 def test_addresses_of_one_ipv6_network_share_a_rate() -> None:
-    authenticator = Authenticator(AccessPolicy(rate="1/hour"))
+    authenticator = Authenticator(AccessPolicy(rate="1/hour"), EmbeddedJobs(JobStore(None), MANIFEST).hit)
     first, second = (Request({"type": "http", "client": (f"2001:db8::{n}", 1), "headers": []}) for n in (1, 2))
-    authenticator.count(first, None)
+    asyncio.run(counted(authenticator, first))
     with pytest.raises(ApiError):
-        authenticator.count(second, None)
+        asyncio.run(counted(authenticator, second))

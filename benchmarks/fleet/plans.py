@@ -1,0 +1,88 @@
+"""Plans of the stand-in engine: a manifest, pass times, and what each image looks like. Knows no processes."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import numpy as np
+
+from benchmarks.harness.pixels import Pixels
+from engine.plan import directory
+from engine.plan.manifest import (
+    SCHEMA_VERSION,
+    File,
+    Graph,
+    GraphName,
+    Manifest,
+    Model,
+    PreviewProjection,
+    Profile,
+    PromptFormat,
+    Range,
+    Rope,
+    Target,
+)
+from engine.request import ImageRequest
+from engine.scheduler.batch_table import TABLE_FILE, BatchTable, PassTimes
+
+BLOCK = 8  # pixels; a block has one colour
+PLAN_FILE = "stand_in.plan"
+SIDES = Range(64, 128, 256)
+MANIFEST = Manifest(
+    schema_version=SCHEMA_VERSION,
+    plan_id="57a9d1457a9d",
+    zimage_trt="0",
+    precision="fp32",
+    model=Model(
+        name="stand-in",
+        weights_sha256="0" * 64,
+        latent_channels=16,
+        vae_scale=BLOCK,
+        patch_size=2,
+        prompt_embeds_dim=8,
+        rope=Rope(256.0, (8, 12, 12), (1536, 512, 512)),
+        prompt=PromptFormat("", "", 512, 0),
+        schedule_shift=3.0,
+        default_steps=8,
+        default_guidance=0.0,
+    ),
+    target=Target("onnx", "onnx opset 20"),
+    profiles=(Profile("default", SIDES, SIDES, Range(1, 1, 4), Range(32, 32, 512)),),
+    graphs={name: Graph(PLAN_FILE, "fp32", (), ()) for name in get_args(GraphName)},
+    files=(),
+    preview=PreviewProjection(((8.0, 8.0, 8.0),) * 16, (0.0, 0.0, 0.0), 1.0),
+)
+
+
+def write_plans(folder: Path, times: Sequence[PassTimes], plan_id: str = MANIFEST.plan_id) -> Path:
+    """Write a plan directory whose engine takes the given time for each pass; return the folder.
+
+    Args:
+        times: seconds of a pass by batch, for each size that is asked for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = folder / PLAN_FILE
+    plan.write_bytes(b"The stand-in engine sleeps instead of running this.\n")
+    listed = File(PLAN_FILE, plan.stat().st_size, directory.sha256(plan))
+    manifest = replace(MANIFEST, plan_id=plan_id, files=(listed,))
+    (folder / TABLE_FILE).write_bytes(BatchTable("stand-in", tuple(times)).encode())
+    (folder / directory.MANIFEST_FILE).write_bytes(directory.encode(manifest))
+    return folder
+
+
+def picture(request: ImageRequest, steps: int) -> Pixels:
+    """Return the image of a request, [height, width, 3]: any other request, or another number of steps, has another.
+
+    Args:
+        steps: steps that were really run.
+    """
+    size = request.size(MANIFEST)
+    start = None if request.edit is None else (request.edit.image, request.edit.strength)
+    facts = (request.prompt, request.negative_prompt, str(size), request.seed, steps, request.guidance(MANIFEST), start)
+    digest = hashlib.sha256(msgspec.json.encode((*facts, request.lora, request.lora_strength))).digest()
+    blocks = (size.height // BLOCK, size.width // BLOCK, 3)
+    colours = np.random.default_rng(list(digest)).integers(0, 256, blocks, np.uint8)
+    return np.ascontiguousarray(colours.repeat(BLOCK, 0).repeat(BLOCK, 1))

@@ -1,0 +1,162 @@
+"""Faults of a fleet under clients, one at a time or, with --soak, at random for many minutes.
+
+Two API replicas and three worker hosts with a timed stand-in engine, around a real broker and PostgreSQL. Processes are
+killed, stopped and hung, servers restarted, cables pulled, clocks set, disks filled, tickets delivered again. Clients
+behave as OpenAI's: they repeat a request with its idempotency key. Afterwards every request is compared with what
+triggers of the database recorded: what was accepted has ended once, every image was stored once and is the one that was
+asked for. The exit status is 1 if not.
+"""
+
+import argparse
+import asyncio
+import math
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+from benchmarks.fleet import faults, records
+from benchmarks.fleet.accounting import Accounts
+from benchmarks.fleet.cases import DEADLY, Clients, Pace, figures, run_case, settle
+from benchmarks.fleet.logs import tracebacks
+from benchmarks.fleet.recovery import Recovery
+from benchmarks.fleet.site import Broker, Images, Plan, Site, running
+from benchmarks.harness.arguments import count, positive
+from benchmarks.harness.report import finish
+
+NAMES = (*faults.ALL, *DEADLY)
+# each images' store with a broker: its own faults are about the store alone
+SITES: tuple[tuple[Broker, Images], ...] = (
+    ("redis", "database"), ("rabbitmq", "database"), ("redis", "s3"), ("rabbitmq", "folder"),
+)  # fmt: skip
+SOAK_PAUSE = (8.0, 16.0)  # seconds between two faults
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--brokers", nargs="+", choices=get_args(Broker), default=get_args(Broker), help="Brokers (default: both)"
+    )
+    parser.add_argument("--faults", nargs="+", choices=NAMES, metavar="NAME", help=f"Of {', '.join(NAMES)}")
+    parser.add_argument("--clients", type=count, default=20, help="Clients (default: %(default)s)")
+    parser.add_argument("--soak", type=positive, metavar="MINUTES", help="Random faults for so long, instead of each")
+    parser.add_argument("--seed", type=int, default=1, help="Seed of all decisions (default: %(default)s)")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="Folder for the logs (default: none)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Cause the faults; exit with 1 if a promise was broken."""
+    results: list[dict[str, Any]] = []
+    logs: dict[str, dict[str, int]] = {}
+    for broker, images in SITES:
+        if broker not in args.brokers or (args.soak and images != "database"):
+            continue
+        names = _names(images, args.faults or NAMES)
+        if not names:
+            continue
+        with ExitStack() as opened:
+            folder = _folder(opened, args.keep, f"{broker}-{images}")
+            plan = Plan(broker, images, clients=args.clients)
+            site = opened.enter_context(running(plan, folder))
+            print(f"{broker}, images in {images}: {len(plan.keys)} clients", flush=True)
+            if args.soak:
+                found = [asyncio.run(soak(site, plan, args.soak * 60, args.seed))]
+            else:
+                found = [_run_one(site, plan, name, args.seed + number) for number, name in enumerate(names)]
+            results += [row | {"broker": broker, "images": images} for row in found]
+            logs[f"{broker}-{images}"] = _tracebacks(site)
+    finish("fleet-faults", {"clients": args.clients, "soak_minutes": args.soak, "cases": results, "tracebacks": logs})
+    if any(row.get("broken") for row in results):
+        sys.exit(1)
+
+
+def _names(images: Images, chosen: Sequence[str]) -> list[str]:
+    """Return the faults for a fleet with this store of images: those of the store alone, or all others."""
+    own = {"folder": faults.DISK, "s3": faults.S3}
+    stores = {fault.__name__ for group in own.values() for fault in group}
+    if images in own:
+        return [fault.__name__ for fault in own[images] if fault.__name__ in chosen]
+    return [name for name in chosen if name not in stores]
+
+
+def _tracebacks(site: Site) -> dict[str, int]:
+    """Print and return the tracebacks in the logs of all processes."""
+    found = tracebacks([log for program in site.deployment.programs for log in program.logs])
+    for line, number in found.most_common():
+        print(f"  {number} tracebacks: {line}", flush=True)
+    return dict(found)
+
+
+def _folder(opened: ExitStack, keep: Path | None, name: str) -> Path:
+    if keep is None:
+        return Path(opened.enter_context(tempfile.TemporaryDirectory()))
+    (keep / name).mkdir(parents=True, exist_ok=True)
+    return keep / name
+
+
+def _run_one(site: Site, plan: Plan, name: str, seed: int) -> dict[str, Any]:
+    possible = {fault.__name__ for fault in faults.possible(site)} | DEADLY.keys()
+    if name not in possible:
+        print(
+            f"  {name:16} skipped: this machine has no network namespaces, libfaketime or S3 server for it", flush=True
+        )
+        return {"fault": name, "skipped": True}
+    found = asyncio.run(run_case(site, name, plan.keys, seed, Pace()))
+    _print(name, found)
+    return {"fault": name} | found
+
+
+async def soak(site: Site, plan: Plan, seconds: float, seed: int) -> dict[str, Any]:
+    """Cause random faults while clients work; return the figures, with the recovery from each fault."""
+    accounts, rng = Accounts(may_fail=("worker_lost",)), random.Random(seed)
+    windows: list[tuple[str, float, float]] = []
+    until = time.monotonic() + seconds
+    async with Clients(site, plan.keys, accounts, seed) as clients:
+        while time.monotonic() < until:
+            await asyncio.sleep(rng.uniform(*SOAK_PAUSE))
+            fault = rng.choice(faults.possible(site))
+            began = time.monotonic()
+            await fault(site, rng)
+            windows.append((fault.__name__, began, time.monotonic()))
+        await clients.finish()
+    await settle(site, accounts)
+    counted = records.check(records.read(site.links.database), accounts)
+    ends = [*(began for _, began, _ in windows[1:]), math.inf]
+    recoveries = [Recovery.of(*window, accounts.requests, end) for window, end in zip(windows, ends, strict=True)]
+    found = figures(accounts) | {"fault": "soak", "records": counted, "recoveries": list(map(asdict, recoveries))}
+    _print_soak(found, recoveries)
+    return found
+
+
+def _print(name: str, found: dict[str, Any]) -> None:
+    recovery, counted = found["recovery"], found["records"]
+    first = recovery["first_success"]
+    print(
+        f"  {name:16} mended {recovery['mended']:5.1f} s, first success {_seconds(first)}, "
+        f"{recovery['under_way']:2} under way ended {recovery['all_ended']:5.1f} s, "
+        f"longest gap {recovery['longest_gap']:5.1f} s; accepted {counted['accepted']}, ended {counted['ended']}, "
+        f"twice {counted['ended_twice']}, drawn again {counted['queued_again']}; "
+        f"{found['outcomes']}; broken: {found['broken'] or 'none'}",
+        flush=True,
+    )
+    for note in found["notes"]:
+        print(f"    {note}", flush=True)
+
+
+def _print_soak(found: dict[str, Any], recoveries: Sequence[Recovery]) -> None:
+    print(f"  {found['requests']} requests: {found['outcomes']}; {found['records']}")
+    for name in sorted({recovery.fault for recovery in recoveries}):
+        those = [recovery for recovery in recoveries if recovery.fault == name]
+        slowest, gap = max(one.all_ended for one in those), max(one.longest_gap for one in those)
+        print(f"  {name:16} {len(those):2} times: all ended after {slowest:5.1f} s, longest gap {gap:5.1f} s")
+    print(f"  broken: {found['broken'] or 'none'}", flush=True)
+    for note in found["notes"]:
+        print(f"    {note}", flush=True)
+
+
+def _seconds(value: float | None) -> str:
+    return "  none" if value is None else f"{value:5.1f} s"

@@ -1,0 +1,13 @@
+"""What a process knows of the whole fleet: its worker hosts and its queue, as the database had them a moment ago."""
+
+from dataclasses import dataclass
+
+from server.jobs.storage.worker_info import QueueLength, WorkerInfo
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """Hosts and queue of a fleet, read together."""
+
+    workers: tuple[WorkerInfo, ...] = ()
+    queue: tuple[QueueLength, ...] = ()

@@ -1,0 +1,41 @@
+"""The API tests run with every way of getting images: workers of the server, and fleets over each broker."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from fakes.jobs_mode import MODES, FleetServices
+from fakes.services import PostgreSql
+
+SERVERS = {"base_url", "http", "client", "url"}  # fixtures that start servers
+WITHOUT_JOBS = {  # modules about what is answered before there is a job
+    "test_body",
+    "test_dialects",
+    "test_documentation",
+    "test_held_bytes",
+    "test_model_info",
+    "test_multipart",
+    "test_openapi",
+    "test_query",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Repeat tests of jobs for each mode; ZIMAGE_TEST_JOBS names the modes, separated by spaces."""
+    if hasattr(metafunc.module, "serving") or SERVERS & set(metafunc.fixturenames):
+        has_jobs = metafunc.module.__name__ not in WITHOUT_JOBS
+        modes = os.environ.get("ZIMAGE_TEST_JOBS", " ".join(MODES)).split() if has_jobs else MODES[:1]
+        metafunc.parametrize("jobs_mode", modes, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def jobs_mode(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Have `fakes.server.serving` start servers of one mode."""
+    mode: str = getattr(request, "param", "embedded")
+    if mode == "embedded":
+        yield mode
+        return
+    postgres: PostgreSql = request.getfixturevalue("postgres")
+    FleetServices.current = FleetServices(request.getfixturevalue(mode).url, postgres.fresh_url)
+    yield mode
+    FleetServices.current = None
