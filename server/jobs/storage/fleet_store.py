@@ -190,7 +190,7 @@ class FleetStore(JobStore):
             " coalesce(sum(cost) FILTER (WHERE worker IS NULL), 0) AS cost"
             " FROM jobs WHERE finished IS NULL GROUP BY model, priority, lora ORDER BY model, priority, lora"
         )
-        return [QueueLength(**dict(row)) for row in rows]
+        return [QueueLength(**row) for row in rows]
 
     def hit(self, client: str, amount: int, seconds: int) -> float:
         """Count a request of a client, which may send `amount` in `seconds`; see `RateLimiter`.

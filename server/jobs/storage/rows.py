@@ -50,7 +50,7 @@ def job_of_row(row: Row) -> Job:
     A damaged row is a failed job with the error job_damaged, so that it hides no other job.
     """
     try:
-        values = dict(row) | {name: msgspec.json.decode(row[name]) for name in JSON_COLUMNS}
+        values = row | {name: msgspec.json.decode(row[name]) for name in JSON_COLUMNS}
         if row["durable"] in (0, 1):
             values["durable"] = bool(row["durable"])
         job = msgspec.convert(values, Job)
@@ -62,7 +62,7 @@ def job_of_row(row: Row) -> Job:
 
 def _check(job: Job, row: Row) -> None:
     """Raise ValueError if the values of a row contradict each other, or could never have been stored."""
-    for text in dict(row).values():
+    for text in row.values():
         if isinstance(text, str):
             text.encode()  # raises for what was no UTF-8
     times = [time for time in (job.created, job.deadline, job.started, job.finished) if time is not None]

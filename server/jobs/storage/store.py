@@ -34,6 +34,10 @@ from server.worker.packed_image import PackedImage
 SERVER_RESTARTED = JobError(
     "server_restarted", "The server was restarted before the images were generated; send the request again."
 )
+INSERT = (
+    f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({placeholders(len(COLUMNS))})"
+    " ON CONFLICT DO NOTHING RETURNING sequence"
+)
 # not before the start, even if the clock was set back
 END = "{greatest}({now}, coalesce(created, 0), coalesce(started, 0))"
 
@@ -93,16 +97,12 @@ class JobStore:
             IdempotencyKeyReused: the key is known with another fingerprint.
         """
         with self.database.transaction():
-            return self.find_by_key(job) or self._insert(job, init_image)
+            return self._insert(job, init_image)
 
     def _insert(self, job: Job, init_image: PackedImage | None) -> Job:
-        """Insert a job, or return the one that another process has added since `find_by_key`. In a transaction."""
+        """Insert a job, or return the one with its key or id. In a transaction."""
         assert job.state is JobState.QUEUED and job.image_count > 0 and job.owner != ""
-        added = self.database.rows(
-            f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({placeholders(len(COLUMNS))})"
-            " ON CONFLICT DO NOTHING RETURNING sequence",
-            *row_of_job(job),
-        )
+        added = self.database.rows(INSERT, *row_of_job(job))
         if not added:
             known = self.find_by_key(job) or self.get(job.id)
             assert known is not None
@@ -191,7 +191,7 @@ class JobStore:
     def add_image(self, id: str, image: StoredImage) -> bool:
         """Store an image, unless there is one with its index. False: the job has ended or is unknown."""
         with self.database.transaction():
-            expected = self._image_count(id)
+            expected = self._image_count(id, "{for_update}")  # so that the job does not end before its image is there
             if expected is None:
                 if image.file is not None and self.get(id) is None:  # deleted while the file was written
                     self.deleted.add(id)
@@ -263,9 +263,9 @@ class JobStore:
         """Return the values of `_changeable`."""
         return (id,)
 
-    def _image_count(self, id: str) -> int | None:
+    def _image_count(self, id: str, lock: str = "") -> int | None:
         """Return the number of images that an unfinished job asks for; None for other jobs."""
-        sql = f"SELECT image_count FROM jobs WHERE {self._changeable} AND finished IS NULL {{for_update}}"
+        sql = f"SELECT image_count FROM jobs WHERE {self._changeable} AND finished IS NULL {lock}"
         rows = self.database.rows(sql, *self._keys(id))
         return rows[0]["image_count"] if rows else None
 
