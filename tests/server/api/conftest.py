@@ -35,7 +35,12 @@ def jobs_mode(request: pytest.FixtureRequest) -> Iterator[str]:
     if mode == "embedded":
         yield mode
         return
+    from server.fleet import host, janitor  # not at the top: embedded tests need no Celery
+
     postgres: PostgreSql = request.getfixturevalue("postgres")
     FleetServices.current = FleetServices(request.getfixturevalue(mode).url, postgres.fresh_url)
-    yield mode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "HEARTBEAT_SECONDS", 0.2)
+        patch.setattr(janitor, "EVERY", 0.2)
+        yield mode
     FleetServices.current = None
