@@ -170,6 +170,7 @@ class DeviceQueue:
         )
         self.images.setdefault(live, set()).update(indices)  # last: `send` may find no memory, and the next call tries
         live.sent.update(indices)
+        self._tracker.unfinished.on_sent(live)
 
     def cancel(self, live: LiveJob) -> None:
         """Stop generating what the worker has of a job."""
@@ -188,6 +189,7 @@ class DeviceQueue:
             live.sent -= indices
             for index in indices:
                 live.steps_done.pop(index, None)
+        self._tracker.unfinished.on_taken_back()
         return taken, begun
 
     def rest(self) -> None:

@@ -155,7 +155,6 @@ def main(
     drain: str = "0",
     port: str = "0",
     shared_history: str = "yes",
-    devices: str = "cpu",
     images: str = "",
 ) -> None:
     options = ServerOptions(
@@ -178,7 +177,7 @@ def main(
     )
     worker = [sys.executable, "-m", "fakes.loop", seconds_per_step]
     with bind_socket("127.0.0.1", int(port)) as sock:
-        serve(sock, [WorkerCommand(name, worker) for name in devices.split()], MANIFEST, options)
+        serve(sock, [WorkerCommand("cpu", worker)], MANIFEST, options)
 
 
 if __name__ == "__main__":
