@@ -47,6 +47,22 @@ class _Consumer(Consumer):  # type: ignore[misc]
         self.is_consuming = False
         super().on_close()
 
+    def call_soon_ack(self, acknowledge: Callable[..., object], *args: Any) -> Any:
+        """Acknowledge or reject a message soon, and connect anew if that fails.
+
+        Celery only logs the failure. It would go on to count the message as held, and with `concurrency` of them it
+        would never ask Redis for another one.
+        """
+        message = acknowledge.__self__  # type: ignore[attr-defined]
+
+        def run() -> None:
+            acknowledge(*args)
+            is_current = self.task_consumer is not None and message.channel is self.task_consumer.channel
+            if is_current and not message.acknowledged:
+                raise ConnectionResetError("a ticket could not be acknowledged")
+
+        return self.hub.call_soon(run)
+
     def ensure_connected(self, connection: Any) -> Any:
         """Connect, however often it takes; Celery itself would wait up to 30 s between two attempts."""
         connection.ensure_connection = partial(connection.ensure_connection, **CONNECTING)
