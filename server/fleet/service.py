@@ -232,7 +232,10 @@ class FleetJobs(JobService):
         except StoreUnavailable as error:
             if not answer.done():
                 answer.set_exception(error)
-            await self._calls.patient(partial(self._cancel, job_id))
+            try:
+                await self._calls.patient(partial(self._cancel, job_id))
+            except StoreUnavailable as last_error:
+                log.error("%s is not cancelled: %s", job_id, last_error)
         else:
             if not answer.done():
                 answer.set_result(is_cancelled)
@@ -292,5 +295,5 @@ class FleetJobs(JobService):
 
     def _on_done(self, task: "asyncio.Task[Any]") -> None:
         self._background.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.warning("not done in the background: %s", task.exception())
+        if not task.cancelled():
+            task.exception()  # was raised where the caller still waits; asyncio logs those that nobody looked at

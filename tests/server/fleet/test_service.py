@@ -157,7 +157,8 @@ def test_cancel_survives_its_caller_and_a_database_that_is_away(
         for name in ("a", "b"):
             while (found := host.store.get(name)) is None or found.state is not JobState.CANCELLED:
                 await asyncio.sleep(0.02)
-        assert jobs.metrics.text().count(b'state="cancelled"} 2.0') == 1
+        while b'state="cancelled"} 2.0' not in jobs.metrics.text():
+            await asyncio.sleep(0.02)
 
     play(postgres_url, story)
 
