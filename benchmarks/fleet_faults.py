@@ -9,20 +9,18 @@ asked for. The exit status is 1 if not.
 
 import argparse
 import asyncio
-import math
 import random
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from benchmarks.fleet import faults, records
-from benchmarks.fleet.accounting import Accounts
-from benchmarks.fleet.cases import DEADLY, Clients, Pace, figures, run_case, settle
+from benchmarks.fleet import faults
+from benchmarks.fleet.cases import DEADLY, Pace, run_case, storm
 from benchmarks.fleet.logs import tracebacks
 from benchmarks.fleet.recovery import Recovery
 from benchmarks.fleet.site import Broker, Images, Plan, Site, running
@@ -64,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
             site = opened.enter_context(running(plan, folder))
             print(f"{broker}, images in {images}: {len(plan.keys)} clients", flush=True)
             if args.soak:
-                found = [asyncio.run(soak(site, plan, args.soak * 60, args.seed))]
+                found = [soak(site, plan, args.soak * 60, args.seed)]
             else:
                 found = [_run_one(site, plan, name, args.seed + number) for number, name in enumerate(names)]
             results += [row | {"broker": broker, "images": images} for row in found]
@@ -110,26 +108,17 @@ def _run_one(site: Site, plan: Plan, name: str, seed: int) -> dict[str, Any]:
     return {"fault": name} | found
 
 
-async def soak(site: Site, plan: Plan, seconds: float, seed: int) -> dict[str, Any]:
-    """Cause random faults while clients work; return the figures, with the recovery from each fault."""
-    accounts, rng = Accounts(may_fail=("worker_lost",)), random.Random(seed)
-    windows: list[tuple[str, float, float]] = []
-    until = time.monotonic() + seconds
-    async with Clients(site, plan.keys, accounts, seed) as clients:
+def soak(site: Site, plan: Plan, seconds: float, seed: int) -> dict[str, Any]:
+    """Cause random faults for some time; return the figures, with the recovery from each fault."""
+    rng, until = random.Random(seed), time.monotonic() + seconds
+
+    def random_faults() -> Iterator[faults.Fault]:
         while time.monotonic() < until:
-            await asyncio.sleep(rng.uniform(*SOAK_PAUSE))
-            fault = rng.choice(faults.possible(site))
-            began = time.monotonic()
-            await fault(site, rng)
-            windows.append((fault.__name__, began, time.monotonic()))
-        await clients.finish()
-    await settle(site, accounts)
-    counted = records.check(records.read(site.links.database), accounts)
-    ends = [*(began for _, began, _ in windows[1:]), math.inf]
-    recoveries = [Recovery.of(*window, accounts.requests, end) for window, end in zip(windows, ends, strict=True)]
-    found = figures(accounts) | {"fault": "soak", "records": counted, "recoveries": list(map(asdict, recoveries))}
+            yield rng.choice(faults.possible(site))
+
+    found, recoveries = asyncio.run(storm(site, random_faults(), plan.keys, seed, SOAK_PAUSE))
     _print_soak(found, recoveries)
-    return found
+    return found | {"fault": "soak", "recoveries": list(map(asdict, recoveries))}
 
 
 def _print(name: str, found: dict[str, Any]) -> None:
@@ -153,7 +142,7 @@ def _print_soak(found: dict[str, Any], recoveries: Sequence[Recovery]) -> None:
         those = [recovery for recovery in recoveries if recovery.fault == name]
         slowest, gap = max(one.all_ended for one in those), max(one.longest_gap for one in those)
         print(f"  {name:16} {len(those):2} times: all ended after {slowest:5.1f} s, longest gap {gap:5.1f} s")
-    print(f"  broken: {found['broken'] or 'none'}", flush=True)
+    print(f"  largest MiB: {found['largest_mib']}; broken: {found['broken'] or 'none'}", flush=True)
     for note in found["notes"]:
         print(f"    {note}", flush=True)
 

@@ -1,11 +1,14 @@
 """A fleet with everything around it: database, broker, namespace, disk, S3, clock. Knows no faults and no clients."""
 
 import subprocess
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import psutil
 
 from benchmarks.faults.server import FAKETIME
 from benchmarks.fleet import records
@@ -101,6 +104,15 @@ class Site:
     def set_clock(self, offset: str) -> None:
         """Set the clock of one replica and one host, in libfaketime's notation, such as +1d."""
         self.clock_file.write_text(f"{offset}\n")
+
+    def memory(self) -> Counter[str]:
+        """Return the resident MiB of each process of the fleet, its workers apart."""
+        found: Counter[str] = Counter()
+        for program in self.deployment.programs:
+            for process in program.processes()[:1]:
+                with suppress(psutil.NoSuchProcess):
+                    found[program.name] = process.memory_info().rss >> 20
+        return found
 
     def send_tickets(self, jobs: Sequence[str]) -> None:
         """Send a ticket of each job, whether or not it has one. Each may be named several times."""
