@@ -38,7 +38,9 @@ class Clients:
 
     def __init__(self, site: Site, keys: Sequence[str], accounts: Accounts, seed: int) -> None:
         self.accounts = accounts
-        self._clients = [Client(site.deployment.urls, key, accounts, seed + number) for number, key in enumerate(keys)]
+        self._clients = [
+            Client(site.deployment.urls, key, accounts, seed * len(keys) + number) for number, key in enumerate(keys)
+        ]
         self._is_stopping = False
         self._running: list[asyncio.Task[None]] = []
         self._opened = AsyncExitStack()
@@ -80,7 +82,7 @@ async def run_case(site: Site, name: str, keys: Sequence[str], seed: int, pace: 
     Args:
         name: of the fault, in `faults.ALL` or DEADLY.
     """
-    accounts, known = Accounts(), set(await asyncio.to_thread(records.read, site.links.database))
+    accounts, known = Accounts(), set(await asyncio.to_thread(records.read, site.urls.database))
     async with Clients(site, keys, accounts, seed) as clients:
         await asyncio.sleep(pace.before)
         began = time.monotonic()
@@ -95,7 +97,7 @@ async def run_case(site: Site, name: str, keys: Sequence[str], seed: int, pace: 
     if recovery.all_ended > BOUND:
         accounts.break_promise("late", f"the last job under way ended {recovery.all_ended:.1f} s after the fault")
     await settle(site, accounts)
-    everything = await asyncio.to_thread(records.read, site.links.database)
+    everything = await asyncio.to_thread(records.read, site.urls.database)
     counted = records.check({job: record for job, record in everything.items() if job not in known}, accounts)
     return figures(accounts) | {"recovery": asdict(recovery), "records": counted}
 
@@ -122,7 +124,7 @@ async def storm(
             windows.append((fault.__name__, began, time.monotonic()))
         await clients.finish()
     await settle(site, accounts)
-    counted = records.check(await asyncio.to_thread(records.read, site.links.database), accounts)
+    counted = records.check(await asyncio.to_thread(records.read, site.urls.database), accounts)
     ends = [*(began for _, began, _ in windows[1:]), math.inf]
     recoveries = [Recovery.of(*window, accounts.requests, end) for window, end in zip(windows, ends, strict=True)]
     return figures(accounts) | {"records": counted, "largest_mib": dict(memory)}, recoveries
@@ -132,7 +134,7 @@ async def settle(site: Site, accounts: Accounts) -> None:
     """Wait until all processes serve and every job has ended, as cancelled ones may after their clients left."""
     await site.deployment.wait_until_ready()
     deadline = time.monotonic() + SETTLE_SECONDS
-    while left := await asyncio.to_thread(records.unfinished_jobs, site.links.database):
+    while left := await asyncio.to_thread(records.unfinished_jobs, site.urls.database):
         if time.monotonic() > deadline:
             accounts.break_promise("jobs without an end", f"{len(left)} after {SETTLE_SECONDS:.0f} s: {left[:3]}")
             return

@@ -86,7 +86,8 @@ async def cut_both(site: Site, _: random.Random) -> None:
 
 async def deliver_again(site: Site, _: random.Random) -> None:
     """Send copies of the tickets of all unfinished jobs."""
-    site.send_tickets(COPIES * await asyncio.to_thread(records.unfinished_jobs, site.links.database))
+    jobs = await asyncio.to_thread(records.unfinished_jobs, site.urls.database)
+    await asyncio.to_thread(site.send_tickets, COPIES * jobs)
 
 
 async def clock_ahead(site: Site, _: random.Random) -> None:
