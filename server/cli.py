@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from engine.errors import ZImageError
-from engine.plan.directory import read, resolve
+from engine.plan.directory import read, read_manifest, resolve
 from engine.plan.guide import Guide
 from engine.plan.manifest import Manifest
 from server import logs, lora_folder, settings_sources, tracing
@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for warning in _warnings(given, sock.getsockname()[0]):
                 log.warning("%s", warning)
             directory = resolve(given.engines)
-            manifest = read(directory, verify=False)  # the worker verifies
+            # a replica has no engines; otherwise the worker verifies
+            manifest = read(directory, verify=False) if given.broker is None else read_manifest(directory)
             loras = lora_folder.find(given.loras, manifest) if given.loras else ()
             options = replace(given.server(loras), guide=Guide.read(directory))
             if given.broker is not None:
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _serve_replica(sock: socket.socket, manifest: Manifest, given: Settings, options: ServerOptions) -> None:
-    from server.fleet.service import FleetOptions  # not at the top: servers without a fleet lack its packages
+    from server.fleet.fleet_options import FleetOptions  # not at the top: servers without a fleet lack its packages
 
     assert given.broker is not None and isinstance(given.database, str)
     serve_replica(sock, manifest, FleetOptions(given.broker, given.database, given.fleet), options)

@@ -259,6 +259,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 "--broker and --database postgresql://... need each other: they are the two parts of a fleet"
             )
+        if self.broker is not None and self.archive is not None:
+            raise ValueError(
+                "--archive copies the images of a single server; in a fleet, --images names a shared place"
+            )
         return self
 
     def workers(self, flavor: Flavor) -> list[Device]:

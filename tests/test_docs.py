@@ -17,8 +17,11 @@ from typing import Any
 import pytest
 
 from server.api import errors
+from server.fleet.event_bus import EventBus
+from server.fleet.fleet_view import FleetView
+from server.fleet.metrics import FleetMetrics
 from server.jobs.metrics import Metrics
-from server.settings import PREFIX, Settings
+from server.settings import HOST_SETTINGS, PREFIX, Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -33,6 +36,8 @@ COMMANDS = {
     "zimage-lora": "export.lora_cli",
     "zimage-generate": "engine.cli",
     "zimage-serve": "server.cli",
+    "zimage-worker": "server.worker_cli",
+    "zimage-admin": "server.fleet.admin",
 }
 README_WORDS = 900
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -97,7 +102,8 @@ def test_serving_has_the_tables_that_follow_from_the_code() -> None:
     page = ROOT / "docs" / "serving.md"
     text = page.read_text(encoding="utf-8")
     assert reference().rewritten(text) == text, "run: .venv/bin/python scripts/reference.py"
-    assert all(f"`--{name.replace('_', '-')}" in text for name in Settings.model_fields)
+    of_servers = Settings.model_fields.keys() - HOST_SETTINGS
+    assert all(f"`--{name.replace('_', '-')}" in text for name in of_servers)
     assert all(f"`{path}`" in text for path in ("/v1/images/generations", "/v1/task/{task_id}/ws", "/ready", "/"))
 
 
@@ -109,9 +115,9 @@ def test_variables_that_are_named_are_settings(page: Path) -> None:
 
 def test_serving_lists_every_metric_and_no_other() -> None:
     listed = set(re.findall(r"`(zimage_[a-z_]+)`", (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")))
-    counted = re.findall(
-        r"^# TYPE (zimage_\w+) (?:counter|histogram)", Metrics(lambda: None).text().decode(), re.MULTILINE
-    )
+    metrics = Metrics()
+    FleetMetrics(metrics, EventBus("redis://127.0.0.1:1/0", "zimage"), FleetView)
+    counted = re.findall(r"^# TYPE (zimage_\w+) ", metrics.text().decode(), re.MULTILINE)
     counted = [name for name in counted if not name.endswith("_created") and "_process_" not in name]
     sources = " ".join(source("server").values())
     gauges = set(re.findall(r'"(zimage_[a-z_]+)"(?:: |\] = )', sources))

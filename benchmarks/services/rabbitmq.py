@@ -96,7 +96,7 @@ class RabbitMq(Service):
 
     def _environment(self) -> dict[str, str]:
         folder = self.folder
-        erlang = "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1} +S 2:2"
+        erlang = "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1} +S 1:1"
         return {
             **super()._environment(),
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",  # the machine's own settings

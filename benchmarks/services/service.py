@@ -17,7 +17,7 @@ from typing import ClassVar, Self
 
 import psutil
 
-START_TIMEOUT = 60.0  # seconds; RabbitMQ takes 4 on an idle machine
+START_TIMEOUT = 120.0  # seconds; RabbitMQ takes 5 on an idle machine
 STOP_TIMEOUT = 20.0  # seconds
 POLL_DELAY = 0.05  # seconds between two attempts to reach a server that starts
 USER = "zimage"  # of every server

@@ -102,6 +102,19 @@ def read(directory: Path, *, verify: bool = True) -> Manifest:
         PlanMismatch: the manifest has another schema.
         PlanCorrupt: the manifest or a file is damaged.
     """
+    manifest = read_manifest(directory)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda file: _check_file(directory, file, verify), manifest.files))
+    return manifest
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read the manifest of a plan directory, whose other files may be missing: an API replica has no engines.
+
+    Raises:
+        PlanMismatch: the manifest has another schema.
+        PlanCorrupt: the manifest is damaged.
+    """
     raw = (directory / MANIFEST_FILE).read_bytes()
     _check_schema(directory, raw)
     try:
@@ -111,8 +124,6 @@ def read(directory: Path, *, verify: bool = True) -> Manifest:
     _check_complete(directory, manifest)
     if manifest.checksum != _checksum(manifest):
         raise PlanCorrupt(f"{directory / MANIFEST_FILE} was altered after it was written; build again")
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda file: _check_file(directory, file, verify), manifest.files))
     return manifest
 
 

@@ -24,7 +24,7 @@ from server.api.task_schemas import GenerateRequest, Images, Submitted, Task, Ta
 from server.errors import TooManyFollowers
 from server.jobs.job import MAX_SEQUENCE, Job, JobState, StoredImage
 from server.jobs.service import JobEvent, JobService
-from server.jobs.storage.store import HistoryPage
+from server.jobs.storage.history import HistoryPage
 
 MAX_PAGE = 200  # tasks
 MAX_IDS, MAX_ID = 50, 64  # ids of one request, and characters of each with its comma

@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from server.jobs.job import Job
 
@@ -35,16 +36,15 @@ class TicketSender:
         try:
             self._waiting.put_nowait(job)
         except queue.Full:
-            log.warning("no ticket for %s: %d wait already; hosts find the job without it", job.id, MAX_WAITING)
+            log.debug("no ticket for %s: %d wait already; hosts find the job without it", job.id, MAX_WAITING)
 
     def close(self, timeout: float) -> None:
         """Send what waits, for `timeout` seconds at most."""
-        try:
-            self._waiting.put_nowait(None)
-        except queue.Full:
-            return
+        until = time.monotonic() + timeout
+        with suppress(queue.Full):
+            self._waiting.put(None, timeout=timeout)
         if self._thread.is_alive():
-            self._thread.join(timeout)
+            self._thread.join(max(0.0, until - time.monotonic()))
 
     def _run(self) -> None:
         while (job := self._waiting.get()) is not None:

@@ -27,8 +27,9 @@ from server.jobs.service import JobEvent, JobService, ServiceStatus
 from server.jobs.storage.archive import Archive
 from server.jobs.storage.archive_writer import ArchiveWriter
 from server.jobs.storage.async_store import AsyncStore
+from server.jobs.storage.history import HistoryPage
 from server.jobs.storage.image_store import ImageStore
-from server.jobs.storage.store import HistoryPage, JobStore
+from server.jobs.storage.store import JobStore
 from server.jobs.tracker import JobTracker
 from server.jobs.worker_queue import WorkerQueue
 from server.worker.packed_image import PackedImage

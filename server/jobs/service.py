@@ -15,7 +15,7 @@ from server.jobs.follower import JobPreview, Progress
 from server.jobs.job import Job, StoredImage
 from server.jobs.metrics import Metrics
 from server.jobs.rate import Rate
-from server.jobs.storage.store import HistoryPage
+from server.jobs.storage.history import HistoryPage
 from server.jobs.storage.worker_info import WorkerInfo
 from server.worker.packed_image import PackedImage
 

@@ -10,17 +10,20 @@ class FakeImages:
 
     Attributes:
         is_away: True to refuse every call.
+        is_full: True to take no files.
         puts, gets: number of attempts to store and to read a file.
     """
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}
-        self.is_away = False
+        self.is_away = self.is_full = False
         self.puts = self.gets = 0
 
     async def put(self, job: str, name: str, media_type: str, data: bytes) -> None:
         self.puts += 1
         self._require()
+        if self.is_full:
+            raise StoreUnavailable("the image store is full")
         assert media_type == "image/png"
         assert name not in self.files.get(job, {}), "a file was written twice"
         self.files.setdefault(job, {})[name] = data

@@ -4,24 +4,16 @@ Knows no jobs. What differs between the two has a name in braces, such as {now};
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+Row = dict[str, Any]  # values by the names of the columns
 Value = str | bytes | int | float | list[str] | list[int] | None  # lists: PostgreSQL only
 TRANSLATIONS = 512  # statements that are remembered; few have more than one form
-
-
-class Row(Protocol):
-    """A row; values by the names of its columns."""
-
-    def __getitem__(self, name: str, /) -> Any: ...
-
-    def keys(self) -> Any: ...
 
 
 class Lock(IntEnum):
@@ -79,7 +71,7 @@ class Database(ABC):
         self.translated = lru_cache(TRANSLATIONS)(self._translated)
 
     @abstractmethod
-    def rows(self, sql: str, *values: Value) -> Sequence[Row]:
+    def rows(self, sql: str, *values: Value) -> list[Row]:
         """Run a statement, in the thread's transaction if there is one, and return its rows."""
 
     @abstractmethod

@@ -21,6 +21,7 @@ from server.jobs.storage.store import JobStore
 from server.jobs.storage.worker_info import Claimed, Expired, HeartbeatAnswer, JobStatus, QueueLength, WorkerInfo
 from server.worker.packed_image import PackedImage
 
+MIN_WAIT = 0.001  # seconds, of a client that must wait
 MAX_DEAD = 1000  # jobs that `dead` lists
 
 
@@ -189,7 +190,7 @@ class FleetStore(JobStore):
             " coalesce(sum(cost) FILTER (WHERE worker IS NULL), 0) AS cost"
             " FROM jobs WHERE finished IS NULL GROUP BY model, priority, lora ORDER BY model, priority, lora"
         )
-        return [QueueLength(**dict(row)) for row in rows]
+        return [QueueLength(**row) for row in rows]
 
     def hit(self, client: str, amount: int, seconds: int) -> float:
         """Count a request of a client, which may send `amount` in `seconds`; see `RateLimiter`.
@@ -198,16 +199,15 @@ class FleetStore(JobStore):
             0, or the seconds until the next request is allowed; then this one does not count.
         """
         interval = seconds / amount
-        rows = self.database.rows(
-            "WITH hit AS (INSERT INTO rates AS known (client, due) VALUES (?, {now} + ?) ON CONFLICT (client) DO UPDATE"
-            " SET due = greatest(known.due, {now}) + ? WHERE greatest(known.due, {now}) + ? <= {now} + ? RETURNING 1)"
-            " SELECT CASE WHEN EXISTS (SELECT * FROM hit) THEN 0"
-            " ELSE coalesce((SELECT due FROM rates WHERE client = ?), {now}) + ? - {now} - ? END AS wait",
+        counted = self.database.rows(
+            "INSERT INTO rates AS known (client, due) VALUES (?, {now} + ?) ON CONFLICT (client) DO UPDATE"
+            " SET due = greatest(known.due, {now}) + ? WHERE greatest(known.due, {now}) + ? <= {now} + ? RETURNING due",
             *(client, interval, interval, interval, seconds),
-            *(client, interval, seconds),
         )
-        wait: float = rows[0]["wait"]
-        return wait
+        if counted:
+            return 0.0
+        due = self.database.rows("SELECT due - {now} AS seconds FROM rates WHERE client = ?", client)
+        return max(MIN_WAIT, due[0]["seconds"] + interval - seconds) if due else MIN_WAIT  # none: it was just pruned
 
     def prune(self, retention: Retention) -> int:
         """Delete a few of the expired jobs, and what clients spent that are gone; see `JobStore.prune`."""

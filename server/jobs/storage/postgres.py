@@ -6,7 +6,7 @@ server does.
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import psycopg
 from server.errors import StoreUnavailable
 from server.jobs.storage.database import Database, Fragments, Lock, Row, Value
 from server.jobs.storage.postgres_connections import Connection, Connections
-from server.jobs.storage.schema import FLEET_TABLES, READABLE_FROM, TABLES, UPGRADES, VERSION
+from server.jobs.storage.schema import POSTGRES_TABLES, READABLE_FROM, TABLES, UPGRADES, VERSION
 
 log = logging.getLogger(__name__)
 
@@ -69,9 +69,13 @@ class PostgresDatabase(Database):
         self._thread = threading.local()  # its transaction's connection
         self._connections = Connections(url, timeout)
         self._name = f"the job store {self._connections}"
-        self._create_schema()
+        try:
+            self._create_schema()
+        except BaseException:
+            self.close()
+            raise
 
-    def rows(self, sql: str, *values: Value) -> Sequence[Row]:
+    def rows(self, sql: str, *values: Value) -> list[Row]:
         with self._connection() as connection:
             return self._run(connection, sql, values).fetchall()
 
@@ -134,7 +138,7 @@ class PostgresDatabase(Database):
                 return
             if self._has_table("jobs"):
                 raise StoreUnavailable(f"{self._name} is a database of another program; name another one")
-            for statement in (*TABLES, *FLEET_TABLES, SCHEMA_VERSION):
+            for statement in (*TABLES, *POSTGRES_TABLES, SCHEMA_VERSION):
                 self.execute(statement)
             self.execute("INSERT INTO schema_version (version, readable_from) VALUES (?, ?)", VERSION, READABLE_FROM)
 

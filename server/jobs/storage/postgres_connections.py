@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -48,9 +48,8 @@ class Connections:
 
     def __init__(self, url: str, timeout: float) -> None:
         given = _parse(url)
-        self._name = (
-            f"postgresql://{given.get('host', 'localhost')}:{given.get('port', 5432)}/{given.get('dbname', '')}"
-        )
+        host, port = given.get("host", "localhost"), given.get("port", 5432)
+        self._name = f"postgresql://{host}:{port}/{given.get('dbname', '')}"
         defaults = DEFAULTS | {"connect_timeout": max(2, math.ceil(timeout))}
         self._conninfo = make_conninfo(url, **{name: value for name, value in defaults.items() if name not in given})
         self._timeout = timeout
@@ -106,7 +105,10 @@ class Connections:
             ) from error
         limits = f"SET lock_timeout = {round(self._timeout * 1000)}; "
         limits += f"SET idle_in_transaction_session_timeout = {round(STOPPED_SECONDS * 1000)}"
-        connection.execute(limits.encode())
+        with ExitStack() as undo:
+            undo.callback(connection.close)
+            connection.execute(limits.encode())
+            undo.pop_all()
         return connection
 
     def _keep(self, connection: Connection) -> None:

@@ -17,7 +17,7 @@ from engine.request import (
     ImageRequest,
 )
 from server.jobs.job import ImageFile, Job, JobError, JobState, StoredImage
-from server.jobs.storage.database import Row, Value
+from server.jobs.storage.database import Database, Row, Value
 
 ROW_BYTES = 1 << 10  # estimate of a job's row without its request
 SIZE = f"(coalesce({{request_bytes}}, 0) + {ROW_BYTES})"  # bytes of an ended job without its images
@@ -50,7 +50,7 @@ def job_of_row(row: Row) -> Job:
     A damaged row is a failed job with the error job_damaged, so that it hides no other job.
     """
     try:
-        values = dict(row) | {name: msgspec.json.decode(row[name]) for name in JSON_COLUMNS}
+        values = row | {name: msgspec.json.decode(row[name]) for name in JSON_COLUMNS}
         if row["durable"] in (0, 1):
             values["durable"] = bool(row["durable"])
         job = msgspec.convert(values, Job)
@@ -62,7 +62,7 @@ def job_of_row(row: Row) -> Job:
 
 def _check(job: Job, row: Row) -> None:
     """Raise ValueError if the values of a row contradict each other, or could never have been stored."""
-    for text in dict(row).values():
+    for text in row.values():
         if isinstance(text, str):
             text.encode()  # raises for what was no UTF-8
     times = [time for time in (job.created, job.deadline, job.started, job.finished) if time is not None]
@@ -113,6 +113,28 @@ def _failed(row: Row, message: str) -> Job:
 def _readable(value: Value) -> str:
     """Return a text that can be sent; an empty one for anything else."""
     return value if isinstance(value, str) and value.isascii() else ""
+
+
+def insert_image(database: Database, id: str, image: StoredImage) -> int:
+    """Insert the row of an image, unless there is one with its index; return the bytes of the image.
+
+    A later file takes the place of an earlier one, which is lost if the image was generated again.
+    """
+    size = 0 if image.file is None else image.file.bytes
+    database.execute(
+        "INSERT INTO images (job, number, media_type, metadata, data, file, file_bytes)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (job, number) DO UPDATE SET"
+        " metadata = excluded.metadata, file = excluded.file, file_bytes = excluded.file_bytes"
+        " WHERE images.file IS NOT NULL AND excluded.file IS NOT NULL",
+        id,
+        image.index,
+        image.media_type,
+        to_json(image.metadata),
+        image.data,
+        None if image.file is None else image.file.name,
+        size,
+    )
+    return len(image.data) + size
 
 
 def image_of_row(row: Row) -> StoredImage | None:

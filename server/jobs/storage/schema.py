@@ -76,7 +76,10 @@ TABLES = (
     INIT_IMAGES,
     DELETED_IMAGES,
 )
-FLEET_TABLES = (
+POSTGRES_TABLES = (
+    # images do not get smaller
+    "ALTER TABLE images ALTER data SET STORAGE EXTERNAL",
+    "ALTER TABLE init_images ALTER data SET STORAGE EXTERNAL",
     """CREATE TABLE workers (
         id TEXT NOT NULL PRIMARY KEY,
         info TEXT NOT NULL, -- a WorkerInfo

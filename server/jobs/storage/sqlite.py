@@ -7,7 +7,7 @@ import logging
 import os
 import sqlite3
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -80,9 +80,12 @@ class SqliteDatabase(Database):
                 self.connection.close()
                 raise
 
-    def rows(self, sql: str, *values: Value) -> Sequence[Row]:
+    def rows(self, sql: str, *values: Value) -> list[Row]:
         with _explained(self._name):
-            return self.connection.execute(self.translated(sql), values).fetchall()
+            cursor = self.connection.execute(self.translated(sql), values)
+            names = [name for name, *_ in cursor.description or ()]
+            # not sqlite3.Row, which searches its columns for each name
+            return [dict(zip(names, row, strict=True)) for row in cursor]
 
     def execute(self, sql: str, *values: Value) -> int:
         with _explained(self._name):
@@ -177,7 +180,6 @@ def _connect(path: Path | None, busy_timeout: float) -> sqlite3.Connection:
             path or ":memory:", timeout=busy_timeout, isolation_level=None, check_same_thread=False
         )
         undo.callback(connection.close)
-        connection.row_factory = sqlite3.Row
         # keeps bytes that are no UTF-8, since an error would be of the whole query, not of its damaged row
         connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # first: it cannot be changed once there is a page

@@ -5,7 +5,7 @@ Knows rows and transactions; neither workers nor HTTP.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from engine.images.metadata import ImageMetadata
@@ -13,6 +13,7 @@ from server.errors import IdempotencyKeyReused
 from server.jobs.job import MAX_SEQUENCE, Job, JobError, JobState, StoredImage
 from server.jobs.storage.database import Database, Value, placeholders
 from server.jobs.storage.deleted_jobs import DeletedJobs
+from server.jobs.storage.history import HistoryPage, read_jobs, read_metadata, read_page
 from server.jobs.storage.open_database import open_database
 from server.jobs.storage.pruning import Pruner
 from server.jobs.storage.repair import repair
@@ -21,10 +22,8 @@ from server.jobs.storage.rows import (
     COLUMNS,
     SIZE,
     SIZE_WITH_IMAGES,
-    STORED,
     image_of_row,
-    job_of_row,
-    metadata_of,
+    insert_image,
     owned_by,
     row_of_job,
     to_json,
@@ -35,23 +34,12 @@ from server.worker.packed_image import PackedImage
 SERVER_RESTARTED = JobError(
     "server_restarted", "The server was restarted before the images were generated; send the request again."
 )
-PAGE_BYTES = 1 << 20  # of the requests of one page of the history
+INSERT = (
+    f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({placeholders(len(COLUMNS))})"
+    " ON CONFLICT DO NOTHING RETURNING sequence"
+)
 # not before the start, even if the clock was set back
 END = "{greatest}({now}, coalesce(created, 0), coalesce(started, 0))"
-
-
-@dataclass(frozen=True, slots=True)
-class HistoryPage:
-    """Jobs, newest first.
-
-    Attributes:
-        metadata: of the images so far, by job.
-        has_more: True if there are older jobs.
-    """
-
-    jobs: list[Job]
-    metadata: dict[str, list[ImageMetadata]]
-    has_more: bool
 
 
 class JobStore:
@@ -109,16 +97,12 @@ class JobStore:
             IdempotencyKeyReused: the key is known with another fingerprint.
         """
         with self.database.transaction():
-            return self.find_by_key(job) or self._insert(job, init_image)
+            return self._insert(job, init_image)
 
     def _insert(self, job: Job, init_image: PackedImage | None) -> Job:
-        """Insert a job, or return the one that another process has added since `find_by_key`. In a transaction."""
+        """Insert a job, or return the one with its key or id. In a transaction."""
         assert job.state is JobState.QUEUED and job.image_count > 0 and job.owner != ""
-        added = self.database.rows(
-            f"INSERT INTO jobs ({', '.join(COLUMNS)}) VALUES ({placeholders(len(COLUMNS))})"
-            " ON CONFLICT DO NOTHING RETURNING sequence",
-            *row_of_job(job),
-        )
+        added = self.database.rows(INSERT, *row_of_job(job))
         if not added:
             known = self.find_by_key(job) or self.get(job.id)
             assert known is not None
@@ -161,23 +145,13 @@ class JobStore:
             owner: None for the jobs without an owner.
         """
         end = MAX_SEQUENCE if before is None else before
-        return self._page(*owned_by(owner), end, limit)
+        return read_page(self.database, *owned_by(owner), end, limit)
 
     def find(self, ids: Sequence[str]) -> HistoryPage:
         """Return those of some jobs that exist, newest first; fewer if their requests have more than PAGE_BYTES."""
         if not ids:
             return HistoryPage([], {}, has_more=False)
-        return self._page(f"id IN ({placeholders(len(ids))})", tuple(ids), MAX_SEQUENCE, len(ids))
-
-    def _page(self, which: str, values: tuple[Value, ...], end: int, limit: int) -> HistoryPage:
-        """Return the newest jobs before a sequence that a condition holds for."""
-        older = f"FROM jobs WHERE {which} AND sequence < ?"
-        newest = f"SELECT sequence, {SIZE} AS size {older} ORDER BY sequence DESC LIMIT ?"
-        up_to = f"SELECT sequence, sum(size) OVER (ORDER BY sequence DESC) - size AS newer FROM ({newest}) AS newest"
-        fitting = f"SELECT sequence FROM ({up_to}) AS up_to WHERE newer < {PAGE_BYTES}"
-        jobs = self._jobs(f"WHERE sequence IN ({fitting}) ORDER BY sequence DESC", *values, end, limit)
-        has_more = bool(jobs) and bool(self.database.rows(f"SELECT id {older} LIMIT 1", *values, jobs[-1].sequence))
-        return HistoryPage(jobs, {job.id: self.metadata(job.id) for job in jobs}, has_more)
+        return read_page(self.database, f"id IN ({placeholders(len(ids))})", tuple(ids), MAX_SEQUENCE, len(ids))
 
     def start(self, id: str) -> bool:
         """Set a queued job to running and count an attempt. False: it is not queued, so do not generate it."""
@@ -215,32 +189,16 @@ class JobStore:
         return self._end(id, JobState.CANCELLED)
 
     def add_image(self, id: str, image: StoredImage) -> bool:
-        """Store an image, unless there is one with its index. False: the job has ended or is unknown.
-
-        A later file takes the place of an earlier one, which is lost if the image was generated again.
-        """
-        size = 0 if image.file is None else image.file.bytes
+        """Store an image, unless there is one with its index. False: the job has ended or is unknown."""
         with self.database.transaction():
-            expected = self._image_count(id)
+            expected = self._image_count(id, "{for_update}")  # so that the job does not end before its image is there
             if expected is None:
                 if image.file is not None and self.get(id) is None:  # deleted while the file was written
                     self.deleted.add(id)
                 return False
             assert 0 <= image.index < expected
-            self.database.execute(
-                "INSERT INTO images (job, number, media_type, metadata, data, file, file_bytes)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (job, number) DO UPDATE SET"
-                " metadata = excluded.metadata, file = excluded.file, file_bytes = excluded.file_bytes"
-                " WHERE images.file IS NOT NULL AND excluded.file IS NOT NULL",
-                id,
-                image.index,
-                image.media_type,
-                to_json(image.metadata),
-                image.data,
-                None if image.file is None else image.file.name,
-                size,
-            )
-        self.bytes_since_prune += len(image.data) + size
+            added = insert_image(self.database, id, image)
+        self.bytes_since_prune += added
         return True
 
     def images(self, id: str) -> list[StoredImage]:
@@ -252,8 +210,7 @@ class JobStore:
 
     def metadata(self, id: str) -> list[ImageMetadata]:
         """Return the metadata of the images so far, by index, without reading the images."""
-        rows = self.database.rows("SELECT metadata FROM images WHERE job = ? ORDER BY number", id)
-        return [metadata for row in rows if (metadata := metadata_of(row["metadata"]))]
+        return read_metadata(self.database, id)
 
     def init_image(self, id: str) -> PackedImage | None:
         """Return the packed image that a job begins with; None if there is none, or its row is damaged."""
@@ -306,9 +263,9 @@ class JobStore:
         """Return the values of `_changeable`."""
         return (id,)
 
-    def _image_count(self, id: str) -> int | None:
+    def _image_count(self, id: str, lock: str = "") -> int | None:
         """Return the number of images that an unfinished job asks for; None for other jobs."""
-        sql = f"SELECT image_count FROM jobs WHERE {self._changeable} AND finished IS NULL {{for_update}}"
+        sql = f"SELECT image_count FROM jobs WHERE {self._changeable} AND finished IS NULL {lock}"
         rows = self.database.rows(sql, *self._keys(id))
         return rows[0]["image_count"] if rows else None
 
@@ -327,7 +284,7 @@ class JobStore:
         return bool(ended)
 
     def _jobs(self, which: str, *values: Value) -> list[Job]:
-        return [job_of_row(row) for row in self.database.rows(f"SELECT *, {STORED} FROM jobs {which}", *values)]
+        return read_jobs(self.database, which, *values)
 
     def _images(self, which: str, *values: Value) -> list[StoredImage]:
         rows = self.database.rows(f"SELECT * FROM images {which}", *values)

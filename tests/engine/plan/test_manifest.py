@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import PlanCorrupt, PlanError, PlanMismatch, PlanNotFound, UnsupportedShape
-from engine.plan.directory import CURRENT, MANIFEST_FILE, encode, read, resolve, sha256
+from engine.plan.directory import CURRENT, MANIFEST_FILE, encode, read, read_manifest, resolve, sha256
 from engine.plan.manifest import SCHEMA_VERSION, File, GraphName, Manifest, MergedLora, Profile, Target, padded
 from engine.size import Size
 
@@ -421,3 +421,15 @@ def test_chosen_profile_is_the_smallest_that_covers_the_shape(
 def test_padded_is_the_next_multiple_of_32(tokens: int) -> None:
     assert padded(tokens) % 32 == 0
     assert 0 <= padded(tokens) - tokens < 32
+
+
+def test_manifest_can_be_read_without_the_plans_and_is_still_checked(plans: Path) -> None:
+    whole = read(plans)
+    for file in whole.files:
+        (plans / file.path).unlink()
+    assert read_manifest(plans) == whole
+    with pytest.raises(PlanCorrupt, match="is missing"):
+        read(plans, verify=False)
+    edit(plans, '"fp16"', '"fp32"')
+    with pytest.raises(PlanCorrupt, match="was altered"):
+        read_manifest(plans)

@@ -22,7 +22,8 @@ from fakes.services import PostgreSql, Redis
 
 from server.api.access import AccessPolicy
 from server.app import AppOptions
-from server.fleet.service import FleetOptions
+from server.fleet.fleet_options import FleetOptions
+from server.jobs.admission import Limits
 
 SLOW = {"prompt": "a cat", "num_images": 3, "num_inference_steps": 50}  # half a second an image
 
@@ -135,6 +136,20 @@ def test_replicas_count_the_rate_of_a_client_together(two: tuple[httpx.Client, h
     headers, body = {"x-api-key": "limited"}, {"prompt": "a cat", "num_inference_steps": 1}
     codes = [two[n % 2].post("/v1/generate", json=body, headers=headers).status_code for n in range(34)]
     assert codes.count(200) == 30 and codes[-4:] == [429] * 4
+
+
+def test_bound_of_the_queue_holds_over_replicas(services: FleetServices) -> None:
+    fleet, app = new_options(services), AppOptions(AccessPolicy())
+    with ExitStack() as stack:
+        jobs = [replica(fleet, MANIFEST, Limits(queue=8)) for _ in range(2)]
+        urls = [stack.enter_context(running(each, app)) for each in jobs]
+        threads = stack.enter_context(ThreadPoolExecutor(8))
+
+        def accepted(number: int) -> int:
+            return httpx.post(urls[number % 2] + "/v1/generate", json={"prompt": "a cat"}, timeout=20).status_code
+
+        codes = list(threads.map(accepted, range(24)))
+    assert codes.count(200) == 6 and codes.count(429) == 18  # of one address; two places are for others
 
 
 def test_health_lists_hosts_and_devices_and_metrics_tell_of_the_fleet(two: tuple[httpx.Client, httpx.Client]) -> None:

@@ -18,8 +18,9 @@ from server.jobs.follower import JobPreview, Progress
 from server.jobs.job import Job, JobState, StoredImage, new_id
 from server.jobs.job_events import MAX_FOLLOWERS
 from server.jobs.storage.archive import Archive
+from server.jobs.storage.history import HistoryPage
 from server.jobs.storage.retention import Retention
-from server.jobs.storage.store import HistoryPage, JobStore
+from server.jobs.storage.store import JobStore
 from server.worker import messages
 from server.worker.packed_image import PackedImage
 

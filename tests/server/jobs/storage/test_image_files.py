@@ -245,18 +245,41 @@ def test_files_are_deleted_after_their_job_even_if_the_image_store_was_away(data
     play(database, restart, images)
 
 
+async def deleted(store: AsyncStore, images: FakeImages) -> None:
+    """Wait until no deleted job may have files."""
+    while images.files or await store.call(store.store.deleted.listed):
+        await asyncio.sleep(0.01)
+
+
 def test_file_that_arrives_after_its_job_was_deleted_is_deleted(database: Path | str) -> None:
     async def story(store: AsyncStore, images: FakeImages) -> None:
         id = await started(store)
-        images.is_away = True
+        images.is_full = True
         store.add_image(id, image())
         await settled(store, images, attempts=1)
         await store.call(store.store.cancel, id)
-        images.is_away = False
-        assert await store.call(store.store.delete, id)
+        assert await store.delete(id)
+        await deleted(store, images)
+        images.is_full = False
         await store.flush()
-        while images.files or await store.call(store.store.deleted.listed):
-            await asyncio.sleep(0.01)
+        await deleted(store, images)
+
+    play(database, story)
+
+
+def test_file_that_arrives_after_the_end_of_its_job_is_deleted_with_it(database: Path | str) -> None:
+    async def story(store: AsyncStore, images: FakeImages) -> None:
+        id = await started(store)
+        images.is_full = True
+        store.add_image(id, image())
+        await settled(store, images, attempts=1)
+        await store.call(store.store.cancel, id)
+        images.is_full = False
+        await store.flush()
+        assert len(images.files[id]) == 1
+        assert await store.images(id) == []
+        assert await store.delete(id)
+        await deleted(store, images)
 
     play(database, story)
 

@@ -74,9 +74,11 @@ class StoreMachine(RuleBasedStateMachine):
         )
         same = [j for j in self.jobs.values() if key and (j.owner, j.idempotency_key) == (owner, key)]
         if not same:
+            added = self.store.add(new)
+            assert added == replace(new, sequence=added.sequence)
+            assert added.sequence > max((known.sequence for known in self.jobs.values()), default=0)
             self.accepted += 1
-            self.jobs[new.id], self.generated[new.id] = replace(new, sequence=self.accepted), {}
-            assert self.store.add(new) == self.jobs[new.id]
+            self.jobs[new.id], self.generated[new.id] = added, {}
             return new.id
         if same[0].fingerprint == fingerprint:
             assert self.store.add(new) == same[0]

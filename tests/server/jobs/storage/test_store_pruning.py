@@ -118,7 +118,7 @@ def test_owner_within_an_equal_share_loses_no_done_job(jobs: list[tuple[str | No
                 store.cancel(store.add(job(owner=owner, request=ImageRequest("x" * (kb << 10)))).id)
         while store.prune(by_size(max_kb << 10)):
             pass
-        ((left,),) = store.database.rows("SELECT ifnull(sum(bytes), 0) FROM jobs")
+        left = store.database.rows("SELECT coalesce(sum(bytes), 0) AS bytes FROM jobs")[0]["bytes"]
         assert left <= max_kb << 10
         for id, owner in done.items():
             assert store.get(id) or used[owner] > (max_kb << 10) / len(used)
