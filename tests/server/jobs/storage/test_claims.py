@@ -69,6 +69,15 @@ def test_jobs_are_claimed_until_their_missing_images_are_enough(fleet: FleetStor
     assert claim(fleet, 3) == ids[2:]
 
 
+def test_finished_images_do_not_count_as_claimed(fleet: FleetStore) -> None:
+    nearly_done, other = (fleet.add(job(images, model="nano")).id for images in (3, 1))
+    assert claim(fleet) == [nearly_done]
+    for index in (0, 1):
+        fleet.held_by("host").add_image(nearly_done, image(index))
+    fleet.release(nearly_done, "host", refund_attempt=True)
+    assert claim(fleet, 2) == [nearly_done, other]
+
+
 @pytest.mark.parametrize(
     ("fields", "is_claimed"),
     [
