@@ -9,12 +9,13 @@ asked for. The exit status is 1 if not.
 
 import argparse
 import asyncio
-import math
+import os
 import random
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -22,10 +23,10 @@ from typing import Any, get_args
 
 from benchmarks.fleet import faults, records
 from benchmarks.fleet.accounting import Accounts
-from benchmarks.fleet.cases import DEADLY, Clients, Pace, figures, run_case, settle
+from benchmarks.fleet.cases import DEADLY, Pace, run_case, storm
 from benchmarks.fleet.logs import tracebacks
 from benchmarks.fleet.recovery import Recovery
-from benchmarks.fleet.site import Broker, Images, Plan, Site, running
+from benchmarks.fleet.site import Broker, Images, Site, SiteOptions, missing, running
 from benchmarks.harness.arguments import count, positive
 from benchmarks.harness.report import finish
 
@@ -50,28 +51,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Cause the faults; exit with 1 if a promise was broken."""
-    results: list[dict[str, Any]] = []
-    logs: dict[str, dict[str, int]] = {}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # with namespaces and mounts removed
+    figures: dict[str, Any] = {
+        "clients": args.clients,
+        "soak_minutes": args.soak,
+        "load_average": os.getloadavg()[0],  # times measured on a busy machine mean little
+        "cases": [],
+        "tracebacks": {},
+    }
     for broker, images in SITES:
-        if broker not in args.brokers or (args.soak and images != "database"):
-            continue
         names = _names(images, args.faults or NAMES)
-        if not names:
+        if broker not in args.brokers or not names or (args.soak and images != "database"):
+            continue
+        options = SiteOptions(broker, images, clients=args.clients)
+        if lacking := missing(options):
+            print(f"{broker}, images in {images}: skipped, since this machine lacks {lacking}", flush=True)
             continue
         with ExitStack() as opened:
-            folder = _folder(opened, args.keep, f"{broker}-{images}")
-            plan = Plan(broker, images, clients=args.clients)
-            site = opened.enter_context(running(plan, folder))
-            print(f"{broker}, images in {images}: {len(plan.keys)} clients", flush=True)
-            if args.soak:
-                found = [asyncio.run(soak(site, plan, args.soak * 60, args.seed))]
-            else:
-                found = [_run_one(site, plan, name, args.seed + number) for number, name in enumerate(names)]
-            results += [row | {"broker": broker, "images": images} for row in found]
-            logs[f"{broker}-{images}"] = _tracebacks(site)
-    finish("fleet-faults", {"clients": args.clients, "soak_minutes": args.soak, "cases": results, "tracebacks": logs})
-    if any(row.get("broken") for row in results):
+            site = opened.enter_context(running(options, _folder(opened, args.keep, f"{broker}-{images}")))
+            print(f"{broker}, images in {images}: {args.clients} clients", flush=True)
+            found = _cases(site, options, names, args.soak and args.soak * 60, args.seed)
+            figures["cases"] += [row | {"broker": broker, "images": images} for row in found]
+            figures["tracebacks"][f"{broker}-{images}"] = _tracebacks(site)
+    finish("fleet-faults", figures)
+    if any(row.get("broken") for row in figures["cases"]):
         sys.exit(1)
+
+
+def _cases(
+    site: Site, options: SiteOptions, names: Sequence[str], soak_seconds: float | None, seed: int
+) -> list[dict[str, Any]]:
+    """Return the figures of a soak, or of each fault; a job must not change after its case, either."""
+    if soak_seconds is not None:
+        return [soak(site, options, soak_seconds, seed)]
+    found = [_run_one(site, options, name, seed + number) for number, name in enumerate(names)]
+    accounts = Accounts()
+    counted = records.check(records.read(site.urls.database), accounts)
+    print(f"  afterwards: {counted}; broken: {dict(accounts.broken) or 'none'}", flush=True)
+    return [*found, {"fault": "afterwards", "records": counted, "broken": dict(accounts.broken)}]
 
 
 def _names(images: Images, chosen: Sequence[str]) -> list[str]:
@@ -98,38 +115,27 @@ def _folder(opened: ExitStack, keep: Path | None, name: str) -> Path:
     return keep / name
 
 
-def _run_one(site: Site, plan: Plan, name: str, seed: int) -> dict[str, Any]:
+def _run_one(site: Site, options: SiteOptions, name: str, seed: int) -> dict[str, Any]:
     possible = {fault.__name__ for fault in faults.possible(site)} | DEADLY.keys()
     if name not in possible:
-        print(
-            f"  {name:16} skipped: this machine has no network namespaces, libfaketime or S3 server for it", flush=True
-        )
+        print(f"  {name:16} skipped: this machine has no network namespaces, or no libfaketime", flush=True)
         return {"fault": name, "skipped": True}
-    found = asyncio.run(run_case(site, name, plan.keys, seed, Pace()))
+    found = asyncio.run(run_case(site, name, options.keys, seed, Pace()))
     _print(name, found)
     return {"fault": name} | found
 
 
-async def soak(site: Site, plan: Plan, seconds: float, seed: int) -> dict[str, Any]:
-    """Cause random faults while clients work; return the figures, with the recovery from each fault."""
-    accounts, rng = Accounts(may_fail=("worker_lost",)), random.Random(seed)
-    windows: list[tuple[str, float, float]] = []
-    until = time.monotonic() + seconds
-    async with Clients(site, plan.keys, accounts, seed) as clients:
+def soak(site: Site, options: SiteOptions, seconds: float, seed: int) -> dict[str, Any]:
+    """Cause random faults for some time; return the figures, with the recovery from each fault."""
+    rng, until = random.Random(seed), time.monotonic() + seconds
+
+    def random_faults() -> Iterator[faults.Fault]:
         while time.monotonic() < until:
-            await asyncio.sleep(rng.uniform(*SOAK_PAUSE))
-            fault = rng.choice(faults.possible(site))
-            began = time.monotonic()
-            await fault(site, rng)
-            windows.append((fault.__name__, began, time.monotonic()))
-        await clients.finish()
-    await settle(site, accounts)
-    counted = records.check(records.read(site.links.database), accounts)
-    ends = [*(began for _, began, _ in windows[1:]), math.inf]
-    recoveries = [Recovery.of(*window, accounts.requests, end) for window, end in zip(windows, ends, strict=True)]
-    found = figures(accounts) | {"fault": "soak", "records": counted, "recoveries": list(map(asdict, recoveries))}
+            yield rng.choice(faults.possible(site))
+
+    found, recoveries = asyncio.run(storm(site, random_faults(), options.keys, seed, SOAK_PAUSE))
     _print_soak(found, recoveries)
-    return found
+    return found | {"fault": "soak", "recoveries": list(map(asdict, recoveries))}
 
 
 def _print(name: str, found: dict[str, Any]) -> None:
@@ -153,7 +159,7 @@ def _print_soak(found: dict[str, Any], recoveries: Sequence[Recovery]) -> None:
         those = [recovery for recovery in recoveries if recovery.fault == name]
         slowest, gap = max(one.all_ended for one in those), max(one.longest_gap for one in those)
         print(f"  {name:16} {len(those):2} times: all ended after {slowest:5.1f} s, longest gap {gap:5.1f} s")
-    print(f"  broken: {found['broken'] or 'none'}", flush=True)
+    print(f"  largest MiB: {found['largest_mib']}; broken: {found['broken'] or 'none'}", flush=True)
     for note in found["notes"]:
         print(f"    {note}", flush=True)
 

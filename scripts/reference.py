@@ -25,7 +25,8 @@ from server.api.openai_schemas import ImagesRequest
 from server.api.task_schemas import GenerateRequest
 from server.app import probes
 from server.settings import Settings
-from server.settings_sources import SERVE
+from server.settings_sources import SERVE, Command
+from server.worker_cli import WORK
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "serving.md"
 NONE = ""  # what an empty cell holds
@@ -49,7 +50,8 @@ def rewritten(page: str) -> str:
         "endpoints": table(("Method", "Path", "Key", "What it does"), endpoints()),
         "images-fields": table(("Field", "Type", "Default", "Notes"), fields(ImagesRequest)),
         "tasks-fields": table(("Field", "Type", "Default", "Notes"), fields(GenerateRequest)),
-        "settings": table(("Flag", "Default", "What it does"), settings()),
+        "settings": table(("Flag", "Default", "What it does"), settings(SERVE)),
+        "worker-settings": table(("Flag", "Default", "What it does"), settings(WORK)),
     }
 
     def replace(match: re.Match[str]) -> str:
@@ -125,10 +127,11 @@ def kind(schema: dict[str, Any]) -> str:
     return str(name)
 
 
-def settings() -> Iterator[Sequence[str]]:
-    """Flag, default and description of each setting."""
-    for name in SERVE.settings:
-        field = Settings.model_fields[name]
+def settings(command: Command) -> Iterator[Sequence[str]]:
+    """Flag, default and description of each setting of a command."""
+    for name, field in Settings.model_fields.items():
+        if name not in command.settings:
+            continue
         flag = f"--{name.replace('_', '-')}"
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         if field.annotation is bool:

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _serve_replica(sock: socket.socket, manifest: Manifest, given: Settings, options: ServerOptions) -> None:
-    from server.fleet.service import FleetOptions  # not at the top: servers without a fleet lack its packages
+    from server.fleet.fleet_options import FleetOptions  # not at the top: servers without a fleet lack its packages
 
     assert given.broker is not None and isinstance(given.database, str)
     serve_replica(sock, manifest, FleetOptions(given.broker, given.database, given.fleet), options)

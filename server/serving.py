@@ -36,7 +36,7 @@ from server.worker.supervisors import Supervisors, WorkerCommand
 
 if TYPE_CHECKING:
     from server.app import AppOptions
-    from server.fleet.service import FleetOptions
+    from server.fleet.fleet_options import FleetOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,11 @@
 """One fault while clients work, and the account of it: what was accepted, how it ended, and how long that took."""
 
 import asyncio
+import math
 import random
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 from benchmarks.fleet import faults, records
 from benchmarks.fleet.accounting import Accounts
 from benchmarks.fleet.client import Client
+from benchmarks.fleet.faults import Fault
 from benchmarks.fleet.recovery import Recovery
 from benchmarks.fleet.site import SIDE, Site
 from benchmarks.fleet.timed_loop import HANG_PROMPT, KILL_PROMPT
@@ -35,7 +38,9 @@ class Clients:
 
     def __init__(self, site: Site, keys: Sequence[str], accounts: Accounts, seed: int) -> None:
         self.accounts = accounts
-        self._clients = [Client(site.deployment.urls, key, accounts, seed + number) for number, key in enumerate(keys)]
+        self._clients = [
+            Client(site.deployment.urls, key, accounts, seed * len(keys) + number) for number, key in enumerate(keys)
+        ]
         self._is_stopping = False
         self._running: list[asyncio.Task[None]] = []
         self._opened = AsyncExitStack()
@@ -77,7 +82,7 @@ async def run_case(site: Site, name: str, keys: Sequence[str], seed: int, pace: 
     Args:
         name: of the fault, in `faults.ALL` or DEADLY.
     """
-    accounts, known = Accounts(), set(await asyncio.to_thread(records.read, site.links.database))
+    accounts, known = Accounts(), set(await asyncio.to_thread(records.read, site.urls.database))
     async with Clients(site, keys, accounts, seed) as clients:
         await asyncio.sleep(pace.before)
         began = time.monotonic()
@@ -92,16 +97,44 @@ async def run_case(site: Site, name: str, keys: Sequence[str], seed: int, pace: 
     if recovery.all_ended > BOUND:
         accounts.break_promise("late", f"the last job under way ended {recovery.all_ended:.1f} s after the fault")
     await settle(site, accounts)
-    everything = await asyncio.to_thread(records.read, site.links.database)
+    everything = await asyncio.to_thread(records.read, site.urls.database)
     counted = records.check({job: record for job, record in everything.items() if job not in known}, accounts)
     return figures(accounts) | {"recovery": asdict(recovery), "records": counted}
+
+
+async def storm(
+    site: Site, chosen: Iterable[Fault], keys: Sequence[str], seed: int, pause: tuple[float, float]
+) -> tuple[dict[str, Any], list[Recovery]]:
+    """Cause one fault after the other while clients work; return the figures and the recovery from each fault.
+
+    A job that was hit by several faults may end as `worker_lost`.
+
+    Args:
+        pause: shortest and longest time before a fault, seconds.
+    """
+    accounts, rng = Accounts(may_fail=("worker_lost",)), random.Random(seed)
+    windows: list[tuple[str, float, float]] = []
+    memory: Counter[str] = Counter()
+    async with Clients(site, keys, accounts, seed) as clients:
+        for fault in chosen:
+            await asyncio.sleep(rng.uniform(*pause))
+            memory |= site.memory()
+            began = time.monotonic()
+            await fault(site, rng)
+            windows.append((fault.__name__, began, time.monotonic()))
+        await clients.finish()
+    await settle(site, accounts)
+    counted = records.check(await asyncio.to_thread(records.read, site.urls.database), accounts)
+    ends = [*(began for _, began, _ in windows[1:]), math.inf]
+    recoveries = [Recovery.of(*window, accounts.requests, end) for window, end in zip(windows, ends, strict=True)]
+    return figures(accounts) | {"records": counted, "largest_mib": dict(memory)}, recoveries
 
 
 async def settle(site: Site, accounts: Accounts) -> None:
     """Wait until all processes serve and every job has ended, as cancelled ones may after their clients left."""
     await site.deployment.wait_until_ready()
     deadline = time.monotonic() + SETTLE_SECONDS
-    while left := await asyncio.to_thread(records.unfinished_jobs, site.links.database):
+    while left := await asyncio.to_thread(records.unfinished_jobs, site.urls.database):
         if time.monotonic() > deadline:
             accounts.break_promise("jobs without an end", f"{len(left)} after {SETTLE_SECONDS:.0f} s: {left[:3]}")
             return

@@ -106,7 +106,7 @@ def embedded(setup: Setup, workers: int) -> Deployment:
 
 
 @dataclass(frozen=True, slots=True)
-class Links:
+class SharedUrls:
     """URLs that the processes of a fleet share; `images` is that of a store of images, if not the database."""
 
     broker: str
@@ -118,7 +118,7 @@ class Links:
         return ["--broker", self.broker, "--database", self.database, *images]
 
 
-def fleet(setup: Setup, links: Links, replicas: int, hosts: int, first_host: str = "127.0.0.1") -> Deployment:
+def fleet(setup: Setup, urls: SharedUrls, replicas: int, hosts: int, first_host: str = "127.0.0.1") -> Deployment:
     """Return a fleet in which every host has one worker.
 
     Args:
@@ -126,14 +126,14 @@ def fleet(setup: Setup, links: Links, replicas: int, hosts: int, first_host: str
     """
     addresses = [first_host, *["127.0.0.1"] * hosts]
     return Deployment(
-        [setup.server(f"replica-{number}", *links.options()) for number in range(replicas)],
-        [host(setup, links, f"host-{number}", addresses[number]) for number in range(hosts)],
+        [setup.server(f"replica-{number}", *urls.options()) for number in range(replicas)],
+        [host(setup, urls, f"host-{number}", addresses[number]) for number in range(hosts)],
     )
 
 
-def host(setup: Setup, links: Links, name: str, address: str) -> Program:
+def host(setup: Setup, urls: SharedUrls, name: str, address: str) -> Program:
     """Return a `zimage-worker` that is not started yet."""
     port = free_port()
     probes = ["--metrics-host", address, "--metrics-port", str(port)]
-    options = [*links.options(), "--devices", "cpu:1", "--threads", str(setup.threads), *probes]
+    options = [*urls.options(), "--devices", "cpu:1", "--threads", str(setup.threads), *probes]
     return Program(name, setup.command("server.worker_cli", *options), f"http://{address}:{port}", setup.folder)

@@ -19,6 +19,7 @@ from benchmarks.services.service import Service
 RESTART_DELAY = 2.0  # seconds until an orchestrator starts a process again
 OUTAGE = 4.0  # seconds without a broker, a database or S3
 BEYOND_LEASE = 15.0  # seconds; longer than a worker host holds a job without renewing its lease
+SKEWED = 15.0  # seconds with another clock
 COPIES = 3  # of every ticket that is delivered again
 
 Fault = Callable[[Site, random.Random], Awaitable[None]]
@@ -85,7 +86,8 @@ async def cut_both(site: Site, _: random.Random) -> None:
 
 async def deliver_again(site: Site, _: random.Random) -> None:
     """Send copies of the tickets of all unfinished jobs."""
-    site.send_tickets(COPIES * await asyncio.to_thread(records.unfinished_jobs, site.links.database))
+    jobs = await asyncio.to_thread(records.unfinished_jobs, site.urls.database)
+    await asyncio.to_thread(site.send_tickets, COPIES * jobs)
 
 
 async def clock_ahead(site: Site, _: random.Random) -> None:
@@ -177,9 +179,9 @@ async def _cut(site: Site, *links: int) -> None:
 
 
 async def _skew(site: Site, offset: str) -> None:
-    """Change the clock of one replica and one host for longer than a lease."""
+    """Change the clock of one replica and one host."""
     site.set_clock(offset)
     try:
-        await asyncio.sleep(BEYOND_LEASE)
+        await asyncio.sleep(SKEWED)
     finally:
         site.set_clock("+0")

@@ -59,14 +59,6 @@ def install(url: str) -> None:
         connection.execute(TRIGGERS)
 
 
-def unfinished(url: str) -> int:
-    """Return the number of jobs without an end."""
-    with psycopg.connect(url) as connection:
-        row = connection.execute("SELECT count(*) FROM jobs WHERE finished IS NULL").fetchone()
-    assert row is not None
-    return int(row[0])
-
-
 def unfinished_jobs(url: str) -> list[str]:
     """Return the ids of the jobs without an end."""
     with psycopg.connect(url) as connection:

@@ -1,15 +1,19 @@
 """A fleet with everything around it: database, broker, namespace, disk, S3, clock. Knows no faults and no clients."""
 
+import os
 import subprocess
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
 from benchmarks.faults.server import FAKETIME
 from benchmarks.fleet import records
-from benchmarks.fleet.deployment import Deployment, Links, Setup, fleet
+from benchmarks.fleet.deployment import Deployment, Setup, SharedUrls, fleet
 from benchmarks.fleet.network import Network
 from benchmarks.fleet.plans import write_plans
 from benchmarks.fleet.program import clock
@@ -31,7 +35,7 @@ Images = Literal["database", "folder", "s3"]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SiteOptions:
     """What to set up.
 
     Attributes:
@@ -59,8 +63,8 @@ class SmallDisk:
 
     def __enter__(self) -> "SmallDisk":
         self.folder.mkdir(parents=True)
-        options = ["-t", "tmpfs", "-o", f"size={DISK_MIB}m,mode=755"]
-        subprocess.run(["mount", *options, "zimage-bench", str(self.folder)], check=True)
+        given = ["-t", "tmpfs", "-o", f"size={DISK_MIB}m,mode=755"]
+        subprocess.run(["mount", *given, "zimage-bench", str(self.folder)], check=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,7 +93,7 @@ class Site:
     """
 
     deployment: Deployment
-    links: Links
+    urls: SharedUrls
     database: PostgreSql
     broker: Service
     network: Network | None
@@ -102,31 +106,52 @@ class Site:
         """Set the clock of one replica and one host, in libfaketime's notation, such as +1d."""
         self.clock_file.write_text(f"{offset}\n")
 
+    def memory(self) -> Counter[str]:
+        """Return the resident MiB of each process of the fleet, its workers apart."""
+        found: Counter[str] = Counter()
+        for program in self.deployment.programs:
+            for process in program.processes()[:1]:
+                with suppress(psutil.NoSuchProcess):
+                    found[program.name] = process.memory_info().rss >> 20
+        return found
+
     def send_tickets(self, jobs: Sequence[str]) -> None:
         """Send a ticket of each job, whether or not it has one. Each may be named several times."""
-        with create_celery(self.links.broker, FLEET) as app:
+        with create_celery(self.urls.broker, FLEET) as app:
             for job in jobs:
                 app.send_task(TASK, (job,), queue=queue(f"{FLEET}.{ANY_MODEL}.interactive"), ignore_result=True)
 
 
+def missing(options: SiteOptions) -> str | None:
+    """Return what this machine lacks for a fleet; None if it can run there. Namespaces and clocks may be missing."""
+    services: list[type[Service]] = [PostgreSql, Redis if options.broker == "redis" else RabbitMq]
+    services += [SeaweedS3] if options.images == "s3" else []
+    for service in services:
+        if program := service.missing():
+            return f"{program} ({service.package})"
+    return "root's rights, to mount a small disk" if options.images == "folder" and os.geteuid() else None
+
+
 @contextmanager
-def running(plan: Plan, folder: Path) -> Iterator[Site]:
+def running(options: SiteOptions, folder: Path) -> Iterator[Site]:
     """Run a fleet; the records of its jobs begin with its start."""
     with ExitStack() as opened:
-        has_network = plan.images == "database" and not Network.missing()  # other stores cannot be reached from there
+        has_network = (
+            options.images == "database" and not Network.missing()
+        )  # other stores cannot be reached from there
         network = opened.enter_context(Network(links=3)) if has_network else None
         addresses = ["127.0.0.1"] * 3 if network is None else network.addresses
-        kind = Redis if plan.broker == "redis" else RabbitMq
+        kind = Redis if options.broker == "redis" else RabbitMq
         broker: Service = opened.enter_context(kind(addresses[BROKER_LINK]))
         database = opened.enter_context(PostgreSql(addresses[DATABASE_LINK]))
-        disk = opened.enter_context(SmallDisk(folder / "images")) if plan.images == "folder" else None
-        s3 = opened.enter_context(SeaweedS3()) if plan.images == "s3" else None
+        disk = opened.enter_context(SmallDisk(folder / "images")) if options.images == "folder" else None
+        s3 = opened.enter_context(SeaweedS3()) if options.images == "s3" else None
         images = f"file://{disk.folder}" if disk is not None else None if s3 is None else s3.fresh_url()
-        links = Links(broker.fresh_url(), database.fresh_url(), images)
-        engines = write_plans(folder / "plans", [PassTimes(SIDE, SIDE, plan.pass_seconds)])
+        urls = SharedUrls(broker.fresh_url(), database.fresh_url(), images)
+        engines = write_plans(folder / "plans", [PassTimes(SIDE, SIDE, options.pass_seconds)])
         probes = "127.0.0.1" if network is None else network.inside[PROBE_LINK]
-        deployment = fleet(Setup(engines, folder, plan.keys), links, plan.replicas, plan.hosts, probes)
-        site = Site(deployment, links, database, broker, network, disk, s3, FAKETIME.exists(), folder / "clock")
+        deployment = fleet(Setup(engines, folder, options.keys), urls, options.replicas, options.hosts, probes)
+        site = Site(deployment, urls, database, broker, network, disk, s3, FAKETIME.exists(), folder / "clock")
         site.set_clock("+0")
         if network is not None:
             deployment.hosts[0].prefix = network.prefix
@@ -137,5 +162,5 @@ def running(plan: Plan, folder: Path) -> Iterator[Site]:
             for program in (deployment.replicas[-1], deployment.hosts[-1]):
                 program.environment = {**program.environment, **clock(site.clock_file)}
         opened.enter_context(deployment)
-        records.install(links.database)
+        records.install(urls.database)
         yield site

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from benchmarks.fleet.accounting import Accounts, Request
 from benchmarks.fleet.client import Client
-from benchmarks.fleet.deployment import Deployment, Links, Setup, embedded, fleet
+from benchmarks.fleet.deployment import Deployment, Setup, SharedUrls, embedded, fleet
 from benchmarks.fleet.plans import write_plans
 from benchmarks.fleet.visits import ask, visit
 from benchmarks.harness.distribution import Distribution
@@ -56,8 +56,8 @@ def started(setup: Setup, mode: Mode, workers: int, replicas: int = 1) -> Iterat
             yield deployment
         return
     with PostgreSql() as database, (Redis if mode == "redis" else RabbitMq)() as broker:
-        links = Links(broker.fresh_url(), database.fresh_url())
-        with fleet(setup, links, replicas, workers) as deployment:
+        urls = SharedUrls(broker.fresh_url(), database.fresh_url())
+        with fleet(setup, urls, replicas, workers) as deployment:
             yield deployment
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from kombu import Connection
+from kombu import Connection, compression
 
 from engine.errors import ZImageError
 
@@ -125,6 +125,13 @@ class Broker:
             transport_options=self.transport_options,
         )
 
+    @staticmethod
+    def refuse_compression() -> None:
+        """Have kombu read no compressed message, in this process: a small one could fill the memory. We send none."""
+        for content_type in compression.encoders():
+            encoder, _ = compression.get_encoder(content_type)
+            compression.register(encoder, _refuse, content_type)
+
     def without_password(self, text: str) -> str:
         """Return a text, such as an error's, in which the password is replaced by asterisks."""
         password = self._parts.password
@@ -157,3 +164,7 @@ class Broker:
                 f"a broker's URL has the parameters {', '.join(known)}; got {len(unknown)} that are unknown"
             )
         return query
+
+
+def _refuse(_: bytes) -> bytes:
+    raise ValueError("the message is compressed")

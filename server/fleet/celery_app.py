@@ -19,14 +19,12 @@ log = logging.getLogger(__name__)
 TASK = "zimage.generate"
 ANY_MODEL = "any"  # in names of queues, for jobs that ask for no model
 PRIORITIES = ("interactive", "batch")
-# Redis gives a ticket to another host after this time without an acknowledgement. It is longer than a host may hold
-# one, `server.fleet.tickets.HOLD_SECONDS`
+# Redis delivers a ticket again after this time without an acknowledgement. A host holds none for so long, see
+# `server.fleet.claims.HOLD_SECONDS`
 VISIBILITY_SECONDS = 6 * 3600
 REDIS_SECONDS = 3  # for one attempt at a command, of which redis-py makes four
 HEARTBEAT_SECONDS = 10  # of AMQP; two that are missed end the connection
-IDLE_QUEUE_SECONDS = (
-    24 * 3600.0
-)  # after which RabbitMQ deletes a queue that no host consumes, as of plans that are gone
+IDLE_QUEUE_SECONDS = 24 * 3600.0  # after which RabbitMQ deletes a queue without consumers, as of plans that are gone
 RETRIES = {"max_retries": 2, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 0.5}
 
 
@@ -42,6 +40,7 @@ def create_celery(broker: str, fleet: str, queues: Iterable[str] = ()) -> Celery
         InvalidBroker: the URL cannot be used.
     """
     server = Broker(broker, fleet)
+    server.refuse_compression()
     app = Celery(fleet, broker=server.plain_url, set_as_current=False)
     app.conf.update(
         task_serializer="json",
@@ -57,7 +56,7 @@ def create_celery(broker: str, fleet: str, queues: Iterable[str] = ()) -> Celery
         worker_prefetch_multiplier=1,
         worker_detect_quorum_queues=True,
         worker_enable_remote_control=False,  # its queues are neither durable nor quorum queues
-        worker_enable_prefetch_count_reduction=False,  # after a reconnection it may stay reduced (celery 7651)
+        worker_enable_prefetch_count_reduction=False,  # after a reconnection it may stay reduced
         worker_cancel_long_running_tasks_on_connection_loss=False,  # the row, not the ticket, says who draws a job
         worker_hijack_root_logger=False,
         broker_connection_retry=True,
@@ -80,6 +79,7 @@ def _transport_options(broker: Broker) -> dict[str, object]:
         "socket_timeout": REDIS_SECONDS,
         "socket_connect_timeout": REDIS_SECONDS,
         "health_check_interval": REDIS_SECONDS,
+        "max_retries": 0,  # of the connection for a ticket; those of consumers are retried for ever
         "priority_steps": [0],  # queues have priorities, not messages; the fewer keys, the cheaper a BRPOP
     }
 

@@ -106,9 +106,8 @@ class Claims:
             for live in begun:
                 self._give(live)
             if not begun:
-                self._answer(min(before, len(self._tickets)))
-                if not self._tickets:
-                    return
+                self._answer(min(before, len(self._tickets)))  # another one has set `_wake`
+                return
 
     def _give(self, live: LiveJob) -> None:
         """Give a job to the ticket that has waited longest."""

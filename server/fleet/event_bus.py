@@ -77,6 +77,7 @@ class EventBus:
         return self._listening.is_set()
 
     def start(self) -> None:
+        self._broker.refuse_compression()
         for thread in self._threads:
             thread.start()
 

@@ -24,7 +24,7 @@ from server.fleet.celery_app import send_ticket
 from server.fleet.claims import Claims
 from server.fleet.event_bus import EventBus
 from server.fleet.events import CancelJob, DrainWorker, Event, JobEnded, WorkWaits
-from server.fleet.host_options import HostOptions
+from server.fleet.host_options import HostOptions, worker_info
 from server.fleet.janitor import Findings, Janitor
 from server.fleet.metrics import FleetMetrics
 from server.fleet.ticket_worker import TicketWorker
@@ -53,20 +53,15 @@ class WorkerHost:
 
     Args:
         store: of the fleet; several threads use it.
-        images: where the bytes of images are kept; None for the database.
         app: Celery application with the queues of `queues_of_host`.
+        images: where the bytes of images are kept; None for the database.
 
     Attributes:
         worker_queue: sends the jobs to the devices, which the caller adds.
     """
 
     def __init__(
-        self,
-        store: FleetStore,
-        manifest: Manifest,
-        app: Celery,
-        options: HostOptions,
-        images: ImageStore | None = None,
+        self, store: FleetStore, manifest: Manifest, app: Celery, options: HostOptions, images: ImageStore | None = None
     ) -> None:
         self.metrics = Metrics()
         self._store, self._manifest, self._options = store, manifest, options
@@ -256,20 +251,9 @@ class WorkerHost:
 
     def info(self) -> WorkerInfo:
         """Return what the fleet knows about this host."""
-        options = self._options
-        return WorkerInfo(
-            id=options.id,
-            host=options.host,
-            version=options.version,
-            model=self._manifest.model.name,
-            plan_id=self._manifest.plan_id,
-            loras=options.loras,
-            window=self._slots,
-            image_input=self._manifest.has_image_input,
-            averages=self._tracker.estimates.averages,
-            devices=tuple(replace(device, host=options.host) for device in self.worker_queue.devices()),
-            is_draining=self.is_draining,
-        )
+        averages = self._tracker.estimates.averages
+        info = worker_info(self._options, self._manifest, self.worker_queue.queues, averages)
+        return replace(info, is_draining=self.is_draining)
 
     def _send_ticket(self, job: Job) -> bool:
         """Send the ticket of a requeued job, in the janitor's thread."""
@@ -287,15 +271,11 @@ class WorkerHost:
             holding.close()
             return False
 
-    @property
-    def _slots(self) -> int:
-        return max(1, sum(queue.window for queue in self.worker_queue.queues))
-
     def _on_room(self) -> None:
         """Claim jobs; from the first worker that is ready, whose slots are known by then, also by tickets."""
         if not self._takes_tickets and self.worker_queue.is_ready:
             self._takes_tickets = True
-            self._tickets.start(self._slots)
+            self._tickets.start(self.info().window)
         self._claims.wake()
 
     def _on_waiting(self) -> None:

@@ -6,9 +6,9 @@ every job, and one that is killed loses only its connections.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,9 +18,11 @@ from server.errors import JobNotFound, JobRefused, QueueFull, ServerShuttingDown
 from server.fleet.celery_app import create_celery, send_ticket
 from server.fleet.event_bus import EventBus
 from server.fleet.events import CancelJob, Event, JobEnded
+from server.fleet.fleet_options import FleetOptions
 from server.fleet.fleet_queue import FleetQueue
 from server.fleet.janitor import Findings, Janitor
 from server.fleet.metrics import FleetMetrics
+from server.fleet.replica_store import ReplicaStore
 from server.fleet.ticket_sender import TicketSender
 from server.fleet.watch import Watch
 from server.fleet.watched_events import WatchedEvents
@@ -32,7 +34,6 @@ from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
 from server.jobs.rate import Rate
 from server.jobs.service import JobEvent, JobService, ServiceStatus
-from server.jobs.storage.async_store import AsyncStore
 from server.jobs.storage.fleet_store import FleetStore
 from server.jobs.storage.history import HistoryPage
 from server.jobs.storage.image_store import ImageStore
@@ -43,25 +44,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-STORE_THREADS = 8  # calls of the database at once; a process has 10 connections
 SHUTDOWN_SECONDS = 2.0  # for the cancellations of clients that were disconnected, and again for the broker
-PATIENCE_SECONDS = 30.0  # for the database to come back, before a client that has waited for its images is refused
-RETRY_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class FleetOptions:
-    """What the processes of a fleet share.
-
-    Attributes:
-        broker: URL; see `Broker`.
-        database: URL of a PostgreSQL database.
-        name: keeps fleets apart that share a broker.
-    """
-
-    broker: str
-    database: str
-    name: str = "zimage"
 
 
 class FleetJobs(JobService):
@@ -86,7 +69,7 @@ class FleetJobs(JobService):
     ) -> None:
         self.manifest, self.is_leaving, self.metrics = manifest, False, Metrics()
         self._store, self._limits, self._own_loras = store, limits or Limits(), loras
-        self._calls = AsyncStore(store, self._limits.history, images, STORE_THREADS)
+        self._calls = ReplicaStore(store, self._limits.history, images)
         self._bus = EventBus(options.broker, options.name, "events", self._on_event)
         self._fleet_metrics = FleetMetrics(self.metrics, self._bus, lambda: self._janitor.view)
         self._celery = create_celery(options.broker, options.name)
@@ -97,15 +80,14 @@ class FleetJobs(JobService):
         self._watch = Watch(self._calls, store, self._queue, manifest)
         self._events = WatchedEvents(
             self._watch,
-            lambda job_id, index: self._patient(partial(self._calls.image, job_id, index)),
-            lambda job_id: self._patient(partial(self._call, store.get, job_id)),
+            lambda job_id, index: self._calls.patient(partial(self._calls.image, job_id, index)),
+            lambda job_id: self._calls.patient(partial(self._calls.call, store.get, job_id)),
         )
         self._admission = Admission(self._limits)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watching: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[Any]] = set()
         self._drain_started: float | None = None  # by the event loop's clock
-        self._failure: str | None = None
 
     @property
     def loras(self) -> tuple[str, ...]:
@@ -125,7 +107,7 @@ class FleetJobs(JobService):
 
     @property
     def last_failure(self) -> str | None:
-        return self._failure
+        return self._calls.last_failure
 
     def devices(self) -> list[DeviceStatus]:
         return [replace(device, host=worker.host) for worker in self.workers() for device in worker.devices]
@@ -175,10 +157,10 @@ class FleetJobs(JobService):
         """Do nothing: hosts that cannot start a worker leave the jobs to other hosts."""
 
     async def hit(self, client: str, rate: Rate) -> float:
-        return await self._call(self._store.hit, client, rate.amount, rate.seconds)
+        return await self._calls.call(self._store.hit, client, rate.amount, rate.seconds)
 
     async def submit(self, job: Job, init_image: PackedImage | None = None) -> Job:
-        if job.idempotency_key is not None and (known := await self._call(self._store.find_by_key, job)):
+        if job.idempotency_key is not None and (known := await self._calls.call(self._store.find_by_key, job)):
             return known
         try:
             await self._admit(job, init_image)
@@ -202,9 +184,9 @@ class FleetJobs(JobService):
         add = partial(self._store.add, job, init_image, self._limits.queue)
         try:
             try:
-                stored = await self._call(add)
+                stored = await self._calls.call(add)
             except StoreUnavailable:  # if a connection was lost at the commit, the job may be there, and is then found
-                stored = await self._call(add)
+                stored = await self._calls.call(add)
         except QueueFull as refusal:
             await self._queue.refresh()
             refusal.retry_after = self._admission.soon(self._queue.order)
@@ -217,19 +199,19 @@ class FleetJobs(JobService):
         return stored
 
     async def get(self, job_id: str) -> Job | None:
-        return await self._call(self._store.get, job_id)
+        return await self._calls.call(self._store.get, job_id)
 
     async def image(self, job_id: str, index: int) -> StoredImage | None:
         return await self._events.image(job_id, index)
 
     async def metadata(self, job_id: str) -> list[ImageMetadata]:
-        return await self._call(self._store.metadata, job_id)
+        return await self._calls.call(self._store.metadata, job_id)
 
     async def history(self, limit: int, before: int | None, owner: str | None) -> HistoryPage:
-        return await self._call(self._store.history, limit, before, owner)
+        return await self._calls.call(self._store.history, limit, before, owner)
 
     async def find(self, ids: Sequence[str]) -> HistoryPage:
-        return await self._call(self._store.find, ids)
+        return await self._calls.call(self._store.find, ids)
 
     async def delete(self, job_id: str) -> bool:
         is_deleted = await self._calls.delete(job_id)
@@ -250,24 +232,27 @@ class FleetJobs(JobService):
         except StoreUnavailable as error:
             if not answer.done():
                 answer.set_exception(error)
-            await self._patient(partial(self._cancel, job_id))
+            try:
+                await self._calls.patient(partial(self._cancel, job_id))
+            except StoreUnavailable as last_error:
+                log.error("%s is not cancelled: %s", job_id, last_error)
         else:
             if not answer.done():
                 answer.set_result(is_cancelled)
 
     async def _cancel(self, job_id: str) -> bool:
-        if not await self._call(self._store.cancel, job_id):
+        if not await self._calls.call(self._store.cancel, job_id):
             return False
         self._bus.publish(CancelJob(job_id))
         self._bus.publish(JobEnded(job_id))
         self._watch.wake(job_id)
         self._queue.expire()
-        if (job := await self._call(self._store.get, job_id)) is not None:
+        if (job := await self._calls.call(self._store.get, job_id)) is not None:
             self.metrics.job_ended(job)
         return True
 
     async def unfinished(self, client: str, api: str) -> list[Job]:
-        jobs = await self._call(self._store.unfinished)
+        jobs = await self._calls.call(self._store.unfinished)
         return [job for job in jobs if job.client == client and job.api == api]
 
     async def progress(self, job: Job) -> Progress:
@@ -276,8 +261,8 @@ class FleetJobs(JobService):
     async def wait(self, job: Job) -> tuple[Job, list[StoredImage]]:
         if not job.state.is_final:
             await self._watch.wait(job)
-        images = await self._patient(partial(self._calls.images, job.id))
-        ended = await self._patient(partial(self._call, self._store.get, job.id))
+        images = await self._calls.patient(partial(self._calls.images, job.id))
+        ended = await self._calls.patient(partial(self._calls.call, self._store.get, job.id))
         if ended is None:
             raise JobNotFound(f"there is no job {job.id}, or it was deleted")
         return ended, images
@@ -310,24 +295,5 @@ class FleetJobs(JobService):
 
     def _on_done(self, task: "asyncio.Task[Any]") -> None:
         self._background.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.warning("not done in the background: %s", task.exception())
-
-    async def _call(self, method: Callable[..., T], *args: object) -> T:
-        """Return the result of a method of the store. Raises StoreUnavailable."""
-        try:
-            return await self._calls.call(method, *args)
-        except StoreUnavailable as error:
-            self._failure = str(error)
-            raise
-
-    async def _patient(self, read: Callable[[], Awaitable[T]]) -> T:
-        """Return what a read returns, and try for PATIENCE_SECONDS while the store is not available."""
-        until = asyncio.get_running_loop().time() + PATIENCE_SECONDS
-        while True:
-            try:
-                return await read()
-            except StoreUnavailable:
-                if asyncio.get_running_loop().time() > until:
-                    raise
-            await asyncio.sleep(RETRY_SECONDS)
+        if not task.cancelled():
+            task.exception()  # was raised where the caller still waits; asyncio logs those that nobody looked at

@@ -39,6 +39,22 @@ class _Consumer(Consumer):  # type: ignore[misc]
 
     is_consuming = False
 
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
+        """Return what handles a message. One that no replica sends would end the Celery worker, and then the next."""
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def handle_any(message: Any) -> None:
+            try:
+                handle(message)
+            except Exception as error:
+                if isinstance(error, self.connection_errors) and not isinstance(error, KeyError):  # kombu's own
+                    raise
+                log.exception("a message that is no ticket is dropped")
+                if not message.acknowledged:
+                    message.reject_log_error(log, self.connection_errors)
+
+        return handle_any
+
     def on_ready(self) -> None:
         super().on_ready()
         self.is_consuming = True
@@ -46,6 +62,22 @@ class _Consumer(Consumer):  # type: ignore[misc]
     def on_close(self) -> None:
         self.is_consuming = False
         super().on_close()
+
+    def call_soon_ack(self, acknowledge: Callable[..., object], *args: Any) -> Any:
+        """Acknowledge or reject a message soon, and connect anew if that fails.
+
+        Celery only logs the failure. It would go on to count the message as held, and with `concurrency` of them it
+        would never ask Redis for another one.
+        """
+        message = acknowledge.__self__  # type: ignore[attr-defined]
+
+        def run() -> None:
+            acknowledge(*args)
+            is_current = self.task_consumer is not None and message.channel is self.task_consumer.channel
+            if is_current and not message.acknowledged:
+                raise ConnectionResetError("a ticket could not be acknowledged")
+
+        return self.hub.call_soon(run)
 
     def ensure_connected(self, connection: Any) -> Any:
         """Connect, however often it takes; Celery itself would wait up to 30 s between two attempts."""
@@ -91,9 +123,12 @@ class TicketWorker:
 
     def pause(self) -> None:
         """Take no more tickets, and go on acknowledging."""
+        queues = list(self._app.amqp.queues.consume_from)
+        for queue in queues:
+            self._app.amqp.queues.deselect(queue)  # for a connection that is not made yet
         consumer = getattr(self._worker, "consumer", None)
         if consumer is not None:
-            consumer.call_soon(self._cancel, consumer)
+            consumer.call_soon(self._cancel, consumer, queues)
 
     def stop(self, seconds: float) -> None:
         """Disconnect from the broker. Call it when no call of `hold` waits; give up after some seconds."""
@@ -126,8 +161,8 @@ class TicketWorker:
                 bound_open_broker_sockets(consumer.connection, 1.0)
                 idle = 0.0
 
-    def _cancel(self, consumer: Any) -> None:
-        for queue in list(self._app.amqp.queues.consume_from):
+    def _cancel(self, consumer: Any, queues: list[str]) -> None:
+        for queue in queues:
             try:
                 consumer.cancel_task_queue(queue)
             except Exception as error:  # noqa: BLE001  (the connection is lost; another one consumes nothing any more)

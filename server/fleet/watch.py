@@ -6,6 +6,7 @@ every POLL_SECONDS. Knows followers; neither HTTP nor who generates the images.
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0  # between two reads of all watched jobs
 MAX_REMEMBERED = 4096  # jobs whose steps, or whose end, are remembered
+END_SECONDS = 10.0  # for which an end is remembered; later the job may be queued again by `zimage-admin retry`
 
 
 @dataclass(eq=False, slots=True)
@@ -61,11 +63,11 @@ class Watch:
         self._due: set[str] = set()  # jobs whose states are to be read now
         self._is_due = asyncio.Event()
         self._steps: OrderedDict[str, int] = OrderedDict()  # that events told of, by job
-        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._ended: OrderedDict[str, float] = OrderedDict()  # times of ends, by job
 
     def has_ended(self, job_id: str) -> bool:
-        """Return True if a job is known to have ended."""
-        return job_id in self._ended
+        """Return True if a job has ended a moment ago."""
+        return time.monotonic() - self._ended.get(job_id, -END_SECONDS) < END_SECONDS
 
     async def progress(self, job: Job) -> Progress:
         """Return the progress of a job."""
@@ -117,6 +119,7 @@ class Watch:
                     watched.notify(JobPreview(index, done, data))
             case JobRunning(job_id):
                 self._steps.pop(job_id, None)
+                self._ended.pop(job_id, None)
                 self.wake(job_id)
             case ImageStored(job_id) | JobEnded(job_id):
                 self.wake(job_id)
@@ -188,7 +191,7 @@ class Watch:
         watched.end = end
         watched.ended.set()
         self._steps.pop(watched.job.id, None)
-        self._ended[watched.job.id] = None
+        self._ended[watched.job.id] = time.monotonic()
         if len(self._ended) > MAX_REMEMBERED:
             self._ended.popitem(last=False)
         watched.notify(end)

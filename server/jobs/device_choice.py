@@ -17,18 +17,13 @@ class DeviceChoice:
     """Devices with the images that they have, and those that are about to be sent to them.
 
     Args:
-        open_devices: devices that take images now.
-        full_devices: devices that will take images once they have finished others.
+        devices: those that take jobs, full ones too.
     """
 
-    def __init__(self, open_devices: Sequence[DeviceQueue], full_devices: Sequence[DeviceQueue]) -> None:
-        self._open = [_Plan(device) for device in open_devices]
-        self._full = [_Plan(device) for device in full_devices]
-
-    @property
-    def has_room(self) -> bool:
-        """True if a device has a free slot."""
-        return any(plan.room for plan in self._open)
+    def __init__(self, devices: Sequence[DeviceQueue]) -> None:
+        self._devices = devices
+        self._open = [_Plan(device) for device in devices if device.room]
+        self._full: list[_Plan] | None = None  # of those without room, made when they matter
 
     def fits(self, slots: int) -> bool:
         """Return True if a device has as many free slots, or nothing else."""
@@ -45,15 +40,20 @@ class DeviceChoice:
         """
         if not (fitting := [plan for plan in self._open if plan.fits(slots)]):
             return None
-        measured = [plan.device.lora_seconds for plan in (*self._open, *self._full) if plan.device.lora_seconds]
-        change = max(measured, default=LORA_SECONDS)
+        change = max((each.lora_seconds for each in self._devices if each.lora_seconds), default=LORA_SECONDS)
         best = min(fitting, key=lambda plan: plan.end(live, index, change))
-        lora, end = live.job.request.lora_choice, best.end(live, index, change)
-        others = [plan for plan in (*self._open, *self._full) if plan not in fitting and lora in plan.loras]
-        if lora not in best.loras and any(plan.end(live, index, change) < end for plan in others):
-            return None
+        if live.job.request.lora_choice not in best.loras:
+            end = best.end(live, index, change)
+            if any(plan.end(live, index, change) < end for plan in self._with_lora(live) if plan not in fitting):
+                return None
         best.add(live, index, slots)
         return best.device
+
+    def _with_lora(self, live: LiveJob) -> list["_Plan"]:
+        """Return the devices, full ones too, that need no change of LoRAs for a job."""
+        if self._full is None:
+            self._full = [_Plan(device) for device in self._devices if not device.room]
+        return [plan for plan in (*self._open, *self._full) if live.job.request.lora_choice in plan.loras]
 
 
 class _Plan:

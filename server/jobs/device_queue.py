@@ -147,9 +147,10 @@ class DeviceQueue:
 
     def seconds(self, live: LiveJob, indices: Collection[int]) -> float:
         """Return the estimated seconds of some images of a job on this device; a guess before the first is finished."""
-        for estimates in (self._estimates, self._tracker.estimates):
-            if not estimates.is_empty:
-                return estimates.remaining(live, indices)
+        if self._estimates.knows(live.job.request.size(self._tracker.manifest)):
+            return self._estimates.remaining(live, indices)
+        if not self._tracker.estimates.is_empty:
+            return self._tracker.estimates.remaining(live, indices)
         return GUESS * self._tracker.unfinished.image_cost(live) / live.job.cost_factor * len(indices)
 
     def backlog(self) -> dict[Kind, float]:
@@ -170,6 +171,7 @@ class DeviceQueue:
         )
         self.images.setdefault(live, set()).update(indices)  # last: `send` may find no memory, and the next call tries
         live.sent.update(indices)
+        self._tracker.unfinished.on_sent(live)
 
     def cancel(self, live: LiveJob) -> None:
         """Stop generating what the worker has of a job."""
@@ -188,6 +190,7 @@ class DeviceQueue:
             live.sent -= indices
             for index in indices:
                 live.steps_done.pop(index, None)
+        self._tracker.unfinished.on_taken_back()
         return taken, begun
 
     def rest(self) -> None:

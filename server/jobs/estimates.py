@@ -58,6 +58,10 @@ class Estimates:
             for size, average in self._averages.items()
         )
 
+    def knows(self, size: Size) -> bool:
+        """Return True if an image of this size was finished lately."""
+        return size in self._averages
+
     def remaining(self, live: LiveJob, indices: Collection[int] | None = None) -> float:
         """Return the seconds of the engine's time that a job still needs; 0 before the first image is finished.
 

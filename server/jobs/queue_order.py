@@ -17,11 +17,13 @@ class QueueOrder:
     """Unfinished jobs of all clients, and the place of each.
 
     Attributes:
+        waiting: jobs with images that no worker has, in the order of their acceptance.
         devices: that take jobs now, at least 1; see `set_devices`.
         by_client: number of unfinished jobs by client.
     """
 
     def __init__(self, estimates: Estimates, manifest: Manifest) -> None:
+        self.waiting: dict[LiveJob, None] = {}
         self.devices = 1
         self._estimates, self._manifest = estimates, manifest
         self._shares: FairShare[str] = FairShare()
@@ -51,6 +53,15 @@ class QueueOrder:
         if devices != self.devices:
             self.devices, self._places = devices, None
 
+    def on_sent(self, live: LiveJob) -> None:
+        """Record that a worker has more images of a job."""
+        if not live.is_waiting:
+            self.waiting.pop(live, None)
+
+    def on_taken_back(self) -> None:
+        """Record that images which a worker had wait again."""
+        self.waiting = {live: None for live in self if live.is_waiting}
+
     def in_order(self) -> Iterator[LiveJob]:
         """Yield the jobs in the estimated order of their ends."""
         ends = self._ends()
@@ -58,6 +69,7 @@ class QueueOrder:
 
     def add(self, live: LiveJob) -> None:
         self._jobs[live.job.id] = live
+        self.waiting[live] = None
         self._image_costs[live.job.id] = self.image_cost(live)
         self._shares.add(live.job.share)
         self.by_client[live.job.client] += 1
@@ -66,6 +78,7 @@ class QueueOrder:
     def remove(self, live: LiveJob) -> None:
         """Remove a job that has ended."""
         del self._jobs[live.job.id], self._image_costs[live.job.id]
+        self.waiting.pop(live, None)
         self._shares.remove(live.job.share)
         self.by_client[live.job.client] -= 1
         self.by_client += Counter()  # drops those at 0

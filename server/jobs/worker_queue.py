@@ -87,11 +87,11 @@ class WorkerQueue:
 
     @property
     def room(self) -> int:
-        """Images that could be taken now, beside those that wait here; a guided image counts twice."""
+        """Images that could be taken now, beside those that wait here, if they are as guided as the model's default."""
+        manifest, waiting = self._tracker.manifest, self._tracker.unfinished.waiting
         free = sum(queue.room for queue in self._in_use() if self._takes_jobs(queue))
-        manifest = self._tracker.manifest
-        waiting = (live for live in self._tracker.unfinished if live.is_waiting)
-        return max(free - sum(len(live.unsent()) * live.slots(manifest) for live in waiting), 0)
+        free -= sum(len(live.unsent()) * live.slots(manifest) for live in waiting)
+        return max(free, 0) // (2 if manifest.model.default_guidance > 0 else 1)
 
     def loaded(self) -> list[tuple[LoraChoice | None, Size]]:
         """Return the LoRA and the size of each job that a device has."""
@@ -119,8 +119,8 @@ class WorkerQueue:
         open_queues = [queue for queue in in_use if self._takes_jobs(queue)]
         if len(self.queues) == 1 and open_queues:
             self._send_everything(open_queues[0])
-        elif any(queue.room for queue in open_queues):
-            self._send_waiting(DeviceChoice(open_queues, [queue for queue in in_use if queue not in open_queues]))
+        elif self._tracker.unfinished.waiting and any(queue.room for queue in open_queues):
+            self._send_waiting(DeviceChoice(open_queues))
         if self.on_room is not None:
             before, self._last_room = self._last_room, self.room
             if self._last_room > before:
@@ -135,8 +135,8 @@ class WorkerQueue:
         return queue is not self._reserved and queue.suspect is None
 
     def _send_everything(self, queue: DeviceQueue) -> None:
-        for live in self._tracker.unfinished:
-            if live.is_waiting and live not in self._suspects and self._has_init_image(live):
+        for live in list(self._tracker.unfinished.waiting):
+            if live not in self._suspects and self._has_init_image(live):
                 queue.send(live, live.unsent())
                 live.init_image = None
 

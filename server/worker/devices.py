@@ -136,7 +136,7 @@ def _cpu_devices(workers: int, threads: int) -> list[Device]:
     """Return workers on the CPU. If there are several NUMA nodes, each worker stays on one, with its memory."""
     nodes = _numa_nodes()
     if workers == 1 or workers < len(nodes):
-        nodes = [sorted(os.sched_getaffinity(0))]
+        nodes = [sorted(_usable_cpus())]
     on_node = [index * len(nodes) // workers for index in range(workers)]
     devices = []
     for index, node in enumerate(on_node):
@@ -148,12 +148,16 @@ def _cpu_devices(workers: int, threads: int) -> list[Device]:
 
 def _numa_nodes() -> list[list[int]]:
     """Return the CPUs of each NUMA node that this process may use."""
-    allowed = os.sched_getaffinity(0)
+    allowed = _usable_cpus()
     nodes = []
     for folder in sorted(NODES.glob("node[0-9]*"), key=lambda path: int(path.name.removeprefix("node"))):
         if cpus := sorted(allowed & _cpu_list((folder / "cpulist").read_text())):
             nodes.append(cpus)
     return nodes or [sorted(allowed)]
+
+
+def _usable_cpus() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def _cpu_list(text: str) -> set[int]:

@@ -16,9 +16,10 @@ from fakes.thread_worker import ThreadSupervisor
 
 from engine.plan.manifest import Manifest
 from server.fleet.celery_app import create_celery, queues_of_host
+from server.fleet.fleet_options import FleetOptions
 from server.fleet.host import WorkerHost
 from server.fleet.host_options import HostOptions
-from server.fleet.service import FleetJobs, FleetOptions
+from server.fleet.service import FleetJobs
 from server.jobs.admission import Limits
 from server.jobs.storage.fleet_store import FleetStore
 from server.jobs.storage.image_store import ImageStore

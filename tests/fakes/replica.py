@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from fakes.loop import LORAS, MANIFEST
 from fakes.processes import process, ready_url
 
-from server.fleet.service import FleetOptions
+from server.fleet.fleet_options import FleetOptions
 from server.http.sockets import bind_socket
 from server.jobs.admission import Limits
 from server.serving import ServerOptions, serve_replica

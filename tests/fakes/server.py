@@ -71,7 +71,9 @@ def serving(
     from fakes.fleet import hosting, new_options, replica  # not at the top: servers in processes need no Celery
 
     fleet = new_options(FleetServices.current)
-    with hosting(loop, fleet, manifest), running(replica(fleet, manifest, limits), app_options, connections) as url:
+    jobs = replica(fleet, manifest, limits)
+    loop.store = jobs._store
+    with hosting(loop, fleet, manifest), running(jobs, app_options, connections) as url:
         yield url
 
 
@@ -153,7 +155,6 @@ def main(
     drain: str = "0",
     port: str = "0",
     shared_history: str = "yes",
-    devices: str = "cpu",
     images: str = "",
 ) -> None:
     options = ServerOptions(
@@ -176,7 +177,7 @@ def main(
     )
     worker = [sys.executable, "-m", "fakes.loop", seconds_per_step]
     with bind_socket("127.0.0.1", int(port)) as sock:
-        serve(sock, [WorkerCommand(name, worker) for name in devices.split()], MANIFEST, options)
+        serve(sock, [WorkerCommand("cpu", worker)], MANIFEST, options)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from fakes.thread_worker import SHORT_TIMEOUTS
 
 from engine.request import ImageRequest
 from server.errors import StoreUnavailable
-from server.fleet import host
+from server.fleet import host, ticket_worker
 from server.fleet.celery_app import create_celery, send_ticket
 from server.fleet.host_options import HostOptions
 from server.hosting import run_host
@@ -31,7 +31,8 @@ from server.worker.supervisors import WorkerCommand
 
 FLEET = "test"
 READY_SECONDS = 60.0
-LEASE = 2.0  # seconds; short, so that tests need not wait
+LEASE = 2.0  # seconds; these two are short, so that tests need not wait
+CONSUME = 8.0
 
 
 class HostProcess:
@@ -193,6 +194,7 @@ class Fleet(Submitter):
 def main(text: str) -> None:
     given = json.loads(text)
     manifest, loras = replace(MANIFEST, plan_id=given["plan_id"]), tuple(given["loras"])
+    ticket_worker.CONSUME_SECONDS = CONSUME
     fleet_store.LEASE_SECONDS, host.HEARTBEAT_SECONDS = given["lease"], given["lease"] / 5
     options = HostOptions(
         id=given["id"],

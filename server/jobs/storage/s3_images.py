@@ -71,7 +71,7 @@ class S3Images:
         """Raise StoreUnavailable, with advice, for what the service refuses and for a service that is away."""
         try:
             yield
-        except (BaseError, OSError) as error:
+        except (BaseError, OSError, ValueError) as error:
             reason = str(error).partition("\n")[0].partition(": <?xml")[0]  # the rest repeats it
             advice = ADVICE.get(type(error).__name__, "check that the service runs and can be reached")
             raise StoreUnavailable(f"{self._name}: {reason}; {advice}") from error

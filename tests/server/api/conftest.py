@@ -23,7 +23,7 @@ WITHOUT_JOBS = {  # modules about what is answered before there is a job
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Repeat tests of jobs for each mode; ZIMAGE_TEST_JOBS names the modes, separated by spaces."""
     if hasattr(metafunc.module, "serving") or SERVERS & set(metafunc.fixturenames):
-        has_jobs = metafunc.module.__name__ not in WITHOUT_JOBS
+        has_jobs = metafunc.module.__name__.rpartition(".")[2] not in WITHOUT_JOBS
         modes = os.environ.get("ZIMAGE_TEST_JOBS", " ".join(MODES)).split() if has_jobs else MODES[:1]
         metafunc.parametrize("jobs_mode", modes, indirect=True, scope="module")
 
@@ -35,7 +35,12 @@ def jobs_mode(request: pytest.FixtureRequest) -> Iterator[str]:
     if mode == "embedded":
         yield mode
         return
+    from server.fleet import host, janitor  # not at the top: embedded tests need no Celery
+
     postgres: PostgreSql = request.getfixturevalue("postgres")
     FleetServices.current = FleetServices(request.getfixturevalue(mode).url, postgres.fresh_url)
-    yield mode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "HEARTBEAT_SECONDS", 0.2)
+        patch.setattr(janitor, "EVERY", 0.2)
+        yield mode
     FleetServices.current = None

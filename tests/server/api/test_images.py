@@ -12,6 +12,14 @@ from fakes.server import IMAGES, decoded, error_of, pixels
 
 from server.worker import finisher
 
+SLOW = {"num_inference_steps": 60}  # for a third of a second
+
+
+@pytest.fixture(scope="module")
+def fake() -> FakeLoop:
+    """An engine that is slow enough for previews to be seen on their way through a broker."""
+    return FakeLoop(seconds_per_step=0.005)
+
 
 def test_image_has_the_requested_size_seed_and_steps(client: openai.OpenAI) -> None:
     response = client.images.generate(
@@ -79,7 +87,7 @@ def test_unknown_image_url_is_404(http: httpx.Client) -> None:
 
 
 def test_stream_sends_previews_before_the_image(client: openai.OpenAI) -> None:
-    events = list(client.images.generate(prompt="a cat", stream=True, partial_images=2, extra_body={"seed": 9}))
+    events = list(client.images.generate(prompt="a cat", stream=True, partial_images=2, extra_body=SLOW | {"seed": 9}))
     assert [event.type for event in events] == [
         "image_generation.partial_image",
         "image_generation.partial_image",
@@ -89,7 +97,7 @@ def test_stream_sends_previews_before_the_image(client: openai.OpenAI) -> None:
     shown = decoded(base64.b64decode(events[0].b64_json))
     assert shown.shape == (96, 128, 3)
     assert (shown == 128).all()  # the projection of the fake's latents
-    assert decoded(base64.b64decode(events[2].b64_json))[0, 0].tolist() == [9, 8, 5]
+    assert decoded(base64.b64decode(events[2].b64_json))[0, 0].tolist() == [9, 60, 5]
     assert (events[2].size, events[2].output_format) == ("128x96", "png")
     assert events[2].usage.output_tokens == 6 * 8
 

@@ -17,7 +17,8 @@ from engine.plan.directory import read, resolve
 from engine.plan.manifest import Manifest
 from engine.request import ImageFormat, ImageRequest
 from engine.scheduler.batch_table import TABLE_FILE, BatchTable, PassTimes
-from server.fleet.service import FleetJobs, FleetOptions
+from server.fleet.fleet_options import FleetOptions
+from server.fleet.service import FleetJobs
 from server.jobs.job import Job, new_id
 from server.jobs.storage.fleet_store import FleetStore
 

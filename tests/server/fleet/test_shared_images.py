@@ -99,3 +99,24 @@ def test_job_of_a_fleet_ends_when_an_image_store_that_was_away_is_back(services:
             wait_until(lambda: images.gets >= 2)
             images.is_away = False
             assert decoded(asked.result().content)[0, 0, 0] == 7
+
+
+def test_host_claims_nothing_while_its_finished_images_cannot_be_stored(
+    services: FleetServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.jobs.storage.async_store.MAX_REFUSED_WRITES", 0)
+    monkeypatch.setattr("server.jobs.storage.image_files.MAX_RETRY_DELAY", 0.5)
+    fleet, images = new_options(services), FakeImages()
+    with (
+        hosting(FakeLoop(), fleet, MANIFEST, images),
+        running(replica(fleet, MANIFEST, images=images), APP) as url,
+    ):
+        images.is_away = True
+        first = generate(url, 1)
+        wait_until(lambda: images.puts >= 1)
+        second = generate(url, 2)
+        wait_until(lambda: images.puts >= 5)  # two seconds, in which the host would claim it
+        assert (status(url, first), status(url, second)) == ("running", "pending")
+        images.is_away = False
+        wait_until(lambda: status(url, second) == "done")
+        assert status(url, first) == "done"

@@ -1,4 +1,4 @@
-"""Claims of worker hosts: which jobs come next, for which host, and what clients get."""
+"""JobChoice of worker hosts: which jobs come next, for which host, and what clients get."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from engine.request import ImageRequest
 from engine.size import Size
 from server.jobs.job import Job
-from server.jobs.storage.claims import LOOK_AHEAD, OVERTAKE_SECONDS
 from server.jobs.storage.fleet_store import FleetStore
+from server.jobs.storage.job_choice import LOOK_AHEAD, OVERTAKE_SECONDS
 from server.jobs.storage.worker_info import WorkerInfo
 
 SMALL, LARGE = Size(64, 64), Size(128, 128)
