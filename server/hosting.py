@@ -12,16 +12,16 @@ import psutil
 
 from engine.plan.manifest import Manifest
 from server.allocator import give_back_large_blocks
-from server.fleet.celery_app import create_celery, queues_of_host
-from server.fleet.host import WorkerHost
-from server.fleet.host_options import HostOptions
-from server.fleet.probes import probe_app
+from server.fleet.host.host import WorkerHost
+from server.fleet.host.host_options import HostOptions
+from server.fleet.host.probes import probe_app
+from server.fleet.messaging.celery_app import create_celery, queues_of_host
 from server.http.connections import Connections
 from server.http.server import config
 from server.http.sockets import bracketed
 from server.http.timeouts import TimeoutServer
-from server.jobs.storage.fleet_store import FleetStore
-from server.jobs.storage.image_store import open_image_store
+from server.jobs.storage.fleet.fleet_store import FleetStore
+from server.jobs.storage.images.image_store import open_image_store
 from server.worker.supervisor import WorkerTimeouts
 from server.worker.supervisors import Supervisors, WorkerCommand
 

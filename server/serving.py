@@ -23,12 +23,12 @@ from server.api.public_address import PublicAddress
 from server.http.descriptors import max_connections, raise_limit
 from server.http.host_names import HostNames
 from server.http.sockets import throttle_accept_errors
-from server.jobs.admission import Limits
+from server.jobs.admission.admission import Limits
 from server.jobs.embedded import EmbeddedJobs
 from server.jobs.service import JobService
-from server.jobs.storage.archive import Archive
-from server.jobs.storage.image_store import open_image_store
-from server.jobs.storage.sqlite import open_private
+from server.jobs.storage.databases.sqlite import open_private
+from server.jobs.storage.images.archive import Archive
+from server.jobs.storage.images.image_store import open_image_store
 from server.jobs.storage.store import JobStore
 from server.uploads.limits import MAX_UPLOAD
 from server.worker.supervisor import WorkerTimeouts
@@ -132,8 +132,8 @@ def _run(server: Coroutine[Any, Any, None]) -> None:
 async def _serve_replica(
     sock: socket.socket, manifest: Manifest, fleet: "FleetOptions", options: ServerOptions
 ) -> None:
-    from server.fleet.service import FleetJobs  # not at the top: servers without a fleet lack its packages
-    from server.jobs.storage.fleet_store import FleetStore
+    from server.fleet.replica.service import FleetJobs  # not at the top: servers without a fleet lack its packages
+    from server.jobs.storage.fleet.fleet_store import FleetStore
 
     manifest = manifest if options.image_input else manifest.without_image_input()
     images = await open_image_store(options.images)

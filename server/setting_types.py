@@ -16,9 +16,9 @@ from server.api.dialects.names import NONE, parse_dialect
 from server.api.public_address import PublicAddress
 from server.http.host_names import parse_host
 from server.http.origins import parse_origin
-from server.jobs.rate import Rate
-from server.jobs.storage.image_store import check_url
-from server.jobs.storage.open_database import SERVER
+from server.jobs.admission.rate import Rate
+from server.jobs.storage.databases.open_database import SERVER
+from server.jobs.storage.images.image_store import check_url
 from server.worker.devices import RequestedDevices
 
 FLEET = re.compile(r"[a-z0-9-]{1,40}")
@@ -95,7 +95,7 @@ def _database(value: object) -> object:
 
 def _broker(value: str) -> str:
     try:
-        from server.fleet.broker import Broker, InvalidBroker
+        from server.fleet.messaging.broker import Broker, InvalidBroker
     except ImportError as error:
         raise ValueError(f"needs the packages of a fleet: pip install 'zimage-trt[fleet]' ({error})") from error
     try:

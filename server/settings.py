@@ -16,8 +16,8 @@ from engine.options import HELP, MAX_THREADS, SLOTS, CudaGraphs, RuntimeOptions
 from engine.plan.manifest import Flavor
 from server.api.dialects.names import DIALECTS
 from server.api.public_address import PublicAddress
-from server.jobs.admission import Limits
-from server.jobs.storage.archive import Archive
+from server.jobs.admission.admission import Limits
+from server.jobs.storage.images.archive import Archive
 from server.jobs.storage.retention import DAY, Retention
 from server.logs import LogFormat
 from server.serving import ServerOptions

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _run(given: Settings, broker: str, sock: socket.socket) -> None:
-    from server.fleet.host_options import HostOptions  # these take a second
+    from server.fleet.host.host_options import HostOptions  # these take a second
     from server.hosting import run_host
 
     directory = resolve(given.engines)

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from server.api import errors
-from server.fleet.event_bus import EventBus
 from server.fleet.fleet_view import FleetView
+from server.fleet.messaging.event_bus import EventBus
 from server.fleet.metrics import FleetMetrics
 from server.jobs.metrics import Metrics
 from server.settings import HOST_SETTINGS, PREFIX, Settings

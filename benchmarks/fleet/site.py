@@ -23,7 +23,7 @@ from benchmarks.services.redis import Redis
 from benchmarks.services.seaweed import SeaweedS3
 from benchmarks.services.service import Service
 from engine.scheduler.batch_table import PassTimes
-from server.fleet.celery_app import ANY_MODEL, TASK, create_celery, queue
+from server.fleet.messaging.celery_app import ANY_MODEL, TASK, create_celery, queue
 
 BROKER_LINK, DATABASE_LINK, PROBE_LINK = range(3)
 FLEET = "zimage"  # the default of --fleet

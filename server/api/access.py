@@ -12,7 +12,7 @@ from fastapi import Request
 from server.api import errors
 from server.api.api_key import check_api_key
 from server.api.client import client_of
-from server.jobs.rate import Rate
+from server.jobs.admission.rate import Rate
 
 BEARER, BASIC = "bearer ", "basic "
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from server.jobs.storage.worker_info import QueueLength, WorkerInfo
+from server.jobs.storage.fleet.worker_info import QueueLength, WorkerInfo
 
 
 @dataclass(frozen=True, slots=True)

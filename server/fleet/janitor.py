@@ -15,7 +15,7 @@ from server.errors import StoreUnavailable
 from server.fleet.fleet_view import FleetView
 from server.fleet.metrics import FleetMetrics
 from server.jobs.job import Job
-from server.jobs.storage.worker_info import Expired, QueueLength, WorkerInfo
+from server.jobs.storage.fleet.worker_info import Expired, QueueLength, WorkerInfo
 
 log = logging.getLogger(__name__)
 

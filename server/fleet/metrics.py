@@ -10,11 +10,11 @@ from typing import get_args
 from prometheus_client import Counter
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from server.fleet.event_bus import EventBus
 from server.fleet.fleet_view import FleetView
+from server.fleet.messaging.event_bus import EventBus
 from server.jobs.job import Priority
 from server.jobs.metrics import Metrics
-from server.jobs.storage.worker_info import WorkerInfo
+from server.jobs.storage.fleet.worker_info import WorkerInfo
 
 WORKER_STATES = ("ready", "starting", "draining")
 DEVICE_STATES = ("ready", "failing")

@@ -10,13 +10,13 @@ from dataclasses import asdict
 from typing import Any, Self
 
 from engine.errors import ZImageError
-from server.fleet.celery_app import create_celery, send_ticket
-from server.fleet.event_bus import EventBus
-from server.fleet.events import DrainWorker
+from server.fleet.messaging.celery_app import create_celery, send_ticket
+from server.fleet.messaging.event_bus import EventBus
+from server.fleet.messaging.events import DrainWorker
 from server.fleet.metrics import worker_state
 from server.jobs.job import Job
-from server.jobs.storage.fleet_store import FleetStore
-from server.jobs.storage.worker_info import WorkerInfo
+from server.jobs.storage.fleet.fleet_store import FleetStore
+from server.jobs.storage.fleet.worker_info import WorkerInfo
 
 POLL_SECONDS = 1.0  # between two looks at a host that drains
 GONE_SECONDS = 10.0  # without a heartbeat, after which a host that drains counts as gone

@@ -14,24 +14,24 @@ from functools import partial
 from engine.images.metadata import ImageMetadata
 from engine.plan.manifest import Manifest
 from server.errors import JobNotFound, JobRefused, ServerShuttingDown, StoreUnavailable, WorkerUnavailable
-from server.jobs.admission import Admission, Limits
-from server.jobs.device_status import DeviceStatus
+from server.jobs.admission.admission import Admission, Limits
+from server.jobs.admission.rate import Rate, RateLimiter
+from server.jobs.devices.device_status import DeviceStatus
+from server.jobs.devices.worker_queue import WorkerQueue
 from server.jobs.follower import Progress
 from server.jobs.job import Job, JobState, StoredImage
 from server.jobs.job_events import LiveJobEvents
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
-from server.jobs.rate import Rate, RateLimiter
 from server.jobs.recovery import recover
 from server.jobs.service import JobEvent, JobService, ServiceStatus
-from server.jobs.storage.archive import Archive
-from server.jobs.storage.archive_writer import ArchiveWriter
 from server.jobs.storage.async_store import AsyncStore
 from server.jobs.storage.history import HistoryPage
-from server.jobs.storage.image_store import ImageStore
+from server.jobs.storage.images.archive import Archive
+from server.jobs.storage.images.archive_writer import ArchiveWriter
+from server.jobs.storage.images.image_store import ImageStore
 from server.jobs.storage.store import JobStore
 from server.jobs.tracker import JobTracker
-from server.jobs.worker_queue import WorkerQueue
 from server.worker.packed_image import PackedImage
 
 log = logging.getLogger(__name__)

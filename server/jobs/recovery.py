@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
+from server.jobs.devices.worker_queue import WorkerQueue
 from server.jobs.job import MAX_TOTAL_ATTEMPTS
 from server.jobs.live_job import LiveJob
 from server.jobs.storage.async_store import AsyncStore
 from server.jobs.tracker import JobTracker
-from server.jobs.worker_queue import WorkerQueue
 
 
 async def recover(store: AsyncStore, tracker: JobTracker, worker_queue: WorkerQueue) -> None:

@@ -10,13 +10,13 @@ from typing import Literal
 
 from engine.images.metadata import ImageMetadata
 from engine.plan.manifest import Manifest
-from server.jobs.device_status import DeviceStatus
+from server.jobs.admission.rate import Rate
+from server.jobs.devices.device_status import DeviceStatus
 from server.jobs.follower import JobPreview, Progress
 from server.jobs.job import Job, StoredImage
 from server.jobs.metrics import Metrics
-from server.jobs.rate import Rate
+from server.jobs.storage.fleet.worker_info import WorkerInfo
 from server.jobs.storage.history import HistoryPage
-from server.jobs.storage.worker_info import WorkerInfo
 from server.worker.packed_image import PackedImage
 
 ServiceStatus = Literal["ok", "starting", "draining", "failing", "store_unavailable"]  # the last one: of a fleet

@@ -12,15 +12,15 @@ from dataclasses import replace
 from functools import partial
 
 from engine.plan.manifest import Manifest
-from server.jobs.estimates import Estimates
+from server.jobs.admission.estimates import Estimates
+from server.jobs.admission.queue_order import QueueOrder
 from server.jobs.follower import ImageFinished, JobPreview, Progress
 from server.jobs.job import Job, JobError, JobState, StoredImage
 from server.jobs.job_traces import JobTraces
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
-from server.jobs.queue_order import QueueOrder
-from server.jobs.storage.archive_writer import ArchiveWriter
 from server.jobs.storage.async_store import AsyncStore
+from server.jobs.storage.images.archive_writer import ArchiveWriter
 from server.worker.packed_image import PackedImage
 
 log = logging.getLogger(__name__)

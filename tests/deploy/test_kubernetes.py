@@ -12,8 +12,8 @@ import pytest
 from fakes.deployment import OVERLAYS, SECRET, documents, needs_kubectl, rendered
 from fakes.jobs import ERROR, job
 
-from server.jobs.storage.open_database import open_database
-from server.jobs.storage.postgres_connections import MAX_CONNECTIONS
+from server.jobs.storage.databases.open_database import open_database
+from server.jobs.storage.databases.postgres_connections import MAX_CONNECTIONS
 from server.jobs.storage.store import JobStore
 
 pytestmark = needs_kubectl

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
-from server.jobs.storage.archive import CLOCK_FILE
+from server.jobs.storage.images.archive import CLOCK_FILE
 
 NOON = datetime(2026, 11, 22, 12, 0, 0, tzinfo=UTC)
 

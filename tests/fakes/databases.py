@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psycopg
 
-from server.jobs.storage.postgres import PostgresDatabase
+from server.jobs.storage.databases.postgres import PostgresDatabase
 from server.jobs.storage.store import JobStore
 
 EMPTY = b"""

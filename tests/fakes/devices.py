@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from fakes.loop import MANIFEST
 from fakes.worker_link import FakeLink, finished
 
-from server.jobs.device_queue import DeviceQueue
+from server.jobs.devices.device_queue import DeviceQueue
 from server.jobs.embedded import EmbeddedJobs
 from server.jobs.storage.store import JobStore
 from server.worker import messages

@@ -15,14 +15,14 @@ from fakes.loop import LORAS, FakeLoop
 from fakes.thread_worker import ThreadSupervisor
 
 from engine.plan.manifest import Manifest
-from server.fleet.celery_app import create_celery, queues_of_host
 from server.fleet.fleet_options import FleetOptions
-from server.fleet.host import WorkerHost
-from server.fleet.host_options import HostOptions
-from server.fleet.service import FleetJobs
-from server.jobs.admission import Limits
-from server.jobs.storage.fleet_store import FleetStore
-from server.jobs.storage.image_store import ImageStore
+from server.fleet.host.host import WorkerHost
+from server.fleet.host.host_options import HostOptions
+from server.fleet.messaging.celery_app import create_celery, queues_of_host
+from server.fleet.replica.service import FleetJobs
+from server.jobs.admission.admission import Limits
+from server.jobs.storage.fleet.fleet_store import FleetStore
+from server.jobs.storage.images.image_store import ImageStore
 
 READY_SECONDS = 20.0
 

@@ -1,7 +1,7 @@
 """Worker hosts for tests of a fleet's store: what they say about themselves."""
 
-from server.jobs.device_status import DeviceStatus
-from server.jobs.storage.worker_info import WorkerInfo
+from server.jobs.devices.device_status import DeviceStatus
+from server.jobs.storage.fleet.worker_info import WorkerInfo
 
 
 def device(name: str = "0", *, is_ready: bool = True, jobs: int = 0) -> DeviceStatus:

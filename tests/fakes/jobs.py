@@ -10,9 +10,9 @@ from engine.request import ImageRequest
 from engine.size import Size
 from engine.stages import StageTimes
 from server.jobs.job import ImageFormat, Job, JobError, StoredImage, new_id
+from server.jobs.storage.fleet.worker_info import WorkerInfo
 from server.jobs.storage.rows import ROW_BYTES
 from server.jobs.storage.store import JobStore
-from server.jobs.storage.worker_info import WorkerInfo
 
 METADATA = ImageMetadata(
     7, 640, 512, 8, 8, 0.0, "plan", "fp16", "onnx", "nano", "a cut prompt", 12, StageTimes(denoiser=0.25)

@@ -10,7 +10,7 @@ from fakes.processes import process, ready_url
 
 from server.fleet.fleet_options import FleetOptions
 from server.http.sockets import bind_socket
-from server.jobs.admission import Limits
+from server.jobs.admission.admission import Limits
 from server.serving import ServerOptions, serve_replica
 
 

@@ -27,10 +27,10 @@ from server.http.host_names import HostNames
 from server.http.server import config
 from server.http.sockets import bind_socket
 from server.http.timeouts import TimeoutServer
-from server.jobs.admission import Limits
+from server.jobs.admission.admission import Limits
 from server.jobs.embedded import EmbeddedJobs
 from server.jobs.service import JobService
-from server.jobs.storage.archive import Archive
+from server.jobs.storage.images.archive import Archive
 from server.jobs.storage.store import JobStore
 from server.serving import ServerOptions, serve
 from server.worker.supervisor import Supervisor

@@ -20,13 +20,14 @@ from fakes.thread_worker import SHORT_TIMEOUTS
 
 from engine.request import ImageRequest
 from server.errors import StoreUnavailable
-from server.fleet import host, ticket_worker
-from server.fleet.celery_app import create_celery, send_ticket
-from server.fleet.host_options import HostOptions
+from server.fleet.host import host
+from server.fleet.host.host_options import HostOptions
+from server.fleet.messaging import ticket_worker
+from server.fleet.messaging.celery_app import create_celery, send_ticket
 from server.hosting import run_host
 from server.jobs.job import Job, JobState
-from server.jobs.storage import fleet_store
-from server.jobs.storage.fleet_store import FleetStore
+from server.jobs.storage.fleet import fleet_store
+from server.jobs.storage.fleet.fleet_store import FleetStore
 from server.worker.supervisors import WorkerCommand
 
 FLEET = "test"

@@ -10,10 +10,10 @@ from fakes.loop import MANIFEST
 
 from engine.request import ImageFormat, ImageRequest
 from engine.stages import StageTimes
-from server.jobs.admission import Limits
+from server.jobs.admission.admission import Limits
 from server.jobs.embedded import EmbeddedJobs
 from server.jobs.job import Job, Priority
-from server.jobs.storage.archive import Archive
+from server.jobs.storage.images.archive import Archive
 from server.jobs.storage.store import JobStore
 from server.worker import messages
 from server.worker.messages import Generate, ToWorker

@@ -16,7 +16,7 @@ from engine.size import Size
 from engine.stages import StageTimes
 from server.api.access import AccessPolicy
 from server.app import AppOptions, create_app
-from server.jobs.admission import Limits
+from server.jobs.admission.admission import Limits
 from server.jobs.embedded import EmbeddedJobs
 from server.jobs.storage.store import JobStore
 from server.worker.messages import Heartbeat

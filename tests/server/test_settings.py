@@ -6,7 +6,7 @@ import pytest
 
 from engine.options import SLOTS, RuntimeOptions
 from server import settings, settings_sources
-from server.jobs.storage.archive import Archive
+from server.jobs.storage.images.archive import Archive
 from server.jobs.storage.retention import DAY, Retention
 from server.serving import ServerOptions
 

@@ -15,9 +15,9 @@ from typing import TypeVar
 
 from server.errors import StoreUnavailable
 from server.jobs.job import Job, StoredImage
-from server.jobs.storage.image_deletion import ImageDeletion
-from server.jobs.storage.image_files import ImageFiles
-from server.jobs.storage.image_store import ImageStore
+from server.jobs.storage.images.image_deletion import ImageDeletion
+from server.jobs.storage.images.image_files import ImageFiles
+from server.jobs.storage.images.image_store import ImageStore
 from server.jobs.storage.retention import PRUNE_EVERY, Retention
 from server.jobs.storage.store import JobStore
 from server.worker.packed_image import PackedImage

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from server.jobs.storage.database import Database, Value, placeholders
+from server.jobs.storage.databases.database import Database, Value, placeholders
 
 PAGE = 100  # jobs
 

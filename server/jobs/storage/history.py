@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from engine.images.metadata import ImageMetadata
 from server.jobs.job import Job
-from server.jobs.storage.database import Database, Value
+from server.jobs.storage.databases.database import Database, Value
 from server.jobs.storage.rows import SIZE, STORED, job_of_row, metadata_of
 
 PAGE_BYTES = 1 << 20  # of the requests of one page

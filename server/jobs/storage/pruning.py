@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from server.jobs.job import JobState
-from server.jobs.storage.database import Database, Lock, Row, Value
+from server.jobs.storage.databases.database import Database, Lock, Row, Value
 from server.jobs.storage.deleted_jobs import DeletedJobs
 from server.jobs.storage.retention import ClockGuard, Retention
 from server.jobs.storage.rows import owned_by

@@ -4,8 +4,8 @@ import logging
 from dataclasses import replace
 
 from server.jobs.job import Job
+from server.jobs.storage.databases.sqlite import SqliteDatabase
 from server.jobs.storage.rows import COLUMNS, SIZE_WITH_IMAGES, image_of_row, row_of_job
-from server.jobs.storage.sqlite import SqliteDatabase
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from engine.request import (
     ImageRequest,
 )
 from server.jobs.job import ImageFile, Job, JobError, JobState, StoredImage
-from server.jobs.storage.database import Database, Row, Value
+from server.jobs.storage.databases.database import Database, Row, Value
 
 ROW_BYTES = 1 << 10  # estimate of a job's row without its request
 SIZE = f"(coalesce({{request_bytes}}, 0) + {ROW_BYTES})"  # bytes of an ended job without its images

@@ -11,10 +11,11 @@ from pathlib import Path
 from engine.images.metadata import ImageMetadata
 from server.errors import IdempotencyKeyReused
 from server.jobs.job import MAX_SEQUENCE, Job, JobError, JobState, StoredImage
-from server.jobs.storage.database import Database, Value, placeholders
+from server.jobs.storage.databases.database import Database, Value, placeholders
+from server.jobs.storage.databases.open_database import open_database
+from server.jobs.storage.databases.sqlite import SqliteDatabase
 from server.jobs.storage.deleted_jobs import DeletedJobs
 from server.jobs.storage.history import HistoryPage, read_jobs, read_metadata, read_page
-from server.jobs.storage.open_database import open_database
 from server.jobs.storage.pruning import Pruner
 from server.jobs.storage.repair import repair
 from server.jobs.storage.retention import Retention
@@ -28,7 +29,6 @@ from server.jobs.storage.rows import (
     row_of_job,
     to_json,
 )
-from server.jobs.storage.sqlite import SqliteDatabase
 from server.worker.packed_image import PackedImage
 
 SERVER_RESTARTED = JobError(

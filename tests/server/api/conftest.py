@@ -35,7 +35,8 @@ def jobs_mode(request: pytest.FixtureRequest) -> Iterator[str]:
     if mode == "embedded":
         yield mode
         return
-    from server.fleet import host, janitor  # not at the top: embedded tests need no Celery
+    from server.fleet import janitor
+    from server.fleet.host import host  # not at the top: embedded tests need no Celery
 
     postgres: PostgreSql = request.getfixturevalue("postgres")
     FleetServices.current = FleetServices(request.getfixturevalue(mode).url, postgres.fresh_url)

@@ -15,7 +15,7 @@ from websockets.sync.client import connect
 
 from server.api.access import AccessPolicy
 from server.api.tasks import TASK_NOT_FOUND
-from server.jobs.admission import Limits
+from server.jobs.admission.admission import Limits
 
 
 @pytest.fixture(scope="module")

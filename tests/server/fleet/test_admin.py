@@ -12,10 +12,10 @@ from fakes.jobs import job
 
 from engine.size import Size
 from server.fleet import admin, operations
-from server.fleet.event_bus import EventBus
-from server.fleet.events import DrainWorker, Event
+from server.fleet.messaging.event_bus import EventBus
+from server.fleet.messaging.events import DrainWorker, Event
 from server.jobs.job import JobError, JobState
-from server.jobs.storage.fleet_store import FleetStore
+from server.jobs.storage.fleet.fleet_store import FleetStore
 
 TIMEOUT = 60.0  # seconds
 

@@ -18,9 +18,9 @@ from engine.plan.manifest import Manifest
 from engine.request import ImageFormat, ImageRequest
 from engine.scheduler.batch_table import TABLE_FILE, BatchTable, PassTimes
 from server.fleet.fleet_options import FleetOptions
-from server.fleet.service import FleetJobs
+from server.fleet.replica.service import FleetJobs
 from server.jobs.job import Job, new_id
-from server.jobs.storage.fleet_store import FleetStore
+from server.jobs.storage.fleet.fleet_store import FleetStore
 
 READY = re.compile(r"zimage-worker: ready, probes on (http://127\.0\.0\.1:\d+), in \d+\.\d\d s\n")
 IMAGES = 6  # of each replica

@@ -4,7 +4,7 @@ import ssl
 
 import pytest
 
-from server.fleet.broker import Broker, InvalidBroker
+from server.fleet.messaging.broker import Broker, InvalidBroker
 
 SECRET = "p%40ss%2Fw%23rd"  # p@ss/w#rd
 

@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from server.fleet import events
-from server.fleet.event_buffer import PROGRESS_EVERY, BufferedEvent, EventBuffer, ProgressLimit
-from server.fleet.events import Event, ImageStored, JobEnded, Preview, StepsDone
+from server.fleet.messaging import events
+from server.fleet.messaging.event_buffer import PROGRESS_EVERY, BufferedEvent, EventBuffer, ProgressLimit
+from server.fleet.messaging.events import Event, ImageStored, JobEnded, Preview, StepsDone
 
 
 def put(buffer: EventBuffer, *items: Event) -> None:

@@ -15,9 +15,9 @@ import pytest
 from fakes.services import RabbitMq, Redis, Service, new
 from kombu import Connection, Exchange, Producer
 
-from server.fleet import event_buffer
-from server.fleet.event_bus import EventBus
-from server.fleet.events import (
+from server.fleet.messaging import event_buffer
+from server.fleet.messaging.event_bus import EventBus
+from server.fleet.messaging.events import (
     CancelJob,
     Direction,
     Event,

@@ -3,12 +3,12 @@
 from fakes.hosts import device, worker
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.fleet.event_bus import EventBus
-from server.fleet.events import Preview
 from server.fleet.fleet_view import FleetView
+from server.fleet.messaging.event_bus import EventBus
+from server.fleet.messaging.events import Preview
 from server.fleet.metrics import FleetMetrics
 from server.jobs.metrics import Metrics
-from server.jobs.storage.worker_info import QueueLength
+from server.jobs.storage.fleet.worker_info import QueueLength
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:

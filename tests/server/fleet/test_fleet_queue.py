@@ -11,14 +11,14 @@ from fakes.loop import MANIFEST
 from fakes.worker_link import job
 
 from server.errors import StoreUnavailable
-from server.fleet import fleet_queue
-from server.fleet.fleet_queue import FleetQueue
 from server.fleet.fleet_view import FleetView
+from server.fleet.replica import fleet_queue
+from server.fleet.replica.fleet_queue import FleetQueue
 from server.jobs.job import Job
 from server.jobs.storage.async_store import AsyncStore
-from server.jobs.storage.fleet_store import FleetStore
+from server.jobs.storage.fleet.fleet_store import FleetStore
+from server.jobs.storage.fleet.worker_info import SizeAverage, WorkerInfo
 from server.jobs.storage.retention import Retention
-from server.jobs.storage.worker_info import SizeAverage, WorkerInfo
 
 MODEL = MANIFEST.model.name
 ONE_SECOND = SizeAverage(width=64, height=64, per_pass=0.125, fixed=0.0)  # for an image of 8 passes

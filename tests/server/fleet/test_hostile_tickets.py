@@ -11,10 +11,10 @@ import pytest
 from fakes.jobs import job
 from kombu import Producer
 
-from server.fleet.broker import Broker
-from server.fleet.celery_app import create_celery, queue_of, queues_of_host, send_ticket
-from server.fleet.celery_app import queue as queue_called
-from server.fleet.ticket_worker import TicketWorker
+from server.fleet.messaging.broker import Broker
+from server.fleet.messaging.celery_app import create_celery, queue_of, queues_of_host, send_ticket
+from server.fleet.messaging.celery_app import queue as queue_called
+from server.fleet.messaging.ticket_worker import TicketWorker
 
 TIMEOUT = 60.0  # seconds
 FLEET = "hostile"

@@ -12,13 +12,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from engine.size import Size
 from server.errors import StoreUnavailable
 from server.fleet import janitor as janitor_module
-from server.fleet.event_bus import EventBus
 from server.fleet.janitor import Findings, Janitor
+from server.fleet.messaging.event_bus import EventBus
 from server.fleet.metrics import FleetMetrics
 from server.jobs.job import Job
 from server.jobs.metrics import Metrics
-from server.jobs.storage.fleet_store import FleetStore
-from server.jobs.storage.worker_info import Expired
+from server.jobs.storage.fleet.fleet_store import FleetStore
+from server.jobs.storage.fleet.worker_info import Expired
 
 
 @dataclass

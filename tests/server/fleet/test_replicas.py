@@ -23,7 +23,7 @@ from fakes.services import PostgreSql, Redis
 from server.api.access import AccessPolicy
 from server.app import AppOptions
 from server.fleet.fleet_options import FleetOptions
-from server.jobs.admission import Limits
+from server.jobs.admission.admission import Limits
 
 SLOW = {"prompt": "a cat", "num_images": 3, "num_inference_steps": 50}  # half a second an image
 

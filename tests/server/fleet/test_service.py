@@ -12,15 +12,15 @@ from fakes.loop import MANIFEST
 from fakes.worker_link import job
 
 from server.errors import DeadlineUnreachable, JobNotFound, QueueFull, ServerShuttingDown, StoreUnavailable
-from server.fleet import replica_store, service, watch
 from server.fleet.fleet_options import FleetOptions
-from server.fleet.service import FleetJobs
-from server.fleet.watch import Watch
-from server.jobs.admission import Limits
+from server.fleet.replica import replica_store, service, watch
+from server.fleet.replica.service import FleetJobs
+from server.fleet.replica.watch import Watch
+from server.jobs.admission.admission import Limits
 from server.jobs.follower import Progress
 from server.jobs.job import Job, JobState, StoredImage
-from server.jobs.storage.fleet_store import FleetStore
-from server.jobs.storage.worker_info import SizeAverage
+from server.jobs.storage.fleet.fleet_store import FleetStore
+from server.jobs.storage.fleet.worker_info import SizeAverage
 
 NO_BROKER = "redis://127.0.0.1:1/0"  # nobody listens there
 HOST = replace(

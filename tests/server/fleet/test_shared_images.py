@@ -19,8 +19,8 @@ from fakes.services import PostgreSql
 from server.api.access import AccessPolicy
 from server.app import AppOptions
 from server.http.host_names import HostNames
-from server.jobs.storage.fleet_store import FleetStore
-from server.jobs.storage.image_store import ImageStore, open_image_store
+from server.jobs.storage.fleet.fleet_store import FleetStore
+from server.jobs.storage.images.image_store import ImageStore, open_image_store
 
 APP = AppOptions(AccessPolicy(shared_history=True), hosts=HostNames(public=HOSTS))
 
@@ -105,7 +105,7 @@ def test_host_claims_nothing_while_its_finished_images_cannot_be_stored(
     services: FleetServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.jobs.storage.async_store.MAX_REFUSED_WRITES", 0)
-    monkeypatch.setattr("server.jobs.storage.image_files.MAX_RETRY_DELAY", 0.5)
+    monkeypatch.setattr("server.jobs.storage.images.image_files.MAX_RETRY_DELAY", 0.5)
     fleet, images = new_options(services), FakeImages()
     with (
         hosting(FakeLoop(), fleet, MANIFEST, images),

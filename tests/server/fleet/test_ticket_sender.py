@@ -5,8 +5,8 @@ import threading
 import pytest
 from fakes.jobs import job
 
-from server.fleet import ticket_sender
-from server.fleet.ticket_sender import TicketSender
+from server.fleet.messaging import ticket_sender
+from server.fleet.messaging.ticket_sender import TicketSender
 from server.jobs.job import Job
 
 

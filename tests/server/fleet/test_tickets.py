@@ -12,8 +12,8 @@ from fakes.jobs import job
 
 from benchmarks.services.service import free_port
 from engine.request import ImageRequest
-from server.fleet.celery_app import create_celery, queue, queue_of, queues_of_host, send_ticket
-from server.fleet.ticket_worker import TicketWorker, delete_unused_queues
+from server.fleet.messaging.celery_app import create_celery, queue, queue_of, queues_of_host, send_ticket
+from server.fleet.messaging.ticket_worker import TicketWorker, delete_unused_queues
 
 QUEUES = queues_of_host("f", "m", "p", ("a.b",))
 

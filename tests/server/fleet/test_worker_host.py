@@ -10,9 +10,9 @@ from fakes.server import decoded
 from fakes.worker_host import FLEET, Fleet
 
 from engine.request import ImageRequest
-from server.fleet.celery_app import send_ticket
-from server.fleet.event_bus import EventBus
-from server.fleet.events import Event, ImageStored, JobEnded, JobRunning
+from server.fleet.messaging.celery_app import send_ticket
+from server.fleet.messaging.event_bus import EventBus
+from server.fleet.messaging.events import Event, ImageStored, JobEnded, JobRunning
 from server.jobs.job import Job, JobState
 
 

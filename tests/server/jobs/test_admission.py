@@ -7,7 +7,7 @@ import pytest
 from fakes.worker_link import FakeLink, finished, job, play
 
 from server.errors import DeadlineUnreachable, JobRefused, QueueFull
-from server.jobs.admission import Limits
+from server.jobs.admission.admission import Limits
 from server.jobs.embedded import EmbeddedJobs
 from server.jobs.job import Job
 from server.worker.messages import Cancel, Started

@@ -11,7 +11,7 @@ from fakes.worker_link import job
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.jobs.device_queue import HOPELESS_STARTS, MAX_LOSSES
+from server.jobs.devices.device_queue import HOPELESS_STARTS, MAX_LOSSES
 from server.jobs.embedded import EmbeddedJobs
 from server.jobs.job import Job, JobState
 from server.worker.messages import Alive, LoraSwitched

@@ -12,13 +12,13 @@ import pytest
 from fakes.worker_link import FakeLink, finished, follow, job, play
 
 from server.errors import JobNotFound, TooManyFollowers
-from server.jobs.admission import Limits
+from server.jobs.admission.admission import Limits
 from server.jobs.embedded import EmbeddedJobs
 from server.jobs.follower import JobPreview, Progress
 from server.jobs.job import Job, JobState, StoredImage, new_id
 from server.jobs.job_events import MAX_FOLLOWERS
-from server.jobs.storage.archive import Archive
 from server.jobs.storage.history import HistoryPage
+from server.jobs.storage.images.archive import Archive
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.store import JobStore
 from server.worker import messages

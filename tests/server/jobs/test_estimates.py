@@ -7,7 +7,7 @@ from fakes.loop import MANIFEST
 from engine.request import ImageRequest
 from engine.size import Size
 from engine.stages import StageTimes
-from server.jobs.estimates import MAX_SIZES, Estimates
+from server.jobs.admission.estimates import MAX_SIZES, Estimates
 from server.jobs.live_job import LiveJob
 
 WIDE, TALL = Size(128, 64), Size(64, 128)

@@ -8,9 +8,9 @@ import pytest
 from fakes.loop import FakeLoop
 from fakes.server import IMAGES, serving
 
-from server.jobs import free_memory as module
-from server.jobs.admission import Limits
-from server.jobs.free_memory import MAX_AGE, FreeMemory, free_memory
+from server.jobs.admission import free_memory as module
+from server.jobs.admission.admission import Limits
+from server.jobs.admission.free_memory import MAX_AGE, FreeMemory, free_memory
 
 MIB = 1 << 20
 

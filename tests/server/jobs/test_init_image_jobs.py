@@ -10,7 +10,7 @@ from fakes.jobs import init_image
 from fakes.worker_link import FakeLink, finished, job, play
 
 from server.errors import QueueFull
-from server.jobs.admission import Limits
+from server.jobs.admission.admission import Limits
 from server.jobs.embedded import EmbeddedJobs
 from server.jobs.job import Job, JobState
 from server.jobs.storage.store import JobStore
@@ -107,7 +107,7 @@ def test_job_cancelled_while_its_image_is_read_is_not_sent() -> None:
 
 def test_image_that_the_store_cannot_read_now_is_read_later(monkeypatch: pytest.MonkeyPatch) -> None:
     from server.errors import StoreUnavailable
-    from server.jobs import worker_queue
+    from server.jobs.devices import worker_queue
 
     monkeypatch.setattr(worker_queue, "LOAD_AGAIN", 0.01)
     attempts = []

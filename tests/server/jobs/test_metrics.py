@@ -9,7 +9,7 @@ from fakes.server import IMAGES, serving
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.api.access import AccessPolicy
-from server.jobs.admission import Limits
+from server.jobs.admission.admission import Limits
 
 
 @pytest.fixture

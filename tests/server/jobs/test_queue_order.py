@@ -3,9 +3,9 @@
 from fakes.loop import MANIFEST
 from fakes.worker_link import job
 
-from server.jobs.estimates import Estimates
+from server.jobs.admission.estimates import Estimates
+from server.jobs.admission.queue_order import QueueOrder
 from server.jobs.live_job import LiveJob
-from server.jobs.queue_order import QueueOrder
 
 
 def order(*jobs: LiveJob) -> list[str]:

@@ -4,9 +4,9 @@ import pytest
 from fakes.worker_link import FakeLink, finished, job, play
 
 from server.errors import JobRefused
+from server.jobs.devices.worker_queue import HOPELESS_STARTS
 from server.jobs.embedded import EmbeddedJobs
 from server.jobs.job import JobState
-from server.jobs.worker_queue import HOPELESS_STARTS
 from server.worker import messages
 
 

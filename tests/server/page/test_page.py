@@ -20,7 +20,7 @@ from selenium.webdriver.common.keys import Keys
 from engine.images.encode import encode
 from engine.request import ImageFormat
 from server.api.access import AccessPolicy
-from server.jobs.admission import Limits
+from server.jobs.admission.admission import Limits
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 

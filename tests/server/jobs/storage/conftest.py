@@ -9,7 +9,7 @@ from fakes.databases import ClockedPostgres, Place, empty
 from fakes.jobs import Clock
 from fakes.services import PostgreSql
 
-from server.jobs.storage.fleet_store import FleetStore
+from server.jobs.storage.fleet.fleet_store import FleetStore
 from server.jobs.storage.store import JobStore
 
 

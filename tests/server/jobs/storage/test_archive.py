@@ -14,7 +14,7 @@ import pytest
 from fakes.archive import NOON, names
 from fakes.loop import MANIFEST
 
-from server.jobs.storage.archive import Archive
+from server.jobs.storage.images.archive import Archive
 from server.serving import ServerOptions, serve
 
 ID = "0123abcd"
@@ -153,7 +153,7 @@ CHILD = """
 import os, resource, sys
 from datetime import UTC, datetime
 from pathlib import Path
-from server.jobs.storage.archive import Archive
+from server.jobs.storage.images.archive import Archive
 
 case, folder = sys.argv[1], Path(sys.argv[2])
 if case == "full":

@@ -9,7 +9,7 @@ import pytest
 from fakes.archive import NOON, names
 from fakes.jobs import Clock
 
-from server.jobs.storage.archive import Archive
+from server.jobs.storage.images.archive import Archive
 from server.jobs.storage.retention import DAY, Retention
 
 

@@ -13,8 +13,8 @@ from fakes.worker_link import job as new_job
 
 from server.jobs import live_job
 from server.jobs.embedded import EmbeddedJobs
-from server.jobs.storage.archive import Archive
-from server.jobs.storage.archive_writer import MAX_QUEUED, ArchiveWriter
+from server.jobs.storage.images.archive import Archive
+from server.jobs.storage.images.archive_writer import MAX_QUEUED, ArchiveWriter
 from server.jobs.storage.retention import Retention
 
 

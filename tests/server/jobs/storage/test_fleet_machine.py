@@ -19,8 +19,8 @@ from hypothesis.stateful import (
 from engine.size import Size
 from server.errors import IdempotencyKeyReused, QueueFull
 from server.jobs.job import MAX_TOTAL_ATTEMPTS, Job
-from server.jobs.storage.expiry import LEASE_SECONDS
-from server.jobs.storage.fleet_store import FleetStore
+from server.jobs.storage.fleet.expiry import LEASE_SECONDS
+from server.jobs.storage.fleet.fleet_store import FleetStore
 
 HOSTS, LIMIT = ["host 0", "host 1"], 6
 AFTER_LOSS = 400  # claims, heartbeats and runs of the janitor after which all jobs must have ended

@@ -14,13 +14,13 @@ from fakes.jobs import ERROR, Clock, generated, host, image, init_image, job
 from engine.request import ImageRequest
 from engine.size import Size
 from server.errors import IdempotencyKeyReused, QueueFull, StoreUnavailable
-from server.jobs.device_status import DeviceStatus
+from server.jobs.devices.device_status import DeviceStatus
 from server.jobs.job import MAX_TOTAL_ATTEMPTS, Job
-from server.jobs.storage.database import Lock
-from server.jobs.storage.expiry import FORGET_SECONDS, LEASE_SECONDS, MAX_LOSSES
-from server.jobs.storage.fleet_store import FleetStore
+from server.jobs.storage.databases.database import Lock
+from server.jobs.storage.fleet.expiry import FORGET_SECONDS, LEASE_SECONDS, MAX_LOSSES
+from server.jobs.storage.fleet.fleet_store import FleetStore
+from server.jobs.storage.fleet.worker_info import HeartbeatAnswer, JobStatus, QueueLength, SizeAverage
 from server.jobs.storage.retention import Retention
-from server.jobs.storage.worker_info import HeartbeatAnswer, JobStatus, QueueLength, SizeAverage
 from server.worker.packed_image import pack
 
 HOST, OTHER = host("host"), host("other")

@@ -13,7 +13,7 @@ from fakes.jobs import Clock, generated, image, job
 from server.errors import StoreUnavailable
 from server.jobs.job import JobState
 from server.jobs.storage.async_store import MAX_REFUSED_WRITES, AsyncStore
-from server.jobs.storage.image_deletion import ImageDeletion
+from server.jobs.storage.images.image_deletion import ImageDeletion
 from server.jobs.storage.retention import DAY, Retention
 from server.jobs.storage.store import JobStore
 
@@ -22,9 +22,9 @@ Story = Callable[[AsyncStore, FakeImages], Awaitable[None]]
 
 @pytest.fixture(autouse=True)
 def fast_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.jobs.storage.image_files.RETRY_DELAY", 0.01)
-    monkeypatch.setattr("server.jobs.storage.image_files.MAX_RETRY_DELAY", 0.02)
-    monkeypatch.setattr("server.jobs.storage.image_deletion.DELETE_EVERY", 0.02)
+    monkeypatch.setattr("server.jobs.storage.images.image_files.RETRY_DELAY", 0.01)
+    monkeypatch.setattr("server.jobs.storage.images.image_files.MAX_RETRY_DELAY", 0.02)
+    monkeypatch.setattr("server.jobs.storage.images.image_deletion.DELETE_EVERY", 0.02)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

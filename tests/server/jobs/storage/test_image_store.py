@@ -18,8 +18,8 @@ from fakes.services import SeaweedS3
 
 from benchmarks.services.service import free_port
 from server.errors import StoreUnavailable
-from server.jobs.storage.image_store import ImageStore, check_url, open_image_store
-from server.jobs.storage.s3_images import S3Images
+from server.jobs.storage.images.image_store import ImageStore, check_url, open_image_store
+from server.jobs.storage.images.s3_images import S3Images
 
 JOB = "job_0123"
 
@@ -169,8 +169,8 @@ def test_wrong_key_and_missing_key_are_named(s3_url: str, monkeypatch: pytest.Mo
 def test_s3_that_hangs_is_unavailable_and_then_works_again(
     s3: SeaweedS3, s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.jobs.storage.s3_images.REQUEST_TIMEOUT", timedelta(seconds=2))
-    monkeypatch.setattr("server.jobs.storage.s3_images.RETRY_TIMEOUT", timedelta(seconds=2))
+    monkeypatch.setattr("server.jobs.storage.images.s3_images.REQUEST_TIMEOUT", timedelta(seconds=2))
+    monkeypatch.setattr("server.jobs.storage.images.s3_images.RETRY_TIMEOUT", timedelta(seconds=2))
 
     async def story(images: ImageStore) -> None:
         await images.put(JOB, "0-a.png", "image/png", b"x")

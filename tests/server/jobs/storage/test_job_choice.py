@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from engine.request import ImageRequest
 from engine.size import Size
 from server.jobs.job import Job
-from server.jobs.storage.fleet_store import FleetStore
-from server.jobs.storage.job_choice import LOOK_AHEAD, OVERTAKE_SECONDS
-from server.jobs.storage.worker_info import WorkerInfo
+from server.jobs.storage.fleet.fleet_store import FleetStore
+from server.jobs.storage.fleet.job_choice import LOOK_AHEAD, OVERTAKE_SECONDS
+from server.jobs.storage.fleet.worker_info import WorkerInfo
 
 SMALL, LARGE = Size(64, 64), Size(128, 128)
 HOST = host()

@@ -15,7 +15,7 @@ from engine.init_image import InitImage
 from engine.request import ImageRequest
 from engine.size import Size
 from server.jobs.job import StoredImage
-from server.jobs.storage.schema import VERSION
+from server.jobs.storage.databases.schema import VERSION
 from server.jobs.storage.store import JobStore
 from server.worker.packed_image import pack
 

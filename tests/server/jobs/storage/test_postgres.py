@@ -13,11 +13,11 @@ from fakes.jobs import generated, image, job
 from fakes.services import PostgreSql, new
 
 from server.errors import StoreUnavailable
-from server.jobs.storage import postgres, postgres_connections
-from server.jobs.storage.database import Lock
-from server.jobs.storage.postgres import _explained
+from server.jobs.storage.databases import postgres, postgres_connections
+from server.jobs.storage.databases.database import Lock
+from server.jobs.storage.databases.postgres import _explained
+from server.jobs.storage.databases.schema import UPGRADES, VERSION
 from server.jobs.storage.retention import Retention
-from server.jobs.storage.schema import UPGRADES, VERSION
 from server.jobs.storage.store import JobStore
 
 SOON = 20.0  # seconds in which a server that was started again answers

@@ -16,7 +16,7 @@ from fakes.jobs import MB, generated, image, job
 
 from engine.request import ImageRequest
 from server.errors import StoreUnavailable
-from server.jobs.storage.schema import VERSION
+from server.jobs.storage.databases.schema import VERSION
 from server.jobs.storage.store import JobStore
 
 WAIT = 0.2  # seconds that a store waits for a lock

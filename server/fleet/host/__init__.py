@@ -1,0 +1,1 @@
+"""A worker host: it claims jobs for the devices of one machine."""

@@ -1,0 +1,1 @@
+"""Delivery of jobs to the workers of all devices."""

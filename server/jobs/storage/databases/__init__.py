@@ -1,0 +1,1 @@
+"""Databases of the job store: SQLite and PostgreSQL behind one interface."""

@@ -1,0 +1,1 @@
+"""The store as a fleet shares it: claims, leases and worker hosts."""

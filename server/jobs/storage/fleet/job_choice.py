@@ -1,0 +1,172 @@
+"""The choice of the jobs that a worker host claims: equal shares of time for clients, over the whole fleet.
+
+Knows waiting jobs and what clients have spent; neither leases' ends nor images.
+
+Start-time fair queueing (Goyal, Vin and Cheng, IEEE/ACM Transactions on Networking, 1997): each client spends the cost
+of its claimed jobs, and the one that has spent least comes next. The virtual time is what that one had spent before; a
+client that arrives, or comes back, counts as having spent as much. So it gets no credit for its absence, and does not
+wait for all that others have queued. Each model has its own virtual time, since it has its own hosts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from engine.size import Size
+from server.jobs.job import BATCH, Job
+from server.jobs.storage.databases.database import Database, Lock, Value, placeholders
+from server.jobs.storage.fleet.worker_info import WorkerInfo
+from server.jobs.storage.rows import STORED, job_of_row
+
+LOOK_AHEAD = 8  # jobs of a client among which the one that batches best is chosen
+MAX_PAGES = 64  # of LOOK_AHEAD jobs that a host cannot generate, before it tries another client
+OVERTAKE_SECONDS = 10.0  # by which a job that batches better may be younger than the one that it overtakes
+SHARE = f"CASE WHEN jobs.priority = 'interactive' THEN jobs.client ELSE '{BATCH}' END"
+WAITING = "state = 'queued' AND finished IS NULL AND worker IS NULL"
+
+Loaded = Sequence[tuple[str | None, Size]]
+SizeOf = Callable[[Job], Size | None]
+
+
+@dataclass(slots=True)
+class _Share:
+    """A client with waiting jobs, and what it has spent."""
+
+    client: str
+    first: int  # sequence of its oldest waiting job
+    spent: float
+
+    def order(self, now: float) -> tuple[float, float, int]:
+        # clients that wait for a rare host fall behind the virtual time; then the one that got least comes first
+        return max(self.spent, now), self.spent, self.first
+
+
+class JobChoice:
+    """The jobs that one host claims at one moment. In a transaction with Lock.CLAIM.
+
+    Args:
+        lease: seconds for which the host holds what it claims.
+        loaded: LoRA and size of what the host generates now.
+        size_of: size of a job's images; None if the host's plans cannot generate it.
+    """
+
+    def __init__(self, database: Database, worker: WorkerInfo, lease: float, loaded: Loaded, size_of: SizeOf) -> None:
+        self._database, self._worker, self._lease, self._size_of = database, worker, lease, size_of
+        self._loaded = set(loaded)
+        self._loras = {lora for lora, _ in loaded}
+        suitable = "(model IS NULL OR model = ?) AND (plan_id IS NULL OR plan_id = ?)"
+        suitable += f" AND (lora IS NULL OR lora IN ({placeholders(len(worker.loras)) or 'NULL'}))"
+        self._which = f"{WAITING} AND {suitable}"
+        self._values: tuple[Value, ...] = (worker.model, worker.plan_id, *worker.loras)
+        self._now = 0.0
+
+    def take(self, count: int) -> list[Job]:
+        """Claim the jobs that come next, until they have `count` images."""
+        if not self._may_claim():
+            return []
+        waiting, taken, missing = self._shares(), [], 0
+        while waiting and missing < count:
+            share = min(waiting, key=lambda each: each.order(self._now))
+            found = self._next_job(share)
+            if found is None:
+                waiting.remove(share)
+                continue
+            job, images = found
+            self._hold(job, images, share)
+            taken.append(job)
+            missing += max(1, job.image_count - images)
+        return taken
+
+    def _may_claim(self) -> bool:
+        rows = self._database.rows("SELECT is_draining FROM workers WHERE id = ?", self._worker.id)
+        return bool(rows) and not rows[0]["is_draining"]
+
+    def _shares(self) -> list[_Share]:
+        """Return the clients with jobs for this host, and read the virtual time."""
+        rows = self._database.rows(
+            "SELECT waiting.client, first, coalesce(spent, 0) AS spent, coalesce(now, 0) AS now"
+            f" FROM (SELECT {SHARE} AS client, min(sequence) AS first FROM jobs WHERE {self._which} GROUP BY 1)"
+            " AS waiting"
+            " LEFT JOIN shares ON shares.model = ? AND shares.client = waiting.client"
+            " LEFT JOIN virtual_times ON virtual_times.model = ?",
+            *self._values,
+            self._worker.model,
+            self._worker.model,
+        )
+        if rows:
+            self._now = rows[0]["now"]
+        return [_Share(row["client"], row["first"], row["spent"]) for row in rows]
+
+    def _next_job(self, share: _Share) -> tuple[Job, int] | None:
+        """Return the job of a client that comes next, with the number of its finished images."""
+        after = share.first - 1
+        for _ in range(MAX_PAGES):
+            rows = self._database.rows(
+                f"SELECT *, {STORED} FROM jobs WHERE {self._which} AND {SHARE} = ? AND sequence > ?"
+                f" ORDER BY sequence LIMIT {LOOK_AHEAD}",
+                *self._values,
+                share.client,
+                after,
+            )
+            page = [(job_of_row(row), row["stored"]) for row in rows]
+            suitable = [(job, stored, size) for job, stored in page if (size := self._size_of(job)) is not None]
+            if suitable:
+                eldest = suitable[0][0].created
+                near = [each for each in suitable if each[0].created - eldest <= OVERTAKE_SECONDS]
+                job, stored, _ = min(near, key=lambda each: self._distance(each[0].request.lora, each[2]))
+                return job, stored
+            if len(page) < LOOK_AHEAD:
+                break
+            after = page[-1][0].sequence
+        return None
+
+    def _distance(self, lora: str | None, size: Size) -> int:
+        """Return how far a job is from what the host generates now."""
+        if (lora, size) in self._loaded:
+            return 0
+        return 1 if lora in self._loras else 2
+
+    def _hold(self, job: Job, images: int, share: _Share) -> None:
+        """Give a job to the host, and charge its client."""
+        missing = max(1, job.image_count - images) / job.image_count
+        charge = max(1.0, job.cost * job.cost_factor * missing)
+        self._now = max(self._now, share.spent)
+        share.spent = max(share.spent, self._now) + charge
+        self._database.execute(
+            "UPDATE jobs SET worker = ?, lease = {now} + ?, charged = ? WHERE sequence = ?",
+            self._worker.id,
+            self._lease,
+            charge,
+            job.sequence,
+        )
+        self._database.execute(
+            "WITH virtual_time AS (INSERT INTO virtual_times (model, now) VALUES (?, ?)"
+            " ON CONFLICT (model) DO UPDATE SET now = excluded.now)"
+            " INSERT INTO shares (model, client, spent) VALUES (?, ?, ?)"
+            " ON CONFLICT (model, client) DO UPDATE SET spent = excluded.spent",
+            self._worker.model,
+            self._now,
+            self._worker.model,
+            share.client,
+            share.spent,
+        )
+
+
+def requeue(database: Database, id: str, *, refund_attempt: bool, is_loss: bool) -> None:
+    """Put a held job back into the queue and give its client back what it was charged. In a transaction.
+
+    Args:
+        is_loss: True if its host vanished.
+    """
+    database.lock(Lock.CLAIM)
+    database.execute(
+        "UPDATE shares SET spent = spent - charged FROM jobs"
+        f" WHERE id = ? AND shares.model = jobs.model AND shares.client = {SHARE}",
+        id,
+    )
+    database.execute(
+        "UPDATE jobs SET attempts = attempts - CASE WHEN state = 'running' THEN CAST(? AS bigint) ELSE 0 END,"
+        " state = 'queued', worker = NULL, lease = NULL, charged = 0, steps_done = 0, losses = losses + ? WHERE id = ?",
+        int(refund_attempt),
+        int(is_loss),
+        id,
+    )
