@@ -147,8 +147,12 @@ def soak(site: Site, options: SiteOptions, seconds: float, seed: int) -> dict[st
     rng, until = random.Random(seed), time.monotonic() + seconds
 
     def random_faults() -> Iterator[faults.Fault]:
-        while time.monotonic() < until:
-            yield rng.choice(faults.possible(site))
+        """Yield all faults in random order, again and again."""
+        while True:
+            for fault in rng.sample(faults.possible(site), len(faults.possible(site))):
+                if time.monotonic() > until:
+                    return
+                yield fault
 
     found, recoveries = asyncio.run(storm(site, random_faults(), options.keys, seed, SOAK_PAUSE))
     _print_soak(found, recoveries)

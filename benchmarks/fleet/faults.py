@@ -38,7 +38,7 @@ async def kill_engine(site: Site, rng: random.Random) -> None:
 
 
 async def hang_engine(site: Site, rng: random.Random) -> None:
-    """The next pass of a worker never returns."""
+    """Make the next pass of a worker hang for ever."""
     _signal_engine(site, rng, signal.SIGUSR1)
 
 

@@ -8,7 +8,7 @@ class DeviceStatus:
     """A device and its worker.
 
     Attributes:
-        name: such as "0" for the first GPU, or "cpu".
+        name: such as "cuda:0" or "cpu:1".
         is_ready: True if its worker takes jobs now.
         starts: worker processes started so far.
         last_failure: reason for the end of the last worker; None if none has ended.

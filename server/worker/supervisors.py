@@ -47,7 +47,10 @@ class Supervisors:
     """The supervisors of all devices.
 
     Args:
-        add_device: returns the listener of the device of a name, and takes its supervisor.
+        add_device: adds a device of a name and returns its listener.
+
+    Attributes:
+        all: supervisors by device.
     """
 
     def __init__(

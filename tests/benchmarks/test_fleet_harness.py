@@ -80,11 +80,12 @@ def test_wrong_images_failures_and_second_jobs_are_broken_promises() -> None:
         accounts.end(accounts.open(request(must_succeed=must_succeed)), outcome, 1.0)
     assert not accounts.broken
     accounts.check_image(sent, 1, encoded(IMAGE))
+    accounts.check_image(sent, 0, b"no image")
     accounts.learn(sent, "job_2")
     for outcome in ("cancelled", "store_unavailable", "no answer"):
         accounts.end(accounts.open(request()), outcome, 1.0)
     assert accounts.broken == {
-        "wrong image": 1, "two jobs for one request": 1, "failed job": 2, "no answer": 1,
+        "wrong image": 2, "two jobs for one request": 1, "failed job": 2, "no answer": 1,
     }  # fmt: skip
     assert accounts.outcomes == {"done": 1, "worker_lost": 2, "cancelled": 2, "store_unavailable": 1, "no answer": 1}
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from server.jobs.job import MAX_TOTAL_ATTEMPTS, Job, JobError, JobState
-from server.jobs.storage.claims import requeue
 from server.jobs.storage.database import Database, Row
+from server.jobs.storage.job_choice import requeue
 from server.jobs.storage.worker_info import Expired
 
 LEASE_SECONDS = 10.0  # for which a host holds a job after its last heartbeat

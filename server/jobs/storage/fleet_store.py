@@ -11,10 +11,10 @@ import msgspec
 from server.errors import StoreUnavailable
 from server.jobs.job import Job, JobState
 from server.jobs.queue_limit import check_queue
-from server.jobs.storage.claims import SHARE, Claims, Loaded, SizeOf, requeue
 from server.jobs.storage.database import Database, Lock, Row
 from server.jobs.storage.expiry import LEASE_SECONDS, Expiry
 from server.jobs.storage.host_store import HostStore
+from server.jobs.storage.job_choice import SHARE, JobChoice, Loaded, SizeOf, requeue
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.rows import to_json
 from server.jobs.storage.store import JobStore
@@ -137,7 +137,7 @@ class FleetStore(JobStore):
             return []
         with self.database.transaction():
             self.database.lock(Lock.CLAIM)
-            jobs = Claims(self.database, worker, self._lease, loaded, size_of).take(count)
+            jobs = JobChoice(self.database, worker, self._lease, loaded, size_of).take(count)
         return [self._claimed(job, worker.id) for job in jobs]
 
     def _claimed(self, job: Job, worker: str) -> Claimed:

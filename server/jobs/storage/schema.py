@@ -86,7 +86,7 @@ POSTGRES_TABLES = (
         seen {real} NOT NULL,
         is_draining {integer} NOT NULL DEFAULT 0
     )""",
-    # what each client has been charged for the jobs of a model; see `Claims`
+    # what each client has been charged for the jobs of a model; see `JobChoice`
     """CREATE TABLE shares (
         model TEXT NOT NULL,
         client TEXT NOT NULL,

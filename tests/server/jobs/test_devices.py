@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from random import Random
 
 import pytest
 from fakes.devices import SimulatedDevice, play_on_devices
@@ -15,9 +16,10 @@ from server.jobs.embedded import EmbeddedJobs
 from server.jobs.job import Job, JobState
 from server.worker.messages import Alive, LoraSwitched
 
+MOST = 5  # images of a job
 SUBMIT = st.tuples(
     st.just("submit"),
-    st.integers(1, 5),  # images
+    st.integers(1, MOST),  # images
     st.sampled_from([(64, 64), (128, 64), (256, 256)]),
     st.sampled_from([None, None, "a", "b"]),  # LoRA
     st.sampled_from(["anne", "bob", "carl"]),
@@ -455,3 +457,35 @@ def test_estimates_count_the_devices_that_take_jobs() -> None:
         assert (await jobs.progress(await jobs.get("n"))).eta == pytest.approx(3)
 
     play_on_devices(story)
+
+
+@given(
+    st.lists(st.integers(1, 3), min_size=2, max_size=4),
+    st.lists(st.tuples(st.integers(1, MOST), st.sampled_from([64, 128])), min_size=20, max_size=20),
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+def test_two_busy_clients_get_equal_shares_of_all_devices(
+    windows: list[int], sizes: list[tuple[int, int]], chance: Random
+) -> None:
+    """One has queued everything before the other comes, and devices have different speeds."""
+
+    async def story(jobs: EmbeddedJobs, devices: list[SimulatedDevice]) -> None:
+        pixels: dict[str, int] = {}
+        for client in ("first", "second"):
+            for number, (images, side) in enumerate(sizes):
+                await jobs.submit(named(f"{client}-{number}", images, client, width=side, height=side))
+                pixels[f"{client}-{number}"] = side * side
+        made: Counter[str] = Counter()
+        largest = max(pixels.values())
+        while {live.job.client for live in jobs._tracker.unfinished.waiting} == {"first", "second"}:
+            device = chance.choice(devices)
+            before = len(device.generated)
+            device.step(chance.randrange(8))
+            for key in device.generated[before:]:
+                name = key.rpartition(":")[0]
+                made[name.partition("-")[0]] += pixels[name]
+            ahead = made["first"] - made["second"]
+            assert abs(ahead) <= largest * (sum(windows) + 2 * MOST), "more than what devices and one job hold"
+
+    play_on_devices(story, tuple(windows))

@@ -40,8 +40,8 @@ class _Share:
         return max(self.spent, now), self.spent, self.first
 
 
-class Claims:
-    """Claims of one host at one moment. In a transaction with Lock.CLAIM.
+class JobChoice:
+    """The jobs that one host claims at one moment. In a transaction with Lock.CLAIM.
 
     Args:
         lease: seconds for which the host holds what it claims.

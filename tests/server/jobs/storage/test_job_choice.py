@@ -1,4 +1,4 @@
-"""Claims of worker hosts: which jobs come next, for which host, and what clients get."""
+"""JobChoice of worker hosts: which jobs come next, for which host, and what clients get."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from engine.request import ImageRequest
 from engine.size import Size
 from server.jobs.job import Job
-from server.jobs.storage.claims import LOOK_AHEAD, OVERTAKE_SECONDS
 from server.jobs.storage.fleet_store import FleetStore
+from server.jobs.storage.job_choice import LOOK_AHEAD, OVERTAKE_SECONDS
 from server.jobs.storage.worker_info import WorkerInfo
 
 SMALL, LARGE = Size(64, 64), Size(128, 128)
@@ -67,6 +67,15 @@ def test_jobs_are_claimed_until_their_missing_images_are_enough(fleet: FleetStor
     assert claim(fleet, 3) == ids[:2]
     assert claim(fleet, 0) == []
     assert claim(fleet, 3) == ids[2:]
+
+
+def test_finished_images_do_not_count_as_claimed(fleet: FleetStore) -> None:
+    nearly_done, other = (fleet.add(job(images, model="nano")).id for images in (3, 1))
+    assert claim(fleet) == [nearly_done]
+    for index in (0, 1):
+        fleet.held_by("host").add_image(nearly_done, image(index))
+    fleet.release(nearly_done, "host", refund_attempt=True)
+    assert claim(fleet, 2) == [nearly_done, other]
 
 
 @pytest.mark.parametrize(
