@@ -15,7 +15,7 @@ COMMANDS = {
     "http": "Measure overhead and throughput of zimage-serve against the engine alone; --soak adds many users.",
     "soak": "Mix clients of every kind with kills, pauses and clock jumps of zimage-serve, and account for all jobs.",
     "scaling": "Measure throughput of 1 to 8 workers with a timed stand-in engine, embedded and over brokers.",
-    "fleet-faults": "Kill, cut and hang parts of a fleet under clients, and account for every job; --soak: for long.",
+    "fleet-faults": "Kill, cut and hang parts of a fleet under clients, singly or mixed, and account for every job.",
     "startup": "Measure the time from starting zimage-serve to its readiness, and the time of its first image.",
     "judge": "Score z-image-nano's images of held-out captions: colours, shapes, places, sizes, backgrounds.",
     "guidance": "Compare guided images with those of diffusers, and count the passes that both prompts share.",

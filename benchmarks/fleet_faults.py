@@ -40,13 +40,30 @@ SOAK_PAUSE = (8.0, 16.0)  # seconds between two faults
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--brokers", nargs="+", choices=get_args(Broker), default=get_args(Broker), help="Brokers (default: both)"
+        "--brokers",
+        nargs="+",
+        choices=get_args(Broker),
+        default=get_args(Broker),
+        help="Brokers to use (default: both)",
     )
-    parser.add_argument("--faults", nargs="+", choices=NAMES, metavar="NAME", help=f"Of {', '.join(NAMES)}")
-    parser.add_argument("--clients", type=count, default=20, help="Clients (default: %(default)s)")
-    parser.add_argument("--soak", type=positive, metavar="MINUTES", help="Random faults for so long, instead of each")
-    parser.add_argument("--seed", type=int, default=1, help="Seed of all decisions (default: %(default)s)")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="Folder for the logs (default: none)")
+    parser.add_argument(
+        "--faults",
+        nargs="+",
+        choices=NAMES,
+        metavar="NAME",
+        help=f"Faults to cause (default: all), of {', '.join(NAMES)}",
+    )
+    parser.add_argument("--clients", type=count, default=20, help="Number of clients (default: %(default)s)")
+    parser.add_argument(
+        "--soak",
+        type=positive,
+        metavar="MINUTES",
+        help="Cause random faults for so many minutes, instead of each fault once",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="Seed of all random choices (default: %(default)s)")
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="Folder in which the logs are kept (default: they are deleted)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -41,13 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", nargs="+", type=count, default=[1, 2, 4, 8], help="Numbers of workers (default: 1 2 4 8)"
     )
     parser.add_argument(
-        "--seconds", type=positive, default=40.0, help="Time of each measured throughput (default: %(default)g)"
+        "--seconds", type=positive, default=40.0, help="Duration of each throughput measurement (default: %(default)g)"
     )
     parser.add_argument(
-        "--requests", type=count, default=200, help="Requests for the cost of a job (default: %(default)s)"
+        "--requests", type=count, default=200, help="Requests that measure the cost of a job (default: %(default)s)"
     )
     parser.add_argument(
-        "--engines", type=Path, metavar="DIR", help="Plans of a real engine, to compare two workers with one"
+        "--engines", type=Path, metavar="DIR", help="Plans, to compare two workers with one with the real engine too"
     )
 
 

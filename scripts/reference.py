@@ -149,7 +149,7 @@ def settings(command: Command) -> Iterator[Sequence[str]]:
             value = f"`{' '.join(default)}`"
         else:
             value = f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
-        yield shown, value, field.description or NONE
+        yield shown, value, command.about(name) or NONE
 
 
 if __name__ == "__main__":

@@ -136,8 +136,8 @@ class Settings(BaseSettings):
 
     database: DatabasePlace | None = Field(
         SERVER.database,
-        description="SQLite file for jobs and images, or in a fleet postgresql://USER:PASSWORD@HOST/NAME (default: "
-        "memory, which is lost at a restart)",
+        description="SQLite file for jobs and images, or in a fleet postgresql://USER:PASSWORD@HOST/NAME, better in "
+        "the environment, since ps shows flags (default: memory, which is lost at a restart)",
         title="FILE|URL",
         repr=False,
     )
@@ -224,7 +224,9 @@ class Settings(BaseSettings):
         title="URL",
         repr=False,
     )
-    fleet: FleetName = Field("zimage", description="Name of the fleet, of several that share a broker", title="NAME")
+    fleet: FleetName = Field(
+        "zimage", description="Name of the fleet; fleets that share a broker need different names", title="NAME"
+    )
 
     hang_seconds: float = Field(
         TIMEOUTS.silence,

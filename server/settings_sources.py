@@ -6,8 +6,8 @@ Knows the form of settings; not what they mean.
 import argparse
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -42,12 +42,22 @@ NAME = re.compile(r"^\s*(?:export\s+)?(\w+)\s*=", re.MULTILINE)  # in a line of 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command with settings: its name, what its help says, and the settings that it has."""
+    """A command with settings.
+
+    Attributes:
+        settings: names of those that it has.
+        help: texts of settings that mean something else to this command than `Settings` says.
+    """
 
     name: str
     description: str
     epilog: str
     settings: Collection[str]
+    help: Mapping[str, str] = field(default_factory=dict)
+
+    def about(self, name: str) -> str | None:
+        """Return what a setting does."""
+        return self.help.get(name, Settings.model_fields[name].description)
 
 
 SERVE = Command(
@@ -57,6 +67,9 @@ SERVE = Command(
 examples:
   zimage-serve --engines engines
   zimage-serve --engines engines --host 0.0.0.0 --keys "key-of-alice key-of-bob" --database jobs.db
+  zimage-serve --engines engines --devices all      (every GPU of this machine)
+  zimage-serve --engines engines --broker redis://broker:6379/0 --database postgresql://zimage@database/zimage
+                                                    (an API replica; zimage-worker generates the images)
 """
     + EPILOG % ("PORT", "8000"),
     [name for name in Settings.model_fields if name not in HOST_SETTINGS],
@@ -117,17 +130,18 @@ def _parser(command: Command) -> argparse.ArgumentParser:
     parser.add_argument("--settings", metavar="FILE", help=f"File of settings, as lines such as {PREFIX}PORT=8000")
     add_version(parser)
     group = parser.add_argument_group("plans")
-    for name, field in Settings.model_fields.items():
+    for name, setting in Settings.model_fields.items():
         if name not in command.settings:
             continue
         group = parser.add_argument_group(GROUPS[name]) if name in GROUPS else group
-        group.add_argument(f"--{name.replace('_', '-')}", help=_help(field), **_kind(name, field))
+        about = _help(command.about(name), setting)
+        group.add_argument(f"--{name.replace('_', '-')}", help=about, **_kind(name, setting))
     return parser
 
 
-def _help(field: FieldInfo) -> str:
-    match field.default:
-        case _ if field.is_required():
+def _help(about: str | None, setting: FieldInfo) -> str:
+    match setting.default:
+        case _ if setting.is_required():
             default = " (required)"
         case None | ():  # not set
             default = ""
@@ -137,15 +151,15 @@ def _help(field: FieldInfo) -> str:
             default = f" (default: {' '.join(words)})"
         case value:
             default = f" (default: {value:g})" if isinstance(value, float) else f" (default: {value})"
-    return f"{field.description}{default}".replace("%", "%%")
+    return f"{about}{default}".replace("%", "%%")
 
 
-def _kind(name: str, field: FieldInfo) -> dict[str, Any]:
-    if field.annotation is bool:
+def _kind(name: str, setting: FieldInfo) -> dict[str, Any]:
+    if setting.annotation is bool:
         return {"action": argparse.BooleanOptionalAction}
-    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    metavar = "|".join(choices) or field.title or name.rpartition("_")[2].upper()
-    return {"metavar": metavar, "action": "append" if NoDecode in field.metadata else "store"}
+    choices = get_args(setting.annotation) if get_origin(setting.annotation) is Literal else ()
+    metavar = "|".join(choices) or setting.title or name.rpartition("_")[2].upper()
+    return {"metavar": metavar, "action": "append" if NoDecode in setting.metadata else "store"}
 
 
 def _message(error: ErrorDetails) -> str:

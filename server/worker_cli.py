@@ -33,6 +33,14 @@ examples:
         *("runtime_cache", "loras", "database", "images", "grace", "broker", "fleet", "hang_seconds", "load_seconds"),
         *(*HOST_SETTINGS, "log_format", "log_level"),
     ),
+    {
+        "database": "Database of the fleet, as postgresql://USER:PASSWORD@HOST/NAME; prefer the environment, since ps "
+        "shows flags (required)",
+        "broker": "Broker of the fleet, as amqp://USER:PASSWORD@HOST/VHOST (RabbitMQ) or redis://:PASSWORD@HOST/0; "
+        "prefer the environment, since ps shows flags (required)",
+        "grace": "Seconds to finish the jobs that this host holds, after SIGTERM or SIGINT; the rest goes back to the "
+        "queue",
+    },
 )
 
 
