@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from engine.size import Size
 from server.jobs.job import BATCH, Job
 from server.jobs.storage.database import Database, Lock, Value, placeholders
-from server.jobs.storage.rows import STORED, job_of_row
+from server.jobs.storage.rows import JOB_COLUMNS, STORED, job_of_row
 from server.jobs.storage.worker_info import WorkerInfo
 
 LOOK_AHEAD = 8  # jobs of a client among which the one that batches best is chosen
@@ -101,7 +101,7 @@ class Claims:
         after = share.first - 1
         for _ in range(MAX_PAGES):
             rows = self._database.rows(
-                f"SELECT *, {STORED} FROM jobs WHERE {self._which} AND {SHARE} = ? AND sequence > ?"
+                f"SELECT {JOB_COLUMNS}, {STORED} FROM jobs WHERE {self._which} AND {SHARE} = ? AND sequence > ?"
                 f" ORDER BY sequence LIMIT {LOOK_AHEAD}",
                 *self._values,
                 share.client,

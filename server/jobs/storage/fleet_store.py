@@ -223,7 +223,9 @@ class FleetStore(JobStore):
     def dead(self) -> list[Job]:
         """Return the jobs that failed since they lost too many workers, newest first; MAX_DEAD at most."""
         code = "CAST(error AS json) ->> 'code' = 'worker_lost'"
-        return self._jobs(f"WHERE state = 'failed' AND {code} ORDER BY finished DESC LIMIT {MAX_DEAD}")
+        return self._jobs(
+            f"WHERE finished IS NOT NULL AND state = 'failed' AND {code} ORDER BY finished DESC LIMIT {MAX_DEAD}"
+        )
 
     def retry(self, id: str) -> Job | None:
         """Queue a failed job again, with all attempts and no deadline. None: it has not failed, or is unknown."""
