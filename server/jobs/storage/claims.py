@@ -71,9 +71,12 @@ class Claims:
                 waiting.remove(share)
                 continue
             job, images = found
-            self._hold(job, images, share)
+            if not self._hold(job, images, share):
+                continue  # it has just ended, and is not found again
             taken.append(job)
             missing += max(1, job.image_count - images)
+            if job.attempts:
+                break  # it may have killed a worker, so it runs alone; other hosts take the next ones
         return taken
 
     def _may_claim(self) -> bool:
@@ -125,19 +128,21 @@ class Claims:
             return 0
         return 1 if lora in self._loras else 2
 
-    def _hold(self, job: Job, images: int, share: _Share) -> None:
-        """Give a job to the host, and charge its client."""
+    def _hold(self, job: Job, images: int, share: _Share) -> bool:
+        """Give a job to the host, and charge its client. False: the job does not wait any more."""
         missing = max(1, job.image_count - images) / job.image_count
         charge = max(1.0, job.cost * job.cost_factor * missing)
-        self._now = max(self._now, share.spent)
-        share.spent = max(share.spent, self._now) + charge
-        self._database.execute(
-            "UPDATE jobs SET worker = ?, lease = {now} + ?, charged = ? WHERE sequence = ?",
+        is_held = self._database.execute(
+            f"UPDATE jobs SET worker = ?, lease = {{now}} + ?, charged = ? WHERE sequence = ? AND {WAITING}",
             self._worker.id,
             self._lease,
             charge,
             job.sequence,
         )
+        if not is_held:  # a replica cancelled it, or the janitor ended it, since it was read
+            return False
+        self._now = max(self._now, share.spent)
+        share.spent = max(share.spent, self._now) + charge
         self._database.execute(
             "WITH virtual_time AS (INSERT INTO virtual_times (model, now) VALUES (?, ?)"
             " ON CONFLICT (model) DO UPDATE SET now = excluded.now)"
@@ -149,6 +154,7 @@ class Claims:
             share.client,
             share.spent,
         )
+        return True
 
 
 def requeue(database: Database, id: str, *, refund_attempt: bool, is_loss: bool) -> None:

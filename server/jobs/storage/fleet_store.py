@@ -119,8 +119,9 @@ class FleetStore(JobStore):
         A host that is alive makes itself known again with its next heartbeat.
         """
         with self.database.transaction():
+            is_known = self.database.execute("DELETE FROM workers WHERE id = ?", worker) == 1
             self.database.execute("UPDATE jobs SET lease = 0 WHERE worker = ? AND finished IS NULL", worker)
-            return self.database.execute("DELETE FROM workers WHERE id = ?", worker) == 1
+            return is_known
 
     def claim(self, worker: WorkerInfo, loaded: Loaded, count: int, size_of: SizeOf) -> list[Claimed]:
         """Claim the jobs that come next for a host, until their missing images are `count` or more.
