@@ -185,9 +185,11 @@ class WorkerHost:
         return begun
 
     def _begin(self, claimed: Claimed) -> LiveJob | None:
-        """Track a claimed job. None: it is here already, since the host was cut off and the job came back."""
-        if self._tracker.get(claimed.job.id) is not None:
+        """Track a claimed job. None: it has ended here, and its end is on the way to the store."""
+        if (known := self._tracker.get(claimed.job.id)) is not None and known.job.state.is_final:
             return None
+        # what was written of it while it was not held is lost, so it begins again from its row
+        self._forget(claimed.job.id, "its lease had ended, and it was claimed again")
         left = claimed.seconds_left
         job = replace(claimed.job, deadline=None if left is None else time.time() + left)  # by the clock of this host
         live = LiveJob(job, images=dict(claimed.images), init_image=claimed.init_image)
