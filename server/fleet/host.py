@@ -153,12 +153,13 @@ class WorkerHost:
         self.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._options.grace):
-                while self.jobs and not self._hurried.is_set():
+                while self._tracker.in_memory() and not self._hurried.is_set():  # until their ends are stored
                     await asyncio.sleep(POLL_SECONDS)
         self._release_all()
         with suppress(TimeoutError, StoreUnavailable):
             async with asyncio.timeout(STORE_SECONDS):
-                await self._async_store.flush()
+                with suppress(StoreUnavailable):  # such as images that their store does not take: the jobs go back
+                    await self._async_store.flush()
                 for task in self._tasks:
                     task.cancel()
                 await asyncio.to_thread(self._store.forget, self._options.id)
