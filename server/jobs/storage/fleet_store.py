@@ -215,10 +215,12 @@ class FleetStore(JobStore):
         deleted = super().prune(retention)
         if not deleted:
             self.database.execute("DELETE FROM rates WHERE due < {now}")
-            self.database.execute(
-                "DELETE FROM shares USING virtual_times WHERE shares.model = virtual_times.model AND spent < now"
-                f" AND shares.client NOT IN (SELECT {SHARE} FROM jobs WHERE finished IS NULL)"
-            )
+            with self.database.transaction():
+                self.database.lock(Lock.CLAIM)  # claims change several shares, in any order
+                self.database.execute(
+                    "DELETE FROM shares USING virtual_times WHERE shares.model = virtual_times.model AND spent < now"
+                    f" AND shares.client NOT IN (SELECT {SHARE} FROM jobs WHERE finished IS NULL)"
+                )
         return deleted
 
     def dead(self) -> list[Job]:
