@@ -90,7 +90,11 @@ def _given(value: tuple[str, ...]) -> tuple[str, ...]:
 
 def _database(value: object) -> object:
     """Return the path of an SQLite file, or the URL of a database server."""
-    return value if isinstance(value, str) and value.startswith(SERVER) else user_path(Path(str(value)))
+    if isinstance(value, str) and value.startswith(SERVER):
+        return value
+    if "://" in str(value):  # not quoted, since it may contain a password
+        raise ValueError("must be an SQLite file or postgresql://user:password@host/name; got a URL of another kind")
+    return user_path(Path(str(value)))
 
 
 def _broker(value: str) -> str:

@@ -1,11 +1,11 @@
-"""What all processes of a fleet must agree on. Knows names; not what is there."""
+"""Addresses and name of a fleet. Knows text; connects to nothing."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class FleetOptions:
-    """What the processes of a fleet share.
+    """Options that all processes of a fleet have in common.
 
     Attributes:
         broker: URL; see `Broker`.

@@ -1,4 +1,4 @@
-"""What a process knows of the whole fleet: its worker hosts and its queue, as the database had them a moment ago."""
+"""Snapshot of a fleet: its worker hosts and its queue, as the database had them a moment ago."""
 
 from dataclasses import dataclass
 

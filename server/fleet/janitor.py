@@ -1,4 +1,4 @@
-"""The janitor: what nobody else does when a worker host or a deadline is lost. Every process of a fleet runs one.
+"""The janitor requeues the jobs of lost worker hosts and ends late jobs. Every process of a fleet runs one.
 
 Knows the fleet's store and a clock; what follows from its findings is the caller's matter. The store lets one janitor
 work at a time.
@@ -32,7 +32,7 @@ class ExpiringStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a janitor calls, in its thread.
+    """Handlers of a janitor's findings, called in its thread.
 
     Attributes:
         requeued: sends a ticket for a job; returns False if the broker takes none, and is not called again in that run,

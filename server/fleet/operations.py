@@ -1,4 +1,4 @@
-"""What operators of a fleet do: look at its hosts, queue and dead jobs, drain a host, retry or drop a job.
+"""Operations on a fleet: list its hosts, queue and dead jobs, drain a host, retry or drop a job.
 
 Knows the store, and the broker if there is one; no command line. Without a broker everything works, a little later:
 hosts learn from the database what they have to do.
@@ -26,7 +26,7 @@ Record = dict[str, Any]  # for JSON
 
 
 class OperationRefused(ZImageError):
-    """What an operator asked for cannot be done."""
+    """An operation that cannot be done."""
 
 
 class FleetOperations:

@@ -45,7 +45,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class RequestedDevices:
-    """What `--devices` asks for: some GPUs, all of them, or a number of workers on the CPU.
+    """Devices that `--devices` asks for: some GPUs, all of them, or a number of workers on the CPU.
 
     Attributes:
         gpus: indices or UUIDs; empty for all, unless `cpu_workers` is given.

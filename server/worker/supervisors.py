@@ -15,7 +15,7 @@ from server.worker.supervisor import Supervisor, WorkerListener, WorkerTimeouts
 
 @dataclass(frozen=True, slots=True)
 class WorkerCommand:
-    """How the worker of a device is started.
+    """Command that starts the worker of a device.
 
     Attributes:
         device: name of the device.

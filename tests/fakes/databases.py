@@ -1,11 +1,13 @@
 """Databases for tests of stores: both kinds, with a clock that a test sets."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
 
+from server.jobs.storage.databases.database import Database
 from server.jobs.storage.databases.postgres import PostgresDatabase
 from server.jobs.storage.store import JobStore
 
@@ -45,6 +47,14 @@ class Place:
         if isinstance(self.database, str):
             return JobStore(ClockedPostgres(self.database, clock), **clocks)
         return JobStore(self.database, clock=clock, **clocks)
+
+
+def wait_until_blocked(database: Database) -> None:
+    """Wait until a call of another thread waits for a lock in a PostgreSQL database."""
+    until = time.monotonic() + 10
+    while not database.rows("SELECT 1 FROM pg_locks WHERE NOT granted"):
+        assert time.monotonic() < until, "nothing waits for a lock"
+        time.sleep(0.01)
 
 
 def empty(url: str) -> None:

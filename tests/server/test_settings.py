@@ -188,3 +188,9 @@ def test_home_is_expanded_in_flags_variables_and_files(tmp_path: Path, monkeypat
     given = settings_sources.read(["--settings=~/settings", "--engines=~/plans", "--runtime-cache", "~/cache"])
     found = (given.engines, given.database, given.loras, given.archive, given.runtime_cache)
     assert found == tuple(tmp_path / name for name in ("plans", "jobs", "loras", "archive", "cache"))
+
+
+@pytest.mark.parametrize("url", ["mysql://user:secret@host/name", "postgresq://user:secret@host/name"])
+def test_database_of_another_kind_is_refused_without_its_password(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    message = error_message(capsys, *ENGINES, "--database", url)
+    assert "--database: must be an SQLite file or postgresql://" in message and "secret" not in message

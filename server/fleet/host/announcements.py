@@ -1,4 +1,4 @@
-"""What a worker host tells the API replicas of its jobs. Knows events; not who listens."""
+"""Announcements of a worker host to the API replicas about its jobs. Knows events; no listeners."""
 
 from server.fleet.messaging.event_bus import EventBus
 from server.fleet.messaging.events import ImageStored, JobEnded, JobRunning, Preview, StepsDone

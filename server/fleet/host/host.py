@@ -153,12 +153,13 @@ class WorkerHost:
         self.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._options.grace):
-                while self.jobs and not self._hurried.is_set():
+                while self._tracker.in_memory() and not self._hurried.is_set():  # until their ends are stored
                     await asyncio.sleep(POLL_SECONDS)
         self._release_all()
         with suppress(TimeoutError, StoreUnavailable):
             async with asyncio.timeout(STORE_SECONDS):
-                await self._async_store.flush()
+                with suppress(StoreUnavailable):  # such as images that their store does not take: the jobs go back
+                    await self._async_store.flush()
                 for task in self._tasks:
                     task.cancel()
                 await asyncio.to_thread(self._store.forget, self._options.id)
@@ -185,9 +186,11 @@ class WorkerHost:
         return begun
 
     def _begin(self, claimed: Claimed) -> LiveJob | None:
-        """Track a claimed job. None: it is here already, since the host was cut off and the job came back."""
-        if self._tracker.get(claimed.job.id) is not None:
+        """Track a claimed job. None: it has ended here, and its end is on the way to the store."""
+        if (known := self._tracker.get(claimed.job.id)) is not None and known.job.state.is_final:
             return None
+        # what was written of it while it was not held is lost, so it begins again from its row
+        self._forget(claimed.job.id, "its lease had ended, and it was claimed again")
         left = claimed.seconds_left
         job = replace(claimed.job, deadline=None if left is None else time.time() + left)  # by the clock of this host
         live = LiveJob(job, images=dict(claimed.images), init_image=claimed.init_image)

@@ -134,11 +134,11 @@ class Watch:
                     await self._is_due.wait()
             self._is_due.clear()
             wanted, self._due = self._due, set()
-            if loop.time() >= next_poll:
-                wanted, next_poll = set(self._jobs), loop.time() + POLL_SECONDS
-                if any(watched.followers for watched in self._jobs.values()):
-                    await self._queue.refresh()
             try:
+                if loop.time() >= next_poll:
+                    wanted, next_poll = set(self._jobs), loop.time() + POLL_SECONDS
+                    if any(watched.followers for watched in self._jobs.values()):
+                        await self._queue.refresh()
                 await self._read(wanted & self._jobs.keys())
             except StoreUnavailable as error:
                 log.warning("%s; clients that wait are told later", error)

@@ -52,7 +52,7 @@ class Estimates:
 
     @property
     def averages(self) -> tuple[SizeAverage, ...]:
-        """What is learned, for other processes; the newest size last."""
+        """Averages by size, for other processes; the newest size is last."""
         return tuple(
             SizeAverage(width=size.width, height=size.height, per_pass=average.per_pass, fixed=average.fixed)
             for size, average in self._averages.items()

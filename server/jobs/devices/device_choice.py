@@ -57,7 +57,7 @@ class DeviceChoice:
 
 
 class _Plan:
-    """What one device has and will have."""
+    """Images that one device has, and those that it is about to get, by their estimated seconds."""
 
     def __init__(self, device: DeviceQueue) -> None:
         self.device = device

@@ -20,7 +20,7 @@ class DeletedJobs:
 
     def delete_jobs(self, which: str, value: Value) -> int:
         """Delete the jobs that a condition holds for, in the caller's transaction, and return their number."""
-        has_files = "? = 1 OR id IN (SELECT job FROM images WHERE file IS NOT NULL)"
+        has_files = "? = 1 OR EXISTS (SELECT 1 FROM images WHERE job = jobs.id AND file IS NOT NULL)"
         self._database.execute(
             f"INSERT INTO deleted_images (job) SELECT id FROM jobs WHERE {which} AND ({has_files})"
             " ON CONFLICT DO NOTHING",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from engine.images.metadata import ImageMetadata
 from server.jobs.job import Job
 from server.jobs.storage.databases.database import Database, Value
-from server.jobs.storage.rows import SIZE, STORED, job_of_row, metadata_of
+from server.jobs.storage.rows import JOB_COLUMNS, SIZE, STORED, job_of_row, metadata_of
 
 PAGE_BYTES = 1 << 20  # of the requests of one page
 
@@ -35,12 +35,13 @@ def read_page(database: Database, which: str, values: tuple[Value, ...], end: in
     up_to = f"SELECT sequence, sum(size) OVER (ORDER BY sequence DESC) - size AS newer FROM ({newest}) AS newest"
     fitting = f"SELECT sequence FROM ({up_to}) AS up_to WHERE newer < {PAGE_BYTES}"
     jobs = read_jobs(database, f"WHERE sequence IN ({fitting}) ORDER BY sequence DESC", *values, end, limit)
-    has_more = bool(jobs) and bool(database.rows(f"SELECT id {older} LIMIT 1", *values, jobs[-1].sequence))
+    next_one = f"SELECT sequence {older} ORDER BY sequence DESC LIMIT 1"  # in order, so that an index is used
+    has_more = bool(jobs) and bool(database.rows(next_one, *values, jobs[-1].sequence))
     return HistoryPage(jobs, {job.id: read_metadata(database, job.id) for job in jobs}, has_more)
 
 
 def read_jobs(database: Database, which: str, *values: Value) -> list[Job]:
-    return [job_of_row(row) for row in database.rows(f"SELECT *, {STORED} FROM jobs {which}", *values)]
+    return [job_of_row(row) for row in database.rows(f"SELECT {JOB_COLUMNS}, {STORED} FROM jobs {which}", *values)]
 
 
 def read_metadata(database: Database, id: str) -> list[ImageMetadata]:

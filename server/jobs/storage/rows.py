@@ -26,6 +26,9 @@ SIZE_WITH_IMAGES = (
     " + (SELECT CAST(coalesce(sum(length(data)), 0) AS {integer}) FROM init_images WHERE job = id)"
 )
 COLUMNS = (*(field.name for field in fields(Job) if field.name != "sequence"), "lora")
+# not *: PostgreSQL refuses a prepared statement whose columns an upgrade by another process has changed
+JOB_COLUMNS = ", ".join(("sequence", *COLUMNS))
+IMAGE_COLUMNS = "number, media_type, metadata, data, file, file_bytes"
 JSON_COLUMNS = ("request", "format", "error")
 MAX_IMAGES = 1000  # of a job; the endpoints allow far fewer
 MAX_TIME = 1 << 40  # unix seconds

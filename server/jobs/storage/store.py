@@ -21,6 +21,7 @@ from server.jobs.storage.repair import repair
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.rows import (
     COLUMNS,
+    IMAGE_COLUMNS,
     SIZE,
     SIZE_WITH_IMAGES,
     image_of_row,
@@ -287,5 +288,5 @@ class JobStore:
         return read_jobs(self.database, which, *values)
 
     def _images(self, which: str, *values: Value) -> list[StoredImage]:
-        rows = self.database.rows(f"SELECT * FROM images {which}", *values)
+        rows = self.database.rows(f"SELECT {IMAGE_COLUMNS} FROM images {which}", *values)
         return [image for row in rows if (image := image_of_row(row))]

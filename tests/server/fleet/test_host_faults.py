@@ -1,16 +1,21 @@
 """Faults of a fleet, with real servers and processes: nothing accepted is lost, stored twice or left without an end."""
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 
 import pytest
-from fakes.loop import KILL_PROMPT
+from fakes.fleet import hosting, new_options
+from fakes.jobs import job as new_job
+from fakes.jobs_mode import FleetServices
+from fakes.loop import KILL_PROMPT, MANIFEST, FakeLoop
 from fakes.services import PostgreSql, RabbitMq, Redis, Service, new
 from fakes.worker_host import LEASE, Fleet
 
 from engine.request import ImageRequest
+from server.fleet.host import host
 from server.jobs.job import Job, JobState
+from server.jobs.storage.fleet.fleet_store import FleetStore
 
 SLOW = 0.1  # seconds for a step, of which an image has eight
 
@@ -19,6 +24,13 @@ SLOW = 0.1  # seconds for a step, of which an image has eight
 def fleet(redis_url: str, postgres_url: str) -> Iterator[Fleet]:
     with ExitStack() as owned:
         yield Fleet(redis_url, postgres_url, owned)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def assert_done(fleet: Fleet, *jobs: Job) -> None:
@@ -143,3 +155,19 @@ def test_cancelled_job_frees_its_host(fleet: Fleet) -> None:
     assert_done(fleet, fleet.submit())
     assert host.health()["jobs"] == 0
     assert all(job.state is JobState.CANCELLED for job in map(fleet.get, (running, claimed, queued)))
+
+
+def test_job_that_its_host_lost_and_claims_again_begins_from_its_row(
+    redis_url: str, postgres: PostgreSql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "HEARTBEAT_SECONDS", 60.0)  # so that the host does not hear that it lost the job
+    options = new_options(FleetServices(redis_url, postgres.fresh_url))
+    with closing(FleetStore(options.database)) as store, hosting(FakeLoop(SLOW), options, MANIFEST):
+        id = store.add(new_job(4, model=MANIFEST.model.name)).id
+        wait_until(lambda: len(store.images(id)) == 1)
+        with store.database.transaction():
+            store.database.execute("UPDATE jobs SET worker = NULL, state = 'queued', started = NULL WHERE id = ?", id)
+            store.database.execute("DELETE FROM images WHERE job = ?", id)
+        wait_until(lambda: store.get(id).state.is_final)
+        ended, row = store.get(id), store.database.rows("SELECT losses FROM jobs WHERE id = ?", id)[0]
+        assert (ended.state, ended.error, len(store.images(id)), row["losses"]) == (JobState.DONE, None, 4, 0)

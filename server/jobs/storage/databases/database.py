@@ -17,7 +17,7 @@ TRANSLATIONS = 512  # statements that are remembered; few have more than one for
 
 
 class Lock(IntEnum):
-    """What only one process does at a time. Its lock ends with the transaction."""
+    """Locks for work that one process does at a time. A lock ends with its transaction."""
 
     SCHEMA = 1
     ADMISSION = 2

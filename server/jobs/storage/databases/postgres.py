@@ -118,8 +118,12 @@ class PostgresDatabase(Database):
                     yield connection
 
     def _run(self, connection: Connection, sql: str, values: tuple[Value, ...]) -> psycopg.Cursor[dict[str, Any]]:
+        # a text with NUL, as of a request for an unknown id, would be an error; nothing that is stored has one
+        given = tuple(
+            value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value for value in values
+        )
         # binary: an image would be sent as text of twice its size
-        return connection.execute(self.translated(sql), values, binary=True)
+        return connection.execute(self.translated(sql), given, binary=True)
 
     def _translated(self, sql: str) -> str:
         return super()._translated(sql).replace("%", "%%").replace("?", "%s")

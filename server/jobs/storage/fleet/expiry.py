@@ -31,7 +31,7 @@ class Expiry:
         if self._was_paused():
             self._extend_all()
         requeued: list[str] = []
-        ended = self._end_late()
+        ended: list[str] = []
         for row in self._lost():
             if row["stored"] >= row["image_count"]:
                 self._end(row["id"], JobState.DONE, None)
@@ -42,6 +42,8 @@ class Expiry:
             else:
                 requeue(self._database, row["id"], refund_attempt=False, is_loss=True)
                 requeued.append(row["id"])
+        # last: `requeue` waits for claims, and a claim for the rows of waiting jobs that are late
+        ended += self._end_late()
         return Expired(self._jobs(requeued), self._jobs(ended), self._forget_hosts())
 
     def _was_paused(self) -> bool:
@@ -55,11 +57,11 @@ class Expiry:
 
     def _extend_all(self) -> None:
         """Give all hosts the time for a heartbeat."""
+        self._database.execute("UPDATE workers SET seen = {now}")  # first, as in a heartbeat; else a deadlock
         self._database.execute(
             "UPDATE jobs SET lease = {now} + ? WHERE finished IS NULL AND worker IS NOT NULL AND lease > 0",
             self._lease,
         )
-        self._database.execute("UPDATE workers SET seen = {now}")
 
     def _end_late(self) -> list[str]:
         """Fail the jobs past their deadlines and return their ids."""
@@ -72,10 +74,11 @@ class Expiry:
         return [row["id"] for row in late]
 
     def _lost(self) -> list[Row]:
-        """Return the jobs whose leases have ended."""
+        """Return the jobs whose leases have ended, but not their deadlines."""
         rows = self._database.rows(
             "SELECT id, attempts, losses, image_count, (SELECT count(*) FROM images WHERE job = jobs.id) AS stored"
-            " FROM jobs WHERE finished IS NULL AND worker IS NOT NULL AND lease < {now} FOR UPDATE SKIP LOCKED"
+            " FROM jobs WHERE finished IS NULL AND worker IS NOT NULL AND lease < {now}"
+            " AND coalesce(deadline >= {now}, true) FOR UPDATE SKIP LOCKED"
         )
         return list(rows)
 

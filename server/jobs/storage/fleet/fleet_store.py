@@ -119,8 +119,9 @@ class FleetStore(JobStore):
         A host that is alive makes itself known again with its next heartbeat.
         """
         with self.database.transaction():
+            is_known = self.database.execute("DELETE FROM workers WHERE id = ?", worker) == 1
             self.database.execute("UPDATE jobs SET lease = 0 WHERE worker = ? AND finished IS NULL", worker)
-            return self.database.execute("DELETE FROM workers WHERE id = ?", worker) == 1
+            return is_known
 
     def claim(self, worker: WorkerInfo, loaded: Loaded, count: int, size_of: SizeOf) -> list[Claimed]:
         """Claim the jobs that come next for a host, until their missing images are `count` or more.
@@ -214,16 +215,20 @@ class FleetStore(JobStore):
         deleted = super().prune(retention)
         if not deleted:
             self.database.execute("DELETE FROM rates WHERE due < {now}")
-            self.database.execute(
-                "DELETE FROM shares USING virtual_times WHERE shares.model = virtual_times.model AND spent < now"
-                f" AND shares.client NOT IN (SELECT {SHARE} FROM jobs WHERE finished IS NULL)"
-            )
+            with self.database.transaction():
+                self.database.lock(Lock.CLAIM)  # claims change several shares, in any order
+                self.database.execute(
+                    "DELETE FROM shares USING virtual_times WHERE shares.model = virtual_times.model AND spent < now"
+                    f" AND shares.client NOT IN (SELECT {SHARE} FROM jobs WHERE finished IS NULL)"
+                )
         return deleted
 
     def dead(self) -> list[Job]:
         """Return the jobs that failed since they lost too many workers, newest first; MAX_DEAD at most."""
         code = "CAST(error AS json) ->> 'code' = 'worker_lost'"
-        return self._jobs(f"WHERE state = 'failed' AND {code} ORDER BY finished DESC LIMIT {MAX_DEAD}")
+        return self._jobs(
+            f"WHERE finished IS NOT NULL AND state = 'failed' AND {code} ORDER BY finished DESC LIMIT {MAX_DEAD}"
+        )
 
     def retry(self, id: str) -> Job | None:
         """Queue a failed job again, with all attempts and no deadline. None: it has not failed, or is unknown."""

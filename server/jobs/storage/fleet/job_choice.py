@@ -15,7 +15,7 @@ from engine.size import Size
 from server.jobs.job import BATCH, Job
 from server.jobs.storage.databases.database import Database, Lock, Value, placeholders
 from server.jobs.storage.fleet.worker_info import WorkerInfo
-from server.jobs.storage.rows import STORED, job_of_row
+from server.jobs.storage.rows import JOB_COLUMNS, STORED, job_of_row
 
 LOOK_AHEAD = 8  # jobs of a client among which the one that batches best is chosen
 MAX_PAGES = 64  # of LOOK_AHEAD jobs that a host cannot generate, before it tries another client
@@ -71,9 +71,12 @@ class JobChoice:
                 waiting.remove(share)
                 continue
             job, images = found
-            self._hold(job, images, share)
+            if not self._hold(job, images, share):
+                continue  # it has just ended, and is not found again
             taken.append(job)
             missing += max(1, job.image_count - images)
+            if job.attempts:
+                break  # it may have killed a worker, so it runs alone; other hosts take the next ones
         return taken
 
     def _may_claim(self) -> bool:
@@ -101,7 +104,7 @@ class JobChoice:
         after = share.first - 1
         for _ in range(MAX_PAGES):
             rows = self._database.rows(
-                f"SELECT *, {STORED} FROM jobs WHERE {self._which} AND {SHARE} = ? AND sequence > ?"
+                f"SELECT {JOB_COLUMNS}, {STORED} FROM jobs WHERE {self._which} AND {SHARE} = ? AND sequence > ?"
                 f" ORDER BY sequence LIMIT {LOOK_AHEAD}",
                 *self._values,
                 share.client,
@@ -125,19 +128,21 @@ class JobChoice:
             return 0
         return 1 if lora in self._loras else 2
 
-    def _hold(self, job: Job, images: int, share: _Share) -> None:
-        """Give a job to the host, and charge its client."""
+    def _hold(self, job: Job, images: int, share: _Share) -> bool:
+        """Give a job to the host, and charge its client. False: the job does not wait any more."""
         missing = max(1, job.image_count - images) / job.image_count
         charge = max(1.0, job.cost * job.cost_factor * missing)
-        self._now = max(self._now, share.spent)
-        share.spent = max(share.spent, self._now) + charge
-        self._database.execute(
-            "UPDATE jobs SET worker = ?, lease = {now} + ?, charged = ? WHERE sequence = ?",
+        is_held = self._database.execute(
+            f"UPDATE jobs SET worker = ?, lease = {{now}} + ?, charged = ? WHERE sequence = ? AND {WAITING}",
             self._worker.id,
             self._lease,
             charge,
             job.sequence,
         )
+        if not is_held:  # a replica cancelled it, or the janitor ended it, since it was read
+            return False
+        self._now = max(self._now, share.spent)
+        share.spent = max(share.spent, self._now) + charge
         self._database.execute(
             "WITH virtual_time AS (INSERT INTO virtual_times (model, now) VALUES (?, ?)"
             " ON CONFLICT (model) DO UPDATE SET now = excluded.now)"
@@ -149,6 +154,7 @@ class JobChoice:
             share.client,
             share.spent,
         )
+        return True
 
 
 def requeue(database: Database, id: str, *, refund_attempt: bool, is_loss: bool) -> None:

@@ -1,4 +1,4 @@
-"""What a worker host says about itself, and what the database answers. Knows neither rows nor hosts' processes."""
+"""Descriptions of worker hosts and their jobs, as hosts and the database exchange them. Knows no rows or processes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class HeartbeatAnswer:
 
     Attributes:
         ended: jobs of the heartbeat that the host no longer holds: they ended elsewhere, or were given to another host.
-        is_draining: True if the host shall take no more jobs, finish those that it has and stop.
+        is_draining: True if the host shall take no more jobs, and finish those that it has.
     """
 
     ended: list[str]
@@ -82,7 +82,7 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """What the janitor has changed.
+    """Changes that the janitor has made.
 
     Attributes:
         requeued: jobs whose hosts were lost; they need new tickets.

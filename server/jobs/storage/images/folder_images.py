@@ -86,7 +86,9 @@ def _checked(name: str) -> str:
 
 
 def _write(folder: Path, name: str, data: bytes) -> None:
-    folder.mkdir(mode=PRIVATE, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=PRIVATE)
+        _sync(folder.parent)
     partial = folder / f".{name}.{secrets.token_hex(4)}.part"
     try:
         with partial.open("xb") as file:

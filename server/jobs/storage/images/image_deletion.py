@@ -61,6 +61,8 @@ class ImageDeletion:
                     self._sweep_due = time.monotonic() + SWEEP_EVERY
             except StoreUnavailable as error:
                 log.error("%s; files of deleted jobs are deleted later", error)
+            except Exception:  # the next attempt may succeed, and nobody else deletes them
+                log.exception("files of deleted jobs are deleted later")
             with suppress(TimeoutError):
                 async with asyncio.timeout(DELETE_EVERY):
                     await self._due.wait()

@@ -1,4 +1,4 @@
-"""Where the bytes of images are, if not in the database: the interface. `folder_images` and `s3_images` implement it.
+"""Interface of the stores that keep images outside the database; see `folder_images` and `s3_images`.
 
 Knows names and URLs; neither rows nor HTTP.
 """

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes.databases import ClockedPostgres
+from fakes.databases import ClockedPostgres, wait_until_blocked
 from fakes.jobs import ERROR, Clock, generated, host, image, init_image, job
 
 from engine.request import ImageRequest
@@ -202,6 +202,30 @@ def test_late_job_fails_waiting_or_held(fleet: FleetStore, clock: Clock) -> None
     }
     assert fleet.heartbeat(HOST, {held: 1}).ended == [held]
     assert [found.id for found in fleet.unfinished()] == [unhurried]
+
+
+def test_lost_job_whose_deadline_has_passed_ends(fleet: FleetStore, clock: Clock) -> None:
+    id = fleet.add(job(created=0.0, deadline=LEASE_SECONDS + 1)).id
+    fleet.claim(HOST, (), 1, lambda _: Size(64, 64))
+    pass_time(fleet, clock, LEASE_SECONDS - 1)
+    clock.now += 3
+    expired = fleet.expire()
+    assert (expired.requeued, [found.id for found in expired.ended]) == ([], [id])
+
+
+def test_janitor_and_claim_do_not_wait_for_each_other(fleet: FleetStore, clock: Clock, store_url: str) -> None:
+    lost = claim(fleet)
+    pass_time(fleet, clock, LEASE_SECONDS - 1)
+    late = fleet.add(job(created=0.0, deadline=1.0)).id
+    clock.now += 2
+    with closing(FleetStore(ClockedPostgres(store_url, clock))) as other, ThreadPoolExecutor(1) as threads:
+        with fleet.database.transaction():
+            fleet.database.lock(Lock.CLAIM)
+            expired = threads.submit(other.expire)
+            wait_until_blocked(fleet.database)
+            assert fleet.database.execute("UPDATE jobs SET charged = 1 WHERE id = ?", late) == 1
+        found = expired.result()
+    assert ([each.id for each in found.requeued], [each.id for each in found.ended]) == ([lost], [late])
 
 
 def test_leases_survive_a_time_without_database(fleet: FleetStore, clock: Clock) -> None:

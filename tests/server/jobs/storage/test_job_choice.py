@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 
 import pytest
-from fakes.databases import ClockedPostgres, empty
+from fakes.databases import ClockedPostgres, empty, wait_until_blocked
 from fakes.jobs import Clock, host, image, job
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -238,3 +238,23 @@ def test_threads_of_several_hosts_claim_each_job_once(store_url: str) -> None:
         claimed = list(threads.map(claim_all, range(len(workers))))
         assert sorted(id for found in claimed for id in found) == sorted(ids)
         assert all(fleets[0].get(id).worker == f"host {n}" for n, found in enumerate(claimed) for id in found)
+
+
+def test_job_that_is_cancelled_during_a_claim_is_not_claimed(fleet: FleetStore, store_url: str) -> None:
+    cancelled, other = add(fleet), add(fleet)
+    with closing(FleetStore(store_url)) as replica, ThreadPoolExecutor(1) as threads:
+        with replica.database.transaction():
+            assert replica.cancel(cancelled)
+            claimed = threads.submit(claim, fleet, 1)
+            wait_until_blocked(replica.database)
+        assert claimed.result() == [other]
+    assert fleet.get(cancelled).worker is None
+
+
+def test_jobs_that_may_have_killed_workers_are_claimed_one_at_a_time(fleet: FleetStore) -> None:
+    suspects = [add(fleet) for _ in range(2)]
+    assert claim(fleet, 2) == suspects
+    for id in suspects:
+        assert fleet.held_by("host").start(id)
+        assert fleet.release(id, "host", refund_attempt=False)
+    assert [claim(fleet, 2), claim(fleet, 2)] == [[id] for id in suspects]

@@ -106,7 +106,7 @@ def test_task_is_done_only_with_its_image_on_a_disk_that_was_full(
     small_disk: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     database = tmp_path / "jobs.db"
-    arguments = (str(database), *[""] * 8, "0", "0", "yes", "cpu", f"file://{small_disk}/images")
+    arguments = (str(database), *[""] * 8, "0", "0", "yes", f"file://{small_disk}/images")
     with server(*arguments) as (url, child):
         first = httpx.post(f"{url}/v1/generate", json={"prompt": "a cat", "seed": 1}).json()["task_id"]
         assert decoded(finished(url, first))[0, 0, 0] == 1

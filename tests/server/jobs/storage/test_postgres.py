@@ -20,6 +20,8 @@ from server.jobs.storage.databases.schema import UPGRADES, VERSION
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.store import JobStore
 
+PREPARED = 8  # calls after which psycopg has prepared a statement
+NEWS = tuple(f"ALTER TABLE {table} ADD COLUMN news TEXT NOT NULL DEFAULT ''" for table in ("jobs", "images"))
 SOON = 20.0  # seconds in which a server that was started again answers
 
 
@@ -106,12 +108,16 @@ def test_newer_schema_is_used_if_it_allows_that(
     """A fleet is upgraded one process after the other: the first carries the database over, beside the old ones."""
     with closing(JobStore(postgres_url)) as old:
         before = old.add(job())
+        for _ in range(PREPARED):
+            assert old.get(before.id) == before
+            assert old.images(before.id) == []
         with monkeypatch.context() as newer:
             newer.setattr(postgres, "VERSION", VERSION + 1)
             newer.setattr(postgres, "READABLE_FROM", readable_from)
-            newer.setitem(UPGRADES, VERSION, ("ALTER TABLE jobs ADD COLUMN news TEXT NOT NULL DEFAULT ''",))
+            newer.setitem(UPGRADES, VERSION, NEWS)
             with closing(JobStore(postgres_url)) as store:
                 assert store.get(before.id) == before
+        assert (old.get(before.id), old.images(before.id)) == (before, [])
         assert old.add(job()).sequence == 2
     if is_usable:
         JobStore(postgres_url).close()

@@ -51,14 +51,15 @@ def test_database_uses_wal_and_normal_synchronous(store: JobStore) -> None:
     assert store.database.connection.execute("PRAGMA synchronous").fetchone()[0] == 1  # NORMAL
 
 
-def test_unknown_id_returns_nothing_and_changes_nothing(either_store: JobStore) -> None:
+@pytest.mark.parametrize("unknown", ["job_x", "job_\0"])
+def test_unknown_id_returns_nothing_and_changes_nothing(either_store: JobStore, unknown: str) -> None:
     store = either_store
-    assert store.get("job_x") is None
-    assert store.image("job_x", 0) is None
-    assert store.images("job_x") == store.metadata("job_x") == []
-    assert not store.add_image("job_x", image())
+    assert store.get(unknown) is None
+    assert store.image(unknown, 0) is None
+    assert store.images(unknown) == store.metadata(unknown) == []
+    assert not store.add_image(unknown, image())
     for change in (store.start, store.requeue, store.finish, store.cancel, store.delete):
-        assert not change("job_x")
+        assert not change(unknown)
 
 
 def test_job_of_an_older_version_gets_the_defaults_of_new_fields(store: JobStore) -> None:
