@@ -235,6 +235,7 @@ class Supervisor:
         for attempt in itertools.count():
             try:
                 ours, theirs = socket.socketpair()
+                theirs.setblocking(True)  # a Celery that stops changes the default of the process for a while
                 with theirs:
                     try:
                         return ours, await self._launch(theirs)
