@@ -20,7 +20,7 @@ from fakes.thread_worker import SHORT_TIMEOUTS
 
 from engine.request import ImageRequest
 from server.errors import StoreUnavailable
-from server.fleet.host.host import host
+from server.fleet.host import host
 from server.fleet.host.host_options import HostOptions
 from server.fleet.messaging import ticket_worker
 from server.fleet.messaging.celery_app import create_celery, send_ticket

@@ -36,7 +36,7 @@ def jobs_mode(request: pytest.FixtureRequest) -> Iterator[str]:
         yield mode
         return
     from server.fleet import janitor
-    from server.fleet.host.host import host  # not at the top: embedded tests need no Celery
+    from server.fleet.host import host  # not at the top: embedded tests need no Celery
 
     postgres: PostgreSql = request.getfixturevalue("postgres")
     FleetServices.current = FleetServices(request.getfixturevalue(mode).url, postgres.fresh_url)

@@ -8,8 +8,8 @@ import pytest
 from fakes.loop import FakeLoop
 from fakes.server import IMAGES, serving
 
+from server.jobs.admission import free_memory as module
 from server.jobs.admission.admission import Limits
-from server.jobs.admission.admission import free_memory as module
 from server.jobs.admission.free_memory import MAX_AGE, FreeMemory, free_memory
 
 MIB = 1 << 20

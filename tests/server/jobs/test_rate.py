@@ -9,7 +9,7 @@ from fastapi import Request
 
 from server.api.access import AccessPolicy, Authenticator
 from server.api.errors import ApiError
-from server.jobs.admission.admission import rate
+from server.jobs.admission import rate
 from server.jobs.admission.rate import Rate, RateLimiter
 from server.jobs.embedded import EmbeddedJobs
 from server.jobs.storage.store import JobStore
