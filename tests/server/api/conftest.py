@@ -18,14 +18,25 @@ WITHOUT_JOBS = {  # modules about what is answered before there is a job
     "test_openapi",
     "test_query",
 }
+# Modules that always run over a broker too; the others take minutes, and differ in bodies more than in jobs
+OVER_RABBITMQ = {"test_event_ids", "test_images", "test_tasks_api"}
+OVER_REDIS = OVER_RABBITMQ | {"test_access", "test_clients", "test_edits", "test_errors"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Repeat tests of jobs for each mode; ZIMAGE_TEST_JOBS names the modes, separated by spaces."""
+    """Repeat tests of jobs for each mode; ZIMAGE_TEST_JOBS="embedded redis rabbitmq" does so for all modules."""
     if hasattr(metafunc.module, "serving") or SERVERS & set(metafunc.fixturenames):
-        has_jobs = metafunc.module.__name__.rpartition(".")[2] not in WITHOUT_JOBS
-        modes = os.environ.get("ZIMAGE_TEST_JOBS", " ".join(MODES)).split() if has_jobs else MODES[:1]
+        modes = _modes(metafunc.module.__name__.rpartition(".")[2])
         metafunc.parametrize("jobs_mode", modes, indirect=True, scope="module")
+
+
+def _modes(module: str) -> list[str]:
+    if module in WITHOUT_JOBS:
+        return ["embedded"]
+    if (given := os.environ.get("ZIMAGE_TEST_JOBS")) is not None:
+        return given.split()
+    over_brokers = {"redis": OVER_REDIS, "rabbitmq": OVER_RABBITMQ}
+    return [mode for mode in MODES if module in over_brokers.get(mode, {module})]
 
 
 @pytest.fixture(scope="module", autouse=True)
