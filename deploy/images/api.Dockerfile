@@ -3,7 +3,7 @@
 #     docker build --file deploy/images/api.Dockerfile --tag zimage-api .
 #
 # BASE is any image with Python 3.11 to 3.13 and venv. A package index of your own: --secret id=pip,src=pip.conf
-ARG BASE=docker.io/library/python:3.13-slim
+ARG BASE=python:3.13-slim
 FROM ${BASE}
 WORKDIR /opt/zimage-trt
 RUN python3 -m venv /opt/zimage

@@ -5,7 +5,7 @@
 #
 # Plans of `tensorrt` are built on the GPU that will run them; of `tensorrt-rtx` and `cpu` anywhere. BASE is any image
 # with Python 3.11 to 3.13 and venv. A package index of your own: --secret id=pip,src=pip.conf
-ARG BASE=docker.io/library/python:3.13-slim
+ARG BASE=python:3.13-slim
 FROM ${BASE}
 ARG BACKEND=tensorrt
 WORKDIR /opt/zimage-trt

@@ -2,7 +2,7 @@
 #
 #     docker build --file deploy/images/plans.Dockerfile --tag zimage-plans engines/current/
 #
-ARG BASE=docker.io/library/busybox:1.37
+ARG BASE=busybox:1.37
 FROM ${BASE}
 COPY . /plans
 USER 10001:10001

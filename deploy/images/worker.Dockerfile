@@ -5,7 +5,7 @@
 # BACKEND: tensorrt, tensorrt-rtx or cpu, as the plans. NVIDIA's container runtime brings the driver; all else of CUDA
 # comes from Python packages. BASE is any image with Python 3.11 to 3.13 and venv. A package index of your own:
 # --secret id=pip,src=pip.conf
-ARG BASE=docker.io/library/python:3.13-slim
+ARG BASE=python:3.13-slim
 FROM ${BASE}
 ARG BACKEND=tensorrt
 WORKDIR /opt/zimage-trt
