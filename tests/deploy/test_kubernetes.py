@@ -129,7 +129,7 @@ def test_pods_keep_to_the_restricted_security_standard(overlay: str) -> None:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
             assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
-            assert ":" in container["image"].rsplit("/", 1)[1]
+            assert ":" in container["image"].rsplit("/")[-1]
 
 
 def test_images_are_replaced_by_every_overlay() -> None:
