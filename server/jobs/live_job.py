@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.plan.manifest import Manifest
 from server.jobs.follower import Change, Follower, ImageFinished, Progress
@@ -37,7 +38,7 @@ class LiveJob:
     lost_on: str | None = None
     followers: set[Follower] = field(default_factory=set)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
-    saving: list["asyncio.Future[None]"] = field(default_factory=list)
+    saving: list["asyncio.Future[Any]"] = field(default_factory=list)
     deadline_timer: asyncio.TimerHandle | None = None
 
     def missing(self) -> list[int]:

@@ -168,18 +168,25 @@ class JobTracker:
             return False
         live.job = job = replace(live.job, state=state, error=error, finished=_not_before(live.job))
         self._leave_queue(live)
-        self._metrics.job_ended(job)
         self.traces.ended(job)
-        _log_end(job)
         live.notify_followers(job)
         self._tell_places()
         forget = partial(self._live.pop, job.id, None)
         stored = self._store.end(job.id, write, forget) if write else self._store.finish(job.id, forget)
         self._announce(stored, job)
+        if self._store.store.database.is_shared:  # another process may have ended it first
+            stored.add_done_callback(lambda done: None if done.cancelled() or not done.result() else self._count(job))
+        else:
+            self._count(job)
         if not self._store.store.database.is_in_memory:
             live.saving.append(stored)
         self.on_ended(live)
         return True
+
+    def _count(self, job: Job) -> None:
+        """Count and log a job that this process has ended."""
+        self._metrics.job_ended(job)
+        _log_end(job)
 
     def _leave_queue(self, live: LiveJob) -> None:
         self.unfinished.remove(live)
@@ -187,7 +194,7 @@ class JobTracker:
             live.deadline_timer.cancel()
         live.ended.set()
 
-    def _announce(self, stored: "asyncio.Future[None]", job: Job, index: int | None = None) -> None:
+    def _announce(self, stored: "asyncio.Future[object]", job: Job, index: int | None = None) -> None:
         """Call `on_stored` when the store has a job's state, or its image at an index."""
         stored.add_done_callback(lambda future: None if future.cancelled() else self.on_stored(job, index))
 

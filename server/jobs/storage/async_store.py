@@ -25,7 +25,7 @@ from server.worker.packed_image import PackedImage
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Write = tuple[Callable[[], object], Callable[[], object], "asyncio.Future[None]"]  # see `AsyncStore.write_later`
+Write = tuple[Callable[[], object], Callable[[], object], "asyncio.Future[object]"]  # see `AsyncStore.write_later`
 
 FLUSH_TIMEOUT = 2.0  # seconds
 BATCH_DELAY = 0.002  # seconds in which writes gather, so that one trip to the thread does for all
@@ -128,13 +128,13 @@ class AsyncStore:
             self._deletion.on_deleted()
         return is_deleted
 
-    def add_image(self, id: str, image: StoredImage) -> "asyncio.Future[None]":
+    def add_image(self, id: str, image: StoredImage) -> "asyncio.Future[object]":
         """Store an image in the background; see `write_later`. Its row is written when its file is there."""
         if self._files is None:
             return self.write_later(partial(self.store.add_image, id, image))
         return self._files.write(id, image, lambda stored: self.write_later(partial(self.store.add_image, id, stored)))
 
-    def finish(self, id: str, then: Callable[[], object] = lambda: None) -> "asyncio.Future[None]":
+    def finish(self, id: str, then: Callable[[], object] = lambda: None) -> "asyncio.Future[object]":
         """End a job in the background, after its images are stored; see `write_later`."""
         write = partial(self.store.finish, id)
         if self._files is None:
@@ -143,7 +143,7 @@ class AsyncStore:
 
     def end(
         self, id: str, write: Callable[[], object], then: Callable[[], object] = lambda: None
-    ) -> "asyncio.Future[None]":
+    ) -> "asyncio.Future[object]":
         """Write the end of a job that failed or was cancelled; its images that are not stored yet are dropped."""
         self.give_up_images(id)
         return self.write_later(write, then)
@@ -155,16 +155,16 @@ class AsyncStore:
 
     def write_later(
         self, write: Callable[[], object], then: Callable[[], object] = lambda: None
-    ) -> "asyncio.Future[None]":
+    ) -> "asyncio.Future[object]":
         """Write in the background, after earlier writes, and again and again until the disk takes it.
 
         Args:
             then: called when the write is done.
 
         Returns:
-            A future that is done when the write is.
+            A future of the write's result; None for a write that failed and is dropped.
         """
-        done = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self._pending_writes += 1
         self._writes.put_nowait((write, then, done))
         return done
@@ -198,7 +198,7 @@ class AsyncStore:
             while not self._writes.empty():
                 writes.append(self._writes.get_nowait())
             while writes:
-                done: list[Write] = []
+                done: list[tuple[Write, object]] = []
                 try:
                     await self.call(_run, writes, done)
                     self._is_refused = False
@@ -208,10 +208,10 @@ class AsyncStore:
                     await asyncio.sleep(RETRY_DELAY)
                 except Exception:
                     log.exception("a write to the job store failed and is dropped")
-                    done.append(writes.popleft())
-                for _, then, future in done:
+                    done.append((writes.popleft(), None))
+                for (_, then, future), result in done:
                     then()
-                    future.set_result(None)
+                    future.set_result(result)
                     self._pending_writes -= 1
             if self._retention.is_due(self.store.bytes_since_prune):
                 self._prune_due.set()
@@ -242,8 +242,8 @@ class AsyncStore:
             self._prune_due.clear()
 
 
-def _run(writes: deque[Write], done: list[Write]) -> None:
-    """Move the writes that the store takes from `writes` to `done`, up to the first that it refuses."""
+def _run(writes: deque[Write], done: list[tuple[Write, object]]) -> None:
+    """Move the writes that the store takes from `writes` to `done`, with their results, up to the first refused one."""
     while writes:
-        writes[0][0]()
-        done.append(writes.popleft())
+        result = writes[0][0]()
+        done.append((writes.popleft(), result))

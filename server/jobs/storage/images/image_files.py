@@ -6,8 +6,9 @@ Knows names and retries; neither rows nor where files are.
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
+from typing import Any
 
 from server.errors import StoreUnavailable
 from server.jobs.job import ImageFile, StoredImage
@@ -30,7 +31,7 @@ class ImageFiles:
         self.is_refused = False
         self._images = images
         self._limit = asyncio.Semaphore(MAX_WRITES)
-        self._tasks: dict[str, set[asyncio.Task[None]]] = {}  # by job
+        self._tasks: dict[str, set[asyncio.Task[object]]] = {}  # by job
 
     @property
     def pending(self) -> int:
@@ -39,11 +40,11 @@ class ImageFiles:
 
     def write(
         self, job_id: str, image: StoredImage, then: Callable[[StoredImage], Awaitable[object]]
-    ) -> asyncio.Task[None]:
+    ) -> asyncio.Task[object]:
         """Store an image's file, however often it takes, and then call `then` with the image without its data."""
         return self._start(job_id, self._write(job_id, image, then))
 
-    def after_writes(self, job_id: str, then: Callable[[], Awaitable[object]]) -> asyncio.Task[None]:
+    def after_writes(self, job_id: str, then: Callable[[], Awaitable[object]]) -> asyncio.Task[object]:
         """Call `then` when the writes of a job so far are done."""
         return self._start(job_id, self._wait(set(self._tasks.get(job_id, ())), then))
 
@@ -77,20 +78,20 @@ class ImageFiles:
             return None
         return replace(image, data=data)
 
-    def _start(self, job_id: str, work: Awaitable[None]) -> asyncio.Task[None]:
-        task = asyncio.ensure_future(work)
+    def _start(self, job_id: str, work: Coroutine[Any, Any, object]) -> asyncio.Task[object]:
+        task = asyncio.create_task(work)
         tasks = self._tasks.setdefault(job_id, set())
         tasks.add(task)
         task.add_done_callback(lambda _: self._on_done(job_id, task))
         return task
 
-    def _on_done(self, job_id: str, task: asyncio.Task[None]) -> None:
+    def _on_done(self, job_id: str, task: asyncio.Task[object]) -> None:
         tasks = self._tasks[job_id]
         tasks.discard(task)
         if not tasks:
             del self._tasks[job_id]
 
-    async def _write(self, job_id: str, image: StoredImage, then: Callable[[StoredImage], Awaitable[object]]) -> None:
+    async def _write(self, job_id: str, image: StoredImage, then: Callable[[StoredImage], Awaitable[object]]) -> object:
         # a new name each time: no writer can change the file that a row tells of
         kind = image.media_type.rpartition("/")[2]
         file = ImageFile(f"{image.index}-{secrets.token_hex(4)}.{kind}", len(image.data))
@@ -99,7 +100,7 @@ class ImageFiles:
             while not await self._attempt(job_id, image, file):
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, MAX_RETRY_DELAY)
-        await then(replace(image, data=b"", file=file))
+        return await then(replace(image, data=b"", file=file))
 
     async def _attempt(self, job_id: str, image: StoredImage, file: ImageFile) -> bool:
         try:
@@ -111,7 +112,7 @@ class ImageFiles:
         self.is_refused = False
         return True
 
-    async def _wait(self, tasks: set[asyncio.Task[None]], then: Callable[[], Awaitable[object]]) -> None:
+    async def _wait(self, tasks: set[asyncio.Task[object]], then: Callable[[], Awaitable[object]]) -> object:
         if tasks:
             await asyncio.wait(tasks)
-        await then()
+        return await then()
