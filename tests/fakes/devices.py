@@ -19,6 +19,7 @@ class SimulatedDevice(FakeLink):
     Attributes:
         queue: of the server.
         images: keys of what the worker has, in the order of arrival, each True once it has begun.
+        begun: jobs of which an image has begun here, while the worker has images of them.
         generated: keys of all images that were finished here.
         poison: jobs that kill a worker at their first step.
         suspects: returns the jobs that must be alone on a device.
@@ -29,11 +30,16 @@ class SimulatedDevice(FakeLink):
         super().__init__()
         self.queue, self.window, self.poison = queue, window, poison
         self.images: dict[str, bool] = {}
+        self._begun: set[str] = set()
         self.generated: list[str] = []
         self.suspects: Callable[[], set[str]] = set
         self.has_suspect = False
         self.is_ready = False
         queue.link = self
+
+    @property
+    def begun(self) -> set[str]:
+        return self._begun & {key.rpartition(":")[0] for key in self.images}
 
     def send(self, message: ToWorker) -> None:
         assert self.is_ready, "a message to a worker that is not ready"
@@ -43,6 +49,7 @@ class SimulatedDevice(FakeLink):
                 is_suspect = job in self.suspects()
                 assert not self.images or not (is_suspect or self.has_suspect), "a suspect is not alone"
                 self.has_suspect = is_suspect
+                self._begun &= self.begun  # what is new to the worker has not begun
                 for index in indices:
                     assert image_key(job, index) not in self.images, "sent twice"
                     self.images[image_key(job, index)] = False
@@ -78,6 +85,7 @@ class SimulatedDevice(FakeLink):
         job, _, index = key.rpartition(":")
         if not self.images[key]:
             self.images[key] = True
+            self._begun.add(job)
             self.queue.on_message(messages.Started(key))
         elif job in self.poison:
             self.die()

@@ -8,7 +8,7 @@ from fakes.jobs import job
 
 from server.errors import StoreUnavailable
 from server.fleet.host.claims import Claims
-from server.fleet.host.host import claims
+from server.fleet.host import claims
 from server.jobs.job import JobState
 from server.jobs.live_job import LiveJob
 

@@ -103,9 +103,8 @@ class Play:
         device.step(choice)
 
     def count_deaths(self, device: SimulatedDevice) -> None:
-        begun = {key.rpartition(":")[0] for key, has_begun in device.images.items() if has_begun}
         only_one = {key.rpartition(":")[0] for key in device.images}
-        self.deaths.update(begun or (only_one if len(only_one) == 1 else ()))
+        self.deaths.update(device.begun or (only_one if len(only_one) == 1 else ()))
 
     def check(self) -> None:
         assert not [name for name, times in self.ends.items() if times > 1], "a job ended twice"
@@ -134,7 +133,7 @@ class Play:
         if any(live.job.request.lora for live in self.jobs._tracker.unfinished):
             return
         for queue in worker_queue._in_use():
-            if queue is not worker_queue._reserved and not queue.images:
+            if queue is not worker_queue._reserved and not queue.images and queue.lora is None:
                 assert not [live for live in waiting if live not in worker_queue._suspects], "a device idles"
 
     async def finish(self) -> None:
