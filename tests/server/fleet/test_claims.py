@@ -7,8 +7,8 @@ import pytest
 from fakes.jobs import job
 
 from server.errors import StoreUnavailable
-from server.fleet.host.claims import Claims
 from server.fleet.host import claims
+from server.fleet.host.claims import Claims
 from server.jobs.job import JobState
 from server.jobs.live_job import LiveJob
 
