@@ -20,7 +20,7 @@ from websockets.sync.client import connect
 
 from server.api.access import AccessPolicy
 from server.api.body import MAX_BODY
-from server.jobs.storage import store
+from server.jobs.storage import history
 
 pytestmark = needs_nginx
 
@@ -140,7 +140,7 @@ def test_slow_header_client_is_cut(hasty: str) -> None:
 def test_client_that_does_not_read_is_cut_and_a_slow_reader_is_not(
     hasty: str, direct: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "PAGE_BYTES", 1 << 30)  # for an answer that no buffer holds
+    monkeypatch.setattr(history, "PAGE_BYTES", 1 << 30)  # for an answer that no buffer holds
     with httpx.Client(base_url=direct) as http:
         for _ in range(TASKS):
             http.post("/v1/generate", json={"prompt": LONG, "num_inference_steps": 1})
