@@ -80,8 +80,7 @@ async def _run(
     with closing(await asyncio.to_thread(FleetStore, database)) as store:
         host = WorkerHost(store, manifest, app, options, await open_image_store(images))
         supervisors = Supervisors(workers, host.worker_queue.add_device, timeouts)
-        for queue in host.worker_queue.queues:
-            queue.link = supervisors.all[queue.name]
+        host.worker_queue.connect(supervisors.all)
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, _on_signal, host, stopping)

@@ -154,8 +154,7 @@ async def _serve(
     images = await open_image_store(options.images)
     jobs = EmbeddedJobs(JobStore(options.database), manifest, options.limits, options.archive, options.loras, images)
     supervisors = Supervisors(workers, jobs.worker_queue.add_device, options.timeouts)
-    for queue in jobs.worker_queue.queues:
-        queue.link = supervisors.all[queue.name]
+    jobs.worker_queue.connect(supervisors.all)
     starting = asyncio.create_task(supervisors.start())
     try:
         launched = asyncio.create_task(supervisors.launched())

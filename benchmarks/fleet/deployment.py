@@ -16,7 +16,7 @@ HANG_SECONDS = 5.0  # after which a worker counts as hung; a pass of the stand-i
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What is common to all processes of a deployment.
+    """Settings that all processes of a deployment share.
 
     Attributes:
         engines: plan directory.

@@ -1,4 +1,4 @@
-"""What the logs of a fleet say that no operator should have to read: tracebacks. Knows files; no processes."""
+"""Count the tracebacks in the logs of a fleet, which no operator should have to read. Knows files; no processes."""
 
 import json
 from collections import Counter

@@ -38,7 +38,7 @@ CREATE TRIGGER bench_images AFTER INSERT OR UPDATE ON images FOR EACH ROW EXECUT
 
 @dataclass(slots=True)
 class JobRecord:
-    """What the triggers and the row tell of a job.
+    """Events and state of a job, from the triggers and its row.
 
     Attributes:
         events: number of events by kind.

@@ -36,7 +36,7 @@ Images = Literal["database", "folder", "s3"]
 
 @dataclass(frozen=True, slots=True)
 class SiteOptions:
-    """What to set up.
+    """Servers, images and clients of a run.
 
     Attributes:
         clients: number of API keys.

@@ -1,4 +1,4 @@
-"""What clients do: ask and wait, submit and poll, follow events, cancel. Each visit is one accounted request."""
+"""Visits of clients: ask and wait, submit and poll, follow events, or cancel. Each visit is one accounted request."""
 
 import asyncio
 import base64

@@ -32,7 +32,7 @@ class ClockedPostgres(PostgresDatabase):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a test's jobs are: each call of `open` makes another store, with connections of its own."""
+    """The database of a test's jobs. Each call of `open` makes another store, with connections of its own."""
 
     database: Path | str
 

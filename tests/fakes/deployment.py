@@ -1,4 +1,4 @@
-"""What deploy/ says: rendered manifests, the commands that it starts, and their environment."""
+"""Contents of deploy/: rendered manifests, the commands that it starts, and their environment."""
 
 import re
 import shutil

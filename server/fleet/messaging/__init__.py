@@ -1,1 +1,1 @@
-"""What travels through the broker: tickets that wake worker hosts, and events."""
+"""Messages through the broker: tickets that wake worker hosts, and events."""

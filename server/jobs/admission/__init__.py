@@ -1,1 +1,1 @@
-"""What is accepted, and when it will be done: limits, rates, estimates and the order of the queue."""
+"""Admission of jobs and estimates of their ends: limits, rates, measured times and the order of the queue."""

@@ -5,14 +5,14 @@ Knows messages; neither processes nor clients.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 
 from engine.request import LoraChoice
 from engine.size import Size
 from server.errors import StoreUnavailable
 from server.jobs.devices.device_choice import DeviceChoice
-from server.jobs.devices.device_queue import HOPELESS_STARTS, MAX_LOSSES, DeviceQueue
+from server.jobs.devices.device_queue import HOPELESS_STARTS, MAX_LOSSES, DeviceQueue, WorkerLink
 from server.jobs.devices.device_status import DeviceStatus
 from server.jobs.job import JobState
 from server.jobs.live_job import LiveJob
@@ -60,6 +60,11 @@ class WorkerQueue:
         self.queues.append(queue)
         self._metrics.add_device(name, lambda: None if queue.link is None else queue.link.pid)
         return queue
+
+    def connect(self, links: Mapping[str, WorkerLink]) -> None:
+        """Set the link of each device, by its name."""
+        for queue in self.queues:
+            queue.link = links[queue.name]
 
     @property
     def is_ready(self) -> bool:

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 import msgspec
 import pytest
 from fakes.services import RabbitMq, Redis, Service, new
+from fakes.waiting import wait_until
 from kombu import Connection, Exchange, Producer
 
 from server.fleet.messaging import event_buffer
@@ -119,7 +120,7 @@ def test_bus_survives_a_broker_that_is_paused_then_killed_and_restarted(kind: ty
             after = JobEnded("after a pause")
             publish_until(sender, after, lambda: after in listener.events.queue)
             broker.kill()
-            wait_until(lambda: not listener.bus.is_listening)
+            wait_until(lambda: not listener.bus.is_listening, TIMEOUT)
             sender.publish(JobEnded("without a broker"))
             broker.start()
             last = JobEnded("after a restart")
@@ -138,9 +139,9 @@ def test_slow_listener_loses_previews_and_no_other_events(broker_url: str) -> No
         for number in range(60):
             sender.publish(Preview("job", number, 1, bytes(1 << 20)))
             sender.publish(ImageStored("job", number))
-            wait_until(lambda: not len(sender._outbox))
+            wait_until(lambda: not len(sender._outbox), TIMEOUT)
         sender.publish(JobEnded("job"))
-        wait_until(lambda: listener.received == 121)
+        wait_until(lambda: listener.received == 121, TIMEOUT)
         assert listener._inbox._bytes <= event_buffer.MAX_BUFFER_BYTES
         released.set()
         got = [heard.get(timeout=TIMEOUT)]
@@ -202,7 +203,7 @@ def test_redis_messages_that_kombu_cannot_read_end_nothing(redis_url: str) -> No
             assert client.publish(channel, message.encode(errors="surrogatepass")) == 1, "the bus listens there"
             after = JobEnded(f"after {number}")
             publish_until(sender, after, lambda after=after: after in listener.events.queue)
-            wait_until(lambda: listener.bus.is_listening)
+            wait_until(lambda: listener.bus.is_listening, TIMEOUT)
 
 
 def test_handler_that_raises_gets_the_next_event(broker_url: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -253,7 +254,7 @@ def test_missing_broker_is_named_without_its_password(scheme: str, caplog: pytes
         bus = EventBus(f"{scheme}://user:hunter2@127.0.0.1:{port}/0", "zimage", "events")
         with caplog.at_level(logging.DEBUG), started(bus, is_there=False):
             bus.publish(JobEnded("job"))
-            wait_until(lambda: f"{scheme}://127.0.0.1:{port}/0" in caplog.text)
+            wait_until(lambda: f"{scheme}://127.0.0.1:{port}/0" in caplog.text, TIMEOUT)
     assert "hunter2" not in caplog.text
 
 
@@ -262,12 +263,5 @@ def test_wrong_password_is_not_logged(broker_url: str, caplog: pytest.LogCapture
     host = rest.rpartition("@")[2]
     bus = EventBus(f"{scheme}://zimage:hunter2@{host}", "zimage", "events")
     with caplog.at_level(logging.DEBUG), started(bus, is_there=False):
-        wait_until(lambda: "no connection to the broker" in caplog.text)
+        wait_until(lambda: "no connection to the broker" in caplog.text, TIMEOUT)
     assert "hunter2" not in caplog.text
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < give_up, "the condition never came true"
-        time.sleep(0.01)

@@ -1,7 +1,7 @@
 """Faults of a fleet, with real servers and processes: nothing accepted is lost, stored twice or left without an end."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 
 import pytest
@@ -10,6 +10,7 @@ from fakes.jobs import job as new_job
 from fakes.jobs_mode import FleetServices
 from fakes.loop import KILL_PROMPT, MANIFEST, FakeLoop
 from fakes.services import PostgreSql, RabbitMq, Redis, Service, new
+from fakes.waiting import wait_until
 from fakes.worker_host import LEASE, Fleet
 
 from engine.request import ImageRequest
@@ -24,13 +25,6 @@ SLOW = 0.1  # seconds for a step, of which an image has eight
 def fleet(redis_url: str, postgres_url: str) -> Iterator[Fleet]:
     with ExitStack() as owned:
         yield Fleet(redis_url, postgres_url, owned)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def assert_done(fleet: Fleet, *jobs: Job) -> None:

@@ -50,7 +50,7 @@ def broker(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def held(broker: str) -> Iterator["queue.Queue[Any]"]:
-    """What a Celery worker was asked to hold."""
+    """Yield the ids of the tickets that a Celery worker was asked to hold."""
     held: queue.Queue[Any] = queue.Queue()
     app = create_celery(broker, FLEET, queues_of_host(FLEET, "nano", "plan", ()))
     worker = TicketWorker(app, "host-1", lambda id: held.put(id) is None)

@@ -23,7 +23,7 @@ from server.jobs.storage.fleet.worker_info import Expired
 
 @dataclass
 class Found:
-    """What a janitor has called, and its metrics."""
+    """Calls of a janitor, and its metrics."""
 
     has_broker: bool = True
     tickets: list[str] = field(default_factory=list)

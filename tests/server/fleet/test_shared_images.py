@@ -1,8 +1,6 @@
 """Images of a fleet in a folder or in S3: written by a worker host, served and deleted by every API replica."""
 
 import asyncio
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from fakes.jobs_mode import FleetServices
 from fakes.loop import MANIFEST, FakeLoop
 from fakes.server import HOSTS, decoded, running
 from fakes.services import PostgreSql
+from fakes.waiting import wait_until
 
 from server.api.access import AccessPolicy
 from server.app import AppOptions
@@ -34,13 +33,6 @@ def opened(url: str) -> ImageStore:
     images = asyncio.run(open_image_store(url))
     assert images is not None
     return images
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
 
 
 def generate(url: str, seed: int) -> str:

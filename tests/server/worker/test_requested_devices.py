@@ -1,4 +1,4 @@
-"""What --devices asks for, and what each worker gets."""
+"""Devices that --devices asks for, and the environment of each worker."""
 
 import asyncio
 import os

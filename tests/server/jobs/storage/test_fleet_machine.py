@@ -28,7 +28,7 @@ AFTER_LOSS = 400  # claims, heartbeats and runs of the janitor after which all j
 
 @dataclass
 class Belief:
-    """What a host thinks of a job that it has claimed."""
+    """A claimed job, as its host knows it."""
 
     job: Job
     is_started: bool = False

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
@@ -16,6 +16,7 @@ from fakes.archive import names
 from fakes.faults import ask, colour, server, wait_until_accepted
 from fakes.processes import FAKE_SERVER, PYTHONPATH, ROOT
 from fakes.server import decoded
+from fakes.waiting import wait_until
 
 from server.jobs.storage.store import JobStore
 
@@ -84,13 +85,6 @@ def test_full_disk_of_database_and_archive_delays_answers_and_names_its_errors(
     said = capfd.readouterr().err
     assert "is not archived: [Errno 28] No space left on device" in said
     assert "jobs.db: database or disk is full; free disk space" in said or "disk I/O error; the disk fails or" in said
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def finished(url: str, task: str) -> bytes:
