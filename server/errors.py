@@ -6,7 +6,6 @@
     |  |- DeadlineUnreachable   the images would be late
     |  |- MemoryShort           the machine has too little free memory
     |  |- WorkerUnavailable     no worker can be started
-    |  |- ServerShuttingDown    the server finishes its jobs and takes no new ones
     |  |- UploadsBusy           too many uploads wait to be decoded
     |- TooManyFollowers         too many clients follow the job
     |- IdempotencyKeyReused     a known idempotency key with another request
@@ -63,12 +62,6 @@ class WorkerUnavailable(JobRefused):
     """Starting a worker failed too often in a row."""
 
     code = "worker_unavailable"
-
-
-class ServerShuttingDown(JobRefused):
-    """The server finishes its jobs and takes no new ones."""
-
-    code = "server_shutting_down"
 
 
 class UploadsBusy(JobRefused):

@@ -13,7 +13,7 @@ from functools import partial
 
 from engine.images.metadata import ImageMetadata
 from engine.plan.manifest import Manifest
-from server.errors import JobNotFound, JobRefused, ServerShuttingDown, StoreUnavailable, WorkerUnavailable
+from server.errors import JobNotFound, JobRefused, StoreUnavailable, WorkerUnavailable
 from server.jobs.admission.admission import Admission, Limits
 from server.jobs.admission.rate import Rate, RateLimiter
 from server.jobs.devices.device_status import DeviceStatus
@@ -165,8 +165,6 @@ class EmbeddedJobs(JobService):
         return await asyncio.shield(self._add(submitted, has_failed_before=known is not None))
 
     def _admit(self, live: LiveJob) -> None:
-        if self._drain_started is not None:
-            raise ServerShuttingDown("The server is shutting down; send the request again.", 1.0)
         if self.worker_queue.is_hopeless:
             raise WorkerUnavailable("No worker can be started; the server's log says why.", 30.0)
         self._admission.check(live, self._tracker.unfinished, self._admitting, self._admitting_bytes)

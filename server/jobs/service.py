@@ -31,7 +31,7 @@ class JobService(ABC):
 
     Attributes:
         manifest: of the plans that generate the images.
-        is_leaving: True once the server tells load balancers to move on; it still accepts jobs until `drain`.
+        is_leaving: True once the server tells load balancers to move on; it still accepts jobs.
     """
 
     manifest: Manifest
@@ -79,7 +79,7 @@ class JobService(ABC):
 
     @abstractmethod
     def drain(self) -> None:
-        """Accept no more jobs."""
+        """Leave, and count the grace period from now. Jobs of requests that are under way are still accepted."""
 
     @abstractmethod
     async def stop(self, grace: float) -> None:

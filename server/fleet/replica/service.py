@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from engine.images.metadata import ImageMetadata
 from engine.plan.manifest import Manifest
-from server.errors import JobNotFound, JobRefused, QueueFull, ServerShuttingDown, StoreUnavailable
+from server.errors import JobNotFound, JobRefused, QueueFull, StoreUnavailable
 from server.fleet.fleet_options import FleetOptions
 from server.fleet.janitor import Findings, Janitor
 from server.fleet.messaging.celery_app import create_celery, send_ticket
@@ -172,8 +172,6 @@ class FleetJobs(JobService):
 
     async def _admit(self, job: Job, init_image: PackedImage | None) -> None:
         """Refuse a job for all reasons but the bound of the queue, which the database keeps."""
-        if self._drain_started is not None:
-            raise ServerShuttingDown("The server is shutting down; send the request again.", 1.0)
         self._admission.check_memory()
         if init_image is not None or job.deadline is not None:
             await self._queue.refresh()

@@ -1,5 +1,6 @@
 """The end of a server behind load balancers: no request is refused or reset."""
 
+import json
 import signal
 import subprocess
 import threading
@@ -50,6 +51,21 @@ def test_connection_that_was_open_before_the_end_is_still_served() -> None:
                     httpx.get(f"{url}/ready")
             early.sendall(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n")
             assert read_to_end(early).startswith(b"HTTP/1.1 200 ")
+        assert child.wait(10) == 0
+
+
+def test_request_whose_body_comes_after_the_end_began_is_still_served() -> None:
+    body = json.dumps(BODY).encode()
+    head = f"POST {IMAGES} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    with leaving(0.0) as (url, child):
+        with connected(url) as slow:
+            slow.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode())
+            child.terminate()
+            with suppress(httpx.TransportError):
+                while True:  # until the server does not listen any more
+                    httpx.get(f"{url}/ready")
+            slow.sendall(body)
+            assert read_to_end(slow).startswith(b"HTTP/1.1 200 ")
         assert child.wait(10) == 0
 
 
