@@ -3,7 +3,6 @@
 Knows not what the settings do. Defaults come from the classes that use them.
 """
 
-import math
 from pathlib import Path
 from typing import Literal, Self
 
@@ -15,9 +14,7 @@ from engine.files import version
 from engine.options import HELP, MAX_THREADS, SLOTS, CudaGraphs, RuntimeOptions
 from engine.plan.manifest import Flavor
 from server.api.dialects.names import DIALECTS
-from server.api.public_address import PublicAddress
 from server.jobs.admission.admission import Limits
-from server.jobs.storage.images.archive import Archive
 from server.jobs.storage.retention import DAY, Retention
 from server.logs import LogFormat
 from server.serving import ServerOptions
@@ -296,35 +293,4 @@ class Settings(BaseSettings):
             slots=SLOTS,
             loras=loras,
             lora_versions={name: version(file) for name, file in loras},
-        )
-
-    def server(self, loras: FoundLoras = ()) -> ServerOptions:
-        """Return the options of the server."""
-        archive_bytes = math.inf if self.archive_mb is None else self.archive_mb * MIB
-        archived = Retention(self.archive_days * DAY or math.inf, archive_bytes)
-        return ServerOptions(
-            grace=self.grace,
-            drain=self.drain_seconds,
-            database=None if isinstance(self.database, str) else self.database,
-            images=self.images,
-            archive=Archive(self.archive, archived) if self.archive else None,
-            keys=self.keys,
-            rate=self.rate,
-            shared_history=self.shared_history,
-            hosts=self.hosts,
-            trusted_proxies=self.trusted_proxies,
-            public_url=PublicAddress.parse(self.public_url) if self.public_url else None,
-            connections_per_address=self.connections_per_address,
-            cors_origins=self.cors_origins,
-            page=self.page,
-            model_names=self.model_name,
-            strict_model=self.strict_model,
-            dialects=self.dialects,
-            image_input=self.image_input,
-            max_upload=self.max_upload * MIB,
-            loras=tuple(name for name, _ in loras),
-            limits=Limits(
-                self.queue, Retention(self.history_days * DAY, self.history_mb * MIB), self.min_free_mb * MIB
-            ),
-            timeouts=WorkerTimeouts(load=self.load_seconds, silence=self.hang_seconds),
         )

@@ -72,7 +72,7 @@ def _jobs(operations: "FleetOperations", args: argparse.Namespace) -> None:
 def _drain(operations: "FleetOperations", args: argparse.Namespace) -> None:
     drained = operations.drain(args.worker)
     if args.wait:
-        operations.wait_until_drained(
+        drained["jobs"] = operations.wait_until_drained(
             drained["id"], args.timeout, lambda jobs: print(f"{drained['id']}: {jobs} jobs left", file=sys.stderr)
         )
     _show([drained], ("id", "host", "jobs"), args)
@@ -126,24 +126,28 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     prepare(parser)
-    environment = os.environ
     parser.add_argument(
-        "--database", metavar="URL", default=environment.get("ZIMAGE_DATABASE"), help="Database of the fleet"
+        "--database", metavar="URL", default=os.environ.get("ZIMAGE_DATABASE"), help="Database of the fleet"
     )
     parser.add_argument(
         "--broker",
         metavar="URL",
-        default=environment.get("ZIMAGE_BROKER"),
+        default=os.environ.get("ZIMAGE_BROKER"),
         help="Broker of the fleet, to wake worker hosts at once (default: they find out within seconds)",
     )
     parser.add_argument(
         "--fleet",
         metavar="NAME",
-        default=environment.get("ZIMAGE_FLEET") or "zimage",
+        default=os.environ.get("ZIMAGE_FLEET") or "zimage",
         help="Name of the fleet in the broker (default: zimage)",
     )
     parser.add_argument("--json", action="store_true", help="Print JSON, one object per line")
     add_version(parser)
+    _add_commands(parser)
+    return parser
+
+
+def _add_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("workers", help="List the worker hosts").set_defaults(run=_workers)
     commands.add_parser("queue", help="Count the unfinished jobs by model, priority and LoRA").set_defaults(run=_queue)
@@ -163,7 +167,6 @@ def _parser() -> argparse.ArgumentParser:
     drop = commands.add_parser("drop", help="Delete failed jobs")
     drop.add_argument("job", type=_name, nargs="+", metavar="JOB")
     drop.set_defaults(run=_drop)
-    return parser
 
 
 def _name(text: str) -> str:

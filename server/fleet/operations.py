@@ -84,8 +84,11 @@ class FleetOperations:
             self._bus.publish(DrainWorker(worker.id))
         return {"id": worker.id, "host": worker.host, "jobs": _jobs(worker)}
 
-    def wait_until_drained(self, worker_id: str, timeout: float, tell: Callable[[int], object]) -> None:
+    def wait_until_drained(self, worker_id: str, timeout: float, tell: Callable[[int], object]) -> int:
         """Wait until a host has no jobs or has left. `tell` is called with the number of its jobs when that changes.
+
+        Returns:
+            The number of its jobs: 0, or what a host had that stopped answering.
 
         Raises:
             OperationRefused: it has jobs after `timeout` seconds.
@@ -94,13 +97,14 @@ class FleetOperations:
         while worker := next((worker for worker in self._store.workers() if worker.id == worker_id), None):
             jobs = _jobs(worker)
             if (worker.is_draining and not jobs) or worker.seconds_since_seen > GONE_SECONDS:
-                return
+                return jobs
             if jobs != last:
                 tell(jobs)
             last = jobs
             if time.monotonic() >= give_up:
                 raise OperationRefused(f"{worker_id} still has {jobs} jobs after {timeout:g} s; it goes on draining")
             time.sleep(POLL_SECONDS)
+        return 0
 
     def cancel(self, job_id: str) -> Record:
         """Cancel an unfinished job. Raises OperationRefused if it has ended."""

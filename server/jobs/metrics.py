@@ -6,6 +6,7 @@ over several servers can be computed.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -41,43 +42,28 @@ class Metrics:
     """The counters of one server."""
 
     def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
+        self._registry = CollectorRegistry()
         self._processes = _WorkerProcesses()
-        registry.register(self._processes)
-        self._accepted = Counter("zimage_jobs_accepted", "Accepted jobs.", ["api"], registry=registry)
-        self._refused = Counter("zimage_jobs_refused", "Refused jobs.", ["code"], registry=registry)
-        self._ended = Counter("zimage_jobs_ended", "Ended jobs.", ["api", "state", "code"], registry=registry)
-        self._job_seconds = Histogram(
-            "zimage_job_seconds", "From acceptance to the end of a job.", ["api"], buckets=SECONDS, registry=registry
-        )
-        self._queue_seconds = Histogram(
-            "zimage_job_queue_seconds",
-            "From acceptance to the first step of a job.",
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._images = Counter("zimage_images", "Generated images.", registry=registry)
-        self._pixels = Counter("zimage_pixels", "Generated pixels.", registry=registry)
-        self._stage_seconds = Histogram(
-            "zimage_stage_seconds", "Duration of a stage of an image.", ["stage"], buckets=SECONDS, registry=registry
-        )
-        self._batch = Histogram(
-            "zimage_forward_batch_size", "Images in a forward pass.", buckets=BATCHES, registry=registry
-        )
-        self._device_images = Counter(
-            "zimage_device_images", "Images generated on a device.", ["device"], registry=registry
-        )
-        self._forward_seconds = Counter(
-            "zimage_forward_seconds", "Time in forward passes.", ["device"], registry=registry
-        )
-        prompt_cache_requests = Counter(
-            "zimage_prompt_cache_requests", "Prompts to encode, by hit or miss.", ["cache"], registry=registry
-        )
-        self._hits, self._misses = (prompt_cache_requests.labels(cache) for cache in ("hit", "miss"))
-        self._switches = Counter("zimage_lora_switches", "Changes to another LoRA or to none.", registry=registry)
-        self._switch_seconds = Counter("zimage_lora_switch_seconds", "Time in such changes.", registry=registry)
         self._last_heartbeats: dict[str, Heartbeat] = {}  # by device
+        ProcessCollector(registry=self._registry)
+        self._registry.register(self._processes)
+        counter = partial(Counter, registry=self._registry)
+        histogram = partial(Histogram, buckets=SECONDS, registry=self._registry)
+        self._accepted = counter("zimage_jobs_accepted", "Accepted jobs.", ["api"])
+        self._refused = counter("zimage_jobs_refused", "Refused jobs.", ["code"])
+        self._ended = counter("zimage_jobs_ended", "Ended jobs.", ["api", "state", "code"])
+        self._job_seconds = histogram("zimage_job_seconds", "From acceptance to the end of a job.", ["api"])
+        self._queue_seconds = histogram("zimage_job_queue_seconds", "From acceptance to the first step of a job.")
+        self._images = counter("zimage_images", "Generated images.")
+        self._pixels = counter("zimage_pixels", "Generated pixels.")
+        self._stage_seconds = histogram("zimage_stage_seconds", "Duration of a stage of an image.", ["stage"])
+        self._batch = histogram("zimage_forward_batch_size", "Images in a forward pass.", buckets=BATCHES)
+        self._device_images = counter("zimage_device_images", "Images generated on a device.", ["device"])
+        self._forward_seconds = counter("zimage_forward_seconds", "Time in forward passes.", ["device"])
+        prompts = counter("zimage_prompt_cache_requests", "Prompts to encode, by hit or miss.", ["cache"])
+        self._hits, self._misses = prompts.labels("hit"), prompts.labels("miss")
+        self._switches = counter("zimage_lora_switches", "Changes to another LoRA or to none.")
+        self._switch_seconds = counter("zimage_lora_switch_seconds", "Time in such changes.")
         for refusal in REFUSALS:
             self._refused.labels(refusal)
         for stage in fields(StageTimes):

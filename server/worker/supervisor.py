@@ -75,7 +75,7 @@ class WorkerListener(Protocol):
 
 
 class Supervisor:
-    """One worker, replaced when it dies or hangs. A `WorkerLink` of `server.jobs.devices.worker_queue`.
+    """One worker, replaced when it dies or hangs. A `WorkerLink` of `server.jobs.devices.device_queue`.
 
     Args:
         command: starts a worker; the descriptor of its socket is appended.

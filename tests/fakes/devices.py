@@ -110,7 +110,7 @@ def play_on_devices(story: Story, windows: tuple[int, ...] = (2, 2), poison: set
         ]
         await jobs.start()
         for device in devices:
-            device.suspects = lambda: {live.job.id for live in jobs.worker_queue._suspects}
+            device.suspects = lambda: {live.job.id for live in jobs.worker_queue._replays.suspects}
             device.start()
         await story(jobs, devices)
         for live in list(jobs._tracker.unfinished):

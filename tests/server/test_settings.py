@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from engine.options import SLOTS, RuntimeOptions
+from engine.plan.guide import Guide
 from server import settings, settings_sources
+from server.cli import server_options
 from server.jobs.storage.images.archive import Archive
 from server.jobs.storage.retention import DAY, Retention
 from server.serving import ServerOptions
@@ -17,6 +19,10 @@ ENGINES = ["--engines", "plans"]
 def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in settings.Settings.model_fields:
         monkeypatch.delenv(settings.PREFIX + name.upper(), raising=False)
+
+
+def options(given: settings.Settings) -> ServerOptions:
+    return server_options(given, (), Guide())
 
 
 def error_message(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -48,14 +54,14 @@ def test_lists_are_split_at_spaces_not_commas(monkeypatch: pytest.MonkeyPatch) -
         [*ENGINES, "--profile", "512,1024x1536:2", "--profile", "256", "--keys", "first-key second"]
     )
     assert given.profile == ("512,1024x1536:2", "256")
-    assert given.server().keys == ("first-key", "second")
-    assert "first-key" not in repr(given) + repr(given.server())
+    assert options(given).keys == ("first-key", "second")
+    assert "first-key" not in repr(given) + repr(options(given))
 
 
 def test_names_and_origins_are_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZIMAGE_CORS_ORIGINS", "https://App.example.com/ *")
     monkeypatch.setenv("ZIMAGE_MODEL_NAME", "z-image gpt-image-1")
-    serving = settings_sources.read([*ENGINES, "--strict-model"]).server()
+    serving = options(settings_sources.read([*ENGINES, "--strict-model"]))
     assert serving.cors_origins == ("https://app.example.com", "*")
     assert (serving.model_names, serving.strict_model) == (("z-image", "gpt-image-1"), True)
 
@@ -63,12 +69,12 @@ def test_names_and_origins_are_words(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_defaults_are_those_of_the_options_classes() -> None:
     given = settings_sources.read(ENGINES)
     assert given.runtime() == RuntimeOptions(slots=SLOTS)
-    assert given.server() == ServerOptions()
+    assert options(given) == ServerOptions()
 
 
 def test_days_and_mebibytes_become_seconds_and_bytes() -> None:
     days_and_mb = "--archive a --archive-days 2 --archive-mb 3 --history-days 0.5 --history-mb 4 --min-free-mb 5"
-    serving = settings_sources.read([*ENGINES, *days_and_mb.split(), "--hang-seconds", "6"]).server()
+    serving = options(settings_sources.read([*ENGINES, *days_and_mb.split(), "--hang-seconds", "6"]))
     assert serving.archive == Archive(Path("a"), Retention(2 * DAY, 3 << 20))
     assert serving.limits.history == Retention(DAY / 2, 4 << 20)
     assert (serving.limits.free_bytes, serving.timeouts.silence) == (5 << 20, 6)
@@ -76,8 +82,14 @@ def test_days_and_mebibytes_become_seconds_and_bytes() -> None:
 
 def test_image_input_and_its_limit_reach_worker_and_server() -> None:
     given = settings_sources.read([*ENGINES, "--no-image-input", "--max-upload", "7"])
-    assert (given.runtime().image_input, given.server().image_input) == (False, False)
-    assert given.server().max_upload == 7 << 20
+    assert (given.runtime().image_input, options(given).image_input) == (False, False)
+    assert options(given).max_upload == 7 << 20
+
+
+def test_loras_and_guide_of_the_plans_reach_the_server() -> None:
+    guide = Guide(about="It draws shapes.")
+    found = server_options(settings_sources.read(ENGINES), (("ink", Path("ink.lora")),), guide)
+    assert (found.loras, found.guide) == (("ink",), guide)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 Knows messages; not which device gets which job.
 """
 
-import asyncio
-import logging
 import time
 from collections.abc import Collection, Iterable
 from typing import Protocol
@@ -13,6 +11,7 @@ from engine.request import LoraChoice
 from engine.size import Size
 from server.jobs.admission.estimates import Estimates
 from server.jobs.devices.device_status import DeviceStatus
+from server.jobs.devices.worker_losses import WorkerLosses
 from server.jobs.follower import JobPreview
 from server.jobs.job import JobState, StoredImage
 from server.jobs.live_job import LiveJob
@@ -21,16 +20,12 @@ from server.jobs.tracker import JobTracker
 from server.worker import messages
 from server.worker.messages import FromWorker, InvalidMessage, ToWorker
 
-log = logging.getLogger(__name__)
-
 HOPELESS_STARTS = 5  # failed starts of a worker in a row, after which its device is out of use
-MAX_LOSSES = 3  # workers in a row that died before an image was finished, after which their device is out of use
-OUT_SECONDS = 60.0  # out of use after MAX_LOSSES; doubled at each further loss
-MAX_OUT_SECONDS = 900.0
 SILENCE = 1.0  # seconds between two messages; a worker sends two a second
 GUESS = 1e-7  # seconds per pixel and forward pass, before the first image is finished
 
 Kind = tuple[Size, LoraChoice | None]  # images of one kind may share passes
+ImageMessage = messages.Started | messages.PreviewReady | messages.Finished | messages.Failed
 
 
 class WorkerLink(Protocol):
@@ -80,7 +75,7 @@ class DeviceQueue:
         images: indices of the images that the worker has, by job.
         started: jobs that the worker has begun.
         suspect: the job that runs alone on this device.
-        losses: workers in a row that died before an image was finished.
+        losses: its workers that died in a row.
         memory: of the device, as its worker last reported.
         lora: of the image that was begun last.
         lora_seconds: duration of the last change of LoRAs.
@@ -92,7 +87,7 @@ class DeviceQueue:
         self.images: dict[LiveJob, set[int]] = {}
         self.started: set[LiveJob] = set()
         self.suspect: LiveJob | None = None
-        self.losses = 0
+        self.losses = WorkerLosses(name, listener.on_device_room)
         self.memory: messages.DeviceMemory | None = None
         self.lora: LoraChoice | None = None
         self.lora_seconds: float | None = None
@@ -101,7 +96,6 @@ class DeviceQueue:
         self._window = messages.WINDOW
         self._heard, self._busy = 0.0, 0.0  # time of the last message; seconds of the piece of work under way
         self._tokenizing: str | None = None  # job whose prompts the worker tokenizes now
-        self._rest: asyncio.TimerHandle | None = None  # while the device is out of use
 
     @property
     def is_ready(self) -> bool:
@@ -114,20 +108,15 @@ class DeviceQueue:
         return self.link is not None and self.link.failed_starts >= HOPELESS_STARTS
 
     @property
-    def is_resting(self) -> bool:
-        """True if the device is out of use for a while, since too many of its workers died in a row."""
-        return self._rest is not None
-
-    @property
     def status(self) -> DeviceStatus:
         starts, last_failure = (0, None) if self.link is None else (self.link.starts, self.link.last_failure)
-        is_ready = self.is_ready and not self.is_resting
+        is_ready = self.is_ready and not self.losses.is_resting
         return DeviceStatus(self.name, is_ready, starts, last_failure, len(self.images))
 
     @property
     def window(self) -> int:
         """Slots that the worker can make use of: one image at a time after a rest, until the first is finished."""
-        return 1 if self.losses >= MAX_LOSSES else self._window
+        return 1 if self.losses.are_too_many else self._window
 
     @property
     def room(self) -> int:
@@ -193,30 +182,6 @@ class DeviceQueue:
         self._tracker.unfinished.on_taken_back()
         return taken, begun
 
-    def rest(self) -> None:
-        """Take the device out of use for a while."""
-        self.stop()
-        pause = min(OUT_SECONDS * 2.0 ** (self.losses - MAX_LOSSES), MAX_OUT_SECONDS)
-        log.error(
-            "%s is out of use for %.0f s, since %d of its workers died in a row (%s); the other devices go on",
-            self.name,
-            pause,
-            self.losses,
-            self.link and self.link.last_failure,
-        )
-        self._rest = asyncio.get_running_loop().call_later(pause, self._end_rest)
-
-    def stop(self) -> None:
-        """End the rest, if there is one."""
-        if self._rest is not None:
-            self._rest.cancel()
-            self._rest = None
-
-    def _end_rest(self) -> None:
-        self._rest = None
-        log.warning("%s is tried again, with one image", self.name)
-        self._listener.on_device_room()
-
     def on_message(self, message: FromWorker) -> None:
         self._heard = time.monotonic()
         match message:
@@ -227,22 +192,13 @@ class DeviceQueue:
                 self._listener.on_device_room()
             case messages.Tokenizing(job):
                 self._tokenizing = job
-            case messages.Started(key):
-                if found := self._find(key):
-                    self._on_started(found[0])
+            case messages.Started() | messages.PreviewReady() | messages.Finished() | messages.Failed():
+                if found := self._find(message.key):
+                    self._on_image_message(*found, message)
             case messages.Heartbeat():
                 self._metrics.heartbeat(self.name, message)
                 found_steps = ((self._find(key), done) for key, done in message.steps_done.items())
                 self._tracker.set_steps_done([(*found, done) for found, done in found_steps if found])
-            case messages.PreviewReady(key, done, data):
-                if found := self._find(key):
-                    self._tracker.show_preview(found[0], JobPreview(found[1], done, data))
-            case messages.Finished():
-                if found := self._find(message.key):
-                    self._on_finished(*found, message)
-            case messages.Failed(key, code, text):
-                if found := self._find(key):
-                    self._tracker.fail(found[0], code, text)
             case messages.DeviceMemory():
                 self.memory = message
             case messages.LoraSwitched(seconds):
@@ -256,6 +212,17 @@ class DeviceQueue:
     def on_worker_lost(self, reason: str) -> None:
         self._listener.on_device_lost(self, reason)
 
+    def _on_image_message(self, live: LiveJob, index: int, message: ImageMessage) -> None:
+        match message:
+            case messages.Started():
+                self._on_started(live)
+            case messages.PreviewReady(done=done, data=data):
+                self._tracker.show_preview(live, JobPreview(index, done, data))
+            case messages.Finished():
+                self._on_finished(live, index, message)
+            case messages.Failed(code=code, message=text):
+                self._tracker.fail(live, code, text)
+
     def _on_started(self, live: LiveJob) -> None:
         self.lora = live.job.request.lora_choice
         self.started.add(live)
@@ -263,7 +230,7 @@ class DeviceQueue:
             self._tracker.record_attempt(live)
 
     def _on_finished(self, live: LiveJob, index: int, message: messages.Finished) -> None:
-        self.losses = 0
+        self.losses.count = 0
         self.images[live].discard(index)
         if not self.images[live]:
             del self.images[live]
@@ -290,3 +257,9 @@ class DeviceQueue:
         if index not in map(str, range(live.job.image_count)):
             raise InvalidMessage(f"a message about image {index[:8]!r} of a job of {live.job.image_count}")
         return (live, int(index)) if int(index) in self.images.get(live, ()) else None
+
+
+def devices_in_use(queues: Iterable[DeviceQueue]) -> list[DeviceQueue]:
+    """Return the devices whose workers take jobs; those that rest only if there are no others."""
+    ready = [queue for queue in queues if queue.is_ready]
+    return [queue for queue in ready if not queue.losses.is_resting] or ready

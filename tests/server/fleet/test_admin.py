@@ -112,11 +112,26 @@ def test_drain_waits_until_the_jobs_have_ended(store: FleetStore, run: Any, monk
         store.heartbeat(worker(devices=(device(jobs=looks.pop(0)),)), {})
 
     monkeypatch.setattr(operations.time, "sleep", finish_one)
-    run("drain", "host-1", "--wait")
+    assert run("drain", "host-1", "--wait") == [{"id": "host-1", "host": "gpu1", "jobs": 0}], "after the wait"
     assert looks == []
     store.heartbeat(worker(devices=(device(jobs=5),)), {})
     refused = refusal("drain", "host-1", "--wait", "--timeout", "0")
     assert refused == "zimage-admin: host-1 still has 5 jobs after 0 s; it goes on draining"
+
+
+def test_drain_waits_no_longer_for_a_host_that_is_gone_or_has_left(
+    store: FleetStore, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.register(worker(devices=(device(jobs=2),)))
+    monkeypatch.setattr(operations, "GONE_SECONDS", -1.0)
+    assert run("drain", "host-1", "--wait") == [{"id": "host-1", "host": "gpu1", "jobs": 2}]
+
+    def leave(_: float) -> None:
+        store.forget("host-1")
+
+    monkeypatch.setattr(operations, "GONE_SECONDS", 60.0)
+    monkeypatch.setattr(operations.time, "sleep", leave)
+    assert run("drain", "host-1", "--wait") == [{"id": "host-1", "host": "gpu1", "jobs": 0}], "it left in good order"
 
 
 def test_drain_tells_the_host_through_the_broker(

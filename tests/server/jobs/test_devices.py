@@ -11,7 +11,8 @@ from fakes.worker_link import job
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.jobs.devices.device_queue import HOPELESS_STARTS, MAX_LOSSES
+from server.jobs.devices.device_queue import HOPELESS_STARTS, devices_in_use
+from server.jobs.devices.worker_losses import MAX_LOSSES
 from server.jobs.embedded import EmbeddedJobs
 from server.jobs.job import Job, JobState
 from server.worker.messages import Alive, LoraSwitched
@@ -81,9 +82,9 @@ class Play:
                 device.start()
             case ("fail", number) if not (device := self.device(number)).is_ready and self.can_fail(device):
                 device.fail_start()
-            case ("rest over", number) if (device := self.device(number)).queue.is_resting:
-                device.queue.stop()
-                device.queue._end_rest()
+            case ("rest over", number) if (device := self.device(number)).queue.losses.is_resting:
+                device.queue.losses.stop()
+                device.queue.losses._end_rest()
             case ("cancel", number) if self.names:
                 await self.jobs.cancel(self.names[number % len(self.names)])
         self.check()
@@ -115,7 +116,7 @@ class Play:
             has = {f"{live.job.id}:{index}" for live, indices in queue.images.items() for index in indices}
             assert has == set(device.images)
             slots = {live: len(indices) * live.slots(MANIFEST) for live, indices in queue.images.items()}
-            is_suspect = any(live in self.jobs.worker_queue._suspects for live in queue.images)
+            is_suspect = any(live in self.jobs.worker_queue._replays.suspects for live in queue.images)
             if len(self.devices) > 1 and not is_suspect:
                 assert sum(slots.values()) <= device.window or len(device.images) == 1, "more than the window"
         self.check_suspects()
@@ -132,9 +133,9 @@ class Play:
         waiting = [live for live in self.jobs._tracker.unfinished if live.is_waiting]
         if any(live.job.request.lora for live in self.jobs._tracker.unfinished):
             return
-        for queue in worker_queue._in_use():
-            if queue is not worker_queue._reserved and not queue.images and queue.lora is None:
-                assert not [live for live in waiting if live not in worker_queue._suspects], "a device idles"
+        for queue in devices_in_use(worker_queue.queues):
+            if queue is not worker_queue._replays._reserved and not queue.images and queue.lora is None:
+                assert not [live for live in waiting if live not in worker_queue._replays.suspects], "a device idles"
 
     async def finish(self) -> None:
         """Let all workers go on until nothing is left, and check what became of each job."""
@@ -320,7 +321,20 @@ def test_job_that_kills_two_workers_fails_by_name_and_costs_no_other_job_an_atte
         failed = await jobs.get("poison")
         assert failed.error.code == "worker_lost" and failed.attempts == 2
         assert [(await jobs.get(name)).attempts for name in "bcd"] == [1, 1, 1]
-        assert [device.queue.losses for device in devices] == [0, 0], "the job was to blame, not the devices"
+        assert [device.queue.losses.count for device in devices] == [0, 0], "the job was to blame, not the devices"
+
+    play_on_devices(story, poison={"poison"})
+
+
+def test_deaths_that_one_job_causes_count_against_no_device() -> None:
+    async def story(jobs: EmbeddedJobs, devices: list[SimulatedDevice]) -> None:
+        await jobs.submit(job("poison"))
+        losses = []
+        for device in devices:
+            device.step()
+            device.step()
+            losses.append([each.queue.losses.count for each in devices])
+        assert losses == [[1, 0], [0, 0]]
 
     play_on_devices(story, poison={"poison"})
 
@@ -366,19 +380,19 @@ def test_device_whose_workers_keep_dying_rests_and_comes_back_with_one_image(
             broken.step()
             broken.die()
             broken.start()
-        assert broken.queue.is_resting and not broken.images
+        assert broken.queue.losses.is_resting and not broken.images
         assert [status.is_ready for status in jobs.devices()] == [False, True] and jobs.is_ready
         assert "cuda:0 is out of use for 60 s" in caplog.text
         good.die()
         assert len(broken.images) == 1, "it is the only one, and is tried with one image"
         good.start()
-        broken.queue.stop()
-        broken.queue._end_rest()
-        while jobs.worker_queue._suspects:
+        broken.queue.losses.stop()
+        broken.queue.losses._end_rest()
+        while jobs.worker_queue._replays.suspects:
             assert step_each(devices)
         while len(broken.images) == 1:
             broken.step()
-        assert len(broken.images) == 2 and broken.queue.losses == 0
+        assert len(broken.images) == 2 and broken.queue.losses.count == 0
 
     play_on_devices(story)
 

@@ -100,16 +100,16 @@ def test_job_cancelled_while_its_image_is_read_is_not_sent() -> None:
         jobs.worker_queue.send_pending()
         assert await jobs.cancel("a")
         await asyncio.sleep(0.05)
-        assert not link.sent and not jobs.worker_queue._loading
+        assert not link.sent and not jobs.worker_queue._init_images._loading
 
     play(story)
 
 
 def test_image_that_the_store_cannot_read_now_is_read_later(monkeypatch: pytest.MonkeyPatch) -> None:
     from server.errors import StoreUnavailable
-    from server.jobs.devices import worker_queue
+    from server.jobs.devices import init_image_loader
 
-    monkeypatch.setattr(worker_queue, "LOAD_AGAIN", 0.01)
+    monkeypatch.setattr(init_image_loader, "LOAD_AGAIN", 0.01)
     attempts = []
 
     async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:

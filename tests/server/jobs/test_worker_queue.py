@@ -4,7 +4,7 @@ import pytest
 from fakes.worker_link import FakeLink, finished, job, play
 
 from server.errors import JobRefused
-from server.jobs.devices.worker_queue import HOPELESS_STARTS
+from server.jobs.devices.device_queue import HOPELESS_STARTS
 from server.jobs.embedded import EmbeddedJobs
 from server.jobs.job import JobState
 from server.worker import messages
@@ -50,7 +50,7 @@ def test_job_cancelled_while_no_worker_is_ready_is_not_kept_for_a_replay() -> No
         link.is_ready = False
         jobs.worker_queue.queues[0].on_worker_lost("it died")
         assert await jobs.cancel("b")
-        assert [live.job.id for live in jobs.worker_queue._suspects] == ["a"]
+        assert [live.job.id for live in jobs.worker_queue._replays.suspects] == ["a"]
 
     play(story)
 

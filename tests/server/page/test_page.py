@@ -3,6 +3,7 @@
 import base64
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -427,9 +428,16 @@ def test_running_task_is_found_again_after_a_reload_and_in_another_tab(url: str,
     wait_for_gallery(browser, "a cat")
 
 
-def test_task_goes_on_after_a_restart_of_the_server(browser: Browser, tmp_path: Path) -> None:
+@contextmanager
+def restart_while_generating(browser: Browser, database: str) -> Iterator[str]:
+    """Kill a server while the page shows the progress of "a cat", and yield its URL once another one serves it.
+
+    Args:
+        database: file of both servers; empty for none.
+    """
+
     def server(port: str) -> tuple[str, ...]:
-        return (*FAKE_SERVER, "0.1", "0", str(tmp_path / "jobs.db"), *[""] * 8, "0", port)
+        return (*FAKE_SERVER, "0.1", "0", database, *[""] * 8, "0", port)
 
     with process(*server("0")) as child:
         url = ready_url(child)
@@ -441,25 +449,18 @@ def test_task_goes_on_after_a_restart_of_the_server(browser: Browser, tmp_path: 
         browser.find(".notice", "cannot be reached")
     with process(*server(url.rpartition(":")[2])) as child:
         ready_url(child)
+        yield url
+
+
+def test_task_goes_on_after_a_restart_of_the_server(browser: Browser, tmp_path: Path) -> None:
+    with restart_while_generating(browser, str(tmp_path / "jobs.db")) as url:
         wait_for_gallery(browser, "a cat")
         browser.until(lambda: not browser.all(".notice"), "no word about it")
         assert len(tasks(url)) == 1
 
 
 def test_task_that_is_lost_in_a_restart_without_a_database_is_named(browser: Browser) -> None:
-    def server(port: str) -> tuple[str, ...]:
-        return (*FAKE_SERVER, "0.1", "0", *[""] * 9, "0", port)
-
-    with process(*server("0")) as child:
-        url = ready_url(child)
-        browser.visit(url)
-        steps(browser, 30)
-        browser.generate("a cat")
-        browser.find("#stage", "% done")
-        child.kill()
-        browser.find(".notice", "cannot be reached")
-    with process(*server(url.rpartition(":")[2])) as child:
-        ready_url(child)
+    with restart_while_generating(browser, database=""):
         browser.find(".notice", "no longer knows this image: a cat")
         assert not browser.all("#running .tile")
 

@@ -11,8 +11,10 @@ from fakes.server import IMAGES, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.plan.guide import Guide
 from server.api.access import AccessPolicy
 from server.api.dialects.names import DIALECTS
+from server.cli import server_options
 from server.settings_sources import read
 
 MESSAGES = [{"role": "user", "content": "a cat"}]
@@ -53,7 +55,8 @@ def test_setting_names_the_dialects(
 ) -> None:
     monkeypatch.delenv("ZIMAGE_DIALECTS", raising=False)
     given = ["--dialects", words] if words else []
-    assert read(["--engines", "plans", *given]).server().dialects == expected
+    options = server_options(read(["--engines", "plans", *given]), (), Guide())
+    assert options.dialects == expected
 
 
 @pytest.mark.parametrize("words", ["comfyui", "none chat", "Chat"])

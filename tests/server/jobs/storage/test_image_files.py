@@ -51,6 +51,14 @@ async def started(store: AsyncStore, count: int = 1) -> str:
     return id
 
 
+async def finished(store: AsyncStore, data: bytes = b"data") -> str:
+    """Return the id of a job whose one image is stored."""
+    id = await started(store)
+    store.add_image(id, image(data=data))
+    await store.finish(id)
+    return id
+
+
 async def state(store: AsyncStore, id: str) -> JobState:
     found = await store.call(store.store.get, id)
     assert found is not None
@@ -62,6 +70,12 @@ async def settled(store: AsyncStore, images: FakeImages, attempts: int) -> None:
     until = images.puts + attempts
     while images.puts < until or store._pending_writes:
         await asyncio.sleep(0.005)
+
+
+async def deleted(store: AsyncStore, images: FakeImages) -> None:
+    """Wait until no deleted job may have files."""
+    while images.files or await store.call(store.store.deleted.listed):
+        await asyncio.sleep(0.01)
 
 
 def test_bytes_are_in_the_image_store_and_not_in_the_database(database: Path | str) -> None:
@@ -84,10 +98,7 @@ def test_bytes_are_in_the_image_store_and_not_in_the_database(database: Path | s
 
 def test_bytes_of_files_count_for_the_limit_of_the_history(database: Path | str) -> None:
     async def story(store: AsyncStore, _: FakeImages) -> None:
-        first, second = await started(store), await started(store)
-        for id in (first, second):
-            store.add_image(id, image(data=bytes(1 << 20)))
-            await store.finish(id)
+        first, second = [await finished(store, bytes(1 << 20)) for _ in range(2)]
         assert store.store.bytes_since_prune > 2 << 20
         assert await store.call(store.store.prune, Retention(max_bytes=3 << 19)) == 1
         assert await store.call(store.store.get, first) is None
@@ -171,9 +182,7 @@ def test_jobs_are_refused_while_too_many_images_wait_in_memory(path: Path, monke
 
 def test_read_fails_while_the_image_store_is_away(path: Path) -> None:
     async def story(store: AsyncStore, images: FakeImages) -> None:
-        id = await started(store)
-        store.add_image(id, image())
-        await store.finish(id)
+        id = await finished(store)
         images.is_away = True
         with pytest.raises(StoreUnavailable, match="away"):
             await store.image(id, 0)
@@ -184,9 +193,7 @@ def test_read_fails_while_the_image_store_is_away(path: Path) -> None:
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 def test_damaged_file_is_no_image_and_is_named(damage: str, path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def story(store: AsyncStore, images: FakeImages) -> None:
-        id = await started(store)
-        store.add_image(id, image())
-        await store.finish(id)
+        id = await finished(store)
         (name,) = images.files[id]
         images.files[id] = {} if damage == "missing" else {name: b"da"}
         assert await store.image(id, 0) is None
@@ -224,10 +231,7 @@ def test_files_are_deleted_after_their_job_even_if_the_image_store_was_away(data
     images = FakeImages()
 
     async def delete(store: AsyncStore, _: FakeImages) -> None:
-        ids = [await started(store) for _ in range(2)]
-        for id in ids:
-            store.add_image(id, image())
-            await store.finish(id)
+        ids = [await finished(store) for _ in range(2)]
         images.is_away = True
         assert await store.delete(ids[0])
         assert await store.call(store.store.prune, Retention(max_age=-1)) == 1
@@ -236,19 +240,10 @@ def test_files_are_deleted_after_their_job_even_if_the_image_store_was_away(data
 
     async def restart(store: AsyncStore, _: FakeImages) -> None:
         images.is_away = False
-        while images.files:
-            await asyncio.sleep(0.01)
-        while await store.call(store.store.deleted.listed):
-            await asyncio.sleep(0.01)
+        await deleted(store, images)
 
     play(database, delete, images)
     play(database, restart, images)
-
-
-async def deleted(store: AsyncStore, images: FakeImages) -> None:
-    """Wait until no deleted job may have files."""
-    while images.files or await store.call(store.store.deleted.listed):
-        await asyncio.sleep(0.01)
 
 
 def test_file_that_arrives_after_its_job_was_deleted_is_deleted(database: Path | str) -> None:
@@ -286,9 +281,7 @@ def test_file_that_arrives_after_the_end_of_its_job_is_deleted_with_it(database:
 
 def test_sweep_deletes_old_files_of_unknown_jobs_only(path: Path) -> None:
     async def story(store: AsyncStore, images: FakeImages) -> None:
-        known = await started(store)
-        store.add_image(known, image())
-        await store.finish(known)
+        known = await finished(store)
         images.files["job_of_nobody"] = {"0-a.png": b"x"}
         clock = Clock()
         sweep = ImageDeletion(images, store.store.deleted, store.call, 7 * DAY, clock).sweep
