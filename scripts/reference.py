@@ -24,7 +24,6 @@ from server.api.edit_schemas import EditRequest
 from server.api.openai_schemas import ImagesRequest
 from server.api.task_schemas import GenerateRequest
 from server.app import probes
-from server.settings import Settings
 from server.settings_sources import SERVE, Command
 from server.worker_cli import WORK
 
@@ -129,9 +128,7 @@ def kind(schema: dict[str, Any]) -> str:
 
 def settings(command: Command) -> Iterator[Sequence[str]]:
     """Flag, default and description of each setting of a command."""
-    for name, field in Settings.model_fields.items():
-        if name not in command.settings:
-            continue
+    for name, field in command.fields.items():
         flag = f"--{name.replace('_', '-')}"
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         if field.annotation is bool:
@@ -149,7 +146,7 @@ def settings(command: Command) -> Iterator[Sequence[str]]:
             value = f"`{' '.join(default)}`"
         else:
             value = f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
-        yield shown, value, command.about(name) or NONE
+        yield shown, value, field.description or NONE
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Start throwaway PostgreSQL, Redis, RabbitMQ and S3 servers on free ports, and print their URLs.
+"""Start throwaway PostgreSQL, Redis, RabbitMQ and S3 servers on free ports, and print the settings of a fleet on them.
 
 They have random passwords, keep their data in temporary folders, and end with this command.
 """
@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -21,7 +21,13 @@ from benchmarks.services.seaweed import SeaweedS3
 from benchmarks.services.service import Service
 
 KINDS: dict[str, type[Service]] = {"postgres": PostgreSql, "redis": Redis, "rabbitmq": RabbitMq, "s3": SeaweedS3}
-VARIABLES = {"postgres": "POSTGRES_URL", "redis": "REDIS_URL", "rabbitmq": "RABBITMQ_URL", "s3": "IMAGES_URL"}
+VARIABLES = {  # settings of zimage-serve and zimage-worker
+    "postgres": "ZIMAGE_DATABASE",
+    "redis": "ZIMAGE_BROKER",
+    "rabbitmq": "ZIMAGE_BROKER",
+    "s3": "ZIMAGE_IMAGES",
+}
+Variables = list[tuple[str, str]]  # names and values; of two with one name the first counts
 
 
 def main() -> int:
@@ -29,11 +35,11 @@ def main() -> int:
     options, command = arguments(sys.argv[1:])
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt), ExitStack() as running:
-        variables: dict[str, str] = {}
+        variables: Variables = []
         for name in options.services or [name for name, kind in KINDS.items() if kind.missing() is None]:
-            variables |= urls(name, running.enter_context(started(name)))
+            variables += settings(name, running.enter_context(started(name)))
         if command:
-            return subprocess.run(command, env={**os.environ, **variables}, check=False).returncode
+            return subprocess.run(command, env=os.environ | dict(reversed(variables)), check=False).returncode
         show(variables)
         signal.pause()
     return 0
@@ -60,18 +66,20 @@ def started(name: str) -> Service:
     return kind()
 
 
-def urls(name: str, service: Service) -> dict[str, str]:
-    """Return the variables that a client of the service needs."""
+def settings(name: str, service: Service) -> Variables:
+    """Return the variables that have a server use the service."""
     if isinstance(service, SeaweedS3):
-        return {VARIABLES[name]: service.fresh_url(), **service.credentials}
-    return {VARIABLES[name]: service.url}
+        return [(VARIABLES[name], service.fresh_url()), *service.credentials.items()]
+    return [(VARIABLES[name], service.url)]
 
 
-def show(variables: Mapping[str, str]) -> None:
-    """Print the variables as lines for a shell."""
-    for name, value in variables.items():
-        print(f"export {name}='{value}'")
-    print("# ready; paste these lines into another terminal. Ctrl-C ends the servers.", flush=True)
+def show(variables: Variables) -> None:
+    """Print the variables as lines for a shell; those that do not count as comments."""
+    chosen = dict(reversed(variables))
+    for name, value in variables:
+        print(f"{'' if chosen[name] == value else '# or '}export {name}='{value}'")
+    print("# Ready. Paste these lines into other terminals, and start zimage-serve and zimage-worker there.")
+    print("# Ctrl-C ends the servers.", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ Knows the form of settings; not what they mean.
 import argparse
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -46,18 +46,19 @@ class Command:
 
     Attributes:
         settings: names of those that it has.
-        help: texts of settings that mean something else to this command than `Settings` says.
+        kind: class with their help, types and defaults, which may differ from those of `zimage-serve`.
     """
 
     name: str
     description: str
     epilog: str
     settings: Collection[str]
-    help: Mapping[str, str] = field(default_factory=dict)
+    kind: type[Settings]
 
-    def about(self, name: str) -> str | None:
-        """Return what a setting does."""
-        return self.help.get(name, Settings.model_fields[name].description)
+    @property
+    def fields(self) -> dict[str, FieldInfo]:
+        """The settings by name."""
+        return {name: field for name, field in self.kind.model_fields.items() if name in self.settings}
 
 
 SERVE = Command(
@@ -73,6 +74,7 @@ examples:
 """
     + EPILOG % ("PORT", "8000"),
     [name for name in Settings.model_fields if name not in HOST_SETTINGS],
+    Settings,
 )
 
 
@@ -84,7 +86,7 @@ def read(argv: Sequence[str] | None = None, command: Command = SERVE) -> Setting
     file = None if name is None else user_path(name)
     encoding = None if file is None else _check_file(parser, file)
     try:  # its signature is that of the fields
-        found = Settings(_env_file=file, _env_file_encoding=encoding, **given)  # type: ignore[call-arg]
+        found = command.kind(_env_file=file, _env_file_encoding=encoding, **given)  # type: ignore[call-arg]
     except ValidationError as error:
         parser.error("; ".join(map(_message, error.errors())))
     for name in sorted(_emptied(file, encoding) - found.model_fields_set):
@@ -130,16 +132,13 @@ def _parser(command: Command) -> argparse.ArgumentParser:
     parser.add_argument("--settings", metavar="FILE", help=f"File of settings, as lines such as {PREFIX}PORT=8000")
     add_version(parser)
     group = parser.add_argument_group("plans")
-    for name, setting in Settings.model_fields.items():
-        if name not in command.settings:
-            continue
+    for name, setting in command.fields.items():
         group = parser.add_argument_group(GROUPS[name]) if name in GROUPS else group
-        about = _help(command.about(name), setting)
-        group.add_argument(f"--{name.replace('_', '-')}", help=about, **_kind(name, setting))
+        group.add_argument(f"--{name.replace('_', '-')}", help=_help(setting), **_kind(name, setting))
     return parser
 
 
-def _help(about: str | None, setting: FieldInfo) -> str:
+def _help(setting: FieldInfo) -> str:
     match setting.default:
         case _ if setting.is_required():
             default = " (required)"
@@ -151,7 +150,7 @@ def _help(about: str | None, setting: FieldInfo) -> str:
             default = f" (default: {' '.join(words)})"
         case value:
             default = f" (default: {value:g})" if isinstance(value, float) else f" (default: {value})"
-    return f"{about}{default}".replace("%", "%%")
+    return f"{setting.description}{default}".replace("%", "%%")
 
 
 def _kind(name: str, setting: FieldInfo) -> dict[str, Any]:

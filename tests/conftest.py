@@ -7,7 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from fakes.processes import PYTHONPATH
-from fakes.services import PostgreSql, RabbitMq, Redis, SeaweedS3, new
+from fakes.services import Certificates, PostgreSql, RabbitMq, Redis, SeaweedS3, new
 from rich.console import Console
 
 from nano.layout import Z_IMAGE_NANO
@@ -102,9 +102,15 @@ def redis() -> Iterator[Redis]:
 
 
 @pytest.fixture(scope="session")
-def rabbitmq() -> Iterator[RabbitMq]:
-    """A RabbitMQ server that all tests of this process share."""
-    with new(RabbitMq) as service:
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates | None:
+    """Certificates for TLS; None if openssl is not installed."""
+    return None if Certificates.missing() else Certificates.make(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(certificates: Certificates | None) -> Iterator[RabbitMq]:
+    """A RabbitMQ server that all tests of this process share; with a port for TLS, since another one takes 4 s."""
+    with new(RabbitMq, certificates=certificates) as service:
         yield service
 
 

@@ -54,6 +54,16 @@ class PostgreSql(Service):
         )
         if done.returncode:
             raise RuntimeError(f"initdb failed:\n{done.stderr}")
+        if self.certificates is not None:
+            rules = self._data / "pg_hba.conf"
+            rules.write_text(f"hostssl all all all scram-sha-256 clientcert=verify-full\n{rules.read_text()}")
+            files = {
+                "ssl_ca_file": self._copied(self.certificates.certificate("authority")),
+                "ssl_cert_file": self._copied(self.certificates.certificate("server")),
+                "ssl_key_file": self._copied(self.certificates.key("server")),
+            }
+            with (self._data / "postgresql.conf").open("a") as file:
+                file.write("ssl = on\n" + "".join(f"{name} = '{path}'\n" for name, path in files.items()))
         if self.host != "127.0.0.1":
             with (self._data / "pg_hba.conf").open("a") as file:
                 file.write("host all all all scram-sha-256\n")

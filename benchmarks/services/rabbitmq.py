@@ -72,6 +72,15 @@ class RabbitMq(Service):
             "log.console": "true",
             "log.console.level": "warning",
         }
+        if self.certificates is not None:
+            settings |= {
+                "listeners.ssl.1": f"{self.host}:{self.tls_port}",
+                "ssl_options.cacertfile": self._copied(self.certificates.certificate("authority")),
+                "ssl_options.certfile": self._copied(self.certificates.certificate("server")),
+                "ssl_options.keyfile": self._copied(self.certificates.key("server")),
+                "ssl_options.verify": "verify_peer",
+                "ssl_options.fail_if_no_peer_cert": "true",
+            }
         text = "".join(f"{name} = {value}\n" for name, value in settings.items())
         (self.folder / "rabbitmq.conf").write_text(text)
         (self.folder / "plugins").write_text("[rabbitmq_management].\n")

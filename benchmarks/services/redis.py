@@ -43,6 +43,13 @@ class Redis(Service):
             "appendonly": "yes",
             "save": '""',
         }
+        if self.certificates is not None:
+            settings |= {
+                "tls-port": self.tls_port,
+                "tls-ca-cert-file": self._copied(self.certificates.certificate("authority")),
+                "tls-cert-file": self._copied(self.certificates.certificate("server")),
+                "tls-key-file": self._copied(self.certificates.key("server")),
+            }
         text = "".join(f"{name} {value}\n" for name, value in settings.items())
         (self.folder / "redis.conf").write_text(text)
 

@@ -13,9 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import psutil
+
+if TYPE_CHECKING:
+    from benchmarks.services.certificates import Certificates
 
 START_TIMEOUT = 120.0  # seconds; RabbitMQ takes 5 on an idle machine
 STOP_TIMEOUT = 20.0  # seconds
@@ -37,6 +40,8 @@ class Service(ABC):
         name: for people.
         package: Debian's package.
         port: on `host`.
+        tls_port: on `host`, for TLS; PostgreSQL uses `port` for both.
+        certificates: for TLS, if they are set before the start; then clients need the one of "client".
         password: of USER.
     """
 
@@ -46,7 +51,8 @@ class Service(ABC):
 
     def __init__(self, host: str = "127.0.0.1") -> None:
         self.host = host
-        self.port = free_port(host)
+        self.port, self.tls_port = free_port(host), free_port(host)
+        self.certificates: Certificates | None = None
         self.password = secrets.token_hex(16)
         self.folder = Path(tempfile.mkdtemp(prefix=f"zimage-{self.name.lower()}-"))
         self._process: subprocess.Popen[bytes] | None = None
@@ -78,6 +84,15 @@ class Service(ABC):
 
     def _prepare(self) -> None:  # noqa: B027 (not every server needs it)
         """Write the files that the first start needs."""
+
+    def _copied(self, path: Path) -> Path:
+        """Copy a file of the caller's to the server's folder, for its user alone."""
+        copy = self.folder / path.name
+        copy.write_bytes(path.read_bytes())
+        copy.chmod(0o600)
+        if self._user:
+            shutil.chown(copy, self._user)
+        return copy
 
     def _environment(self) -> dict[str, str]:
         return {"PATH": os.environ["PATH"], "HOME": str(self.folder), "LANG": "C.UTF-8"}

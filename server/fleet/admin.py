@@ -30,8 +30,8 @@ NAME = re.compile(r"[A-Za-z0-9_.:-]{1,200}")  # of a job or a worker host
 WIDTH = 60  # characters of a column
 
 WORKER_COLUMNS = ("id", "host", "state", "model", "plan_id", "version", "devices", "jobs", "seconds_since_seen")
-JOB_COLUMNS = ("id", "state", "priority", "model", "lora", "images", "attempts", "worker", "age", "error")
-QUEUE_COLUMNS = ("model", "priority", "lora", "waiting", "held", "oldest")
+JOB_COLUMNS = ("id", "state", "priority", "model", "plan_id", "lora", "images", "attempts", "worker", "age", "error")
+QUEUE_COLUMNS = ("model", "priority", "plan_id", "lora", "image_input", "waiting", "held", "oldest", "hosts")
 
 
 class ExtraMissing(ZImageError):
@@ -78,6 +78,10 @@ def _drain(operations: "FleetOperations", args: argparse.Namespace) -> None:
     _show([drained], ("id", "host", "jobs"), args)
 
 
+def _cancel(operations: "FleetOperations", args: argparse.Namespace) -> None:
+    _show([operations.cancel(job) for job in args.job], ("id", "state"), args)
+
+
 def _retry(operations: "FleetOperations", args: argparse.Namespace) -> None:
     _show([operations.retry(job) for job in args.job], JOB_COLUMNS, args)
 
@@ -111,6 +115,8 @@ def _cell(record: "Record", column: str) -> str:
             value = f"{value['code']}: {value['message']}"
         case _, None:
             value = "-"
+        case _, bool():
+            value = "yes" if value else "no"
         case _, float():
             value = f"{value:.1f} s"
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
@@ -150,7 +156,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     commands.add_parser("workers", help="List the worker hosts").set_defaults(run=_workers)
-    commands.add_parser("queue", help="Count the unfinished jobs by model, priority and LoRA").set_defaults(run=_queue)
+    queue = commands.add_parser("queue", help="Count the unfinished jobs by what they need, and the hosts that have it")
+    queue.set_defaults(run=_queue)
     jobs = commands.add_parser("jobs", help="List the unfinished jobs")
     jobs.add_argument("--dead", action="store_true", help="List the jobs that failed since they lost too many workers")
     jobs.set_defaults(run=_jobs)
@@ -161,6 +168,9 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=_seconds, default=math.inf, metavar="SECONDS", help="Time to wait (default: for ever)"
     )
     drain.set_defaults(run=_drain)
+    cancel = commands.add_parser("cancel", help="Cancel unfinished jobs, such as those that no worker host can take")
+    cancel.add_argument("job", type=_name, nargs="+", metavar="JOB")
+    cancel.set_defaults(run=_cancel)
     retry = commands.add_parser("retry", help="Queue failed jobs again, with new attempts and no deadline")
     retry.add_argument("job", type=_name, nargs="+", metavar="JOB")
     retry.set_defaults(run=_retry)

@@ -81,18 +81,20 @@ def _fleet(view: FleetView) -> Iterator[Metric]:
 def _queue(view: FleetView) -> Iterator[Metric]:
     """Yield the queue by model and priority; LoRAs are left out, since clients choose among many."""
     models = {worker.model for worker in view.workers} | {length.model or "" for length in view.queue}
-    groups = {(model, priority): [0, 0, 0.0, 0.0] for model in sorted(models) for priority in get_args(Priority)}
+    groups = {(model, priority): [0, 0, 0.0, 0.0, 0] for model in sorted(models) for priority in get_args(Priority)}
     for length in view.queue:
-        group = groups.setdefault((length.model or "", length.priority), [0, 0, 0.0, 0.0])
+        group = groups.setdefault((length.model or "", length.priority), [0, 0, 0.0, 0.0, 0])
         group[0] += length.waiting
         group[1] += length.held
         group[2] = max(group[2], length.oldest)
         group[3] += length.cost
+        group[4] += 0 if view.hosts_for(length) else length.waiting
     names = {
         "jobs_waiting": "Jobs that no worker host holds.",
         "jobs_running": "Jobs that worker hosts hold.",
         "queue_oldest_seconds": "Age of the job that has waited longest.",
         "queue_cost": "Pixels x forward passes of the waiting jobs.",
+        "jobs_without_host": "Waiting jobs that no worker host can take; zimage-admin queue says what they need.",
     }
     for index, (name, about) in enumerate(names.items()):
         family = GaugeMetricFamily(f"zimage_fleet_{name}", about, labels=["model", "priority"])

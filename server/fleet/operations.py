@@ -1,4 +1,4 @@
-"""Operations on a fleet: list its hosts, queue and dead jobs, drain a host, retry or drop a job.
+"""Operations on a fleet: list its hosts, queue and dead jobs, drain a host, cancel, retry or drop a job.
 
 Knows the store, and the broker if there is one; no command line. Without a broker everything works, a little later:
 hosts learn from the database what they have to do.
@@ -10,11 +10,12 @@ from dataclasses import asdict
 from typing import Any, Self
 
 from engine.errors import ZImageError
+from server.fleet.fleet_view import FleetView
 from server.fleet.messaging.celery_app import create_celery, send_ticket
 from server.fleet.messaging.event_bus import EventBus
-from server.fleet.messaging.events import DrainWorker
+from server.fleet.messaging.events import CancelJob, DrainWorker, JobEnded
 from server.fleet.metrics import worker_state
-from server.jobs.job import Job
+from server.jobs.job import Job, JobState
 from server.jobs.storage.fleet.fleet_store import FleetStore
 from server.jobs.storage.fleet.worker_info import WorkerInfo
 
@@ -59,8 +60,9 @@ class FleetOperations:
         return [_worker(worker) for worker in self._store.workers()]
 
     def queue(self) -> list[Record]:
-        """Return the unfinished jobs by model, priority and LoRA."""
-        return [asdict(length) for length in self._store.queue()]
+        """Return the unfinished jobs by priority and by what they need, with the number of hosts that can take them."""
+        view = FleetView(tuple(self._store.workers()), tuple(self._store.queue()))
+        return [asdict(jobs) | {"hosts": view.hosts_for(jobs)} for jobs in view.queue]
 
     def jobs(self, *, dead: bool) -> list[Record]:
         """Return the unfinished jobs in the order of their acceptance, or those that lost too many workers."""
@@ -104,23 +106,32 @@ class FleetOperations:
             time.sleep(POLL_SECONDS)
         return 0
 
+    def cancel(self, job_id: str) -> Record:
+        """Cancel an unfinished job. Raises OperationRefused if it has ended."""
+        if not self._store.cancel(job_id):
+            raise self._refused(job_id, "only unfinished jobs can be cancelled")
+        if self._bus is not None:
+            self._bus.publish(CancelJob(job_id))
+            self._bus.publish(JobEnded(job_id))
+        return {"id": job_id, "state": JobState.CANCELLED.value}
+
     def retry(self, job_id: str) -> Record:
         """Queue a failed job again. Raises OperationRefused if it has not failed."""
         job = self._store.retry(job_id)
         if job is None:
-            raise self._not_failed(job_id)
+            raise self._refused(job_id)
         return _job(job) | {"ticket": self._app is not None and send_ticket(self._app, job)}
 
     def drop(self, job_id: str) -> Record:
         """Delete a failed job. Raises OperationRefused if it has not failed."""
         if not self._store.drop(job_id):
-            raise self._not_failed(job_id)
+            raise self._refused(job_id)
         return {"id": job_id, "state": "deleted"}
 
-    def _not_failed(self, job_id: str) -> OperationRefused:
+    def _refused(self, job_id: str, rule: str = "only failed jobs can be retried or dropped") -> OperationRefused:
         job = self._store.get(job_id)
         state = "there is no such job" if job is None else f"it is {job.state.value}"
-        return OperationRefused(f"{job_id}: {state}; only failed jobs can be retried or dropped")
+        return OperationRefused(f"{job_id}: {state}; {rule}")
 
     def _find(self, name: str) -> WorkerInfo:
         workers = self._store.workers()

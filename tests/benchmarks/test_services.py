@@ -1,5 +1,6 @@
 """Throwaway servers: data survive a kill, a pause holds answers up, and nothing is left at the end."""
 
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -120,17 +121,37 @@ def test_server_ends_with_the_process_that_started_it() -> None:
     subprocess.run(["rm", "-r", folder], check=True)
 
 
-def test_script_gives_urls_to_a_command_and_ends_with_its_status() -> None:
-    if Redis.missing():
-        pytest.skip("needs redis-server")
+def test_script_gives_settings_to_a_command_and_ends_with_its_status() -> None:
+    if Redis.missing() or PostgreSql.missing():
+        pytest.skip("needs redis-server and PostgreSQL")
     program = (
-        "import os, redis; redis.from_url(os.environ['REDIS_URL']).ping(); print(os.environ['REDIS_URL']); exit(7)"
+        "import os, redis; from server import settings_sources; from server.worker_cli import WORK\n"
+        "given = settings_sources.read(['--engines', '.'], WORK); redis.from_url(given.broker).ping()\n"
+        "assert given.database.startswith('postgresql://'); print(given.broker); exit(7)"
     )
-    command = [sys.executable, "scripts/services.py", "redis", "--", sys.executable, "-c", program]
+    command = [sys.executable, "scripts/services.py", "postgres", "redis", "--", sys.executable, "-c", program]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 7, done.stderr
     with pytest.raises(redis_client.ConnectionError):
         read(done.stdout.strip())
+
+
+def test_script_prints_one_broker_to_use_and_a_second_one_as_a_comment() -> None:
+    if Redis.missing():
+        pytest.skip("needs redis-server")
+    command = [sys.executable, "scripts/services.py", "redis", "redis"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            lines = [process.stdout.readline() for _ in range(4)]
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+    assert [line.split("redis://")[0] for line in lines[:2]] == [
+        "export ZIMAGE_BROKER='",
+        "# or export ZIMAGE_BROKER='",
+    ]
+    assert all(line.startswith("# ") for line in lines[2:])
 
 
 def test_script_names_what_is_not_installed_or_unknown() -> None:

@@ -4,6 +4,7 @@ import pytest
 from fakes.deployment import ENTRYPOINTS, Command, commands
 
 from server import settings_sources
+from server.fleet.host.host_options import GRACE_SECONDS
 from server.settings import PREFIX, Settings
 from server.settings_sources import SERVE
 from server.worker_cli import WORK
@@ -27,6 +28,14 @@ def test_what_stops_a_command_waits_longer_than_it_takes(command: Command, monke
     given = settings_of(command, monkeypatch)
     draining = given.drain_seconds if command.name == "zimage-serve" else 0.0
     assert given.grace + draining + 2 <= command.seconds_to_stop
+
+
+@every_command
+def test_hosts_have_the_grace_period_that_the_documentation_names(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if command.name == "zimage-worker":
+        assert settings_of(command, monkeypatch).grace == GRACE_SECONDS == 300
 
 
 @every_command

@@ -10,23 +10,26 @@ from typing import TypeVar
 
 import pytest
 
+from benchmarks.services.certificates import Certificates
 from benchmarks.services.postgres import PostgreSql
 from benchmarks.services.rabbitmq import RabbitMq
 from benchmarks.services.redis import Redis
 from benchmarks.services.seaweed import SeaweedS3
 from benchmarks.services.service import Service
 
-__all__ = ["PostgreSql", "RabbitMq", "Redis", "SeaweedS3", "Service", "new"]
+__all__ = ["Certificates", "PostgreSql", "RabbitMq", "Redis", "SeaweedS3", "Service", "new"]
 
 S = TypeVar("S", bound=Service)
 
 
 @contextmanager
-def new(kind: type[S], host: str = "127.0.0.1") -> Iterator[S]:
+def new(kind: type[S], host: str = "127.0.0.1", certificates: Certificates | None = None) -> Iterator[S]:
     """Run a server until the end of the block; skip the test if its package is not installed."""
     if program := kind.missing():
         pytest.skip(
             f"needs {program} (Debian's package {kind.package}); scripts/install installs it with root's rights"
         )
-    with kind(host) as service:
+    service = kind(host)
+    service.certificates = certificates
+    with service:
         yield service

@@ -20,7 +20,7 @@ from fakes.thread_worker import SHORT_TIMEOUTS
 
 from engine.request import ImageRequest
 from server.errors import StoreUnavailable
-from server.fleet.host import host
+from server.fleet.host import heartbeats
 from server.fleet.host.host_options import HostOptions
 from server.fleet.messaging import ticket_worker
 from server.fleet.messaging.celery_app import create_celery, send_ticket
@@ -196,7 +196,7 @@ def main(text: str) -> None:
     given = json.loads(text)
     manifest, loras = replace(MANIFEST, plan_id=given["plan_id"]), tuple(given["loras"])
     ticket_worker.CONSUME_SECONDS = CONSUME
-    fleet_store.LEASE_SECONDS, host.HEARTBEAT_SECONDS = given["lease"], given["lease"] / 5
+    fleet_store.LEASE_SECONDS, heartbeats.HEARTBEAT_SECONDS = given["lease"], given["lease"] / 5
     options = HostOptions(
         id=given["id"],
         host="test",

@@ -7,6 +7,10 @@ from engine.plan.manifest import Manifest
 from server.jobs.devices.device_queue import DeviceQueue
 from server.jobs.storage.fleet.worker_info import SizeAverage, WorkerInfo
 
+# A host that stops gives back at once what it has only claimed, and finishes what has begun. That takes minutes for
+# several large images on a slow device, and no time on an idle host. If it is killed before, its leases end after 10 s
+GRACE_SECONDS = 300.0
+
 
 @dataclass(frozen=True, slots=True)
 class HostOptions:
@@ -19,7 +23,7 @@ class HostOptions:
         broker: URL.
         fleet: name of the fleet.
         loras: names that its devices can apply.
-        grace: seconds to finish running jobs after SIGTERM; others go back into the queue.
+        grace: seconds to finish the jobs that have begun, after SIGTERM; see GRACE_SECONDS.
     """
 
     id: str
@@ -28,7 +32,7 @@ class HostOptions:
     broker: str = field(repr=False)
     fleet: str
     loras: tuple[str, ...] = ()
-    grace: float = 60.0
+    grace: float = GRACE_SECONDS
 
 
 def worker_info(

@@ -8,6 +8,7 @@ import socket
 import ssl
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
@@ -90,6 +91,8 @@ class Broker:
         if verification not in VERIFICATION:
             raise InvalidBroker("ssl_cert_reqs in a broker's URL must be required or none")
         options: dict[str, Any] = {name: query[name] for name in TLS_FILES if name in query}
+        if missing := [name for name, file in options.items() if not Path(file).is_file()]:
+            raise InvalidBroker(f"{', '.join(missing)} in a broker's URL must name a file that exists")
         options["ssl_cert_reqs"] = VERIFICATION[verification]
         is_verified = verification == "required"
         if self.kind == "redis":

@@ -26,6 +26,31 @@ REDIS_SECONDS = 3  # for one attempt at a command, of which redis-py makes four
 HEARTBEAT_SECONDS = 10  # of AMQP; two that are missed end the connection
 IDLE_QUEUE_SECONDS = 24 * 3600.0  # after which RabbitMQ deletes a queue without consumers, as of plans that are gone
 RETRIES = {"max_retries": 2, "interval_start": 0.1, "interval_step": 0.4, "interval_max": 0.5}
+TICKETS = {  # Celery's settings of tasks
+    "task_serializer": "json",
+    "accept_content": ["json"],
+    "task_ignore_result": True,
+    "task_acks_late": True,
+    "task_reject_on_worker_lost": True,
+    "task_default_queue_type": "quorum",
+    "task_publish_retry_policy": RETRIES,
+}
+CONSUMING = {  # Celery's settings of workers
+    "worker_prefetch_multiplier": 1,
+    "worker_detect_quorum_queues": True,
+    "worker_enable_remote_control": False,  # its queues are neither durable nor quorum queues
+    "worker_enable_prefetch_count_reduction": False,  # after a reconnection it may stay reduced
+    "worker_cancel_long_running_tasks_on_connection_loss": False,  # the row, not the ticket, says who draws a job
+    "worker_hijack_root_logger": False,
+}
+CONNECTING = {  # Celery's settings of connections: they are made again for ever
+    "broker_connection_retry": True,
+    "broker_connection_retry_on_startup": True,
+    "broker_connection_max_retries": None,
+    "broker_channel_error_retry": True,  # such as RabbitMQ's limit for acknowledgements
+    "broker_heartbeat": HEARTBEAT_SECONDS,
+    "broker_pool_limit": 4,
+}
 
 
 def create_celery(broker: str, fleet: str, queues: Iterable[str] = ()) -> Celery:
@@ -43,28 +68,10 @@ def create_celery(broker: str, fleet: str, queues: Iterable[str] = ()) -> Celery
     server.refuse_compression()
     app = Celery(fleet, broker=server.plain_url, set_as_current=False)
     app.conf.update(
-        task_serializer="json",
-        accept_content=["json"],
-        task_ignore_result=True,
-        task_acks_late=True,
-        task_reject_on_worker_lost=True,
-        task_default_queue=f"{fleet}.{ANY_MODEL}.{PRIORITIES[0]}",
-        task_default_queue_type="quorum",
+        TICKETS | CONSUMING | CONNECTING,
+        task_default_queue=default_queue(fleet),
         task_queues=[queue(name) for name in queues] or None,
         task_publish_retry=server.kind == "rabbitmq",  # redis-py repeats a command by itself
-        task_publish_retry_policy=RETRIES,
-        worker_prefetch_multiplier=1,
-        worker_detect_quorum_queues=True,
-        worker_enable_remote_control=False,  # its queues are neither durable nor quorum queues
-        worker_enable_prefetch_count_reduction=False,  # after a reconnection it may stay reduced
-        worker_cancel_long_running_tasks_on_connection_loss=False,  # the row, not the ticket, says who draws a job
-        worker_hijack_root_logger=False,
-        broker_connection_retry=True,
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
-        broker_channel_error_retry=True,  # such as RabbitMQ's limit for acknowledgements
-        broker_heartbeat=HEARTBEAT_SECONDS,
-        broker_pool_limit=4,
         broker_use_ssl=server.ssl,
         broker_transport_options=_transport_options(server),
     )
@@ -82,6 +89,11 @@ def _transport_options(broker: Broker) -> dict[str, object]:
         "max_retries": 0,  # of the connection for a ticket; those of consumers are retried for ever
         "priority_steps": [0],  # queues have priorities, not messages; the fewer keys, the cheaper a BRPOP
     }
+
+
+def default_queue(fleet: str) -> str:
+    """Return the name of the queue for jobs that ask for no model, which every host consumes."""
+    return f"{fleet}.{ANY_MODEL}.{PRIORITIES[0]}"
 
 
 def queue_of(job: Job, fleet: str) -> str:

@@ -16,6 +16,7 @@ from celery.utils.threads import bound_open_broker_sockets
 from celery.worker import WorkController, state
 from celery.worker.consumer import Consumer
 
+from server.fleet.messaging import celery_log
 from server.fleet.messaging.celery_app import TASK
 
 log = logging.getLogger(__name__)
@@ -110,8 +111,7 @@ class TicketWorker:
     def start(self, concurrency: int) -> None:
         """Begin to take tickets, and hold up to `concurrency` of them at once, from each queue."""
         self._concurrency = concurrency
-        for name in ("celery", "kombu"):  # a line for each ticket, and one for each attempt to connect
-            logging.getLogger(name).setLevel(logging.WARNING)
+        celery_log.quieten(self._app)
         self._thread.start()
         threading.Thread(target=self._watch, name="celery watch", daemon=True).start()
 

@@ -47,12 +47,12 @@ def jobs_mode(request: pytest.FixtureRequest) -> Iterator[str]:
         yield mode
         return
     from server.fleet import janitor
-    from server.fleet.host import host  # not at the top: embedded tests need no Celery
+    from server.fleet.host import heartbeats  # not at the top: embedded tests need no Celery
 
     postgres: PostgreSql = request.getfixturevalue("postgres")
     FleetServices.current = FleetServices(request.getfixturevalue(mode).url, postgres.fresh_url)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "HEARTBEAT_SECONDS", 0.2)
+        patch.setattr(heartbeats, "HEARTBEAT_SECONDS", 0.2)
         patch.setattr(janitor, "EVERY", 0.2)
         yield mode
     FleetServices.current = None

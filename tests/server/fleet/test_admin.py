@@ -1,6 +1,7 @@
 """Tests of zimage-admin over PostgreSQL and Redis: what it shows and does, and what it refuses."""
 
 import json
+import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,10 +11,11 @@ import pytest
 from fakes.hosts import device, worker
 from fakes.jobs import job
 
+from engine.request import ImageRequest
 from engine.size import Size
 from server.fleet import admin, operations
 from server.fleet.messaging.event_bus import EventBus
-from server.fleet.messaging.events import DrainWorker, Event
+from server.fleet.messaging.events import CancelJob, DrainWorker, Event
 from server.jobs.job import JobError, JobState
 from server.jobs.storage.fleet.fleet_store import FleetStore
 
@@ -73,6 +75,31 @@ def test_queue_counts_jobs(store: FleetStore, run: Any) -> None:
     found = {length["priority"]: length for length in run("queue")}
     assert found["interactive"]["waiting"] == found["batch"]["waiting"] == 1
     assert found["interactive"]["cost"] == 7.0
+
+
+def test_queue_shows_how_many_hosts_can_take_each_part(store: FleetStore, run: Any, capsys: Any) -> None:
+    store.register(replace(worker(), loras=("ink",)))
+    for lora in ("ink", "gone"):
+        store.add(job(model="nano", request=ImageRequest("a cat", lora=lora)))
+    assert {part["lora"]: part["hosts"] for part in run("queue")} == {"ink": 1, "gone": 0}
+    admin.main(["queue"])
+    head, gone, _ = capsys.readouterr().out.splitlines()
+    assert head.split()[-1] == "HOSTS" and gone.split()[3:5] == ["gone", "no"] and gone.split()[-1] == "0"
+
+
+def test_cancel_ends_unfinished_jobs_only_and_tells_their_hosts(store: FleetStore, run: Any, redis_url: str) -> None:
+    heard: queue.Queue[Event] = queue.Queue()
+    bus = EventBus(redis_url, "zimage", "control", heard.put)
+    bus.start()
+    try:
+        assert bus.wait_until_listening(TIMEOUT)
+        id = store.add(job()).id
+        assert run("--broker", redis_url, "cancel", id) == [{"id": id, "state": "cancelled"}]
+        assert heard.get(timeout=TIMEOUT) == CancelJob(id)
+    finally:
+        bus.close()
+    assert (found := store.get(id)) is not None and found.state is JobState.CANCELLED
+    assert refusal("cancel", id) == f"zimage-admin: {id}: it is cancelled; only unfinished jobs can be cancelled"
 
 
 def test_jobs_lists_unfinished_jobs_and_dead_ones(store: FleetStore, run: Any, capsys: Any) -> None:

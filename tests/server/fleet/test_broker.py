@@ -1,6 +1,7 @@
 """Tests of a broker's URL: what is accepted, TLS, and that its password is never shown."""
 
 import ssl
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,7 @@ def test_password_is_removed_from_errors() -> None:
         "redis://:hunter2@example.com/0?ssl_cert_reqs=none",
         "rediss://:hunter2@example.com/0?ssl_cert_reqs=hunter2",
         "rediss://:hunter2@example.com/0?ssl_keyfile=/hunter2&hunter2=1",
+        "amqps://:hunter2@example.com/0?ssl_ca_certs=/nowhere/hunter2",
         "redis://:hunter2@example.com/first",
         "redis://:hunter2@example.com\n",
         "redis:// :hunter2@example.com",
@@ -72,10 +74,11 @@ def test_fleet_name_with_special_characters_is_refused(fleet: str) -> None:
         Broker("redis://example.com", fleet)
 
 
-def test_tls_verifies_the_server_unless_told_otherwise() -> None:
-    redis = Broker("rediss://example.com?ssl_ca_certs=/ca.pem").ssl
-    assert redis == {"ssl_ca_certs": "/ca.pem", "ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
-    rabbitmq = Broker("amqps://example.com?ssl_ca_certs=/ca.pem").ssl
-    assert rabbitmq == {"ca_certs": "/ca.pem", "cert_reqs": ssl.CERT_REQUIRED, "server_hostname": "example.com"}
+def test_tls_verifies_the_server_unless_told_otherwise(tmp_path: Path) -> None:
+    (file := tmp_path / "ca.pem").touch()
+    redis = Broker(f"rediss://example.com?ssl_ca_certs={file}").ssl
+    assert redis == {"ssl_ca_certs": str(file), "ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_check_hostname": True}
+    rabbitmq = Broker(f"amqps://example.com?ssl_ca_certs={file}").ssl
+    assert rabbitmq == {"ca_certs": str(file), "cert_reqs": ssl.CERT_REQUIRED, "server_hostname": "example.com"}
     assert Broker("amqps://example.com?ssl_cert_reqs=none").ssl == {"cert_reqs": ssl.CERT_NONE}
     assert Broker("redis://example.com").ssl is None and Broker("amqp://example.com").ssl is None

@@ -36,13 +36,14 @@ def test_fleet_is_reported_by_state_model_and_priority() -> None:
     assert [found["zimage_fleet_devices", state] for state in ("ready", "failing")] == [2, 1]
     values = {
         name: [found[f"zimage_fleet_{name}", *labels] for labels in (("nano", "interactive"), ("nano", "batch"))]
-        for name in ("jobs_waiting", "jobs_running", "queue_oldest_seconds", "queue_cost")
+        for name in ("jobs_waiting", "jobs_running", "queue_oldest_seconds", "queue_cost", "jobs_without_host")
     }
     assert values == {
         "jobs_waiting": [5, 0],
         "jobs_running": [1, 0],
         "queue_oldest_seconds": [9, 0],
         "queue_cost": [500, 0],
+        "jobs_without_host": [3, 0],
     }
     assert found["zimage_fleet_jobs_waiting", "", "batch"] == 1
 

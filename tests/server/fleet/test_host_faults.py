@@ -14,7 +14,7 @@ from fakes.waiting import wait_until
 from fakes.worker_host import LEASE, Fleet
 
 from engine.request import ImageRequest
-from server.fleet.host import host
+from server.fleet.host import heartbeats
 from server.jobs.job import Job, JobState
 from server.jobs.storage.fleet.fleet_store import FleetStore
 
@@ -154,7 +154,7 @@ def test_cancelled_job_frees_its_host(fleet: Fleet) -> None:
 def test_job_that_its_host_lost_and_claims_again_begins_from_its_row(
     redis_url: str, postgres: PostgreSql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "HEARTBEAT_SECONDS", 60.0)  # so that the host does not hear that it lost the job
+    monkeypatch.setattr(heartbeats, "HEARTBEAT_SECONDS", 60.0)  # so that the host does not hear that it lost the job
     options = new_options(FleetServices(redis_url, postgres.fresh_url))
     with closing(FleetStore(options.database)) as store, hosting(FakeLoop(SLOW), options, MANIFEST):
         id = store.add(new_job(4, model=MANIFEST.model.name)).id

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 from fakes.loop import LORAS
+from fakes.waiting import wait_until
 from fakes.worker_host import Fleet
 
 from engine.request import ImageRequest
@@ -37,6 +38,19 @@ def test_terminated_host_finishes_what_runs_and_leaves_the_rest_to_others(fleet:
     second = fleet.host()
     (done,) = fleet.wait(waiting)
     assert (done.state, done.worker) == (JobState.DONE, second.id)
+
+
+def test_terminated_host_gives_back_at_once_what_no_worker_has_begun(fleet: Fleet) -> None:
+    host = fleet.host(seconds_per_step=2.0, grace=600.0, lease=600.0)
+    running = fleet.submit(image_count=3)
+    fleet.wait(running, state=JobState.RUNNING)
+    claimed = fleet.submit()
+    wait_until(lambda: fleet.get(claimed).worker == host.id)
+    host.process.terminate()
+    wait_until(lambda: fleet.get(claimed).worker is None)
+    assert (fleet.get(running).worker, fleet.get(claimed).attempts) == (host.id, 0)
+    assert [each.is_draining for each in fleet.store.workers()] == [True]
+    assert host.terminate() == 0, "a second signal ends the wait"
 
 
 def test_host_without_grace_gives_its_jobs_back_at_once_and_without_an_attempt(fleet: Fleet) -> None:

@@ -183,13 +183,16 @@ class FleetStore(JobStore):
         return {row["id"]: JobStatus(JobState(row["state"]), row["steps_done"], tuple(row["images"])) for row in rows}
 
     def queue(self) -> list[QueueLength]:
-        """Return the numbers of unfinished jobs by model, priority and LoRA."""
+        """Return the numbers of unfinished jobs by priority and by what they need of a host."""
         rows = self.database.rows(
-            "SELECT model, priority, lora, count(*) FILTER (WHERE worker IS NULL) AS waiting,"
+            "SELECT model, priority, lora, plan_id,"
+            " EXISTS (SELECT 1 FROM init_images WHERE job = jobs.id) AS image_input,"
+            " count(*) FILTER (WHERE worker IS NULL) AS waiting,"
             " count(*) FILTER (WHERE worker IS NOT NULL) AS held,"
             " {greatest}(0, {now} - coalesce(min(created) FILTER (WHERE worker IS NULL), {now})) AS oldest,"
             " coalesce(sum(cost) FILTER (WHERE worker IS NULL), 0) AS cost"
-            " FROM jobs WHERE finished IS NULL GROUP BY model, priority, lora ORDER BY model, priority, lora"
+            " FROM jobs WHERE finished IS NULL GROUP BY model, priority, lora, plan_id, image_input"
+            " ORDER BY model, priority, lora, plan_id, image_input"
         )
         return [QueueLength(**row) for row in rows]
 

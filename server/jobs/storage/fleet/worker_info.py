@@ -110,9 +110,11 @@ class JobStatus:
 
 @dataclass(frozen=True, slots=True)
 class QueueLength:
-    """Unfinished jobs of one model, priority and LoRA, for metrics and autoscaling.
+    """Unfinished jobs of one priority that need the same of a host, for metrics and autoscaling.
 
     Attributes:
+        model, lora, plan_id: that they ask for; None for any model, no LoRA and any plans.
+        image_input: True if they begin with an image.
         waiting: that no host holds.
         held: by a host.
         oldest: seconds since the acceptance of the oldest waiting one; 0 if none waits.
@@ -126,3 +128,5 @@ class QueueLength:
     held: int
     oldest: float
     cost: float
+    plan_id: str | None = None
+    image_input: bool = False

@@ -324,16 +324,18 @@ def test_states_tell_watchers_steps_and_images(fleet: FleetStore) -> None:
     assert fleet.states([]) == {}
 
 
-def test_queue_is_counted_by_model_priority_and_lora(fleet: FleetStore, clock: Clock) -> None:
+def test_queue_is_counted_by_priority_and_by_what_jobs_need(fleet: FleetStore, clock: Clock) -> None:
     claim(fleet)
     fleet.add(job(model="nano", cost=4.0))
     clock.now += 3
     fleet.add(job(model="nano", cost=5.0))
     fleet.add(job(model="other", priority="batch", request=ImageRequest("a cat", lora="ink")))
     fleet.cancel(fleet.add(job(model="other")).id)
+    fleet.add(job(model="other", plan_id="plan"), pack(init_image()))
     assert fleet.queue() == [
         QueueLength("nano", "interactive", None, waiting=2, held=1, oldest=3.0, cost=9.0),
         QueueLength("other", "batch", "ink", waiting=1, held=0, oldest=0.0, cost=0.0),
+        QueueLength("other", "interactive", None, 1, 0, oldest=0.0, cost=0.0, plan_id="plan", image_input=True),
     ]
 
 
