@@ -41,6 +41,7 @@ def play(database: Path | str, story: Story, images: FakeImages | None = None) -
             await story(store, store._files._images)
         finally:
             store.close()
+            await store.wait_closed()
 
     asyncio.run(asyncio.wait_for(run(), 20))
 
@@ -60,7 +61,7 @@ async def state(store: AsyncStore, id: str) -> JobState:
 async def settled(store: AsyncStore, images: FakeImages, attempts: int) -> None:
     """Wait until so many more attempts to store a file were made, and the writes to the database are done."""
     until = images.puts + attempts
-    while images.puts < until or store._pending_writes:
+    while images.puts < until or store._writes.pending:
         await asyncio.sleep(0.005)
 
 
