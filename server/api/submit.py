@@ -17,6 +17,7 @@ from starlette.requests import HTTPConnection
 
 from engine.errors import InvalidRequest
 from engine.init_image import InitImage
+from engine.plan.manifest import Manifest
 from engine.request import PNG, ImageFormat, ImageRequest
 from server import tracing
 from server.api import errors
@@ -158,7 +159,7 @@ async def enqueue(
         IdempotencyKeyReused: the key was used with another body.
         StoreUnavailable: the job cannot be stored.
     """
-    now, image = time.time(), submission.image
+    image = submission.image
     if key is not None and not 0 < len(key) <= MAX_KEY:
         raise InvalidRequest(f"Idempotency-Key must have 1 to {MAX_KEY} characters, got {len(key)}", "Idempotency-Key")
     try:
@@ -166,10 +167,16 @@ async def enqueue(
     except InvalidRequest as error:
         raise InvalidRequest(str(error), submission.names.get(error.param, error.param)) from error
     _check_plan(jobs, submission.plan_id)
-    job = Job(
+    return await jobs.submit(_job(jobs.manifest, owner, submission, client, key), init_image)
+
+
+def _job(manifest: Manifest, owner: str | None, submission: Submission, client: str, key: str | None) -> Job:
+    """Return the job that a submission asks for, not queued yet."""
+    now, image, count = time.time(), submission.image, submission.image_count
+    return Job(
         id=new_id(),
         request=image,
-        image_count=submission.image_count,
+        image_count=count,
         format=submission.format,
         api=submission.api,
         owner=owner,
@@ -181,12 +188,11 @@ async def enqueue(
         client=client,
         previews=submission.previews,
         priority=submission.priority,
-        model=jobs.manifest.model.name,
+        model=manifest.model.name,
         plan_id=submission.plan_id,
         trace=tracing.traceparent(),
-        cost=image.forwards(jobs.manifest) * image.size(jobs.manifest).area * submission.image_count,
+        cost=image.forwards(manifest) * image.size(manifest).area * count,
     )
-    return await jobs.submit(job, init_image)
 
 
 def _check_plan(jobs: JobService, plan_id: str | None) -> None:

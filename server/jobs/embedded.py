@@ -106,6 +106,7 @@ class EmbeddedJobs(JobService):
         if self._store.database.is_in_memory and self._tracker.unfinished:
             log.warning("%d unfinished jobs are lost, since there is no --database", len(self._tracker.unfinished))
         self._async_store.close()
+        await self._async_store.wait_closed()
         if self._archive is not None:
             await asyncio.to_thread(self._archive.close, SHUTDOWN_STORE_SECONDS)
 

@@ -12,6 +12,7 @@ from engine.images.metadata import ImageMetadata
 from engine.request import ImageFormat, ImageRequest
 
 MAX_SEQUENCE = 2**63 - 1  # signed, 64 bits
+ID_PREFIX = "job_"
 
 Priority = Literal["interactive", "batch"]
 MAX_TOTAL_ATTEMPTS = 4  # of a job over several servers; a job that kills servers must not do so for ever
@@ -111,4 +112,4 @@ class StoredImage:
 
 def new_id() -> str:
     """Return an id that cannot be guessed, since it is all that a client needs to read the job."""
-    return f"job_{uuid.uuid4().hex}"
+    return f"{ID_PREFIX}{uuid.uuid4().hex}"

@@ -12,7 +12,7 @@ from server.jobs.tracker import JobTracker
 async def recover(store: AsyncStore, tracker: JobTracker, worker_queue: WorkerQueue) -> None:
     """Resume the unfinished jobs of the store; those that may have killed a server run one at a time."""
     found = []
-    unfinished, sizes = await store.call(store.store.recover), await store.call(store.store.init_image_bytes)
+    unfinished, sizes = await store.call(store.store.recover), await store.call(store.store.init_images.unpacked_bytes)
     for job in unfinished:
         images = await store.images(job.id)
         job = replace(job, client=job.client or job.owner or "")  # version 4 stored no clients

@@ -69,7 +69,7 @@ class JobTracker:
 
     async def stored_init_image(self, job_id: str) -> PackedImage | None:
         """Return the image that a job begins with, from the store; None if it is damaged."""
-        return await self._store.call(self._store.store.init_image, job_id)
+        return await self._store.call(self._store.store.init_images.get, job_id)
 
     def progress(self, job: Job) -> Progress:
         """Return the place of a job in the queue, its steps and the estimated time until its end."""

@@ -11,13 +11,15 @@ class FakeImages:
     Attributes:
         is_away: True to refuse every call.
         is_full: True to take no files.
-        puts, gets: number of attempts to store and to read a file.
+        stuck: jobs whose files cannot be deleted.
+        puts, gets, deletes: number of attempts to store and to read a file, and to delete those of a job.
     """
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}
         self.is_away = self.is_full = False
-        self.puts = self.gets = 0
+        self.stuck: set[str] = set()
+        self.puts = self.gets = self.deletes = 0
 
     async def put(self, job: str, name: str, media_type: str, data: bytes) -> None:
         self.puts += 1
@@ -34,7 +36,10 @@ class FakeImages:
         return self.files.get(job, {}).get(name)
 
     async def delete(self, job: str) -> None:
+        self.deletes += 1
         self._require()
+        if job in self.stuck:
+            raise StoreUnavailable(f"the files of {job} are in use")
         self.files.pop(job, None)
 
     async def jobs_before(self, time: float) -> AsyncIterator[set[str]]:

@@ -1,7 +1,8 @@
 """The queue of the fleet as an API replica estimates it: places, times and bytes of init images.
 
 Knows rows and measured times; not who gets a job. What it knows is up to MAX_AGE old: it decides what is refused for
-being late, and what clients are told, but not the bound of the queue, which the database keeps.
+being late, and what clients are told, but not the bound of the queue, which the database keeps. A replica reads the
+queue once in MAX_AGE at most, whatever its clients ask for; jobs that are newer than the last read are put in by `add`.
 """
 
 import asyncio
@@ -26,8 +27,7 @@ from server.jobs.storage.fleet.worker_info import JobStatus, SizeAverage, Worker
 
 log = logging.getLogger(__name__)
 
-MAX_AGE = 1.0  # seconds
-MIN_AGE = 0.05  # seconds between two reads, however many ask
+MAX_AGE = 0.9  # seconds; less than the POLL_SECONDS of `Watch`, so that each poll finds it exceeded
 
 
 class FleetQueue:
@@ -44,28 +44,34 @@ class FleetQueue:
         self._calls, self._store, self._manifest, self._view = calls, store, manifest, view
         self._averages: tuple[SizeAverage, ...] = ()  # of the last hosts that had any
         self._jobs: dict[str, LiveJob] = {}
-        self._read_at, self._is_stale = -MAX_AGE, True  # the time by the monotonic clock
+        self._newest = 0  # sequence of the newest job at the last read
+        self._read_at = -MAX_AGE  # by the monotonic clock
         self._reading: asyncio.Task[None] | None = None
         self.order = self._ordered([])
 
-    def expire(self) -> None:
-        """Have the next `refresh` read the jobs, since this replica has changed them."""
-        self._is_stale = True
-
-    async def refresh(self, wanted: str | None = None) -> None:
-        """Read the jobs again if they are older than MAX_AGE, expired, or without a wanted one.
+    async def refresh(self) -> None:
+        """Read the jobs again if they were read more than MAX_AGE ago.
 
         If the database does not answer, they stay as they are.
         """
-        age = time.monotonic() - self._read_at
-        is_known = wanted is None or wanted in self._jobs
-        if not self._is_stale and age < (MAX_AGE if is_known else MIN_AGE):
-            return
-        if age < MIN_AGE:
-            await asyncio.sleep(MIN_AGE - age)
         if self._reading is None:
+            if time.monotonic() - self._read_at < MAX_AGE:
+                return
+            self._read_at = time.monotonic()
             self._reading = asyncio.create_task(self._read())
         await asyncio.shield(self._reading)
+
+    def add(self, job: Job, init_image_bytes: int = 0) -> None:
+        """Add a job if it is newer than those that were read, so that it has a place at once."""
+        is_new = job.sequence > self._newest and job.id not in self._jobs
+        if is_new and self._is_of_model(job) and not job.state.is_final:
+            self._jobs[job.id] = live = LiveJob(job, init_image_bytes=init_image_bytes)
+            self.order.add(live)
+
+    def remove(self, job_id: str) -> None:
+        """Remove a job that has ended."""
+        if (live := self._jobs.pop(job_id, None)) is not None:
+            self.order.remove(live)
 
     def place(self, job_id: str) -> tuple[int, float]:
         """Return the number of jobs before one, and the estimated seconds until its end; 0 for an unknown one."""
@@ -73,7 +79,6 @@ class FleetQueue:
         return (0, 0.0) if live is None else self.order.place(live)
 
     async def _read(self) -> None:
-        self._is_stale = False
         try:
             jobs, states, sizes = await self._calls.call(self._unfinished)
         except StoreUnavailable as error:
@@ -81,15 +86,18 @@ class FleetQueue:
             return
         finally:
             self._reading = None
-        self._read_at = time.monotonic()
-        left = (self._left(job, states.get(job.id), sizes.get(job.id, 0)) for job in jobs)
+        self._newest = max([self._newest, *(job.sequence for job in jobs)])
+        left = (self._left(job, states.get(job.id), sizes.get(job.id, 0)) for job in jobs if self._is_of_model(job))
         self.order = self._ordered([live for live in left if live is not None])
         self._jobs = {live.job.id: live for live in self.order}
 
     def _unfinished(self) -> tuple[list[Job], dict[str, JobStatus], dict[str, int]]:
-        jobs = [job for job in self._store.unfinished() if job.model in (None, self._manifest.model.name)]
-        sizes = self._store.init_image_bytes() if self._manifest.has_image_input else {}
-        return jobs, self._store.states([job.id for job in jobs]), sizes
+        jobs = self._store.unfinished()
+        sizes = self._store.init_images.unpacked_bytes() if self._manifest.has_image_input else {}
+        return jobs, self._store.states([job.id for job in jobs if self._is_of_model(job)]), sizes
+
+    def _is_of_model(self, job: Job) -> bool:
+        return job.model in (None, self._manifest.model.name)
 
     def _left(self, job: Job, status: JobStatus | None, init_image_bytes: int) -> LiveJob | None:
         """Return what is left of a job: its images that are not stored yet, with the steps that they have."""

@@ -7,7 +7,6 @@ every job, and one that is killed loses only its connections.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -16,12 +15,8 @@ from engine.images.metadata import ImageMetadata
 from engine.plan.manifest import Manifest
 from server.errors import JobNotFound, JobRefused, QueueFull, StoreUnavailable
 from server.fleet.fleet_options import FleetOptions
-from server.fleet.janitor import Findings, Janitor
-from server.fleet.messaging.celery_app import create_celery, send_ticket
-from server.fleet.messaging.event_bus import EventBus
-from server.fleet.messaging.events import CancelJob, Event, JobEnded
-from server.fleet.messaging.ticket_sender import TicketSender
-from server.fleet.metrics import FleetMetrics
+from server.fleet.messaging.events import CancelJob, JobEnded
+from server.fleet.replica.fleet_connection import FleetConnection
 from server.fleet.replica.fleet_queue import FleetQueue
 from server.fleet.replica.replica_store import ReplicaStore
 from server.fleet.replica.watch import Watch
@@ -34,6 +29,7 @@ from server.jobs.job import Job, StoredImage
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
 from server.jobs.service import JobEvent, JobService, ServiceStatus
+from server.jobs.storage.fleet.client_hash import client_hash
 from server.jobs.storage.fleet.fleet_store import FleetStore
 from server.jobs.storage.fleet.worker_info import WorkerInfo
 from server.jobs.storage.history import HistoryPage
@@ -70,13 +66,8 @@ class FleetJobs(JobService):
         self.manifest, self.is_leaving, self.metrics = manifest, False, Metrics()
         self._store, self._limits, self._own_loras = store, limits or Limits(), loras
         self._calls = ReplicaStore(store, self._limits.history, images)
-        self._bus = EventBus(options.broker, options.name, "events", self._on_event)
-        self._fleet_metrics = FleetMetrics(self.metrics, self._bus, lambda: self._janitor.view)
-        self._celery = create_celery(options.broker, options.name)
-        self._tickets = TicketSender(self._send_ticket)
-        findings = Findings(self._send_ticket, lambda job: self._bus.publish(JobEnded(job.id)))
-        self._janitor = Janitor(store, self._fleet_metrics, findings, has_view=True)
-        self._queue = FleetQueue(self._calls, store, manifest, lambda: self._janitor.view)
+        self._fleet = FleetConnection(store, options, self.metrics, lambda event: self._watch.on_event(event))
+        self._queue = FleetQueue(self._calls, store, manifest, lambda: self._fleet.view)
         self._watch = Watch(self._calls, store, self._queue, manifest)
         self._events = WatchedEvents(
             self._watch,
@@ -84,7 +75,6 @@ class FleetJobs(JobService):
             lambda job_id: self._calls.patient(partial(self._calls.call, store.get, job_id)),
         )
         self._admission = Admission(self._limits)
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._watching: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[Any]] = set()
         self._drain_started: float | None = None  # by the event loop's clock
@@ -103,7 +93,7 @@ class FleetJobs(JobService):
     @property
     def is_ready(self) -> bool:
         """True if the database answers: jobs are accepted even while there are no hosts, which may come for them."""
-        return self._fleet_metrics.is_database_up
+        return self._fleet.is_database_up
 
     @property
     def last_failure(self) -> str | None:
@@ -113,19 +103,15 @@ class FleetJobs(JobService):
         return [replace(device, host=worker.host) for worker in self.workers() for device in worker.devices]
 
     def workers(self) -> list[WorkerInfo]:
-        return list(self._janitor.view.workers)
+        return list(self._fleet.view.workers)
 
     def plan_ids(self) -> list[str]:
         return list(dict.fromkeys([self.manifest.plan_id, *(worker.plan_id for worker in self._workers())]))
 
     async def start(self) -> None:
         """Begin to listen for events and to watch over the fleet. Raises StoreUnavailable."""
-        self._loop = asyncio.get_running_loop()
-        await asyncio.to_thread(self._janitor.run_once)  # so that the first requests find the hosts' LoRAs
+        await self._fleet.start()
         self._calls.start()
-        self._janitor.start()
-        self._tickets.start()
-        self._bus.start()
         self._watching = asyncio.create_task(self._watch.run())
 
     def leave(self) -> None:
@@ -149,17 +135,18 @@ class FleetJobs(JobService):
             await asyncio.wait(self._background, timeout=max(left, SHUTDOWN_SECONDS))
         if self._watching is not None:
             self._watching.cancel()
-        closing = (self._janitor.close, self._tickets.close, self._bus.close)
-        await asyncio.gather(*(asyncio.to_thread(close, SHUTDOWN_SECONDS) for close in closing))
+        await self._fleet.close(SHUTDOWN_SECONDS)
         self._calls.close()
+        await self._calls.wait_closed()
 
     def fail_connected(self, reason: str) -> None:
         """Do nothing: hosts that cannot start a worker leave the jobs to other hosts."""
 
     async def hit(self, client: str, rate: Rate) -> float:
-        return await self._calls.call(self._store.hit, client, rate.amount, rate.seconds)
+        return await self._calls.call(self._store.rates.hit, client_hash(client), rate.amount, rate.seconds)
 
     async def submit(self, job: Job, init_image: PackedImage | None = None) -> Job:
+        job = replace(job, client=client_hash(job.client))
         if job.idempotency_key is not None and (known := await self._calls.call(self._store.find_by_key, job)):
             return known
         try:
@@ -192,8 +179,8 @@ class FleetJobs(JobService):
         if stored.id == job.id:
             self.metrics.job_accepted(stored)
             log.info("%s accepted", job.id, extra={"job": job.id, "api": job.api, "images": job.image_count})
-            self._tickets.put(stored)
-            self._queue.expire()
+            self._fleet.send_ticket(stored)
+            self._queue.add(stored, 0 if init_image is None else init_image.unpacked_bytes)
         return stored
 
     async def get(self, job_id: str) -> Job | None:
@@ -241,17 +228,18 @@ class FleetJobs(JobService):
     async def _cancel(self, job_id: str) -> bool:
         if not await self._calls.call(self._store.cancel, job_id):
             return False
-        self._bus.publish(CancelJob(job_id))
-        self._bus.publish(JobEnded(job_id))
+        self._fleet.publish(CancelJob(job_id))
+        self._fleet.publish(JobEnded(job_id))
         self._watch.wake(job_id)
-        self._queue.expire()
+        self._queue.remove(job_id)
         if (job := await self._calls.call(self._store.get, job_id)) is not None:
             self.metrics.job_ended(job)
         return True
 
     async def unfinished(self, client: str, api: str) -> list[Job]:
+        name = client_hash(client)
         jobs = await self._calls.call(self._store.unfinished)
-        return [job for job in jobs if job.client == client and job.api == api]
+        return [job for job in jobs if job.client == name and job.api == api]
 
     async def progress(self, job: Job) -> Progress:
         return await self._watch.progress(job)
@@ -271,18 +259,6 @@ class FleetJobs(JobService):
     def _workers(self) -> list[WorkerInfo]:
         """Return the hosts that generate images of this replica's model."""
         return [worker for worker in self.workers() if worker.model == self.manifest.model.name]
-
-    def _send_ticket(self, job: Job) -> bool:
-        """Send the ticket of a job, in any thread but the event loop's."""
-        is_sent = send_ticket(self._celery, job)
-        self._fleet_metrics.count_ticket(is_sent=is_sent)
-        return is_sent
-
-    def _on_event(self, event: Event) -> None:
-        """Hand an event of the broker to the event loop, which may have ended."""
-        assert self._loop is not None
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._watch.on_event, event)
 
     def _keep(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Run what is finished even if its caller is gone."""

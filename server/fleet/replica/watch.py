@@ -72,7 +72,8 @@ class Watch:
     async def progress(self, job: Job) -> Progress:
         """Return the progress of a job."""
         if not job.state.is_final:
-            await self._queue.refresh(job.id)
+            await self._queue.refresh()
+            self._queue.add(job)
         return self._progress(job, job.state, self._steps_done(job))
 
     async def wait(self, job: Job) -> None:

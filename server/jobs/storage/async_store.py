@@ -6,12 +6,11 @@ Knows calls; not what jobs mean.
 import asyncio
 import logging
 import sqlite3
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from server.errors import StoreUnavailable
 from server.jobs.job import Job, StoredImage
@@ -20,17 +19,16 @@ from server.jobs.storage.images.image_files import ImageFiles
 from server.jobs.storage.images.image_store import ImageStore
 from server.jobs.storage.retention import PRUNE_EVERY, Retention
 from server.jobs.storage.store import JobStore
+from server.jobs.storage.write_queue import WriteQueue
 from server.worker.packed_image import PackedImage
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Write = tuple[Callable[[], object], Callable[[], object], "asyncio.Future[object]"]  # see `AsyncStore.write_later`
-
 FLUSH_TIMEOUT = 2.0  # seconds
-BATCH_DELAY = 0.002  # seconds in which writes gather, so that one trip to the thread does for all
 MAX_REFUSED_WRITES = 512  # that wait in memory, each with one image at most, before new jobs are refused
-RETRY_DELAY = 1.0  # seconds between two attempts at a write that the disk refuses
+CLOSE_SECONDS = 2.0  # for calls under way at the end; one to a database whose network is cut takes 11 s to fail
+CLOSE_POLL = 0.005  # seconds between two looks at them
 
 
 class AsyncStore:
@@ -58,43 +56,54 @@ class AsyncStore:
         if images is not None and store.deletes_jobs:
             self._deletion = ImageDeletion(images, store.deleted, self.call, retention.max_age)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="store")  # one keeps the order of the calls
-        self._calls_in_thread = 0  # while there are any, no other thread may use the store
-        self._writes: asyncio.Queue[Write] = asyncio.Queue()
-        self._pending_writes = 0
-        self._is_refused = False  # the last write
+        self._calls: set[asyncio.Future[Any]] = set()  # in threads; meanwhile the event loop makes none itself
+        self._closing: Future[None] | None = None
+        self._writes = WriteQueue(self.call, self._on_written)
         self._tasks: list[asyncio.Task[None]] = []
         self._prune_due = asyncio.Event()
 
     @property
     def pending_writes(self) -> int:
         """Writes that the store has not taken yet, and files that the image store has not taken."""
-        return self._pending_writes + (self._files.pending if self._files else 0)
+        return self._writes.pending + (self._files.pending if self._files else 0)
 
     @property
     def refusal(self) -> str | None:
         """Reason for which no more images may be generated: too many wait in memory, and no write succeeds."""
-        if self._is_refused and self._pending_writes > MAX_REFUSED_WRITES:
-            return f"{self._pending_writes} writes wait for the disk; free disk space"
+        if self._writes.is_refused and self._writes.pending > MAX_REFUSED_WRITES:
+            return f"{self._writes.pending} writes wait for the disk; free disk space"
         if self._files is not None and self._files.is_refused and self._files.pending > MAX_REFUSED_WRITES:
             return f"{self._files.pending} images wait for their store; the server's log says why"
         return None
 
     def start(self) -> None:
-        work = [self._write, self._prune, self._check, *([self._deletion.run] if self._deletion else [])]
+        work = [self._writes.run, self._prune, self._check, *([self._deletion.run] if self._deletion else [])]
         self._tasks = [asyncio.create_task(call()) for call in work]
 
     def close(self) -> None:
-        """Drop the pending writes and close the store."""
+        """Drop the pending writes, and close the store after the calls under way. Does not wait; see `wait_closed`."""
         for task in self._tasks:
             task.cancel()
         if self._files is not None:
             self._files.close()
-        self._threads.shutdown()
-        self.store.close()
+        self._closing = self._threads.submit(self.store.close)
+        self._threads.shutdown(wait=False)
+
+    async def wait_closed(self) -> None:
+        """Wait until the store is closed, CLOSE_SECONDS at most. A call that takes longer ends in its thread."""
+        assert self._closing is not None, "call close first"
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                while self._calls or not self._closing.done():
+                    await asyncio.sleep(CLOSE_POLL)
+        for call in self._calls:
+            call.cancel()  # the event loop may be closed when it ends
+        if self._closing.done():
+            self._closing.result()
 
     async def call(self, method: Callable[..., T], *args: object) -> T:
         """Return the result of a method of the store; raise what it raises."""
-        if self.store.database.is_in_memory and not self._calls_in_thread:  # faster than a trip to the thread
+        if self.store.database.is_in_memory and not self._calls:  # faster than a trip to the thread
             return method(*args)
         return await self.call_in_thread(method, *args)
 
@@ -164,10 +173,7 @@ class AsyncStore:
         Returns:
             A future of the write's result; None for a write that failed and is dropped.
         """
-        done: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        self._pending_writes += 1
-        self._writes.put_nowait((write, then, done))
-        return done
+        return self._writes.put(write, then)
 
     async def flush(self) -> None:
         """Wait until all writes so far are done. Raises StoreUnavailable after FLUSH_TIMEOUT."""
@@ -184,37 +190,13 @@ class AsyncStore:
     async def call_in_thread(self, method: Callable[..., T], *args: object) -> T:
         """Return the result of a method that may take long, without holding up the event loop."""
         call = asyncio.get_running_loop().run_in_executor(self._threads, method, *args)
-        self._calls_in_thread += 1
-        call.add_done_callback(self._on_call_done)
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
         return await asyncio.shield(call)  # a cancelled caller leaves the call running
 
-    def _on_call_done(self, _: "asyncio.Future[T]") -> None:
-        self._calls_in_thread -= 1
-
-    async def _write(self) -> None:
-        while True:
-            writes = deque([await self._writes.get()])
-            await asyncio.sleep(BATCH_DELAY)
-            while not self._writes.empty():
-                writes.append(self._writes.get_nowait())
-            while writes:
-                done: list[tuple[Write, object]] = []
-                try:
-                    await self.call(_run, writes, done)
-                    self._is_refused = False
-                except StoreUnavailable as error:
-                    self._is_refused = True
-                    log.error("%s; the write is kept in memory and tried again", error)
-                    await asyncio.sleep(RETRY_DELAY)
-                except Exception:
-                    log.exception("a write to the job store failed and is dropped")
-                    done.append((writes.popleft(), None))
-                for (_, then, future), result in done:
-                    then()
-                    future.set_result(result)
-                    self._pending_writes -= 1
-            if self._retention.is_due(self.store.bytes_since_prune):
-                self._prune_due.set()
+    def _on_written(self) -> None:
+        if self._retention.is_due(self.store.bytes_since_prune):
+            self._prune_due.set()
 
     async def _check(self) -> None:
         """Log what is wrong with the file, once, while the server runs already."""
@@ -240,10 +222,3 @@ class AsyncStore:
                 async with asyncio.timeout(PRUNE_EVERY):
                     await self._prune_due.wait()
             self._prune_due.clear()
-
-
-def _run(writes: deque[Write], done: list[tuple[Write, object]]) -> None:
-    """Move the writes that the store takes from `writes` to `done`, with their results, up to the first refused one."""
-    while writes:
-        result = writes[0][0]()
-        done.append((writes.popleft(), result))

@@ -33,9 +33,10 @@ class DeletedJobs:
         """List a job that is deleted already."""
         self._database.execute("INSERT INTO deleted_images (job) VALUES (?) ON CONFLICT DO NOTHING", id)
 
-    def listed(self) -> list[str]:
-        """Return some of the jobs whose files may still be there."""
-        return [row["job"] for row in self._database.rows(f"SELECT job FROM deleted_images LIMIT {PAGE}")]
+    def listed(self, after: str = "") -> list[str]:
+        """Return the first jobs whose files may still be there, in the order of their ids, of those after an id."""
+        rows = self._database.rows(f"SELECT job FROM deleted_images WHERE job > ? ORDER BY job LIMIT {PAGE}", after)
+        return [row["job"] for row in rows]
 
     def forget(self, id: str) -> None:
         """Remove a job from the list, since its files are deleted."""

@@ -16,6 +16,7 @@ from server.jobs.storage.databases.open_database import open_database
 from server.jobs.storage.databases.sqlite import SqliteDatabase
 from server.jobs.storage.deleted_jobs import DeletedJobs
 from server.jobs.storage.history import HistoryPage, read_jobs, read_metadata, read_page
+from server.jobs.storage.init_images import StoredInitImages
 from server.jobs.storage.pruning import Pruner
 from server.jobs.storage.repair import repair
 from server.jobs.storage.retention import Retention
@@ -57,6 +58,7 @@ class JobStore:
         database: where the jobs are.
         deletes_jobs: False if other processes delete old jobs, and the files of deleted ones.
         deleted: jobs whose image files must be deleted too.
+        init_images: that jobs begin with.
         bytes_since_prune: bytes that the last `prune` has not considered.
     """
 
@@ -86,6 +88,7 @@ class JobStore:
         self.database = database
         self.bytes_since_prune = 0
         self.deleted = DeletedJobs(database)
+        self.init_images = StoredInitImages(database)
         self._pruner = Pruner(database, self.deleted, monotonic)
 
     def add(self, job: Job, init_image: PackedImage | None = None) -> Job:
@@ -109,14 +112,12 @@ class JobStore:
             assert known is not None
             return known
         if init_image is not None:
-            self.database.execute(
-                "INSERT INTO init_images (job, unpacked_bytes, data) VALUES (?, ?, ?)",
-                job.id,
-                init_image.unpacked_bytes,
-                init_image.data,
-            )
-            self.bytes_since_prune += len(init_image.data)
+            self._add_init_image(job.id, init_image)
         return replace(job, sequence=added[0]["sequence"])
+
+    def _add_init_image(self, id: str, image: PackedImage) -> None:
+        self.init_images.add(id, image)
+        self.bytes_since_prune += len(image.data)
 
     def find_by_key(self, job: Job) -> Job | None:
         """Return the stored job with this job's idempotency key. Raises IdempotencyKeyReused."""
@@ -212,18 +213,6 @@ class JobStore:
     def metadata(self, id: str) -> list[ImageMetadata]:
         """Return the metadata of the images so far, by index, without reading the images."""
         return read_metadata(self.database, id)
-
-    def init_image(self, id: str) -> PackedImage | None:
-        """Return the packed image that a job begins with; None if there is none, or its row is damaged."""
-        rows = self.database.rows("SELECT data, unpacked_bytes FROM init_images WHERE job = ?", id)
-        is_intact = rows and isinstance(rows[0]["data"], bytes) and isinstance(rows[0]["unpacked_bytes"], int)
-        return PackedImage(rows[0]["data"], rows[0]["unpacked_bytes"]) if is_intact else None
-
-    def init_image_bytes(self) -> dict[str, int]:
-        """Return the bytes of the images that unfinished jobs begin with, unpacked, by job."""
-        unfinished = "SELECT id FROM jobs WHERE finished IS NULL"
-        rows = self.database.rows(f"SELECT job, unpacked_bytes FROM init_images WHERE job IN ({unfinished})")
-        return {row["job"]: row["unpacked_bytes"] for row in rows if isinstance(row["unpacked_bytes"], int)}
 
     def delete(self, id: str) -> bool:
         """Delete a job that has ended, with its images. False: it has not ended, or is unknown."""

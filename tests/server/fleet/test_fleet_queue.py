@@ -30,14 +30,17 @@ HOSTS = tuple(
 Story = Callable[[FleetQueue, FleetStore], Awaitable[None]]
 
 
-def play(url: str, story: Story, hosts: tuple[WorkerInfo, ...] = HOSTS[:1]) -> None:
+def play(
+    url: str, story: Story, hosts: tuple[WorkerInfo, ...] = HOSTS[:1], store: type[FleetStore] = FleetStore
+) -> None:
     async def run() -> None:
-        store = FleetStore(url)
-        calls = AsyncStore(store, Retention(), None, 4)
+        opened = store(url)
+        calls = AsyncStore(opened, Retention(), None, 4)
         try:
-            await story(FleetQueue(calls, store, MANIFEST, lambda: FleetView(hosts)), store)
+            await story(FleetQueue(calls, opened, MANIFEST, lambda: FleetView(hosts)), opened)
         finally:
             calls.close()
+            await calls.wait_closed()
 
     asyncio.run(run())
 
@@ -54,7 +57,11 @@ def test_places_and_ends_follow_from_the_hosts_times(postgres_url: str) -> None:
     play(postgres_url, story)
 
 
-def test_more_devices_end_the_queue_sooner_and_what_is_done_does_not_count(postgres_url: str) -> None:
+def test_more_devices_end_the_queue_sooner_and_what_is_done_does_not_count(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_queue, "MAX_AGE", 0.0)
+
     async def story(queue: FleetQueue, store: FleetStore) -> None:
         store.add(job("a", n=4))
         store.register(HOSTS[0])
@@ -64,7 +71,6 @@ def test_more_devices_end_the_queue_sooner_and_what_is_done_does_not_count(postg
         held = store.held_by(HOSTS[0].id)
         assert held.start("a") and held.add_image("a", image(0)) and held.add_image("a", image(1))
         store.heartbeat(HOSTS[0], {claimed.job.id: 2 * 8 + 4})
-        queue.expire()
         await queue.refresh()
         assert queue.order.seconds == pytest.approx(0.75)  # one and a half images
 
@@ -81,32 +87,71 @@ def test_jobs_of_other_models_are_not_in_the_way(postgres_url: str) -> None:
     play(postgres_url, story)
 
 
-def test_many_requests_for_progress_share_one_read(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Watched(FleetStore):
-        reads = 0
+class CountedStore(FleetStore):
+    reads = 0
 
+    def unfinished(self) -> list[Job]:
+        self.reads += 1
+        return super().unfinished()
+
+
+def test_queue_is_read_once_in_its_time_whatever_is_asked_for(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_queue, "MAX_AGE", 3600.0)
+
+    async def story(queue: FleetQueue, store: FleetStore) -> None:
+        assert isinstance(store, CountedStore)
+        store.add(job("a"))
+        await asyncio.gather(*(queue.refresh() for _ in range(100)))
+        newer, other = store.add(job("b")), store.add(replace(job("c"), model="another model"))
+        for asked in (newer, other, newer, other):
+            await queue.refresh()
+            queue.add(asked)
+        assert store.reads == 1
+        assert queue.place("b") == (1, pytest.approx(2.0))
+        assert queue.place("c") == (0, 0.0)
+
+    play(postgres_url, story, store=CountedStore)
+
+
+def test_queue_is_read_no_oftener_while_the_database_is_away(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_queue, "MAX_AGE", 3600.0)
+
+    class Away(CountedStore):
         def unfinished(self) -> list[Job]:
             self.reads += 1
-            return super().unfinished()
+            raise StoreUnavailable("the job store is away")
 
-    async def story() -> None:
-        store = Watched(postgres_url)
-        calls = AsyncStore(store, Retention(), None, 4)
-        queue = FleetQueue(calls, store, MANIFEST, FleetView)
-        store.add(job("a"))
-        await asyncio.gather(*(queue.refresh("a") for _ in range(100)))
-        assert store.reads == 1
-        monkeypatch.setattr(fleet_queue, "MIN_AGE", 3600.0)
-        queue.expire()
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(queue.refresh(), 0.1)
-        assert store.reads == 1
-        calls.close()
+    async def story(queue: FleetQueue, store: FleetStore) -> None:
+        for _ in range(9):
+            await queue.refresh()
+        assert isinstance(store, Away) and store.reads == 1
 
-    asyncio.run(story())
+    play(postgres_url, story, store=Away)
+
+
+def test_job_that_has_left_the_queue_does_not_come_back(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when a client asks for it with the row of a moment ago."""
+    monkeypatch.setattr(fleet_queue, "MAX_AGE", 3600.0)
+
+    async def story(queue: FleetQueue, store: FleetStore) -> None:
+        ended, last, cancelled = (store.add(job(id)) for id in ("a", "b", "c"))
+        store.cancel(ended.id)
+        await queue.refresh()
+        queue.remove(cancelled.id)
+        for each in (ended, cancelled):
+            queue.add(each)
+        assert [live.job.id for live in queue.order] == [last.id]
+
+    play(postgres_url, story)
 
 
 def test_last_estimates_stay_while_the_database_is_away(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_queue, "MAX_AGE", 0.0)
+
     async def story(queue: FleetQueue, store: FleetStore) -> None:
         store.add(job("a"))
         await queue.refresh()
@@ -115,7 +160,6 @@ def test_last_estimates_stay_while_the_database_is_away(postgres_url: str, monke
             raise StoreUnavailable("the job store is away")
 
         monkeypatch.setattr(store, "unfinished", unavailable)
-        queue.expire()
         await queue.refresh()
         assert queue.place("a")[1] == pytest.approx(1.0)
 

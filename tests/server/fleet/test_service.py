@@ -13,12 +13,14 @@ from fakes.worker_link import job
 
 from server.errors import DeadlineUnreachable, JobNotFound, QueueFull, StoreUnavailable
 from server.fleet.fleet_options import FleetOptions
-from server.fleet.replica import replica_store, service, watch
+from server.fleet.replica import fleet_queue, replica_store, service, watch
 from server.fleet.replica.service import FleetJobs
 from server.fleet.replica.watch import Watch
 from server.jobs.admission.admission import Limits
+from server.jobs.admission.rate import Rate
 from server.jobs.follower import Progress
 from server.jobs.job import Job, JobState, StoredImage
+from server.jobs.storage.fleet.client_hash import client_hash
 from server.jobs.storage.fleet.fleet_store import FleetStore
 from server.jobs.storage.fleet.worker_info import SizeAverage
 
@@ -217,7 +219,9 @@ def test_refusals_name_a_time_from_the_hosts_measurements(postgres_url: str) -> 
     play(postgres_url, story, Limits(queue=8))
 
 
-def test_progress_tells_steps_place_and_time(postgres_url: str) -> None:
+def test_progress_tells_steps_place_and_time(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_queue, "MAX_AGE", 0.0)
+
     async def story(jobs: FleetJobs, host: Host) -> None:
         first, second = [await jobs.submit(job(name)) for name in ("a", "b")]
         assert (await jobs.progress(second)).position == 1
@@ -226,7 +230,6 @@ def test_progress_tells_steps_place_and_time(postgres_url: str) -> None:
         host.store.heartbeat(HOST, {"a": 4})
         running = await jobs.get("a")
         assert running is not None
-        jobs._queue.expire()
         progress = await jobs.progress(running)
         assert (progress.state, progress.done, progress.steps) == (JobState.RUNNING, 4, 8)
         assert progress.eta == pytest.approx(0.5)
@@ -247,5 +250,21 @@ def test_watch_forgets_jobs_that_nobody_watches(postgres_url: str) -> None:
         waiting.cancel()
         await asyncio.wait([waiting])
         assert not found._jobs
+
+    play(postgres_url, story)
+
+
+def test_database_has_no_address_of_a_client(postgres_url: str) -> None:
+    address = "192.0.2.7"
+
+    async def story(jobs: FleetJobs, host: Host) -> None:
+        accepted = await jobs.submit(job("a", client=address))
+        await jobs.hit(address, Rate(9, 60))
+        host.claim()
+        assert [found.id for found in await jobs.unfinished(address, accepted.api)] == ["a"]
+        assert await jobs.unfinished("192.0.2.8", accepted.api) == []
+        for table in ("jobs", "rates", "shares"):
+            (row,) = host.store.database.rows(f"SELECT * FROM {table}")
+            assert row["client"] == client_hash(address) and address not in str(row)
 
     play(postgres_url, story)

@@ -113,7 +113,7 @@ def test_image_that_the_store_cannot_read_now_is_read_later(monkeypatch: pytest.
     attempts = []
 
     async def story(jobs: EmbeddedJobs, link: FakeLink) -> None:
-        read = jobs._store.init_image
+        read = jobs._store.init_images.get
 
         def refused(id: str) -> PackedImage | None:
             attempts.append(id)
@@ -124,7 +124,7 @@ def test_image_that_the_store_cannot_read_now_is_read_later(monkeypatch: pytest.
         link.is_ready = False
         await jobs.submit(edit_job("a"), init_image=PACKED)
         jobs._tracker.get("a").init_image = None
-        jobs._store.init_image = refused
+        jobs._store.init_images.get = refused
         link.is_ready = True
         jobs.worker_queue.send_pending()
         jobs.worker_queue.send_pending()

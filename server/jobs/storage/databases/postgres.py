@@ -15,7 +15,14 @@ import psycopg
 from server.errors import StoreUnavailable
 from server.jobs.storage.databases.database import Database, Fragments, Lock, Row, Value
 from server.jobs.storage.databases.postgres_connections import Connection, Connections
-from server.jobs.storage.databases.schema import POSTGRES_TABLES, READABLE_FROM, TABLES, UPGRADES, VERSION
+from server.jobs.storage.databases.schema import (
+    POSTGRES_TABLES,
+    POSTGRES_UPGRADES,
+    READABLE_FROM,
+    TABLES,
+    UPGRADES,
+    VERSION,
+)
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +164,7 @@ class PostgresDatabase(Database):
             )
         while version < VERSION:
             log.info("%s has schema %d; it is carried over to schema %d", self._name, version, version + 1)
-            for statement in UPGRADES[version]:
+            for statement in (*UPGRADES[version], *POSTGRES_UPGRADES.get(version, ())):
                 self.execute(statement)
             version += 1
             self.execute("UPDATE schema_version SET version = ?, readable_from = ?", version, READABLE_FROM)

@@ -3,7 +3,7 @@
 The names in braces are those of `Fragments`.
 """
 
-VERSION = 5
+VERSION = 6
 READABLE_FROM = 5  # oldest zimage-trt, by its schema, that can use a database of this one: see `postgres.py`
 
 INIT_IMAGES = """CREATE TABLE init_images (
@@ -30,6 +30,9 @@ FILE = ("file TEXT", "file_bytes {integer} NOT NULL DEFAULT 0")  # of an image t
 DELETED_IMAGES = """CREATE TABLE deleted_images (
     job TEXT NOT NULL PRIMARY KEY -- deleted, but its images may still be in the store of images
 )"""
+# an image is sent before its job is inserted; see `FleetStore.add`
+LATE_CHECK = "ALTER TABLE init_images ALTER CONSTRAINT init_images_job_fkey DEFERRABLE INITIALLY DEFERRED"
+CHARGED_AT = "charged_at {real} NOT NULL DEFAULT 0"  # time of the last charge
 JOBS = f"""CREATE TABLE jobs (
     sequence {{counter}},
     id TEXT NOT NULL UNIQUE,
@@ -86,11 +89,13 @@ POSTGRES_TABLES = (
         seen {real} NOT NULL,
         is_draining {integer} NOT NULL DEFAULT 0
     )""",
+    LATE_CHECK,
     # what each client has been charged for the jobs of a model; see `JobChoice`
-    """CREATE TABLE shares (
+    f"""CREATE TABLE shares (
         model TEXT NOT NULL,
         client TEXT NOT NULL,
-        spent {real} NOT NULL,
+        spent {{real}} NOT NULL,
+        {CHARGED_AT},
         PRIMARY KEY (model, client)
     )""",
     "CREATE TABLE virtual_times (model TEXT NOT NULL PRIMARY KEY, now {real} NOT NULL)",
@@ -107,4 +112,6 @@ UPGRADES = {  # statements that make the next version of one
         *(f"ALTER TABLE images ADD COLUMN {column}" for column in FILE),
         DELETED_IMAGES,
     ),
+    5: (),
 }
+POSTGRES_UPGRADES = {5: (LATE_CHECK, f"ALTER TABLE shares ADD COLUMN {CHARGED_AT}")}  # beside those

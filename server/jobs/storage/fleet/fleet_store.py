@@ -12,16 +12,17 @@ from server.errors import StoreUnavailable
 from server.jobs.admission.queue_limit import check_queue
 from server.jobs.job import Job, JobState
 from server.jobs.storage.databases.database import Database, Lock, Row
+from server.jobs.storage.fleet.client_hash import client_hash
 from server.jobs.storage.fleet.expiry import LEASE_SECONDS, Expiry
 from server.jobs.storage.fleet.host_store import HostStore
-from server.jobs.storage.fleet.job_choice import SHARE, JobChoice, Loaded, SizeOf, requeue
+from server.jobs.storage.fleet.job_choice import JobChoice, Loaded, SizeOf, prune_shares, requeue
+from server.jobs.storage.fleet.rates import SharedRates
 from server.jobs.storage.fleet.worker_info import Claimed, Expired, HeartbeatAnswer, JobStatus, QueueLength, WorkerInfo
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.rows import to_json
 from server.jobs.storage.store import JobStore
 from server.worker.packed_image import PackedImage
 
-MIN_WAIT = 0.001  # seconds, of a client that must wait
 MAX_DEAD = 1000  # jobs that `dead` lists
 
 
@@ -36,13 +37,16 @@ class FleetStore(JobStore):
         timeout: seconds to wait for a connection or a lock.
         lease: seconds for which a host holds a job after its last heartbeat.
 
+    Attributes:
+        rates: of clients, counted by all replicas together.
+
     Raises:
         StoreUnavailable: see `open_database`.
     """
 
     def __init__(self, database: Database | str, timeout: float = 5.0, lease: float = LEASE_SECONDS) -> None:
         super().__init__(database, timeout)
-        self._lease = lease
+        self._lease, self.rates = lease, SharedRates(self.database)
         if not self.database.is_shared:
             self.close()
             raise StoreUnavailable(f"a fleet keeps its jobs in PostgreSQL; got {database}, expected postgresql://...")
@@ -60,17 +64,28 @@ class FleetStore(JobStore):
             IdempotencyKeyReused: the key is known with another fingerprint.
         """
         with self.database.transaction():
+            if init_image is not None:
+                # before the lock: other submissions must not wait for its bytes, which may come slowly
+                if (known := self._known(job, queue_limit)) is not None:
+                    return known
+                self._add_init_image(job.id, init_image)
             self.database.lock(Lock.ADMISSION)
-            known = self.find_by_key(job) or self.get(job.id)
-            if known is not None:
+            if (known := self._known(job, queue_limit)) is not None:
+                if known.id != job.id:
+                    self.init_images.delete(job.id)
                 return known
-            if queue_limit is not None:
-                count = "SELECT count(*) AS taken, count(*) FILTER (WHERE client = ?) AS own FROM jobs"
-                row = self.database.rows(f"{count} WHERE finished IS NULL", job.client)[0]
-                check_queue(row["taken"], row["own"], queue_limit, lambda: 0.0)
             now = self.database.now()
             deadline = None if job.deadline is None else now + job.deadline - job.created
-            return self._insert(replace(job, created=now, deadline=deadline), init_image)
+            return self._insert(replace(job, created=now, deadline=deadline), None)
+
+    def _known(self, job: Job, queue_limit: int | None) -> Job | None:
+        """Return the job with the same idempotency key or id; None if there is none, and the queue has room."""
+        known = self.find_by_key(job) or self.get(job.id)
+        if known is None and queue_limit is not None:
+            count = "SELECT count(*) AS taken, count(*) FILTER (WHERE client = ?) AS own FROM jobs"
+            row = self.database.rows(f"{count} WHERE finished IS NULL", job.client)[0]
+            check_queue(row["taken"], row["own"], queue_limit, lambda: 0.0)
+        return known
 
     def held_by(self, worker: str) -> HostStore:
         """Return the store as a host uses it: its writes change only jobs that this host holds."""
@@ -144,7 +159,7 @@ class FleetStore(JobStore):
     def _claimed(self, job: Job, worker: str) -> Claimed:
         """Return what a host needs of a job that it has just claimed. Without a lock, since images may be large."""
         images = {image.index: image for image in self.images(job.id)}
-        init_image = None if job.request.edit is None else self.init_image(job.id)
+        init_image = None if job.request.edit is None else self.init_images.get(job.id)
         left = None if job.deadline is None else job.deadline - self.database.now()
         return Claimed(replace(job, worker=worker), images, init_image, left)
 
@@ -196,34 +211,12 @@ class FleetStore(JobStore):
         )
         return [QueueLength(**row) for row in rows]
 
-    def hit(self, client: str, amount: int, seconds: int) -> float:
-        """Count a request of a client, which may send `amount` in `seconds`; see `RateLimiter`.
-
-        Returns:
-            0, or the seconds until the next request is allowed; then this one does not count.
-        """
-        interval = seconds / amount
-        counted = self.database.rows(
-            "INSERT INTO rates AS known (client, due) VALUES (?, {now} + ?) ON CONFLICT (client) DO UPDATE"
-            " SET due = greatest(known.due, {now}) + ? WHERE greatest(known.due, {now}) + ? <= {now} + ? RETURNING due",
-            *(client, interval, interval, interval, seconds),
-        )
-        if counted:
-            return 0.0
-        due = self.database.rows("SELECT due - {now} AS seconds FROM rates WHERE client = ?", client)
-        return max(MIN_WAIT, due[0]["seconds"] + interval - seconds) if due else MIN_WAIT  # none: it was just pruned
-
     def prune(self, retention: Retention) -> int:
-        """Delete a few of the expired jobs, and what clients spent that are gone; see `JobStore.prune`."""
+        """Delete a few of the expired jobs. If there are none, forget clients that are gone. See `JobStore.prune`."""
         deleted = super().prune(retention)
         if not deleted:
-            self.database.execute("DELETE FROM rates WHERE due < {now}")
-            with self.database.transaction():
-                self.database.lock(Lock.CLAIM)  # claims change several shares, in any order
-                self.database.execute(
-                    "DELETE FROM shares USING virtual_times WHERE shares.model = virtual_times.model AND spent < now"
-                    f" AND shares.client NOT IN (SELECT {SHARE} FROM jobs WHERE finished IS NULL)"
-                )
+            self.rates.prune()
+            prune_shares(self.database)
         return deleted
 
     def dead(self) -> list[Job]:
@@ -235,10 +228,13 @@ class FleetStore(JobStore):
 
     def retry(self, id: str) -> Job | None:
         """Queue a failed job again, with all attempts and no deadline. None: it has not failed, or is unknown."""
+        job = self.get(id)
+        client = "" if job is None or job.owner is None else client_hash(job.owner)
         changed = self.database.execute(
             "UPDATE jobs SET state = 'queued', finished = NULL, error = 'null', attempts = 0, losses = 0,"
-            " worker = NULL, lease = NULL, deadline = NULL, charged = 0, steps_done = 0, bytes = 0,"
-            " client = coalesce(owner, '') WHERE id = ? AND state = 'failed'",
+            " worker = NULL, lease = NULL, deadline = NULL, charged = 0, steps_done = 0, bytes = 0, client = ?"
+            " WHERE id = ? AND state = 'failed'",
+            client,
             id,
         )
         return self.get(id) if changed else None

@@ -20,6 +20,7 @@ from server.jobs.storage.rows import JOB_COLUMNS, STORED, job_of_row
 LOOK_AHEAD = 8  # jobs of a client among which the one that batches best is chosen
 MAX_PAGES = 64  # of LOOK_AHEAD jobs that a host cannot generate, before it tries another client
 OVERTAKE_SECONDS = 10.0  # by which a job that batches better may be younger than the one that it overtakes
+DEBT_SECONDS = 3600.0  # for which it is remembered that a client without jobs has spent more than the virtual time
 SHARE = f"CASE WHEN jobs.priority = 'interactive' THEN jobs.client ELSE '{BATCH}' END"
 WAITING = "state = 'queued' AND finished IS NULL AND worker IS NULL"
 
@@ -146,8 +147,8 @@ class JobChoice:
         self._database.execute(
             "WITH virtual_time AS (INSERT INTO virtual_times (model, now) VALUES (?, ?)"
             " ON CONFLICT (model) DO UPDATE SET now = excluded.now)"
-            " INSERT INTO shares (model, client, spent) VALUES (?, ?, ?)"
-            " ON CONFLICT (model, client) DO UPDATE SET spent = excluded.spent",
+            " INSERT INTO shares (model, client, spent, charged_at) VALUES (?, ?, ?, {now}) ON CONFLICT (model, client)"
+            " DO UPDATE SET spent = excluded.spent, charged_at = excluded.charged_at",
             self._worker.model,
             self._now,
             self._worker.model,
@@ -176,3 +177,18 @@ def requeue(database: Database, id: str, *, refund_attempt: bool, is_loss: bool)
         int(is_loss),
         id,
     )
+
+
+def prune_shares(database: Database) -> None:
+    """Forget what clients without jobs have spent, once it makes no difference or was spent DEBT_SECONDS ago.
+
+    The latter is for clients that send one job each: they do not advance the virtual time.
+    """
+    with database.transaction():
+        database.lock(Lock.CLAIM)  # claims change several shares, in any order
+        database.execute(
+            "DELETE FROM shares USING virtual_times WHERE shares.model = virtual_times.model"
+            f" AND (spent < now OR charged_at < {{now}} - ?) AND shares.client NOT IN"
+            f" (SELECT {SHARE} FROM jobs WHERE finished IS NULL)",
+            DEBT_SECONDS,
+        )

@@ -1,6 +1,7 @@
 """The asynchronous store when writes are slow or fail."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
@@ -25,6 +26,7 @@ def play(store: JobStore, story: Story) -> None:
             await story(async_store)
         finally:
             async_store.close()
+            await async_store.wait_closed()
 
     asyncio.run(asyncio.wait_for(run(), 20))
 
@@ -110,7 +112,7 @@ def test_intact_file_is_not_reported(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def test_job_is_refused_while_too_many_images_wait_for_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.jobs.storage.async_store.RETRY_DELAY", 0.01)
+    monkeypatch.setattr("server.jobs.storage.write_queue.RETRY_DELAY", 0.01)
     is_full = True
 
     def write() -> None:
@@ -130,3 +132,44 @@ def test_job_is_refused_while_too_many_images_wait_for_a_full_disk(monkeypatch: 
         assert await async_store.add(job())
 
     play(JobStore(None), story)
+
+
+def test_closing_does_not_wait_for_a_call_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a call does for seconds when the network to the database is cut."""
+    monkeypatch.setattr("server.jobs.storage.async_store.CLOSE_SECONDS", 0.1)
+    begun, network_is_back = threading.Event(), threading.Event()
+    waited: list[bool] = []
+
+    def hang() -> None:
+        begun.set()
+        waited.append(network_is_back.wait(10))
+
+    async def run() -> None:
+        async_store = AsyncStore(JobStore(tmp_path / "jobs.db"), Retention())
+        async_store.start()
+        calling = asyncio.create_task(async_store.call_in_thread(hang))
+        await asyncio.to_thread(begun.wait)
+        async_store.close()
+        await async_store.wait_closed()
+        assert not waited
+        await asyncio.wait([calling])
+        assert calling.cancelled()
+        network_is_back.set()
+        while not async_store._closing.done():  # after the call
+            await asyncio.sleep(0.01)
+        assert waited == [True]
+
+    asyncio.run(asyncio.wait_for(run(), 20))
+    JobStore(tmp_path / "jobs.db").close()
+
+
+def test_closed_store_has_ended_the_calls_under_way(tmp_path: Path) -> None:
+    async def run() -> None:
+        async_store = AsyncStore(JobStore(tmp_path / "jobs.db"), Retention())
+        adding = asyncio.create_task(async_store.call_in_thread(async_store.store.add, job()))
+        await asyncio.sleep(0)
+        async_store.close()
+        await async_store.wait_closed()
+        assert (await adding).sequence == 1
+
+    asyncio.run(asyncio.wait_for(run(), 20))

@@ -17,8 +17,10 @@ from server.errors import IdempotencyKeyReused, QueueFull, StoreUnavailable
 from server.jobs.devices.device_status import DeviceStatus
 from server.jobs.job import MAX_TOTAL_ATTEMPTS, Job
 from server.jobs.storage.databases.database import Lock
+from server.jobs.storage.fleet.client_hash import client_hash
 from server.jobs.storage.fleet.expiry import FORGET_SECONDS, LEASE_SECONDS, MAX_LOSSES
 from server.jobs.storage.fleet.fleet_store import FleetStore
+from server.jobs.storage.fleet.job_choice import DEBT_SECONDS
 from server.jobs.storage.fleet.worker_info import HeartbeatAnswer, JobStatus, QueueLength, SizeAverage
 from server.jobs.storage.retention import Retention
 from server.worker.packed_image import pack
@@ -104,6 +106,56 @@ def test_threads_never_exceed_the_queue(store_url: str) -> None:
 
         limits = sorted(limit for accepted in pool.map(add, range(8)) for limit in accepted)
         assert limits == list(range(1, 21))  # one job found a place at each
+
+
+def init_images(fleet: FleetStore) -> dict[str, int]:
+    return {row["job"]: row["size"] for row in fleet.database.rows("SELECT job, length(data) AS size FROM init_images")}
+
+
+def test_slow_upload_of_an_init_image_holds_up_no_other_submission(fleet: FleetStore, store_url: str) -> None:
+    slow = job()
+    one, other = FleetStore(store_url), FleetStore(store_url, timeout=1.0)
+    with closing(one), closing(other), ThreadPoolExecutor(1) as threads:
+        with suppress(ZeroDivisionError), fleet.database.transaction():
+            # this row stands for the network: `one` cannot write its own before the end of the transaction
+            fleet.init_images.add(slow.id, PACKED)
+            adding = threads.submit(one.add, slow, PACKED, 9)
+            wait_until_blocked(fleet.database)
+            assert other.add(job(), queue_limit=9).sequence == 1
+            raise ZeroDivisionError
+        assert adding.result().sequence == 2
+    assert init_images(fleet) == {slow.id: len(PACKED.data)}
+
+
+def test_refused_job_leaves_no_init_image_and_a_full_queue_does_not_wait_for_it(
+    fleet: FleetStore, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(FleetStore(store_url)) as other, ThreadPoolExecutor(1) as threads:
+        with fleet.database.transaction():
+            fleet.database.lock(Lock.ADMISSION)
+            adding = threads.submit(other.add, job(), PACKED, 1)
+            wait_until_blocked(fleet.database)  # for the lock, with its init image
+            fleet._insert(job(), None)
+        with pytest.raises(QueueFull):
+            adding.result()
+    assert init_images(fleet) == {}
+    monkeypatch.setattr(fleet.init_images, "add", None)  # is not called
+    with pytest.raises(QueueFull):
+        fleet.add(job(), PACKED, 1)
+
+
+def test_repeated_key_or_id_keeps_the_init_image_of_the_first(fleet: FleetStore, store_url: str) -> None:
+    first, same_key = job(idempotency_key="key"), job(idempotency_key="key")
+    with closing(FleetStore(store_url)) as other, ThreadPoolExecutor(2) as threads:
+        with fleet.database.transaction():
+            fleet.database.lock(Lock.ADMISSION)
+            adding = [threads.submit(other.add, each, PACKED, 9) for each in (first, same_key)]
+            while len(fleet.database.rows("SELECT 1 FROM pg_locks WHERE NOT granted")) < 2:
+                time.sleep(0.01)
+        added = [each.result() for each in adding]
+    assert added[0] == added[1]
+    assert fleet.add(first, PACKED, 9) == fleet.add(same_key, PACKED, 9) == added[0]
+    assert init_images(fleet) == {added[0].id: len(PACKED.data)}
 
 
 # leases
@@ -340,19 +392,19 @@ def test_queue_is_counted_by_priority_and_by_what_jobs_need(fleet: FleetStore, c
 
 
 def test_rate_allows_a_burst_and_then_one_request_in_each_interval(fleet: FleetStore, clock: Clock) -> None:
-    assert [fleet.hit("a", 3, 60) for _ in range(4)] == [0.0, 0.0, 0.0, 20.0]
-    assert fleet.hit("b", 3, 60) == 0.0
+    assert [fleet.rates.hit("a", 3, 60) for _ in range(4)] == [0.0, 0.0, 0.0, 20.0]
+    assert fleet.rates.hit("b", 3, 60) == 0.0
     clock.now += 15
-    assert fleet.hit("a", 3, 60) == 5.0
+    assert fleet.rates.hit("a", 3, 60) == 5.0
     clock.now += 5
-    assert [fleet.hit("a", 3, 60) for _ in range(2)] == [0.0, 20.0]
+    assert [fleet.rates.hit("a", 3, 60) for _ in range(2)] == [0.0, 20.0]
     clock.now += 600
-    assert [fleet.hit("a", 3, 60) for _ in range(4)] == [0.0, 0.0, 0.0, 20.0]
+    assert [fleet.rates.hit("a", 3, 60) for _ in range(4)] == [0.0, 0.0, 0.0, 20.0]
 
 
 def test_rate_is_shared_by_the_threads_of_several_replicas(store_url: str) -> None:
     with closing(FleetStore(store_url)) as one, closing(FleetStore(store_url)) as other, ThreadPoolExecutor(8) as pool:
-        waits = list(pool.map(lambda n: (one if n % 2 else other).hit("a", 10, 3600), range(80)))
+        waits = list(pool.map(lambda n: (one if n % 2 else other).rates.hit("a", 10, 3600), range(80)))
     assert waits.count(0.0) == 10 and all(300 < wait <= 360 for wait in waits if wait)
 
 
@@ -364,7 +416,7 @@ def test_dead_job_is_retried_with_all_its_attempts(fleet: FleetStore, clock: Clo
     clock.now += 60
     fleet.expire()
     queued = fleet.retry(id)
-    assert queued == replace(claimed.job, deadline=None, client="me", worker=None, started=1000.0)
+    assert queued == replace(claimed.job, deadline=None, client=client_hash("me"), worker=None, started=1000.0)
     assert [each.job.id for each in fleet.claim(OTHER, (), 1, lambda _: Size(64, 64))] == [id]
 
 
@@ -382,13 +434,33 @@ def test_prune_forgets_rates_and_shares_that_no_longer_matter(fleet: FleetStore,
     ended = [claimed.job.id for claimed in fleet.claim(HOST, (), 3, lambda _: Size(64, 64))]
     for id in ended:
         fleet.cancel(id)
-    fleet.hit("gone", 1, 60)
+    fleet.rates.hit("gone", 1, 60)
     clock.now += 30
-    fleet.hit("here", 1, 60)
+    fleet.rates.hit("here", 1, 60)
     clock.now += 31
     assert fleet.prune(Retention()) == 0
     for table in ("rates", "shares"):
-        assert [row["client"] for row in fleet.database.rows(f"SELECT client FROM {table}")] == ["here"]
+        assert clients(fleet, table) == ["here"]
+
+
+def clients(fleet: FleetStore, table: str) -> list[str]:
+    return [row["client"] for row in fleet.database.rows(f"SELECT client FROM {table} ORDER BY client")]
+
+
+def test_clients_that_sent_one_job_each_are_forgotten_after_an_hour(fleet: FleetStore, clock: Clock) -> None:
+    """None of them is behind the others, however many there are."""
+    for number in range(3):
+        fleet.add(job(client=f"{number}", model="nano", cost=1.0))
+        (claimed,) = fleet.claim(HOST, (), 1, lambda _: Size(64, 64))
+        fleet.cancel(claimed.job.id)
+    fleet.add(job(client="waits", model="nano"))
+    fleet.claim(HOST, (), 1, lambda _: Size(64, 64))
+    clock.now += DEBT_SECONDS - 1
+    fleet.prune(Retention())
+    assert clients(fleet, "shares") == ["0", "1", "2", "waits"]
+    clock.now += 2
+    fleet.prune(Retention())
+    assert clients(fleet, "shares") == ["waits"]
 
 
 def test_host_does_not_prune_and_one_replica_does(fleet: FleetStore, clock: Clock) -> None:

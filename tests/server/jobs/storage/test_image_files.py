@@ -41,6 +41,7 @@ def play(database: Path | str, story: Story, images: FakeImages | None = None) -
             await story(store, store._files._images)
         finally:
             store.close()
+            await store.wait_closed()
 
     asyncio.run(asyncio.wait_for(run(), 20))
 
@@ -68,7 +69,7 @@ async def state(store: AsyncStore, id: str) -> JobState:
 async def settled(store: AsyncStore, images: FakeImages, attempts: int) -> None:
     """Wait until so many more attempts to store a file were made, and the writes to the database are done."""
     until = images.puts + attempts
-    while images.puts < until or store._pending_writes:
+    while images.puts < until or store._writes.pending:
         await asyncio.sleep(0.005)
 
 
@@ -283,10 +284,58 @@ def test_sweep_deletes_old_files_of_unknown_jobs_only(path: Path) -> None:
     async def story(store: AsyncStore, images: FakeImages) -> None:
         known = await finished(store)
         images.files["job_of_nobody"] = {"0-a.png": b"x"}
+        images.files["lost+found"] = {"file": b"not of a job"}
         clock = Clock()
-        sweep = ImageDeletion(images, store.store.deleted, store.call, 7 * DAY, clock).sweep
-        assert await sweep() == 1
+        deletion = ImageDeletion(images, store.store.deleted, store.call, 7 * DAY, clock)
+        assert await deletion.sweep() == 1
         assert images.asked_before == clock.now - 8 * DAY
-        assert set(images.files) == {known}
+        await deletion.delete()
+        assert set(images.files) == {known, "lost+found"}
+
+    play(path, story)
+
+
+async def with_image(store: AsyncStore) -> str:
+    """Return a job that is done."""
+    id = await started(store)
+    store.add_image(id, image())
+    await store.finish(id)
+    return id
+
+
+def test_job_whose_files_cannot_be_deleted_holds_up_no_other(
+    database: Path | str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(store: AsyncStore, images: FakeImages) -> None:
+        first, *others = sorted([await with_image(store) for _ in range(3)])
+        images.stuck = {first}
+        for id in (first, *others):
+            assert await store.delete(id)
+        while len(images.files) > 1:
+            await asyncio.sleep(0.01)
+        attempts = images.deletes
+        while images.deletes < attempts + 3:
+            await asyncio.sleep(0.01)
+        assert set(images.files) == {first}
+        assert caplog.text.count(f"the files of 1 deleted jobs, such as {first}, are deleted later") == 1
+        images.stuck.clear()
+        await deleted(store, images)
+
+    play(database, story)
+
+
+def test_jobs_behind_many_whose_files_cannot_be_deleted_are_reached(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.jobs.storage.images.image_deletion.MAX_REFUSED", 2)
+
+    async def story(store: AsyncStore, images: FakeImages) -> None:
+        *first, last = sorted([await with_image(store) for _ in range(4)])
+        images.stuck = set(first)
+        for id in (*first, last):
+            assert await store.delete(id)
+        while last in images.files:
+            await asyncio.sleep(0.01)
+        assert set(images.files) == set(first)
 
     play(path, story)

@@ -50,16 +50,16 @@ def rows(store: JobStore) -> int:
 def test_init_image_is_read_back_with_its_job_only(place: Place) -> None:
     with closing(place.open()) as store:
         first, other = store.add(job(), PACKED), store.add(job())
-        assert store.init_image(first.id) == PACKED
-        assert store.init_image(other.id) is store.init_image("unknown") is None
-        assert store.init_image_bytes() == {first.id: init_image().nbytes}
+        assert store.init_images.get(first.id) == PACKED
+        assert store.init_images.get(other.id) is store.init_images.get("unknown") is None
+        assert store.init_images.unpacked_bytes() == {first.id: init_image().nbytes}
 
 
 def test_repeated_key_keeps_the_first_init_image(either_store: JobStore) -> None:
     store = either_store
     first = store.add(job(idempotency_key="key"), PACKED)
     assert store.add(job(idempotency_key="key"), PackedImage(b"other", 5)) == first
-    assert store.init_image(first.id) == PACKED and rows(store) == 1
+    assert store.init_images.get(first.id) == PACKED and rows(store) == 1
 
 
 def test_init_image_is_deleted_with_its_job(either_store: JobStore) -> None:
@@ -70,7 +70,7 @@ def test_init_image_is_deleted_with_its_job(either_store: JobStore) -> None:
     store.delete(ids[0])
     assert rows(store) == 2
     store.prune(Retention(max_age=0.0))
-    assert rows(store) == 0 and store.init_image(ids[1]) is None
+    assert rows(store) == 0 and store.init_images.get(ids[1]) is None
 
 
 def test_bytes_of_init_images_count_against_the_history(either_store: JobStore) -> None:
@@ -115,7 +115,7 @@ def test_database_of_the_version_before_is_carried_over(path: Path) -> None:
         new = store.add(job(), PACKED)
     with closing(JobStore(path)) as store:
         assert [each.id for each in store.recover()] == ["old", new.id]
-        assert store.init_image(new.id) == PACKED
+        assert store.init_images.get(new.id) == PACKED
         columns = ("name", "tbl_name", "type")
         tables = [tuple(row) for row in store.database.rows(f"SELECT {', '.join(columns)} FROM sqlite_master")]
     with closing(JobStore(path.with_name("new"))) as fresh:
@@ -129,6 +129,6 @@ def test_database_of_the_version_before_is_carried_over(path: Path) -> None:
 def test_damaged_row_is_no_init_image(store: JobStore, column: str, value: str) -> None:
     id = store.add(job(), PACKED).id
     store.database.connection.execute(f"UPDATE init_images SET {column} = {value}")
-    found = store.init_image(id)
+    found = store.init_images.get(id)
     assert found is None or (isinstance(found.data, bytes) and isinstance(found.unpacked_bytes, int))
-    assert all(isinstance(size, int) for size in store.init_image_bytes().values())
+    assert all(isinstance(size, int) for size in store.init_images.unpacked_bytes().values())

@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes.jobs import ERROR, METADATA, job
+from fakes.jobs import ERROR, METADATA, host, job
 
 from engine.init_image import InitImage
 from engine.request import ImageRequest
 from engine.size import Size
 from server.jobs.job import StoredImage
 from server.jobs.storage.databases.schema import VERSION
+from server.jobs.storage.fleet.fleet_store import FleetStore
+from server.jobs.storage.retention import Retention
 from server.jobs.storage.store import JobStore
 from server.worker.packed_image import pack
 
@@ -48,7 +50,7 @@ def test_unfinished_jobs_of_version_4_are_resumed(old: Path) -> None:
         running, queued = store.recover()
         assert (running.id, running.state, running.attempts, running.deadline) == ("running", "queued", 1, 9000.5)
         assert running.request == ImageRequest("a red circle", lora="ink").starting_from(BLACK)
-        assert store.init_image("running") == pack(BLACK)
+        assert store.init_images.get("running") == pack(BLACK)
         assert (queued.id, queued.owner, queued.client, queued.priority) == ("queued", "bob", "", "interactive")
         assert store.start("running") and store.cancel("running") and store.cancel("queued")
 
@@ -75,3 +77,25 @@ def test_tables_of_version_4_become_those_of_a_new_database(old: Path) -> None:
             }
             found.append((names, columns))
     assert found[0] == found[1]
+
+
+VERSION_5 = (  # of PostgreSQL: what it did not have
+    "ALTER TABLE shares DROP COLUMN charged_at",
+    "ALTER TABLE init_images ALTER CONSTRAINT init_images_job_fkey NOT DEFERRABLE",
+    "UPDATE schema_version SET version = 5, readable_from = 5",
+)
+
+
+def test_fleet_of_version_5_goes_on(postgres_url: str) -> None:
+    with closing(FleetStore(postgres_url)) as store:
+        store.register(host("host"))
+        before = store.add(job(model="nano"))
+        store.claim(host("host"), (), 1, lambda _: Size(64, 64))
+        for statement in VERSION_5:
+            store.database.execute(statement)
+    with closing(FleetStore(postgres_url)) as store:
+        after = store.add(job(model="nano"), pack(BLACK))
+        assert [found.id for found in store.unfinished()] == [before.id, after.id]
+        assert [claimed.job.id for claimed in store.claim(host("host"), (), 1, lambda _: Size(64, 64))] == [after.id]
+        assert store.prune(Retention()) == 0
+        assert store.init_images.get(after.id) == pack(BLACK)
