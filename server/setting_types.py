@@ -101,7 +101,7 @@ def _broker(value: str) -> str:
     try:
         from server.fleet.messaging.broker import Broker, InvalidBroker
     except ImportError as error:
-        raise ValueError(f"needs the packages of a fleet: pip install 'zimage-trt[fleet]' ({error})") from error
+        raise ValueError(f"needs the extra fleet; in the checkout: pip install '.[fleet]' ({error})") from error
     try:
         Broker(value)
     except InvalidBroker as error:

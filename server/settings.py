@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     dialects: Dialects = Field(
         SERVER.dialects,
         description="Further APIs to offer, for the clients of other servers, separated by spaces: "
-        f"{', '.join(DIALECTS)}; none for OpenAI's API and that of tasks alone",
+        f"{', '.join(DIALECTS)}; none for OpenAI's API and the tasks API only",
         title="NAMES",
     )
 
@@ -133,14 +133,14 @@ class Settings(BaseSettings):
 
     database: DatabasePlace | None = Field(
         SERVER.database,
-        description="SQLite file for jobs and images, or in a fleet postgresql://USER:PASSWORD@HOST/NAME, better in "
-        "the environment, since ps shows flags (default: memory, which is lost at a restart)",
+        description="SQLite file for jobs and images, or in a fleet postgresql://USER:PASSWORD@HOST/NAME; prefer the "
+        "environment for URLs, since ps shows flags (default: memory, which is lost at a restart)",
         title="FILE|URL",
         repr=False,
     )
     images: ImagesUrl | None = Field(
         SERVER.images,
-        description="Where images are kept: file:///FOLDER, which machines may share, or "
+        description="Where images are stored: file:///FOLDER, which machines may share, or "
         "s3://BUCKET/PREFIX?endpoint=URL&region=NAME with credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. "
         "Each database needs a place of its own (default: in the database)",
         title="URL",
@@ -155,7 +155,7 @@ class Settings(BaseSettings):
         int(LIMITS.history.max_bytes) // MIB,
         ge=0,
         title="MIB",
-        description="Maximum size of the job history in MiB, images included",
+        description="Maximum size of the job history in MiB, images included, wherever they are stored",
     )
     archive: UserPath | None = Field(
         None, description="Folder for a copy of every image, named generated_YYYYMMDD_HHMMSS_ID.png", title="DIR"
@@ -192,7 +192,7 @@ class Settings(BaseSettings):
     queue: int = Field(
         LIMITS.queue,
         ge=1,
-        description="Maximum number of unfinished jobs, of one client three quarters; more are refused with 429",
+        description="Maximum number of unfinished jobs, three quarters for one client; more are refused with 429",
     )
     min_free_mb: int = Field(
         LIMITS.free_bytes // MIB,
@@ -216,20 +216,22 @@ class Settings(BaseSettings):
     )
     broker: BrokerUrl | None = Field(
         None,
-        description="Broker of a fleet of machines, as amqp://USER:PASSWORD@HOST/VHOST (RabbitMQ) or "
+        description="Broker of a fleet, as amqp://USER:PASSWORD@HOST/VHOST (RabbitMQ) or "
         "redis://:PASSWORD@HOST/0; prefer the environment, since ps shows flags (default: no fleet)",
         title="URL",
         repr=False,
     )
     fleet: FleetName = Field(
-        "zimage", description="Name of the fleet; fleets that share a broker need different names", title="NAME"
+        "zimage",
+        description="Name of the fleet; each fleet of a broker needs its own, and its own database",
+        title="NAME",
     )
 
     hang_seconds: float = Field(
         TIMEOUTS.silence,
         gt=0,
         le=86400,
-        description="Seconds of silence, or of a single step, after which a worker is restarted; "
+        description="Seconds without a message, or in a single step, after which a worker is restarted; "
         "must be longer than the longest step",
     )
     load_seconds: float = Field(

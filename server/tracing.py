@@ -75,7 +75,7 @@ def _create(service: str, exporter: "SpanExporter | None") -> "Tracing | None":
         else:
             provider.add_span_processor(BatchSpanProcessor(_exporter(kind)))
     except ModuleNotFoundError as error:
-        log.warning("no traces: %s is not installed; pip install 'zimage-trt[tracing]'", error.name)
+        log.warning("no traces: %s is not installed; in the checkout: pip install '.[tracing]'", error.name)
         return None
     return Tracing(provider)
 

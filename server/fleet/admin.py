@@ -54,7 +54,7 @@ def _operations(args: argparse.Namespace) -> "FleetOperations":
 
         return FleetOperations(args.database, args.broker or None, args.fleet)
     except ModuleNotFoundError as error:
-        raise ExtraMissing(f"{error.name} is not installed; pip install 'zimage-trt[fleet]'") from error
+        raise ExtraMissing(f"{error.name} is not installed; in the checkout: pip install '.[fleet]'") from error
 
 
 def _workers(operations: "FleetOperations", args: argparse.Namespace) -> None:
@@ -139,13 +139,13 @@ def _parser() -> argparse.ArgumentParser:
         "--broker",
         metavar="URL",
         default=os.environ.get("ZIMAGE_BROKER"),
-        help="Broker of the fleet, to wake worker hosts at once (default: they find out within seconds)",
+        help="Broker of the fleet, so that worker hosts react at once (default: they react within seconds)",
     )
     parser.add_argument(
         "--fleet",
         metavar="NAME",
         default=os.environ.get("ZIMAGE_FLEET") or "zimage",
-        help="Name of the fleet in the broker (default: zimage)",
+        help="Name of the fleet, as its processes have it (default: zimage)",
     )
     parser.add_argument("--json", action="store_true", help="Print JSON, one object per line")
     add_version(parser)
@@ -159,9 +159,9 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
     queue = commands.add_parser("queue", help="Count the unfinished jobs by what they need, and the hosts that have it")
     queue.set_defaults(run=_queue)
     jobs = commands.add_parser("jobs", help="List the unfinished jobs")
-    jobs.add_argument("--dead", action="store_true", help="List the jobs that failed since they lost too many workers")
+    jobs.add_argument("--dead", action="store_true", help="List the jobs that failed because too many workers died")
     jobs.set_defaults(run=_jobs)
-    drain = commands.add_parser("drain", help="Have a worker host take no more jobs, before it is stopped")
+    drain = commands.add_parser("drain", help="Let a worker host finish its jobs and take no more")
     drain.add_argument("worker", type=_name, metavar="WORKER", help="Id, its beginning, or the name of the machine")
     drain.add_argument("--wait", action="store_true", help="Wait until its jobs have ended")
     drain.add_argument(
@@ -171,7 +171,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
     cancel = commands.add_parser("cancel", help="Cancel unfinished jobs, such as those that no worker host can take")
     cancel.add_argument("job", type=_name, nargs="+", metavar="JOB")
     cancel.set_defaults(run=_cancel)
-    retry = commands.add_parser("retry", help="Queue failed jobs again, with new attempts and no deadline")
+    retry = commands.add_parser("retry", help="Queue failed jobs again, with all attempts and no deadline")
     retry.add_argument("job", type=_name, nargs="+", metavar="JOB")
     retry.set_defaults(run=_retry)
     drop = commands.add_parser("drop", help="Delete failed jobs")

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,9 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
-from fakes.deployment import OVERLAYS, SECRET, documents, needs_kubectl, rendered
+from fakes.deployment import DEPLOY, OVERLAYS, SECRET, documents, needs_kubectl, rendered, rendered_folder
 from fakes.jobs import ERROR, job
+from fakes.processes import ROOT
 
 from server.jobs.storage.databases.open_database import open_database
 from server.jobs.storage.databases.postgres_connections import MAX_CONNECTIONS
@@ -156,6 +159,20 @@ def test_plans_are_mounted_where_the_settings_say(overlay: str) -> None:
                 assert claims == [volume["persistentVolumeClaim"]["claimName"]] and "emptyDir" not in volume
             else:
                 assert pod["spec"]["initContainers"][0]["volumeMounts"][0]["name"] == volume["name"] and not claims
+
+
+def test_settings_in_the_documentation_are_merged_into_an_overlay(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "deployment.md").read_text()
+    (block,) = re.findall(r"^```yaml\n(configMapGenerator:\n.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    shutil.copytree(DEPLOY / "kubernetes", tmp_path / "kubernetes")
+    overlay = tmp_path / "kubernetes" / "overlays" / "gpu-redis"
+    with (overlay / "kustomization.yaml").open("a") as file:
+        file.write(block)
+    manifests = rendered_folder(overlay)
+    (config,) = (each for each in manifests if each["kind"] == "ConfigMap")
+    assert config["data"]["ZIMAGE_HISTORY_MB"] == "100000" and config["data"]["ZIMAGE_ENGINES"] == "/engines"
+    names = json.dumps(manifests).count(config["metadata"]["name"])
+    assert names == 3  # its own, and in the API replicas and the worker hosts
 
 
 def test_workers_get_the_time_that_they_need() -> None:

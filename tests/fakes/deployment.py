@@ -54,8 +54,11 @@ def documents(text: str) -> list[dict[str, Any]]:
 @cache
 def rendered(overlay: str) -> list[dict[str, Any]]:
     """Return the manifests of an overlay, as kubectl renders them."""
+    return rendered_folder(DEPLOY / "kubernetes" / "overlays" / overlay)
+
+
+def rendered_folder(folder: Path) -> list[dict[str, Any]]:
     assert KUBECTL is not None
-    folder = DEPLOY / "kubernetes" / "overlays" / overlay
     done = subprocess.run([KUBECTL, "kustomize", str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return documents(done.stdout)

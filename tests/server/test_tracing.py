@@ -263,7 +263,7 @@ def test_missing_package_is_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: p
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)
     with tracing.started("tests"):
         assert tracing.active() is None
-    assert "pip install 'zimage-trt[tracing]'" in caplog.text
+    assert "pip install '.[tracing]'" in caplog.text
 
 
 def test_current_request_is_passed_on_to_the_job(exporter: InMemorySpanExporter) -> None:

@@ -110,6 +110,13 @@ def test_urls_under_a_prefix_lead_back_through_nginx(direct: str, tmp_path: Path
             assert found.startswith(f"{url}/v1/images/") and httpx.get(found).content.startswith(b"\x89PNG")
 
 
+def test_metrics_are_not_for_clients(url: str, direct: str, tmp_path: Path) -> None:
+    assert httpx.get(f"{direct}/metrics").status_code == 200
+    with behind_nginx(direct, tmp_path, prefix="/generate") as prefixed:
+        assert [httpx.get(f"{base}/metrics").status_code for base in (url, prefixed)] == [404, 404]
+        assert [httpx.get(f"{base}/ready").status_code for base in (url, prefixed)] == [200, 200]
+
+
 def test_body_over_the_limit_is_refused(url: str) -> None:
     answer = httpx.post(url + IMAGES, json={"prompt": "x" * 4 * MAX_BODY})
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")  # the server's own answer

@@ -57,7 +57,9 @@ def _unchecked(url: str) -> ImageStore:
     try:
         from server.jobs.storage.images.s3_images import S3Images  # takes long to import
     except ModuleNotFoundError as error:
-        raise StoreUnavailable(f"images in S3 need the extra s3 ({error}): pip install 'zimage-trt[s3]'") from error
+        raise StoreUnavailable(
+            f"images in S3 need the extra s3 ({error}); in the checkout: pip install '.[s3]'"
+        ) from error
     return S3Images(url)
 
 
