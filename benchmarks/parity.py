@@ -131,7 +131,8 @@ class Variants:
         for name, (precision, accumulation) in VARIANTS.items():
             (folder / name).mkdir()
             precisions, progress = graph_precisions(precision, "rtx"), BuildProgress(Console(stderr=True))
-            graphs = make_graphs(checkpoint, precisions, accumulation)
+            made = make_graphs(checkpoint, precisions, accumulation)
+            graphs = {graph: made[graph] for graph in GRAPHS}
             export_graphs(graphs, checkpoint, precisions, folder / name, progress, keys=keys)
             engines = {graph: StrictEvaluator(folder / name / f"{graph}.onnx") for graph in GRAPHS}
             self._variants[name] = Variant(engines, self._pipeline(engines))

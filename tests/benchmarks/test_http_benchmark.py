@@ -135,7 +135,10 @@ def test_memory_growth_is_distinguished_from_growth_at_the_start() -> None:
 
 
 @pytest.mark.slow
-def test_recorded_result_has_the_fields_of_the_command(engines: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recorded_result_has_the_fields_of_the_command(
+    engines: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.load.soak.ENGINE_SECONDS", 3.0)
     main([
         "http", "--engines", str(engines), "--sizes", "64", "--pairs", "2", "--clients", "4", "--rounds", "1",
         "--seconds", "2", "--users", "3", "--soak", "4",

@@ -78,7 +78,7 @@ def test_host_that_was_cut_off_cannot_end_what_another_one_has(fleet: Fleet) -> 
 
 
 @pytest.mark.parametrize("kind", [Redis, RabbitMq])
-def test_jobs_are_generated_while_the_broker_is_dead_and_by_tickets_after_it(
+def test_jobs_are_generated_beside_a_broker_that_is_dead_or_silent_and_by_tickets_in_between(
     kind: type[Service], postgres_url: str
 ) -> None:
     with new(kind) as broker, ExitStack() as owned:
@@ -97,15 +97,6 @@ def test_jobs_are_generated_while_the_broker_is_dead_and_by_tickets_after_it(
             assert_done(fleet, fleet.submit())
             after += 1
         assert host.metric("zimage_images_total") == 8 + after
-        assert host.terminate() == 0
-
-
-@pytest.mark.parametrize("kind", [Redis, RabbitMq])
-def test_host_goes_on_and_stops_beside_a_broker_that_is_silent(kind: type[Service], postgres_url: str) -> None:
-    with new(kind) as broker, ExitStack() as owned:
-        fleet = Fleet(broker.fresh_url(), postgres_url, owned)
-        host = fleet.host()
-        assert_done(fleet, fleet.submit())
         broker.pause()
         assert_done(fleet, *(fleet.submit(ticket=False) for _ in range(3)))
         assert host.terminate() == 0
