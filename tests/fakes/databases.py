@@ -49,11 +49,11 @@ class Place:
         return JobStore(self.database, clock=clock, **clocks)
 
 
-def wait_until_blocked(database: Database) -> None:
-    """Wait until a call of another thread waits for a lock in a PostgreSQL database."""
+def wait_until_blocked(database: Database, calls: int = 1) -> None:
+    """Wait until so many calls of other threads wait for locks in a PostgreSQL database."""
     until = time.monotonic() + 10
-    while not database.rows("SELECT 1 FROM pg_locks WHERE NOT granted"):
-        assert time.monotonic() < until, "nothing waits for a lock"
+    while (found := len(database.rows("SELECT 1 FROM pg_locks WHERE NOT granted"))) < calls:
+        assert time.monotonic() < until, f"{found} calls wait for locks"
         time.sleep(0.01)
 
 

@@ -122,7 +122,10 @@ class Watch:
                 self._steps.pop(job_id, None)
                 self._ended.pop(job_id, None)
                 self.wake(job_id)
-            case ImageStored(job_id) | JobEnded(job_id):
+            case ImageStored(job_id):
+                self.wake(job_id)
+            case JobEnded(job_id):
+                self._queue.remove(job_id)
                 self.wake(job_id)
 
     async def run(self) -> None:
@@ -192,6 +195,7 @@ class Watch:
         watched.end = end
         watched.ended.set()
         self._steps.pop(watched.job.id, None)
+        self._queue.remove(watched.job.id)
         self._ended[watched.job.id] = time.monotonic()
         if len(self._ended) > MAX_REMEMBERED:
             self._ended.popitem(last=False)

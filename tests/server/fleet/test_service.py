@@ -13,6 +13,7 @@ from fakes.worker_link import job
 
 from server.errors import DeadlineUnreachable, JobNotFound, QueueFull, StoreUnavailable
 from server.fleet.fleet_options import FleetOptions
+from server.fleet.messaging.events import JobEnded
 from server.fleet.replica import fleet_queue, replica_store, service, watch
 from server.fleet.replica.service import FleetJobs
 from server.fleet.replica.watch import Watch
@@ -266,5 +267,22 @@ def test_database_has_no_address_of_a_client(postgres_url: str) -> None:
         for table in ("jobs", "rates", "shares"):
             (row,) = host.store.database.rows(f"SELECT * FROM {table}")
             assert row["client"] == client_hash(address) and address not in str(row)
+
+    play(postgres_url, story)
+
+
+def test_job_that_has_ended_leaves_the_queue_at_once(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_queue, "MAX_AGE", 3600.0)
+
+    async def story(jobs: FleetJobs, host: Host) -> None:
+        first, _, last = [await jobs.submit(job(name)) for name in ("a", "b", "c")]
+        assert (await jobs.progress(last)).position == 2
+        host.claim()
+        host.held.add_image("a", image())
+        host.held.finish("a")
+        await jobs.wait(first)
+        assert (await jobs.progress(last)).position == 1
+        jobs._watch.on_event(JobEnded("b"))  # which nobody here watches
+        assert (await jobs.progress(last)).position == 0
 
     play(postgres_url, story)

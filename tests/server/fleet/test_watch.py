@@ -39,6 +39,8 @@ class BrokenQueue:
     def place(self, _: str) -> tuple[int, float]:
         return 0, 0.0
 
+    def remove(self, _: str) -> None: ...
+
 
 def test_clients_learn_of_ends_although_the_queue_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "POLL_SECONDS", 0.01)

@@ -129,8 +129,11 @@ class PostgresDatabase(Database):
         given = tuple(
             value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value for value in values
         )
+        # A prepared statement begins with its values: while those of an image come slowly, the server would count the
+        # transaction as idle, and end it after STOPPED_SECONDS
+        prepare = False if any(isinstance(value, bytes) for value in given) else None
         # binary: an image would be sent as text of twice its size
-        return connection.execute(self.translated(sql), given, binary=True)
+        return connection.execute(self.translated(sql), given, prepare=prepare, binary=True)
 
     def _translated(self, sql: str) -> str:
         return super()._translated(sql).replace("%", "%%").replace("?", "%s")

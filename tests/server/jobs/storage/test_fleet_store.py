@@ -150,8 +150,7 @@ def test_repeated_key_or_id_keeps_the_init_image_of_the_first(fleet: FleetStore,
         with fleet.database.transaction():
             fleet.database.lock(Lock.ADMISSION)
             adding = [threads.submit(other.add, each, PACKED, 9) for each in (first, same_key)]
-            while len(fleet.database.rows("SELECT 1 FROM pg_locks WHERE NOT granted")) < 2:
-                time.sleep(0.01)
+            wait_until_blocked(fleet.database, calls=2)
         added = [each.result() for each in adding]
     assert added[0] == added[1]
     assert fleet.add(first, PACKED, 9) == fleet.add(same_key, PACKED, 9) == added[0]
@@ -449,18 +448,23 @@ def clients(fleet: FleetStore, table: str) -> list[str]:
 
 def test_clients_that_sent_one_job_each_are_forgotten_after_an_hour(fleet: FleetStore, clock: Clock) -> None:
     """None of them is behind the others, however many there are."""
-    for number in range(3):
-        fleet.add(job(client=f"{number}", model="nano", cost=1.0))
+
+    def generate(client: str) -> None:
+        fleet.add(job(client=client, model="nano", cost=1.0))
         (claimed,) = fleet.claim(HOST, (), 1, lambda _: Size(64, 64))
         fleet.cancel(claimed.job.id)
+
+    for client in ("a", "b", "returns"):
+        generate(client)
     fleet.add(job(client="waits", model="nano"))
     fleet.claim(HOST, (), 1, lambda _: Size(64, 64))
     clock.now += DEBT_SECONDS - 1
+    generate("returns")
     fleet.prune(Retention())
-    assert clients(fleet, "shares") == ["0", "1", "2", "waits"]
+    assert clients(fleet, "shares") == ["a", "b", "returns", "waits"]
     clock.now += 2
     fleet.prune(Retention())
-    assert clients(fleet, "shares") == ["waits"]
+    assert clients(fleet, "shares") == ["returns", "waits"]
 
 
 def test_host_does_not_prune_and_one_replica_does(fleet: FleetStore, clock: Clock) -> None:

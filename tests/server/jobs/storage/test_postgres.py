@@ -19,6 +19,7 @@ from server.jobs.storage.databases.postgres import _explained
 from server.jobs.storage.databases.schema import UPGRADES, VERSION
 from server.jobs.storage.retention import Retention
 from server.jobs.storage.store import JobStore
+from server.worker.packed_image import PackedImage
 
 PREPARED = 8  # calls after which psycopg has prepared a statement
 NEWS = tuple(f"ALTER TABLE {table} ADD COLUMN news TEXT NOT NULL DEFAULT ''" for table in ("jobs", "images"))
@@ -252,6 +253,18 @@ def test_pruning_sees_what_other_processes_did(store_url: str, monkeypatch: pyte
         other.delete(ids[1])
         assert store.prune(Retention(max_bytes=1e6)) == 0
         assert store.get(ids[2])
+
+
+def test_statements_with_images_are_not_prepared(store_url: str) -> None:
+    """Else an image that takes longer than STOPPED_SECONDS on its way is lost with its connection."""
+    with closing(JobStore(store_url)) as store:
+        for _ in range(PREPARED):
+            id = store.add(job(), PackedImage(b"packed", 6)).id
+            store.start(id)
+            assert store.add_image(id, image())
+        prepared = [row["statement"] for row in store.database.rows("SELECT statement FROM pg_prepared_statements")]
+    assert any("INSERT INTO jobs" in statement for statement in prepared)
+    assert not any("INSERT INTO init_images" in each or "INSERT INTO images" in each for each in prepared)
 
 
 def test_images_are_stored_as_they_are_without_compression(store_url: str) -> None:
