@@ -37,7 +37,7 @@ def test_lost_broker_and_refused_ticket_are_warnings_without_tracebacks(caplog: 
         go_on.set()
         wait_until(lambda: bool(logged("Couldn't ack")))
         broker.start()
-        wait_until(lambda: worker.is_connected)
+        wait_until(lambda: worker.is_connected, 60)
         worker.stop(20)
         app.close()
     assert {record.levelname for record in logged("Couldn't ack")} == {"WARNING"}
