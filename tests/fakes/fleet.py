@@ -61,18 +61,10 @@ def hosting(
             await stopping.wait()
         finally:
             await host.stop()
-            _close_celery_sockets(host)
             await supervisor.stop()
 
     with closing(store), in_thread(run):
         yield host
-
-
-def _close_celery_sockets(host: WorkerHost) -> None:
-    """Close the sockets of Celery's event loop, which stay open if a callback of a lost connection fails at its end."""
-    tickets = host._tickets
-    if tickets._worker is not None and not tickets._thread.is_alive():
-        tickets._worker.hub.close()
 
 
 @contextmanager

@@ -182,6 +182,8 @@ class TicketWorker:
                 without_gossip=True,
             )
             self._worker.start()
+            if self._worker.hub is not None:
+                self._worker.hub.close()  # again: a callback of a lost connection may have made the first time fail
             if not self._is_stopping.wait(RESTART_SECONDS):
                 log.error("the Celery worker has ended; another one takes its place")
 
