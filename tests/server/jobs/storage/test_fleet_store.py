@@ -154,7 +154,8 @@ def test_repeated_key_or_id_keeps_the_init_image_of_the_first(fleet: FleetStore,
             wait_until_blocked(fleet.database, calls=2)
         added = [each.result() for each in adding]
     assert added[0] == added[1]
-    assert all(fleet.add(each, sent[each.id], 9) == added[0] for each in (first, same_key))
+    repeated = replace(PACKED, data=b"another")
+    assert fleet.add(first, repeated, 9) == fleet.add(same_key, repeated, 9) == added[0]
     assert init_images(fleet) == {added[0].id: len(sent[added[0].id].data)}
 
 
