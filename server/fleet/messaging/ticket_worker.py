@@ -182,10 +182,18 @@ class TicketWorker:
                 without_gossip=True,
             )
             self._worker.start()
-            if self._worker.hub is not None:
-                self._worker.hub.close()  # again: a callback of a lost connection may have made the first time fail
+            self._close_event_loop(self._worker)
             if not self._is_stopping.wait(RESTART_SECONDS):
                 log.error("the Celery worker has ended; another one takes its place")
+
+    def _close_event_loop(self, worker: WorkController) -> None:
+        """Close the event loop of a worker that has ended, whose own attempt a callback may have made fail."""
+        if worker.hub is None:
+            return
+        try:
+            worker.hub.close()
+        except Exception as error:  # noqa: BLE001  (in many forms; it must not end the thread that takes tickets)
+            log.debug("Celery's event loop is not closed: %s", error)
 
 
 def delete_unused_queues(app: Celery) -> None:
