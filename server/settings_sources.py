@@ -46,19 +46,19 @@ class Command:
 
     Attributes:
         settings: names of those that it has.
-        kind: class with their help, types and defaults, which may differ from those of `zimage-serve`.
+        settings_type: class with their help, types and defaults, which may differ from those of `zimage-serve`.
     """
 
     name: str
     description: str
     epilog: str
     settings: Collection[str]
-    kind: type[Settings]
+    settings_type: type[Settings]
 
     @property
     def fields(self) -> dict[str, FieldInfo]:
         """The settings by name."""
-        return {name: field for name, field in self.kind.model_fields.items() if name in self.settings}
+        return {name: field for name, field in self.settings_type.model_fields.items() if name in self.settings}
 
 
 SERVE = Command(
@@ -86,7 +86,7 @@ def read(argv: Sequence[str] | None = None, command: Command = SERVE) -> Setting
     file = None if name is None else user_path(name)
     encoding = None if file is None else _check_file(parser, file)
     try:  # its signature is that of the fields
-        found = command.kind(_env_file=file, _env_file_encoding=encoding, **given)  # type: ignore[call-arg]
+        found = command.settings_type(_env_file=file, _env_file_encoding=encoding, **given)  # type: ignore[call-arg]
     except ValidationError as error:
         parser.error("; ".join(map(_message, error.errors())))
     for name in sorted(_emptied(file, encoding) - found.model_fields_set):

@@ -22,7 +22,7 @@ class Certificates:
 
     @classmethod
     def make(cls, folder: Path) -> Self:
-        """Return new ones, in a folder that exists. `missing` says whether that is possible."""
+        """Make new ones in a folder that exists. They need the program that `missing` names."""
         made = cls(folder)
         _openssl("/CN=throwaway authority", made.certificate("authority"), made.key("authority"))
         signer = ["-CA", str(made.certificate("authority")), "-CAkey", str(made.key("authority"))]

@@ -82,7 +82,7 @@ class FleetOperations:
             raise OperationRefused(f"the worker host {worker.id} has just left")
         if self._bus is not None:
             self._bus.publish(DrainWorker(worker.id))
-        return {"id": worker.id, "host": worker.host, "jobs": _jobs(worker)}
+        return {"id": worker.id, "host": worker.host, "jobs": self._held(worker)}
 
     def wait_until_drained(self, worker_id: str, timeout: float, tell: Callable[[int], object]) -> int:
         """Wait until a host has no jobs or has left. `tell` is called with the number of its jobs when that changes.
@@ -95,7 +95,7 @@ class FleetOperations:
         """
         give_up, last = time.monotonic() + timeout, -1
         while worker := next((worker for worker in self._store.workers() if worker.id == worker_id), None):
-            jobs = _jobs(worker)
+            jobs = self._held(worker)
             if (worker.is_draining and not jobs) or worker.seconds_since_seen > GONE_SECONDS:
                 return jobs
             if jobs != last:
@@ -127,6 +127,10 @@ class FleetOperations:
         if not self._store.drop(job_id):
             raise self._refused(job_id)
         return {"id": job_id, "state": "deleted"}
+
+    def _held(self, worker: WorkerInfo) -> int:
+        """Return the jobs of a host: those that it holds now, or those of its last heartbeat if they are more."""
+        return max(self._store.held(worker.id), _jobs(worker))
 
     def _refused(self, job_id: str, rule: str = "only failed jobs can be retried or dropped") -> OperationRefused:
         job = self._store.get(job_id)

@@ -6,7 +6,8 @@ at all, as while the broker is away, the host finds its jobs by itself; see `ser
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
 
@@ -181,11 +182,31 @@ class TicketWorker:
                 without_mingle=True,
                 without_gossip=True,
             )
-            self._worker.start()
-            if self._worker.hub is not None:
-                self._worker.hub.close()  # again: a callback of a lost connection may have made the first time fail
+            _run_worker(self._worker)
             if not self._is_stopping.wait(RESTART_SECONDS):
                 log.error("the Celery worker has ended; another one takes its place")
+
+
+def _run_worker(worker: WorkController) -> None:
+    """Run a Celery worker until it ends, and close what it leaves open if it fails, as it may over a lost connection."""
+    with _logging_failure("the Celery worker has failed"):
+        worker.start()
+    connection = worker.consumer.connection if worker.consumer is not None else None
+    with _logging_failure("its connection to the broker is not closed"):
+        if connection is not None:
+            connection.collect()
+    with _logging_failure("its event loop is not closed"):
+        if worker.hub is not None:
+            worker.hub.close()  # again: a callback of a lost connection may have made the first time fail
+
+
+@contextmanager
+def _logging_failure(what: str) -> Iterator[None]:
+    """Log an error of Celery's, in place of ending the thread that takes tickets."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  (in many forms)
+        log.warning("%s: %r", what, error)
 
 
 def delete_unused_queues(app: Celery) -> None:

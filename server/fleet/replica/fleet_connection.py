@@ -61,7 +61,7 @@ class FleetConnection:
         self._bus.start()
 
     async def close(self, seconds: float) -> None:
-        """Send what waits, and part from the fleet; returns after about `seconds` at most."""
+        """Send what waits, and leave the fleet; returns after about `seconds` at most."""
         closing = (self._janitor.close, self._tickets.close, self._bus.close)
         await asyncio.gather(*(asyncio.to_thread(close, seconds) for close in closing))
 

@@ -123,7 +123,7 @@ class FleetJobs(JobService):
             self._drain_started = asyncio.get_running_loop().time()
 
     async def stop(self, grace: float) -> None:
-        """Cancel the jobs of disconnected clients, and part from the fleet, which goes on with all others.
+        """Cancel the jobs of disconnected clients, and leave the fleet, which goes on with all other jobs.
 
         Args:
             grace: seconds since `drain`; at least SHUTDOWN_SECONDS from now.

@@ -34,7 +34,7 @@ class DeletedJobs:
         self._database.execute("INSERT INTO deleted_images (job) VALUES (?) ON CONFLICT DO NOTHING", id)
 
     def listed(self, after: str = "") -> list[str]:
-        """Return the first jobs whose files may still be there, in the order of their ids, of those after an id."""
+        """Return the next PAGE jobs after an id, in the order of their ids, whose files may still be there."""
         rows = self._database.rows(f"SELECT job FROM deleted_images WHERE job > ? ORDER BY job LIMIT {PAGE}", after)
         return [row["job"] for row in rows]
 

@@ -67,7 +67,8 @@ class WriteQueue:
             done.append((writes.popleft(), None))
         for (_, then, future), result in done:
             then()
-            future.set_result(result)
+            if not future.done():  # it was cancelled with a task that awaited it
+                future.set_result(result)
             self.pending -= 1
 
 

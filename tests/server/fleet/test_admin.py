@@ -146,6 +146,24 @@ def test_drain_waits_until_the_jobs_have_ended(store: FleetStore, run: Any, monk
     assert refused == "zimage-admin: host-1 still has 5 jobs after 0 s; it goes on draining"
 
 
+def test_drain_waits_for_a_job_that_was_claimed_after_the_last_heartbeat(
+    store: FleetStore, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = store.add(job(model="nano"))
+    store.register(worker())
+    store.claim(worker(), [], 1, lambda _: Size(64, 64))
+    waits: list[float] = []
+
+    def end(seconds: float) -> None:
+        waits.append(seconds)
+        store.cancel(claimed.id)
+
+    monkeypatch.setattr(operations.time, "sleep", end)
+    assert run("drain", "host-1") == [{"id": "host-1", "host": "gpu1", "jobs": 1}]
+    assert run("drain", "host-1", "--wait") == [{"id": "host-1", "host": "gpu1", "jobs": 0}]
+    assert len(waits) == 1
+
+
 def test_drain_waits_no_longer_for_a_host_that_is_gone_or_has_left(
     store: FleetStore, run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from celery import Celery
@@ -14,6 +16,7 @@ from fakes.waiting import wait_until
 
 from benchmarks.services.service import free_port
 from engine.request import ImageRequest
+from server.fleet.messaging import ticket_worker
 from server.fleet.messaging.celery_app import create_celery, queue, queue_of, queues_of_host, send_ticket
 from server.fleet.messaging.ticket_worker import TicketWorker, delete_unused_queues
 
@@ -117,6 +120,33 @@ def test_sockets_are_closed_although_celery_fails_to_close_its_event_loop(redis_
         celery_worker.hub.on_close.add(fail)
         worker.stop(20)
     assert failures and waker.reader.fileno() == waker.writer.fileno() == -1
+
+
+def test_celery_worker_that_fails_is_closed_and_replaced(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one over RabbitMQ does when the broker cancels a consumer that it is cancelling itself."""
+    start, closed = WorkController.start, list[str]()
+
+    def close(what: str) -> None:
+        closed.append(what)
+        raise ConnectionResetError("Socket was disconnected")
+
+    def fail_once(worker: WorkController) -> None:
+        if closed:
+            start(worker)
+            return
+        connection = SimpleNamespace(collect=partial(close, "connection"))
+        worker.consumer = SimpleNamespace(connection=connection, is_consuming=False)
+        worker.hub = SimpleNamespace(close=partial(close, "event loop"))
+        raise RuntimeError("dictionary changed size during iteration")
+
+    monkeypatch.setattr(WorkController, "start", fail_once)
+    monkeypatch.setattr(ticket_worker, "RESTART_SECONDS", 0.01)
+    with celery(redis_url, consumes=True) as app:
+        worker = TicketWorker(app, "host", lambda _: True)
+        worker.start(1)
+        wait_until(lambda: worker.is_connected)
+        worker.stop(20)
+    assert closed == ["connection", "event loop"]
 
 
 def test_only_queues_that_nobody_consumes_are_deleted(rabbitmq_url: str) -> None:

@@ -128,6 +128,12 @@ class FleetStore(JobStore):
         """Have a host take no more jobs; its next heartbeat tells it. False: it is unknown."""
         return self.database.execute("UPDATE workers SET is_draining = 1 WHERE id = ?", worker) == 1
 
+    def held(self, worker: str) -> int:
+        """Return the number of unfinished jobs that a host holds."""
+        held = "SELECT count(*) AS held FROM jobs WHERE finished IS NULL AND worker = ?"
+        count: int = self.database.rows(held, worker)[0]["held"]
+        return count
+
     def forget(self, worker: str) -> bool:
         """Remove a host that is gone and end its leases; the janitor requeues its jobs. False: it is unknown.
 

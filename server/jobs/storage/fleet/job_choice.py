@@ -180,9 +180,9 @@ def requeue(database: Database, id: str, *, refund_attempt: bool, is_loss: bool)
 
 
 def prune_shares(database: Database) -> None:
-    """Forget what clients without jobs have spent, once it makes no difference or was spent DEBT_SECONDS ago.
+    """Forget clients without jobs that have spent less than the virtual time, or nothing in the last DEBT_SECONDS.
 
-    The latter is for clients that send one job each: they do not advance the virtual time.
+    The second rule is for clients that send one job each: they do not advance the virtual time.
     """
     with database.transaction():
         database.lock(Lock.CLAIM)  # claims change several shares, in any order

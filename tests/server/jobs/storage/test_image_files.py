@@ -162,6 +162,24 @@ def test_cancelled_job_ends_at_once_and_drops_its_image(path: Path) -> None:
     play(path, story)
 
 
+def test_writes_go_on_after_a_job_ends_whose_image_is_on_its_way_to_the_database(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.jobs.storage.write_queue.BATCH_DELAY", 0.1)
+
+    async def story(store: AsyncStore, _: FakeImages) -> None:
+        id = await started(store)
+        await store.flush()
+        store.add_image(id, image())
+        while not store._writes.pending:  # the file is there, and its row is not
+            await asyncio.sleep(0)
+        await store.end(id, partial(store.store.cancel, id))
+        assert await state(store, id) is JobState.CANCELLED
+        assert await state(store, await finished(store)) is JobState.DONE
+
+    play(path, story)
+
+
 def test_jobs_are_refused_while_too_many_images_wait_in_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.jobs.storage.async_store.MAX_REFUSED_WRITES", 4)
 
