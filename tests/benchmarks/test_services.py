@@ -1,6 +1,5 @@
 """Throwaway servers: data survive a kill, a pause holds answers up, and nothing is left at the end."""
 
-import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -143,7 +142,7 @@ def test_script_prints_one_broker_to_use_and_a_second_one_as_a_comment() -> None
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             lines = [process.stdout.readline() for _ in range(4)]
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             assert process.wait(20) == 0
         finally:
             process.kill()

@@ -30,12 +30,11 @@ def test_what_stops_a_command_waits_longer_than_it_takes(command: Command, monke
     assert given.grace + draining + 2 <= command.seconds_to_stop
 
 
-@every_command
+@pytest.mark.parametrize("command", [each for each in COMMANDS if each.name == "zimage-worker"], ids=str)
 def test_hosts_have_the_grace_period_that_the_documentation_names(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if command.name == "zimage-worker":
-        assert settings_of(command, monkeypatch).grace == GRACE_SECONDS == 300
+    assert settings_of(command, monkeypatch).grace == GRACE_SECONDS == 300
 
 
 @every_command

@@ -115,7 +115,7 @@ def test_queue_is_read_once_in_its_time_whatever_is_asked_for(
     play(postgres_url, story, store=CountedStore)
 
 
-def test_queue_is_read_no_oftener_while_the_database_is_away(
+def test_queue_is_read_no_more_often_while_the_database_is_away(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fleet_queue, "MAX_AGE", 3600.0)

@@ -49,7 +49,7 @@ def test_terminated_host_gives_back_at_once_what_no_worker_has_begun(fleet: Flee
     host.process.terminate()
     wait_until(lambda: fleet.get(claimed).worker is None)
     assert (fleet.get(running).worker, fleet.get(claimed).attempts) == (host.id, 0)
-    assert [each.is_draining for each in fleet.store.workers()] == [True]
+    wait_until(lambda: [each.is_draining for each in fleet.store.workers()] == [True])
     assert host.terminate() == 0, "a second signal ends the wait"
 
 

@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import pytest
 from celery import Celery
+from celery.worker import WorkController
 from fakes.jobs import job
+from fakes.waiting import wait_until
 
 from benchmarks.services.service import free_port
 from engine.request import ImageRequest
@@ -63,9 +65,9 @@ def test_tickets_are_held_given_back_and_acknowledged(broker: str, request: pyte
         first = TicketWorker(app, "first", hold)
         first.start(4)
         assert all(send_ticket(app, each) for each in jobs)
-        wait_for(lambda: len(held) == 2)
+        wait_until(lambda: len(held) == 2)
         first.pause()
-        wait_for(lambda: first._worker.consumer.task_consumer.channel is not None)
+        wait_until(lambda: first._worker.consumer.task_consumer.channel is not None)
         refusing.set()
         late = replace(job(), model="m")
         send_ticket(app, late)
@@ -77,7 +79,7 @@ def test_tickets_are_held_given_back_and_acknowledged(broker: str, request: pyte
     with celery(url, consumes=True) as app:
         second = TicketWorker(app, "second", hold)
         second.start(4)
-        wait_for(lambda: late.id in held)
+        wait_until(lambda: late.id in held)
         time.sleep(0.3)
         second.stop(20)
     assert sorted(held) == sorted([*(each.id for each in jobs), late.id])  # the first two were acknowledged
@@ -91,17 +93,53 @@ def test_worker_that_is_paused_at_once_takes_no_tickets(redis_url: str) -> None:
         worker.start(1)
         worker.pause()
         send_ticket(app, replace(job(), model="m"))
-        wait_for(lambda: worker.is_connected)
+        wait_until(lambda: worker.is_connected)
         time.sleep(0.3)
         worker.stop(20)
     assert held == []
 
 
-def wait_for(condition: object, seconds: float = 30.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
+def test_sockets_are_closed_although_celery_fails_to_close_its_event_loop(redis_url: str) -> None:
+    """As it does over RabbitMQ when it was about to read from a connection that is closed by then."""
+
+    def fail(hub: object) -> None:
+        failures.append(hub)
+        celery_worker.hub.on_close.discard(fail)
+        raise ConnectionResetError("Socket was disconnected")
+
+    failures: list[object] = []
+    with celery(redis_url, consumes=True) as app:
+        worker = TicketWorker(app, "host", lambda _: True)
+        worker.start(1)
+        wait_until(lambda: worker.is_connected)
+        celery_worker: WorkController = worker._worker
+        waker = celery_worker.hub._waker
+        celery_worker.hub.on_close.add(fail)
+        worker.stop(20)
+    assert failures and waker.reader.fileno() == waker.writer.fileno() == -1
+
+
+def test_thread_of_tickets_survives_an_event_loop_that_cannot_be_closed(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaths: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", deaths.append)
+
+    def fail(hub: object) -> None:
+        failures.append(hub)
+        raise ConnectionResetError("Socket was disconnected")
+
+    failures: list[object] = []
+    with celery(redis_url, consumes=True) as app:
+        worker = TicketWorker(app, "host", lambda _: True)
+        worker.start(1)
+        wait_until(lambda: worker.is_connected)
+        hub = worker._worker.hub
+        hub.on_close.add(fail)
+        worker.stop(20)
+    hub.on_close.clear()
+    hub.close()
+    assert len(failures) >= 2 and not deaths
 
 
 def test_only_queues_that_nobody_consumes_are_deleted(rabbitmq_url: str) -> None:

@@ -270,7 +270,7 @@ def test_viewer_is_used_with_keys_and_returns_the_focus(browser: Browser) -> Non
     assert position() == "Image 2 of 3"
     press(browser, Keys.ESCAPE)
     assert browser.read("return document.activeElement.className") == "opener"
-    assert browser.read("return window.ran") == [["closed"]]
+    browser.until(lambda: browser.read("return window.ran") == [["closed"]], "the event of closing")
 
 
 def test_viewer_zooms_by_wheel_and_pans_and_swipes_by_pointer(browser: Browser) -> None:
@@ -316,7 +316,10 @@ def test_actions_of_the_viewer_get_its_image_and_deleting_shows_the_next_one(bro
         browser.click(".viewer button", "Delete")
         assert browser.find(".viewer-prompt").text == prompt and browser.find(".viewer-position").text == position
     browser.click(".viewer button", "Use these settings")
-    assert sorted(browser.read("return window.ran")) == [["closed"], ["reuse", "zimage-a.png"]]
+    browser.until(
+        lambda: sorted(browser.read("return window.ran")) == [["closed"], ["reuse", "zimage-a.png"]],
+        "the event of closing",
+    )
     browser.click(".opener")
     for _ in range(3):
         browser.click(".viewer button", "Delete")

@@ -146,15 +146,17 @@ def test_refused_job_leaves_no_init_image_and_a_full_queue_does_not_wait_for_it(
 
 def test_repeated_key_or_id_keeps_the_init_image_of_the_first(fleet: FleetStore, store_url: str) -> None:
     first, same_key = job(idempotency_key="key"), job(idempotency_key="key")
+    sent = {first.id: PACKED, same_key.id: replace(PACKED, data=PACKED.data + b"other")}
     with closing(FleetStore(store_url)) as other, ThreadPoolExecutor(2) as threads:
         with fleet.database.transaction():
             fleet.database.lock(Lock.ADMISSION)
-            adding = [threads.submit(other.add, each, PACKED, 9) for each in (first, same_key)]
+            adding = [threads.submit(other.add, each, sent[each.id], 9) for each in (first, same_key)]
             wait_until_blocked(fleet.database, calls=2)
         added = [each.result() for each in adding]
     assert added[0] == added[1]
-    assert fleet.add(first, PACKED, 9) == fleet.add(same_key, PACKED, 9) == added[0]
-    assert init_images(fleet) == {added[0].id: len(PACKED.data)}
+    repeated = replace(PACKED, data=b"another")
+    assert fleet.add(first, repeated, 9) == fleet.add(same_key, repeated, 9) == added[0]
+    assert init_images(fleet) == {added[0].id: len(sent[added[0].id].data)}
 
 
 # leases

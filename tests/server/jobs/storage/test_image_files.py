@@ -313,19 +313,11 @@ def test_sweep_deletes_old_files_of_unknown_jobs_only(path: Path) -> None:
     play(path, story)
 
 
-async def with_image(store: AsyncStore) -> str:
-    """Return a job that is done."""
-    id = await started(store)
-    store.add_image(id, image())
-    await store.finish(id)
-    return id
-
-
 def test_job_whose_files_cannot_be_deleted_holds_up_no_other(
     database: Path | str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def story(store: AsyncStore, images: FakeImages) -> None:
-        first, *others = sorted([await with_image(store) for _ in range(3)])
+        first, *others = sorted([await finished(store) for _ in range(3)])
         images.stuck = {first}
         for id in (first, *others):
             assert await store.delete(id)
@@ -348,7 +340,7 @@ def test_jobs_behind_many_whose_files_cannot_be_deleted_are_reached(
     monkeypatch.setattr("server.jobs.storage.images.image_deletion.MAX_REFUSED", 2)
 
     async def story(store: AsyncStore, images: FakeImages) -> None:
-        *first, last = sorted([await with_image(store) for _ in range(4)])
+        *first, last = sorted([await finished(store) for _ in range(4)])
         images.stuck = set(first)
         for id in (*first, last):
             assert await store.delete(id)
