@@ -188,7 +188,7 @@ class TicketWorker:
 
 
 def _run_worker(worker: WorkController) -> None:
-    """Run a Celery worker until it ends, and close what it leaves open if it fails, as it may over a lost connection."""
+    """Run a Celery worker until it ends, and close what it leaves open if it fails, as over a lost connection."""
     with _logging_failure("the Celery worker has failed"):
         worker.start()
     connection = worker.consumer.connection if worker.consumer is not None else None
