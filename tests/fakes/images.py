@@ -9,7 +9,7 @@ class FakeImages:
     """Files by job and name.
 
     Attributes:
-        is_away: True to refuse every call.
+        is_away: True to refuse every call, with `error`.
         is_full: True to take no files.
         stuck: jobs whose files cannot be deleted.
         puts, gets, deletes: number of attempts to store and to read a file, and to delete those of a job.
@@ -18,6 +18,7 @@ class FakeImages:
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}
         self.is_away = self.is_full = False
+        self.error: type[Exception] = StoreUnavailable
         self.stuck: set[str] = set()
         self.puts = self.gets = self.deletes = 0
 
@@ -49,4 +50,4 @@ class FakeImages:
 
     def _require(self) -> None:
         if self.is_away:
-            raise StoreUnavailable("the image store is away")
+            raise self.error("the image store is away")

@@ -66,7 +66,10 @@ class WriteQueue:
             log.exception("a write to the job store failed and is dropped")
             done.append((writes.popleft(), None))
         for (_, then, future), result in done:
-            then()
+            try:
+                then()
+            except Exception:
+                log.exception("what follows a write failed")
             if not future.done():  # it was cancelled with a task that awaited it
                 future.set_result(result)
             self.pending -= 1

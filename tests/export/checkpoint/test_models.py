@@ -1,4 +1,4 @@
-"""What a checkpoint must be for its models to be built: strict about names and shapes, plain about other variants."""
+"""Checkpoints whose models can be built: strict about names and shapes, plain about other variants."""
 
 import dataclasses
 import json

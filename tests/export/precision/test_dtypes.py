@@ -1,4 +1,4 @@
-"""Which precision each graph gets, and weights that FP16 does not hold."""
+"""The precision of each graph, and weights that FP16 does not hold."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What Celery logs while a broker is lost: a line, and no traceback; other errors as they are."""
+"""Celery's log while a broker is lost: a line, and no traceback; other errors as they are."""
 
 import logging
 import threading

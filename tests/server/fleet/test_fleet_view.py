@@ -1,4 +1,4 @@
-"""Which hosts can take which jobs of the queue."""
+"""Hosts that can take the jobs of the queue."""
 
 from dataclasses import replace
 

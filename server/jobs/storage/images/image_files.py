@@ -109,6 +109,10 @@ class ImageFiles:
             self.is_refused = True
             log.error("%s; image %d of %s is kept in memory and stored later", error, image.index, job_id)
             return False
+        except Exception:
+            self.is_refused = True
+            log.exception("image %d of %s is kept in memory and stored later", image.index, job_id)
+            return False
         self.is_refused = False
         return True
 

@@ -65,6 +65,18 @@ def test_refused_write_is_pending_until_it_succeeds() -> None:
     play(JobStore(None), story)
 
 
+def test_error_after_a_write_does_not_end_writing() -> None:
+    def fail() -> None:
+        raise RuntimeError
+
+    async def story(async_store: AsyncStore) -> None:
+        await async_store.write_later(lambda: None, then=fail)
+        await async_store.flush()
+        assert async_store.pending_writes == 0
+
+    play(JobStore(None), story)
+
+
 def test_unexpected_error_while_pruning_does_not_end_pruning() -> None:
     class Odd(JobStore):
         calls = 0

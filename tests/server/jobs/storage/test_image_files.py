@@ -108,10 +108,11 @@ def test_bytes_of_files_count_for_the_limit_of_the_history(database: Path | str)
     play(database, story)
 
 
-def test_job_ends_only_when_its_images_are_stored(path: Path) -> None:
+@pytest.mark.parametrize("error", [StoreUnavailable, RuntimeError])
+def test_job_ends_only_when_its_images_are_stored(path: Path, error: type[Exception]) -> None:
     async def story(store: AsyncStore, images: FakeImages) -> None:
         id = await started(store)
-        images.is_away = True
+        images.is_away, images.error = True, error
         saved = store.add_image(id, image())
         ended: list[str] = []
         finished = store.finish(id, partial(ended.append, id))
