@@ -112,7 +112,7 @@ def test_job_cancelled_before_its_prompt_is_tokenized_is_not_submitted() -> None
         while "c:0" not in server.worker._prompts._waiting:  # until all messages are read
             time.sleep(0.001)
         loop.permits.release(9)
-        assert server.receive(Finished).key == "b:0"
+        assert {server.receive(Finished).key for _ in range(2)} == {"b:0", "c:0"}
     assert loop.submitted == ["b:0", "c:0"]
     assert list(loop.tokenized.queue) == ["b", "c"]
 
@@ -175,7 +175,7 @@ def test_images_are_generated_while_a_prompt_is_tokenized() -> None:
     with working(loop) as server:
         loop.permits.release()
         server.send(Generate("quick", CAT, ImageFormat(), indices=(0, 1, 2)), prompt("slow"))
-        assert [server.receive(Finished).key for _ in range(3)] == ["quick:0", "quick:1", "quick:2"]
+        assert {server.receive(Finished).key for _ in range(3)} == {"quick:0", "quick:1", "quick:2"}
         assert "slow:0" not in loop.submitted
         loop.permits.release()
         assert server.receive(Finished).key == "slow:0"
@@ -188,7 +188,7 @@ def test_prompts_of_one_job_are_tokenized_once() -> None:
         server.send(Generate("a", CAT, ImageFormat(), indices=(0, 2, 5)))
         images = [server.receive(Finished) for _ in range(3)]
     assert loop.tokenized.qsize() == 1
-    assert [(image.key, image.metadata.seed) for image in images] == [("a:0", 0), ("a:2", 2), ("a:5", 5)]
+    assert sorted((image.key, image.metadata.seed) for image in images) == [("a:0", 0), ("a:2", 2), ("a:5", 5)]
 
 
 def test_clients_take_turns_at_the_tokenizer() -> None:
