@@ -22,13 +22,13 @@ hypothesis.settings.load_profile("without_deadline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need plans, and put files with slow tests first.
+    """Mark the tests that need plans or a broker as slow, and put files with slow tests first.
 
     Plans take a minute to build. pytest-xdist hands out whole files in this order, so that the last ones, which only
     one worker runs, are short.
     """
     for item in items:
-        if {"engines", "build_plans"} & set(getattr(item, "fixturenames", ())):
+        if {"engines", "build_plans", "redis", "rabbitmq"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)

@@ -33,7 +33,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Repeat tests of jobs for each mode; ZIMAGE_TEST_JOBS="embedded redis rabbitmq" does so for all modules."""
     if hasattr(metafunc.module, "serving") or SERVERS & set(metafunc.fixturenames):
         modes = _modes(metafunc.module.__name__.rpartition(".")[2])
-        found = [pytest.param(mode, marks=LEAKING) if mode == "rabbitmq" else mode for mode in modes]
+        marks = {"embedded": (), "redis": pytest.mark.slow, "rabbitmq": (pytest.mark.slow, LEAKING)}
+        found = [pytest.param(mode, marks=marks[mode]) for mode in modes]
         metafunc.parametrize("jobs_mode", found, indirect=True, scope="module")
 
 
