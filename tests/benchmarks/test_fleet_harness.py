@@ -159,6 +159,7 @@ def test_cut_link_carries_nothing_and_the_other_one_does() -> None:
             server.communicate()
 
 
+@pytest.mark.slow
 def test_scaling_measures_an_embedded_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stand_in_measurements, "LARGE_PASS", 0.02)
     monkeypatch.setitem(scaling.LEAST, "embedded", 0.0)
