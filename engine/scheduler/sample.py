@@ -5,13 +5,14 @@ Knows sizes, steps and slots; not the values of tensors, nor the order in which 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from engine.array import Array
 from engine.init_image import InitImage
-from engine.plan.manifest import padded
+from engine.plan.manifest import Manifest, padded
 from engine.request import ImageRequest
-from engine.sampling.tokenizer import TokenizedPrompt
+from engine.sampling.preview import preview_steps
+from engine.sampling.tokenizer import TokenizedPrompt, TokenizedPrompts
 from engine.size import Size
 from engine.stages import StageTimes
 
@@ -77,6 +78,43 @@ class Sample:
     first_pass_at: float | None = None
     latents: Array | None = None
     seconds: StageTimes = field(default_factory=StageTimes)
+
+    @classmethod
+    def of(
+        cls,
+        key: str,
+        request: ImageRequest,
+        manifest: Manifest,
+        prompts: TokenizedPrompts,
+        schedule: Array,
+        *,
+        submitted_at: float,
+        init_image: InitImage | None = None,
+        previews: int = 0,
+        client: str = "",
+        cost_factor: float = 1.0,
+    ) -> Self:
+        """Return the sample of a request to plans.
+
+        Args:
+            schedule: [steps + 1] float32, the request's noise levels.
+            previews: their number.
+        """
+        steps = len(schedule) - 1
+        return cls(
+            key=key,
+            request=request,
+            size=request.size(manifest),
+            num_inference_steps=request.steps(manifest),
+            schedule=schedule,
+            branches=tuple(map(GuidanceBranch, prompts.prompts, (steps, request.guided_steps(manifest)))),
+            init_image=init_image,
+            previews=preview_steps(previews, steps),
+            client=client,
+            cost_factor=cost_factor,
+            submitted_at=submitted_at,
+            seconds=StageTimes(tokenize=prompts.seconds),
+        )
 
     @property
     def steps(self) -> int:
