@@ -28,6 +28,7 @@ class GuidanceBranch:
         slot: index of the slot that it occupies; None before it has one.
         enqueued: forward passes that were enqueued.
         completed: forward passes that are known to be over.
+        length: prompt tokens, padded.
     """
 
     prompt: TokenizedPrompt
@@ -35,11 +36,10 @@ class GuidanceBranch:
     slot: int | None = None
     enqueued: int = 0
     completed: int = 0
+    length: int = field(init=False)  # once: the scheduler asks for it at every step
 
-    @property
-    def length(self) -> int:
-        """Prompt tokens, padded."""
-        return padded(len(self.prompt.ids))
+    def __post_init__(self) -> None:
+        self.length = padded(len(self.prompt.ids))
 
 
 @dataclass(slots=True, eq=False)
@@ -123,11 +123,15 @@ class Sample:
     @property
     def done(self) -> int:
         """Steps that are known to be over, in every branch that takes part in them."""
+        if len(self.branches) == 1:
+            return self.branches[0].completed
         return min(self.steps if b.completed == b.steps else b.completed for b in self.branches)
 
     @property
     def enqueued(self) -> int:
         """Steps that are enqueued in every branch that takes part in them."""
+        if len(self.branches) == 1:
+            return self.branches[0].enqueued
         return min(self.steps if b.enqueued == b.steps else b.enqueued for b in self.branches)
 
     @property
@@ -151,6 +155,9 @@ class Sample:
     @property
     def tokens_left(self) -> int:
         """Tokens of all passes that are not known to be over."""
+        if len(self.branches) == 1:
+            branch = self.branches[0]
+            return self.tokens(branch) * (branch.steps - branch.completed)
         return sum(self.tokens(branch) * (branch.steps - branch.completed) for branch in self.branches)
 
     def record(self, **seconds: float) -> None:
