@@ -10,6 +10,7 @@ from benchmarks.reports.scale import Scale
 WIDTH, WIDE, HEIGHT = 420, 1160, 270
 TOP, BOTTOM, LEFT, RIGHT = 34, 44, 16, 16  # room for titles and ticks; tick labels of the y axis come on top
 LETTER = 7.2  # width of an average letter, at the size that phones get
+NAME_LETTER = 8.6  # of the bold names beside lines
 LINE = 16.0  # height of a line of text
 LONGEST_NAME = 18  # letters of a label within a chart; longer ones end with an ellipsis
 BAND_NAME = 24.0  # room above the plot for the names of bands
