@@ -87,11 +87,13 @@ class Frame:
 
     def limits(self, limits: Sequence[Limit]) -> str:
         """Return a dashed line with a name for each limit."""
-        return "".join(
-            line(self.x.start, place, self.x.end, place, "limit")
-            + text(self.x.start + 4, place - 5, shortened(limit.name), "limit-name")
-            for limit, place in ((limit, self.y.place(limit.value)) for limit in limits)
-        )
+        found = []
+        for limit in limits:
+            place = self.y.place(limit.value)
+            base = place - 5 if place > self.y.end + LINE else place + LINE - 3  # below a line at the upper edge
+            found.append(line(self.x.start, place, self.x.end, place, "limit"))
+            found.append(text(self.x.start + 4, base, shortened(limit.name), "limit-name"))
+        return "".join(found)
 
     def _row(self, value: float) -> str:
         place = self.y.place(value)

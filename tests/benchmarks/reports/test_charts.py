@@ -146,6 +146,9 @@ def test_legend_leaves_out_lines_without_values() -> None:
 def test_limit_above_all_values_is_within_the_plot() -> None:
     figure = line_chart("Latency", X, LOG, [Series("p95", [(1, 0.1)])], limits=[Limit("p95=5s", 5.0), Limit("0", 0.0)])
     heights = [float(y) for y in re.findall(r'class="limit" x1="[\d.]+" y1="([\d.]+)"', figure)]
+    name = re.search(r'class="limit-name" x="[\d.]+" y="([\d.]+)"', figure)
+    assert name is not None
+    assert float(name[1]) > heights[0]  # below, since the title of the axis is above
     assert len(heights) == 1
     assert 0 < heights[0] < markers(figure)[0][1]
 

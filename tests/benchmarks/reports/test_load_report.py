@@ -136,6 +136,15 @@ def test_page_has_charts_tables_and_findings() -> None:
     assert "No request failed" in found
 
 
+def test_distribution_goes_from_none_to_all_requests() -> None:
+    histogram = [{"up_to_s": up_to, "count": count} for up_to, count in ((0.1, 1), (0.2, 0), (0.4, 3))]
+    found = load_page(report(rung(3, histogram=histogram)))
+    values = found[found.index("Requests answered within a time") : found.index("By kind of request")]
+    cells = re.findall(r"<(?:th|td)[^>]*>([^<]*)</", values)
+    assert cells == ["seconds, logarithmic", "3 users", "0.05", "0", "0.1", "25", "0.2", "25", "0.4", "100"]
+    assert "<svg" in load_page(report(rung(3, histogram=histogram[:1])))
+
+
 def test_page_shows_failures_over_time_and_by_error() -> None:
     found = load_page(collapse())
     assert "Failed requests by error" in found
