@@ -105,7 +105,14 @@ def test_open_loop_is_behind_where_less_arrives_than_is_asked_for() -> None:
 
 def test_idle_devices_are_said_not_to_limit() -> None:
     server = rung()["server"] | {"busy_percent": 30.0}
-    assert "The devices do not limit: they spend 30.0 %" in said(rung(10, server=server))
+    assert "The devices do not limit: they spend 30.0 %" in said(rung(10, server=server, queue_s=spread(0.01)))
+
+
+def test_queue_before_half_idle_devices_is_not_called_free_capacity() -> None:
+    server = rung()["server"] | {"busy_percent": 60.0}
+    text = said(rung(10, server=server, queue_s=spread(8.0), drawing_s=spread(1.0)))
+    assert "Requests queue although the devices spend only 60.0 %" in text
+    assert "do not limit" not in text
 
 
 def test_wrong_images_throttles_and_unchecked_images_are_told() -> None:
