@@ -6,6 +6,7 @@ ends the current rung and still reports what was measured.
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +41,9 @@ UI_PORT = 8089  # Locust's
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--url", type=_url, help="Address of a running server, such as http://localhost:8000")
-    where.add_argument("--engines", type=Path, metavar="DIR", help=f"{HELP['engines']}: start a server of them")
+    where.add_argument("--engines", type=Path, metavar="DIR", help=f"{HELP['engines']}: start zimage-serve with them")
+    parser.add_argument("--serve-options", metavar="TEXT", help="With --engines: its options, as in '--queue 40'")
+    parser.add_argument("--blocking", action="store_true", help="With --engines: start a plain blocking server instead")
     _add_load(parser)
     _add_requests(parser)
     _add_reports(parser)
@@ -131,7 +134,6 @@ def _add_reports(parser: argparse.ArgumentParser) -> None:
     reports = parser.add_argument_group("reports")
     reports.add_argument("--slo", metavar="NAME=BOUND,...", help="Objectives, such as p95=5s,success=99.9,rate=2")
     reports.add_argument("--pid", type=count, help="Process of the server on this machine, to measure its memory")
-    reports.add_argument("--blocking", action="store_true", help="With --engines: start a plain blocking server")
     reports.add_argument("--name", help="Name of the server in reports (default: its address)")
     reports.add_argument("--output", type=Path, metavar="FILE", help="Write the report as JSON")
     reports.add_argument("--csv", type=Path, metavar="FILE", help="Write a row per rung")
@@ -151,8 +153,10 @@ def _options(args: argparse.Namespace) -> LoadOptions:
         raise ValueError("--rate is an open loop; it goes with neither --users nor --scenario")
     if args.scenario is not None and args.users is not None:
         raise ValueError("--scenario has its own numbers of users; leave out --users")
-    if args.blocking and args.engines is None:
-        raise ValueError("--blocking needs --engines")
+    if (args.blocking or args.serve_options) and args.engines is None:
+        raise ValueError("--blocking and --serve-options need --engines")
+    if args.blocking and args.serve_options:
+        raise ValueError("--serve-options are zimage-serve's; leave out --blocking")
     scenario = SCENARIOS[args.scenario or "ladder"]
     mix: Mix | str = args.mix
     if args.sizes is not None:
@@ -194,11 +198,15 @@ def _server(args: argparse.Namespace) -> Iterator[tuple[str, int | None]]:
     if args.url is not None:
         yield args.url, args.pid
         return
-    command = None
-    if args.blocking:
-        command = module_command("benchmarks.load.blocking_server", "--engines", str(args.engines))
-    with ServerProcess(args.engines, command=command) as server:
+    with ServerProcess(args.engines, command=_serve_command(args)) as server:
         yield server.url, server.processes["server"].pid
+
+
+def _serve_command(args: argparse.Namespace) -> list[str]:
+    if args.blocking:
+        return module_command("benchmarks.load.blocking_server", "--engines", str(args.engines))
+    options = ["--engines", str(args.engines), "--port", "0", "--drain-seconds", "0"]
+    return module_command("server.cli", *options, *shlex.split(args.serve_options or ""))
 
 
 def _print_rung(rung: Rung, figures: RungFigures) -> None:

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from benchmarks.harness.pixels import Pixels
 from benchmarks.load.requests.cases import Case
 
-BOUND = 4.0  # of 255; docs/serving.md states how far apart images of different cases are
+BOUND = 2.0  # of 255. z-image-nano on a CPU: 4.3 or more between different prompts, median 92; 0.0 alone and in a batch
 PLAIN = 8  # levels; an image in which no channel spans more has one colour
 THUMBNAIL = (16, 16)
 

@@ -10,7 +10,8 @@ from benchmarks.cli import main
     [
         ("--rate 1 --users 2", "--rate is an open loop"),
         ("--scenario soak --users 2", "--scenario has its own numbers of users"),
-        ("--blocking", "--blocking needs --engines"),
+        ("--blocking", "--blocking and --serve-options need --engines"),
+        ("--serve-options=--queue=4", "--blocking and --serve-options need --engines"),
         ("--minutes 0.1 --warmup 6", "--warmup must be shorter than a rung of 6 s"),
         ("--slo p95=5", "an objective is p50, "),
         ("--mix nothing.toml", "nothing.toml"),
