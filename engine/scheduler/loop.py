@@ -67,6 +67,10 @@ class EngineLoop:
         """True if `step` has nothing to do."""
         return self._scheduler.is_empty and not self._executor.running and self._running_change is None
 
+    def use_table(self, table: BatchTable) -> None:
+        """Batch by another table from the next pass on."""
+        self._scheduler.use_table(table)
+
     def save_kernels(self) -> None:
         """Write kernels that were compiled since the last call to their files, for the next start."""
         self.pipeline.backend.save_kernels()
