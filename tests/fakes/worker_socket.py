@@ -9,6 +9,8 @@ from engine.errors import DeviceError
 from server.worker.messages import LENGTH, FromWorker, Stop, ToWorker, decode_from_worker, encode_frame
 from server.worker.worker import Worker
 
+SECONDS = 20.0  # after which a test fails
+
 
 class WorkerSocket:
     """Sends messages to a worker and receives its messages."""
@@ -41,6 +43,7 @@ def running(create: Callable[[socket.socket, Callable[[], object]], Worker]) -> 
         create: makes the worker from its end of the socket, and from what it calls when the server's end is closed.
     """
     ours, theirs = socket.socketpair()
+    ours.settimeout(SECONDS)
     with ours, theirs:
         is_read = threading.Event()
         worker = create(theirs, is_read.set)
@@ -49,10 +52,10 @@ def running(create: Callable[[socket.socket, Callable[[], object]], Worker]) -> 
         server = WorkerSocket(ours, worker)
         yield server
         server.send(Stop())
-        thread.join(20)
+        thread.join(SECONDS)
         assert not thread.is_alive()
         ours.shutdown(socket.SHUT_WR)
-        assert is_read.wait(20)
+        assert is_read.wait(SECONDS)
 
 
 def _run(worker: Worker) -> None:

@@ -14,15 +14,18 @@ from fakes.worker_socket import WorkerSocket, running
 from engine.errors import DeviceError, OutOfDeviceMemory
 from engine.request import ImageFormat, ImageRequest
 from engine.scheduler.batch_table import BatchTable, PassTimes
+from server.worker import connection
 from server.worker import worker as worker_module
 from server.worker.idle_measurement import IdleMeasurement
 from server.worker.messages import (
     Batching,
     Fatal,
     Finished,
+    FromWorker,
     Generate,
     MeasuredSize,
     SkipMeasurement,
+    encode_frame,
 )
 from server.worker.worker import Worker
 
@@ -159,6 +162,21 @@ def test_lost_device_ends_the_worker_and_the_server_knows_that_it_was_measuring(
         worker.measurement.permits.release()
         told = [worker.socket.receive(Batching, Fatal) for _ in range(3)]
     assert told == [Batching("waiting", 4), Batching("measuring", 4), Fatal("the GPU fell off the bus")]
+
+
+def test_server_is_told_of_the_measurement_before_the_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise it would not know that the measurement has ended the process."""
+    sent: list[FromWorker] = []
+
+    def encode_slowly(message: FromWorker) -> bytes:
+        time.sleep(0.05)
+        sent.append(message)
+        return encode_frame(message)
+
+    monkeypatch.setattr(connection, "encode_frame", encode_slowly)
+    with measuring() as worker:
+        assert worker.measurement.is_running.wait(20)
+        assert Batching("measuring", 4) in sent
 
 
 def test_worker_that_is_told_to_skip_the_measurement_never_begins_it(monkeypatch: pytest.MonkeyPatch) -> None:
