@@ -50,9 +50,11 @@ def running(create: Callable[[socket.socket, Callable[[], object]], Worker]) -> 
         thread = threading.Thread(target=_run, args=[worker], daemon=True)  # a failing test must end
         thread.start()
         server = WorkerSocket(ours, worker)
-        yield server
-        server.send(Stop())
-        thread.join(SECONDS)
+        try:
+            yield server
+        finally:
+            server.send(Stop())
+            thread.join(SECONDS)
         assert not thread.is_alive()
         ours.shutdown(socket.SHUT_WR)
         assert is_read.wait(SECONDS)

@@ -101,8 +101,10 @@ def measuring(
     measurement, file, used = measurement or FakeMeasurement(), file or FakeFile(), []
     idle = IdleMeasurement(table, measurement, file, used.append, 12)
     with running(lambda sock, abandon: Worker(FakeLoop(), MANIFEST, sock, abandon, idle)) as ours:
-        yield Measuring(ours, measurement, file, used)
-        measurement.permits.release(99)
+        try:
+            yield Measuring(ours, measurement, file, used)
+        finally:
+            measurement.permits.release(99)
 
 
 @pytest.fixture(autouse=True)
