@@ -9,7 +9,7 @@ from engine.errors import DeviceError
 from server.worker.messages import LENGTH, FromWorker, Stop, ToWorker, decode_from_worker, encode_frame
 from server.worker.worker import Worker
 
-SECONDS = 20.0  # after which a test fails
+SECONDS = 10.0  # after which a test fails
 
 
 class WorkerSocket:
