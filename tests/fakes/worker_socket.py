@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -28,11 +29,13 @@ class WorkerSocket:
 
     def receive(self, *kinds: type[FromWorker]) -> FromWorker:
         """Return the next message of these kinds."""
-        while True:
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:  # others, such as life signs, come all the time
             (length,) = LENGTH.unpack(self._stream.read(LENGTH.size))
             message = decode_from_worker(self._stream.read(length))
             if isinstance(message, kinds):
                 return message
+        raise TimeoutError(f"the worker sent no {kinds} in {SECONDS:.0f} s")
 
 
 @contextmanager
