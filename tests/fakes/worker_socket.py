@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -9,7 +10,7 @@ from engine.errors import DeviceError
 from server.worker.messages import LENGTH, FromWorker, Stop, ToWorker, decode_from_worker, encode_frame
 from server.worker.worker import Worker
 
-SECONDS = 20.0  # after which a test fails
+SECONDS = 10.0  # after which a test fails
 
 
 class WorkerSocket:
@@ -28,11 +29,13 @@ class WorkerSocket:
 
     def receive(self, *kinds: type[FromWorker]) -> FromWorker:
         """Return the next message of these kinds."""
-        while True:
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:  # others, such as life signs, come all the time
             (length,) = LENGTH.unpack(self._stream.read(LENGTH.size))
             message = decode_from_worker(self._stream.read(length))
             if isinstance(message, kinds):
                 return message
+        raise TimeoutError(f"the worker sent no {kinds} in {SECONDS:.0f} s")
 
 
 @contextmanager
@@ -50,9 +53,11 @@ def running(create: Callable[[socket.socket, Callable[[], object]], Worker]) -> 
         thread = threading.Thread(target=_run, args=[worker], daemon=True)  # a failing test must end
         thread.start()
         server = WorkerSocket(ours, worker)
-        yield server
-        server.send(Stop())
-        thread.join(SECONDS)
+        try:
+            yield server
+        finally:
+            server.send(Stop())
+            thread.join(SECONDS)
         assert not thread.is_alive()
         ours.shutdown(socket.SHUT_WR)
         assert is_read.wait(SECONDS)

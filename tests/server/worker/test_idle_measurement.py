@@ -47,7 +47,7 @@ class FakeMeasurement:
 
     def advance(self) -> bool:
         self.is_running.set()
-        assert self.permits.acquire(timeout=20)
+        assert self.permits.acquire(timeout=5)
         self.is_running.clear()
         self.done += 1
         if self.error is not None:
@@ -101,8 +101,10 @@ def measuring(
     measurement, file, used = measurement or FakeMeasurement(), file or FakeFile(), []
     idle = IdleMeasurement(table, measurement, file, used.append, 12)
     with running(lambda sock, abandon: Worker(FakeLoop(), MANIFEST, sock, abandon, idle)) as ours:
-        yield Measuring(ours, measurement, file, used)
-        measurement.permits.release(99)
+        try:
+            yield Measuring(ours, measurement, file, used)
+        finally:
+            measurement.permits.release(99)
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +134,7 @@ def test_idle_worker_measures_uses_and_writes_the_table_and_tells_the_server(cap
 def test_job_that_comes_during_a_measurement_waits_for_one_pass_and_the_rest_is_measured_later() -> None:
     with measuring() as worker:
         for number in range(4):
-            assert worker.measurement.is_running.wait(20)
+            assert worker.measurement.is_running.wait(5)
             worker.socket.send(job(f"job {number}"))
             while worker.socket.worker._inbox.empty():
                 time.sleep(0.001)
@@ -175,7 +177,7 @@ def test_server_is_told_of_the_measurement_before_the_first_pass(monkeypatch: py
 
     monkeypatch.setattr(connection, "encode_frame", encode_slowly)
     with measuring() as worker:
-        assert worker.measurement.is_running.wait(20)
+        assert worker.measurement.is_running.wait(5)
         assert Batching("measuring", 4) in sent
 
 

@@ -156,6 +156,8 @@ def test_clients_take_turns_at_the_tokenizer() -> None:
         server.send(
             *(prompt(f"long {number}" * 99, "flood") for number in range(20)), prompt("b", "b"), prompt("end", "b")
         )
+        while "end:0" not in server.worker._prompts._waiting:  # until all messages are read
+            time.sleep(0.001)
         loop.permits.release(99)
         while server.receive(Tokenizing).job != "end":
             pass
