@@ -96,14 +96,11 @@ class Connection:
         is_reused = self._http.sock is not None
         try:
             return self._exchange(method, path, body, headers, deadline)
-        except STALE:
+        except (OSError, http.client.HTTPException) as error:
             self.close()
-            if not is_reused:
+            if not (is_reused and isinstance(error, STALE)):
                 raise
-            return self._exchange(method, path, body, headers, deadline)  # the server had closed the idle connection
-        except (OSError, http.client.HTTPException):
-            self.close()
-            raise
+        return self.send(method, path, body, headers, deadline)  # the server had closed the idle connection
 
     def close(self) -> None:
         self._reply = None

@@ -149,6 +149,18 @@ def test_connection_is_kept_and_opened_again_after_the_server_has_closed_it() ->
     assert found == [418, 418, 418]
 
 
+def test_connection_works_again_after_a_new_one_has_failed_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)
+        thread = threading.Thread(target=answer_on, args=(listener, 1, 0, 1))
+        thread.start()
+        session = Session(f"http://127.0.0.1:{listener.getsockname()[1]}", ENDPOINTS["images"], {}, 0.0, 5.0)
+        with Connection(session.url) as connection:
+            found = [Request(session, CASE, user=0).run(connection).status for _ in range(3)]
+        thread.join()
+    assert found == [418, 0, 418]
+
+
 def test_answer_that_ends_too_early_is_a_failure() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
