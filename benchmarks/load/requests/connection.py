@@ -29,21 +29,33 @@ class Reply:
         self._response, self._sock, self._deadline = response, sock, deadline
 
     def read(self) -> bytes:
-        """Return the body. Raises TimeoutError: the deadline is over."""
+        """Return the body.
+
+        Raises:
+            TimeoutError: the deadline is over.
+            http.client.IncompleteRead: the server closed the connection too early.
+        """
         portions = []
         while portion := self._within_deadline().read1(PORTION):
             portions.append(portion)
+        self._finish()
         return b"".join(portions)
 
     def lines(self) -> Iterator[bytes]:
         """Yield the lines of the body as they arrive. Raises TimeoutError: the deadline is over."""
         while line := self._within_deadline().readline():
             yield line
+        self._finish()
 
     @property
     def is_read(self) -> bool:
         """True if the connection can be used again."""
         return self._response.isclosed()
+
+    def _finish(self) -> None:
+        if self._response.length:
+            raise http.client.IncompleteRead(b"", self._response.length)
+        self._response.close()  # read1 leaves it open at its end, and then the connection cannot be used again
 
     def _within_deadline(self) -> http.client.HTTPResponse:
         if self._sock.fileno() >= 0:  # not closed already, as after the last byte of an answer that closes it
@@ -84,14 +96,11 @@ class Connection:
         is_reused = self._http.sock is not None
         try:
             return self._exchange(method, path, body, headers, deadline)
-        except STALE:
+        except (OSError, http.client.HTTPException) as error:
             self.close()
-            if not is_reused:
+            if not (is_reused and isinstance(error, STALE)):
                 raise
-            return self._exchange(method, path, body, headers, deadline)  # the server had closed the idle connection
-        except (OSError, http.client.HTTPException):
-            self.close()
-            raise
+        return self.send(method, path, body, headers, deadline)  # the server had closed the idle connection
 
     def close(self) -> None:
         self._reply = None

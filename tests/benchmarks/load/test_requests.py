@@ -122,24 +122,70 @@ def test_answer_that_is_no_json_is_a_failure(server: tuple[ImageServer, Session]
     assert record.outcome == "failed" and "missing required field `data`" in record.error
 
 
-def test_idle_connection_that_the_server_has_closed_is_opened_again() -> None:
+def answer_on(listener: socket.socket, *requests: int) -> None:
+    """Accept one connection after the other; close each after so many requests."""
+    body = b'{"error": {"code": "teapot"}}'
+    for count in requests:
+        stream, _ = listener.accept()
+        with stream, stream.makefile("rb") as file:
+            for _ in range(count):
+                length = 0
+                while (line := file.readline()).strip():  # until the end of the head, or of the connection
+                    if line.lower().startswith(b"content-length"):
+                        length = int(line.split(b":")[1])
+                file.read(length)
+                stream.sendall(b"HTTP/1.1 418 No\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+
+
+def test_connection_is_kept_and_opened_again_after_the_server_has_closed_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        body = b'{"error": {"code": "teapot"}}'
-
-        def serve() -> None:
-            for _ in range(2):
-                stream, _ = listener.accept()
-                with stream:
-                    stream.recv(1 << 16)
-                    stream.sendall(b"HTTP/1.1 418 No\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
-
-        thread = threading.Thread(target=serve)
+        listener.settimeout(5)
+        thread = threading.Thread(target=answer_on, args=(listener, 2, 1))
         thread.start()
         session = Session(f"http://127.0.0.1:{listener.getsockname()[1]}", ENDPOINTS["images"], {}, 0.0, 5.0)
         with Connection(session.url) as connection:
-            found = [Request(session, CASE, user=0).run(connection).status for _ in range(2)]
+            found = [Request(session, CASE, user=0).run(connection).status for _ in range(3)]
         thread.join()
-    assert found == [418, 418]
+    assert found == [418, 418, 418]
+
+
+def test_connection_works_again_after_a_new_one_has_failed_too() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)
+        thread = threading.Thread(target=answer_on, args=(listener, 1, 0, 1))
+        thread.start()
+        session = Session(f"http://127.0.0.1:{listener.getsockname()[1]}", ENDPOINTS["images"], {}, 0.0, 5.0)
+        with Connection(session.url) as connection:
+            found = [Request(session, CASE, user=0).run(connection).status for _ in range(3)]
+        thread.join()
+    assert found == [418, 0, 418]
+
+
+def test_answer_that_ends_too_early_is_a_failure() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            stream, _ = listener.accept()
+            with stream:
+                stream.recv(1 << 16)
+                stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{}")
+                stream.shutdown(socket.SHUT_WR)
+                stream.recv(1 << 16)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        record = run(Session(f"http://127.0.0.1:{listener.getsockname()[1]}", ENDPOINTS["images"], {}, 0.0, 5.0))
+        thread.join()
+    assert record.outcome == "failed" and record.error.startswith("IncompleteRead")
+
+
+def test_request_that_is_sent_late_counts_from_the_moment_it_was_due(server: tuple[ImageServer, Session]) -> None:
+    session = replace(server[1], started=time.monotonic() - 3.0)
+    with Connection(session.url) as connection:
+        record = Request(session, CASE, user=0, due=0.5).run(connection)
+    assert record.due == 0.5 and record.sent >= 3.0
+    assert record.latency >= 2.5
+    assert record.first_byte is not None and record.first_byte >= 2.5
 
 
 def checked(server: tuple[ImageServer, Session], images: list[bytes]) -> Record:
