@@ -136,7 +136,7 @@ def tasks(connection: Connection, case: Case, headers: Mapping[str, str], deadli
         if reply.status != 200:
             return _refusal(reply)
         files.append(reply.read())
-    drawing = sum(sum(each.seconds.values()) for each in task.result.metadata) if task.result.metadata else None
+    drawing = sum(_drawing(each.seconds) for each in task.result.metadata) if task.result.metadata else None
     return Answer(status=200, images=tuple(files), first_byte=first_byte, drawing=drawing)
 
 
@@ -211,7 +211,7 @@ def _form(case: Case, fields: Mapping[str, Any]) -> bytes:
 
 
 def _timing(reply: Reply) -> tuple[float | None, float | None]:
-    """Return the seconds of the queue and of all other stages in Server-Timing."""
+    """Return the seconds of the queue and of the drawing, as Server-Timing has them."""
     stages: dict[str, float] = {}
     for entry in filter(None, reply.headers.get("server-timing", "").split(",")):
         name, _, rest = entry.strip().partition(";dur=")
@@ -220,7 +220,12 @@ def _timing(reply: Reply) -> tuple[float | None, float | None]:
         except ValueError:  # a metric without a duration
             continue
     queue = stages.pop("queue", None)
-    return queue, sum(stages.values()) if stages else None
+    return queue, _drawing(stages) if stages else None
+
+
+def _drawing(stages: Mapping[str, float]) -> float:
+    """Return the seconds of all stages; the passes are part of the denoiser's."""
+    return sum(seconds for stage, seconds in stages.items() if stage != "passes")
 
 
 def _refusal(reply: Reply) -> Answer:
