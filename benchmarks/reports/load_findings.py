@@ -113,8 +113,14 @@ def _device(found: Sequence[Rung]) -> list[str]:
             f"{seconds(drawing)}."
         )
     busy = server_figure(last, "busy_percent")
+    are_queueing = queue is not None and drawing is not None and queue > drawing
     if busy is not None and busy >= BUSY:
         lines.append(f"The devices limit: they spend {percent(min(busy, 100))} of the time in forward passes.")
+    elif busy is not None and are_queueing:
+        lines.append(
+            f"Requests queue although the devices spend only {percent(busy)} of the time in forward passes: prompts, "
+            "decoding and other work on the same processor take the rest."
+        )
     elif busy is not None and busy < IDLE:
         lines.append(
             f"The devices do not limit: they spend {percent(busy)} of the time in forward passes. The rest is other "

@@ -1,6 +1,7 @@
 """The HTML report of a load test: one file with findings, tables and charts, beside other runs where there are any."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from benchmarks.reports.charts import Axis, Limit, Series, bar_chart, line_chart
@@ -133,12 +134,11 @@ def _distribution(report: Report) -> Section:
 
 
 def _cumulative(rung: Rung) -> list[tuple[float, float | None]]:
-    total, found = 0, []
-    everything = sum(bucket["count"] for bucket in rung["histogram"])
-    for bucket in rung["histogram"]:
-        total += bucket["count"]
-        found.append((bucket["up_to_s"], 100 * total / everything if everything else None))
-    return found
+    """Return the percent of requests below each bound of the histogram, from the lower bound of its first bucket."""
+    bounds = [bucket["up_to_s"] for bucket in rung["histogram"]]
+    totals = list(accumulate((bucket["count"] for bucket in rung["histogram"]), initial=0))
+    lowest = bounds[0] ** 2 / bounds[1] if len(bounds) > 1 else bounds[0]  # bounds grow by the same factor
+    return [(bound, 100 * total / totals[-1]) for bound, total in zip([lowest, *bounds], totals, strict=True)]
 
 
 def _server(report: Report) -> Section:

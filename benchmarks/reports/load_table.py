@@ -28,7 +28,7 @@ COLUMNS: tuple[tuple[str, Callable[[Rung], str]], ...] = (
     ("429s", lambda rung: whole(rung["throttled"]["answers"] or None)),
     ("wrong", lambda rung: whole(rung["wrong_images"] or None)),
     ("batch", lambda rung: compact(server_figure(rung, "batch", "mean"))),
-    ("busy", lambda rung: percent(server_figure(rung, "busy_percent"))),
+    ("in passes", lambda rung: percent(server_figure(rung, "busy_percent"))),
     ("memory", lambda rung: megabytes(server_figure(rung, "rss_mb", "max"))),
     ("GPU", lambda rung: percent(mean_of_gpus(rung, "utilisation_percent"))),
     ("GPU power", lambda rung: watts(mean_of_gpus(rung, "power_w"))),

@@ -105,7 +105,14 @@ def test_open_loop_is_behind_where_less_arrives_than_is_asked_for() -> None:
 
 def test_idle_devices_are_said_not_to_limit() -> None:
     server = rung()["server"] | {"busy_percent": 30.0}
-    assert "The devices do not limit: they spend 30.0 %" in said(rung(10, server=server))
+    assert "The devices do not limit: they spend 30.0 %" in said(rung(10, server=server, queue_s=spread(0.01)))
+
+
+def test_queue_before_half_idle_devices_is_not_called_free_capacity() -> None:
+    server = rung()["server"] | {"busy_percent": 60.0}
+    text = said(rung(10, server=server, queue_s=spread(8.0), drawing_s=spread(1.0)))
+    assert "Requests queue although the devices spend only 60.0 %" in text
+    assert "do not limit" not in text
 
 
 def test_wrong_images_throttles_and_unchecked_images_are_told() -> None:
@@ -132,7 +139,17 @@ def test_page_has_charts_tables_and_findings() -> None:
     assert "Saturated at 20 users" in found
     assert "6.6 s MISSED" in found
     assert 'class="limit"' in found
+    assert "GPU" not in found
     assert "No request failed" in found
+
+
+def test_distribution_goes_from_none_to_all_requests() -> None:
+    histogram = [{"up_to_s": up_to, "count": count} for up_to, count in ((0.1, 1), (0.2, 0), (0.4, 3))]
+    found = load_page(report(rung(3, histogram=histogram)))
+    values = found[found.index("Requests answered within a time") : found.index("By kind of request")]
+    cells = re.findall(r"<(?:th|td)[^>]*>([^<]*)</", values)
+    assert cells == ["seconds, logarithmic", "3 users", "0.05", "0", "0.1", "25", "0.2", "25", "0.4", "100"]
+    assert "<svg" in load_page(report(rung(3, histogram=histogram[:1])))
 
 
 def test_page_shows_failures_over_time_and_by_error() -> None:
@@ -170,6 +187,7 @@ def test_different_setups_side_by_side_are_told() -> None:
     assert "other had another setup. cores: 64, not 2." in found
     assert "open is in the table only: its load is not counted in users." in found
     assert "2 requests/s, open" in found
+    assert ">open</" not in found
 
 
 def test_report_is_read_from_its_file_or_from_saved_output(tmp_path: Path) -> None:
@@ -180,7 +198,7 @@ def test_report_is_read_from_its_file_or_from_saved_output(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["", "no JSON", "[1]", '{"benchmark": "http", "figures": {}}', '{"benchmark": "load"}']
+    "text", ["", "no JSON", "[1]", '{"benchmark": "http", "figures": {"rungs": []}}', '{"benchmark": "load"}']
 )
 def test_file_that_is_no_report_is_refused_by_name(tmp_path: Path, text: str) -> None:
     file = tmp_path / "other.json"
