@@ -155,3 +155,18 @@ def test_plain_locust_runs_the_locustfile(served: tuple[ImageServer, str], break
     assert done.returncode == status, done.stderr
     assert len(server.received) > 6
     assert ("wrong_image" in done.stderr + done.stdout) == breaks
+
+
+@pytest.mark.parametrize("options", [["--blocking"], ["--serve-options", "--queue 2"]])
+def test_servers_that_the_command_starts_draw_the_right_images(
+    engines: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--sizes", "64x64", "--cases", "1", "--users", "3", "--minutes", "0.03", "--warmup", "0", "--think", "0"]
+    with pytest.raises(SystemExit) as end:
+        main(["load", "--engines", str(engines), *options, *words, "--slo", "success=100"])
+    found = last_line(capsys.readouterr().out)["figures"]
+    (rung,) = found["rungs"]
+    assert (end.value.code, rung["errors"]) == (0, {})
+    assert rung["requests"] > 0 and rung["server"]["rss_mb"]["max"] > 0
+    assert (found["target"]["server"] is None) == (options == ["--blocking"])
+    assert (rung["throttled"]["honoured"] > 0) == (options != ["--blocking"])
