@@ -96,6 +96,20 @@ class OpenLoop:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerDeath:
+    """The death of a device's worker at a moment.
+
+    Attributes:
+        at: seconds from the start.
+        restart: seconds until the next worker is ready.
+    """
+
+    at: float
+    device: int = 0
+    restart: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
 class EmbeddedServer:
     """One `zimage-serve` with workers of its own.
 
@@ -113,6 +127,7 @@ class EmbeddedServer:
     limits: Limits = field(default_factory=lambda: Limits(free_bytes=0))
     max_ahead: int = 0
     rate: Rate | None = None
+    deaths: tuple[WorkerDeath, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ def _simulate_server(scenario: SimulationScenario, spec: EmbeddedServer) -> Simu
     clients = Clients(env, scenario, server)
     env.run(until=scenario.seconds)
     records = (*clients.records, *clients.cut_off())
-    executors = [worker.executor for worker in server.workers]
+    executors = server.executors
     device_seconds = scenario.seconds * spec.devices
     return SimulationResult(
         RungFigures.of(records, scenario.seconds, scenario.warmup),

@@ -7,7 +7,7 @@ import pytest
 from fakes.service_times import FREE, ONE, TABLE, FakeTimes, scenario
 from msgspec.structs import replace
 
-from benchmarks.simulation.scenario import Change, ClosedLoop, Costs, EmbeddedServer, OpenLoop
+from benchmarks.simulation.scenario import Change, ClosedLoop, Costs, EmbeddedServer, OpenLoop, WorkerDeath
 from benchmarks.simulation.simulate import simulate
 from engine.errors import InvalidRequest
 from server.jobs.admission.admission import Limits
@@ -102,6 +102,24 @@ def test_open_loop_counts_from_the_arrival_and_goes_on_while_the_server_is_overl
     assert flooded.figures.offered_per_s == pytest.approx(5.0, rel=0.1)
     assert flooded.figures.achieved_per_s == pytest.approx(2.5, rel=0.1)
     assert flooded.figures.cut_off > 100 and flooded.figures.latency_s.p95 > 20
+
+
+def test_jobs_of_a_worker_that_dies_are_replayed_one_at_a_time() -> None:
+    server = EmbeddedServer(devices=2, table=TABLE, deaths=(WorkerDeath(20.0, device=1, restart=10.0),))
+    found = simulate(scenario(server=server, load=ClosedLoop(12, think=0.1), seconds=60.0, warmup=0.0))
+    assert found.figures.success_percent == 100
+    late = [record for record in found.records if record.due < 20.0 < record.ended]
+    calm = [record.latency for record in found.records if record.ended < 20.0]
+    assert sorted(record.latency for record in late)[-1] > max(calm) + 0.3
+    alive = [sum(start <= record.ended < start + 8.0 for record in found.records) for start in (10.0, 21.0, 40.0)]
+    assert alive[1] < 0.75 * alive[0] and alive[2] > 0.9 * alive[0]
+
+
+def test_job_whose_worker_dies_twice_fails() -> None:
+    deaths = WorkerDeath(1.05, restart=0.1), WorkerDeath(1.35, restart=0.1)
+    found = simulate(scenario(server=EmbeddedServer(deaths=deaths), seconds=5.0, warmup=0.0)).records
+    outcomes = [record.outcome for record in found]
+    assert outcomes[:5] == ["ok", "ok", "failed", "ok", "ok"] and "died twice" in found[2].error
 
 
 def test_user_who_gives_up_frees_the_device() -> None:
