@@ -197,7 +197,7 @@ def test_change_to_one_claim_for_a_ticket_spreads_jobs_over_more_hosts() -> None
 
 
 def queued(queue: FleetQueue, client: str, kind: RequestKind = ONE, created: float = 0.0) -> FleetJob:
-    prepared = prepare([kind], scenario().manifest)[kind.name]
+    prepared = prepare([kind], scenario().manifest, 32)[kind.name]
     job = FleetJob(prepared, client, created, created, 0, kind.images, lambda *_: None)
     queue.add(job)
     return job

@@ -47,7 +47,7 @@ class SimulatedServer:
 
     def __init__(self, env: simpy.Environment, scenario: SimulationScenario, spec: EmbeddedServer) -> None:
         self._env, self._scenario, self._spec = env, scenario, spec
-        self._kinds = prepare(scenario.mix.kinds, scenario.manifest)
+        self._kinds = prepare(scenario.mix.kinds, scenario.manifest, scenario.prompt_length)
         self._clock = SimulatedClock(env)
         self._waiting: dict[str, simpy.Event] = {}  # by job, for its end
         metrics, manifest = Metrics(), scenario.manifest
@@ -124,7 +124,14 @@ class SimulatedServer:
 
     def _worker(self, tell: Callable[[FromWorker], None], rng: random.Random) -> SimulatedWorker:
         scenario, spec = self._scenario, self._spec
-        executor = SimulatedExecutor(scenario.times, scenario.costs, spec.max_ahead, lambda: self._env.now, rng)
+        executor = SimulatedExecutor(
+            scenario.times,
+            scenario.costs,
+            spec.max_ahead,
+            lambda: self._env.now,
+            rng,
+            different_prompts=scenario.different_prompts,
+        )
         scheduler = new_scheduler(scenario.manifest, spec.slots, spec.table, scenario.changes, Scheduler)
         return SimulatedWorker(self._env, tell, scenario.manifest, self._kinds, scheduler, executor, scenario.costs)
 

@@ -6,7 +6,7 @@ and hosts find room by tickets alone. Knows no clients.
 
 import random
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import simpy
@@ -36,13 +36,15 @@ class SimulatedFleet:
 
     def __init__(self, env: simpy.Environment, scenario: SimulationScenario, spec: Fleet) -> None:
         self.outcomes = Outcomes()
-        self.kinds = prepare(scenario.mix.kinds, scenario.manifest)
+        self.kinds = prepare(scenario.mix.kinds, scenario.manifest, scenario.prompt_length)
         self.scalings: list[ScalingEvent] = []
         self.timeline: list[FleetMoment] = []
         self.replays = self.arrived = self.refused = 0
         self.device_seconds = 0.0  # paid, until `_paid_at`
         self._env, self._scenario, self._spec = env, scenario, spec
         self._rng = random.Random(f"{scenario.seed} fleet")
+        length = scenario.prompt_length
+        self._prompt_seconds = scenario.times.prompt_encoder_seconds(length) if scenario.different_prompts else 0.0
         self._window = device_window(spec.slots, spec.table, scenario.changes)
         self._largest_batch = self._new_scheduler().largest_batch
         self._queue = FleetQueue(spec.queue, scenario.changes)
@@ -51,7 +53,7 @@ class SimulatedFleet:
         self._states: Counter[State] = Counter()
         self._retired: list[FleetHost] = []
         self._paid_at = self._ready_seconds = self._last_added = 0.0
-        self._seconds_per_cost = _seconds_per_cost(scenario, list(self.kinds.values()))
+        self._seconds_per_cost = _seconds_per_cost(scenario, self.kinds.values())
         for _ in range(spec.hosts):
             self._open(self._new_host())
         for failure in spec.failures:
@@ -168,7 +170,13 @@ class SimulatedFleet:
         scenario, spec = self._scenario, self._spec
         if spec.granularity == "image":
             return ImageDevice(
-                self._env, self._largest_batch, scenario.times, scenario.costs, self._on_finished, on_room
+                self._env,
+                self._largest_batch,
+                scenario.times,
+                scenario.costs,
+                self._prompt_seconds,
+                self._on_finished,
+                on_room,
             )
         scheduler = self._new_scheduler()
         return FleetDevice(
@@ -177,6 +185,7 @@ class SimulatedFleet:
             scenario.manifest,
             scenario.times,
             scenario.costs,
+            self._prompt_seconds,
             spec.granularity,
             self._rng,
             self._on_finished,
@@ -285,11 +294,11 @@ class SimulatedFleet:
             self.arrived = self.refused = 0
 
 
-def _seconds_per_cost(scenario: SimulationScenario, kinds: list[PreparedKind]) -> float:
+def _seconds_per_cost(scenario: SimulationScenario, kinds: Iterable[PreparedKind]) -> float:
     """Return the device's seconds for a pixel in a pass, over the mix: what averages of finished images tell."""
     seconds = cost = 0.0
     for prepared in kinds:
-        kind, length = prepared.kind, 32
+        kind, length = prepared.kind, prepared.prompt_length
         passes = prepared.cost / kind.size.area
         alone = passes * scenario.times.pass_seconds(kind.size, 1, length) + scenario.times.decode_seconds(kind.size)
         seconds += kind.weight * alone
