@@ -1,4 +1,4 @@
-"""A running `zimage-serve`, and the processor time and memory of its processes."""
+"""A running `zimage-serve` or another server, and the processor time and memory of its processes."""
 
 import re
 import subprocess
@@ -7,13 +7,15 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import psutil
 
 from engine.module_command import module_command
 
 READY = re.compile(r"ready on (\S+)")
+T = TypeVar("T")
+
 SAMPLE = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
@@ -38,10 +40,12 @@ class ServerProcess:
         found = READY.search(self._process.stdout.readline())
         if found is None:
             self._process.kill()
-            raise RuntimeError(f"zimage-serve did not start; run it by hand to see why: {' '.join(command)}")
+            raise RuntimeError(f"the server did not start; run it by hand to see why: {' '.join(command)}")
         self.url = found[1]
         server = psutil.Process(self._process.pid)
-        self.processes = {"server": server, "worker": server.children()[0]}
+        self.processes = {"server": server}
+        if workers := server.children():  # another server may have none
+            self.processes["worker"] = workers[0]
 
     def __enter__(self) -> Self:
         return self
@@ -77,11 +81,11 @@ class ServerProcess:
         return found
 
 
-class Sampler:
+class Sampler(Generic[T]):
     """Calls a function every `interval` seconds in a thread, while the block runs."""
 
-    def __init__(self, function: Callable[[], dict[str, int]], interval: float) -> None:
-        self.samples: list[dict[str, int]] = []
+    def __init__(self, function: Callable[[], T], interval: float) -> None:
+        self.samples: list[T] = []
         self._function, self._interval = function, interval
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run)

@@ -1,0 +1,1 @@
+"""Load tests of image servers over HTTP: users or arrivals in rungs, with a check of every image."""
