@@ -54,7 +54,8 @@ def _simulate_fleet(scenario: SimulationScenario, spec: Fleet) -> SimulationResu
     clients = FleetClients(env, scenario, fleet)
     with _few_collections():
         env.run(until=scenario.seconds)
-        busy, ready, paid, passes = fleet.busy_seconds, fleet.ready_seconds, fleet.device_seconds, fleet.passes()
+        hosts = fleet.hosts
+        busy, ready, paid, passes = hosts.busy_seconds, hosts.ready_seconds, hosts.paid_seconds, hosts.passes()
         timeline, scalings = tuple(fleet.timeline), tuple(fleet.scalings)
         _wait(env, scenario, clients)
     clients.cut_off()
