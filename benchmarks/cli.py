@@ -55,8 +55,10 @@ def _run(arguments: list[str]) -> None:
 
 
 def _module(command: str) -> Any:
+    """Import a benchmark's module; a benchmark that is a package has its command in `command.py`."""
     with _named_if_missing(command):
-        return importlib.import_module(f"benchmarks.{command.replace('-', '_')}")
+        module = importlib.import_module(f"benchmarks.{command.replace('-', '_')}")
+        return importlib.import_module(f"{module.__name__}.command") if hasattr(module, "__path__") else module
 
 
 @contextmanager

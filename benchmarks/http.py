@@ -14,11 +14,12 @@ from typing import Any
 
 from benchmarks.harness.arguments import count, count_or_zero, positive, positive_or_zero
 from benchmarks.harness.distribution import Distribution
+from benchmarks.harness.rate import rate
 from benchmarks.harness.report import finish
+from benchmarks.harness.server_process import ServerProcess
 from benchmarks.harness.subprocess_client import SubprocessClient
-from benchmarks.load.server_process import ServerProcess
-from benchmarks.load.soak import Workload, print_soak, soak
-from benchmarks.load.traffic import PROMPTS, cases, rate
+from benchmarks.overhead.soak import Workload, print_soak, soak
+from benchmarks.overhead.traffic import PROMPTS, cases
 from engine.options import HELP
 
 WARM = 1.0  # warm-up seconds of each round
@@ -66,8 +67,8 @@ def run(args: argparse.Namespace) -> None:
     # recorded because ratios measured on a busy machine mean little
     figures: dict[str, Any] = {"load_average": os.getloadavg()[0], "threads": args.threads}
     with (
-        SubprocessClient("benchmarks.load.bare_loop", [str(args.engines), str(args.threads)]) as bare,
-        SubprocessClient("benchmarks.load.http_clients") as clients,
+        SubprocessClient("benchmarks.overhead.bare_loop", [str(args.engines), str(args.threads)]) as bare,
+        SubprocessClient("benchmarks.overhead.http_clients") as clients,
     ):
         with ServerProcess(args.engines, args.threads) as served:
             for size in args.sizes:

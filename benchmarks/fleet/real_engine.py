@@ -12,7 +12,7 @@ from benchmarks.faults.cases import Case, ordinary
 from benchmarks.faults.client import Client
 from benchmarks.fleet.deployment import Deployment, Setup
 from benchmarks.fleet.stand_in_measurements import KEYS, PER_WORKER, Mode, started
-from benchmarks.load.traffic import rate
+from benchmarks.harness.rate import rate
 
 
 def compare(

@@ -17,7 +17,7 @@ from benchmarks.fleet.deployment import Deployment, Setup, SharedUrls, embedded,
 from benchmarks.fleet.plans import write_plans
 from benchmarks.fleet.visits import ask, visit
 from benchmarks.harness.distribution import Distribution
-from benchmarks.load.traffic import rate
+from benchmarks.harness.rate import rate
 from benchmarks.services.postgres import PostgreSql
 from benchmarks.services.rabbitmq import RabbitMq
 from benchmarks.services.redis import Redis

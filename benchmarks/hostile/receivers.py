@@ -10,7 +10,7 @@ from typing import Protocol
 
 import psutil
 
-from benchmarks.load.server_process import ServerProcess
+from benchmarks.harness.server_process import ServerProcess
 from engine.errors import InvalidRequest
 from engine.images.preparation import Preparation
 from engine.size import Size, SizeLimits, SizeRange

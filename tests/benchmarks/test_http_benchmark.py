@@ -12,11 +12,12 @@ import pytest
 from fakes.processes import FAKE_SERVER
 
 from benchmarks.cli import main
+from benchmarks.harness.rate import rate
+from benchmarks.harness.server_process import ServerProcess
 from benchmarks.harness.subprocess_client import SubprocessClient
 from benchmarks.http import overhead, throughput
-from benchmarks.load.server_process import ServerProcess
-from benchmarks.load.soak import Workload, memory_growth, response_times, run_users, wrong_images
-from benchmarks.load.traffic import Case, rate
+from benchmarks.overhead.soak import Workload, memory_growth, response_times, run_users, wrong_images
+from benchmarks.overhead.traffic import Case
 
 SERVER = [sys.executable, *FAKE_SERVER, "0.001", "5"]
 RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "2026-11-23-http-cpu.json"
@@ -54,7 +55,7 @@ def served() -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="module")
 def clients() -> Iterator[SubprocessClient]:
-    with SubprocessClient("benchmarks.load.http_clients") as found:
+    with SubprocessClient("benchmarks.overhead.http_clients") as found:
         yield found
 
 
@@ -103,7 +104,7 @@ def test_server_that_counts_other_images_than_its_users_is_an_error(
 
 def test_refused_request_ends_the_measurement(served: ServerProcess, capfd: pytest.CaptureFixture[str]) -> None:
     with (
-        SubprocessClient("benchmarks.load.http_clients") as own,
+        SubprocessClient("benchmarks.overhead.http_clients") as own,
         pytest.raises(RuntimeError, match="its error output is above"),
     ):
         own.call("fill", url=served.url, size=24, clients=2, warm=0.0, seconds=5.0)
@@ -138,7 +139,7 @@ def test_memory_growth_is_distinguished_from_growth_at_the_start() -> None:
 def test_recorded_result_has_the_fields_of_the_command(
     engines: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.load.soak.ENGINE_SECONDS", 3.0)
+    monkeypatch.setattr("benchmarks.overhead.soak.ENGINE_SECONDS", 3.0)
     main([
         "http", "--engines", str(engines), "--sizes", "64", "--pairs", "2", "--clients", "4", "--rounds", "1",
         "--seconds", "2", "--users", "3", "--soak", "4",

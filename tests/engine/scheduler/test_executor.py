@@ -24,7 +24,7 @@ from fakes.loop_builder import (
 from fakes.manifest import MANIFEST
 from fakes.step_peak import STEP_BYTES, peak_of
 
-from benchmarks.load.http_clients import ENGINE_STAGES
+from benchmarks.overhead.http_clients import ENGINE_STAGES
 from engine.pipeline import Pipeline
 from engine.request import ImageRequest
 from engine.sampling import rope

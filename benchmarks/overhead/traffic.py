@@ -1,7 +1,6 @@
-"""Requests for load tests, the same for the server and for the engine alone, and the rate of their answers."""
+"""Requests that measure overhead, the same for the server and for the engine alone."""
 
-import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -39,13 +38,3 @@ class Case:
 def cases(size: int) -> Iterator[Case]:
     """Yield cases without end, each with its own seed."""
     return (Case(PROMPTS[number % len(PROMPTS)], size, number) for number in count())
-
-
-def rate(ended: Sequence[float]) -> float:
-    """Return images per second from the times at which images ended.
-
-    The rate is the slope of a linear fit: a count over the interval would depend on which images just fall within it.
-    """
-    if len(ended) < 2:
-        raise RuntimeError(f"{len(ended)} images are too few for a rate; measure for more --seconds")
-    return statistics.linear_regression(sorted(ended), range(len(ended))).slope

@@ -1,6 +1,6 @@
 """HTTP clients in a process of their own that use little CPU time: open connections, and a minimal response parser.
 
-python -m benchmarks.load.http_clients
+python -m benchmarks.overhead.http_clients
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from benchmarks.harness.subprocess_client import Answer, serve
-from benchmarks.load.traffic import Case, cases
+from benchmarks.overhead.traffic import Case, cases
 
 PATH = "/v1/images/generations"
 IMAGE = b'"b64_json":"'

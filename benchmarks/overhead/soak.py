@@ -25,9 +25,10 @@ from PIL import Image
 
 from benchmarks.harness.distribution import Distribution
 from benchmarks.harness.pixels import Pixels
+from benchmarks.harness.rate import rate
+from benchmarks.harness.server_process import Sampler, ServerProcess
 from benchmarks.harness.subprocess_client import Answer, SubprocessClient
-from benchmarks.load.server_process import Sampler, ServerProcess
-from benchmarks.load.traffic import PROMPTS, Case, rate
+from benchmarks.overhead.traffic import PROMPTS, Case
 from engine.pipeline import Pipeline
 
 CASES = 12  # cases per size

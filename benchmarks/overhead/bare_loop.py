@@ -1,6 +1,6 @@
 """The engine without HTTP, in a process set up as the server's worker: the upper bound of the server's throughput.
 
-python -m benchmarks.load.bare_loop PLANS THREADS
+python -m benchmarks.overhead.bare_loop PLANS THREADS
 """
 
 import logging
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from benchmarks.harness.subprocess_client import Answer, serve
-from benchmarks.load.traffic import Case, cases
+from benchmarks.overhead.traffic import Case, cases
 from engine.images.encode import encode
 from engine.images.generated import GeneratedImage
 from engine.images.metadata import file_metadata

@@ -1,1 +1,0 @@
-"""HTTP clients, servers and the soak test for `zimage-bench http`."""

@@ -1,0 +1,1 @@
+"""HTTP clients, the engine alone and the soak test for `zimage-bench http`."""
