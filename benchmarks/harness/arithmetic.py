@@ -87,6 +87,23 @@ class Arithmetic:
             before = after
         return work + _convolution(h * w, before, 3)
 
+    def encode_image(self, height: int, width: int) -> Work:
+        """Return the work of the VAE encoder for height x width pixels."""
+        h, w = height, width
+        channels, layers = self.vae["block_out_channels"], self.vae["layers_per_block"]
+        before = channels[0]
+        work = _convolution(h * w, 3, before)
+        for level, after in enumerate(channels):
+            work += _resnet(h * w, before, after) + _resnet(h * w, after, after).times(layers - 1)
+            if level < len(channels) - 1:
+                h, w = h // 2, w // 2
+                work += _convolution(h * w, after, after)
+            before = after
+        deepest = before
+        work += _resnet(h * w, deepest, deepest).times(2)
+        work += _linear(h * w, deepest, deepest).times(4) + _attention(h * w, deepest)
+        return work + _convolution(h * w, deepest, 2 * LATENT_CHANNELS)
+
     def _block(self, tokens: int) -> Work:
         dim = self.transformer["dim"]
         products = _linear(tokens, dim, dim).times(4) + _linear(tokens, dim, int(dim / 3 * 8)).times(3)
