@@ -1,0 +1,67 @@
+"""The search for the least number of GPUs, with a queue whose answer a simple search confirms."""
+
+import pytest
+from fakes.gpu_queue import GpuQueue
+
+from benchmarks.capacity.costs import Costs
+from benchmarks.capacity.sizing import Search, Trial
+from benchmarks.workload.objective import Objective, check
+
+OBJECTIVES = Objective.parse_all("p95=2s,success=99.9")
+SEEDS = (1, 2, 3)
+
+
+@pytest.mark.parametrize("rate", [0.2, 3.0, 8.0])
+def test_fewest_gpus_are_those_that_counting_up_finds(rate: float) -> None:
+    queue = GpuQueue(rate, service=1.0)
+    counted = next(
+        gpus
+        for gpus in range(1, 65)
+        if all(result.is_met for seed in SEEDS for result in check(OBJECTIVES, queue(gpus, seed).figures))
+    )
+    assert Search(queue, OBJECTIVES, SEEDS).between(1, 64).gpus == counted
+
+
+def test_search_simulates_few_numbers_and_none_twice() -> None:
+    queue = GpuQueue(40.0, service=1.0, seconds=60.0)
+    sizing = Search(queue, OBJECTIVES, SEEDS).between(1, 1024)
+    assert sizing.gpus is not None and 40 <= sizing.gpus < 60
+    assert len(queue.simulated) == len(set(queue.simulated)) < 20
+
+
+def test_number_that_holds_with_one_seed_only_is_not_enough() -> None:
+    first, *_ = SEEDS
+    queue = GpuQueue(3.0, service=1.0, seconds=120.0)
+    with_one = Search(queue, OBJECTIVES, (first,)).between(1, 64).gpus
+    unlucky = GpuQueue(3.0, service=1.0, seconds=120.0)
+
+    def simulate(gpus: int, seed: int) -> Trial:
+        unlucky.rate = 3.0 if seed == first else 5.0
+        return unlucky(gpus, seed)
+
+    with_all = Search(simulate, OBJECTIVES, SEEDS).between(1, 64).gpus
+    assert with_one is not None and with_all is not None and with_all > with_one
+
+
+def test_service_longer_than_the_objective_has_no_number_of_gpus() -> None:
+    queue = GpuQueue(0.5, service=3.0)
+    sizing = Search(queue, OBJECTIVES, SEEDS).between(1, 32)
+    assert sizing.gpus is None
+    assert {trial.gpus for trial in sizing.chosen} == {32}
+
+
+def test_sizing_shows_what_one_gpu_fewer_misses() -> None:
+    sizing = Search(GpuQueue(3.0, service=1.0), OBJECTIVES, SEEDS).between(1, 64)
+    assert sizing.too_few is not None
+    assert [result.objective.name for result in sizing.results(sizing.too_few) if not result.is_met] == ["p95"]
+
+
+def test_costs_are_gpu_hours_over_images() -> None:
+    costs = Costs.steady(4, images_per_second=2.0, price=0.9, watts=72)
+    assert costs.per_thousand_images == pytest.approx(4 * 0.9 / 7.2)
+    assert costs.kilowatt_hours_per_thousand_images == pytest.approx(4 * 0.072 / 7.2)
+
+
+def test_costs_without_price_or_images_are_unknown() -> None:
+    assert Costs.steady(4, 2.0, None, None).per_thousand_images is None
+    assert Costs.steady(4, 0.0, 0.9, 72).per_thousand_images is None
