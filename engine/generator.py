@@ -24,10 +24,9 @@ from engine.plan.manifest import Manifest
 from engine.request import RANDOM, ImageRequest, random_seed
 from engine.sampling.preview import project
 from engine.scheduler.batch_table import BatchTable
-from engine.scheduler.events import Denoised, Failed, Stepped
+from engine.scheduler.events import Denoised, DenoisedImage, Failed, Stepped
 from engine.scheduler.loop import EngineLoop
 from engine.scheduler.lora_registry import LoraRegistry
-from engine.scheduler.pending_image import PendingImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +293,7 @@ class ImageGenerator:
     ) -> Iterator[tuple[int, GeneratedImage | ZImageError]]:
         """Run the loop until every image has an outcome."""
         left = len(keys)
-        decoding: list[tuple[int, PendingImage]] = []
+        decoding: list[tuple[int, DenoisedImage]] = []
         while left:
             events = self._loop.step()
             for index, pending in decoding:  # their pixels were on their way while the next passes were enqueued
@@ -312,7 +311,7 @@ class ImageGenerator:
                     case Denoised():
                         decoding.append((keys[event.key], event.pending))
 
-    def _finish(self, pending: PendingImage) -> GeneratedImage | ZImageError:
+    def _finish(self, pending: DenoisedImage) -> GeneratedImage | ZImageError:
         request = pending.sample.request
         try:
             image = pending.finish()

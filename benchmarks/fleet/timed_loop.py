@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,14 +17,13 @@ from benchmarks.fleet.plans import picture
 from engine.images.generated import GeneratedImage
 from engine.init_image import InitImage
 from engine.plan.manifest import Manifest
-from engine.request import ImageRequest
-from engine.sampling.preview import preview_steps
+from engine.request import ImageRequest, LoraChoice
 from engine.sampling.tokenizer import TokenizedPrompt, TokenizedPrompts
 from engine.scheduler.batch_table import BatchTable
-from engine.scheduler.events import Denoised, Event, Passed, Started, Stepped, Switched
 from engine.scheduler.prompt_cache import PromptCache
-from engine.scheduler.sample import GuidanceBranch, Sample
-from engine.scheduler.scheduler import Batch, LoraChange, Scheduler
+from engine.scheduler.sample import Sample
+from engine.scheduler.scheduler import Batch, Scheduler
+from engine.scheduler.step_loop import BatchResult, StepLoop, StepResult
 from engine.stages import StageTimes
 
 KILL_PROMPT = "this prompt kills its worker"
@@ -42,7 +41,7 @@ class DrawnImage(NamedTuple):
         return self.image
 
 
-class TimedLoop:
+class TimedLoop(StepLoop):
     """A `Loop` of `server.worker.worker` whose forward pass sleeps for the time in a table.
 
     Attributes:
@@ -52,12 +51,8 @@ class TimedLoop:
     def __init__(self, manifest: Manifest, table: BatchTable, slots: int, loras: Sequence[str] = ()) -> None:
         self.prompt_cache = PromptCache()
         self.hangs = threading.Event()
-        self._manifest, self._table, self._loras = manifest, table, loras
-        self._scheduler = Scheduler(manifest, slots, table)
-
-    @property
-    def is_idle(self) -> bool:
-        return self._scheduler.is_empty
+        self._manifest, self._loras = manifest, loras
+        super().__init__(Scheduler(manifest, slots, table), SleepingExecutor(table, self.hangs))
 
     def device_memory(self) -> None:
         return None
@@ -83,58 +78,58 @@ class TimedLoop:
     ) -> None:
         prompts = prompts or self.tokenize(request)
         request.check_init_image(init_image, self._manifest)
-        schedule = np.asarray(request.noise_levels(self._manifest), np.float32)
-        steps = len(schedule) - 1, request.guided_steps(self._manifest)
-        sample = Sample(
-            key=key,
-            request=request,
-            size=request.size(self._manifest),
-            num_inference_steps=request.steps(self._manifest),
-            schedule=schedule,
-            branches=tuple(map(GuidanceBranch, prompts.prompts, steps)),
+        sample = Sample.of(
+            key,
+            request,
+            self._manifest,
+            prompts,
+            np.asarray(request.noise_levels(self._manifest), np.float32),
+            submitted_at=time.perf_counter(),
             init_image=init_image,
-            previews=preview_steps(previews, len(schedule) - 1),
+            previews=previews,
             client=client,
             cost_factor=cost_factor,
-            submitted_at=time.perf_counter(),
         )
-        self._scheduler.add(sample)
+        self.add(sample)
 
-    def cancel(self, key: str) -> bool:
-        sample = self._scheduler.get(key)
-        if sample is not None:
-            self._scheduler.remove(sample)
-        return sample is not None
 
-    def step(self) -> list[Event]:
-        now = time.perf_counter()
-        work = self._scheduler.next(now)
-        if work is None:
-            return []
-        if new := [sample for sample in work.samples if not sample.is_announced]:
-            for sample in new:
-                sample.is_announced = True
-            return [Started(sample.key) for sample in new]
-        if isinstance(work, LoraChange):
-            self._scheduler.complete_change(work, 0.0)
-            return [Switched(0.0)]
-        return self._run(work, now)
+class SleepingExecutor:
+    """A `StepExecutor` whose forward pass sleeps for the time in a table. LoRAs change at once.
 
-    def _run(self, batch: Batch, now: float) -> list[Event]:
-        self._scheduler.start(batch, now)
+    Args:
+        hangs: once set, the next pass never returns.
+    """
+
+    max_ahead = 0
+
+    def __init__(self, table: BatchTable, hangs: threading.Event) -> None:
+        self._table, self._hangs = table, hangs
+        self._running: Batch | None = None
+
+    @property
+    def running(self) -> int:
+        return int(self._running is not None)
+
+    def change_lora(self, lora: LoraChoice | None) -> Iterator[None]:  # noqa: ARG002
+        return iter(())
+
+    def enqueue(self, batch: Batch) -> None:
+        self._running = batch
+
+    def wait(self) -> BatchResult:
+        assert self._running is not None
+        batch, self._running = self._running, None
+        began = time.perf_counter()
         self._misbehave(batch)
         sleep(self.seconds(batch))
-        spent = time.perf_counter() - now
-        self._scheduler.complete(batch, [(forward.sample, spent / len(batch)) for forward in batch.passes])
-        events: list[Event] = [Passed(len(batch), spent)]
-        for sample in batch.samples:
-            latents = np.full((16, sample.size.height // 8, sample.size.width // 8), 1.0, np.float32)
-            estimate = latents if sample.done in sample.previews else None
-            events.append(Stepped(sample.key, sample.done, sample.steps, estimate))
-            if sample.done == sample.steps:
-                events.append(Denoised(sample.key, DrawnImage(sample, self._draw(sample))))  # type: ignore[arg-type]
-                self._scheduler.remove(sample)
-        return events
+        spent = time.perf_counter() - began
+        charges = [(forward.sample, spent / len(batch)) for forward in batch.passes]
+        return BatchResult(
+            batch, spent, charges, [_step_result(sample) for sample in batch.samples if sample.is_step_complete]
+        )
+
+    def decode(self, sample: Sample) -> DrawnImage:
+        return DrawnImage(sample, _draw(sample))
 
     def seconds(self, batch: Batch) -> float:
         """Return the time of a pass: that of the next larger measured size and batch, or of the largest."""
@@ -147,14 +142,22 @@ class TimedLoop:
         prompts = {sample.request.prompt for sample in batch.samples}
         if KILL_PROMPT in prompts:
             os.kill(os.getpid(), signal.SIGKILL)
-        while HANG_PROMPT in prompts or self.hangs.is_set():
+        while HANG_PROMPT in prompts or self._hangs.is_set():
             sleep(3600.0)
 
-    def _draw(self, sample: Sample) -> GeneratedImage:
-        return GeneratedImage(
-            picture(sample.request, sample.steps),
-            sample.request.seed,
-            sample.num_inference_steps,
-            sample.branches[0].prompt,
-            StageTimes(),
-        )
+
+def _step_result(sample: Sample) -> StepResult:
+    step = sample.done + 1
+    if step not in sample.previews:
+        return StepResult(sample)
+    return StepResult(sample, np.full((16, sample.size.height // 8, sample.size.width // 8), 1.0, np.float32))
+
+
+def _draw(sample: Sample) -> GeneratedImage:
+    return GeneratedImage(
+        picture(sample.request, sample.steps),
+        sample.request.seed,
+        sample.num_inference_steps,
+        sample.branches[0].prompt,
+        StageTimes(),
+    )

@@ -20,9 +20,8 @@ from engine.pipeline import Pipeline
 from engine.plan.directory import resolve
 from engine.request import ImageRequest
 from engine.scheduler.batch_table import BatchTable
-from engine.scheduler.events import Denoised, Failed
+from engine.scheduler.events import Denoised, DenoisedImage, Failed
 from engine.scheduler.loop import EngineLoop
-from engine.scheduler.pending_image import PendingImage
 from server.worker.finisher import FINISHERS
 from server.worker.process import generate_smallest
 
@@ -59,7 +58,7 @@ class BareLoop:
             in_flight[str(case.seed)] = case.request()
             self._loop.submit(str(case.seed), case.request())
 
-        def finish(pending: PendingImage, request: ImageRequest) -> None:
+        def finish(pending: DenoisedImage, request: ImageRequest) -> None:
             self._encode(request, pending.finish())
             ended.append(time.perf_counter())
 

@@ -1,10 +1,25 @@
-"""Events that `EngineLoop.step` returns. Knows no memory and no engines."""
+"""Events that `StepLoop.step` returns. Knows no memory and no engines."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from engine.array import Array
 from engine.errors import ZImageError
-from engine.scheduler.pending_image import PendingImage
+from engine.images.generated import GeneratedImage
+from engine.scheduler.sample import Sample
+
+
+class DenoisedImage(Protocol):
+    """An image whose steps are over: `engine.scheduler.pending_image.PendingImage`, or one that is there at once."""
+
+    @property
+    def sample(self) -> Sample:
+        """The image before it was decoded."""
+        ...
+
+    def finish(self) -> GeneratedImage:
+        """Wait for the image. Raises NonFiniteOutput, DeviceError."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +49,7 @@ class Denoised:
     """All steps of an image are over, and its decoding is enqueued."""
 
     key: str
-    pending: PendingImage
+    pending: DenoisedImage
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,36 +31,7 @@ from engine.scheduler.prompt_cache import CachedPromptEncoder, PromptCache
 from engine.scheduler.sample import Sample
 from engine.scheduler.scheduler import Batch
 from engine.scheduler.slot_tensors import SlotTensors
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """A step of one sample that is over.
-
-    Attributes:
-        estimate: [16, h, w] estimate of the final latents, if a preview is wanted after this step.
-        error: the reason why the sample cannot go on.
-    """
-
-    sample: Sample
-    estimate: Array | None = None
-    error: NonFiniteOutput | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """A forward pass that is over.
-
-    Attributes:
-        seconds: device time of the forward pass, and of the guidance and the blend after it.
-        charges: device time by sample: of the batch and the prompts encoded for it, and of images decoded before it.
-        steps: a guided step is over when both branches are.
-    """
-
-    batch: Batch
-    seconds: float
-    charges: Sequence[tuple[Sample, float]]
-    steps: Sequence[StepResult]
+from engine.scheduler.step_loop import BatchResult, StepResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 Knows samples, and the seconds that it is charged; not clocks, batches or engines.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from engine.fair_share import FairShare
@@ -88,7 +88,10 @@ class FairQueue:
 
     def in_order(self, size: Size | None = None) -> Iterator[Sample]:
         """Yield samples, the first first; those of one size only, if it is given."""
-        for client in sorted(self._clients.values(), key=lambda client: self._shares.end(client.first)):
+        clients = list(self._clients.values())
+        if len(clients) > 1:
+            clients.sort(key=lambda client: self._shares.end(client.first))
+        for client in clients:
             yield from client.in_order(size)
 
     def with_slots(self) -> list[Sample]:
@@ -105,7 +108,8 @@ class _ClientQueue:
 
     @property
     def first(self) -> Sample:
-        return next(self.in_order())
+        size = min(self.samples, key=self.sizes.spent) if len(self.samples) > 1 else next(iter(self.samples))
+        return self.samples[size][0]
 
     def add(self, sample: Sample) -> None:
         self.samples.setdefault(sample.size, []).append(sample)
@@ -118,5 +122,9 @@ class _ClientQueue:
         self.sizes.remove(sample.size)
 
     def in_order(self, size: Size | None = None) -> Iterator[Sample]:
-        for each in sorted(self.samples, key=self.sizes.spent) if size is None else (size,):
+        if size is not None:
+            sizes: Iterable[Size] = (size,)
+        else:
+            sizes = sorted(self.samples, key=self.sizes.spent) if len(self.samples) > 1 else self.samples
+        for each in sizes:
             yield from islice(self.samples.get(each, ()), SCAN)

@@ -5,13 +5,14 @@ Knows sizes, steps and slots; not the values of tensors, nor the order in which 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from engine.array import Array
 from engine.init_image import InitImage
-from engine.plan.manifest import padded
+from engine.plan.manifest import Manifest, padded
 from engine.request import ImageRequest
-from engine.sampling.tokenizer import TokenizedPrompt
+from engine.sampling.preview import preview_steps
+from engine.sampling.tokenizer import TokenizedPrompt, TokenizedPrompts
 from engine.size import Size
 from engine.stages import StageTimes
 
@@ -27,6 +28,7 @@ class GuidanceBranch:
         slot: index of the slot that it occupies; None before it has one.
         enqueued: forward passes that were enqueued.
         completed: forward passes that are known to be over.
+        length: prompt tokens, padded.
     """
 
     prompt: TokenizedPrompt
@@ -34,11 +36,10 @@ class GuidanceBranch:
     slot: int | None = None
     enqueued: int = 0
     completed: int = 0
+    length: int = field(init=False)  # once: the scheduler asks for it at every step
 
-    @property
-    def length(self) -> int:
-        """Prompt tokens, padded."""
-        return padded(len(self.prompt.ids))
+    def __post_init__(self) -> None:
+        self.length = padded(len(self.prompt.ids))
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +79,43 @@ class Sample:
     latents: Array | None = None
     seconds: StageTimes = field(default_factory=StageTimes)
 
+    @classmethod
+    def of(
+        cls,
+        key: str,
+        request: ImageRequest,
+        manifest: Manifest,
+        prompts: TokenizedPrompts,
+        schedule: Array,
+        *,
+        submitted_at: float,
+        init_image: InitImage | None = None,
+        previews: int = 0,
+        client: str = "",
+        cost_factor: float = 1.0,
+    ) -> Self:
+        """Return the sample of a request to plans.
+
+        Args:
+            schedule: [steps + 1] float32, the request's noise levels.
+            previews: their number.
+        """
+        steps = len(schedule) - 1
+        return cls(
+            key=key,
+            request=request,
+            size=request.size(manifest),
+            num_inference_steps=request.steps(manifest),
+            schedule=schedule,
+            branches=tuple(map(GuidanceBranch, prompts.prompts, (steps, request.guided_steps(manifest)))),
+            init_image=init_image,
+            previews=preview_steps(previews, steps),
+            client=client,
+            cost_factor=cost_factor,
+            submitted_at=submitted_at,
+            seconds=StageTimes(tokenize=prompts.seconds),
+        )
+
     @property
     def steps(self) -> int:
         return len(self.schedule) - 1
@@ -85,11 +123,15 @@ class Sample:
     @property
     def done(self) -> int:
         """Steps that are known to be over, in every branch that takes part in them."""
+        if len(self.branches) == 1:
+            return self.branches[0].completed
         return min(self.steps if b.completed == b.steps else b.completed for b in self.branches)
 
     @property
     def enqueued(self) -> int:
         """Steps that are enqueued in every branch that takes part in them."""
+        if len(self.branches) == 1:
+            return self.branches[0].enqueued
         return min(self.steps if b.enqueued == b.steps else b.enqueued for b in self.branches)
 
     @property
@@ -113,6 +155,9 @@ class Sample:
     @property
     def tokens_left(self) -> int:
         """Tokens of all passes that are not known to be over."""
+        if len(self.branches) == 1:
+            branch = self.branches[0]
+            return self.tokens(branch) * (branch.steps - branch.completed)
         return sum(self.tokens(branch) * (branch.steps - branch.completed) for branch in self.branches)
 
     def record(self, **seconds: float) -> None:

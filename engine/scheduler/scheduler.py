@@ -17,6 +17,8 @@ from engine.scheduler.sample import Pass, Sample
 from engine.scheduler.slots import Slots
 from engine.size import Size
 
+MAX_SIZES = 1024  # whose limits are remembered
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -87,6 +89,7 @@ class Scheduler:
         self._table = table or BatchTable()
         self._loras = lora_scheduler or LoraScheduler()
         self._samples: dict[str, Sample] = {}
+        self._batch_limits: dict[Size, tuple[int, int]] = {}  # what `_limits` has found
 
     @property
     def is_empty(self) -> bool:
@@ -186,8 +189,7 @@ class Scheduler:
         throughput: two rows of one pass need one enqueue. Only profiles without a batch of two separate them.
         """
         size, length = first.sample.size, first.branch.length
-        pair = self._max_batch(size, 2)
-        limit = self._max_batch(size, self._table.limit(size))
+        pair, limit = self._limits(size)
         found: list[Pass] = []
         for sample in samples:
             if sample.size == size:
@@ -198,6 +200,16 @@ class Scheduler:
                     found += passes
             if len(found) == limit:
                 break
+        return found
+
+    def _limits(self, size: Size) -> tuple[int, int]:
+        """Return the most passes of one sample in a batch, and the most passes of all."""
+        found = self._batch_limits.get(size)
+        if found is None:
+            if len(self._batch_limits) >= MAX_SIZES:
+                self._batch_limits.clear()
+            found = self._max_batch(size, 2), self._max_batch(size, self._table.limit(size))
+            self._batch_limits[size] = found
         return found
 
     def _max_batch(self, size: Size, most: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.plan.manifest import Manifest
+from server.jobs.clock import Timer
 from server.jobs.follower import Change, Follower, ImageFinished, Progress
 from server.jobs.job import Job, StoredImage
 from server.worker.packed_image import PackedImage
@@ -39,7 +40,7 @@ class LiveJob:
     followers: set[Follower] = field(default_factory=set)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     saving: list["asyncio.Future[Any]"] = field(default_factory=list)
-    deadline_timer: asyncio.TimerHandle | None = None
+    deadline_timer: Timer | None = None
 
     def missing(self) -> list[int]:
         """Return the indices of the images that are not finished."""

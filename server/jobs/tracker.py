@@ -6,24 +6,72 @@ once: done, failed with an error, or cancelled.
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 from engine.plan.manifest import Manifest
 from server.jobs.admission.estimates import Estimates
 from server.jobs.admission.queue_order import QueueOrder
+from server.jobs.clock import SYSTEM, Clock
 from server.jobs.follower import ImageFinished, JobPreview, Progress
 from server.jobs.job import Job, JobError, JobState, StoredImage
 from server.jobs.job_traces import JobTraces
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
-from server.jobs.storage.async_store import AsyncStore
 from server.jobs.storage.images.archive_writer import ArchiveWriter
 from server.worker.packed_image import PackedImage
 
 log = logging.getLogger(__name__)
+
+
+class JobStates(Protocol):
+    """The states of jobs in a store; see `server.jobs.storage.store.JobStore`."""
+
+    def start(self, id: str) -> bool: ...
+
+    def requeue(self, id: str) -> bool: ...
+
+    def fail(self, id: str, error: JobError) -> bool: ...
+
+    def cancel(self, id: str) -> bool: ...
+
+
+class TrackedStore(Protocol):
+    """The store of jobs that are tracked: `server.jobs.storage.async_store.AsyncStore`, or one that only simulates."""
+
+    @property
+    def store(self) -> JobStates: ...
+
+    @property
+    def is_shared(self) -> bool:
+        """True if other processes may change the jobs."""
+        ...
+
+    @property
+    def is_in_memory(self) -> bool:
+        """True if the jobs do not survive this process."""
+        ...
+
+    @property
+    def pending_writes(self) -> int: ...
+
+    async def init_image(self, id: str) -> PackedImage | None: ...
+
+    def write_later(
+        self, write: Callable[[], object], then: Callable[[], object] = ...
+    ) -> "asyncio.Future[object]": ...
+
+    def add_image(self, id: str, image: StoredImage) -> "asyncio.Future[object]": ...
+
+    def finish(self, id: str, then: Callable[[], object] = ...) -> "asyncio.Future[object]": ...
+
+    def end(
+        self, id: str, write: Callable[[], object], then: Callable[[], object] = ...
+    ) -> "asyncio.Future[object]": ...
+
+    def give_up_images(self, id: str) -> None: ...
 
 
 class JobTracker:
@@ -31,6 +79,7 @@ class JobTracker:
 
     Attributes:
         manifest: of the plans.
+        clock: of the jobs.
         estimates: learned from the images that are added.
         unfinished: jobs that have not ended, in their order.
         traces: spans of the jobs.
@@ -39,9 +88,14 @@ class JobTracker:
     """
 
     def __init__(
-        self, store: AsyncStore, manifest: Manifest, metrics: Metrics, archive: ArchiveWriter | None = None
+        self,
+        store: TrackedStore,
+        manifest: Manifest,
+        metrics: Metrics,
+        archive: ArchiveWriter | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
-        self.manifest, self.estimates = manifest, Estimates(manifest)
+        self.manifest, self.clock, self.estimates = manifest, clock, Estimates(manifest)
         self.on_ended: Callable[[LiveJob], None] = lambda _: None
         self.on_stored: Callable[[Job, int | None], object] = lambda _, __: None
         self._store, self._metrics, self._archive = store, metrics, archive
@@ -64,12 +118,12 @@ class JobTracker:
         self._live[job.id] = live
         self.unfinished.add(live)
         if job.deadline is not None:
-            left = max(job.deadline - time.time(), 0.0)
-            live.deadline_timer = asyncio.get_running_loop().call_later(left, self._expire, live)
+            left = max(job.deadline - self.clock.time(), 0.0)
+            live.deadline_timer = self.clock.call_later(left, partial(self._expire, live))
 
     async def stored_init_image(self, job_id: str) -> PackedImage | None:
         """Return the image that a job begins with, from the store; None if it is damaged."""
-        return await self._store.call(self._store.store.init_images.get, job_id)
+        return await self._store.init_image(job_id)
 
     def progress(self, job: Job) -> Progress:
         """Return the place of a job in the queue, its steps and the estimated time until its end."""
@@ -83,7 +137,7 @@ class JobTracker:
 
     def record_attempt(self, live: LiveJob) -> None:
         """Set a job to running, since a worker has started to generate it, and count the attempt."""
-        is_first, started = live.job.started is None, live.job.started or _not_before(live.job)
+        is_first, started = live.job.started is None, live.job.started or self._not_before(live.job)
         live.job = replace(live.job, state=JobState.RUNNING, attempts=live.job.attempts + 1, started=started)
         if is_first:
             self._metrics.job_started(live.job)
@@ -146,7 +200,7 @@ class JobTracker:
         """Stop with a job that is not this process's any more, without a write: another one has it, or has ended it."""
         if live.job.state.is_final:
             return
-        live.job = replace(live.job, state=JobState.CANCELLED, finished=_not_before(live.job))
+        live.job = replace(live.job, state=JobState.CANCELLED, finished=self._not_before(live.job))
         self._live.pop(live.job.id, None)
         self.traces.stopped(live.job, "the job was given up")
         self._store.give_up_images(live.job.id)
@@ -166,7 +220,7 @@ class JobTracker:
         """
         if live.job.state.is_final:
             return False
-        live.job = job = replace(live.job, state=state, error=error, finished=_not_before(live.job))
+        live.job = job = replace(live.job, state=state, error=error, finished=self._not_before(live.job))
         self._leave_queue(live)
         self.traces.ended(job)
         live.notify_followers(job)
@@ -174,11 +228,11 @@ class JobTracker:
         forget = partial(self._live.pop, job.id, None)
         stored = self._store.end(job.id, write, forget) if write else self._store.finish(job.id, forget)
         self._announce(stored, job)
-        if self._store.store.database.is_shared:  # another process may have ended it first
+        if self._store.is_shared:  # another process may have ended it first
             stored.add_done_callback(lambda done: None if done.cancelled() or not done.result() else self._count(job))
         else:
             self._count(job)
-        if not self._store.store.database.is_in_memory:
+        if not self._store.is_in_memory:
             live.saving.append(stored)
         self.on_ended(live)
         return True
@@ -204,6 +258,10 @@ class JobTracker:
             if live.followers and live.job.state is JobState.QUEUED:
                 live.notify_followers(self.progress(live.job))
 
+    def _not_before(self, job: Job) -> float:
+        """Return the time, but not before the job's acceptance and start, since the clock may have been set back."""
+        return max(self.clock.time(), job.created, job.started or 0.0)
+
     def _gauges(self) -> dict[str, float]:
         running = sum(live.job.state is JobState.RUNNING for live in self.unfinished)
         return {
@@ -212,11 +270,6 @@ class JobTracker:
             "zimage_queue_estimated_seconds": self.unfinished.seconds,
             "zimage_store_writes_pending": self._store.pending_writes,
         }
-
-
-def _not_before(job: Job) -> float:
-    """Return the time, but not before the job's acceptance and start, since the clock may have been set back."""
-    return max(time.time(), job.created, job.started or 0.0)
 
 
 def _log_end(job: Job) -> None:

@@ -19,7 +19,7 @@ from engine.init_image import InitImage
 from engine.plan.manifest import Manifest
 from engine.request import ImageFormat
 from engine.sampling import preview
-from engine.scheduler.pending_image import PendingImage
+from engine.scheduler.events import DenoisedImage
 from server.worker import messages
 from server.worker.messages import FromWorker
 
@@ -61,7 +61,7 @@ class ImageFinisher:
         """
         self._submit(key, partial(self._preview, key, done, estimate, image_format, init_image))
 
-    def finish(self, key: str, pending: PendingImage, image_format: ImageFormat) -> None:
+    def finish(self, key: str, pending: DenoisedImage, image_format: ImageFormat) -> None:
         """Send an image, or the reason for its failure."""
         self._submit(key, partial(self._finish, key, pending, image_format))
         self.forget(key)
@@ -98,7 +98,7 @@ class ImageFinisher:
         except Exception:  # the image itself may still be right
             log.exception("a preview of %s could not be made", key)
 
-    def _finish(self, key: str, pending: PendingImage, image_format: ImageFormat) -> None:
+    def _finish(self, key: str, pending: DenoisedImage, image_format: ImageFormat) -> None:
         request = pending.sample.request
         try:
             image = pending.finish()

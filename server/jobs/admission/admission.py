@@ -3,7 +3,6 @@
 Knows the jobs that wait; not what becomes of them.
 """
 
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,6 +11,7 @@ from server.errors import DeadlineUnreachable, MemoryShort, QueueFull
 from server.jobs.admission.free_memory import FreeMemory
 from server.jobs.admission.queue_limit import SHARE, check_queue
 from server.jobs.admission.queue_order import QueueOrder
+from server.jobs.clock import SYSTEM, Clock
 from server.jobs.live_job import LiveJob
 from server.jobs.storage.retention import Retention
 
@@ -40,8 +40,8 @@ class Limits:
 class Admission:
     """Refuses jobs that cannot be generated in time or in memory."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, limits: Limits, clock: Clock = SYSTEM) -> None:
+        self._limits, self._clock = limits, clock
         self._free_memory = FreeMemory()
 
     def check(self, live: LiveJob, unfinished: QueueOrder, admitted: Counter[str], admitted_bytes: int = 0) -> None:
@@ -71,7 +71,7 @@ class Admission:
             self._check_init_images(live, unfinished, admitted_bytes)
         if live.job.deadline is not None:
             ready = unfinished.seconds_until(live)
-            left = live.job.deadline - time.time()
+            left = live.job.deadline - self._clock.time()
             if ready > left:
                 message = f"It would take about {ready:.1f} s, and the deadline is in {left:.1f} s; try again later."
                 raise DeadlineUnreachable(message, ready - left)

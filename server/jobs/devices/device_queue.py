@@ -3,7 +3,6 @@
 Knows messages; not which device gets which job.
 """
 
-import time
 from collections.abc import Collection, Iterable
 from typing import Protocol
 
@@ -87,7 +86,7 @@ class DeviceQueue:
         self.images: dict[LiveJob, set[int]] = {}
         self.started: set[LiveJob] = set()
         self.suspect: LiveJob | None = None
-        self.losses = WorkerLosses(name, listener.on_device_room)
+        self.losses = WorkerLosses(name, listener.on_device_room, tracker.clock)
         self.memory: messages.DeviceMemory | None = None
         self.lora: LoraChoice | None = None
         self.lora_seconds: float | None = None
@@ -127,7 +126,7 @@ class DeviceQueue:
     @property
     def stalled(self) -> float:
         """Seconds for which the worker has been silent, or busy with one piece of work."""
-        silent = time.monotonic() - self._heard
+        silent = self._tracker.clock.monotonic() - self._heard
         return max(self._busy, silent if silent > SILENCE else 0.0) if self.images else 0.0
 
     def kind(self, live: LiveJob) -> Kind:
@@ -183,7 +182,7 @@ class DeviceQueue:
         return taken, begun
 
     def on_message(self, message: FromWorker) -> None:
-        self._heard = time.monotonic()
+        self._heard = self._tracker.clock.monotonic()
         match message:
             case messages.Alive(busy):
                 self._busy = busy
@@ -206,7 +205,7 @@ class DeviceQueue:
                 self._metrics.lora_switched(seconds)
 
     def on_worker_ready(self) -> None:
-        self._busy, self._heard = 0.0, time.monotonic()
+        self._busy, self._heard = 0.0, self._tracker.clock.monotonic()
         self._listener.on_device_ready()
 
     def on_worker_lost(self, reason: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Protocol
 
 from server.errors import StoreUnavailable
 from server.jobs.live_job import LiveJob
@@ -11,6 +12,16 @@ from server.jobs.tracker import JobTracker
 log = logging.getLogger(__name__)
 
 LOAD_AGAIN = 1.0  # seconds between two attempts to read an init image that the disk refuses
+
+
+class InitImages(Protocol):
+    """The init images of jobs: `InitImageLoader`, or those of a simulation."""
+
+    def is_ready(self, live: LiveJob) -> bool:
+        """Return True if a job may be sent."""
+        ...
+
+    def stop(self) -> None: ...
 
 
 class InitImageLoader:

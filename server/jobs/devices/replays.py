@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from server.jobs.devices.device_queue import HOPELESS_STARTS, DeviceQueue, devices_in_use
-from server.jobs.devices.init_image_loader import InitImageLoader
+from server.jobs.devices.init_image_loader import InitImages
 from server.jobs.job import JobState
 from server.jobs.live_job import LiveJob
 from server.jobs.tracker import JobTracker
@@ -31,7 +31,7 @@ class Replays:
         suspects: those that have not ended, in the order of their replays.
     """
 
-    def __init__(self, tracker: JobTracker, queues: Sequence[DeviceQueue], init_images: InitImageLoader) -> None:
+    def __init__(self, tracker: JobTracker, queues: Sequence[DeviceQueue], init_images: InitImages) -> None:
         self.suspects: list[LiveJob] = []
         self._tracker, self._queues, self._init_images = tracker, queues, init_images
         self._reserved: DeviceQueue | None = None  # takes no further jobs until it is empty and has a suspect

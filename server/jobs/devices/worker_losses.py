@@ -1,8 +1,9 @@
 """Workers of one device that die in a row: after too many, the device is out of use for a while. Knows no jobs."""
 
-import asyncio
 import logging
 from collections.abc import Callable
+
+from server.jobs.clock import SYSTEM, Clock, Timer
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +23,10 @@ class WorkerLosses:
         count: of these workers.
     """
 
-    def __init__(self, device: str, on_rest_over: Callable[[], None]) -> None:
+    def __init__(self, device: str, on_rest_over: Callable[[], None], clock: Clock = SYSTEM) -> None:
         self.count = 0
-        self._device, self._on_rest_over = device, on_rest_over
-        self._rest: asyncio.TimerHandle | None = None  # while the device is out of use
+        self._device, self._on_rest_over, self._clock = device, on_rest_over, clock
+        self._rest: Timer | None = None  # while the device is out of use
 
     @property
     def are_too_many(self) -> bool:
@@ -47,7 +48,7 @@ class WorkerLosses:
             self.count,
             last_failure,
         )
-        self._rest = asyncio.get_running_loop().call_later(pause, self._end_rest)
+        self._rest = self._clock.call_later(pause, self._end_rest)
 
     def stop(self) -> None:
         """End the rest, if there is one, without trying the device again."""

@@ -11,7 +11,7 @@ from engine.size import Size
 from server.jobs.devices.device_choice import DeviceChoice
 from server.jobs.devices.device_queue import DeviceQueue, WorkerLink, devices_in_use
 from server.jobs.devices.device_status import DeviceStatus
-from server.jobs.devices.init_image_loader import InitImageLoader
+from server.jobs.devices.init_image_loader import InitImageLoader, InitImages
 from server.jobs.devices.replays import Replays
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
@@ -27,16 +27,19 @@ class WorkerQueue:
     images; the rest waits here in the order of `QueueOrder`, so that an image goes to the device where it ends first.
     The images of one job may be generated on several devices.
 
+    Args:
+        init_images: of the jobs; None to load them from the store.
+
     Attributes:
         queues: of the devices.
         on_room: called when `room` has grown; None if nobody asks for it.
     """
 
-    def __init__(self, tracker: JobTracker, metrics: Metrics) -> None:
+    def __init__(self, tracker: JobTracker, metrics: Metrics, init_images: InitImages | None = None) -> None:
         self.queues: list[DeviceQueue] = []
         self.on_room: Callable[[], None] | None = None
         self._tracker, self._metrics = tracker, metrics
-        self._init_images = InitImageLoader(tracker, self.send_pending)
+        self._init_images = init_images or InitImageLoader(tracker, self.send_pending)
         self._replays = Replays(tracker, self.queues, self._init_images)
         self._last_room = 0
         self._is_sorting = False  # the jobs of a dead worker; nothing is sent meanwhile

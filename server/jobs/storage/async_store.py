@@ -63,6 +63,14 @@ class AsyncStore:
         self._prune_due = asyncio.Event()
 
     @property
+    def is_shared(self) -> bool:
+        return self.store.database.is_shared
+
+    @property
+    def is_in_memory(self) -> bool:
+        return self.store.database.is_in_memory
+
+    @property
     def pending_writes(self) -> int:
         """Writes that the store has not taken yet, and files that the image store has not taken."""
         return self._writes.pending + (self._files.pending if self._files else 0)
@@ -103,7 +111,7 @@ class AsyncStore:
 
     async def call(self, method: Callable[..., T], *args: object) -> T:
         """Return the result of a method of the store; raise what it raises."""
-        if self.store.database.is_in_memory and not self._calls:  # faster than a trip to the thread
+        if self.is_in_memory and not self._calls:  # faster than a trip to the thread
             return method(*args)
         return await self.call_in_thread(method, *args)
 
@@ -116,6 +124,10 @@ class AsyncStore:
         if (reason := self.refusal) is not None:
             raise StoreUnavailable(reason)
         return await self.call(self.store.add, job, init_image)
+
+    async def init_image(self, id: str) -> PackedImage | None:
+        """Return the image that a job begins with; None if it is damaged."""
+        return await self.call(self.store.init_images.get, id)
 
     async def image(self, id: str, index: int) -> StoredImage | None:
         """Return an image with its data; None if there is none, or it is lost."""

@@ -108,7 +108,7 @@ def test_log_names_the_lora_that_was_applied_and_says_that_it_was_removed(
     fakes: LoopBuilder, caplog: pytest.LogCaptureFixture
 ) -> None:
     loop = fakes.loop()
-    with caplog.at_level("INFO", "engine.scheduler.loop"):
+    with caplog.at_level("INFO", "engine.scheduler.step_loop"):
         for name in ("a1", "-1"):
             submit(loop, name)
             finish_order(loop)

@@ -1,0 +1,257 @@
+"""What is simulated, and what comes out: frozen descriptions without behaviour.
+
+Times are in seconds. Knows the server's limits, batching tables and plans; not how they are simulated.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from benchmarks.workload.arrivals import RateCurve
+from benchmarks.workload.figures import RungFigures
+from benchmarks.workload.mix import Mix
+from benchmarks.workload.records import Record
+from engine.plan.manifest import Manifest
+from engine.scheduler.batch_table import BatchTable
+from engine.size import Size
+from server.jobs.admission.admission import Limits
+from server.jobs.admission.rate import Rate
+
+Change = Literal["fifo", "no-batch", "no-window"]
+Granularity = Literal["step", "run"]
+
+
+class ServiceTimes(Protocol):
+    """Seconds that a device takes, as measured or as a roofline has them."""
+
+    def pass_seconds(self, size: Size, batch: int, prompt_length: int) -> float:
+        """Return the time of a forward pass. `prompt_length`: padded tokens."""
+        ...
+
+    def prompt_encoder_seconds(self, prompt_length: int) -> float: ...
+
+    def decode_seconds(self, size: Size) -> float:
+        """Return the time of the VAE decoder for one image."""
+        ...
+
+    def encode_image_seconds(self, size: Size) -> float:
+        """Return the time of the VAE encoder for an image that a request begins with."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds beside those of the device.
+
+    Attributes:
+        request: of the server's one event loop for a request, from its bytes to the queue.
+        response: of the same loop for an answer with one image.
+        file: of a worker's thread for the file of an image of one megapixel; each worker has two such threads.
+        step: of a worker's thread between two forward passes, while the device waits.
+        lora_change: of a change of LoRAs.
+        spread: standard deviation of a forward pass, relative to its time (log-normal).
+    """
+
+    request: float = 0.002
+    response: float = 0.002
+    file: float = 0.05
+    step: float = 0.0
+    lora_change: float = 2.0
+    spread: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedLoop:
+    """Users that send a request, wait for the answer and think.
+
+    Attributes:
+        think: mean of the exponential pause.
+        patience: for which a user does what answers with Retry-After ask.
+        timeout: after which a user gives up on an answer.
+    """
+
+    users: int
+    think: float = 1.0
+    patience: float = 120.0
+    timeout: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLoop:
+    """Requests that arrive whatever becomes of the earlier ones.
+
+    Attributes:
+        rate: requests per second, constant or by time; see `benchmarks.workload.arrivals`.
+        clients: among which the requests are spread evenly.
+    """
+
+    rate: float | RateCurve
+    clients: int = 100
+    patience: float = 120.0
+    timeout: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedServer:
+    """One `zimage-serve` with workers of its own.
+
+    Attributes:
+        devices: each with one worker.
+        slots: images that a worker may have under way.
+        table: batch sizes that gain throughput; without rows, nothing shares a pass.
+        max_ahead: passes that may run while the next one is prepared: 0 on a CPU, 1 on a GPU.
+        rate: of requests that each client may send.
+    """
+
+    devices: int = 1
+    slots: int = 8
+    table: BatchTable = BatchTable()
+    limits: Limits = field(default_factory=lambda: Limits(free_bytes=0))
+    max_ahead: int = 0
+    rate: Rate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Autoscaler:
+    """Adds hosts when the queue grows, and removes idle ones.
+
+    Attributes:
+        target: seconds that the queue may take, by its estimated work and the devices that are ready.
+        utilisation: share of busy devices above which hosts are added, and with fewer hosts of which the share would
+            still be below it, some are removed.
+        min_hosts, max_hosts: bounds.
+        every: between two decisions.
+        load: from the decision to the first job of a new host: boot and loading of the plans.
+        cool_down: after the last addition, before hosts are removed.
+    """
+
+    min_hosts: int
+    max_hosts: int
+    target: float = 5.0
+    utilisation: float = 0.8
+    every: float = 15.0
+    load: float = 180.0
+    cool_down: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Hosts that vanish at a moment, without a word, and come back.
+
+    Attributes:
+        at: seconds from the start.
+        hosts: consecutive hosts, such as those of a rack.
+        lasts: seconds until they take jobs again.
+    """
+
+    at: float
+    hosts: int
+    lasts: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """API replicas, a database, and worker hosts that claim jobs from it.
+
+    Attributes:
+        hosts: at the start; an autoscaler may change their number.
+        devices_per_host: each with one worker.
+        claim: from the acceptance of a job to its arrival at an idle host.
+        lease: after which the jobs of a host that vanished are claimed again.
+        queue: unfinished jobs at most; more are refused with 429.
+        granularity: "step" asks the scheduler before every pass; "run" goes on with a batch until an image of it ends
+            or another one arrives, which is coarser with several sizes or clients on one device and several times
+            faster.
+        report_every: between two points of the timeline.
+    """
+
+    hosts: int
+    devices_per_host: int = 1
+    slots: int = 8
+    table: BatchTable = BatchTable()
+    max_ahead: int = 1
+    claim: float = 0.02
+    lease: float = 10.0
+    queue: int = 10_000
+    granularity: Granularity = "run"
+    autoscaler: Autoscaler | None = None
+    failures: tuple[Failure, ...] = ()
+    report_every: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulationScenario:
+    """A server or a fleet under load.
+
+    Attributes:
+        manifest: of the plans; `benchmarks.simulation.plans.simulated_manifest` makes one.
+        seconds: length, with the warm-up.
+        warmup: left out of the figures.
+        changes: of the policies, to see the predictions miss.
+    """
+
+    server: EmbeddedServer | Fleet
+    load: ClosedLoop | OpenLoop
+    mix: Mix
+    manifest: Manifest
+    times: ServiceTimes
+    costs: Costs = Costs()
+    seconds: float = 300.0
+    warmup: float = 10.0
+    seed: int = 1
+    changes: frozenset[Change] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class FleetMoment:
+    """The state of a fleet at one moment, and what has happened since the one before.
+
+    Attributes:
+        ready, starting: devices of hosts that take jobs, and of those that load plans.
+        busy: devices that generate.
+        waiting: jobs that no host has.
+        arrived, ended, refused: jobs since the last moment.
+        p95: of the jobs that ended, if there are enough.
+    """
+
+    at_s: float
+    ready: int
+    starting: int
+    busy: int
+    waiting: int
+    arrived: int
+    ended: int
+    refused: int
+    p95_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingEvent:
+    """A decision of the autoscaler: hosts before and after it."""
+
+    at_s: float
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationResult:
+    """The outcome of a simulation.
+
+    Attributes:
+        figures: as `zimage-bench load` has them; of a fleet without kinds and errors.
+        records: of all requests; none of a fleet, which may have millions.
+        utilisation: share of the devices' time, while they were ready, in which they computed.
+        device_seconds: for which devices were paid: ready or loading.
+        passes: number of forward passes by batch size.
+        timeline, scalings: of a fleet.
+        replays: jobs that were generated again since their host had vanished.
+    """
+
+    figures: RungFigures
+    records: tuple[Record, ...] = ()
+    utilisation: float = 0.0
+    device_seconds: float = 0.0
+    passes: dict[int, int] = field(default_factory=dict)
+    timeline: tuple[FleetMoment, ...] = ()
+    scalings: tuple[ScalingEvent, ...] = ()
+    replays: int = 0
