@@ -1,11 +1,12 @@
 """The printed report of `zimage-bench latency`: the setup, two tables per case, and a plot. It measures nothing."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.runner import STAGES
+from benchmarks.harness.text_table import text_table
 
 Figures = Mapping[str, Any]
 
@@ -38,10 +39,10 @@ def print_case(case: Figures) -> None:
     """Print two tables: end to end, and by stage next to the roofline."""
     generated = {name: row for name, row in case["runners"].items() if "error" not in row}
     print(f"{case['title']}, {case['steps']} steps, prompts of {case['prompt_tokens']} tokens; milliseconds")
-    print(_table(["end to end", *_WHOLE], [[name, *_whole(row)] for name, row in generated.items()]))
+    print(text_table(["end to end", *_WHOLE], [[name, *_whole(row)] for name, row in generated.items()]))
     rows = [[name, *(_percentiles(row["stages_s"][stage]) for stage in STAGES)] for name, row in generated.items()]
     rows.append(["roofline", *(_ms(case["roofline_s"].get(stage)) for stage in STAGES)])
-    print(_table(["p50 / p95 / p99", *STAGE_TITLES], rows))
+    print(text_table(["p50 / p95 / p99", *STAGE_TITLES], rows))
     for name, row in case["runners"].items():
         if "error" in row:
             print(f"{name}: {row['error']}")
@@ -65,20 +66,6 @@ def _whole(row: Figures) -> list[str]:
         _gigabytes(row["memory_bytes"]) if "memory_bytes" in row else "",
         f"{row['watts']:.0f} W" if "watts" in row else "",
     ]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Format a plain-text table, the first column aligned left, the others right, without empty columns."""
-    kept = [column for column in range(len(header)) if any(row[column] for row in rows)]
-    lines = [[row[column] for column in kept] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if at else cell.ljust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
 
 
 def _percentiles(found: Figures) -> str:

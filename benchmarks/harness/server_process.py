@@ -7,13 +7,15 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import psutil
 
 from engine.module_command import module_command
 
 READY = re.compile(r"ready on (\S+)")
+T = TypeVar("T")
+
 SAMPLE = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
@@ -77,11 +79,11 @@ class ServerProcess:
         return found
 
 
-class Sampler:
+class Sampler(Generic[T]):
     """Calls a function every `interval` seconds in a thread, while the block runs."""
 
-    def __init__(self, function: Callable[[], dict[str, int]], interval: float) -> None:
-        self.samples: list[dict[str, int]] = []
+    def __init__(self, function: Callable[[], T], interval: float) -> None:
+        self.samples: list[T] = []
         self._function, self._interval = function, interval
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run)

@@ -19,7 +19,7 @@ from server.jobs.job import Job, JobState
 from server.worker.messages import Heartbeat
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
-BATCHES = (1, 2, 3, 4, 6, 8, 12, 16)
+BATCHES = tuple(range(1, 17))
 
 REFUSALS = (*(kind.code for kind in JobRefused.__subclasses__()), "rate_limit_exceeded")  # codes of refusals
 FAILURES = (  # codes of jobs' errors
@@ -60,6 +60,7 @@ class Metrics:
         self._batch = histogram("zimage_forward_batch_size", "Images in a forward pass.", buckets=BATCHES)
         self._device_images = counter("zimage_device_images", "Images generated on a device.", ["device"])
         self._forward_seconds = counter("zimage_forward_seconds", "Time in forward passes.", ["device"])
+        self._batch_seconds = counter("zimage_forward_batch_seconds", "Time in forward passes, by images.", ["batch"])
         prompts = counter("zimage_prompt_cache_requests", "Prompts to encode, by hit or miss.", ["cache"])
         self._hits, self._misses = prompts.labels("hit"), prompts.labels("miss")
         self._switches = counter("zimage_lora_switches", "Changes to another LoRA or to none.")
@@ -68,6 +69,8 @@ class Metrics:
             self._refused.labels(refusal)
         for stage in fields(StageTimes):
             self._stage_seconds.labels(stage.name)
+        for batch in BATCHES:
+            self._batch_seconds.labels(batch)
 
     def add_api(self, api: str) -> None:
         """Begin the counters of an API at 0, so that Prometheus' `rate` sees the first job and the first failure."""
@@ -123,6 +126,7 @@ class Metrics:
         for batch, seconds in message.passes:
             self._batch.observe(batch)
             self._forward_seconds.labels(device).inc(seconds)
+            self._batch_seconds.labels(batch).inc(seconds)
         before = self._last_heartbeats.get(device, NO_HEARTBEAT)
         if message.prompt_cache_misses < before.prompt_cache_misses:  # of the worker before this one
             before = NO_HEARTBEAT

@@ -75,6 +75,8 @@ def test_jobs_images_and_workers_are_counted(http: httpx.Client) -> None:
     assert found["zimage_stage_seconds_count", "encode"] == 2
     assert found["zimage_stage_seconds_sum", "passes"] == pytest.approx(2 * 8 * 0.01)
     assert found["zimage_forward_batch_size_count",] >= 24
+    in_passes = sum(value for key, value in found.items() if key[0] == "zimage_forward_batch_seconds_total")
+    assert in_passes == pytest.approx(found["zimage_forward_seconds_total", "cpu"])
     assert found["zimage_job_seconds_count", "openai"] == 3
     assert found["zimage_job_queue_seconds_count",] >= 2
     assert (found["zimage_worker_ready", "cpu"], found["zimage_worker_starts_total", "cpu"]) == (1, 1)

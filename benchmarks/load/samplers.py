@@ -1,0 +1,158 @@
+"""Samples of a server from outside: its Prometheus metrics, the memory of its processes, its machine's GPUs.
+
+A sample that cannot be taken is None; the load test goes on, since a server under load may well not answer.
+"""
+
+import http.client
+import math
+import shutil
+import subprocess
+import threading
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+SCRAPE_SECONDS = 5.0  # limit of one request to /metrics
+MEMORY = ("process_resident_memory_bytes", "zimage_worker_process_resident_memory_bytes")
+MEBI = 1 << 20  # nvidia-smi's unit of memory
+GPU_QUERY = ("index", "name", "utilization.gpu", "memory.used", "power.draw")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerMetrics:
+    """What one answer of /metrics says. Counters are totals since the server's start.
+
+    Attributes:
+        memory: resident bytes of the server's and its workers' processes; None if it does not say.
+        passes: forward passes by batch size.
+        pass_seconds: seconds in forward passes by batch size.
+        device_seconds: seconds in forward passes by device.
+        stages: (seconds, number) of each stage of an image.
+    """
+
+    memory: int | None
+    passes: Mapping[int, float]
+    pass_seconds: Mapping[int, float]
+    device_seconds: Mapping[str, float]
+    stages: Mapping[str, tuple[float, float]]
+
+
+def scrape(url: str) -> ServerMetrics | None:
+    """Read the metrics of the server at a URL; None if it does not answer with metrics."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/metrics", timeout=SCRAPE_SECONDS) as response:
+            return parse(response.read().decode())
+    except (OSError, http.client.HTTPException, ValueError):  # not there, too slow, or no metrics
+        return None
+
+
+def parse(text: str) -> ServerMetrics:
+    """Read metrics in Prometheus' text format. Other servers' names are ignored, except for the process's memory."""
+    families = text_string_to_metric_families(text)
+    found: defaultdict[str, dict[str, float]] = defaultdict(dict)  # by name, then by the only or first label
+    for sample in (sample for family in families for sample in family.samples):
+        found[sample.name][next(iter(sample.labels.values()), "")] = sample.value
+    memory = [value for name in MEMORY for value in found[name].values()]
+    counts = found["zimage_stage_seconds_count"]
+    return ServerMetrics(
+        memory=int(sum(memory)) if memory else None,
+        passes=_counts(found["zimage_forward_batch_size_bucket"]),
+        pass_seconds={int(batch): value for batch, value in found["zimage_forward_batch_seconds_total"].items()},
+        device_seconds=found["zimage_forward_seconds_total"],
+        stages={stage: (total, counts[stage]) for stage, total in found["zimage_stage_seconds_sum"].items()},
+    )
+
+
+def tree_memory(pid: int) -> int | None:
+    """Return the resident bytes of a process and all its descendants; None if it has ended.
+
+    Pages that they share count once for each.
+    """
+    try:
+        processes = [root := psutil.Process(pid), *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return None
+    total = 0
+    for process in processes:
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:  # ended since it was listed
+            continue
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSample:
+    """One line of nvidia-smi. None stands for what the driver does not tell."""
+
+    at: float  # time.monotonic()
+    index: int
+    name: str
+    utilisation: float | None  # percent
+    memory: float | None  # MB
+    power: float | None  # watts
+
+
+class GpuSampler:
+    """Samples all GPUs of this machine through nvidia-smi; there are no samples where it is not installed."""
+
+    def __init__(self, interval: float) -> None:
+        self.samples: list[GpuSample] = []
+        self._interval = interval
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        program = shutil.which("nvidia-smi")
+        if program is not None:
+            query = [f"--query-gpu={','.join(GPU_QUERY)}", "--format=csv,noheader,nounits"]
+            self._process = subprocess.Popen(
+                [program, *query, f"--loop-ms={self._interval * 1e3:.0f}"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
+            self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None and self._reader is not None:
+            self._process.kill()
+            self._process.wait()
+            self._reader.join()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+
+    def _read(self, lines: Any) -> None:
+        for line in lines:
+            fields = line.strip().split(", ")
+            if len(fields) == len(GPU_QUERY) and fields[0].isdecimal():  # else a message of the driver
+                utilisation, mebi, power = map(_number, fields[2:])
+                memory = None if mebi is None else mebi * MEBI / 1e6
+                self.samples.append(GpuSample(time.monotonic(), int(fields[0]), fields[1], utilisation, memory, power))
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:  # "[N/A]"
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _counts(buckets: Mapping[str, float]) -> dict[int, float]:
+    """Return the number of observations in each finite bucket of a histogram by its bound."""
+    found: dict[int, float] = {}
+    before = 0.0
+    for bound, total in sorted((float(bound), total) for bound, total in buckets.items()):
+        if math.isfinite(bound):
+            found[int(bound)] = total - before
+            before = total
+    return found
