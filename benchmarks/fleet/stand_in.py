@@ -14,6 +14,7 @@ from engine.options import RuntimeOptions
 from engine.plan.directory import read
 from engine.scheduler.batch_table import BatchTable
 from server import logs
+from server.worker.process import window
 from server.worker.worker import Worker
 
 
@@ -25,10 +26,11 @@ def main(argv: list[str]) -> None:
         signal.signal(kind, signal.SIG_IGN)
     logs.configure("json" if argv[2] == "json" else "text", argv[3], process="worker")
     manifest = read(folder)
-    loop = TimedLoop(manifest, BatchTable.read(folder), options.slots, [name for name, _ in options.loras])
+    table = BatchTable.read(folder)
+    loop = TimedLoop(manifest, table, options.slots, [name for name, _ in options.loras])
     signal.signal(signal.SIGUSR1, lambda *_: loop.hangs.set())
     with socket.socket(fileno=int(argv[-1])) as sock:
-        Worker(loop, manifest, sock).run(time.perf_counter() - started)
+        Worker(loop, manifest, sock).run(time.perf_counter() - started, window=window(table, options.slots))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from engine.scheduler.prompt_cache import PromptCache
 from engine.scheduler.sample import Sample
 from engine.scheduler.scheduler import Batch, Scheduler
 from engine.scheduler.step_loop import BatchResult, StepLoop, StepResult
-from engine.stages import StageTimes
 
 KILL_PROMPT = "this prompt kills its worker"
 HANG_PROMPT = "this prompt hangs its worker"
@@ -124,6 +123,8 @@ class SleepingExecutor:
         sleep(self.seconds(batch))
         spent = time.perf_counter() - began
         charges = [(forward.sample, spent / len(batch)) for forward in batch.passes]
+        for sample, share in charges:  # from which servers estimate
+            sample.record(passes=sample.seconds.passes + share)
         return BatchResult(
             batch, spent, charges, [_step_result(sample) for sample in batch.samples if sample.is_step_complete]
         )
@@ -159,5 +160,5 @@ def _draw(sample: Sample) -> GeneratedImage:
         sample.request.seed,
         sample.num_inference_steps,
         sample.branches[0].prompt,
-        StageTimes(),
+        sample.seconds,
     )

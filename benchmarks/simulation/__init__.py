@@ -1,1 +1,1 @@
-"""Simulation of servers and fleets under load: the real policies on a clock that jumps. Knows no HTTP and no engines."""
+"""Simulation of servers and fleets under load: the real policies on a clock that jumps. Knows no HTTP."""

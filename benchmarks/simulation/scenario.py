@@ -10,14 +10,17 @@ from benchmarks.workload.arrivals import RateCurve
 from benchmarks.workload.figures import RungFigures
 from benchmarks.workload.mix import Mix
 from benchmarks.workload.records import Record
+from engine.options import SLOTS
 from engine.plan.manifest import Manifest
 from engine.scheduler.batch_table import BatchTable
 from engine.size import Size
 from server.jobs.admission.admission import Limits
 from server.jobs.admission.rate import Rate
 
-Change = Literal["fifo", "no-batch", "no-window"]
+Change = Literal["fifo", "no-batch"]
 Granularity = Literal["step", "run"]
+
+NO_BATCHES = BatchTable()
 
 
 class ServiceTimes(Protocol):
@@ -65,12 +68,14 @@ class ClosedLoop:
 
     Attributes:
         think: mean of the exponential pause.
+        clients: that the server tells apart; None for one per user. Users of one machine without keys are one client.
         patience: for which a user does what answers with Retry-After ask.
-        timeout: after which a user gives up on an answer.
+        timeout: after which a user gives up on an answer, and its job is cancelled.
     """
 
     users: int
     think: float = 1.0
+    clients: int | None = None
     patience: float = 120.0
     timeout: float = 600.0
 
@@ -103,8 +108,8 @@ class EmbeddedServer:
     """
 
     devices: int = 1
-    slots: int = 8
-    table: BatchTable = BatchTable()
+    slots: int = SLOTS
+    table: BatchTable = NO_BATCHES
     limits: Limits = field(default_factory=lambda: Limits(free_bytes=0))
     max_ahead: int = 0
     rate: Rate | None = None
@@ -166,8 +171,8 @@ class Fleet:
 
     hosts: int
     devices_per_host: int = 1
-    slots: int = 8
-    table: BatchTable = BatchTable()
+    slots: int = SLOTS
+    table: BatchTable = NO_BATCHES
     max_ahead: int = 1
     claim: float = 0.02
     lease: float = 10.0

@@ -24,13 +24,14 @@ class LoraScheduler:
 
     Args:
         min_slice: seconds.
+        shares: of the clients; None if nobody has spent anything.
     """
 
-    def __init__(self, min_slice: float = MIN_SLICE) -> None:
+    def __init__(self, min_slice: float = MIN_SLICE, shares: ClientShares | None = None) -> None:
         self.active: LoraChoice | None = None
         self._min_slice = self._slice = min_slice
         self._began = math.inf  # start of the slice: its first batch; inf before
-        self._shares = ClientShares()
+        self._shares = shares or ClientShares()
         self._queues: dict[LoraChoice | None, FairQueue] = {}
 
     @property

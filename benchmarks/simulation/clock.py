@@ -1,0 +1,41 @@
+"""The clock of a simulation, as the server's jobs use one. Knows no jobs."""
+
+from collections.abc import Callable
+
+import simpy
+
+EPOCH = 1_700_000_000.0  # unix seconds at which simulations begin
+
+
+class SimulatedTimer:
+    """A call that is due later; a `server.jobs.clock.Timer`."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call: Callable[[], object] | None = call
+
+    def cancel(self) -> None:
+        self._call = None
+
+    def fire(self, _: simpy.Event) -> None:
+        if self._call is not None:
+            self._call()
+
+
+class SimulatedClock:
+    """A `server.jobs.clock.Clock` that stands still while Python computes."""
+
+    def __init__(self, env: simpy.Environment) -> None:
+        self._env = env
+
+    def time(self) -> float:
+        return EPOCH + self._env.now
+
+    def monotonic(self) -> float:
+        return float(self._env.now)
+
+    def call_later(self, seconds: float, call: Callable[[], object]) -> SimulatedTimer:
+        timer = SimulatedTimer(call)
+        event = self._env.timeout(seconds)
+        assert event.callbacks is not None
+        event.callbacks.append(timer.fire)
+        return timer

@@ -1,0 +1,75 @@
+"""Requests and samples of a mix's kinds, made once for each kind. Knows neither servers nor clients."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.workload.mix import RequestKind
+from engine.array import Array
+from engine.plan.manifest import Manifest
+from engine.request import Edit, ImageRequest
+from engine.sampling.tokenizer import TokenizedPrompt, TokenizedPrompts
+from engine.scheduler.sample import Sample
+
+STRENGTH = 0.6  # of edits, as the load generator sends them
+TOKENS = tuple(range(20))  # of every prompt
+INIT_IMAGE = "simulated"
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedKind:
+    """What the requests of one kind have in common.
+
+    Attributes:
+        schedule: [steps + 1], noise levels.
+        cost: pixels times forward passes of one image.
+    """
+
+    kind: RequestKind
+    request: ImageRequest
+    prompts: TokenizedPrompts
+    schedule: Array
+    cost: float
+
+
+def prepare(kinds: Sequence[RequestKind], manifest: Manifest) -> dict[str, PreparedKind]:
+    """Prepare the kinds of a mix, by name.
+
+    Raises:
+        InvalidRequest: the plans cannot generate one of them.
+    """
+    return {kind.name: _prepared(kind, manifest) for kind in kinds}
+
+
+def sample(
+    key: str, prepared: PreparedKind, manifest: Manifest, now: float, client: str, cost_factor: float = 1.0
+) -> Sample:
+    """Return a sample of a kind."""
+    return Sample.of(
+        key,
+        prepared.request,
+        manifest,
+        prepared.prompts,
+        prepared.schedule,
+        submitted_at=now,
+        client=client,
+        cost_factor=cost_factor,
+    )
+
+
+def _prepared(kind: RequestKind, manifest: Manifest) -> PreparedKind:
+    request = ImageRequest(
+        kind.name,
+        kind.width,
+        kind.height,
+        num_inference_steps=kind.steps,
+        guidance_scale=kind.guidance_scale,
+        lora=kind.lora,
+        edit=Edit(STRENGTH, INIT_IMAGE) if kind.edit else None,
+    )
+    request.check(manifest, () if kind.lora is None else (kind.lora,))
+    number = 2 if request.guided_steps(manifest) else 1
+    prompts = TokenizedPrompts(tuple(TokenizedPrompt(TOKENS, kind.name, "") for _ in range(number)), 0.0)
+    schedule = np.asarray(request.noise_levels(manifest), np.float32)
+    return PreparedKind(kind, request, prompts, schedule, float(request.forwards(manifest) * kind.size.area))

@@ -1,0 +1,130 @@
+"""A simulated `zimage-serve`: the real admission, order of the queue and delivery to devices, over simulated workers.
+
+Does what `server.jobs.embedded` does, without a store. Knows no clients.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Generator
+from dataclasses import replace
+from typing import Any
+
+import simpy
+
+from benchmarks.simulation.clock import SimulatedClock
+from benchmarks.simulation.executor import SimulatedExecutor
+from benchmarks.simulation.policies import client_name, device_window, new_scheduler
+from benchmarks.simulation.requests import prepare
+from benchmarks.simulation.scenario import EmbeddedServer, SimulationScenario
+from benchmarks.simulation.store import InitImagesAtHand, SimulatedStore
+from benchmarks.simulation.worker import SimulatedWorker
+from benchmarks.workload.mix import RequestKind
+from engine.request import PNG
+from server.errors import JobRefused
+from server.jobs.admission.admission import Admission
+from server.jobs.admission.rate import RateLimiter
+from server.jobs.devices.worker_queue import WorkerQueue
+from server.jobs.job import Job
+from server.jobs.live_job import LiveJob
+from server.jobs.metrics import Metrics
+from server.jobs.tracker import JobTracker
+
+
+class RateExceeded(Exception):
+    """A client has sent more requests than its rate allows. `retry_after`: seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("the rate limit is exceeded")
+        self.retry_after = retry_after
+
+
+class SimulatedServer:
+    """A server with its workers, in a SimPy environment.
+
+    Attributes:
+        workers: one for each device.
+    """
+
+    def __init__(self, env: simpy.Environment, scenario: SimulationScenario, spec: EmbeddedServer) -> None:
+        self._env, self._scenario, self._spec = env, scenario, spec
+        self._kinds = prepare(scenario.mix.kinds, scenario.manifest)
+        self._clock = SimulatedClock(env)
+        self._waiting: dict[str, simpy.Event] = {}  # by job, for its end
+        metrics, manifest = Metrics(), scenario.manifest
+        self._tracker = JobTracker(SimulatedStore(self._on_ended), manifest, metrics, clock=self._clock)
+        self._worker_queue = WorkerQueue(self._tracker, metrics, InitImagesAtHand())
+        self._admission = Admission(replace(spec.limits, free_bytes=0), self._clock)
+        self._limiter = RateLimiter(spec.rate, lambda: int(env.now * 1e9)) if spec.rate is not None else None
+        self._event_loop = simpy.Resource(env)
+        self._sequence = 0
+        self.workers = [self._worker(number) for number in range(spec.devices)]
+        self._worker_queue.send_pending()
+
+    def handle(self, kind: RequestKind, client: str, timeout: float) -> Generator[simpy.Event, Any, Job]:
+        """Take a request and return its job once it has ended and is answered. Time passes meanwhile.
+
+        Args:
+            timeout: seconds after which the client disconnects, so that its job is cancelled.
+
+        Raises:
+            RateExceeded, JobRefused: the request is refused.
+        """
+        yield from self._use_event_loop(self._scenario.costs.request)
+        if self._limiter is not None and (seconds := self._limiter.hit(client)) > 0:
+            raise RateExceeded(seconds)
+        live = self._submit(kind, client)
+        ended = self._waiting[live.job.id] = self._env.event()
+        self._worker_queue.send_pending()
+        yield ended | self._env.timeout(timeout)
+        self._tracker.cancel(live)  # unless it has ended
+        yield from self._use_event_loop(self._scenario.costs.response * len(live.images))
+        return live.job
+
+    def _submit(self, kind: RequestKind, client: str) -> LiveJob:
+        """Admit a request and queue its job. Raises JobRefused."""
+        now, prepared = self._clock.time(), self._kinds[kind.name]
+        self._sequence += 1
+        job_id = f"job_{self._sequence}"
+        job = Job(
+            id=job_id,
+            request=prepared.request,
+            image_count=kind.images,
+            format=PNG,
+            api="images",
+            durable=False,
+            fingerprint="",
+            created=now,
+            deadline=None if kind.deadline is None else now + kind.deadline,
+            client=client_name(client, job_id, self._scenario.changes),
+            priority=kind.priority,
+            cost=prepared.cost * kind.images,
+            sequence=self._sequence,
+        )
+        live = LiveJob(job, init_image_bytes=3 * kind.size.area if kind.edit else 0)
+        self._admission.check(live, self._tracker.unfinished, Counter())
+        self._tracker.add(live)
+        return live
+
+    def _worker(self, number: int) -> SimulatedWorker:
+        scenario, spec = self._scenario, self._spec
+        queue = self._worker_queue.add_device(f"device:{number}")
+        rng = random.Random(f"{scenario.seed} device {number}")
+        executor = SimulatedExecutor(scenario.times, scenario.costs, spec.max_ahead, lambda: self._env.now, rng)
+        scheduler = new_scheduler(scenario.manifest, spec.slots, spec.table, scenario.changes)
+        window = device_window(spec.slots, spec.table, scenario.changes)
+        worker = SimulatedWorker(
+            self._env, queue, scenario.manifest, self._kinds, scheduler, executor, scenario.costs, window
+        )
+        queue.link = worker
+        return worker
+
+    def _use_event_loop(self, seconds: float) -> Generator[simpy.Event, Any, None]:
+        with self._event_loop.request() as turn:
+            yield turn
+            yield self._env.timeout(seconds)
+
+    def _on_ended(self, job_id: str) -> None:
+        self._waiting.pop(job_id).succeed()
+
+
+REFUSALS = (RateExceeded, JobRefused)

@@ -1,0 +1,162 @@
+"""A simulated worker: the engine's loop on a simulated device, and its messages to the server.
+
+Does what `server.worker.worker` does, in the same order, without threads. Knows no jobs but those that it is sent.
+"""
+
+from collections import deque
+from collections.abc import Generator, Mapping
+from typing import Any
+
+import simpy
+
+from benchmarks.simulation.executor import SimulatedExecutor, SimulatedImage
+from benchmarks.simulation.requests import PreparedKind, sample
+from benchmarks.simulation.scenario import Costs
+from engine.images.metadata import ImageMetadata
+from engine.plan.manifest import Manifest
+from engine.scheduler.events import Denoised, Event, Passed, Started, Stepped, Switched
+from engine.scheduler.scheduler import Scheduler
+from engine.scheduler.step_loop import StepLoop
+from server.worker import messages
+from server.worker.finisher import FINISHERS
+from server.worker.messages import Cancel, Generate, Stop, ToWorker, image_key
+from server.worker.supervisor import WorkerListener
+from server.worker.worker import HEARTBEAT_EVERY
+
+ALIVE_EVERY = 0.5  # seconds, as `server.worker.life_signs` has it
+MEGAPIXEL = 1e6
+
+Process = Generator[simpy.Event, Any, None]
+
+
+class SimulatedWorker:
+    """The `WorkerLink` of a simulated device.
+
+    Args:
+        listener: the `DeviceQueue` of the device.
+        window: slots that the engine makes use of.
+        start: seconds of a start.
+    """
+
+    def __init__(
+        self,
+        env: simpy.Environment,
+        listener: WorkerListener,
+        manifest: Manifest,
+        kinds: Mapping[str, PreparedKind],
+        scheduler: Scheduler,
+        executor: SimulatedExecutor,
+        costs: Costs,
+        window: int,
+    ) -> None:
+        self.is_ready, self.starts, self.failed_starts = True, 1, 0
+        self.last_failure: str | None = None
+        self.pid = None
+        self.executor = executor
+        self._env, self._listener, self._manifest, self._kinds, self._costs = env, listener, manifest, kinds, costs
+        self._loop = StepLoop(scheduler, executor, lambda: env.now)
+        self._inbox: deque[ToWorker] = deque()
+        self._wake = env.event()
+        self._finishers = simpy.Resource(env, FINISHERS)
+        self._passes: list[tuple[int, float]] = []
+        self._steps_done: dict[str, int] = {}
+        self._heartbeat_due = 0.0
+        listener.on_message(messages.Ready(0.0, window=window))
+        env.process(self._run())
+
+    def send(self, message: ToWorker) -> None:
+        self._inbox.append(message)
+        if not self._wake.triggered:
+            self._wake.succeed()
+
+    def _run(self) -> Process:
+        while True:
+            if self._loop.is_idle and not self._inbox:
+                self._wake = self._env.event()
+                yield self._wake
+            self._take_messages()
+            events = self._loop.begin_step()
+            if self.executor.pause:
+                until, self.executor.pause = self._env.now + self.executor.pause, 0.0
+                yield from self._work_until(until)
+            while self._loop.must_wait:
+                yield from self._work_until(self.executor.next_end)
+                events += self._loop.complete_oldest()
+            if not self.executor.max_ahead:  # whose loop decodes by itself
+                yield from self._work_until(self.executor.free_at)
+            self._handle(events)
+
+    def _work_until(self, time: float) -> Process:
+        """Let time pass, with the signs of life that tell how long the device has been busy."""
+        began = self._env.now
+        while self._env.now + ALIVE_EVERY < time:
+            yield self._env.timeout(ALIVE_EVERY)
+            self._listener.on_message(messages.Alive(self._env.now - began))
+        if self._env.now < time:
+            yield self._env.timeout(time - self._env.now)
+
+    def _take_messages(self) -> None:
+        while self._inbox:
+            match self._inbox.popleft():
+                case Generate() as generate:
+                    self._add(generate)
+                case Cancel(job, indices):
+                    for index in indices:
+                        self._loop.cancel(image_key(job, index))
+                case Stop():
+                    raise AssertionError("a simulated worker is not stopped")
+
+    def _add(self, generate: Generate) -> None:
+        prepared = self._kinds[generate.request.prompt]
+        for index in generate.indices:
+            key = image_key(generate.job, index)
+            self._loop.add(sample(key, prepared, self._manifest, self._env.now, generate.client, generate.cost_factor))
+
+    def _handle(self, events: list[Event]) -> None:
+        has_ended = False
+        for event in events:
+            match event:
+                case Started(key):
+                    self._listener.on_message(messages.Started(key))
+                case Passed(batch, seconds):
+                    self._passes.append((batch, seconds))
+                case Stepped(key, done):
+                    self._steps_done[key] = done
+                case Denoised(key, SimulatedImage() as image):
+                    has_ended = True
+                    self._env.process(self._finish(key, image))
+                case Switched(seconds):
+                    self._listener.on_message(messages.LoraSwitched(seconds))
+        if self._passes and (has_ended or self._env.now >= self._heartbeat_due):
+            self._heartbeat_due = self._env.now + HEARTBEAT_EVERY
+            self._listener.on_message(messages.Heartbeat(self._passes, 0, 0, self._steps_done))
+            self._passes, self._steps_done = [], {}
+
+    def _finish(self, key: str, image: SimulatedImage) -> Process:
+        """Encode the file of an image in one of the threads, beside the steps of others."""
+        with self._finishers.request() as thread:
+            yield thread
+            if self._env.now < image.ready_at:
+                yield self._env.timeout(image.ready_at - self._env.now)
+            yield self._env.timeout(self._costs.file * image.sample.size.area / MEGAPIXEL)
+        self._listener.on_message(messages.Finished(key, b"", _metadata(image, self._manifest)))
+
+
+def _metadata(image: SimulatedImage, manifest: Manifest) -> ImageMetadata:
+    sample, request = image.sample, image.sample.request
+    return ImageMetadata(
+        seed=0,
+        width=sample.size.width,
+        height=sample.size.height,
+        num_inference_steps=sample.num_inference_steps,
+        forwards=request.forwards(manifest),
+        guidance_scale=request.guidance(manifest),
+        plan_id=manifest.plan_id,
+        precision=manifest.precision,
+        flavor=manifest.target.flavor,
+        model=manifest.model.name,
+        revised_prompt=None,
+        text_tokens=len(sample.branches[0].prompt.ids),
+        seconds=sample.seconds,
+        lora=request.lora,
+    )
