@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from benchmarks.capacity.gpus import GPUS, gpu
-from benchmarks.capacity.published import PUBLISHED, REACHED
-from benchmarks.capacity.roofline_times import full_size_arithmetic
+from benchmarks.capacity.devices.gpus import GPUS, gpu
+from benchmarks.capacity.devices.published import PUBLISHED, REACHED
+from benchmarks.capacity.devices.roofline_times import full_size_arithmetic
 from engine.errors import InvalidRequest
 
 
@@ -39,5 +39,5 @@ def test_image_encoder_counts_the_weights_of_the_vae() -> None:
 
 
 def test_capacity_of_a_named_gpu_needs_no_pytorch() -> None:
-    code = "import sys; import benchmarks.capacity.published; sys.exit('torch' in sys.modules)"
+    code = "import sys; import benchmarks.capacity.devices.published; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

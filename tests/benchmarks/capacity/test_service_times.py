@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.capacity.gpus import gpu
-from benchmarks.capacity.measured_times import MeasuredTimes
-from benchmarks.capacity.roofline_times import RooflineTimes
+from benchmarks.capacity.devices.gpus import gpu
+from benchmarks.capacity.devices.measured_times import MeasuredTimes
+from benchmarks.capacity.devices.roofline_times import RooflineTimes
 from engine.errors import InvalidRequest
 from engine.size import Size
 

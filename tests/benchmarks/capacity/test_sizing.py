@@ -3,7 +3,7 @@
 import pytest
 from fakes.gpu_queue import GpuQueue
 
-from benchmarks.capacity.costs import Costs
+from benchmarks.capacity.fleet_costs import FleetCosts
 from benchmarks.capacity.sizing import Search, Trial
 from benchmarks.workload.objective import Objective, check
 
@@ -57,11 +57,11 @@ def test_sizing_shows_what_one_gpu_fewer_misses() -> None:
 
 
 def test_costs_are_gpu_hours_over_images() -> None:
-    costs = Costs.steady(4, images_per_second=2.0, price=0.9, watts=72)
+    costs = FleetCosts.steady(4, images_per_second=2.0, price=0.9, watts=72)
     assert costs.per_thousand_images == pytest.approx(4 * 0.9 / 7.2)
     assert costs.kilowatt_hours_per_thousand_images == pytest.approx(4 * 0.072 / 7.2)
 
 
 def test_costs_without_price_or_images_are_unknown() -> None:
-    assert Costs.steady(4, 2.0, None, None).per_thousand_images is None
-    assert Costs.steady(4, 0.0, 0.9, 72).per_thousand_images is None
+    assert FleetCosts.steady(4, 2.0, None, None).per_thousand_images is None
+    assert FleetCosts.steady(4, 0.0, 0.9, 72).per_thousand_images is None

@@ -1,13 +1,14 @@
 """Costs of GPUs that are paid by the hour. Knows no currency."""
 
 from dataclasses import dataclass
+from typing import Self
 
 HOUR = 3600.0  # seconds
 THOUSAND = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Costs:
+class FleetCosts:
     """Costs of a fleet of one kind of GPU.
 
     Attributes:
@@ -23,7 +24,7 @@ class Costs:
     watts: float | None = None
 
     @classmethod
-    def steady(cls, gpus: int, images_per_second: float, price: float | None, watts: float | None) -> "Costs":
+    def steady(cls, gpus: int, images_per_second: float, price: float | None, watts: float | None) -> Self:
         """Return the costs of an hour of constant load."""
         return cls(gpus, images_per_second * HOUR, price, watts)
 

@@ -5,7 +5,7 @@ They justify the share that a roofline's times assume. None is of zimage-trt, wh
 
 from dataclasses import dataclass
 
-from benchmarks.capacity.roofline_times import PROMPT_TOKENS, full_size_arithmetic
+from benchmarks.capacity.devices.roofline_times import PROMPT_TOKENS, full_size_arithmetic
 
 REACHED = 0.45  # default share of the roofline: the median of the published ones, which are 27 to 58 %
 

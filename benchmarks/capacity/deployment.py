@@ -1,0 +1,117 @@
+"""A deployment to be sized: a workload on GPUs of one kind, as scenarios of the simulation."""
+
+from dataclasses import dataclass
+
+from benchmarks.capacity.devices.source import Source
+from benchmarks.capacity.sizing import Trial
+from benchmarks.simulation.plans import simulated_manifest
+from benchmarks.simulation.scenario import (
+    Change,
+    ClosedLoop,
+    EmbeddedServer,
+    Fleet,
+    OpenLoop,
+    SimulationResult,
+    SimulationScenario,
+)
+from benchmarks.simulation.simulate import simulate
+from benchmarks.workload.mix import Mix
+from engine.options import SLOTS
+from engine.plan.manifest import Manifest, Range
+from engine.scheduler.batch_table import BatchTable, PassTimes
+from engine.size import Size
+from server.jobs.admission.admission import Limits
+
+EMBEDDED = 8  # GPUs of one zimage-serve; more are a fleet of hosts with one GPU each
+QUEUE = Limits().queue  # the default of --queue
+SMALLEST = 64  # pixels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """A workload, and what serves it.
+
+    Attributes:
+        max_batch: largest batch of the plans.
+        batches: False to leave the batch table empty.
+        seconds: simulated time, with the warm-up.
+        warmup: seconds at the start that no figure counts.
+        changes: of the simulated policies, to see that a validation fails.
+    """
+
+    source: Source
+    mix: Mix
+    load: ClosedLoop | OpenLoop
+    max_batch: int = 4
+    batches: bool = True
+    seconds: float = 600.0
+    warmup: float = 60.0
+    queue: int = QUEUE
+    changes: frozenset[Change] = frozenset()
+
+    @property
+    def sizes(self) -> tuple[Size, ...]:
+        """The sizes of the mix, the smallest first."""
+        return tuple(sorted({kind.size for kind in self.mix.kinds}, key=lambda size: size.area))
+
+    @property
+    def table(self) -> BatchTable:
+        """The batch table that measuring this device would give."""
+        rows = (
+            PassTimes(*size, tuple(self.source.times.pass_seconds(size, batch, 0) for batch in self._batches))
+            for size in self.sizes
+        )
+        return BatchTable(self.source.name, tuple(rows)) if self.batches else BatchTable()
+
+    @property
+    def manifest(self) -> Manifest:
+        """A manifest of plans that cover the mix."""
+        largest = max(max(size) for size in self.sizes)
+        return simulated_manifest(max_batch=self.max_batch, sides=Range(SMALLEST, largest, max(largest, 2048)))
+
+    def embedded(self, gpus: int) -> EmbeddedServer:
+        """Return one `zimage-serve` with so many GPUs."""
+        limits = Limits(queue=self.queue, free_bytes=0)
+        return EmbeddedServer(devices=gpus, slots=SLOTS, table=self.table, limits=limits, max_ahead=self._ahead)
+
+    def fleet(self, gpus: int) -> Fleet:
+        """Return a fleet of hosts with one GPU each."""
+        return Fleet(
+            hosts=gpus,
+            slots=SLOTS,
+            table=self.table,
+            max_ahead=self._ahead,
+            queue=max(self.queue, QUEUE * gpus // EMBEDDED),
+        )
+
+    def scenario(self, server: EmbeddedServer | Fleet, seed: int) -> SimulationScenario:
+        """Return the scenario of this workload on a server."""
+        return SimulationScenario(
+            server=server,
+            load=self.load,
+            mix=self.mix,
+            manifest=self.manifest,
+            times=self.source.times,
+            costs=self.source.costs,
+            seconds=self.seconds,
+            warmup=self.warmup,
+            seed=seed,
+            changes=self.changes,
+        )
+
+    def simulate(self, gpus: int, seed: int) -> SimulationResult:
+        """Simulate a number of GPUs: one server up to 8 of them, a fleet above."""
+        return simulate(self.scenario(self.embedded(gpus) if gpus <= EMBEDDED else self.fleet(gpus), seed))
+
+    def trial(self, gpus: int, seed: int) -> Trial:
+        """Simulate a number of GPUs for a search."""
+        result = self.simulate(gpus, seed)
+        return Trial(gpus, seed, result.figures, result.utilisation)
+
+    @property
+    def _ahead(self) -> int:
+        return 1 if self.source.is_gpu else 0
+
+    @property
+    def _batches(self) -> range:
+        return range(1, self.max_batch + 1)

@@ -1,0 +1,74 @@
+"""Predictions of the rungs of a load report: the same users or rate, mix and time, simulated."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from benchmarks.capacity.deployment import Deployment
+from benchmarks.capacity.devices.source import Source
+from benchmarks.capacity.validation import Comparison, compare
+from benchmarks.simulation.scenario import Change, ClosedLoop, OpenLoop
+from benchmarks.simulation.simulate import simulate
+from benchmarks.workload.mix import Mix
+
+SEED = 1
+CLIENTS = 1  # that a server without keys tells apart: the load generator has one address
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The rungs of a report with their predictions."""
+
+    source: Source
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def is_close(self) -> bool:
+        """True if every prediction is within the tolerance."""
+        return all(comparison.is_close for comparison in self.comparisons)
+
+    def figures(self) -> dict[str, Any]:
+        """Return the comparison for a report in JSON."""
+        rows = [
+            {
+                "rung": each.rung,
+                "figure": each.figure,
+                "measured": each.measured,
+                "predicted": each.predicted,
+                "error_percent": each.error_percent,
+                "is_close": each.is_close,
+            }
+            for each in self.comparisons
+        ]
+        return {"origin": self.source.origin, "is_close": self.is_close, "comparisons": rows}
+
+
+def predict(
+    report: Mapping[str, Any], source: Source, devices: int, max_batch: int, changes: frozenset[Change]
+) -> Prediction:
+    """Simulate every rung of a report of `zimage-bench load`."""
+    figures = report["figures"]
+    workload = figures["workload"]
+    mix = msgspec.convert({"kinds": workload["mix"]}, Mix)
+    found: list[Comparison] = []
+    for rung in figures["rungs"]:
+        deployment = Deployment(
+            source=source,
+            mix=mix,
+            load=_load(rung, workload["think_s"]),
+            max_batch=max_batch,
+            seconds=rung["seconds"],
+            warmup=rung["warmup_s"],
+            changes=changes,
+        )
+        scenario = deployment.scenario(deployment.embedded(devices), SEED)
+        found += compare(rung, simulate(scenario).figures)
+    return Prediction(source, tuple(found))
+
+
+def _load(rung: Mapping[str, Any], think: float) -> ClosedLoop | OpenLoop:
+    if rung["users"] is None:
+        return OpenLoop(rung["rate"], clients=CLIENTS)
+    return ClosedLoop(rung["users"], think, clients=CLIENTS)
