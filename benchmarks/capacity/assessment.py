@@ -83,6 +83,7 @@ class Assessment:
             "busy_percent": 100 * trial.busy,
             "simulated": msgspec.to_builtins(trial.figures),
             "settings": None if settings is None else msgspec.to_builtins(settings),
+            "cost_per_hour": self.costs.total,
             "cost_per_thousand_images": self.costs.per_thousand_images,
             "kwh_per_thousand_images": self.costs.kilowatt_hours_per_thousand_images,
             "trials": [

@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.capacity import tables
 from benchmarks.capacity.arguments import add_arguments
 from benchmarks.capacity.assessment import Assessment
+from benchmarks.capacity.capacity_page import capacity_page
 from benchmarks.capacity.deployment import Deployment
 from benchmarks.capacity.devices.source import Source, read_report
 from benchmarks.capacity.prediction import predict
@@ -42,6 +43,9 @@ def run(args: argparse.Namespace) -> None:
     responses = _respond(args, assessments)
     if responses:
         figures["responses"] = {name: [each.figures() for each in found] for name, found in responses.items()}
+    if args.html:
+        args.html.write_text(capacity_page(assessments, responses), encoding="utf-8")
+        print(f"wrote {args.html}")
     _write(args.output, finish("capacity", figures))
 
 

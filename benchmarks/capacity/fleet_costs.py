@@ -29,6 +29,11 @@ class FleetCosts:
         return cls(gpus, images_per_second * HOUR, price, watts)
 
     @property
+    def total(self) -> float | None:
+        """Price of all GPU hours; None without a price."""
+        return None if self.price is None else self.price * self.gpu_hours
+
+    @property
     def per_thousand_images(self) -> float | None:
         """Price of 1,000 images; None without a price or an image."""
         return None if self.price is None or not self.images else self._each_thousand(self.price)

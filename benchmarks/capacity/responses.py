@@ -49,6 +49,7 @@ class Response:
             "gpu_hours": result.device_seconds / HOUR,
             "replays": result.replays,
             "most_waiting": max((moment.waiting for moment in result.timeline), default=0),
+            "cost": self.costs.total,
             "cost_per_thousand_images": self.costs.per_thousand_images,
             "timeline": msgspec.to_builtins(result.timeline),
             "scalings": msgspec.to_builtins(result.scalings),

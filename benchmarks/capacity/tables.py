@@ -25,9 +25,14 @@ def workload(assessment: Assessment) -> str:
     return f"changing rate, {sizes}"
 
 
+def gpus(number: int) -> str:
+    """Return a number of GPUs in words."""
+    return f"{number} GPU{'s' if number != 1 else ''}"
+
+
 def bill(assessments: Sequence[Assessment]) -> Table:
     """Return the number of GPUs of each kind, and what comes with it."""
-    header = ("", "one image", "GPUs", "p50", "p95", "p99", "images/s", "busy", "cost/1,000", "kWh/1,000")
+    header = ("", "one image", "GPUs", "p50", "p95", "p99", "images/s", "busy", "cost/hour", "cost/1,000", "kWh/1,000")
     return header, [_bill_row(assessment) for assessment in assessments]
 
 
@@ -46,7 +51,19 @@ def settings(assessments: Sequence[Assessment]) -> Table:
 
 def responses(name: str, found: Sequence[Response]) -> Table:
     """Return what a fleet does in a situation."""
-    header = (name, "success", "429s", "p50", "p95", "p99", "most waiting", "replays", "GPU hours", "cost/1,000")
+    header = (
+        name,
+        "success",
+        "429s",
+        "p50",
+        "p95",
+        "p99",
+        "most waiting",
+        "replays",
+        "GPU hours",
+        "cost",
+        "cost/1,000",
+    )
     rows = []
     for response in found:
         figures, costs = response.result.figures, response.costs
@@ -60,6 +77,7 @@ def responses(name: str, found: Sequence[Response]) -> Table:
                 str(max((moment.waiting for moment in response.result.timeline), default=0)),
                 str(response.result.replays),
                 f"{costs.gpu_hours:.1f}",
+                _number(costs.total),
                 _number(costs.per_thousand_images),
             )
         )
@@ -99,7 +117,7 @@ def _bill_row(assessment: Assessment) -> tuple[str, ...]:
     source, trial = assessment.deployment.source, assessment.sizing.chosen[0]
     alone = f"{assessment.alone:.2f} s"
     if assessment.sizing.gpus is None:
-        return source.name, alone, "none", *[""] * 7
+        return source.name, alone, "none", *[""] * 8
     latency, costs = trial.figures.latency_s, assessment.costs
     return (
         source.name,
@@ -108,6 +126,7 @@ def _bill_row(assessment: Assessment) -> tuple[str, ...]:
         *(_number(value, " s") for value in (latency.p50, latency.p95, latency.p99)),
         _number(trial.figures.achieved_per_s),
         f"{100 * trial.busy:.0f} %",
+        _number(costs.total),
         _number(costs.per_thousand_images),
         _number(costs.kilowatt_hours_per_thousand_images),
     )
