@@ -104,6 +104,13 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="From the decision for a GPU to its first job: boot, image, plans (default: %(default)s, assumed)",
     )
+    search.add_argument(
+        "--quietest",
+        type=share,
+        default=0.2,
+        metavar="SHARE",
+        help="Load of the quietest time, for the least GPUs of an autoscaler and for a day (default: %(default)s)",
+    )
     validation = parser.add_argument_group("validation")
     validation.add_argument(
         "--validate", type=Path, metavar="JSON", help="Predict this report of zimage-bench load; misses exit with 3"

@@ -41,11 +41,21 @@ class Assessment:
         seeds: tuple[int, ...],
         price: float | None,
         load_seconds: float,
+        quietest: float,
     ) -> "Assessment":
-        """Search the number of GPUs between `least` and `most`, and derive the rest."""
+        """Search the number of GPUs between `least` and `most`, and derive the rest.
+
+        Args:
+            price: of a GPU for an hour.
+            load_seconds: from the decision for a GPU to its first job.
+            quietest: load of the quietest time, as a share; it decides the least GPUs of an autoscaled fleet.
+        """
         least = min(most, max(least, fewest(deployment)))
         sizing = Search(deployment.trial, objectives, seeds).between(least, most)
-        settings = None if sizing.gpus is None else Settings.of(sizing, load_seconds)
+        settings = None
+        if sizing.gpus is not None:
+            quiet = Search(deployment.with_load(quietest).trial, objectives, seeds[:1]).between(1, sizing.gpus)
+            settings = Settings.of(sizing, quiet.gpus or sizing.gpus, load_seconds)
         trial = sizing.chosen[0]
         costs = FleetCosts.steady(trial.gpus, trial.figures.achieved_per_s, price, deployment.source.watts)
         return cls(deployment, sizing, settings, costs)

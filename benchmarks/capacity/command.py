@@ -86,6 +86,7 @@ def _assess(args: argparse.Namespace, source: Source) -> Assessment:
         seeds=tuple(range(1, args.seeds + 1)),
         price=args.price.get(source.name, args.price.get("")),
         load_seconds=args.load_seconds,
+        quietest=args.quietest,
     )
 
 
@@ -103,7 +104,7 @@ def _respond(args: argparse.Namespace, assessments: Sequence[Assessment]) -> dic
     for assessment in assessments:
         if args.scenario and assessment.settings is not None:
             name = f"{assessment.deployment.source.name}, {args.scenario}"
-            found[name] = list(SCENARIOS[args.scenario](assessment, args.load_seconds))
+            found[name] = list(SCENARIOS[args.scenario](assessment, args.load_seconds, args.quietest))
             print(text_table(*tables.responses(name, found[name])))
     return found
 

@@ -9,7 +9,7 @@ from benchmarks.capacity.assessment import Assessment
 from benchmarks.capacity.deployment import Deployment
 from benchmarks.capacity.settings import LATENCIES
 from benchmarks.capacity.sizing import Search, Trial
-from benchmarks.simulation.scenario import ClosedLoop, OpenLoop
+from benchmarks.simulation.scenario import ClosedLoop
 from benchmarks.workload.arrivals import RateCurve
 
 LOADS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # of the load that was sized
@@ -52,7 +52,7 @@ def latency_against_load(assessment: Assessment) -> Iterator[FleetCurve]:
     for gpus in sorted({max(1, math.ceil(share * found)) for share in FLEETS}):
         points = []
         for share in LOADS:
-            deployment = _with_load(assessment.deployment, share)
+            deployment = assessment.deployment.with_load(share)
             points.append((load_of(deployment), deployment.trial(gpus, SEED).figures.latency_s.p95))
         yield FleetCurve(gpus, tuple(points))
 
@@ -82,11 +82,3 @@ def load_of(deployment: Deployment) -> float:
     if isinstance(load, ClosedLoop):
         return load.users
     return load.rate.peak if isinstance(load.rate, RateCurve) else load.rate
-
-
-def _with_load(deployment: Deployment, share: float) -> Deployment:
-    load = deployment.load
-    if isinstance(load, ClosedLoop):
-        return replace(deployment, load=replace(load, users=max(1, round(share * load.users))))
-    assert not isinstance(load.rate, RateCurve), "a load that is sized is constant"
-    return replace(deployment, load=OpenLoop(share * load.rate))

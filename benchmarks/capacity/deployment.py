@@ -1,6 +1,7 @@
 """A deployment to be sized: a workload on GPUs of one kind, as scenarios of the simulation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from benchmarks.capacity.devices.source import Source
 from benchmarks.capacity.sizing import Trial
@@ -15,6 +16,7 @@ from benchmarks.simulation.scenario import (
     SimulationScenario,
 )
 from benchmarks.simulation.simulate import simulate
+from benchmarks.workload.arrivals import RateCurve
 from benchmarks.workload.mix import Mix
 from engine.options import SLOTS
 from engine.plan.manifest import Manifest, Range
@@ -48,6 +50,14 @@ class Deployment:
     warmup: float = 60.0
     queue: int = QUEUE
     changes: frozenset[Change] = frozenset()
+
+    def with_load(self, share: float) -> Self:
+        """Return this deployment with a share of its users or of its rate."""
+        load = self.load
+        if isinstance(load, ClosedLoop):
+            return replace(self, load=replace(load, users=max(1, round(share * load.users))))
+        assert not isinstance(load.rate, RateCurve), "a load that is sized is constant"
+        return replace(self, load=replace(load, rate=share * load.rate))
 
     @property
     def sizes(self) -> tuple[Size, ...]:

@@ -14,7 +14,7 @@ from benchmarks.simulation.scenario import Autoscaler, Failure, Fleet, OpenLoop,
 from benchmarks.simulation.simulate import simulate
 from benchmarks.workload.arrivals import RateCurve, burst, daily
 
-QUIETEST, PEAK_HOUR = 0.2, 16  # of the day: a fifth of the peak, twelve hours from it
+PEAK_HOUR = 16  # of the day; the quietest one is twelve hours from it
 BURST, BURST_SECONDS = 10.0, 300.0
 RACK = 4  # one host in so many is lost
 LOST_SECONDS = 600.0
@@ -56,18 +56,19 @@ class Response:
         }
 
 
-def in_a_day(assessment: Assessment, load_seconds: float) -> Iterator[Response]:
+def in_a_day(assessment: Assessment, load_seconds: float, quietest: float) -> Iterator[Response]:
     """Simulate a day with a fixed and with an autoscaled fleet; the peak is the load that was sized."""
     rate, gpus = _rate(assessment), _gpus(assessment)
-    hours = [(1 + QUIETEST + (1 - QUIETEST) * math.cos((hour - PEAK_HOUR) * math.pi / 12)) / 2 for hour in range(24)]
+    hours = [(1 + quietest + (1 - quietest) * math.cos((hour - PEAK_HOUR) * math.pi / 12)) / 2 for hour in range(24)]
     curve = daily([rate * share for share in hours])
-    least = max(1, math.floor(gpus * QUIETEST))
+    assert assessment.settings is not None
+    least = assessment.settings.least
     yield _respond(assessment, f"{gpus} GPUs all day", curve, 24 * HOUR)
     scaler = _autoscaler(assessment, least, gpus, load_seconds)
     yield _respond(assessment, f"{least} to {gpus} GPUs", curve, 24 * HOUR, hosts=least, autoscaler=scaler)
 
 
-def in_a_burst(assessment: Assessment, load_seconds: float) -> Iterator[Response]:
+def in_a_burst(assessment: Assessment, load_seconds: float, quietest: float) -> Iterator[Response]:  # noqa: ARG001
     """Simulate ten times the load for five minutes, with a fixed and with an autoscaled fleet."""
     gpus = _gpus(assessment)
     curve, most = burst(_rate(assessment), BURST, BEGINS, BURST_SECONDS), math.ceil(gpus * BURST)
@@ -77,7 +78,7 @@ def in_a_burst(assessment: Assessment, load_seconds: float) -> Iterator[Response
     yield _respond(assessment, f"{gpus} to {most} GPUs", curve, HOUR, autoscaler=scaler, band=band)
 
 
-def without_a_rack(assessment: Assessment, load_seconds: float) -> Iterator[Response]:  # noqa: ARG001
+def without_a_rack(assessment: Assessment, load_seconds: float, quietest: float) -> Iterator[Response]:  # noqa: ARG001
     """Simulate the loss of a quarter of the hosts for ten minutes, without and with as many in reserve."""
     gpus = _gpus(assessment)
     lost = math.ceil(gpus / RACK)
@@ -89,7 +90,7 @@ def without_a_rack(assessment: Assessment, load_seconds: float) -> Iterator[Resp
         yield _respond(assessment, name, rate, HOUR, hosts=gpus + spare, failures=failures, band=band)
 
 
-SCENARIOS: Mapping[str, Callable[[Assessment, float], Iterator[Response]]] = {
+SCENARIOS: Mapping[str, Callable[[Assessment, float, float], Iterator[Response]]] = {
     "daily": in_a_day,
     "burst": in_a_burst,
     "rack-lost": without_a_rack,

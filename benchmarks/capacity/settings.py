@@ -28,12 +28,12 @@ class Settings:
     cool_down: float
 
     @classmethod
-    def of(cls, sizing: Sizing, load_seconds: float, quietest: float = 1.0) -> "Settings":
+    def of(cls, sizing: Sizing, least: int, load_seconds: float) -> "Settings":
         """Derive settings from a sizing that has found a number of GPUs.
 
         Args:
+            least: GPUs that the quietest time needs.
             load_seconds: from the decision for a GPU to its first job.
-            quietest: load of the quietest time as a share of the load that was sized.
         """
         assert sizing.gpus is not None, "there is nothing to set for a workload without enough GPUs"
         trial = sizing.chosen[0]
@@ -43,7 +43,7 @@ class Settings:
         return cls(
             queue=queue,
             jobs_per_gpu=max(1, math.floor(unfinished(trial) / sizing.gpus)),
-            least=max(1, math.ceil(sizing.gpus * quietest)),
+            least=least,
             most=sizing.gpus,
             cool_down=2 * load_seconds,
         )

@@ -26,7 +26,7 @@ def assessment() -> Assessment:
         warmup=6.0,
     )
     objectives = Objective.parse_all("p95=5s,success=99")
-    return Assessment.of(deployment, objectives, 1, 8, seeds=(1,), price=2.0, load_seconds=60.0)
+    return Assessment.of(deployment, objectives, 1, 8, seeds=(1,), price=2.0, load_seconds=60.0, quietest=0.5)
 
 
 def test_latency_grows_with_load_and_falls_with_gpus(assessment: Assessment) -> None:
@@ -58,6 +58,6 @@ def test_open_loop_is_sized_from_the_arrivals_that_gpus_can_take(assessment: Ass
     rate = 5.0
     objectives = Objective.parse_all("success=99")
     deployment = replace(assessment.deployment, load=OpenLoop(rate))
-    found = Assessment.of(deployment, objectives, 1, 8, seeds=(1,), price=None, load_seconds=60.0)
+    found = Assessment.of(deployment, objectives, 1, 8, seeds=(1,), price=None, load_seconds=60.0, quietest=0.5)
     assert {trial.gpus for trial in found.sizing.trials} >= {5}
     assert min(trial.gpus for trial in found.sizing.trials) == 5  # fewer could not take 5 x 1.04 s of work a second
