@@ -55,7 +55,8 @@ class Assessment:
         settings = None
         if sizing.gpus is not None:
             quiet = Search(deployment.with_load(quietest).trial, objectives, seeds[:1]).between(1, sizing.gpus)
-            settings = Settings.of(sizing, quiet.gpus or sizing.gpus, load_seconds)
+            users = 0 if isinstance(deployment.load, OpenLoop) else deployment.load.users
+            settings = Settings.of(sizing, quiet.gpus or sizing.gpus, load_seconds, users)
         trial = sizing.chosen[0]
         costs = FleetCosts.steady(trial.gpus, trial.figures.achieved_per_s, price, deployment.source.watts)
         return cls(deployment, sizing, settings, costs)

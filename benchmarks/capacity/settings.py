@@ -15,7 +15,7 @@ class Settings:
 
     Attributes:
         queue: unfinished jobs at most (`--queue`): as many as the GPUs draw within the latency objective, or within the
-            longest latency of the sizing, so that only an overload is refused.
+            longest latency of the sizing, so that only an overload is refused; at least one for each user.
         jobs_per_gpu: unfinished jobs for each GPU at which the objectives just hold (`targetQueryValue` of KEDA).
         least, most: GPUs of an autoscaled fleet.
         cool_down: seconds before a GPU leaves, twice the time in which one could have been loaded.
@@ -28,18 +28,19 @@ class Settings:
     cool_down: float
 
     @classmethod
-    def of(cls, sizing: Sizing, least: int, load_seconds: float) -> "Settings":
+    def of(cls, sizing: Sizing, least: int, load_seconds: float, users: int = 0) -> "Settings":
         """Derive settings from a sizing that has found a number of GPUs.
 
         Args:
             least: GPUs that the quietest time needs.
             load_seconds: from the decision for a GPU to its first job.
+            users: of a closed loop.
         """
         assert sizing.gpus is not None, "there is nothing to set for a workload without enough GPUs"
         trial = sizing.chosen[0]
         longest = max(trial.figures.latency_s.max or 0.0 for trial in sizing.chosen)
         bounds = [each.bound for each in sizing.objectives if each.name in LATENCIES]
-        queue = max(LEAST_QUEUE, math.ceil(jobs_per_second(trial) * max(longest, *bounds, 0.0)))
+        queue = max(LEAST_QUEUE, users, math.ceil(jobs_per_second(trial) * max(longest, *bounds, 0.0)))
         return cls(
             queue=queue,
             jobs_per_gpu=max(1, math.floor(unfinished(trial) / sizing.gpus)),

@@ -4,6 +4,7 @@ import pytest
 from fakes.gpu_queue import GpuQueue
 
 from benchmarks.capacity.fleet_costs import FleetCosts
+from benchmarks.capacity.settings import Settings, unfinished
 from benchmarks.capacity.sizing import Search, Trial
 from benchmarks.workload.objective import Objective, check
 
@@ -65,3 +66,23 @@ def test_costs_are_gpu_hours_over_images() -> None:
 def test_costs_without_price_or_images_are_unknown() -> None:
     assert FleetCosts.steady(4, 2.0, None, None).per_thousand_images is None
     assert FleetCosts.steady(4, 0.0, 0.9, 72).per_thousand_images is None
+
+
+def test_queue_holds_what_is_drawn_within_the_objective() -> None:
+    """Four GPUs draw 4 images a second, so with 8 jobs before it a job ends after 2 s."""
+    sizing = Search(GpuQueue(2.5, service=1.0), OBJECTIVES, SEEDS).between(4, 4)
+    assert sizing.gpus == 4
+    settings = Settings.of(sizing, least=1, load_seconds=60.0)
+    longest = max(trial.figures.latency_s.max or 0.0 for trial in sizing.chosen)
+    assert settings.queue == pytest.approx(4 * max(2.0, longest), abs=1.5)
+    assert (settings.least, settings.most, settings.cool_down) == (1, 4, 120.0)
+
+
+def test_queue_has_room_for_every_user() -> None:
+    sizing = Search(GpuQueue(0.5, service=1.0), OBJECTIVES, SEEDS).between(1, 64)
+    assert Settings.of(sizing, least=1, load_seconds=60.0, users=50).queue == 50
+
+
+def test_unfinished_jobs_are_those_of_littles_law() -> None:
+    (trial,) = Search(GpuQueue(1.0, service=1.0), OBJECTIVES, SEEDS[:1]).between(64, 64).trials
+    assert unfinished(trial) == pytest.approx(1.0, rel=0.1)  # no job waits: one second each, once a second
