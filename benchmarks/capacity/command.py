@@ -91,6 +91,11 @@ def _assess(args: argparse.Namespace, source: Source) -> Assessment:
 
 
 def _load(args: argparse.Namespace) -> ClosedLoop | OpenLoop:
+    if args.scenario and not args.rate:
+        raise InvalidRequest(
+            f"--scenario {args.scenario} needs --rate: users who wait for their images ask less of a slow server",
+            "scenario",
+        )
     if args.users:
         return ClosedLoop(args.users, args.think)
     if args.rate:

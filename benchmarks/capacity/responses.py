@@ -134,9 +134,6 @@ def _gpus(assessment: Assessment) -> int:
 
 
 def _rate(assessment: Assessment) -> float:
-    """Return the requests per second that were sized; those that arrive in an open loop, those sent in a closed one."""
     load = assessment.deployment.load
-    if isinstance(load, OpenLoop) and not isinstance(load.rate, RateCurve):
-        return load.rate
-    figures = assessment.sizing.chosen[0].figures
-    return figures.requests / (figures.seconds - figures.warmup_s)
+    assert isinstance(load, OpenLoop) and not isinstance(load.rate, RateCurve), "a response starts from a constant rate"
+    return load.rate
