@@ -9,6 +9,7 @@ import pytest
 from benchmarks.capacity.devices.gpus import gpu
 from benchmarks.capacity.devices.measured_times import MeasuredTimes
 from benchmarks.capacity.devices.roofline_times import RooflineTimes
+from benchmarks.capacity.devices.source import Source
 from engine.errors import InvalidRequest
 from engine.size import Size
 
@@ -29,6 +30,13 @@ def test_roofline_of_an_h100_is_the_floor_of_the_design_study_over_the_share() -
     assert RooflineTimes(gpu("H100").rates(), 0.5).pass_seconds(SQUARE, 1, 128) == pytest.approx(
         2 * floor.pass_seconds(SQUARE, 1, 128)
     )
+
+
+def test_every_image_pays_for_its_prompt() -> None:
+    source, floor = Source.of_gpu(gpu("H100"), 1.0), RooflineTimes(gpu("H100").rates(), 1.0)
+    device = 8 * floor.pass_seconds(SQUARE, 1, 128) + floor.decode_seconds(SQUARE) + floor.prompt_encoder_seconds(128)
+    beside = source.costs.request + source.costs.response + source.costs.file * SQUARE.area / 1e6
+    assert source.alone(SQUARE) == pytest.approx(device + beside)
 
 
 def test_roofline_batch_gains_only_where_weights_are_the_bound() -> None:

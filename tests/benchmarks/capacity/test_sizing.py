@@ -6,7 +6,9 @@ from fakes.gpu_queue import GpuQueue
 from benchmarks.capacity.fleet_costs import FleetCosts
 from benchmarks.capacity.settings import Settings, unfinished
 from benchmarks.capacity.sizing import Search, Trial
+from benchmarks.workload.figures import RungFigures
 from benchmarks.workload.objective import Objective, check
+from benchmarks.workload.records import Record
 
 OBJECTIVES = Objective.parse_all("p95=2s,success=99.9")
 SEEDS = (1, 2, 3)
@@ -21,6 +23,18 @@ def test_fewest_gpus_are_those_that_counting_up_finds(rate: float) -> None:
         if all(result.is_met for seed in SEEDS for result in check(OBJECTIVES, queue(gpus, seed).figures))
     )
     assert Search(queue, OBJECTIVES, SEEDS).between(1, 64).gpus == counted
+
+
+@pytest.mark.parametrize("needed", range(1, 34))
+def test_search_finds_every_threshold_without_trying_more_than_twice_as_many(needed: int) -> None:
+    def simulate(gpus: int, seed: int) -> Trial:
+        seconds = 1.0 if gpus >= needed else 3.0
+        records = [Record("square", 0, "fake", at, at, at + seconds, "ok", images=1) for at in (0.0, 1.0)]
+        return Trial(gpus, seed, RungFigures.of(records, 10.0), 1.0)
+
+    sizing = Search(simulate, Objective.parse_all("p50=2s"), (1,)).between(1, 64)
+    assert sizing.gpus == needed
+    assert max(trial.gpus for trial in sizing.trials) < 2 * needed or needed == 1
 
 
 def test_search_simulates_few_numbers_and_none_twice() -> None:
