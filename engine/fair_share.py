@@ -40,7 +40,8 @@ class FairShare(Generic[User]):
     def remove(self, user: User) -> None:
         """Note that a piece of work is over, or was cancelled."""
         self.users[user] -= 1
-        self.users += Counter()  # drops those at 0
+        if self.users[user] <= 0:
+            del self.users[user]
         if len(self._spent) > len(self.users) + MAX_ABSENT:
             self._spent = {
                 name: spent for name, spent in self._spent.items() if name in self.users or spent > self._now

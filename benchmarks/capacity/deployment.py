@@ -24,6 +24,7 @@ from engine.scheduler.batch_table import BatchTable, PassTimes
 from engine.size import Size
 from server.jobs.admission.admission import Limits
 
+LARGE = 200  # GPUs of a fleet from which on its simulation is coarser: image by image, not pass by pass
 EMBEDDED = 8  # GPUs of one zimage-serve; more are a fleet of hosts with one GPU each
 QUEUE = Limits().queue  # the default of --queue
 SMALLEST = 64  # pixels
@@ -90,7 +91,7 @@ class Deployment:
             hosts=gpus,
             slots=SLOTS,
             table=self.table,
-            max_ahead=self._ahead,
+            granularity="image" if gpus > LARGE else "run",
             queue=max(self.queue, QUEUE * gpus // EMBEDDED),
         )
 

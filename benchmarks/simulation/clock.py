@@ -1,10 +1,18 @@
 """The clock of a simulation, as the server's jobs use one. Knows no jobs."""
 
 from collections.abc import Callable
+from typing import cast
 
 import simpy
 
 EPOCH = 1_700_000_000.0  # unix seconds at which simulations begin
+
+
+def call_later(env: simpy.Environment, seconds: float, call: Callable[[], object]) -> None:
+    """Make a call after some seconds."""
+    callbacks = env.timeout(seconds).callbacks
+    assert callbacks is not None
+    callbacks.append(lambda _: cast(None, call()))
 
 
 class SimulatedTimer:
@@ -16,7 +24,7 @@ class SimulatedTimer:
     def cancel(self) -> None:
         self._call = None
 
-    def fire(self, _: simpy.Event) -> None:
+    def fire(self) -> None:
         if self._call is not None:
             self._call()
 
@@ -35,7 +43,5 @@ class SimulatedClock:
 
     def call_later(self, seconds: float, call: Callable[[], object]) -> SimulatedTimer:
         timer = SimulatedTimer(call)
-        event = self._env.timeout(seconds)
-        assert event.callbacks is not None
-        event.callbacks.append(timer.fire)
+        call_later(self._env, seconds, timer.fire)
         return timer

@@ -1,6 +1,7 @@
 """The scheduler of a simulated device, and changes of the policies that make predictions miss. Knows no time."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
 from benchmarks.simulation.scenario import Change
 from engine.plan.manifest import Manifest
@@ -11,6 +12,8 @@ from engine.scheduler.sample import Sample
 from engine.scheduler.scheduler import Scheduler
 from server.worker.process import window
 
+AnyScheduler = TypeVar("AnyScheduler", bound=Scheduler)
+
 
 class ArrivalOrder(ClientShares):
     """No shares: the image that was submitted first comes first, if each has a client of its own."""
@@ -19,10 +22,16 @@ class ArrivalOrder(ClientShares):
         return sample.submitted_at
 
 
-def new_scheduler(manifest: Manifest, slots: int, table: BatchTable, changes: Collection[Change]) -> Scheduler:
-    """Return the engine's scheduler, with the changes that concern it."""
+def new_scheduler(
+    manifest: Manifest,
+    slots: int,
+    table: BatchTable,
+    changes: Collection[Change],
+    scheduler: Callable[[Manifest, int, BatchTable, LoraScheduler], AnyScheduler],
+) -> AnyScheduler:
+    """Return the engine's scheduler, with the changes that concern it. `scheduler`: its class."""
     loras = LoraScheduler(shares=ArrivalOrder()) if "fifo" in changes else LoraScheduler()
-    return Scheduler(manifest, slots, BatchTable() if "no-batch" in changes else table, loras)
+    return scheduler(manifest, slots, BatchTable() if "no-batch" in changes else table, loras)
 
 
 def device_window(slots: int, table: BatchTable, changes: Collection[Change]) -> int:

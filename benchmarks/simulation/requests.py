@@ -7,10 +7,11 @@ import numpy as np
 
 from benchmarks.workload.mix import RequestKind
 from engine.array import Array
-from engine.plan.manifest import Manifest
+from engine.plan.manifest import Manifest, padded
 from engine.request import Edit, ImageRequest
 from engine.sampling.tokenizer import TokenizedPrompt, TokenizedPrompts
 from engine.scheduler.sample import Sample
+from server.jobs.storage.fleet.claim_order import Kind
 
 STRENGTH = 0.6  # of edits, as the load generator sends them
 TOKENS = tuple(range(20))  # of every prompt
@@ -24,6 +25,10 @@ class PreparedKind:
     Attributes:
         schedule: [steps + 1], noise levels.
         cost: pixels times forward passes of one image.
+        lora_and_size: by which images share passes.
+        steps: of each image, without those that an edit skips.
+        slots: of the engine, for each image.
+        prompt_length: padded tokens of each prompt.
     """
 
     kind: RequestKind
@@ -31,6 +36,10 @@ class PreparedKind:
     prompts: TokenizedPrompts
     schedule: Array
     cost: float
+    lora_and_size: Kind
+    steps: int
+    slots: int
+    prompt_length: int
 
 
 def prepare(kinds: Sequence[RequestKind], manifest: Manifest) -> dict[str, PreparedKind]:
@@ -72,4 +81,14 @@ def _prepared(kind: RequestKind, manifest: Manifest) -> PreparedKind:
     number = 2 if request.guided_steps(manifest) else 1
     prompts = TokenizedPrompts(tuple(TokenizedPrompt(TOKENS, kind.name, "") for _ in range(number)), 0.0)
     schedule = np.asarray(request.noise_levels(manifest), np.float32)
-    return PreparedKind(kind, request, prompts, schedule, float(request.forwards(manifest) * kind.size.area))
+    return PreparedKind(
+        kind,
+        request,
+        prompts,
+        schedule,
+        cost=float(request.forwards(manifest) * kind.size.area),
+        lora_and_size=(kind.lora, kind.size),
+        steps=len(schedule) - 1,
+        slots=number,
+        prompt_length=padded(len(TOKENS)),
+    )

@@ -17,8 +17,8 @@ from engine.size import Size
 from server.jobs.admission.admission import Limits
 from server.jobs.admission.rate import Rate
 
-Change = Literal["fifo", "no-batch"]
-Granularity = Literal["step", "run"]
+Change = Literal["fifo", "no-batch", "one-claim"]
+Granularity = Literal["step", "run", "image"]
 
 NO_BATCHES = BatchTable()
 
@@ -161,11 +161,11 @@ class Fleet:
         hosts: at the start; an autoscaler may change their number.
         devices_per_host: each with one worker.
         claim: from the acceptance of a job to its arrival at an idle host.
-        lease: after which the jobs of a host that vanished are claimed again.
+        lease: after which the jobs of a host that vanished are claimed again, counted from its last heartbeat.
         queue: unfinished jobs at most; more are refused with 429.
-        granularity: "step" asks the scheduler before every pass; "run" goes on with a batch until an image of it ends
-            or another one arrives, which is coarser with several sizes or clients on one device and several times
-            faster.
+        granularity: "step" asks the engine's scheduler before every pass; "run" goes on with a batch until an image of
+            it ends or another one arrives; "image" has no scheduler on a device and takes images as they come, which
+            is for thousands of devices.
         report_every: between two points of the timeline.
     """
 
@@ -173,9 +173,9 @@ class Fleet:
     devices_per_host: int = 1
     slots: int = SLOTS
     table: BatchTable = NO_BATCHES
-    max_ahead: int = 1
     claim: float = 0.02
     lease: float = 10.0
+    heartbeat: float = 2.0
     queue: int = 10_000
     granularity: Granularity = "run"
     autoscaler: Autoscaler | None = None
@@ -191,7 +191,8 @@ class SimulationScenario:
         manifest: of the plans; `benchmarks.simulation.plans.simulated_manifest` makes one.
         seconds: length, with the warm-up.
         warmup: left out of the figures.
-        changes: of the policies, to see the predictions miss.
+        changes: of the policies, to see predictions miss: "fifo" without shares of clients and sizes, "no-batch", and
+            in fleets "one-claim", with which a ticket claims one job instead of as many as its host has room for.
     """
 
     server: EmbeddedServer | Fleet

@@ -5,9 +5,11 @@ from collections.abc import Iterable, Mapping
 
 import simpy
 
-from benchmarks.simulation.clients import Clients
-from benchmarks.simulation.scenario import EmbeddedServer, SimulationResult, SimulationScenario
-from benchmarks.simulation.server import SimulatedServer
+from benchmarks.simulation.embedded.clients import Clients
+from benchmarks.simulation.embedded.server import SimulatedServer
+from benchmarks.simulation.fleet.clients import FleetClients
+from benchmarks.simulation.fleet.fleet import SimulatedFleet
+from benchmarks.simulation.scenario import EmbeddedServer, Fleet, SimulationResult, SimulationScenario
 from benchmarks.workload.figures import RungFigures
 
 
@@ -20,8 +22,8 @@ def simulate(scenario: SimulationScenario) -> SimulationResult:
     match scenario.server:
         case EmbeddedServer() as spec:
             return _simulate_server(scenario, spec)
-        case _:
-            raise NotImplementedError
+        case Fleet() as spec:
+            return _simulate_fleet(scenario, spec)
 
 
 def _simulate_server(scenario: SimulationScenario, spec: EmbeddedServer) -> SimulationResult:
@@ -38,6 +40,23 @@ def _simulate_server(scenario: SimulationScenario, spec: EmbeddedServer) -> Simu
         utilisation=min(sum(executor.busy for executor in executors) / device_seconds, 1.0),
         device_seconds=device_seconds,
         passes=_summed(executor.passes for executor in executors),
+    )
+
+
+def _simulate_fleet(scenario: SimulationScenario, spec: Fleet) -> SimulationResult:
+    env = simpy.Environment()
+    fleet = SimulatedFleet(env, scenario, spec)
+    clients = FleetClients(env, scenario, fleet)
+    env.run(until=scenario.seconds)
+    clients.cut_off()
+    return SimulationResult(
+        fleet.outcomes.figures(scenario.seconds, scenario.warmup),
+        utilisation=min(fleet.busy_seconds / fleet.ready_seconds, 1.0),
+        device_seconds=fleet.device_seconds,
+        passes=fleet.passes(),
+        timeline=tuple(fleet.timeline),
+        scalings=tuple(fleet.scalings),
+        replays=fleet.replays,
     )
 
 

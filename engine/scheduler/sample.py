@@ -17,6 +17,7 @@ from engine.size import Size
 from engine.stages import StageTimes
 
 TOKEN_PIXELS = 256  # of one image token of Z-Image
+NONE: frozenset[int] = frozenset()
 
 
 @dataclass(slots=True, eq=False)
@@ -109,7 +110,7 @@ class Sample:
             schedule=schedule,
             branches=tuple(map(GuidanceBranch, prompts.prompts, (steps, request.guided_steps(manifest)))),
             init_image=init_image,
-            previews=preview_steps(previews, steps),
+            previews=preview_steps(previews, steps) if previews else NONE,
             client=client,
             cost_factor=cost_factor,
             submitted_at=submitted_at,

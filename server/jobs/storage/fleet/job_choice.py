@@ -9,36 +9,21 @@ wait for all that others have queued. Each model has its own virtual time, since
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from engine.size import Size
 from server.jobs.job import BATCH, Job
 from server.jobs.storage.databases.database import Database, Lock, Value, placeholders
+from server.jobs.storage.fleet.claim_order import LOOK_AHEAD, ClaimShare, best_batching, charge, distance
 from server.jobs.storage.fleet.worker_info import WorkerInfo
 from server.jobs.storage.rows import JOB_COLUMNS, STORED, job_of_row
 
-LOOK_AHEAD = 8  # jobs of a client among which the one that batches best is chosen
 MAX_PAGES = 64  # of LOOK_AHEAD jobs that a host cannot generate, before it tries another client
-OVERTAKE_SECONDS = 10.0  # by which a job that batches better may be younger than the one that it overtakes
 DEBT_SECONDS = 3600.0  # for which it is remembered that a client without jobs has spent more than the virtual time
 SHARE = f"CASE WHEN jobs.priority = 'interactive' THEN jobs.client ELSE '{BATCH}' END"
 WAITING = "state = 'queued' AND finished IS NULL AND worker IS NULL"
 
 Loaded = Sequence[tuple[str | None, Size]]
 SizeOf = Callable[[Job], Size | None]
-
-
-@dataclass(slots=True)
-class _Share:
-    """A client with waiting jobs, and what it has spent."""
-
-    client: str
-    first: int  # sequence of its oldest waiting job
-    spent: float
-
-    def order(self, now: float) -> tuple[float, float, int]:
-        # clients that wait for a rare host fall behind the virtual time; then the one that got least comes first
-        return max(self.spent, now), self.spent, self.first
 
 
 class JobChoice:
@@ -53,7 +38,6 @@ class JobChoice:
     def __init__(self, database: Database, worker: WorkerInfo, lease: float, loaded: Loaded, size_of: SizeOf) -> None:
         self._database, self._worker, self._lease, self._size_of = database, worker, lease, size_of
         self._loaded = set(loaded)
-        self._loras = {lora for lora, _ in loaded}
         suitable = "(model IS NULL OR model = ?) AND (plan_id IS NULL OR plan_id = ?)"
         suitable += f" AND (lora IS NULL OR lora IN ({placeholders(len(worker.loras)) or 'NULL'}))"
         self._which = f"{WAITING} AND {suitable}"
@@ -84,7 +68,7 @@ class JobChoice:
         rows = self._database.rows("SELECT is_draining FROM workers WHERE id = ?", self._worker.id)
         return bool(rows) and not rows[0]["is_draining"]
 
-    def _shares(self) -> list[_Share]:
+    def _shares(self) -> list[ClaimShare]:
         """Return the clients with jobs for this host, and read the virtual time."""
         rows = self._database.rows(
             "SELECT waiting.client, first, coalesce(spent, 0) AS spent, coalesce(now, 0) AS now"
@@ -98,9 +82,9 @@ class JobChoice:
         )
         if rows:
             self._now = rows[0]["now"]
-        return [_Share(row["client"], row["first"], row["spent"]) for row in rows]
+        return [ClaimShare(row["client"], row["first"], row["spent"]) for row in rows]
 
-    def _next_job(self, share: _Share) -> tuple[Job, int] | None:
+    def _next_job(self, share: ClaimShare) -> tuple[Job, int] | None:
         """Return the job of a client that comes next, with the number of its finished images."""
         after = share.first - 1
         for _ in range(MAX_PAGES):
@@ -114,36 +98,30 @@ class JobChoice:
             page = [(job_of_row(row), row["stored"]) for row in rows]
             suitable = [(job, stored, size) for job, stored in page if (size := self._size_of(job)) is not None]
             if suitable:
-                eldest = suitable[0][0].created
-                near = [each for each in suitable if each[0].created - eldest <= OVERTAKE_SECONDS]
-                job, stored, _ = min(near, key=lambda each: self._distance(each[0].request.lora, each[2]))
+                job, stored, _ = best_batching(
+                    suitable,
+                    lambda each: each[0].created,
+                    lambda each: distance((each[0].request.lora, each[2]), self._loaded),
+                )
                 return job, stored
             if len(page) < LOOK_AHEAD:
                 break
             after = page[-1][0].sequence
         return None
 
-    def _distance(self, lora: str | None, size: Size) -> int:
-        """Return how far a job is from what the host generates now."""
-        if (lora, size) in self._loaded:
-            return 0
-        return 1 if lora in self._loras else 2
-
-    def _hold(self, job: Job, images: int, share: _Share) -> bool:
+    def _hold(self, job: Job, images: int, share: ClaimShare) -> bool:
         """Give a job to the host, and charge its client. False: the job does not wait any more."""
-        missing = max(1, job.image_count - images) / job.image_count
-        charge = max(1.0, job.cost * job.cost_factor * missing)
+        cost = charge(job.cost, job.cost_factor, job.image_count, job.image_count - images)
         is_held = self._database.execute(
             f"UPDATE jobs SET worker = ?, lease = {{now}} + ?, charged = ? WHERE sequence = ? AND {WAITING}",
             self._worker.id,
             self._lease,
-            charge,
+            cost,
             job.sequence,
         )
         if not is_held:  # a replica cancelled it, or the janitor ended it, since it was read
             return False
-        self._now = max(self._now, share.spent)
-        share.spent = max(share.spent, self._now) + charge
+        self._now = share.charge(cost, self._now)
         self._database.execute(
             "WITH virtual_time AS (INSERT INTO virtual_times (model, now) VALUES (?, ?)"
             " ON CONFLICT (model) DO UPDATE SET now = excluded.now)"

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from engine.request import ImageRequest
 from engine.size import Size
 from server.jobs.job import Job
+from server.jobs.storage.fleet.claim_order import LOOK_AHEAD, OVERTAKE_SECONDS
 from server.jobs.storage.fleet.fleet_store import FleetStore
-from server.jobs.storage.fleet.job_choice import LOOK_AHEAD, OVERTAKE_SECONDS
 from server.jobs.storage.fleet.worker_info import WorkerInfo
 
 SMALL, LARGE = Size(64, 64), Size(128, 128)

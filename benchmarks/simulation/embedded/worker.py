@@ -9,7 +9,7 @@ from typing import Any
 
 import simpy
 
-from benchmarks.simulation.executor import SimulatedExecutor, SimulatedImage
+from benchmarks.simulation.embedded.executor import SimulatedExecutor, SimulatedImage
 from benchmarks.simulation.requests import PreparedKind, sample
 from benchmarks.simulation.scenario import Costs
 from engine.images.metadata import ImageMetadata

@@ -12,14 +12,15 @@ from typing import Any
 import simpy
 
 from benchmarks.simulation.clock import SimulatedClock
-from benchmarks.simulation.executor import SimulatedExecutor
+from benchmarks.simulation.embedded.executor import SimulatedExecutor
+from benchmarks.simulation.embedded.store import InitImagesAtHand, SimulatedStore
+from benchmarks.simulation.embedded.worker import SimulatedWorker
 from benchmarks.simulation.policies import client_name, device_window, new_scheduler
 from benchmarks.simulation.requests import prepare
 from benchmarks.simulation.scenario import EmbeddedServer, SimulationScenario
-from benchmarks.simulation.store import InitImagesAtHand, SimulatedStore
-from benchmarks.simulation.worker import SimulatedWorker
 from benchmarks.workload.mix import RequestKind
 from engine.request import PNG
+from engine.scheduler.scheduler import Scheduler
 from server.errors import JobRefused
 from server.jobs.admission.admission import Admission
 from server.jobs.admission.rate import RateLimiter
@@ -110,7 +111,7 @@ class SimulatedServer:
         queue = self._worker_queue.add_device(f"device:{number}")
         rng = random.Random(f"{scenario.seed} device {number}")
         executor = SimulatedExecutor(scenario.times, scenario.costs, spec.max_ahead, lambda: self._env.now, rng)
-        scheduler = new_scheduler(scenario.manifest, spec.slots, spec.table, scenario.changes)
+        scheduler = new_scheduler(scenario.manifest, spec.slots, spec.table, scenario.changes, Scheduler)
         window = device_window(spec.slots, spec.table, scenario.changes)
         worker = SimulatedWorker(
             self._env, queue, scenario.manifest, self._kinds, scheduler, executor, scenario.costs, window

@@ -5,14 +5,14 @@ Knows servers only by what they answer.
 
 import math
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
 import simpy
 
+from benchmarks.simulation.embedded.server import REFUSALS, RateExceeded, SimulatedServer
 from benchmarks.simulation.scenario import ClosedLoop, OpenLoop, SimulationScenario
-from benchmarks.simulation.server import REFUSALS, RateExceeded, SimulatedServer
 from benchmarks.workload.arrivals import poisson
 from benchmarks.workload.mix import RequestKind
 from benchmarks.workload.records import Outcome, Record, Throttle
@@ -69,9 +69,9 @@ class Clients:
                 yield self._env.timeout(rng.expovariate(1 / load.think))
 
     def _arrivals(self, load: OpenLoop) -> Process:
-        rng = random.Random(f"{self._scenario.seed} arrivals")
-        times: Iterator[float] = poisson(load.rate, rng)
-        for number, at in enumerate(times):
+        seed = self._scenario.seed
+        rng = random.Random(f"{seed} kinds")
+        for number, at in enumerate(poisson(load.rate, random.Random(f"{seed} arrivals"))):
             yield self._env.timeout(at - self._env.now)
             client = f"client {number % load.clients}"
             self._env.process(self._request(self._scenario.mix.choose(rng), number, client))

@@ -1,0 +1,1 @@
+"""A simulated `zimage-serve` with its workers, and its clients."""

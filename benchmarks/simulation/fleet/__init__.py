@@ -1,0 +1,1 @@
+"""A simulated fleet of worker hosts, with failures and an autoscaler, and its clients."""

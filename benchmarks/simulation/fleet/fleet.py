@@ -1,0 +1,297 @@
+"""A simulated fleet: replicas that accept jobs, tickets that wake hosts, and hosts that claim, vanish and are added.
+
+Coarser than the simulated server: all images of a job go to one device, replicas and the database take constant time,
+and hosts find room by tickets alone. Knows no clients.
+"""
+
+import random
+from collections import Counter, deque
+from collections.abc import Callable
+from functools import partial
+
+import simpy
+
+from benchmarks.simulation.clock import call_later
+from benchmarks.simulation.fleet.autoscaler import wanted_hosts
+from benchmarks.simulation.fleet.device import FleetDevice, RunScheduler
+from benchmarks.simulation.fleet.host import FleetHost, State
+from benchmarks.simulation.fleet.image_device import ImageDevice
+from benchmarks.simulation.fleet.outcomes import Outcomes
+from benchmarks.simulation.fleet.queue import FleetJob, FleetQueue
+from benchmarks.simulation.policies import device_window, new_scheduler
+from benchmarks.simulation.requests import PreparedKind, prepare
+from benchmarks.simulation.scenario import Failure, Fleet, FleetMoment, ScalingEvent, SimulationScenario
+from server.errors import DeadlineUnreachable
+from server.jobs.admission.admission import RETRY_SHARE
+from server.jobs.storage.fleet.expiry import MAX_LOSSES
+
+
+class SimulatedFleet:
+    """A fleet in a SimPy environment.
+
+    Attributes:
+        outcomes: of the requests; `accept` and the clients record them.
+        replays: jobs that were claimed again after their host had vanished.
+    """
+
+    def __init__(self, env: simpy.Environment, scenario: SimulationScenario, spec: Fleet) -> None:
+        self.outcomes = Outcomes()
+        self.kinds = prepare(scenario.mix.kinds, scenario.manifest)
+        self.scalings: list[ScalingEvent] = []
+        self.timeline: list[FleetMoment] = []
+        self.replays = self.arrived = self.refused = 0
+        self.device_seconds = 0.0  # paid, until `_paid_at`
+        self._env, self._scenario, self._spec = env, scenario, spec
+        self._rng = random.Random(f"{scenario.seed} fleet")
+        self._window = device_window(spec.slots, spec.table, scenario.changes)
+        self._largest_batch = self._new_scheduler().largest_batch
+        self._queue = FleetQueue(spec.queue, scenario.changes)
+        self._listening: deque[FleetHost] = deque()  # hosts with room, in the order in which tickets reach them
+        self.hosts: list[FleetHost] = []
+        self._states: Counter[State] = Counter()
+        self._retired: list[FleetHost] = []
+        self._paid_at = self._ready_seconds = self._last_added = 0.0
+        self._seconds_per_cost = _seconds_per_cost(scenario, list(self.kinds.values()))
+        for _ in range(spec.hosts):
+            self._open(self._new_host())
+        for failure in spec.failures:
+            call_later(self._env, failure.at, partial(self._fail, failure))
+        if spec.autoscaler is not None:
+            env.process(self._scale())
+        env.process(self._report())
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds in which devices computed."""
+        return sum(each.busy for host in (*self.hosts, *self._retired) for each in host.devices)
+
+    @property
+    def ready_seconds(self) -> float:
+        """Seconds for which devices were ready."""
+        self._pay()
+        return self._ready_seconds
+
+    def passes(self) -> dict[int, int]:
+        """Return the number of forward passes by batch."""
+        found: dict[int, int] = {}
+        for host in (*self.hosts, *self._retired):
+            for each in host.devices:
+                for batch, count in each.passes.items():
+                    found[batch] = found.get(batch, 0) + count
+        return dict(sorted(found.items()))
+
+    def retry_after(self) -> float:
+        """Return the seconds that a refused client is told to wait: a fourth of the queue's time."""
+        devices = max(self._devices("ready"), 1)
+        mean = self._queue.waiting_cost / max(self._queue.waiting, 1)
+        jobs = max(1, self._queue.unfinished // RETRY_SHARE)
+        return jobs * mean * self._seconds_per_cost / devices
+
+    def accept(self, kind: str, client: str, due: float, on_ended: Callable[[FleetJob, str], object]) -> None:
+        """Accept a job. `on_ended` is called with its outcome.
+
+        Raises:
+            QueueFull, DeadlineUnreachable: with the seconds after which to try again.
+        """
+        self._queue.admit(client, self.retry_after)
+        prepared = self.kinds[kind]
+        if (left := prepared.kind.deadline) is not None:
+            waiting = self._queue.waiting_cost / max(self._devices("ready"), 1)
+            ready = (waiting + prepared.cost * prepared.kind.images) * self._seconds_per_cost
+            if ready > left:
+                raise DeadlineUnreachable("the images would be late", ready - left)
+        job = FleetJob(prepared, client, due, self._env.now, 0, prepared.kind.images, on_ended)
+        self._queue.add(job)
+        call_later(self._env, self._spec.claim + self._scenario.costs.request, self._deliver_ticket)
+
+    def _deliver_ticket(self) -> None:
+        """Wake the host that has listened longest."""
+        while self._listening:
+            host = self._listening.popleft()
+            host.is_listening = False
+            if host.state == "ready" and host.has_room(1):
+                self._fill(host)
+                return
+
+    def _fill(self, host: FleetHost) -> None:
+        """Let a host claim while it has room."""
+        now = self._env.now
+        while host.has_room(1):
+            job = self._queue.claim(host.loaded)
+            if job is None:
+                break
+            if now > job.is_late_at:
+                self._end(job, "failed")
+            elif now - job.due > self._scenario.load.timeout:
+                self._end(job, "timeout")  # its client has gone
+            else:
+                self.replays += job.losses > 0
+                host.take(job)
+                if "one-claim" in self._scenario.changes:
+                    break
+        if host.has_room(1):
+            self._listen(host)
+
+    def _listen(self, host: FleetHost) -> None:
+        if not host.is_listening and host.state == "ready":
+            host.is_listening = True
+            self._listening.append(host)
+
+    def _on_room(self, host: FleetHost) -> None:
+        if host.state == "ready":
+            if self._queue.waiting:
+                self._fill(host)
+            else:
+                self._listen(host)
+        elif host.state == "draining" and host.is_idle:
+            self._retire(host)
+
+    def _on_finished(self, job: FleetJob) -> None:
+        now = self._env.now
+        if now > job.is_late_at:
+            self._end(job, "failed")
+        else:
+            self._end(job, "ok" if now - job.due <= self._scenario.load.timeout else "timeout")
+
+    def _end(self, job: FleetJob, outcome: str) -> None:
+        self._queue.end(job)
+        job.on_ended(job, outcome)
+
+    def _new_host(self) -> FleetHost:
+        host = FleetHost(self._spec.devices_per_host, self._new_device, self._window, self._on_room)
+        self._pay()
+        self.hosts.append(host)
+        self._states[host.state] += 1
+        return host
+
+    def _new_device(self, on_room: Callable[[], object]) -> FleetDevice | ImageDevice:
+        scenario, spec = self._scenario, self._spec
+        if spec.granularity == "image":
+            return ImageDevice(
+                self._env, self._largest_batch, scenario.times, scenario.costs, self._on_finished, on_room
+            )
+        scheduler = self._new_scheduler()
+        return FleetDevice(
+            self._env,
+            scheduler,
+            scenario.manifest,
+            scenario.times,
+            scenario.costs,
+            spec.granularity,
+            self._rng,
+            self._on_finished,
+            on_room,
+        )
+
+    def _new_scheduler(self) -> RunScheduler:
+        scenario, spec = self._scenario, self._spec
+        return new_scheduler(scenario.manifest, spec.slots, spec.table, scenario.changes, RunScheduler)
+
+    def _open(self, host: FleetHost) -> None:
+        """Let a host take jobs, unless it has vanished or was removed meanwhile."""
+        if host.state == "starting":
+            self._set_state(host, "ready")
+            self._on_room(host)
+
+    def _retire(self, host: FleetHost) -> None:
+        self._set_state(host, "gone")
+        self.hosts.remove(host)
+        self._retired.append(host)
+
+    def _fail(self, failure: Failure) -> None:
+        """Let consecutive hosts vanish, and their jobs wait again once their leases have ended."""
+        ready = [host for host in self.hosts if host.state == "ready"]
+        first = self._rng.randrange(max(len(ready) - failure.hosts, 0) + 1)
+        for host in ready[first : first + failure.hosts]:
+            lease = self._spec.lease - self._rng.random() * self._spec.heartbeat
+            self._set_state(host, "gone")
+            for job in host.vanish():
+                call_later(self._env, lease, partial(self._replay, job))
+            call_later(self._env, failure.lasts, partial(self._come_back, host))
+
+    def _come_back(self, host: FleetHost) -> None:
+        self._set_state(host, "ready")
+        self._on_room(host)
+
+    def _replay(self, job: FleetJob) -> None:
+        job.losses += 1
+        if job.losses >= MAX_LOSSES:
+            self._end(job, "failed")
+            return
+        self._queue.put_back(job)
+        self._deliver_ticket()
+
+    def _set_state(self, host: FleetHost, state: State) -> None:
+        self._pay()
+        self._states[host.state] -= 1
+        self._states[state] += 1
+        host.state = state
+
+    def _devices(self, state: State) -> int:
+        return self._spec.devices_per_host * self._states[state]
+
+    def _pay(self) -> None:
+        """Count the devices that were paid since the last change of their number."""
+        elapsed, self._paid_at = self._env.now - self._paid_at, self._env.now
+        if elapsed:
+            working = self._devices("ready") + self._devices("draining")
+            self.device_seconds += elapsed * (working + self._devices("starting"))
+            self._ready_seconds += elapsed * working
+
+    def _scale(self) -> "simpy.events.ProcessGenerator":
+        policy = self._spec.autoscaler
+        assert policy is not None
+        before = 0.0
+        while True:
+            yield self._env.timeout(policy.every)
+            computed = self.busy_seconds
+            busy, before = (computed - before) / policy.every, computed
+            waiting = self._queue.waiting_cost * self._seconds_per_cost
+            wanted = wanted_hosts(policy, self._spec.devices_per_host, busy, waiting)
+            self._resize(wanted, policy.load, policy.cool_down)
+
+    def _resize(self, wanted: int, load: float, cool_down: float) -> None:
+        now = self._env.now
+        present = [host for host in self.hosts if host.state in ("starting", "ready")]
+        if wanted > len(present):
+            self._last_added = now
+            for _ in range(wanted - len(present)):
+                call_later(self._env, load, partial(self._open, self._new_host()))
+        elif wanted < len(present) and now - self._last_added >= cool_down:
+            ready = [host for host in present if host.state == "ready"]
+            for host in sorted(ready, key=lambda each: each.busy_devices)[: len(present) - wanted]:
+                self._set_state(host, "draining")
+                self._on_room(host)
+        else:
+            return
+        self.scalings.append(ScalingEvent(now, len(present), wanted))
+
+    def _report(self) -> "simpy.events.ProcessGenerator":
+        while True:
+            yield self._env.timeout(self._spec.report_every)
+            ended, p95 = self.outcomes.take_recent()
+            moment = FleetMoment(
+                self._env.now,
+                self._devices("ready"),
+                self._devices("starting"),
+                sum(host.busy_devices for host in self.hosts),
+                self._queue.waiting,
+                self.arrived,
+                ended,
+                self.refused,
+                p95,
+            )
+            self.timeline.append(moment)
+            self.arrived = self.refused = 0
+
+
+def _seconds_per_cost(scenario: SimulationScenario, kinds: list[PreparedKind]) -> float:
+    """Return the device's seconds for a pixel in a pass, over the mix: what averages of finished images tell."""
+    seconds = cost = 0.0
+    for prepared in kinds:
+        kind, length = prepared.kind, 32
+        passes = prepared.cost / kind.size.area
+        alone = passes * scenario.times.pass_seconds(kind.size, 1, length) + scenario.times.decode_seconds(kind.size)
+        seconds += kind.weight * alone
+        cost += kind.weight * prepared.cost
+    return seconds / cost
