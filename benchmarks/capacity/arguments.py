@@ -88,6 +88,13 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         help="Numbers of GPUs to consider (default: 1..64)",
     )
     search.add_argument(
+        "--gpus-per-host",
+        type=count,
+        default=4,
+        metavar="N",
+        help="GPUs of a machine: up to so many are one zimage-serve, more a fleet (default: %(default)s)",
+    )
+    search.add_argument(
         "--price", type=prices, default={}, metavar="PRICE", help="Of a GPU for an hour, or NAME=PRICE,..."
     )
     search.add_argument(

@@ -9,7 +9,7 @@ import msgspec
 from benchmarks.capacity.deployment import Deployment
 from benchmarks.capacity.fleet_costs import FleetCosts
 from benchmarks.capacity.settings import LATENCIES, Settings
-from benchmarks.capacity.sizing import Search, Sizing, Trial
+from benchmarks.capacity.sizing import Sizing, Trial, search
 from benchmarks.simulation.scenario import OpenLoop
 from benchmarks.workload.arrivals import RateCurve
 from benchmarks.workload.objective import Objective, Result
@@ -51,10 +51,11 @@ class Assessment:
             quietest: load of the quietest time, as a share; it decides the least GPUs of an autoscaled fleet.
         """
         least = min(most, max(least, fewest(deployment)))
-        sizing = Search(deployment.trial, objectives, seeds).between(least, most)
+        sizing = search(deployment.trial, deployment.per_host, objectives, seeds, least, most)
         settings = None
         if sizing.gpus is not None:
-            quiet = Search(deployment.with_load(quietest).trial, objectives, seeds[:1]).between(1, sizing.gpus)
+            quieter = deployment.with_load(quietest)
+            quiet = search(quieter.trial, deployment.per_host, objectives, seeds[:1], 1, sizing.gpus)
             users = 0 if isinstance(deployment.load, OpenLoop) else deployment.load.users
             settings = Settings.of(sizing, quiet.gpus or sizing.gpus, load_seconds, users)
         trial = sizing.chosen[0]

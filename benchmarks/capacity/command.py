@@ -72,6 +72,7 @@ def _assess(args: argparse.Namespace, source: Source) -> Assessment:
         source=source,
         mix=args.mix,
         load=_load(args),
+        per_host=args.gpus_per_host,
         max_batch=args.max_batch,
         seconds=seconds,
         warmup=WARMUP_SHARE * seconds,

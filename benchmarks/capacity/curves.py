@@ -1,6 +1,5 @@
 """Curves around an answer: latency against load for several fleets, and GPUs against the latency objective."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -8,7 +7,7 @@ from functools import cache
 from benchmarks.capacity.assessment import Assessment
 from benchmarks.capacity.deployment import Deployment
 from benchmarks.capacity.settings import LATENCIES
-from benchmarks.capacity.sizing import Search, Trial
+from benchmarks.capacity.sizing import Trial, search
 from benchmarks.simulation.scenario import ClosedLoop
 from benchmarks.workload.arrivals import RateCurve
 
@@ -49,7 +48,7 @@ def latency_against_load(assessment: Assessment) -> Iterator[FleetCurve]:
     """Simulate half, all and twice of the GPUs that were found, from a quarter to one and a half times the load."""
     found = assessment.sizing.gpus
     assert found is not None, "a workload without enough GPUs has no fleet"
-    for gpus in sorted({max(1, math.ceil(share * found)) for share in FLEETS}):
+    for gpus in sorted({assessment.deployment.whole(share * found) for share in FLEETS}):
         points = []
         for share in LOADS:
             deployment = assessment.deployment.with_load(share)
@@ -71,7 +70,7 @@ def gpus_against_objective(assessment: Assessment) -> Iterator[ObjectivePoint]:
         objectives = [
             replace(each, bound=each.bound * factor) if each.name in LATENCIES else each for each in sizing.objectives
         ]
-        found = Search(simulate, objectives, (SEED,)).between(1, sizing.most)
+        found = search(simulate, deployment.per_host, objectives, (SEED,), 1, sizing.most)
         cost = None if found.gpus is None else replace(assessment.costs, gpu_hours=found.gpus).total
         yield ObjectivePoint(min(bounds) * factor, found.gpus, cost)
 

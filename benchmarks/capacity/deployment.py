@@ -1,5 +1,6 @@
 """A deployment to be sized: a workload on GPUs of one kind, as scenarios of the simulation."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -25,7 +26,6 @@ from engine.size import Size
 from server.jobs.admission.admission import Limits
 
 LARGE = 200  # GPUs of a fleet from which on its simulation is coarser: image by image, not pass by pass
-EMBEDDED = 8  # GPUs of one zimage-serve; more are a fleet of hosts with one GPU each
 QUEUE = Limits().queue  # the default of --queue
 SMALLEST = 64  # pixels
 
@@ -35,6 +35,7 @@ class Deployment:
     """A workload, and what serves it.
 
     Attributes:
+        per_host: GPUs of a machine. Up to so many are one `zimage-serve`; more are a fleet of such machines.
         max_batch: largest batch of the plans.
         batches: False to leave the batch table empty.
         seconds: simulated time, with the warm-up.
@@ -45,6 +46,7 @@ class Deployment:
     source: Source
     mix: Mix
     load: ClosedLoop | OpenLoop
+    per_host: int = 4
     max_batch: int = 4
     batches: bool = True
     seconds: float = 600.0
@@ -86,14 +88,20 @@ class Deployment:
         return EmbeddedServer(devices=gpus, slots=SLOTS, table=self.table, limits=limits, max_ahead=self._ahead)
 
     def fleet(self, gpus: int) -> Fleet:
-        """Return a fleet of hosts with one GPU each."""
+        """Return a fleet of whole machines; of machines with one GPU each for fewer GPUs than a machine has."""
+        per_host = self.per_host if gpus > self.per_host else 1
         return Fleet(
-            hosts=gpus,
+            hosts=math.ceil(gpus / per_host),
+            devices_per_host=per_host,
             slots=SLOTS,
             table=self.table,
             granularity="image" if gpus > LARGE else "run",
-            queue=max(self.queue, QUEUE * gpus // EMBEDDED),
+            queue=self.queue * max(1, gpus // self.per_host),
         )
+
+    def whole(self, gpus: float) -> int:
+        """Return the next larger number of GPUs that is a part of one machine or several whole ones."""
+        return max(1, math.ceil(gpus)) if gpus <= self.per_host else math.ceil(gpus / self.per_host) * self.per_host
 
     def scenario(self, server: EmbeddedServer | Fleet, seed: int) -> SimulationScenario:
         """Return the scenario of this workload on a server."""
@@ -111,8 +119,8 @@ class Deployment:
         )
 
     def simulate(self, gpus: int, seed: int) -> SimulationResult:
-        """Simulate a number of GPUs: one server up to 8 of them, a fleet above."""
-        return simulate(self.scenario(self.embedded(gpus) if gpus <= EMBEDDED else self.fleet(gpus), seed))
+        """Simulate a number of GPUs: of one server, or of a fleet."""
+        return simulate(self.scenario(self.embedded(gpus) if gpus <= self.per_host else self.fleet(gpus), seed))
 
     def trial(self, gpus: int, seed: int) -> Trial:
         """Simulate a number of GPUs for a search."""

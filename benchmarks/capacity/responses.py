@@ -20,6 +20,7 @@ RACK = 4  # one host in so many is lost
 LOST_SECONDS = 600.0
 BEGINS = 900.0  # of a burst or a loss
 SEED = 1
+POINTS = 360  # of a timeline
 TARGET = 5.0  # seconds of queue that the autoscaler accepts without a latency objective
 
 
@@ -58,36 +59,40 @@ class Response:
 
 def in_a_day(assessment: Assessment, load_seconds: float, quietest: float) -> Iterator[Response]:
     """Simulate a day with a fixed and with an autoscaled fleet; the peak is the load that was sized."""
-    rate, gpus = _rate(assessment), _gpus(assessment)
+    assert assessment.settings is not None
+    rate, fleet = _rate(assessment), _fleet(assessment)
     hours = [(1 + quietest + (1 - quietest) * math.cos((hour - PEAK_HOUR) * math.pi / 12)) / 2 for hour in range(24)]
     curve = daily([rate * share for share in hours])
-    assert assessment.settings is not None
-    least = assessment.settings.least
-    yield _respond(assessment, f"{gpus} GPUs all day", curve, 24 * HOUR)
-    scaler = _autoscaler(assessment, least, gpus, load_seconds)
-    yield _respond(assessment, f"{least} to {gpus} GPUs", curve, 24 * HOUR, hosts=least, autoscaler=scaler)
+    least = math.ceil(assessment.settings.least / fleet.devices_per_host)
+    scaler = _autoscaler(assessment, least, fleet.hosts, load_seconds)
+    yield _respond(assessment, f"{_gpus(fleet)} all day", fleet, curve, 24 * HOUR)
+    fewest = replace(fleet, hosts=least)
+    name = f"{_gpus(fewest)} to {_gpus(fleet)}"
+    yield _respond(assessment, name, replace(fewest, autoscaler=scaler), curve, 24 * HOUR)
 
 
 def in_a_burst(assessment: Assessment, load_seconds: float, quietest: float) -> Iterator[Response]:  # noqa: ARG001
     """Simulate ten times the load for five minutes, with a fixed and with an autoscaled fleet."""
-    gpus = _gpus(assessment)
-    curve, most = burst(_rate(assessment), BURST, BEGINS, BURST_SECONDS), math.ceil(gpus * BURST)
+    fleet = _fleet(assessment)
+    most = replace(fleet, hosts=math.ceil(fleet.hosts * BURST))
+    curve = burst(_rate(assessment), BURST, BEGINS, BURST_SECONDS)
     band = f"{BURST:g} times the load", BEGINS, BEGINS + BURST_SECONDS
-    yield _respond(assessment, f"{gpus} GPUs", curve, HOUR, band=band)
-    scaler = _autoscaler(assessment, gpus, most, load_seconds)
-    yield _respond(assessment, f"{gpus} to {most} GPUs", curve, HOUR, autoscaler=scaler, band=band)
+    yield _respond(assessment, _gpus(fleet), fleet, curve, HOUR, band)
+    scaler = _autoscaler(assessment, fleet.hosts, most.hosts, load_seconds)
+    yield _respond(assessment, f"{_gpus(fleet)} to {_gpus(most)}", replace(fleet, autoscaler=scaler), curve, HOUR, band)
 
 
 def without_a_rack(assessment: Assessment, load_seconds: float, quietest: float) -> Iterator[Response]:  # noqa: ARG001
     """Simulate the loss of a quarter of the hosts for ten minutes, without and with as many in reserve."""
-    gpus = _gpus(assessment)
-    lost = math.ceil(gpus / RACK)
-    rate = _rate(assessment)
-    band = f"{lost} hosts lost", BEGINS, BEGINS + LOST_SECONDS
-    failures = (Failure(BEGINS, lost, LOST_SECONDS),)
-    for spare in (0, lost):
-        name = f"{gpus} GPUs" + (f" and {spare} in reserve" if spare else "")
-        yield _respond(assessment, name, rate, HOUR, hosts=gpus + spare, failures=failures, band=band)
+    fleet, rate = _fleet(assessment), _rate(assessment)
+    lost = math.ceil(fleet.hosts / RACK)
+    band = f"{lost} host{'s' if lost > 1 else ''} lost", BEGINS, BEGINS + LOST_SECONDS
+    failing = replace(fleet, failures=(Failure(BEGINS, lost, LOST_SECONDS),))
+    yield _respond(assessment, _gpus(fleet), failing, rate, HOUR, band)
+    reserve = replace(failing, hosts=fleet.hosts + lost)
+    yield _respond(
+        assessment, f"{_gpus(reserve)}, of which {lost * fleet.devices_per_host} in reserve", reserve, rate, HOUR, band
+    )
 
 
 SCENARIOS: Mapping[str, Callable[[Assessment, float, float], Iterator[Response]]] = {
@@ -100,24 +105,14 @@ SCENARIOS: Mapping[str, Callable[[Assessment, float, float], Iterator[Response]]
 def _respond(
     assessment: Assessment,
     name: str,
+    fleet: Fleet,
     rate: float | RateCurve,
     seconds: float,
-    *,
-    hosts: int | None = None,
-    autoscaler: Autoscaler | None = None,
-    failures: tuple[Failure, ...] = (),
     band: tuple[str, float, float] | None = None,
 ) -> Response:
-    assert assessment.settings is not None
     deployment = replace(assessment.deployment, load=OpenLoop(rate), seconds=seconds, warmup=60.0)
-    fleet: Fleet = replace(
-        deployment.fleet(hosts or _gpus(assessment)),
-        queue=assessment.settings.queue,
-        autoscaler=autoscaler,
-        failures=failures,
-        report_every=max(10.0, seconds / 360),
-    )
-    result = simulate(deployment.scenario(fleet, SEED))
+    reporting = replace(fleet, report_every=max(10.0, seconds / POINTS))
+    result = simulate(deployment.scenario(reporting, SEED))
     costs = replace(assessment.costs, gpu_hours=result.device_seconds / HOUR, images=result.figures.images)
     return Response(name, result, costs, seconds, band)
 
@@ -128,9 +123,17 @@ def _autoscaler(assessment: Assessment, least: int, most: int, load_seconds: flo
     return Autoscaler(least, most, target=target, load=load_seconds, cool_down=2 * load_seconds)
 
 
-def _gpus(assessment: Assessment) -> int:
-    assert assessment.sizing.gpus is not None, "a workload without enough GPUs has no fleet"
-    return assessment.sizing.gpus
+def _fleet(assessment: Assessment) -> Fleet:
+    """Return the fleet that was found, with the queue that was proposed for it."""
+    assert assessment.sizing.gpus is not None and assessment.settings is not None, (
+        "there is no fleet without enough GPUs"
+    )
+    return replace(assessment.deployment.fleet(assessment.sizing.gpus), queue=assessment.settings.queue)
+
+
+def _gpus(fleet: Fleet) -> str:
+    number = fleet.hosts * fleet.devices_per_host
+    return f"{number} GPU{'s' if number > 1 else ''}"
 
 
 def _rate(assessment: Assessment) -> float:

@@ -4,11 +4,13 @@ Knows no server: a function simulates a number of GPUs with a seed of randomness
 so numbers are doubled and halved with one seed; the number found must then hold with every seed.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from benchmarks.workload.figures import RungFigures
 from benchmarks.workload.objective import Objective, Result, check
+from engine.errors import InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,33 @@ class Sizing:
 
     @property
     def too_few(self) -> Trial | None:
-        """A simulation of one GPU fewer that misses an objective; None if there is none."""
-        fewer = [trial for trial in self.trials if self.gpus is not None and trial.gpus == self.gpus - 1]
-        return next((trial for trial in fewer if not all(each.is_met for each in self.results(trial))), None)
+        """A simulation of the next smaller number, which misses an objective; None if the number is the least one."""
+        fewer = [trial for trial in self.trials if self.gpus is not None and trial.gpus < self.gpus]
+        missed = [trial for trial in fewer if not all(each.is_met for each in self.results(trial))]
+        return max(missed, key=lambda trial: trial.gpus, default=None)
+
+
+def search(
+    simulate: Simulate, per_host: int, objectives: Sequence[Objective], seeds: Sequence[int], least: int, most: int
+) -> Sizing:
+    """Search the fewest GPUs of one machine, and then the fewest whole machines.
+
+    Args:
+        per_host: GPUs of a machine.
+
+    Raises:
+        InvalidRequest: `least` to `most` is more than one machine, and no whole number of them.
+    """
+    one = None
+    if least <= per_host:
+        one = Search(simulate, objectives, seeds).between(least, min(most, per_host))
+        if one.gpus is not None or most < 2 * per_host:
+            return one
+        least = 2 * per_host
+    if most // per_host * per_host < least:
+        raise InvalidRequest(f"{least} to {most} GPUs are no whole number of machines with {per_host} GPUs", "gpus")
+    fleet = Search(simulate, objectives, seeds).between(least, most, step=per_host)
+    return fleet if one is None else replace(fleet, trials=[*one.trials, *fleet.trials])
 
 
 @dataclass(slots=True)
@@ -74,25 +100,27 @@ class Search:
     seeds: Sequence[int] = (1, 2, 3)
     _trials: dict[tuple[int, int], Trial] = field(default_factory=dict)
 
-    def between(self, least: int, most: int) -> Sizing:
-        """Search the numbers from `least` to `most`; fewer than `least` are known not to suffice."""
-        assert 1 <= least <= most, f"{least} to {most} GPUs"
-        enough = self._first_enough(least, most)
-        while enough is not None and not all(self._is_met(enough, seed) for seed in self.seeds):
-            enough = enough + 1 if enough < most else None
-        return Sizing(self.objectives, enough, most, list(self._trials.values()))
+    def between(self, least: int, most: int, step: int = 1) -> Sizing:
+        """Search the multiples of `step` from `least` to `most`; smaller numbers are known not to suffice."""
+        first, last = math.ceil(least / step), most // step
+        assert 1 <= first <= last, f"{least} to {most} GPUs in steps of {step}"
+        enough = self._first_enough(first, last, step)
+        while enough is not None and not all(self._is_met(enough * step, seed) for seed in self.seeds):
+            enough = enough + 1 if enough < last else None
+        found = None if enough is None else enough * step
+        return Sizing(self.objectives, found, last * step, list(self._trials.values()))
 
-    def _first_enough(self, least: int, most: int) -> int | None:
-        """Return the least number that meets the objectives with the first seed."""
+    def _first_enough(self, first: int, last: int, step: int) -> int | None:
+        """Return the least number of steps that meets the objectives with the first seed."""
         seed = self.seeds[0]
-        too_few, enough = least - 1, least
-        while not self._is_met(enough, seed):
-            if enough == most:
+        too_few, enough = first - 1, first
+        while not self._is_met(enough * step, seed):
+            if enough == last:
                 return None
-            too_few, enough = enough, min(2 * enough, most)
+            too_few, enough = enough, min(2 * enough, last)
         while enough - too_few > 1:
             middle = (too_few + enough) // 2
-            if self._is_met(middle, seed):
+            if self._is_met(middle * step, seed):
                 enough = middle
             else:
                 too_few = middle

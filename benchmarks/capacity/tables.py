@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from benchmarks.capacity.assessment import Assessment
-from benchmarks.capacity.deployment import EMBEDDED
 from benchmarks.capacity.prediction import Prediction
 from benchmarks.capacity.responses import Response
 from benchmarks.capacity.validation import verdict
@@ -43,7 +42,9 @@ def settings(assessments: Sequence[Assessment]) -> Table:
     for assessment in assessments:
         found = assessment.settings
         if found is not None:
-            served = "one zimage-serve" if found.most <= EMBEDDED else "a fleet"
+            per_host = assessment.deployment.per_host
+            machines = found.most // per_host
+            served = "one zimage-serve" if found.most <= per_host else f"{machines} hosts with {gpus(per_host)}"
             row = (found.queue, found.jobs_per_gpu, found.least, found.most, f"{found.cool_down:g} s", served)
             rows.append((assessment.deployment.source.name, *map(str, row)))
     return header, rows

@@ -77,6 +77,22 @@ def test_workload_gets_the_fewest_gpus_with_settings_and_costs(capsys: pytest.Ca
     assert "not measured" in printed and device["is_measured"] is False
 
 
+def test_lost_host_is_borne_by_one_in_reserve(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--slo", "p50=3s", "--price", "2", "--scenario", "rack-lost")
+    main(["capacity", "--gpu", "H100", "--rate", "0.2", *arguments, *QUICK])
+    alone, reserve = report_of(capsys)[1]["responses"]["H100, rack-lost"]
+    assert (alone["fleet"], reserve["fleet"]) == ("1 GPU", "2 GPUs, of which 1 in reserve")
+    assert alone["simulated"]["success_percent"] < 95 and reserve["simulated"]["success_percent"] == 100
+    assert reserve["cost"] > alone["cost"] > 0
+    assert {moment["ready"] for moment in alone["timeline"]} == {0, 1}
+
+
+def test_situation_of_users_who_wait_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_of:
+        main(["capacity", "--gpu", "H100", "--users", "2", "--scenario", "daily", *QUICK])
+    assert "--scenario daily needs --rate" in f"{exit_of.value}{capsys.readouterr().err}"
+
+
 def test_gpu_that_is_too_slow_for_one_image_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     main(["capacity", "--gpu", "A10G", "--users", "1", "--slo", "p50=5s", *QUICK])
     printed, figures = report_of(capsys)

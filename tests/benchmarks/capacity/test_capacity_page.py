@@ -22,8 +22,9 @@ def assessment() -> Assessment:
         source=Source.of_gpu(gpu("H100"), 0.45),
         mix=Mix.sizes("1024x1024"),
         load=ClosedLoop(8, 1.0),
-        seconds=60.0,
-        warmup=6.0,
+        per_host=8,
+        seconds=40.0,
+        warmup=4.0,
     )
     objectives = Objective.parse_all("p95=5s,success=99")
     return Assessment.of(deployment, objectives, 1, 8, seeds=(1,), price=2.0, load_seconds=60.0, quietest=0.5)

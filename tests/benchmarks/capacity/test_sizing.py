@@ -5,10 +5,11 @@ from fakes.gpu_queue import GpuQueue
 
 from benchmarks.capacity.fleet_costs import FleetCosts
 from benchmarks.capacity.settings import Settings, unfinished
-from benchmarks.capacity.sizing import Search, Trial
+from benchmarks.capacity.sizing import Search, Simulate, Trial, search
 from benchmarks.workload.figures import RungFigures
 from benchmarks.workload.objective import Objective, check
 from benchmarks.workload.records import Record
+from engine.errors import InvalidRequest
 
 OBJECTIVES = Objective.parse_all("p95=2s,success=99.9")
 SEEDS = (1, 2, 3)
@@ -25,16 +26,41 @@ def test_fewest_gpus_are_those_that_counting_up_finds(rate: float) -> None:
     assert Search(queue, OBJECTIVES, SEEDS).between(1, 64).gpus == counted
 
 
-@pytest.mark.parametrize("needed", range(1, 34))
-def test_search_finds_every_threshold_without_trying_more_than_twice_as_many(needed: int) -> None:
+def step_at(needed: int) -> Simulate:
+    """Return a simulation whose requests take 1 s with enough GPUs, else 3 s."""
+
     def simulate(gpus: int, seed: int) -> Trial:
         seconds = 1.0 if gpus >= needed else 3.0
         records = [Record("square", 0, "fake", at, at, at + seconds, "ok", images=1) for at in (0.0, 1.0)]
         return Trial(gpus, seed, RungFigures.of(records, 10.0), 1.0)
 
-    sizing = Search(simulate, Objective.parse_all("p50=2s"), (1,)).between(1, 64)
+    return simulate
+
+
+@pytest.mark.parametrize("needed", range(1, 34))
+def test_search_finds_every_threshold_without_trying_more_than_twice_as_many(needed: int) -> None:
+    sizing = Search(step_at(needed), Objective.parse_all("p50=2s"), (1,)).between(1, 64)
     assert sizing.gpus == needed
     assert max(trial.gpus for trial in sizing.trials) < 2 * needed or needed == 1
+
+
+@pytest.mark.parametrize(("needed", "found"), [(3, 3), (4, 4), (5, 8), (8, 8), (9, 12)])
+def test_more_gpus_than_a_machine_has_are_whole_machines(needed: int, found: int) -> None:
+    simulated = []
+
+    def simulate(gpus: int, seed: int) -> Trial:
+        simulated.append(gpus)
+        return step_at(needed)(gpus, seed)
+
+    sizing = search(simulate, 4, Objective.parse_all("p50=2s"), (1,), 1, 33)
+    assert sizing.gpus == found
+    assert all(gpus <= 4 or gpus % 4 == 0 for gpus in simulated)
+    assert sizing.too_few is None or sizing.too_few.gpus < found
+
+
+def test_bounds_without_a_whole_machine_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match="5 to 7 GPUs are no whole number of machines with 4 GPUs"):
+        search(step_at(1), 4, Objective.parse_all("p50=2s"), (1,), 5, 7)
 
 
 def test_search_simulates_few_numbers_and_none_twice() -> None:
