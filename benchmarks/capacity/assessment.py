@@ -1,6 +1,7 @@
 """The answer for one kind of GPU: how many, at which costs, with which settings, and what limits it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,10 +55,9 @@ class Assessment:
         sizing = search(deployment.trial, deployment.per_host, objectives, seeds, least, most)
         settings = None
         if sizing.gpus is not None:
-            quieter = deployment.with_load(quietest)
-            quiet = search(quieter.trial, deployment.per_host, objectives, seeds[:1], 1, sizing.gpus)
+            quiet = _quietest(deployment.with_load(quietest), sizing.gpus, objectives, seeds[:1])
             users = 0 if isinstance(deployment.load, OpenLoop) else deployment.load.users
-            settings = Settings.of(sizing, quiet.gpus or sizing.gpus, load_seconds, users)
+            settings = Settings.of(sizing, quiet, load_seconds, users)
         trial = sizing.chosen[0]
         costs = FleetCosts.steady(trial.gpus, trial.figures.achieved_per_s, price, deployment.source.watts)
         return cls(deployment, sizing, settings, costs)
@@ -115,6 +115,12 @@ class Assessment:
     def _missed(self, trial: Trial) -> str:
         missed = [result for result in self.sizing.results(trial) if not result.is_met]
         return ", ".join(f"{result.objective.name} {_value(result)}" for result in missed)
+
+
+def _quietest(deployment: Deployment, most: int, objectives: Sequence[Objective], seeds: Sequence[int]) -> int:
+    """Return the GPUs of the quietest time, at most those of the load itself."""
+    least = min(most, fewest(deployment))
+    return search(deployment.trial, deployment.per_host, objectives, seeds, least, most).gpus or most
 
 
 def _value(result: Result) -> str:
