@@ -13,6 +13,7 @@ COMMANDS = {
     "full-size": "Trace a full-size graph from its config, or build some of its layers into an RTX plan.",
     "vram": "Tell which options fit Z-Image-Turbo into which graphics cards, from plans of a few full-size layers.",
     "http": "Measure overhead and throughput of zimage-serve against the engine alone; --soak adds many users.",
+    "load": "Load a server with users or arrivals in rungs: latency, throughput, errors, wrong images, objectives.",
     "soak": "Mix clients of every kind with kills, pauses and clock jumps of zimage-serve, and account for all jobs.",
     "scaling": "Measure throughput of 1 to 8 workers with a timed stand-in engine, embedded and over brokers.",
     "fleet-faults": "Kill, cut and hang parts of a fleet under clients, singly or mixed, and account for every job.",

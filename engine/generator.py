@@ -23,10 +23,10 @@ from engine.plan.directory import resolve
 from engine.plan.manifest import Manifest
 from engine.request import RANDOM, ImageRequest, random_seed
 from engine.sampling.preview import project
-from engine.scheduler.batch_table import BatchTable
 from engine.scheduler.events import Denoised, DenoisedImage, Failed, Stepped
 from engine.scheduler.loop import EngineLoop
 from engine.scheduler.lora_registry import LoraRegistry
+from engine.scheduler.table_files import TableFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +74,13 @@ class ImageGenerator:
     ) -> None:
         options = options or RuntimeOptions(slots=SLOTS)
         directory = resolve(Path(engines))
-        table = BatchTable.read(directory)
         files = dict(options.loras) | {name: Path(file) for name, file in (loras or {}).items()}
         self._pipeline = Pipeline.load(directory, options)
         try:
             registry = LoraRegistry(self._pipeline, files, options.lora_versions)
             if unusable := registry.check():
                 raise LoraMismatch("; ".join(unusable))
+            table = TableFile.of(directory, self._pipeline).read() if options.batching == "auto" else None
             self._loop = EngineLoop(self._pipeline, table, registry)
         except BaseException:
             self._pipeline.close()

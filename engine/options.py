@@ -22,6 +22,7 @@ ONLY_FOR: dict[str, tuple[Flavor, ...]] = {  # options that have no effect on pl
 }
 
 CudaGraphs = Literal["auto", "on", "off"]
+Batching = Literal["auto", "off"]
 
 HELP = {  # help texts of the options, also for zimage-serve
     "engines": "Folder written by build-engines --output",
@@ -32,6 +33,8 @@ HELP = {  # help texts of the options, also for zimage-serve
     "offload": "TensorRT: keep only one of prompt encoder and denoiser in GPU memory; each new prompt costs seconds",
     "self_test": "TensorRT: compare what this GPU computes with FP32 before anything is generated",
     "image_input": "Load the VAE encoder, which images as inputs need, if the plans have one",
+    "batching": "Images that share forward passes: auto for batches that gain on this device, which is measured once "
+    "when there is nothing to generate; off for one image after the other",
     "runtime_cache": "TensorRT-RTX: folder for kernels compiled for this GPU (default: the user's cache folder)",
 }
 
@@ -54,6 +57,7 @@ class RuntimeOptions:
         cpus: CPUs that a worker process may use; empty for all that its server may use.
         lora_versions: `engine.files.version` of these files by name. A file of another version is refused; one that is
             not listed must keep the version that is read first.
+        batching: "auto" for passes that images share by the device's batch table; "off" for one image at a time.
     """
 
     threads: int = 0
@@ -68,6 +72,7 @@ class RuntimeOptions:
     loras: tuple[tuple[str, Path], ...] = ()
     lora_versions: dict[str, tuple[int, int]] = field(default_factory=dict)
     cpus: tuple[int, ...] = ()
+    batching: Batching = "auto"
 
     def __post_init__(self) -> None:
         if self.offload and self.warm_up:

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from engine.errors import ZImageError
 from engine.files import version
-from engine.options import HELP, MAX_THREADS, SLOTS, CudaGraphs, RuntimeOptions
+from engine.options import HELP, MAX_THREADS, SLOTS, Batching, CudaGraphs, RuntimeOptions
 from engine.plan.manifest import Flavor
 from server.api.dialects.names import DIALECTS
 from server.jobs.admission.admission import Limits
@@ -112,6 +112,7 @@ class Settings(BaseSettings):
     profile: Words = Field(RUNTIME.profiles, description=f"{HELP['profiles']} (default: all)", title="NAME")
     warm_up: Sizes = Field(RUNTIME.warm_up, description=HELP["warm_up"], title="WxH,...")
     cuda_graphs: CudaGraphs = Field(RUNTIME.cuda_graphs, description=HELP["cuda_graphs"])
+    batching: Batching = Field(RUNTIME.batching, description=HELP["batching"])
     offload: bool = Field(RUNTIME.offload, description=HELP["offload"])
     self_test: bool = Field(RUNTIME.self_test, description=HELP["self_test"])
     image_input: bool = Field(
@@ -288,6 +289,7 @@ class Settings(BaseSettings):
             profiles=self.profile,
             warm_up=self.warm_up,
             cuda_graphs=self.cuda_graphs,
+            batching=self.batching,
             offload=self.offload,
             self_test=self.self_test,
             runtime_cache=self.runtime_cache,

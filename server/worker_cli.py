@@ -65,8 +65,19 @@ examples:
 """
     + EPILOG % ("BROKER", "redis://broker:6379/0"),
     (
-        *("engines", "devices", "threads", "profile", "warm_up", "cuda_graphs", "offload", "self_test", "image_input"),
-        *("runtime_cache", "loras", "database", "images", "grace", "broker", "fleet", "hang_seconds", "load_seconds"),
+        *("engines", "devices", "threads", "profile", "warm_up", "cuda_graphs", "batching", "offload", "self_test"),
+        *(
+            "image_input",
+            "runtime_cache",
+            "loras",
+            "database",
+            "images",
+            "grace",
+            "broker",
+            "fleet",
+            "hang_seconds",
+            "load_seconds",
+        ),
         *(*HOST_SETTINGS, "log_format", "log_level"),
     ),
     WorkerSettings,

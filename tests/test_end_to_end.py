@@ -89,7 +89,7 @@ def decoded(text: str) -> np.ndarray:
 @contextmanager
 def serving(engines: Path) -> Iterator[str]:
     """Run zimage-serve and yield its URL."""
-    command = [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0"]
+    command = [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0", "--batching", "off"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             assert server.stdout is not None

@@ -31,7 +31,7 @@ def pipeline(engines: Path) -> Iterator[Pipeline]:
 @pytest.fixture(scope="module")
 def url(engines: Path) -> Iterator[str]:
     """One server for all examples."""
-    command = [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0"]
+    command = [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0", "--batching", "off"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             assert server.stdout is not None

@@ -26,10 +26,11 @@ from engine.plan.manifest import (
     Target,
 )
 from engine.request import ImageRequest
-from engine.scheduler.batch_table import TABLE_FILE, BatchTable, PassTimes
+from engine.scheduler.batch_table import BatchTable, PassTimes
 
 BLOCK = 8  # pixels; a block has one colour
 PLAN_FILE = "stand_in.plan"
+TIMES_FILE = "pass_times.json"
 SIDES = Range(64, 128, 256)
 MANIFEST = Manifest(
     schema_version=SCHEMA_VERSION,
@@ -68,9 +69,14 @@ def write_plans(folder: Path, times: Sequence[PassTimes], plan_id: str = MANIFES
     plan.write_bytes(b"The stand-in engine sleeps instead of running this.\n")
     listed = File(PLAN_FILE, plan.stat().st_size, directory.sha256(plan))
     manifest = replace(MANIFEST, plan_id=plan_id, files=(listed,))
-    (folder / TABLE_FILE).write_bytes(BatchTable("stand-in", tuple(times)).encode())
+    (folder / TIMES_FILE).write_bytes(msgspec.json.encode(BatchTable("stand-in", tuple(times))))
     (folder / directory.MANIFEST_FILE).write_bytes(directory.encode(manifest))
     return folder
+
+
+def read_times(folder: Path) -> BatchTable:
+    """Read the pass times of a plan directory of `write_plans`."""
+    return msgspec.json.decode((folder / TIMES_FILE).read_bytes(), type=BatchTable)
 
 
 def picture(request: ImageRequest, steps: int) -> Pixels:

@@ -9,12 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.fleet.plans import read_times
 from benchmarks.fleet.timed_loop import TimedLoop
 from engine.options import RuntimeOptions
 from engine.plan.directory import read
-from engine.scheduler.batch_table import BatchTable
 from server import logs
-from server.worker.process import window
+from server.worker.idle_measurement import window
 from server.worker.worker import Worker
 
 
@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
         signal.signal(kind, signal.SIG_IGN)
     logs.configure("json" if argv[2] == "json" else "text", argv[3], process="worker")
     manifest = read(folder)
-    table = BatchTable.read(folder)
+    table = read_times(folder)
     loop = TimedLoop(manifest, table, options.slots, [name for name, _ in options.loras])
     signal.signal(signal.SIGUSR1, lambda *_: loop.hangs.set())
     with socket.socket(fileno=int(argv[-1])) as sock:

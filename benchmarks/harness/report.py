@@ -2,13 +2,14 @@
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from engine.processor import processor_name
 
 LIBRARIES = (
     "torch",
@@ -38,7 +39,7 @@ def report(benchmark: str, figures: dict[str, Any]) -> dict[str, Any]:
 def hardware() -> dict[str, Any]:
     """Return the processor's name and cores, the memory in GB, and the GPUs if there are any."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    found = {"cpu": _cpu_name(), "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1)}
+    found = {"cpu": processor_name(), "cores": os.cpu_count(), "memory_gb": round(memory / 1e9, 1)}
     gpus = _gpus()
     return found | {"gpus": gpus} if gpus else found
 
@@ -85,12 +86,3 @@ def _gpus() -> list[dict[str, Any]]:
         return []
     rows = [line.rsplit(", ", 2) for line in answer.stdout.splitlines()] if answer.returncode == 0 else []
     return [{"name": name, "driver": driver, "memory_mib": int(mib)} for name, driver, mib in rows]
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""A running `zimage-serve`, and the processor time and memory of its processes."""
+"""A running `zimage-serve` or another server, and the processor time and memory of its processes."""
 
 import re
 import subprocess
@@ -40,10 +40,12 @@ class ServerProcess:
         found = READY.search(self._process.stdout.readline())
         if found is None:
             self._process.kill()
-            raise RuntimeError(f"zimage-serve did not start; run it by hand to see why: {' '.join(command)}")
+            raise RuntimeError(f"the server did not start; run it by hand to see why: {' '.join(command)}")
         self.url = found[1]
         server = psutil.Process(self._process.pid)
-        self.processes = {"server": server, "worker": server.children()[0]}
+        self.processes = {"server": server}
+        if workers := server.children():  # another server may have none
+            self.processes["worker"] = workers[0]
 
     def __enter__(self) -> Self:
         return self

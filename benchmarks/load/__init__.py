@@ -1,1 +1,1 @@
-"""The load ladder: users of every rung over HTTP, and the figures of what they got."""
+"""Load tests of image servers over HTTP: users or arrivals in rungs, with a check of every image."""

@@ -99,7 +99,7 @@ def _between(samples: Sequence[ServerSample], start: float | None, end: float | 
 def _metric_figures(answers: Sequence[tuple[float, ServerMetrics]]) -> dict[str, Any]:
     """Return batches, pass times, stages and the devices' busy share between the first and the last answer."""
     answers = _since_restart(answers)
-    if not answers or not answers[-1][1].device_seconds:
+    if not answers:
         return {"batch": None, "pass_s": None, "stage_s": None, "busy_percent": None}
     (since, before), (until, after) = answers[0], answers[-1]
     passes, seconds = _growth(before.passes, after.passes), _growth(before.pass_seconds, after.pass_seconds)

@@ -19,9 +19,9 @@ from engine.options import SLOTS, RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.directory import resolve
 from engine.request import ImageRequest
-from engine.scheduler.batch_table import BatchTable
 from engine.scheduler.events import Denoised, DenoisedImage, Failed
 from engine.scheduler.loop import EngineLoop
+from engine.scheduler.table_files import TableFile
 from server.worker.finisher import FINISHERS
 from server.worker.process import generate_smallest
 
@@ -88,7 +88,7 @@ def main(plans: str, threads: str) -> None:
     logging.disable(logging.INFO)
     directory = resolve(Path(plans))
     with Pipeline.load(directory, RuntimeOptions(threads=int(threads), slots=SLOTS)) as pipeline:
-        loop = EngineLoop(pipeline, BatchTable.read(directory))
+        loop = EngineLoop(pipeline, TableFile.of(directory, pipeline).read())
         generate_smallest(loop)
         bare = BareLoop(loop)
         functions: dict[str, Callable[..., Answer]] = {"generate": bare.generate, "fill": bare.fill}

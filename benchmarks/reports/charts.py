@@ -17,6 +17,7 @@ from benchmarks.reports.frame import (
     LETTER,
     LINE,
     LONGEST_NAME,
+    NAME_LETTER,
     RIGHT,
     TOP,
     WIDE,
@@ -150,7 +151,7 @@ def _frame(
     y_scale = Scale.log(heights, bottom, top) if y.is_log else Scale.linear(heights, bottom, top, y.ticks)
     width = WIDE if is_wide else WIDTH
     left, right = tick_room(y_scale.ticks), float(width - RIGHT)
-    right -= max(map(len, names)) * LETTER + 4 if names else 0
+    right -= max(map(len, names)) * NAME_LETTER if names else 0
     x_scale = Scale.log(places, left, right) if x.is_log else Scale.linear(places, left, right, x.ticks, is_tight=True)
     return Frame(x_scale, y_scale, width, HEIGHT)
 

@@ -10,6 +10,7 @@ from benchmarks.reports.scale import Scale
 WIDTH, WIDE, HEIGHT = 420, 1160, 270
 TOP, BOTTOM, LEFT, RIGHT = 34, 44, 16, 16  # room for titles and ticks; tick labels of the y axis come on top
 LETTER = 7.2  # width of an average letter, at the size that phones get
+NAME_LETTER = 8.6  # of the bold names beside lines
 LINE = 16.0  # height of a line of text
 LONGEST_NAME = 18  # letters of a label within a chart; longer ones end with an ellipsis
 BAND_NAME = 24.0  # room above the plot for the names of bands
@@ -86,11 +87,13 @@ class Frame:
 
     def limits(self, limits: Sequence[Limit]) -> str:
         """Return a dashed line with a name for each limit."""
-        return "".join(
-            line(self.x.start, place, self.x.end, place, "limit")
-            + text(self.x.start + 4, place - 5, shortened(limit.name), "limit-name")
-            for limit, place in ((limit, self.y.place(limit.value)) for limit in limits)
-        )
+        found = []
+        for limit in limits:
+            place = self.y.place(limit.value)
+            base = place - 5 if place > self.y.end + LINE else place + LINE - 3  # below a line at the upper edge
+            found.append(line(self.x.start, place, self.x.end, place, "limit"))
+            found.append(text(self.x.start + 4, base, shortened(limit.name), "limit-name"))
+        return "".join(found)
 
     def _row(self, value: float) -> str:
         place = self.y.place(value)

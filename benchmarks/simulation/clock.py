@@ -1,7 +1,6 @@
 """The clock of a simulation, as the server's jobs use one. Knows no jobs."""
 
 from collections.abc import Callable
-from typing import cast
 
 import simpy
 
@@ -10,9 +9,11 @@ EPOCH = 1_700_000_000.0  # unix seconds at which simulations begin
 
 def call_later(env: simpy.Environment, seconds: float, call: Callable[[], object]) -> None:
     """Make a call after some seconds."""
-    callbacks = env.timeout(seconds).callbacks
-    assert callbacks is not None
-    callbacks.append(lambda _: cast(None, call()))
+
+    def fire(_: simpy.Event) -> None:
+        call()
+
+    env.timeout(seconds).callbacks.append(fire)
 
 
 class SimulatedTimer:

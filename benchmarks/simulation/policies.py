@@ -10,7 +10,7 @@ from engine.scheduler.fair_queue import ClientShares
 from engine.scheduler.lora_schedule import LoraScheduler
 from engine.scheduler.sample import Sample
 from engine.scheduler.scheduler import Scheduler
-from server.worker.process import window
+from server.worker.idle_measurement import window
 
 AnyScheduler = TypeVar("AnyScheduler", bound=Scheduler)
 

@@ -14,7 +14,6 @@ from engine.scheduler.sample import Sample
 from server.jobs.storage.fleet.claim_order import Kind
 
 STRENGTH = 0.6  # of edits, as the load generator sends them
-TOKENS = tuple(range(20))  # of every prompt
 INIT_IMAGE = "simulated"
 
 
@@ -42,13 +41,16 @@ class PreparedKind:
     prompt_length: int
 
 
-def prepare(kinds: Sequence[RequestKind], manifest: Manifest) -> dict[str, PreparedKind]:
+def prepare(kinds: Sequence[RequestKind], manifest: Manifest, prompt_length: int) -> dict[str, PreparedKind]:
     """Prepare the kinds of a mix, by name.
+
+    Args:
+        prompt_length: tokens of each prompt.
 
     Raises:
         InvalidRequest: the plans cannot generate one of them.
     """
-    return {kind.name: _prepared(kind, manifest) for kind in kinds}
+    return {kind.name: _prepared(kind, manifest, prompt_length) for kind in kinds}
 
 
 def sample(
@@ -67,7 +69,7 @@ def sample(
     )
 
 
-def _prepared(kind: RequestKind, manifest: Manifest) -> PreparedKind:
+def _prepared(kind: RequestKind, manifest: Manifest, prompt_length: int) -> PreparedKind:
     request = ImageRequest(
         kind.name,
         kind.width,
@@ -79,7 +81,8 @@ def _prepared(kind: RequestKind, manifest: Manifest) -> PreparedKind:
     )
     request.check(manifest, () if kind.lora is None else (kind.lora,))
     number = 2 if request.guided_steps(manifest) else 1
-    prompts = TokenizedPrompts(tuple(TokenizedPrompt(TOKENS, kind.name, "") for _ in range(number)), 0.0)
+    tokens = tuple(range(prompt_length))
+    prompts = TokenizedPrompts(tuple(TokenizedPrompt(tokens, kind.name, "") for _ in range(number)), 0.0)
     schedule = np.asarray(request.noise_levels(manifest), np.float32)
     return PreparedKind(
         kind,
@@ -90,5 +93,5 @@ def _prepared(kind: RequestKind, manifest: Manifest) -> PreparedKind:
         lora_and_size=(kind.lora, kind.size),
         steps=len(schedule) - 1,
         slots=number,
-        prompt_length=padded(len(TOKENS)),
+        prompt_length=padded(prompt_length),
     )

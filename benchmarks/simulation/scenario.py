@@ -96,6 +96,20 @@ class OpenLoop:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerDeath:
+    """The death of a device's worker at a moment.
+
+    Attributes:
+        at: seconds from the start.
+        restart: seconds until the next worker is ready.
+    """
+
+    at: float
+    device: int = 0
+    restart: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
 class EmbeddedServer:
     """One `zimage-serve` with workers of its own.
 
@@ -113,6 +127,7 @@ class EmbeddedServer:
     limits: Limits = field(default_factory=lambda: Limits(free_bytes=0))
     max_ahead: int = 0
     rate: Rate | None = None
+    deaths: tuple[WorkerDeath, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +204,10 @@ class SimulationScenario:
 
     Attributes:
         manifest: of the plans; `benchmarks.simulation.plans.simulated_manifest` makes one.
-        seconds: length, with the warm-up.
+        prompt_length: padded tokens of every prompt.
+        different_prompts: True if each request has a prompt of its own; False if devices have all prompts in their
+            caches after the first of a kind, as with a load generator that repeats a few.
+        seconds: length, with the warm-up. Requests under way at its end are waited for.
         warmup: left out of the figures.
         changes: of the policies, to see predictions miss: "fifo" without shares of clients and sizes, "no-batch", and
             in fleets "one-claim", with which a ticket claims one job instead of as many as its host has room for.
@@ -201,6 +219,8 @@ class SimulationScenario:
     manifest: Manifest
     times: ServiceTimes
     costs: Costs = Costs()
+    prompt_length: int = 32
+    different_prompts: bool = False
     seconds: float = 300.0
     warmup: float = 10.0
     seed: int = 1

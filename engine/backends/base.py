@@ -50,12 +50,20 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """The engines of a plan directory, and the memory of their tensors. `device` names GPU and driver, for messages."""
+    """The engines of a plan directory, and the memory of their tensors.
+
+    Attributes:
+        device: GPU and driver, for messages.
+        processor: name of the GPU or of the CPU.
+        threads: CPU threads of each graph; 0 on a GPU.
+    """
 
     memory: Memory
     engines: Mapping[GraphName, Engine]
     close: Callable[[], None] = lambda: None
     device: str = "CPU"
+    processor: str = ""
+    threads: int = 0
 
     def refit(self, lora: PreparedLora | None) -> Iterator[None]:
         """Apply a LoRA to every graph in place of any other, in portions; None restores them bit for bit.

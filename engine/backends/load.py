@@ -14,6 +14,7 @@ from engine.backends.host_memory import HostMemory
 from engine.errors import BackendUnavailable, PlanMismatch
 from engine.options import RuntimeOptions
 from engine.plan.manifest import Flavor, GraphName, Manifest, Target
+from engine.processor import processor_name, usable_cpus
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ def _load_onnx(directory: Path, manifest: Manifest, options: RuntimeOptions) -> 
             engine.close()
         memory.close()
 
-    return Backend(memory, engines, close)
+    threads = options.threads or len(usable_cpus())
+    return Backend(memory, engines, close, processor=processor_name(), threads=threads)
 
 
 def _load_tensorrt(cuda: CudaRuntime, directory: Path, manifest: Manifest, options: RuntimeOptions) -> Backend:
@@ -89,7 +91,7 @@ def _load_tensorrt(cuda: CudaRuntime, directory: Path, manifest: Manifest, optio
 
     engine_options = replace(options, cuda_graphs="off") if is_rtx else options  # RTX captures graphs by itself
     backend = load_plans(cuda, open_plan, directory, manifest, engine_options)
-    return replace(backend, device=f"{cuda.name()}, driver {cuda.driver()}")
+    return replace(backend, device=f"{cuda.name()}, driver {cuda.driver()}", processor=cuda.name())
 
 
 def kernel_cache_folder(parent: Path, manifest: Manifest, cuda: CudaRuntime) -> Path:

@@ -4,7 +4,6 @@ A weight is merged in blocks of rows that fit a core's cache. Knows arrays; not 
 """
 
 import math
-import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from threadpoolctl import ThreadpoolController
 
 from engine.array import Array
 from engine.plan.half import HalfConverter
+from engine.processor import usable_cpus
 
 # Rows of a matrix product, which packs its right factor anew for each block; and numbers of a block converted at once,
 # whose three copies fit the second-level cache. Measured by `zimage-bench lora-swap`.
@@ -86,7 +86,7 @@ class Merger:
     """
 
     def __init__(self, threads: int = 0) -> None:
-        self._pool = ThreadPoolExecutor(threads or _cores(), thread_name_prefix="merge")
+        self._pool = ThreadPoolExecutor(threads or len(usable_cpus()), thread_name_prefix="merge")
         self._of_thread = threading.local()
 
     def __enter__(self) -> Self:
@@ -195,7 +195,3 @@ class _Scratch:
 def _scale(values: Array, factor: float) -> None:
     if factor != 1.0:
         np.multiply(values, np.float32(factor), out=values)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

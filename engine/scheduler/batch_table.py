@@ -1,29 +1,29 @@
 """The table of batch sizes that gain throughput: measured times of a forward pass by size and batch.
 
-`zimage-bench batching` measures it on the serving machine and stores it beside the plans. If one image alone fills the
-processor, a batch of two takes twice as long, and batching would only delay the first image.
+If one image alone fills the processor, a batch of two takes twice as long, and batching would only delay the first
+image. `batch_measurement` measures a table, `table_files` keeps it.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
+from typing import Annotated
 
 import msgspec
 
-from engine.errors import PlanCorrupt
 from engine.size import Size
 
-TABLE_FILE = "batching.json"
 MIN_SPEEDUP = 1.05  # a larger batch must give this many times the images per second to be worth its delay
+
+PassSeconds = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+Side = Annotated[int, msgspec.Meta(ge=1)]
 
 
 @dataclass(frozen=True, slots=True)
 class PassTimes:
     """Times of a forward pass at one size: `seconds[b - 1]` with a batch of b."""
 
-    width: int  # pixels
-    height: int
-    seconds: tuple[float, ...]
+    width: Side  # pixels
+    height: Side
+    seconds: Annotated[tuple[PassSeconds, ...], msgspec.Meta(min_length=1)]
 
     @property
     def area(self) -> int:
@@ -39,37 +39,32 @@ class PassTimes:
                 best = batch
         return best
 
+    @property
+    def speedup(self) -> float:
+        """Images per second with the best batch, as a multiple of those one at a time."""
+        return self.best * self.seconds[0] / self.seconds[self.best - 1]
+
 
 @dataclass(frozen=True, slots=True)
 class BatchTable:
     """Measured times by size, and the machine that measured them.
 
     With an empty table, nothing shares a pass but both prompts of an image.
+
+    Attributes:
+        measured: Unix time of the measurement; 0 if nothing was measured.
     """
 
     machine: str = ""
     rows: tuple[PassTimes, ...] = ()
+    measured: float = 0.0
 
     def limit(self, size: Size) -> int:
         """Return the batch size for a size of images: the best one of the next larger measured size."""
         larger = [row for row in self.rows if row.area >= size.area]
         return min(larger, key=lambda row: row.area).best if larger else 1
 
-    @classmethod
-    def read(cls, directory: Path) -> Self:
-        """Read the table of a plan directory; return an empty table if there is none.
-
-        Raises:
-            PlanCorrupt: the file is damaged.
-        """
-        path = directory / TABLE_FILE
-        if not path.is_file():
-            return cls()
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise PlanCorrupt(f"{path} is damaged: {error}; delete it, or run zimage-bench batching again") from error
-
-    def encode(self) -> bytes:
-        """Return the bytes of the file."""
-        return msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+    @property
+    def largest_batch(self) -> int:
+        """The largest of the best batches."""
+        return max((row.best for row in self.rows), default=1)

@@ -109,6 +109,11 @@ class Scheduler:
         """Return all samples of a LoRA at a strength."""
         return [sample for sample in self._samples.values() if sample.request.lora_choice == lora]
 
+    def use_table(self, table: BatchTable) -> None:
+        """Decide by another table from the next batch on."""
+        self._table = table
+        self._batch_limits.clear()
+
     def add(self, sample: Sample) -> None:
         """Queue a sample."""
         assert sample.key not in self._samples, sample.key

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request
 
 from server.api.access import Authenticator
 from server.api.image_input import image_input
-from server.api.schemas import ModelInfo, SizeLimits
+from server.api.schemas import DeviceBatching, ModelInfo, SizeLimits
 from server.api.served_model import Model
 from server.api.submit import Jobs
 from server.api.task_schemas import MAX_IMAGES
@@ -37,4 +37,5 @@ async def model_info(request: Request, jobs: Jobs, model: Model) -> ModelInfo:
         loras=list(jobs.loras),
         about=model.guide.about,
         examples=list(model.guide.examples),
+        batching=[DeviceBatching.of(device) for device in jobs.devices()],
     )

@@ -4,8 +4,10 @@ from typing import Literal, Self
 
 from pydantic import BaseModel
 
+from server.jobs.devices.device_status import DeviceStatus
 from server.jobs.job import Job
 from server.jobs.service import JobService, ServiceStatus
+from server.worker.messages import BatchingState
 
 
 def image_path(job: Job, index: int) -> str:
@@ -22,6 +24,57 @@ class SizeLimits(BaseModel):
     max_height: int
 
 
+class SizeBatching(BaseModel):
+    """The batch that gains most at a size.
+
+    Attributes:
+        size: WIDTHxHEIGHT in pixels; smaller images batch like the next larger size.
+        best_batch: images in a forward pass; 1 if sharing gains nothing.
+        speedup: images per second, as a multiple of those one at a time.
+    """
+
+    size: str
+    best_batch: int
+    speedup: float
+
+
+class DeviceBatching(BaseModel):
+    """Images that share forward passes on a device.
+
+    Attributes:
+        device: its name.
+        host: machine that it is in; null for this server's own.
+        state: "measured"; "waiting" until that can be done, when there is nothing to generate; "measuring" now;
+            "failed"; or "none", as with `--batching off` or before the worker is ready.
+        machine: GPU or processor whose times are used.
+        measured: Unix time of the measurement; null before it.
+    """
+
+    device: str
+    host: str | None
+    state: BatchingState
+    machine: str | None
+    measured: float | None
+    sizes: list[SizeBatching]
+
+    @classmethod
+    def of(cls, device: DeviceStatus) -> Self:
+        """Return the batching of a device."""
+        batching = device.batching
+        sizes = [
+            SizeBatching(size=f"{each.width}x{each.height}", best_batch=each.best_batch, speedup=round(each.speedup, 3))
+            for each in batching.sizes
+        ]
+        return cls(
+            device=device.name,
+            host=device.host,
+            state=batching.state,
+            machine=batching.machine or None,
+            measured=batching.measured or None,
+            sizes=sizes,
+        )
+
+
 class ModelInfo(BaseModel):
     """Response of `GET /v1/model_info`, which the page and load generators read.
 
@@ -35,6 +88,7 @@ class ModelInfo(BaseModel):
         needs_key: true if requests must send an API key.
         history: tasks that `/v1/tasks` lists: those of everybody (shared), those of the key (key), or none, so that a
             browser must keep the ids of its tasks (browser).
+        batching: images that share forward passes, by device, of all machines.
     """
 
     model_path: str
@@ -55,6 +109,7 @@ class ModelInfo(BaseModel):
     loras: list[str]
     about: str
     examples: list[str]
+    batching: list[DeviceBatching]
 
 
 class Error(BaseModel):

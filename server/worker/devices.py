@@ -14,6 +14,7 @@ from typing import Self
 from engine.errors import BackendUnavailable
 from engine.module_command import module_command
 from engine.plan.manifest import Flavor
+from engine.processor import usable_cpus
 
 HELP = (
     "Devices that generate images, each with a worker of its own: all GPUs (all), some of them by index or UUID (0,1), "
@@ -136,7 +137,7 @@ def _cpu_devices(workers: int, threads: int) -> list[Device]:
     """Return workers on the CPU. If there are several NUMA nodes, each worker stays on one, with its memory."""
     nodes = _numa_nodes()
     if workers == 1 or workers < len(nodes):
-        nodes = [sorted(_usable_cpus())]
+        nodes = [sorted(usable_cpus())]
     on_node = [index * len(nodes) // workers for index in range(workers)]
     devices = []
     for index, node in enumerate(on_node):
@@ -148,16 +149,12 @@ def _cpu_devices(workers: int, threads: int) -> list[Device]:
 
 def _numa_nodes() -> list[list[int]]:
     """Return the CPUs of each NUMA node that this process may use."""
-    allowed = _usable_cpus()
+    allowed = usable_cpus()
     nodes = []
     for folder in sorted(NODES.glob("node[0-9]*"), key=lambda path: int(path.name.removeprefix("node"))):
         if cpus := sorted(allowed & _cpu_list((folder / "cpulist").read_text())):
             nodes.append(cpus)
     return nodes or [sorted(allowed)]
-
-
-def _usable_cpus() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def _cpu_list(text: str) -> set[int]:

@@ -4,7 +4,7 @@
 """
 
 import struct
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -18,6 +18,9 @@ MAX_WINDOW = 1024
 MAX_BYTES = 64 << 20  # of a message from a worker; an uncompressed image of 4096x4096 has 50 MB
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
+UnixTime = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+Side = Annotated[int, msgspec.Meta(ge=1, le=1 << 20)]
+Window = Annotated[int, msgspec.Meta(ge=1, le=MAX_WINDOW)]
 Steps = Annotated[int, msgspec.Meta(ge=0, le=MAX_STEPS)]
 
 
@@ -62,6 +65,10 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """To the worker: finish and exit."""
 
 
+class SkipMeasurement(msgspec.Struct, frozen=True, tag=True):
+    """To the worker: do not measure which batches gain, since a worker before it died of that."""
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """From the worker: the plans are loaded and have generated an image.
 
@@ -73,7 +80,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
     seconds: Seconds
     unusable_loras: tuple[str, ...] = ()
-    window: Annotated[int, msgspec.Meta(ge=1, le=MAX_WINDOW)] = WINDOW
+    window: Window = WINDOW
 
 
 class StartFailed(msgspec.Struct, frozen=True, tag=True):
@@ -167,7 +174,43 @@ class LoraSwitched(msgspec.Struct, frozen=True, tag=True):
     seconds: Seconds
 
 
-ToWorker = Generate | Cancel | Stop
+BatchingState = Literal["none", "waiting", "measuring", "measured", "failed"]
+
+
+class MeasuredSize(msgspec.Struct, frozen=True):
+    """The batch that gains most at a size.
+
+    Attributes:
+        best_batch: images in a forward pass.
+        speedup: images per second, as a multiple of those one at a time.
+    """
+
+    width: Side
+    height: Side
+    best_batch: Window
+    speedup: Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+
+
+class Batching(msgspec.Struct, frozen=True, tag=True):
+    """From the worker, at its start and at each change: which images share forward passes.
+
+    Attributes:
+        state: "measured" if there is a batch table; "waiting" until it is measured, when there is nothing to generate;
+            "measuring" while it is; "failed" if it could not be; "none" if it is not to be.
+        window: slots that the engine makes use of, as in `Ready`.
+        machine: that measured the table.
+        measured: Unix time of the measurement; 0 before it.
+        sizes: that were measured.
+    """
+
+    state: BatchingState = "none"
+    window: Window = WINDOW
+    machine: str = ""
+    measured: UnixTime = 0.0
+    sizes: tuple[MeasuredSize, ...] = ()
+
+
+ToWorker = Generate | Cancel | Stop | SkipMeasurement
 FromWorker = (
     Ready
     | StartFailed
@@ -181,6 +224,7 @@ FromWorker = (
     | Heartbeat
     | DeviceMemory
     | LoraSwitched
+    | Batching
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -21,19 +21,19 @@ from engine.options import RuntimeOptions
 from engine.pipeline import Pipeline
 from engine.plan.directory import resolve
 from engine.request import ImageRequest
-from engine.scheduler.batch_table import BatchTable
+from engine.scheduler.batch_measurement import BatchMeasurement
 from engine.scheduler.loop import EngineLoop
 from engine.scheduler.lora_registry import LoraRegistry
+from engine.scheduler.table_files import TableFile
 from server import logs
 from server.worker import messages
-from server.worker.messages import encode_frame
+from server.worker.idle_measurement import LONGEST_PASS, IdleMeasurement
+from server.worker.messages import WINDOW, encode_frame
 from server.worker.worker import Worker
 
 log = logging.getLogger(__name__)
 
 DEVICE_LOST = 3  # exit status
-BATCHES = 2
-MIN_WINDOW = 4  # images; while one is generated, others are tokenized, encoded as files and on their way
 
 
 def main(argv: list[str]) -> None:
@@ -52,27 +52,31 @@ def main(argv: list[str]) -> None:
             pipeline = owned.enter_context(Pipeline.load(directory, options))
             loras = LoraRegistry(pipeline, dict(options.loras), options.lora_versions)
             unusable = loras.check()
-            table = BatchTable.read(resolve(directory))
-            if not table.rows:
-                log.info(
-                    "images are generated one at a time; `zimage-bench batching` measures which batches are faster"
-                )
-            loop = EngineLoop(pipeline, table, loras)
+            loop = EngineLoop(pipeline, loras=loras)
+            measurement = idle_measurement(directory, loop) if options.batching == "auto" else None
             generate_smallest(loop)
         except (ZImageError, OSError) as error:
             sock.sendall(encode_frame(messages.StartFailed(str(error))))
             return
         try:
-            worker = Worker(loop, pipeline.manifest, sock)
-            worker.run(time.perf_counter() - started, unusable, window(table, options.slots))
+            worker = Worker(loop, pipeline.manifest, sock, measurement=measurement)
+            slots = WINDOW if measurement is None else measurement.window
+            worker.run(time.perf_counter() - started, unusable, min(slots, options.slots))
         except (DeviceError, PlanCorrupt) as error:
             log.error("%s", error)
             sys.exit(DEVICE_LOST)
 
 
-def window(table: BatchTable, slots: int) -> int:
-    """Return the number of slots that the engine makes use of: of two batches, so that the next one is complete."""
-    return min(max(MIN_WINDOW, BATCHES * max((row.best for row in table.rows), default=1)), slots)
+def idle_measurement(directory: Path, loop: EngineLoop) -> IdleMeasurement:
+    """Have a loop use the batch table of its device, or else return a measurement that will measure it."""
+    file = TableFile.of(resolve(directory), loop.pipeline)
+    table = file.read()
+    if table is None:
+        log.info("images are generated one at a time until it is measured, in idle time, which batches gain")
+    else:
+        loop.use_table(table)
+    measurement = BatchMeasurement(loop.pipeline, longest_pass=LONGEST_PASS)
+    return IdleMeasurement(table, measurement, file, loop.use_table, loop.pipeline.memory.slots)
 
 
 def generate_smallest(loop: EngineLoop) -> None:

@@ -22,14 +22,16 @@ from engine.scheduler.prompt_cache import PromptCache
 from server.worker import messages
 from server.worker.connection import ServerConnection
 from server.worker.finisher import ImageFinisher, failure
+from server.worker.idle_measurement import IdleMeasurement
 from server.worker.life_signs import LifeSigns
-from server.worker.messages import Cancel, Generate, Stop, ToWorker, image_key
+from server.worker.messages import Cancel, Generate, SkipMeasurement, Stop, ToWorker, image_key
 from server.worker.prompt_queue import PromptQueue, TokenizedJob
 
 # Seconds. A message for each pass of 10 ms slowed the next pass by 0.7 ms, where engine and server share two cores.
 HEARTBEAT_EVERY = 0.05
 MEMORY_EVERY = 10.0  # seconds
 SUBMIT_SECONDS = 0.002  # for new images between two steps; one takes 20 to 50 us
+MEASURE_AFTER = 2.0  # seconds without a message, before batches are measured
 IDLE_SECONDS = 10.0  # before compiled kernels are saved; compiling in the background may take seconds
 
 
@@ -70,13 +72,19 @@ class Worker:
     Args:
         abandon: called when the server is gone; by default it ends the process, so that no step that hangs keeps the
             GPU.
+        measurement: of the batches that gain; None to measure nothing.
     """
 
     def __init__(
-        self, loop: Loop, manifest: Manifest, sock: socket.socket, abandon: Callable[[], object] = lambda: os._exit(0)
+        self,
+        loop: Loop,
+        manifest: Manifest,
+        sock: socket.socket,
+        abandon: Callable[[], object] = lambda: os._exit(0),
+        measurement: IdleMeasurement | None = None,
     ) -> None:
-        self._loop = loop
-        self._inbox: queue.SimpleQueue[TokenizedJob | Cancel | Stop] = queue.SimpleQueue()
+        self._loop, self._measurement = loop, measurement
+        self._inbox: queue.SimpleQueue[TokenizedJob | Cancel | Stop | SkipMeasurement] = queue.SimpleQueue()
         self._connection = ServerConnection(sock, self._receive, abandon)
         self._life_signs = LifeSigns(self._connection.send)
         self._manifest = manifest
@@ -102,6 +110,8 @@ class Worker:
             PlanCorrupt: files of the plans have changed, which a change of LoRAs finds.
         """
         self._connection.send(messages.Ready(seconds, unusable_loras, window))
+        if self._measurement is not None:
+            self._connection.send(self._measurement.status())
         self._connection.start()
         self._prompts.start()
         self._life_signs.start()
@@ -132,7 +142,7 @@ class Worker:
             case Cancel(job):
                 self._prompts.cancel(job)
                 self._inbox.put(message)
-            case Stop():
+            case Stop() | SkipMeasurement():
                 self._inbox.put(message)
 
     def _handle_messages(self) -> bool:
@@ -146,18 +156,39 @@ class Worker:
                         self._tokenized.pop(image_key(job, index), None)
                         self._loop.cancel(image_key(job, index))
                         self._forget(image_key(job, index))
+                case SkipMeasurement():
+                    self._skip_measurement()
                 case Stop():
                     return False
         return True
 
-    def _next_message(self) -> TokenizedJob | Cancel | Stop:
-        """Return the next message; once none has come for IDLE_SECONDS, save kernels meanwhile."""
+    def _next_message(self) -> TokenizedJob | Cancel | Stop | SkipMeasurement:
+        """Return the next message; while none comes, measure batches, and save kernels after IDLE_SECONDS."""
+        if self._measurement is not None and self._measurement.is_pending:
+            try:
+                return self._inbox.get(timeout=MEASURE_AFTER)
+            except queue.Empty:
+                self._measure(self._measurement)
         try:
             return self._inbox.get(timeout=IDLE_SECONDS)
         except queue.Empty:
             with self._life_signs.busy():
                 self._loop.save_kernels()
             return self._inbox.get()
+
+    def _measure(self, measurement: IdleMeasurement) -> None:
+        """Measure batches until a message comes, which then waits for one pass at most, or until all are measured."""
+        self._connection.send(measurement.status(is_running=True))
+        self._connection.flush()  # the server must know what may have ended this process
+        while measurement.is_pending and self._inbox.empty():
+            with self._life_signs.busy():
+                measurement.advance()
+        self._connection.send(measurement.status())
+
+    def _skip_measurement(self) -> None:
+        if self._measurement is not None:
+            self._measurement.skip()
+            self._connection.send(self._measurement.status())
 
     def _submit_tokenized(self) -> None:
         """Submit jobs for SUBMIT_SECONDS, and one at least if there is nothing to generate."""

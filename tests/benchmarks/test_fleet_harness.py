@@ -17,12 +17,12 @@ from benchmarks.fleet import records, stand_in_measurements
 from benchmarks.fleet.accounting import Accounts, Request
 from benchmarks.fleet.logs import tracebacks
 from benchmarks.fleet.network import Network
-from benchmarks.fleet.plans import MANIFEST, picture, write_plans
+from benchmarks.fleet.plans import MANIFEST, picture, read_times, write_plans
 from benchmarks.fleet.recovery import Recovery
 from benchmarks.fleet.timed_loop import TimedLoop
 from engine.plan.directory import read
 from engine.request import ImageRequest
-from engine.scheduler.batch_table import BatchTable, PassTimes
+from engine.scheduler.batch_table import PassTimes
 from engine.scheduler.events import Denoised, Passed
 
 IMAGE = ImageRequest("a cat", 64, 64, 5, 2)
@@ -49,7 +49,7 @@ def encoded(image: ImageRequest, steps: int = 2) -> bytes:
 
 def test_stand_in_draws_requests_in_batches_that_its_table_allows(tmp_path: Path) -> None:
     folder = write_plans(tmp_path, [PassTimes(64, 64, (0.001, 0.0011))])
-    loop, sizes, images = TimedLoop(read(folder), BatchTable.read(folder), slots=4), [], {}
+    loop, sizes, images = TimedLoop(read(folder), read_times(folder), slots=4), [], {}
     for seed in range(3):
         loop.submit(str(seed), replace(IMAGE, seed=seed))
     while not loop.is_idle:
@@ -159,6 +159,7 @@ def test_cut_link_carries_nothing_and_the_other_one_does() -> None:
             server.communicate()
 
 
+@pytest.mark.slow
 def test_scaling_measures_an_embedded_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stand_in_measurements, "LARGE_PASS", 0.02)
     monkeypatch.setitem(scaling.LEAST, "embedded", 0.0)

@@ -13,6 +13,7 @@ from benchmarks.fleet.site import SiteOptions, missing, running
 FAULTS = ("hang_engine", "kill_engine", "cut_both", "kill_replica", "clock_ahead", "deliver_again")
 
 
+@pytest.mark.slow
 def test_storm_loses_nothing_and_doubles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "BEYOND_LEASE", 11.0)
     monkeypatch.setattr(faults, "SKEWED", 3.0)

@@ -57,6 +57,7 @@ def test_fresh_url_is_empty_and_apart_from_others(name: str, request: pytest.Fix
     assert read(first) == "from the first"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_server_returns_with_its_data(kind: type[Service]) -> None:
     with new(kind) as service:

@@ -15,11 +15,13 @@ from fakes.jobs import METADATA
 from engine.stages import StageTimes
 from server.worker.messages import (
     LENGTH,
+    Batching,
     Failed,
     Finished,
     FromWorker,
     Generate,
     Heartbeat,
+    MeasuredSize,
     PreviewReady,
     Ready,
     Started,
@@ -77,6 +79,9 @@ BROKEN: dict[str, Garbage] = {
     "an index of -1": lambda job: frames(finished(f"{job}:-1")),
     "an index of 10**5000": lambda job: frames(finished(f"{job}:1{'0' * 5000}")),
     "a million steps": lambda job: frames(heartbeat(steps_done={f"{job}:0": 10**6})),
+    "a window of 0": lambda _: frames(Batching("measured", 0)),
+    "a speed-up of NaN": lambda _: frames(Batching("measured", sizes=(MeasuredSize(64, 64, 2, math.nan),))),
+    "a measurement in no known state": lambda _: framed({"type": "Batching", "state": "odd"}),
     "steps below 0": lambda job: frames(heartbeat(steps_done={f"{job}:0": -1})),
 }
 

@@ -100,7 +100,8 @@ def wait_until_ready(url: str, devices: int) -> None:
 @pytest.mark.slow
 def test_images_of_two_cpu_workers_are_those_of_one(plan_directory: Path) -> None:
     def images(devices: str) -> dict[int, str]:
-        arguments = ("--engines", str(plan_directory), "--devices", devices, "--threads", "1", "--port", "0")
+        arguments = ["--engines", str(plan_directory), "--devices", devices, "--threads", "1", "--port", "0"]
+        arguments += ["--batching", "off"]
         with (
             running(sys.executable, "-m", "server.cli", *arguments) as (url, _),
             ThreadPoolExecutor(4) as pool,

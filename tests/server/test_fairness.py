@@ -17,7 +17,7 @@ FLOOD, SINGLES = "flood", [f"single-{number}" for number in range(9)]
 
 @pytest.fixture
 def http(engines: Path) -> Iterator[httpx.Client]:
-    command = [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0"]
+    command = [sys.executable, "-m", "server.cli", "--engines", str(engines), "--port", "0", "--batching", "off"]
     environment = os.environ | {"ZIMAGE_KEYS": " ".join([FLOOD, *SINGLES])}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
         try:

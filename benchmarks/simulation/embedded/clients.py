@@ -55,6 +55,11 @@ class Clients:
             case OpenLoop():
                 env.process(self._arrivals(scenario.load))
 
+    @property
+    def is_waiting(self) -> bool:
+        """True while requests are under way."""
+        return bool(self._under_way)
+
     def cut_off(self) -> list[Record]:
         """Return the records of the requests that are under way."""
         now = self._env.now
@@ -64,14 +69,18 @@ class Clients:
         rng = random.Random(f"{self._scenario.seed} user {user}")
         client = f"client {user % load.clients if load.clients else user}"
         while True:
-            yield from self._request(self._scenario.mix.choose(rng), user, client)
             if load.think:
                 yield self._env.timeout(rng.expovariate(1 / load.think))
+            if self._env.now >= self._scenario.seconds:
+                return
+            yield from self._request(self._scenario.mix.choose(rng), user, client)
 
     def _arrivals(self, load: OpenLoop) -> Process:
         seed = self._scenario.seed
         rng = random.Random(f"{seed} kinds")
         for number, at in enumerate(poisson(load.rate, random.Random(f"{seed} arrivals"))):
+            if at >= self._scenario.seconds:
+                return
             yield self._env.timeout(at - self._env.now)
             client = f"client {number % load.clients}"
             self._env.process(self._request(self._scenario.mix.choose(rng), number, client))

@@ -45,6 +45,7 @@ class SimulatedExecutor:
 
     Args:
         now: returns the time.
+        different_prompts: True if no prompt comes twice.
 
     Attributes:
         busy: seconds that the device has computed or will have, with all that is enqueued.
@@ -54,8 +55,16 @@ class SimulatedExecutor:
     """
 
     def __init__(
-        self, times: ServiceTimes, costs: Costs, max_ahead: int, now: Callable[[], float], rng: random.Random
+        self,
+        times: ServiceTimes,
+        costs: Costs,
+        max_ahead: int,
+        now: Callable[[], float],
+        rng: random.Random,
+        *,
+        different_prompts: bool = False,
     ) -> None:
+        self._different_prompts = different_prompts
         self.busy = self.free_at = self.pause = 0.0
         self.passes: Counter[int] = Counter()
         self._times, self._costs, self._max_ahead, self._now, self._rng = times, costs, max_ahead, now, rng
@@ -121,7 +130,7 @@ class SimulatedExecutor:
         encoded = init_image = 0.0
         for branch in sample.branches:
             prompt = branch.prompt.text, sample.request.lora_choice
-            if prompt not in self._prompts:
+            if self._different_prompts or prompt not in self._prompts:
                 self._prompts.add(prompt)
                 encoded += self._times.prompt_encoder_seconds(branch.length)
         if sample.request.edit is not None:

@@ -5,14 +5,16 @@ Does what `server.jobs.embedded` does, without a store. Knows no clients.
 
 import random
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import simpy
 
 from benchmarks.simulation.clock import SimulatedClock
 from benchmarks.simulation.embedded.executor import SimulatedExecutor
+from benchmarks.simulation.embedded.link import SimulatedLink
 from benchmarks.simulation.embedded.store import InitImagesAtHand, SimulatedStore
 from benchmarks.simulation.embedded.worker import SimulatedWorker
 from benchmarks.simulation.policies import client_name, device_window, new_scheduler
@@ -29,6 +31,7 @@ from server.jobs.job import Job
 from server.jobs.live_job import LiveJob
 from server.jobs.metrics import Metrics
 from server.jobs.tracker import JobTracker
+from server.worker.messages import FromWorker
 
 
 class RateExceeded(Exception):
@@ -40,15 +43,11 @@ class RateExceeded(Exception):
 
 
 class SimulatedServer:
-    """A server with its workers, in a SimPy environment.
-
-    Attributes:
-        workers: one for each device.
-    """
+    """A server with its workers, in a SimPy environment."""
 
     def __init__(self, env: simpy.Environment, scenario: SimulationScenario, spec: EmbeddedServer) -> None:
         self._env, self._scenario, self._spec = env, scenario, spec
-        self._kinds = prepare(scenario.mix.kinds, scenario.manifest)
+        self._kinds = prepare(scenario.mix.kinds, scenario.manifest, scenario.prompt_length)
         self._clock = SimulatedClock(env)
         self._waiting: dict[str, simpy.Event] = {}  # by job, for its end
         metrics, manifest = Metrics(), scenario.manifest
@@ -58,8 +57,14 @@ class SimulatedServer:
         self._limiter = RateLimiter(spec.rate, lambda: int(env.now * 1e9)) if spec.rate is not None else None
         self._event_loop = simpy.Resource(env)
         self._sequence = 0
-        self.workers = [self._worker(number) for number in range(spec.devices)]
-        self._worker_queue.send_pending()
+        self._links = [self._link(number) for number in range(spec.devices)]
+        for link in self._links:
+            link.start()
+
+    @property
+    def executors(self) -> list[SimulatedExecutor]:
+        """Return the executors of all workers, also of dead ones."""
+        return [worker.executor for link in self._links for worker in link.workers]
 
     def handle(self, kind: RequestKind, client: str, timeout: float) -> Generator[simpy.Event, Any, Job]:
         """Take a request and return its job once it has ended and is answered. Time passes meanwhile.
@@ -106,18 +111,29 @@ class SimulatedServer:
         self._tracker.add(live)
         return live
 
-    def _worker(self, number: int) -> SimulatedWorker:
+    def _link(self, number: int) -> SimulatedLink:
+        """Return the link of a new device."""
         scenario, spec = self._scenario, self._spec
         queue = self._worker_queue.add_device(f"device:{number}")
         rng = random.Random(f"{scenario.seed} device {number}")
-        executor = SimulatedExecutor(scenario.times, scenario.costs, spec.max_ahead, lambda: self._env.now, rng)
-        scheduler = new_scheduler(scenario.manifest, spec.slots, spec.table, scenario.changes, Scheduler)
         window = device_window(spec.slots, spec.table, scenario.changes)
-        worker = SimulatedWorker(
-            self._env, queue, scenario.manifest, self._kinds, scheduler, executor, scenario.costs, window
+        deaths = [death for death in spec.deaths if death.device == number]
+        link = SimulatedLink(self._env, queue, partial(self._worker, queue.on_message, rng), window, deaths)
+        queue.link = link
+        return link
+
+    def _worker(self, tell: Callable[[FromWorker], None], rng: random.Random) -> SimulatedWorker:
+        scenario, spec = self._scenario, self._spec
+        executor = SimulatedExecutor(
+            scenario.times,
+            scenario.costs,
+            spec.max_ahead,
+            lambda: self._env.now,
+            rng,
+            different_prompts=scenario.different_prompts,
         )
-        queue.link = worker
-        return worker
+        scheduler = new_scheduler(scenario.manifest, spec.slots, spec.table, scenario.changes, Scheduler)
+        return SimulatedWorker(self._env, tell, scenario.manifest, self._kinds, scheduler, executor, scenario.costs)
 
     def _use_event_loop(self, seconds: float) -> Generator[simpy.Event, Any, None]:
         with self._event_loop.request() as turn:

@@ -4,7 +4,7 @@ Does what `server.worker.worker` does, in the same order, without threads. Knows
 """
 
 from collections import deque
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import simpy
@@ -19,8 +19,7 @@ from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.step_loop import StepLoop
 from server.worker import messages
 from server.worker.finisher import FINISHERS
-from server.worker.messages import Cancel, Generate, Stop, ToWorker, image_key
-from server.worker.supervisor import WorkerListener
+from server.worker.messages import Cancel, FromWorker, Generate, Stop, ToWorker, image_key
 from server.worker.worker import HEARTBEAT_EVERY
 
 ALIVE_EVERY = 0.5  # seconds, as `server.worker.life_signs` has it
@@ -30,30 +29,25 @@ Process = Generator[simpy.Event, Any, None]
 
 
 class SimulatedWorker:
-    """The `WorkerLink` of a simulated device.
+    """One worker process of a simulated device, from its start to its death.
 
     Args:
-        listener: the `DeviceQueue` of the device.
-        window: slots that the engine makes use of.
-        start: seconds of a start.
+        tell: takes its messages to the server.
     """
 
     def __init__(
         self,
         env: simpy.Environment,
-        listener: WorkerListener,
+        tell: Callable[[FromWorker], None],
         manifest: Manifest,
         kinds: Mapping[str, PreparedKind],
         scheduler: Scheduler,
         executor: SimulatedExecutor,
         costs: Costs,
-        window: int,
     ) -> None:
-        self.is_ready, self.starts, self.failed_starts = True, 1, 0
-        self.last_failure: str | None = None
-        self.pid = None
         self.executor = executor
-        self._env, self._listener, self._manifest, self._kinds, self._costs = env, listener, manifest, kinds, costs
+        self._env, self._send, self._manifest, self._kinds, self._costs = env, tell, manifest, kinds, costs
+        self._is_dead = False
         self._loop = StepLoop(scheduler, executor, lambda: env.now)
         self._inbox: deque[ToWorker] = deque()
         self._wake = env.event()
@@ -61,16 +55,24 @@ class SimulatedWorker:
         self._passes: list[tuple[int, float]] = []
         self._steps_done: dict[str, int] = {}
         self._heartbeat_due = 0.0
-        listener.on_message(messages.Ready(0.0, window=window))
         env.process(self._run())
 
-    def send(self, message: ToWorker) -> None:
+    def stop(self) -> None:
+        """Die without another message."""
+        self._is_dead = True
+
+    def receive(self, message: ToWorker) -> None:
+        """Take a message of the server."""
         self._inbox.append(message)
         if not self._wake.triggered:
             self._wake.succeed()
 
+    def _tell(self, message: FromWorker) -> None:
+        if not self._is_dead:
+            self._send(message)
+
     def _run(self) -> Process:
-        while True:
+        while not self._is_dead:
             if self._loop.is_idle and not self._inbox:
                 self._wake = self._env.event()
                 yield self._wake
@@ -91,7 +93,7 @@ class SimulatedWorker:
         began = self._env.now
         while self._env.now + ALIVE_EVERY < time:
             yield self._env.timeout(ALIVE_EVERY)
-            self._listener.on_message(messages.Alive(self._env.now - began))
+            self._tell(messages.Alive(self._env.now - began))
         if self._env.now < time:
             yield self._env.timeout(time - self._env.now)
 
@@ -117,7 +119,7 @@ class SimulatedWorker:
         for event in events:
             match event:
                 case Started(key):
-                    self._listener.on_message(messages.Started(key))
+                    self._tell(messages.Started(key))
                 case Passed(batch, seconds):
                     self._passes.append((batch, seconds))
                 case Stepped(key, done):
@@ -126,10 +128,10 @@ class SimulatedWorker:
                     has_ended = True
                     self._env.process(self._finish(key, image))
                 case Switched(seconds):
-                    self._listener.on_message(messages.LoraSwitched(seconds))
+                    self._tell(messages.LoraSwitched(seconds))
         if self._passes and (has_ended or self._env.now >= self._heartbeat_due):
             self._heartbeat_due = self._env.now + HEARTBEAT_EVERY
-            self._listener.on_message(messages.Heartbeat(self._passes, 0, 0, self._steps_done))
+            self._tell(messages.Heartbeat(self._passes, 0, 0, self._steps_done))
             self._passes, self._steps_done = [], {}
 
     def _finish(self, key: str, image: SimulatedImage) -> Process:
@@ -139,7 +141,7 @@ class SimulatedWorker:
             if self._env.now < image.ready_at:
                 yield self._env.timeout(image.ready_at - self._env.now)
             yield self._env.timeout(self._costs.file * image.sample.size.area / MEGAPIXEL)
-        self._listener.on_message(messages.Finished(key, b"", _metadata(image, self._manifest)))
+        self._tell(messages.Finished(key, b"", _metadata(image, self._manifest)))
 
 
 def _metadata(image: SimulatedImage, manifest: Manifest) -> ImageMetadata:

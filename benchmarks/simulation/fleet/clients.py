@@ -36,9 +36,14 @@ class FleetClients:
             case ClosedLoop() as load:
                 for number in range(load.users):
                     name = f"client {number % load.clients if load.clients else number}"
-                    self._think(_User(name, random.Random(f"{scenario.seed} user {number}")), load, is_first=True)
+                    self._think(_User(name, random.Random(f"{scenario.seed} user {number}")), load)
             case OpenLoop() as load:
                 env.process(self._arrivals(load))
+
+    @property
+    def is_waiting(self) -> bool:
+        """True while requests are under way."""
+        return bool(self._under_way)
 
     def cut_off(self) -> None:
         """Record what is under way at the end."""
@@ -50,15 +55,21 @@ class FleetClients:
         rng = random.Random(f"{seed} kinds")
         only = mix.kinds[0].name if len(mix.kinds) == 1 else None
         for number, at in enumerate(poisson(load.rate, random.Random(f"{seed} arrivals"))):
+            if at >= self._scenario.seconds:
+                return
             yield env.timeout(at - env.now)
             kind = only or mix.choose(rng).name
             self._begin(kind, f"client {number % load.clients}", None)
 
-    def _think(self, user: _User, load: ClosedLoop, *, is_first: bool = False) -> None:
+    def _think(self, user: _User, load: ClosedLoop) -> None:
+        """Let a user pause, and send a request, unless the load is over."""
+
         def send() -> None:
+            if self._env.now >= self._scenario.seconds:
+                return
             self._begin(self._scenario.mix.choose(user.rng).name, user.name, user)
 
-        pause = user.rng.expovariate(1 / load.think) if load.think and not is_first else 0.0
+        pause = user.rng.expovariate(1 / load.think) if load.think else 0.0
         call_later(self._env, pause, send)
 
     def _begin(self, kind: str, client: str, user: _User | None) -> None:

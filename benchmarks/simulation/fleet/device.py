@@ -45,6 +45,7 @@ class FleetDevice:
     """One device.
 
     Args:
+        prompt_seconds: of the prompt encoder for each prompt.
         on_ended: called with a job when its last image is finished.
         on_room: called when an image has left the device.
 
@@ -62,6 +63,7 @@ class FleetDevice:
         manifest: Manifest,
         times: ServiceTimes,
         costs: Costs,
+        prompt_seconds: float,
         granularity: Granularity,
         rng: random.Random,
         on_ended: Callable[[FleetJob], object],
@@ -72,7 +74,7 @@ class FleetDevice:
         self.passes: dict[int, int] = {}
         self._env, self._scheduler, self._manifest = env, scheduler, manifest
         self._times, self._costs, self._granularity, self._rng = times, costs, granularity, rng
-        self._on_ended, self._on_room = on_ended, on_room
+        self._prompt_seconds, self._on_ended, self._on_room = prompt_seconds, on_ended, on_room
         self._jobs: dict[Sample, FleetJob] = {}
         self._arrived: list[Sample] = []  # during a pass; the worker submits them after it
         self._keys = 0
@@ -129,7 +131,7 @@ class FleetDevice:
         for each in work.samples:
             if each.first_pass_at is None:
                 each.first_pass_at = now
-                extra += sum(self._times.prompt_encoder_seconds(branch.length) for branch in each.branches)
+                extra += self._prompt_seconds * len(each.branches)
                 if each.request.edit is not None:
                     extra += self._times.encode_image_seconds(each.size)
         self._scheduler.start(work, now)
@@ -181,11 +183,11 @@ class FleetDevice:
         self._version += 1
         version = self._version
 
-        def fire() -> None:
+        def fire(_: simpy.Event) -> None:
             if version == self._version:
                 call()
 
-        call_later(self._env, seconds, fire)
+        self._env.timeout(seconds).callbacks.append(fire)
 
 
 class _Run:

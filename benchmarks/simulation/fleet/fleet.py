@@ -4,21 +4,18 @@ Coarser than the simulated server: all images of a job go to one device, replica
 and hosts find room by tickets alone. Knows no clients.
 """
 
-import random
-from collections import Counter, deque
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import simpy
 
 from benchmarks.simulation.clock import call_later
 from benchmarks.simulation.fleet.autoscaler import wanted_hosts
-from benchmarks.simulation.fleet.device import FleetDevice, RunScheduler
-from benchmarks.simulation.fleet.host import FleetHost, State
-from benchmarks.simulation.fleet.image_device import ImageDevice
+from benchmarks.simulation.fleet.host import FleetHost
+from benchmarks.simulation.fleet.hosts import FleetHosts
 from benchmarks.simulation.fleet.outcomes import Outcomes
 from benchmarks.simulation.fleet.queue import FleetJob, FleetQueue
-from benchmarks.simulation.policies import device_window, new_scheduler
 from benchmarks.simulation.requests import PreparedKind, prepare
 from benchmarks.simulation.scenario import Failure, Fleet, FleetMoment, ScalingEvent, SimulationScenario
 from server.errors import DeadlineUnreachable
@@ -30,59 +27,34 @@ class SimulatedFleet:
     """A fleet in a SimPy environment.
 
     Attributes:
-        outcomes: of the requests; `accept` and the clients record them.
+        hosts: of the fleet.
+        outcomes: of the requests, as the clients record them.
         replays: jobs that were claimed again after their host had vanished.
     """
 
     def __init__(self, env: simpy.Environment, scenario: SimulationScenario, spec: Fleet) -> None:
         self.outcomes = Outcomes()
-        self.kinds = prepare(scenario.mix.kinds, scenario.manifest)
+        self.kinds = prepare(scenario.mix.kinds, scenario.manifest, scenario.prompt_length)
         self.scalings: list[ScalingEvent] = []
         self.timeline: list[FleetMoment] = []
         self.replays = self.arrived = self.refused = 0
-        self.device_seconds = 0.0  # paid, until `_paid_at`
         self._env, self._scenario, self._spec = env, scenario, spec
-        self._rng = random.Random(f"{scenario.seed} fleet")
-        self._window = device_window(spec.slots, spec.table, scenario.changes)
-        self._largest_batch = self._new_scheduler().largest_batch
         self._queue = FleetQueue(spec.queue, scenario.changes)
         self._listening: deque[FleetHost] = deque()  # hosts with room, in the order in which tickets reach them
-        self.hosts: list[FleetHost] = []
-        self._states: Counter[State] = Counter()
-        self._retired: list[FleetHost] = []
-        self._paid_at = self._ready_seconds = self._last_added = 0.0
-        self._seconds_per_cost = _seconds_per_cost(scenario, list(self.kinds.values()))
+        self.hosts = FleetHosts(env, scenario, spec, self._on_finished, self._on_room)
+        self._last_added = 0.0
+        self._seconds_per_cost = _seconds_per_cost(scenario, self.kinds.values())
         for _ in range(spec.hosts):
-            self._open(self._new_host())
+            self._open(self.hosts.add())
         for failure in spec.failures:
             call_later(self._env, failure.at, partial(self._fail, failure))
         if spec.autoscaler is not None:
             env.process(self._scale())
         env.process(self._report())
 
-    @property
-    def busy_seconds(self) -> float:
-        """Seconds in which devices computed."""
-        return sum(each.busy for host in (*self.hosts, *self._retired) for each in host.devices)
-
-    @property
-    def ready_seconds(self) -> float:
-        """Seconds for which devices were ready."""
-        self._pay()
-        return self._ready_seconds
-
-    def passes(self) -> dict[int, int]:
-        """Return the number of forward passes by batch."""
-        found: dict[int, int] = {}
-        for host in (*self.hosts, *self._retired):
-            for each in host.devices:
-                for batch, count in each.passes.items():
-                    found[batch] = found.get(batch, 0) + count
-        return dict(sorted(found.items()))
-
     def retry_after(self) -> float:
         """Return the seconds that a refused client is told to wait: a fourth of the queue's time."""
-        devices = max(self._devices("ready"), 1)
+        devices = max(self.hosts.devices("ready"), 1)
         mean = self._queue.waiting_cost / max(self._queue.waiting, 1)
         jobs = max(1, self._queue.unfinished // RETRY_SHARE)
         return jobs * mean * self._seconds_per_cost / devices
@@ -96,7 +68,7 @@ class SimulatedFleet:
         self._queue.admit(client, self.retry_after)
         prepared = self.kinds[kind]
         if (left := prepared.kind.deadline) is not None:
-            waiting = self._queue.waiting_cost / max(self._devices("ready"), 1)
+            waiting = self._queue.waiting_cost / max(self.hosts.devices("ready"), 1)
             ready = (waiting + prepared.cost * prepared.kind.images) * self._seconds_per_cost
             if ready > left:
                 raise DeadlineUnreachable("the images would be late", ready - left)
@@ -144,7 +116,7 @@ class SimulatedFleet:
             else:
                 self._listen(host)
         elif host.state == "draining" and host.is_idle:
-            self._retire(host)
+            self.hosts.remove(host)
 
     def _on_finished(self, job: FleetJob) -> None:
         now = self._env.now
@@ -157,60 +129,25 @@ class SimulatedFleet:
         self._queue.end(job)
         job.on_ended(job, outcome)
 
-    def _new_host(self) -> FleetHost:
-        host = FleetHost(self._spec.devices_per_host, self._new_device, self._window, self._on_room)
-        self._pay()
-        self.hosts.append(host)
-        self._states[host.state] += 1
-        return host
-
-    def _new_device(self, on_room: Callable[[], object]) -> FleetDevice | ImageDevice:
-        scenario, spec = self._scenario, self._spec
-        if spec.granularity == "image":
-            return ImageDevice(
-                self._env, self._largest_batch, scenario.times, scenario.costs, self._on_finished, on_room
-            )
-        scheduler = self._new_scheduler()
-        return FleetDevice(
-            self._env,
-            scheduler,
-            scenario.manifest,
-            scenario.times,
-            scenario.costs,
-            spec.granularity,
-            self._rng,
-            self._on_finished,
-            on_room,
-        )
-
-    def _new_scheduler(self) -> RunScheduler:
-        scenario, spec = self._scenario, self._spec
-        return new_scheduler(scenario.manifest, spec.slots, spec.table, scenario.changes, RunScheduler)
-
     def _open(self, host: FleetHost) -> None:
         """Let a host take jobs, unless it has vanished or was removed meanwhile."""
         if host.state == "starting":
-            self._set_state(host, "ready")
+            self.hosts.set_state(host, "ready")
             self._on_room(host)
-
-    def _retire(self, host: FleetHost) -> None:
-        self._set_state(host, "gone")
-        self.hosts.remove(host)
-        self._retired.append(host)
 
     def _fail(self, failure: Failure) -> None:
         """Let consecutive hosts vanish, and their jobs wait again once their leases have ended."""
-        ready = [host for host in self.hosts if host.state == "ready"]
-        first = self._rng.randrange(max(len(ready) - failure.hosts, 0) + 1)
+        ready = self.hosts.in_state("ready")
+        first = self.hosts.rng.randrange(max(len(ready) - failure.hosts, 0) + 1)
         for host in ready[first : first + failure.hosts]:
-            lease = self._spec.lease - self._rng.random() * self._spec.heartbeat
-            self._set_state(host, "gone")
+            lease = self._spec.lease - self.hosts.rng.random() * self._spec.heartbeat
+            self.hosts.set_state(host, "gone")
             for job in host.vanish():
                 call_later(self._env, lease, partial(self._replay, job))
             call_later(self._env, failure.lasts, partial(self._come_back, host))
 
     def _come_back(self, host: FleetHost) -> None:
-        self._set_state(host, "ready")
+        self.hosts.set_state(host, "ready")
         self._on_room(host)
 
     def _replay(self, job: FleetJob) -> None:
@@ -221,30 +158,13 @@ class SimulatedFleet:
         self._queue.put_back(job)
         self._deliver_ticket()
 
-    def _set_state(self, host: FleetHost, state: State) -> None:
-        self._pay()
-        self._states[host.state] -= 1
-        self._states[state] += 1
-        host.state = state
-
-    def _devices(self, state: State) -> int:
-        return self._spec.devices_per_host * self._states[state]
-
-    def _pay(self) -> None:
-        """Count the devices that were paid since the last change of their number."""
-        elapsed, self._paid_at = self._env.now - self._paid_at, self._env.now
-        if elapsed:
-            working = self._devices("ready") + self._devices("draining")
-            self.device_seconds += elapsed * (working + self._devices("starting"))
-            self._ready_seconds += elapsed * working
-
     def _scale(self) -> "simpy.events.ProcessGenerator":
         policy = self._spec.autoscaler
         assert policy is not None
         before = 0.0
         while True:
             yield self._env.timeout(policy.every)
-            computed = self.busy_seconds
+            computed = self.hosts.busy_seconds
             busy, before = (computed - before) / policy.every, computed
             waiting = self._queue.waiting_cost * self._seconds_per_cost
             wanted = wanted_hosts(policy, self._spec.devices_per_host, busy, waiting)
@@ -252,15 +172,15 @@ class SimulatedFleet:
 
     def _resize(self, wanted: int, load: float, cool_down: float) -> None:
         now = self._env.now
-        present = [host for host in self.hosts if host.state in ("starting", "ready")]
+        present = self.hosts.in_state("starting", "ready")
         if wanted > len(present):
             self._last_added = now
             for _ in range(wanted - len(present)):
-                call_later(self._env, load, partial(self._open, self._new_host()))
+                call_later(self._env, load, partial(self._open, self.hosts.add()))
         elif wanted < len(present) and now - self._last_added >= cool_down:
             ready = [host for host in present if host.state == "ready"]
             for host in sorted(ready, key=lambda each: each.busy_devices)[: len(present) - wanted]:
-                self._set_state(host, "draining")
+                self.hosts.set_state(host, "draining")
                 self._on_room(host)
         else:
             return
@@ -272,9 +192,9 @@ class SimulatedFleet:
             ended, p95 = self.outcomes.take_recent()
             moment = FleetMoment(
                 self._env.now,
-                self._devices("ready"),
-                self._devices("starting"),
-                sum(host.busy_devices for host in self.hosts),
+                self.hosts.devices("ready"),
+                self.hosts.devices("starting"),
+                self.hosts.busy_devices,
                 self._queue.waiting,
                 self.arrived,
                 ended,
@@ -285,11 +205,11 @@ class SimulatedFleet:
             self.arrived = self.refused = 0
 
 
-def _seconds_per_cost(scenario: SimulationScenario, kinds: list[PreparedKind]) -> float:
+def _seconds_per_cost(scenario: SimulationScenario, kinds: Iterable[PreparedKind]) -> float:
     """Return the device's seconds for a pixel in a pass, over the mix: what averages of finished images tell."""
     seconds = cost = 0.0
     for prepared in kinds:
-        kind, length = prepared.kind, 32
+        kind, length = prepared.kind, prepared.prompt_length
         passes = prepared.cost / kind.size.area
         alone = passes * scenario.times.pass_seconds(kind.size, 1, length) + scenario.times.decode_seconds(kind.size)
         seconds += kind.weight * alone

@@ -23,6 +23,7 @@ class ImageDevice:
 
     Args:
         batch: returns the most rows of a pass at a size.
+        prompt_seconds: of the prompt encoder for each prompt.
         on_ended: called with a job when its last image is finished.
         on_room: called when an image has left the device.
 
@@ -36,6 +37,7 @@ class ImageDevice:
         batch: Callable[[Size], int],
         times: ServiceTimes,
         costs: Costs,
+        prompt_seconds: float,
         on_ended: Callable[[FleetJob], object],
         on_room: Callable[[], object],
     ) -> None:
@@ -43,7 +45,7 @@ class ImageDevice:
         self.cost = self.busy = 0.0
         self.passes: dict[int, int] = {}
         self._env, self._batch, self._times, self._costs = env, batch, times, costs
-        self._on_ended, self._on_room = on_ended, on_room
+        self._prompt_seconds, self._on_ended, self._on_room = prompt_seconds, on_ended, on_room
         self._images: list[_Image] = []  # in the order of their arrival
         self._lora: str | None = None
         self._running: list[_Image] = []
@@ -118,7 +120,7 @@ class ImageDevice:
     def _starting_seconds(self, image: "_Image") -> float:
         image.has_begun = True
         prepared = image.job.prepared
-        seconds = prepared.slots * self._times.prompt_encoder_seconds(prepared.prompt_length)
+        seconds = prepared.slots * self._prompt_seconds
         return seconds + (self._times.encode_image_seconds(prepared.lora_and_size[1]) if prepared.kind.edit else 0.0)
 
     def _shorten(self) -> None:
@@ -165,11 +167,11 @@ class ImageDevice:
         self._version += 1
         version = self._version
 
-        def fire() -> None:
+        def fire(_: simpy.Event) -> None:
             if version == self._version:
                 call()
 
-        call_later(self._env, seconds, fire)
+        self._env.timeout(seconds).callbacks.append(fire)
 
 
 class _Image:

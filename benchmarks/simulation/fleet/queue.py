@@ -78,7 +78,7 @@ class FleetQueue:
         self._jobs: dict[str, deque[FleetJob]] = {}  # that wait, by share
         self._spent: dict[str, float] = {}
         self._now = 0.0  # the virtual time
-        self._heap: list[tuple[tuple[float, float, int], str]] = []  # shares in their order; stale ones are skipped
+        self._heap: list[tuple[float, int, str]] = []  # what shares have spent, and their first jobs; some are stale
         self._numbers = 0
 
     def admit(self, client: str, retry_after: Callable[[], float]) -> None:
@@ -112,18 +112,15 @@ class FleetQueue:
             loaded: returns LoRA and size of what the host generates now.
         """
         while self._heap:
-            order, name = heapq.heappop(self._heap)
+            spent, first, name = heapq.heappop(self._heap)
             jobs = self._jobs.get(name)
-            if not jobs:
-                continue
-            share = ClaimShare(name, jobs[0].number, self._spent.get(name, 0.0))
-            if order != share.order(0.0):
+            if not jobs or first != jobs[0].number or spent != self._spent.get(name, 0.0):
                 continue  # it was charged, or claimed from, since
-            near = list(islice(jobs, LOOK_AHEAD))
-            job = near[0]
-            if len(near) > 1 and (kinds := loaded()):
-                job = best_batching(near, _created, partial(_distance, kinds))
+            job = jobs[0]
+            if len(jobs) > 1 and (kinds := loaded()):
+                job = best_batching(list(islice(jobs, LOOK_AHEAD)), _created, partial(_distance, kinds))
             jobs.remove(job)
+            share = ClaimShare(name, first, spent)
             job.charged = charge(job.prepared.cost, job.cost_factor, job.prepared.kind.images, job.missing)
             self._now = share.charge(job.charged, self._now)
             self._spent[name] = share.spent
@@ -146,10 +143,9 @@ class FleetQueue:
             self._push(name)
 
     def _push(self, name: str) -> None:
-        """Note the place of a share. The virtual time leaves the order as it is: the larger of two stays the larger."""
+        """Note the place of a share: that of `ClaimShare.order`, in which the virtual time changes no two places."""
         if jobs := self._jobs.get(name):
-            share = ClaimShare(name, jobs[0].number, self._spent.get(name, 0.0))
-            heapq.heappush(self._heap, (share.order(0.0), name))
+            heapq.heappush(self._heap, (self._spent.get(name, 0.0), jobs[0].number, name))
         else:
             self._jobs.pop(name, None)
 

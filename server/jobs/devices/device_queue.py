@@ -3,6 +3,7 @@
 Knows messages; not which device gets which job.
 """
 
+import logging
 from collections.abc import Collection, Iterable
 from typing import Protocol
 
@@ -18,6 +19,8 @@ from server.jobs.metrics import Metrics
 from server.jobs.tracker import JobTracker
 from server.worker import messages
 from server.worker.messages import FromWorker, InvalidMessage, ToWorker
+
+log = logging.getLogger(__name__)
 
 HOPELESS_STARTS = 5  # failed starts of a worker in a row, after which its device is out of use
 SILENCE = 1.0  # seconds between two messages; a worker sends two a second
@@ -78,6 +81,7 @@ class DeviceQueue:
         memory: of the device, as its worker last reported.
         lora: of the image that was begun last.
         lora_seconds: duration of the last change of LoRAs.
+        batching: which images share passes, as its worker last reported.
     """
 
     def __init__(self, name: str, tracker: JobTracker, metrics: Metrics, listener: DeviceListener) -> None:
@@ -90,6 +94,8 @@ class DeviceQueue:
         self.memory: messages.DeviceMemory | None = None
         self.lora: LoraChoice | None = None
         self.lora_seconds: float | None = None
+        self.batching = messages.Batching()
+        self._has_died_measuring = False  # a worker; the next ones do not measure batches
         self._tracker, self._metrics, self._listener = tracker, metrics, listener
         self._estimates = Estimates(tracker.manifest)  # of this device
         self._window = messages.WINDOW
@@ -110,7 +116,7 @@ class DeviceQueue:
     def status(self) -> DeviceStatus:
         starts, last_failure = (0, None) if self.link is None else (self.link.starts, self.link.last_failure)
         is_ready = self.is_ready and not self.losses.is_resting
-        return DeviceStatus(self.name, is_ready, starts, last_failure, len(self.images))
+        return DeviceStatus(self.name, is_ready, starts, last_failure, len(self.images), batching=self.batching)
 
     @property
     def window(self) -> int:
@@ -188,6 +194,11 @@ class DeviceQueue:
                 self._busy = busy
             case messages.Ready(window=window):
                 self._window = window
+                if self._has_died_measuring and self.link is not None:
+                    self.link.send(messages.SkipMeasurement())
+                self._listener.on_device_room()
+            case messages.Batching(window=window):
+                self.batching, self._window = message, window
                 self._listener.on_device_room()
             case messages.Tokenizing(job):
                 self._tokenizing = job
@@ -209,6 +220,10 @@ class DeviceQueue:
         self._listener.on_device_ready()
 
     def on_worker_lost(self, reason: str) -> None:
+        if self.batching.state == "measuring":
+            log.warning("%s: the worker died while it measured which batches gain; the next ones do not", self.name)
+            self._has_died_measuring = True
+        self.batching = messages.Batching()
         self._listener.on_device_lost(self, reason)
 
     def _on_image_message(self, live: LiveJob, index: int, message: ImageMessage) -> None:

@@ -1,6 +1,8 @@
 """State of a device, as health checks report it. Knows neither workers nor jobs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from server.worker.messages import Batching
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +16,7 @@ class DeviceStatus:
         last_failure: reason for the end of the last worker; None if none has ended.
         jobs: unfinished jobs that the worker has.
         host: name of the worker host; None if the device belongs to this server.
+        batching: what its worker last said about the images that share forward passes.
     """
 
     name: str
@@ -22,3 +25,4 @@ class DeviceStatus:
     last_failure: str | None
     jobs: int
     host: str | None = None
+    batching: Batching = field(default_factory=Batching)

@@ -184,6 +184,7 @@ class WorkerQueue:
         return {
             "zimage_worker_ready": {state.name: float(state.is_ready) for state in states},
             "zimage_worker_starts_total": {state.name: float(state.starts) for state in states},
+            "zimage_batching_measured": {state.name: float(state.batching.state == "measured") for state in states},
             "zimage_worker_jobs": {state.name: float(state.jobs) for state in states},
             "zimage_device_memory_used_bytes": {name: float(each.used) for name, each in memory.items()},
             "zimage_device_memory_total_bytes": {name: float(each.total) for name, each in memory.items()},

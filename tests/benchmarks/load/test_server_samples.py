@@ -6,8 +6,11 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
+from fakes.loop import FakeLoop
 from fakes.metrics_server import metrics_server, write_nvidia_smi
+from fakes.server import IMAGES, serving
 from fakes.waiting import wait_until
 
 from benchmarks.load.samplers import GpuSampler, parse, tree_memory
@@ -147,3 +150,17 @@ def test_gpus_are_sampled_through_nvidia_smi(tmp_path: Path, monkeypatch: pytest
 def test_gpus_of_this_machine_are_not_those_of_a_remote_server() -> None:
     assert ServerSamples("https://images.example")._gpus is None
     assert isinstance(ServerSamples("http://[::1]:8000")._gpus, GpuSampler)
+
+
+def test_running_server_tells_its_batches_stages_and_memory() -> None:
+    with serving(FakeLoop(0.01)) as url, ServerSamples(url, interval=60) as samples:
+        httpx.post(url + IMAGES, json={"prompt": "a cat", "size": "128x64"}, timeout=20).raise_for_status()
+        wait_until(lambda: "zimage_images_total 1.0" in httpx.get(f"{url}/metrics").text)
+        samples._sampler.samples.append(samples._sample())
+        found = samples.figures()
+    assert found is not None
+    assert found["batch"] == {"mean": 1, "counts": {"1": pytest.approx(8, abs=1)}}
+    assert 0 < found["pass_s"]["all"]["1"] < 1
+    assert found["stage_s"]["passes"] > 0
+    assert found["rss_mb"]["max"] > 10
+    assert 0 < found["busy_percent"] < 101

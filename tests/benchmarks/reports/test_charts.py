@@ -117,7 +117,7 @@ def test_hostile_names_are_text_everywhere() -> None:
 
 def test_page_loads_nothing_and_runs_nothing() -> None:
     whole = page("a", [Section("b", (line_chart("c", X, Y, [Series("d", [(1, 1.0)])]),))])
-    assert POLICY in whole
+    assert f'http-equiv="Content-Security-Policy" content="{POLICY}"' in whole
     assert not re.search(r"<script|<link|@import|url\(|src=|href=", whole)
 
 
@@ -146,6 +146,9 @@ def test_legend_leaves_out_lines_without_values() -> None:
 def test_limit_above_all_values_is_within_the_plot() -> None:
     figure = line_chart("Latency", X, LOG, [Series("p95", [(1, 0.1)])], limits=[Limit("p95=5s", 5.0), Limit("0", 0.0)])
     heights = [float(y) for y in re.findall(r'class="limit" x1="[\d.]+" y1="([\d.]+)"', figure)]
+    name = re.search(r'class="limit-name" x="[\d.]+" y="([\d.]+)"', figure)
+    assert name is not None
+    assert float(name[1]) > heights[0]  # below, since the title of the axis is above
     assert len(heights) == 1
     assert 0 < heights[0] < markers(figure)[0][1]
 
@@ -165,6 +168,7 @@ def test_bars_without_a_value_are_left_out() -> None:
 
 def test_ticks_are_round_and_enclose_the_values() -> None:
     assert Scale.linear([12.3], 0, 100).ticks == (0, 5, 10, 15)
+    assert Scale.linear([12.3], 100, 0).place(15) == 0
     assert Scale.linear([-3, 7], 0, 100).ticks == (-4, -2, 0, 2, 4, 6, 8)
     assert Scale.linear([0, 0], 0, 100).ticks[-1] == 1
     assert Scale.log([0.08, 6.6], 0, 100).ticks == (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)

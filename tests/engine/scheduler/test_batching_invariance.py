@@ -27,6 +27,7 @@ from engine.scheduler.loop import EngineLoop
 from engine.size import Size
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     arrivals=workloads(None, None, "a", "b"),

@@ -419,7 +419,8 @@ def test_loras_are_checked_by_name(engines: Path, plans: Path, prepared: Prepare
 
 
 def command(plans: Path, loras: Path) -> list[str]:
-    return [sys.executable, "-m", "server.cli", "--engines", str(plans), "--loras", str(loras), "--port", "0"]
+    options = ("--loras", str(loras), "--batching", "off", "--port", "0")
+    return [sys.executable, "-m", "server.cli", "--engines", str(plans), *options]
 
 
 @contextmanager

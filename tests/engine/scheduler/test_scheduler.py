@@ -62,6 +62,15 @@ def test_scheduler_runs_on_given_pass_times_without_an_engine() -> None:
     ]
 
 
+def test_table_that_comes_later_counts_from_the_next_batch_on_also_for_sizes_seen_before() -> None:
+    scheduler = Scheduler(MANIFEST, slots=4)
+    for number in range(3):
+        scheduler.add(sample(f"small {number}", 64))
+    before = scheduler.next(0.0)
+    scheduler.use_table(BATCHING)
+    assert [len(before), len(scheduler.next(0.0))] == [1, 3]
+
+
 def test_scheduler_shares_time_between_sizes() -> None:
     scheduler = Scheduler(MANIFEST, slots=8)
     for number in range(20):

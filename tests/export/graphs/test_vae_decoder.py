@@ -35,6 +35,7 @@ def test_image_mean_is_not_finite_if_any_latent_is_not(plan_directory: Path, val
     assert mean[0] == pytest.approx(image[0].mean(), abs=30)  # of values that are not clipped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "fused"), [("bf16", True), ("fp32", False)])
 def test_norms_are_one_node_each_in_bf16_only(checkpoint: Path, precision: Precision, fused: bool) -> None:
     """ONNX Runtime, which runs FP32, takes a tenth longer with them."""

@@ -98,6 +98,7 @@ def test_bf16_rounds_every_node_and_stays_close_to_fp32(checkpoint: Path, tmp_pa
     assert 1e-3 < relative_l2(latents, Reference(opened).forward("vae_encoder")(inputs)) < 8e-3
 
 
+@pytest.mark.slow
 def test_image_goes_from_levels_to_floats_first(checkpoint: Path) -> None:
     """TensorRT has UINT8 at the edge of a graph only."""
     vae = models.vae_encoder(open_checkpoint(str(checkpoint)).vae)
@@ -107,6 +108,7 @@ def test_image_goes_from_levels_to_floats_first(checkpoint: Path) -> None:
     assert [node.op_type for node in image.consumers() if node.op_type != "Shape"] == ["Cast"]
 
 
+@pytest.mark.slow
 def test_encoder_of_another_depth_has_its_own_scale(checkpoint: Path) -> None:
     component = open_checkpoint(str(checkpoint)).vae
     assert VaeEncoder(models.vae_encoder(component), "fp32").vae_scale == 8  # type: ignore[arg-type]

@@ -16,6 +16,11 @@ def test_model_info_has_the_sizes_that_the_plans_take(http: httpx.Client) -> Non
     assert info["default_guidance"] == 0
 
 
+def test_model_info_lists_the_batching_of_the_devices(http: httpx.Client) -> None:
+    (batching,) = http.get("/v1/model_info").json()["batching"]
+    assert (batching["device"], batching["host"], batching["state"], batching["sizes"]) == ("cpu", None, "none", [])
+
+
 def test_task_takes_as_many_images_as_model_info_says(http: httpx.Client) -> None:
     most = http.get("/v1/model_info").json()["max_images"]
     for count, status in ((most, 200), (most + 1, 400)):

@@ -15,14 +15,17 @@ from fakes.processes import PYTHONPATH, ROOT
 
 from engine.plan.directory import read, resolve
 from engine.plan.manifest import Manifest
+from engine.processor import processor_name
 from engine.request import ImageFormat, ImageRequest
-from engine.scheduler.batch_table import TABLE_FILE, BatchTable, PassTimes
+from engine.scheduler.batch_table import BatchTable, PassTimes
+from engine.scheduler.table_files import TableFile, TableKey
 from server.fleet.fleet_options import FleetOptions
 from server.fleet.replica.service import FleetJobs
 from server.jobs.job import Job, new_id
 from server.jobs.storage.fleet.fleet_store import FleetStore
 
 READY = re.compile(r"zimage-worker: ready, probes on (http://127\.0\.0\.1:\d+), in \d+\.\d\d s\n")
+THREADS = 1
 IMAGES = 6  # of each replica
 GAIN = BatchTable("made up", (PassTimes(128, 128, (1.0, 1.1, 1.2, 1.3)),))  # lets four images share a pass
 
@@ -31,7 +34,10 @@ GAIN = BatchTable("made up", (PassTimes(128, 128, (1.0, 1.1, 1.2, 1.3)),))  # le
 def batching(engines: Path, tmp_path: Path) -> Path:
     """Plans whose table lets images share passes."""
     shutil.copytree(engines, tmp_path / "engines", symlinks=True)
-    (resolve(tmp_path / "engines") / TABLE_FILE).write_bytes(GAIN.encode())
+    plans = resolve(tmp_path / "engines")
+    manifest = read(plans, verify=False)
+    profiles = tuple(sorted(profile.name for profile in manifest.profiles))
+    TableFile(plans, TableKey(processor_name(), manifest.plan_id, "onnx", THREADS, profiles)).write(GAIN)
     return tmp_path / "engines"
 
 
@@ -44,7 +50,7 @@ def worker_command(engines: Path, options: FleetOptions) -> Iterator[str]:
         "ZIMAGE_BROKER": options.broker,
         "ZIMAGE_DATABASE": options.database,
         "ZIMAGE_FLEET": options.name,
-        "ZIMAGE_THREADS": "1",
+        "ZIMAGE_THREADS": str(THREADS),
     }
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -104,6 +104,7 @@ def test_fleets_that_share_a_broker_do_not_hear_each_other(broker_url: str) -> N
     assert first.events.empty() and second.events.empty()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_bus_survives_a_broker_that_is_paused_then_killed_and_restarted(kind: type[Service]) -> None:
     with new(kind) as broker:

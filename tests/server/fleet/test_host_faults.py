@@ -77,6 +77,7 @@ def test_host_that_was_cut_off_cannot_end_what_another_one_has(fleet: Fleet) -> 
     assert {worker for _, worker in ends} == {second.id}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Redis, RabbitMq])
 def test_jobs_are_generated_beside_a_broker_that_is_dead_or_silent_and_by_tickets_in_between(
     kind: type[Service], postgres_url: str

@@ -84,6 +84,7 @@ class Flood:
         return sock
 
 
+@pytest.mark.slow
 def test_flood_of_connections_stops_neither_clients_nor_the_replacement_of_a_worker(tmp_path: Path) -> None:
     with limited_server("0.02", "5", str(tmp_path / "jobs")) as (url, child), httpx.Client(timeout=20) as established:
         assert established.post(url + IMAGES, json={"prompt": "a cat"}).status_code == 200

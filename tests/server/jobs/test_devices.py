@@ -169,6 +169,7 @@ class Play:
             assert ended.id not in self.poison and self.deaths[ended.id] <= 1
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=4),
     st.booleans(),

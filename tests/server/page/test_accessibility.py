@@ -1,13 +1,12 @@
 """The page for everybody: axe-core's rules in every state, phones, and an image to start from with a painted mask."""
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from fakes.accessibility import axe_script, serious_findings
 from fakes.chromium import Browser, needs_chromium
 from fakes.loop import FakeLoop
 from fakes.server import serving
@@ -19,8 +18,6 @@ from engine.images.encode import encode
 pytestmark = [pytest.mark.slow, needs_chromium]
 
 PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-SERIOUS = ("serious", "critical")
-RUN_AXE = "return (await axe.run(document, {resultTypes: ['violations']})).violations"
 
 DROP = """
 const transfer = new DataTransfer(), canvas = document.createElement('canvas');
@@ -32,25 +29,13 @@ document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: transfer, bubbl
 
 @pytest.fixture(scope="module")
 def axe() -> str:
-    """The script of axe-core, from the package that wraps it for another driver."""
-    found = importlib.util.find_spec("axe_playwright_python")
-    assert found is not None and found.origin is not None
-    return Path(found.origin).with_name("axe.min.js").read_text()
+    return axe_script()
 
 
 @pytest.fixture
 def slow_url() -> Iterator[str]:
     with serving(FakeLoop(0.3), page=True) as url:
         yield url
-
-
-def findings(browser: Browser, axe: str) -> list[tuple[str, str]]:
-    """Serious findings in the page as it is now: rule and element."""
-    browser.driver.execute_script(axe)
-    violations: list[dict[str, Any]] = browser.run(RUN_AXE)
-    return [
-        (each["id"], node["html"][:120]) for each in violations if each["impact"] in SERIOUS for node in each["nodes"]
-    ]
 
 
 def upload(browser: Browser, folder: Path) -> None:
@@ -74,34 +59,34 @@ def test_no_state_has_a_serious_finding(slow_url: str, browser: Browser, axe: st
     browser.emulate("setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     try:
         browser.visit(slow_url)
-        states = {"empty": findings(browser, axe)}
+        states = {"empty": serious_findings(browser, axe)}
         browser.click("#advanced summary")
         browser.write("#guidance", "3")
         browser.write("#steps", "1")
         browser.click("#generate")
         browser.find("#problem")
-        states["form"] = findings(browser, axe)
+        states["form"] = serious_findings(browser, axe)
         browser.generate("a cat")
         browser.find("#gallery .tile")
-        states["gallery"] = findings(browser, axe)
+        states["gallery"] = serious_findings(browser, axe)
         browser.click("#gallery .tile")
         browser.find(".viewer-position")
-        states["viewer"] = findings(browser, axe)
+        states["viewer"] = serious_findings(browser, axe)
         browser.click(".viewer button", "Delete")
         browser.find(".notice button")
-        states["notice"] = findings(browser, axe)
+        states["notice"] = serious_findings(browser, axe)
         browser.write("#steps", "100")
         browser.generate("one")
         browser.generate("two")
         browser.find("#running .running-tile")
-        states["running"] = findings(browser, axe)
+        states["running"] = serious_findings(browser, axe)
         upload(browser, tmp_path)
         paint(browser)
-        states["mask"] = findings(browser, axe)
+        states["mask"] = serious_findings(browser, axe)
         browser.click(".mask-dialog button", "Use this mask")
         browser.find("#language").send_keys("中文")
         browser.find("#generate", "生成")
-        states["Chinese"] = findings(browser, axe)
+        states["Chinese"] = serious_findings(browser, axe)
     finally:
         browser.emulate("setEmulatedMedia", features=[])
         browser.run("localStorage.clear()")

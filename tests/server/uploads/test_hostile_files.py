@@ -20,6 +20,7 @@ LIMITS = UploadLimits(DecodeLimits(max_pixels=PIXELS), seconds=60, cpu_seconds=3
 GROWTH = 16_000_000  # bytes
 
 
+@pytest.mark.slow
 def test_hostile_files_are_prepared_or_refused_by_name_and_leave_no_memory() -> None:
     asyncio.run(_send(list(hostile_files(215, seed=1, pixels=PIXELS))))
 
@@ -63,6 +64,7 @@ def test_the_same_seed_gives_the_same_files() -> None:
     assert list(hostile_files(43, 7, 1000)) != list(hostile_files(43, 8, 1000))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [16, 22, 24, 25, 28])
 def test_largest_bombs_are_refused_or_prepared_within_the_real_limits(index: int) -> None:
     """One of each of some kinds in full size; none may exceed the memory of the process and so break it."""

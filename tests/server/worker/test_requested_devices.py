@@ -17,7 +17,7 @@ from engine.scheduler.batch_table import BatchTable, PassTimes
 from server.errors import WorkerStartFailed
 from server.worker import devices
 from server.worker.devices import VISIBLE, Device, RequestedDevices, default_device
-from server.worker.process import window
+from server.worker.idle_measurement import window
 from server.worker.supervisors import Supervisors, WorkerCommand, worker_commands
 
 

@@ -2,15 +2,14 @@
 
 import dataclasses
 import queue
-import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import pytest
 from fakes.jobs import init_image
 from fakes.loop import MANIFEST, FakeLoop
+from fakes.worker_socket import WorkerSocket, running
 from msgspec.structs import replace
 
 from engine.request import ImageFormat, ImageRequest
@@ -20,19 +19,13 @@ from server.worker import life_signs
 from server.worker import worker as worker_module
 from server.worker.life_signs import LifeSigns
 from server.worker.messages import (
-    LENGTH,
     Alive,
     Cancel,
     Failed,
     Finished,
-    FromWorker,
     Generate,
     Started,
-    Stop,
     Tokenizing,
-    ToWorker,
-    decode_from_worker,
-    encode_frame,
 )
 from server.worker.packed_image import pack
 from server.worker.worker import Worker
@@ -40,44 +33,8 @@ from server.worker.worker import Worker
 CAT = ImageRequest("a cat", 64, 64, num_inference_steps=2)
 
 
-class Server:
-    """The server's end of a worker's socket."""
-
-    def __init__(self, sock: socket.socket, worker: Worker) -> None:
-        self.worker = worker
-        self._sock, self._stream = sock, sock.makefile("rb")
-
-    def send(self, *sent: ToWorker) -> None:
-        self._sock.sendall(b"".join(map(encode_frame, sent)))
-
-    def drain(self) -> None:
-        """Read and drop everything from now on."""
-        threading.Thread(target=self._stream.read, daemon=True).start()
-
-    def receive(self, *kinds: type[FromWorker]) -> FromWorker:
-        """Return the next message of these kinds."""
-        while True:
-            (length,) = LENGTH.unpack(self._stream.read(LENGTH.size))
-            message = decode_from_worker(self._stream.read(length))
-            if isinstance(message, kinds):
-                return message
-
-
-@contextmanager
-def working(loop: FakeLoop) -> Iterator[Server]:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        is_read = threading.Event()
-        worker = Worker(loop, MANIFEST, theirs, abandon=is_read.set)
-        thread = threading.Thread(target=worker.run, args=[0.0], daemon=True)  # a failing test must end
-        thread.start()
-        server = Server(ours, worker)
-        yield server
-        server.send(Stop())
-        thread.join(20)
-        assert not thread.is_alive()
-        ours.shutdown(socket.SHUT_WR)
-        assert is_read.wait(20)
+def working(loop: FakeLoop) -> AbstractContextManager[WorkerSocket]:
+    return running(lambda sock, abandon: Worker(loop, MANIFEST, sock, abandon))
 
 
 class SlowTokenizer(FakeLoop):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import pytest
 from fakes.databases import ClockedPostgres, empty
 from fakes.jobs import ERROR, Clock, host, image, job
 from hypothesis import settings
@@ -236,6 +237,7 @@ class FleetMachine(RuleBasedStateMachine):
                 assert store.finish(claimed.job.id)
 
 
+@pytest.mark.slow
 def test_fleet_ends_every_job_once_whatever_happens(reused_url: str) -> None:
     some = settings(max_examples=12, stateful_step_count=30, deadline=None)
     run_state_machine_as_test(lambda: FleetMachine(reused_url), settings=some)

@@ -23,6 +23,7 @@ from server.jobs.storage.fleet.fleet_store import FleetStore
 from server.jobs.storage.fleet.job_choice import DEBT_SECONDS
 from server.jobs.storage.fleet.worker_info import HeartbeatAnswer, JobStatus, QueueLength, SizeAverage
 from server.jobs.storage.retention import Retention
+from server.worker.messages import Batching, MeasuredSize
 from server.worker.packed_image import pack
 
 HOST, OTHER = host("host"), host("other")
@@ -329,6 +330,7 @@ def test_init_image_comes_with_the_claim(fleet: FleetStore) -> None:
 
 def test_hosts_are_listed_with_what_they_said_last(fleet: FleetStore, clock: Clock) -> None:
     device = DeviceStatus("cuda:0", is_ready=True, starts=2, last_failure="it fell off the bus", jobs=3, host="machine")
+    device = replace(device, batching=Batching("measured", 8, "a GPU", 1.75e9, (MeasuredSize(64, 64, 4, 2.5),)))
     average = SizeAverage(width=64, height=64, per_pass=0.5, fixed=0.1)
     info = replace(HOST, devices=(device,), averages=(average,), window=4, image_input=True)
     fleet.heartbeat(info, {})

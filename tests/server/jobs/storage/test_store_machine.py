@@ -213,10 +213,12 @@ class StoreMachine(RuleBasedStateMachine):
                 self.update(id, error=found.error)
 
 
+@pytest.mark.slow
 def test_store_in_a_file_agrees_with_a_dictionary() -> None:
     run_state_machine_as_test(StoreMachine, settings=settings(max_examples=40, stateful_step_count=30, deadline=None))
 
 
+@pytest.mark.slow
 def test_store_in_postgresql_agrees_with_a_dictionary(reused_url: str) -> None:
     few = settings(max_examples=15, stateful_step_count=30, deadline=None)
     run_state_machine_as_test(lambda: StoreMachine(reused_url), settings=few)

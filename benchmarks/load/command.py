@@ -1,0 +1,263 @@
+"""Load zimage-serve, or another server with OpenAI's endpoints, with users or arrivals, rung by rung, and report.
+
+Ends with status 0 if every rung meets the objectives, 3 if one misses them, 1 after an error, 130 after Ctrl-C. Ctrl-C
+ends the current rung and still reports what was measured.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from benchmarks.harness.arguments import count, positive, positive_or_zero
+from benchmarks.harness.report import report
+from benchmarks.harness.server_process import ServerProcess
+from benchmarks.load.load_run import LoadOptions, LoadRun, run_load
+from benchmarks.load.plan import MAX_IN_FLIGHT, PATIENCE, TIMEOUT, Rung
+from benchmarks.load.requests.targets import ENDPOINTS
+from benchmarks.reports.comparison import read_report
+from benchmarks.reports.load_report import load_page
+from benchmarks.reports.load_table import load_csv, load_table
+from benchmarks.reports.rungs import Report
+from benchmarks.workload.figures import RungFigures
+from benchmarks.workload.mix import Mix
+from benchmarks.workload.objective import Objective
+from benchmarks.workload.scenarios import MIXES, SCENARIOS, Scenario
+from engine.command_line import INTERRUPTED, user_path
+from engine.module_command import module_command
+from engine.options import HELP
+
+MISSED = 3  # exit status
+MAX_WARMUP = 10.0  # seconds, unless --warmup says otherwise
+UI_PORT = 8089  # Locust's
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--url", type=_url, help="Address of a running server, such as http://localhost:8000")
+    where.add_argument("--engines", type=Path, metavar="DIR", help=f"{HELP['engines']}: start zimage-serve with them")
+    parser.add_argument("--serve-options", metavar="TEXT", help="With --engines: its options, as in '--queue 40'")
+    parser.add_argument("--blocking", action="store_true", help="With --engines: start a plain blocking server instead")
+    _add_load(parser)
+    _add_requests(parser)
+    _add_reports(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    if find_spec("locust") is None:  # looked for here: importing it would change this process's sockets
+        raise ModuleNotFoundError("No module named 'locust'", name="locust")
+    try:
+        options, objectives = _options(args), Objective.parse_all(args.slo) if args.slo else ()
+        others: list[Report] = [read_report(user_path(other)) for other in args.compare if not _is_url(other)]
+        with _server(args) as (url, pid):
+            done = run_load(url, args.name or _name(url), options, objectives, pid, _print_rung)
+        found = report("load", done.figures)
+        for other in filter(_is_url, args.compare):
+            print(f"the same load on {other}", flush=True)
+            others.append(report("load", run_load(other, _name(other), options, (), None, _print_rung).figures))
+    except (RuntimeError, ValueError) as error:
+        sys.exit(f"zimage-bench: {error}")
+    _write(found, others, args)
+    sys.exit(_status(done))
+
+
+def _add_load(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how many requests are sent and when."""
+    load = parser.add_argument_group("load")
+    scenarios = "; ".join(f"{each.name}: {_ladder(each)} users" for each in SCENARIOS.values())
+    load.add_argument("--scenario", choices=SCENARIOS, help=f"Users and minutes by name ({scenarios})")
+    load.add_argument("--users", type=_counts, metavar="N,...", help="Users of each rung (default: those of ladder)")
+    load.add_argument(
+        "--rate", type=_rates, metavar="R,...", help="Requests per second of each rung, whatever becomes of them"
+    )
+    load.add_argument("--minutes", type=positive, help="Length of a rung (default: the scenario's, or 5)")
+    load.add_argument(
+        "--think", type=positive_or_zero, metavar="SECONDS", help="Mean pause of a user, exponential (default: 1)"
+    )
+    load.add_argument(
+        "--warmup",
+        type=positive_or_zero,
+        metavar="SECONDS",
+        help="Start of each rung that the figures leave out (default: a tenth, at most 10)",
+    )
+    load.add_argument(
+        "--max-in-flight", type=count, default=MAX_IN_FLIGHT, help="Requests with --rate (default: %(default)s)"
+    )
+    load.add_argument("--seed", type=int, default=0, help="Seed of all random choices (default: %(default)s)")
+    load.add_argument(
+        "--ui", type=count, nargs="?", const=UI_PORT, metavar="PORT", help=f"Show Locust's page (port {UI_PORT})"
+    )
+
+
+def _add_requests(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is asked for."""
+    requests = parser.add_argument_group("requests")
+    mix = requests.add_mutually_exclusive_group()
+    mix.add_argument(
+        "--mix", default=MIXES[0], metavar="NAME|FILE", help=f"{', '.join(MIXES)}, or a TOML or JSON file of kinds"
+    )
+    mix.add_argument("--sizes", metavar="WxH,...", help="Sizes of the images, in equal shares")
+    requests.add_argument("--endpoint", choices=ENDPOINTS, default="images", help="Default: %(default)s")
+    requests.add_argument(
+        "--server",
+        choices=("auto", "zimage", "openai"),
+        default="auto",
+        help="openai: SGLang, vLLM-Omni and others with OpenAI's endpoints (default: ask the server)",
+    )
+    requests.add_argument("--api-key", help="Sent as a bearer token")
+    requests.add_argument(
+        "--timeout", type=positive, default=TIMEOUT, metavar="SECONDS", help="For an answer (default: %(default)g)"
+    )
+    requests.add_argument(
+        "--patience",
+        type=positive_or_zero,
+        default=PATIENCE,
+        metavar="SECONDS",
+        help="In which a client tries again after 429 and 503, as Retry-After says (default: %(default)g; 0: never)",
+    )
+    requests.add_argument("--cases", type=count, default=4, help="Prompts and seeds of each kind (default: 4)")
+    requests.add_argument(
+        "--no-check-images",
+        action="store_true",
+        help="Do not compare images with those that each case gives when it is drawn alone, before the load",
+    )
+
+
+def _add_reports(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is measured and written."""
+    reports = parser.add_argument_group("reports")
+    reports.add_argument("--slo", metavar="NAME=BOUND,...", help="Objectives, such as p95=5s,success=99.9,rate=2")
+    reports.add_argument("--pid", type=count, help="Process of the server on this machine, to measure its memory")
+    reports.add_argument("--name", help="Name of the server in reports (default: its address)")
+    reports.add_argument("--output", type=Path, metavar="FILE", help="Write the report as JSON")
+    reports.add_argument("--csv", type=Path, metavar="FILE", help="Write a row per rung")
+    reports.add_argument("--html", type=Path, metavar="FILE", help="Write a page with charts, in one file")
+    reports.add_argument(
+        "--compare",
+        action="append",
+        default=[],
+        metavar="FILE|URL",
+        help="Report beside an earlier one, or beside another server under the same load; repeatable",
+    )
+
+
+def _options(args: argparse.Namespace) -> LoadOptions:
+    """Return the load of the arguments. Raises ValueError: they contradict each other."""
+    if args.rate is not None and (args.users is not None or args.scenario is not None):
+        raise ValueError("--rate is an open loop; it goes with neither --users nor --scenario")
+    if args.scenario is not None and args.users is not None:
+        raise ValueError("--scenario has its own numbers of users; leave out --users")
+    if (args.blocking or args.serve_options) and args.engines is None:
+        raise ValueError("--blocking and --serve-options need --engines")
+    if args.blocking and args.serve_options:
+        raise ValueError("--serve-options are zimage-serve's; leave out --blocking")
+    scenario = SCENARIOS[args.scenario or "ladder"]
+    mix: Mix | str = args.mix
+    if args.sizes is not None:
+        mix = Mix.sizes(args.sizes)
+    elif args.mix not in MIXES:
+        mix = Mix.read(user_path(args.mix))
+    return LoadOptions(
+        mix=mix,
+        rungs=_rungs(args, scenario),
+        scenario=args.scenario,
+        endpoint=args.endpoint,
+        server=args.server,
+        api_key=args.api_key,
+        patience=args.patience,
+        timeout=args.timeout,
+        cases=args.cases,
+        checks_images=not args.no_check_images,
+        max_in_flight=args.max_in_flight,
+        seed=args.seed,
+        ui_port=args.ui,
+    )
+
+
+def _rungs(args: argparse.Namespace, scenario: Scenario) -> tuple[Rung, ...]:
+    seconds = 60 * (args.minutes or scenario.minutes)
+    warmup = min(seconds / 10, MAX_WARMUP) if args.warmup is None else args.warmup
+    if warmup >= seconds:
+        raise ValueError(f"--warmup must be shorter than a rung of {seconds:g} s, got {warmup:g} s")
+    if args.rate is not None:
+        return tuple(Rung(rate=rate, seconds=seconds, warmup=warmup) for rate in args.rate)
+    think = scenario.think if args.think is None else args.think
+    users = args.users or scenario.users
+    return tuple(Rung(users=number, seconds=seconds, warmup=warmup, think=think) for number in users)
+
+
+@contextmanager
+def _server(args: argparse.Namespace) -> Iterator[tuple[str, int | None]]:
+    """Yield the address and the process of the server; start one if there are plans instead of an address."""
+    if args.url is not None:
+        yield args.url, args.pid
+        return
+    with ServerProcess(args.engines, command=_serve_command(args)) as server:
+        yield server.url, server.processes["server"].pid
+
+
+def _serve_command(args: argparse.Namespace) -> list[str]:
+    if args.blocking:
+        return module_command("benchmarks.load.blocking_server", "--engines", str(args.engines))
+    options = ["--engines", str(args.engines), "--port", "0", "--drain-seconds", "0"]
+    return module_command("server.cli", *options, *shlex.split(args.serve_options or ""))
+
+
+def _print_rung(rung: Rung, figures: RungFigures) -> None:
+    p95 = figures.latency_s.p95
+    success = "no answers" if figures.success_percent is None else f"{figures.success_percent:.1f}% successful"
+    print(
+        f"{rung.name}: {figures.requests} requests, {success}, {figures.achieved_per_s:.2f} images/s"
+        + ("" if p95 is None else f", p95 {p95:.2f} s"),
+        flush=True,
+    )
+
+
+def _write(found: dict[str, Any], others: Sequence[Report], args: argparse.Namespace) -> None:
+    """Write the report in every form that is asked for; the last line of stdout is its JSON."""
+    if args.output is not None:
+        args.output.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    print(load_table(found))
+    if args.csv is not None:
+        args.csv.write_text(load_csv(found), encoding="utf-8")
+    if args.html is not None:
+        args.html.write_text(load_page(found, others), encoding="utf-8")
+    print(json.dumps(found), flush=True)
+
+
+def _status(done: LoadRun) -> int:
+    if done.is_interrupted:
+        return INTERRUPTED
+    return 0 if done.is_met else MISSED
+
+
+def _name(url: str) -> str:
+    return urlsplit(url).netloc
+
+
+def _ladder(scenario: Scenario) -> str:
+    return ", ".join(map(str, scenario.users))
+
+
+def _is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
+
+
+def _url(text: str) -> str:
+    if not _is_url(text):
+        raise argparse.ArgumentTypeError(f"must begin with http:// or https://, got {text!r}")
+    return text.rstrip("/")
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(count(part) for part in text.split(","))
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    return tuple(positive(part) for part in text.split(","))

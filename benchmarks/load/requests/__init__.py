@@ -1,0 +1,1 @@
+"""Requests to image servers: cases, endpoints, retries, and the check of their images. Knows no Locust."""

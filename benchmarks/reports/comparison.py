@@ -1,0 +1,120 @@
+"""Load tests beside each other: other runs, other versions, or other servers under the same load."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reports.charts import Axis, Series, line_chart
+from benchmarks.reports.numbers import MISSING, compact, percent, seconds
+from benchmarks.reports.page import Section, bullets, charts_grid, table
+from benchmarks.reports.rungs import Report, Rung, is_open_loop, load, load_name, load_title, rungs, target_name
+
+
+def read_report(path: Path) -> Report:
+    """Read the JSON of `zimage-bench load`: its --output, or its saved stdout, whose last line is the JSON.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    text = path.read_text(encoding="utf-8").strip()
+    try:
+        found = json.loads(text if text.startswith("{") else text[text.rfind("\n") + 1 :])
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or found.get("benchmark") != "load" or "rungs" not in found.get("figures", ()):
+        raise ValueError(f"{path} is no report of `zimage-bench load`; give the file of its --output")
+    return found
+
+
+def comparison_section(reports: Sequence[Report]) -> Section:
+    """Return charts and a table with all reports; the first is the one that the page is about."""
+    names = _names(reports)
+    first = reports[0]
+    alike = [pair for pair in zip(names, reports, strict=True) if is_open_loop(pair[1]) == is_open_loop(first)]
+    loads = sorted({load(rung) for _, report in alike for rung in rungs(report)})
+    x = Axis(load_title(first), ticks=tuple(loads))
+
+    def chart(title: str, y: Axis, of: Callable[[Rung], float | None]) -> str:
+        return line_chart(
+            title, x, y, [Series(name, [(load(rung), of(rung)) for rung in rungs(one)]) for name, one in alike]
+        )
+
+    wait = Axis("seconds, logarithmic", is_log=True)
+    share = Axis("percent of requests", ticks=(0, 20, 40, 60, 80, 100))
+    charts = charts_grid(
+        chart("Throughput", Axis("right images per second"), lambda rung: rung["achieved_per_s"]),
+        chart("Success", share, lambda rung: rung["success_percent"]),
+        chart("Latency, p50", wait, lambda rung: rung["latency_s"]["p50"]),
+        chart("Latency, p95", wait, lambda rung: rung["latency_s"]["p95"]),
+    )
+    header = ["load, run", "success", "images/s", "p50", "p95", "p99", "max"]
+    parts = [bullets(found) if (found := _differences(names, reports)) else "", charts]
+    return Section("Side by side", (*parts, table("All runs by load", header, _rows(names, reports))))
+
+
+def _names(reports: Sequence[Report]) -> list[str]:
+    """Return a name for each report, with numbers where servers have the same."""
+    names = [target_name(report) for report in reports]
+    counts, seen, found = Counter(names), Counter[str](), []
+    for name in names:
+        seen[name] += 1
+        found.append(f"{name} ({seen[name]})" if counts[name] > 1 else name)
+    return found
+
+
+def _rows(names: Sequence[str], reports: Sequence[Report]) -> list[list[str]]:
+    """Return a row per load and report, equal loads below each other."""
+    found = [
+        (is_open_loop(report), load(rung), number, rung)
+        for number, report in enumerate(reports)
+        for rung in rungs(report)
+    ]
+    return [
+        [
+            f"{load_name(rung)}, {names[number]}",
+            percent(rung["success_percent"]),
+            compact(rung["achieved_per_s"]),
+            *(seconds(rung["latency_s"][name]) for name in ("p50", "p95", "p99", "max")),
+        ]
+        for _, _, number, rung in sorted(found, key=lambda one: one[:3])
+    ]
+
+
+def _differences(names: Sequence[str], reports: Sequence[Report]) -> list[str]:
+    """Return how the setups differ from the first one's, since such runs do not compare like with like."""
+    found = []
+    first = _setup(reports[0])
+    for name, report in zip(names[1:], reports[1:], strict=True):
+        other = _setup(report)
+        differing = [key for key, value in first.items() if other[key] != value]
+        if differing:
+            details = "; ".join(f"{key}: {_short(other[key])}, not {_short(first[key])}" for key in differing)
+            found.append(f"{name} had another setup. {details}.")
+        if is_open_loop(report) != is_open_loop(reports[0]):
+            found.append(f"{name} is in the table only: its load is not counted in {load_title(reports[0])}.")
+    return found
+
+
+def _setup(report: Report) -> Mapping[str, Any]:
+    figures, hardware = report["figures"], report["hardware"]
+    return {
+        "requests": [_kind(kind) for kind in figures["workload"]["mix"]],
+        "endpoint": figures["target"]["endpoint"],
+        "pause": figures["workload"]["think_s"],
+        "processor": hardware.get("cpu"),
+        "cores": hardware.get("cores"),
+        "GPUs": [gpu["name"] for gpu in hardware.get("gpus", ())],
+    }
+
+
+def _kind(kind: Mapping[str, Any]) -> str:
+    steps = kind.get("steps")
+    return f"{kind['width']}x{kind['height']}" + (f" in {steps} steps" if steps else "")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return MISSING if value is None else str(value)

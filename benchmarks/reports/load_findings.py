@@ -1,0 +1,133 @@
+"""Sentences that say what limited a server under load, computed from the figures of a report."""
+
+from collections.abc import Sequence
+
+from benchmarks.reports.numbers import compact, joined, percent, seconds, whole
+from benchmarks.reports.rungs import Report, Rung, error_line, is_open_loop, load, load_name, rungs, server_figure
+
+SATURATED = 0.95  # share of the best throughput from which a rung counts as saturated
+COLLAPSED = 0.90  # share of the best throughput below which a higher rung has lost throughput
+KEPT_UP = 0.95  # share of the offered load below which a queue grows
+GROWTH = 1.1  # times the throughput of the rung before, below which more load has brought nothing
+BUSY, IDLE = 90, 70  # percent of the time in forward passes
+
+
+def findings(report: Report) -> list[str]:
+    """Return what a reader should know first: wrong images, failures, where throughput ends, and what limits it."""
+    found = rungs(report)
+    measured = [rung for rung in found if rung["requests"]]
+    if not measured:
+        return ["No request ended in any rung."]
+    capacity = _open(measured) if is_open_loop(report) else _closed(measured)
+    are_checked = report["figures"]["workload"].get("checks_images", True)
+    unchecked = [] if are_checked else ["Images were not checked: a wrong one counts as a success."]
+    cut = [f"{load_name(rung)} was interrupted after {seconds(rung['seconds'])}." for rung in found if _is_cut(rung)]
+    return [
+        *cut,
+        *unchecked,
+        *_wrong(measured),
+        *_failures(measured),
+        *_throttles(measured),
+        *capacity,
+        *_device(measured),
+    ]
+
+
+def _is_cut(rung: Rung) -> bool:
+    return bool(rung.get("is_interrupted"))
+
+
+def _wrong(found: Sequence[Rung]) -> list[str]:
+    wrong = sum(rung["wrong_images"] for rung in found)
+    return [f"Wrong images: {whole(wrong)}. They count as failures."] if wrong else []
+
+
+def _failures(found: Sequence[Rung]) -> list[str]:
+    failing = [rung for rung in found if rung["success_percent"] < 100]
+    if not failing:
+        return ["Every request succeeded."]
+    first, worst = failing[0], min(failing, key=lambda rung: float(rung["success_percent"]))
+    text = f"Requests begin to fail at {load_name(first)} ({percent(first['success_percent'])} succeed)"
+    if worst is not first:
+        text += f"; the worst rung is {load_name(worst)} with {percent(worst['success_percent'])}"
+    most = max(worst["errors"].items(), key=lambda pair: int(pair[1]), default=None)
+    return [f"{text}. Most frequent there: {error_line(most[0])} ({whole(most[1])} times)." if most else f"{text}."]
+
+
+def _throttles(found: Sequence[Rung]) -> list[str]:
+    answers = sum(rung["throttled"]["answers"] for rung in found)
+    gave_up = sum(rung["throttled"]["gave_up"] for rung in found)
+    if not answers:
+        return []
+    end = f"{whole(gave_up)} requests gave up" if gave_up else "no request gave up"
+    return [f"The server asked {whole(answers)} times to come back later (429 or 503); {end}."]
+
+
+def _closed(found: Sequence[Rung]) -> list[str]:
+    """Tell where the throughput of users who wait for their answers ends."""
+    best = max(rung["achieved_per_s"] for rung in found)
+    if len(found) == 1 or not best:
+        return [f"{compact(best)} images/s at {load_name(found[0])}; one rung does not show where throughput ends."]
+    knee = next(rung for rung in found if rung["achieved_per_s"] >= SATURATED * best)
+    last = found[-1]
+    if last["achieved_per_s"] < COLLAPSED * best:
+        return [
+            f"Throughput collapses: {compact(best)} images/s at {load_name(_at(found, best))}, "
+            f"{compact(last['achieved_per_s'])} at {load_name(last)}."
+        ]
+    if knee is last and last["achieved_per_s"] > GROWTH * found[-2]["achieved_per_s"]:
+        return [
+            f"Not saturated: throughput still grows at {load_name(last)} ({compact(best)} images/s). "
+            "Add rungs to see where it ends."
+        ]
+    pairs = [(name, knee["latency_s"][name], last["latency_s"][name]) for name in ("p50", "p95")]
+    wait = joined([f"{name} from {seconds(a)} to {seconds(b)}" for name, a, b in pairs if a and b])
+    more = (
+        ""
+        if knee is last or not wait
+        else f" More users only wait longer: with {load_name(last)} latency goes up, {wait}."
+    )
+    return [f"Saturated at {load_name(knee)}: about {compact(best)} images/s.{more}"]
+
+
+def _open(found: Sequence[Rung]) -> list[str]:
+    """Tell which of the offered rates the server keeps up with."""
+    behind = [rung for rung in found if rung["achieved_per_s"] < KEPT_UP * rung["offered_per_s"]]
+    if not behind:
+        return [f"The server keeps up with every rate, up to {load_name(max(found, key=load))}."]
+    first = min(behind, key=load)
+    return [
+        f"The queue grows from {load_name(first)} on: {compact(first['offered_per_s'])} images/s are asked for, "
+        f"{compact(first['achieved_per_s'])} arrive. Latency there depends on how long the rung lasts."
+    ]
+
+
+def _device(found: Sequence[Rung]) -> list[str]:
+    """Tell whether requests wait for the devices, in the rung with the highest load."""
+    last = max(found, key=load)
+    queue, drawing = last["queue_s"]["p50"], last["drawing_s"]["p50"]
+    lines = []
+    if queue is not None and drawing is not None:
+        lines.append(
+            f"At {load_name(last)} the median request waits {seconds(queue)} in the queue and is drawn in "
+            f"{seconds(drawing)}."
+        )
+    busy = server_figure(last, "busy_percent")
+    are_queueing = queue is not None and drawing is not None and queue > drawing
+    if busy is not None and busy >= BUSY:
+        lines.append(f"The devices limit: they spend {percent(min(busy, 100))} of the time in forward passes.")
+    elif busy is not None and are_queueing:
+        lines.append(
+            f"Requests queue although the devices spend only {percent(busy)} of the time in forward passes: prompts, "
+            "decoding and other work on the same processor take the rest."
+        )
+    elif busy is not None and busy < IDLE:
+        lines.append(
+            f"The devices do not limit: they spend {percent(busy)} of the time in forward passes. The rest is other "
+            "stages, the server, the clients, or idle time."
+        )
+    return lines
+
+
+def _at(found: Sequence[Rung], rate: float) -> Rung:
+    return next(rung for rung in found if rung["achieved_per_s"] == rate)

@@ -1,0 +1,157 @@
+"""`zimage-bench load` with its process of Locust, against servers in threads of the test."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes.image_server import ImageServer, image_server, pattern
+from fakes.processes import AT_TERMINAL, ROOT
+
+from benchmarks.cli import main
+from benchmarks.load.ladder import finished_rungs
+from benchmarks.load.plan import LoadPlan, Rung
+from benchmarks.load.requests.cases import make_cases
+from benchmarks.workload.figures import RungFigures
+from benchmarks.workload.mix import Mix
+
+COMMAND = [*AT_TERMINAL, sys.executable, "-m", "benchmarks.cli", "load"]
+STALL = 1.0  # seconds
+
+pytestmark = pytest.mark.slow  # each starts a process of Locust
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[ImageServer, str]]:
+    with image_server() as found:
+        yield found
+
+
+def plan(url: str, records: Path, *rungs: Rung, **options: Any) -> LoadPlan:
+    return LoadPlan(
+        url=url,
+        endpoint="images",
+        headers={},
+        cases=make_cases(Mix.sizes("64x64"), 2),
+        references=None,
+        rungs=rungs,
+        records=str(records),
+        **options,
+    )
+
+
+def last_line(output: str) -> dict[str, Any]:
+    return dict(json.loads(output.splitlines()[-1]))
+
+
+def test_stall_shows_in_an_open_loop_and_hides_in_a_closed_one(served: tuple[ImageServer, str], tmp_path: Path) -> None:
+    server, url = served
+    server.stall(20, STALL)  # in the open loop, which sends about 50 requests
+    server.stall(120, STALL)  # in the closed loop
+    rungs = Rung(rate=25.0, seconds=2.0, warmup=0.0), Rung(users=1, seconds=2.0, warmup=0.0)
+    found = list(finished_rungs(plan(url, tmp_path, *rungs)))
+    stalled_open, stalled_closed = (sum(each.latency > STALL / 2 for each in rung.records) for rung in found)
+    assert stalled_open >= 5  # half of those that were due in the stall
+    assert stalled_closed == 1  # the user waited, and so sent nothing that could have been slow
+    latency = RungFigures.of(found[0].records, found[0].seconds).latency_s
+    assert latency.p95 is not None and latency.p95 > STALL / 2
+    closed = sorted(record.latency for record in found[1].records)
+    assert len(closed) > 100 and closed[-2] < STALL / 2
+
+
+def test_open_loop_counts_requests_beyond_its_limit_as_failures(
+    served: tuple[ImageServer, str], tmp_path: Path
+) -> None:
+    server, url = served
+    server.stall(1, 0.8)
+    (rung,) = finished_rungs(plan(url, tmp_path, Rung(rate=40.0, seconds=0.8, warmup=0.0), max_in_flight=3))
+    refused = [record for record in rung.records if "3 requests in flight (--max-in-flight)" in record.error]
+    assert len(server.received) >= 3 and len(refused) == len(rung.records) - len(server.received)
+    assert {record.outcome for record in refused} == {"failed"}
+    assert RungFigures.of(rung.records, 0.8).success_percent != 100
+
+
+def test_requests_of_a_rung_are_awaited_after_its_end(served: tuple[ImageServer, str], tmp_path: Path) -> None:
+    server, url = served
+    server.stall(1, 1.0)
+    (rung,) = finished_rungs(plan(url, tmp_path, Rung(users=4, seconds=0.3, warmup=0.0)))
+    assert [record.outcome for record in rung.records] == ["ok"] * 4
+    assert all(record.ended > rung.seconds for record in rung.records)
+
+
+def test_missed_objective_ends_with_status_3_and_met_ones_with_0(
+    served: tuple[ImageServer, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {name: tmp_path / f"load.{name}" for name in ("json", "csv", "html")}
+    words = ["load", "--url", served[1], "--users", "2", "--minutes", "0.01", "--think", "0", "--sizes", "64x64"]
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--slo", "success=100,p50=60s", "--output", str(files["json"]), "--csv", str(files["csv"])])
+    assert end.value.code == 0
+    found = last_line(capsys.readouterr().out)
+    assert json.loads(files["json"].read_text()) == found
+    (rung,) = found["figures"]["rungs"]
+    assert (rung["users"], rung["success_percent"], rung["errors"]) == (2, 100.0, {})
+    assert rung["requests"] > 0 and rung["queue_s"]["p50"] == 0.02
+    with pytest.raises(SystemExit) as end:
+        main(
+            [*words, "--slo", "success=100,rate=1000000", "--html", str(files["html"]), "--compare", str(files["json"])]
+        )
+    assert end.value.code == 3
+    met = [each["is_met"] for each in last_line(capsys.readouterr().out)["figures"]["objectives"]]
+    assert met == [True, False]
+    assert "</html>" in files["html"].read_text()
+    assert len(files["csv"].read_text().splitlines()) == 2
+
+
+def test_server_that_draws_other_images_under_load_fails(
+    served: tuple[ImageServer, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, url = served
+    server.draw = lambda body: [pattern(body["seed"] + (len(server.received) > 2), body["size"])]
+    words = ["--cases", "2", "--sizes", "64x64", "--minutes", "0.01", "--think", "0", "--slo", "success=99"]
+    with pytest.raises(SystemExit) as end:
+        main(["load", "--url", url, "--users", "1", *words])
+    assert end.value.code == 3
+    (rung,) = last_line(capsys.readouterr().out)["figures"]["rungs"]
+    assert rung["wrong_images"] == rung["requests"] > 0
+    assert rung["errors"] == {"an image of something else than the request drawn alone": rung["requests"]}
+
+
+def test_ctrl_c_keeps_what_was_measured(served: tuple[ImageServer, str]) -> None:
+    server, url = served
+    words = ["--users", "2,3", "--minutes", "5", "--warmup", "0", "--think", "0.01", "--sizes", "64x64"]
+    with subprocess.Popen([*COMMAND, "--url", url, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True) as command:
+        while len(server.received) < 30:
+            assert command.poll() is None
+            time.sleep(0.01)
+        server.stall(len(server.received) + 5, 60)  # some requests are cut off
+        time.sleep(0.2)
+        command.send_signal(signal.SIGINT)
+        output, _ = command.communicate(timeout=60)
+    assert command.returncode == 130
+    (rung,) = last_line(output)["figures"]["rungs"]
+    assert rung["is_interrupted"] and rung["requests"] >= 20 and rung["success_percent"] == 100.0
+    assert rung["cut_off"] == 2
+
+
+@pytest.mark.parametrize(("breaks", "status"), [(False, 0), (True, 1)])
+def test_plain_locust_runs_the_locustfile(served: tuple[ImageServer, str], breaks: bool, status: int) -> None:
+    server, url = served
+    if breaks:
+        server.draw = lambda body: [pattern(body["seed"] + (len(server.received) > 4), body["size"])]
+    words = ["--host", url, "--headless", "--users", "2", "--spawn-rate", "9", "--run-time", "2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "locust", "-f", "benchmarks/load/locustfile.py", *words],
+        cwd=ROOT,
+        env={"ZIMAGE_LOAD_SIZES": "64x64", "ZIMAGE_LOAD_THINK": "0.02"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status, done.stderr
+    assert len(server.received) > 6
+    assert ("wrong_image" in done.stderr + done.stdout) == breaks

@@ -1,0 +1,201 @@
+"""One request of a user until it ends: answers, refusals, timeouts, and images that are not the right ones."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from fakes.image_server import ImageServer, image_server, pattern, png
+
+from benchmarks.load.requests.cases import Case, make_cases
+from benchmarks.load.requests.connection import Connection
+from benchmarks.load.requests.fingerprints import BOUND, Fingerprint, ImageCheck, WrongImage
+from benchmarks.load.requests.references import draw_references
+from benchmarks.load.requests.request import Request, Session
+from benchmarks.load.requests.targets import ENDPOINTS
+from benchmarks.workload.mix import Mix, RequestKind
+from benchmarks.workload.records import Record
+
+KIND = RequestKind(name="square", width=64, height=64)
+CASE = make_cases(Mix((KIND,)), 1)[0]
+BLACK = png(np.zeros((64, 64, 3)))
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[ImageServer, Session]]:
+    with image_server() as (found, url):
+        yield found, Session(url, ENDPOINTS["images"], {}, patience=5.0, timeout=5.0)
+
+
+def run(session: Session, case: Case = CASE) -> Record:
+    with Connection(session.url) as connection:
+        return Request(session, case, user=0).run(connection)
+
+
+def test_right_answer_is_ok_with_the_servers_times(server: tuple[ImageServer, Session]) -> None:
+    record = run(server[1])
+    assert (record.outcome, record.status, record.images, record.pixels) == ("ok", 200, 1, 64 * 64)
+    assert (record.queue, record.drawing) == (0.02, 0.03)
+    assert record.first_byte is not None and 0 < record.first_byte <= record.latency
+
+
+def test_429_that_is_honoured_is_no_failure_and_its_wait_counts(server: tuple[ImageServer, Session]) -> None:
+    fake, session = server
+    fake.refuse = lambda number: (429, {"retry-after": "1"}) if number == 1 else None
+    record = run(session)
+    assert record.outcome == "ok"
+    assert [(each.retry_after, each.is_honoured) for each in record.throttles] == [(1.0, True)]
+    assert record.latency >= 1.0
+    keys = [headers["idempotency-key"] for headers, _ in fake.received]
+    assert len(keys) == 2 and keys[0] == keys[1]
+
+
+def test_429_without_patience_is_a_failure(server: tuple[ImageServer, Session]) -> None:
+    fake, session = server
+    fake.refuse = lambda _: (429, {"retry-after": "1"})
+    record = run(replace(session, patience=0.0))
+    assert (record.outcome, record.status, record.error) == ("throttled", 429, "429: busy")
+    assert [each.is_honoured for each in record.throttles] == [False]
+    assert len(fake.received) == 1
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(429, "throttled"), (503, "refused")])
+def test_retry_after_beyond_the_patience_ends_the_request_at_once(
+    server: tuple[ImageServer, Session], status: int, outcome: str
+) -> None:
+    fake, session = server
+    fake.refuse = lambda _: (status, {"retry-after": "3600"})
+    record = run(session)
+    assert (record.outcome, len(fake.received)) == (outcome, 1)
+
+
+def test_other_status_is_a_failure_with_the_servers_code(server: tuple[ImageServer, Session]) -> None:
+    fake, session = server
+    fake.refuse = lambda _: (500, {})
+    record = run(session)
+    assert (record.outcome, record.status, record.error) == ("failed", 500, "500: busy")
+
+
+def test_answer_after_the_timeout_is_a_timeout(server: tuple[ImageServer, Session]) -> None:
+    fake, session = server
+    fake.stall(1, 1.0)
+    record = run(replace(session, timeout=0.2))
+    assert (record.outcome, record.error) == ("timeout", "no answer within 0.2 s")
+
+
+def test_trickle_of_an_answer_does_not_outlast_the_timeout() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def trickle() -> None:
+            stream, _ = listener.accept()
+            with stream:
+                stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+                try:
+                    while True:
+                        stream.sendall(b" ")
+                        time.sleep(0.02)
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        record = run(Session(url, ENDPOINTS["images"], {}, patience=0.0, timeout=0.2))
+        thread.join()
+    assert record.outcome == "timeout"
+
+
+def test_server_that_is_not_there_is_a_failure() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    record = run(Session(url, ENDPOINTS["images"], {}, patience=0.0, timeout=5.0))
+    assert record.outcome == "failed" and record.error.startswith("ConnectionRefusedError")
+
+
+def test_answer_that_is_no_json_is_a_failure(server: tuple[ImageServer, Session]) -> None:
+    fake, session = server
+    fake.refuse = lambda _: (200, {})
+    record = run(session)
+    assert record.outcome == "failed" and "missing required field `data`" in record.error
+
+
+def test_idle_connection_that_the_server_has_closed_is_opened_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        body = b'{"error": {"code": "teapot"}}'
+
+        def serve() -> None:
+            for _ in range(2):
+                stream, _ = listener.accept()
+                with stream:
+                    stream.recv(1 << 16)
+                    stream.sendall(b"HTTP/1.1 418 No\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        session = Session(f"http://127.0.0.1:{listener.getsockname()[1]}", ENDPOINTS["images"], {}, 0.0, 5.0)
+        with Connection(session.url) as connection:
+            found = [Request(session, CASE, user=0).run(connection).status for _ in range(2)]
+        thread.join()
+    assert found == [418, 418]
+
+
+def checked(server: tuple[ImageServer, Session], images: list[bytes]) -> Record:
+    """Draw the reference, and then run a request that gets other images."""
+    fake, session = server
+    check = ImageCheck(draw_references(session, [CASE]))
+    fake.draw = lambda _: images
+    return run(replace(session, require_right=check.require_right))
+
+
+def test_same_image_is_right_also_with_rounding(server: tuple[ImageServer, Session]) -> None:
+    assert checked(server, [pattern(CASE.seed)]).outcome == "ok"
+    assert checked(server, [pattern(CASE.seed, noise=1)]).outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    ("images", "error"),
+    [
+        ([pattern(CASE.seed + 1)], "an image of something else than the request drawn alone"),
+        ([BLACK], "the image is plain: one colour, (0, 0, 0)"),
+        ([png(np.full((64, 64, 3), 200))], "the image is plain: one colour, (200, 200, 200)"),
+        ([pattern(CASE.seed, "64x80")], "an image of 64x80 instead of 64x64"),
+        ([pattern(CASE.seed)] * 2, "2 images instead of 1"),
+        ([b"<html>"], "no image file: b'<html>'"),
+    ],
+)
+def test_wrong_image_is_a_failure(server: tuple[ImageServer, Session], images: list[bytes], error: str) -> None:
+    record = checked(server, images)
+    assert (record.outcome, record.error) == ("wrong_image", error)
+
+
+def test_bytes_that_were_right_once_are_not_decoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = ImageCheck({CASE.id: [Fingerprint.of(pattern(CASE.seed))]})
+    check.require_right(CASE, [pattern(CASE.seed, noise=1)])
+    monkeypatch.setattr(Fingerprint, "of", None)
+    check.require_right(CASE, [pattern(CASE.seed, noise=1)])
+    check.require_right(CASE, [pattern(CASE.seed)])
+
+
+def test_distance_is_the_mean_difference_of_thumbnails() -> None:
+    near, far = (Fingerprint.of(pattern(1, noise=noise)) for noise in (int(BOUND), int(BOUND) + 1))
+    assert Fingerprint.of(pattern(1)).distance(near) == BOUND < Fingerprint.of(pattern(1)).distance(far)
+
+
+def test_reference_that_is_black_ends_the_load_before_it_begins(server: tuple[ImageServer, Session]) -> None:
+    server[0].draw = lambda _: [BLACK]
+    with pytest.raises(RuntimeError, match=r"does not draw square alone \(wrong_image\): the image is plain"):
+        draw_references(server[1], [CASE])
+
+
+def test_reference_of_another_size_ends_the_load_before_it_begins(server: tuple[ImageServer, Session]) -> None:
+    server[0].draw = lambda _: [pattern(1, "128x64")]
+    with pytest.raises(RuntimeError, match=r"1 images of \[\(128, 64\)\], asked for 1 of 64x64"):
+        draw_references(server[1], [CASE])
+
+
+def test_image_that_no_reference_has_raises() -> None:
+    with pytest.raises(WrongImage):
+        ImageCheck({CASE.id: [Fingerprint.of(pattern(5))]}).require_right(CASE, [pattern(6)])

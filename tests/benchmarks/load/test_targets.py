@@ -1,0 +1,172 @@
+"""Every endpoint that a load can go to: those of zimage-serve, and the image endpoints of SGLang and vLLM-Omni."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes.image_server import image_server
+from fakes.loop import FakeLoop
+from fakes.manifest import MANIFEST
+from fakes.server import serving
+from pydantic import BaseModel, ConfigDict, Field
+
+from benchmarks.load.load_run import LoadOptions, run_load
+from benchmarks.load.plan import Rung
+from benchmarks.load.requests.cases import make_cases
+from benchmarks.load.requests.connection import Connection
+from benchmarks.load.requests.fingerprints import ImageCheck
+from benchmarks.load.requests.references import draw_references, model_info
+from benchmarks.load.requests.request import Request, Session
+from benchmarks.load.requests.targets import ENDPOINTS
+from benchmarks.workload.mix import Mix, RequestKind
+from benchmarks.workload.records import Record
+from engine.images.generated import GeneratedImage
+
+KINDS = {
+    "one": RequestKind(name="one", width=64, height=96),
+    "two": RequestKind(name="two", width=64, height=64, images=2, steps=3, priority="batch", deadline=30.0),
+    "edit": RequestKind(name="edit", width=64, height=64, edit=True),
+}
+
+
+class StripedLoop(FakeLoop):
+    """Draws stripes instead of plain colours, which a load takes for a broken image."""
+
+    def _image(self, *arguments: Any) -> GeneratedImage:
+        image = super()._image(*arguments)
+        pixels = np.array(image.pixels)
+        pixels[::4] = (image.seed * 37 % 256, 255 - image.seed * 37 % 256, 128)
+        return replace(image, pixels=pixels)
+
+
+@pytest.fixture(scope="module")
+def zimage() -> Iterator[str]:
+    with serving(StripedLoop(), manifest=MANIFEST) as url:
+        yield url
+
+
+def ask(url: str, endpoint: str, kind: RequestKind, headers: dict[str, str] | None = None) -> Record:
+    """Draw the reference of a case at the OpenAI endpoint, and then ask another endpoint for the same case."""
+    (case,) = make_cases(Mix((kind,)), 1)
+    session = Session(url, ENDPOINTS["images"], headers or {}, patience=10.0, timeout=10.0)
+    check = ImageCheck(draw_references(session, [case]))
+    session = replace(session, endpoint=ENDPOINTS[endpoint], require_right=check.require_right)
+    with Connection(url) as connection:
+        return Request(session, case, user=0).run(connection)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_every_endpoint_draws_the_same_images(zimage: str, endpoint: str, kind: str) -> None:
+    record = ask(zimage, endpoint, KINDS[kind])
+    assert (record.outcome, record.error, record.images) == ("ok", "", KINDS[kind].images)
+    assert record.first_byte is not None
+
+
+@pytest.mark.parametrize("endpoint", ["images", "generate"])
+def test_zimage_serve_tells_the_times_of_queue_and_drawing(zimage: str, endpoint: str) -> None:
+    record = ask(zimage, endpoint, KINDS["one"])
+    assert record.queue is not None and record.drawing is not None
+
+
+def test_stream_has_a_preview_before_its_image(zimage: str) -> None:
+    record = ask(zimage, "stream", KINDS["one"])
+    assert record.first_preview is not None and record.first_preview < record.latency
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+def test_body_that_the_server_refuses_is_a_failure_with_its_code(zimage: str, endpoint: str) -> None:
+    (case,) = make_cases(Mix((RequestKind(name="lora", width=64, height=64, lora="unknown"),)), 1)
+    session = Session(zimage, ENDPOINTS[endpoint], {}, patience=0.0, timeout=10.0)
+    with Connection(zimage) as connection:
+        record = Request(session, case, user=0).run(connection)
+    assert (record.outcome, record.status) == ("failed", 400)
+    assert "lora" in record.error or "invalid" in record.error
+
+
+def test_model_info_tells_zimage_serve_from_others(zimage: str) -> None:
+    assert (model_info(zimage, {}) or {})["plan_id"] == MANIFEST.plan_id
+    with image_server() as (_, url):
+        assert model_info(url, {}) is None
+
+
+class SglangRequest(BaseModel):
+    """Fields of `ImageGenerationsRequest` in SGLang (multimodal_gen/runtime/entrypoints/openai/protocol.py)."""
+
+    model_config = ConfigDict(extra="forbid")  # SGLang ignores others; a load should send none
+
+    prompt: str
+    model: str | None = None
+    n: int | None = 1
+    response_format: str | None = "url"
+    size: str | None = "1024x1024"
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int | None = 1024
+    generator_device: str | None = "cuda"
+    negative_prompt: str | None = None
+
+
+class VllmOmniRequest(BaseModel):
+    """Fields of `ImageGenerationRequest` in vLLM-Omni (entrypoints/openai/protocol/images.py)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str
+    model: str | None = None
+    n: int = Field(default=1, ge=1, le=10)
+    size: str | None = None
+    response_format: str = Field(default="b64_json", pattern="^(b64_json|file)$")
+    num_inference_steps: int | None = Field(default=None, ge=1, le=200)
+    guidance_scale: float | None = Field(default=None, ge=0, le=20)
+    seed: int | None = None
+    lora: dict[str, Any] | None = None
+
+
+@pytest.mark.parametrize(
+    ("schema", "more", "drawing"),
+    [
+        (SglangRequest, {"id": "a", "created": 1, "peak_memory_mb": 9000.0, "inference_time_s": 1.5}, 1.5),
+        (VllmOmniRequest, {"created": 1, "output_format": "png", "size": "64x64", "metrics": {}}, None),
+    ],
+)
+def test_peers_take_the_same_load(schema: type[BaseModel], more: dict[str, Any], drawing: float | None) -> None:
+    kind = RequestKind(name="guided", width=64, height=64, steps=4, guidance_scale=2.0, images=2)
+    with image_server() as (server, url):
+        server.validate, server.more, server.headers = schema.model_validate, more, {}
+        record = ask(url, "images", kind, {"authorization": "Bearer secret"})
+        headers, body = server.received[-1]
+    assert (record.outcome, record.drawing) == ("ok", drawing)
+    assert headers["authorization"] == "Bearer secret"
+    assert body["response_format"] == "b64_json" and body["num_inference_steps"] == 4 and body["n"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda options: replace(options, endpoint="tasks"), "is no zimage-serve, which --endpoint tasks needs"),
+        (lambda options: replace(options, server="zimage"), "is no zimage-serve: it has no /v1/model_info"),
+        (lambda options: replace(options, mix=Mix((KINDS["two"],))), "which priority and deadline of two need"),
+    ],
+)
+def test_load_that_only_zimage_serve_takes_is_refused(change: Callable[[LoadOptions], LoadOptions], error: str) -> None:
+    options = LoadOptions(
+        mix=Mix.sizes("64x64"),
+        rungs=(Rung(users=1, seconds=1.0, warmup=0.0),),
+        scenario=None,
+        endpoint="images",
+        server="auto",
+        api_key=None,
+        patience=1.0,
+        timeout=1.0,
+        cases=1,
+        checks_images=True,
+        max_in_flight=10,
+        seed=0,
+    )
+    with image_server() as (server, url), pytest.raises(RuntimeError, match=error):
+        run_load(url, "peer", change(options), (), None, lambda *_: None)
+    assert json.dumps(server.received) == "[]"
