@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
+from benchmarks.capacity.deployment import MAX_BATCH, PER_HOST
 from benchmarks.capacity.devices.gpus import GPUS, Gpu, gpu
 from benchmarks.capacity.devices.published import REACHED
 from benchmarks.capacity.responses import SCENARIOS
@@ -44,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_workload(parser)
     _add_search(parser)
+    _add_purchase(parser)
+    _add_validation(parser)
     parser.add_argument("--output", type=Path, metavar="JSON", help="Also write the report here")
     parser.add_argument("--html", type=Path, metavar="FILE", help="Write a page with plots; takes more simulations")
 
@@ -90,12 +93,9 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--gpus-per-host",
         type=count,
-        default=4,
+        default=PER_HOST,
         metavar="N",
         help="GPUs of a machine: up to so many are one zimage-serve, more a fleet (default: %(default)s)",
-    )
-    search.add_argument(
-        "--price", type=prices, default={}, metavar="PRICE", help="Of a GPU for an hour, or NAME=PRICE,..."
     )
     search.add_argument(
         "--minutes", type=positive, default=MINUTES, help="Simulated time of each simulation (default: %(default)s)"
@@ -103,27 +103,39 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--seeds", type=count, default=3, help="Simulations that must meet the objectives (default: %(default)s)"
     )
-    search.add_argument("--max-batch", type=count, default=4, help="Largest batch of the plans (default: %(default)s)")
     search.add_argument(
+        "--max-batch", type=count, default=MAX_BATCH, help="Largest batch of the plans (default: %(default)s)"
+    )
+
+
+def _add_purchase(parser: argparse.ArgumentParser) -> None:
+    purchase = parser.add_argument_group("costs and scaling")
+    purchase.add_argument(
+        "--price", type=prices, default={}, metavar="PRICE", help="Of a GPU for an hour, or NAME=PRICE,..."
+    )
+    purchase.add_argument(
         "--load-seconds",
         type=positive,
         default=180.0,
         metavar="S",
         help="From the decision for a GPU to its first job: boot, image, plans (default: %(default)s, assumed)",
     )
-    search.add_argument(
+    purchase.add_argument(
         "--quietest",
         type=share,
         default=0.2,
         metavar="SHARE",
         help="Load of the quietest time, for the least GPUs of an autoscaler and for a day (default: %(default)s)",
     )
+
+
+def _add_validation(parser: argparse.ArgumentParser) -> None:
     validation = parser.add_argument_group("validation")
     validation.add_argument(
         "--validate", type=Path, metavar="JSON", help="Predict this report of zimage-bench load; misses exit with 3"
     )
     validation.add_argument(
-        "--devices", type=count, default=1, help="Devices of the server that was measured (default: %(default)s)"
+        "--devices", type=count, help="Devices of the server that was measured (default: those that its report names)"
     )
     validation.add_argument(
         "--change",

@@ -142,10 +142,12 @@ def fewest(deployment: Deployment) -> int:
 def seconds_per_request(deployment: Deployment) -> float:
     """Return the mean time of a GPU for a request of the mix, in the best batches."""
     kinds, times, table = deployment.mix.kinds, deployment.source.times, deployment.table
+    length = deployment.source.prompt_length
     default = deployment.manifest.model.default_steps
     total = 0.0
     for kind in kinds:
         batch = table.limit(kind.size)
-        step = times.pass_seconds(kind.size, batch, 0) / batch
-        total += kind.weight * kind.images * ((kind.steps or default) * step + times.decode_seconds(kind.size))
+        step = times.pass_seconds(kind.size, batch, length) / batch
+        image = (kind.steps or default) * step + times.prompt_encoder_seconds(length) + times.decode_seconds(kind.size)
+        total += kind.weight * kind.images * image
     return total / sum(kind.weight for kind in kinds)

@@ -25,6 +25,8 @@ from engine.scheduler.batch_table import BatchTable, PassTimes
 from engine.size import Size
 from server.jobs.admission.admission import Limits
 
+PER_HOST = 4
+MAX_BATCH = 4  # of the default profile of Z-Image-Turbo
 LARGE = 200  # GPUs of a fleet from which on its simulation is coarser: image by image, not pass by pass
 QUEUE = Limits().queue  # the default of --queue
 SMALLEST = 64  # pixels
@@ -37,21 +39,21 @@ class Deployment:
     Attributes:
         per_host: GPUs of a machine. Up to so many are one `zimage-serve`; more are a fleet of such machines.
         max_batch: largest batch of the plans.
-        batches: False to leave the batch table empty.
         seconds: simulated time, with the warm-up.
         warmup: seconds at the start that no figure counts.
+        has_different_prompts: False for clients that repeat a few, as a load generator does.
         changes: of the simulated policies, to see that a validation fails.
     """
 
     source: Source
     mix: Mix
     load: ClosedLoop | OpenLoop
-    per_host: int = 4
-    max_batch: int = 4
-    batches: bool = True
+    per_host: int = PER_HOST
+    max_batch: int = MAX_BATCH
     seconds: float = 600.0
     warmup: float = 60.0
     queue: int = QUEUE
+    has_different_prompts: bool = True
     changes: frozenset[Change] = frozenset()
 
     def with_load(self, share: float) -> Self:
@@ -70,11 +72,12 @@ class Deployment:
     @property
     def table(self) -> BatchTable:
         """The batch table that measuring this device would give."""
+        times, length = self.source.times, self.source.prompt_length
+        batches = range(1, self.max_batch + 1)
         rows = (
-            PassTimes(*size, tuple(self.source.times.pass_seconds(size, batch, 0) for batch in self._batches))
-            for size in self.sizes
+            PassTimes(*size, tuple(times.pass_seconds(size, batch, length) for batch in batches)) for size in self.sizes
         )
-        return BatchTable(self.source.name, tuple(rows)) if self.batches else BatchTable()
+        return BatchTable(self.source.name, tuple(rows))
 
     @property
     def manifest(self) -> Manifest:
@@ -112,6 +115,8 @@ class Deployment:
             manifest=self.manifest,
             times=self.source.times,
             costs=self.source.costs,
+            prompt_length=self.source.prompt_length,
+            different_prompts=self.has_different_prompts,
             seconds=self.seconds,
             warmup=self.warmup,
             seed=seed,
@@ -130,7 +135,3 @@ class Deployment:
     @property
     def _ahead(self) -> int:
         return 1 if self.source.is_gpu else 0
-
-    @property
-    def _batches(self) -> range:
-        return range(1, self.max_batch + 1)

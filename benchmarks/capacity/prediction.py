@@ -1,6 +1,6 @@
 """Predictions of the rungs of a load report: the same users or rate, mix and time, simulated."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from benchmarks.capacity.validation import Comparison, compare
 from benchmarks.simulation.scenario import Change, ClosedLoop, OpenLoop
 from benchmarks.simulation.simulate import simulate
 from benchmarks.workload.mix import Mix
+from engine.size import Size
 
 SEED = 1
 CLIENTS = 1  # that a server without keys tells apart: the load generator has one address
@@ -46,24 +47,32 @@ class Prediction:
 
 
 def predict(
-    report: Mapping[str, Any], source: Source, devices: int, max_batch: int, changes: frozenset[Change]
+    report: Mapping[str, Any], source: Source, devices: int | None, max_batch: int, changes: frozenset[Change]
 ) -> Prediction:
-    """Simulate every rung of a report of `zimage-bench load`."""
+    """Simulate every rung of a report of `zimage-bench load`.
+
+    Args:
+        devices: of the server; None for as many as the report names.
+        max_batch: largest batch of the plans, for a report that does not say which batches gain.
+    """
     figures = report["figures"]
     workload = figures["workload"]
     mix = msgspec.convert({"kinds": workload["mix"]}, Mix)
+    batching = (figures["target"]["server"] or {}).get("batching")
+    best = max_batch if batching is None else max(_best_batch(batching, kind.size) for kind in mix.kinds)
     found: list[Comparison] = []
     for rung in figures["rungs"]:
         deployment = Deployment(
             source=source,
             mix=mix,
             load=_load(rung, workload["think_s"]),
-            max_batch=max_batch,
+            max_batch=best,
             seconds=rung["seconds"],
             warmup=rung["warmup_s"],
+            has_different_prompts=False,
             changes=changes,
         )
-        scenario = deployment.scenario(deployment.embedded(devices), SEED)
+        scenario = deployment.scenario(deployment.embedded(devices or len(batching or ()) or 1), SEED)
         found += compare(rung, simulate(scenario).figures)
     return Prediction(source, tuple(found))
 
@@ -72,3 +81,10 @@ def _load(rung: Mapping[str, Any], think: float) -> ClosedLoop | OpenLoop:
     if rung["users"] is None:
         return OpenLoop(rung["rate"], clients=CLIENTS)
     return ClosedLoop(rung["users"], think, clients=CLIENTS)
+
+
+def _best_batch(batching: Sequence[Mapping[str, Any]], size: Size) -> int:
+    """Return the batch that the server's devices use at a size: that of the next larger measured one."""
+    rows = [row for device in batching if device["state"] == "measured" for row in device["sizes"]]
+    larger = [(Size.parse(row["size"]).area, row["best_batch"]) for row in rows]
+    return min(((area, best) for area, best in larger if area >= size.area), default=(0, 1))[1]

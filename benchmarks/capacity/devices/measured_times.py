@@ -31,9 +31,10 @@ class MeasuredTimes:
         prompt_length: padded tokens of the prompts that were measured; None if the report does not say.
         encoder: seconds of the prompt encoder for one prompt.
         decoder: seconds of the VAE decoder by area.
-        spread: standard deviation of the logarithm of an image's seconds.
+        spread: standard deviation of the logarithm of a pass's seconds.
         finishing: seconds of making an image file, beside the next forward passes.
         overhead: seconds of HTTP and of the queue for one request.
+        between: seconds between two forward passes in which the device waits.
     """
 
     passes: tuple[tuple[int, Points], ...]
@@ -43,6 +44,7 @@ class MeasuredTimes:
     spread: float = 0.0
     finishing: float = 0.0
     overhead: float = 0.0
+    between: float = 0.0
 
     @classmethod
     def of_latency(cls, report: Figures) -> Self:
@@ -68,13 +70,13 @@ class MeasuredTimes:
             if batch == min(passes[area]):
                 decoder[area] = (stages["decode"]["p50"] + stages["copy"]["p50"]) / batch
         encoder = [row["stages_s"]["prompt_encoder"]["p50"] / case["batch"] for case, row in rows]
-        spreads = [spread for _, row in rows if (spread := _spread(row["end_to_end_s"])) is not None]
+        spreads = [spread for _, row in rows if (spread := _spread(row["stages_s"]["step"])) is not None]
         return cls(
             tuple((area, tuple(sorted(points.items()))) for area, points in sorted(passes.items())),
             rows[0][0]["prompt_tokens"],
             min(encoder),
             tuple(sorted(decoder.items())),
-            max(spreads, default=0.0),
+            statistics.median(spreads) if spreads else 0.0,
             statistics.median(row["stages_s"]["encode"]["p50"] / case["batch"] for case, row in rows),
         )
 
@@ -90,33 +92,24 @@ class MeasuredTimes:
         """
         figures = report["figures"]
         kinds = figures["workload"]["mix"]
-        areas = {kind["width"] * kind["height"] for kind in kinds}
         passes = _pass_seconds(figures["rungs"])
-        if not passes:
-            raise InvalidRequest(
-                "the load report has no times of forward passes; measure zimage-serve, whose /metrics have them",
-                "service_times",
-            )
-        if len(areas) > 1:
-            raise InvalidRequest(
-                f"the load report has pass times of {len(areas)} sizes together; measure a load of one size, "
-                "or give a report of zimage-bench latency",
-                "service_times",
-            )
-        area = areas.pop()
+        area = _only_area(kinds, passes)
         calm = min(figures["rungs"], key=lambda rung: rung["users"] or rung["rate"])
-        steps = statistics.mean(kind["steps"] or default_steps for kind in kinds)
         stages = (calm["server"] or {}).get("stage_s") or {}
+        steps = statistics.mean((kind["steps"] or default_steps) * kind["images"] for kind in kinds)
         images = statistics.mean(kind["images"] for kind in kinds)
         queue, drawing = (calm[name]["mean"] or 0.0 for name in ("queue_s", "drawing_s"))
-        rest = max(0.0, drawing - steps * images * _between(passes, 1.0)) / images
+        rest = max(0.0, drawing - steps * _between(passes, 1.0)) / images
+        between = stages.get("denoiser", 0.0) * images / steps - _between(passes, 1.0)
         return cls(
-            ((area, passes),),
-            None,
-            stages.get("prompt_encoder", 0.0),
-            ((area, stages.get("vae_decoder", rest)),),
+            passes=((area, passes),),
+            prompt_length=None,
+            encoder=stages.get("prompt_encoder", 0.0),
+            decoder=((area, stages.get("vae_decoder", rest)),),
+            spread=(_spread(calm["drawing_s"]) or 0.0) * math.sqrt(steps),
             finishing=stages.get("encode", 0.0),
             overhead=max(0.0, calm["latency_s"]["mean"] - queue - drawing),
+            between=max(0.0, between),
         )
 
     def pass_seconds(self, size: Size, batch: int, prompt_length: int) -> float:
@@ -144,14 +137,35 @@ def _is_product(name: str, row: Figures) -> bool:
     return name.startswith(PRODUCT) and "error" not in row
 
 
+def _only_area(kinds: Sequence[Figures], passes: Points) -> int:
+    """Return the area of all kinds of a load report that has pass times."""
+    areas = {kind["width"] * kind["height"] for kind in kinds}
+    if not passes:
+        raise InvalidRequest(
+            "the load report has no times of forward passes; measure zimage-serve, whose /metrics have them",
+            "service_times",
+        )
+    if len(areas) > 1:
+        raise InvalidRequest(
+            f"the load report has pass times of {len(areas)} sizes together; measure a load of one size, "
+            "or give a report of zimage-bench latency",
+            "service_times",
+        )
+    return int(areas.pop())
+
+
 def _pass_seconds(rungs: Sequence[Figures]) -> Points:
-    """Return the seconds of a forward pass by batch, the mean over the rungs that had passes of this batch."""
-    found: defaultdict[float, list[float]] = defaultdict(list)
-    for rung in rungs:
-        for by_batch in ((rung.get("server") or {}).get("pass_s") or {}).values():
-            for batch, seconds in by_batch.items():
-                found[float(batch)].append(seconds)
-    return tuple((batch, statistics.mean(seconds)) for batch, seconds in sorted(found.items()))
+    """Return the seconds of a forward pass by batch, the mean over the passes of all rungs."""
+    seconds: defaultdict[float, float] = defaultdict(float)
+    passes: defaultdict[float, float] = defaultdict(float)
+    for server in filter(None, (rung.get("server") for rung in rungs)):
+        counts = (server.get("batch") or {}).get("counts") or {}
+        for by_batch in (server.get("pass_s") or {}).values():
+            for batch, each in by_batch.items():
+                count = counts.get(batch, 1)
+                seconds[float(batch)] += count * each
+                passes[float(batch)] += count
+    return tuple((batch, total / passes[batch]) for batch, total in sorted(seconds.items()))
 
 
 def _spread(distribution: Figures) -> float | None:

@@ -1,6 +1,6 @@
 """Where the seconds of a device are from: the roofline of a named GPU, or the report of a measurement.
 
-Every image pays for its prompt, as if no prompt came twice, and all prompts have one length.
+All prompts have one length, that of the measurement if it is known.
 """
 
 import json
@@ -24,26 +24,6 @@ DEFAULT_STEPS = 8  # of Z-Image-Turbo and of z-image-nano
 
 
 @dataclass(frozen=True, slots=True)
-class EveryPrompt:
-    """Service times in which every image pays for the prompt encoder, at the end, and all prompts are equally long."""
-
-    times: ServiceTimes
-    prompt_length: int
-
-    def pass_seconds(self, size: Size, batch: int, prompt_length: int) -> float:  # noqa: ARG002
-        return self.times.pass_seconds(size, batch, self.prompt_length)
-
-    def prompt_encoder_seconds(self, prompt_length: int) -> float:  # noqa: ARG002
-        return 0.0
-
-    def decode_seconds(self, size: Size) -> float:
-        return self.times.decode_seconds(size) + self.times.prompt_encoder_seconds(self.prompt_length)
-
-    def encode_image_seconds(self, size: Size) -> float:
-        return self.times.encode_image_seconds(size)
-
-
-@dataclass(frozen=True, slots=True)
 class Source:
     """Seconds of one kind of device.
 
@@ -51,6 +31,7 @@ class Source:
         name: of the GPU, or of the report's file.
         origin: where the seconds are from, as a sentence.
         is_measured: False if they follow from a data sheet.
+        prompt_length: padded tokens of every prompt.
         costs: seconds beside those of the device.
         watts: power limit of the device; None if it is not known.
         is_gpu: False for a CPU, which does not run passes ahead.
@@ -59,8 +40,9 @@ class Source:
     name: str
     origin: str
     is_measured: bool
-    times: EveryPrompt
+    times: ServiceTimes
     costs: Costs
+    prompt_length: int = PROMPT_TOKENS
     watts: float | None = None
     is_gpu: bool = True
 
@@ -72,9 +54,9 @@ class Source:
             gpu.name,
             f"Simulated from the roofline of {gpu.documents}{summed}, {100 * reached:g} % of it reached; not measured.",
             False,
-            EveryPrompt(RooflineTimes(gpu.rates(fp16_sums=fp16_sums), reached), PROMPT_TOKENS),
+            RooflineTimes(gpu.rates(fp16_sums=fp16_sums), reached),
             Costs(request=HTTP_SECONDS / 2, response=HTTP_SECONDS / 2, file=PNG_SECONDS, lora_change=LORA_SECONDS),
-            gpu.watts,
+            watts=gpu.watts,
         )
 
     @classmethod
@@ -97,20 +79,24 @@ class Source:
             path.name,
             f"Measured with zimage-bench {report['benchmark']} on {device}: {path.name}.",
             True,
-            EveryPrompt(times, times.prompt_length or PROMPT_TOKENS),
+            times,
             Costs(
                 request=overhead / 2,
                 response=overhead / 2,
                 file=times.finishing * MEGAPIXEL / area,
                 lora_change=LORA_SECONDS,
+                step=times.between,
                 spread=times.spread,
             ),
+            prompt_length=times.prompt_length or PROMPT_TOKENS,
             is_gpu="gpus" in hardware,
         )
 
     def alone(self, size: Size, steps: int = DEFAULT_STEPS) -> float:
         """Return the seconds of one image that is alone on its device."""
-        device = steps * self.times.pass_seconds(size, 1, 0) + self.times.decode_seconds(size)
+        times, length = self.times, self.prompt_length
+        device = times.prompt_encoder_seconds(length) + steps * times.pass_seconds(size, 1, length)
+        device += steps * self.costs.step + times.decode_seconds(size)
         return self.costs.request + device + self.costs.file * size.area / MEGAPIXEL + self.costs.response
 
 

@@ -1,5 +1,6 @@
 """`zimage-bench capacity`: from a GPU and a workload to a number of GPUs, and from a report to predictions of it."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def calibration(folder: Path, pass_s: dict[str, float]) -> Path:
         "achieved_per_s": 1.0,
         "latency_s": {"mean": 1.0, "p50": 1.0, "p95": 1.0},
         "queue_s": {"mean": 0.0},
-        "drawing_s": {"mean": 0.99},
+        "drawing_s": {"mean": 0.99, "p50": 0.99, "p95": 0.99},
         "server": {"pass_s": {"all": pass_s}, "stage_s": {"prompt_encoder": 0.01, "vae_decoder": 0.1, "encode": 0.01}},
     }
     return written(folder / "calibration.json", Mix.sizes("128x128"), [rung])
@@ -42,7 +43,10 @@ def calibration(folder: Path, pass_s: dict[str, float]) -> Path:
 
 def written(path: Path, mix: Mix, rungs: list[dict[str, Any]]) -> Path:
     workload = {"mix": msgspec.to_builtins(mix.kinds), "loop": "closed", "think_s": 0.5}
-    report = {"benchmark": "load", "figures": {"workload": workload, "rungs": rungs}, "hardware": {"cpu": "a CPU"}}
+    sizes = [{"size": "128x128", "best_batch": 4, "speedup": 2.0}]
+    server = {"batching": [{"device": "cpu", "state": "measured", "sizes": sizes}]}
+    figures = {"target": {"server": server}, "workload": workload, "rungs": rungs}
+    report = {"benchmark": "load", "figures": figures, "hardware": {"cpu": "a CPU"}}
     path.write_text(json.dumps(report))
     return path
 
@@ -57,6 +61,7 @@ def measured_like(folder: Path, service_times: Path) -> Path:
             load=ClosedLoop(users, 0.5, clients=CLIENTS),
             seconds=60.0,
             warmup=6.0,
+            has_different_prompts=False,
         )
         figures = simulate(deployment.scenario(deployment.embedded(1), seed=7)).figures
         rungs.append({"users": users, "rate": None, **msgspec.to_builtins(figures)})
@@ -64,13 +69,13 @@ def measured_like(folder: Path, service_times: Path) -> Path:
 
 
 def test_workload_gets_the_fewest_gpus_with_settings_and_costs(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["capacity", "--gpu", "H100", "--users", "12", "--slo", "p95=3s,success=99", "--price", "H100=3", *QUICK])
+    main(["capacity", "--gpu", "H100", "--users", "6", "--slo", "p95=2.5s,success=99", "--price", "H100=3", *QUICK])
     printed, figures = report_of(capsys)
     (device,) = figures["devices"]
     met = [trial["gpus"] for trial in device["trials"] if trial["is_met"]]
     missed = [trial["gpus"] for trial in device["trials"] if not trial["is_met"]]
     assert device["gpus"] == min(met) == max(missed) + 1 > 1
-    assert device["simulated"]["latency_s"]["p95"] <= 3
+    assert device["simulated"]["latency_s"]["p95"] <= 2.5
     images_per_hour = 3600 * device["simulated"]["achieved_per_s"]
     assert device["cost_per_thousand_images"] == pytest.approx(3 * device["gpus"] * 1000 / images_per_hour)
     assert device["settings"]["queue"] >= device["settings"]["jobs_per_gpu"] * device["gpus"]
@@ -91,6 +96,13 @@ def test_situation_of_users_who_wait_is_refused(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit) as exit_of:
         main(["capacity", "--gpu", "H100", "--users", "2", "--scenario", "daily", *QUICK])
     assert "--scenario daily needs --rate" in f"{exit_of.value}{capsys.readouterr().err}"
+
+
+def test_single_user_waits_as_long_as_one_image_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the prompt encoder, since no prompt comes twice, and with HTTP and the file."""
+    main(["capacity", "--gpu", "L4", "--users", "1", "--slo", "p50=20s", *QUICK])
+    (device,) = report_of(capsys)[1]["devices"]
+    assert device["simulated"]["latency_s"]["p50"] == pytest.approx(device["alone_s"], rel=0.01)
 
 
 def test_gpu_that_is_too_slow_for_one_image_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,6 +141,20 @@ def test_prediction_of_a_server_that_behaves_as_simulated_is_close(
     printed, figures = report_of(capsys)
     assert figures["validation"]["is_close"], printed
     assert {row["rung"] for row in figures["validation"]["comparisons"]} == {"1 user", "8 users"}
+
+
+@pytest.mark.parametrize(("state", "is_close"), [("measured", True), ("none", False)])
+def test_prediction_batches_as_the_servers_devices_did(
+    state: str, is_close: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = calibration(tmp_path, {"1": 0.1, "4": 0.2})
+    measured = measured_like(tmp_path, times)
+    report = json.loads(measured.read_text())
+    report["figures"]["target"]["server"]["batching"][0]["state"] = state
+    measured.write_text(json.dumps(report))
+    with contextlib.suppress(SystemExit):
+        main(["capacity", "--service-times", str(times), "--validate", str(measured)])
+    assert report_of(capsys)[1]["validation"]["is_close"] == is_close
 
 
 def test_prediction_with_another_policy_misses_with_status_3(

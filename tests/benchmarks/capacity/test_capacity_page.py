@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.capacity import curves
 from benchmarks.capacity.assessment import Assessment
 from benchmarks.capacity.capacity_page import COMPUTED, capacity_page
 from benchmarks.capacity.curves import gpus_against_objective, latency_against_load
@@ -31,12 +32,12 @@ def assessment() -> Assessment:
 
 
 def test_latency_grows_with_load_and_falls_with_gpus(assessment: Assessment) -> None:
-    curves = list(latency_against_load(assessment))
-    assert [curve.gpus for curve in curves] == [1, 2, 4]
-    assert [users for users, _ in curves[0].points] == [2, 4, 6, 8, 10, 12]
-    first, last = curves[0].points[0][1], curves[0].points[-1][1]
+    found = list(latency_against_load(assessment))
+    assert [curve.gpus for curve in found] == [1, 2, 4]
+    assert [users for users, _ in found[0].points] == [2, 4, 6, 8, 10, 12]
+    first, last = found[0].points[0][1], found[0].points[-1][1]
     assert first is not None and last is not None and last > 2 * first
-    at_most = [curve.points[-1][1] or 0.0 for curve in curves]
+    at_most = [curve.points[-1][1] or 0.0 for curve in found]
     assert at_most == sorted(at_most, reverse=True)
 
 
@@ -48,7 +49,11 @@ def test_tighter_objective_needs_more_gpus_and_more_money(assessment: Assessment
     assert [point.cost for point in points] == [2.0 * number for number in found]
 
 
-def test_page_shows_tables_plots_and_that_nothing_was_measured(assessment: Assessment) -> None:
+def test_page_shows_tables_plots_and_that_nothing_was_measured(
+    assessment: Assessment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curves, "LOADS", (0.5, 1.0))
+    monkeypatch.setattr(curves, "LOOSER", (1.0, 2.0))
     html = capacity_page([assessment], {})
     for text in (COMPUTED, "8 users who think 1 s, 1024x1024", "p95 against load", "4 GPUs", "--queue"):
         assert text in html, text

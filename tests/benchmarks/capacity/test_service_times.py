@@ -1,6 +1,7 @@
 """Seconds of each stage: from a roofline, and from a report of measured ones."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,14 @@ def load_report() -> dict[str, Any]:
             "rate": None,
             "latency_s": {"mean": latency},
             "queue_s": {"mean": 0.0},
-            "drawing_s": {"mean": 1.0},
+            "drawing_s": {"mean": 1.0, "p50": 1.0, "p95": None},
             "server": server,
         }
 
     kind = {"width": 128, "height": 128, "steps": None, "images": 1}
-    rungs = [rung(1, 1.05, pass_s={"all": {"1": 0.1}}), rung(4, 3.0, pass_s={"all": {"1": 0.12, "2": 0.15}})]
-    return {"figures": {"workload": {"mix": [kind]}, "rungs": rungs}}
+    calm = rung(1, 1.05, pass_s={"all": {"1": 0.1}}, batch={"counts": {"1": 30}})
+    busy = rung(4, 3.0, pass_s={"all": {"1": 0.14, "2": 0.15}}, batch={"counts": {"1": 10, "2": 50}})
+    return {"figures": {"workload": {"mix": [kind]}, "rungs": [calm, busy]}}
 
 
 def test_load_report_gives_passes_by_batch_and_what_is_beside_them() -> None:
@@ -105,10 +107,18 @@ def test_load_report_gives_passes_by_batch_and_what_is_beside_them() -> None:
 
 def test_load_report_with_stages_takes_them() -> None:
     report = load_report()
-    stages = {"prompt_encoder": 0.01, "vae_decoder": 0.04, "encode": 0.002}
+    stages = {"prompt_encoder": 0.01, "vae_decoder": 0.04, "encode": 0.002, "denoiser": 0.92}
     report["figures"]["rungs"][0]["server"]["stage_s"] = stages
     times = MeasuredTimes.of_load(report, default_steps=8)
     assert (times.encoder, times.decode_seconds(SMALL), times.finishing) == (0.01, 0.04, 0.002)
+    assert times.between == pytest.approx(0.92 / 8 - 0.11)
+
+
+def test_spread_of_passes_gives_images_the_spread_that_was_measured() -> None:
+    """Eight passes that vary independently vary by a square root of 8 less than one."""
+    report = load_report()
+    report["figures"]["rungs"][0]["drawing_s"] |= {"p95": math.exp(1.645 * 0.05)}
+    assert MeasuredTimes.of_load(report, default_steps=8).spread == pytest.approx(0.05 * math.sqrt(8))
 
 
 def test_load_report_of_another_server_is_refused() -> None:
