@@ -1,5 +1,6 @@
 """Predictions of a load test beside its measurements, rung by rung. Knows reports, not how a prediction is made."""
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,10 +49,18 @@ FIGURES: Mapping[str, tuple[Callable[[Figures], float | None], Callable[[RungFig
 }
 
 
-def compare(measured: Figures, predicted: RungFigures) -> list[Comparison]:
-    """Compare a rung of a load report with its prediction."""
+def compare(measured: Figures, predicted: Sequence[RungFigures]) -> list[Comparison]:
+    """Compare a rung of a load report with its prediction, the mean of several simulations."""
     name = rung_name(measured)
-    return [Comparison(name, figure, of(measured), by(predicted)) for figure, (of, by) in FIGURES.items()]
+    return [
+        Comparison(name, figure, of(measured), _mean([by(each) for each in predicted]))
+        for figure, (of, by) in FIGURES.items()
+    ]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
 
 
 def rung_name(rung: Figures) -> str:

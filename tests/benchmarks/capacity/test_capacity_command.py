@@ -42,7 +42,13 @@ def calibration(folder: Path, pass_s: dict[str, float]) -> Path:
 
 
 def written(path: Path, mix: Mix, rungs: list[dict[str, Any]]) -> Path:
-    workload = {"mix": msgspec.to_builtins(mix.kinds), "loop": "closed", "think_s": 0.5}
+    workload = {
+        "mix": msgspec.to_builtins(mix.kinds),
+        "loop": "closed",
+        "think_s": 0.5,
+        "timeout_s": 60.0,
+        "patience_s": 120.0,
+    }
     sizes = [{"size": "128x128", "best_batch": 4, "speedup": 2.0}]
     server = {"batching": [{"device": "cpu", "state": "measured", "sizes": sizes}]}
     figures = {"target": {"server": server}, "workload": workload, "rungs": rungs}
