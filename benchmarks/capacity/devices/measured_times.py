@@ -82,7 +82,7 @@ class MeasuredTimes:
 
     @classmethod
     def of_load(cls, report: Figures, default_steps: int) -> Self:
-        """Read a report of `zimage-bench load`: passes of all rungs, and the rest of the one with the fewest users.
+        """Read a report of `zimage-bench load`: stages of all rungs, and the rest of the one with the fewest users.
 
         Args:
             default_steps: forward passes of a request that does not say how many.
@@ -95,12 +95,12 @@ class MeasuredTimes:
         passes = _pass_seconds(figures["rungs"])
         area = _only_area(kinds, passes)
         calm = min(figures["rungs"], key=lambda rung: rung["users"] or rung["rate"])
-        stages = (calm["server"] or {}).get("stage_s") or {}
+        alone, stages = (calm["server"] or {}).get("stage_s") or {}, _stage_seconds(figures["rungs"])
         steps = statistics.mean((kind["steps"] or default_steps) * kind["images"] for kind in kinds)
         images = statistics.mean(kind["images"] for kind in kinds)
         queue, drawing = (calm[name]["mean"] or 0.0 for name in ("queue_s", "drawing_s"))
         rest = max(0.0, drawing - steps * _between(passes, 1.0)) / images
-        between = stages.get("denoiser", 0.0) * images / steps - _between(passes, 1.0)
+        between = alone.get("denoiser", 0.0) * images / steps - _between(passes, 1.0)
         return cls(
             passes=((area, passes),),
             prompt_length=None,
@@ -166,6 +166,17 @@ def _pass_seconds(rungs: Sequence[Figures]) -> Points:
                 seconds[float(batch)] += count * each
                 passes[float(batch)] += count
     return tuple((batch, total / passes[batch]) for batch, total in sorted(seconds.items()))
+
+
+def _stage_seconds(rungs: Sequence[Figures]) -> dict[str, float]:
+    """Return the mean seconds of each stage of an image over the images of all rungs."""
+    seconds: defaultdict[str, float] = defaultdict(float)
+    images: defaultdict[str, float] = defaultdict(float)
+    for rung in rungs:
+        for stage, each in ((rung.get("server") or {}).get("stage_s") or {}).items():
+            seconds[stage] += rung["images"] * each
+            images[stage] += rung["images"]
+    return {stage: total / images[stage] for stage, total in seconds.items() if images[stage]}
 
 
 def _spread(distribution: Figures) -> float | None:

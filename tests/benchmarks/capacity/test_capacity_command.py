@@ -30,6 +30,7 @@ def calibration(folder: Path, pass_s: dict[str, float]) -> Path:
     rung = {
         "users": 1,
         "rate": None,
+        "images": 60,
         "seconds": 60.0,
         "warmup_s": 6.0,
         "achieved_per_s": 1.0,

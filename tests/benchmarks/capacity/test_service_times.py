@@ -85,6 +85,7 @@ def load_report() -> dict[str, Any]:
         return {
             "users": users,
             "rate": None,
+            "images": 10 * users,
             "latency_s": {"mean": latency},
             "queue_s": {"mean": 0.0},
             "drawing_s": {"mean": 1.0, "p50": 1.0, "p95": None},
@@ -111,7 +112,10 @@ def test_load_report_with_stages_takes_them() -> None:
     report["figures"]["rungs"][0]["server"]["stage_s"] = stages
     times = MeasuredTimes.of_load(report, default_steps=8)
     assert (times.encoder, times.decode_seconds(SMALL), times.finishing) == (0.01, 0.04, 0.002)
-    assert times.between == pytest.approx(0.92 / 8 - 0.11)
+    report["figures"]["rungs"][1]["server"]["stage_s"] = {"vae_decoder": 0.03, "denoiser": 9.0}
+    busier = MeasuredTimes.of_load(report, default_steps=8)
+    assert busier.decode_seconds(SMALL) == pytest.approx((10 * 0.04 + 40 * 0.03) / 50)
+    assert busier.between == times.between == pytest.approx(0.92 / 8 - 0.11)
 
 
 def test_spread_of_passes_gives_images_the_spread_that_was_measured() -> None:
