@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Self
 
+import msgspec
+
 from engine.errors import ZImageError
 from server.fleet.fleet_view import FleetView
 from server.fleet.messaging.celery_app import create_celery, send_ticket
@@ -149,7 +151,7 @@ class FleetOperations:
 
 
 def _worker(worker: WorkerInfo) -> Record:
-    record = asdict(worker)
+    record: Record = msgspec.to_builtins(worker)
     del record["averages"]
     return record | {"state": worker_state(worker), "jobs": _jobs(worker)}
 

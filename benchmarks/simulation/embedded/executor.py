@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import log, sqrt
 
-from benchmarks.simulation.scenario import Costs, ServiceTimes
+from benchmarks.simulation.scenario import SimulationScenario
 from engine.images.generated import GeneratedImage
 from engine.request import LoraChoice
 from engine.scheduler.sample import Sample
@@ -45,7 +45,6 @@ class SimulatedExecutor:
 
     Args:
         now: returns the time.
-        different_prompts: True if no prompt comes twice.
 
     Attributes:
         busy: seconds that the device has computed or will have, with all that is enqueued.
@@ -56,19 +55,16 @@ class SimulatedExecutor:
 
     def __init__(
         self,
-        times: ServiceTimes,
-        costs: Costs,
+        scenario: SimulationScenario,
         max_ahead: int,
         now: Callable[[], float],
         rng: random.Random,
-        *,
-        different_prompts: bool = False,
     ) -> None:
-        self._different_prompts = different_prompts
+        self._times, self._costs, self._different_prompts = scenario.times, scenario.costs, scenario.different_prompts
         self.busy = self.free_at = self.pause = 0.0
         self.passes: Counter[int] = Counter()
-        self._times, self._costs, self._max_ahead, self._now, self._rng = times, costs, max_ahead, now, rng
-        self._sigma = sqrt(log(1 + costs.spread**2))
+        self._max_ahead, self._now, self._rng = max_ahead, now, rng
+        self._sigma = sqrt(log(1 + scenario.costs.spread**2))
         self._batches: deque[_RunningBatch] = deque()
         self._prompts: set[tuple[str, LoraChoice | None]] = set()  # that are encoded already
         self._uncharged: list[SimulatedImage] = []

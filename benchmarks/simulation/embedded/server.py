@@ -124,16 +124,9 @@ class SimulatedServer:
 
     def _worker(self, tell: Callable[[FromWorker], None], rng: random.Random) -> SimulatedWorker:
         scenario, spec = self._scenario, self._spec
-        executor = SimulatedExecutor(
-            scenario.times,
-            scenario.costs,
-            spec.max_ahead,
-            lambda: self._env.now,
-            rng,
-            different_prompts=scenario.different_prompts,
-        )
+        executor = SimulatedExecutor(scenario, spec.max_ahead, lambda: self._env.now, rng)
         scheduler = new_scheduler(scenario.manifest, spec.slots, spec.table, scenario.changes, Scheduler)
-        return SimulatedWorker(self._env, tell, scenario.manifest, self._kinds, scheduler, executor, scenario.costs)
+        return SimulatedWorker(self._env, tell, scenario, self._kinds, scheduler, executor)
 
     def _use_event_loop(self, seconds: float) -> Generator[simpy.Event, Any, None]:
         with self._event_loop.request() as turn:

@@ -11,7 +11,7 @@ import simpy
 
 from benchmarks.simulation.embedded.executor import SimulatedExecutor, SimulatedImage
 from benchmarks.simulation.requests import PreparedKind, sample
-from benchmarks.simulation.scenario import Costs
+from benchmarks.simulation.scenario import SimulationScenario
 from engine.images.metadata import ImageMetadata
 from engine.plan.manifest import Manifest
 from engine.scheduler.events import Denoised, Event, Passed, Started, Stepped, Switched
@@ -39,14 +39,14 @@ class SimulatedWorker:
         self,
         env: simpy.Environment,
         tell: Callable[[FromWorker], None],
-        manifest: Manifest,
+        scenario: SimulationScenario,
         kinds: Mapping[str, PreparedKind],
         scheduler: Scheduler,
         executor: SimulatedExecutor,
-        costs: Costs,
     ) -> None:
         self.executor = executor
-        self._env, self._send, self._manifest, self._kinds, self._costs = env, tell, manifest, kinds, costs
+        self._env, self._send, self._kinds = env, tell, kinds
+        self._manifest, self._costs = scenario.manifest, scenario.costs
         self._is_dead = False
         self._loop = StepLoop(scheduler, executor, lambda: env.now)
         self._inbox: deque[ToWorker] = deque()

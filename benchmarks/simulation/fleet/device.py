@@ -14,8 +14,7 @@ import simpy
 from benchmarks.simulation.clock import call_later
 from benchmarks.simulation.fleet.queue import FleetJob
 from benchmarks.simulation.requests import sample
-from benchmarks.simulation.scenario import Costs, Granularity, ServiceTimes
-from engine.plan.manifest import Manifest
+from benchmarks.simulation.scenario import Granularity, SimulationScenario
 from engine.scheduler.sample import Sample
 from engine.scheduler.scheduler import Batch, LoraChange, Scheduler
 from engine.size import Size
@@ -59,10 +58,8 @@ class FleetDevice:
     def __init__(
         self,
         env: simpy.Environment,
+        scenario: SimulationScenario,
         scheduler: RunScheduler,
-        manifest: Manifest,
-        times: ServiceTimes,
-        costs: Costs,
         prompt_seconds: float,
         granularity: Granularity,
         rng: random.Random,
@@ -72,8 +69,8 @@ class FleetDevice:
         self.slots = 0
         self.cost = self.busy = 0.0
         self.passes: dict[int, int] = {}
-        self._env, self._scheduler, self._manifest = env, scheduler, manifest
-        self._times, self._costs, self._granularity, self._rng = times, costs, granularity, rng
+        self._env, self._scheduler, self._manifest = env, scheduler, scenario.manifest
+        self._times, self._costs, self._granularity, self._rng = scenario.times, scenario.costs, granularity, rng
         self._prompt_seconds, self._on_ended, self._on_room = prompt_seconds, on_ended, on_room
         self._jobs: dict[Sample, FleetJob] = {}
         self._arrived: list[Sample] = []  # during a pass; the worker submits them after it

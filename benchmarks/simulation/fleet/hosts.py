@@ -113,21 +113,11 @@ class FleetHosts:
 
     def _new_device(self, on_room: Callable[[], object]) -> FleetDevice | ImageDevice:
         env, scenario, spec = self._env, self._scenario, self._spec
-        times, costs, prompt_seconds = scenario.times, scenario.costs, self._prompt_seconds
+        prompt_seconds, on_finished = self._prompt_seconds, self._on_finished
         if spec.granularity == "image":
-            return ImageDevice(env, self._largest_batch, times, costs, prompt_seconds, self._on_finished, on_room)
-        return FleetDevice(
-            env,
-            self._new_scheduler(),
-            scenario.manifest,
-            times,
-            costs,
-            prompt_seconds,
-            spec.granularity,
-            self.rng,
-            self._on_finished,
-            on_room,
-        )
+            return ImageDevice(env, scenario, self._largest_batch, prompt_seconds, on_finished, on_room)
+        scheduler = self._new_scheduler()
+        return FleetDevice(env, scenario, scheduler, prompt_seconds, spec.granularity, self.rng, on_finished, on_room)
 
     def _new_scheduler(self) -> RunScheduler:
         scenario, spec = self._scenario, self._spec

@@ -11,7 +11,7 @@ import simpy
 
 from benchmarks.simulation.clock import call_later
 from benchmarks.simulation.fleet.queue import FleetJob
-from benchmarks.simulation.scenario import Costs, ServiceTimes
+from benchmarks.simulation.scenario import SimulationScenario
 from engine.size import Size
 from server.jobs.storage.fleet.claim_order import Kind
 
@@ -34,9 +34,8 @@ class ImageDevice:
     def __init__(
         self,
         env: simpy.Environment,
+        scenario: SimulationScenario,
         batch: Callable[[Size], int],
-        times: ServiceTimes,
-        costs: Costs,
         prompt_seconds: float,
         on_ended: Callable[[FleetJob], object],
         on_room: Callable[[], object],
@@ -44,7 +43,7 @@ class ImageDevice:
         self.slots = 0
         self.cost = self.busy = 0.0
         self.passes: dict[int, int] = {}
-        self._env, self._batch, self._times, self._costs = env, batch, times, costs
+        self._env, self._batch, self._times, self._costs = env, batch, scenario.times, scenario.costs
         self._prompt_seconds, self._on_ended, self._on_room = prompt_seconds, on_ended, on_room
         self._images: list[_Image] = []  # in the order of their arrival
         self._lora: str | None = None

@@ -3,8 +3,7 @@
 Knows one host; serves no jobs.
 """
 
-from dataclasses import asdict
-
+import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -36,7 +35,7 @@ def probe_app(host: WorkerHost) -> Starlette:
             "model": info.model,
             "plan_id": info.plan_id,
             "jobs": host.jobs,
-            "devices": [asdict(device) for device in info.devices],
+            "devices": msgspec.to_builtins(info.devices),
             "detail": host.last_failure,
         }
 
