@@ -18,9 +18,13 @@ def workload(assessment: Assessment) -> str:
     sizes = ", ".join(map(str, deployment.sizes))
     match deployment.load:
         case ClosedLoop(users=users, think=think):
-            return f"{users} users who think {think:g} s, {sizes}"
+            return (
+                f"{users} users who think {think:g} s, {sizes}"
+                if users > 1
+                else f"1 user who thinks {think:g} s, {sizes}"
+            )
         case OpenLoop(rate=float() | int() as rate):
-            return f"{rate:g} requests per second, {sizes}"
+            return f"{rate:g} request{'s' if rate != 1 else ''} per second, {sizes}"
     return f"changing rate, {sizes}"
 
 
