@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timing]  # a busy machine may find that no batch gains
 
 PASSES = re.compile(r"^zimage_forward_batch_size_(count|sum) (\S+)$", re.MULTILINE)
 
@@ -27,7 +27,8 @@ def plans(engines: Path, tmp_path: Path) -> Path:
 
 @contextmanager
 def serving(plans: Path, *options: str) -> Iterator[httpx.Client]:
-    command = [sys.executable, "-m", "server.cli", "--engines", str(plans), "--port", "0", "--threads", "1", *options]
+    command = [sys.executable, "-m", "server.cli", "--engines", str(plans), "--port", "0", "--threads", "1"]
+    command += ["--profile", "usual", *options]  # the large one takes long to measure
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
@@ -73,7 +74,7 @@ def test_new_server_measures_while_idle_and_batches_without_a_restart(plans: Pat
         while (found := batching(http))["state"] != "measured":
             assert found["state"] in ("waiting", "measuring")
             time.sleep(0.1)
-        assert [size["size"] for size in found["sizes"]] == ["64x64", "128x128", "256x256", "512x512"]
+        assert [size["size"] for size in found["sizes"]] == ["64x64", "128x128", "256x256"]
         assert found["machine"].endswith(", 1 threads") and found["measured"] == pytest.approx(time.time(), abs=3600)
         assert found["sizes"][0]["best_batch"] > 1, "sharing gains at this size on every processor so far"
         together, more_passes, more_images = images_and_passes(http)
