@@ -1,8 +1,10 @@
 """One request of a user until it ends: answers, refusals, timeouts, and images that are not the right ones."""
 
+import base64
 import socket
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -22,12 +24,18 @@ from benchmarks.workload.records import Record
 KIND = RequestKind(name="square", width=64, height=64)
 CASE = make_cases(Mix((KIND,)), 1)[0]
 BLACK = png(np.zeros((64, 64, 3)))
+HEAD = b"IHDR" + (65535).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+BOMB = BLACK[:12] + HEAD + zlib.crc32(HEAD).to_bytes(4, "big") + BLACK[33:]  # 4 billion pixels
 
 
 @pytest.fixture
 def server() -> Iterator[tuple[ImageServer, Session]]:
     with image_server() as (found, url):
         yield found, Session(url, ENDPOINTS["images"], {}, patience=5.0, timeout=5.0)
+
+
+def address(listener: socket.socket) -> str:
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 def run(session: Session, case: Case = CASE) -> Record:
@@ -86,7 +94,8 @@ def test_answer_after_the_timeout_is_a_timeout(server: tuple[ImageServer, Sessio
     assert (record.outcome, record.error) == ("timeout", "no answer within 0.2 s")
 
 
-def test_trickle_of_an_answer_does_not_outlast_the_timeout() -> None:
+@pytest.mark.parametrize("endpoint", ["images", "stream"])
+def test_trickle_of_an_answer_does_not_outlast_the_timeout(endpoint: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def trickle() -> None:
@@ -102,15 +111,92 @@ def test_trickle_of_an_answer_does_not_outlast_the_timeout() -> None:
 
         thread = threading.Thread(target=trickle)
         thread.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        record = run(Session(url, ENDPOINTS["images"], {}, patience=0.0, timeout=0.2))
-        thread.join()
+        session = Session(address(listener), ENDPOINTS[endpoint], {}, patience=0.0, timeout=0.2)
+        with Connection(session.url) as connection:
+            record = Request(session, CASE, user=0).run(connection)
+            thread.join(timeout=5)
+            assert not thread.is_alive()  # the connection is closed at once, so that the server stops
     assert record.outcome == "timeout"
+
+
+@pytest.mark.parametrize("endpoint", ["images", "stream"])
+def test_answer_without_end_is_a_failure_before_it_fills_the_memory(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.load.requests.connection.MAX_BODY", 3 << 20)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def pour() -> None:
+            stream, _ = listener.accept()
+            with stream:
+                stream.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                try:
+                    while True:
+                        stream.sendall(b"data" * 10_000)
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=pour)
+        thread.start()
+        record = run(Session(address(listener), ENDPOINTS[endpoint], {}, patience=0.0, timeout=30.0))
+        thread.join()
+    assert (record.outcome, record.error) == ("failed", "AnswerTooLarge: the answer has more than 3 MiB")
+
+
+def test_stream_is_read_line_by_line_wherever_its_packets_end() -> None:
+    image = base64.b64encode(pattern(1))
+    events = b'data: {"type": "x.partial_image", "b64_json": "%s"}\n\ndata: {"type": "x.completed", "b64_json": "%s"}'
+    body = events % (image, image)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            stream, _ = listener.accept()
+            with stream:
+                stream.recv(1 << 16)
+                stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body))
+                for start in range(0, len(body), 97):
+                    stream.sendall(body[start : start + 97])
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with Connection(address(listener)) as connection:
+            answer = ENDPOINTS["stream"](connection, CASE, {}, time.monotonic() + 5)
+        thread.join()
+    assert answer.images == (pattern(1),)
+    assert answer.first_byte is not None and answer.first_preview is not None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"task_id": "\xc3\xbc"}',  # no path
+        b'{"task_id": "a\\r\\nhost: other"}',
+        b'{"other": ' + b"[" * 100_000,
+        b'{"task_id": 1e999}',
+        b"\xff\xfe",
+    ],
+)
+def test_answer_of_any_content_is_a_failure_of_its_request_alone(body: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            stream, _ = listener.accept()
+            with stream:
+                stream.recv(1 << 16)
+                stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+                stream.shutdown(socket.SHUT_WR)
+                stream.recv(1 << 16)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        record = run(Session(address(listener), ENDPOINTS["tasks"], {}, 0.0, 5.0))
+        thread.join()
+    assert record.outcome == "failed" and record.error
 
 
 def test_server_that_is_not_there_is_a_failure() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        url = address(listener)
     record = run(Session(url, ENDPOINTS["images"], {}, patience=0.0, timeout=5.0))
     assert record.outcome == "failed" and record.error.startswith("ConnectionRefusedError")
 
@@ -142,7 +228,7 @@ def test_connection_is_kept_and_opened_again_after_the_server_has_closed_it() ->
         listener.settimeout(5)
         thread = threading.Thread(target=answer_on, args=(listener, 2, 1))
         thread.start()
-        session = Session(f"http://127.0.0.1:{listener.getsockname()[1]}", ENDPOINTS["images"], {}, 0.0, 5.0)
+        session = Session(address(listener), ENDPOINTS["images"], {}, 0.0, 5.0)
         with Connection(session.url) as connection:
             found = [Request(session, CASE, user=0).run(connection).status for _ in range(3)]
         thread.join()
@@ -154,11 +240,32 @@ def test_connection_works_again_after_a_new_one_has_failed_too() -> None:
         listener.settimeout(5)
         thread = threading.Thread(target=answer_on, args=(listener, 1, 0, 1))
         thread.start()
-        session = Session(f"http://127.0.0.1:{listener.getsockname()[1]}", ENDPOINTS["images"], {}, 0.0, 5.0)
+        session = Session(address(listener), ENDPOINTS["images"], {}, 0.0, 5.0)
         with Connection(session.url) as connection:
             found = [Request(session, CASE, user=0).run(connection).status for _ in range(3)]
         thread.join()
     assert found == [418, 0, 418]
+
+
+def test_request_that_a_server_drops_after_it_has_taken_it_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.load.requests.connection.STALE_SECONDS", 0.0)  # any failure comes later
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)
+        thread = threading.Thread(target=answer_on, args=(listener, 1, 1))
+        thread.start()
+        session = Session(address(listener), ENDPOINTS["images"], {}, 0.0, 5.0)
+        with Connection(session.url) as connection:
+            found = [Request(session, CASE, user=0).run(connection) for _ in range(3)]
+        thread.join()
+    assert [record.status for record in found] == [418, 0, 418]
+    assert found[1].outcome == "failed"
+
+
+def test_retry_after_0_does_not_make_a_client_flood_the_server(server: tuple[ImageServer, Session]) -> None:
+    fake, session = server
+    fake.refuse = lambda _: (429, {"retry-after": "0"})
+    assert run(replace(session, patience=0.35)).outcome == "throttled"
+    assert len(fake.received) <= 5
 
 
 def test_answer_that_ends_too_early_is_a_failure() -> None:
@@ -174,7 +281,7 @@ def test_answer_that_ends_too_early_is_a_failure() -> None:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        record = run(Session(f"http://127.0.0.1:{listener.getsockname()[1]}", ENDPOINTS["images"], {}, 0.0, 5.0))
+        record = run(Session(address(listener), ENDPOINTS["images"], {}, 0.0, 5.0))
         thread.join()
     assert record.outcome == "failed" and record.error.startswith("IncompleteRead")
 
@@ -210,6 +317,8 @@ def test_same_image_is_right_also_with_rounding(server: tuple[ImageServer, Sessi
         ([pattern(CASE.seed, "64x80")], "an image of 64x80 instead of 64x64"),
         ([pattern(CASE.seed)] * 2, "2 images instead of 1"),
         ([b"<html>"], "no image file: b'<html>'"),
+        ([pattern(CASE.seed)[:200]], f"no image file: {pattern(CASE.seed)[:20]!r}"),
+        ([BOMB], f"no image file: {BOMB[:20]!r}"),
     ],
 )
 def test_wrong_image_is_a_failure(server: tuple[ImageServer, Session], images: list[bytes], error: str) -> None:
