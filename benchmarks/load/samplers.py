@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import threading
 import time
-import urllib.request
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import Any, Self
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.load.requests.connection import Connection
 
 SCRAPE_SECONDS = 5.0  # limit of one request to /metrics
 MEMORY = ("process_resident_memory_bytes", "zimage_worker_process_resident_memory_bytes")
@@ -46,9 +47,10 @@ class ServerMetrics:
 def scrape(url: str) -> ServerMetrics | None:
     """Read the metrics of the server at a URL; None if it does not answer with metrics."""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/metrics", timeout=SCRAPE_SECONDS) as response:
-            return parse(response.read().decode())
-    except (OSError, http.client.HTTPException, ValueError):  # not there, too slow, or no metrics
+        with Connection(url) as connection:
+            reply = connection.send("GET", "/metrics", None, {}, time.monotonic() + SCRAPE_SECONDS)
+            return parse(reply.read().decode()) if reply.status == 200 else None
+    except (OSError, http.client.HTTPException, ValueError, OverflowError):  # not there, too slow, or no metrics
         return None
 
 
@@ -65,7 +67,7 @@ def parse(text: str) -> ServerMetrics:
         passes=_counts(found["zimage_forward_batch_size_bucket"]),
         pass_seconds={int(batch): value for batch, value in found["zimage_forward_batch_seconds_total"].items()},
         device_seconds=found["zimage_forward_seconds_total"],
-        stages={stage: (total, counts[stage]) for stage, total in found["zimage_stage_seconds_sum"].items()},
+        stages={stage: (total, counts.get(stage, 0.0)) for stage, total in found["zimage_stage_seconds_sum"].items()},
     )
 
 
