@@ -87,8 +87,8 @@ class RungFigures(msgspec.Struct, frozen=True, kw_only=True):
         success_percent: share of requests that got the right images; None without requests.
         offered_per_s: images per second that were asked for.
         achieved_per_s: right images per second that arrived from the end of the warm-up to the end of the rung.
-        latency_s: of requests that got the right images or whose client gave up waiting. Without the latter, a server
-            would look the faster the more requests it loses.
+        latency_s: of requests that got the right images or whose client gave up waiting (see `Record.least_wait`).
+            Without the latter, a server would look the faster the more requests it loses.
         first_preview_s: None if no request had a preview.
         queue_s, drawing_s: as the server states them for the requests that it answered.
         errors: number of requests by the text of their error.
@@ -160,7 +160,7 @@ def _success(ended: Sequence[Record]) -> float | None:
 
 
 def _latency(ended: Iterable[Record]) -> Percentiles:
-    return Percentiles.of(record.latency for record in ended if record.outcome in ENDURED)
+    return Percentiles.of(record.least_wait for record in ended if record.outcome in ENDURED)
 
 
 def _achieved(records: Sequence[Record], seconds: float, warmup: float) -> int:

@@ -47,6 +47,16 @@ def test_latency_includes_requests_that_timed_out_but_not_failures() -> None:
     assert found.errors == {"it timeout": 1, "it failed": 1}
 
 
+def test_refusal_that_a_client_does_not_wait_for_makes_no_server_fast() -> None:
+    refusals = [
+        Record("square", 0, "test", 1.0, 1.0, 1.01, "throttled", throttles=(Throttle(1.01, 30.0, is_honoured=False),)),
+        Record("square", 0, "test", 1.0, 1.0, 1.01, "refused", throttles=(Throttle(1.01, None, is_honoured=False),)),
+    ]
+    found = RungFigures.of([*refusals, record(1.0, 5.0)], 10).latency_s
+    assert found.max == pytest.approx(30.01)
+    assert found.p50 == 5.0
+
+
 def test_wrong_images_are_no_success() -> None:
     found = RungFigures.of([record(0, 1.0), record(0, 1.0, "wrong_image")], 10)
     assert (found.success_percent, found.wrong_images, found.images) == (50.0, 1, 1)
