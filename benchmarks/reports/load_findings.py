@@ -92,7 +92,7 @@ def _closed(found: Sequence[Rung]) -> list[str]:
 
 def _open(found: Sequence[Rung]) -> list[str]:
     """Tell which of the offered rates the server keeps up with."""
-    behind = [rung for rung in found if rung["achieved_per_s"] < KEPT_UP * rung["offered_per_s"]]
+    behind = [rung for rung in found if rung["achieved_per_s"] < KEPT_UP * rung["offered_per_s"] * _in_time(rung)]
     if not behind:
         return [f"The server keeps up with every rate, up to {load_name(max(found, key=load))}."]
     first = min(behind, key=load)
@@ -100,6 +100,16 @@ def _open(found: Sequence[Rung]) -> list[str]:
         f"The queue grows from {load_name(first)} on: {compact(first['offered_per_s'])} images/s are asked for, "
         f"{compact(first['achieved_per_s'])} arrive. Latency there depends on how long the rung lasts."
     ]
+
+
+def _in_time(rung: Rung) -> float:
+    """Return the share of a steady rate's images that can arrive before the rung ends.
+
+    Images of the warm-up make up for those that arrive too late, unless latency is longer than the warm-up.
+    """
+    warmup = float(rung.get("warmup_s", 0.0))
+    late = max(float(rung["latency_s"]["p50"] or 0.0) - warmup, 0.0)
+    return max(1 - late / (float(rung["seconds"]) - warmup), 0.0)
 
 
 def _device(found: Sequence[Rung]) -> list[str]:
