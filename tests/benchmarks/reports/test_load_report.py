@@ -103,6 +103,14 @@ def test_open_loop_is_behind_where_less_arrives_than_is_asked_for() -> None:
     assert "The queue grows from 4 requests/s on" in said(rung(None, 1.0), rung(None, 4.0, achieved_per_s=3.1))
 
 
+def test_load_generator_that_is_late_is_named() -> None:
+    late = rung(None, 4.0, latency_s=spread(1.0), late_s=spread(0.2))
+    assert "too slow from 4 requests/s on: it sent 5 % of the requests more than 360 ms late" in said(
+        rung(None, 1.0), late
+    )
+    assert "too slow" not in said(late | {"late_s": spread(0.05)})
+
+
 def test_open_loop_is_not_behind_where_steady_latency_outlasts_the_rung() -> None:
     slow = rung(None, 1.0, achieved_per_s=0.75, warmup_s=6.0, latency_s=spread(20.0))  # 14 of 54 s arrive too late
     assert "keeps up with every rate" in said(slow)
