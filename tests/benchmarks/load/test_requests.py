@@ -5,7 +5,8 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -36,6 +37,38 @@ def server() -> Iterator[tuple[ImageServer, Session]]:
 
 def address(listener: socket.socket) -> str:
     return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def answered_by(answer: Callable[[socket.socket], object]) -> Iterator[str]:
+    """Let a function answer the only connection to a server, and yield the server's address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)
+
+        def serve() -> None:
+            stream, _ = listener.accept()
+            with stream, suppress(OSError):  # a client that has gone
+                answer(stream)
+                stream.shutdown(socket.SHUT_WR)
+                while stream.recv(1 << 16):  # closing before the request is read would reset the connection
+                    continue
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield address(listener)
+        thread.join(timeout=5)
+        assert not thread.is_alive(), "the client has not closed its connection"
+
+
+@contextmanager
+def served(*requests: int) -> Iterator[Session]:
+    """Accept one connection after the other, and close each after so many requests."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)
+        thread = threading.Thread(target=answer_on, args=(listener, *requests))
+        thread.start()
+        yield Session(address(listener), ENDPOINTS["images"], {}, patience=0.0, timeout=5.0)
+        thread.join()
 
 
 def run(session: Session, case: Case = CASE) -> Record:
@@ -96,26 +129,16 @@ def test_answer_after_the_timeout_is_a_timeout(server: tuple[ImageServer, Sessio
 
 @pytest.mark.parametrize("endpoint", ["images", "stream"])
 def test_trickle_of_an_answer_does_not_outlast_the_timeout(endpoint: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    def trickle(stream: socket.socket) -> None:
+        stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+        while True:
+            stream.sendall(b" ")
+            time.sleep(0.02)
 
-        def trickle() -> None:
-            stream, _ = listener.accept()
-            with stream:
-                stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
-                try:
-                    while True:
-                        stream.sendall(b" ")
-                        time.sleep(0.02)
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=trickle)
-        thread.start()
-        session = Session(address(listener), ENDPOINTS[endpoint], {}, patience=0.0, timeout=0.2)
-        with Connection(session.url) as connection:
-            record = Request(session, CASE, user=0).run(connection)
-            thread.join(timeout=5)
-            assert not thread.is_alive()  # the connection is closed at once, so that the server stops
+    with answered_by(trickle) as url:
+        connection = Connection(url)
+        session = Session(url, ENDPOINTS[endpoint], {}, patience=0.0, timeout=0.2)
+        record = Request(session, CASE, user=0).run(connection)  # and it closes the connection, as the server sees
     assert record.outcome == "timeout"
 
 
@@ -123,23 +146,14 @@ def test_trickle_of_an_answer_does_not_outlast_the_timeout(endpoint: str) -> Non
 def test_answer_without_end_is_a_failure_before_it_fills_the_memory(
     endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def pour(stream: socket.socket) -> None:
+        stream.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            stream.sendall(b"data" * 10_000)
+
     monkeypatch.setattr("benchmarks.load.requests.connection.MAX_BODY", 3 << 20)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def pour() -> None:
-            stream, _ = listener.accept()
-            with stream:
-                stream.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-                try:
-                    while True:
-                        stream.sendall(b"data" * 10_000)
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=pour)
-        thread.start()
-        record = run(Session(address(listener), ENDPOINTS[endpoint], {}, patience=0.0, timeout=30.0))
-        thread.join()
+    with answered_by(pour) as url:
+        record = run(Session(url, ENDPOINTS[endpoint], {}, patience=0.0, timeout=30.0))
     assert (record.outcome, record.error) == ("failed", "AnswerTooLarge: the answer has more than 3 MiB")
 
 
@@ -147,23 +161,16 @@ def test_stream_is_read_line_by_line_wherever_its_packets_end() -> None:
     image = base64.b64encode(pattern(1))
     events = b'data: {"type": "x.partial_image", "b64_json": "%s"}\n\ndata: {"type": "x.completed", "b64_json": "%s"}'
     body = events % (image, image)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def serve() -> None:
-            stream, _ = listener.accept()
-            with stream:
-                stream.recv(1 << 16)
-                stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body))
-                for start in range(0, len(body), 97):
-                    stream.sendall(body[start : start + 97])
+    def answer(stream: socket.socket) -> None:
+        stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body))
+        for start in range(0, len(body), 97):
+            stream.sendall(body[start : start + 97])
 
-        thread = threading.Thread(target=serve)
-        thread.start()
-        with Connection(address(listener)) as connection:
-            answer = ENDPOINTS["stream"](connection, CASE, {}, time.monotonic() + 5)
-        thread.join()
-    assert answer.images == (pattern(1),)
-    assert answer.first_byte is not None and answer.first_preview is not None
+    with answered_by(answer) as url, Connection(url) as connection:
+        found = ENDPOINTS["stream"](connection, CASE, {}, time.monotonic() + 5)
+    assert found.images == (pattern(1),)
+    assert found.first_byte is not None and found.first_preview is not None
 
 
 @pytest.mark.parametrize(
@@ -177,20 +184,9 @@ def test_stream_is_read_line_by_line_wherever_its_packets_end() -> None:
     ],
 )
 def test_answer_of_any_content_is_a_failure_of_its_request_alone(body: bytes) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            stream, _ = listener.accept()
-            with stream:
-                stream.recv(1 << 16)
-                stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
-                stream.shutdown(socket.SHUT_WR)
-                stream.recv(1 << 16)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        record = run(Session(address(listener), ENDPOINTS["tasks"], {}, 0.0, 5.0))
-        thread.join()
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with answered_by(lambda stream: stream.sendall(head + body)) as url:
+        record = run(Session(url, ENDPOINTS["tasks"], {}, patience=0.0, timeout=5.0))
     assert record.outcome == "failed" and record.error
 
 
@@ -224,39 +220,21 @@ def answer_on(listener: socket.socket, *requests: int) -> None:
 
 
 def test_connection_is_kept_and_opened_again_after_the_server_has_closed_it() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(5)
-        thread = threading.Thread(target=answer_on, args=(listener, 2, 1))
-        thread.start()
-        session = Session(address(listener), ENDPOINTS["images"], {}, 0.0, 5.0)
-        with Connection(session.url) as connection:
-            found = [Request(session, CASE, user=0).run(connection).status for _ in range(3)]
-        thread.join()
+    with served(2, 1) as session, Connection(session.url) as connection:
+        found = [Request(session, CASE, user=0).run(connection).status for _ in range(3)]
     assert found == [418, 418, 418]
 
 
 def test_connection_works_again_after_a_new_one_has_failed_too() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(5)
-        thread = threading.Thread(target=answer_on, args=(listener, 1, 0, 1))
-        thread.start()
-        session = Session(address(listener), ENDPOINTS["images"], {}, 0.0, 5.0)
-        with Connection(session.url) as connection:
-            found = [Request(session, CASE, user=0).run(connection).status for _ in range(3)]
-        thread.join()
+    with served(1, 0, 1) as session, Connection(session.url) as connection:
+        found = [Request(session, CASE, user=0).run(connection).status for _ in range(3)]
     assert found == [418, 0, 418]
 
 
 def test_request_that_a_server_drops_after_it_has_taken_it_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.load.requests.connection.STALE_SECONDS", 0.0)  # any failure comes later
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(5)
-        thread = threading.Thread(target=answer_on, args=(listener, 1, 1))
-        thread.start()
-        session = Session(address(listener), ENDPOINTS["images"], {}, 0.0, 5.0)
-        with Connection(session.url) as connection:
-            found = [Request(session, CASE, user=0).run(connection) for _ in range(3)]
-        thread.join()
+    with served(1, 1) as session, Connection(session.url) as connection:
+        found = [Request(session, CASE, user=0).run(connection) for _ in range(3)]
     assert [record.status for record in found] == [418, 0, 418]
     assert found[1].outcome == "failed"
 
@@ -269,20 +247,9 @@ def test_retry_after_0_does_not_make_a_client_flood_the_server(server: tuple[Ima
 
 
 def test_answer_that_ends_too_early_is_a_failure() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            stream, _ = listener.accept()
-            with stream:
-                stream.recv(1 << 16)
-                stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{}")
-                stream.shutdown(socket.SHUT_WR)
-                stream.recv(1 << 16)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        record = run(Session(address(listener), ENDPOINTS["images"], {}, 0.0, 5.0))
-        thread.join()
+    early = b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{}"
+    with answered_by(lambda stream: stream.sendall(early)) as url:
+        record = run(Session(url, ENDPOINTS["images"], {}, patience=0.0, timeout=5.0))
     assert record.outcome == "failed" and record.error.startswith("IncompleteRead")
 
 
