@@ -25,6 +25,7 @@ COMMANDS = {
     "self-test": "Run the probes of plans on this device and compare them with FP32, as loading does.",
     "gpu-check": "Check a GPU in five minutes, and write a report: numerics, kernels, speed, memory, CUDA.",
     "latency": "Measure every stage against eager PyTorch, torch.compile and the roofline.",
+    "capacity": "Find the GPUs that a workload needs, by simulating the server with measured or computed times.",
     "batching": "Measure a forward pass at every batch size and write the table that zimage-serve batches by.",
     "encode": "Measure the time and the file size of PNG, JPEG and WebP encoders.",
     "uploads": "Send thousands of hostile image files to the process that decodes uploads: outcomes, time, memory.",

@@ -26,6 +26,7 @@ import torch
 
 from benchmarks.harness import roofline, source
 from benchmarks.harness.arguments import count_or_zero, positive
+from benchmarks.harness.arithmetic import Arithmetic
 from benchmarks.harness.comparison import Comparison
 from benchmarks.harness.device import Device
 from benchmarks.harness.eager import STEPS, CompiledDiffSynth, DiffSynth, Diffusers
@@ -158,7 +159,7 @@ def run(args: argparse.Namespace) -> None:
         setup = Setup.of(args, Path(folder))
         torch.set_num_threads(setup.threads)
         rates = roofline.measure(setup.device, setup.dtype)
-        arithmetic = roofline.Arithmetic.of(setup.weights.configs)
+        arithmetic = Arithmetic.of(setup.weights.configs)
         with Comparison(setup.device, arithmetic, rates) as comparison, PowerMeter(setup.device) as power:
             add_runners(args, setup, comparison)
             cases, skipped = choose_cases(args, setup, comparison)

@@ -81,7 +81,7 @@ def server_options(given: Settings, loras: FoundLoras, guide: Guide) -> ServerOp
         max_upload=given.max_upload * MIB,
         loras=tuple(name for name, _ in loras),
         guide=guide,
-        limits=Limits(given.queue, history, given.min_free_mb * MIB),
+        limits=Limits(given.queue, given.max_wait, history, given.min_free_mb * MIB),
         timeouts=WorkerTimeouts(load=given.load_seconds, silence=given.hang_seconds),
     )
 

@@ -195,6 +195,13 @@ class Settings(BaseSettings):
         ge=1,
         description="Maximum number of unfinished jobs, three quarters for one client; more are refused with 429",
     )
+    max_wait: float = Field(
+        LIMITS.wait,
+        ge=0,
+        title="SECONDS",
+        description="Seconds that a request may wait for others if its client waits for the answer; those that would "
+        "wait longer are refused with 429. Less than the timeouts of clients and proxies; 0 for no limit",
+    )
     min_free_mb: int = Field(
         LIMITS.free_bytes // MIB,
         ge=0,

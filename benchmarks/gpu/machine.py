@@ -110,7 +110,7 @@ def _roofline_ms(settings: Settings, side: int, measured: Figures) -> Figures:
     """Return the least milliseconds of a step at the measured rates: of the checked layers, and of the whole model."""
     found: Figures = {}
     try:
-        from benchmarks.harness.roofline import Arithmetic, Rates
+        from benchmarks.harness.arithmetic import Arithmetic, Rates
         from engine.plan.manifest import padded
         from nano.layout import configs
 

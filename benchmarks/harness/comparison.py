@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Self
 
+from benchmarks.harness.arithmetic import Arithmetic, Rates
 from benchmarks.harness.device import Device
 from benchmarks.harness.measurement import Case, Figures, Measurement
 from benchmarks.harness.pixels import decibels
 from benchmarks.harness.power import PowerMeter
 from benchmarks.harness.report import Stopwatch
-from benchmarks.harness.roofline import Arithmetic, Rates
 from benchmarks.harness.runner import Runner
 from engine.errors import ZImageError
 

@@ -17,6 +17,7 @@ from fakes.manifest import MANIFEST
 
 from benchmarks import latency
 from benchmarks.harness import source
+from benchmarks.harness.arithmetic import Arithmetic, Rates
 from benchmarks.harness.comparison import Comparison
 from benchmarks.harness.device import CPU, Device
 from benchmarks.harness.distribution import Distribution
@@ -25,7 +26,6 @@ from benchmarks.harness.latency_report import plot, print_case, print_setup
 from benchmarks.harness.measurement import Case, Measurement
 from benchmarks.harness.pixels import Pixels, decibels, psnr
 from benchmarks.harness.power import PowerMeter
-from benchmarks.harness.roofline import Arithmetic, Rates
 from benchmarks.harness.runner import NO_TIMER, STAGES, PlanRunner, Runner, StageTimer
 from engine.errors import InvalidRequest, OutOfDeviceMemory, PlanMismatch
 from engine.options import RuntimeOptions

@@ -39,7 +39,8 @@ class SimulatedFleet:
         self.timeline: list[FleetMoment] = []
         self.replays = self.arrived = self.refused = 0
         self._env, self._scenario, self._spec = env, scenario, spec
-        self._queue = FleetQueue(spec.queue, scenario.changes)
+        is_uniform = len({prepared.lora_and_size for prepared in self.kinds.values()}) == 1
+        self._queue = FleetQueue(spec.queue, scenario.changes, is_uniform=is_uniform)
         self._listening: deque[FleetHost] = deque()  # hosts with room, in the order in which tickets reach them
         self.hosts = FleetHosts(env, scenario, spec, self._on_finished, self._on_room)
         self._last_added = 0.0

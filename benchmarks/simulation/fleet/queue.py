@@ -63,6 +63,7 @@ class FleetQueue:
 
     Args:
         limit: unfinished jobs at most.
+        is_uniform: True if all jobs have the same LoRA and size, so that none batches better than another.
 
     Attributes:
         waiting: jobs that no host has.
@@ -70,10 +71,10 @@ class FleetQueue:
         unfinished: those that hosts have, too.
     """
 
-    def __init__(self, limit: int, changes: Collection[Change] = ()) -> None:
+    def __init__(self, limit: int, changes: Collection[Change] = (), *, is_uniform: bool = False) -> None:
         self.waiting = self.unfinished = 0
         self.waiting_cost = 0.0
-        self._limit, self._changes = limit, changes
+        self._limit, self._changes, self._is_uniform = limit, changes, is_uniform
         self._by_client: Counter[str] = Counter()
         self._jobs: dict[str, deque[FleetJob]] = {}  # that wait, by share
         self._spent: dict[str, float] = {}
@@ -117,7 +118,7 @@ class FleetQueue:
             if not jobs or first != jobs[0].number or spent != self._spent.get(name, 0.0):
                 continue  # it was charged, or claimed from, since
             job = jobs[0]
-            if len(jobs) > 1 and (kinds := loaded()):
+            if len(jobs) > 1 and not self._is_uniform and (kinds := loaded()):
                 job = best_batching(list(islice(jobs, LOOK_AHEAD)), _created, partial(_distance, kinds))
             jobs.remove(job)
             share = ClaimShare(name, first, spent)

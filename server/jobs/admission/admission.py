@@ -25,6 +25,8 @@ class Limits:
 
     Attributes:
         queue: jobs that may be unfinished at once; one client alone can have three quarters of them.
+        wait: seconds that a job whose client waits for the answer may spend behind others; 0 for no limit. Clients that
+            give up before their turn leave a full queue without a single answer.
         history: of finished jobs, images included.
         free_bytes: memory of the machine that must be free.
         init_image_bytes: of the images that unfinished jobs begin with, in the worker's memory; one client alone can
@@ -32,6 +34,7 @@ class Limits:
     """
 
     queue: int = 256
+    wait: float = 0.0
     history: Retention = field(default_factory=lambda: Retention(max_bytes=1 << 30))
     free_bytes: int = 256 << 20
     init_image_bytes: int = 1 << 30
@@ -66,15 +69,30 @@ class Admission:
             raise MemoryShort("The machine is short of memory; try again later.", MEMORY_RETRY_SECONDS)
 
     def check_estimates(self, live: LiveJob, unfinished: QueueOrder, admitted_bytes: int = 0) -> None:
-        """Raise QueueFull if there are too many images to begin with, DeadlineUnreachable if the job would be late."""
+        """Raise if there are too many images to begin with, or if the job would wait too long or be late.
+
+        Raises:
+            QueueFull, DeadlineUnreachable: with the seconds after which to try again.
+        """
         if live.init_image_bytes:
             self._check_init_images(live, unfinished, admitted_bytes)
+        if self._limits.wait and not live.job.durable:
+            self._check_wait(live, unfinished)
         if live.job.deadline is not None:
             ready = unfinished.seconds_until(live)
             left = live.job.deadline - self._clock.time()
             if ready > left:
                 message = f"It would take about {ready:.1f} s, and the deadline is in {left:.1f} s; try again later."
                 raise DeadlineUnreachable(message, ready - left)
+
+    def _check_wait(self, live: LiveJob, unfinished: QueueOrder) -> None:
+        wait = unfinished.seconds_before(live)
+        if wait > self._limits.wait:
+            raise QueueFull(
+                f"Its turn would come in about {wait:.0f} s, and clients wait {self._limits.wait:g} s at most; "
+                "try again later.",
+                wait - self._limits.wait,
+            )
 
     def _check_init_images(self, live: LiveJob, unfinished: QueueOrder, admitted_bytes: int) -> None:
         used, own = admitted_bytes, live.init_image_bytes

@@ -107,6 +107,10 @@ class QueueOrder:
         before = [self._jobs[job_id] for job_id, other in self._ends().items() if other <= end]
         return max(end for _, end in self._ends_on_devices([*before, live]))
 
+    def seconds_before(self, live: LiveJob) -> float:
+        """Return the estimated seconds that a job which is not queued yet waits for others."""
+        return self.seconds_until(live) - next(self._ends_on_devices([live]))[1]
+
     def _ends_on_devices(self, jobs: Iterable[LiveJob]) -> Iterator[tuple[LiveJob, float]]:
         """Yield jobs, with the estimated seconds until their ends if each image goes to the first free device."""
         free = [0.0] * self.devices  # a heap of the seconds after which each device is free

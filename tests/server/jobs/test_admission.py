@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 from fakes.worker_link import FakeLink, finished, job, play
@@ -60,6 +61,30 @@ def test_deadline_of_one_client_does_not_depend_on_the_queue_of_another() -> Non
             await jobs.submit(job("late", deadline=time.time() + 2.5, client="flood"))
 
     play(story)
+
+
+def connected(name: str, client: str = "", n: int = 1) -> Job:
+    """A job whose client waits for the answer."""
+    return replace(job(name, client=client, n=n), durable=False)
+
+
+def test_job_that_would_wait_too_long_for_others_is_refused_if_its_client_waits() -> None:
+    async def story(jobs: EmbeddedJobs, _link: FakeLink) -> None:
+        await jobs.submit(job("first"))
+        jobs.worker_queue.queues[0].on_message(finished("first"))  # which took one second
+        for number in range(3):
+            await jobs.submit(job(f"{number}"))
+        with pytest.raises(QueueFull, match=r"in about 3 s, and clients wait 2\.5 s at most") as refusal:
+            await jobs.submit(connected("late"))
+        assert refusal.value.retry_after == pytest.approx(0.5)
+        await jobs.submit(connected("of another client", client="other"))
+        await jobs.submit(job("task"))
+        for placed in ("of another client", "task"):
+            await jobs.cancel(placed)
+        jobs.worker_queue.queues[0].on_message(finished("0"))
+        await jobs.submit(connected("many images", n=5))  # its own are no wait
+
+    play(story, limits=Limits(wait=2.5))
 
 
 def test_concurrent_submissions_cannot_exceed_the_queue_limit() -> None:

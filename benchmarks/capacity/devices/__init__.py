@@ -1,0 +1,1 @@
+"""Seconds that a device takes: from the data sheet of a GPU, or from a measurement."""

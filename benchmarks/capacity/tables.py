@@ -1,0 +1,145 @@
+"""Plain-text tables of `zimage-bench capacity`."""
+
+from collections.abc import Sequence
+
+from benchmarks.capacity.assessment import Assessment
+from benchmarks.capacity.prediction import Prediction
+from benchmarks.capacity.responses import Response
+from benchmarks.capacity.validation import verdict
+from benchmarks.harness.text_table import text_table
+from benchmarks.simulation.scenario import ClosedLoop, OpenLoop
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header and rows
+
+
+def workload(assessment: Assessment) -> str:
+    """Return the workload in words."""
+    deployment = assessment.deployment
+    sizes = ", ".join(map(str, deployment.sizes))
+    match deployment.load:
+        case ClosedLoop(users=users, think=think):
+            return (
+                f"{users} users who think {think:g} s, {sizes}"
+                if users > 1
+                else f"1 user who thinks {think:g} s, {sizes}"
+            )
+        case OpenLoop(rate=float() | int() as rate):
+            return f"{rate:g} request{'s' if rate != 1 else ''} per second, {sizes}"
+    return f"changing rate, {sizes}"
+
+
+def gpus(number: int) -> str:
+    """Return a number of GPUs in words."""
+    return f"{number} GPU{'s' if number != 1 else ''}"
+
+
+def bill(assessments: Sequence[Assessment]) -> Table:
+    """Return the number of GPUs of each kind, and what comes with it."""
+    header = ("", "one image", "GPUs", "p50", "p95", "p99", "images/s", "busy", "cost/hour", "cost/1,000", "kWh/1,000")
+    return header, [_bill_row(assessment) for assessment in assessments]
+
+
+def settings(assessments: Sequence[Assessment]) -> Table:
+    """Return the settings of server and autoscaler for each kind of GPU that suffices."""
+    header = ("", "--queue", "jobs per GPU", "GPUs at least", "at most", "cool-down", "served by")
+    rows = []
+    for assessment in assessments:
+        found = assessment.settings
+        if found is not None:
+            per_host = assessment.deployment.per_host
+            machines = found.most // per_host
+            served = "one zimage-serve" if found.most <= per_host else f"{machines} hosts with {gpus(per_host)}"
+            row = (found.queue, found.jobs_per_gpu, found.least, found.most, f"{found.cool_down:g} s", served)
+            rows.append((assessment.deployment.source.name, *map(str, row)))
+    return header, rows
+
+
+def responses(name: str, found: Sequence[Response]) -> Table:
+    """Return what a fleet does in a situation."""
+    header = (
+        name,
+        "success",
+        "429s",
+        "p50",
+        "p95",
+        "p99",
+        "most waiting",
+        "replays",
+        "GPU hours",
+        "cost",
+        "cost/1,000",
+    )
+    rows = []
+    for response in found:
+        figures, costs = response.result.figures, response.costs
+        latency = figures.latency_s
+        rows.append(
+            (
+                response.fleet,
+                _number(figures.success_percent, " %"),
+                str(figures.throttled.answers),
+                *(_number(value, " s") for value in (latency.p50, latency.p95, latency.p99)),
+                str(max((moment.waiting for moment in response.result.timeline), default=0)),
+                str(response.result.replays),
+                f"{costs.gpu_hours:.1f}",
+                _number(costs.total),
+                _number(costs.per_thousand_images),
+            )
+        )
+    return header, rows
+
+
+def predictions(prediction: Prediction) -> Table:
+    """Return measured and predicted figures of each rung."""
+    header = ("rung", "figure", "measured", "predicted", "error")
+    rows = [
+        (each.rung, each.figure, _number(each.measured), _number(each.predicted), _signed(each.error_percent))
+        for each in prediction.comparisons
+    ]
+    return header, rows
+
+
+def print_bill(assessments: Sequence[Assessment]) -> None:
+    """Print the workload, the table of GPUs with what limits each, and the settings."""
+    print(workload(assessments[0]))
+    print("objectives: " + ", ".join(each.text for each in assessments[0].sizing.objectives))
+    print(text_table(*bill(assessments)))
+    for assessment in assessments:
+        print(f"{assessment.deployment.source.name}: {assessment.limit}")
+    if (found := settings(assessments))[1]:
+        print(text_table(*found))
+    for assessment in assessments:
+        print(f"{assessment.deployment.source.name}: {assessment.deployment.source.origin}")
+
+
+def print_predictions(prediction: Prediction) -> None:
+    """Print the table of a validation and its result."""
+    print(text_table(*predictions(prediction)))
+    print(verdict(prediction.comparisons))
+
+
+def _bill_row(assessment: Assessment) -> tuple[str, ...]:
+    source, trial = assessment.deployment.source, assessment.sizing.chosen[0]
+    alone = f"{assessment.alone:.2f} s"
+    if assessment.sizing.gpus is None:
+        return source.name, alone, "none", *[""] * 8
+    latency, costs = trial.figures.latency_s, assessment.costs
+    return (
+        source.name,
+        alone,
+        str(assessment.sizing.gpus),
+        *(_number(value, " s") for value in (latency.p50, latency.p95, latency.p99)),
+        _number(trial.figures.achieved_per_s),
+        f"{100 * trial.busy:.0f} %",
+        _number(costs.total),
+        _number(costs.per_thousand_images),
+        _number(costs.kilowatt_hours_per_thousand_images),
+    )
+
+
+def _number(value: float | None, unit: str = "") -> str:
+    return "" if value is None else f"{value:.3g}{unit}" if value < 1000 else f"{value:,.0f}{unit}"
+
+
+def _signed(percent: float | None) -> str:
+    return "unknown" if percent is None else f"{percent:+.1f} %"
