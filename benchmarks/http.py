@@ -70,7 +70,9 @@ def run(args: argparse.Namespace) -> None:
         SubprocessClient("benchmarks.overhead.bare_loop", [str(args.engines), str(args.threads)]) as bare,
         SubprocessClient("benchmarks.overhead.http_clients") as clients,
     ):
-        with ServerProcess(args.engines, args.threads) as served:
+        # without a table, an idle server would measure one beside the engine alone, and then batch unlike it
+        batching = "auto" if bare.call("table")["is_there"] else "off"
+        with ServerProcess(args.engines, args.threads, batching=batching) as served:
             for size in args.sizes:
                 alone = overhead(served, bare, clients, size, args.pairs)
                 full = throughput(served, bare, clients, size, args.clients, args.rounds, args.seconds)
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
                 _print(size, figures[f"{size}x{size}"])
         if args.soak:
             workload = Workload(tuple(args.sizes), args.users, args.soak, args.think)
-            figures["soak"] = soak(args.engines, args.threads, bare, clients, workload)
+            figures["soak"] = soak(args.engines, args.threads, bare, clients, workload, batching)
             print_soak(figures["soak"])
     finish("http", figures)
 

@@ -23,16 +23,22 @@ class ServerProcess:
     """A server of a plan directory, on a free port."""
 
     def __init__(
-        self, engines: Path, threads: int = 0, database: Path | None = None, command: list[str] | None = None
+        self,
+        engines: Path,
+        threads: int = 0,
+        database: Path | None = None,
+        command: list[str] | None = None,
+        batching: str = "auto",
     ) -> None:
         """
         Args:
             threads: CPU threads of the engine; 0 for one per core.
             database: file of the jobs' database; None for the server's default.
             command: command that starts another server in place of `zimage-serve`.
+            batching: its option. With "auto" it measures a batch table when it is idle, unless the plans have one.
         """
         options = ["--engines", str(engines), "--port", "0", "--threads", str(threads)]
-        options += ["--drain-seconds", "0"]
+        options += ["--drain-seconds", "0", "--batching", batching]
         command = command or module_command("server.cli", *options)
         command += ["--database", str(database)] if database else []
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

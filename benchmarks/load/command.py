@@ -30,6 +30,7 @@ from benchmarks.workload.mix import Mix
 from benchmarks.workload.objective import Objective
 from benchmarks.workload.scenarios import MIXES, SCENARIOS, Scenario
 from engine.command_line import INTERRUPTED, user_path
+from engine.files import require_writable
 from engine.module_command import module_command
 from engine.options import HELP
 
@@ -52,19 +53,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if find_spec("locust") is None:  # looked for here: importing it would change this process's sockets
         raise ModuleNotFoundError("No module named 'locust'", name="locust")
+    for path in filter(None, (args.output, args.csv, args.html)):  # now, and not after an hour of load
+        require_writable(path)
     try:
         options, objectives = _options(args), Objective.parse_all(args.slo) if args.slo else ()
         others: list[Report] = [read_report(user_path(other)) for other in args.compare if not _is_url(other)]
         with _server(args) as (url, pid):
             done = run_load(url, args.name or _name(url), options, objectives, pid, _print_rung)
-        found = report("load", done.figures)
-        for other in filter(_is_url, args.compare):
-            print(f"the same load on {other}", flush=True)
-            others.append(report("load", run_load(other, _name(other), options, (), None, _print_rung).figures))
     except (RuntimeError, ValueError) as error:
         sys.exit(f"zimage-bench: {error}")
+    found = report("load", done.figures)
+    status: int | str = _status(done)
+    try:
+        others.extend(_load_others(args, options, done))  # keeps those before a failure
+    except (RuntimeError, ValueError) as error:  # the load before it is still reported
+        status = f"zimage-bench: {error}"
     _write(found, others, args)
-    sys.exit(_status(done))
+    sys.exit(status)
+
+
+def _load_others(args: argparse.Namespace, options: LoadOptions, before: LoadRun) -> Iterator[Report]:
+    """Give the same load to the servers of --compare, unless Ctrl-C has ended the load before it."""
+    for url in filter(_is_url, args.compare):
+        if before.is_interrupted:
+            return
+        print(f"the same load on {url}", flush=True)
+        before = run_load(url, _name(url), options, (), None, _print_rung)
+        yield report("load", before.figures)
 
 
 def _add_load(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +89,10 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--scenario", choices=SCENARIOS, help=f"Users and minutes by name ({scenarios})")
     load.add_argument("--users", type=_counts, metavar="N,...", help="Users of each rung (default: those of ladder)")
     load.add_argument(
-        "--rate", type=_rates, metavar="R,...", help="Requests per second of each rung, whatever becomes of them"
+        "--rate",
+        type=_rates,
+        metavar="R,...",
+        help="Arrivals per second of each rung, whether or not requests before them are answered",
     )
     load.add_argument("--minutes", type=positive, help="Length of a rung (default: the scenario's, or 5)")
     load.add_argument(
@@ -87,7 +105,10 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         help="Start of each rung that the figures leave out (default: a tenth, at most 10)",
     )
     load.add_argument(
-        "--max-in-flight", type=count, default=MAX_IN_FLIGHT, help="Requests with --rate (default: %(default)s)"
+        "--max-in-flight",
+        type=count,
+        default=MAX_IN_FLIGHT,
+        help="With --rate: unanswered requests beyond which further ones are failures (default: %(default)s)",
     )
     load.add_argument("--seed", type=int, default=0, help="Seed of all random choices (default: %(default)s)")
     load.add_argument(
@@ -110,16 +131,20 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="openai: SGLang, vLLM-Omni and others with OpenAI's endpoints (default: ask the server)",
     )
-    requests.add_argument("--api-key", help="Sent as a bearer token")
+    requests.add_argument("--api-key", help="Sent as a bearer token, to servers of --compare too")
     requests.add_argument(
-        "--timeout", type=positive, default=TIMEOUT, metavar="SECONDS", help="For an answer (default: %(default)g)"
+        "--timeout",
+        type=positive,
+        default=TIMEOUT,
+        metavar="SECONDS",
+        help="Longest wait for an answer (default: %(default)g)",
     )
     requests.add_argument(
         "--patience",
         type=positive_or_zero,
         default=PATIENCE,
         metavar="SECONDS",
-        help="In which a client tries again after 429 and 503, as Retry-After says (default: %(default)g; 0: never)",
+        help="Time for which clients try again after 429 and 503, as Retry-After says (default: %(default)g; 0: never)",
     )
     requests.add_argument("--cases", type=count, default=4, help="Prompts and seeds of each kind (default: 4)")
     requests.add_argument(
@@ -220,15 +245,16 @@ def _print_rung(rung: Rung, figures: RungFigures) -> None:
 
 
 def _write(found: dict[str, Any], others: Sequence[Report], args: argparse.Namespace) -> None:
-    """Write the report in every form that is asked for; the last line of stdout is its JSON."""
-    if args.output is not None:
-        args.output.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    """Print the report, whose last line is its JSON, and write it in every form that is asked for."""
     print(load_table(found))
+    text = json.dumps(found)
+    print(text, flush=True)  # before the files: a full disk must not lose it
+    if args.output is not None:
+        args.output.write_text(text + "\n", encoding="utf-8")
     if args.csv is not None:
         args.csv.write_text(load_csv(found), encoding="utf-8")
     if args.html is not None:
         args.html.write_text(load_page(found, others), encoding="utf-8")
-    print(json.dumps(found), flush=True)
 
 
 def _status(done: LoadRun) -> int:

@@ -2,9 +2,11 @@
 
 python -m benchmarks.load.locust_process < PLAN
 
-SIGTERM ends the current rung at once; its unfinished requests are recorded as cut off.
+SIGTERM ends the current rung at once; its unfinished requests are recorded as cut off. So does the end of the parent
+process, which nobody could tell that the load goes on.
 """
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -22,6 +24,9 @@ from benchmarks.load.requests.request import RequireRight, Session
 from benchmarks.load.requests.targets import ENDPOINTS
 from benchmarks.load.users import Arrivals, ClosedUser, RunningRung, in_thread
 from benchmarks.workload import records
+
+PARENT_EVERY = 0.5  # seconds between two looks whether the parent is there
+GRACE = 5.0  # seconds beyond the end of the last attempt, in which its record is written
 
 
 class LoadRunner:
@@ -69,7 +74,7 @@ class LoadRunner:
         self._runner.start(rung.users or 1, spawn_rate=rung.users or 1, user_classes=[users])
         self._stopped.wait(max(rung.seconds - session.now, 0))
         seconds = min(session.now, rung.seconds)
-        self._environment.stop_timeout = 0 if self._stopped.is_set() else plan.timeout + plan.patience
+        self._environment.stop_timeout = 0 if self._stopped.is_set() else plan.timeout + plan.patience + GRACE
         self._runner.stop()
         self._runner.user_greenlets.join()  # killed ones have records to write
         return session.started, seconds
@@ -82,9 +87,17 @@ def _check_in_thread(plan: LoadPlan) -> RequireRight | None:
     return None if plan.references is None else in_thread(ImageCheck(plan.references).require_right)
 
 
+def _stop_without_parent(runner: LoadRunner, parent: int) -> None:
+    while os.getppid() == parent:
+        gevent.sleep(PARENT_EVERY)
+    runner.stop()
+
+
 def main() -> None:
+    parent = os.getppid()
     runner = LoadRunner(msgspec.json.decode(sys.stdin.buffer.read(), type=LoadPlan))
     gevent.signal_handler(signal.SIGTERM, runner.stop)
+    gevent.spawn(_stop_without_parent, runner, parent)
     runner.run()
     if runner.errors:  # a defect of ours; Locust has logged it
         sys.exit(f"zimage-bench load: {len(runner.errors)} errors in users, the first: {runner.errors[0]}")

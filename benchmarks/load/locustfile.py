@@ -29,6 +29,7 @@ from benchmarks.load.requests.request import Session
 from benchmarks.load.requests.targets import ENDPOINTS
 from benchmarks.workload.mix import Mix
 from benchmarks.workload.scenarios import MIXES, THINK, named_mix
+from engine.errors import ZImageError
 from engine.size import Size
 
 
@@ -40,15 +41,25 @@ def prepare(environment: Environment, **_: Any) -> None:
     """Draw the references and give the users their requests."""
     if not environment.host:
         sys.exit("locustfile: name the server: --host http://HOST:PORT")
-    url, headers = environment.host.rstrip("/"), authorization(_setting("API_KEY", ""))
+    try:
+        ZImageUser.rung = _endless_rung(environment.host.rstrip("/"))
+    except (RuntimeError, ValueError, OSError, ZImageError) as error:  # Locust would log it, and go on without
+        sys.exit(f"locustfile: {error}")
+
+
+def _endless_rung(url: str) -> users.RunningRung:
+    """Draw the references and return what the users share. Raises RuntimeError, ValueError, OSError, ZImageError."""
+    headers = authorization(_setting("API_KEY", ""))
     cases = make_cases(_mix(url, headers), int(_setting("CASES", "4")))
-    endpoint = ENDPOINTS[_setting("ENDPOINT", "images")]
+    endpoint = _setting("ENDPOINT", "images")
+    if endpoint not in ENDPOINTS:
+        raise ValueError(f"ZIMAGE_LOAD_ENDPOINT must be one of {', '.join(ENDPOINTS)}, got {endpoint!r}")
     patience, timeout = float(_setting("PATIENCE", str(PATIENCE))), float(_setting("TIMEOUT", str(TIMEOUT)))
 
-    session = Session(url, endpoint, headers, patience, timeout)
+    session = Session(url, ENDPOINTS[endpoint], headers, patience, timeout)
     check = users.in_thread(ImageCheck(draw_references(session, cases)).require_right)
     rung = Rung(users=1, seconds=float("inf"), warmup=0.0, think=float(_setting("THINK", str(THINK))))
-    ZImageUser.rung = users.RunningRung(
+    return users.RunningRung(
         rung,
         replace(session, require_right=check, started=time.monotonic()),
         cases,

@@ -5,18 +5,17 @@ A sample that cannot be taken is None; the load test goes on, since a server und
 
 import http.client
 import math
-import shutil
-import subprocess
-import threading
 import time
-import urllib.request
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.harness.nvidia_smi import RepeatedQuery
+from benchmarks.load.requests.connection import Connection
 
 SCRAPE_SECONDS = 5.0  # limit of one request to /metrics
 MEMORY = ("process_resident_memory_bytes", "zimage_worker_process_resident_memory_bytes")
@@ -46,9 +45,10 @@ class ServerMetrics:
 def scrape(url: str) -> ServerMetrics | None:
     """Read the metrics of the server at a URL; None if it does not answer with metrics."""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/metrics", timeout=SCRAPE_SECONDS) as response:
-            return parse(response.read().decode())
-    except (OSError, http.client.HTTPException, ValueError):  # not there, too slow, or no metrics
+        with Connection(url) as connection:
+            reply = connection.send("GET", "/metrics", None, {}, time.monotonic() + SCRAPE_SECONDS)
+            return parse(reply.read().decode()) if reply.status == 200 else None
+    except (OSError, http.client.HTTPException, ValueError, OverflowError):  # not there, too slow, or no metrics
         return None
 
 
@@ -65,7 +65,7 @@ def parse(text: str) -> ServerMetrics:
         passes=_counts(found["zimage_forward_batch_size_bucket"]),
         pass_seconds={int(batch): value for batch, value in found["zimage_forward_batch_seconds_total"].items()},
         device_seconds=found["zimage_forward_seconds_total"],
-        stages={stage: (total, counts[stage]) for stage, total in found["zimage_stage_seconds_sum"].items()},
+        stages={stage: (total, counts.get(stage, 0.0)) for stage, total in found["zimage_stage_seconds_sum"].items()},
     )
 
 
@@ -104,39 +104,21 @@ class GpuSampler:
 
     def __init__(self, interval: float) -> None:
         self.samples: list[GpuSample] = []
-        self._interval = interval
-        self._process: subprocess.Popen[str] | None = None
-        self._reader: threading.Thread | None = None
+        self._query = RepeatedQuery([f"--query-gpu={','.join(GPU_QUERY)}"], interval * 1e3, self._add)
 
     def __enter__(self) -> Self:
-        program = shutil.which("nvidia-smi")
-        if program is not None:
-            query = [f"--query-gpu={','.join(GPU_QUERY)}", "--format=csv,noheader,nounits"]
-            self._process = subprocess.Popen(
-                [program, *query, f"--loop-ms={self._interval * 1e3:.0f}"],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-            self._reader = threading.Thread(target=self._read, args=(self._process.stdout,), daemon=True)
-            self._reader.start()
+        self._query.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._process is not None and self._reader is not None:
-            self._process.kill()
-            self._process.wait()
-            self._reader.join()
-            assert self._process.stdout is not None
-            self._process.stdout.close()
+    def __exit__(self, *error: object) -> None:
+        self._query.__exit__(*error)
 
-    def _read(self, lines: Any) -> None:
-        for line in lines:
-            fields = line.strip().split(", ")
-            if len(fields) == len(GPU_QUERY) and fields[0].isdecimal():  # else a message of the driver
-                utilisation, mebi, power = map(_number, fields[2:])
-                memory = None if mebi is None else mebi * MEBI / 1e6
-                self.samples.append(GpuSample(time.monotonic(), int(fields[0]), fields[1], utilisation, memory, power))
+    def _add(self, line: str) -> None:
+        fields = line.split(", ")
+        if len(fields) == len(GPU_QUERY) and fields[0].isdecimal():  # else a message of the driver
+            utilisation, mebi, power = map(_number, fields[2:])
+            memory = None if mebi is None else mebi * MEBI / 1e6
+            self.samples.append(GpuSample(time.monotonic(), int(fields[0]), fields[1], utilisation, memory, power))
 
 
 def _number(text: str) -> float | None:

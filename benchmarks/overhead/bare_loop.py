@@ -88,10 +88,15 @@ def main(plans: str, threads: str) -> None:
     logging.disable(logging.INFO)
     directory = resolve(Path(plans))
     with Pipeline.load(directory, RuntimeOptions(threads=int(threads), slots=SLOTS)) as pipeline:
-        loop = EngineLoop(pipeline, TableFile.of(directory, pipeline).read())
+        table = TableFile.of(directory, pipeline).read()
+        loop = EngineLoop(pipeline, table)
         generate_smallest(loop)
         bare = BareLoop(loop)
-        functions: dict[str, Callable[..., Answer]] = {"generate": bare.generate, "fill": bare.fill}
+        functions: dict[str, Callable[..., Answer]] = {
+            "generate": bare.generate,
+            "fill": bare.fill,
+            "table": lambda: {"is_there": table is not None},
+        }
         serve(functions)
 
 

@@ -79,12 +79,19 @@ class Workload:
 
 
 def soak(
-    engines: Path, threads: int, bare: SubprocessClient, clients: SubprocessClient, workload: Workload
+    engines: Path, threads: int, bare: SubprocessClient, clients: SubprocessClient, workload: Workload, batching: str
 ) -> dict[str, Any]:
-    """Run the soak test; return its figures, with every wrong or missing answer in "errors"."""
+    """Run the soak test; return its figures, with every wrong or missing answer in "errors".
+
+    Args:
+        batching: the server's option.
+    """
     expected = expected_images(engines, workload)
     before = engine_rates(bare, workload)
-    with tempfile.TemporaryDirectory() as folder, ServerProcess(engines, threads, Path(folder) / "jobs.db") as served:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ServerProcess(engines, threads, Path(folder) / "jobs.db", batching=batching) as served,
+    ):
         seen = run_users(served, clients, workload)
     after = engine_rates(bare, workload)
     per_second = {size: statistics.mean((before[size], after[size])) for size in workload.sizes}

@@ -20,11 +20,13 @@ def read_report(path: Path) -> Report:
     """
     text = path.read_text(encoding="utf-8").strip()
     try:
-        found = json.loads(text if text.startswith("{") else text[text.rfind("\n") + 1 :])
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or found.get("benchmark") != "load" or "rungs" not in found.get("figures", ()):
-        raise ValueError(f"{path} is no report of `zimage-bench load`; give the file of its --output")
+        found: Report = json.loads(text if text.startswith("{") else text[text.rfind("\n") + 1 :])
+        comparison_section([found])  # now: after an hour of load is too late to learn that a figure is missing
+        is_right = found["benchmark"] == "load"
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        is_right = False
+    if not is_right:
+        raise ValueError(f"{path} is no report of `zimage-bench load` of this version; give the file of its --output")
     return found
 
 

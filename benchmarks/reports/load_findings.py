@@ -9,6 +9,7 @@ SATURATED = 0.95  # share of the best throughput from which a rung counts as sat
 COLLAPSED = 0.90  # share of the best throughput below which a higher rung has lost throughput
 KEPT_UP = 0.95  # share of the offered load below which a queue grows
 GROWTH = 1.1  # times the throughput of the rung before, below which more load has brought nothing
+LATE = 0.1  # share of the median latency from which a late load generator distorts it
 BUSY, IDLE = 90, 70  # percent of the time in forward passes
 
 
@@ -92,14 +93,38 @@ def _closed(found: Sequence[Rung]) -> list[str]:
 
 def _open(found: Sequence[Rung]) -> list[str]:
     """Tell which of the offered rates the server keeps up with."""
-    behind = [rung for rung in found if rung["achieved_per_s"] < KEPT_UP * rung["offered_per_s"]]
+    behind = [rung for rung in found if rung["achieved_per_s"] < KEPT_UP * rung["offered_per_s"] * _in_time(rung)]
+    late = _late(found)
     if not behind:
-        return [f"The server keeps up with every rate, up to {load_name(max(found, key=load))}."]
+        return [*late, f"The server keeps up with every rate, up to {load_name(max(found, key=load))}."]
     first = min(behind, key=load)
     return [
+        *late,
         f"The queue grows from {load_name(first)} on: {compact(first['offered_per_s'])} images/s are asked for, "
-        f"{compact(first['achieved_per_s'])} arrive. Latency there depends on how long the rung lasts."
+        f"{compact(first['achieved_per_s'])} arrive. Latency there depends on how long the rung lasts.",
     ]
+
+
+def _late(found: Sequence[Rung]) -> list[str]:
+    """Tell whether the load generator, rather than the server, was too slow."""
+    for rung in found:
+        late, latency = (rung.get("late_s") or {}).get("p95"), rung["latency_s"]["p50"]
+        if late is not None and latency is not None and late > LATE * latency:
+            return [
+                f"The load generator was too slow from {load_name(rung)} on: it sent 5 % of the requests more than "
+                f"{seconds(late)} late, which counts as latency. Give it a processor of its own."
+            ]
+    return []
+
+
+def _in_time(rung: Rung) -> float:
+    """Return the share of a steady rate's images that can arrive before the rung ends.
+
+    Images of the warm-up make up for those that arrive too late, unless latency is longer than the warm-up.
+    """
+    warmup = float(rung.get("warmup_s", 0.0))
+    late = max(float(rung["latency_s"]["p50"] or 0.0) - warmup, 0.0)
+    return max(1 - late / (float(rung["seconds"]) - warmup), 0.0)
 
 
 def _device(found: Sequence[Rung]) -> list[str]:

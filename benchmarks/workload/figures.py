@@ -87,8 +87,9 @@ class RungFigures(msgspec.Struct, frozen=True, kw_only=True):
         success_percent: share of requests that got the right images; None without requests.
         offered_per_s: images per second that were asked for.
         achieved_per_s: right images per second that arrived from the end of the warm-up to the end of the rung.
-        latency_s: of requests that got the right images or whose client gave up waiting. Without the latter, a server
-            would look the faster the more requests it loses.
+        latency_s: of requests that got the right images or whose client gave up waiting (see `Record.least_wait`).
+            Without the latter, a server would look the faster the more requests it loses.
+        late_s: by which the load generator sent requests after they were due, in an open loop. Latency includes it.
         first_preview_s: None if no request had a preview.
         queue_s, drawing_s: as the server states them for the requests that it answered.
         errors: number of requests by the text of their error.
@@ -102,6 +103,7 @@ class RungFigures(msgspec.Struct, frozen=True, kw_only=True):
     offered_per_s: float
     achieved_per_s: float
     latency_s: Percentiles
+    late_s: Percentiles = Percentiles()
     first_byte_s: Percentiles
     first_preview_s: Percentiles | None
     queue_s: Percentiles
@@ -141,6 +143,7 @@ class RungFigures(msgspec.Struct, frozen=True, kw_only=True):
             offered_per_s=sum(record.images for record in due) / (seconds - warmup),
             achieved_per_s=_achieved(records, seconds, warmup) / (seconds - warmup),
             latency_s=_latency(ended),
+            late_s=Percentiles.of(record.sent - record.due for record in ended),
             first_byte_s=Percentiles.of(record.first_byte for record in right),
             first_preview_s=None if previews.max is None else previews,
             queue_s=Percentiles.of(record.queue for record in right),
@@ -160,7 +163,7 @@ def _success(ended: Sequence[Record]) -> float | None:
 
 
 def _latency(ended: Iterable[Record]) -> Percentiles:
-    return Percentiles.of(record.latency for record in ended if record.outcome in ENDURED)
+    return Percentiles.of(record.least_wait for record in ended if record.outcome in ENDURED)
 
 
 def _achieved(records: Sequence[Record], seconds: float, warmup: float) -> int:

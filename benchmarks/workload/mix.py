@@ -12,11 +12,11 @@ import msgspec
 
 from engine.size import Size
 
-Weight = Annotated[float, msgspec.Meta(gt=0)]
-Side = Annotated[int, msgspec.Meta(ge=16)]
-Count = Annotated[int, msgspec.Meta(ge=1)]
-Guidance = Annotated[float, msgspec.Meta(ge=0)]
-Deadline = Annotated[float, msgspec.Meta(gt=0)]
+Weight = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+Side = Annotated[int, msgspec.Meta(ge=16, le=1 << 13)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+Guidance = Annotated[float, msgspec.Meta(ge=0, le=1000)]
+Deadline = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 
 
 class RequestKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,7 +67,7 @@ class Mix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         try:
             return msgspec.convert(_decode(path), cls)
-        except (ValueError, msgspec.ValidationError) as error:
+        except (ValueError, RecursionError, msgspec.ValidationError) as error:
             raise ValueError(f"{path} is no mix of requests: {error}") from error
 
     @classmethod

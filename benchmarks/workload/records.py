@@ -72,6 +72,17 @@ class Record(msgspec.Struct, frozen=True):
         """Seconds from the moment at which the request was due to its end."""
         return self.ended - self.due
 
+    @property
+    def least_wait(self) -> float:
+        """The latency; for a client that gave up at a 429 or 503, until the moment at which it was to come back.
+
+        No image could have come earlier. A client without patience gives up at once, and its latency is no wait at all.
+        """
+        if self.outcome not in ("throttled", "refused") or not self.throttles:
+            return self.latency
+        last = self.throttles[-1]
+        return max(self.latency, last.at + (last.retry_after or 0.0) - self.due)
+
 
 def write(file: IO[bytes], record: Record) -> None:
     """Append a record to a file as one line of JSON."""

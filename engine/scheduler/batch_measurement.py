@@ -34,7 +34,11 @@ class BatchMeasurement:
         sizes: to measure; None for `usual_sizes`.
         rounds: measurements of each batch size.
         longest_pass: seconds; a pass that would probably take longer is left out, and all larger ones. It would hold
-            up a request for as long, and one image alone fills a processor that needs so long for it.
+            up a request for as long, and one image alone fills a processor that needs so long for it. Only the very
+            first pass, from which the others are estimated, may take longer.
+
+    Raises:
+        UnsupportedShape: no profile covers one of the sizes.
     """
 
     def __init__(
@@ -46,6 +50,8 @@ class BatchMeasurement:
     ) -> None:
         self._pipeline, self._rounds, self._longest_pass = pipeline, rounds, longest_pass
         self._sizes = sorted(sizes or usual_sizes(pipeline.manifest), key=lambda size: size.area)
+        for size in self._sizes:
+            pipeline.manifest.profile_for(size)
         self._rows: list[PassTimes] = []
         self._passes = self._run()
 
@@ -81,6 +87,8 @@ class BatchMeasurement:
                     passes.append(self._pass_seconds(size, batch))
                     yield True
                 fastest.append(min(passes))
+                if fastest[0] > self._longest_pass:
+                    return
             per_pixel = fastest[0] / size.area
             found: list[list[float]] = [[] for _ in fastest]
             for _ in range(self._rounds):
@@ -110,15 +118,21 @@ class BatchMeasurement:
 
 
 def usual_sizes(manifest: Manifest) -> list[Size]:
-    """Return squares: each profile's smallest and largest, and the doublings of the smallest in between."""
+    """Return squares: each profile's smallest and largest, and the doublings of the smallest in between.
+
+    A profile without squares has its smallest and its largest size in their place.
+    """
     found = set()
     for profile in manifest.profiles:
         low, high = max(profile.height.min, profile.width.min), min(profile.height.max, profile.width.max)
+        if low > high:
+            found |= {Size(profile.width.min, profile.height.min), Size(profile.width.max, profile.height.max)}
+            continue
         while low < high:
-            found.add(low)
+            found.add(Size(low, low))
             low *= 2
-        found.add(high)
-    return [Size(side, side) for side in sorted(found)]
+        found.add(Size(high, high))
+    return sorted(found, key=lambda size: size.area)
 
 
 def _batches(manifest: Manifest, size: Size) -> Iterator[int]:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -149,3 +149,30 @@ def test_recorded_result_has_the_fields_of_the_command(
     kept = json.loads(RESULT.read_text())["figures"]
     assert fresh["64x64"].keys() == kept["64x64"].keys()
     assert fresh["soak"].keys() == kept["soak"].keys()
+
+
+@pytest.mark.parametrize(("has_table", "batching"), [(True, "auto"), (False, "off")])
+def test_server_measures_no_table_beside_the_engine_alone(
+    has_table: bool, batching: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bare:
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def call(self, function: str) -> dict[str, Any]:
+            assert function == "table"
+            return {"is_there": has_table}
+
+    class Started(Exception):
+        pass
+
+    def start(*_: object, batching: str) -> None:
+        raise Started(batching)
+
+    monkeypatch.setattr("benchmarks.http.SubprocessClient", lambda *_: Bare())
+    monkeypatch.setattr("benchmarks.http.ServerProcess", start)
+    with pytest.raises(Started, match=batching):
+        main(["http", "--engines", "none"])

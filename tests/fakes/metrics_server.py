@@ -16,14 +16,17 @@ class MetricsServer:
 
 
 @contextmanager
-def metrics_server(text: str | None) -> Iterator[MetricsServer]:
+def metrics_server(text: str | None, moved_to: str = "") -> Iterator[MetricsServer]:
+    """Run a server; with `moved_to`, it answers only with a redirect to that address."""
     served = MetricsServer(text)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             is_there = served.text is not None and self.path == "/metrics"
             body = (served.text or "").encode()
-            self.send_response(200 if is_there else 503)
+            self.send_response(302 if moved_to else 200 if is_there else 503)
+            if moved_to:
+                self.send_header("Location", moved_to)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

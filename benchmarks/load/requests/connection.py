@@ -11,7 +11,13 @@ from typing import Self
 from urllib.parse import urlsplit
 
 PORTION = 1 << 16  # bytes
+MAX_BODY = 1 << 29  # bytes; four uncompressed images of 4096x4096 in base64 have half of them
 STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError, ConnectionAbortedError)
+STALE_SECONDS = 1.0  # after which a failure is no idle connection that was closed, but a request that was dropped
+
+
+class AnswerTooLarge(http.client.HTTPException):
+    """An answer with more than MAX_BODY bytes, which would fill this machine's memory."""
 
 
 class Reply:
@@ -34,25 +40,35 @@ class Reply:
         Raises:
             TimeoutError: the deadline is over.
             http.client.IncompleteRead: the server closed the connection too early.
+            AnswerTooLarge: the body does not end within MAX_BODY bytes.
         """
-        portions = []
-        while portion := self._within_deadline().read1(PORTION):
-            portions.append(portion)
-        self._finish()
-        return b"".join(portions)
+        return b"".join(self._portions())
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the lines of the body as they arrive. Raises TimeoutError: the deadline is over."""
-        while line := self._within_deadline().readline():
-            yield line
-        self._finish()
+        """Yield the lines of the body as they arrive, without their ends. Raises what `read` raises."""
+        begun: list[bytes] = []
+        for portion in self._portions():
+            first, *others = portion.split(b"\n")
+            begun.append(first)
+            for other in others:
+                yield b"".join(begun)
+                begun = [other]
+        if last := b"".join(begun):
+            yield last
 
     @property
     def is_read(self) -> bool:
         """True if the connection can be used again."""
         return self._response.isclosed()
 
-    def _finish(self) -> None:
+    def _portions(self) -> Iterator[bytes]:
+        """Yield the body in pieces as they arrive; none takes longer than the deadline."""
+        size = 0
+        while portion := self._within_deadline().read1(PORTION):
+            size += len(portion)
+            if size > MAX_BODY:
+                raise AnswerTooLarge(f"the answer has more than {MAX_BODY >> 20} MiB")
+            yield portion
         if self._response.length:
             raise http.client.IncompleteRead(b"", self._response.length)
         self._response.close()  # read1 leaves it open at its end, and then the connection cannot be used again
@@ -93,12 +109,12 @@ class Connection:
         """
         if self._reply is not None and not self._reply.is_read:
             self.close()  # an answer that was given up
-        is_reused = self._http.sock is not None
+        is_reused, sent = self._http.sock is not None, time.monotonic()
         try:
             return self._exchange(method, path, body, headers, deadline)
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            if not (is_reused and isinstance(error, STALE)):
+            if not (is_reused and isinstance(error, STALE) and time.monotonic() - sent < STALE_SECONDS):
                 raise
         return self.send(method, path, body, headers, deadline)  # the server had closed the idle connection
 

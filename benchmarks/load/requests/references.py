@@ -1,5 +1,6 @@
 """The images of a load's cases, each drawn alone before the load, and what a server is. Knows no Locust."""
 
+import http.client
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -44,16 +45,18 @@ def model_info(url: str, headers: Mapping[str, str]) -> dict[str, Any] | None:
     """Return `/v1/model_info` of a zimage-serve; None for another server.
 
     Raises:
-        RuntimeError: nothing answers there.
+        RuntimeError: nothing answers there, or no HTTP.
     """
     with Connection(url) as connection:
         try:
             reply = connection.send("GET", "/v1/model_info", None, headers, time.monotonic() + ANSWER_SECONDS)
             body = reply.read()
-        except OSError as error:
-            raise RuntimeError(f"no server answers at {url}: {error}") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise RuntimeError(f"no server answers at {url}: {error or type(error).__name__}") from error
     try:
         found = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
-    return found if reply.status == 200 and isinstance(found, dict) and "plan_id" in found else None
+    if reply.status != 200 or not isinstance(found, dict) or "plan_id" not in found:
+        return None
+    return found if isinstance(found.get("default_size"), str) else None

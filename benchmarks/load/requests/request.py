@@ -19,6 +19,15 @@ from benchmarks.workload.records import Outcome, Record, Throttle
 
 BUSY: Mapping[int, Outcome] = {429: "throttled", 503: "refused"}
 DEFAULT_WAIT = 1.0  # seconds, after a 429 or 503 that does not say how long
+LEAST_WAIT = 0.1  # seconds, also if the server asks for none
+
+WRONG_ANSWERS = (  # what connections and answers of any content raise: also text that is no path, and deep nesting
+    OSError,
+    http.client.HTTPException,
+    msgspec.DecodeError,
+    ValueError,
+    RecursionError,
+)
 
 RequireRight = Callable[[Case, Sequence[bytes]], None]
 
@@ -68,8 +77,9 @@ class Request:
             try:
                 answer = self._ask(connection)
             except TimeoutError:
+                connection.close()  # so that the server learns of it
                 return self.end("timeout", f"no answer within {self._session.timeout:g} s")
-            except (OSError, http.client.HTTPException, msgspec.DecodeError) as error:
+            except WRONG_ANSWERS as error:
                 connection.close()
                 return self.end("failed", f"{type(error).__name__}: {error}")
             if answer.status not in BUSY:
@@ -124,7 +134,7 @@ class Request:
         is_honoured = now + wait <= self._due + self._session.patience
         self._throttles.append(Throttle(now, answer.retry_after, is_honoured))
         if is_honoured:
-            time.sleep(wait)
+            time.sleep(max(wait, LEAST_WAIT))
         return is_honoured
 
     def _after_due(self, at: float | None) -> float | None:

@@ -241,7 +241,7 @@ def _refusal(reply: Reply) -> Answer:
 def _body_text(body: bytes) -> str:
     try:
         content = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         content = None
     error = content.get("error", content.get("detail")) if isinstance(content, dict) else None
     return _error_text(error) if error is not None else body[:MAX_ERROR].decode("utf-8", "replace")

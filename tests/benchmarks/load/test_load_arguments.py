@@ -15,6 +15,7 @@ from benchmarks.cli import main
         ("--minutes 0.1 --warmup 6", "--warmup must be shorter than a rung of 6 s"),
         ("--slo p95=5", "an objective is p50, "),
         ("--mix nothing.toml", "nothing.toml"),
+        ("--html /dev/null/load.html", "cannot write /dev/null/load.html"),
         ("--users 1", "no server answers at http://127.0.0.1:1"),
     ],
 )

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
-from fakes.image_server import ImageServer, image_server, pattern
+from fakes.image_server import ImageServer, image_server, pattern, png
 from fakes.processes import AT_TERMINAL, ROOT
+from fakes.waiting import wait_until
 
 from benchmarks.cli import main
 from benchmarks.load.ladder import finished_rungs
@@ -125,6 +128,7 @@ def test_server_that_draws_other_images_under_load_fails(
 def test_ctrl_c_keeps_what_was_measured(served: tuple[ImageServer, str]) -> None:
     server, url = served
     words = ["--users", "2,3", "--minutes", "5", "--warmup", "0", "--think", "0.01", "--sizes", "64x64"]
+    words += ["--compare", f"{url}/"]  # gets no load any more
     with subprocess.Popen([*COMMAND, "--url", url, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True) as command:
         while len(server.received) < 30:
             assert command.poll() is None
@@ -133,10 +137,31 @@ def test_ctrl_c_keeps_what_was_measured(served: tuple[ImageServer, str]) -> None
         time.sleep(0.2)
         command.send_signal(signal.SIGINT)
         output, _ = command.communicate(timeout=60)
-    assert command.returncode == 130
+    assert command.returncode == 130 and "the same load on" not in output
     (rung,) = last_line(output)["figures"]["rungs"]
     assert rung["is_interrupted"] and rung["requests"] >= 20 and rung["success_percent"] == 100.0
     assert rung["cut_off"] == 2
+
+
+def test_load_ends_with_the_command_that_began_it(served: tuple[ImageServer, str]) -> None:
+    server, url = served
+    words = ["--users", "2", "--minutes", "5", "--warmup", "0", "--think", "0.01", "--sizes", "64x64"]
+    with subprocess.Popen([*COMMAND, "--url", url, *words], cwd=ROOT, stdout=subprocess.DEVNULL) as command:
+        wait_until(lambda: len(server.received) > 10)
+        (locust,) = psutil.Process(command.pid).children()
+        command.kill()
+    wait_until(lambda: not locust.is_running() or locust.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_server_of_a_comparison_that_is_not_there_loses_no_figures(
+    served: tuple[ImageServer, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "load.html"
+    words = ["--users", "2", "--minutes", "0.01", "--think", "0", "--sizes", "64x64", "--html", str(page)]
+    with pytest.raises(SystemExit, match=r"^zimage-bench: no server answers at http://127\.0\.0\.1:1"):
+        main(["load", "--url", served[1], *words, "--compare", f"{served[1]}/", "--compare", "http://127.0.0.1:1"])
+    assert last_line(capsys.readouterr().out)["figures"]["rungs"][0]["requests"] > 0
+    assert "Side by side" in page.read_text()  # with the server that is there
 
 
 @pytest.mark.parametrize(("breaks", "status"), [(False, 0), (True, 1)])
@@ -155,6 +180,31 @@ def test_plain_locust_runs_the_locustfile(served: tuple[ImageServer, str], break
     assert done.returncode == status, done.stderr
     assert len(server.received) > 6
     assert ("wrong_image" in done.stderr + done.stdout) == breaks
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({}, "does not draw 64x64 alone (wrong_image)"),
+        ({"ENDPOINT": "magic"}, "ZIMAGE_LOAD_ENDPOINT must be one of images, generate, tasks, stream, got 'magic'"),
+        ({"THINK": "long"}, "could not convert string to float: 'long'"),
+    ],
+)
+def test_locustfile_that_cannot_begin_ends_locust_with_the_reason(
+    served: tuple[ImageServer, str], settings: dict[str, str], error: str
+) -> None:
+    server, url = served
+    if not settings:
+        server.draw = lambda _: [png(np.zeros((64, 64, 3)))]
+    done = subprocess.run(
+        [sys.executable, "-m", "locust", "-f", "benchmarks/load/locustfile.py", "--host", url, "--headless"],
+        cwd=ROOT,
+        env={"ZIMAGE_LOAD_SIZES": "64x64"} | {f"ZIMAGE_LOAD_{name}": value for name, value in settings.items()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1 and "locustfile: " in done.stderr and error in done.stderr
 
 
 @pytest.mark.parametrize("options", [["--blocking"], ["--serve-options", "--queue 2"]])

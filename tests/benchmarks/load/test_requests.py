@@ -1,9 +1,12 @@
 """One request of a user until it ends: answers, refusals, timeouts, and images that are not the right ones."""
 
+import base64
 import socket
 import threading
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -22,12 +25,50 @@ from benchmarks.workload.records import Record
 KIND = RequestKind(name="square", width=64, height=64)
 CASE = make_cases(Mix((KIND,)), 1)[0]
 BLACK = png(np.zeros((64, 64, 3)))
+HEAD = b"IHDR" + (65535).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+BOMB = BLACK[:12] + HEAD + zlib.crc32(HEAD).to_bytes(4, "big") + BLACK[33:]  # 4 billion pixels
 
 
 @pytest.fixture
 def server() -> Iterator[tuple[ImageServer, Session]]:
     with image_server() as (found, url):
         yield found, Session(url, ENDPOINTS["images"], {}, patience=5.0, timeout=5.0)
+
+
+def address(listener: socket.socket) -> str:
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def answered_by(answer: Callable[[socket.socket], object]) -> Iterator[str]:
+    """Let a function answer the only connection to a server, and yield the server's address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)
+
+        def serve() -> None:
+            stream, _ = listener.accept()
+            with stream, suppress(OSError):  # a client that has gone
+                answer(stream)
+                stream.shutdown(socket.SHUT_WR)
+                while stream.recv(1 << 16):  # closing before the request is read would reset the connection
+                    continue
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield address(listener)
+        thread.join(timeout=5)
+        assert not thread.is_alive(), "the client has not closed its connection"
+
+
+@contextmanager
+def served(*requests: int) -> Iterator[Session]:
+    """Accept one connection after the other, and close each after so many requests."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(5)
+        thread = threading.Thread(target=answer_on, args=(listener, *requests))
+        thread.start()
+        yield Session(address(listener), ENDPOINTS["images"], {}, patience=0.0, timeout=5.0)
+        thread.join()
 
 
 def run(session: Session, case: Case = CASE) -> Record:
@@ -86,31 +127,72 @@ def test_answer_after_the_timeout_is_a_timeout(server: tuple[ImageServer, Sessio
     assert (record.outcome, record.error) == ("timeout", "no answer within 0.2 s")
 
 
-def test_trickle_of_an_answer_does_not_outlast_the_timeout() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+@pytest.mark.parametrize("endpoint", ["images", "stream"])
+def test_trickle_of_an_answer_does_not_outlast_the_timeout(endpoint: str) -> None:
+    def trickle(stream: socket.socket) -> None:
+        stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+        while True:
+            stream.sendall(b" ")
+            time.sleep(0.02)
 
-        def trickle() -> None:
-            stream, _ = listener.accept()
-            with stream:
-                stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
-                try:
-                    while True:
-                        stream.sendall(b" ")
-                        time.sleep(0.02)
-                except OSError:
-                    return
-
-        thread = threading.Thread(target=trickle)
-        thread.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        record = run(Session(url, ENDPOINTS["images"], {}, patience=0.0, timeout=0.2))
-        thread.join()
+    with answered_by(trickle) as url:
+        connection = Connection(url)
+        session = Session(url, ENDPOINTS[endpoint], {}, patience=0.0, timeout=0.2)
+        record = Request(session, CASE, user=0).run(connection)  # and it closes the connection, as the server sees
     assert record.outcome == "timeout"
+
+
+@pytest.mark.parametrize("endpoint", ["images", "stream"])
+def test_answer_without_end_is_a_failure_before_it_fills_the_memory(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pour(stream: socket.socket) -> None:
+        stream.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            stream.sendall(b"data" * 10_000)
+
+    monkeypatch.setattr("benchmarks.load.requests.connection.MAX_BODY", 3 << 20)
+    with answered_by(pour) as url:
+        record = run(Session(url, ENDPOINTS[endpoint], {}, patience=0.0, timeout=30.0))
+    assert (record.outcome, record.error) == ("failed", "AnswerTooLarge: the answer has more than 3 MiB")
+
+
+def test_stream_is_read_line_by_line_wherever_its_packets_end() -> None:
+    image = base64.b64encode(pattern(1))
+    events = b'data: {"type": "x.partial_image", "b64_json": "%s"}\n\ndata: {"type": "x.completed", "b64_json": "%s"}'
+    body = events % (image, image)
+
+    def answer(stream: socket.socket) -> None:
+        stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body))
+        for start in range(0, len(body), 97):
+            stream.sendall(body[start : start + 97])
+
+    with answered_by(answer) as url, Connection(url) as connection:
+        found = ENDPOINTS["stream"](connection, CASE, {}, time.monotonic() + 5)
+    assert found.images == (pattern(1),)
+    assert found.first_byte is not None and found.first_preview is not None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"task_id": "\xc3\xbc"}',  # no path
+        b'{"task_id": "a\\r\\nhost: other"}',
+        b'{"other": ' + b"[" * 100_000,
+        b'{"task_id": 1e999}',
+        b"\xff\xfe",
+    ],
+)
+def test_answer_of_any_content_is_a_failure_of_its_request_alone(body: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body)
+    with answered_by(lambda stream: stream.sendall(head + body)) as url:
+        record = run(Session(url, ENDPOINTS["tasks"], {}, patience=0.0, timeout=5.0))
+    assert record.outcome == "failed" and record.error
 
 
 def test_server_that_is_not_there_is_a_failure() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        url = address(listener)
     record = run(Session(url, ENDPOINTS["images"], {}, patience=0.0, timeout=5.0))
     assert record.outcome == "failed" and record.error.startswith("ConnectionRefusedError")
 
@@ -138,44 +220,36 @@ def answer_on(listener: socket.socket, *requests: int) -> None:
 
 
 def test_connection_is_kept_and_opened_again_after_the_server_has_closed_it() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(5)
-        thread = threading.Thread(target=answer_on, args=(listener, 2, 1))
-        thread.start()
-        session = Session(f"http://127.0.0.1:{listener.getsockname()[1]}", ENDPOINTS["images"], {}, 0.0, 5.0)
-        with Connection(session.url) as connection:
-            found = [Request(session, CASE, user=0).run(connection).status for _ in range(3)]
-        thread.join()
+    with served(2, 1) as session, Connection(session.url) as connection:
+        found = [Request(session, CASE, user=0).run(connection).status for _ in range(3)]
     assert found == [418, 418, 418]
 
 
 def test_connection_works_again_after_a_new_one_has_failed_too() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(5)
-        thread = threading.Thread(target=answer_on, args=(listener, 1, 0, 1))
-        thread.start()
-        session = Session(f"http://127.0.0.1:{listener.getsockname()[1]}", ENDPOINTS["images"], {}, 0.0, 5.0)
-        with Connection(session.url) as connection:
-            found = [Request(session, CASE, user=0).run(connection).status for _ in range(3)]
-        thread.join()
+    with served(1, 0, 1) as session, Connection(session.url) as connection:
+        found = [Request(session, CASE, user=0).run(connection).status for _ in range(3)]
     assert found == [418, 0, 418]
 
 
+def test_request_that_a_server_drops_after_it_has_taken_it_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.load.requests.connection.STALE_SECONDS", 0.0)  # any failure comes later
+    with served(1, 1) as session, Connection(session.url) as connection:
+        found = [Request(session, CASE, user=0).run(connection) for _ in range(3)]
+    assert [record.status for record in found] == [418, 0, 418]
+    assert found[1].outcome == "failed"
+
+
+def test_retry_after_0_does_not_make_a_client_flood_the_server(server: tuple[ImageServer, Session]) -> None:
+    fake, session = server
+    fake.refuse = lambda _: (429, {"retry-after": "0"})
+    assert run(replace(session, patience=0.35)).outcome == "throttled"
+    assert len(fake.received) <= 5
+
+
 def test_answer_that_ends_too_early_is_a_failure() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            stream, _ = listener.accept()
-            with stream:
-                stream.recv(1 << 16)
-                stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{}")
-                stream.shutdown(socket.SHUT_WR)
-                stream.recv(1 << 16)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        record = run(Session(f"http://127.0.0.1:{listener.getsockname()[1]}", ENDPOINTS["images"], {}, 0.0, 5.0))
-        thread.join()
+    early = b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n{}"
+    with answered_by(lambda stream: stream.sendall(early)) as url:
+        record = run(Session(url, ENDPOINTS["images"], {}, patience=0.0, timeout=5.0))
     assert record.outcome == "failed" and record.error.startswith("IncompleteRead")
 
 
@@ -210,6 +284,8 @@ def test_same_image_is_right_also_with_rounding(server: tuple[ImageServer, Sessi
         ([pattern(CASE.seed, "64x80")], "an image of 64x80 instead of 64x64"),
         ([pattern(CASE.seed)] * 2, "2 images instead of 1"),
         ([b"<html>"], "no image file: b'<html>'"),
+        ([pattern(CASE.seed)[:200]], f"no image file: {pattern(CASE.seed)[:20]!r}"),
+        ([BOMB], f"no image file: {BOMB[:20]!r}"),
     ],
 )
 def test_wrong_image_is_a_failure(server: tuple[ImageServer, Session], images: list[bytes], error: str) -> None:

@@ -13,7 +13,7 @@ from fakes.metrics_server import metrics_server, write_nvidia_smi
 from fakes.server import IMAGES, serving
 from fakes.waiting import wait_until
 
-from benchmarks.load.samplers import GpuSampler, parse, tree_memory
+from benchmarks.load.samplers import GpuSampler, parse, scrape, tree_memory
 from benchmarks.load.server_samples import ServerSamples
 from server.jobs.metrics import Metrics
 from server.worker.messages import Heartbeat
@@ -95,6 +95,27 @@ def test_server_that_does_not_answer_is_counted_and_has_no_figures() -> None:
         found = samples.figures()
     assert found is not None
     assert (found["missed"], found["batch"], found["busy_percent"]) == (2, None, None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<html>",
+        "process_resident_memory_bytes +Inf\n",
+        "process_resident_memory_bytes NaN\n",
+        'zimage_stage_seconds_sum{stage="encode"} 1\nzimage_forward_batch_seconds_total{batch="x"} 1\n',
+        '# TYPE zimage_stage_seconds summary\nzimage_stage_seconds_sum{stage="encode"} 1\n',
+        'zimage_forward_batch_size_bucket{le="',
+    ],
+)
+def test_metrics_of_any_content_end_no_load(text: str) -> None:
+    with metrics_server(text) as server:
+        scrape(server.url)
+
+
+def test_redirect_of_metrics_is_not_followed() -> None:
+    with metrics_server(OTHER_SERVER) as other, metrics_server(None, moved_to=f"{other.url}/metrics") as server:
+        assert scrape(server.url) is None
 
 
 def test_metrics_of_another_server_tell_its_memory_only() -> None:

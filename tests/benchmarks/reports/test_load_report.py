@@ -103,6 +103,20 @@ def test_open_loop_is_behind_where_less_arrives_than_is_asked_for() -> None:
     assert "The queue grows from 4 requests/s on" in said(rung(None, 1.0), rung(None, 4.0, achieved_per_s=3.1))
 
 
+def test_load_generator_that_is_late_is_named() -> None:
+    late = rung(None, 4.0, latency_s=spread(1.0), late_s=spread(0.2))
+    assert "too slow from 4 requests/s on: it sent 5 % of the requests more than 360 ms late" in said(
+        rung(None, 1.0), late
+    )
+    assert "too slow" not in said(late | {"late_s": spread(0.05)})
+
+
+def test_open_loop_is_not_behind_where_steady_latency_outlasts_the_rung() -> None:
+    slow = rung(None, 1.0, achieved_per_s=0.75, warmup_s=6.0, latency_s=spread(20.0))  # 14 of 54 s arrive too late
+    assert "keeps up with every rate" in said(slow)
+    assert "The queue grows from 1 requests/s on" in said(slow | {"achieved_per_s": 0.6})
+
+
 def test_idle_devices_are_said_not_to_limit() -> None:
     server = rung()["server"] | {"busy_percent": 30.0}
     assert "The devices do not limit: they spend 30.0 %" in said(rung(10, server=server, queue_s=spread(0.01)))
@@ -198,7 +212,18 @@ def test_report_is_read_from_its_file_or_from_saved_output(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["", "no JSON", "[1]", '{"benchmark": "http", "figures": {"rungs": []}}', '{"benchmark": "load"}']
+    "text",
+    [
+        "",
+        "no JSON",
+        "[1]",
+        "[" * 100_000,
+        '{"benchmark": "http", "figures": {"rungs": []}}',
+        '{"benchmark": "load"}',
+        '{"benchmark": "load", "figures": 1}',
+        json.dumps(ladder()).replace('"achieved_per_s"', '"throughput"'),  # of another version
+        json.dumps(ladder()).replace('"load"', '"http"'),
+    ],
 )
 def test_file_that_is_no_report_is_refused_by_name(tmp_path: Path, text: str) -> None:
     file = tmp_path / "other.json"

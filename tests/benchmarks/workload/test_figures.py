@@ -17,7 +17,8 @@ def record(due: float, latency: float, outcome: Outcome = "ok", kind: str = "squ
 
 def test_latency_counts_from_the_moment_a_request_was_due() -> None:
     late = Record("square", 0, "test", due=1.0, sent=4.0, ended=5.0, outcome="ok", images=1)
-    assert RungFigures.of([late], 10).latency_s.max == 4.0
+    found = RungFigures.of([late], 10)
+    assert (found.latency_s.max, found.late_s.max) == (4.0, 3.0)
 
 
 def test_warm_up_and_cut_off_requests_are_left_out() -> None:
@@ -45,6 +46,16 @@ def test_latency_includes_requests_that_timed_out_but_not_failures() -> None:
     assert (found.latency_s.p50, found.latency_s.max) == (30.5, 60.0)
     assert found.success_percent == pytest.approx(100 / 3)
     assert found.errors == {"it timeout": 1, "it failed": 1}
+
+
+def test_refusal_that_a_client_does_not_wait_for_makes_no_server_fast() -> None:
+    refusals = [
+        Record("square", 0, "test", 1.0, 1.0, 1.01, "throttled", throttles=(Throttle(1.01, 30.0, is_honoured=False),)),
+        Record("square", 0, "test", 1.0, 1.0, 1.01, "refused", throttles=(Throttle(1.01, None, is_honoured=False),)),
+    ]
+    found = RungFigures.of([*refusals, record(1.0, 5.0)], 10).latency_s
+    assert found.max == pytest.approx(30.01)
+    assert found.p50 == 5.0
 
 
 def test_wrong_images_are_no_success() -> None:

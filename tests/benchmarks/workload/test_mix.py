@@ -54,6 +54,10 @@ def test_json_file_gives_its_kinds(tmp_path: Path) -> None:
         ("mix.json", JSON.replace('"width": 128, ', ""), r"missing required field `width` - at `\$.kinds\[0\]`"),
         ("mix.json", '{"kinds": []}', r"length >= 1 - at `\$.kinds`"),
         ("mix.json", JSON.replace("128", "wide"), r"line 1 column 38"),
+        ("mix.json", JSON.replace("true", 'true, "weight": Infinity'), r"`float` <= .* - at `\$.kinds\[0\].weight`"),
+        ("mix.json", JSON.replace("true", 'true, "weight": NaN'), r"`\$.kinds\[0\].weight`"),
+        ("mix.json", JSON.replace("128", "1000000000"), r"`int` <= 8192 - at `\$.kinds\[0\].width`"),
+        ("mix.json", "[" * 100_000, r"recursion"),
     ],
 )
 def test_wrong_file_is_refused_with_its_line_or_field(tmp_path: Path, name: str, text: str, named: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from fakes.loop_builder import RED, LoopBuilder, remaining_events
 
+from engine.errors import UnsupportedShape
 from engine.request import ImageRequest
 from engine.scheduler.batch_measurement import BatchMeasurement
 from engine.scheduler.batch_table import PassTimes
@@ -114,3 +115,15 @@ def test_table_has_the_median_of_the_measured_passes(fakes: LoopBuilder) -> None
 
     table = Noisy(fakes.pipeline, [Size(512, 512)], rounds=3).finish()
     assert table.rows == (PassTimes(512, 512, (0.1 + 0.9 * 64,)),)
+
+
+def test_first_pass_that_takes_too_long_ends_the_measurement(fakes: LoopBuilder) -> None:
+    measurement = TimedMeasurement(fakes.pipeline, SIZES, rounds=7, longest_pass=0.5)
+    assert measurement.finish().rows == ()
+    assert measurement.passes == [(64, 1)]
+
+
+def test_size_that_no_profile_covers_is_refused_before_anything_is_measured(fakes: LoopBuilder) -> None:
+    with pytest.raises(UnsupportedShape, match="1024"):
+        BatchMeasurement(fakes.pipeline, [Size(64, 64), Size(1024, 1024)])
+    assert fakes.graphs.batches == []

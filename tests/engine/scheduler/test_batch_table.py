@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fakes.manifest import MANIFEST
+from fakes.manifest import BANNER, MANIFEST, USUAL
 
 from benchmarks.cli import main
 from engine import ImageGenerator
@@ -136,3 +136,9 @@ def test_command_that_cannot_write_fails_before_it_measures(plan_directory: Path
 
 def test_usual_sizes_double_from_the_smallest_to_the_largest() -> None:
     assert usual_sizes(MANIFEST) == [(side, side) for side in (64, 128, 256, 512)]
+
+
+def test_usual_sizes_of_a_profile_without_squares_are_its_smallest_and_its_largest() -> None:
+    sizes = usual_sizes(replace(MANIFEST, profiles=(USUAL, BANNER)))
+    assert sizes == [(64, 64), (128, 128), (768, 64), (256, 256), (1024, 128)]
+    assert all(replace(MANIFEST, profiles=(USUAL, BANNER)).profile_for(size) for size in sizes)
