@@ -159,4 +159,4 @@ def test_labels_of_metrics_are_not_chosen_by_clients(url: str) -> None:
         http.get("/evil?evil=evil", headers={"host": "evil"})
         text = http.get("/metrics").text
     assert "evil" not in text
-    assert set(re.findall(r'(\w+)="', text)) <= {"api", "code", "state", "stage", "cache", "device", "le"}
+    assert set(re.findall(r'(\w+)="', text)) <= {"api", "code", "state", "stage", "cache", "device", "batch", "le"}
