@@ -76,7 +76,7 @@ def test_official_client_makes_variations(client: openai.OpenAI) -> None:
 
 def test_stream_of_an_edit_has_the_events_of_edits(client: openai.OpenAI) -> None:
     stream = client.images.edit(
-        image=picture(), prompt="a cat", stream=True, partial_images=2, extra_body={"num_inference_steps": 20}
+        image=picture(), prompt="a cat", stream=True, partial_images=2, extra_body={"num_inference_steps": 100}
     )
     events = list(stream)
     assert [event.type for event in events] == ["image_edit.partial_image"] * 2 + ["image_edit.completed"]
