@@ -69,7 +69,7 @@ class Assessment:
 
     @property
     def limit(self) -> str:
-        """What limits this kind of GPU, as a sentence."""
+        """Return a sentence about the limit of this kind of GPU."""
         sizing = self.sizing
         if sizing.gpus is None:
             bounds = [each.bound for each in sizing.objectives if each.name in LATENCIES]

@@ -25,7 +25,7 @@ GPU_QUERY = ("index", "name", "utilization.gpu", "memory.used", "power.draw")
 
 @dataclass(frozen=True, slots=True)
 class ServerMetrics:
-    """What one answer of /metrics says. Counters are totals since the server's start.
+    """Content of one answer of /metrics. Counters are totals since the server's start.
 
     Attributes:
         memory: resident bytes of the server's and its workers' processes; None if it does not say.

@@ -19,7 +19,7 @@ INIT_IMAGE = "simulated"
 
 @dataclass(frozen=True, slots=True)
 class PreparedKind:
-    """What the requests of one kind have in common.
+    """Properties that all requests of one kind share.
 
     Attributes:
         schedule: [steps + 1], noise levels.

@@ -1,4 +1,4 @@
-"""What is simulated, and what comes out: frozen descriptions without behaviour.
+"""Scenarios and results of simulations: frozen descriptions without behaviour.
 
 Times are in seconds. Knows the server's limits, batching tables and plans; not how they are simulated.
 """

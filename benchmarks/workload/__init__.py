@@ -1,1 +1,1 @@
-"""What clients ask a server for and when, and the figures of their answers. Knows no HTTP; simulations use it too."""
+"""Requests of clients, their times, and the figures of the answers. Knows no HTTP; simulations use it too."""

@@ -1,4 +1,4 @@
-"""Where the seconds of a device are from: the roofline of a named GPU, or the report of a measurement.
+"""Sources of the seconds of a device: the roofline of a named GPU, or the report of a measurement.
 
 All prompts have one length, that of the measurement if it is known.
 """

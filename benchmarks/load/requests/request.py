@@ -34,7 +34,7 @@ RequireRight = Callable[[Case, Sequence[bytes]], None]
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What the requests of a rung have in common.
+    """Properties that all requests of a rung share.
 
     Attributes:
         patience: seconds from the moment a request is due in which the client tries again.
