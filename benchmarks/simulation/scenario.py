@@ -17,7 +17,7 @@ from engine.size import Size
 from server.jobs.admission.admission import Limits
 from server.jobs.admission.rate import Rate
 
-Change = Literal["fifo", "no-batch", "one-claim"]
+Change = Literal["fifo", "no-batch"]
 Granularity = Literal["step", "run", "image"]
 
 NO_BATCHES = BatchTable()
@@ -209,8 +209,7 @@ class SimulationScenario:
             caches after the first of a kind, as with a load generator that repeats a few.
         seconds: length, with the warm-up. Requests under way at its end are waited for.
         warmup: left out of the figures.
-        changes: of the policies, to see predictions miss: "fifo" without shares of clients and sizes, "no-batch", and
-            in fleets "one-claim", with which a ticket claims one job instead of as many as its host has room for.
+        changes: of the policies, to see predictions miss: "fifo" without shares of clients and sizes, and "no-batch".
     """
 
     server: EmbeddedServer | Fleet

@@ -42,6 +42,7 @@ class SimulatedFleet:
         is_uniform = len({prepared.lora_and_size for prepared in self.kinds.values()}) == 1
         self._queue = FleetQueue(spec.queue, scenario.changes, is_uniform=is_uniform)
         self._listening: deque[FleetHost] = deque()  # hosts with room, in the order in which tickets reach them
+        self._tickets = 0  # that no host has taken yet
         self.hosts = FleetHosts(env, scenario, spec, self._on_finished, self._on_room)
         self._last_added = 0.0
         self._seconds_per_cost = _seconds_per_cost(scenario, self.kinds.values())
@@ -78,21 +79,29 @@ class SimulatedFleet:
         call_later(self._env, self._spec.claim + self._scenario.costs.request, self._deliver_ticket)
 
     def _deliver_ticket(self) -> None:
-        """Wake the host that has listened longest."""
+        """Wake the host that has listened longest; without one, the ticket waits."""
+        self._tickets += 1
         while self._listening:
             host = self._listening.popleft()
             host.is_listening = False
             if host.state == "ready" and host.has_room(1):
-                self._fill(host)
+                self._take_tickets(host, 1)
                 return
 
-    def _fill(self, host: FleetHost) -> None:
-        """Let a host claim while it has room."""
+    def _take_tickets(self, host: FleetHost, count: int) -> None:
+        """Let a host claim a job for each of some tickets, while it has room, and listen for the next one."""
+        for _ in range(count):
+            if not host.has_room(1):
+                return
+            self._tickets -= 1
+            self._claim(host)
+        if host.has_room(1):
+            self._listen(host)
+
+    def _claim(self, host: FleetHost) -> None:
+        """Let a host claim one job that its client still waits for."""
         now = self._env.now
-        while host.has_room(1):
-            job = self._queue.claim(host.loaded)
-            if job is None:
-                break
+        while (job := self._queue.claim(host.loaded)) is not None:
             if now > job.is_late_at:
                 self._end(job, "failed")
             elif now - job.due > self._scenario.load.timeout:
@@ -100,10 +109,7 @@ class SimulatedFleet:
             else:
                 self.replays += job.losses > 0
                 host.take(job)
-                if "one-claim" in self._scenario.changes:
-                    break
-        if host.has_room(1):
-            self._listen(host)
+                return
 
     def _listen(self, host: FleetHost) -> None:
         if not host.is_listening and host.state == "ready":
@@ -112,10 +118,7 @@ class SimulatedFleet:
 
     def _on_room(self, host: FleetHost) -> None:
         if host.state == "ready":
-            if self._queue.waiting:
-                self._fill(host)
-            else:
-                self._listen(host)
+            self._take_tickets(host, self._tickets)
         elif host.state == "draining" and host.is_idle:
             self.hosts.remove(host)
 

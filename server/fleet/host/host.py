@@ -61,7 +61,9 @@ class WorkerHost:
         self._jobs = HeldJobs(store, manifest, options, images, self.metrics, self._bus)
         self.worker_queue = self._jobs.worker_queue
         self.worker_queue.on_room = self._on_room
-        self._claims = Claims(self._claim, lambda: self._jobs.room, self._jobs.tell_others)
+        self._claims = Claims(
+            self._claim, lambda: self._jobs.room, lambda: self.worker_queue.has_idle_device, self._jobs.tell_others
+        )
         self._heartbeats = Heartbeats(store, self._jobs, self.drain)
         self._tickets = TicketWorker(app, options.id, self._hold)
         self._takes_tickets = False

@@ -90,6 +90,11 @@ class WorkerQueue:
         free -= sum(len(live.unsent()) * live.slots(manifest) for live in waiting)
         return max(free, 0) // (2 if manifest.model.default_guidance > 0 else 1)
 
+    @property
+    def has_idle_device(self) -> bool:
+        """True if a device that takes jobs has none."""
+        return any(not queue.images for queue in self._open_queues())
+
     def loaded(self) -> list[tuple[LoraChoice | None, Size]]:
         """Return the LoRA and the size of each job that a device has."""
         jobs = dict.fromkeys(live for queue in self.queues for live in queue.images)

@@ -20,7 +20,8 @@ class FakeHost:
         self.room, self.waiting, self.calls, self.full = room, list[LiveJob](), list[int](), 0
         self.during: Callable[[], Awaitable[object]] | None = None
         self.error: Exception | None = None
-        self.claims = Claims(self._claim, lambda: self.room, self._on_waiting)
+        self.has_idle_device = True
+        self.claims = Claims(self._claim, lambda: self.room, lambda: self.has_idle_device, self._on_waiting)
 
     async def _claim(self, images: int) -> list[LiveJob]:
         self.calls.append(images)
@@ -82,7 +83,7 @@ def test_ticket_without_a_job_is_acknowledged_at_once() -> None:
     async def story(host: FakeHost) -> None:
         assert await host.claims.hold()
 
-    assert play(story).calls == [4]
+    assert play(story).calls == [1]
 
 
 def test_job_without_a_ticket_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +96,50 @@ def test_job_without_a_ticket_is_claimed(monkeypatch: pytest.MonkeyPatch) -> Non
         assert (host.claims.by_ticket, host.claims.by_poll) == (0, 1)
 
     play(story)
+
+
+def test_jobs_are_left_to_other_hosts_until_their_tickets_come() -> None:
+    async def story(host: FakeHost) -> None:
+        host.has_idle_device = False
+        host.waiting = [LiveJob(job()) for _ in range(4)]
+        tickets = [asyncio.create_task(host.claims.hold())]
+        while not host.claims.by_ticket:
+            await asyncio.sleep(0)
+        host.claims.wake()
+        await asyncio.sleep(0.01)
+        assert len(host.waiting) == 3
+        tickets += [asyncio.create_task(host.claims.hold()) for _ in range(2)]
+        while host.claims.by_ticket < 3:
+            await asyncio.sleep(0)
+        assert (host.calls, len(host.waiting)) == ([1, 2], 1)
+        host.claims.close()
+        for ticket in tickets:
+            ticket.cancel()
+
+    play(story)
+
+
+def test_poll_claims_all_that_the_host_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "POLL_SECONDS", 0.01)
+
+    async def story(host: FakeHost) -> None:
+        host.waiting = [LiveJob(job()) for _ in range(4)]
+        while host.waiting:
+            await asyncio.sleep(0.01)
+
+    assert 4 in play(story).calls
+
+
+def test_idle_device_gets_a_job_without_a_ticket_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "POLL_SECONDS", 60.0)
+
+    async def story(host: FakeHost) -> None:
+        host.waiting = [LiveJob(job())]
+        host.claims.wake()
+        while host.waiting:
+            await asyncio.sleep(0)
+
+    assert play(story).calls[0] == 1
 
 
 def test_ticket_that_comes_during_a_claim_leads_to_another_one() -> None:
