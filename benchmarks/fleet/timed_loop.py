@@ -53,6 +53,9 @@ class TimedLoop(StepLoop):
         self._manifest, self._loras = manifest, loras
         super().__init__(Scheduler(manifest, slots, table), SleepingExecutor(table, self.hangs))
 
+    def use_table(self, table: BatchTable) -> None:
+        self._scheduler.use_table(table)
+
     def device_memory(self) -> None:
         return None
 
@@ -113,6 +116,8 @@ class SleepingExecutor:
         return iter(())
 
     def enqueue(self, batch: Batch) -> None:
+        for sample in batch.samples:
+            sample.first_pass_at = sample.first_pass_at or time.perf_counter()
         self._running = batch
 
     def wait(self) -> BatchResult:
@@ -130,6 +135,8 @@ class SleepingExecutor:
         )
 
     def decode(self, sample: Sample) -> DrawnImage:
+        assert sample.first_pass_at is not None
+        sample.record(denoiser=time.perf_counter() - sample.first_pass_at)
         return DrawnImage(sample, _draw(sample))
 
     def seconds(self, batch: Batch) -> float:
