@@ -21,6 +21,7 @@ Change = Literal["fifo", "no-batch", "one-claim"]
 Granularity = Literal["step", "run", "image"]
 
 NO_BATCHES = BatchTable()
+MEGAPIXEL = 1e6
 
 
 class ServiceTimes(Protocol):
@@ -46,12 +47,12 @@ class Costs:
     """Seconds beside those of the device.
 
     Attributes:
-        request: of the server's one event loop for a request, from its bytes to the queue.
-        response: of the same loop for an answer with one image.
-        file: of a worker's thread for the file of an image of one megapixel; each worker has two such threads.
-        step: of a worker's thread between two forward passes, while the device waits.
-        lora_change: of a change of LoRAs.
-        spread: standard deviation of a forward pass, relative to its time (log-normal).
+        request: time of the server's one event loop for a request, from its bytes to the queue.
+        response: time of the same loop for an answer with one image.
+        file: time of a worker's thread for the file of an image of one megapixel; each worker has two such threads.
+        step: time of a worker's thread between two forward passes, while the device waits.
+        lora_change: duration of a change of LoRAs.
+        spread: coefficient of variation of a forward pass (log-normal).
     """
 
     request: float = 0.002
@@ -60,6 +61,10 @@ class Costs:
     step: float = 0.0
     lora_change: float = 2.0
     spread: float = 0.0
+
+    def file_seconds(self, size: Size) -> float:
+        """Return the seconds that the file of an image takes."""
+        return self.file * size.area / MEGAPIXEL
 
 
 @dataclass(frozen=True, slots=True)
