@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-from benchmarks.simulation.policies import client_name
 from benchmarks.simulation.requests import PreparedKind
 from benchmarks.simulation.scenario import Change
 from server.jobs.admission.queue_limit import check_queue
@@ -74,7 +73,7 @@ class FleetQueue:
     def __init__(self, limit: int, changes: Collection[Change] = (), *, is_uniform: bool = False) -> None:
         self.waiting = self.unfinished = 0
         self.waiting_cost = 0.0
-        self._limit, self._changes, self._is_uniform = limit, changes, is_uniform
+        self._limit, self._is_fifo, self._is_uniform = limit, "fifo" in changes, is_uniform
         self._by_client: Counter[str] = Counter()
         self._jobs: dict[str, deque[FleetJob]] = {}  # that wait, by share
         self._spent: dict[str, float] = {}
@@ -151,7 +150,7 @@ class FleetQueue:
             self._jobs.pop(name, None)
 
     def _share(self, job: FleetJob) -> str:
-        return client_name(job.share, f"job {job.number:012}", self._changes)
+        return f"job {job.number}" if self._is_fifo else job.share
 
     def __iter__(self) -> Iterator[FleetJob]:
         """Yield the jobs that wait."""
