@@ -50,10 +50,10 @@ class SimulatedExecutor:
         now: returns the time.
 
     Attributes:
-        busy: seconds that the device has computed or will have, with all that is enqueued.
-        passes: by batch size.
-        free_at: time at which the device has nothing more to do.
-        pause: seconds that the caller must let pass now, for a change of LoRAs.
+        busy: seconds of all work so far, with what is enqueued.
+        passes: number of forward passes by batch size.
+        free_at: time at which all work so far is done.
+        pause: seconds of a change of LoRAs, which the caller lets pass and sets to 0.
     """
 
     def __init__(

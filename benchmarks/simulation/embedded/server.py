@@ -42,6 +42,9 @@ class RateExceeded(Exception):
         self.retry_after = retry_after
 
 
+REFUSALS = (RateExceeded, JobRefused)
+
+
 class SimulatedServer:
     """A server with its workers, in a SimPy environment."""
 
@@ -130,12 +133,9 @@ class SimulatedServer:
         return SimulatedWorker(self._env, tell, scenario, self._kinds, scheduler, executor)
 
     def _use_event_loop(self, seconds: float) -> Generator[simpy.Event, Any, None]:
-        with self._event_loop.request() as turn:
-            yield turn
+        with self._event_loop.request() as granted:
+            yield granted
             yield self._env.timeout(seconds)
 
     def _on_ended(self, job_id: str) -> None:
         self._waiting.pop(job_id).succeed()
-
-
-REFUSALS = (RateExceeded, JobRefused)

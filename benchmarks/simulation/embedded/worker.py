@@ -27,7 +27,7 @@ class SimulatedWorker:
     """One worker process of a simulated device, from its start to its death.
 
     Args:
-        tell: takes its messages to the server.
+        tell: sends a message to the server.
     """
 
     def __init__(
@@ -79,12 +79,12 @@ class SimulatedWorker:
             while self._loop.must_wait:
                 yield from self._work_until(self.executor.next_end)
                 events += self._loop.complete_oldest()
-            if not self.executor.max_ahead:  # whose loop decodes by itself
+            if not self.executor.max_ahead:  # a CPU, on which decoding holds up the next step
                 yield from self._work_until(self.executor.free_at)
             self._handle(events)
 
     def _work_until(self, time: float) -> Process:
-        """Let time pass, with the signs of life that tell how long the device has been busy."""
+        """Let time pass, and tell the server meanwhile for how long the device has been busy."""
         began = self._env.now
         while self._env.now + life_signs.EVERY < time:
             yield self._env.timeout(life_signs.EVERY)
@@ -130,7 +130,7 @@ class SimulatedWorker:
             self._passes, self._steps_done = [], {}
 
     def _finish(self, key: str, image: SimulatedImage) -> Process:
-        """Encode the file of an image in one of the threads, beside the steps of others."""
+        """Encode the file of an image in one of the threads, while other images are generated."""
         with self._finishers.request() as thread:
             yield thread
             if self._env.now < image.ready_at:

@@ -15,7 +15,7 @@ class FleetHost:
     """A host with its devices.
 
     Args:
-        device: makes a device from what it calls when it has room.
+        device: makes a device, which calls its argument when it has room.
         window: slots that each device makes use of.
         on_room: called with the host when it has room.
 
