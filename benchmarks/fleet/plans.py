@@ -4,56 +4,24 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import msgspec
 import numpy as np
 
+from benchmarks.harness.bare_manifest import MODEL, bare_manifest
 from benchmarks.harness.pixels import Pixels
 from engine.plan import directory
-from engine.plan.manifest import (
-    SCHEMA_VERSION,
-    File,
-    Graph,
-    GraphName,
-    Manifest,
-    Model,
-    PreviewProjection,
-    Profile,
-    PromptFormat,
-    Range,
-    Rope,
-    Target,
-)
+from engine.plan.manifest import File, PreviewProjection, Range
 from engine.request import ImageRequest
 from engine.scheduler.batch_table import BatchTable, PassTimes
 
-BLOCK = 8  # pixels; a block has one colour
+BLOCK = MODEL.vae_scale  # pixels; a block has one colour
 PLAN_FILE = "stand_in.plan"
 TIMES_FILE = "pass_times.json"
 SIDES = Range(64, 128, 256)
-MANIFEST = Manifest(
-    schema_version=SCHEMA_VERSION,
+MANIFEST = replace(
+    bare_manifest(replace(MODEL, name="stand-in"), SIDES, max_batch=4, file=PLAN_FILE),
     plan_id="57a9d1457a9d",
-    zimage_trt="0",
-    precision="fp32",
-    model=Model(
-        name="stand-in",
-        weights_sha256="0" * 64,
-        latent_channels=16,
-        vae_scale=BLOCK,
-        patch_size=2,
-        prompt_embeds_dim=8,
-        rope=Rope(256.0, (8, 12, 12), (1536, 512, 512)),
-        prompt=PromptFormat("", "", 512, 0),
-        schedule_shift=3.0,
-        default_steps=8,
-        default_guidance=0.0,
-    ),
-    target=Target("onnx", "onnx opset 20"),
-    profiles=(Profile("default", SIDES, SIDES, Range(1, 1, 4), Range(32, 32, 512)),),
-    graphs={name: Graph(PLAN_FILE, "fp32", (), ()) for name in get_args(GraphName)},
-    files=(),
     preview=PreviewProjection(((8.0, 8.0, 8.0),) * 16, (0.0, 0.0, 0.0), 1.0),
 )
 

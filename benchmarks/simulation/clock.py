@@ -7,17 +7,10 @@ import simpy
 EPOCH = 1_700_000_000.0  # unix seconds at which simulations begin
 
 
-def call_later(env: simpy.Environment, seconds: float, call: Callable[[], object]) -> None:
-    """Make a call after some seconds."""
-
-    def fire(_: simpy.Event) -> None:
-        call()
-
-    env.timeout(seconds).callbacks.append(fire)
-
-
 class SimulatedTimer:
     """A call that is due later; a `server.jobs.clock.Timer`."""
+
+    __slots__ = ("_call",)
 
     def __init__(self, call: Callable[[], object]) -> None:
         self._call: Callable[[], object] | None = call
@@ -25,9 +18,16 @@ class SimulatedTimer:
     def cancel(self) -> None:
         self._call = None
 
-    def fire(self) -> None:
+    def fire(self, _: simpy.Event) -> None:
         if self._call is not None:
             self._call()
+
+
+def call_later(env: simpy.Environment, seconds: float, call: Callable[[], object]) -> SimulatedTimer:
+    """Make a call after some seconds, and return its timer."""
+    timer = SimulatedTimer(call)
+    env.timeout(seconds).callbacks.append(timer.fire)
+    return timer
 
 
 class SimulatedClock:
@@ -43,6 +43,4 @@ class SimulatedClock:
         return float(self._env.now)
 
     def call_later(self, seconds: float, call: Callable[[], object]) -> SimulatedTimer:
-        timer = SimulatedTimer(call)
-        call_later(self._env, seconds, timer.fire)
-        return timer
+        return call_later(self._env, seconds, call)

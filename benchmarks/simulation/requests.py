@@ -8,12 +8,12 @@ import numpy as np
 from benchmarks.workload.mix import RequestKind
 from engine.array import Array
 from engine.plan.manifest import Manifest, padded
-from engine.request import Edit, ImageRequest
+from engine.request import IMG2IMG_STRENGTH, Edit, ImageRequest
 from engine.sampling.tokenizer import TokenizedPrompt, TokenizedPrompts
 from engine.scheduler.sample import Sample
+from engine.size import Size
 from server.jobs.storage.fleet.claim_order import Kind
 
-STRENGTH = 0.6  # of edits, as the load generator sends them
 INIT_IMAGE = "simulated"
 
 
@@ -22,11 +22,11 @@ class PreparedKind:
     """Properties that all requests of one kind share.
 
     Attributes:
-        schedule: [steps + 1], noise levels.
+        schedule: [steps + 1] float32, noise levels.
         cost: pixels times forward passes of one image.
-        lora_and_size: by which images share passes.
-        steps: of each image, without those that an edit skips.
-        slots: of the engine, for each image.
+        lora_and_size: what images that share passes have in common.
+        steps: steps of each image, without those that an edit skips.
+        slots: slots of the engine that each image takes.
         prompt_length: padded tokens of each prompt.
     """
 
@@ -40,9 +40,13 @@ class PreparedKind:
     slots: int
     prompt_length: int
 
+    @property
+    def size(self) -> Size:
+        return self.lora_and_size[1]
+
 
 def prepare(kinds: Sequence[RequestKind], manifest: Manifest, prompt_length: int) -> dict[str, PreparedKind]:
-    """Prepare the kinds of a mix, by name.
+    """Return the prepared kinds of a mix by name.
 
     Args:
         prompt_length: tokens of each prompt.
@@ -77,7 +81,7 @@ def _prepared(kind: RequestKind, manifest: Manifest, prompt_length: int) -> Prep
         num_inference_steps=kind.steps,
         guidance_scale=kind.guidance_scale,
         lora=kind.lora,
-        edit=Edit(STRENGTH, INIT_IMAGE) if kind.edit else None,
+        edit=Edit(IMG2IMG_STRENGTH, INIT_IMAGE) if kind.edit else None,
     )
     request.check(manifest, () if kind.lora is None else (kind.lora,))
     number = 2 if request.guided_steps(manifest) else 1

@@ -21,6 +21,7 @@ Change = Literal["fifo", "no-batch"]
 Granularity = Literal["step", "run", "image"]
 
 NO_BATCHES = BatchTable()
+MEGAPIXEL = 1e6
 
 
 class ServiceTimes(Protocol):
@@ -30,7 +31,9 @@ class ServiceTimes(Protocol):
         """Return the time of a forward pass. `prompt_length`: padded tokens."""
         ...
 
-    def prompt_encoder_seconds(self, prompt_length: int) -> float: ...
+    def prompt_encoder_seconds(self, prompt_length: int) -> float:
+        """Return the time of the prompt encoder for one prompt."""
+        ...
 
     def decode_seconds(self, size: Size) -> float:
         """Return the time of the VAE decoder for one image."""
@@ -43,15 +46,15 @@ class ServiceTimes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds beside those of the device.
+    """Seconds beside `ServiceTimes`.
 
     Attributes:
-        request: of the server's one event loop for a request, from its bytes to the queue.
-        response: of the same loop for an answer with one image.
-        file: of a worker's thread for the file of an image of one megapixel; each worker has two such threads.
-        step: of a worker's thread between two forward passes, while the device waits.
-        lora_change: of a change of LoRAs.
-        spread: standard deviation of a forward pass, relative to its time (log-normal).
+        request: time of the server's one event loop for a request, from its bytes to the queue.
+        response: time of the same loop for an answer with one image.
+        file: time of a worker's thread for the file of an image of one megapixel; each worker has two such threads.
+        step: time of a worker's thread between two forward passes, while the device waits.
+        lora_change: duration of a change of LoRAs.
+        spread: coefficient of variation of a forward pass (log-normal).
     """
 
     request: float = 0.002
@@ -60,6 +63,10 @@ class Costs:
     step: float = 0.0
     lora_change: float = 2.0
     spread: float = 0.0
+
+    def file_seconds(self, size: Size) -> float:
+        """Return the seconds that the file of an image takes."""
+        return self.file * size.area / MEGAPIXEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +125,7 @@ class EmbeddedServer:
         slots: images that a worker may have under way.
         table: batch sizes that gain throughput; without rows, nothing shares a pass.
         max_ahead: passes that may run while the next one is prepared: 0 on a CPU, 1 on a GPU.
-        rate: of requests that each client may send.
+        rate: requests that each client may send in a time; None for no limit.
     """
 
     devices: int = 1
@@ -132,16 +139,19 @@ class EmbeddedServer:
 
 @dataclass(frozen=True, slots=True)
 class Autoscaler:
-    """Adds hosts when the queue grows, and removes idle ones.
+    """An autoscaler that knows how busy devices are and how long the waiting jobs take.
+
+    It is not that of the deployment. KEDA (deploy/kubernetes/components/keda) knows no seconds: it counts unfinished
+    jobs, waiting ones and running ones, and wants one host for each `targetQueryValue` of them. It removes at most one
+    host every five minutes, where this one removes all that it does not need at once.
 
     Attributes:
-        target: seconds that the queue may take, by its estimated work and the devices that are ready.
-        utilisation: share of busy devices above which hosts are added, and with fewer hosts of which the share would
-            still be below it, some are removed.
-        min_hosts, max_hosts: bounds.
-        every: between two decisions.
-        load: from the decision to the first job of a new host: boot and loading of the plans.
-        cool_down: after the last addition, before hosts are removed.
+        min_hosts, max_hosts: bounds of the number of hosts.
+        target: seconds in which the waiting jobs should be generated, by devices beside those that are busy.
+        utilisation: share of the devices that should be busy at most.
+        every: seconds between two decisions.
+        load: seconds from a decision to the first job of a new host: boot and loading of the plans.
+        cool_down: seconds after the last addition in which no host is removed.
     """
 
     min_hosts: int
@@ -155,7 +165,7 @@ class Autoscaler:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Hosts that vanish at a moment, without a word, and come back.
+    """Hosts that stop without notice, and come back.
 
     Attributes:
         at: seconds from the start.
@@ -178,9 +188,9 @@ class Fleet:
         claim: from the acceptance of a job to its arrival at an idle host.
         lease: after which the jobs of a host that vanished are claimed again, counted from its last heartbeat.
         queue: unfinished jobs at most; more are refused with 429.
-        granularity: "step" asks the engine's scheduler before every pass; "run" goes on with a batch until an image of
-            it ends or another one arrives; "image" has no scheduler on a device and takes images as they come, which
-            is for thousands of devices.
+        granularity: "step" asks the engine's scheduler before every pass. "run" asks it when an image has ended or
+            arrived. "image" has no scheduler on a device and takes images as they come: it is for thousands of
+            devices and one size, since images of other sizes and LoRAs wait longer there than they would.
         report_every: between two points of the timeline.
     """
 
@@ -204,7 +214,7 @@ class SimulationScenario:
 
     Attributes:
         manifest: of the plans; `benchmarks.simulation.plans.simulated_manifest` makes one.
-        prompt_length: padded tokens of every prompt.
+        prompt_length: tokens of every prompt.
         different_prompts: True if each request has a prompt of its own; False if devices have all prompts in their
             caches after the first of a kind, as with a load generator that repeats a few.
         seconds: length, with the warm-up. Requests under way at its end are waited for.
@@ -235,7 +245,7 @@ class FleetMoment:
         busy: devices that generate.
         waiting: jobs that no host has.
         arrived, ended, refused: jobs since the last moment.
-        p95: of the jobs that ended, if there are enough.
+        p95_s: latency of the jobs that ended; None without enough of them.
     """
 
     at_s: float
@@ -263,13 +273,13 @@ class SimulationResult:
     """The outcome of a simulation.
 
     Attributes:
-        figures: as `zimage-bench load` has them; of a fleet without kinds and errors.
-        records: of all requests; none of a fleet, which may have millions.
+        figures: those of `zimage-bench load`; of a fleet none by kind, no timeline and no times of the server.
+        records: one for each request; none of a fleet, which may have millions.
         utilisation: share of the devices' time, while they were ready, in which they computed.
-        device_seconds: for which devices were paid: ready or loading.
+        device_seconds: seconds for which devices were paid: ready or loading.
         passes: number of forward passes by batch size.
         timeline, scalings: of a fleet.
-        replays: jobs that were generated again since their host had vanished.
+        replays: jobs that were claimed again since their host had stopped.
     """
 
     figures: RungFigures

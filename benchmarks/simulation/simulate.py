@@ -55,7 +55,8 @@ def _simulate_fleet(scenario: SimulationScenario, spec: Fleet) -> SimulationResu
     with _few_collections():
         env.run(until=scenario.seconds)
         hosts = fleet.hosts
-        busy, ready, paid, passes = hosts.busy_seconds, hosts.ready_seconds, hosts.paid_seconds, hosts.passes()
+        busy, ready, paid = hosts.busy_seconds, hosts.ready_seconds, hosts.paid_seconds
+        passes = _summed(device.passes for device in hosts.all_devices())
         timeline, scalings = tuple(fleet.timeline), tuple(fleet.scalings)
         _wait(env, scenario, clients)
     clients.cut_off()

@@ -5,7 +5,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from fakes.service_times import ONE, TABLE, FakeTimes, scenario
+from fakes.service_times import FREE, ONE, TABLE, FakeTimes, scenario
 from msgspec.structs import replace
 
 from benchmarks.simulation.fleet.autoscaler import wanted_hosts
@@ -77,6 +77,14 @@ def test_coarser_devices_have_the_figures_of_single_steps(
     )
     for mine, theirs in zip(figures(coarse(given, granularity)), figures(coarse(given, "step")), strict=True):
         assert mine == pytest.approx(theirs, rel=bound)
+
+
+@pytest.mark.parametrize("granularity", ["step", "run", "image"])
+def test_passes_vary_by_their_spread_on_every_device(granularity: Granularity) -> None:
+    given = fleet(1, OpenLoop(0.01), seconds=40_000.0, costs=dataclasses.replace(FREE, spread=0.4))
+    found = coarse(given, granularity).figures.latency_s
+    assert found.mean == pytest.approx(IMAGE, rel=0.1)
+    assert found.p95 == pytest.approx(IMAGE * (1 + 1.7 * 0.4 / 2), rel=0.1), "four passes vary half as much as one"
 
 
 def test_fleet_of_one_host_has_the_figures_of_a_server() -> None:

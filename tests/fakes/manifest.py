@@ -1,15 +1,16 @@
 """A manifest of a small model, for tests that need one and build nothing."""
 
+from dataclasses import replace
+
+from benchmarks.harness.bare_manifest import MODEL
 from engine.plan.manifest import (
     SCHEMA_VERSION,
     Graph,
     Manifest,
-    Model,
     PreviewProjection,
     Profile,
     PromptFormat,
     Range,
-    Rope,
     Target,
     TensorSpec,
 )
@@ -32,18 +33,10 @@ MANIFEST = Manifest(
     plan_id="0123456789ab",
     zimage_trt="0.1.0",
     precision="fp32",
-    model=Model(
+    model=replace(
+        MODEL,
         name="Z-Image-Fake",
-        weights_sha256="0" * 64,
-        latent_channels=16,
-        vae_scale=8,
-        patch_size=2,
-        prompt_embeds_dim=8,
-        rope=Rope(256.0, (8, 12, 12), (1536, 512, 512)),
         prompt=PromptFormat("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", 512, 0),
-        schedule_shift=3.0,
-        default_steps=8,
-        default_guidance=0.0,
     ),
     target=Target("onnx", "onnx opset 20"),
     profiles=(USUAL, LARGE),

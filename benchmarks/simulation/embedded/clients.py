@@ -1,19 +1,12 @@
-"""Simulated clients: users who think, and requests that arrive; both honour Retry-After. They leave records.
+"""Clients of a simulated server, who honour Retry-After and leave records. Knows the server by its answers."""
 
-Knows servers only by what they answer.
-"""
-
-import math
-import random
-from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
 
 import simpy
 
 from benchmarks.simulation.embedded.server import REFUSALS, RateExceeded, SimulatedServer
+from benchmarks.simulation.load import Process, User, arrivals, retry_after, users
 from benchmarks.simulation.scenario import ClosedLoop, OpenLoop, SimulationScenario
-from benchmarks.workload.arrivals import poisson
 from benchmarks.workload.mix import RequestKind
 from benchmarks.workload.records import Outcome, Record, Throttle
 from server.api.errors import OVERLOAD
@@ -21,13 +14,10 @@ from server.errors import JobRefused
 from server.jobs.job import Job, JobState
 
 NAME = "simulation"
-MIN_RETRY = 1  # seconds; what `server.api.errors` asks for at least
 STATUS: dict[Outcome, int] = {"ok": 200, "failed": 500, "throttled": 429, "refused": 503}
 
-Process = Generator[simpy.Event, Any, None]
 
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Request:
     kind: RequestKind
     user: int
@@ -46,14 +36,13 @@ class Clients:
         self.records: list[Record] = []
         self._env, self._scenario, self._server = env, scenario, server
         self._load = scenario.load
-        self._under_way: dict[int, _Request] = {}  # by number
-        self._number = 0
+        self._under_way: dict[_Request, None] = {}
         match scenario.load:
-            case ClosedLoop(users=users):
-                for user in range(users):
-                    env.process(self._user(user, scenario.load))
-            case OpenLoop():
-                env.process(self._arrivals(scenario.load))
+            case ClosedLoop() as load:
+                for user in users(scenario, load):
+                    env.process(self._user(user, load))
+            case OpenLoop() as load:
+                env.process(arrivals(env, scenario, load, self._arrive))
 
     @property
     def is_waiting(self) -> bool:
@@ -63,48 +52,37 @@ class Clients:
     def cut_off(self) -> list[Record]:
         """Return the records of the requests that are under way."""
         now = self._env.now
-        return [_record(request, now, "cut_off") for request in self._under_way.values()]
+        return [_record(request, now, "cut_off") for request in self._under_way]
 
-    def _user(self, user: int, load: ClosedLoop) -> Process:
-        rng = random.Random(f"{self._scenario.seed} user {user}")
-        client = f"client {user % load.clients if load.clients else user}"
+    def _user(self, user: User, load: ClosedLoop) -> Process:
         while True:
-            if load.think:
-                yield self._env.timeout(rng.expovariate(1 / load.think))
+            yield self._env.timeout(user.pause(load))
             if self._env.now >= self._scenario.seconds:
                 return
-            yield from self._request(self._scenario.mix.choose(rng), user, client)
+            yield from self._request(user.number, self._scenario.mix.choose(user.rng), user.client)
 
-    def _arrivals(self, load: OpenLoop) -> Process:
-        seed = self._scenario.seed
-        rng = random.Random(f"{seed} kinds")
-        for number, at in enumerate(poisson(load.rate, random.Random(f"{seed} arrivals"))):
-            if at >= self._scenario.seconds:
-                return
-            yield self._env.timeout(at - self._env.now)
-            client = f"client {number % load.clients}"
-            self._env.process(self._request(self._scenario.mix.choose(rng), number, client))
+    def _arrive(self, number: int, kind: RequestKind, client: str) -> None:
+        self._env.process(self._request(number, kind, client))
 
-    def _request(self, kind: RequestKind, user: int, client: str) -> Process:
-        """Send a request until it has an answer, and record it."""
-        self._number += 1
-        number, request = self._number, _Request(kind, user, self._env.now)
-        self._under_way[number] = request
+    def _request(self, user: int, kind: RequestKind, client: str) -> Process:
+        """Send a request until it is answered or its client gives up, and record it."""
+        request = _Request(kind, user, self._env.now)
+        self._under_way[request] = None
         while True:
             try:
                 job = yield from self._server.handle(kind, client, self._load.timeout)
             except REFUSALS as refusal:
-                retry_after = max(MIN_RETRY, math.ceil(refusal.retry_after))
-                is_patient = self._env.now + retry_after - request.due <= self._load.patience
-                request.throttles.append(Throttle(self._env.now, retry_after, is_patient))
+                seconds = retry_after(refusal.retry_after)
+                is_patient = self._env.now + seconds - request.due <= self._load.patience
+                request.throttles.append(Throttle(self._env.now, seconds, is_patient))
                 if not is_patient:
                     record = _record(request, self._env.now, _given_up(refusal), error=str(refusal))
                     break
-                yield self._env.timeout(retry_after)
+                yield self._env.timeout(seconds)
             else:
                 record = _record(request, self._env.now, *_outcome(job), job)
                 break
-        del self._under_way[number]
+        del self._under_way[request]
         self.records.append(record)
 
 

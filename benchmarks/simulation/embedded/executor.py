@@ -1,11 +1,13 @@
-"""An executor that only takes time: when each pass of a device begins and ends. Knows no tensors."""
+"""An executor that only takes time: it says when each pass of a device begins and ends. Knows no tensors."""
 
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import log, sqrt
 
+import numpy as np
+
+from benchmarks.simulation.noise import log_normal
 from benchmarks.simulation.scenario import SimulationScenario
 from engine.images.generated import GeneratedImage
 from engine.request import LoraChoice
@@ -16,18 +18,19 @@ from engine.scheduler.step_loop import BatchResult, StepResult
 
 @dataclass(slots=True)
 class SimulatedImage:
-    """A `DenoisedImage` whose decoding is over at a time.
-
-    Attributes:
-        seconds: of the decoding.
-    """
+    """A `DenoisedImage` whose decoding takes `seconds` and is over at `ready_at`."""
 
     sample: Sample
     ready_at: float
     seconds: float
 
     def finish(self) -> GeneratedImage:
-        raise AssertionError("a simulated image has no pixels")
+        """Return a black image whose pixels share one byte of memory."""
+        sample = self.sample
+        pixels = np.broadcast_to(np.uint8(0), (sample.size.height, sample.size.width, 3))
+        return GeneratedImage(
+            pixels, sample.request.seed, sample.num_inference_steps, sample.branches[0].prompt, sample.seconds
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +50,10 @@ class SimulatedExecutor:
         now: returns the time.
 
     Attributes:
-        busy: seconds that the device has computed or will have, with all that is enqueued.
-        passes: by batch size.
-        free_at: time at which the device has nothing more to do.
-        pause: seconds that the caller must let pass now, for a change of LoRAs.
+        busy: seconds of all work so far, with what is enqueued.
+        passes: number of forward passes by batch size.
+        free_at: time at which all work so far is done.
+        pause: seconds of a change of LoRAs, which the caller lets pass and sets to 0.
     """
 
     def __init__(
@@ -64,7 +67,6 @@ class SimulatedExecutor:
         self.busy = self.free_at = self.pause = 0.0
         self.passes: Counter[int] = Counter()
         self._max_ahead, self._now, self._rng = max_ahead, now, rng
-        self._sigma = sqrt(log(1 + scenario.costs.spread**2))
         self._batches: deque[_RunningBatch] = deque()
         self._prompts: set[tuple[str, LoraChoice | None]] = set()  # that are encoded already
         self._uncharged: list[SimulatedImage] = []
@@ -91,7 +93,8 @@ class SimulatedExecutor:
     def enqueue(self, batch: Batch) -> None:
         began = max(self._now(), self.free_at) + self._costs.step
         before = sum(self._begin(sample, began) for sample in batch.samples if sample.first_pass_at is None)
-        seconds = self._times.pass_seconds(batch.size, len(batch), batch.prompt_length) * self._noise()
+        seconds = self._times.pass_seconds(batch.size, len(batch), batch.prompt_length)
+        seconds *= log_normal(self._rng, self._costs.spread)
         self.busy += before + seconds
         self.passes[len(batch)] += 1
         self.free_at = began + before + seconds
@@ -134,7 +137,3 @@ class SimulatedExecutor:
         sample.first_pass_at = now + encoded + init_image
         sample.record(prompt_encoder=encoded, vae_encoder=init_image)
         return encoded + init_image
-
-    def _noise(self) -> float:
-        """Return a factor with a mean of 1 and the spread of the costs."""
-        return self._rng.lognormvariate(-(self._sigma**2) / 2, self._sigma) if self._sigma else 1.0

@@ -20,10 +20,10 @@ class SimulatedLink:
         listener: the `DeviceQueue` of the device.
         new_worker: starts a worker.
         window: slots that the engine makes use of.
-        deaths: of the device's workers.
+        deaths: deaths of the device's workers.
 
     Attributes:
-        workers: so far; the last one may be dead.
+        workers: all workers so far; the last one may be dead.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from benchmarks.simulation.embedded.executor import SimulatedExecutor
 from benchmarks.simulation.embedded.link import SimulatedLink
 from benchmarks.simulation.embedded.store import InitImagesAtHand, SimulatedStore
 from benchmarks.simulation.embedded.worker import SimulatedWorker
-from benchmarks.simulation.policies import client_name, device_window, new_scheduler
+from benchmarks.simulation.policies import AcceptanceOrder, device_window, new_scheduler
 from benchmarks.simulation.requests import prepare
 from benchmarks.simulation.scenario import EmbeddedServer, SimulationScenario
 from benchmarks.workload.mix import RequestKind
@@ -42,6 +42,9 @@ class RateExceeded(Exception):
         self.retry_after = retry_after
 
 
+REFUSALS = (RateExceeded, JobRefused)
+
+
 class SimulatedServer:
     """A server with its workers, in a SimPy environment."""
 
@@ -52,6 +55,8 @@ class SimulatedServer:
         self._waiting: dict[str, simpy.Event] = {}  # by job, for its end
         metrics, manifest = Metrics(), scenario.manifest
         self._tracker = JobTracker(SimulatedStore(self._on_ended), manifest, metrics, clock=self._clock)
+        if "fifo" in scenario.changes:
+            self._tracker.unfinished = AcceptanceOrder(self._tracker.estimates, manifest)
         self._worker_queue = WorkerQueue(self._tracker, metrics, InitImagesAtHand())
         self._admission = Admission(replace(spec.limits, free_bytes=0), self._clock)
         self._limiter = RateLimiter(spec.rate, lambda: int(env.now * 1e9)) if spec.rate is not None else None
@@ -90,9 +95,8 @@ class SimulatedServer:
         """Admit a request and queue its job. Raises JobRefused."""
         now, prepared = self._clock.time(), self._kinds[kind.name]
         self._sequence += 1
-        job_id = f"job_{self._sequence}"
         job = Job(
-            id=job_id,
+            id=f"job_{self._sequence}",
             request=prepared.request,
             image_count=kind.images,
             format=PNG,
@@ -101,7 +105,7 @@ class SimulatedServer:
             fingerprint="",
             created=now,
             deadline=None if kind.deadline is None else now + kind.deadline,
-            client=client_name(client, job_id, self._scenario.changes),
+            client=client,
             priority=kind.priority,
             cost=prepared.cost * kind.images,
             sequence=self._sequence,
@@ -129,12 +133,9 @@ class SimulatedServer:
         return SimulatedWorker(self._env, tell, scenario, self._kinds, scheduler, executor)
 
     def _use_event_loop(self, seconds: float) -> Generator[simpy.Event, Any, None]:
-        with self._event_loop.request() as turn:
-            yield turn
+        with self._event_loop.request() as granted:
+            yield granted
             yield self._env.timeout(seconds)
 
     def _on_ended(self, job_id: str) -> None:
         self._waiting.pop(job_id).succeed()
-
-
-REFUSALS = (RateExceeded, JobRefused)

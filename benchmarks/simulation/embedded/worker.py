@@ -12,18 +12,13 @@ import simpy
 from benchmarks.simulation.embedded.executor import SimulatedExecutor, SimulatedImage
 from benchmarks.simulation.requests import PreparedKind, sample
 from benchmarks.simulation.scenario import SimulationScenario
-from engine.images.metadata import ImageMetadata
-from engine.plan.manifest import Manifest
 from engine.scheduler.events import Denoised, Event, Passed, Started, Stepped, Switched
 from engine.scheduler.scheduler import Scheduler
 from engine.scheduler.step_loop import StepLoop
-from server.worker import messages
+from server.worker import life_signs, messages
 from server.worker.finisher import FINISHERS
 from server.worker.messages import Cancel, FromWorker, Generate, Stop, ToWorker, image_key
 from server.worker.worker import HEARTBEAT_EVERY
-
-ALIVE_EVERY = 0.5  # seconds, as `server.worker.life_signs` has it
-MEGAPIXEL = 1e6
 
 Process = Generator[simpy.Event, Any, None]
 
@@ -32,7 +27,7 @@ class SimulatedWorker:
     """One worker process of a simulated device, from its start to its death.
 
     Args:
-        tell: takes its messages to the server.
+        tell: sends a message to the server.
     """
 
     def __init__(
@@ -84,15 +79,15 @@ class SimulatedWorker:
             while self._loop.must_wait:
                 yield from self._work_until(self.executor.next_end)
                 events += self._loop.complete_oldest()
-            if not self.executor.max_ahead:  # whose loop decodes by itself
+            if not self.executor.max_ahead:  # a CPU, on which decoding holds up the next step
                 yield from self._work_until(self.executor.free_at)
             self._handle(events)
 
     def _work_until(self, time: float) -> Process:
-        """Let time pass, with the signs of life that tell how long the device has been busy."""
+        """Let time pass, and tell the server meanwhile for how long the device has been busy."""
         began = self._env.now
-        while self._env.now + ALIVE_EVERY < time:
-            yield self._env.timeout(ALIVE_EVERY)
+        while self._env.now + life_signs.EVERY < time:
+            yield self._env.timeout(life_signs.EVERY)
             self._tell(messages.Alive(self._env.now - began))
         if self._env.now < time:
             yield self._env.timeout(time - self._env.now)
@@ -135,30 +130,11 @@ class SimulatedWorker:
             self._passes, self._steps_done = [], {}
 
     def _finish(self, key: str, image: SimulatedImage) -> Process:
-        """Encode the file of an image in one of the threads, beside the steps of others."""
+        """Encode the file of an image in one of the threads, while other images are generated."""
         with self._finishers.request() as thread:
             yield thread
             if self._env.now < image.ready_at:
                 yield self._env.timeout(image.ready_at - self._env.now)
-            yield self._env.timeout(self._costs.file * image.sample.size.area / MEGAPIXEL)
-        self._tell(messages.Finished(key, b"", _metadata(image, self._manifest)))
-
-
-def _metadata(image: SimulatedImage, manifest: Manifest) -> ImageMetadata:
-    sample, request = image.sample, image.sample.request
-    return ImageMetadata(
-        seed=0,
-        width=sample.size.width,
-        height=sample.size.height,
-        num_inference_steps=sample.num_inference_steps,
-        forwards=request.forwards(manifest),
-        guidance_scale=request.guidance(manifest),
-        plan_id=manifest.plan_id,
-        precision=manifest.precision,
-        flavor=manifest.target.flavor,
-        model=manifest.model.name,
-        revised_prompt=None,
-        text_tokens=len(sample.branches[0].prompt.ids),
-        seconds=sample.seconds,
-        lora=request.lora,
-    )
+            yield self._env.timeout(self._costs.file_seconds(image.sample.size))
+        metadata = image.finish().metadata(self._manifest, image.sample.request)
+        self._tell(messages.Finished(key, b"", metadata))

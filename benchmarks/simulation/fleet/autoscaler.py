@@ -1,4 +1,4 @@
-"""Decisions of the autoscaler. Knows numbers; neither hosts nor time."""
+"""The number of hosts that an autoscaler wants. Knows neither hosts nor time."""
 
 import math
 
@@ -9,8 +9,8 @@ def wanted_hosts(policy: Autoscaler, devices_per_host: int, busy: float, waiting
     """Return the number of hosts that a load needs.
 
     Args:
-        busy: devices that computed since the last decision, on average.
-        waiting_seconds: of a device's time, for the jobs that no host has.
+        busy: mean number of devices that computed since the last decision.
+        waiting_seconds: seconds of one device for the jobs that no host has.
     """
     by_load = busy / policy.utilisation
     by_queue = busy + waiting_seconds / policy.target

@@ -1,11 +1,10 @@
-"""Worker hosts of a simulated fleet. Knows devices; neither the queue nor who starts hosts."""
+"""A worker host of a simulated fleet. Knows its devices; neither the queue nor what starts hosts."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-from benchmarks.simulation.fleet.device import FleetDevice
-from benchmarks.simulation.fleet.image_device import ImageDevice
+from benchmarks.simulation.fleet.device import Device
 from benchmarks.simulation.fleet.queue import FleetJob
 from server.jobs.storage.fleet.claim_order import Kind
 
@@ -16,7 +15,7 @@ class FleetHost:
     """A host with its devices.
 
     Args:
-        device: makes a device from what it calls when it has room.
+        device: makes a device, which calls its argument when it has room.
         window: slots that each device makes use of.
         on_room: called with the host when it has room.
 
@@ -27,7 +26,7 @@ class FleetHost:
     def __init__(
         self,
         devices: int,
-        device: Callable[[Callable[[], object]], FleetDevice | ImageDevice],
+        device: Callable[[Callable[[], object]], Device],
         window: int,
         on_room: Callable[["FleetHost"], object],
     ) -> None:
@@ -52,14 +51,14 @@ class FleetHost:
         return sum(each.slots > 0 for each in self.devices)
 
     def take(self, job: FleetJob) -> None:
-        """Give a job to the device that has least."""
+        """Give a job to the device with the least work."""
         devices = self.devices
         (devices[0] if len(devices) == 1 else min(devices, key=lambda each: each.cost)).add(job)
 
     def loaded(self) -> set[Kind]:
-        """Return LoRA and size of what the devices generate."""
+        """Return LoRA and size of the images on all devices."""
         return set[Kind]().union(*(each.loaded() for each in self.devices))
 
     def vanish(self) -> list[FleetJob]:
-        """Stop without a word, and return the jobs that are lost."""
+        """Stop without notice, and return the jobs that are lost."""
         return [job for each in self.devices for job in each.stop()]

@@ -2,28 +2,30 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import simpy
 
-from benchmarks.simulation.fleet.device import FleetDevice, RunScheduler
+from benchmarks.simulation.fleet.device import Device
 from benchmarks.simulation.fleet.host import FleetHost, State
 from benchmarks.simulation.fleet.image_device import ImageDevice
 from benchmarks.simulation.fleet.queue import FleetJob
+from benchmarks.simulation.fleet.scheduled_device import RunScheduler, ScheduledDevice
 from benchmarks.simulation.policies import device_window, new_scheduler
 from benchmarks.simulation.scenario import Fleet, SimulationScenario
+from engine.plan.manifest import padded
 
 
 class FleetHosts:
-    """The hosts of a fleet, past ones too.
+    """The hosts of a fleet, also those that were removed.
 
     Args:
         on_finished: called with a job when its last image is finished.
         on_room: called with a host when it has room.
 
     Attributes:
-        present: those that were not removed; also those that have vanished for a while.
-        rng: of all that is random in the fleet but its load.
+        present: hosts that were not removed; also those that have vanished for a while.
+        rng: randomness of the fleet, but not of its load.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class FleetHosts:
         self._on_finished, self._on_room = on_finished, on_room
         self._removed: list[FleetHost] = []
         self._states: Counter[State] = Counter()
-        length = scenario.prompt_length
+        length = padded(scenario.prompt_length)
         self._prompt_seconds = scenario.times.prompt_encoder_seconds(length) if scenario.different_prompts else 0.0
         self._window = device_window(spec.slots, spec.table, scenario.changes)
         self._largest_batch = self._new_scheduler().largest_batch
@@ -80,12 +82,12 @@ class FleetHosts:
 
     @property
     def busy_seconds(self) -> float:
-        """Seconds in which devices have computed."""
-        return sum(each.busy for host in (*self.present, *self._removed) for each in host.devices)
+        """Seconds that all devices have computed."""
+        return sum(each.busy for each in self.all_devices())
 
     @property
     def paid_seconds(self) -> float:
-        """Seconds of devices that were paid: ready, draining or starting."""
+        """Seconds for which devices were paid: ready, draining or starting."""
         self._count()
         return self._paid
 
@@ -95,13 +97,9 @@ class FleetHosts:
         self._count()
         return self._ready
 
-    def passes(self) -> dict[int, int]:
-        """Return the number of forward passes by batch."""
-        found: Counter[int] = Counter()
-        for host in (*self.present, *self._removed):
-            for each in host.devices:
-                found.update(each.passes)
-        return dict(sorted(found.items()))
+    def all_devices(self) -> Iterator[Device]:
+        """Yield the devices of all hosts, also of those that were removed."""
+        return (each for host in (*self.present, *self._removed) for each in host.devices)
 
     def _count(self) -> None:
         """Count the seconds of devices since the last change of their number."""
@@ -111,13 +109,15 @@ class FleetHosts:
             self._paid += elapsed * (working + self.devices("starting"))
             self._ready += elapsed * working
 
-    def _new_device(self, on_room: Callable[[], object]) -> FleetDevice | ImageDevice:
-        env, scenario, spec = self._env, self._scenario, self._spec
+    def _new_device(self, on_room: Callable[[], object]) -> Device:
+        env, scenario, rng, granularity = self._env, self._scenario, self.rng, self._spec.granularity
         prompt_seconds, on_finished = self._prompt_seconds, self._on_finished
-        if spec.granularity == "image":
-            return ImageDevice(env, scenario, self._largest_batch, prompt_seconds, on_finished, on_room)
-        scheduler = self._new_scheduler()
-        return FleetDevice(env, scenario, scheduler, prompt_seconds, spec.granularity, self.rng, on_finished, on_room)
+        if granularity == "image":
+            return ImageDevice(env, scenario, self._largest_batch, rng, prompt_seconds, on_finished, on_room)
+        scheduler, is_stepwise = self._new_scheduler(), granularity == "step"
+        return ScheduledDevice(
+            env, scenario, scheduler, rng, prompt_seconds, on_finished, on_room, is_stepwise=is_stepwise
+        )
 
     def _new_scheduler(self) -> RunScheduler:
         scenario, spec = self._scenario, self._spec

@@ -2,15 +2,15 @@
 
 from array import array
 from collections import Counter
+from typing import get_args
 
 import numpy as np
 
 from benchmarks.harness.distribution import Distribution
-from benchmarks.workload.figures import BUCKETS_PER_DECADE, Bucket, Percentiles, RungFigures, ThrottleFigures
+from benchmarks.workload.figures import BUCKETS_PER_DECADE, ENDURED, Bucket, Percentiles, RungFigures, ThrottleFigures
 from benchmarks.workload.records import Outcome
 
-CODES: tuple[Outcome, ...] = ("ok", "timeout", "throttled", "failed", "cut_off")
-ENDURED = (0, 1, 2)  # codes whose latency counts; see `benchmarks.workload.figures`
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)  # a request has its index
 
 Seconds = np.ndarray[tuple[int], np.dtype[np.float64]]
 
@@ -19,17 +19,25 @@ class Outcomes:
     """The requests that have ended, in the order of their ends."""
 
     def __init__(self) -> None:
-        self.throttled = 0  # answers that asked to come back
-        self._due, self._ended = array("d"), array("d")
-        self._codes, self._images = array("b"), array("h")
+        self._due, self._ended, self._least_wait = array("d"), array("d"), array("d")
+        self._codes, self._images, self._throttles = array("b"), array("h"), array("i")
         self._recent: list[float] = []
 
-    def add(self, due: float, ended: float, outcome: Outcome, images: int) -> None:
-        """Record a request."""
+    def add(
+        self, due: float, ended: float, outcome: Outcome, images: int, *, throttles: int = 0, come_back: float = 0.0
+    ) -> None:
+        """Record a request.
+
+        Args:
+            throttles: answers that asked the client to come back.
+            come_back: time at which a client that gave up was to come back; see `Record.least_wait`.
+        """
         self._due.append(due)
         self._ended.append(ended)
-        self._codes.append(CODES.index(outcome))
+        self._least_wait.append(max(ended, come_back) - due)
+        self._codes.append(OUTCOMES.index(outcome))
         self._images.append(images)
+        self._throttles.append(throttles)
         if outcome == "ok":
             self._recent.append(ended - due)
 
@@ -39,38 +47,42 @@ class Outcomes:
         return len(recent), Distribution.of(recent).p95 if recent else None
 
     def figures(self, seconds: float, warmup: float) -> RungFigures:
-        """Compute the figures of the requests that were due from the end of the warm-up to the end."""
-        due, ended = np.frombuffer(self._due), np.frombuffer(self._ended)
-        codes, images = np.frombuffer(self._codes, np.int8), np.frombuffer(self._images, np.int16)
-        counted = (due >= warmup) & (due < seconds)
-        over = counted & (codes != CODES.index("cut_off"))
-        right = over & (codes == 0)
-        arrived = (codes == 0) & (ended >= warmup) & (ended < seconds)
-        latency = (ended - due)[over & np.isin(codes, ENDURED)]
-        measured = seconds - warmup
-        requests, gave_up = int(over.sum()), int((over & (codes == CODES.index("throttled"))).sum())
-        failures = Counter(CODES[code] for code in codes[over & (codes != 0)])
+        """Compute the figures that `RungFigures.of` has for the same requests, but none by kind and no timeline."""
+        due, ended, least_wait = np.asarray(self._due), np.asarray(self._ended), np.asarray(self._least_wait)
+        codes, images, throttles = np.asarray(self._codes), np.asarray(self._images), np.asarray(self._throttles)
+        is_due = (due >= warmup) & (due < seconds)
+        is_over = is_due & ~_are(codes, "cut_off")
+        is_right = is_over & _are(codes, "ok")
+        is_in_time = _are(codes, "ok") & (ended >= warmup) & (ended < seconds)
+        latency, measured = (ended - due)[is_right], seconds - warmup
+        requests, answers = int(is_over.sum()), int(throttles[is_due].sum())
+        gave_up = int((is_due & _are(codes, "throttled", "refused")).sum())
         return RungFigures(
             seconds=seconds,
             warmup_s=warmup,
             requests=requests,
-            images=int(images[right].sum()),
-            success_percent=100 * float(right.sum()) / requests if requests else None,
-            offered_per_s=float(images[counted].sum()) / measured,
-            achieved_per_s=float(images[arrived].sum()) / measured,
-            latency_s=_percentiles(latency),
-            first_byte_s=_percentiles((ended - due)[right]),
+            images=int(images[is_right].sum()),
+            success_percent=100 * float(is_right.sum()) / requests if requests else None,
+            offered_per_s=float(images[is_due].sum()) / measured,
+            achieved_per_s=float(images[is_in_time].sum()) / measured,
+            latency_s=_percentiles(least_wait[is_over & _are(codes, *ENDURED)]),
+            first_byte_s=_percentiles(latency),
             first_preview_s=None,
             queue_s=Percentiles(),
             drawing_s=Percentiles(),
-            throttled=ThrottleFigures(self.throttled, self.throttled - gave_up, gave_up, Percentiles()),
-            errors=dict(failures),
-            wrong_images=0,
-            cut_off=int((counted & (codes == CODES.index("cut_off"))).sum()),
+            throttled=ThrottleFigures(answers, answers - gave_up, gave_up, Percentiles()),
+            errors=dict(Counter(OUTCOMES[code] for code in codes[is_over & ~is_right])),
+            wrong_images=int((is_over & _are(codes, "wrong_image")).sum()),
+            cut_off=int((is_due & ~is_over).sum()),
             by_kind={},
             timeline=(),
-            histogram=_histogram((ended - due)[right]),
+            histogram=_histogram(latency),
         )
+
+
+def _are(codes: np.ndarray[tuple[int], np.dtype[np.int8]], *outcomes: str) -> np.ndarray[tuple[int], np.dtype[np.bool]]:
+    """Return the mask of the requests that have one of some outcomes."""
+    return np.isin(codes, [OUTCOMES.index(outcome) for outcome in outcomes])
 
 
 def _percentiles(seconds: Seconds) -> Percentiles:

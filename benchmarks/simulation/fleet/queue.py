@@ -5,12 +5,11 @@ Knows clients and jobs; neither hosts nor time.
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
-from benchmarks.simulation.policies import client_name
 from benchmarks.simulation.requests import PreparedKind
 from benchmarks.simulation.scenario import Change
 from server.jobs.admission.queue_limit import check_queue
@@ -25,10 +24,10 @@ class FleetJob:
     Attributes:
         due: when the client sent the request first.
         created: when it was accepted.
-        number: order of acceptance.
+        number: its place in the order of acceptance.
         missing: images that are not finished.
-        charged: what its client has spent for it.
-        losses: hosts that vanished while they had it.
+        charged: cost that its client was charged for it.
+        losses: hosts that stopped while they had it.
         on_ended: called with the job and its outcome when it has ended.
     """
 
@@ -67,19 +66,19 @@ class FleetQueue:
 
     Attributes:
         waiting: jobs that no host has.
-        waiting_cost: theirs, in pixels times passes.
-        unfinished: those that hosts have, too.
+        waiting_cost: cost of these jobs, in pixels times passes.
+        unfinished: jobs that wait or that a host has.
     """
 
     def __init__(self, limit: int, changes: Collection[Change] = (), *, is_uniform: bool = False) -> None:
         self.waiting = self.unfinished = 0
         self.waiting_cost = 0.0
-        self._limit, self._changes, self._is_uniform = limit, changes, is_uniform
+        self._limit, self._is_fifo, self._is_uniform = limit, "fifo" in changes, is_uniform
         self._by_client: Counter[str] = Counter()
         self._jobs: dict[str, deque[FleetJob]] = {}  # that wait, by share
         self._spent: dict[str, float] = {}
         self._now = 0.0  # the virtual time
-        self._heap: list[tuple[float, int, str]] = []  # what shares have spent, and their first jobs; some are stale
+        self._heap: list[tuple[float, int, str]] = []  # shares: spent, first job and name; some entries are stale
         self._numbers = 0
 
     def admit(self, client: str, retry_after: Callable[[], float]) -> None:
@@ -95,7 +94,7 @@ class FleetQueue:
         self._wait(job)
 
     def put_back(self, job: FleetJob) -> None:
-        """Queue a job again whose host has vanished, at its old place, and give its client back what it was charged."""
+        """Queue a job whose host has stopped again at its old place, and take back the charge of its client."""
         self._spent[self._share(job)] -= job.charged
         self._wait(job)
 
@@ -107,16 +106,16 @@ class FleetQueue:
             del self._by_client[job.client]
 
     def claim(self, loaded: Callable[[], Collection[Kind]]) -> FleetJob | None:
-        """Return the job that comes next for a host; None if none waits.
+        """Return the next job for a host; None if no job waits.
 
         Args:
-            loaded: returns LoRA and size of what the host generates now.
+            loaded: returns LoRA and size of the images that the host generates.
         """
         while self._heap:
             spent, first, name = heapq.heappop(self._heap)
             jobs = self._jobs.get(name)
             if not jobs or first != jobs[0].number or spent != self._spent.get(name, 0.0):
-                continue  # it was charged, or claimed from, since
+                continue  # stale: the share was charged since
             job = jobs[0]
             if len(jobs) > 1 and not self._is_uniform and (kinds := loaded()):
                 job = best_batching(list(islice(jobs, LOOK_AHEAD)), _created, partial(_distance, kinds))
@@ -144,19 +143,14 @@ class FleetQueue:
             self._push(name)
 
     def _push(self, name: str) -> None:
-        """Note the place of a share: that of `ClaimShare.order`, in which the virtual time changes no two places."""
+        """Add the place of a share. It is that of `ClaimShare.order`: the virtual time there swaps no two shares."""
         if jobs := self._jobs.get(name):
             heapq.heappush(self._heap, (self._spent.get(name, 0.0), jobs[0].number, name))
         else:
             self._jobs.pop(name, None)
 
     def _share(self, job: FleetJob) -> str:
-        return client_name(job.share, f"job {job.number:012}", self._changes)
-
-    def __iter__(self) -> Iterator[FleetJob]:
-        """Yield the jobs that wait."""
-        for jobs in self._jobs.values():
-            yield from jobs
+        return f"job {job.number}" if self._is_fifo else job.share
 
 
 def _distance(loaded: Collection[Kind], job: FleetJob) -> int:
