@@ -82,6 +82,21 @@ def engines(checkpoint: Path, run_folder: Path, build_plans: Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
+def refittable(checkpoint: Path, run_folder: Path, build_plans: Callable[..., Path]) -> Path:
+    """An output folder of `build-engines --flavor onnx --refittable`; tests that change it copy it first."""
+    from fakes.shared import made_once
+
+    from export.build import BuildOptions
+    from export.progress import BuildProgress
+
+    def build(output: Path) -> None:
+        options = BuildOptions(str(checkpoint), output, flavor="onnx", refittable=True)
+        build_plans(options, BuildProgress(Console(quiet=True)))
+
+    return made_once(run_folder / "refittable", build)
+
+
+@pytest.fixture(scope="session")
 def plan_directory(engines: Path) -> Path:
     """The plan directory in `engines`."""
     return (engines / "current").resolve()
