@@ -24,14 +24,16 @@ hypothesis.settings.load_profile("without_deadline")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that need plans or a broker as slow, and put files with slow tests first.
 
-    Plans take a minute to build. pytest-xdist hands out whole files in this order, so that the last ones, which only
-    one worker runs, are short.
+    pytest-xdist hands out whole files in this order, so that the last ones, which only one worker runs, are short.
+    Plans take a minute to build. The first file builds them, and the files after it need none, so that no other worker
+    waits for them.
     """
     for item in items:
         if {"engines", "build_plans", "redis", "rabbitmq"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    needing = list(dict.fromkeys(item.path for item in items if "engines" in getattr(item, "fixturenames", ())))
+    items.sort(key=lambda item: (item.path not in slow, item.path not in needing[:1], item.path in needing))
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +81,21 @@ def engines(checkpoint: Path, run_folder: Path, build_plans: Callable[..., Path]
         build_plans(options, BuildProgress(Console(quiet=True)))
 
     return made_once(run_folder / "engines", build)
+
+
+@pytest.fixture(scope="session")
+def refittable(checkpoint: Path, run_folder: Path, build_plans: Callable[..., Path]) -> Path:
+    """An output folder of `build-engines --flavor onnx --refittable`; tests that change it copy it first."""
+    from fakes.shared import made_once
+
+    from export.build import BuildOptions
+    from export.progress import BuildProgress
+
+    def build(output: Path) -> None:
+        options = BuildOptions(str(checkpoint), output, flavor="onnx", refittable=True)
+        build_plans(options, BuildProgress(Console(quiet=True)))
+
+    return made_once(run_folder / "refittable", build)
 
 
 @pytest.fixture(scope="session")

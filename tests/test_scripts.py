@@ -60,6 +60,7 @@ def test_demo_installs_no_tools_and_no_system_packages(checkout: Path) -> None:
     ran = install(checkout, "demo")
     assert extras(ran) == {"cpu", "export"}
     assert not [line for line in ran if line.startswith("apt-get")]
+    assert "--no-compile" in ran[-2] and "compileall" in ran[-1] and "-j 0" in ran[-1], "on all cores"
     assert install(checkout, "demo") == []
 
 

@@ -139,10 +139,10 @@ def test_memory_growth_is_distinguished_from_growth_at_the_start() -> None:
 def test_recorded_result_has_the_fields_of_the_command(
     engines: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.overhead.soak.ENGINE_SECONDS", 3.0)
+    monkeypatch.setattr("benchmarks.overhead.soak.ENGINE_SECONDS", 1.0)
     main([
         "http", "--engines", str(engines), "--sizes", "64", "--pairs", "2", "--clients", "4", "--rounds", "1",
-        "--seconds", "2", "--users", "3", "--soak", "4",
+        "--seconds", "1", "--users", "3", "--soak", "4",
     ])  # fmt: skip
     fresh = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"]
     assert fresh["soak"]["errors"] == []

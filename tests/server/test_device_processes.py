@@ -46,7 +46,7 @@ def by_device(url: str, name: str) -> dict[str, float]:
 @pytest.mark.slow
 def test_kill_9_of_one_of_two_workers_under_load_loses_no_image() -> None:
     with server("cuda:0", "cuda:1") as (url, child), ThreadPoolExecutor(CLIENTS) as pool:
-        for killed in range(3):
+        for killed in range(2):
             wait_until_ready(url, 2)
             made = by_device(url, "zimage_device_images_total")
             pending = [pool.submit(ask, url, "a cat", seed) for seed in range(2 * CLIENTS)]
@@ -57,7 +57,7 @@ def test_kill_9_of_one_of_two_workers_under_load_loses_no_image() -> None:
             made = by_device(url, "zimage_device_images_total")
             assert sum(made.values()) == (killed + 1) * 2 * CLIENTS
         wait_until_ready(url, 2)
-        assert sum(by_device(url, "zimage_worker_starts_total").values()) == 5
+        assert sum(by_device(url, "zimage_worker_starts_total").values()) == 4
 
 
 @pytest.mark.slow

@@ -62,7 +62,7 @@ def test_probes_answer_while_the_first_worker_loads_and_it_exits_with_its_server
 def test_worker_killed_at_any_moment_loses_no_image() -> None:
     """Kill the worker before, during and after the first of three images."""
     with server() as (url, child), ThreadPoolExecutor() as pool:
-        for delay in (0.0, 0.02, 0.12, 0.25, 0.41, 0.6):
+        for delay in (0.0, 0.12, 0.41, 0.6):
             answers = [pool.submit(ask, url, "a cat", seed) for seed in range(3)]
             time.sleep(delay)
             (worker,) = workers(child)

@@ -87,17 +87,28 @@ def test_some_malformed_requests_through_nginx(caplog: pytest.LogCaptureFixture,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("through_nginx", [False, pytest.param(True, marks=needs_nginx)])
-def test_ten_thousand_malformed_requests(tmp_path: Path, through_nginx: bool) -> None:
-    log = tmp_path / "log"
-    with server(log) as (direct, pid):
-        if through_nginx:
-            (tmp_path / "nginx").mkdir()
-            with behind_nginx(direct, tmp_path / "nginx") as url:
-                statuses = endure(url, pid, seed=1, count=12_800)
-        else:
-            statuses = endure(direct, pid, seed=1, count=12_800)
-    assert sum(count for status, count in statuses.items() if not 100 <= status < 300) >= 10_000, statuses
+def test_ten_thousand_malformed_requests(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    with server(log) as (url, pid):
+        assert refused(endure(url, pid, seed=1, count=12_800)) >= 10_000
+    assert_no_errors(log)
+
+
+@pytest.mark.slow
+@needs_nginx
+def test_thousands_of_malformed_requests_through_nginx(tmp_path: Path) -> None:
+    """Fewer, since nginx itself refuses most of those that reach no handler."""
+    log = tmp_path / "server.log"
+    with server(log) as (direct, pid), behind_nginx(direct, tmp_path) as url:
+        assert refused(endure(url, pid, seed=1, count=3_200)) >= 2_500
+    assert_no_errors(log)
+
+
+def refused(statuses: Counter[int]) -> int:
+    return sum(count for status, count in statuses.items() if not 100 <= status < 300)
+
+
+def assert_no_errors(log: Path) -> None:
     text = log.read_text()
     assert "Traceback" not in text and "ERROR" not in text, text[-4000:]
 
