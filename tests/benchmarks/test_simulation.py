@@ -48,7 +48,7 @@ def test_saturated_server_generates_at_the_rate_of_its_largest_batch() -> None:
 def test_users_are_those_who_wait_and_those_who_think() -> None:
     """Little's law: the users are the rate times latency and pause."""
     for users in (10, 40):
-        found = simulate(scenario(server=BATCHING, load=ClosedLoop(users, think=2.0), seconds=300.0)).figures
+        found = simulate(scenario(server=BATCHING, load=ClosedLoop(users, think=2.0), seconds=120.0)).figures
         assert found.latency_s.mean is not None
         assert found.achieved_per_s * (found.latency_s.mean + 2.0) == pytest.approx(users, rel=0.05)
 
@@ -103,7 +103,7 @@ def test_rate_limit_holds_for_each_client() -> None:
 def test_open_loop_counts_from_the_arrival_and_goes_on_while_the_server_is_overloaded() -> None:
     calm = simulate(scenario(load=OpenLoop(1.0), seconds=300.0)).figures
     assert calm.offered_per_s == pytest.approx(1.0, rel=0.1) and calm.latency_s.p50 < 1.0
-    flooded = simulate(scenario(load=OpenLoop(5.0), seconds=120.0))
+    flooded = simulate(scenario(load=OpenLoop(5.0, clients=5), seconds=120.0))
     assert flooded.figures.offered_per_s == pytest.approx(5.0, rel=0.1)
     assert flooded.figures.achieved_per_s == pytest.approx(2.5, rel=0.1)
     assert flooded.figures.cut_off == 0 and flooded.figures.latency_s.p95 > 50, "their ends are waited for"
