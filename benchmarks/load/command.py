@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 from benchmarks.harness.arguments import count, positive, positive_or_zero
 from benchmarks.harness.report import report
 from benchmarks.harness.server_process import ServerProcess
-from benchmarks.load.load_run import LoadOptions, LoadRun, run_load
-from benchmarks.load.plan import MAX_IN_FLIGHT, PATIENCE, TIMEOUT, Rung
-from benchmarks.load.requests.targets import ENDPOINTS
+from benchmarks.load.client.endpoints import ENDPOINTS
+from benchmarks.load.load_run import LoadRun, run_load
+from benchmarks.load.plan import CASES, MAX_IN_FLIGHT, PATIENCE, TIMEOUT, LoadOptions, Rung
 from benchmarks.reports.comparison import read_report
 from benchmarks.reports.load_report import load_page
 from benchmarks.reports.load_table import load_csv, load_table
@@ -148,7 +148,7 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
         help="Time for which clients try again after 429 and 503, as Retry-After says (default: %(default)g; 0: never)",
     )
     requests.add_argument(
-        "--cases", type=count, default=4, help="Prompts and seeds of each kind (default: 4)"
+        "--cases", type=count, default=CASES, help="Prompts and seeds of each kind (default: %(default)s)"
     )
     requests.add_argument(
         "--no-check-images",

@@ -20,7 +20,6 @@ from server.api.errors import OVERLOAD
 from server.errors import JobRefused
 from server.jobs.job import Job, JobState
 
-NAME = "simulation"
 MIN_RETRY = 1  # seconds; what `server.api.errors` asks for at least
 STATUS: dict[Outcome, int] = {"ok": 200, "failed": 500, "throttled": 429, "refused": 503}
 
@@ -30,7 +29,6 @@ Process = Generator[simpy.Event, Any, None]
 @dataclass(slots=True)
 class _Request:
     kind: RequestKind
-    user: int
     due: float
     throttles: list[Throttle] = field(default_factory=list)
 
@@ -73,7 +71,7 @@ class Clients:
                 yield self._env.timeout(rng.expovariate(1 / load.think))
             if self._env.now >= self._scenario.seconds:
                 return
-            yield from self._request(self._scenario.mix.choose(rng), user, client)
+            yield from self._request(self._scenario.mix.choose(rng), client)
 
     def _arrivals(self, load: OpenLoop) -> Process:
         seed = self._scenario.seed
@@ -83,12 +81,12 @@ class Clients:
                 return
             yield self._env.timeout(at - self._env.now)
             client = f"client {number % load.clients}"
-            self._env.process(self._request(self._scenario.mix.choose(rng), number, client))
+            self._env.process(self._request(self._scenario.mix.choose(rng), client))
 
-    def _request(self, kind: RequestKind, user: int, client: str) -> Process:
+    def _request(self, kind: RequestKind, client: str) -> Process:
         """Send a request until it has an answer, and record it."""
         self._number += 1
-        number, request = self._number, _Request(kind, user, self._env.now)
+        number, request = self._number, _Request(kind, self._env.now)
         self._under_way[number] = request
         while True:
             try:
@@ -114,8 +112,6 @@ def _record(request: _Request, now: float, outcome: Outcome, error: str = "", jo
         queue, drawing = job.started - job.created, job.finished - job.started
     return Record(
         kind.name,
-        request.user,
-        NAME,
         request.due,
         request.due,
         now,
@@ -124,7 +120,6 @@ def _record(request: _Request, now: float, outcome: Outcome, error: str = "", jo
         error=error,
         status=STATUS.get(outcome, 0),
         images=kind.images,
-        pixels=kind.images * kind.size.area,
         throttles=tuple(request.throttles),
         queue=queue,
         drawing=drawing,

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from fakes.image_server import ImageServer, image_server, pattern, png
 
-from benchmarks.load.requests.cases import Case, make_cases
-from benchmarks.load.requests.connection import Connection
-from benchmarks.load.requests.fingerprints import BOUND, Fingerprint, ImageCheck, WrongImage
-from benchmarks.load.requests.references import draw_references
-from benchmarks.load.requests.request import Request, Session
-from benchmarks.load.requests.targets import ENDPOINTS
+from benchmarks.load.client.cases import Case, make_cases
+from benchmarks.load.client.connection import Connection
+from benchmarks.load.client.endpoints import ENDPOINTS
+from benchmarks.load.client.fingerprints import BOUND, Fingerprint, ImageCheck, WrongImage
+from benchmarks.load.client.references import draw_references
+from benchmarks.load.client.request import Request, Session
 from benchmarks.workload.mix import Mix, RequestKind
 from benchmarks.workload.records import Record
 
@@ -73,12 +73,12 @@ def served(*requests: int) -> Iterator[Session]:
 
 def run(session: Session, case: Case = CASE) -> Record:
     with Connection(session.url) as connection:
-        return Request(session, case, user=0).run(connection)
+        return Request(session, case).run(connection)
 
 
 def test_right_answer_is_ok_with_the_servers_times(server: tuple[ImageServer, Session]) -> None:
     record = run(server[1])
-    assert (record.outcome, record.status, record.images, record.pixels) == ("ok", 200, 1, 64 * 64)
+    assert (record.outcome, record.status, record.images) == ("ok", 200, 1)
     assert (record.queue, record.drawing) == (0.02, 0.03)
     assert record.first_byte is not None and 0 < record.first_byte <= record.latency
 
@@ -138,7 +138,7 @@ def test_trickle_of_an_answer_does_not_outlast_the_timeout(endpoint: str) -> Non
     with answered_by(trickle) as url:
         connection = Connection(url)
         session = Session(url, ENDPOINTS[endpoint], {}, patience=0.0, timeout=0.2)
-        record = Request(session, CASE, user=0).run(connection)  # and it closes the connection, as the server sees
+        record = Request(session, CASE).run(connection)  # and it closes the connection, as the server sees
     assert record.outcome == "timeout"
 
 
@@ -151,7 +151,7 @@ def test_answer_without_end_is_a_failure_before_it_fills_the_memory(
         while True:
             stream.sendall(b"data" * 10_000)
 
-    monkeypatch.setattr("benchmarks.load.requests.connection.MAX_BODY", 3 << 20)
+    monkeypatch.setattr("benchmarks.load.client.connection.MAX_BODY", 3 << 20)
     with answered_by(pour) as url:
         record = run(Session(url, ENDPOINTS[endpoint], {}, patience=0.0, timeout=30.0))
     assert (record.outcome, record.error) == ("failed", "AnswerTooLarge: the answer has more than 3 MiB")
@@ -221,20 +221,20 @@ def answer_on(listener: socket.socket, *requests: int) -> None:
 
 def test_connection_is_kept_and_opened_again_after_the_server_has_closed_it() -> None:
     with served(2, 1) as session, Connection(session.url) as connection:
-        found = [Request(session, CASE, user=0).run(connection).status for _ in range(3)]
+        found = [Request(session, CASE).run(connection).status for _ in range(3)]
     assert found == [418, 418, 418]
 
 
 def test_connection_works_again_after_a_new_one_has_failed_too() -> None:
     with served(1, 0, 1) as session, Connection(session.url) as connection:
-        found = [Request(session, CASE, user=0).run(connection).status for _ in range(3)]
+        found = [Request(session, CASE).run(connection).status for _ in range(3)]
     assert found == [418, 0, 418]
 
 
 def test_request_that_a_server_drops_after_it_has_taken_it_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.load.requests.connection.STALE_SECONDS", 0.0)  # any failure comes later
+    monkeypatch.setattr("benchmarks.load.client.connection.STALE_SECONDS", 0.0)  # any failure comes later
     with served(1, 1) as session, Connection(session.url) as connection:
-        found = [Request(session, CASE, user=0).run(connection) for _ in range(3)]
+        found = [Request(session, CASE).run(connection) for _ in range(3)]
     assert [record.status for record in found] == [418, 0, 418]
     assert found[1].outcome == "failed"
 
@@ -256,7 +256,7 @@ def test_answer_that_ends_too_early_is_a_failure() -> None:
 def test_request_that_is_sent_late_counts_from_the_moment_it_was_due(server: tuple[ImageServer, Session]) -> None:
     session = replace(server[1], started=time.monotonic() - 3.0)
     with Connection(session.url) as connection:
-        record = Request(session, CASE, user=0, due=0.5).run(connection)
+        record = Request(session, CASE, due=0.5).run(connection)
     assert record.due == 0.5 and record.sent >= 3.0
     assert record.latency >= 2.5
     assert record.first_byte is not None and record.first_byte >= 2.5

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from benchmarks.load.requests.cases import Case, init_image
-from benchmarks.load.requests.connection import Connection, Reply
+from benchmarks.load.client.cases import Case, init_image
+from benchmarks.load.client.connection import Connection, Reply
 
 JSON = {"content-type": "application/json"}
 POLL = 0.25  # seconds between two questions about a task
