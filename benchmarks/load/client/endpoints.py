@@ -8,6 +8,7 @@ import json
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -229,13 +230,22 @@ def _drawing(stages: Mapping[str, float]) -> float:
 
 
 def _refusal(reply: Reply) -> Answer:
-    retry_after = reply.headers.get("retry-after", "")
     return Answer(
         status=reply.status,
         first_byte=reply.arrived,
-        retry_after=float(retry_after) if retry_after.isdecimal() else None,
+        retry_after=_seconds_to_wait(reply.headers.get("retry-after", "")),
         error=f"{reply.status}: {_body_text(reply.read())}",
     )
+
+
+def _seconds_to_wait(retry_after: str) -> float | None:
+    """Return what Retry-After asks for, in seconds or as a date; None if it is neither."""
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return max(parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _body_text(body: bytes) -> str:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from email.utils import formatdate
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from benchmarks.load.client.cases import Case, make_cases
 from benchmarks.load.client.connection import Connection
 from benchmarks.load.client.endpoints import ENDPOINTS
 from benchmarks.load.client.fingerprints import BOUND, Fingerprint, ImageCheck, WrongImage
-from benchmarks.load.client.references import draw_references
+from benchmarks.load.client.references import draw_references, model_info
 from benchmarks.load.client.request import Request, Session
 from benchmarks.workload.mix import Mix, RequestKind
 from benchmarks.workload.records import Record
@@ -113,6 +114,27 @@ def test_retry_after_beyond_the_patience_ends_the_request_at_once(
     assert (record.outcome, len(fake.received)) == (outcome, 1)
 
 
+@pytest.mark.parametrize(("wait", "seconds"), [("7", 7.0), (3600, 3600.0), (-3600, 0.0)])
+def test_retry_after_is_read_as_seconds_and_as_a_date(
+    server: tuple[ImageServer, Session], wait: str | int, seconds: float
+) -> None:
+    fake, session = server
+    text = wait if isinstance(wait, str) else formatdate(time.time() + wait, usegmt=True)
+    fake.refuse = lambda _: (503, {"retry-after": text})
+    record = run(replace(session, patience=0.0))
+    assert [each.retry_after for each in record.throttles] == [pytest.approx(seconds, abs=120)]
+
+
+@pytest.mark.parametrize(
+    "text", ["soon", ",", "-1", "1.5", "Tue, 99 Foo 99999 99:99:99 GMT", "0 0 0 0 0", "1 Jan 99999"]
+)
+def test_retry_after_that_is_neither_counts_as_none(server: tuple[ImageServer, Session], text: str) -> None:
+    fake, session = server
+    fake.refuse = lambda _: (503, {"retry-after": text})
+    record = run(replace(session, patience=0.0))
+    assert (record.outcome, record.throttles[0].retry_after) == ("refused", None)
+
+
 def test_other_status_is_a_failure_with_the_servers_code(server: tuple[ImageServer, Session]) -> None:
     fake, session = server
     fake.refuse = lambda _: (500, {})
@@ -127,12 +149,20 @@ def test_answer_after_the_timeout_is_a_timeout(server: tuple[ImageServer, Sessio
     assert (record.outcome, record.error) == ("timeout", "no answer within 0.2 s")
 
 
+HEADERS = b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "then"),
+    [(HEADERS, b" "), (HEADERS[:12], b" "), (HEADERS[:17], b"a: b\r\n")],
+    ids=["body", "status", "headers"],
+)
 @pytest.mark.parametrize("endpoint", ["images", "stream"])
-def test_trickle_of_an_answer_does_not_outlast_the_timeout(endpoint: str) -> None:
+def test_trickle_of_an_answer_does_not_outlast_the_timeout(endpoint: str, begin: bytes, then: bytes) -> None:
     def trickle(stream: socket.socket) -> None:
-        stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
-        while True:
-            stream.sendall(b" ")
+        stream.sendall(begin)
+        for number in range(250):  # 5 s, unless the client closes the connection
+            stream.sendall(then[number % len(then) :][:1])
             time.sleep(0.02)
 
     with answered_by(trickle) as url:
@@ -140,6 +170,20 @@ def test_trickle_of_an_answer_does_not_outlast_the_timeout(endpoint: str) -> Non
         session = Session(url, ENDPOINTS[endpoint], {}, patience=0.0, timeout=0.2)
         record = Request(session, CASE).run(connection)  # and it closes the connection, as the server sees
     assert record.outcome == "timeout"
+
+
+def test_trickle_of_headers_does_not_hold_up_the_question_what_a_server_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trickle(stream: socket.socket) -> None:
+        for number in range(250):
+            stream.sendall(HEADERS[:12] if not number else b" ")
+            time.sleep(0.02)
+
+    monkeypatch.setattr("benchmarks.load.client.references.ANSWER_SECONDS", 0.2)
+    with (
+        answered_by(trickle) as url,
+        pytest.raises(RuntimeError, match=r"no server answers .*: (timed out|the deadline)"),
+    ):
+        model_info(url, {})
 
 
 @pytest.mark.parametrize("endpoint", ["images", "stream"])
