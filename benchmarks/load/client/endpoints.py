@@ -81,9 +81,10 @@ class _Task(msgspec.Struct):
 
 
 class _Event(msgspec.Struct):
-    """Event of a stream; one with `error` ends it."""
+    """Event of a stream; one with `error` ends it. Images come in the order in which they are finished."""
 
     type: str = ""
+    index: int = 0
     b64_json: bytes = b""
     error: dict[str, Any] | None = None
 
@@ -146,7 +147,7 @@ def stream(connection: Connection, case: Case, headers: Mapping[str, str], deadl
     reply = _post_openai(connection, case, headers, deadline, stream=True, partial_images=PREVIEWS)
     if reply.status != 200:
         return _refusal(reply)
-    files: list[bytes] = []
+    files: dict[int, bytes] = {}
     first_byte = first_preview = None
     for line in reply.lines():
         if not line.startswith(b"data:"):
@@ -158,9 +159,10 @@ def stream(connection: Connection, case: Case, headers: Mapping[str, str], deadl
         if event.type.endswith(".partial_image"):
             first_preview = first_preview or time.monotonic()
         elif event.type.endswith(".completed"):
-            files.append(event.b64_json)
+            files[event.index] = event.b64_json
     error = "" if files else "the stream ended without an image"
-    return Answer(status=200, images=tuple(files), first_byte=first_byte, first_preview=first_preview, error=error)
+    found = tuple(files[index] for index in sorted(files))
+    return Answer(status=200, images=found, first_byte=first_byte, first_preview=first_preview, error=error)
 
 
 ENDPOINTS: Mapping[str, Endpoint] = {"images": images, "generate": generate, "tasks": tasks, "stream": stream}

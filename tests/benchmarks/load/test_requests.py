@@ -202,9 +202,10 @@ def test_answer_without_end_is_a_failure_before_it_fills_the_memory(
 
 
 def test_stream_is_read_line_by_line_wherever_its_packets_end() -> None:
-    image = base64.b64encode(pattern(1))
-    events = b'data: {"type": "x.partial_image", "b64_json": "%s"}\n\ndata: {"type": "x.completed", "b64_json": "%s"}'
-    body = events % (image, image)
+    first, second = (base64.b64encode(pattern(seed)) for seed in (1, 2))
+    preview = b'data: {"type": "x.partial_image", "b64_json": "%s"}\n\n' % first
+    image = b'data: {"type": "x.completed", "index": %d, "b64_json": "%s"}'
+    body = preview + image % (1, second) + b"\n\n" + image % (0, first)  # the second is finished first
 
     def answer(stream: socket.socket) -> None:
         stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body))
@@ -213,7 +214,7 @@ def test_stream_is_read_line_by_line_wherever_its_packets_end() -> None:
 
     with answered_by(answer) as url, Connection(url) as connection:
         found = ENDPOINTS["stream"](connection, CASE, {}, time.monotonic() + 5)
-    assert found.images == (pattern(1),)
+    assert found.images == (pattern(1), pattern(2))
     assert found.first_byte is not None and found.first_preview is not None
 
 
