@@ -29,8 +29,6 @@ def record(rng: random.Random) -> Record:
     throttles += [Throttle(ended, rng.uniform(1.0, 9.0), is_honoured=False)] * has_given_up
     return Record(
         "one",
-        0,
-        "test",
         due,
         due,
         ended,
