@@ -1,7 +1,6 @@
 """A command of this project in a process: started, killed, stopped and started again. Knows processes; no jobs."""
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.faults.server import FAKETIME
+from benchmarks.harness.tied_command import tied
 
 READY_SECONDS = 120.0
 STOP_SECONDS = 60.0
@@ -51,10 +51,9 @@ class Program:
 
     def start(self) -> None:
         assert not self.is_running, self.name
-        tied = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
         with self._log(self.starts).open("wb") as log:
             self._process = subprocess.Popen(
-                [*self.prefix, *tied, *self.command],
+                [*self.prefix, *tied(self.command)],
                 env=os.environ | self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

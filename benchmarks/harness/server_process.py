@@ -11,6 +11,7 @@ from typing import Generic, Self, TypeVar
 
 import psutil
 
+from benchmarks.harness.tied_command import tied
 from engine.module_command import module_command
 
 READY = re.compile(r"ready on (\S+)")
@@ -20,7 +21,7 @@ SAMPLE = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
 class ServerProcess:
-    """A server of a plan directory, on a free port."""
+    """A server of a plan directory, on a free port. It does not outlive this process."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class ServerProcess:
         options += ["--drain-seconds", "0", "--batching", batching]
         command = command or module_command("server.cli", *options)
         command += ["--database", str(database)] if database else []
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        self._process = subprocess.Popen(tied(command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self._process.stdout is not None
         found = READY.search(self._process.stdout.readline())
         if found is None:

@@ -8,6 +8,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -18,13 +19,13 @@ from urllib.parse import urlsplit
 from benchmarks.harness.arguments import count, positive, positive_or_zero
 from benchmarks.harness.report import report
 from benchmarks.harness.server_process import ServerProcess
-from benchmarks.load.load_run import LoadOptions, LoadRun, run_load
-from benchmarks.load.plan import MAX_IN_FLIGHT, PATIENCE, TIMEOUT, Rung
-from benchmarks.load.requests.targets import ENDPOINTS
+from benchmarks.load.client.endpoints import ENDPOINTS
+from benchmarks.load.load_run import LoadRun, run_load
+from benchmarks.load.plan import CASES, MAX_IN_FLIGHT, PATIENCE, TIMEOUT, LoadOptions, Rung
 from benchmarks.reports.comparison import read_report
 from benchmarks.reports.load_report import load_page
 from benchmarks.reports.load_table import load_csv, load_table
-from benchmarks.reports.rungs import Report
+from benchmarks.reports.rungs import Report, load_name
 from benchmarks.workload.figures import RungFigures
 from benchmarks.workload.mix import Mix
 from benchmarks.workload.objective import Objective
@@ -85,8 +86,8 @@ def _load_others(args: argparse.Namespace, options: LoadOptions, before: LoadRun
 def _add_load(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how many requests are sent and when."""
     load = parser.add_argument_group("load")
-    scenarios = "; ".join(f"{each.name}: {_ladder(each)} users" for each in SCENARIOS.values())
-    load.add_argument("--scenario", choices=SCENARIOS, help=f"Users and minutes by name ({scenarios})")
+    scenarios = "; ".join(map(_in_words, SCENARIOS.values()))
+    load.add_argument("--scenario", choices=SCENARIOS, help=f"Users and length of the rungs by name ({scenarios})")
     load.add_argument("--users", type=_counts, metavar="N,...", help="Users of each rung (default: those of ladder)")
     load.add_argument(
         "--rate",
@@ -146,7 +147,9 @@ def _add_requests(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="Time for which clients try again after 429 and 503, as Retry-After says (default: %(default)g; 0: never)",
     )
-    requests.add_argument("--cases", type=count, default=4, help="Prompts and seeds of each kind (default: 4)")
+    requests.add_argument(
+        "--cases", type=count, default=CASES, help="Prompts and seeds of each kind (default: %(default)s)"
+    )
     requests.add_argument(
         "--no-check-images",
         action="store_true",
@@ -235,13 +238,10 @@ def _serve_command(args: argparse.Namespace) -> list[str]:
 
 
 def _print_rung(rung: Rung, figures: RungFigures) -> None:
-    p95 = figures.latency_s.p95
+    p95 = "" if figures.latency_s.p95 is None else f", p95 {figures.latency_s.p95:.2f} s"
     success = "no answers" if figures.success_percent is None else f"{figures.success_percent:.1f}% successful"
-    print(
-        f"{rung.name}: {figures.requests} requests, {success}, {figures.achieved_per_s:.2f} images/s"
-        + ("" if p95 is None else f", p95 {p95:.2f} s"),
-        flush=True,
-    )
+    rate = f"{figures.achieved_per_s:.2f} images/s"
+    print(f"{load_name(rung.users, rung.rate)}: {figures.requests} requests, {success}, {rate}{p95}", flush=True)
 
 
 def _write(found: dict[str, Any], others: Sequence[Report], args: argparse.Namespace) -> None:
@@ -267,8 +267,11 @@ def _name(url: str) -> str:
     return urlsplit(url).netloc
 
 
-def _ladder(scenario: Scenario) -> str:
-    return ", ".join(map(str, scenario.users))
+def _in_words(scenario: Scenario) -> str:
+    """Return a scenario as words, such as "soak: 6 times 10 users for 10 minutes"."""
+    times = Counter(scenario.users)
+    users = ", ".join(f"{count} times {number}" if count > 1 else str(number) for number, count in times.items())
+    return f"{scenario.name}: {users} user{'s' * (users != '1')} for {scenario.minutes:g} minutes"
 
 
 def _is_url(text: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.harness.tied_command import tied
 from benchmarks.load.plan import LoadPlan, Rung, RungTimes
 from benchmarks.workload import records
 from benchmarks.workload.records import Record
@@ -39,7 +40,7 @@ def finished_rungs(plan: LoadPlan) -> Iterator[FinishedRung]:
     Raises:
         RuntimeError: the process of Locust has failed.
     """
-    command = module_command("benchmarks.load.locust_process")
+    command = tied(module_command("benchmarks.load.locust_process"))
     with (
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True) as child,
         _ends_at_interrupt(child),
@@ -50,7 +51,7 @@ def finished_rungs(plan: LoadPlan) -> Iterator[FinishedRung]:
         for line in child.stdout:
             times = msgspec.json.decode(line, type=RungTimes)
             found = tuple(records.read(Path(plan.records) / f"{times.number}.jsonl"))
-            yield FinishedRung(plan.rungs[times.number], times.start, times.seconds, found)
+            yield FinishedRung(plan.options.rungs[times.number], times.start, times.seconds, found)
     if child.returncode:
         raise RuntimeError(f"the process of Locust ended with status {child.returncode}; its output is above")
 

@@ -7,46 +7,15 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.load.client.cases import make_cases
+from benchmarks.load.client.endpoints import ONLY_ZIMAGE
+from benchmarks.load.client.references import draw_references, model_info
 from benchmarks.load.ladder import FinishedRung, finished_rungs
-from benchmarks.load.plan import LoadPlan, Rung, authorization
-from benchmarks.load.requests.cases import make_cases
-from benchmarks.load.requests.references import draw_references, model_info
-from benchmarks.load.requests.request import Session
-from benchmarks.load.requests.targets import ENDPOINTS, ONLY_ZIMAGE
+from benchmarks.load.plan import LoadOptions, LoadPlan, Rung
 from benchmarks.load.server_samples import ServerSamples
 from benchmarks.workload.figures import RungFigures
 from benchmarks.workload.mix import Mix, RequestKind
 from benchmarks.workload.objective import Objective, check
-from benchmarks.workload.scenarios import named_mix
-from engine.size import Size
-
-DEFAULT_SIZE = Size(1024, 1024)  # of a server that does not tell its own
-
-
-@dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """A load, whatever server gets it.
-
-    Attributes:
-        mix: a mix, or the name of one around the server's default size.
-        server: "zimage", "openai" for another server with OpenAI's endpoints, or "auto" to ask it.
-        cases: prompts and seeds of each kind.
-        checks_images: True to compare images with those that are drawn alone first.
-    """
-
-    mix: Mix | str
-    rungs: tuple[Rung, ...]
-    scenario: str | None
-    endpoint: str
-    server: str
-    api_key: str | None
-    patience: float
-    timeout: float
-    cases: int
-    checks_images: bool
-    max_in_flight: int
-    seed: int
-    ui_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,31 +45,14 @@ def run_load(
     Raises:
         RuntimeError: the server does not answer, draw the references, or do what the mix asks for.
     """
-    headers = authorization(options.api_key)
-    info = None if options.server == "openai" else model_info(url, headers)
-    mix = options.mix if isinstance(options.mix, Mix) else named_mix(options.mix, _default_size(info))
+    info = None if options.server == "openai" else model_info(url, options.headers)
+    mix = options.mix_for(info)
     _require_support(url, mix, options, is_zimage=info is not None)
     cases = make_cases(mix, options.cases)
-    references = None
-    if options.checks_images:
-        session = Session(url, ENDPOINTS["images"], headers, options.patience, options.timeout)
-        references = draw_references(session, cases)
+    references = draw_references(options.session(url), cases) if options.checks_images else None
     finished: list[tuple[FinishedRung, RungFigures]] = []
     with tempfile.TemporaryDirectory(prefix="zimage-load-") as folder, ServerSamples(url, pid) as samples:
-        plan = LoadPlan(
-            url=url,
-            endpoint=options.endpoint,
-            headers=headers,
-            cases=cases,
-            references=references,
-            rungs=options.rungs,
-            records=folder,
-            patience=options.patience,
-            timeout=options.timeout,
-            max_in_flight=options.max_in_flight,
-            seed=options.seed,
-            ui_port=options.ui_port,
-        )
+        plan = LoadPlan(url=url, cases=cases, references=references, records=folder, options=options)
         for rung in finished_rungs(plan):
             if rung.seconds <= rung.rung.warmup:
                 continue  # interrupted before there was anything to measure
@@ -108,23 +60,18 @@ def run_load(
             finished.append((rung, figures))
             on_rung(rung.rung, figures)
     results = [
-        (number, result) for number, (_, figures) in enumerate(finished) for result in check(objectives, figures)
+        {"text": result.objective.text, "rung": number, "value": result.value, "is_met": result.is_met}
+        for number, (_, figures) in enumerate(finished)
+        for result in check(objectives, figures)
     ]
     found = {
         "target": {"url": url, "endpoint": options.endpoint, "server": info, "name": name},
         "workload": _workload(mix, options),
         "rungs": [_rung_figures(rung, figures, samples) for rung, figures in finished],
-        "objectives": [
-            {"text": result.objective.text, "rung": number, "value": result.value, "is_met": result.is_met}
-            for number, result in results
-        ],
+        "objectives": results,
     }
     is_interrupted = len(finished) < len(options.rungs) or any(rung.is_interrupted for rung, _ in finished)
-    return LoadRun(found, is_interrupted, all(result.is_met for _, result in results))
-
-
-def _default_size(info: dict[str, Any] | None) -> Size:
-    return DEFAULT_SIZE if info is None else Size.parse(info["default_size"])
+    return LoadRun(found, is_interrupted, all(result["is_met"] for result in results))
 
 
 def _require_support(url: str, mix: Mix, options: LoadOptions, *, is_zimage: bool) -> None:

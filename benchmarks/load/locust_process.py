@@ -2,13 +2,12 @@
 
 python -m benchmarks.load.locust_process < PLAN
 
-SIGTERM ends the current rung at once; its unfinished requests are recorded as cut off. So does the end of the parent
-process, which nobody could tell that the load goes on.
+SIGTERM ends the current rung at once; its unfinished requests are recorded as cut off.
 """
 
-import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,14 +17,11 @@ from gevent.event import Event
 from locust.env import Environment
 from locust.runners import LocalRunner
 
+from benchmarks.load.client.fingerprints import ImageCheck
 from benchmarks.load.plan import LoadPlan, Rung, RungTimes
-from benchmarks.load.requests.fingerprints import ImageCheck
-from benchmarks.load.requests.request import RequireRight, Session
-from benchmarks.load.requests.targets import ENDPOINTS
 from benchmarks.load.users import Arrivals, ClosedUser, RunningRung, in_thread
 from benchmarks.workload import records
 
-PARENT_EVERY = 0.5  # seconds between two looks whether the parent is there
 GRACE = 5.0  # seconds beyond the end of the last attempt, in which its record is written
 
 
@@ -36,15 +32,17 @@ class LoadRunner:
         self.errors: list[str] = []
         self._plan = plan
         self._stopped = Event()
+        check = None if plan.references is None else in_thread(ImageCheck(plan.references).require_right)
+        self._session = partial(plan.options.session, plan.url, check)
         self._environment = Environment(user_classes=[ClosedUser, Arrivals], host=plan.url)
         self._environment.events.user_error.add_listener(self._on_user_error)
         self._runner: LocalRunner = self._environment.create_local_runner()
-        if plan.ui_port is not None:
-            self._environment.create_web_ui("127.0.0.1", plan.ui_port)
+        if plan.options.ui_port is not None:
+            self._environment.create_web_ui("127.0.0.1", plan.options.ui_port)
 
     def run(self) -> None:
         """Run the rungs; print the times of each as a line of JSON when it has ended."""
-        for number, rung in enumerate(self._plan.rungs):
+        for number, rung in enumerate(self._plan.options.rungs):
             with (Path(self._plan.records) / f"{number}.jsonl").open("wb") as file:
                 start, seconds = self._run(rung, file)
             print(msgspec.json.encode(RungTimes(number, start, seconds)).decode(), flush=True)
@@ -58,23 +56,20 @@ class LoadRunner:
 
     def _run(self, rung: Rung, file: BinaryIO) -> tuple[float, float]:
         """Run a rung and wait for its last answers; return its start and how long it ran."""
-        plan = self._plan
+        options = self._plan.options
 
         def write(record: records.Record) -> None:
             records.write(file, record)
             file.flush()
 
-        check = _check_in_thread(plan)
-        session = Session(plan.url, ENDPOINTS[plan.endpoint], plan.headers, plan.patience, plan.timeout, check)
-        running = RunningRung(
-            rung, session, plan.cases, max_in_flight=plan.max_in_flight, seed=plan.seed, on_record=write
-        )
+        session = self._session()
+        running = RunningRung(rung, options, session, self._plan.cases, write)
         users = Arrivals if rung.users is None else ClosedUser
         users.rung = running
         self._runner.start(rung.users or 1, spawn_rate=rung.users or 1, user_classes=[users])
         self._stopped.wait(max(rung.seconds - session.now, 0))
         seconds = min(session.now, rung.seconds)
-        self._environment.stop_timeout = 0 if self._stopped.is_set() else plan.timeout + plan.patience + GRACE
+        self._environment.stop_timeout = 0 if self._stopped.is_set() else options.timeout + options.patience + GRACE
         self._runner.stop()
         self._runner.user_greenlets.join()  # killed ones have records to write
         return session.started, seconds
@@ -83,21 +78,9 @@ class LoadRunner:
         self.errors.append(f"{type(exception).__name__}: {exception}")
 
 
-def _check_in_thread(plan: LoadPlan) -> RequireRight | None:
-    return None if plan.references is None else in_thread(ImageCheck(plan.references).require_right)
-
-
-def _stop_without_parent(runner: LoadRunner, parent: int) -> None:
-    while os.getppid() == parent:
-        gevent.sleep(PARENT_EVERY)
-    runner.stop()
-
-
 def main() -> None:
-    parent = os.getppid()
     runner = LoadRunner(msgspec.json.decode(sys.stdin.buffer.read(), type=LoadPlan))
     gevent.signal_handler(signal.SIGTERM, runner.stop)
-    gevent.spawn(_stop_without_parent, runner, parent)
     runner.run()
     if runner.errors:  # a defect of ours; Locust has logged it
         sys.exit(f"zimage-bench load: {len(runner.errors)} errors in users, the first: {runner.errors[0]}")

@@ -10,8 +10,6 @@ test each case is drawn once alone; an image that differs from it later is a fai
 
 import os
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +19,14 @@ from locust import events
 from locust.env import Environment
 
 from benchmarks.load import users
-from benchmarks.load.plan import MAX_IN_FLIGHT, PATIENCE, TIMEOUT, Rung, authorization
-from benchmarks.load.requests.cases import make_cases
-from benchmarks.load.requests.fingerprints import ImageCheck
-from benchmarks.load.requests.references import draw_references, model_info
-from benchmarks.load.requests.request import Session
-from benchmarks.load.requests.targets import ENDPOINTS
+from benchmarks.load.client.cases import make_cases
+from benchmarks.load.client.endpoints import ENDPOINTS
+from benchmarks.load.client.fingerprints import ImageCheck
+from benchmarks.load.client.references import draw_references, model_info
+from benchmarks.load.plan import CASES, PATIENCE, TIMEOUT, LoadOptions, Rung
 from benchmarks.workload.mix import Mix
-from benchmarks.workload.scenarios import MIXES, THINK, named_mix
+from benchmarks.workload.scenarios import MIXES, THINK
 from engine.errors import ZImageError
-from engine.size import Size
 
 
 class ZImageUser(users.ClosedUser):
@@ -49,33 +45,29 @@ def prepare(environment: Environment, **_: Any) -> None:
 
 def _endless_rung(url: str) -> users.RunningRung:
     """Draw the references and return what the users share. Raises RuntimeError, ValueError, OSError, ZImageError."""
-    headers = authorization(_setting("API_KEY", ""))
-    cases = make_cases(_mix(url, headers), int(_setting("CASES", "4")))
-    endpoint = _setting("ENDPOINT", "images")
-    if endpoint not in ENDPOINTS:
-        raise ValueError(f"ZIMAGE_LOAD_ENDPOINT must be one of {', '.join(ENDPOINTS)}, got {endpoint!r}")
-    patience, timeout = float(_setting("PATIENCE", str(PATIENCE))), float(_setting("TIMEOUT", str(TIMEOUT)))
-
-    session = Session(url, ENDPOINTS[endpoint], headers, patience, timeout)
-    check = users.in_thread(ImageCheck(draw_references(session, cases)).require_right)
     rung = Rung(users=1, seconds=float("inf"), warmup=0.0, think=float(_setting("THINK", str(THINK))))
-    return users.RunningRung(
-        rung,
-        replace(session, require_right=check, started=time.monotonic()),
-        cases,
-        max_in_flight=MAX_IN_FLIGHT,
+    options = LoadOptions(
+        mix=_mix(),
+        rungs=(rung,),
+        endpoint=_setting("ENDPOINT", "images"),
+        api_key=_setting("API_KEY", "") or None,
+        patience=float(_setting("PATIENCE", str(PATIENCE))),
+        timeout=float(_setting("TIMEOUT", str(TIMEOUT))),
+        cases=int(_setting("CASES", str(CASES))),
         seed=int(_setting("SEED", "0")),
     )
+    if options.endpoint not in ENDPOINTS:
+        raise ValueError(f"ZIMAGE_LOAD_ENDPOINT must be one of {', '.join(ENDPOINTS)}, got {options.endpoint!r}")
+    cases = make_cases(options.mix_for(model_info(url, options.headers)), options.cases)
+    check = users.in_thread(ImageCheck(draw_references(options.session(url), cases)).require_right)
+    return users.RunningRung(rung, options, options.session(url, check), cases)
 
 
-def _mix(url: str, headers: dict[str, str]) -> Mix:
+def _mix() -> Mix | str:
     if sizes := _setting("SIZES", ""):
         return Mix.sizes(sizes)
     name = _setting("MIX", MIXES[0])
-    if name not in MIXES:
-        return Mix.read(Path(name))
-    info = model_info(url, headers)
-    return named_mix(name, Size(1024, 1024) if info is None else Size.parse(info["default_size"]))
+    return name if name in MIXES else Mix.read(Path(name))
 
 
 def _setting(name: str, default: str) -> str:

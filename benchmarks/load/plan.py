@@ -1,12 +1,22 @@
 """A load to run, as the parent process hands it to the process of Locust: one line of JSON."""
 
+from collections.abc import Mapping
+from typing import Any, Literal
+
 import msgspec
 
-from benchmarks.load.requests.cases import Case
-from benchmarks.load.requests.fingerprints import Fingerprint
+from benchmarks.load.client.cases import Case
+from benchmarks.load.client.endpoints import ENDPOINTS
+from benchmarks.load.client.fingerprints import Fingerprint
+from benchmarks.load.client.request import RequireRight, Session
+from benchmarks.workload.mix import Mix
+from benchmarks.workload.scenarios import named_mix
+from engine.size import Size
 
 MAX_IN_FLIGHT = 1000  # requests of an open loop
 PATIENCE, TIMEOUT = 120.0, 60.0  # seconds
+CASES = 4  # of each kind
+DEFAULT_SIZE = Size(1024, 1024)  # of a server that does not tell its own
 
 
 class Rung(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,37 +36,68 @@ class Rung(msgspec.Struct, frozen=True, kw_only=True):
     warmup: float
     think: float = 0.0
 
+
+class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """A load, whatever server gets it.
+
+    Attributes:
+        mix: a mix, or the name of one around the server's default size.
+        scenario: name of the scenario that the rungs are from; None for rungs of their own.
+        endpoint: name in `endpoints.ENDPOINTS`.
+        server: "zimage", "openai" for another server with OpenAI's endpoints, or "auto" to ask it.
+        api_key: sent as a bearer token.
+        patience: seconds from the moment a request is due in which a client tries again after 429 and 503.
+        timeout: seconds in which an attempt must be answered.
+        cases: prompts and seeds of each kind.
+        checks_images: True to compare images with those that are drawn alone first.
+        max_in_flight: unanswered requests of an open loop beyond which further ones are failures.
+        seed: of all random choices.
+        ui_port: port of Locust's web UI; None for none.
+    """
+
+    mix: Mix | str
+    rungs: tuple[Rung, ...]
+    scenario: str | None = None
+    endpoint: str = "images"
+    server: Literal["auto", "zimage", "openai"] = "auto"
+    api_key: str | None = None
+    patience: float = PATIENCE
+    timeout: float = TIMEOUT
+    cases: int = CASES
+    checks_images: bool = True
+    max_in_flight: int = MAX_IN_FLIGHT
+    seed: int = 0
+    ui_port: int | None = None
+
     @property
-    def name(self) -> str:
-        if self.rate is not None:
-            return f"{self.rate:g} requests/s"
-        return f"{self.users} user{'s' * (self.users != 1)}"
+    def headers(self) -> dict[str, str]:
+        """Headers of every request."""
+        return {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+    def session(self, url: str, require_right: RequireRight | None = None) -> Session:
+        """Return what the requests of a rung share, as it begins now."""
+        return Session(url, ENDPOINTS[self.endpoint], self.headers, self.patience, self.timeout, require_right)
+
+    def mix_for(self, info: Mapping[str, Any] | None) -> Mix:
+        """Return the mix for a server with this `/v1/model_info`; None if it has none."""
+        if isinstance(self.mix, Mix):
+            return self.mix
+        return named_mix(self.mix, DEFAULT_SIZE if info is None else Size.parse(info["default_size"]))
 
 
 class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
     """All that the process of Locust needs to know.
 
     Attributes:
-        endpoint: name in `targets.ENDPOINTS`.
         references: fingerprints of the images of each case, by its id; None to check no images.
-        patience: seconds from the moment a request is due in which a client tries again after 429 and 503.
-        timeout: seconds in which an attempt must be answered.
         records: folder for a file of records per rung.
-        ui_port: port of Locust's web UI; None for none.
     """
 
     url: str
-    endpoint: str
-    headers: dict[str, str]
     cases: tuple[Case, ...]
     references: dict[str, tuple[Fingerprint, ...]] | None
-    rungs: tuple[Rung, ...]
     records: str
-    patience: float = PATIENCE
-    timeout: float = TIMEOUT
-    max_in_flight: int = MAX_IN_FLIGHT
-    seed: int = 0
-    ui_port: int | None = None
+    options: LoadOptions
 
 
 class RungTimes(msgspec.Struct, frozen=True):
@@ -70,8 +111,3 @@ class RungTimes(msgspec.Struct, frozen=True):
     number: int
     start: float
     seconds: float
-
-
-def authorization(api_key: str | None) -> dict[str, str]:
-    """Return the headers that send an API key; none without a key."""
-    return {"authorization": f"Bearer {api_key}"} if api_key else {}

@@ -15,7 +15,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.harness.nvidia_smi import RepeatedQuery
-from benchmarks.load.requests.connection import Connection
+from benchmarks.load.client.connection import Connection
 
 SCRAPE_SECONDS = 5.0  # limit of one request to /metrics
 MEMORY = ("process_resident_memory_bytes", "zimage_worker_process_resident_memory_bytes")

@@ -15,10 +15,10 @@ from locust import User, task
 from locust.env import Environment
 from locust.exception import StopUser
 
-from benchmarks.load.plan import Rung
-from benchmarks.load.requests.cases import Case
-from benchmarks.load.requests.connection import Connection
-from benchmarks.load.requests.request import Request, Session
+from benchmarks.load.client.cases import Case
+from benchmarks.load.client.connection import Connection
+from benchmarks.load.client.request import Request, Session
+from benchmarks.load.plan import LoadOptions, Rung
 from benchmarks.workload.arrivals import poisson
 from benchmarks.workload.mix import Mix
 from benchmarks.workload.records import Record
@@ -30,14 +30,12 @@ class RunningRung:
     def __init__(
         self,
         rung: Rung,
+        options: LoadOptions,
         session: Session,
         cases: Sequence[Case],
-        *,
-        max_in_flight: int,
-        seed: int,
         on_record: Callable[[Record], None] | None = None,
     ) -> None:
-        self.rung, self.session, self.max_in_flight, self.seed = rung, session, max_in_flight, seed
+        self.rung, self.options, self.session = rung, options, session
         self.numbers = count()
         self._on_record = on_record
         self._cases: defaultdict[str, list[Case]] = defaultdict(list)
@@ -91,8 +89,7 @@ class ClosedUser(User):
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
-        self.number = next(self.rung.numbers)
-        self.rng = random.Random(f"{self.rung.seed} {self.number}")
+        self.rng = random.Random(f"{self.rung.options.seed} {next(self.rung.numbers)}")
         self.connection = Connection(self.rung.session.url)
 
     def wait_time(self) -> float:
@@ -109,7 +106,7 @@ class ClosedUser(User):
     def ask(self) -> None:
         if self.rung.is_over:
             raise StopUser
-        request = Request(self.rung.session, self.rung.choose(self.rng), self.number)
+        request = Request(self.rung.session, self.rung.choose(self.rng))
         self.rung.run(request, self.connection, self.environment)
 
 
@@ -125,17 +122,18 @@ class Arrivals(User):
     def send_all(self) -> None:
         rung, group = self.rung, Group()
         assert rung.rung.rate is not None
-        rng = random.Random(rung.seed)
+        rng = random.Random(rung.options.seed)
         idle: list[Connection] = []
         arrivals = takewhile(lambda due: due < rung.rung.seconds, poisson(rung.rung.rate, rng))
         try:
-            for number, due in enumerate(arrivals):
+            for due in arrivals:
                 gevent.sleep(max(due - rung.session.now, 0))
-                request = Request(rung.session, rung.choose(rng), number, due)
-                if len(group) < rung.max_in_flight:
+                request = Request(rung.session, rung.choose(rng), due)
+                if len(group) < rung.options.max_in_flight:
                     group.spawn(self._send, request, idle)
                 else:
-                    text = f"not sent: the load generator has {rung.max_in_flight} requests in flight (--max-in-flight)"
+                    many = f"{rung.options.max_in_flight} requests in flight (--max-in-flight)"
+                    text = f"not sent: the load generator has {many}"
                     rung.finish(request.end("failed", text), self.environment)
             group.join()
         finally:

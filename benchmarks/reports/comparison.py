@@ -1,7 +1,6 @@
 """Load tests beside each other: other runs, other versions, or other servers under the same load."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,17 @@ from typing import Any
 from benchmarks.reports.charts import Axis, Series, line_chart
 from benchmarks.reports.numbers import MISSING, compact, percent, seconds
 from benchmarks.reports.page import Section, bullets, charts_grid, table
-from benchmarks.reports.rungs import Report, Rung, is_open_loop, load, load_name, load_title, rungs, target_name
+from benchmarks.reports.rungs import (
+    Report,
+    Rung,
+    axis_title,
+    has_equal_rungs,
+    is_open_loop,
+    load,
+    numbered,
+    rungs,
+    target_name,
+)
 
 
 def read_report(path: Path) -> Report:
@@ -32,15 +41,15 @@ def read_report(path: Path) -> Report:
 
 def comparison_section(reports: Sequence[Report]) -> Section:
     """Return charts and a table with all reports; the first is the one that the page is about."""
-    names = _names(reports)
+    names = numbered([target_name(report) for report in reports])
     first = reports[0]
-    alike = [pair for pair in zip(names, reports, strict=True) if is_open_loop(pair[1]) == is_open_loop(first)]
-    loads = sorted({load(rung) for _, report in alike for rung in rungs(report)})
-    x = Axis(load_title(first), ticks=tuple(loads))
+    alike = [(name, report) for name, report in zip(names, reports, strict=True) if _have_one_axis(first, report)]
+    places = sorted({rung["place"] for _, report in alike for rung in rungs(report)})
+    x = Axis(axis_title(first), ticks=tuple(places))
 
     def chart(title: str, y: Axis, of: Callable[[Rung], float | None]) -> str:
         return line_chart(
-            title, x, y, [Series(name, [(load(rung), of(rung)) for rung in rungs(one)]) for name, one in alike]
+            title, x, y, [Series(name, [(rung["place"], of(rung)) for rung in rungs(one)]) for name, one in alike]
         )
 
     wait = Axis("seconds, logarithmic", is_log=True)
@@ -56,31 +65,28 @@ def comparison_section(reports: Sequence[Report]) -> Section:
     return Section("Side by side", (*parts, table("All runs by load", header, _rows(names, reports))))
 
 
-def _names(reports: Sequence[Report]) -> list[str]:
-    """Return a name for each report, with numbers where servers have the same."""
-    names = [target_name(report) for report in reports]
-    counts, seen, found = Counter(names), Counter[str](), []
-    for name in names:
-        seen[name] += 1
-        found.append(f"{name} ({seen[name]})" if counts[name] > 1 else name)
-    return found
+def _have_one_axis(one: Report, other: Report) -> bool:
+    """Tell whether charts can show both: by load, or by number if loads are repeated and the same in both."""
+    if axis_title(one) != axis_title(other):
+        return False
+    return not has_equal_rungs(one) or list(map(load, rungs(one))) == list(map(load, rungs(other)))
 
 
 def _rows(names: Sequence[str], reports: Sequence[Report]) -> list[list[str]]:
     """Return a row per load and report, equal loads below each other."""
     found = [
-        (is_open_loop(report), load(rung), number, rung)
+        (is_open_loop(report), load(rung), rung["place"], number, rung)
         for number, report in enumerate(reports)
         for rung in rungs(report)
     ]
     return [
         [
-            f"{load_name(rung)}, {names[number]}",
+            f"{rung['name']}, {names[number]}",
             percent(rung["success_percent"]),
             compact(rung["achieved_per_s"]),
             *(seconds(rung["latency_s"][name]) for name in ("p50", "p95", "p99", "max")),
         ]
-        for _, _, number, rung in sorted(found, key=lambda one: one[:3])
+        for *_, number, rung in sorted(found, key=lambda one: one[:4])
     ]
 
 
@@ -94,8 +100,8 @@ def _differences(names: Sequence[str], reports: Sequence[Report]) -> list[str]:
         if differing:
             details = "; ".join(f"{key}: {_short(other[key])}, not {_short(first[key])}" for key in differing)
             found.append(f"{name} had another setup. {details}.")
-        if is_open_loop(report) != is_open_loop(reports[0]):
-            found.append(f"{name} is in the table only: its load is not counted in {load_title(reports[0])}.")
+        if not _have_one_axis(reports[0], report):
+            found.append(f"{name} is in the table only: its rungs do not fit into the charts of {names[0]}.")
     return found
 
 

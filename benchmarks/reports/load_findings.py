@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from benchmarks.reports.numbers import compact, joined, percent, seconds, whole
-from benchmarks.reports.rungs import Report, Rung, error_line, is_open_loop, load, load_name, rungs, server_figure
+from benchmarks.reports.numbers import compact, joined, megabytes, percent, seconds, whole
+from benchmarks.reports.rungs import Report, Rung, error_line, is_open_loop, load, rungs, server_figure
 
 SATURATED = 0.95  # share of the best throughput from which a rung counts as saturated
 COLLAPSED = 0.90  # share of the best throughput below which a higher rung has lost throughput
@@ -19,17 +19,22 @@ def findings(report: Report) -> list[str]:
     measured = [rung for rung in found if rung["requests"]]
     if not measured:
         return ["No request ended in any rung."]
-    capacity = _open(measured) if is_open_loop(report) else _closed(measured)
+    are_equal = len(measured) > 1 and len({load(rung) for rung in measured}) == 1
+    lines = _changes(measured) if are_equal else []
+    if is_open_loop(report):
+        lines += _open(measured)
+    elif not are_equal:
+        lines += _closed(sorted(measured, key=load))
     are_checked = report["figures"]["workload"].get("checks_images", True)
     unchecked = [] if are_checked else ["Images were not checked: a wrong one counts as a success."]
-    cut = [f"{load_name(rung)} was interrupted after {seconds(rung['seconds'])}." for rung in found if _is_cut(rung)]
+    cut = [f"{rung['name']} was interrupted after {seconds(rung['seconds'])}." for rung in found if _is_cut(rung)]
     return [
         *cut,
         *unchecked,
         *_wrong(measured),
         *_failures(measured),
         *_throttles(measured),
-        *capacity,
+        *lines,
         *_device(measured),
     ]
 
@@ -48,9 +53,9 @@ def _failures(found: Sequence[Rung]) -> list[str]:
     if not failing:
         return ["Every request succeeded."]
     first, worst = failing[0], min(failing, key=lambda rung: float(rung["success_percent"]))
-    text = f"Requests begin to fail at {load_name(first)} ({percent(first['success_percent'])} succeed)"
+    text = f"Requests begin to fail at {first['name']} ({percent(first['success_percent'])} succeed)"
     if worst is not first:
-        text += f"; the worst rung is {load_name(worst)} with {percent(worst['success_percent'])}"
+        text += f"; the worst rung is {worst['name']} with {percent(worst['success_percent'])}"
     most = max(worst["errors"].items(), key=lambda pair: int(pair[1]), default=None)
     return [f"{text}. Most frequent there: {error_line(most[0])} ({whole(most[1])} times)." if most else f"{text}."]
 
@@ -64,21 +69,41 @@ def _throttles(found: Sequence[Rung]) -> list[str]:
     return [f"The server asked {whole(answers)} times to come back later (429 or 503); {end}."]
 
 
+def _changes(found: Sequence[Rung]) -> list[str]:
+    """Tell what changes with time, from rungs of equal load."""
+    first, last = found[0], found[-1]
+    lines = []
+    before, after = first["latency_s"]["p95"], last["latency_s"]["p95"]
+    if before and after:
+        change = 100 * (after / before - 1)
+        times = f"from {seconds(before)} in the first rung to {seconds(after)} in the last"
+        lines.append(f"p95 {_grows(change)} by {abs(change):.1f} %, {times}.")
+    start, end = server_figure(first, "rss_mb", "start"), server_figure(last, "rss_mb", "end")
+    if start is not None and end is not None:
+        sizes = f"from {megabytes(start)} to {megabytes(end)}"
+        lines.append(f"The server's memory {_grows(end - start)} by {megabytes(abs(end - start))}, {sizes}.")
+    return lines
+
+
+def _grows(change: float) -> str:
+    return "falls" if change < 0 else "grows"
+
+
 def _closed(found: Sequence[Rung]) -> list[str]:
-    """Tell where the throughput of users who wait for their answers ends."""
+    """Tell where the throughput of users who wait for their answers ends; rungs in the order of their users."""
     best = max(rung["achieved_per_s"] for rung in found)
     if len(found) == 1 or not best:
-        return [f"{compact(best)} images/s at {load_name(found[0])}; one rung does not show where throughput ends."]
+        return [f"{compact(best)} images/s at {found[0]['name']}; one rung does not show where throughput ends."]
     knee = next(rung for rung in found if rung["achieved_per_s"] >= SATURATED * best)
     last = found[-1]
     if last["achieved_per_s"] < COLLAPSED * best:
         return [
-            f"Throughput collapses: {compact(best)} images/s at {load_name(_at(found, best))}, "
-            f"{compact(last['achieved_per_s'])} at {load_name(last)}."
+            f"Throughput collapses: {compact(best)} images/s at {_at(found, best)['name']}, "
+            f"{compact(last['achieved_per_s'])} at {last['name']}."
         ]
     if knee is last and last["achieved_per_s"] > GROWTH * found[-2]["achieved_per_s"]:
         return [
-            f"Not saturated: throughput still grows at {load_name(last)} ({compact(best)} images/s). "
+            f"Not saturated: throughput still grows at {last['name']} ({compact(best)} images/s). "
             "Add rungs to see where it ends."
         ]
     pairs = [(name, knee["latency_s"][name], last["latency_s"][name]) for name in ("p50", "p95")]
@@ -86,9 +111,9 @@ def _closed(found: Sequence[Rung]) -> list[str]:
     more = (
         ""
         if knee is last or not wait
-        else f" More users only wait longer: with {load_name(last)} latency goes up, {wait}."
+        else f" More users only wait longer: with {last['name']} latency goes up, {wait}."
     )
-    return [f"Saturated at {load_name(knee)}: about {compact(best)} images/s.{more}"]
+    return [f"Saturated at {knee['name']}: about {compact(best)} images/s.{more}"]
 
 
 def _open(found: Sequence[Rung]) -> list[str]:
@@ -96,11 +121,11 @@ def _open(found: Sequence[Rung]) -> list[str]:
     behind = [rung for rung in found if rung["achieved_per_s"] < KEPT_UP * rung["offered_per_s"] * _in_time(rung)]
     late = _late(found)
     if not behind:
-        return [*late, f"The server keeps up with every rate, up to {load_name(max(found, key=load))}."]
+        return [*late, f"The server keeps up with every rate, up to {max(found, key=load)['name']}."]
     first = min(behind, key=load)
     return [
         *late,
-        f"The queue grows from {load_name(first)} on: {compact(first['offered_per_s'])} images/s are asked for, "
+        f"The queue grows from {first['name']} on: {compact(first['offered_per_s'])} images/s are asked for, "
         f"{compact(first['achieved_per_s'])} arrive. Latency there depends on how long the rung lasts.",
     ]
 
@@ -108,10 +133,10 @@ def _open(found: Sequence[Rung]) -> list[str]:
 def _late(found: Sequence[Rung]) -> list[str]:
     """Tell whether the load generator, rather than the server, was too slow."""
     for rung in found:
-        late, latency = (rung.get("late_s") or {}).get("p95"), rung["latency_s"]["p50"]
+        late, latency = rung["late_s"]["p95"], rung["latency_s"]["p50"]
         if late is not None and latency is not None and late > LATE * latency:
             return [
-                f"The load generator was too slow from {load_name(rung)} on: it sent 5 % of the requests more than "
+                f"The load generator was too slow from {rung['name']} on: it sent 5 % of the requests more than "
                 f"{seconds(late)} late, which counts as latency. Give it a processor of its own."
             ]
     return []
@@ -134,7 +159,7 @@ def _device(found: Sequence[Rung]) -> list[str]:
     lines = []
     if queue is not None and drawing is not None:
         lines.append(
-            f"At {load_name(last)} the median request waits {seconds(queue)} in the queue and is drawn in "
+            f"At {last['name']} the median request waits {seconds(queue)} in the queue and is drawn in "
             f"{seconds(drawing)}."
         )
     busy = server_figure(last, "busy_percent")

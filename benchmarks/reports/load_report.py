@@ -7,22 +7,14 @@ from typing import Any
 from benchmarks.reports.charts import Axis, Limit, Series, bar_chart, line_chart
 from benchmarks.reports.comparison import comparison_section
 from benchmarks.reports.load_findings import findings
-from benchmarks.reports.load_table import (
-    mean_of_gpus,
-    megabytes,
-    objective_rows,
-    table_rows,
-    watts,
-)
-from benchmarks.reports.numbers import MISSING, compact, percent, seconds, whole
+from benchmarks.reports.load_table import mean_of_gpus, objective_rows, table_rows
+from benchmarks.reports.numbers import MISSING, compact, megabytes, percent, seconds, watts, whole
 from benchmarks.reports.page import Section, bullets, charts_grid, details, page, paragraph, table
 from benchmarks.reports.rungs import (
     Report,
     Rung,
+    axis_title,
     is_open_loop,
-    load,
-    load_name,
-    load_title,
     rungs,
     server_figure,
     target_name,
@@ -72,7 +64,7 @@ def _result(report: Report) -> Section:
 
 
 def _charts(report: Report) -> Section:
-    x = Axis(load_title(report), ticks=tuple(sorted({load(rung) for rung in rungs(report)})))
+    x = Axis(axis_title(report), ticks=tuple(sorted({rung["place"] for rung in rungs(report)})))
     rates = [_series(report, "right images", lambda rung: rung["achieved_per_s"])]
     if is_open_loop(report):  # users who wait for their answers ask for no more than they get
         rates.append(_series(report, "asked for", lambda rung: rung["offered_per_s"]))
@@ -86,7 +78,7 @@ def _charts(report: Report) -> Section:
     ]
     spent = [one for one in spent if any(height is not None for _, height in one.points)]
     return Section(
-        "By load",
+        "Rung by rung",
         (
             charts_grid(
                 line_chart("Throughput", x, RATE, rates),
@@ -99,7 +91,7 @@ def _charts(report: Report) -> Section:
 
 
 def _series(report: Report, name: str, of: Any) -> Series:
-    return Series(name, [(load(rung), of(rung)) for rung in rungs(report)])
+    return Series(name, [(rung["place"], of(rung)) for rung in rungs(report)])
 
 
 def _limits(report: Report) -> list[Limit]:
@@ -114,7 +106,7 @@ def _limits(report: Report) -> list[Limit]:
 
 
 def _distribution(report: Report) -> Section:
-    lines = [Series(load_name(rung), _cumulative(rung)) for rung in rungs(report) if rung["histogram"]]
+    lines = [Series(rung["name"], _cumulative(rung)) for rung in rungs(report) if rung["histogram"]]
     chart = line_chart(
         "Requests answered within a time",
         Axis("seconds, logarithmic", is_log=True),
@@ -124,7 +116,7 @@ def _distribution(report: Report) -> Section:
         has_markers=False,
     )
     rows = [
-        [f"{load_name(rung)}, {kind}", whole(own["requests"]), percent(own["success_percent"])]
+        [f"{rung['name']}, {kind}", whole(own["requests"]), percent(own["success_percent"])]
         + [seconds(own["latency_s"][name]) for name in PERCENTILES]
         for rung in rungs(report)
         for kind, own in rung["by_kind"].items()
@@ -148,7 +140,7 @@ def _server(report: Report) -> Section:
     counts = [server_figure(rung, "batch", "counts") or {} for rung in found]
     sizes = sorted({size for count in counts for size in count}, key=int)
     shares = {f"{size} at once": [_share(count, size) for count in counts] for size in sizes}
-    x_title, names = load_title(report), [compact(load(rung)) for rung in found]
+    x_title, names = axis_title(report), [compact(rung["place"]) for rung in found]
     memory = {"memory": [server_figure(rung, "rss_mb", "max") for rung in found]}
     charts = [bar_chart("Memory of all processes, highest", x_title, Axis("MB"), names, memory)]
     if sizes:
@@ -169,7 +161,7 @@ def _share(counts: Mapping[str, int], size: str) -> float | None:
 
 def _server_row(rung: Rung) -> list[str]:
     return [
-        load_name(rung),
+        rung["name"],
         *(megabytes(server_figure(rung, "rss_mb", name)) for name in ("start", "end", "max")),
         compact(server_figure(rung, "batch", "mean")),
         percent(server_figure(rung, "busy_percent")),
@@ -182,7 +174,7 @@ def _server_row(rung: Rung) -> list[str]:
 
 def _errors(report: Report) -> Section | None:
     rows = [
-        [error, load_name(rung), whole(count)]
+        [error, rung["name"], whole(count)]
         for rung in rungs(report)
         for error, count in sorted(rung["errors"].items(), key=lambda pair: -int(pair[1]))
     ]

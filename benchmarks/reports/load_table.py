@@ -7,8 +7,8 @@ from typing import Any
 
 from benchmarks.harness.text_table import text_table
 from benchmarks.reports.load_findings import findings
-from benchmarks.reports.numbers import MISSING, compact, percent, seconds, whole
-from benchmarks.reports.rungs import Report, Rung, error_line, load_name, rungs, server_figure, target_name
+from benchmarks.reports.numbers import MISSING, compact, megabytes, percent, seconds, watts, whole
+from benchmarks.reports.rungs import Report, Rung, error_line, rungs, server_figure, target_name
 
 MOST_ERRORS = 5  # texts of errors below the table, the most frequent ones
 
@@ -41,7 +41,7 @@ def load_table(report: Report) -> str:
     lines = [text_table(header, [[cell.replace(MISSING, "") for cell in row] for row in rows]), ""]
     for rung in rungs(report):
         most = sorted(rung["errors"].items(), key=lambda pair: -pair[1])[:MOST_ERRORS]
-        lines += [f"{load_name(rung)}: {count} x {error_line(error)}" for error, count in most]
+        lines += [f"{rung['name']}: {count} x {error_line(error)}" for error, count in most]
     header, *rows = objective_rows(report)
     lines += [text_table(header, rows), ""] if rows else []
     return "\n".join([*lines, *findings(report)])
@@ -52,7 +52,7 @@ def table_rows(report: Report) -> tuple[list[str], list[list[str]]]:
     found = rungs(report)
     cells = {title: [cell(rung) for rung in found] for title, cell in COLUMNS}
     kept = {title: column for title, column in cells.items() if set(column) - {MISSING}}
-    rows = [[load_name(rung), *(column[index] for column in kept.values())] for index, rung in enumerate(found)]
+    rows = [[rung["name"], *(column[index] for column in kept.values())] for index, rung in enumerate(found)]
     return ["load", *kept], rows
 
 
@@ -62,7 +62,7 @@ def objective_rows(report: Report) -> list[list[str]]:
     found = rungs(report)
     texts, places = (list(dict.fromkeys(one[name] for one in results)) for name in ("text", "rung"))
     cells = {(one["text"], one["rung"]): _outcome(one) for one in results}
-    header = ["objective", *(load_name(found[place]) for place in places)]
+    header = ["objective", *(found[place]["name"] for place in places)]
     return [header, *([text, *(cells.get((text, place), MISSING) for place in places)] for text in texts)]
 
 
@@ -77,16 +77,6 @@ def load_csv(report: Report) -> str:
     return text.getvalue()
 
 
-def megabytes(value: float | None) -> str:
-    """Format megabytes."""
-    return MISSING if value is None else f"{value:,.0f} MB"
-
-
-def watts(value: float | None) -> str:
-    """Format watts."""
-    return MISSING if value is None else f"{value:.0f} W"
-
-
 def mean_of_gpus(rung: Rung, name: str) -> float | None:
     """Return the mean of a figure over the GPUs that have it."""
     known = [gpu[name] for gpu in server_figure(rung, "gpus") or () if gpu[name] is not None]
@@ -95,19 +85,10 @@ def mean_of_gpus(rung: Rung, name: str) -> float | None:
 
 def _flat(target: str, rung: Rung) -> dict[str, Any]:
     """Return a rung as one row; lists and texts of errors are left to the JSON."""
-    row: dict[str, Any] = {"target": target}
-    for name in (
-        "users",
-        "rate",
-        "seconds",
-        "requests",
-        "images",
-        "success_percent",
-        "offered_per_s",
-        "achieved_per_s",
-    ):
-        row[name] = rung[name]
-    for name in ("latency_s", "first_byte_s", "first_preview_s", "queue_s", "drawing_s"):
+    row: dict[str, Any] = {"target": target, "rung": rung["name"]}
+    row |= {name: rung[name] for name in ("users", "rate", "seconds", "requests", "images", "success_percent")}
+    row |= {name: rung[name] for name in ("offered_per_s", "achieved_per_s")}
+    for name in ("latency_s", "late_s", "first_byte_s", "first_preview_s", "queue_s", "drawing_s"):
         row |= {f"{name}_{key}": (rung[name] or {}).get(key) for key in ("p50", "p95", "p99", "mean", "max")}
     row |= {f"throttled_{name}": rung["throttled"][name] for name in ("answers", "honoured", "gave_up")}
     row |= {"errors": sum(rung["errors"].values()), "wrong_images": rung["wrong_images"]}

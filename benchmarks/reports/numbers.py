@@ -45,6 +45,16 @@ def whole(value: float | None) -> str:
     return MISSING if value is None else f"{value:,.0f}"
 
 
+def megabytes(value: float | None) -> str:
+    """Format megabytes."""
+    return MISSING if value is None else f"{value:,.0f} MB"
+
+
+def watts(value: float | None) -> str:
+    """Format watts."""
+    return MISSING if value is None else f"{value:.0f} W"
+
+
 def joined(words: Sequence[str]) -> str:
     """Join words as in a sentence: "a, b and c"."""
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""

@@ -1,5 +1,6 @@
 """The rungs of a load test's report, as every table and chart of it needs them."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,21 @@ Rung = Mapping[str, Any]
 LONGEST_ERROR = 200  # letters
 
 
-def rungs(report: Report) -> Sequence[Rung]:
-    """Return the rungs in the order in which they ran."""
-    found: Sequence[Rung] = report["figures"]["rungs"]
-    return found
+def rungs(report: Report) -> list[Rung]:
+    """Return the rungs in the order in which they ran, each with its `name` and its `place` on an axis.
+
+    The place is the load of the rung; its number in the run if any load comes several times, as in a soak test.
+    """
+    found = report["figures"]["rungs"]
+    names = numbered([load_name(rung["users"], rung["rate"]) for rung in found])
+    places = range(1, len(found) + 1) if has_equal_rungs(report) else map(load, found)
+    return [{**rung, "name": name, "place": place} for rung, name, place in zip(found, names, places, strict=True)]
+
+
+def has_equal_rungs(report: Report) -> bool:
+    """Tell whether any load comes several times."""
+    loads = [load(rung) for rung in report["figures"]["rungs"]]
+    return len(set(loads)) < len(loads)
 
 
 def is_open_loop(report: Report) -> bool:
@@ -27,16 +39,28 @@ def load(rung: Rung) -> float:
     return float(rung["rate"] if rung["users"] is None else rung["users"])
 
 
-def load_name(rung: Rung) -> str:
+def load_name(users: int | None, rate: float | None) -> str:
     """Return the load of a rung as words."""
-    if rung["users"] is None:
-        return f"{compact(rung['rate'])} requests/s"
-    return "1 user" if rung["users"] == 1 else f"{compact(rung['users'])} users"
+    if users is None:
+        return f"{compact(rate)} requests/s"
+    return "1 user" if users == 1 else f"{compact(users)} users"
 
 
-def load_title(report: Report) -> str:
-    """Return the title of an axis of loads."""
+def axis_title(report: Report) -> str:
+    """Return the title of the axis on which rungs have their place."""
+    if has_equal_rungs(report):
+        return "number of the rung"
     return "requests per second" if is_open_loop(report) else "users"
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Return the names, with numbers where several are equal: "a (1)", "a (2)"."""
+    counts, seen = Counter(names), Counter[str]()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(f"{name} ({seen[name]})" if counts[name] > 1 else name)
+    return found
 
 
 def target_name(report: Report) -> str:

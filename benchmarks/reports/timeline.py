@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.reports.charts import Axis, Band, Series, line_chart
 from benchmarks.reports.page import Section, paragraph
-from benchmarks.reports.rungs import Report, Rung, load_name, rungs
+from benchmarks.reports.rungs import Report, Rung, rungs
 
 MINUTES_FROM = 600  # seconds of a run whose axis has minutes
 DEFAULT_WIDTH = 1.0  # seconds of the only point of a timeline
@@ -22,7 +22,7 @@ def timeline_section(report: Report) -> Section | None:
     unit, factor = ("minutes", 60.0) if starts[-1] > MINUTES_FROM else ("seconds", 1.0)
     x = Axis(f"{unit} since the start of the first rung")
     bands = [
-        Band(load_name(rung), start / factor, end / factor)
+        Band(rung["name"], start / factor, end / factor)
         for rung, start, end in zip(found, starts, starts[1:], strict=False)
     ]
 

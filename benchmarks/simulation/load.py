@@ -26,7 +26,6 @@ class User:
         rng: decides the user's pauses and requests.
     """
 
-    number: int
     client: str
     rng: random.Random
 
@@ -39,19 +38,19 @@ def users(scenario: SimulationScenario, load: ClosedLoop) -> Iterator[User]:
     """Yield the users of a closed loop."""
     for number in range(load.users):
         client = f"client {number % load.clients if load.clients else number}"
-        yield User(number, client, random.Random(f"{scenario.seed} user {number}"))
+        yield User(client, random.Random(f"{scenario.seed} user {number}"))
 
 
 def arrivals(
     env: simpy.Environment,
     scenario: SimulationScenario,
     load: OpenLoop,
-    send: Callable[[int, RequestKind, str], object],
+    send: Callable[[RequestKind, str], object],
 ) -> Process:
     """Send the requests of an open loop when they are due.
 
     Args:
-        send: called with the number of an arrival, its kind and its client.
+        send: called with the kind and the client of each request.
     """
     rng, kinds = random.Random(f"{scenario.seed} kinds"), scenario.mix.kinds
     for number, at in enumerate(poisson(load.rate, random.Random(f"{scenario.seed} arrivals"))):
@@ -59,7 +58,7 @@ def arrivals(
             return
         yield env.timeout(at - env.now)
         kind = kinds[0] if len(kinds) == 1 else scenario.mix.choose(rng)
-        send(number, kind, f"client {number % load.clients}")
+        send(kind, f"client {number % load.clients}")
 
 
 def retry_after(seconds: float) -> int:

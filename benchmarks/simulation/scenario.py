@@ -69,26 +69,35 @@ class Costs:
         return self.file * size.area / MEGAPIXEL
 
 
-@dataclass(frozen=True, slots=True)
-class ClosedLoop:
-    """Users that send a request, wait for the answer and think.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """How long clients wait, in every loop.
 
     Attributes:
-        think: mean of the exponential pause.
-        clients: that the server tells apart; None for one per user. Users of one machine without keys are one client.
-        patience: for which a user does what answers with Retry-After ask.
-        timeout: after which a user gives up on an answer, and its job is cancelled.
+        patience: for which a client does what answers with Retry-After ask.
+        timeout: after which a client gives up on an answer, and its job is cancelled.
     """
 
-    users: int
-    think: float = 1.0
-    clients: int | None = None
     patience: float = 120.0
     timeout: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
-class OpenLoop:
+class ClosedLoop(Waiting):
+    """Users that send a request, wait for the answer and think.
+
+    Attributes:
+        think: mean of the exponential pause.
+        clients: that the server tells apart; None for one per user. Users of one machine without keys are one client.
+    """
+
+    users: int
+    think: float = 1.0
+    clients: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLoop(Waiting):
     """Requests that arrive whatever becomes of the earlier ones.
 
     Attributes:
@@ -98,8 +107,6 @@ class OpenLoop:
 
     rate: float | RateCurve
     clients: int = 100
-    patience: float = 120.0
-    timeout: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)

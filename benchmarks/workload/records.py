@@ -36,22 +36,16 @@ class Record(msgspec.Struct, frozen=True):
 
     Attributes:
         kind: name of its `RequestKind`.
-        user: number of the user; of the arrival in an open loop.
-        client: name of the load generator.
         due: when it was to be sent: its arrival in an open loop, the moment of sending in a closed one.
         ended: when the last byte of its images had arrived, or it had failed.
         first_byte, first_preview: seconds after `due`; None if none came.
         status: of the last answer; 0 without one.
         images: images that it asked for; a right answer has all of them.
-        pixels: of all of its images.
         throttles: answers that asked to come back later, while the client had patience.
         queue, drawing: seconds that the request waited and was drawn, as the server says; None if it does not.
-        batch_size: mean images of its forward passes, as the server says; None if it does not.
     """
 
     kind: str
-    user: int
-    client: str
     due: float
     sent: float
     ended: float
@@ -61,11 +55,9 @@ class Record(msgspec.Struct, frozen=True):
     error: str = ""
     status: int = 0
     images: int = 0
-    pixels: int = 0
     throttles: tuple[Throttle, ...] = ()
     queue: float | None = None
     drawing: float | None = None
-    batch_size: float | None = None
 
     @property
     def latency(self) -> float:

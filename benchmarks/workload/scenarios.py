@@ -14,7 +14,7 @@ class Scenario:
     """Users that send a request, wait for its images, pause, and start over.
 
     Attributes:
-        users: number of users of each rung.
+        users: number of users of each rung; equal ones show what changes with time.
         minutes: length of a rung.
         think: mean pause of a user between requests, seconds.
     """
@@ -31,7 +31,7 @@ SCENARIOS = {
         Scenario("baseline", (1,), 5),
         Scenario("medium", (10,), 5),
         Scenario("surge", (30, 40, 50), 5),
-        Scenario("soak", (10,), 60),
+        Scenario("soak", (10,) * 6, 10),
         Scenario("ladder", (1, 5, 10, 20, 30, 50), 5),
     )
 }

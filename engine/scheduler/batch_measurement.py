@@ -4,20 +4,23 @@ Between two passes the pipeline may do any other work, so a server measures whil
 passes and clocks; neither requests nor files.
 """
 
+import logging
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import count
 
 import numpy as np
 
-from engine.errors import UnsupportedShape
+from engine.errors import OutOfDeviceMemory, UnsupportedShape
 from engine.pipeline import Pipeline
 from engine.plan.manifest import Manifest
 from engine.scheduler.batch_table import BatchTable, PassTimes
 from engine.scheduler.table_files import TableKey
 from engine.size import Size
+
+log = logging.getLogger(__name__)
 
 ROUNDS = 7  # measurements of each batch size, whose median counts
 WARM_PASSES = 11  # on a GPU; a CUDA graph has been captured and compared by then
@@ -29,6 +32,9 @@ class BatchMeasurement:
 
     Batch sizes alternate within each round, so that a slow phase of the machine affects all of them. The clock is the
     host's, so no timing event of other work is used again.
+
+    A batch that does not fit into memory is left out with all larger ones, and a size of which not even one image fits
+    with all larger ones. The log names them.
 
     Args:
         sizes: to measure; None for `usual_sizes`.
@@ -59,7 +65,7 @@ class BatchMeasurement:
         """Run one forward pass. Return False once there are no more.
 
         Raises:
-            DeviceError: the device failed.
+            DeviceError: the device failed, or has no memory for a single image of any size.
         """
         return next(self._passes, False)
 
@@ -78,26 +84,53 @@ class BatchMeasurement:
         for size in self._sizes:
             if per_pixel * size.area > self._longest_pass:
                 return
-            fastest: list[float] = []
-            for batch in _batches(self._pipeline.manifest, size):
-                if fastest and batch * fastest[0] > self._longest_pass:
-                    break
-                passes = []
+            try:
+                fastest = yield from self._warm_up(size)
+                if fastest[0] > self._longest_pass:
+                    return
+                self._rows.append((yield from self._measure(size, len(fastest))))
+            except OutOfDeviceMemory as error:
+                if not self._rows:
+                    raise
+                log.warning(
+                    "the batch table is without %s and larger sizes, which do not fit into memory: %s", size, error
+                )
+                return
+            per_pixel = fastest[0] / size.area
+
+    def _warm_up(self, size: Size) -> Generator[bool, None, list[float]]:
+        """Run the first passes of each batch that is to be measured; return the seconds of each batch's fastest one."""
+        fastest: list[float] = []
+        for batch in _batches(self._pipeline.manifest, size):
+            if fastest and batch * fastest[0] > self._longest_pass:
+                break
+            passes = []
+            try:
                 for _ in range(1 if self._pipeline.manifest.target.flavor == "onnx" else WARM_PASSES):
                     passes.append(self._pass_seconds(size, batch))
                     yield True
-                fastest.append(min(passes))
-                if fastest[0] > self._longest_pass:
-                    return
-            per_pixel = fastest[0] / size.area
-            found: list[list[float]] = [[] for _ in fastest]
-            for _ in range(self._rounds):
-                for batch, seconds in enumerate(found, start=1):
-                    self._pass_seconds(size, batch)  # brings its kernels and tensors back into the caches
-                    yield True
-                    seconds.append(self._pass_seconds(size, batch))
-                    yield True
-            self._rows.append(PassTimes(*size, tuple(map(statistics.median, found))))
+            except OutOfDeviceMemory as error:
+                if not fastest:
+                    raise
+                log.warning(
+                    "the batch table is without %d x %s, which does not fit into memory: %s", batch, size, error
+                )
+                break
+            fastest.append(min(passes))
+            if fastest[0] > self._longest_pass:
+                break
+        return fastest
+
+    def _measure(self, size: Size, batches: int) -> Generator[bool, None, PassTimes]:
+        """Run the rounds of a size with batches of up to `batches` images."""
+        found: list[list[float]] = [[] for _ in range(batches)]
+        for _ in range(self._rounds):
+            for batch, seconds in enumerate(found, start=1):
+                self._pass_seconds(size, batch)  # brings its kernels and tensors back into the caches
+                yield True
+                seconds.append(self._pass_seconds(size, batch))
+                yield True
+        return PassTimes(*size, tuple(map(statistics.median, found)))
 
     def _pass_seconds(self, size: Size, batch: int) -> float:
         """Return the seconds of a forward pass over noise. Its tensors are those of the passes of real images."""

@@ -30,6 +30,6 @@ class GpuQueue:
         for due in takewhile(lambda at: at < self.seconds, poisson(self.rate, random.Random(seed))):
             start = max(due, heapq.heappop(free))
             heapq.heappush(free, start + self.service)
-            records.append(Record("square", len(records), "fake", due, due, start + self.service, "ok", images=1))
+            records.append(Record("square", due, due, start + self.service, "ok", images=1))
         figures = RungFigures.of(records, self.seconds)
         return Trial(gpus, seed, figures, min(1.0, len(records) * self.service / self.seconds / gpus))

@@ -29,6 +29,7 @@ def rung(users: int | None = 10, rate: float | None = None, **changes: Any) -> d
         "offered_per_s": per_second if rate is None else rate,
         "achieved_per_s": per_second,
         "latency_s": spread(median),
+        "late_s": spread(0.001),
         "first_byte_s": spread(median, 0.97),
         "first_preview_s": None,
         "queue_s": spread(max(median - 0.07, 0.002)),
@@ -75,6 +76,16 @@ def report(*rungs: Mapping[str, Any], name: str = "zimage-serve", **changes: Any
 def ladder(**changes: Any) -> dict[str, Any]:
     """Return a report of the ladder of 1 to 50 users."""
     return report(*(rung(users) for users in (1, 5, 10, 20, 30, 50)), **changes)
+
+
+def soak(*p95: float) -> dict[str, Any]:
+    """Return a report of rungs of 10 users with these 95th percentiles, whose server's memory grows by 50 MB each."""
+    rungs = []
+    for number, slowest in enumerate(p95):
+        one = rung(10, latency_s=spread(0.4) | {"p95": slowest})
+        one["server"]["rss_mb"] = {"start": 400.0 + 50 * number, "end": 450.0 + 50 * number, "max": 470.0 + 50 * number}
+        rungs.append(one)
+    return report(*rungs)
 
 
 def collapse() -> dict[str, Any]:

@@ -13,14 +13,12 @@ from server.api.errors import OVERLOAD
 from server.errors import JobRefused
 from server.jobs.job import Job, JobState
 
-NAME = "simulation"
 STATUS: dict[Outcome, int] = {"ok": 200, "failed": 500, "throttled": 429, "refused": 503}
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
     kind: RequestKind
-    user: int
     due: float
     throttles: list[Throttle] = field(default_factory=list)
 
@@ -59,14 +57,14 @@ class Clients:
             yield self._env.timeout(user.pause(load))
             if self._env.now >= self._scenario.seconds:
                 return
-            yield from self._request(user.number, self._scenario.mix.choose(user.rng), user.client)
+            yield from self._request(self._scenario.mix.choose(user.rng), user.client)
 
-    def _arrive(self, number: int, kind: RequestKind, client: str) -> None:
-        self._env.process(self._request(number, kind, client))
+    def _arrive(self, kind: RequestKind, client: str) -> None:
+        self._env.process(self._request(kind, client))
 
-    def _request(self, user: int, kind: RequestKind, client: str) -> Process:
+    def _request(self, kind: RequestKind, client: str) -> Process:
         """Send a request until it is answered or its client gives up, and record it."""
-        request = _Request(kind, user, self._env.now)
+        request = _Request(kind, self._env.now)
         self._under_way[request] = None
         while True:
             try:
@@ -92,8 +90,6 @@ def _record(request: _Request, now: float, outcome: Outcome, error: str = "", jo
         queue, drawing = job.started - job.created, job.finished - job.started
     return Record(
         kind.name,
-        request.user,
-        NAME,
         request.due,
         request.due,
         now,
@@ -102,7 +98,6 @@ def _record(request: _Request, now: float, outcome: Outcome, error: str = "", jo
         error=error,
         status=STATUS.get(outcome, 0),
         images=kind.images,
-        pixels=kind.images * kind.size.area,
         throttles=tuple(request.throttles),
         queue=queue,
         drawing=drawing,

@@ -51,7 +51,7 @@ class FleetClients:
         for request in list(self._under_way):
             self._record(request, "cut_off")
 
-    def _arrive(self, _: int, kind: RequestKind, client: str) -> None:
+    def _arrive(self, kind: RequestKind, client: str) -> None:
         self._begin(_Request(kind, client, self._env.now, None))
 
     def _think(self, user: User) -> None:

@@ -46,12 +46,26 @@ class Run:
         return self.preparation + self.passes * self.seconds
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceSetup:
+    """Properties that all devices of a fleet share.
+
+    Attributes:
+        prompt_seconds: seconds of the prompt encoder for each prompt.
+        on_ended: called with a job when its last image is finished.
+    """
+
+    env: simpy.Environment
+    scenario: SimulationScenario
+    rng: random.Random
+    prompt_seconds: float
+    on_ended: Callable[[FleetJob], object]
+
+
 class Device(ABC):
     """A device without a policy.
 
     Args:
-        prompt_seconds: seconds of the prompt encoder for each prompt.
-        on_ended: called with a job when its last image is finished.
         on_room: called when an image has left the device.
 
     Attributes:
@@ -61,20 +75,13 @@ class Device(ABC):
         passes: number of forward passes by batch size.
     """
 
-    def __init__(
-        self,
-        env: simpy.Environment,
-        scenario: SimulationScenario,
-        rng: random.Random,
-        prompt_seconds: float,
-        on_ended: Callable[[FleetJob], object],
-        on_room: Callable[[], object],
-    ) -> None:
+    def __init__(self, setup: DeviceSetup, on_room: Callable[[], object]) -> None:
         self.slots = 0
         self.cost = self.busy = 0.0
         self.passes: dict[int, int] = {}
-        self._env, self._times, self._costs, self._rng = env, scenario.times, scenario.costs, rng
-        self._prompt_seconds, self._on_ended, self._on_room = prompt_seconds, on_ended, on_room
+        self._env, self._rng, self._prompt_seconds = setup.env, setup.rng, setup.prompt_seconds
+        self._times, self._costs = setup.scenario.times, setup.scenario.costs
+        self._on_ended, self._on_room = setup.on_ended, on_room
         self._run: Run | None = None
         self._timer: SimulatedTimer | None = None
         self._is_idle = True

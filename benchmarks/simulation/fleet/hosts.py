@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import simpy
 
-from benchmarks.simulation.fleet.device import Device
+from benchmarks.simulation.fleet.device import Device, DeviceSetup
 from benchmarks.simulation.fleet.host import FleetHost, State
 from benchmarks.simulation.fleet.image_device import ImageDevice
 from benchmarks.simulation.fleet.queue import FleetJob
@@ -39,11 +39,12 @@ class FleetHosts:
         self.present: list[FleetHost] = []
         self.rng = random.Random(f"{scenario.seed} fleet")
         self._env, self._scenario, self._spec = env, scenario, spec
-        self._on_finished, self._on_room = on_finished, on_room
+        self._on_room = on_room
         self._removed: list[FleetHost] = []
         self._states: Counter[State] = Counter()
         length = padded(scenario.prompt_length)
-        self._prompt_seconds = scenario.times.prompt_encoder_seconds(length) if scenario.different_prompts else 0.0
+        prompt_seconds = scenario.times.prompt_encoder_seconds(length) if scenario.different_prompts else 0.0
+        self._setup = DeviceSetup(env, scenario, self.rng, prompt_seconds, on_finished)
         self._window = device_window(spec.slots, spec.table, scenario.changes)
         self._largest_batch = self._new_scheduler().largest_batch
         self._counted_at = self._paid = self._ready = 0.0
@@ -110,14 +111,10 @@ class FleetHosts:
             self._ready += elapsed * working
 
     def _new_device(self, on_room: Callable[[], object]) -> Device:
-        env, scenario, rng, granularity = self._env, self._scenario, self.rng, self._spec.granularity
-        prompt_seconds, on_finished = self._prompt_seconds, self._on_finished
-        if granularity == "image":
-            return ImageDevice(env, scenario, self._largest_batch, rng, prompt_seconds, on_finished, on_room)
-        scheduler, is_stepwise = self._new_scheduler(), granularity == "step"
-        return ScheduledDevice(
-            env, scenario, scheduler, rng, prompt_seconds, on_finished, on_room, is_stepwise=is_stepwise
-        )
+        if self._spec.granularity == "image":
+            return ImageDevice(self._setup, self._largest_batch, on_room)
+        is_stepwise = self._spec.granularity == "step"
+        return ScheduledDevice(self._setup, self._new_scheduler(), on_room, is_stepwise=is_stepwise)
 
     def _new_scheduler(self) -> RunScheduler:
         scenario, spec = self._scenario, self._spec

@@ -4,16 +4,12 @@ A run is what the scheduler would decide again and again while nothing changes: 
 ends or another image arrives.
 """
 
-import random
 from collections.abc import Callable
 from functools import partial
 
-import simpy
-
-from benchmarks.simulation.fleet.device import Device, Run
+from benchmarks.simulation.fleet.device import Device, DeviceSetup, Run
 from benchmarks.simulation.fleet.queue import FleetJob
 from benchmarks.simulation.requests import PreparedKind, sample
-from benchmarks.simulation.scenario import SimulationScenario
 from engine.scheduler.sample import Sample
 from engine.scheduler.scheduler import Batch, LoraChange, Scheduler
 from engine.size import Size
@@ -41,23 +37,14 @@ class ScheduledDevice(Device):
 
     Args:
         is_stepwise: True if every run is one pass.
-        prompt_seconds, on_ended, on_room: see `Device`.
+        on_room: called when an image has left the device.
     """
 
     def __init__(
-        self,
-        env: simpy.Environment,
-        scenario: SimulationScenario,
-        scheduler: RunScheduler,
-        rng: random.Random,
-        prompt_seconds: float,
-        on_ended: Callable[[FleetJob], object],
-        on_room: Callable[[], object],
-        *,
-        is_stepwise: bool,
+        self, setup: DeviceSetup, scheduler: RunScheduler, on_room: Callable[[], object], *, is_stepwise: bool
     ) -> None:
-        super().__init__(env, scenario, rng, prompt_seconds, on_ended, on_room)
-        self._scheduler, self._manifest, self._is_stepwise = scheduler, scenario.manifest, is_stepwise
+        super().__init__(setup, on_room)
+        self._scheduler, self._manifest, self._is_stepwise = scheduler, setup.scenario.manifest, is_stepwise
         self._jobs: dict[Sample, FleetJob] = {}
         self._arrived: list[Sample] = []  # that the scheduler does not have yet: it gets them between two runs
         self._keys = 0

@@ -31,7 +31,7 @@ def step_at(needed: int) -> Simulate:
 
     def simulate(gpus: int, seed: int) -> Trial:
         seconds = 1.0 if gpus >= needed else 3.0
-        records = [Record("square", 0, "fake", at, at, at + seconds, "ok", images=1) for at in (0.0, 1.0)]
+        records = [Record("square", at, at, at + seconds, "ok", images=1) for at in (0.0, 1.0)]
         return Trial(gpus, seed, RungFigures.of(records, 10.0), 1.0)
 
     return simulate

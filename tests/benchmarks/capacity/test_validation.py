@@ -15,9 +15,7 @@ def rung(p50: float, p95: float | None, rate: float) -> dict[str, Any]:
 
 def predicted(seconds: float) -> RungFigures:
     """Return the figures of 50 requests that took `seconds` each, but for the last, which took twice as long."""
-    records = [
-        Record("square", 0, "fake", at, at, at + seconds * (2 if at == 49 else 1), "ok", images=1) for at in range(50)
-    ]
+    records = [Record("square", at, at, at + seconds * (2 if at == 49 else 1), "ok", images=1) for at in range(50)]
     return RungFigures.of(records, 60.0)
 
 

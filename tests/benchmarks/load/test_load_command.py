@@ -17,9 +17,10 @@ from fakes.processes import AT_TERMINAL, ROOT
 from fakes.waiting import wait_until
 
 from benchmarks.cli import main
+from benchmarks.load.client.cases import make_cases
 from benchmarks.load.ladder import finished_rungs
-from benchmarks.load.plan import LoadPlan, Rung
-from benchmarks.load.requests.cases import make_cases
+from benchmarks.load.plan import LoadOptions, LoadPlan, Rung
+from benchmarks.services.service import is_alive
 from benchmarks.workload.figures import RungFigures
 from benchmarks.workload.mix import Mix
 
@@ -35,17 +36,10 @@ def served() -> Iterator[tuple[ImageServer, str]]:
         yield found
 
 
-def plan(url: str, records: Path, *rungs: Rung, **options: Any) -> LoadPlan:
-    return LoadPlan(
-        url=url,
-        endpoint="images",
-        headers={},
-        cases=make_cases(Mix.sizes("64x64"), 2),
-        references=None,
-        rungs=rungs,
-        records=str(records),
-        **options,
-    )
+def plan(url: str, records: Path, *rungs: Rung, **more: Any) -> LoadPlan:
+    mix = Mix.sizes("64x64")
+    options = LoadOptions(mix=mix, rungs=rungs, **more)
+    return LoadPlan(url=url, cases=make_cases(mix, 2), references=None, records=str(records), options=options)
 
 
 def last_line(output: str) -> dict[str, Any]:
@@ -143,14 +137,15 @@ def test_ctrl_c_keeps_what_was_measured(served: tuple[ImageServer, str]) -> None
     assert rung["cut_off"] == 2
 
 
-def test_load_ends_with_the_command_that_began_it(served: tuple[ImageServer, str]) -> None:
-    server, url = served
-    words = ["--users", "2", "--minutes", "5", "--warmup", "0", "--think", "0.01", "--sizes", "64x64"]
-    with subprocess.Popen([*COMMAND, "--url", url, *words], cwd=ROOT, stdout=subprocess.DEVNULL) as command:
-        wait_until(lambda: len(server.received) > 10)
-        (locust,) = psutil.Process(command.pid).children()
+def test_load_and_its_server_end_with_the_command_that_began_them(engines: Path) -> None:
+    words = ["--engines", str(engines), "--users", "2", "--minutes", "5", "--think", "0.01", "--sizes", "64x64"]
+    with subprocess.Popen([*COMMAND, *words], cwd=ROOT, stdout=subprocess.DEVNULL) as command:
+        parent = psutil.Process(command.pid)
+        wait_until(lambda: len(parent.children()) == 2)  # the server, and then Locust
+        found = parent.children(recursive=True)
         command.kill()
-    wait_until(lambda: not locust.is_running() or locust.status() == psutil.STATUS_ZOMBIE)
+    wait_until(lambda: not any(is_alive(process) for process in found))
+    assert len(found) > 2  # with the server's worker
 
 
 def test_server_of_a_comparison_that_is_not_there_loses_no_figures(

@@ -8,17 +8,18 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from email.utils import formatdate
 
 import numpy as np
 import pytest
 from fakes.image_server import ImageServer, image_server, pattern, png
 
-from benchmarks.load.requests.cases import Case, make_cases
-from benchmarks.load.requests.connection import Connection
-from benchmarks.load.requests.fingerprints import BOUND, Fingerprint, ImageCheck, WrongImage
-from benchmarks.load.requests.references import draw_references
-from benchmarks.load.requests.request import Request, Session
-from benchmarks.load.requests.targets import ENDPOINTS
+from benchmarks.load.client.cases import Case, make_cases
+from benchmarks.load.client.connection import Connection
+from benchmarks.load.client.endpoints import ENDPOINTS
+from benchmarks.load.client.fingerprints import BOUND, Fingerprint, ImageCheck, WrongImage
+from benchmarks.load.client.references import draw_references, model_info
+from benchmarks.load.client.request import Request, Session
 from benchmarks.workload.mix import Mix, RequestKind
 from benchmarks.workload.records import Record
 
@@ -73,12 +74,12 @@ def served(*requests: int) -> Iterator[Session]:
 
 def run(session: Session, case: Case = CASE) -> Record:
     with Connection(session.url) as connection:
-        return Request(session, case, user=0).run(connection)
+        return Request(session, case).run(connection)
 
 
 def test_right_answer_is_ok_with_the_servers_times(server: tuple[ImageServer, Session]) -> None:
     record = run(server[1])
-    assert (record.outcome, record.status, record.images, record.pixels) == ("ok", 200, 1, 64 * 64)
+    assert (record.outcome, record.status, record.images) == ("ok", 200, 1)
     assert (record.queue, record.drawing) == (0.02, 0.03)
     assert record.first_byte is not None and 0 < record.first_byte <= record.latency
 
@@ -113,6 +114,27 @@ def test_retry_after_beyond_the_patience_ends_the_request_at_once(
     assert (record.outcome, len(fake.received)) == (outcome, 1)
 
 
+@pytest.mark.parametrize(("wait", "seconds"), [("7", 7.0), (3600, 3600.0), (-3600, 0.0)])
+def test_retry_after_is_read_as_seconds_and_as_a_date(
+    server: tuple[ImageServer, Session], wait: str | int, seconds: float
+) -> None:
+    fake, session = server
+    text = wait if isinstance(wait, str) else formatdate(time.time() + wait, usegmt=True)
+    fake.refuse = lambda _: (503, {"retry-after": text})
+    record = run(replace(session, patience=0.0))
+    assert [each.retry_after for each in record.throttles] == [pytest.approx(seconds, abs=120)]
+
+
+@pytest.mark.parametrize(
+    "text", ["soon", ",", "-1", "1.5", "Tue, 99 Foo 99999 99:99:99 GMT", "0 0 0 0 0", "1 Jan 99999"]
+)
+def test_retry_after_that_is_neither_counts_as_none(server: tuple[ImageServer, Session], text: str) -> None:
+    fake, session = server
+    fake.refuse = lambda _: (503, {"retry-after": text})
+    record = run(replace(session, patience=0.0))
+    assert (record.outcome, record.throttles[0].retry_after) == ("refused", None)
+
+
 def test_other_status_is_a_failure_with_the_servers_code(server: tuple[ImageServer, Session]) -> None:
     fake, session = server
     fake.refuse = lambda _: (500, {})
@@ -127,19 +149,41 @@ def test_answer_after_the_timeout_is_a_timeout(server: tuple[ImageServer, Sessio
     assert (record.outcome, record.error) == ("timeout", "no answer within 0.2 s")
 
 
+HEADERS = b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "then"),
+    [(HEADERS, b" "), (HEADERS[:12], b" "), (HEADERS[:17], b"a: b\r\n")],
+    ids=["body", "status", "headers"],
+)
 @pytest.mark.parametrize("endpoint", ["images", "stream"])
-def test_trickle_of_an_answer_does_not_outlast_the_timeout(endpoint: str) -> None:
+def test_trickle_of_an_answer_does_not_outlast_the_timeout(endpoint: str, begin: bytes, then: bytes) -> None:
     def trickle(stream: socket.socket) -> None:
-        stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
-        while True:
-            stream.sendall(b" ")
+        stream.sendall(begin)
+        for number in range(250):  # 5 s, unless the client closes the connection
+            stream.sendall(then[number % len(then) :][:1])
             time.sleep(0.02)
 
     with answered_by(trickle) as url:
         connection = Connection(url)
         session = Session(url, ENDPOINTS[endpoint], {}, patience=0.0, timeout=0.2)
-        record = Request(session, CASE, user=0).run(connection)  # and it closes the connection, as the server sees
+        record = Request(session, CASE).run(connection)  # and it closes the connection, as the server sees
     assert record.outcome == "timeout"
+
+
+def test_trickle_of_headers_does_not_hold_up_the_question_what_a_server_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trickle(stream: socket.socket) -> None:
+        for number in range(250):
+            stream.sendall(HEADERS[:12] if not number else b" ")
+            time.sleep(0.02)
+
+    monkeypatch.setattr("benchmarks.load.client.references.ANSWER_SECONDS", 0.2)
+    with (
+        answered_by(trickle) as url,
+        pytest.raises(RuntimeError, match=r"no server answers .*: (timed out|the deadline)"),
+    ):
+        model_info(url, {})
 
 
 @pytest.mark.parametrize("endpoint", ["images", "stream"])
@@ -151,16 +195,17 @@ def test_answer_without_end_is_a_failure_before_it_fills_the_memory(
         while True:
             stream.sendall(b"data" * 10_000)
 
-    monkeypatch.setattr("benchmarks.load.requests.connection.MAX_BODY", 3 << 20)
+    monkeypatch.setattr("benchmarks.load.client.connection.MAX_BODY", 3 << 20)
     with answered_by(pour) as url:
         record = run(Session(url, ENDPOINTS[endpoint], {}, patience=0.0, timeout=30.0))
     assert (record.outcome, record.error) == ("failed", "AnswerTooLarge: the answer has more than 3 MiB")
 
 
 def test_stream_is_read_line_by_line_wherever_its_packets_end() -> None:
-    image = base64.b64encode(pattern(1))
-    events = b'data: {"type": "x.partial_image", "b64_json": "%s"}\n\ndata: {"type": "x.completed", "b64_json": "%s"}'
-    body = events % (image, image)
+    first, second = (base64.b64encode(pattern(seed)) for seed in (1, 2))
+    preview = b'data: {"type": "x.partial_image", "b64_json": "%s"}\n\n' % first
+    image = b'data: {"type": "x.completed", "index": %d, "b64_json": "%s"}'
+    body = preview + image % (1, second) + b"\n\n" + image % (0, first)  # the second is finished first
 
     def answer(stream: socket.socket) -> None:
         stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body))
@@ -169,7 +214,7 @@ def test_stream_is_read_line_by_line_wherever_its_packets_end() -> None:
 
     with answered_by(answer) as url, Connection(url) as connection:
         found = ENDPOINTS["stream"](connection, CASE, {}, time.monotonic() + 5)
-    assert found.images == (pattern(1),)
+    assert found.images == (pattern(1), pattern(2))
     assert found.first_byte is not None and found.first_preview is not None
 
 
@@ -221,20 +266,20 @@ def answer_on(listener: socket.socket, *requests: int) -> None:
 
 def test_connection_is_kept_and_opened_again_after_the_server_has_closed_it() -> None:
     with served(2, 1) as session, Connection(session.url) as connection:
-        found = [Request(session, CASE, user=0).run(connection).status for _ in range(3)]
+        found = [Request(session, CASE).run(connection).status for _ in range(3)]
     assert found == [418, 418, 418]
 
 
 def test_connection_works_again_after_a_new_one_has_failed_too() -> None:
     with served(1, 0, 1) as session, Connection(session.url) as connection:
-        found = [Request(session, CASE, user=0).run(connection).status for _ in range(3)]
+        found = [Request(session, CASE).run(connection).status for _ in range(3)]
     assert found == [418, 0, 418]
 
 
 def test_request_that_a_server_drops_after_it_has_taken_it_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.load.requests.connection.STALE_SECONDS", 0.0)  # any failure comes later
+    monkeypatch.setattr("benchmarks.load.client.connection.STALE_SECONDS", 0.0)  # any failure comes later
     with served(1, 1) as session, Connection(session.url) as connection:
-        found = [Request(session, CASE, user=0).run(connection) for _ in range(3)]
+        found = [Request(session, CASE).run(connection) for _ in range(3)]
     assert [record.status for record in found] == [418, 0, 418]
     assert found[1].outcome == "failed"
 
@@ -256,7 +301,7 @@ def test_answer_that_ends_too_early_is_a_failure() -> None:
 def test_request_that_is_sent_late_counts_from_the_moment_it_was_due(server: tuple[ImageServer, Session]) -> None:
     session = replace(server[1], started=time.monotonic() - 3.0)
     with Connection(session.url) as connection:
-        record = Request(session, CASE, user=0, due=0.5).run(connection)
+        record = Request(session, CASE, due=0.5).run(connection)
     assert record.due == 0.5 and record.sent >= 3.0
     assert record.latency >= 2.5
     assert record.first_byte is not None and record.first_byte >= 2.5

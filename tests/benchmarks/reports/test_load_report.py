@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fakes.load_reports import NONE, collapse, ladder, report, rung, spread
+from fakes.load_reports import NONE, collapse, ladder, report, rung, soak, spread
 
 from benchmarks.reports.comparison import read_report
 from benchmarks.reports.load_findings import findings
@@ -47,6 +47,8 @@ def test_csv_has_a_row_per_rung_with_all_digits() -> None:
     assert float(found[3]["rss_mb_max"]) == 440.0
     assert found[0]["target"] == 'a "server", quoted\nin two lines'
     assert found[0]["rate"] == found[0]["first_preview_s_p50"] == ""
+    late = rung(50)["late_s"]
+    assert (float(found[5]["late_s_p50"]), float(found[5]["late_s_p95"])) == (late["p50"], late["p95"])
 
 
 def test_csv_of_rungs_with_and_without_gpus_has_the_same_columns() -> None:
@@ -95,6 +97,54 @@ def test_falling_throughput_is_called_a_collapse() -> None:
     assert "Throughput collapses: 5.9 images/s at 1 user, 1 at 50 users." in text
     assert "Requests begin to fail at 20 users (90.0 % succeed); the worst rung is 50 users with 60.0 %." in text
     assert "no answer within 60 s (80 times)" in text
+
+
+def test_ladder_that_goes_down_is_no_collapse() -> None:
+    assert "Saturated at 20 users" in said(*(rung(users) for users in (50, 30, 20, 10, 5, 1)))
+
+
+def test_rungs_of_equal_load_tell_how_latency_and_memory_change() -> None:
+    text = "\n".join(findings(soak(0.4, 0.9, 0.5)))
+    assert "p95 grows by 25.0 %, from 400 ms in the first rung to 500 ms in the last." in text
+    assert "The server's memory grows by 150 MB, from 400 MB to 550 MB." in text
+    assert "aturated" not in text
+    assert "p95 falls by 50.0 %" in "\n".join(findings(soak(0.4, 0.2)))
+    assert "p95" not in "\n".join(findings(soak(0.4)))
+    rates = [rung(None, 4.0, server=None), rung(None, 4.0, server=None, latency_s=NONE)]
+    assert "The server keeps up with every rate" in said(rates[0], rates[0]) and "grows" not in said(*rates)
+
+
+def test_rungs_of_equal_load_have_names_of_their_own() -> None:
+    found = soak(0.4, 0.9, 0.5)
+    names = ["10 users (1)", "10 users (2)", "10 users (3)"]
+    lines = load_table(
+        found | {"figures": found["figures"] | {"objectives": [objective("p95=1s", 2, 0.5, is_met=True)]}}
+    )
+    assert [line[:12] for line in lines.splitlines()[1:4]] == names
+    assert re.search(r"^objective +10 users \(3\)$", lines, re.MULTILINE)
+    assert [row["rung"] for row in csv.DictReader(io.StringIO(load_csv(found)))] == names
+    mixed = report(rung(10), rung(20), rung(10))
+    assert [row["rung"] for row in csv.DictReader(io.StringIO(load_csv(mixed)))] == [names[0], "20 users", names[1]]
+
+
+def test_charts_of_rungs_of_equal_load_have_a_place_for_each() -> None:
+    found = load_page(soak(0.4, 0.9, 0.5))
+    latency = found[found.index("Latency, end to end") : found.index("Parts of the latency")]
+    assert re.findall(r"p95: ([^<]+)</title>", latency) == ["0.4 at 1", "0.9 at 2", "0.5 at 3"]
+    memory = found[found.index("Memory of all processes") : found.index("The server during each rung")]
+    assert re.findall(r"memory, ([^<]+)</title>", memory) == ["1: 470", "2: 520", "3: 570"]
+    assert "number of the rung" in latency and "number of the rung" in memory
+
+
+def test_soak_tests_side_by_side_are_compared_rung_by_rung() -> None:
+    found = load_page(soak(0.4, 0.9), [soak(0.5, 0.6), soak(0.5, 0.6, 0.7), ladder()])
+    section = found[found.index("Side by side") : found.index("Distribution of latency")]
+    rows = re.findall(r'<th scope="row">(10 users[^<]+)</th>', section)
+    firsts = [f"10 users (1), zimage-serve ({number})" for number in (1, 2, 3)]
+    assert rows[:4] == [*firsts, "10 users (2), zimage-serve (1)"]
+    assert [f"zimage-serve ({number}) is in the table only" in section for number in (1, 2, 3, 4)] == [
+        *(False, False, True, True)
+    ]
 
 
 def test_open_loop_is_behind_where_less_arrives_than_is_asked_for() -> None:
@@ -199,7 +249,7 @@ def test_different_setups_side_by_side_are_told() -> None:
     other["hardware"]["cores"] = 64
     found = load_page(ladder(), [other, report(rung(None, 2.0), name="open")])
     assert "other had another setup. cores: 64, not 2." in found
-    assert "open is in the table only: its load is not counted in users." in found
+    assert "open is in the table only: its rungs do not fit into the charts of zimage-serve." in found
     assert "2 requests/s, open" in found
     assert ">open</" not in found
 

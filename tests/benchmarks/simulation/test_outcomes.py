@@ -29,8 +29,6 @@ def record(rng: random.Random) -> Record:
     throttles += [Throttle(ended, rng.uniform(1.0, 9.0), is_honoured=False)] * has_given_up
     return Record(
         "one",
-        0,
-        "test",
         due,
         due,
         ended,
@@ -79,9 +77,9 @@ def test_fleet_has_the_figures_that_a_load_test_has_for_the_same_requests(count:
 
 def test_clients_without_patience_wait_as_long_at_a_fleet_as_at_a_server() -> None:
     load = ClosedLoop(8, think=1.0, patience=0.5)
-    given = scenario(server=EmbeddedServer(limits=Limits(queue=4)), load=load, seconds=300.0)
+    given = scenario(server=EmbeddedServer(limits=Limits(queue=4)), load=load, seconds=120.0)
     server, fleet = (simulate(each).figures for each in (given, replace(given, server=Fleet(1, claim=0.0, queue=4))))
     for found in (server, fleet):
-        assert found.throttled.gave_up > 100
+        assert found.throttled.gave_up > 40
         assert found.latency_s.p50 is not None and found.latency_s.p50 >= 1.0, "Retry-After is a second at least"
     assert fleet.latency_s.mean == pytest.approx(server.latency_s.mean, rel=0.1)

@@ -12,11 +12,11 @@ from benchmarks.workload.records import Outcome, Record, Throttle
 
 def record(due: float, latency: float, outcome: Outcome = "ok", kind: str = "square", images: int = 1) -> Record:
     error = "" if outcome == "ok" else f"it {outcome}"
-    return Record(kind, 0, "test", due, due, due + latency, outcome, error=error, images=images, first_byte=latency / 2)
+    return Record(kind, due, due, due + latency, outcome, error=error, images=images, first_byte=latency / 2)
 
 
 def test_latency_counts_from_the_moment_a_request_was_due() -> None:
-    late = Record("square", 0, "test", due=1.0, sent=4.0, ended=5.0, outcome="ok", images=1)
+    late = Record("square", due=1.0, sent=4.0, ended=5.0, outcome="ok", images=1)
     found = RungFigures.of([late], 10)
     assert (found.latency_s.max, found.late_s.max) == (4.0, 3.0)
 
@@ -50,8 +50,8 @@ def test_latency_includes_requests_that_timed_out_but_not_failures() -> None:
 
 def test_refusal_that_a_client_does_not_wait_for_makes_no_server_fast() -> None:
     refusals = [
-        Record("square", 0, "test", 1.0, 1.0, 1.01, "throttled", throttles=(Throttle(1.01, 30.0, is_honoured=False),)),
-        Record("square", 0, "test", 1.0, 1.0, 1.01, "refused", throttles=(Throttle(1.01, None, is_honoured=False),)),
+        Record("square", 1.0, 1.0, 1.01, "throttled", throttles=(Throttle(1.01, 30.0, is_honoured=False),)),
+        Record("square", 1.0, 1.0, 1.01, "refused", throttles=(Throttle(1.01, None, is_honoured=False),)),
     ]
     found = RungFigures.of([*refusals, record(1.0, 5.0)], 10).latency_s
     assert found.max == pytest.approx(30.01)
@@ -65,8 +65,8 @@ def test_wrong_images_are_no_success() -> None:
 
 def test_throttles_are_counted_apart_from_outcomes() -> None:
     honoured, ignored = Throttle(0.1, 2.0, is_honoured=True), Throttle(0.2, 4.0, is_honoured=False)
-    well = Record("square", 0, "test", 0.0, 0.0, 3.0, "ok", images=1, throttles=(honoured,))
-    badly = Record("square", 0, "test", 0.0, 0.0, 3.0, "throttled", status=429, images=1, throttles=(ignored, ignored))
+    well = Record("square", 0.0, 0.0, 3.0, "ok", images=1, throttles=(honoured,))
+    badly = Record("square", 0.0, 0.0, 3.0, "throttled", status=429, images=1, throttles=(ignored, ignored))
     found = RungFigures.of([well, badly], 10).throttled
     assert (found.answers, found.honoured, found.gave_up) == (3, 1, 1)
     assert found.retry_after_s.max == 4.0
@@ -140,7 +140,7 @@ def test_text_that_is_no_objective_is_refused(text: str) -> None:
 
 
 def test_records_survive_their_file_except_a_line_without_an_end(tmp_path: Path) -> None:
-    written = [record(0, 1.0), Record("a", 1, "b", 0, 0, 1, "ok", throttles=(Throttle(0.5, None, is_honoured=True),))]
+    written = [record(0, 1.0), Record("a", 0, 0, 1, "ok", throttles=(Throttle(0.5, None, is_honoured=True),))]
     with (tmp_path / "records.jsonl").open("wb") as file:
         for each in written:
             records.write(file, each)

@@ -94,6 +94,6 @@ def test_scenarios_are_those_of_known_load_tests() -> None:
         "baseline": ((1,), 5),
         "medium": ((10,), 5),
         "surge": ((30, 40, 50), 5),
-        "soak": ((10,), 60),
+        "soak": ((10,) * 6, 10),
         "ladder": ((1, 5, 10, 20, 30, 50), 5),
     }

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from fakes.loop_builder import RED, LoopBuilder, remaining_events
 
-from engine.errors import UnsupportedShape
+from engine.errors import OutOfDeviceMemory, UnsupportedShape
+from engine.pipeline import Pipeline
 from engine.request import ImageRequest
 from engine.scheduler.batch_measurement import BatchMeasurement
 from engine.scheduler.batch_table import PassTimes
@@ -37,6 +38,27 @@ class TimedMeasurement(BatchMeasurement):
     def _pass_seconds(self, size: Size, batch: int) -> float:
         self.passes.append((size.width, batch))
         return 0.1 + 0.9 * batch * size.area / 64**2
+
+
+class SmallMemory(TimedMeasurement):
+    """A measurement on a device whose memory one (side, batch) does not fit into, or only in its first pass."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        sizes: Sequence[Size],
+        rounds: int,
+        unfit: tuple[int, int],
+        fits_at_first: bool = False,
+    ) -> None:
+        super().__init__(pipeline, sizes, rounds)
+        self._unfit, self._fits_at_first = unfit, fits_at_first
+
+    def _pass_seconds(self, size: Size, batch: int) -> float:
+        seconds = super()._pass_seconds(size, batch)
+        if self._unfit == (size.width, batch) and self.passes.count(self._unfit) > self._fits_at_first:
+            raise OutOfDeviceMemory("it is full")
+        return seconds
 
 
 def denoised(loop: EngineLoop) -> list[PendingImage]:
@@ -105,6 +127,40 @@ def test_passes_that_would_take_too_long_are_left_out_and_never_run(fakes: LoopB
     assert [(row.width, len(row.seconds)) for row in rows] == [(64, 4), (128, 1)]
     assert max(measurement.passes) == (128, 1)
     assert len(TimedMeasurement(fakes.pipeline, sizes, rounds=1, longest_pass=math.inf).finish().rows) == 3
+
+
+@pytest.mark.parametrize(
+    ("unfit", "rows", "named"),
+    [
+        ((128, 1), [(64, 4)], "128x128 and larger sizes, which do"),
+        ((128, 3), [(64, 4), (128, 2), (256, 4)], "3 x 128x128, which does"),
+        ((64, 2), [(64, 1), (128, 4), (256, 4)], "2 x 64x64, which does"),
+    ],
+)
+def test_batch_that_does_not_fit_into_memory_is_left_out_by_name(
+    fakes: LoopBuilder,
+    caplog: pytest.LogCaptureFixture,
+    unfit: tuple[int, int],
+    rows: list[tuple[int, int]],
+    named: str,
+) -> None:
+    sizes = [Size(side, side) for side in (64, 128, 256)]
+    measurement = SmallMemory(fakes.pipeline, sizes, rounds=1, unfit=unfit)
+    assert [(row.width, len(row.seconds)) for row in measurement.finish().rows] == rows
+    assert caplog.messages == [f"the batch table is without {named} not fit into memory: it is full"]
+
+
+def test_memory_that_is_taken_during_the_rounds_loses_no_smaller_size(
+    fakes: LoopBuilder, caplog: pytest.LogCaptureFixture
+) -> None:
+    measurement = SmallMemory(fakes.pipeline, SIZES, rounds=1, unfit=(128, 2), fits_at_first=True)
+    assert [(row.width, len(row.seconds)) for row in measurement.finish().rows] == [(64, 4)]
+    assert "without 128x128 and larger sizes" in caplog.text
+
+
+def test_device_without_memory_for_one_image_fails(fakes: LoopBuilder) -> None:
+    with pytest.raises(OutOfDeviceMemory):
+        SmallMemory(fakes.pipeline, SIZES, rounds=1, unfit=(64, 1)).finish()
 
 
 def test_table_has_the_median_of_the_measured_passes(fakes: LoopBuilder) -> None:

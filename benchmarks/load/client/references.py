@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.load.requests.cases import Case
-from benchmarks.load.requests.connection import Connection
-from benchmarks.load.requests.fingerprints import Fingerprint, WrongImage
-from benchmarks.load.requests.request import Request, Session
+from benchmarks.load.client.cases import Case
+from benchmarks.load.client.connection import Connection
+from benchmarks.load.client.fingerprints import Fingerprint, WrongImage
+from benchmarks.load.client.request import Request, Session
 
 ANSWER_SECONDS = 30.0  # in which a server must tell what it is
 
@@ -34,7 +34,7 @@ def draw_references(session: Session, cases: Sequence[Case]) -> dict[str, tuple[
 
     with Connection(session.url) as connection:
         for case in cases:
-            record = Request(replace(session, require_right=keep), case, user=0).run(connection)
+            record = Request(replace(session, require_right=keep), case).run(connection)
             if record.outcome != "ok":
                 what = f"{case.kind.name} alone ({record.outcome}): {record.error}"
                 raise RuntimeError(f"{session.url} does not draw {what}")

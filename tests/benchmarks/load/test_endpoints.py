@@ -1,7 +1,7 @@
 """Every endpoint that a load can go to: those of zimage-serve, and the image endpoints of SGLang and vLLM-Omni."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,14 +13,14 @@ from fakes.manifest import MANIFEST
 from fakes.server import serving
 from pydantic import BaseModel, ConfigDict, Field
 
-from benchmarks.load.load_run import LoadOptions, run_load
-from benchmarks.load.plan import Rung
-from benchmarks.load.requests.cases import make_cases
-from benchmarks.load.requests.connection import Connection
-from benchmarks.load.requests.fingerprints import ImageCheck
-from benchmarks.load.requests.references import draw_references, model_info
-from benchmarks.load.requests.request import Request, Session
-from benchmarks.load.requests.targets import ENDPOINTS
+from benchmarks.load.client.cases import make_cases
+from benchmarks.load.client.connection import Connection
+from benchmarks.load.client.endpoints import ENDPOINTS
+from benchmarks.load.client.fingerprints import ImageCheck
+from benchmarks.load.client.references import draw_references, model_info
+from benchmarks.load.client.request import Request, Session
+from benchmarks.load.load_run import run_load
+from benchmarks.load.plan import LoadOptions, Rung
 from benchmarks.workload.mix import Mix, RequestKind
 from benchmarks.workload.records import Record
 from engine.images.generated import GeneratedImage
@@ -55,7 +55,7 @@ def ask(url: str, endpoint: str, kind: RequestKind, headers: dict[str, str] | No
     check = ImageCheck(draw_references(session, [case]))
     session = replace(session, endpoint=ENDPOINTS[endpoint], require_right=check.require_right)
     with Connection(url) as connection:
-        return Request(session, case, user=0).run(connection)
+        return Request(session, case).run(connection)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,7 +83,7 @@ def test_body_that_the_server_refuses_is_a_failure_with_its_code(zimage: str, en
     (case,) = make_cases(Mix((RequestKind(name="lora", width=64, height=64, lora="unknown"),)), 1)
     session = Session(zimage, ENDPOINTS[endpoint], {}, patience=0.0, timeout=10.0)
     with Connection(zimage) as connection:
-        record = Request(session, case, user=0).run(connection)
+        record = Request(session, case).run(connection)
     assert (record.outcome, record.status) == ("failed", 400)
     assert "lora" in record.error or "invalid" in record.error
 
@@ -148,26 +148,14 @@ def test_peers_take_the_same_load(schema: type[BaseModel], more: dict[str, Any],
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        (lambda options: replace(options, endpoint="tasks"), "is no zimage-serve, which --endpoint tasks needs"),
-        (lambda options: replace(options, server="zimage"), "is no zimage-serve: it has no /v1/model_info"),
-        (lambda options: replace(options, mix=Mix((KINDS["two"],))), "which priority and deadline of two need"),
+        ({"endpoint": "tasks"}, "is no zimage-serve, which --endpoint tasks needs"),
+        ({"server": "zimage"}, "is no zimage-serve: it has no /v1/model_info"),
+        ({"mix": Mix((KINDS["two"],))}, "which priority and deadline of two need"),
     ],
 )
-def test_load_that_only_zimage_serve_takes_is_refused(change: Callable[[LoadOptions], LoadOptions], error: str) -> None:
-    options = LoadOptions(
-        mix=Mix.sizes("64x64"),
-        rungs=(Rung(users=1, seconds=1.0, warmup=0.0),),
-        scenario=None,
-        endpoint="images",
-        server="auto",
-        api_key=None,
-        patience=1.0,
-        timeout=1.0,
-        cases=1,
-        checks_images=True,
-        max_in_flight=10,
-        seed=0,
-    )
+def test_load_that_only_zimage_serve_takes_is_refused(change: dict[str, Any], error: str) -> None:
+    rungs = (Rung(users=1, seconds=1.0, warmup=0.0),)
+    options = LoadOptions(**{"mix": Mix.sizes("64x64"), "rungs": rungs} | change)
     with image_server() as (server, url), pytest.raises(RuntimeError, match=error):
-        run_load(url, "peer", change(options), (), None, lambda *_: None)
+        run_load(url, "peer", options, (), None, lambda *_: None)
     assert json.dumps(server.received) == "[]"

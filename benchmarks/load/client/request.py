@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from benchmarks.load.requests.cases import Case
-from benchmarks.load.requests.connection import Connection
-from benchmarks.load.requests.fingerprints import WrongImage
-from benchmarks.load.requests.targets import Answer, Endpoint
+from benchmarks.load.client.cases import Case
+from benchmarks.load.client.connection import Connection
+from benchmarks.load.client.endpoints import Answer, Endpoint
+from benchmarks.load.client.fingerprints import WrongImage
 from benchmarks.workload.records import Outcome, Record, Throttle
 
 BUSY: Mapping[int, Outcome] = {429: "throttled", 503: "refused"}
@@ -60,12 +60,12 @@ class Session:
 class Request:
     """A request and what has happened to it so far."""
 
-    def __init__(self, session: Session, case: Case, user: int, due: float | None = None) -> None:
+    def __init__(self, session: Session, case: Case, due: float | None = None) -> None:
         """
         Args:
             due: seconds from the start of the rung at which it was to be sent; None for now.
         """
-        self._session, self._case, self._user = session, case, user
+        self._session, self._case = session, case
         self._sent = session.now
         self._due = self._sent if due is None else due
         self._throttles: list[Throttle] = []
@@ -93,8 +93,6 @@ class Request:
         answer = answer or Answer(status=0)
         return Record(
             kind=kind.name,
-            user=self._user,
-            client="zimage-bench",
             due=self._due,
             sent=self._sent,
             ended=ended,
@@ -104,7 +102,6 @@ class Request:
             error=error,
             status=answer.status,
             images=kind.images,
-            pixels=kind.images * kind.size.area,
             throttles=tuple(self._throttles),
             queue=answer.queue,
             drawing=answer.drawing,

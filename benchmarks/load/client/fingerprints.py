@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.harness.pixels import Pixels
-from benchmarks.load.requests.cases import Case
+from benchmarks.load.client.cases import Case
 from engine.errors import InvalidRequest
 from engine.images.decode import decode
 from engine.images.header import DecodeLimits

@@ -4,10 +4,12 @@ It uses sockets of the standard library, which are those of gevent where Locust 
 """
 
 import http.client
+import io
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from typing import Self
+from functools import partial
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 PORTION = 1 << 16  # bytes
@@ -21,18 +23,18 @@ class AnswerTooLarge(http.client.HTTPException):
 
 
 class Reply:
-    """An answer whose body is read until a deadline.
+    """An answer whose body is read until the deadline of its request.
 
     Attributes:
         headers: names in lower case.
         arrived: time.monotonic() at which the headers had arrived.
     """
 
-    def __init__(self, response: http.client.HTTPResponse, sock: socket.socket, deadline: float) -> None:
+    def __init__(self, response: http.client.HTTPResponse) -> None:
         self.status = response.status
         self.headers = {name.lower(): value for name, value in response.getheaders()}
         self.arrived = time.monotonic()
-        self._response, self._sock, self._deadline = response, sock, deadline
+        self._response = response
 
     def read(self) -> bytes:
         """Return the body.
@@ -62,9 +64,9 @@ class Reply:
         return self._response.isclosed()
 
     def _portions(self) -> Iterator[bytes]:
-        """Yield the body in pieces as they arrive; none takes longer than the deadline."""
+        """Yield the body in pieces as they arrive."""
         size = 0
-        while portion := self._within_deadline().read1(PORTION):
+        while portion := self._response.read1(PORTION):
             size += len(portion)
             if size > MAX_BODY:
                 raise AnswerTooLarge(f"the answer has more than {MAX_BODY >> 20} MiB")
@@ -72,11 +74,6 @@ class Reply:
         if self._response.length:
             raise http.client.IncompleteRead(b"", self._response.length)
         self._response.close()  # read1 leaves it open at its end, and then the connection cannot be used again
-
-    def _within_deadline(self) -> http.client.HTTPResponse:
-        if self._sock.fileno() >= 0:  # not closed already, as after the last byte of an answer that closes it
-            self._sock.settimeout(remaining(self._deadline))
-        return self._response
 
 
 class Connection:
@@ -125,18 +122,45 @@ class Connection:
     def _exchange(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], deadline: float
     ) -> Reply:
-        self._http.timeout = remaining(deadline)
+        self._http.timeout = _remaining(deadline)
         if self._http.sock is not None:
             self._http.sock.settimeout(self._http.timeout)
+        self._http.response_class = partial(_TimedResponse, deadline)  # type: ignore[assignment]
         self._http.request(method, self._root + path, body, dict(headers))
-        sock = self._http.sock
-        assert sock is not None
-        sock.settimeout(remaining(deadline))
-        self._reply = Reply(self._http.getresponse(), sock, deadline)
+        self._reply = Reply(self._http.getresponse())
         return self._reply
 
 
-def remaining(deadline: float) -> float:
+class _TimedResponse(http.client.HTTPResponse):
+    """A response whose headers and body must arrive before a deadline, however small its packets are."""
+
+    def __init__(self, deadline: float, sock: socket.socket, **options: Any) -> None:
+        super().__init__(sock, **options)
+        self.fp = io.BufferedReader(_TimedStream(self.fp.detach(), sock, deadline))
+
+
+class _TimedStream(io.RawIOBase):
+    """The stream of a socket that raises TimeoutError once its deadline is over.
+
+    The timeout of a socket alone begins again with every packet.
+    """
+
+    def __init__(self, stream: io.RawIOBase, sock: socket.socket, deadline: float) -> None:
+        self._stream, self._sock, self._deadline = stream, sock, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(_remaining(self._deadline))
+        return self._stream.readinto(buffer)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _remaining(deadline: float) -> float:
     """Return the seconds until a deadline. Raises TimeoutError: it is over."""
     seconds = deadline - time.monotonic()
     if seconds <= 0:

@@ -153,7 +153,8 @@ def test_hosts_with_several_devices_are_wanted_as_a_whole() -> None:
 
 def test_burst_adds_hosts_after_their_load_time_and_removes_them_after_the_cool_down() -> None:
     load = OpenLoop(burst(4 * 0.6 / IMAGE, 5.0, 100.0, 200.0))
-    found = simulate(fleet(4, load, autoscaler=POLICY, seconds=900.0, warmup=0.0))
+    common = {"seconds": 900.0, "warmup": 0.0, "granularity": "image"}
+    found = simulate(fleet(4, load, autoscaler=POLICY, **common))
     ready = {moment.at_s: moment.ready for moment in found.timeline}
     starting = {moment.at_s: moment.starting for moment in found.timeline}
     assert ready[100.0] <= 5 and starting[130.0] > 3 and ready[150.0] <= 5, "new hosts load for a minute"
@@ -164,7 +165,7 @@ def test_burst_adds_hosts_after_their_load_time_and_removes_them_after_the_cool_
     removed = [event.at_s for event in found.scalings if event.after < event.before]
     assert min(removed) - max(each for each in added if each < min(removed)) >= POLICY.cool_down
     assert found.device_seconds < 900.0 * 30 and found.scalings[0].after > found.scalings[0].before
-    fixed = simulate(fleet(4, load, seconds=900.0, warmup=0.0))
+    fixed = simulate(fleet(4, load, **common))
     assert fixed.figures.latency_s.p95 > 2 * found.figures.latency_s.p95
 
 

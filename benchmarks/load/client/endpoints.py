@@ -8,13 +8,14 @@ import json
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from benchmarks.load.requests.cases import Case, init_image
-from benchmarks.load.requests.connection import Connection, Reply
+from benchmarks.load.client.cases import Case, init_image
+from benchmarks.load.client.connection import Connection, Reply
 
 JSON = {"content-type": "application/json"}
 POLL = 0.25  # seconds between two questions about a task
@@ -80,9 +81,10 @@ class _Task(msgspec.Struct):
 
 
 class _Event(msgspec.Struct):
-    """Event of a stream; one with `error` ends it."""
+    """Event of a stream; one with `error` ends it. Images come in the order in which they are finished."""
 
     type: str = ""
+    index: int = 0
     b64_json: bytes = b""
     error: dict[str, Any] | None = None
 
@@ -145,7 +147,7 @@ def stream(connection: Connection, case: Case, headers: Mapping[str, str], deadl
     reply = _post_openai(connection, case, headers, deadline, stream=True, partial_images=PREVIEWS)
     if reply.status != 200:
         return _refusal(reply)
-    files: list[bytes] = []
+    files: dict[int, bytes] = {}
     first_byte = first_preview = None
     for line in reply.lines():
         if not line.startswith(b"data:"):
@@ -157,9 +159,10 @@ def stream(connection: Connection, case: Case, headers: Mapping[str, str], deadl
         if event.type.endswith(".partial_image"):
             first_preview = first_preview or time.monotonic()
         elif event.type.endswith(".completed"):
-            files.append(event.b64_json)
+            files[event.index] = event.b64_json
     error = "" if files else "the stream ended without an image"
-    return Answer(status=200, images=tuple(files), first_byte=first_byte, first_preview=first_preview, error=error)
+    found = tuple(files[index] for index in sorted(files))
+    return Answer(status=200, images=found, first_byte=first_byte, first_preview=first_preview, error=error)
 
 
 ENDPOINTS: Mapping[str, Endpoint] = {"images": images, "generate": generate, "tasks": tasks, "stream": stream}
@@ -229,13 +232,22 @@ def _drawing(stages: Mapping[str, float]) -> float:
 
 
 def _refusal(reply: Reply) -> Answer:
-    retry_after = reply.headers.get("retry-after", "")
     return Answer(
         status=reply.status,
         first_byte=reply.arrived,
-        retry_after=float(retry_after) if retry_after.isdecimal() else None,
+        retry_after=_seconds_to_wait(reply.headers.get("retry-after", "")),
         error=f"{reply.status}: {_body_text(reply.read())}",
     )
+
+
+def _seconds_to_wait(retry_after: str) -> float | None:
+    """Return what Retry-After asks for, in seconds or as a date; None if it is neither."""
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return max(parsedate_to_datetime(retry_after).timestamp() - time.time(), 0.0)
+    except (ValueError, OverflowError):
+        return None
 
 
 def _body_text(body: bytes) -> str:
