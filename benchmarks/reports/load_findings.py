@@ -149,8 +149,8 @@ def _in_time(rung: Rung) -> float:
 
 
 def _device(found: Sequence[Rung]) -> list[str]:
-    """Tell whether requests wait for the devices, in the rung with the highest load."""
-    last = max(found, key=load)
+    """Tell whether requests wait for the devices, in the last rung with the highest load."""
+    last = max(reversed(found), key=load)
     queue, drawing = last["queue_s"]["p50"], last["drawing_s"]["p50"]
     lines = []
     if queue is not None and drawing is not None:
