@@ -5,10 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reports.charts import Axis, Series, line_chart
+from benchmarks.reports.charts import Axis, line_chart
 from benchmarks.reports.numbers import MISSING, compact, percent, seconds
 from benchmarks.reports.page import Section, bullets, charts_grid, table
 from benchmarks.reports.rungs import (
+    LATENCY,
+    SUCCESS,
     Report,
     Rung,
     axis_title,
@@ -17,6 +19,7 @@ from benchmarks.reports.rungs import (
     load,
     numbered,
     rungs,
+    series,
     target_name,
 )
 
@@ -48,17 +51,13 @@ def comparison_section(reports: Sequence[Report]) -> Section:
     x = Axis(axis_title(first), ticks=tuple(places))
 
     def chart(title: str, y: Axis, of: Callable[[Rung], float | None]) -> str:
-        return line_chart(
-            title, x, y, [Series(name, [(rung["place"], of(rung)) for rung in rungs(one)]) for name, one in alike]
-        )
+        return line_chart(title, x, y, [series(one, name, of) for name, one in alike])
 
-    wait = Axis("seconds, logarithmic", is_log=True)
-    share = Axis("percent of requests", ticks=(0, 20, 40, 60, 80, 100))
     charts = charts_grid(
         chart("Throughput", Axis("right images per second"), lambda rung: rung["achieved_per_s"]),
-        chart("Success", share, lambda rung: rung["success_percent"]),
-        chart("Latency, p50", wait, lambda rung: rung["latency_s"]["p50"]),
-        chart("Latency, p95", wait, lambda rung: rung["latency_s"]["p95"]),
+        chart("Success", SUCCESS, lambda rung: rung["success_percent"]),
+        chart("Latency, p50", LATENCY, lambda rung: rung["latency_s"]["p50"]),
+        chart("Latency, p95", LATENCY, lambda rung: rung["latency_s"]["p95"]),
     )
     header = ["load, run", "success", "images/s", "p50", "p95", "p99", "max"]
     parts = [bullets(found) if (found := _differences(names, reports)) else "", charts]

@@ -27,9 +27,9 @@ def findings(report: Report) -> list[str]:
         lines += _closed(sorted(measured, key=load))
     are_checked = report["figures"]["workload"].get("checks_images", True)
     unchecked = [] if are_checked else ["Images were not checked: a wrong one counts as a success."]
-    cut = [f"{rung['name']} was interrupted after {seconds(rung['seconds'])}." for rung in found if _is_cut(rung)]
+    interrupted = [rung for rung in found if rung.get("is_interrupted")]
     return [
-        *cut,
+        *(f"{rung['name']} was interrupted after {seconds(rung['seconds'])}." for rung in interrupted),
         *unchecked,
         *_wrong(measured),
         *_failures(measured),
@@ -37,10 +37,6 @@ def findings(report: Report) -> list[str]:
         *lines,
         *_device(measured),
     ]
-
-
-def _is_cut(rung: Rung) -> bool:
-    return bool(rung.get("is_interrupted"))
 
 
 def _wrong(found: Sequence[Rung]) -> list[str]:
@@ -153,8 +149,8 @@ def _in_time(rung: Rung) -> float:
 
 
 def _device(found: Sequence[Rung]) -> list[str]:
-    """Tell whether requests wait for the devices, in the rung with the highest load."""
-    last = max(found, key=load)
+    """Tell whether requests wait for the devices, in the last rung with the highest load."""
+    last = max(reversed(found), key=load)
     queue, drawing = last["queue_s"]["p50"], last["drawing_s"]["p50"]
     lines = []
     if queue is not None and drawing is not None:

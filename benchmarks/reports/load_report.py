@@ -1,6 +1,7 @@
 """The HTML report of a load test: one file with findings, tables and charts, beside other runs where there are any."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -11,18 +12,21 @@ from benchmarks.reports.load_table import mean_of_gpus, objective_rows, table_ro
 from benchmarks.reports.numbers import MISSING, compact, megabytes, percent, seconds, watts, whole
 from benchmarks.reports.page import Section, bullets, charts_grid, details, page, paragraph, table
 from benchmarks.reports.rungs import (
+    LATENCY,
+    SUCCESS,
     Report,
     Rung,
     axis_title,
     is_open_loop,
     rungs,
+    series,
     server_figure,
     target_name,
 )
 from benchmarks.reports.timeline import timeline_section
+from benchmarks.workload.objective import Objective
 
 PERCENTILES = ("p50", "p95", "p99")
-LATENCY = Axis("seconds, logarithmic", is_log=True)
 RATE = Axis("images per second")
 
 
@@ -65,16 +69,16 @@ def _result(report: Report) -> Section:
 
 def _charts(report: Report) -> Section:
     x = Axis(axis_title(report), ticks=tuple(sorted({rung["place"] for rung in rungs(report)})))
-    rates = [_series(report, "right images", lambda rung: rung["achieved_per_s"])]
+    rates = [series(report, "right images", lambda rung: rung["achieved_per_s"])]
     if is_open_loop(report):  # users who wait for their answers ask for no more than they get
-        rates.append(_series(report, "asked for", lambda rung: rung["offered_per_s"]))
-    waits = [_series(report, name, lambda rung, name=name: rung["latency_s"][name]) for name in PERCENTILES]
-    share = [_series(report, "success", lambda rung: rung["success_percent"])]
+        rates.append(series(report, "asked for", lambda rung: rung["offered_per_s"]))
+    waits = [series(report, name, partial(_latency, name)) for name in PERCENTILES]
+    share = [series(report, "success", lambda rung: rung["success_percent"])]
     spent = [
-        _series(report, "in the queue", lambda rung: rung["queue_s"]["p50"]),
-        _series(report, "drawing", lambda rung: rung["drawing_s"]["p50"]),
-        _series(report, "first byte", lambda rung: rung["first_byte_s"]["p50"]),
-        _series(report, "first preview", lambda rung: (rung["first_preview_s"] or {}).get("p50")),
+        series(report, "in the queue", lambda rung: rung["queue_s"]["p50"]),
+        series(report, "drawing", lambda rung: rung["drawing_s"]["p50"]),
+        series(report, "first byte", lambda rung: rung["first_byte_s"]["p50"]),
+        series(report, "first preview", lambda rung: (rung["first_preview_s"] or {}).get("p50")),
     ]
     spent = [one for one in spent if any(height is not None for _, height in one.points)]
     return Section(
@@ -83,33 +87,30 @@ def _charts(report: Report) -> Section:
             charts_grid(
                 line_chart("Throughput", x, RATE, rates),
                 line_chart("Latency, end to end", x, LATENCY, waits, limits=_limits(report), is_ordered=True),
-                line_chart("Success", x, Axis("percent of requests", ticks=(0, 20, 40, 60, 80, 100)), share),
+                line_chart("Success", x, SUCCESS, share),
                 line_chart("Parts of the latency, medians", x, LATENCY, spent),
             ),
         ),
     )
 
 
-def _series(report: Report, name: str, of: Any) -> Series:
-    return Series(name, [(rung["place"], of(rung)) for rung in rungs(report)])
+def _latency(percentile: str, rung: Rung) -> float | None:
+    found: float | None = rung["latency_s"][percentile]
+    return found
 
 
 def _limits(report: Report) -> list[Limit]:
     """Return the objectives of latency percentiles, one line each."""
-    found = {}
-    for one in report["figures"]["objectives"]:
-        name, _, bound = one["text"].partition("=")
-        if name in PERCENTILES:
-            is_ms = bound.endswith("ms")
-            found[one["text"]] = float(bound.removesuffix("ms").removesuffix("s")) / (1e3 if is_ms else 1)
-    return [Limit(text, value) for text, value in found.items()]
+    texts = dict.fromkeys(one["text"] for one in report["figures"]["objectives"])
+    found = [Objective.parse(text) for text in texts if text.partition("=")[0] in PERCENTILES]
+    return [Limit(objective.text, objective.bound) for objective in found]
 
 
 def _distribution(report: Report) -> Section:
     lines = [Series(rung["name"], _cumulative(rung)) for rung in rungs(report) if rung["histogram"]]
     chart = line_chart(
         "Requests answered within a time",
-        Axis("seconds, logarithmic", is_log=True),
+        LATENCY,
         Axis("percent of requests that got their images", ticks=(0, 20, 40, 60, 80, 100)),
         lines,
         is_ordered=True,

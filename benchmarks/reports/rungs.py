@@ -1,15 +1,18 @@
 """The rungs of a load test's report, as every table and chart of it needs them."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.reports.charts import Axis, Series
 from benchmarks.reports.numbers import compact
 
 Report = Mapping[str, Any]  # the JSON of `zimage-bench load`
 Rung = Mapping[str, Any]
 
 LONGEST_ERROR = 200  # letters
+LATENCY = Axis("seconds, logarithmic", is_log=True)
+SUCCESS = Axis("percent of requests", ticks=(0, 20, 40, 60, 80, 100))
 
 
 def rungs(report: Report) -> list[Rung]:
@@ -51,6 +54,11 @@ def axis_title(report: Report) -> str:
     if has_equal_rungs(report):
         return "number of the rung"
     return "requests per second" if is_open_loop(report) else "users"
+
+
+def series(report: Report, name: str, of: Callable[[Rung], float | None]) -> Series:
+    """Return a line with a figure of every rung."""
+    return Series(name, [(rung["place"], of(rung)) for rung in rungs(report)])
 
 
 def numbered(names: Sequence[str]) -> list[str]:

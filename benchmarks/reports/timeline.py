@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.reports.charts import Axis, Band, Series, line_chart
 from benchmarks.reports.page import Section, paragraph
-from benchmarks.reports.rungs import Report, Rung, rungs
+from benchmarks.reports.rungs import LATENCY, Report, Rung, rungs
 
 MINUTES_FROM = 600  # seconds of a run whose axis has minutes
 DEFAULT_WIDTH = 1.0  # seconds of the only point of a timeline
@@ -46,7 +46,7 @@ def timeline_section(report: Report) -> Section | None:
             chart("Throughput", Axis("images per second"), series("images", lambda one, width: one["images"] / width)),
             chart(
                 "Latency of what ended",
-                Axis("seconds, logarithmic", is_log=True),
+                LATENCY,
                 series("p50", lambda moment, _: moment["p50_s"]),
                 series("p95", lambda moment, _: moment["p95_s"]),
                 is_ordered=True,

@@ -22,12 +22,12 @@ READY = re.compile(r"zimage-serve: ready on (http://127\.0\.0\.1:\d+) in \d+\.\d
 
 
 @contextmanager
-def process(*command: str) -> Iterator[subprocess.Popen[str]]:
-    """Run Python with some arguments until the end of the block."""
+def process(*command: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """Run Python with some arguments and variables of its environment until the end of the block."""
     with subprocess.Popen(
         [sys.executable, *command],
         cwd=ROOT,
-        env={"PYTHONPATH": PYTHONPATH},
+        env={"PYTHONPATH": PYTHONPATH, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

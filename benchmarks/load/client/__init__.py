@@ -1,1 +1,1 @@
-"""Requests to image servers: cases, endpoints, retries, and the check of their images. Knows no Locust."""
+"""A client of image servers: cases, endpoints, retries, and the check of the images. Knows no Locust."""

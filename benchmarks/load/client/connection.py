@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 PORTION = 1 << 16  # bytes
 MAX_BODY = 1 << 29  # bytes; four uncompressed images of 4096x4096 in base64 have half of them
 STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError, ConnectionAbortedError)
-STALE_SECONDS = 1.0  # after which a failure is no idle connection that was closed, but a request that was dropped
+STALE_SECONDS = 1.0  # a later failure is a request that was dropped, not an idle connection that was closed
 
 
 class AnswerTooLarge(http.client.HTTPException):

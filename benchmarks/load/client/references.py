@@ -1,4 +1,4 @@
-"""The images of a load's cases, each drawn alone before the load, and what a server is. Knows no Locust."""
+"""Images of a load's cases, drawn alone before the load, and what a server says about itself. Knows no Locust."""
 
 import http.client
 import time
@@ -45,7 +45,7 @@ def model_info(url: str, headers: Mapping[str, str]) -> dict[str, Any] | None:
     """Return `/v1/model_info` of a zimage-serve; None for another server.
 
     Raises:
-        RuntimeError: nothing answers there, or no HTTP.
+        RuntimeError: nothing answers there, or not in HTTP.
     """
     with Connection(url) as connection:
         try:

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from fakes.image_server import ImageServer, image_server, pattern, png
-from fakes.processes import AT_TERMINAL, ROOT
+from fakes.processes import AT_TERMINAL, ROOT, process
 from fakes.waiting import wait_until
 
 from benchmarks.cli import main
@@ -24,7 +24,8 @@ from benchmarks.services.service import is_alive
 from benchmarks.workload.figures import RungFigures
 from benchmarks.workload.mix import Mix
 
-COMMAND = [*AT_TERMINAL, sys.executable, "-m", "benchmarks.cli", "load"]
+COMMAND = ["-m", "benchmarks.cli", "load"]
+LOCUST = ["-m", "locust", "-f", "benchmarks/load/locustfile.py"]
 STALL = 1.0  # seconds
 
 pytestmark = pytest.mark.slow  # each starts a process of Locust
@@ -123,7 +124,7 @@ def test_ctrl_c_keeps_what_was_measured(served: tuple[ImageServer, str]) -> None
     server, url = served
     words = ["--users", "2,3", "--minutes", "5", "--warmup", "0", "--think", "0.01", "--sizes", "64x64"]
     words += ["--compare", f"{url}/"]  # gets no load any more
-    with subprocess.Popen([*COMMAND, "--url", url, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True) as command:
+    with process(*AT_TERMINAL[1:], sys.executable, *COMMAND, "--url", url, *words) as command:
         while len(server.received) < 30:
             assert command.poll() is None
             time.sleep(0.01)
@@ -139,9 +140,9 @@ def test_ctrl_c_keeps_what_was_measured(served: tuple[ImageServer, str]) -> None
 
 def test_load_and_its_server_end_with_the_command_that_began_them(engines: Path) -> None:
     words = ["--engines", str(engines), "--users", "2", "--minutes", "5", "--think", "0.01", "--sizes", "64x64"]
-    with subprocess.Popen([*COMMAND, *words], cwd=ROOT, stdout=subprocess.DEVNULL) as command:
+    with process(*COMMAND, *words) as command:
         parent = psutil.Process(command.pid)
-        wait_until(lambda: len(parent.children()) == 2)  # the server, and then Locust
+        wait_until(lambda: len(parent.children()) == 2, 60)  # the server, and then Locust
         found = parent.children(recursive=True)
         command.kill()
     wait_until(lambda: not any(is_alive(process) for process in found))
@@ -164,17 +165,13 @@ def test_plain_locust_runs_the_locustfile(served: tuple[ImageServer, str], break
     server, url = served
     if breaks:
         server.draw = lambda body: [pattern(body["seed"] + (len(server.received) > 4), body["size"])]
-    words = ["--host", url, "--headless", "--users", "2", "--spawn-rate", "9", "--run-time", "2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "locust", "-f", "benchmarks/load/locustfile.py", *words],
-        cwd=ROOT,
-        env={"ZIMAGE_LOAD_SIZES": "64x64", "ZIMAGE_LOAD_THINK": "0.02"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == status, done.stderr
-    assert len(server.received) > 6
-    assert ("wrong_image" in done.stderr + done.stdout) == breaks
+    settings = {"ZIMAGE_LOAD_SIZES": "64x64", "ZIMAGE_LOAD_THINK": "0.02"}
+    with process(*LOCUST, "--host", url, "--headless", "--users", "2", "--spawn-rate", "9", **settings) as locust:
+        wait_until(lambda: len(server.received) > 10, 60)  # four are references
+        locust.terminate()
+        output = "".join(locust.communicate(timeout=60))
+    assert locust.returncode == status, output
+    assert ("wrong_image" in output) == breaks
 
 
 @pytest.mark.parametrize(
@@ -192,7 +189,7 @@ def test_locustfile_that_cannot_begin_ends_locust_with_the_reason(
     if not settings:
         server.draw = lambda _: [png(np.zeros((64, 64, 3)))]
     done = subprocess.run(
-        [sys.executable, "-m", "locust", "-f", "benchmarks/load/locustfile.py", "--host", url, "--headless"],
+        [sys.executable, *LOCUST, "--host", url, "--headless"],
         cwd=ROOT,
         env={"ZIMAGE_LOAD_SIZES": "64x64"} | {f"ZIMAGE_LOAD_{name}": value for name, value in settings.items()},
         capture_output=True,

@@ -107,7 +107,7 @@ def test_rungs_of_equal_load_tell_how_latency_and_memory_change() -> None:
     text = "\n".join(findings(soak(0.4, 0.9, 0.5)))
     assert "p95 grows by 25.0 %, from 400 ms in the first rung to 500 ms in the last." in text
     assert "The server's memory grows by 150 MB, from 400 MB to 550 MB." in text
-    assert "aturated" not in text
+    assert "aturated" not in text and "At 10 users (3) the median request waits" in text
     assert "p95 falls by 50.0 %" in "\n".join(findings(soak(0.4, 0.2)))
     assert "p95" not in "\n".join(findings(soak(0.4)))
     rates = [rung(None, 4.0, server=None), rung(None, 4.0, server=None, latency_s=NONE)]
