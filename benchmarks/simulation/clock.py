@@ -1,8 +1,11 @@
 """The clock of a simulation, as the server's jobs use one. Knows no jobs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from typing import Any
 
 import simpy
+
+Process = Generator[simpy.Event, Any, None]  # yields what it waits for
 
 EPOCH = 1_700_000_000.0  # unix seconds at which simulations begin
 

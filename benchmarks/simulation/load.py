@@ -2,19 +2,17 @@
 
 import math
 import random
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import simpy
 
+from benchmarks.simulation.clock import Process
 from benchmarks.simulation.scenario import ClosedLoop, OpenLoop, SimulationScenario
 from benchmarks.workload.arrivals import poisson
 from benchmarks.workload.mix import RequestKind
 
 MIN_RETRY_AFTER = 1  # seconds, as in `server.api.errors`
-
-Process = Generator[simpy.Event, Any, None]
 
 
 @dataclass(slots=True)

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 import simpy
 
+from benchmarks.simulation.clock import Process
 from benchmarks.simulation.embedded.server import REFUSALS, RateExceeded, SimulatedServer
-from benchmarks.simulation.load import Process, User, arrivals, retry_after, users
+from benchmarks.simulation.load import User, arrivals, retry_after, users
 from benchmarks.simulation.scenario import ClosedLoop, OpenLoop, SimulationScenario
 from benchmarks.workload.mix import RequestKind
 from benchmarks.workload.records import Outcome, Record, Throttle

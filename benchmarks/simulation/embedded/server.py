@@ -12,7 +12,7 @@ from typing import Any
 
 import simpy
 
-from benchmarks.simulation.clock import SimulatedClock
+from benchmarks.simulation.clock import Process, SimulatedClock
 from benchmarks.simulation.embedded.executor import SimulatedExecutor
 from benchmarks.simulation.embedded.link import SimulatedLink
 from benchmarks.simulation.embedded.store import InitImagesAtHand, SimulatedStore
@@ -132,7 +132,7 @@ class SimulatedServer:
         scheduler = new_scheduler(scenario.manifest, spec.slots, spec.table, scenario.changes, Scheduler)
         return SimulatedWorker(self._env, tell, scenario, self._kinds, scheduler, executor)
 
-    def _use_event_loop(self, seconds: float) -> Generator[simpy.Event, Any, None]:
+    def _use_event_loop(self, seconds: float) -> Process:
         with self._event_loop.request() as granted:
             yield granted
             yield self._env.timeout(seconds)

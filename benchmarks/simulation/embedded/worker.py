@@ -4,11 +4,11 @@ Does what `server.worker.worker` does, in the same order, without threads. Knows
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import simpy
 
+from benchmarks.simulation.clock import Process
 from benchmarks.simulation.embedded.executor import SimulatedExecutor, SimulatedImage
 from benchmarks.simulation.requests import PreparedKind, sample
 from benchmarks.simulation.scenario import SimulationScenario
@@ -19,8 +19,6 @@ from server.worker import life_signs, messages
 from server.worker.finisher import FINISHERS
 from server.worker.messages import Cancel, FromWorker, Generate, Stop, ToWorker, image_key
 from server.worker.worker import HEARTBEAT_EVERY
-
-Process = Generator[simpy.Event, Any, None]
 
 
 class SimulatedWorker:
