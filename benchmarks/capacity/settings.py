@@ -1,11 +1,11 @@
-"""Settings of the server and of its autoscaler that follow from a sizing. Knows no simulation."""
+"""Settings of the server and of its autoscaler that follow from a sizing."""
 
 import math
 from dataclasses import dataclass
 
+from benchmarks.capacity.deployment import LATENCIES
 from benchmarks.capacity.sizing import Sizing, Trial
 
-LATENCIES = ("p50", "p95", "p99")
 LEAST_QUEUE = 4  # jobs; one client alone can have three quarters of the queue
 
 
