@@ -126,6 +126,12 @@ def test_queue_has_room_for_every_user() -> None:
     assert Settings.of(sizing, least=1, load_seconds=60.0, users=50).queue == 50
 
 
+def test_gpus_that_are_mostly_idle_have_a_fraction_of_a_job_each() -> None:
+    """Half an image a second, one second each, on four GPUs."""
+    sizing = Search(GpuQueue(0.5, service=1.0), OBJECTIVES, SEEDS).between(4, 4)
+    assert Settings.of(sizing, least=1, load_seconds=60.0).jobs_per_gpu == pytest.approx(0.5 / 4, abs=0.02)
+
+
 def test_unfinished_jobs_are_those_of_littles_law() -> None:
     (trial,) = Search(GpuQueue(1.0, service=1.0), OBJECTIVES, SEEDS[:1]).between(64, 64).trials
     assert unfinished(trial) == pytest.approx(1.0, rel=0.1)  # no job waits: one second each, once a second
