@@ -213,3 +213,8 @@ class Deployment:
         passes = prepared.cost / kind.size.area
         image = passes * times.pass_seconds(kind.size, batch, length) / batch
         return kind.images * (image + times.prompt_encoder_seconds(length) + times.decode_seconds(kind.size))
+
+
+def in_words(gpus: int) -> str:
+    """Return a number of GPUs in words."""
+    return f"{gpus} GPU{'s' if gpus != 1 else ''}"

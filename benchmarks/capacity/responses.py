@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.capacity.assessment import Assessment
-from benchmarks.capacity.deployment import LATENCIES
+from benchmarks.capacity.deployment import LATENCIES, in_words
 from benchmarks.capacity.fleet_costs import HOUR, FleetCosts
 from benchmarks.simulation.scenario import Autoscaler, Failure, Fleet, OpenLoop, SimulationResult
 from benchmarks.simulation.simulate import simulate
@@ -136,8 +136,7 @@ def _fleet(assessment: Assessment) -> Fleet:
 
 
 def _gpus(fleet: Fleet) -> str:
-    number = fleet.hosts * fleet.devices_per_host
-    return f"{number} GPU{'s' if number > 1 else ''}"
+    return in_words(fleet.hosts * fleet.devices_per_host)
 
 
 def _rate(assessment: Assessment) -> float:

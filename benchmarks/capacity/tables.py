@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from benchmarks.capacity.assessment import Assessment
+from benchmarks.capacity.deployment import in_words
 from benchmarks.capacity.prediction import Prediction
 from benchmarks.capacity.responses import Response
 from benchmarks.capacity.validation import verdict
@@ -27,11 +28,6 @@ def workload(assessment: Assessment) -> str:
         case OpenLoop(rate=float() | int() as rate):
             return f"{rate:g} request{'s' if rate != 1 else ''} per second, {sizes}"
     return f"changing rate, {sizes}"
-
-
-def gpus(number: int) -> str:
-    """Return a number of GPUs in words."""
-    return f"{number} GPU{'s' if number != 1 else ''}"
 
 
 def bill(assessments: Sequence[Assessment]) -> Table:
@@ -61,7 +57,7 @@ def settings(assessments: Sequence[Assessment]) -> Table:
         if found is not None:
             per_host = assessment.deployment.per_host
             machines = found.most // per_host
-            served = "one zimage-serve" if found.most <= per_host else f"{machines} hosts with {gpus(per_host)}"
+            served = "one zimage-serve" if found.most <= per_host else f"{machines} hosts with {in_words(per_host)}"
             row = (found.queue, found.jobs_per_gpu, found.least, found.most, f"{found.cool_down:g} s", served)
             rows.append((assessment.deployment.source.name, *map(str, row)))
     return header, rows

@@ -76,6 +76,8 @@ class Case(msgspec.Struct, frozen=True):
 
 
 class LatencyFigures(msgspec.Struct, frozen=True):
+    """Figures of a latency report."""
+
     cases: tuple[Case, ...]
 
 
@@ -153,7 +155,7 @@ class DeviceBatching(msgspec.Struct, frozen=True):
 
 
 class Server(msgspec.Struct, frozen=True):
-    """What zimage-serve told about itself; other servers tell none of it."""
+    """Settings that zimage-serve tells; other servers tell none of them."""
 
     num_inference_steps: Count | None = None
     default_guidance: SecondsOrZero | None = None
@@ -161,6 +163,8 @@ class Server(msgspec.Struct, frozen=True):
 
 
 class Target(msgspec.Struct, frozen=True):
+    """The server that was measured."""
+
     server: Server | None = None
 
 
@@ -174,6 +178,8 @@ class Workload(msgspec.Struct, frozen=True):
 
 
 class LoadFigures(msgspec.Struct, frozen=True):
+    """Figures of a load report."""
+
     target: Target
     workload: Workload
     rungs: Annotated[tuple[Rung, ...], msgspec.Meta(min_length=1)]
