@@ -1,6 +1,8 @@
 """Arguments of `zimage-bench capacity`: devices, workload, objectives, and what is bought."""
 
 import argparse
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import get_args
 
@@ -12,10 +14,13 @@ from benchmarks.harness.arguments import count, positive, positive_or_zero
 from benchmarks.simulation.scenario import Change
 from benchmarks.workload.mix import Mix
 from benchmarks.workload.objective import Objective
+from engine.command_line import user_path
 from engine.errors import InvalidRequest
 
 ALL = "all"
 MINUTES = 10.0
+THINK = 1.0  # seconds
+SIZES = "1024x1024"
 OBJECTIVES = "p95=10s,success=99.9"
 EPILOG = (
     "Example: zimage-bench capacity --gpu L4,H100 --users 50 --think 10 --size 1024x1024 --slo p95=10s,success=99.9 "
@@ -36,9 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     roofline.add_argument(
         "--reached",
         type=share,
-        default=REACHED,
         metavar="SHARE",
-        help="Share of the roofline that a GPU reaches (default: %(default)s, the median of published measurements)",
+        help=f"Share of the roofline that a GPU reaches (default: {REACHED}, the median of published measurements)",
     )
     roofline.add_argument(
         "--fp16-sums", action="store_true", help="Plans of build-engines --accumulate fp16, faster on RTX cards"
@@ -57,16 +61,15 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--users", type=count, help="Users who wait for their image and think")
     load.add_argument("--rate", type=positive, help="Requests per second that arrive whatever becomes of others")
     workload.add_argument(
-        "--think", type=positive_or_zero, default=1.0, metavar="S", help="Mean pause of a user (default: %(default)s s)"
+        "--think", type=positive_or_zero, metavar="SECONDS", help=f"Mean pause of a user (default: {THINK:g})"
     )
     requests = workload.add_mutually_exclusive_group()
     requests.add_argument(
-        "--size", type=mix_of_sizes, dest="mix", metavar="WxH,...", help="Sizes in equal shares (default: 1024x1024)"
+        "--size", type=mix_of_sizes, dest="mix", metavar="WxH,...", help=f"Sizes in equal shares (default: {SIZES})"
     )
     requests.add_argument(
         "--mix", type=mix_of_file, metavar="FILE", help="Kinds of requests, as zimage-bench load takes them"
     )
-    parser.set_defaults(mix=Mix.sizes("1024x1024"))
     workload.add_argument(
         "--scenario",
         choices=SCENARIOS,
@@ -110,14 +113,12 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
 
 def _add_purchase(parser: argparse.ArgumentParser) -> None:
     purchase = parser.add_argument_group("costs and scaling")
-    purchase.add_argument(
-        "--price", type=prices, default={}, metavar="PRICE", help="Of a GPU for an hour, or NAME=PRICE,..."
-    )
+    purchase.add_argument("--price", type=prices, metavar="PRICE", help="Of a GPU for an hour, or NAME=PRICE,...")
     purchase.add_argument(
         "--load-seconds",
         type=positive,
         default=180.0,
-        metavar="S",
+        metavar="SECONDS",
         help="From the decision for a GPU to its first job: boot, image, plans (default: %(default)s, assumed)",
     )
     purchase.add_argument(
@@ -146,10 +147,54 @@ def _add_validation(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check(args: argparse.Namespace) -> None:
+    """Check that every option has an effect beside the others.
+
+    Raises:
+        InvalidRequest: one has none.
+    """
+    workload = {"--users": args.users, "--rate": args.rate, "--think": args.think, "--size or --mix": args.mix}
+    answer = {"--price": args.price, "--scenario": args.scenario, "--html": args.html}
+    for option, is_given, others in (
+        ("--validate, whose report has the workload", args.validate, workload | answer),
+        ("--service-times", args.service_times, {"--reached": args.reached, "--fp16-sums": args.fp16_sums or None}),
+        ("--rate", args.rate, {"--think": args.think}),
+    ):
+        without_effect = [name for name, value in others.items() if value is not None]
+        if is_given and without_effect:
+            raise InvalidRequest(f"{without_effect[0]} has no effect with {option}; leave one of them out", "arguments")
+    if args.devices and not args.validate:
+        raise InvalidRequest("--devices has no effect without --validate; for numbers of GPUs give --gpus", "devices")
+    if args.scenario and not args.rate:
+        raise InvalidRequest(
+            f"--scenario {args.scenario} needs --rate: users who wait for their images ask less of a slow server",
+            "scenario",
+        )
+    _check_prices(args.price or {}, [gpu.name for gpu in args.gpu or ()])
+
+
+def _check_prices(priced: Collection[str], chosen: Collection[str]) -> None:
+    others = [name for name in priced if name and name not in chosen]
+    if others and chosen:
+        raise InvalidRequest(
+            f"--price names {others[0]}, which is not among --gpu {','.join(chosen)}; leave it out", "price"
+        )
+    if others:
+        raise InvalidRequest(f"--price {others[0]}=... needs --gpu; with --service-times give one number", "price")
+
+
 def gpus(text: str) -> tuple[Gpu, ...]:
-    """Read names of GPUs with commas between them, or "all"."""
+    """Read names of different GPUs with commas between them, or "all"."""
+    found = GPUS if text == ALL else tuple(map(named_gpu, text.split(",")))
+    if repeated := [each.name for each, count in Counter(found).items() if count > 1]:
+        raise argparse.ArgumentTypeError(f"must be different GPUs, got {repeated[0]} twice")
+    return found
+
+
+def named_gpu(text: str) -> Gpu:
+    """Read the name of a GPU."""
     try:
-        return GPUS if text == ALL else tuple(gpu(name) for name in text.split(","))
+        return gpu(text)
     except InvalidRequest as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -164,8 +209,8 @@ def share(text: str) -> float:
 
 def bounds(text: str) -> tuple[int, int]:
     """Read "LEAST..MOST", or one number for both."""
-    least, _, most = text.partition("..")
-    found = count(least), count(most or least)
+    least, dots, most = text.partition("..")
+    found = count(least), count(most if dots else least)
     if found[0] > found[1]:
         raise argparse.ArgumentTypeError(f"must be LEAST..MOST, such as 1..64, got {text!r}")
     return found
@@ -175,11 +220,8 @@ def prices(text: str) -> dict[str, float]:
     """Read one price for all devices, under the name "", or NAME=PRICE with commas between them."""
     if "=" not in text:
         return {"": positive(text)}
-    found = {}
-    for part in text.split(","):
-        name, _, price = part.partition("=")
-        found[gpus(name)[0].name] = positive(price)
-    return found
+    found = [part.partition("=") for part in text.split(",")]
+    return {named_gpu(name).name: positive(price) for name, _, price in found}
 
 
 def objectives(text: str) -> tuple[Objective, ...]:
@@ -194,13 +236,17 @@ def mix_of_sizes(text: str) -> Mix:
     """Read sizes with commas between them."""
     try:
         return Mix.sizes(text)
-    except InvalidRequest as error:
+    except (InvalidRequest, ValueError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def mix_of_file(text: str) -> Mix:
     """Read a mix from a file."""
     try:
-        return Mix.read(Path(text))
-    except (OSError, ValueError) as error:
+        return Mix.read(user_path(text))
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text} cannot be read ({error.strerror}); give a TOML or JSON file"
+        ) from error
+    except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error

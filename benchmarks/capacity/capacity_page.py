@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from benchmarks.capacity import tables
 from benchmarks.capacity.assessment import Assessment
 from benchmarks.capacity.curves import gpus_against_objective, latency_against_load
+from benchmarks.capacity.deployment import in_words
 from benchmarks.capacity.responses import Response
-from benchmarks.capacity.settings import LATENCIES
 from benchmarks.reports.charts import Axis, Band, Limit, Series, line_chart
 from benchmarks.reports.page import Section, charts_grid, page, paragraph, table
 from benchmarks.simulation.scenario import ClosedLoop, FleetMoment
@@ -43,11 +43,11 @@ def capacity_page(assessments: Sequence[Assessment], responses: Mapping[str, Seq
 
 def _plots(assessment: Assessment) -> Section:
     deployment, sizing = assessment.deployment, assessment.sizing
-    load = "Users" if isinstance(deployment.load, ClosedLoop) else "Requests per second"
-    limits = [Limit(each.text, each.bound) for each in sizing.objectives if each.name in LATENCIES]
-    fleets = [Series(tables.gpus(curve.gpus), curve.points) for curve in latency_against_load(assessment)]
+    load = "users" if isinstance(deployment.load, ClosedLoop) else "requests per second"
+    limits = [Limit(each.text, each.bound) for each in sizing.objectives if each.name == "p95"]
+    fleets = [Series(in_words(curve.gpus), curve.points) for curve in latency_against_load(assessment)]
     points = list(gpus_against_objective(assessment))
-    has_price = assessment.costs.price is not None
+    has_price = assessment.costs is not None and assessment.costs.price is not None
     wanted = [(each.seconds, each.cost if has_price else each.gpus) for each in points]
     return Section(
         deployment.source.name,

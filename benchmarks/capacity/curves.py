@@ -5,11 +5,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from benchmarks.capacity.assessment import Assessment
-from benchmarks.capacity.deployment import Deployment
-from benchmarks.capacity.settings import LATENCIES
-from benchmarks.capacity.sizing import Trial, search
-from benchmarks.simulation.scenario import ClosedLoop
-from benchmarks.workload.arrivals import RateCurve
+from benchmarks.capacity.deployment import LATENCIES
+from benchmarks.capacity.sizing import Trial
 
 LOADS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # of the load that was sized
 FLEETS = (0.5, 1.0, 2.0)  # of the GPUs that were found
@@ -52,13 +49,14 @@ def latency_against_load(assessment: Assessment) -> Iterator[FleetCurve]:
         points = []
         for share in LOADS:
             deployment = assessment.deployment.with_load(share)
-            points.append((load_of(deployment), deployment.trial(gpus, SEED).figures.latency_s.p95))
+            points.append((deployment.peak, deployment.trial(gpus, SEED).figures.latency_s.p95))
         yield FleetCurve(gpus, tuple(points))
 
 
 def gpus_against_objective(assessment: Assessment) -> Iterator[ObjectivePoint]:
     """Search the GPUs for tighter and looser latency objectives; the other objectives stay."""
-    sizing, deployment = assessment.sizing, assessment.deployment
+    sizing, deployment, costs = assessment.sizing, assessment.deployment, assessment.costs
+    assert costs is not None, "a workload without enough GPUs costs nothing"
     known = {(trial.gpus, trial.seed): trial for trial in sizing.trials}
 
     @cache
@@ -70,14 +68,6 @@ def gpus_against_objective(assessment: Assessment) -> Iterator[ObjectivePoint]:
         objectives = [
             replace(each, bound=each.bound * factor) if each.name in LATENCIES else each for each in sizing.objectives
         ]
-        found = search(simulate, deployment.per_host, objectives, (SEED,), 1, sizing.most)
-        cost = None if found.gpus is None else replace(assessment.costs, gpu_hours=found.gpus).total
+        found = deployment.size(objectives, (SEED,), 1, sizing.most, simulate)
+        cost = None if found.gpus is None else replace(costs, gpu_hours=found.gpus).total
         yield ObjectivePoint(min(bounds) * factor, found.gpus, cost)
-
-
-def load_of(deployment: Deployment) -> float:
-    """Return the users of a closed loop, or the requests per second of an open one."""
-    load = deployment.load
-    if isinstance(load, ClosedLoop):
-        return load.users
-    return load.rate.peak if isinstance(load.rate, RateCurve) else load.rate

@@ -1,12 +1,14 @@
 """A deployment to be sized: a workload on GPUs of one kind, as scenarios of the simulation."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
 from benchmarks.capacity.devices.source import Source
-from benchmarks.capacity.sizing import Trial
+from benchmarks.capacity.sizing import Simulate, Sizing, Trial, search, whole_machines
 from benchmarks.simulation.plans import simulated_manifest
+from benchmarks.simulation.requests import PreparedKind, prepare
 from benchmarks.simulation.scenario import (
     Change,
     ClosedLoop,
@@ -19,6 +21,7 @@ from benchmarks.simulation.scenario import (
 from benchmarks.simulation.simulate import simulate
 from benchmarks.workload.arrivals import RateCurve
 from benchmarks.workload.mix import Mix
+from benchmarks.workload.objective import Objective
 from engine.options import SLOTS
 from engine.plan.manifest import Manifest, Range
 from engine.scheduler.batch_table import BatchTable, PassTimes
@@ -30,6 +33,7 @@ MAX_BATCH = 4  # of the default profile of Z-Image-Turbo
 LARGE = 200  # GPUs of a fleet from which on its simulation is coarser: image by image, not pass by pass
 QUEUE = Limits().queue  # the default of --queue
 SMALLEST = 64  # pixels
+LATENCIES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}  # objectives, and the share of requests that must be as fast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +87,67 @@ class Deployment:
     def manifest(self) -> Manifest:
         """A manifest of plans that cover the mix."""
         largest = max(max(size) for size in self.sizes)
-        return simulated_manifest(max_batch=self.max_batch, sides=Range(SMALLEST, largest, max(largest, 2048)))
+        sides = Range(SMALLEST, max(SMALLEST, largest), max(largest, 2048))
+        return simulated_manifest(
+            steps=self.source.steps, guidance=self.source.guidance, max_batch=self.max_batch, sides=sides
+        )
+
+    @property
+    def alone(self) -> float:
+        """Seconds of one image of the slowest kind that is alone on its GPU."""
+        return max(map(self._alone, self._prepared))
+
+    @property
+    def busy_gpus(self) -> float:
+        """GPUs that the arrivals keep busy, all in the best batches; 0 for users, who wait for their images."""
+        if isinstance(self.load, ClosedLoop):
+            return 0.0
+        kinds, table = self.mix.kinds, self.table
+        seconds = sum(each.kind.weight * self._seconds(each, table.limit(each.kind.size)) for each in self._prepared)
+        return self.peak * seconds / sum(kind.weight for kind in kinds)
+
+    @property
+    def peak(self) -> float:
+        """Users, or requests per second at most."""
+        if isinstance(self.load, ClosedLoop):
+            return self.load.users
+        return self.load.rate.peak if isinstance(self.load.rate, RateCurve) else self.load.rate
+
+    @property
+    def fewest(self) -> int:
+        """GPUs with fewer than which arrivals would outrun them."""
+        return max(1, math.ceil(self.busy_gpus))
+
+    def is_out_of_reach(self, objectives: Sequence[Objective]) -> bool:
+        """Return True if too many images take longer than an objective even when each is alone on its GPU."""
+        total = sum(kind.weight for kind in self.mix.kinds)
+        for objective in objectives:
+            if (share := LATENCIES.get(objective.name)) is not None:
+                slow = sum(each.kind.weight for each in self._prepared if self._alone(each) > objective.bound)
+                if slow / total > 1 - share:
+                    return True
+        return False
+
+    def size(
+        self,
+        objectives: Sequence[Objective],
+        seeds: Sequence[int],
+        least: int,
+        most: int,
+        simulate: Simulate | None = None,
+    ) -> Sizing:
+        """Search the fewest GPUs from `least` to `most`. A number that cannot suffice is not simulated.
+
+        Args:
+            simulate: in place of `trial`.
+
+        Raises:
+            InvalidRequest: `least` to `most` are no whole number of machines.
+        """
+        last = whole_machines(most, self.per_host)
+        if least <= last and (self.fewest > last or self.is_out_of_reach(objectives)):
+            return Sizing(objectives, None, last, ())
+        return search(simulate or self.trial, self.per_host, objectives, seeds, max(least, self.fewest), most)
 
     def embedded(self, gpus: int) -> EmbeddedServer:
         """Return one `zimage-serve` with so many GPUs."""
@@ -135,3 +199,22 @@ class Deployment:
     @property
     def _ahead(self) -> int:
         return 1 if self.source.is_gpu else 0
+
+    @property
+    def _prepared(self) -> Sequence[PreparedKind]:
+        return tuple(prepare(self.mix.kinds, self.manifest, self.source.prompt_length).values())
+
+    def _alone(self, prepared: PreparedKind) -> float:
+        return self.source.alone(prepared.kind.size, prepared.cost / prepared.kind.size.area)
+
+    def _seconds(self, prepared: PreparedKind, batch: int) -> float:
+        """Return the seconds of a GPU for a request whose images share their passes with others."""
+        times, length, kind = self.source.times, self.source.prompt_length, prepared.kind
+        passes = prepared.cost / kind.size.area
+        image = passes * times.pass_seconds(kind.size, batch, length) / batch
+        return kind.images * (image + times.prompt_encoder_seconds(length) + times.decode_seconds(kind.size))
+
+
+def in_words(gpus: int) -> str:
+    """Return a number of GPUs in words."""
+    return f"{gpus} GPU{'s' if gpus != 1 else ''}"

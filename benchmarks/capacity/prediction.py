@@ -1,12 +1,11 @@
 """Predictions of the rungs of a load report: the same users or rate, mix and time, simulated."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from benchmarks.capacity.deployment import Deployment
+from benchmarks.capacity.devices.reports import DeviceBatching, LoadReport, Rung, Workload
 from benchmarks.capacity.devices.source import Source
 from benchmarks.capacity.validation import Comparison, compare
 from benchmarks.simulation.scenario import Change, ClosedLoop, OpenLoop
@@ -47,7 +46,7 @@ class Prediction:
 
 
 def predict(
-    report: Mapping[str, Any], source: Source, devices: int | None, max_batch: int, changes: frozenset[Change]
+    report: LoadReport, source: Source, devices: int | None, max_batch: int, changes: frozenset[Change]
 ) -> Prediction:
     """Simulate every rung of a report of `zimage-bench load`.
 
@@ -55,37 +54,36 @@ def predict(
         devices: of the server; None for as many as the report names.
         max_batch: largest batch of the plans, for a report that does not say which batches gain.
     """
-    figures = report["figures"]
-    workload = figures["workload"]
-    mix = msgspec.convert({"kinds": workload["mix"]}, Mix)
-    batching = (figures["target"]["server"] or {}).get("batching")
-    best = max_batch if batching is None else max(_best_batch(batching, kind.size) for kind in mix.kinds)
+    workload, server = report.figures.workload, report.figures.target.server
+    batching = server.batching if server else None
+    best = max_batch if batching is None else max(_best_batch(batching, kind.size) for kind in workload.mix)
     found: list[Comparison] = []
-    for rung in figures["rungs"]:
+    for rung in report.figures.rungs:
         deployment = Deployment(
             source=source,
-            mix=mix,
+            mix=Mix(workload.mix),
             load=_load(rung, workload),
             max_batch=best,
-            seconds=rung["seconds"],
-            warmup=rung["warmup_s"],
+            seconds=rung.seconds,
+            warmup=rung.warmup_s,
             has_different_prompts=False,
             changes=changes,
         )
-        server = deployment.embedded(devices or len(batching or ()) or 1)
-        found += compare(rung, [simulate(deployment.scenario(server, seed)).figures for seed in SEEDS])
+        measured_on = deployment.embedded(devices or len(batching or ()) or 1)
+        found += compare(rung, [simulate(deployment.scenario(measured_on, seed)).figures for seed in SEEDS])
     return Prediction(source, tuple(found))
 
 
-def _load(rung: Mapping[str, Any], workload: Mapping[str, Any]) -> ClosedLoop | OpenLoop:
-    timeout, patience = workload["timeout_s"], workload["patience_s"]
-    if rung["users"] is None:
-        return OpenLoop(rung["rate"], clients=CLIENTS, timeout=timeout, patience=patience)
-    return ClosedLoop(rung["users"], workload["think_s"], clients=CLIENTS, timeout=timeout, patience=patience)
+def _load(rung: Rung, workload: Workload) -> ClosedLoop | OpenLoop:
+    timeout, patience = workload.timeout_s, workload.patience_s
+    if rung.rate is not None:
+        return OpenLoop(rung.rate, clients=CLIENTS, timeout=timeout, patience=patience)
+    assert rung.users is not None, "a rung has either users or a rate"
+    return ClosedLoop(rung.users, workload.think_s or 0.0, clients=CLIENTS, timeout=timeout, patience=patience)
 
 
-def _best_batch(batching: Sequence[Mapping[str, Any]], size: Size) -> int:
+def _best_batch(batching: Sequence[DeviceBatching], size: Size) -> int:
     """Return the batch that the server's devices use at a size: that of the next larger measured one."""
-    rows = [row for device in batching if device["state"] == "measured" for row in device["sizes"]]
-    larger = [(Size.parse(row["size"]).area, row["best_batch"]) for row in rows]
+    rows = [row for device in batching if device.state == "measured" for row in device.sizes]
+    larger = [(Size.parse(row.size).area, row.best_batch) for row in rows]
     return min(((area, best) for area, best in larger if area >= size.area), default=(0, 1))[1]

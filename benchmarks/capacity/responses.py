@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from benchmarks.capacity.assessment import Assessment
+from benchmarks.capacity.deployment import LATENCIES, in_words
 from benchmarks.capacity.fleet_costs import HOUR, FleetCosts
-from benchmarks.capacity.settings import LATENCIES
 from benchmarks.simulation.scenario import Autoscaler, Failure, Fleet, OpenLoop, SimulationResult
 from benchmarks.simulation.simulate import simulate
 from benchmarks.workload.arrivals import RateCurve, burst, daily
@@ -20,7 +20,8 @@ RACK = 4  # one host in so many is lost
 LOST_SECONDS = 600.0
 BEGINS = 900.0  # of a burst or a loss
 SEED = 1
-POINTS = 360  # of a timeline
+MOST_POINTS, LEAST_POINTS = 360, 60  # of a timeline
+REQUESTS = 40  # of a point, which needs 20 for its p95
 TARGET = 5.0  # seconds of queue that the autoscaler accepts without a latency objective
 
 
@@ -111,15 +112,18 @@ def _respond(
     band: tuple[str, float, float] | None = None,
 ) -> Response:
     deployment = replace(assessment.deployment, load=OpenLoop(rate), seconds=seconds, warmup=60.0)
-    reporting = replace(fleet, report_every=max(10.0, seconds / POINTS))
+    every = min(REQUESTS / _rate(assessment), seconds / LEAST_POINTS)
+    reporting = replace(fleet, report_every=max(every, seconds / MOST_POINTS))
     result = simulate(deployment.scenario(reporting, SEED))
-    costs = replace(assessment.costs, gpu_hours=result.device_seconds / HOUR, images=result.figures.images)
+    assert assessment.costs is not None, "there is no fleet without enough GPUs"
+    images = result.figures.achieved_per_s * seconds  # with those of the warm-up, which is paid for as well
+    costs = replace(assessment.costs, gpu_hours=result.device_seconds / HOUR, images=images)
     return Response(name, result, costs, seconds, band)
 
 
 def _autoscaler(assessment: Assessment, least: int, most: int, load_seconds: float) -> Autoscaler:
     bounds = [each.bound for each in assessment.sizing.objectives if each.name in LATENCIES]
-    target = max(min(bounds) - assessment.alone, 1.0) / 2 if bounds else TARGET
+    target = max(min(bounds) - assessment.deployment.alone, 1.0) / 2 if bounds else TARGET
     return Autoscaler(least, most, target=target, load=load_seconds, cool_down=2 * load_seconds)
 
 
@@ -132,8 +136,7 @@ def _fleet(assessment: Assessment) -> Fleet:
 
 
 def _gpus(fleet: Fleet) -> str:
-    number = fleet.hosts * fleet.devices_per_host
-    return f"{number} GPU{'s' if number > 1 else ''}"
+    return in_words(fleet.hosts * fleet.devices_per_host)
 
 
 def _rate(assessment: Assessment) -> float:

@@ -1,11 +1,11 @@
-"""Settings of the server and of its autoscaler that follow from a sizing. Knows no simulation."""
+"""Settings of the server and of its autoscaler that follow from a sizing."""
 
 import math
 from dataclasses import dataclass
 
+from benchmarks.capacity.deployment import LATENCIES
 from benchmarks.capacity.sizing import Sizing, Trial
 
-LATENCIES = ("p50", "p95", "p99")
 LEAST_QUEUE = 4  # jobs; one client alone can have three quarters of the queue
 
 
@@ -16,13 +16,14 @@ class Settings:
     Attributes:
         queue: unfinished jobs at most (`--queue`): as many as the GPUs draw within the latency objective, or within the
             longest latency of the sizing, so that only an overload is refused; at least one for each user.
-        jobs_per_gpu: unfinished jobs for each GPU at which the objectives just hold (`targetQueryValue` of KEDA).
+        jobs_per_gpu: mean unfinished jobs for each GPU at which the objectives just hold, rounded down to hundredths
+            (`targetQueryValue` of KEDA for hosts of one GPU).
         least, most: GPUs of an autoscaled fleet.
         cool_down: seconds before a GPU leaves, twice the time in which one could have been loaded.
     """
 
     queue: int
-    jobs_per_gpu: int
+    jobs_per_gpu: float
     least: int
     most: int
     cool_down: float
@@ -43,7 +44,7 @@ class Settings:
         queue = max(LEAST_QUEUE, users, math.ceil(jobs_per_second(trial) * max(longest, *bounds, 0.0)))
         return cls(
             queue=queue,
-            jobs_per_gpu=max(1, math.floor(unfinished(trial) / sizing.gpus)),
+            jobs_per_gpu=max(1, math.floor(100 * unfinished(trial) / sizing.gpus)) / 100,
             least=least,
             most=sizing.gpus,
             cool_down=2 * load_seconds,

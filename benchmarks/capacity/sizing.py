@@ -37,7 +37,7 @@ class Sizing:
     Attributes:
         gpus: least number that meets the objectives with every seed; None if no allowed number does.
         most: largest number that was allowed.
-        trials: all simulations in their order.
+        trials: all simulations in their order; none if none could suffice.
     """
 
     objectives: Sequence[Objective]
@@ -45,21 +45,20 @@ class Sizing:
     most: int
     trials: Sequence[Trial]
 
-    def results(self, trial: Trial) -> list[Result]:
-        """Compare the objectives with a simulation."""
-        return check(self.objectives, trial.figures)
+    def missed(self, trial: Trial) -> list[Result]:
+        """Return the objectives that a simulation misses."""
+        return [result for result in check(self.objectives, trial.figures) if not result.is_met]
 
     @property
     def chosen(self) -> list[Trial]:
-        """The simulations of the number found; of the largest allowed number if none was found."""
+        """The simulations of the number found, one for each seed; of the largest allowed number if none was found."""
         return [trial for trial in self.trials if trial.gpus == (self.gpus or self.most)]
 
     @property
     def too_few(self) -> Trial | None:
         """A simulation of the next smaller number, which misses an objective; None if the number is the least one."""
         fewer = [trial for trial in self.trials if self.gpus is not None and trial.gpus < self.gpus]
-        missed = [trial for trial in fewer if not all(each.is_met for each in self.results(trial))]
-        return max(missed, key=lambda trial: trial.gpus, default=None)
+        return max(filter(self.missed, fewer), key=lambda trial: trial.gpus, default=None)
 
 
 def search(
@@ -73,16 +72,26 @@ def search(
     Raises:
         InvalidRequest: `least` to `most` is more than one machine, and no whole number of them.
     """
+    last = whole_machines(most, per_host)
+    if last < least:
+        raise InvalidRequest(
+            f"{least} to {most} GPUs are no whole number of machines with {per_host} GPUs; "
+            f"allow {last} or {last + per_host} (--gpus), or change --gpus-per-host",
+            "gpus",
+        )
     one = None
     if least <= per_host:
-        one = Search(simulate, objectives, seeds).between(least, min(most, per_host))
-        if one.gpus is not None or most < 2 * per_host:
+        one = Search(simulate, objectives, seeds).between(least, min(last, per_host))
+        if one.gpus is not None or last <= per_host:
             return one
         least = 2 * per_host
-    if most // per_host * per_host < least:
-        raise InvalidRequest(f"{least} to {most} GPUs are no whole number of machines with {per_host} GPUs", "gpus")
-    fleet = Search(simulate, objectives, seeds).between(least, most, step=per_host)
+    fleet = Search(simulate, objectives, seeds).between(least, last, step=per_host)
     return fleet if one is None else replace(fleet, trials=[*one.trials, *fleet.trials])
+
+
+def whole_machines(most: int, per_host: int) -> int:
+    """Return the largest number of GPUs up to `most` that are a part of one machine or several whole ones."""
+    return most // per_host * per_host or most
 
 
 @dataclass(slots=True)

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 
 from benchmarks.capacity.assessment import Assessment
+from benchmarks.capacity.deployment import in_words
 from benchmarks.capacity.prediction import Prediction
 from benchmarks.capacity.responses import Response
 from benchmarks.capacity.validation import verdict
 from benchmarks.harness.text_table import text_table
+from benchmarks.reports.numbers import compact, percent, seconds, whole
 from benchmarks.simulation.scenario import ClosedLoop, OpenLoop
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # header and rows
@@ -28,14 +30,21 @@ def workload(assessment: Assessment) -> str:
     return f"changing rate, {sizes}"
 
 
-def gpus(number: int) -> str:
-    """Return a number of GPUs in words."""
-    return f"{number} GPU{'s' if number != 1 else ''}"
-
-
 def bill(assessments: Sequence[Assessment]) -> Table:
     """Return the number of GPUs of each kind, and what comes with it."""
-    header = ("", "one image", "GPUs", "p50", "p95", "p99", "images/s", "busy", "cost/hour", "cost/1,000", "kWh/1,000")
+    header = (
+        "",
+        "one image",
+        "GPUs",
+        "p50",
+        "p95",
+        "p99",
+        "images/s",
+        "busy",
+        "cost/hour",
+        "cost/1,000",
+        "kWh/1,000 at most",
+    )
     return header, [_bill_row(assessment) for assessment in assessments]
 
 
@@ -48,7 +57,7 @@ def settings(assessments: Sequence[Assessment]) -> Table:
         if found is not None:
             per_host = assessment.deployment.per_host
             machines = found.most // per_host
-            served = "one zimage-serve" if found.most <= per_host else f"{machines} hosts with {gpus(per_host)}"
+            served = "one zimage-serve" if found.most <= per_host else f"{machines} hosts with {in_words(per_host)}"
             row = (found.queue, found.jobs_per_gpu, found.least, found.most, f"{found.cool_down:g} s", served)
             rows.append((assessment.deployment.source.name, *map(str, row)))
     return header, rows
@@ -76,14 +85,14 @@ def responses(name: str, found: Sequence[Response]) -> Table:
         rows.append(
             (
                 response.fleet,
-                _number(figures.success_percent, " %"),
-                str(figures.throttled.answers),
-                *(_number(value, " s") for value in (latency.p50, latency.p95, latency.p99)),
-                str(max((moment.waiting for moment in response.result.timeline), default=0)),
+                percent(figures.success_percent),
+                whole(figures.throttled.answers),
+                *map(seconds, (latency.p50, latency.p95, latency.p99)),
+                whole(max((moment.waiting for moment in response.result.timeline), default=0)),
                 str(response.result.replays),
                 f"{costs.gpu_hours:.1f}",
-                _number(costs.total),
-                _number(costs.per_thousand_images),
+                _price(costs.total),
+                _price(costs.per_thousand_images),
             )
         )
     return header, rows
@@ -93,7 +102,7 @@ def predictions(prediction: Prediction) -> Table:
     """Return measured and predicted figures of each rung."""
     header = ("rung", "figure", "measured", "predicted", "error")
     rows = [
-        (each.rung, each.figure, _number(each.measured), _number(each.predicted), _signed(each.error_percent))
+        (each.rung, each.figure, compact(each.measured), compact(each.predicted), _signed(each.error_percent))
         for each in prediction.comparisons
     ]
     return header, rows
@@ -119,27 +128,29 @@ def print_predictions(prediction: Prediction) -> None:
 
 
 def _bill_row(assessment: Assessment) -> tuple[str, ...]:
-    source, trial = assessment.deployment.source, assessment.sizing.chosen[0]
-    alone = f"{assessment.alone:.2f} s"
-    if assessment.sizing.gpus is None:
+    source, costs = assessment.deployment.source, assessment.costs
+    alone = seconds(assessment.deployment.alone)
+    if costs is None:
         return source.name, alone, "none", *[""] * 8
-    latency, costs = trial.figures.latency_s, assessment.costs
+    trial = assessment.sizing.chosen[0]
+    latency = trial.figures.latency_s
     return (
         source.name,
         alone,
         str(assessment.sizing.gpus),
-        *(_number(value, " s") for value in (latency.p50, latency.p95, latency.p99)),
-        _number(trial.figures.achieved_per_s),
+        *map(seconds, (latency.p50, latency.p95, latency.p99)),
+        compact(trial.figures.achieved_per_s),
         f"{100 * trial.busy:.0f} %",
-        _number(costs.total),
-        _number(costs.per_thousand_images),
-        _number(costs.kilowatt_hours_per_thousand_images),
+        _price(costs.total),
+        _price(costs.per_thousand_images),
+        _price(costs.kilowatt_hours_per_thousand_images),
     )
 
 
-def _number(value: float | None, unit: str = "") -> str:
-    return "" if value is None else f"{value:.3g}{unit}" if value < 1000 else f"{value:,.0f}{unit}"
+def _price(value: float | None) -> str:
+    """Format a price or an energy; a column without any is left out."""
+    return "" if value is None else compact(value)
 
 
-def _signed(percent: float | None) -> str:
-    return "unknown" if percent is None else f"{percent:+.1f} %"
+def _signed(error: float | None) -> str:
+    return "unknown" if error is None else f"{error:+.1f} %"

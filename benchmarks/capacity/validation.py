@@ -1,13 +1,11 @@
-"""Predictions of a load test beside its measurements, rung by rung. Knows reports, not how a prediction is made."""
+"""Predictions of a load test beside its measurements, rung by rung. Knows figures, not how a prediction is made."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from benchmarks.capacity.devices.reports import Rung
 from benchmarks.workload.figures import RungFigures
-
-Figures = Mapping[str, Any]
 
 TOLERANCE = 10.0  # percent that a prediction may be off
 
@@ -42,32 +40,19 @@ class Comparison:
         return self.error_percent is not None and abs(self.error_percent) <= TOLERANCE
 
 
-FIGURES: Mapping[str, tuple[Callable[[Figures], float | None], Callable[[RungFigures], float | None]]] = {
-    "p50": (lambda rung: rung["latency_s"]["p50"], lambda rung: rung.latency_s.p50),
-    "p95": (lambda rung: rung["latency_s"]["p95"], lambda rung: rung.latency_s.p95),
-    "images per s": (lambda rung: rung["achieved_per_s"], lambda rung: rung.achieved_per_s),
+FIGURES: Mapping[str, Callable[[Rung | RungFigures], float | None]] = {
+    "p50": lambda rung: rung.latency_s.p50,
+    "p95": lambda rung: rung.latency_s.p95,
+    "images per s": lambda rung: rung.achieved_per_s,
 }
 
 
-def compare(measured: Figures, predicted: Sequence[RungFigures]) -> list[Comparison]:
+def compare(measured: Rung, predicted: Sequence[RungFigures]) -> list[Comparison]:
     """Compare a rung of a load report with its prediction, the mean of several simulations."""
-    name = rung_name(measured)
     return [
-        Comparison(name, figure, of(measured), _mean([by(each) for each in predicted]))
-        for figure, (of, by) in FIGURES.items()
+        Comparison(measured.name, figure, of(measured), _mean([of(each) for each in predicted]))
+        for figure, of in FIGURES.items()
     ]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.mean(known) if known else None
-
-
-def rung_name(rung: Figures) -> str:
-    """Return the load of a rung in words."""
-    if rung["users"] is None:
-        return f"{rung['rate']:g} per s"
-    return f"{rung['users']} user{'s' if rung['users'] != 1 else ''}"
 
 
 def verdict(comparisons: Sequence[Comparison]) -> str:
@@ -81,3 +66,8 @@ def verdict(comparisons: Sequence[Comparison]) -> str:
         f"{len(missed)} of {len(comparisons)} predictions miss the measurement by more than {TOLERANCE:g} %; "
         f"the worst is {worst.figure} of {worst.rung}, {error}"
     )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None

@@ -64,7 +64,10 @@ class Objective:
                 "an objective is p50, p95, p99 or first_byte_p95 in s or ms, success in percent, or rate in images "
                 f"per second, such as p95=5s,success=99.9; got {text.strip()!r}"
             )
-        return cls(text.strip(), found["name"], float(found["number"]) * measure.units[found["unit"] or ""])
+        bound = float(found["number"]) * measure.units[found["unit"] or ""]
+        if measure.units is PERCENT and bound > 100:
+            raise ValueError(f"{found['name']} is 100 % at most, got {text.strip()!r}")
+        return cls(text.strip(), found["name"], bound)
 
     @classmethod
     def parse_all(cls, text: str) -> tuple[Self, ...]:

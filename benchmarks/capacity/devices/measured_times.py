@@ -7,14 +7,14 @@ import math
 import statistics
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
+from benchmarks.capacity.devices.reports import LatencyReport, LoadReport, Percentiles, Rung, StageTime
 from engine.errors import InvalidRequest
 from engine.size import Size
 
-Figures = Mapping[str, Any]
 Points = tuple[tuple[float, float], ...]  # (x, seconds), ascending in x
 
 PRODUCT = "zimage-trt"
@@ -47,42 +47,45 @@ class MeasuredTimes:
     between: float = 0.0
 
     @classmethod
-    def of_latency(cls, report: Figures) -> Self:
-        """Read a report of `zimage-bench latency`.
+    def of_latency(cls, report: LatencyReport) -> Self:
+        """Take the times of a report of `zimage-bench latency`.
 
         Raises:
             InvalidRequest: zimage-trt is not among the runners that were measured.
         """
-        cases = report["figures"]["cases"]
-        rows = [(case, row) for case in cases for name, row in case["runners"].items() if _is_product(name, row)]
+        cases = report.figures.cases
+        rows = [
+            (case, runner.stages_s)
+            for case in cases
+            for name, runner in case.runners.items()
+            if name.startswith(PRODUCT) and runner.stages_s is not None
+        ]
         if not rows:
-            names = ", ".join(sorted({name for case in cases for name in case["runners"]})) or "nothing"
+            names = ", ".join(sorted({name for case in cases for name in case.runners})) or "nothing"
             raise InvalidRequest(
                 f"the latency report has no times of {PRODUCT}, only of {names}; measure with --engines",
                 "service_times",
             )
         passes: dict[int, dict[float, float]] = {}
         decoder: dict[float, float] = {}
-        for case, row in rows:
-            area, batch = case["width"] * case["height"], case["batch"]
-            stages = row["stages_s"]
-            passes.setdefault(area, {})[batch] = stages["step"]["p50"]
-            if batch == min(passes[area]):
-                decoder[area] = (stages["decode"]["p50"] + stages["copy"]["p50"]) / batch
-        encoder = [row["stages_s"]["prompt_encoder"]["p50"] / case["batch"] for case, row in rows]
-        spreads = [spread for _, row in rows if (spread := _spread(row["stages_s"]["step"])) is not None]
+        for case, stages in rows:
+            area = case.width * case.height
+            passes.setdefault(area, {})[case.batch] = stages.step.p50
+            if case.batch == min(passes[area]):
+                decoder[area] = (stages.decode.p50 + stages.copy.p50) / case.batch
+        spreads = [spread for _, stages in rows if (spread := _spread(stages.step)) is not None]
         return cls(
             tuple((area, tuple(sorted(points.items()))) for area, points in sorted(passes.items())),
-            rows[0][0]["prompt_tokens"],
-            min(encoder),
+            rows[0][0].prompt_tokens,
+            min(stages.prompt_encoder.p50 / case.batch for case, stages in rows),
             tuple(sorted(decoder.items())),
             statistics.median(spreads) if spreads else 0.0,
-            statistics.median(row["stages_s"]["encode"]["p50"] / case["batch"] for case, row in rows),
+            statistics.median(stages.encode.p50 / case.batch for case, stages in rows),
         )
 
     @classmethod
-    def of_load(cls, report: Figures, default_steps: int) -> Self:
-        """Read a report of `zimage-bench load`: stages of all rungs, and the rest of the one with the fewest users.
+    def of_load(cls, report: LoadReport, default_steps: int) -> Self:
+        """Take the times of a report of `zimage-bench load`: stages of all rungs, the rest of the calmest answered one.
 
         Args:
             default_steps: forward passes of a request that does not say how many.
@@ -90,15 +93,20 @@ class MeasuredTimes:
         Raises:
             InvalidRequest: the report has no pass times of zimage-serve, or kinds of requests of several sizes.
         """
-        figures = report["figures"]
-        kinds = figures["workload"]["mix"]
-        passes = _pass_seconds(figures["rungs"])
-        area = _only_area(kinds, passes)
-        calm = min(figures["rungs"], key=lambda rung: rung["users"] or rung["rate"])
-        alone, stages = (calm["server"] or {}).get("stage_s") or {}, _stage_seconds(figures["rungs"])
-        steps = statistics.mean((kind["steps"] or default_steps) * kind["images"] for kind in kinds)
-        images = statistics.mean(kind["images"] for kind in kinds)
-        queue, drawing = (calm[name]["mean"] or 0.0 for name in ("queue_s", "drawing_s"))
+        rungs, kinds = report.figures.rungs, report.figures.workload.mix
+        passes = _pass_seconds(rungs)
+        area = _only_area({kind.size for kind in kinds}, passes)
+        calm = min((rung for rung in rungs if rung.drawing_s.mean), key=lambda rung: rung.load, default=None)
+        if calm is None or calm.latency_s.mean is None or calm.drawing_s.mean is None:
+            raise InvalidRequest(
+                "the load report has no request that zimage-serve answered; measure again with fewer users",
+                "service_times",
+            )
+        alone, stages = (calm.server.stage_s if calm.server else None) or {}, _stage_seconds(rungs)
+        weights = [kind.weight for kind in kinds]
+        steps = statistics.fmean([(kind.steps or default_steps) * kind.images for kind in kinds], weights)
+        images = statistics.fmean([kind.images for kind in kinds], weights)
+        queue, drawing = calm.queue_s.mean or 0.0, calm.drawing_s.mean
         rest = max(0.0, drawing - steps * _between(passes, 1.0)) / images
         between = alone.get("denoiser", 0.0) * images / steps - _between(passes, 1.0)
         return cls(
@@ -106,9 +114,9 @@ class MeasuredTimes:
             prompt_length=None,
             encoder=stages.get("prompt_encoder", 0.0),
             decoder=((area, stages.get("vae_decoder", rest)),),
-            spread=(_spread(calm["drawing_s"]) or 0.0) * math.sqrt(steps),
+            spread=(_spread(calm.drawing_s) or 0.0) * math.sqrt(steps),
             finishing=stages.get("encode", 0.0),
-            overhead=max(0.0, calm["latency_s"]["mean"] - queue - drawing),
+            overhead=max(0.0, calm.latency_s.mean - queue - drawing),
             between=max(0.0, between),
         )
 
@@ -133,56 +141,50 @@ class MeasuredTimes:
         return self.decode_seconds(size)
 
 
-def _is_product(name: str, row: Figures) -> bool:
-    return name.startswith(PRODUCT) and "error" not in row
-
-
-def _only_area(kinds: Sequence[Figures], passes: Points) -> int:
+def _only_area(sizes: set[Size], passes: Points) -> int:
     """Return the area of all kinds of a load report that has pass times."""
-    areas = {kind["width"] * kind["height"] for kind in kinds}
     if not passes:
         raise InvalidRequest(
             "the load report has no times of forward passes; measure zimage-serve, whose /metrics have them",
             "service_times",
         )
-    if len(areas) > 1:
+    if len(areas := {size.area for size in sizes}) > 1:
         raise InvalidRequest(
             f"the load report has pass times of {len(areas)} sizes together; measure a load of one size, "
             "or give a report of zimage-bench latency",
             "service_times",
         )
-    return int(areas.pop())
+    return areas.pop()
 
 
-def _pass_seconds(rungs: Sequence[Figures]) -> Points:
+def _pass_seconds(rungs: Sequence[Rung]) -> Points:
     """Return the seconds of a forward pass by batch, the mean over the passes of all rungs."""
     seconds: defaultdict[float, float] = defaultdict(float)
     passes: defaultdict[float, float] = defaultdict(float)
-    for server in filter(None, (rung.get("server") for rung in rungs)):
-        counts = (server.get("batch") or {}).get("counts") or {}
-        for by_batch in (server.get("pass_s") or {}).values():
+    for server in filter(None, (rung.server for rung in rungs)):
+        counts = (server.batch.counts if server.batch else None) or {}
+        for by_batch in (server.pass_s or {}).values():
             for batch, each in by_batch.items():
                 count = counts.get(batch, 1)
-                seconds[float(batch)] += count * each
-                passes[float(batch)] += count
+                seconds[batch] += count * each
+                passes[batch] += count
     return tuple((batch, total / passes[batch]) for batch, total in sorted(seconds.items()))
 
 
-def _stage_seconds(rungs: Sequence[Figures]) -> dict[str, float]:
+def _stage_seconds(rungs: Sequence[Rung]) -> dict[str, float]:
     """Return the mean seconds of each stage of an image over the images of all rungs."""
     seconds: defaultdict[str, float] = defaultdict(float)
     images: defaultdict[str, float] = defaultdict(float)
     for rung in rungs:
-        for stage, each in ((rung.get("server") or {}).get("stage_s") or {}).items():
-            seconds[stage] += rung["images"] * each
-            images[stage] += rung["images"]
+        for stage, each in ((rung.server.stage_s if rung.server else None) or {}).items():
+            seconds[stage] += rung.images * each
+            images[stage] += rung.images
     return {stage: total / images[stage] for stage, total in seconds.items() if images[stage]}
 
 
-def _spread(distribution: Figures) -> float | None:
-    """Return the deviation of the logarithm that p50 and p95 of a distribution have; None without a p95."""
-    p50, p95 = distribution["p50"], distribution["p95"]
-    return None if p95 is None else math.log(p95 / p50) / NORMAL_P95
+def _spread(seconds: StageTime | Percentiles) -> float | None:
+    """Return the deviation of the logarithm that p50 and p95 have; None without a p95."""
+    return math.log(seconds.p95 / seconds.p50) / NORMAL_P95 if seconds.p50 and seconds.p95 else None
 
 
 def _between(points: Sequence[tuple[float, float]], x: float) -> float:

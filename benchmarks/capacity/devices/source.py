@@ -3,24 +3,22 @@
 All prompts have one length, that of the measurement if it is known.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from benchmarks.capacity.devices.gpus import Gpu
 from benchmarks.capacity.devices.measured_times import MeasuredTimes
+from benchmarks.capacity.devices.reports import LoadReport, Server, read_report
 from benchmarks.capacity.devices.roofline_times import PROMPT_TOKENS, RooflineTimes
 from benchmarks.simulation.scenario import Costs, ServiceTimes
-from engine.errors import InvalidRequest
 from engine.size import Size
 
 PNG_SECONDS = 0.023  # of a PNG of one megapixel on one thread of an AMD EPYC (`zimage-bench encode`)
 HTTP_SECONDS = 0.006  # that HTTP adds to an image, AMD EPYC (`zimage-bench http`)
 LORA_SECONDS = 2.5  # of the host for the 11 GB of an FP16 change on 8 cores (`zimage-bench lora-swap`)
 MEGAPIXEL = 1e6
-DEFAULT_STEPS = 8  # of Z-Image-Turbo and of z-image-nano
+STEPS = 8  # of Z-Image-Turbo and of z-image-nano
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +31,7 @@ class Source:
         is_measured: False if they follow from a data sheet.
         prompt_length: padded tokens of every prompt.
         costs: seconds beside those of the device.
+        steps, guidance: the model's own, of requests that do not say theirs.
         watts: power limit of the device; None if it is not known.
         is_gpu: False for a CPU, which does not run passes ahead.
     """
@@ -43,6 +42,8 @@ class Source:
     times: ServiceTimes
     costs: Costs
     prompt_length: int = PROMPT_TOKENS
+    steps: int = STEPS
+    guidance: float = 0.0
     watts: float | None = None
     is_gpu: bool = True
 
@@ -67,17 +68,19 @@ class Source:
             InvalidRequest: it is another file, or has no times of zimage-trt.
         """
         report = read_report(path)
-        hardware = report["hardware"]
-        device = ", ".join(gpu["name"] for gpu in hardware.get("gpus", [])) or f"{hardware['cpu']} (CPU)"
-        if report["benchmark"] == "latency":
-            times, overhead = MeasuredTimes.of_latency(report), HTTP_SECONDS
-        else:
-            times = MeasuredTimes.of_load(report, DEFAULT_STEPS)
+        device = ", ".join(gpu.name for gpu in report.hardware.gpus) or f"{report.hardware.cpu} (CPU)"
+        if isinstance(report, LoadReport):
+            benchmark, server = "load", report.figures.target.server or Server()
+            steps, guidance = server.num_inference_steps or STEPS, server.default_guidance or 0.0
+            times = MeasuredTimes.of_load(report, steps)
             overhead = times.overhead
+        else:
+            benchmark, times, overhead = "latency", MeasuredTimes.of_latency(report), HTTP_SECONDS
+            steps, guidance = report.figures.cases[0].steps, 0.0
         area, _ = times.passes[-1]
         return cls(
             path.name,
-            f"Measured with zimage-bench {report['benchmark']} on {device}: {path.name}.",
+            f"Measured with zimage-bench {benchmark} on {device}: {path.name}.",
             True,
             times,
             Costs(
@@ -89,33 +92,14 @@ class Source:
                 spread=times.spread,
             ),
             prompt_length=times.prompt_length or PROMPT_TOKENS,
-            is_gpu="gpus" in hardware,
+            steps=steps,
+            guidance=guidance,
+            is_gpu=bool(report.hardware.gpus),
         )
 
-    def alone(self, size: Size, steps: int = DEFAULT_STEPS) -> float:
-        """Return the seconds of one image that is alone on its device."""
+    def alone(self, size: Size, passes: float) -> float:
+        """Return the seconds of one image with so many forward passes that is alone on its device."""
         times, length = self.times, self.prompt_length
-        device = times.prompt_encoder_seconds(length) + steps * times.pass_seconds(size, 1, length)
-        device += steps * self.costs.step + times.decode_seconds(size)
+        device = times.prompt_encoder_seconds(length) + passes * times.pass_seconds(size, 1, length)
+        device += passes * self.costs.step + times.decode_seconds(size)
         return self.costs.request + device + self.costs.file * size.area / MEGAPIXEL + self.costs.response
-
-
-def read_report(path: Path) -> Mapping[str, Any]:
-    """Read the report of a benchmark, a JSON file or saved output whose last line it is.
-
-    Raises:
-        InvalidRequest: it is no report of latency or load.
-    """
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-        report = json.loads(text if text.startswith("{") else text.rsplit("\n", 1)[-1])
-        is_known = report["benchmark"] in ("latency", "load")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidRequest(f"{path} is no report of zimage-bench: {error}", "service_times") from error
-    if not is_known:
-        raise InvalidRequest(
-            f"{path} is a report of zimage-bench {report['benchmark']}, which does not measure service times; "
-            "give one of latency or load",
-            "service_times",
-        )
-    return dict(report)

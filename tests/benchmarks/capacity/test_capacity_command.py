@@ -35,7 +35,7 @@ def calibration(folder: Path, pass_s: dict[str, float]) -> Path:
         "warmup_s": 6.0,
         "achieved_per_s": 1.0,
         "latency_s": {"mean": 1.0, "p50": 1.0, "p95": 1.0},
-        "queue_s": {"mean": 0.0},
+        "queue_s": {"mean": 0.0, "p50": 0.0, "p95": 0.0},
         "drawing_s": {"mean": 0.99, "p50": 0.99, "p95": 0.99},
         "server": {"pass_s": {"all": pass_s}, "stage_s": {"prompt_encoder": 0.01, "vae_decoder": 0.1, "encode": 0.01}},
     }
@@ -96,13 +96,57 @@ def test_lost_host_is_borne_by_one_in_reserve(capsys: pytest.CaptureFixture[str]
     assert (alone["fleet"], reserve["fleet"]) == ("1 GPU", "2 GPUs, of which 1 in reserve")
     assert alone["simulated"]["success_percent"] < 95 and reserve["simulated"]["success_percent"] == 100
     assert reserve["cost"] > alone["cost"] > 0
+    images = 3600 * reserve["simulated"]["achieved_per_s"]
+    assert reserve["cost_per_thousand_images"] == pytest.approx(1000 * reserve["cost"] / images)
     assert {moment["ready"] for moment in alone["timeline"]} == {0, 1}
+    assert len(alone["timeline"]) == 59  # fewer than elsewhere, since few requests end in ten seconds
 
 
-def test_situation_of_users_who_wait_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+LOAD = "benchmarks/results/2026-12-01-load-serve-cpu.json"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--gpu H100 --users 2 --scenario daily", "--scenario daily needs --rate: users who wait"),
+        ("--gpu H100 --rate 2 --think 3", "--think has no effect with --rate; leave one of them out"),
+        ("--gpu H100 --users 2 --devices 2", "--devices has no effect without --validate; for numbers of GPUs give"),
+        ("--gpu H100 --users 2 --price L4=1", "--price names L4, which is not among --gpu H100; leave it out"),
+        ("--gpu H100 --users 2 --gpus 5..7", "allow 4 or 8 (--gpus), or change --gpus-per-host"),
+        ("--gpu H100 --users 2 --size 1000x1000", "height must be a multiple of 16, got 1000"),
+        ("--gpu H100", "give the load as --users, who wait for their images, or as --rate"),
+        (f"--service-times {LOAD} --users 2 --price L4=1", "--price L4=... needs --gpu; with --service-times give one"),
+        (f"--service-times {LOAD} --users 2 --reached 0.5", "--reached has no effect with --service-times"),
+        (f"--service-times {LOAD} --users 2 --fp16-sums", "--fp16-sums has no effect with --service-times"),
+        (f"--service-times {LOAD} --validate {LOAD} --users 2", "--users has no effect with --validate"),
+        (f"--service-times {LOAD} --validate {LOAD} --html x.html", "--html has no effect with --validate"),
+        (f"--gpu H100 --validate {LOAD}", "--validate needs --service-times"),
+        ("--gpu L4,L4 --users 2", "must be different GPUs, got L4 twice"),
+        ("--gpu H100 --users 2 --gpus 1..", "must be a whole number of at least 1, got ''"),
+        ("--gpu H100 --users 2 --price all=1", "GPU must be one of L4, A10G"),
+        ("--gpu H100 --users 2 --size 512,512", "kinds must have different names, got '512x512' twice"),
+        ("--gpu H100 --users 2 --mix nowhere.toml", "nowhere.toml cannot be read (No such file or directory)"),
+        ("--gpu H100 --users 2 --slo success=101", "success is 100 % at most, got 'success=101'"),
+    ],
+)
+def test_wrong_arguments_end_with_status_2_and_what_to_do(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as exit_of:
-        main(["capacity", "--gpu", "H100", "--users", "2", "--scenario", "daily", *QUICK])
-    assert "--scenario daily needs --rate" in f"{exit_of.value}{capsys.readouterr().err}"
+        main(["capacity", "--minutes", "0.1", "--seeds", "1", *arguments.split()])
+    assert exit_of.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err.splitlines()[-1]
+
+
+def test_report_that_cannot_be_written_is_refused_before_the_simulation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"cannot write .*/nowhere/capacity\.html"):
+        main(
+            ["capacity", "--gpu", "H100", "--users", "1", *QUICK, "--html", str(tmp_path / "nowhere" / "capacity.html")]
+        )
+    assert capsys.readouterr().out == ""
 
 
 def test_single_user_waits_as_long_as_one_image_takes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,26 +161,32 @@ def test_gpu_that_is_too_slow_for_one_image_is_named(capsys: pytest.CaptureFixtu
     printed, figures = report_of(capsys)
     assert figures["devices"][0]["gpus"] is None and figures["devices"][0]["settings"] is None
     assert "One image alone takes 14.7 s; more GPUs do not shorten it." in printed
+    assert figures["devices"][0]["trials"] == []
+
+
+def test_rate_beyond_all_gpus_is_told_without_a_simulation(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["capacity", "--gpu", "H100", "--rate", "1e6", "--price", "3", *QUICK])
+    (device,) = report_of(capsys)[1]["devices"]
+    assert device["gpus"] is device["cost_per_hour"] is None and device["trials"] == []
+    assert device["limit"] == "8 GPUs are too few: arrivals keep 1.04M busy; allow more (--gpus)."
+
+
+def test_percentile_of_too_few_requests_asks_for_a_longer_simulation(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["capacity", "--gpu", "H100", "--users", "1", "--slo", "p99=9s", "--minutes", "1", "--gpus", "1"])
+    (device,) = report_of(capsys)[1]["devices"]
+    assert device["limit"] == "p99 unknown: 28 simulated requests are too few; simulate longer (--minutes)."
+
+
+def test_least_allowed_number_that_is_enough_is_not_called_the_fewest(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["capacity", "--gpu", "H100", "--users", "1", "--slo", "p50=9s", *QUICK, "--gpus", "3..4"])
+    (device,) = report_of(capsys)[1]["devices"]
+    assert device["limit"] == "3 GPUs are enough; fewer were not simulated, since --gpus begins with them."
 
 
 def test_report_is_also_written_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "capacity.json"
     main(["capacity", "--gpu", "H100", "--rate", "0.2", "--output", str(output), *QUICK])
     assert json.loads(output.read_text())["figures"] == report_of(capsys)[1]
-
-
-def test_workload_without_users_and_rate_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_of:
-        main(["capacity", "--gpu", "H100"])
-    assert "as --users, who wait for their images, or as --rate" in f"{exit_of.value}{capsys.readouterr().err}"
-
-
-def test_report_of_another_benchmark_has_no_service_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = tmp_path / "encode.json"
-    other.write_text('{"benchmark": "encode", "figures": {}}')
-    with pytest.raises(SystemExit) as exit_of:
-        main(["capacity", "--service-times", str(other), "--users", "1"])
-    assert "give one of latency or load" in f"{exit_of.value}{capsys.readouterr().err}"
 
 
 def test_prediction_of_a_server_that_behaves_as_simulated_is_close(

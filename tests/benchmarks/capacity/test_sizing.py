@@ -59,7 +59,10 @@ def test_more_gpus_than_a_machine_has_are_whole_machines(needed: int, found: int
 
 
 def test_bounds_without_a_whole_machine_are_refused() -> None:
-    with pytest.raises(InvalidRequest, match="5 to 7 GPUs are no whole number of machines with 4 GPUs"):
+    with pytest.raises(
+        InvalidRequest,
+        match=r"5 to 7 GPUs are no whole number of machines with 4 GPUs; allow 4 or 8 \(--gpus\), or change",
+    ):
         search(step_at(1), 4, Objective.parse_all("p50=2s"), (1,), 5, 7)
 
 
@@ -94,7 +97,7 @@ def test_service_longer_than_the_objective_has_no_number_of_gpus() -> None:
 def test_sizing_shows_what_one_gpu_fewer_misses() -> None:
     sizing = Search(GpuQueue(3.0, service=1.0), OBJECTIVES, SEEDS).between(1, 64)
     assert sizing.too_few is not None
-    assert [result.objective.name for result in sizing.results(sizing.too_few) if not result.is_met] == ["p95"]
+    assert [result.objective.name for result in sizing.missed(sizing.too_few)] == ["p95"]
 
 
 def test_costs_are_gpu_hours_over_images() -> None:
@@ -121,6 +124,12 @@ def test_queue_holds_what_is_drawn_within_the_objective() -> None:
 def test_queue_has_room_for_every_user() -> None:
     sizing = Search(GpuQueue(0.5, service=1.0), OBJECTIVES, SEEDS).between(1, 64)
     assert Settings.of(sizing, least=1, load_seconds=60.0, users=50).queue == 50
+
+
+def test_gpus_that_are_mostly_idle_have_a_fraction_of_a_job_each() -> None:
+    """Half an image a second, one second each, on four GPUs."""
+    sizing = Search(GpuQueue(0.5, service=1.0), OBJECTIVES, SEEDS).between(4, 4)
+    assert Settings.of(sizing, least=1, load_seconds=60.0).jobs_per_gpu == pytest.approx(0.5 / 4, abs=0.02)
 
 
 def test_unfinished_jobs_are_those_of_littles_law() -> None:

@@ -1,16 +1,16 @@
 """Predictions beside measurements: what is close enough, and what is said about the rest."""
 
-from typing import Any
-
 import pytest
 
+from benchmarks.capacity.devices.reports import Percentiles, Rung
 from benchmarks.capacity.validation import Comparison, compare, verdict
 from benchmarks.workload.figures import RungFigures
 from benchmarks.workload.records import Record
 
 
-def rung(p50: float, p95: float | None, rate: float) -> dict[str, Any]:
-    return {"users": 10, "rate": None, "latency_s": {"p50": p50, "p95": p95}, "achieved_per_s": rate}
+def rung(p50: float, p95: float | None, rate: float) -> Rung:
+    none = Percentiles(None, None, None)
+    return Rung(60.0, 6.0, 54, rate, Percentiles(p50, p95, None), none, none, users=10)
 
 
 def predicted(seconds: float) -> RungFigures:
