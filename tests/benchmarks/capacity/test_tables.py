@@ -9,7 +9,7 @@ from benchmarks.workload.records import Record
 
 
 def test_success_of_nearly_all_requests_is_not_shown_as_100_percent() -> None:
-    records = [Record("square", 0, "fake", at, at, at + 1.0, "ok" if at else "failed", images=1) for at in range(3000)]
+    records = [Record("square", at, at, at + 1.0, "ok" if at else "failed", images=1) for at in range(3000)]
     figures = RungFigures.of(records, 3600.0)
     response = Response("8 GPUs", SimulationResult(figures), FleetCosts(999.7, 1e6, price=1.0), 3600.0)
     header, (row,) = tables.responses("burst", [response])
