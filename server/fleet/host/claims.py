@@ -90,13 +90,16 @@ class Claims:
 
     async def run(self) -> None:
         """Claim until the task is cancelled."""
+        clock = asyncio.get_running_loop()
+        poll_at = clock.time() + POLL_SECONDS
         while True:
-            is_poll = True
             with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_SECONDS):
+                async with asyncio.timeout_at(poll_at):
                     await self._wake.wait()
-                    is_poll = False
             self._wake.clear()
+            is_poll = clock.time() >= poll_at
+            if is_poll:
+                poll_at = clock.time() + POLL_SECONDS
             try:
                 await self._fill(is_poll=is_poll)
             except StoreUnavailable as error:

@@ -119,13 +119,15 @@ def test_jobs_are_left_to_other_hosts_until_their_tickets_come() -> None:
     play(story)
 
 
-def test_poll_claims_all_that_the_host_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_poll_claims_all_that_the_host_has_room_for_however_often_it_wakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "POLL_SECONDS", 0.01)
 
     async def story(host: FakeHost) -> None:
+        host.has_idle_device = False
         host.waiting = [LiveJob(job()) for _ in range(4)]
         while host.waiting:
-            await asyncio.sleep(0.01)
+            host.claims.wake()
+            await asyncio.sleep(0)
 
     assert 4 in play(story).calls
 
