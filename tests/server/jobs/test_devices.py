@@ -455,6 +455,19 @@ def test_room_is_what_the_devices_can_take_now_and_its_growth_is_told() -> None:
     play_on_devices(story, (3, 3))
 
 
+def test_device_is_idle_until_it_has_an_image() -> None:
+    async def story(jobs: EmbeddedJobs, devices: list[SimulatedDevice]) -> None:
+        queue, idle = jobs.worker_queue, []
+        for name in "ab":
+            idle.append(queue.has_idle_device)
+            await jobs.submit(job(name))
+        idle.append(queue.has_idle_device)
+        finish(devices[0], has(devices[0])[0])
+        assert [*idle, queue.has_idle_device] == [True, True, False, True]
+
+    play_on_devices(story, (3, 3))
+
+
 def test_estimates_count_the_devices_that_take_jobs() -> None:
     async def story(jobs: EmbeddedJobs, devices: list[SimulatedDevice]) -> None:
         await jobs.submit(job("first"))
