@@ -71,7 +71,7 @@ class Costs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """How long clients wait, in every loop.
+    """Times for which clients wait, in every loop.
 
     Attributes:
         patience: for which a client does what answers with Retry-After ask.
