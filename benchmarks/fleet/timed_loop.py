@@ -53,9 +53,6 @@ class TimedLoop(StepLoop):
         self._manifest, self._loras = manifest, loras
         super().__init__(Scheduler(manifest, slots, table), SleepingExecutor(table, self.hangs))
 
-    def use_table(self, table: BatchTable) -> None:
-        self._scheduler.use_table(table)
-
     def device_memory(self) -> None:
         return None
 

@@ -46,10 +46,6 @@ class EngineLoop(StepLoop):
         scheduler = Scheduler(pipeline.manifest, pipeline.memory.slots, table, lora_scheduler)
         super().__init__(scheduler, Executor(pipeline, self._loras, self.prompt_cache))
 
-    def use_table(self, table: BatchTable) -> None:
-        """Batch by another table from the next pass on."""
-        self._scheduler.use_table(table)
-
     def save_kernels(self) -> None:
         """Write kernels that were compiled since the last call to their files, for the next start."""
         self.pipeline.backend.save_kernels()

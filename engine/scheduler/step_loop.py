@@ -13,6 +13,7 @@ from typing import Protocol
 from engine.array import Array
 from engine.errors import LoraMismatch, NonFiniteOutput
 from engine.request import LoraChoice
+from engine.scheduler.batch_table import BatchTable
 from engine.scheduler.events import Denoised, DenoisedImage, Event, Failed, Passed, Started, Stepped, Switched
 from engine.scheduler.sample import Sample
 from engine.scheduler.scheduler import Batch, LoraChange, Scheduler
@@ -111,6 +112,10 @@ class StepLoop:
     def add(self, sample: Sample) -> None:
         """Queue a sample."""
         self._scheduler.add(sample)
+
+    def use_table(self, table: BatchTable) -> None:
+        """Batch by another table from the next pass on."""
+        self._scheduler.use_table(table)
 
     def cancel(self, key: str) -> bool:
         """Drop an image without waiting for its running passes. Return False if no image has the key."""

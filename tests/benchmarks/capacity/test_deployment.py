@@ -1,4 +1,4 @@
-"""What is known of a deployment before its simulation: seconds of one image, busy GPUs, objectives out of reach."""
+"""Facts about a deployment that need no simulation: seconds of one image, busy GPUs, objectives out of reach."""
 
 from dataclasses import replace
 
